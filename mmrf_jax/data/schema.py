@@ -1,0 +1,93 @@
+"""What an agent must know of its input before it can be built, and the session log that every source produces."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mmrf_jax import types
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """Sizes of everything an agent sees; equal schemas can share a checkpoint.
+
+    Attributes:
+      num_videos: V. num_authors, num_tags: vocabulary sizes, out-of-vocabulary rows included.
+      item_features: Di. profile: Du. context: Dx.
+      candidates: C of a request. slate: K. history: H.
+    """
+
+    num_videos: int
+    num_authors: int
+    num_tags: int
+    item_features: int
+    profile: int
+    context: int
+    candidates: int
+    slate: int
+    history: int
+
+
+@dataclasses.dataclass
+class SessionLog:
+    """Sessions of a log in host memory, one row per session or per request (NumPy, never padded).
+
+    Sessions are in log order; the requests of session n are rows `offsets[n]:offsets[n + 1]` of the request arrays.
+    """
+
+    # one row per session, [n, ...]
+    user_id: np.ndarray  # [n] int32
+    date: np.ndarray  # [n] int32: 20220502 for KuaiRand, the simulated day for the world
+    profile: np.ndarray  # [n, Du] float32
+    history_videos: np.ndarray  # [n, H] int32, oldest first, aligned to the right end
+    history_feedback: np.ndarray  # [n, H, S] float32
+    history_mask: np.ndarray  # [n, H] bool
+    terminated: np.ndarray  # [n] bool, the user left after the last request
+    truncated: np.ndarray  # [n] bool, the log was cut after the last request
+    offsets: np.ndarray  # [n + 1] int64
+    # one row per request, [r, ...]
+    context: np.ndarray  # [r, Dx] float32
+    candidates: np.ndarray  # [r, C] int32, all different
+    slate: np.ndarray  # [r, K] int32 positions in candidates; -1 where fewer than K were shown
+    feedback: np.ndarray  # [r, K, S] float32
+    log_propensity: np.ndarray  # [r] float32, NaN where the logging policy is unknown
+    scores: np.ndarray | None  # [r, C] float32 of the logging policy, None where unknown
+
+    @property
+    def num_sessions(self) -> int:
+        return len(self.user_id)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.context)
+
+    def validate(self, schema: Schema) -> None:
+        """Raises ValueError, naming the field and both shapes, where the log does not fit the schema."""
+        n, r, c, k, h, s = (
+            self.num_sessions,
+            self.num_requests,
+            schema.candidates,
+            schema.slate,
+            schema.history,
+            len(types.SIGNALS),
+        )
+        expected = {
+            "profile": (n, schema.profile),
+            "history_videos": (n, h),
+            "history_feedback": (n, h, s),
+            "history_mask": (n, h),
+            "offsets": (n + 1,),
+            "context": (r, schema.context),
+            "candidates": (r, c),
+            "slate": (r, k),
+            "feedback": (r, k, s),
+            "log_propensity": (r,),
+        }
+        for name, shape in expected.items():
+            got = getattr(self, name).shape
+            if got != shape:
+                raise ValueError(f"log field {name!r} has shape {got}, the schema asks for {shape}; rebuild the log")
+        if r and (self.candidates.min() < 0 or self.candidates.max() >= schema.num_videos):
+            raise ValueError(f"log has a candidate outside [0, {schema.num_videos}); it was made with another catalogue")

@@ -1,0 +1,97 @@
+"""The vocabulary of the project: signals, agents and the records that rooms exchange.
+
+Letters used in every shape: **B** users (sessions) in a batch, **T** requests in a session, **C** candidates of one
+request, **K** videos exposed of them, **H** exposures of the history a user arrives with, **N** agents,
+**S** feedback signals, **V** videos of the catalogue, **D** features.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+from flax import struct
+
+#: Feedback signals, in the order of the last axis of every feedback array [..., S] (MMRF, section 3).
+SIGNALS = ("click", "long_view", "like", "follow", "comment", "forward", "hate", "profile_enter", "watch_time")
+#: The signals that are 0 or 1; `watch_time` is in seconds.
+BINARY_SIGNALS = SIGNALS[:-1]
+#: Signals with an agent by default; the main agent, which decides the exposure, is the last.
+AGENT_SIGNALS = ("click", "like", "follow", "comment", "forward", "hate", "watch_time")
+WATCH_TIME = SIGNALS.index("watch_time")
+
+
+def signal_index(name: str) -> int:
+    """Position of a signal in a feedback array.
+
+    Raises:
+      ValueError: for a name that is not a signal.
+    """
+    if name not in SIGNALS:
+        raise ValueError(f"unknown signal {name!r}; choose among {', '.join(SIGNALS)}")
+    return SIGNALS.index(name)
+
+
+@struct.dataclass
+class Items:
+    """What the platform knows of its V videos: ids and features, never hidden truth."""
+
+    author: chex.Array  # [V] int32 in [0, num_authors)
+    tag: chex.Array  # [V] int32 in [0, num_tags)
+    duration: chex.Array  # [V] float32, seconds
+    features: chex.Array  # [V, Di] float32, roughly standardised
+    num_authors: int = struct.field(pytree_node=False)
+    num_tags: int = struct.field(pytree_node=False)
+
+    @property
+    def num_videos(self) -> int:
+        return self.author.shape[0]
+
+
+@struct.dataclass
+class Exposure:
+    """Videos that were shown, oldest first, and the feedback they got; `[..., K]` or, for a history, `[..., H]`."""
+
+    videos: chex.Array  # [..., K] int32 video ids
+    feedback: chex.Array  # [..., K, S] float32, SIGNALS order
+    mask: chex.Array  # [..., K] bool, False where there is no exposure
+
+
+@struct.dataclass
+class Request:
+    """What the platform sees when a user asks for videos."""
+
+    user_id: chex.Array  # [B] int32
+    profile: chex.Array  # [B, Du] float32, roughly standardised
+    context: chex.Array  # [B, Dx] float32: hour, tab, position in the session
+    candidates: chex.Array  # [B, C] int32 video ids, all different
+
+
+@struct.dataclass
+class SessionBatch:
+    """A batch of session segments cut from a log; the training input of every method.
+
+    A segment has T + 1 requests: the last is there to bootstrap from and is trained on as the first request of the
+    next segment. `terminated` and `truncated` are those of the session after the request.
+    """
+
+    user_id: chex.Array  # [B] int32
+    profile: chex.Array  # [B, Du] float32
+    history: Exposure  # [B, H] exposures before the first request of the segment
+    context: chex.Array  # [B, T+1, Dx] float32
+    candidates: chex.Array  # [B, T+1, C] int32
+    slate: chex.Array  # [B, T+1, K] int32, positions in `candidates`, in the order shown
+    slate_mask: chex.Array  # [B, T+1, K] bool
+    feedback: chex.Array  # [B, T+1, K, S] float32
+    log_propensity: chex.Array  # [B, T+1] float32, of the slate under the logging policy; NaN where unknown
+    mask: chex.Array  # [B, T+1] bool, False where there is no request
+    terminated: chex.Array  # [B, T+1] bool, the user left after this request
+    truncated: chex.Array  # [B, T+1] bool, the log ends here but the session did not
+
+    @property
+    def num_requests(self) -> int:
+        """T, the requests of a segment that are trained on."""
+        return self.mask.shape[-1] - 1
+
+
+PyTree = chex.ArrayTree
+Key = jax.Array
