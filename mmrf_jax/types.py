@@ -39,6 +39,8 @@ class Items:
     tag: chex.Array  # [V] int32 in [0, num_tags)
     duration: chex.Array  # [V] float32, seconds
     features: chex.Array  # [V, Di] float32, roughly standardised
+    embedding_id: chex.Array  # [V] int32, row of the id table; 0 is the out-of-vocabulary row
+    num_embeddings: int = struct.field(pytree_node=False)
     num_authors: int = struct.field(pytree_node=False)
     num_tags: int = struct.field(pytree_node=False)
 

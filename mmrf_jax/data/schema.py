@@ -90,4 +90,6 @@ class SessionLog:
             if got != shape:
                 raise ValueError(f"log field {name!r} has shape {got}, the schema asks for {shape}; rebuild the log")
         if r and (self.candidates.min() < 0 or self.candidates.max() >= schema.num_videos):
-            raise ValueError(f"log has a candidate outside [0, {schema.num_videos}); it was made with another catalogue")
+            raise ValueError(
+                f"log has a candidate outside [0, {schema.num_videos}); it was made with another catalogue"
+            )

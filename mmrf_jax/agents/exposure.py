@@ -1,0 +1,77 @@
+"""From scores to slates: the exposure operator, hard, sampled and relaxed (method.md, section 2)."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+_SEARCH_STEPS = 20
+
+
+def top_k(scores: chex.Array, k: int) -> chex.Array:
+    """Positions [..., K] of the K best of scores [..., C], best first; ties go to the smaller position."""
+    return jax.lax.top_k(scores, k)[1]
+
+
+def plackett_luce_log_prob(scores: chex.Array, slate: chex.Array, mask: chex.Array | None = None) -> chex.Array:
+    """Log-probability [..., K] of each slot of a slate given the slots above it.
+
+    The product over the slots is the Plackett–Luce probability of the ordered slate; each slot alone is the weight's
+    unit in off-policy estimates (contract.md, "Judging").
+
+    Args:
+      scores: [..., C], already divided by the temperature.
+      slate: [..., K] positions in the candidates, in order.
+      mask: [..., K] bool; slots that are not there get 0.
+    """
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weight = jnp.exp(scores - top)
+    chosen = jnp.take_along_axis(scores - top, slate, axis=-1)
+    taken = jnp.exp(chosen) if mask is None else jnp.where(mask, jnp.exp(chosen), 0.0)
+    before = jnp.cumsum(taken, axis=-1) - taken
+    left = jnp.sum(weight, axis=-1, keepdims=True) - before
+    # What is left is at least the chosen video itself; the bound only guards float32 cancellation.
+    log_prob = chosen - jnp.log(jnp.maximum(left, taken))
+    return log_prob if mask is None else jnp.where(mask, log_prob, 0.0)
+
+
+def soft_top_k(scores: chex.Array, k: int, temperature: float) -> chex.Array:
+    """The relaxed exposure w(a) in (0, 1)^C with sum K: sigmoid((a - nu) / temperature).
+
+    It maximises <w, a> + temperature * H(w) over exposures of size K, H the sum of binary entropies; hard top-K is its
+    limit at temperature 0. nu is found by bisection and differentiated implicitly.
+
+    Args:
+      scores: [..., C] float.
+    """
+    nu = _threshold(jax.lax.stop_gradient(scores), k, temperature)
+    w = jax.nn.sigmoid((jax.lax.stop_gradient(scores) - nu) / temperature)
+    slope = w * (1.0 - w)
+    # d nu = sum(slope * d a) / sum(slope), from sum(w) = K.
+    share = slope / (jnp.sum(slope, axis=-1, keepdims=True) + 1e-12)
+    nu = nu + jnp.sum(share * (scores - jax.lax.stop_gradient(scores)), axis=-1, keepdims=True)
+    return jax.nn.sigmoid((scores - nu) / temperature)
+
+
+def _threshold(scores: chex.Array, k: int, temperature: float) -> chex.Array:
+    c = scores.shape[-1]
+    # At these bounds every w is above / below K / C, so the sum is on either side of K.
+    odds = jnp.log(k / (c - k + 1e-6))
+    low = jnp.min(scores, axis=-1, keepdims=True) - temperature * odds - 1e-3
+    high = jnp.max(scores, axis=-1, keepdims=True) - temperature * odds + 1e-3
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        too_many = jnp.sum(jax.nn.sigmoid((scores - middle) / temperature), axis=-1, keepdims=True) > k
+        return jnp.where(too_many, middle, low), jnp.where(too_many, high, middle)
+
+    low, high = jax.lax.fori_loop(0, _SEARCH_STEPS, halve, (low, high))
+    return 0.5 * (low + high)
+
+
+def entropy(w: chex.Array) -> chex.Array:
+    """Sum over candidates of the binary entropies of an exposure [..., C], in nats."""
+    w = jnp.clip(w, 1e-6, 1.0 - 1e-6)
+    return -jnp.sum(w * jnp.log(w) + (1.0 - w) * jnp.log1p(-w), axis=-1)

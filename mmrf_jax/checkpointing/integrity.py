@@ -1,0 +1,116 @@
+"""Checksums of a checkpoint's files, so that a truncated, missing or altered file is found before it is believed.
+
+Every step directory holds `checksums.json`: the digest and size of each file and the dtype and shape of each leaf,
+under a first line that is the digest of the rest. It is written twice, each time by an atomic replacement:
+
+* before orbax commits the step (renames its temporary directory), over all that is written by then. So a step that
+  exists has its checksums, whenever the process is killed;
+* after the commit (`seal`), to add the two small files that orbax writes as it commits. A process killed in between
+  leaves these two unchecked; no array is read from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+
+from etils import epath
+
+from mmrf_jax.checkpointing.leaves import Spec
+
+CHECKSUMS = "checksums.json"
+#: Files that orbax writes while it commits, after the first checksums.
+_LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written; the message says which file and how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What `checksums.json` holds."""
+
+    step: int
+    leaves: Spec
+    files: dict[str, list]  # path in the step directory -> [digest, bytes]
+
+
+def write(step_dir: epath.Path, step: int, leaves: Spec) -> None:
+    """Reads every file of a step directory that orbax will not write again, and writes their checksums, atomically."""
+    files = {name: _digest(path) for name, path in _files(step_dir) if name not in (CHECKSUMS, *_LATE)}
+    _store(step_dir, Manifest(step, leaves, files))
+
+
+def seal(step_dir: epath.Path) -> None:
+    """Adds the files of the commit itself to the checksums; the others are not read again. Does nothing twice.
+
+    Raises:
+      Damaged: if the checksums cannot be read.
+    """
+    manifest = load(step_dir)
+    late = {name: _digest(step_dir / name) for name in _LATE if (step_dir / name).exists()}
+    if late.keys() - manifest.files.keys():
+        _store(step_dir, dataclasses.replace(manifest, files=late | manifest.files))
+
+
+def load(step_dir: epath.Path) -> Manifest:
+    """Reads the checksums of a step.
+
+    Raises:
+      Damaged: if there are none, or if they are themselves altered.
+    """
+    try:
+        digest, body = (step_dir / CHECKSUMS).read_bytes().split(b"\n", 1)
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{CHECKSUMS} is missing or cut short") from error
+    if hashlib.blake2b(body, digest_size=16).hexdigest().encode() != digest:
+        raise Damaged(f"{CHECKSUMS} was altered")
+    return Manifest(**json.loads(body))
+
+
+def verify(step_dir: epath.Path) -> Manifest:
+    """Reads every file of a step and compares it with its checksum.
+
+    Raises:
+      Damaged: for the first file that is missing, of another size or altered.
+    """
+    manifest = load(step_dir)
+    if str(manifest.step) != step_dir.name:
+        raise Damaged(f"{CHECKSUMS} is of step {manifest.step}")
+    for name, (digest, size) in manifest.files.items():
+        try:
+            found, found_size = _digest(step_dir / name)
+        except OSError as error:
+            raise Damaged(f"file {name} is missing or unreadable ({error.strerror})") from error
+        if found_size != size:
+            raise Damaged(f"file {name} has {found_size} bytes instead of {size}")
+        if found != digest:
+            raise Damaged(f"file {name} was altered (its checksum differs)")
+    return manifest
+
+
+def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.is_dir():
+            yield from _files(path, f"{prefix}{path.name}/")
+        else:
+            yield prefix + path.name, path
+
+
+def _digest(path: epath.Path) -> list:
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return [digest.hexdigest(), size]
+
+
+def _store(step_dir: epath.Path, manifest: Manifest) -> None:
+    body = json.dumps(dataclasses.asdict(manifest), sort_keys=True).encode()
+    tmp = step_dir / f"{CHECKSUMS}.tmp"
+    tmp.write_bytes(hashlib.blake2b(body, digest_size=16).hexdigest().encode() + b"\n" + body)
+    tmp.replace(step_dir / CHECKSUMS)

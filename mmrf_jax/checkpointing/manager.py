@@ -1,0 +1,246 @@
+"""Checkpoints of the whole training state: asynchronous, bounded in number, checked before they are believed.
+
+The only module that imports orbax. What a kill at any moment leaves behind:
+
+* while a save writes: a temporary directory, which is no step and is removed when training opens the folder again;
+* after its commit: a step with checksums (`integrity`), complete or, if damaged later, recognised as such;
+* while an old step is deleted: a step with files missing, which counts as damaged and goes at the next clean-up.
+"""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from mmrf_jax.checkpointing import integrity, leaves
+from mmrf_jax.checkpointing.leaves import targets
+from mmrf_jax.types import PyTree
+
+__all__ = ["CheckpointError", "Checkpoints", "targets"]
+
+
+class CheckpointError(RuntimeError):
+    """Checkpoints that cannot be written or read; the message names the folder, the step and what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, one step directory each.
+
+    Use it as a context manager, or call `close()`: the last save is finished there. Steps newer than the one being
+    saved belong to a history that the run has left (it fell back behind a damaged step, or was sent back to an older
+    one); they are deleted once the new step is committed, so that the newest step is always of the current history.
+
+    Args:
+      directory: folder of the steps; created if need be.
+      keep: how many undamaged steps stay (one more while a save is under way).
+      save_interval: `save` without `force` keeps the steps that are multiples of it.
+      read_only: for a process that only reads what another may be writing: nothing is created, cleaned or deleted.
+
+    Raises:
+      CheckpointError: if the directory cannot be written to, or with `read_only`, if there is none.
+      ValueError: for `keep` or `save_interval` below 1.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike, keep: int = 3, save_interval: int = 1, *, read_only: bool = False
+    ) -> None:
+        if keep < 1 or save_interval < 1:
+            raise ValueError(f"keep is {keep} and save_interval {save_interval}; both must be at least 1")
+        self._directory = epath.Path(directory)
+        if "://" not in str(directory):
+            self._directory = epath.Path(os.path.abspath(directory))
+        self._keep, self._save_interval, self._read_only = keep, save_interval, read_only
+        self._pending: tuple[int, leaves.Spec] | None = None  # the step whose save may still be under way
+        self._current: int | None = None  # the step last saved or restored here: saving it again changes nothing
+        self._damaged: set[int] = set()
+        self._check_directory()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None,  # `_settle` deletes, once the new step is safe
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                lightweight_initialize=True,  # a damaged metadata file is `verify`'s business
+                async_options=None if read_only else ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+            ),
+        )
+
+    def save(self, step: int, state: PyTree, force: bool = False) -> bool:
+        """Copies the state to the host, then writes it in the background; the state may be donated at once.
+
+        Waits first for a save under way. An existing step of this number, damaged or of a history that the run has
+        left, is replaced.
+
+        Args:
+          step: number of the step, at least 0.
+          state: arrays, typed keys included, NumPy arrays and Python numbers.
+          force: save also between the intervals.
+
+        Returns:
+          Whether a save was begun: False between the intervals, or if this state was saved or restored just before.
+
+        Raises:
+          CheckpointError: if this save or the previous one, in the background, cannot be written.
+          TypeError: for a leaf that JAX cannot hold.
+        """
+        if self._read_only:
+            raise CheckpointError(f"checkpoints in {self._directory} were opened read-only; step {step} is not saved")
+        if step == self._current or not (force or step % self._save_interval == 0):
+            return False
+        arrays = leaves.to_arrays(state)
+        self.wait()
+        if step in self._manager.all_steps():
+            self._delete(step)
+        self._pending = (step, leaves.spec_of(arrays))
+        saved = {name: leaf for name, leaf in arrays.items() if not leaves.empty(leaf)}
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(saved), force=True)
+        except BaseException as error:
+            self._pending = self._current = None
+            if isinstance(error, OSError):
+                raise self._failed_save(step, error) from error
+            raise
+        self._current = step
+        return True
+
+    def restore(self, target: PyTree, step: int | None = None) -> tuple[PyTree, int]:
+        """Reads a state, bit for bit, from the newest step whose files are as they were written.
+
+        Args:
+          target: `ShapeDtypeStruct`s with shardings (see `targets`); any number of devices will do.
+          step: this step and no other; None falls back over damaged steps, with a warning for each.
+
+        Returns:
+          The state, of the structure of `target`, and the step that was read.
+
+        Raises:
+          FileNotFoundError: if there is no step, or not this one.
+          CheckpointError: if every step, or the one asked for, is damaged.
+          ValueError: if the target has leaves, shapes or dtypes that the checkpoint has not, or no shardings.
+        """
+        self.wait()
+        steps = self.all_steps()
+        if not steps or (step is not None and step not in steps):
+            raise FileNotFoundError(
+                f"no checkpoint {'' if step is None else step} in {self._directory}; it has {steps}"
+            )
+        step, manifest = self._newest_intact(steps if step is None else [step])
+        wanted = leaves.named_leaves(target)
+        leaves.check_targets(wanted, manifest.leaves, step, self._directory)
+        stored = {name: leaf for name, leaf in wanted.items() if not leaves.empty(leaf)}
+        arrays = self._manager.restore(step, args=ocp.args.StandardRestore(targets(stored)))
+        restored = [arrays[n] if n in stored else leaves.fill_empty(t) for n, t in wanted.items()]
+        self._current = step
+        return jax.tree.unflatten(jax.tree.structure(target), restored), step
+
+    def all_steps(self) -> list[int]:
+        """Committed steps on disk, oldest first, damaged ones included."""
+        if self._read_only:
+            self._manager.reload()
+        return sorted(step for step in self._manager.all_steps() if self._pending is None or step != self._pending[0])
+
+    def latest_step(self) -> int | None:
+        """The newest committed step, damaged or not; None where a run has to start afresh."""
+        return max(self.all_steps(), default=None)
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes are to save this step because one was told to stop (needs `jax.distributed`)."""
+        return self._manager.reached_preemption(step)
+
+    def wait(self) -> None:
+        """Blocks until the save under way is committed, then deletes what is over the bound.
+
+        Raises:
+          CheckpointError: if the save failed in the background.
+        """
+        if self._pending is None:
+            return
+        step, _ = self._pending
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._pending = self._current = None
+            raise self._failed_save(step, error) from error
+        self._pending = None
+        self._settle(step)
+
+    def close(self) -> None:
+        """Finishes the save under way and frees orbax's threads; further calls are errors."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _newest_intact(self, steps: list[int]) -> tuple[int, integrity.Manifest]:
+        """The newest step that passes verification. With several processes, one must choose and tell the others."""
+        reasons = []
+        for step, older in zip(steps[::-1], [*steps[-2::-1], None], strict=True):
+            try:
+                return step, integrity.verify(self._directory / str(step))
+            except integrity.Damaged as damage:
+                self._damaged.add(step)
+                reasons.append(f"{step}: {damage}")
+                if older is not None:
+                    message = "checkpoint %d in %s is damaged: %s; falling back to step %d"
+                    logging.warning(message, step, self._directory, damage, older)
+        raise CheckpointError(
+            f"no usable checkpoint in {self._directory} ({'; '.join(reasons)}); restore it from a copy, or "
+            "remove it to start afresh"
+        )
+
+    def _write_checksums(self) -> None:
+        """Called by orbax, on one process, when all is written and nothing yet committed."""
+        assert self._pending is not None
+        step, spec = self._pending
+        final = self._directory / str(step)
+        paths = [p for p in self._directory.glob(f"{step}.orbax-checkpoint-tmp*") if p.is_dir()]
+        integrity.write(paths[0] if paths else final, step, spec)
+
+    def _settle(self, step: int) -> None:
+        """After the commit of a step: seals it and deletes damaged, left-over and old steps."""
+        self._damaged.discard(step)
+        if ocp.utils.is_primary_host(0):
+            integrity.seal(self._directory / str(step))
+        steps = self.all_steps()
+        kept = [s for s in steps if s <= step and s not in self._damaged][-self._keep :]
+        for other in steps:
+            if other not in kept:
+                if other > step:
+                    logging.warning("deleting checkpoint %d: the run went back and is now at step %d", other, step)
+                self._delete(other)
+
+    def _delete(self, step: int) -> None:
+        self._manager.delete(step)
+        self._damaged.discard(step)
+
+    def _check_directory(self) -> None:
+        try:
+            if self._read_only:
+                next(iter(self._directory.iterdir()), None)
+            else:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                probe = self._directory / ".writable"
+                probe.write_bytes(b"")
+                probe.unlink(missing_ok=True)
+        except OSError as error:
+            verb = "read" if self._read_only else "write"
+            raise CheckpointError(
+                f"cannot {verb} checkpoints in {self._directory}: {error.strerror}; choose another workdir"
+            ) from error
+
+    def _failed_save(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {step} could not be written to {self._directory}: {error}; "
+            "free some space or choose another workdir"
+        )

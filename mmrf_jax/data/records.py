@@ -1,0 +1,221 @@
+"""Session logs on disk: blocks of sessions packed into bytes, one block an array_record, a JSON manifest beside them.
+
+A block is a 20-byte header (magic, version, sessions, requests, whether scores follow) and then the arrays of a
+`SessionLog`, one after another, little-endian, without padding. Its sizes are those of a `Schema`, so a block is read
+by `np.frombuffer` alone; array_record compresses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import struct
+import uuid
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from array_record.python import array_record_module
+
+from mmrf_jax import types
+from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.data.sessions import num_exposures, select_sessions
+
+VERSION = 1
+MANIFEST = "manifest.json"
+SESSIONS_PER_RECORD = 256
+SESSIONS_PER_FILE = 65536
+_MAGIC = b"MMRS"
+_HEADER = struct.Struct("<4sIIII")
+
+
+def _layout(schema: Schema) -> tuple[tuple[str, bool, str, tuple[int, ...]], ...]:
+    """(field, one row per session?, dtype, shape of a row) in the order on disk."""
+    s = len(types.SIGNALS)
+    return (
+        ("user_id", True, "<i4", ()),
+        ("date", True, "<i4", ()),
+        ("profile", True, "<f4", (schema.profile,)),
+        ("history_videos", True, "<i4", (schema.history,)),
+        ("history_feedback", True, "<f4", (schema.history, s)),
+        ("history_mask", True, "|b1", (schema.history,)),
+        ("terminated", True, "|b1", ()),
+        ("truncated", True, "|b1", ()),
+        ("lengths", True, "<i4", ()),
+        ("context", False, "<f4", (schema.context,)),
+        ("candidates", False, "<i4", (schema.candidates,)),
+        ("slate", False, "<i4", (schema.slate,)),
+        ("feedback", False, "<f4", (schema.slate, s)),
+        ("log_propensity", False, "<f4", ()),
+        ("scores", False, "<f4", (schema.candidates,)),
+    )
+
+
+def pack(log: SessionLog, schema: Schema) -> bytes:
+    """A block of sessions as bytes; the shapes of `log` must be those of `schema`."""
+    scored = log.scores is not None
+    parts = [_HEADER.pack(_MAGIC, VERSION, log.num_sessions, log.num_requests, int(scored))]
+    for name, _, dtype, _ in _layout(schema):
+        if name == "scores" and not scored:
+            continue
+        array = np.diff(log.offsets) if name == "lengths" else getattr(log, name)
+        parts.append(np.ascontiguousarray(array, dtype).tobytes())
+    return b"".join(parts)
+
+
+def unpack(blocks: Sequence[bytes | np.ndarray], schema: Schema) -> SessionLog:
+    """The sessions of several blocks as one log, in the order of the blocks.
+
+    Raises:
+      ValueError: for a block that is not one, that another version wrote, or whose size does not fit the schema.
+    """
+    headers = []
+    for i, block in enumerate(blocks):
+        if len(block) < _HEADER.size:
+            raise ValueError(f"session block {i} has {len(block)} bytes, a header has {_HEADER.size}; rebuild the log")
+        magic, version, n, r, scored = _HEADER.unpack_from(block)
+        if magic != _MAGIC or version != VERSION:
+            raise ValueError(
+                f"session block {i} is {magic!r} version {version}, not {_MAGIC!r} {VERSION}; rebuild the log"
+            )
+        headers.append((n, r, scored))
+    all_scored = [scored for n, _, scored in headers if n]
+    if any(all_scored) and not all(all_scored):
+        raise ValueError(
+            f"{sum(all_scored)} of {len(all_scored)} session blocks hold scores; write all or none with them"
+        )
+    keep_scores = bool(all_scored) and all(all_scored)
+    sizes = np.array(headers, np.int64).reshape(-1, 3)
+    n_total, r_total = int(sizes[:, 0].sum()), int(sizes[:, 1].sum())
+
+    layout = _layout(schema)
+    arrays = {
+        name: np.empty((n_total if per_session else r_total, *shape), dtype)
+        for name, per_session, dtype, shape in layout
+        if name != "scores" or keep_scores
+    }
+    n_at = r_at = 0
+    for i, (block, (n, r, scored)) in enumerate(zip(blocks, headers, strict=True)):
+        position = _HEADER.size
+        for name, per_session, dtype, shape in layout:
+            if name == "scores" and not scored:
+                continue
+            rows, at = (n, n_at) if per_session else (r, r_at)
+            count = rows * int(np.prod(shape, dtype=np.int64))
+            size = count * np.dtype(dtype).itemsize
+            if position + size > len(block):
+                raise ValueError(
+                    f"session block {i} has {len(block)} bytes, {name!r} would end at {position + size}; "
+                    "it is damaged or was written with another schema: rebuild the log"
+                )
+            if name in arrays:
+                arrays[name][at : at + rows] = np.frombuffer(block, dtype, count, position).reshape(rows, *shape)
+            position += size
+        if position != len(block):
+            raise ValueError(
+                f"session block {i} has {len(block)} bytes, the schema asks for {position}; rebuild the log"
+            )
+        n_at, r_at = n_at + n, r_at + r
+    offsets = np.concatenate([[0], np.cumsum(arrays.pop("lengths"), dtype=np.int64)])
+    return SessionLog(offsets=offsets, scores=arrays.pop("scores", None), **arrays)
+
+
+def blocks(log: SessionLog, schema: Schema, sessions_per_record: int = SESSIONS_PER_RECORD) -> Iterator[bytes]:
+    """Packs a log block by block; an empty log gives one empty block."""
+    for start in range(0, max(log.num_sessions, 1), sessions_per_record):
+        yield pack(select_sessions(log, np.arange(start, min(start + sessions_per_record, log.num_sessions))), schema)
+
+
+def write_log(log: SessionLog, directory: str | os.PathLike, schema: Schema) -> None:
+    """Writes a log as `directory`/sessions-*.array_record and a manifest; the directory appears whole or not at all.
+
+    Raises:
+      FileExistsError: where the directory exists.
+      ValueError: where the log does not fit the schema or a request exposed no video.
+    """
+    directory = pathlib.Path(directory)
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists; remove it or write the log to another directory")
+    log.validate(schema)
+    empty = int((~(log.slate >= 0).any(1)).sum())
+    if empty:
+        raise ValueError(f"{empty} of {log.num_requests} requests exposed no video; leave them out of the log")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.parent / f".{directory.name}.incomplete-{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        files = []
+        starts = range(0, max(log.num_sessions, 1), SESSIONS_PER_FILE)
+        for i, start in enumerate(starts):
+            part = select_sessions(log, np.arange(start, min(start + SESSIONS_PER_FILE, log.num_sessions)))
+            name = f"sessions-{i:05d}-of-{len(starts):05d}.array_record"
+            writer = array_record_module.ArrayRecordWriter(str(temporary / name), "group_size:1")
+            for block in blocks(part, schema):
+                writer.write(block)
+            writer.close()
+            files.append({"name": name, "sessions": part.num_sessions, "requests": part.num_requests})
+        manifest = {
+            "version": VERSION,
+            "schema": dataclasses.asdict(schema),
+            "sessions": log.num_sessions,
+            "requests": log.num_requests,
+            "exposures": num_exposures(log),
+            "scores": log.scores is not None,
+            "files": files,
+        }
+        with open(temporary / MANIFEST, "w") as f:
+            json.dump(manifest, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.rename(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_log(directory: str | os.PathLike, schema: Schema | None = None) -> tuple[SessionLog, Schema]:
+    """Reads what `write_log` wrote.
+
+    Args:
+      directory: the folder of the log.
+      schema: what the reader expects; None accepts any.
+
+    Raises:
+      FileNotFoundError: where there is no manifest, or a file that the manifest names is missing.
+      ValueError: for another version or schema, or a damaged file.
+    """
+    directory = pathlib.Path(directory)
+    if not (directory / MANIFEST).exists():
+        raise FileNotFoundError(f"{directory / MANIFEST} does not exist; name a folder that collect wrote")
+    manifest = json.loads((directory / MANIFEST).read_text())
+    if manifest["version"] != VERSION:
+        raise ValueError(
+            f"{directory} has log version {manifest['version']}, this code reads {VERSION}; collect it again"
+        )
+    found = Schema(**manifest["schema"])
+    if schema is not None and schema != found:
+        differing = [f.name for f in dataclasses.fields(Schema) if getattr(schema, f.name) != getattr(found, f.name)]
+        name = differing[0]
+        raise ValueError(
+            f"{directory} has {name}={getattr(found, name)}, {getattr(schema, name)} is asked for; "
+            f"collect it again or change the config ({', '.join(differing)} differ)"
+        )
+    records: list[bytes] = []
+    for entry in manifest["files"]:
+        path = directory / entry["name"]
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing though {MANIFEST} names it; collect the log again")
+        try:
+            reader = array_record_module.ArrayRecordReader(str(path))
+            records += reader.read_all() if reader.num_records() else []
+            reader.close()
+        except Exception as error:  # the C++ reader raises several kinds
+            raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); collect the log again") from error
+    log = unpack(records, found)
+    if (log.num_sessions, log.num_requests) != (manifest["sessions"], manifest["requests"]):
+        raise ValueError(
+            f"{directory} holds {log.num_sessions} sessions, its manifest names {manifest['sessions']}; collect it again"
+        )
+    return log, found

@@ -1,0 +1,178 @@
+"""Session logs in memory: choosing and joining sessions, and cutting them into segments to train on.
+
+All of it is NumPy without a Python loop over sessions. `mmrf_jax.data.records` writes and reads the logs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.data.schema import SessionLog
+
+_PER_REQUEST = ("context", "candidates", "slate", "feedback", "log_propensity", "scores")
+_PER_SESSION = tuple(f.name for f in dataclasses.fields(SessionLog) if f.name not in (*_PER_REQUEST, "offsets"))
+
+
+def num_exposures(log: SessionLog) -> int:
+    """Videos shown in the whole log."""
+    return int((log.slate >= 0).sum())
+
+
+def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """`concatenate([arange(s, s + n) for s, n in zip(starts, lengths)])`, [sum(lengths)] int64."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total, dtype=np.int64) + np.repeat(np.asarray(starts, np.int64) - ends + lengths, lengths)
+
+
+def select_sessions(log: SessionLog, which: np.ndarray) -> SessionLog:
+    """The sessions of a boolean mask [n], or of indices [m] in their order, with their requests."""
+    which = np.asarray(which)
+    if which.dtype == bool:
+        if which.shape != (log.num_sessions,):
+            raise ValueError(
+                f"mask has shape {which.shape}, the log has {log.num_sessions} sessions; give one bit each"
+            )
+        which = np.flatnonzero(which)
+    which = which.astype(np.int64)
+    starts = log.offsets[:-1][which]
+    lengths = log.offsets[1:][which] - starts
+    contiguous = len(which) > 0 and bool((np.diff(which) == 1).all())
+    if contiguous:  # views instead of copies
+        first, last = int(which[0]), int(which[-1]) + 1
+        sessions, requests = slice(first, last), slice(int(log.offsets[first]), int(log.offsets[last]))
+    else:
+        sessions, requests = which, ragged_arange(starts, lengths)
+    return SessionLog(
+        **{name: getattr(log, name)[sessions] for name in _PER_SESSION},
+        **{name: None if getattr(log, name) is None else getattr(log, name)[requests] for name in _PER_REQUEST},
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+
+
+def concatenate(logs: Sequence[SessionLog]) -> SessionLog:
+    """Joins logs one after another.
+
+    Raises:
+      ValueError: for no log, or where some logs hold scores and others do not.
+    """
+    if not logs:
+        raise ValueError("no log to concatenate; give at least one")
+    scored = [log.scores is not None for log in logs]
+    if any(scored) != all(scored):
+        raise ValueError(f"{sum(scored)} of {len(logs)} logs hold scores; set scores=None in all or in none")
+    ends = np.cumsum([0, *(log.num_requests for log in logs)])
+    fields = {name: np.concatenate([getattr(log, name) for log in logs]) for name in _PER_SESSION}
+    for name in _PER_REQUEST:
+        fields[name] = None if name == "scores" and not scored[0] else np.concatenate([getattr(x, name) for x in logs])
+    starts = [log.offsets[:-1] + end for log, end in zip(logs, ends[:-1], strict=True)]
+    return SessionLog(offsets=np.concatenate([*starts, ends[-1:]]).astype(np.int64), **fields)
+
+
+def segment_index(log: SessionLog, num_requests: int) -> np.ndarray:
+    """Where each training segment starts: rows to shuffle, shard and hand to `gather_segments`.
+
+    A session of R requests has ceil(R / T) segments; segment i trains on requests iT … min((i + 1)T, R) − 1 and
+    bootstraps from request (i + 1)T where there is one, which is the first request of segment i + 1.
+
+    Args:
+      log: the sessions.
+      num_requests: T, the requests of a segment that are trained on.
+
+    Returns:
+      [M, 2] int64: session, and first request (a row of the request arrays).
+
+    Raises:
+      ValueError: for T < 1.
+    """
+    if num_requests < 1:
+        raise ValueError(f"a segment of {num_requests} requests cannot be trained on; use at least 1")
+    lengths = np.diff(log.offsets)
+    count = -(-lengths // num_requests)
+    session = np.repeat(np.arange(log.num_sessions), count)
+    step = ragged_arange(np.zeros(len(count), np.int64), count)
+    return np.stack([session, log.offsets[session] + step * num_requests], axis=1).astype(np.int64)
+
+
+def gather_segments(log: SessionLog, index_rows: np.ndarray, num_requests: int) -> types.SessionBatch:
+    """The segments that rows of `segment_index` name, padded to T + 1 requests.
+
+    Every request of the log must expose at least one video (`write_log` checks it). A slate position of −1 becomes 0
+    with `slate_mask` False. Requests beyond the session are zeros (log-propensity NaN) with `mask` False.
+    `terminated` and `truncated` are set at the session's last request only. The history is the last H exposures before
+    the segment: those that the user arrived with, then those of the session.
+
+    Args:
+      log: the sessions.
+      index_rows: [B, 2] int64 rows of `segment_index(log, num_requests)`.
+      num_requests: T, as given to `segment_index`.
+
+    Returns:
+      A batch of NumPy arrays, [B, T + 1, ...].
+    """
+    session, start = index_rows[:, 0], index_rows[:, 1]
+    first, end = log.offsets[session], log.offsets[session + 1]
+    rows = start[:, None] + np.arange(num_requests + 1)
+    mask = rows < end[:, None]
+    last = rows == end[:, None] - 1
+    rows = np.minimum(rows, end[:, None] - 1)
+
+    def at_requests(values: np.ndarray) -> np.ndarray:
+        values = values[rows]
+        values[~mask] = 0
+        return values
+
+    slate = log.slate[rows]
+    slate_mask = (slate >= 0) & mask[..., None]
+    feedback = at_requests(log.feedback)
+    feedback[~slate_mask] = 0
+    return types.SessionBatch(
+        user_id=log.user_id[session],
+        profile=log.profile[session],
+        history=_history(log, session, first, start),
+        context=at_requests(log.context),
+        candidates=at_requests(log.candidates),
+        slate=np.where(slate_mask, slate, 0),
+        slate_mask=slate_mask,
+        feedback=feedback,
+        log_propensity=np.where(mask, log.log_propensity[rows], np.float32(np.nan)),
+        mask=mask,
+        terminated=last & log.terminated[session][:, None],
+        truncated=last & log.truncated[session][:, None],
+    )
+
+
+def _history(log: SessionLog, session: np.ndarray, first: np.ndarray, start: np.ndarray) -> types.Exposure:
+    """[B, H] exposures before request `start` of a session whose first request is `first`."""
+    h = log.history_videos.shape[1]
+    k = log.slate.shape[1]
+    videos = log.history_videos[session]
+    feedback = log.history_feedback[session]
+    mask = log.history_mask[session].astype(bool)
+    window = int(min(h, (start - first).max(initial=0)))  # each request has an exposure: H requests hold H of them
+    if window:
+        rows = start[:, None] + np.arange(-window, 0)
+        slate = np.where((rows >= first[:, None])[..., None], log.slate[rows], -1)
+        shown = (slate >= 0).reshape(len(rows), window * k)
+        newer = np.cumsum(shown[:, ::-1], axis=1)[:, ::-1]  # this exposure and those after it
+        taken = np.minimum(newer[:, 0], h)
+        # what the user arrived with moves left by the number of the session's exposures
+        source = np.arange(h) + taken[:, None]
+        arrived = source < h
+        source = np.minimum(source, h - 1)
+        videos = np.take_along_axis(videos, source, 1)
+        feedback = np.take_along_axis(feedback, source[..., None], 1)
+        mask = np.take_along_axis(mask, source, 1) & arrived
+        b, flat = np.nonzero(shown & (newer <= h))
+        slot = h - newer[b, flat]
+        row, position = rows[b, flat // k], flat % k
+        videos[b, slot] = log.candidates[row, log.slate[row, position]]
+        feedback[b, slot] = log.feedback[row, position]
+        mask[b, slot] = True
+    videos[~mask] = 0
+    feedback[~mask] = 0
+    return types.Exposure(videos=videos, feedback=feedback, mask=mask)

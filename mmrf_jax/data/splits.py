@@ -1,0 +1,51 @@
+"""Splitting a log by date: past days to train on, then days to choose on, then days to judge on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.sessions import select_sessions
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitDates:
+    """Where the days divide; integers compared with a log's `date`, such as 20220502.
+
+    Attributes:
+      train_until: last day of train. valid_until: last day of valid. test_from: first day of test; days between
+        `valid_until` and `test_from` are in no split.
+
+    Raises:
+      ValueError: unless train_until < valid_until < test_from.
+    """
+
+    train_until: int = 20220502
+    valid_until: int = 20220503
+    test_from: int = 20220504
+
+    def __post_init__(self):
+        if self.valid_until <= self.train_until:
+            raise ValueError(
+                f"valid_until={self.valid_until} is not after train_until={self.train_until}; set it to a later day"
+            )
+        if self.test_from <= self.valid_until:
+            raise ValueError(
+                f"test_from={self.test_from} is not after valid_until={self.valid_until}; set it to a later day"
+            )
+
+    def split_of(self, dates: np.ndarray) -> np.ndarray:
+        """Position in `SPLITS` of every date, −1 for the days of no split; int8, the shape of `dates`."""
+        dates = np.asarray(dates)
+        split = np.where(dates <= self.train_until, 0, np.where(dates <= self.valid_until, 1, 2))
+        return np.where((dates > self.valid_until) & (dates < self.test_from), -1, split).astype(np.int8)
+
+
+def split_log(log: SessionLog, dates: SplitDates) -> dict[str, SessionLog]:
+    """The log as `{"train", "valid", "test"}`, every session by the date of its first request."""
+    split = dates.split_of(log.date)
+    return {name: select_sessions(log, split == i) for i, name in enumerate(SPLITS)}

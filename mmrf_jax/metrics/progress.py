@@ -1,0 +1,86 @@
+"""Progress of anything that takes over five seconds, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+#: Nothing is printed before this many seconds, so that short work is silent.
+QUIET_SECONDS = 5.0
+#: Seconds between two prints on a terminal (one line, overwritten) and elsewhere (a line each).
+TTY_SECONDS, LOG_SECONDS = 2.0, 10.0
+
+
+class Progress:
+    """Prints phase, done / total, rate and time left: `collect 512/2,048 users  25%  103.1/s  15 s left`.
+
+    Args:
+      phase: what is being done.
+      total: units to do; None where it is not known, then no time left is printed.
+      unit: name of a unit.
+      done: units done before, as after a restart; they do not count towards the rate.
+      stream: stderr by default.
+      clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        total: int | None,
+        unit: str = "steps",
+        done: int = 0,
+        *,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._phase, self._total, self._unit = phase, total, unit
+        self._first = self._done = done
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._started = clock()
+        self._printed: float | None = None
+        self._tty = self._stream.isatty()
+
+    def update(self, done: int) -> None:
+        """Says how many units are done in all; prints if it is time to."""
+        self._done = done
+        now = self._clock()
+        every = TTY_SECONDS if self._tty else LOG_SECONDS
+        due = self._started + QUIET_SECONDS if self._printed is None else self._printed + every
+        if now >= due:
+            self._print(now, final=False)
+
+    def close(self) -> None:
+        """Prints the final line, if the work took long enough to be spoken of."""
+        now = self._clock()
+        if self._printed is not None or now - self._started >= QUIET_SECONDS:
+            self._print(now, final=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _print(self, now: float, final: bool) -> None:
+        self._printed = now
+        elapsed = max(now - self._started, 1e-9)
+        rate = (self._done - self._first) / elapsed
+        line = f"{self._phase} {self._done:,}" + (f"/{self._total:,}" if self._total else "") + f" {self._unit}"
+        line += f"  {self._done / self._total:.0%}" if self._total else ""
+        line += f"  {rate:,.1f}/s"
+        if final:
+            line += f"  took {_duration(elapsed)}"
+        elif self._total and rate > 0:
+            line += f"  {_duration((self._total - self._done) / rate)} left"
+        line = f"\r{line:<79}" if self._tty else line
+        self._stream.write(line + ("\n" if final or not self._tty else ""))
+        self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,0 +1,117 @@
+"""The mesh, its two shardings, and the one way of running a function on every device by itself.
+
+The only room that says Mesh, PartitionSpec and process_index. State is replicated; whatever has a leading axis of users
+is split over `data`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mmrf_jax.types import PyTree
+
+#: Name of the only axis.
+DATA = "data"
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, `data`, over the devices given, all of all processes by default.
+
+    Raises:
+      ValueError: for no devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if not devices:
+        raise ValueError("a mesh of 0 devices; pass at least one, or None for all")
+    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over `data`."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def check_divisible(batch: int, mesh: Mesh, name: str = "batch") -> None:
+    """Checks that a batch splits evenly over the devices.
+
+    Args:
+      batch: size of the leading axis.
+      mesh: the devices.
+      name: config field to name in the error.
+
+    Raises:
+      ValueError: otherwise, naming the nearest size above that does.
+    """
+    if batch < 1 or batch % mesh.size:
+        fit = max(-(-batch // mesh.size), 1) * mesh.size
+        raise ValueError(f"{name} {batch} is not divisible by {mesh.size} devices; use --config.{name}={fit}")
+
+
+def put_batch(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Host arrays as global arrays, split over `data` along their leading axis.
+
+    With several processes each holds and passes its own part, of equal size, in the order of the processes.
+
+    Args:
+      tree: NumPy arrays [B, ...] of one B.
+      mesh: the devices.
+
+    Raises:
+      ValueError: if B does not split over this process's devices.
+    """
+    local = mesh.local_mesh
+    for array in jax.tree.leaves(tree):
+        if np.ndim(array) == 0:
+            raise ValueError("a scalar in a batch has no leading axis to split; replicate it instead")
+        check_divisible(np.shape(array)[0], local)
+    sharding = sharded(mesh)
+    if local.size == mesh.size:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), tree)
+
+
+def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Host arrays as global arrays on every device; every process passes the same."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def shard_users(fn: Callable[..., PyTree], mesh: Mesh, num_replicated: int = 1) -> Callable[..., PyTree]:
+    """`fn` run on every device by itself, over that device's users: no communication, no common trip count.
+
+    A `while_loop` in `fn` ends on each device when that device's users are done, which under plain jit would take a
+    sum over all devices in every turn.
+
+    Args:
+      fn: (*replicated, *per_user) -> per_user; it sees B / devices users, and must not depend on how many they are.
+      mesh: the devices.
+      num_replicated: how many leading arguments are whole on every device (parameters, keys, the step).
+
+    Returns:
+      A function of global arrays, to be called under jit: per-user leaves are [B, ...], in and out.
+    """
+
+    def run(*args: Any) -> PyTree:
+        if len(args) <= num_replicated:
+            raise ValueError(f"{len(args)} arguments of which {num_replicated} are replicated; at least one has users")
+        specs = tuple(PartitionSpec() if i < num_replicated else PartitionSpec(DATA) for i in range(len(args)))
+        for leaf in jax.tree.leaves(args[num_replicated:]):
+            check_divisible(leaf.shape[0], mesh)
+        # check_vma=False: the body has no collectives, and loop carries need no marks of what varies by device.
+        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(DATA), check_vma=False)(*args)
+
+    return run
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that writes results and prints."""
+    return jax.process_index() == 0

@@ -1,0 +1,96 @@
+"""The contract of everything that answers a slate: the world, and the learned feedback model.
+
+A simulator is three pure functions over batches of users (contract.md, "The world"):
+
+    reset(key, user_ids, day, params)  -> state, Request, history (Exposure [B, H])
+    step(key, state, exposed, params)  -> state, StepResult
+    next_visit(key, state, params)     -> state, days until the user's next visit [B] (int32)
+
+All randomness comes from `key` folded by the user's position in the session and the user id, so that results depend
+neither on the order of the users nor on how they are split over calls or devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import types
+
+
+@struct.dataclass
+class StepResult:
+    """What a slate brought."""
+
+    exposure: types.Exposure  # [B, K], with feedback
+    request: types.Request  # the next request; meaningless where the session is over
+    terminated: chex.Array  # [B] bool, the user left
+    truncated: chex.Array  # [B] bool, the session was cut at its longest
+
+
+class Simulator(NamedTuple):
+    """The three functions, the parameters they take and what a platform may see of the videos."""
+
+    reset: Callable[..., tuple[Any, types.Request, types.Exposure]]
+    step: Callable[..., tuple[Any, StepResult]]
+    next_visit: Callable[..., tuple[Any, chex.Array]]
+    params: Any
+    items: types.Items
+
+
+def user_uniforms(key: types.Key, position: chex.Array, user_ids: chex.Array, num: int) -> chex.Array:
+    """All the random numbers of one step: [B, num] uniforms in (0, 1), one fold and one draw for each user.
+
+    Args:
+      key: typed key of the whole rollout.
+      position: [B] or scalar int32, the user's own step, so that a refilled slot draws what it would alone.
+      user_ids: [B] int32.
+    """
+
+    def one(position, user):
+        folded = jax.random.fold_in(jax.random.fold_in(key, position), user)
+        return jax.random.uniform(folded, (num,), minval=1e-7, maxval=1.0)
+
+    return jax.vmap(one)(jnp.broadcast_to(position, user_ids.shape), user_ids)
+
+
+def to_normal(uniform: chex.Array) -> chex.Array:
+    """Standard normals from uniforms in (0, 1), elementwise."""
+    return jnp.sqrt(2.0).astype(uniform.dtype) * jax.lax.erf_inv(jnp.clip(2.0 * uniform - 1.0, -0.9999998, 0.9999998))
+
+
+def to_gumbel(uniform: chex.Array) -> chex.Array:
+    """Standard Gumbel variates from uniforms in (0, 1), elementwise."""
+    return -jnp.log(-jnp.log(uniform))
+
+
+@struct.dataclass
+class Policy:
+    """A ranker as data and pure functions; `training.rollout` serves it in any simulator.
+
+    Attributes:
+      params: whatever the functions need.
+      init: (params, request, history) -> carry, the user state at the start of a session.
+      score: (params, carry, request) -> scores [B, C]. A privileged policy is given the simulator's parameters and
+        hidden state in the place of `params` and `carry`; only oracles and the production ranker are.
+      observe: (params, carry, request, exposure) -> carry, after feedback; O(K), never O(history).
+      temperature: 0 serves the K best, in order; above 0 serves Plackett–Luce on scores / temperature.
+    """
+
+    params: Any
+    init: Callable = struct.field(pytree_node=False)
+    score: Callable = struct.field(pytree_node=False)
+    observe: Callable = struct.field(pytree_node=False)
+    temperature: float = struct.field(pytree_node=False, default=0.0)
+    privileged: bool = struct.field(pytree_node=False, default=False)
+
+
+def privileged_policy(score: Callable, temperature: float) -> Policy:
+    """A policy that ranks by hidden truth: `score(simulator parameters, simulator state) -> [B, C]`."""
+    nothing = lambda *_: ()
+    return Policy((), nothing, score, nothing, temperature, privileged=True)

@@ -1,0 +1,137 @@
+"""The videos of the world: hidden truth, and the features that the platform sees of it (method.md, section 5)."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.simulators.world import params as p
+
+# Durations follow the catalogue quantiles of KuaiRand's random log (seconds).
+_DURATION_Q = (0.0, 0.02, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+_DURATION_S = (5.0, 8.0, 28.4, 77.6, 147.0, 235.0, 330.0, 600.0)
+_AUTHORS_PER_TOPIC = 1 / 60  # of a topic's videos
+
+
+def _unit(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def make(config: p.WorldConfig) -> tuple[p.WorldParams, types.Items]:
+    """The world's parameters and what the platform may see of its V videos; a pure function of the config."""
+    arrays, host = _draw(config.seed, config.num_videos), {}
+    topic, upload, rank = (np.asarray(arrays[k]) for k in ("topic", "upload", "popularity"))
+    num_popular = max(config.candidates, config.num_videos // 50)
+    if config.candidates == config.num_videos:
+        num_popular = config.num_videos // 50
+    # Popular videos were all uploaded before day 0; the rest goes topic by topic, oldest first.
+    old = np.where(upload < -3)[0]
+    popular = old[np.argsort(-rank[old], kind="stable")][:num_popular]
+    num_popular = len(popular)
+    rest = np.setdiff1d(np.arange(config.num_videos), popular)
+    rest = rest[np.lexsort((upload[rest], topic[rest]))]
+    order = np.concatenate([popular, rest])
+    rest_topic, rest_upload = topic[rest], upload[rest]
+    days = np.arange(p.FIRST_DAY, p.LAST_DAY + 1)
+    start = num_popular + np.searchsorted(rest_topic, np.arange(p.TOPICS))
+    live = np.zeros((len(days), p.TOPICS), np.int32)
+    for t in range(p.TOPICS):
+        live[:, t] = np.searchsorted(rest_upload[rest_topic == t], days - 3, side="right")
+    by_upload = np.argsort(rest_upload, kind="stable")
+    host["uploaded"] = np.searchsorted(rest_upload[by_upload], days, side="right")
+    hidden = jnp.asarray(arrays["hidden"])[order]
+    world = p.WorldParams(
+        hidden=hidden,
+        topic=jnp.asarray(topic[order], jnp.int32),
+        centroids=arrays["centroids"],
+        topic_weight=_topic_weight(config),
+        cluster_start=jnp.asarray(start, jnp.int32),
+        cluster_live=jnp.asarray(live),
+        by_upload=jnp.asarray(num_popular + by_upload, jnp.int32),
+        uploaded=jnp.asarray(host["uploaded"], jnp.int32),
+        popular_edges=jnp.asarray(_zipf_edges(num_popular, split(config.candidates)[1])),
+        user_key=jax.random.fold_in(jax.random.key(config.seed), 2),
+        behaviour=p.behaviour(config.variant),
+        config=config,
+    )
+    features = jnp.concatenate(
+        [jnp.asarray(arrays["visible"])[order], jnp.asarray(rank[order][:, None] / 2.0)], axis=-1
+    )
+    items = types.Items(
+        author=jnp.asarray(arrays["author"])[order],
+        tag=world.topic,
+        duration=jnp.exp(hidden[:, p.LATENT + 2]),
+        features=features.astype(jnp.float32),
+        embedding_id=jnp.arange(config.num_videos, dtype=jnp.int32),
+        num_embeddings=config.num_videos,
+        num_authors=p.TOPICS * _authors(config.num_videos),
+        num_tags=p.TOPICS,
+    )
+    return world, items
+
+
+def _authors(num_videos: int) -> int:
+    return max(2, int(num_videos / p.TOPICS * _AUTHORS_PER_TOPIC))
+
+
+def _topic_weight(config: p.WorldConfig):
+    zipf = -0.4 * jnp.log(1.0 + jnp.arange(p.TOPICS))
+    # The shifted mix of users: the niche topics of the base world are its common ones.
+    return zipf[::-1] if config.variant == "users" else zipf
+
+
+@functools.partial(jax.jit, static_argnames=("num_videos",))
+def _draw(seed, num_videos: int):
+    """Draws V videos in arbitrary order."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), 12)
+    normal = lambda i, *shape: jax.random.normal(keys[i], shape)
+    centroids = _unit(normal(0, p.TOPICS, p.LATENT))
+    topic = jax.random.categorical(keys[1], -0.4 * jnp.log(1.0 + jnp.arange(p.TOPICS)), shape=(num_videos,))
+    taste = _unit(centroids[topic] + 0.5 * _unit(normal(2, num_videos, p.LATENT)))
+    per_topic = _authors(num_videos)
+    # Within a topic, author r has a share like 1 / r.
+    author = jnp.floor(jnp.exp(jax.random.uniform(keys[3], (num_videos,)) * jnp.log(per_topic + 1.0)) - 1.0)
+    author = topic * per_topic + jnp.clip(author.astype(jnp.int32), 0, per_topic - 1)
+    author_quality, author_bait, appeal = normal(4, 3, p.TOPICS * per_topic)
+    quality = 0.7 * author_quality[author] + 0.7 * normal(5, num_videos)
+    clickbait = 0.7 * author_bait[author] + 0.7 * normal(6, num_videos)
+    u = jax.random.uniform(keys[7], (num_videos,))
+    log_duration = jnp.log(jnp.interp(u, jnp.array(_DURATION_Q), jnp.array(_DURATION_S)))
+    popularity = 0.3 * quality + 0.3 * clickbait + normal(8, num_videos)
+    upload = jnp.floor(jax.random.uniform(keys[9], (num_videos,), minval=p.FIRST_DAY, maxval=p.LAST_DAY + 1))
+    # What the platform's content models see: noisy mixtures of quality and clickbait, and the duration.
+    mix = jnp.stack([quality, clickbait], -1) @ jnp.array([[1.0, 0.6, -0.5, 0.8], [0.5, -0.9, 1.0, 0.7]])
+    noisy = mix + 1.2 * normal(10, num_videos, 4)
+    scaled = log_duration[:, None] - 4.2
+    visible = jnp.concatenate([noisy, scaled, scaled**2 - 1.0, (u[:, None] < 0.25) * 1.0], axis=-1)
+    hidden = jnp.concatenate(
+        [taste, quality[:, None], clickbait[:, None], log_duration[:, None], appeal[author][:, None]]
+        + [quality[:, None] + normal(11, num_videos, 1)],
+        axis=-1,
+    )
+    return {
+        "hidden": hidden, "topic": topic.astype(jnp.int32), "centroids": centroids, "author": author,
+        "popularity": popularity, "upload": upload.astype(jnp.int32), "visible": visible,
+    }  # fmt: skip
+
+
+def split(candidates: int) -> tuple[int, int, int]:
+    """Candidates from clusters, popular and new: 60 %, 30 % and 10 % (contract.md)."""
+    popular, new = (3 * candidates) // 10, candidates // 10
+    return candidates - popular - new, popular, new
+
+
+def _zipf_edges(num: int, strata: int) -> np.ndarray:
+    """Edges of `strata` disjoint ranges of 0 … num - 1, widths growing geometrically and at least 1."""
+    strata = max(strata, 1)
+    edges = np.floor(np.geomspace(1.0, num, strata + 1)).astype(np.int64) - 1
+    edges[0], edges[-1] = 0, num
+    for i in range(1, strata + 1):  # widths of at least one, from the left
+        edges[i] = max(edges[i], edges[i - 1] + 1)
+    for i in range(strata, 0, -1):  # and never past the end, from the right
+        edges[i] = min(edges[i], num - (strata - i))
+    return edges.astype(np.int32)

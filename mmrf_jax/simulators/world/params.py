@@ -1,0 +1,132 @@
+"""Constants of the world: sizes that shape the computation, and the numbers of its behaviour.
+
+The behaviour was calibrated once against the marginals of KuaiRand (standard log under the production ranker, random
+log under uniform exposure); `tests/simulators/test_calibration.py` holds it there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import chex
+from flax import struct
+
+LATENT = 16  # dimensions of hidden taste
+TOPICS = 32
+HIDDEN = LATENT + 5  # columns of WorldParams.hidden
+PROFILE = LATENT + 4  # Du: a noisy view of taste, activity, patience, age and sociability
+CONTEXT = 3  # Dx: sine and cosine of the hour, log of the position in the session
+ITEM_FEATURES = 8  # Di
+FIRST_DAY, LAST_DAY = -90, 60  # uploads are spread over these days; users may come on days 0 to LAST_DAY
+
+VARIANTS = ("base", "users", "leaving")
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """Static sizes. `variant` picks one of the shifted worlds that are for testing only (method.md, section 4)."""
+
+    num_videos: int = 100_000
+    candidates: int = 100  # C; equal to num_videos: every request ranks the whole catalogue
+    slate: int = 6  # K
+    history: int = 30  # H
+    max_requests: int = 64  # T_max; longer sessions are cut and count as truncated
+    seed: int = 0  # of the catalogue and of the users' hidden traits
+    variant: str = "base"
+
+    def __post_init__(self):
+        if self.variant not in VARIANTS:
+            raise ValueError(f"unknown world variant {self.variant!r}; choose among {', '.join(VARIANTS)}")
+        if self.candidates > self.num_videos or self.candidates < self.slate:
+            raise ValueError(
+                f"world.candidates={self.candidates} must lie between world.slate={self.slate} and "
+                f"world.num_videos={self.num_videos}"
+            )
+
+
+@struct.dataclass
+class Behaviour:
+    """How users answer. All log-odds are natural; seconds where said."""
+
+    # drive: what makes a user watch (log of the play time is `play_curve` of it)
+    drive_match: float = 1.0
+    drive_quality: float = 0.48
+    drive_clickbait: float = 0.58
+    drive_duration: float = 0.0
+    drive_activity: float = 0.38
+    drive_satiation: float = 0.5
+    drive_position: float = 0.03
+    drive_noise: float = 0.68
+    # enjoyment: what makes a user like, follow, stay
+    joy_match: float = 0.8
+    joy_quality: float = 0.7
+    joy_clickbait: float = -0.9
+    joy_satiation: float = -0.5
+    # log seconds = curve_start + sum of slopes * relu(drive - knots)
+    curve_start: float = 0.0
+    curve_knots: tuple = (-1.5, 0.0, 1.0, 2.0, 4.0)
+    curve_slopes: tuple = (0.395, 0.311, 0.502, 0.334, -0.29)
+    skip: float = 0.186  # chance that a video is swiped away unseen, after `exp(skip_start)` seconds or so
+    skip_start: float = 0.229
+    replay: float = 0.08  # chance that a finished video runs on
+    # explicit feedback: intercept, and weights of enjoyment, match, log1p seconds watched, clickbait, not clicking
+    like: tuple = (-5.18, 1.0, 0.0, 0.0, 0.0, -3.0)
+    follow: tuple = (-9.17, 0.9, 0.0, 0.4, 0.0, -3.0)
+    comment: tuple = (-11.9, 0.0, 1.4, 0.8, 0.0, -4.0)
+    forward: tuple = (-7.59, 0.6, 0.0, 0.0, 0.0, -1.5)
+    hate: tuple = (-8.86, -0.7, 0.0, 0.6, 0.3, 0.0)
+    profile_enter: tuple = (-7.63, 0.8, 0.0, 0.8, 0.0, -3.0)
+    # the session
+    stay: float = 1.9
+    stay_joy: float = 0.9
+    stay_joy_centre: float = 0.7
+    stay_patience: float = 0.4
+    stay_fatigue: float = 0.02
+    drift: float = 0.03
+    satiation_gain: float = 0.25
+    satiation_decay: float = 0.8
+    # coming back within a day
+    back: float = 0.3
+    back_joy: float = 0.8
+    # users
+    retrieval_noise: float = 0.5
+    profile_noise: float = 0.6
+    susceptibility: float = 0.3
+
+
+def behaviour(variant: str) -> Behaviour:
+    """The numbers of a variant: `leaving` has another hazard, `users` other habits (its mix is in users.py)."""
+    base = Behaviour()
+    if variant == "leaving":
+        return base.replace(stay=base.stay - 0.4, stay_joy=1.6 * base.stay_joy, stay_fatigue=0.05)
+    if variant == "users":
+        return base.replace(susceptibility=0.6, drive_activity=0.6, profile_noise=0.8)
+    return base
+
+
+@struct.dataclass
+class WorldParams:
+    """The world as a pytree: the catalogue's hidden and visible halves, and the behaviour.
+
+    Columns of `hidden` [V, HIDDEN]: taste vector (unit), quality, clickbait, log duration, author's appeal, and the
+    production ranker's noisy estimate of quality.
+    Video ids are sorted: the `num_popular` popular ones first, most popular first, then topic by topic in order of
+    upload, so that a retrieval cluster is a contiguous run of ids.
+    """
+
+    hidden: chex.Array  # [V, HIDDEN] float32
+    topic: chex.Array  # [V] int32
+    centroids: chex.Array  # [TOPICS, LATENT] float32, unit vectors
+    topic_weight: chex.Array  # [TOPICS] float32, log of how common a topic is among users
+    cluster_start: chex.Array  # [TOPICS] int32, first id of a topic's run
+    cluster_live: chex.Array  # [days, TOPICS] int32, videos of the run uploaded three days ago or earlier
+    by_upload: chex.Array  # [V - num_popular] int32, ids in order of upload
+    uploaded: chex.Array  # [days] int32, how many of `by_upload` are out on a day
+    popular_edges: chex.Array  # [n + 1] int32, strata of the popular ids, widths growing geometrically (Zipf)
+    user_key: chex.Array  # typed key, of the users' hidden traits
+    behaviour: Behaviour
+    config: WorldConfig = struct.field(pytree_node=False)
+
+    def day_index(self, day):
+        """Row of the per-day tables for a simulated day."""
+        return day - FIRST_DAY

@@ -1,0 +1,48 @@
+"""Rankers that know hidden truth: production (a noisy view of it), the oracles (all of it), and random.
+
+They read the simulator's state, which agents never see; `training.rollout` hands it only to policies that say so.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax.numpy as jnp
+
+from mmrf_jax.simulators.world import params as p
+from mmrf_jax.simulators.world import response, users
+from mmrf_jax.simulators.world.session import WorldState
+
+# Weights of production's sum: noisy match, noisy quality, clickbait. Its noise keeps it at 0.65–0.8 of the myopic
+# oracle (contract.md).
+_PRODUCTION = (0.694, 0.292, 0.311)
+#: Seconds of watch time that a unit of enjoyment is worth to the planning oracle, found by line search.
+PLANNING_WEIGHT = 40.0
+
+
+def production(params: p.WorldParams, state: WorldState) -> chex.Array:
+    """Scores [B, C] of the production ranker, to be served as Plackett–Luce at temperature 1."""
+    hidden = params.hidden[state.candidates]
+    match = users.MATCH_SCALE * jnp.einsum("bcd,bd->bc", hidden[..., : p.LATENT], state.traits.retrieval)
+    match_weight, quality_weight, bait_weight = _PRODUCTION
+    clickbait, estimate = hidden[..., p.LATENT + 1], hidden[..., p.LATENT + 4]
+    return match_weight * match + quality_weight * estimate + bait_weight * clickbait
+
+
+def random(params: p.WorldParams, state: WorldState) -> chex.Array:
+    """Equal scores [B, C]: uniform slates when served as Plackett–Luce."""
+    return jnp.zeros(state.candidates.shape)
+
+
+def oracle_myopic(params: p.WorldParams, state: WorldState) -> chex.Array:
+    """True expected seconds of each candidate [B, C]."""
+    return response.expected_watch(params, _truth(params, state))
+
+
+def oracle_planning(params: p.WorldParams, state: WorldState, weight: float = PLANNING_WEIGHT) -> chex.Array:
+    """True immediate value plus `weight` seconds for each unit of enjoyment, which moves the odds of staying."""
+    truth = _truth(params, state)
+    return response.expected_watch(params, truth) + weight * truth.enjoyment
+
+
+def _truth(params: p.WorldParams, state: WorldState) -> response.Affinity:
+    return response.affinity(params, state.traits, state.interest, state.satiation, state.candidates)

@@ -1,0 +1,57 @@
+"""Procedural users: every hidden trait of user u follows from `fold_in(key, u)`, so 10^8 users cost no memory."""
+
+from __future__ import annotations
+
+import chex
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax.simulators import base
+from mmrf_jax.simulators.world import params as p
+
+MATCH_SCALE = 4.0  # <interest, taste> of unit vectors in LATENT dimensions, times this, has unit spread at random
+_INTEREST_TOPICS = 3
+
+
+@struct.dataclass
+class Traits:
+    """What does not change within a session; hidden but for the profile."""
+
+    activity: chex.Array  # [B] how much the user watches of anything
+    patience: chex.Array  # [B] how readily the user stays
+    susceptibility: chex.Array  # [B] how well clickbait works, >= 0
+    sociability: chex.Array  # [B] how readily the user gives explicit feedback
+    retrieval: chex.Array  # [B, LATENT] the platform's noisy view of the user's interests at arrival
+    profile: chex.Array  # [B, Du] what the agents see
+
+
+NUM_UNIFORMS = p.TOPICS + 2 * p.LATENT + 4 + p.PROFILE
+
+
+def draw(user_ids: chex.Array, params: p.WorldParams) -> tuple[Traits, chex.Array]:
+    """Traits and the interests at home [B, LATENT] (unit) of users [B]."""
+    u = base.user_uniforms(params.user_key, 0, user_ids, NUM_UNIFORMS)
+    cuts = [p.TOPICS, p.TOPICS + p.LATENT, p.TOPICS + 2 * p.LATENT, p.TOPICS + 2 * p.LATENT + 4]
+    gumbel = base.to_gumbel(u[:, : cuts[0]])
+    taste, view, habits, noise = (base.to_normal(x) for x in jnp.split(u[:, cuts[0] :], [c - cuts[0] for c in cuts[1:]], -1))
+    b = params.behaviour
+    chosen = jax.lax.top_k(params.topic_weight + gumbel, _INTEREST_TOPICS)[1]  # [B, 3]
+    interest = unit(jnp.einsum("n,bnd->bd", jnp.array([1.0, 0.8, 0.6]), params.centroids[chosen]) + 0.12 * taste)
+    retrieval = unit(interest + b.retrieval_noise * 0.25 * view)
+    activity, patience, bait, social = habits.T
+    visible = jnp.concatenate([MATCH_SCALE * interest, habits[:, :4]], axis=-1)
+    traits = Traits(
+        activity=activity,
+        patience=patience,
+        susceptibility=jnp.exp(b.susceptibility * bait),
+        sociability=social,
+        retrieval=retrieval,
+        profile=visible + b.profile_noise * noise,
+    )
+    return traits, interest
+
+
+def unit(x: chex.Array) -> chex.Array:
+    """Vectors scaled to length one."""
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-9)

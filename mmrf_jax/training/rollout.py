@@ -1,0 +1,238 @@
+"""Policy x simulator as jitted loops: per-user sums over huge batches, and unrolls that become logs.
+
+Slots whose session ended are refilled with the next user id, so the work per live request is the same for a thousand
+users and for a million, and memory does not grow with the users beyond their sums. What happens to a user depends on
+the key and the user id alone, never on the slot.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import chex
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import types
+from mmrf_jax.agents import exposure
+from mmrf_jax.evaluation import diversity
+from mmrf_jax.simulators import base
+
+#: Columns of the per-user sums. Interactions are counts; `returned` is 1 where the user is back within a day.
+SUMS = ("watch_time", "depth", "requests", *types.BINARY_SIGNALS, "ild", "returned", "truncated")
+EXPOSURE_GROUPS = 20  # user groups with exposure counts of their own, for the intervals of coverage and Gini
+
+
+@struct.dataclass
+class Slots:
+    """B users in their sessions, and the queue of those who have not come yet."""
+
+    state: Any  # of the simulator
+    request: types.Request
+    carry: Any  # of the policy
+    history: types.Exposure  # [B, H], what the user arrived with
+    position: chex.Array  # [B] int32, requests of the session so far
+    index: chex.Array  # [B] int32, number of the user in the queue; `num_users` where the slot is idle
+    started: chex.Array  # int32, users taken from the queue
+    num_users: chex.Array  # int32, length of the queue
+    first_user: chex.Array  # int32, its first user id
+
+
+@struct.dataclass
+class Record:
+    """One step of all slots, as it enters a log; `live` tells which slots held a session."""
+
+    live: chex.Array  # [B] bool
+    index: chex.Array  # [B] int32
+    position: chex.Array  # [B] int32, requests of the session before this one
+    request: types.Request
+    history: types.Exposure
+    scores: chex.Array  # [B, C]
+    slate: chex.Array  # [B, K]
+    log_propensity: chex.Array  # [B]
+    feedback: chex.Array  # [B, K, S]
+    terminated: chex.Array  # [B] bool
+    truncated: chex.Array  # [B] bool
+    next_request: types.Request
+
+
+def act(policy: base.Policy, sim_params, state, carry, request: types.Request, position, key: types.Key, k: int):
+    """Scores [B, C], the slate served [B, K] and its log-probability [B] (0 for a deterministic slate)."""
+    if policy.privileged:
+        scores = policy.score(sim_params, state)
+    else:
+        scores = policy.score(policy.params, carry, request)
+    if policy.temperature == 0.0:
+        return scores, exposure.top_k(scores, k), jnp.zeros(scores.shape[0])
+    scaled = scores / policy.temperature
+    u = base.user_uniforms(jax.random.fold_in(key, 4), position, request.user_id, scores.shape[-1])
+    slate = exposure.top_k(scaled + base.to_gumbel(u), k)
+    return scores, slate, exposure.plackett_luce_log_prob(scaled, slate).sum(axis=-1)
+
+
+def start(sim: base.Simulator, policy: base.Policy, key: types.Key, first_user, num_users, day, slots: int) -> Slots:
+    """All slots filled with the first users of the queue `first_user … first_user + num_users - 1`."""
+    first_user, num_users = jnp.asarray(first_user, jnp.int32), jnp.asarray(num_users, jnp.int32)
+    number = jnp.arange(slots, dtype=jnp.int32)
+    state, request, history = sim.reset(key, first_user + number, day, sim.params)
+    return Slots(
+        state=state,
+        request=request,
+        carry=policy.init(policy.params, request, history),
+        history=history,
+        position=jnp.zeros((slots,), jnp.int32),
+        index=jnp.where(number < num_users, number, num_users),
+        started=jnp.minimum(num_users, slots),
+        num_users=num_users,
+        first_user=first_user,
+    )
+
+
+def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots: Slots, k: int):
+    """One request of every live slot, then idle slots are refilled. Returns the slots, a Record and `returned` [B]."""
+    live = slots.index < slots.num_users
+    scores, slate, log_propensity = act(
+        policy, sim.params, slots.state, slots.carry, slots.request, slots.position, key, k
+    )
+    state, result = sim.step(key, slots.state, slate, sim.params)
+    _, days = sim.next_visit(key, state, sim.params)
+    record = Record(
+        live=live,
+        index=slots.index,
+        position=slots.position,
+        request=slots.request,
+        history=slots.history,
+        scores=scores,
+        slate=slate,
+        log_propensity=log_propensity,
+        feedback=result.exposure.feedback,
+        terminated=result.terminated,
+        truncated=result.truncated,
+        next_request=result.request,
+    )
+    over = result.terminated | result.truncated
+    slots = slots.replace(
+        state=state,
+        request=result.request,
+        carry=policy.observe(policy.params, slots.carry, slots.request, result.exposure),
+        position=slots.position + 1,
+        index=jnp.where(over, slots.num_users, slots.index),
+    )
+    slots = _refill(sim, policy, key, day, slots)
+    return slots, record, result.exposure, (over & (days <= 1)).astype(jnp.float32)
+
+
+def _refill(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots: Slots) -> Slots:
+    """Puts waiting users into idle slots, a fixed number at a time, so that a reset is never made for nobody."""
+    num_slots = slots.index.shape[0]
+    chunk = max(1, num_slots // 8)
+
+    def due(slots):
+        waiting = slots.num_users - slots.started
+        idle = jnp.sum(slots.index >= slots.num_users)
+        return (waiting > 0) & (idle >= jnp.minimum(chunk, waiting))
+
+    def fill(slots):
+        where = jnp.nonzero(slots.index >= slots.num_users, size=chunk, fill_value=num_slots)[0]
+        number = slots.started + jnp.arange(chunk, dtype=jnp.int32)
+        where = jnp.where(number < slots.num_users, where, num_slots)
+        state, request, history = sim.reset(key, slots.first_user + number, day, sim.params)
+        carry = policy.init(policy.params, request, history)
+        old = (slots.state, slots.request, slots.carry, slots.history, slots.position, slots.index)
+        new = (state, request, carry, history, jnp.zeros_like(number), number)
+        put = lambda a, b: a.at[where].set(b, mode="drop")
+        state, request, carry, history, position, index = jax.tree.map(put, old, new)
+        return slots.replace(
+            state=state,
+            request=request,
+            carry=carry,
+            history=history,
+            position=position,
+            index=index,
+            started=jnp.minimum(slots.started + chunk, slots.num_users),
+        )
+
+    return jax.lax.while_loop(due, fill, slots)
+
+
+def _shrink(slots: Slots, size: int) -> Slots:
+    """The live slots moved to the front of `size` slots; for the end of the queue, when most slots are idle."""
+    where = jnp.argsort(slots.index >= slots.num_users, stable=True)[:size]
+    take = lambda x: x[where] if jnp.ndim(x) else x
+    return jax.tree.map(take, slots)
+
+
+def rollout(
+    sim: base.Simulator,
+    policy: base.Policy,
+    key: types.Key,
+    first_user: chex.Array,
+    day: chex.Array,
+    *,
+    num_users: int,
+    slots: int,
+    k: int,
+) -> tuple[chex.Array, chex.Array]:
+    """Every user of a queue serves a whole session.
+
+    Args:
+      sim: simulator. policy: ranker. key: typed key of the rollout; the same key pairs the users of two policies.
+      first_user: int32, the queue is `first_user … first_user + num_users - 1`. day: int32, simulated day.
+      num_users: length of the queue. slots: users in flight at a time. k: K, size of a slate.
+
+    Returns:
+      Sums per user [num_users, len(SUMS)] float32, and exposure counts [EXPOSURE_GROUPS, V] int32 by user group.
+    """
+    columns = len(SUMS)
+    sums = jnp.zeros((num_users, columns))
+    counts = jnp.zeros((EXPOSURE_GROUPS, sim.items.num_videos), jnp.int32)
+    state = start(sim, policy, key, first_user, num_users, day, slots)
+
+    def body(carry):
+        state, sums, counts = carry
+        state, record, shown, returned = advance(sim, policy, key, day, state, k)
+        seen = record.feedback.sum(axis=1)  # [B, S]
+        ones = jnp.ones(seen.shape[0])
+        ild = diversity.intra_list_diversity(sim.items.tag[shown.videos], shown.mask)
+        row = jnp.stack(
+            [seen[:, types.WATCH_TIME], k * ones, ones, *seen[:, : len(types.BINARY_SIGNALS)].T, ild, returned]
+            + [record.truncated.astype(jnp.float32)],
+            axis=-1,
+        )
+        index = jnp.where(record.live, record.index, num_users)
+        sums = sums.at[index].add(row, mode="drop")
+        group = jnp.where(record.live, record.index % EXPOSURE_GROUPS, EXPOSURE_GROUPS)
+        counts = counts.at[group[:, None], shown.videos].add(1, mode="drop")
+        return state, sums, counts
+
+    sizes = [slots // 4**i for i in range(3) if slots // 4**i >= 16] or [slots]
+    for i, size in enumerate(sizes):
+        if i:
+            state = _shrink(state, size)
+        # While users wait, all slots are in use; afterwards go on with fewer as soon as the rest fits in them.
+        leave_at = sizes[i + 1] if i + 1 < len(sizes) else 0
+
+        def busy(carry, leave_at=leave_at):
+            state = carry[0]
+            return (state.started < state.num_users) | (jnp.sum(state.index < state.num_users) > leave_at)
+
+        state, sums, counts = jax.lax.while_loop(busy, body, (state, sums, counts))
+    return sums, counts
+
+
+@functools.partial(jax.jit, static_argnames=("num_steps", "k", "sim_functions"), donate_argnames=("slots",))
+def _unroll(sim_functions, sim_data, policy, key, day, slots, *, num_steps: int, k: int):
+    sim = base.Simulator(*sim_functions, *sim_data)
+
+    def body(slots, _):
+        slots, record, _, _ = advance(sim, policy, key, day, slots, k)
+        return slots, record
+
+    return jax.lax.scan(body, slots, length=num_steps)
+
+
+def unroll(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots: Slots, *, num_steps: int, k: int):
+    """`num_steps` steps of all slots; returns the slots and a Record with leading axis [num_steps]."""
+    return _unroll(sim[:3], sim[3:], policy, key, day, slots, num_steps=num_steps, k=k)

@@ -1,0 +1,113 @@
+"""Session logs on disk: what is read is what was written, and nothing half-written is taken for a log."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+
+from mmrf_jax.data import records
+from mmrf_jax.data.schema import Schema, SessionLog
+
+
+def assert_same(a: SessionLog, b: SessionLog):
+    for field in dataclasses.fields(SessionLog):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if x is None or y is None:
+            assert x is y, field.name
+        else:
+            assert x.dtype == y.dtype, field.name
+            np.testing.assert_array_equal(x, y, err_msg=field.name)
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_round_trip(tmp_path, make_log, schema, scores):
+    log = make_log(0, 700, scores)  # three records, the last one not full
+    records.write_log(log, tmp_path / "log", schema)
+    read, found = records.read_log(tmp_path / "log", schema)
+    assert found == schema
+    assert_same(read, log)
+    manifest = json.loads((tmp_path / "log" / records.MANIFEST).read_text())
+    assert manifest["sessions"] == 700 and manifest["requests"] == log.num_requests
+    assert manifest["exposures"] == (log.slate >= 0).sum()
+    assert [p.name for p in tmp_path.iterdir()] == ["log"]
+
+
+def test_several_files_and_an_empty_log(tmp_path, make_log, schema, monkeypatch):
+    monkeypatch.setattr(records, "SESSIONS_PER_FILE", 300)
+    log = make_log(1, 700)
+    records.write_log(log, tmp_path / "log", schema)
+    assert len(list((tmp_path / "log").glob("*.array_record"))) == 3
+    assert_same(records.read_log(tmp_path / "log")[0], log)
+    records.write_log(make_log(1, 0, scores=False), tmp_path / "empty", schema)
+    empty, _ = records.read_log(tmp_path / "empty")
+    assert empty.num_sessions == 0 and empty.candidates.shape == (0, schema.candidates)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, make_log, schema, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr(records, "pack", fails)
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        records.write_log(make_log(0, 5), tmp_path / "log", schema)
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_say_what_and_how_to_fix(tmp_path, make_log, schema):
+    log = make_log(2, 300)
+    records.write_log(log, tmp_path / "log", schema)
+    with pytest.raises(FileExistsError, match="remove it or"):
+        records.write_log(log, tmp_path / "log", schema)
+    with pytest.raises(FileNotFoundError, match="a folder that collect wrote"):
+        records.read_log(tmp_path)
+    with pytest.raises(ValueError, match="candidates=10, 12 is asked for"):
+        records.read_log(tmp_path / "log", dataclasses.replace(schema, candidates=12))
+    with pytest.raises(ValueError, match="'profile'"):
+        records.write_log(log, tmp_path / "other", dataclasses.replace(schema, profile=7))
+    unshown = dataclasses.replace(log, slate=np.where(np.arange(log.num_requests)[:, None] == 3, -1, log.slate))
+    with pytest.raises(ValueError, match="1 of .* exposed no video"):
+        records.write_log(unshown, tmp_path / "other", schema)
+
+    path = next((tmp_path / "log").glob("*.array_record"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        records.read_log(tmp_path / "log")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="is missing though"):
+        records.read_log(tmp_path / "log")
+
+
+def test_a_block_of_another_schema_or_version_is_refused(make_log, schema):
+    block = records.pack(make_log(0, 4), schema)
+    with pytest.raises(ValueError, match="schema"):
+        records.unpack([block], dataclasses.replace(schema, history=6))
+    with pytest.raises(ValueError, match="schema"):
+        records.unpack([block + b"x"], schema)
+    with pytest.raises(ValueError, match="version 7"):
+        records.unpack([block[:4] + (7).to_bytes(4, "little") + block[8:]], schema)
+    with pytest.raises(ValueError, match="1 of 2 session blocks hold scores"):
+        records.unpack([block, records.pack(make_log(0, 4, scores=False), schema)], schema)
+
+
+def test_reads_a_million_exposures_a_second_at_full_size(tmp_path, make_log):
+    full = Schema(
+        num_videos=200,
+        num_authors=5,
+        num_tags=4,
+        item_features=3,
+        profile=16,
+        context=20,
+        candidates=100,
+        slate=6,
+        history=32,
+    )
+    log = make_log(3, 4096, schema=full, longest=16)
+    records.write_log(log, tmp_path / "log", full)
+    start = time.perf_counter()
+    read, _ = records.read_log(tmp_path / "log", full)
+    rate = read.num_requests * full.slate / (time.perf_counter() - start)
+    assert rate > 2e5  # alone on a core it is above 1e6; a shared machine gets room
+    print(f"{rate:.3g} exposure slots/s")

@@ -1,0 +1,271 @@
+"""A/B statistics: hand-computed intervals, coverage of A/A tests, CUPED, catalogue metrics, assignment."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmrf_jax.evaluation import ab_test, diversity
+
+
+def _arm(rng: np.random.Generator, users: int, lift: float = 1.0, taste: np.ndarray | None = None):
+    """Per-user sums of `users` sessions: heavy-tailed watch time, depth that goes with it, rare likes."""
+    taste = rng.normal(0, 0.7, users) if taste is None else taste
+    watch = lift * 60 * np.exp(taste + rng.normal(0, 0.5, users))
+    depth = 1 + rng.poisson(watch / 15)
+    return {
+        "watch_time": watch,
+        "depth": depth,
+        "requests": -(-depth // 6),
+        "like": rng.binomial(depth, 0.05 * np.exp(-0.3 * taste).clip(0, 5)),
+        "returned": rng.random(users) < 0.4,
+    }
+
+
+def _entry(results, arm, metric):
+    return results["ab_test"][arm][metric]
+
+
+def _compare(control, treated, **options):
+    return ab_test.compare({"production": control, "mmrf": treated}, "production", **options)
+
+
+def test_intervals_by_hand():
+    control, treated = np.array([1.0, 2.0, 3.0, 6.0]), np.array([2.0, 3.0, 3.0, 10.0])
+    independent = _entry(_compare({"watch_time": control}, {"watch_time": treated}, paired=False), "mmrf", "watch_time")
+    assert independent["mean"] == 4.5
+    assert independent["diff_pct"] == pytest.approx(50.0)
+    variance = treated.var(ddof=1) / 4 / 9 + 4.5**2 / 81 * control.var(ddof=1) / 4
+    np.testing.assert_allclose(independent["ci95"], 50 + 196 * np.array([-1, 1]) * np.sqrt(variance), rtol=1e-4)
+    paired = _entry(_compare({"watch_time": control}, {"watch_time": treated}, paired=True), "mmrf", "watch_time")
+    error = (treated / 3 - 1.5 * control / 3).std(ddof=1) / 2  # of the linearised difference of each user
+    np.testing.assert_allclose(paired["ci95"], 50 + 196 * np.array([-1, 1]) * error, rtol=1e-4)
+
+
+def test_interaction_rates_are_per_exposed_video_and_sessions_are_counted():
+    arm = {"like": np.array([1, 0, 3]), "depth": np.array([10, 10, 20]), "watch_time": np.array([5.0, 10.0, 30.0])}
+    arm |= {"sessions": np.array([1, 1, 3]), "requests": np.array([2, 2, 5]), "ild": np.array([1.0, 1.5, 2.0])}
+    results = _compare(arm, arm, paired=True)
+    means = {metric: entry["mean"] for metric, entry in results["ab_test"]["mmrf"].items()}
+    expected = {"watch_time": 9.0, "depth": 8.0, "requests": 1.8, "like": 0.1, "ild": 0.5}
+    assert means == pytest.approx(expected)
+    for entry in results["ab_test"]["mmrf"].values():  # the same arm twice, paired: no doubt at all
+        np.testing.assert_allclose([entry["diff_pct"], *entry["ci95"]], 0.0, atol=1e-5)
+
+
+def test_control_has_zero_and_the_keys_of_the_contract():
+    rng = np.random.default_rng(0)
+    results = _compare(_arm(rng, 50), _arm(rng, 60), paired=False)
+    assert set(results) == {"ab_test"} and list(results["ab_test"]) == ["production", "mmrf"]
+    assert set(results["ab_test"]["mmrf"]) == {"watch_time", "depth", "requests", "like", "return_rate"}
+    for entry in results["ab_test"]["production"].values():
+        assert entry["diff_pct"] == 0.0 and entry["ci95"] == [0.0, 0.0]
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_delta_intervals_agree_with_a_bootstrap():
+    rng = np.random.default_rng(1)
+    control, treated = _arm(rng, 3000), _arm(rng, 2000, lift=1.1)
+    results = _compare(control, treated, paired=False)
+    draws = {"watch_time": [], "like": []}
+    for _ in range(800):
+        a, c = rng.integers(0, 2000, 2000), rng.integers(0, 3000, 3000)
+        draws["watch_time"].append(treated["watch_time"][a].mean() / control["watch_time"][c].mean())
+        rate = treated["like"][a].sum() / treated["depth"][a].sum()
+        draws["like"].append(rate / (control["like"][c].sum() / control["depth"][c].sum()))
+    for metric, ratios in draws.items():
+        low, high = _entry(results, "mmrf", metric)["ci95"]
+        spread = 100 * 2 * 1.96 * np.std(ratios)
+        assert (high - low) / spread == pytest.approx(1.0, abs=0.08), metric
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_aa_intervals_cover_zero_as_often_as_they_say(paired):
+    rng, tests = np.random.default_rng(7), 4000  # the standard error of a coverage is then 0.35 %
+    inside = {"watch_time": 0, "depth": 0, "like": 0, "return_rate": 0}
+    for _ in range(tests):
+        taste = rng.normal(0, 0.7, 400)
+        arms = [_arm(rng, 400, taste=taste if paired else None) for _ in range(2)]
+        results = _compare(*arms, paired=paired)
+        for metric in inside:
+            low, high = _entry(results, "mmrf", metric)["ci95"]
+            inside[metric] += low <= 0.0 <= high
+    for metric, count in inside.items():
+        assert 0.93 <= count / tests <= 0.97, metric
+
+
+def test_intervals_cover_a_true_difference():
+    rng = np.random.default_rng(8)
+    inside = 0
+    for _ in range(400):
+        low, high = _entry(_compare(_arm(rng, 400), _arm(rng, 600, 1.3), paired=False), "mmrf", "watch_time")["ci95"]
+        inside += low <= 30.0 <= high
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_pairing_narrows_the_interval():
+    rng = np.random.default_rng(2)
+    taste = rng.normal(0, 0.7, 2000)
+    control, treated = _arm(rng, 2000, taste=taste), _arm(rng, 2000, 1.05, taste)
+    width = {}
+    for paired in (False, True):
+        entry = _entry(_compare(control, treated, paired=paired), "mmrf", "watch_time")
+        width[paired] = entry["ci95"][1] - entry["ci95"][0]
+    assert width[True] < 0.8 * width[False]
+
+
+def test_cuped_narrows_the_interval_and_keeps_the_mean():
+    rng = np.random.default_rng(3)
+    estimates, widths = {False: [], True: []}, {False: [], True: []}
+    covered = 0
+    for _ in range(300):
+        tastes = {"production": rng.normal(0, 0.7, 400), "mmrf": rng.normal(0, 0.7, 500)}
+        arms = {"production": _arm(rng, 400, 1.0, tastes["production"]), "mmrf": _arm(rng, 500, 1.1, tastes["mmrf"])}
+        covariate = {arm: np.exp(taste) for arm, taste in tastes.items()}
+        for adjusted in (False, True):
+            entry = _entry(
+                ab_test.compare(arms, "production", False, covariate if adjusted else None), "mmrf", "watch_time"
+            )
+            estimates[adjusted].append(entry["diff_pct"])
+            widths[adjusted].append(entry["ci95"][1] - entry["ci95"][0])
+        covered += entry["ci95"][0] <= 10.0 <= entry["ci95"][1]
+    assert np.mean(widths[True]) < 0.75 * np.mean(widths[False])
+    assert np.std(estimates[True]) < 0.75 * np.std(estimates[False])
+    assert np.mean(estimates[True]) == pytest.approx(10.0, abs=1.0)
+    assert 0.92 <= covered / 300 <= 0.98
+
+
+def test_cuped_leaves_the_mean_over_all_users_and_ignores_noise():
+    rng = np.random.default_rng(4)
+    control, treated = _arm(rng, 300), _arm(rng, 300)
+    noise = {"production": rng.normal(size=300), "mmrf": rng.normal(size=300)}
+    plain, adjusted = (
+        _compare(control, treated, paired=False),
+        _compare(control, treated, paired=False, covariate=noise),
+    )
+    for metric in ("watch_time", "depth"):  # arms of equal size: what one gains the other loses
+        means = [sum(_entry(r, arm, metric)["mean"] for arm in noise) for r in (plain, adjusted)]
+        assert means[0] == pytest.approx(means[1])
+    constant = {arm: np.ones(300) for arm in noise}
+    same = _entry(_compare(control, treated, paired=False, covariate=constant), "mmrf", "like")
+    np.testing.assert_allclose(same["ci95"], _entry(plain, "mmrf", "like")["ci95"])
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_order_and_blocks_of_users_do_not_matter(paired, monkeypatch):
+    rng = np.random.default_rng(5)
+    arms = {"production": _arm(rng, 500), "mmrf": _arm(rng, 500), "ltr": _arm(rng, 500)}
+    expected = ab_test.compare(arms, "production", paired)["ab_test"]
+    order = rng.permutation(500)
+    test = ab_test.ABTest(tuple(arms), "production", paired)
+    monkeypatch.setattr(ab_test, "_BLOCK_ROWS", 64)
+    for rows in np.array_split(order, 3):
+        test.update({arm: {key: value[rows] for key, value in sums.items()} for arm, sums in arms.items()})
+    for arm, metrics in test.results()["ab_test"].items():
+        for metric, entry in metrics.items():
+            np.testing.assert_allclose(entry["ci95"], expected[arm][metric]["ci95"], rtol=1e-9, atol=1e-9)
+
+
+def test_a_metric_that_never_happens_in_the_control_has_no_difference():
+    control = {"hate": np.zeros(3), "depth": np.ones(3)}
+    never = _compare(control, {"hate": np.array([0, 1, 0]), "depth": np.ones(3)}, paired=True)
+    assert _entry(never, "mmrf", "hate") == {"mean": pytest.approx(1 / 3), "diff_pct": None, "ci95": [None, None]}
+    assert "n/a" in ab_test.format_table(never)
+    other_way = _compare({"hate": np.array([0, 1, 0]), "depth": np.ones(3)}, control, paired=False)
+    assert _entry(other_way, "mmrf", "hate")["diff_pct"] == -100.0
+
+
+def _exposed(rng, users: int, videos: int, skew: float):
+    """Exposures [G, V] of users who see 20 Zipf-popular videos each."""
+    share = 1.0 / np.arange(1, videos + 1) ** skew
+    seen = rng.choice(videos, (users, 20), p=share / share.sum())
+    groups = np.repeat(ab_test.exposure_group(np.arange(users)), 20)
+    return diversity.exposure_counts(seen.reshape(-1), videos, groups, ab_test.EXPOSURE_GROUPS)
+
+
+def test_catalogue_metrics_have_jackknife_intervals():
+    rng = np.random.default_rng(6)
+    inside = {"coverage": 0, "gini": 0}
+    sums = {"depth": np.full(400, 20)}
+    for _ in range(150):
+        arms = [sums | {"exposures": _exposed(rng, 400, 1000, 0.8)} for _ in range(2)]
+        results = _compare(*arms, paired=False)
+        for metric in inside:
+            low, high = _entry(results, "mmrf", metric)["ci95"]
+            inside[metric] += low <= 0.0 <= high
+    # A jackknife errs on the wide side: of 1000 such A/A tests, Gini covers 97 % and coverage all.
+    assert min(inside.values()) / 150 >= 0.93, inside
+    flatter = sums | {"exposures": _exposed(rng, 400, 1000, 0.4)}
+    results = _compare(arms[0], flatter, paired=True)
+    assert _entry(results, "mmrf", "coverage")["ci95"][0] > 0 > _entry(results, "mmrf", "gini")["ci95"][1]
+    assert _entry(results, "mmrf", "gini")["mean"] == diversity.gini(flatter["exposures"].sum(0))
+    assert _entry(results, "production", "gini")["ci95"] == [0.0, 0.0]
+
+
+def test_assignment_is_uniform_and_belongs_to_the_user_alone():
+    users = np.arange(200_000)
+    arms = ab_test.assign(users, [0.5, 0.3, 0.2], "ranker")
+    assert ab_test.sample_ratio_mismatch(np.bincount(arms), [0.5, 0.3, 0.2]) > 0.01
+    order = np.random.default_rng(0).permutation(200_000)
+    np.testing.assert_array_equal(ab_test.assign(users[order].astype(np.int32), [0.5, 0.3, 0.2], "ranker"), arms[order])
+    np.testing.assert_array_equal(ab_test.assign(users[17:18], [0.5, 0.3, 0.2], "ranker"), arms[17:18])
+    other = ab_test.assign(users, [0.5, 0.3, 0.2], "page")
+    table = np.bincount(3 * arms + other, minlength=9)
+    expected = np.outer([0.5, 0.3, 0.2], [0.5, 0.3, 0.2]).reshape(-1)
+    assert ab_test.sample_ratio_mismatch(table, expected) > 0.01  # experiments do not see each other
+    in_a_row = np.bincount(2 * (arms[1:] == 0) + (arms[:-1] == 0))
+    assert ab_test.sample_ratio_mismatch(in_a_row, [0.25] * 4) > 0.01  # nor do neighbouring ids
+
+
+def test_assignment_never_changes():
+    assert ab_test._splitmix64(np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF  # of the reference code, seed 0
+    expected = [0, 1, 0, 0, 1, 0, 1, 1, 1, 0, 0, 1]
+    np.testing.assert_array_equal(ab_test.assign(np.arange(12), [0.5, 0.5], "ranker"), expected)
+
+
+def test_sample_ratio_mismatch_is_found():
+    assert ab_test.sample_ratio_mismatch([5000, 5000], [0.5, 0.5]) == 1.0
+    assert ab_test.sample_ratio_mismatch([50_000, 49_000], [0.5, 0.5]) < 0.002  # 1 % of one arm lost
+    assert ab_test.sample_ratio_mismatch([5100, 4900], [1, 1]) == pytest.approx(0.0455, abs=1e-4)  # z = 2
+    rng = np.random.default_rng(0)
+    values = [
+        ab_test.sample_ratio_mismatch(rng.multinomial(900, [0.2, 0.3, 0.5]), [0.2, 0.3, 0.5]) for _ in range(2000)
+    ]
+    np.testing.assert_allclose(np.quantile(values, [0.05, 0.5, 0.9]), [0.05, 0.5, 0.9], atol=0.04)
+
+
+def test_table_is_aligned_and_wraps():
+    rng = np.random.default_rng(0)
+    results = _compare(_arm(rng, 100), _arm(rng, 100), paired=False)
+    table = ab_test.format_table(results, ["watch_time", "like"])
+    lines = table.splitlines()
+    assert len(lines) == 4 and len(set(map(len, lines))) == 1
+    assert set(lines[1]) == {"|", "-"} and [line.count("|") for line in lines] == [4] * 4
+    assert "+0.00 % [+0.00, +0.00]" in lines[2] and lines[3].startswith("| mmrf ")
+    wrapped = ab_test.format_table(results["ab_test"], width=80)
+    assert max(map(len, wrapped.splitlines())) <= 80 and wrapped.count("| mmrf ") > 1
+    with pytest.raises(KeyError, match="gini"):
+        ab_test.format_table(results, ["gini"])
+
+
+def test_errors_name_the_thing():
+    arm, two = {"depth": np.ones(3)}, {"depth": np.ones(2)}
+    with pytest.raises(ValueError, match="control 'ltr' must be one of the arms"):
+        ab_test.compare({"mmrf": arm}, "ltr", True)
+    with pytest.raises(ValueError, match="'mmrf' has 2, 'production' 3; use paired=False"):
+        _compare(arm, two, paired=True)
+    with pytest.raises(ValueError, match="same users in the same order"):
+        _compare(arm | {"user_id": np.arange(3)}, arm | {"user_id": np.arange(3)[::-1]}, paired=True)
+    with pytest.raises(ValueError, match="choose among sessions, watch_time"):
+        _compare(arm, {"lik": np.ones(3)}, paired=True)
+    with pytest.raises(ValueError, match="depth of arm 'mmrf' has 1 numbers that are not finite"):
+        _compare(arm, {"depth": np.array([1, np.nan, 1])}, paired=True)
+    with pytest.raises(ValueError, match="has no depth, so no like"):
+        zero = {"depth": np.zeros(3), "like": np.zeros(3)}
+        _compare(zero, zero, paired=True)
+    with pytest.raises(ValueError, match="nothing to adjust"):
+        _compare(arm, arm, paired=True, covariate={"production": np.ones(3), "mmrf": np.ones(3)})
+    with pytest.raises(ValueError, match="add up to 1"):
+        ab_test.assign(np.arange(3), [0.5, 0.4], "")
+    with pytest.raises(ValueError, match="at least 2"):
+        _compare({"depth": np.ones(1)}, {"depth": np.ones(1)}, paired=False)

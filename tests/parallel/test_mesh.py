@@ -1,0 +1,86 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrf_jax.parallel import mesh as meshes
+
+FOUR_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np, pytest
+from jax.sharding import AxisType
+from mmrf_jax.parallel import mesh as meshes
+
+mesh = meshes.make_mesh()
+assert mesh.shape == {"data": 4} and mesh.axis_types == (AxisType.Auto,)
+assert meshes.make_mesh(jax.devices()[:2]).size == 2
+
+meshes.check_divisible(104, mesh)
+for batch, fit in ((102, 104), (0, 4), (3, 4)):
+    with pytest.raises(ValueError, match=f"batch {batch} is not divisible by 4 devices; use --config.batch={fit}"):
+        meshes.check_divisible(batch, mesh)
+with pytest.raises(ValueError, match="num_users 5 .* --config.num_users=8"):
+    meshes.check_divisible(5, mesh, "num_users")
+
+batch = {"x": np.arange(16.0, dtype=np.float32).reshape(8, 2), "id": np.arange(8, dtype=np.int32)}
+placed = meshes.put_batch(batch, mesh)
+assert placed["x"].sharding == meshes.sharded(mesh)
+assert [s.data.shape for s in placed["x"].addressable_shards] == [(2, 2)] * 4
+jax.tree.map(np.testing.assert_array_equal, placed, batch)
+with pytest.raises(ValueError, match="batch 6 is not divisible"):
+    meshes.put_batch({"x": np.zeros((6, 2))}, mesh)
+with pytest.raises(ValueError, match="no leading axis"):
+    meshes.put_batch({"x": np.float32(1)}, mesh)
+assert meshes.put_replicated(np.ones(3), mesh).sharding == meshes.replicated(mesh)
+
+def rollout(params, user):  # each device goes on for as long as its own users do
+    def body(carry):
+        turn, x = carry
+        return turn + 1, jnp.where(turn < user["id"], x + params["w"] * user["x"].sum(-1), x)
+    turns, x = jax.lax.while_loop(lambda c: c[0] < user["id"].max(), body, (0, jnp.zeros(user["id"].shape)))
+    return {"x": x, "turns": jnp.full(user["id"].shape, turns)}
+
+params = {"w": jnp.float32(0.5)}
+here = jax.jit(meshes.shard_users(rollout, mesh))(meshes.put_replicated(params, mesh), placed)
+assert here["x"].sharding.is_equivalent_to(meshes.sharded(mesh), 1)
+np.testing.assert_allclose(here["x"], rollout(params, batch)["x"])
+np.testing.assert_array_equal(here["turns"], [1, 1, 3, 3, 5, 5, 7, 7])  # no device waits for another
+text = jax.jit(meshes.shard_users(rollout, mesh)).lower(params, placed).compile().as_text()
+assert "all-reduce" not in text and "all-gather" not in text
+
+def draw(params, key, ids):
+    return params["w"] * jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(ids)
+
+keyed = jax.jit(meshes.shard_users(draw, mesh, num_replicated=2))
+expected = draw(params, jax.random.key(1), batch["id"])
+np.testing.assert_array_equal(keyed(params, jax.random.key(1), placed["id"]), expected)
+
+with pytest.raises(ValueError, match="batch 6 is not divisible by 4 devices"):
+    meshes.shard_users(rollout, mesh)(params, {"id": jnp.zeros(6, int), "x": jnp.zeros((6, 2))})
+with pytest.raises(ValueError, match="1 arguments of which 1 are replicated"):
+    meshes.shard_users(rollout, mesh)(params)
+print("all well")
+"""
+
+
+def test_four_devices(run_python):
+    assert "all well" in run_python(FOUR_DEVICES, devices=4)
+
+
+def test_one_device_is_a_mesh_too():
+    mesh = meshes.make_mesh(jax.devices()[:1])
+    placed = meshes.put_batch(np.ones((3, 2)), mesh)
+    out = jax.jit(meshes.shard_users(lambda scale, x: scale * x, mesh))(jnp.float32(2), placed)
+    np.testing.assert_array_equal(out, np.full((3, 2), 2.0))
+    assert meshes.is_primary()
+    with pytest.raises(ValueError, match="mesh of 0 devices"):
+        meshes.make_mesh([])
+
+
+def test_importing_the_rooms_touches_no_device(run_python):
+    script = """
+import mmrf_jax.checkpointing.manager, mmrf_jax.embeddings.rowwise, mmrf_jax.metrics.means
+import mmrf_jax.metrics.progress, mmrf_jax.metrics.writers, mmrf_jax.parallel.mesh
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+    run_python(script)
