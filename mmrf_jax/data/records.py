@@ -216,6 +216,6 @@ def read_log(directory: str | os.PathLike, schema: Schema | None = None) -> tupl
     log = unpack(records, found)
     if (log.num_sessions, log.num_requests) != (manifest["sessions"], manifest["requests"]):
         raise ValueError(
-            f"{directory} holds {log.num_sessions} sessions, its manifest names {manifest['sessions']}; collect it again"
+            f"{directory} holds {log.num_sessions} sessions, its manifest says {manifest['sessions']}; collect it anew"
         )
     return log, found

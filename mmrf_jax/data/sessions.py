@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,8 @@ def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def select_sessions(log: SessionLog, which: np.ndarray) -> SessionLog:
-    """The sessions of a boolean mask [n], or of indices [m] in their order, with their requests."""
+    """The sessions of a boolean mask [n], or of indices [m] in their order, with their requests (views of the
+    log's arrays where the sessions are consecutive)."""
     which = np.asarray(which)
     if which.dtype == bool:
         if which.shape != (log.num_sessions,):
@@ -41,17 +43,17 @@ def select_sessions(log: SessionLog, which: np.ndarray) -> SessionLog:
     which = which.astype(np.int64)
     starts = log.offsets[:-1][which]
     lengths = log.offsets[1:][which] - starts
+    sessions: slice | np.ndarray
+    requests: slice | np.ndarray
     contiguous = len(which) > 0 and bool((np.diff(which) == 1).all())
     if contiguous:  # views instead of copies
         first, last = int(which[0]), int(which[-1]) + 1
         sessions, requests = slice(first, last), slice(int(log.offsets[first]), int(log.offsets[last]))
     else:
         sessions, requests = which, ragged_arange(starts, lengths)
-    return SessionLog(
-        **{name: getattr(log, name)[sessions] for name in _PER_SESSION},
-        **{name: None if getattr(log, name) is None else getattr(log, name)[requests] for name in _PER_REQUEST},
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    )
+    fields: dict[str, Any] = {name: getattr(log, name)[sessions] for name in _PER_SESSION}
+    fields |= {name: None if getattr(log, name) is None else getattr(log, name)[requests] for name in _PER_REQUEST}
+    return SessionLog(offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), **fields)
 
 
 def concatenate(logs: Sequence[SessionLog]) -> SessionLog:
@@ -66,7 +68,7 @@ def concatenate(logs: Sequence[SessionLog]) -> SessionLog:
     if any(scored) != all(scored):
         raise ValueError(f"{sum(scored)} of {len(logs)} logs hold scores; set scores=None in all or in none")
     ends = np.cumsum([0, *(log.num_requests for log in logs)])
-    fields = {name: np.concatenate([getattr(log, name) for log in logs]) for name in _PER_SESSION}
+    fields: dict[str, Any] = {name: np.concatenate([getattr(log, name) for log in logs]) for name in _PER_SESSION}
     for name in _PER_REQUEST:
         fields[name] = None if name == "scores" and not scored[0] else np.concatenate([getattr(x, name) for x in logs])
     starts = [log.offsets[:-1] + end for log, end in zip(logs, ends[:-1], strict=True)]

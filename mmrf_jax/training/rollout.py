@@ -90,8 +90,11 @@ def start(sim: base.Simulator, policy: base.Policy, key: types.Key, first_user, 
     )
 
 
-def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots: Slots, k: int):
-    """One request of every live slot, then idle slots are refilled. Returns the slots, a Record and `returned` [B]."""
+def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots: Slots, k: int, refill: bool = True):
+    """One request of every live slot, then idle slots are refilled.
+
+    Returns the slots, a Record, the Exposure and `returned` [B], 1 where a session ended whose user is back in a day.
+    """
     live = slots.index < slots.num_users
     scores, slate, log_propensity = act(
         policy, sim.params, slots.state, slots.carry, slots.request, slots.position, key, k
@@ -120,7 +123,8 @@ def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
         position=slots.position + 1,
         index=jnp.where(over, slots.num_users, slots.index),
     )
-    slots = _refill(sim, policy, key, day, slots)
+    if refill:
+        slots = _refill(sim, policy, key, day, slots)
     return slots, record, result.exposure, (over & (days <= 1)).astype(jnp.float32)
 
 
@@ -190,9 +194,9 @@ def rollout(
     counts = jnp.zeros((EXPOSURE_GROUPS, sim.items.num_videos), jnp.int32)
     state = start(sim, policy, key, first_user, num_users, day, slots)
 
-    def body(carry):
+    def body(carry, refill):
         state, sums, counts = carry
-        state, record, shown, returned = advance(sim, policy, key, day, state, k)
+        state, record, shown, returned = advance(sim, policy, key, day, state, k, refill)
         seen = record.feedback.sum(axis=1)  # [B, S]
         ones = jnp.ones(seen.shape[0])
         ild = diversity.intra_list_diversity(sim.items.tag[shown.videos], shown.mask)
@@ -207,18 +211,13 @@ def rollout(
         counts = counts.at[group[:, None], shown.videos].add(1, mode="drop")
         return state, sums, counts
 
-    sizes = [slots // 4**i for i in range(3) if slots // 4**i >= 16] or [slots]
-    for i, size in enumerate(sizes):
-        if i:
-            state = _shrink(state, size)
-        # While users wait, all slots are in use; afterwards go on with fewer as soon as the rest fits in them.
-        leave_at = sizes[i + 1] if i + 1 < len(sizes) else 0
-
-        def busy(carry, leave_at=leave_at):
-            state = carry[0]
-            return (state.started < state.num_users) | (jnp.sum(state.index < state.num_users) > leave_at)
-
-        state, sums, counts = jax.lax.while_loop(busy, body, (state, sums, counts))
+    # While users wait all slots are in use; the last sessions go on in a quarter of them once they fit there.
+    small = max(slots // 4, 1)
+    live = lambda carry: jnp.sum(carry[0].index < carry[0].num_users)
+    waiting = lambda carry: (carry[0].started < carry[0].num_users) | (live(carry) > small)
+    carry = jax.lax.while_loop(waiting, functools.partial(body, refill=True), (state, sums, counts))
+    carry = (_shrink(carry[0], small), *carry[1:])
+    _, sums, counts = jax.lax.while_loop(lambda c: live(c) > 0, functools.partial(body, refill=False), carry)
     return sums, counts
 
 

@@ -10,11 +10,11 @@ import pandas as pd
 
 DATES = (20220429, 20220430, 20220501, 20220502, 20220503, 20220504, 20220505)
 VIDEOS, USERS = 90, 14
-FLAGS = "is_click is_like is_follow is_comment is_forward is_hate long_view".split()
-LOG_COLUMNS = (
-    "user_id video_id date hourmin time_ms is_click is_like is_follow is_comment is_forward is_hate long_view play_time_ms "
-    "duration_ms profile_stay_time comment_stay_time is_profile_enter is_rand tab"
-).split()
+FLAGS = ["is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view"]
+LOG_COLUMNS = [
+    *["user_id", "video_id", "date", "hourmin", "time_ms", *FLAGS, "play_time_ms", "duration_ms"],
+    *["profile_stay_time", "comment_stay_time", "is_profile_enter", "is_rand", "tab"],
+]
 
 
 def midnight_ms(date: int) -> int:

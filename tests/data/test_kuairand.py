@@ -11,12 +11,13 @@ import pytest
 from mmrf_jax.data import records
 from mmrf_jax.data.kuairand import builder as kr
 from mmrf_jax.data.kuairand import candidates, columns, features, requests
+from mmrf_jax.data.kuairand.prepare import Prepared
 
 CONFIG = kr.KuaiRandConfig(candidates=20, slate=3, history=8, session_gap_minutes=120)
 
 
 def prepare(source, tmp_path, config=CONFIG):
-    prepared = kr._Prepared.build(columns.find_source(source), config)
+    prepared = Prepared.build(columns.find_source(source), config)
     splits, items, schema, report = kr.load_or_prepare(source, tmp_path / "cache", config)
     return prepared, splits, items, schema, report
 
@@ -125,7 +126,7 @@ def test_sessions_end_with_an_absence_or_are_truncated(small):
 
 
 def test_the_random_log_is_for_testing_only(small):
-    prepared, splits, _, _, _ = small
+    splits = small[1]
     random = files.make_log(9, 300, is_rand=1)
     log = splits["random_test"]
     assert log.num_sessions == (random.date >= 20220504).sum() == log.num_requests
@@ -322,7 +323,7 @@ def test_preparing_twice_does_nothing_and_half_written_is_not_finished(tmp_path,
 
 
 def test_the_seed_changes_candidates_only(tmp_path, small):
-    _, splits, _, schema, _ = small
+    splits = small[1]
     other = kr.load_or_prepare(files.write(tmp_path / "s"), tmp_path / "cache", dataclasses.replace(CONFIG, seed=1))[0]
     assert (other["train"].candidates != splits["train"].candidates).mean() > 0.8
     for a, b in zip(exposures(other["train"]), exposures(splits["train"]), strict=True):

@@ -67,7 +67,7 @@ def test_errors_say_what_and_how_to_fix(tmp_path, make_log, schema):
     with pytest.raises(ValueError, match="'profile'"):
         records.write_log(log, tmp_path / "other", dataclasses.replace(schema, profile=7))
     unshown = dataclasses.replace(log, slate=np.where(np.arange(log.num_requests)[:, None] == 3, -1, log.slate))
-    with pytest.raises(ValueError, match="1 of .* exposed no video"):
+    with pytest.raises(ValueError, match=r"1 of .* exposed no video"):
         records.write_log(unshown, tmp_path / "other", schema)
 
     path = next((tmp_path / "log").glob("*.array_record"))

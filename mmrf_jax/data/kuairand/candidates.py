@@ -21,7 +21,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 def request_keys(seed: int, *parts: np.ndarray) -> np.ndarray:
     """[R] uint64 keys of requests, from the seed and integers [R] that identify a request."""
-    key = np.full(len(parts[0]), seed, np.uint64)
+    key: np.ndarray = np.full(len(parts[0]), seed, np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
             key = mix(key + _GOLDEN) ^ part.astype(np.uint64)
@@ -61,7 +61,8 @@ class Pool:
             live = len(self.videos(int(date)))
             if live < candidates:
                 raise ValueError(
-                    f"{live} videos are live on {date}, {candidates} candidates are asked for; set candidates to at most {live}"
+                    f"{live} videos are live on {date}, {candidates} candidates are asked for; "
+                    f"set candidates to at most {live}"
                 )
 
     def sample(
@@ -102,7 +103,7 @@ class Pool:
 
 
 def _place(key: np.ndarray, found: np.ndarray, exposed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Moves the exposed videos, the first of each row, to random places: K steps of a Fisher–Yates shuffle of places."""
+    """Moves the exposed videos, the first of each row, to random places: K steps of a Fisher–Yates shuffle."""
     r, c = found.shape
     k = exposed.shape[1]
     rows = np.arange(r)

@@ -9,6 +9,8 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import polars as pl
 
@@ -29,7 +31,7 @@ LOG_TYPES = {
     "video_id": pl.Int32,
     "date": pl.Int32,
     "time_ms": pl.Int64,
-    **{name: pl.Int8 for name in SIGNAL_COLUMNS},
+    **dict.fromkeys(SIGNAL_COLUMNS, pl.Int8),
     "play_time_ms": pl.Int32,
     "duration_ms": pl.Int32,
     "is_rand": pl.Int8,
@@ -50,7 +52,7 @@ _NAME = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The files of one KuaiRand release; `logs` holds standard and random ones (the `is_rand` column tells them apart)."""
+    """The files of one KuaiRand release; `logs` are standard and random (`is_rand` tells rows apart)."""
 
     variant: str  # "pure", "1k" or "27k"
     logs: tuple[pathlib.Path, ...]
@@ -82,7 +84,7 @@ def find_source(directory: str | os.PathLike) -> Source:
     logs = (*found.get("log_standard", ()), *found.get("log_random", ()))
     if not logs:
         raise FileNotFoundError(
-            f"{folder} holds no log_standard_*.csv or log_random_*.csv of KuaiRand; name the folder of the unpacked download"
+            f"{folder} holds no log_standard_*.csv or log_random_*.csv of KuaiRand; name the unpacked download"
         )
     if len(variants) > 1:
         raise ValueError(
@@ -107,7 +109,7 @@ def read_log(path: pathlib.Path) -> pl.DataFrame:
       ValueError: for an empty file or a missing column.
     """
     header = _header(path, LOG_TYPES)
-    options = {"has_header": False, "skip_rows": 1, "quote_char": None, "encoding": "utf8-lossy"}
+    options: dict[str, Any] = {"has_header": False, "skip_rows": 1, "quote_char": None, "encoding": "utf8-lossy"}
     kept = {name: kind for name, kind in {**LOG_TYPES, **EXTRA_LOG_TYPES}.items() if name in header}
     numbers = [pl.when(pl.col(n).floor() == pl.col(n)).then(n).cast(t, strict=False).alias(n) for n, t in kept.items()]
     zeros = [pl.lit(0, dtype=kind).alias(name) for name, kind in EXTRA_LOG_TYPES.items() if name not in kept]
@@ -164,7 +166,7 @@ def _number(name: str) -> pl.Expr:
     return pl.when(value.is_finite()).then(value).alias(name)
 
 
-def _header(path: pathlib.Path, needed) -> list[str]:
+def _header(path: pathlib.Path, needed: Iterable[str]) -> list[str]:
     with open(path, encoding="utf-8-sig", errors="replace") as f:
         header = [name.strip().strip('"') for name in f.readline().split(",")]
     if header == [""]:

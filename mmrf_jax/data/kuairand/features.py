@@ -43,9 +43,9 @@ class Catalogue:
 def build_catalogue(rows: pl.DataFrame, videos: pl.DataFrame, train_until: int) -> Catalogue:
     """Item table, vocabularies and live days.
 
-    Item features [V, Di], Di = 1 + 8 + 4 + 9 + 1: standardised log duration; one-hot bucket of duration (quantiles of the
-    training rows); one-hot of the video type and of the upload type (the frequent ones of training videos, then other);
-    standardised log1p of the days from upload to `train_until`, at least 0. What is missing is zeros.
+    Item features [V, Di], Di = 1 + 8 + 4 + 9 + 1: standardised log duration; one-hot bucket of duration (quantiles of
+    the training rows); one-hot of the video type and of the upload type (the frequent ones of training videos, then
+    other); standardised log1p of the days from upload to `train_until`, at least 0. What is missing is zeros.
 
     Args:
       rows: usable log rows (`clean.clean_log`).
@@ -59,7 +59,7 @@ def build_catalogue(rows: pl.DataFrame, videos: pl.DataFrame, train_until: int) 
     if not train.height:
         first = rows.filter(pl.col("is_rand") == 0)["date"].min()
         raise ValueError(
-            f"no standard-log row on or before train_until={train_until}; the first is of {first}: set it later"
+            f"no standard-log row on or before train_until={train_until}; the first is of {first!s}: set it later"
         )
     seen = (
         rows.sort("date", "time_ms", maintain_order=True)

@@ -137,8 +137,8 @@ class Plan:
     def context(self, requests: np.ndarray, position: np.ndarray) -> np.ndarray:
         """[m, CONTEXT] float32 of requests [m] at a position [m] of their session.
 
-        Sine and cosine of the hour (UTC+8); one-hot tab 0 … 14 and other; log1p of the position; log1p of the hours since
-        the user's previous exposure, over its maximum (a week or more, or none).
+        Sine and cosine of the hour (UTC+8); one-hot tab 0 … 14 and other; log1p of the position; log1p of the hours
+        since the user's previous exposure, over its maximum (a week or more, or none).
         """
         row = self.request_first[requests]
         user, time = self.rows.user[row], self.rows.time[row]

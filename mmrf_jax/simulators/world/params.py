@@ -49,41 +49,41 @@ class Behaviour:
     """How users answer. All log-odds are natural; seconds where said."""
 
     # drive: what makes a user watch (log of the play time is `play_curve` of it)
-    drive_match: float = 1.0
-    drive_quality: float = 0.48
-    drive_clickbait: float = 0.58
+    drive_match: float = 0.716
+    drive_quality: float = 0.189
+    drive_clickbait: float = 0.438
     drive_duration: float = 0.0
-    drive_activity: float = 0.38
-    drive_satiation: float = 0.5
+    drive_activity: float = 0.24
+    drive_satiation: float = 0.3
     drive_position: float = 0.03
-    drive_noise: float = 0.68
+    drive_noise: float = 1.374
     # enjoyment: what makes a user like, follow, stay
     joy_match: float = 0.8
     joy_quality: float = 0.7
     joy_clickbait: float = -0.9
-    joy_satiation: float = -0.5
+    joy_satiation: float = -0.4
     # log seconds = curve_start + sum of slopes * relu(drive - knots)
     curve_start: float = 0.0
     curve_knots: tuple = (-1.5, 0.0, 1.0, 2.0, 4.0)
-    curve_slopes: tuple = (0.395, 0.311, 0.502, 0.334, -0.29)
-    skip: float = 0.186  # chance that a video is swiped away unseen, after `exp(skip_start)` seconds or so
-    skip_start: float = 0.229
+    curve_slopes: tuple = (0.533, 0.309, 0.22, 0.148, -0.204)
+    skip: float = 0.308  # chance that a video is swiped away unseen, after `exp(skip_start)` seconds or so
+    skip_start: float = 0.311
     replay: float = 0.08  # chance that a finished video runs on
     # explicit feedback: intercept, and weights of enjoyment, match, log1p seconds watched, clickbait, not clicking
-    like: tuple = (-5.18, 1.0, 0.0, 0.0, 0.0, -3.0)
-    follow: tuple = (-9.17, 0.9, 0.0, 0.4, 0.0, -3.0)
-    comment: tuple = (-11.9, 0.0, 1.4, 0.8, 0.0, -4.0)
-    forward: tuple = (-7.59, 0.6, 0.0, 0.0, 0.0, -1.5)
-    hate: tuple = (-8.86, -0.7, 0.0, 0.6, 0.3, 0.0)
-    profile_enter: tuple = (-7.63, 0.8, 0.0, 0.8, 0.0, -3.0)
+    like: tuple = (-4.77, 0.8, 0.0, 0.0, 0.0, -2.2)
+    follow: tuple = (-8.1, 0.8, 0.1, 0.1, 0.0, -2.5)
+    comment: tuple = (-10.45, 0.2, 1.0, 0.6, 0.0, -3.5)
+    forward: tuple = (-7.79, 0.6, 0.0, 0.0, 0.0, -0.8)
+    hate: tuple = (-8.58, -0.7, 0.0, 0.5, 0.3, 0.0)
+    profile_enter: tuple = (-5.36, 0.5, 0.2, 0.2, 0.0, -2.0)
     # the session
-    stay: float = 1.9
-    stay_joy: float = 0.9
-    stay_joy_centre: float = 0.7
+    stay: float = 2.0
+    stay_joy: float = 0.8
+    stay_joy_centre: float = 1.0
     stay_patience: float = 0.4
     stay_fatigue: float = 0.02
     drift: float = 0.03
-    satiation_gain: float = 0.25
+    satiation_gain: float = 0.12
     satiation_decay: float = 0.8
     # coming back within a day
     back: float = 0.3
