@@ -221,7 +221,7 @@ def rollout(
     return sums, counts
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "k", "sim_functions"), donate_argnames=("slots",))
+@functools.partial(jax.jit, static_argnames=("num_steps", "k", "sim_functions"))
 def _unroll(sim_functions, sim_data, policy, key, day, slots, *, num_steps: int, k: int):
     sim = base.Simulator(*sim_functions, *sim_data)
 
@@ -235,3 +235,13 @@ def _unroll(sim_functions, sim_data, policy, key, day, slots, *, num_steps: int,
 def unroll(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots: Slots, *, num_steps: int, k: int):
     """`num_steps` steps of all slots; returns the slots and a Record with leading axis [num_steps]."""
     return _unroll(sim[:3], sim[3:], policy, key, day, slots, num_steps=num_steps, k=k)
+
+
+@functools.partial(jax.jit, static_argnames=("num_slots", "sim_functions"))
+def _begin(sim_functions, sim_data, policy, key, first_user, num_users, day, *, num_slots: int):
+    return start(base.Simulator(*sim_functions, *sim_data), policy, key, first_user, num_users, day, num_slots)
+
+
+def begin(sim: base.Simulator, policy: base.Policy, key: types.Key, first_user, num_users, day, *, slots: int) -> Slots:
+    """`start`, compiled."""
+    return _begin(sim[:3], sim[3:], policy, key, first_user, num_users, day, num_slots=slots)

@@ -103,16 +103,16 @@ def _draw(seed, num_videos: int):
     log_duration = jnp.log(jnp.interp(u, jnp.array(_DURATION_Q), jnp.array(_DURATION_S)))
     popularity = 0.3 * quality + 0.3 * clickbait + normal(8, num_videos)
     upload = jnp.floor(jax.random.uniform(keys[9], (num_videos,), minval=p.FIRST_DAY, maxval=p.LAST_DAY + 1))
-    # What the platform's content models see: noisy mixtures of quality and clickbait, and the duration.
-    mix = jnp.stack([quality, clickbait], -1) @ jnp.array([[1.0, 0.6, -0.5, 0.8], [0.5, -0.9, 1.0, 0.7]])
-    noisy = mix + 1.2 * normal(10, num_videos, 4)
+    # What the platform's content models see: the taste vector, and mixtures of quality and clickbait, all with noise.
+    # The production ranker knows no more of a video than this, so its choices hide nothing from the agents.
+    mix = jnp.array([[1.0, 0.6, -0.5, 0.8], [0.5, -0.9, 1.0, 0.7]])
+    noisy = jnp.stack([quality, clickbait], -1) @ mix + 0.8 * normal(10, num_videos, 4)
+    estimate = noisy @ jnp.linalg.pinv(mix)
+    content = p.LATENT**0.5 * (taste + 0.06 * normal(11, num_videos, p.LATENT))
     scaled = log_duration[:, None] - 4.2
-    visible = jnp.concatenate([noisy, scaled, scaled**2 - 1.0, (u[:, None] < 0.25) * 1.0], axis=-1)
-    hidden = jnp.concatenate(
-        [taste, quality[:, None], clickbait[:, None], log_duration[:, None], appeal[author][:, None]]
-        + [quality[:, None] + normal(11, num_videos, 1)],
-        axis=-1,
-    )
+    visible = jnp.concatenate([content, noisy, scaled, scaled**2 - 1.0, (u[:, None] < 0.25) * 1.0], axis=-1)
+    truth = jnp.stack([quality, clickbait, log_duration, appeal[author]], axis=-1)
+    hidden = jnp.concatenate([taste, truth, estimate], axis=-1)
     return {
         "hidden": hidden, "topic": topic.astype(jnp.int32), "centroids": centroids, "author": author,
         "popularity": popularity, "upload": upload.astype(jnp.int32), "visible": visible,

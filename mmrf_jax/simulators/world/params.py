@@ -13,10 +13,10 @@ from flax import struct
 
 LATENT = 16  # dimensions of hidden taste
 TOPICS = 32
-HIDDEN = LATENT + 5  # columns of WorldParams.hidden
+HIDDEN = LATENT + 6  # columns of WorldParams.hidden
 PROFILE = LATENT + 4  # Du: a noisy view of taste, activity, patience, age and sociability
 CONTEXT = 3  # Dx: sine and cosine of the hour, log of the position in the session
-ITEM_FEATURES = 8  # Di
+ITEM_FEATURES = LATENT + 8  # Di
 FIRST_DAY, LAST_DAY = -90, 60  # uploads are spread over these days; users may come on days 0 to LAST_DAY
 
 VARIANTS = ("base", "users", "leaving")
@@ -49,14 +49,14 @@ class Behaviour:
     """How users answer. All log-odds are natural; seconds where said."""
 
     # drive: what makes a user watch (log of the play time is `play_curve` of it)
-    drive_match: float = 0.716
-    drive_quality: float = 0.189
-    drive_clickbait: float = 0.438
+    drive_match: float = 0.714
+    drive_quality: float = 0.196
+    drive_clickbait: float = 0.449
     drive_duration: float = 0.0
-    drive_activity: float = 0.24
+    drive_activity: float = 0.23
     drive_satiation: float = 0.3
     drive_position: float = 0.03
-    drive_noise: float = 1.374
+    drive_noise: float = 1.258
     # enjoyment: what makes a user like, follow, stay
     joy_match: float = 0.8
     joy_quality: float = 0.7
@@ -65,9 +65,9 @@ class Behaviour:
     # log seconds = curve_start + sum of slopes * relu(drive - knots)
     curve_start: float = 0.0
     curve_knots: tuple = (-1.5, 0.0, 1.0, 2.0, 4.0)
-    curve_slopes: tuple = (0.533, 0.309, 0.22, 0.148, -0.204)
-    skip: float = 0.308  # chance that a video is swiped away unseen, after `exp(skip_start)` seconds or so
-    skip_start: float = 0.311
+    curve_slopes: tuple = (0.57, 0.302, 0.209, 0.137, -0.197)
+    skip: float = 0.32  # chance that a video is swiped away unseen, after `exp(skip_start)` seconds or so
+    skip_start: float = 0.366
     replay: float = 0.08  # chance that a finished video runs on
     # explicit feedback: intercept, and weights of enjoyment, match, log1p seconds watched, clickbait, not clicking
     like: tuple = (-4.77, 0.8, 0.0, 0.0, 0.0, -2.2)
@@ -109,7 +109,7 @@ class WorldParams:
     """The world as a pytree: the catalogue's hidden and visible halves, and the behaviour.
 
     Columns of `hidden` [V, HIDDEN]: taste vector (unit), quality, clickbait, log duration, author's appeal, and the
-    production ranker's noisy estimate of quality.
+    platform's estimates of quality and clickbait from what it sees of the video.
     Video ids are sorted: the `num_popular` popular ones first, most popular first, then topic by topic in order of
     upload, so that a retrieval cluster is a contiguous run of ids.
     """

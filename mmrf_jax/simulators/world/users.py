@@ -26,13 +26,14 @@ class Traits:
     profile: chex.Array  # [B, Du] what the agents see
 
 
-NUM_UNIFORMS = p.TOPICS + 2 * p.LATENT + 4 + p.PROFILE
+_HABITS = 4
+NUM_UNIFORMS = p.TOPICS + 2 * p.LATENT + 2 * _HABITS
 
 
 def draw(user_ids: chex.Array, params: p.WorldParams) -> tuple[Traits, chex.Array]:
     """Traits and the interests at home [B, LATENT] (unit) of users [B]."""
     u = base.user_uniforms(params.user_key, 0, user_ids, NUM_UNIFORMS)
-    cuts = [p.TOPICS, p.TOPICS + p.LATENT, p.TOPICS + 2 * p.LATENT, p.TOPICS + 2 * p.LATENT + 4]
+    cuts = [p.TOPICS, p.TOPICS + p.LATENT, p.TOPICS + 2 * p.LATENT, p.TOPICS + 2 * p.LATENT + _HABITS]
     gumbel = base.to_gumbel(u[:, : cuts[0]])
     taste, view, habits, noise = (base.to_normal(x) for x in jnp.split(u[:, cuts[0] :], [c - cuts[0] for c in cuts[1:]], -1))
     b = params.behaviour
@@ -40,14 +41,14 @@ def draw(user_ids: chex.Array, params: p.WorldParams) -> tuple[Traits, chex.Arra
     interest = unit(jnp.einsum("n,bnd->bd", jnp.array([1.0, 0.8, 0.6]), params.centroids[chosen]) + 0.12 * taste)
     retrieval = unit(interest + b.retrieval_noise * 0.25 * view)
     activity, patience, bait, social = habits.T
-    visible = jnp.concatenate([MATCH_SCALE * interest, habits[:, :4]], axis=-1)
+    habits_seen = habits + b.profile_noise * noise
     traits = Traits(
         activity=activity,
         patience=patience,
         susceptibility=jnp.exp(b.susceptibility * bait),
         sociability=social,
         retrieval=retrieval,
-        profile=visible + b.profile_noise * noise,
+        profile=jnp.concatenate([MATCH_SCALE * retrieval, habits_seen], axis=-1),
     )
     return traits, interest
 

@@ -1,0 +1,131 @@
+"""Encoders shared by all agents and critics: videos, and the user state carried over exposures and their feedback.
+
+The user memory is a linear attention over everything the user was shown: for each decay rate l it holds the decayed
+mean of feedback ⊗ item encoding, M_l [F, D]. Reading it at a candidate, M_l e_c, says how the user answered to
+videos like that one; carrying it over a slate costs O(K), whatever the length of the history.
+"""
+
+from __future__ import annotations
+
+import chex
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import types
+from mmrf_jax.agents.config import AgentConfig
+
+_PRIOR_WEIGHT = 2.0  # exposures' worth of nothing in the decayed means, so that short histories shrink to 0
+
+
+@struct.dataclass
+class Memory:
+    """Decayed sums over exposures for L decay rates."""
+
+    outer: chex.Array  # [..., L, F, D], of feedback ⊗ item encoding
+    weight: chex.Array  # [..., L], of ones
+
+    def mean(self) -> chex.Array:
+        """[..., L, F, D]."""
+        return self.outer / (self.weight + _PRIOR_WEIGHT)[..., None, None]
+
+
+class Encoder(nn.Module):
+    """Linen modules of the shared representation; embedding rows come in, tables stay outside."""
+
+    config: AgentConfig
+
+    def setup(self):
+        c = self.config
+        self.item_hidden = nn.Dense(64)
+        self.item_out = nn.Dense(c.dim - 1)
+        self.item_skip = nn.Dense(c.dim - 1, use_bias=False)
+        self.feedback_out = nn.Dense(c.feedback_dim - 1)
+        self.user_hidden = nn.Dense(128)
+        self.user_out = nn.Dense(c.state_dim)
+        self.user_skip = nn.Dense(c.state_dim, use_bias=False)
+        self.row_dropout = nn.Dropout(c.dropout)
+        self.state_dropout = nn.Dropout(c.dropout)
+
+    def items(self, rows: dict[str, chex.Array], features: chex.Array, train: bool = False) -> chex.Array:
+        """Embedding rows {table: [..., d]} and features [..., Di] -> encodings e [..., D]; the first dimension is 1."""
+        ids = jnp.concatenate([rows[name] for name in sorted(rows)], axis=-1)
+        ids = self.row_dropout(ids, deterministic=not train)
+        x = jnp.concatenate([ids, features], axis=-1)
+        e = self.item_out(nn.gelu(self.item_hidden(x))) + self.item_skip(x)
+        return jnp.concatenate([jnp.ones_like(e[..., :1]), e], axis=-1)
+
+    def feedback(self, feedback: chex.Array, duration: chex.Array) -> chex.Array:
+        """Feedback [..., S] on videos of these durations (seconds) -> [..., F]; the first dimension is 1."""
+        seconds = feedback[..., types.WATCH_TIME]
+        watched = jnp.stack(
+            [jnp.log1p(seconds) / 4.0, jnp.minimum(seconds / jnp.maximum(duration, 1.0), 2.0)], axis=-1
+        )
+        x = jnp.concatenate([feedback[..., : types.WATCH_TIME], watched], axis=-1)
+        f = jnp.tanh(self.feedback_out(x))
+        return jnp.concatenate([jnp.ones_like(f[..., :1]), f], axis=-1)
+
+    def user(self, memory: Memory, profile: chex.Array, context: chex.Array, train: bool = False) -> chex.Array:
+        """Memory, profile [..., Du] and context [..., Dx] -> user state z [..., state_dim]."""
+        mean = memory.mean()
+        x = jnp.concatenate(
+            [mean.reshape(*mean.shape[:-3], -1), jnp.log1p(memory.weight), profile, context], axis=-1
+        )
+        x = self.state_dropout(x, deterministic=not train)
+        # The linear path learns taste x topic products quickly; the other one what depends on several inputs at once.
+        return self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)
+
+    def __call__(self, rows, features, feedback, duration, profile, context):
+        """Touches every parameter, for initialisation: K videos of one user."""
+        e = self.items(rows, features)
+        memory = memory_write(self.config, None, e, self.feedback(feedback, duration), jnp.ones(e.shape[:-1], bool))
+        return self.user(memory, profile, context)
+
+
+def memory_write(
+    config: AgentConfig, memory: Memory | None, items: chex.Array, feedback: chex.Array, mask: chex.Array
+) -> Memory:
+    """The memory after more exposures, oldest first; `None` is the empty memory.
+
+    Args:
+      items: [..., K, D] encodings. feedback: [..., K, F] encodings. mask: [..., K] bool.
+    """
+    decay = jnp.asarray(config.decays)
+    shown = mask.astype(items.dtype)
+    # Exposures after each one, which is its age when all K are in.
+    age = jnp.cumsum(shown[..., ::-1], axis=-1)[..., ::-1] - shown
+    weight = shown[..., None] * decay ** age[..., None]  # [..., K, L]
+    outer = jnp.einsum("...kl,...kf,...kd->...lfd", weight, feedback, items)
+    total = jnp.sum(weight, axis=-2)
+    if memory is None:
+        return Memory(outer, total)
+    keep = decay ** jnp.sum(shown, axis=-1, keepdims=True)  # [..., L]
+    return Memory(keep[..., None, None] * memory.outer + outer, keep * memory.weight + total)
+
+
+def memory_over_requests(
+    config: AgentConfig, start: Memory, items: chex.Array, feedback: chex.Array, mask: chex.Array
+) -> Memory:
+    """The memory before each of T requests.
+
+    All products are made outside the scan, which only adds and decays.
+
+    Args:
+      start: memory [B, ...] before the first request. items: [B, T, K, D]. feedback: [B, T, K, F]. mask: [B, T, K].
+
+    Returns:
+      Memory with shapes [B, T, L, F, D] and [B, T, L].
+    """
+    written = memory_write(config, None, items, feedback, mask)
+    count = jnp.sum(mask.astype(items.dtype), axis=-1, keepdims=True)
+    keep = jnp.asarray(config.decays) ** count  # [B, T, L]
+
+    def body(memory, x):
+        outer, weight, keep = x
+        after = Memory(keep[..., None, None] * memory.outer + outer, keep * memory.weight + weight)
+        return after, memory
+
+    time_major = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (written.outer, written.weight, keep))
+    _, before = jax.lax.scan(body, start, time_major)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), before)

@@ -1,0 +1,128 @@
+"""Actors and critics: heads over the shared user state z and item encodings e (method.md, section 2).
+
+Every head scores all candidates by one batched product of a few user vectors with the item encodings.
+"""
+
+from __future__ import annotations
+
+import chex
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import types
+from mmrf_jax.agents.collaboration import Collaboration
+from mmrf_jax.agents.config import AgentConfig
+
+_OWN_VECTORS = 4  # user vectors of the main agent, besides the auxiliary agents' scores
+_SCORE_SCALE = 0.2  # of auxiliary scores where they enter the main actor
+
+
+class UserVectors(nn.Module):
+    """n user vectors in the space of item encodings: from a state, plus reads of the memory.
+
+    <state vector, e_c> + sum_lf g_lf (M_lf . e_c): the second part is linear attention over the user's history.
+    """
+
+    num: int
+    dim: int
+
+    @nn.compact
+    def __call__(self, state: chex.Array, memory_mean: chex.Array) -> chex.Array:
+        """State [..., d] (or [..., n, d], one for each vector) and memory means [..., L, F, D] -> [..., n, D]."""
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        if state.ndim == memory_mean.ndim - 1:
+            kernel = self.param("kernel", init, (self.num, state.shape[-1], self.dim))
+            from_state = jnp.einsum("...nd,ndo->...no", state, kernel)
+        else:
+            from_state = nn.Dense(self.num * self.dim, kernel_init=init)(state).reshape(
+                *state.shape[:-1], self.num, self.dim
+            )
+        reads = memory_mean.reshape(*memory_mean.shape[:-3], -1, memory_mean.shape[-1])
+        gate = self.param("reads", nn.initializers.normal(0.1), (self.num, reads.shape[-2]))
+        return from_state + jnp.einsum("nf,...fd->...nd", gate, reads)
+
+
+class Actor(nn.Module):
+    """The N actors; their scores are ordered as the agents, the main one last."""
+
+    config: AgentConfig
+
+    @nn.compact
+    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> tuple[chex.Array, chex.Array]:
+        """Scores of all agents for all candidates.
+
+        Args:
+          z: [..., state_dim]. memory_mean: [..., L, F, D]. items: [..., C, D].
+
+        Returns:
+          Scores [..., N, C], and the attention between agents [..., heads, N, N].
+        """
+        c = self.config
+        n = c.num_agents
+        h = nn.Dense(n * c.agent_dim, name="agent_states")(z).reshape(*z.shape[:-1], n, c.agent_dim)
+        collaborate = c.ablation != "co" and n > 1
+        if collaborate:
+            x, attention = Collaboration(c.heads, name="collaboration")(h)
+            h = jnp.concatenate([h, x], axis=-1)
+        else:
+            attention = jnp.zeros((*z.shape[:-1], c.heads, n, n))
+        own = UserVectors(_OWN_VECTORS, c.dim, name="main")(h[..., -1, :], memory_mean)
+        own = jnp.einsum("...nd,...cd->...nc", own, items)
+        if n == 1:
+            return self._mix(own, own[..., :0, :], h[..., -1, :]), attention
+        vectors = UserVectors(n - 1, c.dim, name="auxiliary")(h[..., :-1, :], memory_mean)
+        auxiliary = jnp.einsum("...nd,...cd->...nc", vectors, items)
+        # The main value reaches an auxiliary actor through this path, weighted by lambda.
+        told = auxiliary * c.main_weight + jax.lax.stop_gradient(auxiliary * (1.0 - c.main_weight))
+        main = self._mix(own, told if collaborate else auxiliary[..., :0, :], h[..., -1, :])
+        return jnp.concatenate([auxiliary, main], axis=-2), attention
+
+    def _mix(self, own: chex.Array, told: chex.Array, state: chex.Array) -> chex.Array:
+        """The main score [..., 1, C] of its own products [..., 4, C] and what it is told [..., N - 1, C]."""
+        inputs = jnp.concatenate([own, _SCORE_SCALE * told], axis=-2)
+        trust = nn.Dense(inputs.shape[-2], name="trust", kernel_init=nn.initializers.zeros)(state)
+        linear = jnp.einsum("...i,...ic->...c", trust, inputs)
+        w1 = self.param("mix_in", nn.initializers.lecun_normal(), (16, inputs.shape[-2]))
+        b1 = self.param("mix_bias", nn.initializers.zeros, (16, 1))
+        w2 = self.param("mix_out", nn.initializers.normal(0.1), (16,))
+        hidden = nn.gelu(jnp.einsum("mi,...ic->...mc", w1, inputs) + b1)
+        return (own[..., 0, :] + linear + jnp.einsum("m,...mc->...c", w2, hidden))[..., None, :]
+
+
+@struct.dataclass
+class CriticOutput:
+    """What the critics say of one request; `...` are batch axes."""
+
+    feedback: chex.Array  # [..., S, M] raw predictions of the M videos: log-odds, and log of normalised watch time
+    stay_base: chex.Array  # [...] log-odds of another request, before the slate's effect
+    stay_effect: chex.Array  # [..., M] what each video adds to those log-odds when shown
+    base: chex.Array  # [..., 2, N] twin b_i(s)
+    value: chex.Array  # [..., 2, N] twin V_i(s) of the policy in force
+
+
+class Critic(nn.Module):
+    """One critic an agent, additive over the slate: Q_i(s, w) = b_i(s) + sum_c w_c q_i(s, c)."""
+
+    config: AgentConfig
+
+    @nn.compact
+    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> CriticOutput:
+        """z [..., state_dim], memory_mean [..., L, F, D], items [..., M, D]."""
+        c = self.config
+        num_signals = len(types.SIGNALS)
+        vectors = UserVectors(num_signals, c.dim, name="signals")(jnp.concatenate([z, nn.gelu(nn.Dense(64, name="hidden")(z))], -1), memory_mean)
+        prior = self.param("prior", nn.initializers.zeros, (num_signals, 1))  # set to the base rates of the first log
+        feedback = prior + jnp.einsum("...nd,...md->...nm", vectors, items)
+        # Staying is learned on few numbers of a video: its predicted feedback and its encoding, the same for all
+        # users. Free user x video effects fit noise here, for one slate moves the odds by little (method.md, 2).
+        few = jax.lax.stop_gradient(feedback - prior)
+        theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,))
+        direct = self.param("stay_items", nn.initializers.zeros, (c.dim,))
+        effect = jnp.einsum("n,...nm->...m", theta, few) + jax.lax.stop_gradient(items) @ direct
+        state = jax.lax.stop_gradient(z)
+        heads = nn.Dense(4 * c.num_agents, name="values")(nn.gelu(nn.Dense(64, name="value_hidden")(state)))
+        heads = heads.reshape(*heads.shape[:-1], 2, 2, c.num_agents)
+        stay = nn.Dense(1, name="stay")(nn.gelu(nn.Dense(32, name="stay_hidden")(state)))[..., 0]
+        return CriticOutput(feedback, stay, effect, heads[..., 0, :, :], heads[..., 1, :, :])

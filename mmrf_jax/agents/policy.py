@@ -1,0 +1,69 @@
+"""A trained state as a policy that simulators can serve: videos encoded once, the memory carried over slates."""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import types
+from mmrf_jax.agents import encoder as enc
+from mmrf_jax.agents import networks, update
+from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.simulators import base
+
+_ENCODE_BLOCK = 65_536  # videos encoded at a time
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def catalogue_encodings(state: update.AgentState, items: types.Items, config: AgentConfig) -> chex.Array:
+    """Encodings [V, D] of the whole catalogue, in blocks."""
+    num = items.num_videos
+    blocks = -(-num // _ENCODE_BLOCK)
+    size = -(-num // blocks)
+    videos = jnp.minimum(jnp.arange(blocks * size), num - 1).reshape(blocks, size)
+    encode = lambda v: update.encode_videos(config, state.params, state.tables, items, v)
+    return jax.lax.map(encode, videos).reshape(-1, config.dim)[:num]
+
+
+def make(state: update.AgentState, items: types.Items, config: AgentConfig, temperature: float = 0.0) -> base.Policy:
+    """The main agent's ranking as a policy; see `simulators.base.Policy`."""
+    params = {
+        "encoder": state.params["encoder"],
+        "actor": state.params["actor"],
+        "encodings": catalogue_encodings(state, items, config),
+        "duration": items.duration,
+    }
+    start, score, observe = _functions(config)
+    return base.Policy(params, start, score, observe, temperature)
+
+
+@functools.cache
+def _functions(config: AgentConfig):
+    """The policy's functions, the same objects for equal configs, so that jitted rollouts are compiled once."""
+    encoder = enc.Encoder(config)
+
+    def write(params, memory, shown: types.Exposure):
+        e = params["encodings"][shown.videos]
+        f = encoder.apply(params["encoder"], shown.feedback, params["duration"][shown.videos], method="feedback")
+        return enc.memory_write(config, memory, e, f, shown.mask)
+
+    def start(params, request, history):
+        return write(params, None, history)
+
+    def score(params, memory, request):
+        return all_scores(config, params, memory, request)[:, -1]
+
+    def observe(params, memory, request, shown):
+        return write(params, memory, shown)
+
+    return start, score, observe
+
+
+def all_scores(config: AgentConfig, params, memory: enc.Memory, request: types.Request) -> chex.Array:
+    """Scores [..., N, C] of every agent, the main one last."""
+    z = enc.Encoder(config).apply(params["encoder"], memory, request.profile, request.context, method="user")
+    items = params["encodings"][request.candidates]
+    return networks.Actor(config).apply(params["actor"], z, memory.mean(), items)[0]

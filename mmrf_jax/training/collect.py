@@ -1,0 +1,103 @@
+"""Session logs of a policy in a simulator: unrolls on the device, put in order on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.simulators import base
+from mmrf_jax.training import rollout
+
+_UNROLL = 16  # requests of every slot between two transfers to the host
+_SLOTS = 1024
+
+
+def collect(
+    sim: base.Simulator,
+    policy: base.Policy,
+    key: types.Key,
+    *,
+    first_user: int,
+    num_sessions: int,
+    day: int,
+    k: int,
+    keep_scores: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> SessionLog:
+    """The sessions of users `first_user … first_user + num_sessions - 1` on a day, in order of user id.
+
+    Args:
+      sim: simulator. policy: ranker; its log-probabilities are logged as propensities.
+      keep_scores: whether the log holds the policy's scores [r, C].
+      progress: called with the number of sessions begun so far.
+    """
+    slots_count = min(_SLOTS, max(16, num_sessions))
+    slots = rollout.begin(sim, policy, key, first_user, num_sessions, day, slots=slots_count)
+    requests: list[dict[str, np.ndarray]] = []
+    sessions: list[dict[str, np.ndarray]] = []
+    while True:
+        slots, record = rollout.unroll(sim, policy, key, day, slots, num_steps=_UNROLL, k=k)
+        host = jax.tree.map(np.asarray, jax.device_get(record))
+        live = host.live
+        requests.append(
+            {
+                "index": host.index[live],
+                "position": host.position[live],
+                "context": host.request.context[live],
+                "candidates": host.request.candidates[live],
+                "slate": host.slate[live],
+                "feedback": host.feedback[live],
+                "log_propensity": host.log_propensity[live],
+                "over": (host.terminated | host.truncated)[live],
+                "terminated": host.terminated[live],
+            }
+            | ({"scores": host.scores[live]} if keep_scores else {})
+        )
+        first = live & (host.position == 0)
+        sessions.append(
+            {
+                "index": host.index[first],
+                "profile": host.request.profile[first],
+                "history_videos": host.history.videos[first],
+                "history_feedback": host.history.feedback[first],
+                "history_mask": host.history.mask[first],
+            }
+        )
+        begun = int(slots.started)
+        progress(begun)
+        if begun >= num_sessions and not bool(np.any(np.asarray(slots.index) < num_sessions)):
+            break
+    return _assemble(requests, sessions, first_user, day)
+
+
+def _assemble(requests, sessions, first_user: int, day: int) -> SessionLog:
+    r = {name: np.concatenate([x[name] for x in requests]) for name in requests[0]}
+    s = {name: np.concatenate([x[name] for x in sessions]) for name in sessions[0]}
+    order = np.lexsort((r["position"], r["index"]))
+    r = {name: x[order] for name, x in r.items()}
+    order = np.argsort(s["index"], kind="stable")
+    s = {name: x[order] for name, x in s.items()}
+    num = len(s["index"])
+    terminated = np.zeros(num, bool)
+    terminated[r["index"][r["over"]]] = r["terminated"][r["over"]]
+    return SessionLog(
+        user_id=(first_user + s["index"]).astype(np.int32),
+        date=np.full(num, day, np.int32),
+        profile=s["profile"],
+        history_videos=s["history_videos"],
+        history_feedback=s["history_feedback"],
+        history_mask=s["history_mask"],
+        terminated=terminated,
+        truncated=~terminated,
+        offsets=np.searchsorted(r["index"], np.arange(num + 1)).astype(np.int64),
+        context=r["context"],
+        candidates=r["candidates"],
+        slate=r["slate"].astype(np.int32),
+        feedback=r["feedback"],
+        log_propensity=r["log_propensity"],
+        scores=r.get("scores"),
+    )
