@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 
 class Collaboration(nn.Module):

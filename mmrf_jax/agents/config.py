@@ -19,7 +19,8 @@ class AgentConfig:
       main_weight: lambda, the weight of the main agent's value in an auxiliary agent's objective.
       temperature: tau of the relaxed exposure, in units of the spread of a critic over candidates.
       discount: gamma of a request. polyak: rate at which target networks follow.
-      learning_rate: of Adam. table_learning_rate: of row-wise Adagrad.
+      learning_rate: of Adam; `decay_updates`: updates over which it falls to a twentieth along a cosine, 0 for never.
+      table_learning_rate: of row-wise Adagrad.
       optimizer: `adamw`, or `sgd` for checks of invariance.
       signal_weights: of the feedback losses, SIGNALS order; rare signals weigh more, or they leave no trace.
       dropout: on looked-up embedding rows and on the user state, in training only.
@@ -41,7 +42,8 @@ class AgentConfig:
     temperature: float = 0.25
     discount: float = 0.95
     polyak: float = 0.005
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
+    decay_updates: int = 0
     weight_decay: float = 1e-4
     table_learning_rate: float = 0.05
     dropout: float = 0.0

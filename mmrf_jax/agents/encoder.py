@@ -8,10 +8,10 @@ videos like that one; carrying it over a slate costs O(K), whatever the length o
 from __future__ import annotations
 
 import chex
-from flax import linen as nn
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.agents.config import AgentConfig
@@ -59,9 +59,7 @@ class Encoder(nn.Module):
     def feedback(self, feedback: chex.Array, duration: chex.Array) -> chex.Array:
         """Feedback [..., S] on videos of these durations (seconds) -> [..., F]; the first dimension is 1."""
         seconds = feedback[..., types.WATCH_TIME]
-        watched = jnp.stack(
-            [jnp.log1p(seconds) / 4.0, jnp.minimum(seconds / jnp.maximum(duration, 1.0), 2.0)], axis=-1
-        )
+        watched = jnp.stack([jnp.log1p(seconds) / 4.0, jnp.minimum(seconds / jnp.maximum(duration, 1.0), 2.0)], axis=-1)
         x = jnp.concatenate([feedback[..., : types.WATCH_TIME], watched], axis=-1)
         f = jnp.tanh(self.feedback_out(x))
         return jnp.concatenate([jnp.ones_like(f[..., :1]), f], axis=-1)
@@ -69,9 +67,7 @@ class Encoder(nn.Module):
     def user(self, memory: Memory, profile: chex.Array, context: chex.Array, train: bool = False) -> chex.Array:
         """Memory, profile [..., Du] and context [..., Dx] -> user state z [..., state_dim]."""
         mean = memory.mean()
-        x = jnp.concatenate(
-            [mean.reshape(*mean.shape[:-3], -1), jnp.log1p(memory.weight), profile, context], axis=-1
-        )
+        x = jnp.concatenate([mean.reshape(*mean.shape[:-3], -1), jnp.log1p(memory.weight), profile, context], axis=-1)
         x = self.state_dropout(x, deterministic=not train)
         # The linear path learns taste x topic products quickly; the other one what depends on several inputs at once.
         return self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)

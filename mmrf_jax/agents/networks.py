@@ -6,10 +6,10 @@ Every head scores all candidates by one batched product of a few user vectors wi
 from __future__ import annotations
 
 import chex
-from flax import linen as nn
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.agents.collaboration import Collaboration
@@ -112,7 +112,9 @@ class Critic(nn.Module):
         """z [..., state_dim], memory_mean [..., L, F, D], items [..., M, D]."""
         c = self.config
         num_signals = len(types.SIGNALS)
-        vectors = UserVectors(num_signals, c.dim, name="signals")(jnp.concatenate([z, nn.gelu(nn.Dense(64, name="hidden")(z))], -1), memory_mean)
+        vectors = UserVectors(num_signals, c.dim, name="signals")(
+            jnp.concatenate([z, nn.gelu(nn.Dense(64, name="hidden")(z))], -1), memory_mean
+        )
         prior = self.param("prior", nn.initializers.zeros, (num_signals, 1))  # set to the base rates of the first log
         feedback = prior + jnp.einsum("...nd,...md->...nm", vectors, items)
         # Staying is learned on few numbers of a video: its predicted feedback and its encoding, the same for all

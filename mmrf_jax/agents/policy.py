@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from mmrf_jax import types
 from mmrf_jax.agents import encoder as enc
-from mmrf_jax.agents import networks, update
+from mmrf_jax.agents import networks
+from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.simulators import base
 
@@ -18,17 +19,17 @@ _ENCODE_BLOCK = 65_536  # videos encoded at a time
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def catalogue_encodings(state: update.AgentState, items: types.Items, config: AgentConfig) -> chex.Array:
+def catalogue_encodings(state: st.AgentState, items: types.Items, config: AgentConfig) -> chex.Array:
     """Encodings [V, D] of the whole catalogue, in blocks."""
     num = items.num_videos
     blocks = -(-num // _ENCODE_BLOCK)
     size = -(-num // blocks)
     videos = jnp.minimum(jnp.arange(blocks * size), num - 1).reshape(blocks, size)
-    encode = lambda v: update.encode_videos(config, state.params, state.tables, items, v)
+    encode = lambda v: st.encode_videos(config, state.params, state.tables, items, v)
     return jax.lax.map(encode, videos).reshape(-1, config.dim)[:num]
 
 
-def make(state: update.AgentState, items: types.Items, config: AgentConfig, temperature: float = 0.0) -> base.Policy:
+def make(state: st.AgentState, items: types.Items, config: AgentConfig, temperature: float = 0.0) -> base.Policy:
     """The main agent's ranking as a policy; see `simulators.base.Policy`."""
     params = {
         "encoder": state.params["encoder"],

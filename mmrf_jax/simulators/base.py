@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from mmrf_jax import types
 

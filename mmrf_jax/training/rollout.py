@@ -11,9 +11,9 @@ import functools
 from typing import Any
 
 import chex
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.agents import exposure

@@ -12,11 +12,11 @@ from mmrf_jax.simulators.world import params as p
 from mmrf_jax.simulators.world import response, users
 from mmrf_jax.simulators.world.session import WorldState
 
-# Weights of production's sum: noisy match, noisy quality, clickbait, log duration. Its noise keeps it at 0.65–0.8 of the myopic
-# oracle (contract.md).
+# Weights of production's sum: noisy match, noisy quality, noisy clickbait, log duration. Its noise keeps it at 0.65–0.8
+# of the myopic oracle (contract.md).
 _PRODUCTION = (2.5, 0.65, 1.5, 0.03)
 #: Seconds of watch time that a unit of enjoyment is worth to the planning oracle, found by line search.
-PLANNING_WEIGHT = 40.0
+PLANNING_WEIGHT = 12.0
 
 
 def production(params: p.WorldParams, state: WorldState) -> chex.Array:
@@ -25,7 +25,12 @@ def production(params: p.WorldParams, state: WorldState) -> chex.Array:
     match = users.MATCH_SCALE * jnp.einsum("bcd,bd->bc", hidden[..., : p.LATENT], state.traits.retrieval)
     match_weight, quality_weight, bait_weight, duration_weight = _PRODUCTION
     quality, clickbait = hidden[..., p.LATENT + 4], hidden[..., p.LATENT + 5]
-    return match_weight * match + quality_weight * quality + bait_weight * clickbait + duration_weight * hidden[..., p.LATENT + 2]
+    return (
+        match_weight * match
+        + quality_weight * quality
+        + bait_weight * clickbait
+        + duration_weight * hidden[..., p.LATENT + 2]
+    )
 
 
 def random(params: p.WorldParams, state: WorldState) -> chex.Array:

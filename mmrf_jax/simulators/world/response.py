@@ -7,10 +7,10 @@ watched but not enjoyed), so a ranker of watch time and a ranker of sessions dif
 from __future__ import annotations
 
 import chex
-from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.simulators import base
@@ -68,9 +68,7 @@ def play_curve(b: p.Behaviour, drive: chex.Array) -> chex.Array:
     return out
 
 
-def respond(
-    params: p.WorldParams, traits: users.Traits, truth: Affinity, uniforms: chex.Array
-) -> chex.Array:
+def respond(params: p.WorldParams, traits: users.Traits, truth: Affinity, uniforms: chex.Array) -> chex.Array:
     """Feedback [B, K, S] on K videos shown in this order.
 
     Args:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import chex
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.simulators import base
@@ -189,5 +189,7 @@ def _arriving_history(u: chex.Array, state: WorldState, params: p.WorldParams) -
     pick = lambda x: jnp.take_along_axis(x.reshape(shape), best, axis=-1)[..., 0]
     chosen = jax.tree.map(pick, truth)
     # Positions within the old slates are not kept: the history is answered as if each video had come first.
-    feedback = response.respond(params.replace(behaviour=params.behaviour.replace(drive_position=0.0)), state.traits, chosen, u[..., 3 * t :])
+    feedback = response.respond(
+        params.replace(behaviour=params.behaviour.replace(drive_position=0.0)), state.traits, chosen, u[..., 3 * t :]
+    )
     return types.Exposure(videos=pick(drawn), feedback=feedback, mask=jnp.ones((num_users, h), bool))

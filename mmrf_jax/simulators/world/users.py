@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import chex
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.world import params as p
@@ -35,7 +35,9 @@ def draw(user_ids: chex.Array, params: p.WorldParams) -> tuple[Traits, chex.Arra
     u = base.user_uniforms(params.user_key, 0, user_ids, NUM_UNIFORMS)
     cuts = [p.TOPICS, p.TOPICS + p.LATENT, p.TOPICS + 2 * p.LATENT, p.TOPICS + 2 * p.LATENT + _HABITS]
     gumbel = base.to_gumbel(u[:, : cuts[0]])
-    taste, view, habits, noise = (base.to_normal(x) for x in jnp.split(u[:, cuts[0] :], [c - cuts[0] for c in cuts[1:]], -1))
+    taste, view, habits, noise = (
+        base.to_normal(x) for x in jnp.split(u[:, cuts[0] :], [c - cuts[0] for c in cuts[1:]], -1)
+    )
     b = params.behaviour
     chosen = jax.lax.top_k(params.topic_weight + gumbel, _INTEREST_TOPICS)[1]  # [B, 3]
     interest = unit(jnp.einsum("n,bnd->bd", jnp.array([1.0, 0.8, 0.6]), params.centroids[chosen]) + 0.12 * taste)

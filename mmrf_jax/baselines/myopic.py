@@ -1,0 +1,65 @@
+"""The supervised myopic ranker: predicts the watch time of a video and ranks by it; the same encoders, no future.
+
+The comparison that shows what ranking for the session adds (method.md, section 2).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import types
+from mmrf_jax.agents import encoder as enc
+from mmrf_jax.agents import losses, networks, policy
+from mmrf_jax.agents import representation as rep
+from mmrf_jax.agents import state as st
+from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.simulators import base
+
+
+def update(
+    state: st.AgentState,
+    batch: types.SessionBatch,
+    items: types.Items,
+    config: AgentConfig,
+    axis_name: str | None = None,
+) -> tuple[st.AgentState, dict[str, chex.Array]]:
+    """One step of the regression of watch time; see `agents.update.update`."""
+    reduction = st.Reduction(axis_name)
+    key = reduction.fold(jax.random.fold_in(state.key, state.step))
+    learn = rep.learned(batch)
+    count = jnp.maximum(reduction.sum(learn.exposed.sum()), 1.0)
+
+    def loss_fn(params, rows):
+        r = rep.represent(config, params["encoder"], rows, batch, items, key)
+        out = networks.Critic(config).apply(params["critic"], r.z, r.memory_mean, r.shown)
+        loss = losses.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
+        loss = jnp.sum(learn.exposed * loss[..., types.WATCH_TIME]) / count
+        return loss, {"loss/watch_time": loss}
+
+    ids = st.table_ids(items, rep.seen_videos(batch))
+    state, metrics, grad_norm = st.step(state, ids, loss_fn, config, reduction)
+    return state, reduction.sum(metrics) | {"grad_norm": grad_norm}
+
+
+def make(state: st.AgentState, items: types.Items, config: AgentConfig, temperature: float = 0.0) -> base.Policy:
+    """Ranks by predicted watch time; see `simulators.base.Policy`."""
+    served = policy.make(state, items, config, temperature)
+    params = {name: value for name, value in served.params.items() if name != "actor"}
+    return served.replace(params=params | {"critic": state.params["critic"]}, score=_score(config))
+
+
+@functools.cache
+def _score(config: AgentConfig):
+    return lambda params, memory, request: scores(config, params, memory, request)[..., -1, :]
+
+
+def scores(config: AgentConfig, params, memory: enc.Memory, request: types.Request) -> chex.Array:
+    """Predicted log of the normalised watch time [..., 1, C], as the scores of a single agent."""
+    z = enc.Encoder(config).apply(params["encoder"], memory, request.profile, request.context, method="user")
+    items = params["encodings"][request.candidates]
+    out = networks.Critic(config).apply(params["critic"], z, memory.mean(), items)
+    return out.feedback[..., types.WATCH_TIME :, :]
