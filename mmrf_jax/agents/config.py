@@ -30,7 +30,7 @@ class AgentConfig:
     ablation: str = "none"
     slate: int = 6
     dim: int = 32  # D of an item encoding
-    id_dim: int = 16
+    id_dim: int = 8
     author_dim: int = 8
     tag_dim: int = 8
     feedback_dim: int = 8
@@ -57,6 +57,10 @@ class AgentConfig:
             raise ValueError(f"agents.signals={self.signals} must name at least one signal, each once")
         if self.ablation not in ABLATIONS:
             raise ValueError(f"unknown ablation {self.ablation!r}; choose among {', '.join(ABLATIONS)}")
+        if self.dim <= self.id_dim + 1:
+            raise ValueError(
+                f"agents.dim={self.dim} leaves no room beside agents.id_dim={self.id_dim}; use a larger dim"
+            )
         if self.agent_dim % self.heads:
             raise ValueError(f"agents.agent_dim={self.agent_dim} is not divisible by agents.heads={self.heads}")
 

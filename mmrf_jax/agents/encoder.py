@@ -39,8 +39,8 @@ class Encoder(nn.Module):
     def setup(self):
         c = self.config
         self.item_hidden = nn.Dense(64)
-        self.item_out = nn.Dense(c.dim - 1)
-        self.item_skip = nn.Dense(c.dim - 1, use_bias=False)
+        self.item_out = nn.Dense(c.dim - 1 - c.id_dim)
+        self.item_skip = nn.Dense(c.dim - 1 - c.id_dim, use_bias=False)
         self.feedback_out = nn.Dense(c.feedback_dim - 1)
         self.user_hidden = nn.Dense(128)
         self.user_out = nn.Dense(c.state_dim)
@@ -49,12 +49,15 @@ class Encoder(nn.Module):
         self.state_dropout = nn.Dropout(c.dropout)
 
     def items(self, rows: dict[str, chex.Array], features: chex.Array, train: bool = False) -> chex.Array:
-        """Embedding rows {table: [..., d]} and features [..., Di] -> encodings e [..., D]; the first dimension is 1."""
-        ids = jnp.concatenate([rows[name] for name in sorted(rows)], axis=-1)
-        ids = self.row_dropout(ids, deterministic=not train)
-        x = jnp.concatenate([ids, features], axis=-1)
+        """Embedding rows {table: [..., d]} and features [..., Di] -> encodings e [..., D].
+
+        The first dimension is 1 and the next are the id's row itself: one product away from every head, a video's own
+        bias is learned from few exposures.
+        """
+        rows = {name: self.row_dropout(row, deterministic=not train) for name, row in sorted(rows.items())}
+        x = jnp.concatenate([*rows.values(), features], axis=-1)
         e = self.item_out(nn.gelu(self.item_hidden(x))) + self.item_skip(x)
-        return jnp.concatenate([jnp.ones_like(e[..., :1]), e], axis=-1)
+        return jnp.concatenate([jnp.ones_like(e[..., :1]), rows["id"], e], axis=-1)
 
     def feedback(self, feedback: chex.Array, duration: chex.Array) -> chex.Array:
         """Feedback [..., S] on videos of these durations (seconds) -> [..., F]; the first dimension is 1."""

@@ -25,15 +25,21 @@ def plackett_luce_log_prob(scores: chex.Array, slate: chex.Array, mask: chex.Arr
       slate: [..., K] positions in the candidates, in order.
       mask: [..., K] bool; slots that are not there get 0.
     """
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    weight = jnp.exp(scores - top)
-    chosen = jnp.take_along_axis(scores - top, slate, axis=-1)
-    taken = jnp.exp(chosen) if mask is None else jnp.where(mask, jnp.exp(chosen), 0.0)
-    before = jnp.cumsum(taken, axis=-1) - taken
-    left = jnp.sum(weight, axis=-1, keepdims=True) - before
-    # What is left is at least the chosen video itself; the bound only guards float32 cancellation.
-    log_prob = chosen - jnp.log(jnp.maximum(left, taken))
-    return log_prob if mask is None else jnp.where(mask, log_prob, 0.0)
+    k = slate.shape[-1]
+    shown = jnp.ones(slate.shape, bool) if mask is None else mask
+    chosen = jnp.take_along_axis(scores, slate, axis=-1)
+    position = jnp.arange(scores.shape[-1])
+    taken = jnp.zeros(scores.shape, bool)
+    for i in range(k):  # unrolled, it fuses with the sum below
+        taken |= (slate[..., i : i + 1] == position) & shown[..., i : i + 1]
+    # What is left at a slot: the rest, the slot and those below it. Summed, not subtracted from the total, which would
+    # lose small weights in float32.
+    rest = jax.nn.logsumexp(scores, axis=-1, where=~taken, keepdims=True)
+    terms = jnp.concatenate([chosen, rest], axis=-1)[..., None, :]  # [..., 1, K + 1]
+    below = (
+        jnp.triu(jnp.ones((k, k + 1), bool)) & jnp.append(shown, jnp.ones_like(shown[..., :1]), axis=-1)[..., None, :]
+    )
+    return jnp.where(shown, chosen - jax.nn.logsumexp(terms, axis=-1, where=below), 0.0)
 
 
 def soft_top_k(scores: chex.Array, k: int, temperature: float) -> chex.Array:

@@ -44,21 +44,39 @@ class UserVectors(nn.Module):
         return from_state + jnp.einsum("nf,...fd->...nd", gate, reads)
 
 
+@struct.dataclass
+class ActorOutput:
+    """What the actors say of one request; `...` are batch axes."""
+
+    scores: chex.Array  # [..., N, C], ordered as the agents, the main one last
+    level: chex.Array  # [..., N] the mean score of the request
+    attention: chex.Array  # [..., heads, N, N] between agents
+
+
 class Actor(nn.Module):
-    """The N actors; their scores are ordered as the agents, the main one last."""
+    """The N actors.
+
+    The order of a request's candidates says nothing of their mean, so the mean is set apart: it follows the request's
+    context alone. The user's own mean must not enter, for scores of one user's requests would then move against his
+    feedback (after a click the estimate rises, and the rest of a short trajectory holds one click less).
+    """
 
     config: AgentConfig
 
     @nn.compact
-    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> tuple[chex.Array, chex.Array]:
+    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array, context: chex.Array) -> ActorOutput:
         """Scores of all agents for all candidates.
 
         Args:
-          z: [..., state_dim]. memory_mean: [..., L, F, D]. items: [..., C, D].
-
-        Returns:
-          Scores [..., N, C], and the attention between agents [..., heads, N, N].
+          z: [..., state_dim]. memory_mean: [..., L, F, D]. items: [..., C, D]. context: [..., Dx].
         """
+        c = self.config
+        level = nn.Dense(c.num_agents, name="level")(nn.gelu(nn.Dense(16, name="level_hidden")(context)))
+        scores, attention = self._rank(z, memory_mean, items)
+        scores = scores - scores.mean(axis=-1, keepdims=True)
+        return ActorOutput(scores + level[..., None], level, attention)
+
+    def _rank(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> tuple[chex.Array, chex.Array]:
         c = self.config
         n = c.num_agents
         h = nn.Dense(n * c.agent_dim, name="agent_states")(z).reshape(*z.shape[:-1], n, c.agent_dim)
@@ -75,7 +93,9 @@ class Actor(nn.Module):
         vectors = UserVectors(n - 1, c.dim, name="auxiliary")(h[..., :-1, :], memory_mean)
         auxiliary = jnp.einsum("...nd,...cd->...nc", vectors, items)
         # The main value reaches an auxiliary actor through this path, weighted by lambda.
-        told = auxiliary * c.main_weight + jax.lax.stop_gradient(auxiliary * (1.0 - c.main_weight))
+        # Centred, it tells one candidate from another and no more.
+        told = auxiliary - auxiliary.mean(axis=-1, keepdims=True)
+        told = told * c.main_weight + jax.lax.stop_gradient(told * (1.0 - c.main_weight))
         main = self._mix(own, told if collaborate else auxiliary[..., :0, :], h[..., -1, :])
         return jnp.concatenate([auxiliary, main], axis=-2), attention
 

@@ -67,4 +67,4 @@ def all_scores(config: AgentConfig, params, memory: enc.Memory, request: types.R
     """Scores [..., N, C] of every agent, the main one last."""
     z = enc.Encoder(config).apply(params["encoder"], memory, request.profile, request.context, method="user")
     items = params["encodings"][request.candidates]
-    return networks.Actor(config).apply(params["actor"], z, memory.mean(), items)[0]
+    return networks.Actor(config).apply(params["actor"], z, memory.mean(), items, request.context).scores

@@ -51,19 +51,21 @@ def represent(
     rows: dict[str, chex.Array],
     batch: types.SessionBatch,
     items: types.Items,
-    key: types.Key,
+    key: types.Key | None,
 ) -> Representation:
-    """Encodes a batch with dropout.
+    """Encodes a batch.
 
     Args:
+      key: of dropout; None, when scoring, for none.
       rows: embedding rows {table: [B, H + (T+1) K, d]} of `seen_videos`.
     """
     encoder = enc.Encoder(config)
     seen = seen_videos(batch)
     h = batch.history.videos.shape[1]
     num_users, steps, k = batch.slate.shape
-    rngs = {"dropout": key}
-    e = encoder.apply(encoder_params, rows, items.features[seen], True, method="items", rngs=rngs)
+    train = key is not None
+    rngs = {"dropout": key} if train else {}
+    e = encoder.apply(encoder_params, rows, items.features[seen], train, method="items", rngs=rngs)
     feedback = jnp.concatenate([batch.history.feedback, batch.feedback.reshape(num_users, steps * k, -1)], axis=1)
     f = encoder.apply(encoder_params, feedback, items.duration[seen], method="feedback")
     slates = lambda x: x[:, h:].reshape(num_users, steps, k, x.shape[-1])
@@ -71,5 +73,5 @@ def represent(
     mask = batch.slate_mask & batch.mask[..., None]
     memory = enc.memory_over_requests(config, start, slates(e), slates(f), mask)
     profile = jnp.broadcast_to(batch.profile[:, None], (num_users, steps, batch.profile.shape[-1]))
-    z = encoder.apply(encoder_params, memory, profile, batch.context, True, method="user", rngs=rngs)
+    z = encoder.apply(encoder_params, memory, profile, batch.context, train, method="user", rngs=rngs)
     return Representation(z, memory.mean(), slates(e))

@@ -87,7 +87,7 @@ def init(
     params = {
         "encoder": encoder_params,
         "critic": critic.init(k2, z, memory, e),
-        "actor": actor.init(k3, z, memory, e),
+        "actor": actor.init(k3, z, memory, e, jnp.zeros((1, schema.context))),
     }
     rate = jnp.clip(feedback_mean, 1e-5, None)
     prior = jnp.where(

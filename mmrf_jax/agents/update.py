@@ -15,6 +15,7 @@ from mmrf_jax.agents.config import AgentConfig
 
 _SCALE_RATE = 0.01  # of the running spread of the critics
 _VALUE_WEIGHT = 0.1  # of the TD losses beside the feedback losses
+_LEVEL_WEIGHT = 0.1  # of the regression of the mean score
 
 
 def update(
@@ -58,7 +59,8 @@ def _loss(params, rows, state, batch, items, candidates, key, config, reduction)
     # Critics on what was shown, with gradient; on all candidates, for targets and actors, without.
     shown = critic.apply(params["critic"], r.z, r.memory_mean, r.shown)
     still = jax.lax.stop_gradient((r.z, r.memory_mean))
-    scores, _ = actor.apply(params["actor"], *still, candidates)  # [B, T+1, N, C]
+    acted = actor.apply(params["actor"], *still, candidates, batch.context)
+    scores = acted.scores  # [B, T+1, N, C]
     w_main = jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
     pool = critic.apply(state.target, *still, candidates)
     stay_main = losses.stay_probability(pool, w_main)
@@ -87,13 +89,16 @@ def _loss(params, rows, state, batch, items, candidates, key, config, reduction)
     scaled = jax.lax.stop_gradient(q[:, :-1] / state.q_scale[:, None])
     objective = losses.policy_objective(scores[:, :-1], scaled, config.slate, config.temperature)  # [B, T, N]
     objective = jnp.einsum("bt,btn->n", learn.request, objective) / num_requests
+    # The objective leaves a request's mean score free; it is set to that of its maximiser, q / tau.
+    level_error = acted.level[:, :-1] - scaled.mean(axis=-1) / config.temperature
+    level_loss = jnp.sum(learn.request[..., None] * level_error**2) / num_requests
 
     centred = q[:, :-1] - q[:, :-1].mean(axis=-1, keepdims=True)
     spread = reduction.sum(jnp.einsum("bt,btnc->n", learn.request, centred**2)) / (num_requests * q.shape[-1])
     loss = jnp.sum(jnp.asarray(config.signal_weights) * feedback_loss) + stay_loss
-    loss += _VALUE_WEIGHT * (base_loss + value_loss) - jnp.sum(objective)
+    loss += _VALUE_WEIGHT * (base_loss + value_loss) + _LEVEL_WEIGHT * level_loss - jnp.sum(objective)
     metrics = {f"loss/{s}": feedback_loss[i] for i, s in enumerate(types.SIGNALS)}
-    metrics |= {"loss/stay": stay_loss, "loss/base": base_loss, "loss/value": value_loss}
+    metrics |= {"loss/stay": stay_loss, "loss/base": base_loss, "loss/value": value_loss, "loss/level": level_loss}
     metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
     metrics["value/main"] = jnp.sum(learn.request * value[:, :-1, -1]) / num_requests
     return loss, (metrics, jnp.sqrt(spread + 1e-12))

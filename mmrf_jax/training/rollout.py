@@ -97,7 +97,7 @@ def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
     """
     live = slots.index < slots.num_users
     scores, slate, log_propensity = act(
-        policy, sim.params, slots.state, slots.carry, slots.request, slots.position, key, k
+        policy, sim.params, slots.state, slots.carry, slots.request, day * 4096 + slots.position, key, k
     )
     state, result = sim.step(key, slots.state, slate, sim.params)
     _, days = sim.next_visit(key, state, sim.params)
@@ -178,13 +178,15 @@ def rollout(
     num_users: int,
     slots: int,
     k: int,
+    queue: chex.Array | None = None,
 ) -> tuple[chex.Array, chex.Array]:
     """Every user of a queue serves a whole session.
 
     Args:
       sim: simulator. policy: ranker. key: typed key of the rollout; the same key pairs the users of two policies.
       first_user: int32, the queue is `first_user … first_user + num_users - 1`. day: int32, simulated day.
-      num_users: length of the queue. slots: users in flight at a time. k: K, size of a slate.
+      num_users: rows of the result. slots: users in flight at a time. k: K, size of a slate.
+      queue: int32, length of the queue where it is shorter than num_users; the rows past it are 0.
 
     Returns:
       Sums per user [num_users, len(SUMS)] float32, and exposure counts [EXPOSURE_GROUPS, V] int32 by user group.
@@ -192,7 +194,7 @@ def rollout(
     columns = len(SUMS)
     sums = jnp.zeros((num_users, columns))
     counts = jnp.zeros((EXPOSURE_GROUPS, sim.items.num_videos), jnp.int32)
-    state = start(sim, policy, key, first_user, num_users, day, slots)
+    state = start(sim, policy, key, first_user, num_users if queue is None else queue, day, slots)
 
     def body(carry, refill):
         state, sums, counts = carry

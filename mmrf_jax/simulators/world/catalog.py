@@ -27,7 +27,7 @@ def make(config: p.WorldConfig) -> tuple[p.WorldParams, types.Items]:
     topic, upload, rank = (np.asarray(arrays[k]) for k in ("topic", "upload", "popularity"))
     num_popular = max(config.candidates, config.num_videos // 50)
     if config.candidates == config.num_videos:
-        num_popular = config.num_videos // 50
+        num_popular = max(1, config.num_videos // 50)
     # Popular videos were all uploaded before day 0; the rest goes topic by topic, oldest first.
     old = np.where(upload < -3)[0]
     popular = old[np.argsort(-rank[old], kind="stable")][:num_popular]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 import chex
+import jax.numpy as jnp
 from flax import struct
 
 LATENT = 16  # dimensions of hidden taste
@@ -66,7 +67,7 @@ class Behaviour:
     curve_start: float = 0.0
     curve_knots: tuple = (-1.5, 0.0, 1.0, 2.0, 4.0)
     curve_slopes: tuple = (0.57, 0.302, 0.209, 0.137, -0.197)
-    skip: float = 0.32  # chance that a video is swiped away unseen, after `exp(skip_start)` seconds or so
+    skip: float = 0.34  # chance that a video is swiped away unseen, after `exp(skip_start)` seconds or so
     skip_start: float = 0.366
     replay: float = 0.08  # chance that a finished video runs on
     # explicit feedback: intercept, and weights of enjoyment, match, log1p seconds watched, clickbait, not clicking
@@ -128,5 +129,5 @@ class WorldParams:
     config: WorldConfig = struct.field(pytree_node=False)
 
     def day_index(self, day):
-        """Row of the per-day tables for a simulated day."""
-        return day - FIRST_DAY
+        """Row of the per-day tables for a simulated day; after LAST_DAY nothing new is uploaded."""
+        return jnp.clip(day, 0, LAST_DAY) - FIRST_DAY

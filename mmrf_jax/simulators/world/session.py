@@ -42,6 +42,13 @@ def make(config: p.WorldConfig) -> base.Simulator:
             f"world.num_videos={config.num_videos} leaves a topic with {smallest} videos, but "
             f"world.candidates={config.candidates} needs {run} of one topic; use more videos or fewer candidates"
         )
+    today, new = -p.FIRST_DAY, catalog.split(config.candidates)[2]
+    fewest = int((params.uploaded[today:] - params.uploaded[today - 3 : -3]).min())
+    if config.candidates != config.num_videos and fewest < new:
+        raise ValueError(
+            f"world.num_videos={config.num_videos} has days with {fewest} new videos, but "
+            f"world.candidates={config.candidates} needs {new}; use more videos or fewer candidates"
+        )
     return base.Simulator(reset, step, next_visit, params, items)
 
 
@@ -181,7 +188,8 @@ def _arriving_history(u: chex.Array, state: WorldState, params: p.WorldParams) -
     near = params.cluster_start[topics] + jnp.floor(u[..., t : 2 * t] * live).astype(jnp.int32)
     num_popular = params.popular_edges[-1]
     popular = jnp.floor(num_popular ** u[..., t : 2 * t]).astype(jnp.int32) - 1
-    drawn = jnp.where(u[..., 2 * t : 3 * t] < 0.7, near, popular).reshape(num_users, -1)
+    # A small whole catalogue may have topics without a single video yet.
+    drawn = jnp.where((u[..., 2 * t : 3 * t] < 0.7) & (live > 0), near, popular).reshape(num_users, -1)
     nobody = jnp.zeros_like(state.satiation)
     truth = response.affinity(params, state.traits, state.interest, nobody, drawn)
     shape = (num_users, h, t)

@@ -1,0 +1,55 @@
+"""The same agents on real logs: KuaiRand, from the folder of its CSV files.
+
+  python -m launch.train --config=experiments/kuairand.py --config.data.dir=$KUAIRAND_DIR --workdir=runs/kuairand
+
+Shows GAUC per signal on the last days, beside a popularity baseline. Sizes and the number of epochs were chosen on the
+validation day.
+"""
+
+from ml_collections import ConfigDict
+
+from mmrf_jax import types
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "quick": False,
+            "source": "kuairand",
+            "method": "mmrf",
+            "data": {
+                "dir": "",  # the folder with the CSV files, or its parent
+                "cache_dir": "~/.cache/mmrf_jax/kuairand",  # prepared records go here
+                "train_until": 20220502,  # last day of training
+                "valid_until": 20220503,
+                "test_from": 20220504,
+                "candidates": 100,
+                "slate": 6,
+                "history": 32,
+                "session_gap_minutes": 0.0,  # 0: a day for Pure, half an hour for 1K and 27K
+                "request_gap_minutes": 30.0,
+                "max_sessions": 0,  # 0: all
+            },
+            "agents": {
+                "signals": types.AGENT_SIGNALS,
+                "ablation": "none",
+                "dim": 48,
+                "id_dim": 16,
+                "learning_rate": 1e-3,
+                "table_learning_rate": 0.2,
+                "temperature": 0.25,
+                "main_weight": 0.1,
+                "dropout": 0.2,
+            },
+            "train": {"batch": 256, "segment": 4, "epochs": 4},
+            "log_every": 50,
+            "checkpoint_every": 200,
+            "when_quick": {
+                "data": {"max_sessions": 2_000},
+                "train": {"epochs": 1},
+                "log_every": 2,
+                "checkpoint_every": 5,
+            },
+        }
+    )

@@ -1,0 +1,43 @@
+"""Session logs of a policy in the world, as array_record files that `--config.data.dir` reads.
+
+python -m launch.collect --config=experiments/world.py --sessions=65536 --out=logs/production
+python -m launch.collect --config=experiments/world.py --policy=runs/world --sessions=65536 --out=logs/mmrf
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from launch import common
+from launch.ab_test import policy_of
+from mmrf_jax.data import records
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.training import loop, sources
+
+_CONFIG = common.define_config()
+_SESSIONS = flags.DEFINE_integer("sessions", None, "Sessions to collect.", lower_bound=1, required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist.", required=True)
+_POLICY = flags.DEFINE_string("policy", "production", "production, random, an oracle, or a run folder.")
+_FIRST_USER = flags.DEFINE_integer("first_user", 100_000_000, "First user id.", lower_bound=0)
+
+
+def main() -> None:
+    config = common.resolve(_CONFIG)
+    if config.source != "world":
+        raise ValueError(
+            f"logs are collected in the world, but config.source is {config.source!r}; use experiments/world.py"
+        )
+    if Path(_OUT.value).exists():
+        raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
+    source = sources.from_config(config, loop.progress)
+    policy = policy_of(_POLICY.value, source, par.make_mesh())
+    log = sources.collect_log(
+        source.sim, policy, config.seed, first_user=_FIRST_USER.value, sessions=_SESSIONS.value, k=source.schema.slate,
+        progress=loop.progress, keep_scores=True,
+    )  # fmt: skip
+    records.write_log(log, Path(_OUT.value), source.schema)
+    print(f"{log.num_sessions} sessions, {log.num_requests} requests -> {_OUT.value}")
+
+
+if __name__ == "__main__":
+    common.run(main)

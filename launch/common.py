@@ -1,0 +1,91 @@
+"""What the mains share: flags, the quick overlay, one line for an error, the environment before JAX starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Virtual CPU devices deadlock on few cores unless XLA believes in more of them; it reads this when JAX starts.
+if int(os.environ.get("JAX_NUM_CPU_DEVICES") or 1) > 1:
+    os.environ.setdefault("NPROC", str(max(16, 2 * int(os.environ["JAX_NUM_CPU_DEVICES"]))))
+
+import jax
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mmrf_jax.checkpointing.manager import CheckpointError
+from mmrf_jax.training import workdir as wd
+
+USER_ERRORS = (ValueError, OSError, CheckpointError, FloatingPointError)
+
+
+def run(main: Callable[[], None], **kwargs) -> None:
+    """absl's `app.run`; an error of the user's is one line on stderr and exit code 2."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            _fail(str(error).split("\n")[0])
+        except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+            _fail(" ".join(str(error).split()))
+        if len(rest) > 1:
+            _fail(f"unexpected argument {rest[1]!r}; flags are --name=value")
+        return rest
+
+    def guarded(_: list[str]) -> None:
+        logging.set_verbosity(logging.INFO)
+        logging.use_absl_handler()
+        # A second start of the same program then compiles nothing anew.
+        if jax.config.jax_compilation_cache_dir is None:
+            cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mmrf_jax" / "xla"
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        try:
+            main()
+        except USER_ERRORS as error:
+            _fail(" ".join(str(error).split()))
+
+    app.run(guarded, flags_parser=parse, **kwargs)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.stderr.flush()
+    # Threads of checkpointing or compilation must not hold up or change the exit code.
+    os._exit(2)
+
+
+def define_config(default: str | None = None):
+    """The --config flag: a Python file with get_config(); fields are set by --config.a.b=value."""
+    return config_flags.DEFINE_config_file(
+        "config", default, "Experiment file, such as experiments/world.py.", lock_config=True
+    )
+
+
+def define_run_config(argv: list[str]):
+    """A --config flag that starts from the config of the run named by --workdir; overrides go on top."""
+    workdir = next((a.split("=", 1)[1] for a in argv if a.startswith("--workdir=")), None)
+    try:
+        values = {} if workdir is None else wd.read_config(Path(workdir))
+    except USER_ERRORS as error:
+        _fail(str(error))
+    return config_flags.DEFINE_config_dict(
+        "config", ml_collections.ConfigDict(values), "The run's config.", lock_config=True
+    )
+
+
+def resolve(flag) -> ml_collections.ConfigDict:
+    """The config of a flag with the quick overlay put beneath the explicit overrides."""
+    config = flag.value
+    if config is None:
+        raise ValueError("no config; use --config=experiments/world.py")
+    if config.quick:
+        explicit = config_flags.get_override_values(flags.FLAGS[flag.name])
+        config.update(config.when_quick)
+        for name, value in explicit.items():
+            config.update_from_flattened_dict({name: value})
+    return ml_collections.ConfigDict({name: v for name, v in config.to_dict().items() if name != "when_quick"})

@@ -1,0 +1,25 @@
+"""Trains a ranker and writes its run folder; run again with the same --workdir, it goes on where it was.
+
+  python -m launch.train --config=experiments/world.py --workdir=runs/world
+  python -m launch.train --config=experiments/kuairand.py --config.data.dir=$KUAIRAND_DIR --workdir=runs/kuairand
+
+The run folder holds config.json, metrics.jsonl, TensorBoard events, checkpoints/ and, at the end, results.json.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from launch import common
+from mmrf_jax.training import loop
+
+_CONFIG = common.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
+
+
+def main() -> None:
+    loop.print_results(loop.train(common.resolve(_CONFIG), Path(_WORKDIR.value)))
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,146 @@
+"""Offline metrics of a ranker on a session log: its scores for what was shown, and GAUC for each signal.
+
+`gauc` ranks by the served (main) score, `gauc_own` by the score of the signal's own agent (contract.md, "Judging").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.data import sessions
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.evaluation import gauc
+
+MIN_USERS = 200  # no figure is given for fewer eligible users
+_BATCH = 512
+
+
+@dataclasses.dataclass
+class Rows:
+    """Exposures of a log, one row each."""
+
+    user_id: np.ndarray  # [n] int32
+    video: np.ndarray  # [n] int32
+    feedback: np.ndarray  # [n, S] float32
+    scores: np.ndarray  # [n, N] float32 of every agent, the main one last
+
+
+def score_log(
+    score: Callable[[types.SessionBatch], Any],
+    log: SessionLog,
+    *,
+    num_requests: int,
+    batch: int = _BATCH,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Rows:
+    """Scores of every exposure of a log.
+
+    Args:
+      score: jitted, SessionBatch -> scores [B, T+1, N, K] of the slates, each seen from before its request.
+      num_requests: T of a segment. batch: segments scored at a time; the last batch is padded, so one trace serves all.
+      progress: called with the number of segments scored.
+    """
+    index = sessions.segment_index(log, num_requests)
+    parts: list[Rows] = []
+    for start in range(0, len(index), batch):
+        rows = index[start : start + batch]
+        padded = np.concatenate([rows, np.repeat(rows[:1], batch - len(rows), axis=0)])
+        data = sessions.gather_segments(log, padded, num_requests)
+        scores = np.moveaxis(np.asarray(score(data)), -2, -1)  # [B, T+1, K, N]
+        keep = np.array(data.slate_mask & data.mask[..., None])
+        keep[:, -1] = False  # the last request is the first of the next segment
+        keep[len(rows) :] = False
+        video = np.take_along_axis(data.candidates, data.slate, axis=-1)
+        user = np.broadcast_to(data.user_id[:, None, None], keep.shape)
+        parts.append(Rows(user[keep], video[keep], data.feedback[keep], scores[keep]))
+        progress(min(start + batch, len(index)))
+    fields = [f.name for f in dataclasses.fields(Rows)]
+    return Rows(*(np.concatenate([getattr(p, name) for p in parts]) for name in fields))
+
+
+def exposures(log: SessionLog) -> Rows:
+    """The exposures of a log with no scores."""
+    shown = log.slate >= 0
+    session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
+    user = np.broadcast_to(log.user_id[session][:, None], shown.shape)
+    video = np.take_along_axis(log.candidates, np.maximum(log.slate, 0), axis=1)
+    return Rows(user[shown], video[shown], log.feedback[shown], np.zeros((int(shown.sum()), 0), np.float32))
+
+
+def metrics(
+    rows: Rows, signals: tuple[str, ...], train: Rows, reference: np.ndarray | None = None, draws: int = 1000
+) -> dict[str, dict[str, Any]]:
+    """GAUC of each signal, watch time by its three measures, all with intervals over users.
+
+    Args:
+      rows: scored test exposures. signals: of the agents, as ordered in `rows.scores`.
+      train: training exposures, for the users' medians of watch time.
+      reference: [n, S] scores of another ranker for each signal, compared with by a paired bootstrap.
+      draws: of the bootstrap.
+
+    Returns:
+      {signal: {"gauc", "gauc_own" where the signal has an agent, "ci95", "eligible_users"}}; with a reference also
+      "reference" {"gauc", "diff", "diff_ci95"}, diff being gauc_own (else gauc) minus the reference. A figure with
+      fewer than MIN_USERS eligible users is None.
+    """
+    seconds = rows.feedback[:, types.WATCH_TIME]
+    labels = {s: rows.feedback[:, i] > 0.5 for i, s in enumerate(types.BINARY_SIGNALS)}
+    longer, known, left_out = gauc.watch_time_median(
+        train.user_id, train.feedback[:, types.WATCH_TIME], rows.user_id, seconds
+    )
+    everyone = np.ones(len(seconds), bool)
+
+    def measure(scores: np.ndarray, name: str) -> gauc.GroupedMetric:
+        mask = known if name == "watch_time_median" else everyone
+        if name == "watch_time_xauc":
+            return gauc.grouped_xauc(rows.user_id, scores, seconds)
+        label = longer if name == "watch_time_median" else labels[name]
+        return gauc.grouped_auc(rows.user_id[mask], scores[mask], {name: label[mask]})[name]
+
+    result: dict[str, dict[str, Any]] = {}
+    for name in (*types.BINARY_SIGNALS, "watch_time_median", "watch_time_xauc"):
+        served = measure(rows.scores[:, -1], name)
+        entry: dict[str, Any] = {"eligible_users": int(served.eligible_users)}
+        if name == "watch_time_median":
+            entry["users_without_training_rows"] = int(left_out)
+        enough = served.eligible_users >= MIN_USERS
+        interval = gauc.bootstrap_interval(served.per_user, served.impressions, draws) if enough else None
+        entry["gauc"] = served.value if enough else None
+        entry["ci95"] = [interval.low, interval.high] if interval else None
+        judged = served
+        if name in signals:
+            judged = measure(rows.scores[:, signals.index(name)], name)
+            entry["gauc_own"] = judged.value if enough else None
+        if reference is not None:
+            column = types.WATCH_TIME if name.startswith("watch_time") else types.signal_index(name)
+            other = measure(reference[:, column], name)
+            entry["reference"] = {"gauc": other.value if enough else None, "diff": None, "diff_ci95": None}
+            if enough:
+                diff = gauc.paired_bootstrap(judged.per_user, other.per_user, judged.impressions, draws)
+                entry["reference"] |= {"diff": diff.estimate, "diff_ci95": [diff.low, diff.high]}
+        result[name] = entry
+    return result
+
+
+def format_table(result: dict[str, dict[str, Any]], reference: str = "popularity") -> str:
+    """Metrics as an aligned Markdown table."""
+    lines = [
+        f"| signal | users | GAUC (served) | 95 % | GAUC (own agent) | {reference} | difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    number = lambda x: "–" if x is None else f"{x:.4f}"
+    interval = lambda x: "–" if x is None else f"[{x[0]:+.4f}, {x[1]:+.4f}]"
+    for name, entry in result.items():
+        other = entry.get("reference", {})
+        ci = entry["ci95"]
+        lines.append(
+            f"| {name} | {entry['eligible_users']} | {number(entry['gauc'])} | "
+            f"{'–' if ci is None else f'[{ci[0]:.4f}, {ci[1]:.4f}]'} | {number(entry.get('gauc_own'))} | "
+            f"{number(other.get('gauc'))} | {interval(other.get('diff_ci95'))} |"
+        )
+    return "\n".join(lines)

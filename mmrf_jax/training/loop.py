@@ -1,0 +1,234 @@
+"""The host loop: collect or load logs, learn, compare, write results. The only place that drives the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from mmrf_jax import types
+from mmrf_jax.agents import state as st
+from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.baselines import popularity
+from mmrf_jax.checkpointing import manager
+from mmrf_jax.data import sessions
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.evaluation import ab_test, offline
+from mmrf_jax.metrics import files, writers
+from mmrf_jax.metrics.progress import Progress
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.training import arms, methods, sources
+from mmrf_jax.training import workdir as wd
+
+_KEEP = 3
+
+
+def progress(phase: str, total: int):
+    """A callback (units done) that prints progress with the time left, and a last line when all is done."""
+    bar = Progress(phase, total, unit="users" if phase in ("collect", "ab_test") else "steps")
+
+    def update(done: int) -> None:
+        bar.update(done)
+        if done >= total:
+            bar.close()
+
+    return update
+
+
+def agent_config(config, decay_updates: int = 1) -> AgentConfig:
+    """The agents of a run. `decay_updates` is that of the learning rate, known once the log is."""
+    fields = {name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in config.agents.items()}
+    slate = config.world.slate if config.source == "world" else config.data.slate
+    return AgentConfig(**fields, slate=slate, decay_updates=decay_updates)
+
+
+def state_shapes(config, source: sources.Source, mesh) -> st.AgentState:
+    """Shapes, types and shardings of a state, to restore onto; nothing is computed."""
+    ones = jnp.ones(len(types.SIGNALS))
+    agents = agent_config(config)
+    shapes = jax.eval_shape(lambda: st.init(jax.random.key(0), agents, source.schema, source.items, ones, ones))
+    return manager.targets(shapes, par.replicated(mesh))
+
+
+def load_state(config, source: sources.Source, workdir: Path, mesh) -> st.AgentState:
+    """The newest state of a run.
+
+    Raises:
+      ValueError: where the run has no checkpoint yet.
+      CheckpointError: where all of them are damaged.
+    """
+    with manager.Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        if checkpoints.latest_step() is None:
+            raise ValueError(f"{workdir} has no checkpoint; run launch.train with --workdir={workdir} first")
+        return checkpoints.restore(state_shapes(config, source, mesh))[0]
+
+
+def train(config, workdir: Path) -> dict[str, Any]:
+    """Runs a config to its results, going on from the newest checkpoint of the folder. Returns the results."""
+    method = methods.get(config.method)
+    mesh = par.make_mesh()
+    par.check_divisible(config.train.batch, mesh, "train.batch")
+    agent_config(config)  # a bad field is said before anything is written
+    wd.claim(workdir, config.to_dict())
+    results = workdir / "results.json"
+    if results.exists():
+        logging.info("%s is finished; nothing to do", workdir)
+        return json.loads(results.read_text())
+    source = sources.from_config(config, progress)
+    if source.report:
+        logging.info("input: %s", json.dumps(source.report, default=str))
+    source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
+    with manager.Checkpoints(workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every) as checkpoints:
+        state, metrics = _learn(config, source, method, workdir, checkpoints, mesh)
+    result: dict[str, Any] = {"train": metrics}
+    if source.sim is not None:
+        policies = sources.world_policies() | {
+            config.method: method.make_policy(state, source.items, agent_config(config))
+        }
+        test = compare(config, source, {name: _arm(policies, name) for name in config.ab_test.arms}, mesh)
+        result |= test
+    result["offline"] = evaluate(config, source, state)
+    files.write_json(results, result)
+    return result
+
+
+def _arm(policies: dict[str, Any], name: str):
+    if name not in policies:
+        raise ValueError(f"unknown arm {name!r} in config.ab_test.arms; choose among {', '.join(policies)}")
+    return policies[name]
+
+
+def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoints, mesh):
+    """The learning phase: from the newest checkpoint, or from a fresh state, to the last update."""
+    if checkpoints.latest_step() is not None:
+        state, step = checkpoints.restore(state_shapes(config, source, mesh))
+        logging.info("resumed at update %d", step)
+        done = workdir / "learned.json"
+        if done.exists() and json.loads(done.read_text())["updates"] == step:
+            return state, json.loads(done.read_text())
+    else:
+        state, step = None, 0
+    log = source.train()
+    index = sessions.segment_index(log, config.train.segment)
+    batch = config.train.batch
+    per_epoch = len(index) // batch
+    if per_epoch == 0:
+        raise ValueError(
+            f"the log has {len(index)} segments, fewer than one batch of {batch}; use --config.train.batch={len(index)}"
+        )
+    total = config.train.epochs * per_epoch
+    agents = agent_config(config, total)
+    if state is None:
+        feedback = log.feedback[log.slate >= 0].astype(np.float64)
+        init = functools.partial(st.init, config=agents, schema=source.schema, items=source.items)
+        born = jax.jit(
+            lambda key, mean, std: init(key, feedback_mean=mean, feedback_std=std), out_shardings=par.replicated(mesh)
+        )
+        state = born(
+            jax.random.key(config.seed),
+            jnp.asarray(feedback.mean(0), jnp.float32),
+            jnp.asarray(feedback.std(0), jnp.float32),
+        )
+    update = jax.jit(method.update, static_argnames="config", donate_argnames="state")
+    writer = writers.MetricsWriter(workdir, start_step=step if step else None, seed=config.seed)
+    bar = Progress("train", total, unit="updates", done=step)
+    pending: tuple[int, Any] | None = None
+    last: dict[str, float] = {}
+    order_epoch, order = -1, None
+    with writer:
+        while step < total:
+            epoch, position = divmod(step, per_epoch)
+            if epoch != order_epoch:
+                order_epoch, order = epoch, np.random.default_rng([config.seed, epoch]).permutation(len(index))
+            rows = index[order[position * batch : (position + 1) * batch]]
+            data = par.put_batch(sessions.gather_segments(log, rows, config.train.segment), mesh)
+            state, metrics = update(state, data, source.items, agents)
+            step += 1
+            if step % config.log_every == 0 or step == total:
+                # The metrics of the logging step before: reading them does not wait for the device.
+                if pending is not None:
+                    writer.write(pending[0], "train", jax.device_get(pending[1]))
+                pending = (step, metrics)
+            if step % config.checkpoint_every == 0 or step == total:
+                if pending is not None:
+                    last = writer.write(pending[0], "train", jax.device_get(pending[1]))
+                    pending = None
+                checkpoints.save(step, state, force=step == total)
+            bar.update(step)
+        bar.close()
+    checkpoints.wait()
+    summary = {"updates": step, "sessions": log.num_sessions, "requests": log.num_requests, "final": last}
+    files.write_json(workdir / "learned.json", summary)
+    return state, summary
+
+
+def compare(
+    config, source: sources.Source, policies: dict[str, Any], mesh, control: str | None = None
+) -> dict[str, Any]:
+    """A paired A/B test in the world, with progress; the first arm is the control unless told otherwise."""
+    names = list(policies)
+    total = config.ab_test.sessions * len(names)
+    key = jax.random.fold_in(jax.random.key(config.seed), 12)
+    return arms.compare(
+        source.sim._replace(items=source.items), policies, key, mesh, control=control or names[0],
+        num_users=config.ab_test.sessions, day=config.ab_test.day, k=source.schema.slate,
+        progress=progress("ab_test", total),
+    )  # fmt: skip
+
+
+def evaluate(config, source: sources.Source, state: st.AgentState) -> dict[str, Any]:
+    """Offline metrics on the held-out logs; on KuaiRand beside popularity.
+
+    Returns the metrics of the log named `test`; other held-out logs come under their own names.
+    """
+    agents = agent_config(config)
+    train_rows = offline.exposures(source.train()) if source.sim is None else None
+    means = None
+    if train_rows is not None:
+        means = popularity.smoothed_means(train_rows.video, train_rows.feedback, source.items.num_videos)
+    result: dict[str, Any] = {}
+    for name, log in source.test().items():
+        rows = score(config, source, state, log)
+        signals = methods.get(config.method).signals(agents)
+        reference = None if means is None else means[rows.video]
+        measured = offline.metrics(
+            rows, signals, train_rows if train_rows is not None else _history_rows(log), reference
+        )
+        result |= measured if name == "test" else {name: measured}
+    return result
+
+
+def _history_rows(log: SessionLog) -> offline.Rows:
+    """What users were shown before the log, for their medians of watch time."""
+    mask = log.history_mask
+    user = np.broadcast_to(log.user_id[:, None], mask.shape)
+    empty = np.zeros((int(mask.sum()), 0), np.float32)
+    return offline.Rows(user[mask], log.history_videos[mask], log.history_feedback[mask], empty)
+
+
+def score(config, source: sources.Source, state: st.AgentState, log: SessionLog) -> offline.Rows:
+    """Scores of a run for every exposure of a log."""
+    agents = agent_config(config)
+    total = len(sessions.segment_index(log, config.train.segment))
+    one = lambda batch: methods.score_batch(state, batch, source.items, agents, config.method)
+    return offline.score_log(one, log, num_requests=config.train.segment, progress=progress("offline", total))
+
+
+def print_results(result: dict[str, Any]) -> None:
+    """The result tables, on stdout."""
+    if "ab_test" in result:
+        print(ab_test.format_table(result))
+        print("sessions cut at their longest, %:", {k: round(v, 3) for k, v in result["truncated_pct"].items()})
+    if "offline" in result:
+        nested = {name: entry for name, entry in result["offline"].items() if "gauc" not in entry}
+        print(offline.format_table({n: e for n, e in result["offline"].items() if n not in nested}))
+        for name, entries in nested.items():
+            print(f"\n{name}:")
+            print(offline.format_table(entries))

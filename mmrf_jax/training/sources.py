@@ -1,0 +1,154 @@
+"""Where sessions come from: logs collected in the world, logs on disk, or KuaiRand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.data import records, sessions
+from mmrf_jax.data.kuairand import builder as kuairand
+from mmrf_jax.data.kuairand import prepare
+from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.simulators import base
+from mmrf_jax.simulators.world import params as world_params
+from mmrf_jax.simulators.world import rankers, session
+from mmrf_jax.training import collect
+
+#: User ids of the logs, far from each other and from the A/B tests, which start at 0.
+_TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
+_USERS_A_SEED = 1_000_000
+
+Progress = Callable[[str, int], Callable[[int], None]]
+
+
+@dataclasses.dataclass
+class Source:
+    """What a run learns from and is judged on.
+
+    Attributes:
+      sim: the world, or None where there are only logs.
+      train: makes the training log; called only when there is something left to learn.
+      test: makes {name: held-out log}; called only for the final evaluation.
+    """
+
+    items: types.Items
+    schema: Schema
+    sim: base.Simulator | None
+    train: Callable[[], SessionLog]
+    test: Callable[[], dict[str, SessionLog]]
+    report: dict[str, Any]
+    config: Any
+
+
+def world_schema(sim: base.Simulator, config: world_params.WorldConfig) -> Schema:
+    return Schema(
+        num_videos=sim.items.num_videos,
+        num_authors=sim.items.num_authors,
+        num_tags=sim.items.num_tags,
+        item_features=sim.items.features.shape[1],
+        profile=world_params.PROFILE,
+        context=world_params.CONTEXT,
+        candidates=config.candidates,
+        slate=config.slate,
+        history=config.history,
+    )
+
+
+def world_policies() -> dict[str, base.Policy]:
+    """Arms that need no training: production serves Plackett–Luce, the oracles their best slate."""
+    return {
+        "production": base.privileged_policy(rankers.production, 1.0),
+        "random": base.privileged_policy(rankers.random, 1.0),
+        "oracle_myopic": base.privileged_policy(rankers.oracle_myopic, 0.0),
+        "oracle_planning": base.privileged_policy(rankers.oracle_planning, 0.0),
+    }
+
+
+def collect_log(
+    sim: base.Simulator,
+    policy: base.Policy,
+    seed: int,
+    *,
+    first_user: int,
+    sessions: int,
+    k: int,
+    progress: Progress,
+    keep_scores: bool = False,
+) -> SessionLog:
+    """A log of `sessions` users from `first_user` on; the same for the same seed."""
+    key = jax.random.fold_in(jax.random.key(seed), 11)
+    return collect.collect(
+        sim, policy, key, first_user=first_user, num_sessions=sessions, day=0, k=k,
+        progress=progress("collect", sessions), keep_scores=keep_scores,
+    )  # fmt: skip
+
+
+def from_config(config, progress: Progress) -> Source:
+    """The source that a config describes (`config.source` is `world` or `kuairand`)."""
+    if config.source == "world":
+        return _world(config, progress)
+    if config.source == "kuairand":
+        return _kuairand(config)
+    raise ValueError(f"unknown source {config.source!r}; use --config.source=world or kuairand")
+
+
+def _world(config, progress: Progress) -> Source:
+    world = world_params.WorldConfig(**config.world)
+    sim = session.make(world)
+    schema = world_schema(sim, world)
+    production = world_policies()["production"]
+    offset = _USERS_A_SEED * config.seed
+
+    def log(first_user: int, number: int) -> SessionLog:
+        return collect_log(
+            sim, production, config.seed, first_user=first_user + offset, sessions=number, k=world.slate,
+            progress=progress,
+        )  # fmt: skip
+
+    def train() -> SessionLog:
+        if not config.data.dir:
+            return log(_TRAIN_USERS, config.collect.sessions)
+        found, log_schema = records.read_log(Path(config.data.dir))
+        if log_schema != schema:
+            raise ValueError(f"log {config.data.dir} was made with {log_schema}, the config's world has {schema}")
+        return found
+
+    return Source(
+        items=sim.items,
+        schema=schema,
+        sim=sim,
+        train=train,
+        test=lambda: {"test": log(_TEST_USERS, config.collect.test_sessions)},
+        report={},
+        config=config,
+    )
+
+
+def _kuairand(config) -> Source:
+    if not config.data.dir:
+        raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
+    d = config.data
+    wanted = prepare.KuaiRandConfig(
+        train_until=d.train_until,
+        valid_until=d.valid_until,
+        test_from=d.test_from,
+        candidates=d.candidates,
+        slate=d.slate,
+        history=d.history,
+        session_gap_minutes=d.session_gap_minutes or None,
+        request_gap_minutes=d.request_gap_minutes,
+    )
+    cache = Path(d.cache_dir).expanduser()
+    splits, items, schema, report = kuairand.load_or_prepare(Path(d.dir), cache, wanted)
+    train = splits["train"]
+    if d.max_sessions and train.num_sessions > d.max_sessions:
+        train = sessions.select_sessions(train, np.arange(d.max_sessions))
+    items = jax.tree.map(jax.numpy.asarray, items)
+    test = {"test": splits["test"], "random_test": splits["random_test"]}
+    return Source(items, schema, None, lambda: train, lambda: test, report, config)

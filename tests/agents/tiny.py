@@ -1,0 +1,99 @@
+"""The smallest agents, catalogue and batches that exercise every mask; tests here and subprocesses import it."""
+
+import jax
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.agents import state as st
+from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.data.schema import Schema
+
+S = len(types.SIGNALS)
+SIZES = {
+    "slate": 3, "dim": 12, "id_dim": 4, "author_dim": 3, "tag_dim": 3, "feedback_dim": 4, "state_dim": 10,
+    "agent_dim": 8, "heads": 2,
+}  # fmt: skip
+CONFIG = AgentConfig(signals=("click", "hate", "watch_time"), **SIZES)
+SCHEMA = Schema(
+    num_videos=30, num_authors=6, num_tags=4, item_features=2, profile=3, context=2, candidates=8, slate=3, history=4
+)
+
+
+def make_items(schema: Schema = SCHEMA, seed: int = 0) -> types.Items:
+    rng = np.random.default_rng(seed)
+    v = schema.num_videos
+    return types.Items(
+        author=rng.integers(0, schema.num_authors, v).astype(np.int32),
+        tag=rng.integers(0, schema.num_tags, v).astype(np.int32),
+        duration=rng.uniform(5, 60, v).astype(np.float32),
+        features=rng.normal(size=(v, schema.item_features)).astype(np.float32),
+        embedding_id=np.arange(1, v + 1, dtype=np.int32),
+        num_embeddings=v + 1,
+        num_authors=schema.num_authors,
+        num_tags=schema.num_tags,
+    )
+
+
+def make_feedback(rng, shape) -> np.ndarray:
+    feedback = (rng.random((*shape, S)) < 0.3).astype(np.float32)
+    feedback[..., types.WATCH_TIME] = rng.gamma(1.0, 15.0, shape)
+    return feedback
+
+
+def make_batch(seed: int = 0, users: int = 8, requests: int = 4, schema: Schema = SCHEMA) -> types.SessionBatch:
+    """Segments of 1 to T + 1 requests, slates of 1 to K, histories of 0 to H: some full, some ending, some cut."""
+    rng = np.random.default_rng(seed)
+    t, k, h = requests + 1, schema.slate, schema.history
+    lengths = 1 + np.arange(users) % t  # every length occurs
+    mask = np.arange(t) < lengths[:, None]
+    last = np.arange(t) == lengths[:, None] - 1
+    over = last & (rng.random(users) < 0.9)[:, None]
+    left = (np.arange(users) % 3 > 0)[:, None]
+    slate_mask = (np.arange(k) < rng.integers(1, k + 1, (users, t))[..., None]) & mask[..., None]
+    history_mask = np.arange(h) >= rng.integers(0, h + 1, users)[:, None]
+    slate = rng.random((users, t, schema.candidates)).argsort(-1)[..., :k]
+    return types.SessionBatch(
+        user_id=np.arange(users, dtype=np.int32),
+        profile=rng.normal(size=(users, schema.profile)).astype(np.float32),
+        history=types.Exposure(
+            videos=np.where(history_mask, rng.integers(0, schema.num_videos, (users, h)), 0).astype(np.int32),
+            feedback=make_feedback(rng, (users, h)) * history_mask[..., None],
+            mask=history_mask,
+        ),
+        context=rng.normal(size=(users, t, schema.context)).astype(np.float32),
+        candidates=rng.random((users, t, schema.num_videos)).argsort(-1)[..., : schema.candidates].astype(np.int32),
+        slate=np.where(slate_mask, slate, 0).astype(np.int32),
+        slate_mask=slate_mask,
+        feedback=make_feedback(rng, (users, t, k)) * slate_mask[..., None],
+        log_propensity=np.where(mask, -1.0, np.nan).astype(np.float32),
+        mask=mask,
+        terminated=over & left,
+        truncated=over & ~left,
+    )
+
+
+def make_state(config: AgentConfig = CONFIG, schema: Schema = SCHEMA, seed: int = 0) -> st.AgentState:
+    """A fresh state whose zero-initialised weights are random, so that no path is silent."""
+    mean = np.append(np.full(S - 1, 0.3), 15.0)
+    std = np.append(np.full(S - 1, 0.46), 15.0)
+    state = st.init(jax.random.key(seed), config, schema, make_items(schema), mean, std)
+    rng = np.random.default_rng(seed)
+    prior = state.params["critic"]["params"]["prior"]
+    fill = lambda x: x if np.any(x) else (0.1 * rng.normal(size=x.shape)).astype(np.float32)
+    params = jax.tree.map(fill, jax.device_get(state.params))
+    params["critic"]["params"]["prior"] = np.asarray(prior)
+    target = jax.tree.map(lambda x: x + (0.01 * rng.normal(size=x.shape)).astype(np.float32), params["critic"])
+    return jax.tree.map(jax.numpy.asarray, state.replace(params=params, target=target))
+
+
+def differences(a, b) -> dict[str, float]:
+    """Largest absolute difference of each leaf that differs, by path."""
+    out = {}
+    for (path, x), (_, y) in zip(jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b), strict=True):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.shape == y.shape and np.isfinite(x).all() and np.isfinite(y).all(), jax.tree_util.keystr(path)
+        if not np.array_equal(x, y):
+            out[jax.tree_util.keystr(path)] = float(np.max(np.abs(x.astype(np.float64) - y.astype(np.float64))))
+    return out
