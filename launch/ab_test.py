@@ -47,8 +47,6 @@ def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
 
 def main() -> None:
     config = common.resolve(_CONFIG)
-    if config.source != "world":
-        raise ValueError(f"A/B tests need the world, but config.source is {config.source!r}; use experiments/world.py")
     mesh = par.make_mesh()
     source = sources.from_config(config, loop.progress)
     source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))

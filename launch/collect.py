@@ -23,13 +23,11 @@ _FIRST_USER = flags.DEFINE_integer("first_user", 100_000_000, "First user id.", 
 
 def main() -> None:
     config = common.resolve(_CONFIG)
-    if config.source != "world":
-        raise ValueError(
-            f"logs are collected in the world, but config.source is {config.source!r}; use experiments/world.py"
-        )
     if Path(_OUT.value).exists():
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
     source = sources.from_config(config, loop.progress)
+    if source.sim is None:
+        raise ValueError(f"logs are collected in the world, not in {config.source!r}; use experiments/world.py")
     policy = policy_of(_POLICY.value, source, par.make_mesh())
     log = sources.collect_log(
         source.sim, policy, config.seed, first_user=_FIRST_USER.value, sessions=_SESSIONS.value, k=source.schema.slate,

@@ -40,7 +40,7 @@ def run(main: Callable[[], None], **kwargs) -> None:
         logging.set_verbosity(logging.INFO)
         logging.use_absl_handler()
         # A second start of the same program then compiles nothing anew.
-        if jax.config.jax_compilation_cache_dir is None:
+        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mmrf_jax" / "xla"
             jax.config.update("jax_compilation_cache_dir", str(cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -17,9 +17,12 @@ class AgentConfig:
       signals: the signal of each agent; the last is the main one, whose scores decide the exposure.
       ablation: `none`, or `co`: no collaboration (no attention, no auxiliary scores to the main agent).
       main_weight: lambda, the weight of the main agent's value in an auxiliary agent's objective.
+      watch_reward: `seconds` of watch time; where a few long plays would decide everything, their `log`, or `capped` at
+        the 18 seconds that make a long view.
       temperature: tau of the relaxed exposure, in units of the spread of a critic over candidates.
       discount: gamma of a request. polyak: rate at which target networks follow.
-      learning_rate: of Adam; `decay_updates`: updates over which it falls to a twentieth along a cosine, 0 for never.
+      learning_rate, actor_learning_rate: of Adam, for encoder and critics, and for actors.
+      decay_updates: updates over which they fall to a twentieth along a cosine; 0 for never.
       table_learning_rate: of row-wise Adagrad.
       optimizer: `adamw`, or `sgd` for checks of invariance.
       signal_weights: of the feedback losses, SIGNALS order; rare signals weigh more, or they leave no trace.
@@ -39,10 +42,12 @@ class AgentConfig:
     agent_dim: int = 32
     heads: int = 4
     main_weight: float = 0.1
+    watch_reward: str = "seconds"
     temperature: float = 0.25
     discount: float = 0.95
     polyak: float = 0.005
     learning_rate: float = 1.5e-3
+    actor_learning_rate: float = 3e-3
     decay_updates: int = 0
     weight_decay: float = 1e-4
     table_learning_rate: float = 0.05
@@ -55,6 +60,8 @@ class AgentConfig:
             types.signal_index(name)
         if len(set(self.signals)) != len(self.signals) or not self.signals:
             raise ValueError(f"agents.signals={self.signals} must name at least one signal, each once")
+        if self.watch_reward not in ("seconds", "log", "capped"):
+            raise ValueError(f"unknown agents.watch_reward={self.watch_reward!r}; use seconds, log or capped")
         if self.ablation not in ABLATIONS:
             raise ValueError(f"unknown ablation {self.ablation!r}; choose among {', '.join(ABLATIONS)}")
         if self.dim <= self.id_dim + 1:

@@ -36,9 +36,8 @@ def plackett_luce_log_prob(scores: chex.Array, slate: chex.Array, mask: chex.Arr
     # lose small weights in float32.
     rest = jax.nn.logsumexp(scores, axis=-1, where=~taken, keepdims=True)
     terms = jnp.concatenate([chosen, rest], axis=-1)[..., None, :]  # [..., 1, K + 1]
-    below = (
-        jnp.triu(jnp.ones((k, k + 1), bool)) & jnp.append(shown, jnp.ones_like(shown[..., :1]), axis=-1)[..., None, :]
-    )
+    there = jnp.append(shown, jnp.ones_like(shown[..., :1]), axis=-1)
+    below = jnp.triu(jnp.ones((k, k + 1), bool)) & there[..., None, :]
     return jnp.where(shown, chosen - jax.nn.logsumexp(terms, axis=-1, where=below), 0.0)
 
 

@@ -64,7 +64,7 @@ def represent(
     h = batch.history.videos.shape[1]
     num_users, steps, k = batch.slate.shape
     train = key is not None
-    rngs = {"dropout": key} if train else {}
+    rngs = {} if key is None else {"dropout": key}
     e = encoder.apply(encoder_params, rows, items.features[seen], train, method="items", rngs=rngs)
     feedback = jnp.concatenate([batch.history.feedback, batch.feedback.reshape(num_users, steps * k, -1)], axis=1)
     f = encoder.apply(encoder_params, feedback, items.duration[seen], method="feedback")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from mmrf_jax.embeddings import rowwise, table
 
 TABLES = ("author", "id", "tag")
 # Tags are few and each is seen often: telling them apart from the start spares the slow way out of a product of zeros.
+# Losses are means over a batch, so a row's gradient is small: a large accumulator would freeze it.
+_INITIAL_ACCUMULATOR = 1e-7
 _INIT_SCALE = {"author": 0.1, "id": 0.02, "tag": 0.5}
 
 
@@ -33,6 +36,7 @@ class AgentState:
     optimizer: Any
     tables: dict[str, table.Table]  # embedding tables, outside the Flax params
     reward_scale: chex.Array  # [S] standard deviation of each signal in the first log
+    q_mean: chex.Array  # [N] running mean of each critic over candidates
     q_scale: chex.Array  # [N] running spread of each critic over candidates
     key: chex.Array  # typed key
 
@@ -41,12 +45,16 @@ def optimizer(config: AgentConfig) -> optax.GradientTransformation:
     """Adam with decoupled weight decay, clipped apart for actors and critics; plain SGD for invariance tests."""
     if config.optimizer == "sgd":
         return optax.sgd(config.learning_rate)
-    rate = config.learning_rate
-    if config.decay_updates:
-        rate = optax.cosine_decay_schedule(rate, config.decay_updates, alpha=0.05)
-    one = lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay))
+
+    def adam(rate):
+        if config.decay_updates:
+            rate = optax.cosine_decay_schedule(rate, config.decay_updates, alpha=0.05)
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay))
+
     labels = {"encoder": "critic", "critic": "critic", "actor": "actor"}
-    return optax.multi_transform({"critic": one(), "actor": one()}, labels)
+    return optax.multi_transform(
+        {"critic": adam(config.learning_rate), "actor": adam(config.actor_learning_rate)}, labels
+    )
 
 
 def init(
@@ -60,7 +68,8 @@ def init(
     """A fresh state; jit it with `out_shardings` so that it is born where it lives.
 
     Args:
-      feedback_mean, feedback_std: [S] of the exposures in the first log; rewards are divided by the second, and the
+      feedback_mean, feedback_std: [S] of `losses.targets` of the exposures in the first log; rewards are divided by
+        the second, and the
         critics start from the first.
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
@@ -70,7 +79,7 @@ def init(
         "tag": (schema.num_tags, config.tag_dim),
     }
     tables = {
-        name: table.init(jax.random.fold_in(k_tables, i), rows, dim, scale=_INIT_SCALE[name])
+        name: table.init(jax.random.fold_in(k_tables, i), rows, dim, _INIT_SCALE[name], _INITIAL_ACCUMULATOR)
         for i, (name, (rows, dim)) in enumerate(sorted(sizes.items()))
     }
     k = schema.slate
@@ -103,6 +112,7 @@ def init(
         optimizer=optimizer(config).init(params),
         tables=tables,
         reward_scale=jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3),
+        q_mean=jnp.zeros((config.num_agents,)),
         q_scale=jnp.ones((config.num_agents,)),
         key=k_state,
     )
@@ -176,7 +186,8 @@ def step(
         name: rowwise.row_update(t, ids[name].reshape(-1), row_grads[name].reshape(-1, t.dim), rate)
         for name, t in state.tables.items()
     }
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         target=optax.incremental_update(params["critic"], state.target, config.polyak),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from mmrf_jax.agents.config import AgentConfig
 
 _SCALE_RATE = 0.01  # of the running spread of the critics
 _VALUE_WEIGHT = 0.1  # of the TD losses beside the feedback losses
+_MAX_LEVEL = 20.0
 _LEVEL_WEIGHT = 0.1  # of the regression of the mean score
 
 
@@ -42,10 +45,14 @@ def update(
         return _loss(params, rows, state, batch, items, candidates, key, config, reduction)
 
     ids = st.table_ids(items, rep.seen_videos(batch))
-    next_state, (metrics, spread), grad_norm = st.step(state, ids, loss_fn, config, reduction)
+    next_state, (metrics, mean, spread), grad_norm = st.step(state, ids, loss_fn, config, reduction)
     # The first spread is taken whole: the running mean of a handful of updates would start from 1.
     rate = jnp.where(state.step == 0, 1.0, _SCALE_RATE)
-    next_state = next_state.replace(q_scale=(1.0 - rate) * state.q_scale + rate * spread)
+    next_state = dataclasses.replace(
+        next_state,
+        q_mean=(1.0 - rate) * state.q_mean + rate * mean,
+        q_scale=(1.0 - rate) * state.q_scale + rate * spread,
+    )
     return next_state, reduction.sum(metrics) | {"grad_norm": grad_norm}
 
 
@@ -68,14 +75,15 @@ def _loss(params, rows, state, batch, items, candidates, key, config, reduction)
     value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the policy in force
 
     # Feedback and staying, by supervision.
-    per_signal = losses.feedback_loss(shown.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
+    feedback = losses.targets(config, batch.feedback[:, :-1])
+    per_signal = losses.feedback_loss(shown.feedback[:, :-1], feedback, state.reward_scale)
     feedback_loss = jnp.einsum("btk,btks->s", learn.exposed, per_signal) / num_exposed
     stay_logit = shown.stay_base[:, :-1] + jnp.sum(learn.exposed * shown.stay_effect[:, :-1], axis=-1)
     stays = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
     stay_loss = jnp.sum(learn.known * optax.sigmoid_binary_cross_entropy(stay_logit, stays)) / num_known
 
     # Twin values by TD; every critic bootstraps with the main agent's next exposure.
-    reward = losses.rewards(config, batch.feedback[:, :-1], state.reward_scale)  # [B, T, K, N]
+    reward = losses.rewards(config, feedback, state.reward_scale)  # [B, T, K, N]
     reward = jnp.einsum("btk,btkn->btn", learn.exposed, reward)
     target = losses.td_targets(reward, value[:, 1:], batch.terminated[:, :-1], config.discount)
     shown_q = jnp.take_along_axis(q[:, :-1], batch.slate[:, :-1, None, :], axis=-1)  # [B, T, N, K]
@@ -89,11 +97,14 @@ def _loss(params, rows, state, batch, items, candidates, key, config, reduction)
     scaled = jax.lax.stop_gradient(q[:, :-1] / state.q_scale[:, None])
     objective = losses.policy_objective(scores[:, :-1], scaled, config.slate, config.temperature)  # [B, T, N]
     objective = jnp.einsum("bt,btn->n", learn.request, objective) / num_requests
-    # The objective leaves a request's mean score free; it is set to that of its maximiser, q / tau.
-    level_error = acted.level[:, :-1] - scaled.mean(axis=-1) / config.temperature
+    # The objective leaves a request's mean score free; it is set to that of its maximiser, q / tau, less a constant.
+    mean_q = q[:, :-1].mean(axis=-1)  # [B, T, N]
+    level = jax.lax.stop_gradient((mean_q - state.q_mean) / (state.q_scale * config.temperature))
+    level_error = acted.level[:, :-1] - jnp.clip(level, -_MAX_LEVEL, _MAX_LEVEL)
     level_loss = jnp.sum(learn.request[..., None] * level_error**2) / num_requests
 
     centred = q[:, :-1] - q[:, :-1].mean(axis=-1, keepdims=True)
+    average = reduction.sum(jnp.einsum("bt,btn->n", learn.request, mean_q)) / num_requests
     spread = reduction.sum(jnp.einsum("bt,btnc->n", learn.request, centred**2)) / (num_requests * q.shape[-1])
     loss = jnp.sum(jnp.asarray(config.signal_weights) * feedback_loss) + stay_loss
     loss += _VALUE_WEIGHT * (base_loss + value_loss) + _LEVEL_WEIGHT * level_loss - jnp.sum(objective)
@@ -101,4 +112,4 @@ def _loss(params, rows, state, batch, items, candidates, key, config, reduction)
     metrics |= {"loss/stay": stay_loss, "loss/base": base_loss, "loss/value": value_loss, "loss/level": level_loss}
     metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
     metrics["value/main"] = jnp.sum(learn.request * value[:, :-1, -1]) / num_requests
-    return loss, (metrics, jnp.sqrt(spread + 1e-12))
+    return loss, (metrics, average, jnp.sqrt(spread + 1e-12))

@@ -5,6 +5,7 @@ The comparison that shows what ranking for the session adds (method.md, section 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import chex
@@ -36,7 +37,9 @@ def update(
     def loss_fn(params, rows):
         r = rep.represent(config, params["encoder"], rows, batch, items, key)
         out = networks.Critic(config).apply(params["critic"], r.z, r.memory_mean, r.shown)
-        loss = losses.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
+        loss = losses.feedback_loss(
+            out.feedback[:, :-1], losses.targets(config, batch.feedback[:, :-1]), state.reward_scale
+        )
         loss = jnp.sum(learn.exposed * loss[..., types.WATCH_TIME]) / count
         return loss, {"loss/watch_time": loss}
 
@@ -49,7 +52,7 @@ def make(state: st.AgentState, items: types.Items, config: AgentConfig, temperat
     """Ranks by predicted watch time; see `simulators.base.Policy`."""
     served = policy.make(state, items, config, temperature)
     params = {name: value for name, value in served.params.items() if name != "actor"}
-    return served.replace(params=params | {"critic": state.params["critic"]}, score=_score(config))
+    return dataclasses.replace(served, params=params | {"critic": state.params["critic"]}, score=_score(config))
 
 
 @functools.cache

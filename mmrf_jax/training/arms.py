@@ -58,7 +58,7 @@ def serve(
         num_users=share, slots=int(np.clip(share // 8, 16, _SLOTS)), k=k, mesh=mesh,
     )  # fmt: skip
     table = np.asarray(sums, np.float64)[:num_users]
-    result = {name: table[:, i] for i, name in enumerate(rollout.SUMS)}
+    result: dict[str, np.ndarray] = {name: table[:, i] for i, name in enumerate(rollout.SUMS)}
     result["user_id"] = first_user + np.arange(num_users)
     result["exposures"] = np.asarray(counts).sum(axis=0)
     return result

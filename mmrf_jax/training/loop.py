@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from mmrf_jax import types
+from mmrf_jax.agents import losses
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.baselines import popularity
@@ -44,7 +45,9 @@ def progress(phase: str, total: int):
 
 def agent_config(config, decay_updates: int = 1) -> AgentConfig:
     """The agents of a run. `decay_updates` is that of the learning rate, known once the log is."""
-    fields = {name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in config.agents.items()}
+    fields: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in config.agents.items()
+    }
     slate = config.world.slate if config.source == "world" else config.data.slate
     return AgentConfig(**fields, slate=slate, decay_updates=decay_updates)
 
@@ -126,7 +129,7 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
     total = config.train.epochs * per_epoch
     agents = agent_config(config, total)
     if state is None:
-        feedback = log.feedback[log.slate >= 0].astype(np.float64)
+        feedback = losses.targets(agents, log.feedback[log.slate >= 0].astype(np.float64))
         init = functools.partial(st.init, config=agents, schema=source.schema, items=source.items)
         born = jax.jit(
             lambda key, mean, std: init(key, feedback_mean=mean, feedback_std=std), out_shardings=par.replicated(mesh)
@@ -141,7 +144,7 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
     bar = Progress("train", total, unit="updates", done=step)
     pending: tuple[int, Any] | None = None
     last: dict[str, float] = {}
-    order_epoch, order = -1, None
+    order_epoch, order = -1, np.empty(0, np.int64)
     with writer:
         while step < total:
             epoch, position = divmod(step, per_epoch)
@@ -174,6 +177,8 @@ def compare(
 ) -> dict[str, Any]:
     """A paired A/B test in the world, with progress; the first arm is the control unless told otherwise."""
     names = list(policies)
+    if source.sim is None:
+        raise ValueError(f"A/B tests need the world, but config.source is {config.source!r}; use experiments/world.py")
     total = config.ab_test.sessions * len(names)
     key = jax.random.fold_in(jax.random.key(config.seed), 12)
     return arms.compare(

@@ -7,6 +7,7 @@ the key and the user id alone, never on the slot.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -116,7 +117,8 @@ def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
         next_request=result.request,
     )
     over = result.terminated | result.truncated
-    slots = slots.replace(
+    slots = dataclasses.replace(
+        slots,
         state=state,
         request=result.request,
         carry=policy.observe(policy.params, slots.carry, slots.request, result.exposure),
@@ -148,7 +150,8 @@ def _refill(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
         new = (state, request, carry, history, jnp.zeros_like(number), number)
         put = lambda a, b: a.at[where].set(b, mode="drop")
         state, request, carry, history, position, index = jax.tree.map(put, old, new)
-        return slots.replace(
+        return dataclasses.replace(
+            slots,
             state=state,
             request=request,
             carry=carry,

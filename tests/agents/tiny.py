@@ -1,5 +1,7 @@
 """The smallest agents, catalogue and batches that exercise every mask; tests here and subprocesses import it."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -9,6 +11,8 @@ from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.data.schema import Schema
 
 S = len(types.SIGNALS)
+#: Compiler options for what runs a few times.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 SIZES = {
     "slate": 3, "dim": 12, "id_dim": 4, "author_dim": 3, "tag_dim": 3, "feedback_dim": 4, "state_dim": 10,
     "agent_dim": 8, "heads": 2,
@@ -22,7 +26,7 @@ SCHEMA = Schema(
 def make_items(schema: Schema = SCHEMA, seed: int = 0) -> types.Items:
     rng = np.random.default_rng(seed)
     v = schema.num_videos
-    return types.Items(
+    items = types.Items(
         author=rng.integers(0, schema.num_authors, v).astype(np.int32),
         tag=rng.integers(0, schema.num_tags, v).astype(np.int32),
         duration=rng.uniform(5, 60, v).astype(np.float32),
@@ -32,6 +36,7 @@ def make_items(schema: Schema = SCHEMA, seed: int = 0) -> types.Items:
         num_authors=schema.num_authors,
         num_tags=schema.num_tags,
     )
+    return jax.tree.map(jax.numpy.asarray, items)
 
 
 def make_feedback(rng, shape) -> np.ndarray:
@@ -72,11 +77,13 @@ def make_batch(seed: int = 0, users: int = 8, requests: int = 4, schema: Schema 
     )
 
 
+@functools.cache
 def make_state(config: AgentConfig = CONFIG, schema: Schema = SCHEMA, seed: int = 0) -> st.AgentState:
     """A fresh state whose zero-initialised weights are random, so that no path is silent."""
     mean = np.append(np.full(S - 1, 0.3), 15.0)
     std = np.append(np.full(S - 1, 0.46), 15.0)
-    state = st.init(jax.random.key(seed), config, schema, make_items(schema), mean, std)
+    init = jax.jit(st.init, static_argnames=("config", "schema"), compiler_options=QUICK)
+    state = init(jax.random.key(seed), config, schema, make_items(schema), mean, std)
     rng = np.random.default_rng(seed)
     prior = state.params["critic"]["params"]["prior"]
     fill = lambda x: x if np.any(x) else (0.1 * rng.normal(size=x.shape)).astype(np.float32)

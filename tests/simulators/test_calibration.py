@@ -28,7 +28,7 @@ RANDOM = {
     "forward": 0.0004, "follow": 0.0003, "comment": 0.0002,
     "watch_time": (1.32, 2.06, 4.44, 12.7), "duration": (28.4, 77.6, 147.0, 235.0),
 }  # fmt: skip
-USERS, SLOTS, K = 8192, 2048, 6
+USERS, SERVED, SLOTS, K = 8192, 4096, 1024, 6  # of the marginals, and of each ranker
 UNIFORM_USERS = 166_700  # of K exposures each: a million, so that a rate of .0002 has 200 positives
 
 
@@ -39,20 +39,20 @@ def sim():
 
 @pytest.fixture(scope="module")
 def serve(sim):
-    """serve(ranker, world parameters, key) -> {column: per-user sums}; one program for sampled rankers, one for oracles."""
+    """serve(ranker, world parameters) -> {column: per-user sums}; a program for sampled rankers, one for oracles."""
 
     def run(privileged, temperature, params, items, which, key):
         policy = base.privileged_policy(lambda *args: jax.lax.switch(which, privileged, *args), temperature)
         world = base.Simulator(session.reset, session.step, session.next_visit, params, items)
-        return rollout.rollout(world, policy, key, 0, 0, num_users=USERS, slots=SLOTS, k=K)[0]
+        return rollout.rollout(world, policy, key, 0, 0, num_users=SERVED, slots=SLOTS, k=K)[0]
 
     groups = {1.0: (rankers.production, rankers.random), 0.0: (rankers.oracle_myopic, rankers.oracle_planning)}
     compiled = {t: jax.jit(run, static_argnums=(0, 1)) for t in groups}
 
-    def ask(ranker, params=sim.params, key=0):
+    def ask(ranker, params=sim.params):
         temperature = next(t for t, group in groups.items() if ranker in group)
         group = groups[temperature]
-        sums = compiled[temperature](group, temperature, params, sim.items, group.index(ranker), jax.random.key(key))
+        sums = compiled[temperature](group, temperature, params, sim.items, group.index(ranker), jax.random.key(0))
         return dict(zip(rollout.SUMS, np.asarray(sums, np.float64).T, strict=True))
 
     return ask

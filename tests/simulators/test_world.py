@@ -16,11 +16,14 @@ from mmrf_jax.training import rollout
 
 TINY = p.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=6)
 B, K = 256, TINY.slate
-WIDE = p.WorldConfig(num_videos=20_000, candidates=100, history=1)
+WIDE = p.WorldConfig(num_videos=20_000)
 
 reset = jax.jit(session.reset)
 step = jax.jit(session.step)
 next_visit = jax.jit(session.next_visit)
+draw = jax.jit(users.draw)
+affinity = jax.jit(response.affinity)
+respond = jax.jit(response.respond)
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +97,8 @@ class TestContract:
         for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(next_state), strict=True):
             assert before.shape == after.shape and before.dtype == after.dtype
         assert sim.items.features.shape == (TINY.num_videos, p.ITEM_FEATURES)
-        assert 0 <= sim.items.author.min() and sim.items.author.max() < sim.items.num_authors
-        assert 0 <= sim.items.tag.min() and sim.items.tag.max() < sim.items.num_tags
+        assert sim.items.author.min() >= 0 and sim.items.author.max() < sim.items.num_authors
+        assert sim.items.tag.min() >= 0 and sim.items.tag.max() < sim.items.num_tags
         np.testing.assert_allclose(sim.items.features.std(axis=0), 1.0, atol=0.9)
 
     def test_nothing_but_the_arguments_matters(self, sim):
@@ -111,14 +114,18 @@ class TestContract:
         expected = play(sim.params, key, ids)
         shuffle = np.random.default_rng(0).permutation(B)
         assert_same(play(sim.params, key, ids[shuffle]), jax.tree.map(lambda x: x[shuffle], expected))
-        halves = [play(sim.params, key, half) for half in jnp.split(ids, 2)]
-        assert_same(jax.tree.map(lambda *x: jnp.concatenate(x), *halves), expected)
+        strangers = jnp.concatenate([ids[B // 2 :], jnp.arange(B // 2)])  # half of them, in other slots beside others
+        half = lambda x, part: jax.tree.map(lambda leaf: leaf[part], x)
+        beside = play(sim.params, key, strangers)
+        assert_same(half(beside, slice(B // 2)), half(expected, slice(B // 2, B)))
+        few = play(sim.params, key, ids[:8])
+        assert_same(few, half(expected, slice(8)))
 
     def test_users_steps_and_days_draw_their_own_numbers(self, sim):
         key = jax.random.key(2)
         u = lambda position, users: base.user_uniforms(key, position, users, 50)
         numbers = np.stack([u(0, jnp.arange(40)), u(1, jnp.arange(40)), u(0, jnp.arange(40, 80))])
-        assert len(np.unique(numbers)) == numbers.size and 0 < numbers.min() and numbers.max() < 1
+        assert len(np.unique(numbers)) == numbers.size and numbers.min() > 0 and numbers.max() < 1
         np.testing.assert_array_equal(
             u(jnp.array([1, 0]), jnp.array([7, 7]))[::-1], u(jnp.arange(2), jnp.array([7, 7]))
         )
@@ -137,7 +144,7 @@ class TestContract:
 class TestCandidates:
     @pytest.mark.parametrize("day", [0, 17, 60, 75])
     def test_composition(self, wide, day):
-        """60 near the user, 30 popular, 10 new; all different, all uploaded. After LAST_DAY the catalogue stands still."""
+        """60 near the user, 30 popular, 10 new; all different and uploaded. After LAST_DAY nothing changes."""
         state, request, _ = reset(jax.random.key(day), jnp.arange(B), day, wide.params)
         candidates, c = np.asarray(request.candidates), WIDE.candidates
         assert candidates.min() >= 0 and candidates.max() < WIDE.num_videos
@@ -156,7 +163,7 @@ class TestCandidates:
         assert fit[near].mean() > fit[popular].mean() + 0.3
 
     def test_popular_ones_follow_zipf(self, wide):
-        request = reset(jax.random.key(0), jnp.arange(4 * B), 0, wide.params)[1]
+        request = reset(jax.random.key(0), jnp.arange(B), 0, wide.params)[1]
         candidates = np.asarray(request.candidates)
         num_popular = int(wide.params.popular_edges[-1])
         counts = np.bincount(candidates[candidates < num_popular], minlength=num_popular)
@@ -176,16 +183,14 @@ class TestCandidates:
         assert not set.union(*newest[1:]) & newest[0]
 
     def test_every_request_brings_others(self, sim):
-        (request, result), _, _ = play(sim.params, jax.random.key(0), jnp.arange(B))
+        (request, _), _, _ = play(sim.params, jax.random.key(0), jnp.arange(B))
         candidates = np.asarray(request.candidates)  # [B, 3, C]
         assert (candidates[:, 0] != candidates[:, 1]).any(axis=1).all()
         assert all(len(set(row)) == TINY.candidates for row in candidates.reshape(-1, TINY.candidates))
 
     def test_whole_catalogue(self, whole):
-        state, request, history = reset(jax.random.key(0), jnp.arange(B), 0, whole.params)
-        _, result = step(jax.random.key(0), state, first_slate(), whole.params)
-        for candidates in (request.candidates, result.request.candidates):
-            np.testing.assert_array_equal(candidates, np.broadcast_to(np.arange(40), (B, 40)))
+        _, request, history = reset(jax.random.key(0), jnp.arange(B), 0, whole.params)
+        np.testing.assert_array_equal(request.candidates, np.broadcast_to(np.arange(40), (B, 40)))
         # A catalogue this small has topics without videos; the histories name none that is not there.
         assert history.videos.min() >= 0 and history.videos.max() < 40
         assert (upload_days(whole.params.config)[np.asarray(history.videos)] <= 0).all()
@@ -204,7 +209,7 @@ class TestCandidates:
 
 @pytest.fixture(scope="module")
 def answered(sim):
-    """A quarter of a million answers by users whose every explicit signal is common, and what is behind them."""
+    """A hundred thousand answers by users whose every explicit signal is common, and what is behind them."""
     params = with_behaviour(
         sim.params,
         like=(0.5, 0.8, 0.0, 0.0, 0.0, -2.2),
@@ -214,18 +219,18 @@ def answered(sim):
         hate=(-1.0, -0.7, 0.0, 0.5, 0.9, 0.0),
         profile_enter=(0.0, 0.5, 0.2, -0.2, 0.0, 1.0),
     )
-    traits, interest = users.draw(jnp.arange(85_000), params)
-    fresh = jnp.zeros((85_000, p.TOPICS))
-    videos = jax.random.randint(jax.random.key(1), (85_000, K), 0, TINY.num_videos)
-    truth = response.affinity(params, traits, interest, fresh, videos)
-    u = jax.random.uniform(jax.random.key(2), (85_000, K, response.NUM_UNIFORMS), minval=1e-7)
-    feedback = jax.jit(response.respond)(params, traits, truth, u)
+    traits, interest = draw(jnp.arange(40_000), params)
+    fresh = jnp.zeros((40_000, p.TOPICS))
+    videos = jax.random.randint(jax.random.key(1), (40_000, K), 0, TINY.num_videos)
+    truth = affinity(params, traits, interest, fresh, videos)
+    u = jax.random.uniform(jax.random.key(2), (40_000, K, response.NUM_UNIFORMS), minval=1e-7)
+    feedback = respond(params, traits, truth, u)
     return params, traits, truth, {s: np.asarray(feedback[..., i]) for i, s in enumerate(types.SIGNALS)}
 
 
 class TestFeedback:
     def test_click_and_long_view_by_hand(self):
-        #               short, unfinished | short, finished | 7 s sharp | just above | long view at 18 s | long, not quite
+        # 5 s, unfinished and finished; a minute, at 7 s sharp, just above, at 18 s, just below; 10 s and 7 s, finished
         seconds = jnp.array([4.9, 5.0, 7.0, 7.1, 18.0, 17.9, 10.0, 7.0])
         duration = jnp.array([5.0, 5.0, 60.0, 60.0, 60.0, 60.0, 10.0, 7.0])
         click, long_view = response.watch_rules(seconds, duration)
@@ -243,7 +248,7 @@ class TestFeedback:
         assert 0 < (seconds > duration * 1.01).mean() < 0.08  # replays
 
     def test_every_explicit_signal_has_its_own_rate(self, answered):
-        """Means equal those of the sigmoid of each signal's log-odds, written out here: once, and in the right column."""
+        """Means equal those of the sigmoid of each signal's log-odds, written out here, once and in its column."""
         params, traits, truth, feedback = answered
         x = {f: np.asarray(getattr(truth, f), np.float64) for f in ("enjoyment", "match", "clickbait", "appeal")}
         sociability = np.asarray(traits.sociability, np.float64)[:, None]
@@ -262,7 +267,7 @@ class TestFeedback:
         assert np.diff(sorted(rates.values())).min() > 0.02, f"rates too alike to tell columns apart: {rates}"
         # Given the watching, signals are drawn independently: no two share a random number.
         correlation = np.corrcoef([r.ravel() for r in rest.values()])
-        assert np.abs(correlation - np.eye(len(rest))).max() < 0.01
+        assert np.abs(correlation - np.eye(len(rest))).max() < 0.015
 
     def test_expected_watch_is_the_mean_of_what_is_watched(self, answered):
         params, _, truth, feedback = answered
@@ -281,22 +286,22 @@ class TestFeedback:
 
     def test_later_positions_are_watched_less(self, sim):
         """The same video and the same numbers at every position."""
-        traits, interest = users.draw(jnp.arange(B), sim.params)
+        traits, interest = draw(jnp.arange(B), sim.params)
         videos = jnp.broadcast_to(jnp.arange(B)[:, None], (B, 6))
-        truth = response.affinity(sim.params, traits, interest, jnp.zeros((B, p.TOPICS)), videos)
+        truth = affinity(sim.params, traits, interest, jnp.zeros((B, p.TOPICS)), videos)
         u = jnp.broadcast_to(
             jax.random.uniform(jax.random.key(3), (B, 1, response.NUM_UNIFORMS)), (B, 6, response.NUM_UNIFORMS)
         )
-        seconds = np.asarray(response.respond(sim.params, traits, truth, u)[..., types.WATCH_TIME])
+        seconds = np.asarray(respond(sim.params, traits, truth, u)[..., types.WATCH_TIME])
         assert (np.diff(seconds, axis=1) <= 1e-5).all() and seconds[:, -1].mean() < 0.97 * seconds[:, 0].mean()
         flat = with_behaviour(sim.params, drive_position=0.0)
-        seconds = np.asarray(response.respond(flat, traits, truth, u)[..., types.WATCH_TIME])
+        seconds = np.asarray(respond(flat, traits, truth, u)[..., types.WATCH_TIME])
         np.testing.assert_array_equal(seconds, np.broadcast_to(seconds[:, :1], seconds.shape))
 
     def test_arriving_history_is_plausible(self, wide):
         """Better than uniform exposure, as a ranked feed is; by the click rule; about the user; from the past."""
-        params = wide.params.replace(config=p.WorldConfig(num_videos=20_000, history=30))
-        state, _, history = reset(jax.random.key(0), jnp.arange(2 * B), 10, params)
+        params = wide.params
+        state, _, history = reset(jax.random.key(0), jnp.arange(B), 10, params)
         videos = np.asarray(history.videos)
         assert (upload_days(WIDE)[videos] <= 0).all()
         feedback = dict(zip(types.SIGNALS, np.moveaxis(np.asarray(history.feedback), -1, 0), strict=True))
@@ -342,14 +347,16 @@ class TestSession:
         assert terminated.all() and not truncated.any()
 
     def test_leaving_follows_the_log_odds(self, sim):
-        state, _, _ = reset(jax.random.key(0), jnp.arange(16 * B), 0, sim.params)
+        keys = jax.random.split(jax.random.key(0), 16)
+        state, _, _ = reset(keys[0], jnp.arange(B), 0, sim.params)
         videos = state.candidates[:, :K]
-        joy = response.affinity(sim.params, state.traits, state.interest, state.satiation, videos).enjoyment
+        joy = affinity(sim.params, state.traits, state.interest, state.satiation, videos).enjoyment
         logit = np.asarray(session.stay_logit(sim.params, state, joy))
-        stays = ~np.asarray(step(jax.random.key(0), state, first_slate(16 * B), sim.params)[1].terminated)
+        leaves = [step(key, state, first_slate(), sim.params)[1].terminated for key in keys]
+        stays = 1.0 - np.mean(leaves, axis=0)
         probability = 1 / (1 + np.exp(-logit))
         for part in (logit <= np.median(logit), logit > np.median(logit)):
-            error = np.sqrt((probability * (1 - probability))[part].sum()) / part.sum()
+            error = np.sqrt((probability * (1 - probability))[part].sum() / len(keys)) / part.sum()
             assert abs(stays[part].mean() - probability[part].mean()) < 4 * error
 
     def test_interests_drift_to_what_is_watched(self, sim):
@@ -385,8 +392,7 @@ class TestSession:
         # More of the same is watched and enjoyed less, other topics as before.
         videos = jnp.broadcast_to(jnp.arange(500), (B, 500))
         fresh, bored = (
-            response.affinity(sim.params, state.traits, state.interest, s, videos)
-            for s in (state.satiation, twice.satiation)
+            affinity(sim.params, state.traits, state.interest, s, videos) for s in (state.satiation, twice.satiation)
         )
         weight = np.take_along_axis(np.asarray(twice.satiation), np.asarray(sim.params.topic)[videos], axis=1)
         assert (weight > 0).any() and (weight == 0).any()
@@ -395,11 +401,11 @@ class TestSession:
         np.testing.assert_array_equal(bored.match, fresh.match)
 
     def test_a_good_session_brings_users_back_sooner(self, sim):
-        state = reset(jax.random.key(0), jnp.arange(8 * B), 5, sim.params)[0]
-        state = state.replace(position=jnp.full((8 * B,), 4))
+        state = reset(jax.random.key(0), jnp.arange(B), 5, sim.params)[0]
+        state = state.replace(position=jnp.full((B,), 4))
         mean = {}
         for name, joy in (("good", 2.0), ("fair", 1.0), ("bad", -1.0)):
-            after, days = next_visit(jax.random.key(1), state.replace(joy=jnp.full((8 * B,), 4 * joy)), sim.params)
+            after, days = next_visit(jax.random.key(1), state.replace(joy=jnp.full((B,), 4 * joy)), sim.params)
             assert days.dtype == jnp.int32 and days.min() >= 1 and days.max() <= 30
             np.testing.assert_array_equal(after.day, 5 + days)
             mean[name] = (float(days.mean()), float((days == 1).mean()))
@@ -409,9 +415,9 @@ class TestSession:
     def test_joy_counts_requests_not_videos(self, sim):
         (_, result), _, _ = play(sim.params, jax.random.key(0), jnp.arange(B), steps=1)
         state, _, _ = reset(jax.random.key(0), jnp.arange(B), 0, sim.params)
-        truth = response.affinity(sim.params, state.traits, state.interest, state.satiation, state.candidates[:, :K])
+        truth = affinity(sim.params, state.traits, state.interest, state.satiation, state.candidates[:, :K])
         after, _ = step(jax.random.key(0), state, first_slate(), sim.params)
-        np.testing.assert_allclose(after.joy, truth.enjoyment.mean(axis=1), rtol=1e-5)
+        np.testing.assert_allclose(after.joy, truth.enjoyment.mean(axis=1), atol=1e-5)
         np.testing.assert_array_equal(after.position, 1)
         np.testing.assert_allclose(result.request.context[:, 0, 2], np.log(2.0), rtol=1e-6)
 
@@ -432,7 +438,7 @@ class TestRankers:
 
     def test_oracles_know_it(self, sim):
         state = reset(jax.random.key(0), jnp.arange(B), 0, sim.params)[0]
-        truth = response.affinity(sim.params, state.traits, state.interest, state.satiation, state.candidates)
+        truth = affinity(sim.params, state.traits, state.interest, state.satiation, state.candidates)
         myopic = rankers.oracle_myopic(sim.params, state)
         np.testing.assert_allclose(myopic, response.expected_watch(sim.params, truth), rtol=1e-5)
         planning = rankers.oracle_planning(sim.params, state, 3.0)
@@ -461,7 +467,7 @@ class TestConfig:
         other, _ = catalog.make(p.WorldConfig(num_videos=3000, candidates=20, seed=1))
         assert not np.array_equal(other.hidden, sim.params.hidden)
         ids = jnp.arange(8)
-        assert not np.array_equal(users.draw(ids, other)[0].activity, users.draw(ids, sim.params)[0].activity)
+        assert not np.array_equal(draw(ids, other)[0].activity, draw(ids, sim.params)[0].activity)
 
     @pytest.mark.slow
     def test_a_million_videos(self):

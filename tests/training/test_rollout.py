@@ -19,6 +19,8 @@ CONFIG = p.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_r
 C, K, N, SESSIONS = CONFIG.candidates, CONFIG.slate, 600, 150
 COLUMN = {name: i for i, name in enumerate(rollout.SUMS)}
 
+arrive = jax.jit(session.reset)
+
 # A ranker that looks at everything that a refilled slot must get anew: the history, and what was observed since.
 
 
@@ -79,7 +81,7 @@ def plain(sim, policy):
 
     def run(key=0, first_user=0, day=0):
         key = jax.random.key(key)
-        state, request, history = jax.jit(sim.reset)(key, first_user + jnp.arange(N), day, sim.params)
+        state, request, history = arrive(key, first_user + jnp.arange(N), day, sim.params)
         carry, here = policy.init(policy.params, request, history), np.ones(N, bool)
         sums = np.zeros((N, len(rollout.SUMS)))
         while here.any():
@@ -107,7 +109,8 @@ def assert_same_sums(a, b):
 
 class TestRollout:
     def test_the_number_of_slots_does_not_matter(self, serve):
-        few, many = serve(slots=64), serve(slots=256)
+        """Slots refilled many times over against more slots than users."""
+        few, many = serve(slots=64), serve(slots=1024)
         assert_same_sums(few[0], many[0])
         np.testing.assert_array_equal(few[1], many[1])
 
@@ -121,7 +124,8 @@ class TestRollout:
         """No length bias: every sum of every user is that of a plain loop, so the means are."""
         sums, expected = serve(key=3, first_user=50, day=2)[0], plain(key=3, first_user=50, day=2)
         assert_same_sums(sums, expected)
-        assert sums[:, COLUMN["requests"]].mean() == expected[:, COLUMN["requests"]].mean() > 2
+        np.testing.assert_array_equal(sums[:, COLUMN["requests"]], expected[:, COLUMN["requests"]])
+        assert sums[:, COLUMN["requests"]].mean() > 2
         assert (sums[:, COLUMN["requests"]] >= 1).all()
 
     def test_sums_agree_with_each_other(self, serve):
@@ -151,12 +155,6 @@ class TestRollout:
         )
         begin = lambda day: rollout.start(sim, policy, jax.random.key(0), 0, 64, day, 64)
         assert (go(0) != go(1)).any(axis=1).mean() > 0.9
-
-    def test_fewer_users_than_slots(self, sim, policy, serve):
-        go = jax.jit(lambda: rollout.rollout(sim, policy, jax.random.key(0), 0, 0, num_users=10, slots=32, k=K))
-        sums, counts = go()
-        assert_same_sums(sums, serve()[0][:10])
-        assert counts.sum() == sums[:, COLUMN["depth"]].sum()
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +221,8 @@ class TestCollect:
         """The context holds the log of the position: 0, 1, 2 … in each session."""
         for start, stop in zip(log.offsets[:-1], log.offsets[1:], strict=True):
             np.testing.assert_allclose(np.expm1(log.context[start:stop, 2]), np.arange(stop - start), atol=1e-4)
-        profile = sim.reset(jax.random.key(0), jnp.arange(SESSIONS), 0, sim.params)[1].profile
-        np.testing.assert_allclose(log.profile, profile, atol=1e-4)
+        profile = arrive(jax.random.key(0), jnp.arange(N), 0, sim.params)[1].profile
+        np.testing.assert_allclose(log.profile, profile[:SESSIONS], atol=1e-4)
 
     def test_totals_are_those_of_the_rollout(self, log, serve):
         """Same key and users: the same sessions, user by user."""

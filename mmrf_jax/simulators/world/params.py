@@ -99,9 +99,9 @@ def behaviour(variant: str) -> Behaviour:
     """The numbers of a variant: `leaving` has another hazard, `users` other habits (its mix is in users.py)."""
     base = Behaviour()
     if variant == "leaving":
-        return base.replace(stay=base.stay - 0.4, stay_joy=1.6 * base.stay_joy, stay_fatigue=0.05)
+        return dataclasses.replace(base, stay=base.stay - 0.4, stay_joy=1.6 * base.stay_joy, stay_fatigue=0.05)
     if variant == "users":
-        return base.replace(susceptibility=0.6, drive_activity=0.6, profile_noise=0.8)
+        return dataclasses.replace(base, susceptibility=0.6, drive_activity=0.6, profile_noise=0.8)
     return base
 
 

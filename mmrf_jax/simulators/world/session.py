@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -98,7 +100,8 @@ def step(key: types.Key, state: WorldState, exposed: chex.Array, params: p.World
     taste = params.hidden[videos][..., : p.LATENT]
     interest = users.unit(state.interest + b.drift * jnp.einsum("bk,bkd->bd", watched, taste))
     seen = jax.nn.one_hot(params.topic[videos], p.TOPICS).sum(axis=1)
-    next_state = state.replace(
+    next_state = dataclasses.replace(
+        state,
         position=position,
         interest=interest,
         satiation=b.satiation_decay * state.satiation + b.satiation_gain * seen,
@@ -117,7 +120,7 @@ def next_visit(key: types.Key, state: WorldState, params: p.WorldParams):
     daily = jax.nn.sigmoid(b.back + b.back_joy * (joy - b.stay_joy_centre) + 0.3 * state.traits.patience)
     days = 1.0 + jnp.floor(jnp.log(u) / jnp.log1p(-daily))
     days = jnp.clip(days, 1, 30).astype(jnp.int32)
-    return state.replace(day=state.day + days), days
+    return dataclasses.replace(state, day=state.day + days), days
 
 
 def stay_logit(params: p.WorldParams, state: WorldState, enjoyment: chex.Array) -> chex.Array:
@@ -198,6 +201,9 @@ def _arriving_history(u: chex.Array, state: WorldState, params: p.WorldParams) -
     chosen = jax.tree.map(pick, truth)
     # Positions within the old slates are not kept: the history is answered as if each video had come first.
     feedback = response.respond(
-        params.replace(behaviour=params.behaviour.replace(drive_position=0.0)), state.traits, chosen, u[..., 3 * t :]
+        dataclasses.replace(params, behaviour=dataclasses.replace(params.behaviour, drive_position=0.0)),
+        state.traits,
+        chosen,
+        u[..., 3 * t :],
     )
     return types.Exposure(videos=pick(drawn), feedback=feedback, mask=jnp.ones((num_users, h), bool))
