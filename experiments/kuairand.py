@@ -37,12 +37,14 @@ def get_config() -> ConfigDict:
                 "dim": 48,
                 "id_dim": 16,
                 "learning_rate": 1e-3,
-                "table_learning_rate": 0.2,
-                "temperature": 0.25,
+                "actor_learning_rate": 6e-3,
+                "table_learning_rate": 0.03,
+                "temperature": 0.1,
+                "watch_reward": "capped",  # at 18 s: sessions of Pure are too short for seconds to be worth their noise
                 "main_weight": 0.1,
                 "dropout": 0.2,
             },
-            "train": {"batch": 256, "segment": 4, "epochs": 4},
+            "train": {"batch": 128, "segment": 4, "epochs": 2},
             "log_every": 50,
             "checkpoint_every": 200,
             "when_quick": {

@@ -45,7 +45,7 @@ class AgentConfig:
     watch_reward: str = "seconds"
     temperature: float = 0.25
     discount: float = 0.95
-    polyak: float = 0.005
+    polyak: float = 0.02
     learning_rate: float = 1.5e-3
     actor_learning_rate: float = 3e-3
     decay_updates: int = 0

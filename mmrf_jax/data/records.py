@@ -75,7 +75,7 @@ def unpack(blocks: Sequence[bytes | np.ndarray], schema: Schema) -> SessionLog:
     for i, block in enumerate(blocks):
         if len(block) < _HEADER.size:
             raise ValueError(f"session block {i} has {len(block)} bytes, a header has {_HEADER.size}; rebuild the log")
-        magic, version, n, r, scored = _HEADER.unpack_from(memoryview(block))
+        magic, version, n, r, scored = _HEADER.unpack_from(memoryview(block))  # type: ignore[arg-type]
         if magic != _MAGIC or version != VERSION:
             raise ValueError(
                 f"session block {i} is {magic!r} version {version}, not {_MAGIC!r} {VERSION}; rebuild the log"
