@@ -1,7 +1,7 @@
 """A paired A/B test of rankers in the world: the same users, with the same chance, in every arm.
 
   python -m launch.ab_test --config=experiments/world.py --arms=production,runs/world,runs/myopic \\
-      --sessions=100000 --out=runs/ab.json
+      --sessions=100000 --out=runs/ab.json --plot=runs/ab.png
 
 Arms are production, random, oracle_myopic, oracle_planning, or run folders of launch.train; the first is the control.
 """
@@ -13,6 +13,7 @@ import ml_collections
 from absl import flags
 
 from launch import common
+from mmrf_jax.evaluation import plots
 from mmrf_jax.metrics import files
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
@@ -23,6 +24,7 @@ _CONFIG = common.define_config()
 _ARMS = flags.DEFINE_list("arms", None, "Arms, the control first.", required=True)
 _SESSIONS = flags.DEFINE_integer("sessions", 100_000, "Sessions in each arm.", lower_bound=2)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
+_PLOT = flags.DEFINE_string("plot", None, "PNG to draw: differences to the control with their intervals.")
 
 
 def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
@@ -56,6 +58,8 @@ def main() -> None:
     config.ab_test.sessions = _SESSIONS.value
     result = loop.compare(config, source, policies, mesh)
     files.write_json(_OUT.value, result)
+    if _PLOT.value:
+        plots.forest(result, _PLOT.value)
     loop.print_results(result)
 
 

@@ -37,7 +37,7 @@ def run(main: Callable[[], None], **kwargs) -> None:
         return rest
 
     def guarded(_: list[str]) -> None:
-        logging.set_verbosity(logging.INFO)
+        logging.set_verbosity(logging.WARNING)
         logging.use_absl_handler()
         # A second start of the same program then compiles nothing anew.
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

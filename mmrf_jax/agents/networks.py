@@ -44,6 +44,11 @@ class UserVectors(nn.Module):
         return from_state + jnp.einsum("nf,...fd->...nd", gate, reads)
 
 
+def _damp(x: chex.Array, weight: float) -> chex.Array:
+    """x, whose gradient is multiplied by `weight`."""
+    return x * weight + jax.lax.stop_gradient(x * (1.0 - weight))
+
+
 @struct.dataclass
 class ActorOutput:
     """What the actors say of one request; `...` are batch axes."""
@@ -82,7 +87,11 @@ class Actor(nn.Module):
         h = nn.Dense(n * c.agent_dim, name="agent_states")(z).reshape(*z.shape[:-1], n, c.agent_dim)
         collaborate = c.ablation != "co" and n > 1
         if collaborate:
-            x, attention = Collaboration(c.heads, name="collaboration")(h)
+            gather = Collaboration(c.heads, name="collaboration")
+            x, attention = gather(h)
+            # What the main agent gathers, it gathers from states through which its value flows back weighted by lambda.
+            told = jnp.concatenate([_damp(h[..., :-1, :], c.main_weight), h[..., -1:, :]], axis=-2)
+            x = jnp.concatenate([x[..., :-1, :], gather(told)[0][..., -1:, :]], axis=-2)
             h = jnp.concatenate([h, x], axis=-1)
         else:
             attention = jnp.zeros((*z.shape[:-1], c.heads, n, n))
@@ -95,7 +104,7 @@ class Actor(nn.Module):
         # The main value reaches an auxiliary actor through this path, weighted by lambda.
         # Centred, it tells one candidate from another and no more.
         told = auxiliary - auxiliary.mean(axis=-1, keepdims=True)
-        told = told * c.main_weight + jax.lax.stop_gradient(told * (1.0 - c.main_weight))
+        told = _damp(told, c.main_weight)
         main = self._mix(own, told if collaborate else auxiliary[..., :0, :], h[..., -1, :])
         return jnp.concatenate([auxiliary, main], axis=-2), attention
 

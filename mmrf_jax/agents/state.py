@@ -194,4 +194,4 @@ def step(
         optimizer=opt_state,
         tables=tables,
     )
-    return state, extra, optax.global_norm(grads)
+    return state, extra, optax.tree.norm(grads)

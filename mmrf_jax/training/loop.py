@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from mmrf_jax import types
 from mmrf_jax.agents import losses
@@ -41,6 +41,10 @@ def progress(phase: str, total: int):
             bar.close()
 
     return update
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def agent_config(config, decay_updates: int = 1) -> AgentConfig:
@@ -78,15 +82,29 @@ def train(config, workdir: Path) -> dict[str, Any]:
     method = methods.get(config.method)
     mesh = par.make_mesh()
     par.check_divisible(config.train.batch, mesh, "train.batch")
-    agent_config(config)  # a bad field is said before anything is written
-    wd.claim(workdir, config.to_dict())
+    # What is wrong with the config is said before anything is written.
+    agent_config(config)
+    if config.source == "world":
+        for name in config.ab_test.arms:
+            _arm(sources.world_policies() | {config.method: None}, name)
+    new = wd.claim(workdir, config.to_dict())
     results = workdir / "results.json"
     if results.exists():
-        logging.info("%s is finished; nothing to do", workdir)
+        _say(f"{workdir} is finished; nothing to do")
         return json.loads(results.read_text())
+    try:
+        return _run(config, method, workdir, mesh)
+    except (ValueError, OSError):
+        if new:
+            wd.release(workdir)
+        raise
+
+
+def _run(config, method, workdir: Path, mesh) -> dict[str, Any]:
+    """Everything between a claimed folder and its results."""
     source = sources.from_config(config, progress)
     if source.report:
-        logging.info("input: %s", json.dumps(source.report, default=str))
+        _say(f"input: {json.dumps(source.report, default=str)}")
     source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
     with manager.Checkpoints(workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every) as checkpoints:
         state, metrics = _learn(config, source, method, workdir, checkpoints, mesh)
@@ -98,7 +116,7 @@ def train(config, workdir: Path) -> dict[str, Any]:
         test = compare(config, source, {name: _arm(policies, name) for name in config.ab_test.arms}, mesh)
         result |= test
     result["offline"] = evaluate(config, source, state)
-    files.write_json(results, result)
+    files.write_json(workdir / "results.json", result)
     return result
 
 
@@ -112,7 +130,7 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
     """The learning phase: from the newest checkpoint, or from a fresh state, to the last update."""
     if checkpoints.latest_step() is not None:
         state, step = checkpoints.restore(state_shapes(config, source, mesh))
-        logging.info("resumed at update %d", step)
+        _say(f"resumed at update {step}")
         done = workdir / "learned.json"
         if done.exists() and json.loads(done.read_text())["updates"] == step:
             return state, json.loads(done.read_text())
@@ -143,7 +161,6 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
     writer = writers.MetricsWriter(workdir, start_step=step if step else None, seed=config.seed)
     bar = Progress("train", total, unit="updates", done=step)
     pending: tuple[int, Any] | None = None
-    last: dict[str, float] = {}
     order_epoch, order = -1, np.empty(0, np.int64)
     with writer:
         while step < total:
@@ -161,13 +178,15 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
                 pending = (step, metrics)
             if step % config.checkpoint_every == 0 or step == total:
                 if pending is not None:
-                    last = writer.write(pending[0], "train", jax.device_get(pending[1]))
+                    writer.write(pending[0], "train", jax.device_get(pending[1]))
                     pending = None
                 checkpoints.save(step, state, force=step == total)
             bar.update(step)
         bar.close()
     checkpoints.wait()
-    summary = {"updates": step, "sessions": log.num_sessions, "requests": log.num_requests, "final": last}
+    history = (workdir / "metrics.jsonl").read_text().splitlines()
+    final = {name: value for name, value in json.loads(history[-1]).items() if name != "seconds"}
+    summary = {"updates": step, "sessions": log.num_sessions, "requests": log.num_requests, "final": final}
     files.write_json(workdir / "learned.json", summary)
     return state, summary
 

@@ -23,8 +23,11 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def claim(workdir: Path, config: dict[str, Any]) -> None:
+def claim(workdir: Path, config: dict[str, Any]) -> bool:
     """Makes the folder that of this config, or checks that it is.
+
+    Returns:
+      Whether it was made now.
 
     Raises:
       ValueError: where it was made by another config, naming the first field that differs and both values.
@@ -38,7 +41,7 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
             raise ValueError(f"--workdir={workdir} holds a run but no config.json; use another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(path, config)
-        return
+        return True
     before, now = flat(read_config(workdir)), flat(config)
     for name in sorted(before.keys() | now.keys()):
         if name.split(".")[-1].startswith(FREE_PREFIXES):
@@ -48,6 +51,22 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
                 f"--workdir={workdir} was made by another config: config.{name} was {before.get(name)!r}, "
                 f"now {now.get(name)!r}; use another --workdir or the old value"
             )
+    return False
+
+
+def release(workdir: Path) -> None:
+    """Gives up a folder that was claimed for nothing, so that the corrected command can have it.
+
+    A folder that holds anything beside its config and an empty `checkpoints` is left as it is.
+    """
+    rest = {path.name for path in workdir.iterdir()} - {"config.json", "checkpoints"}
+    checkpoints = workdir / "checkpoints"
+    if rest or (checkpoints.is_dir() and any(checkpoints.iterdir())):
+        return
+    if checkpoints.is_dir():
+        checkpoints.rmdir()
+    (workdir / "config.json").unlink(missing_ok=True)
+    workdir.rmdir()
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

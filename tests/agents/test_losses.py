@@ -58,6 +58,15 @@ def test_feedback_loss_is_finite_for_wild_predictions():
         assert np.isfinite(loss) and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_targets_take_the_log_of_watch_time_where_asked(xp):
+    feedback = xp.asarray(np.append(np.ones(S - 1), 9.0)[None], dtype=xp.float32)
+    assert losses.targets(tiny.CONFIG, feedback) is feedback
+    got = losses.targets(dataclasses.replace(tiny.CONFIG, watch_reward="log"), feedback)
+    assert isinstance(got, jax.Array) == (xp is jnp)
+    np.testing.assert_allclose(got, np.append(np.ones(S - 1), np.log(10.0))[None], rtol=1e-6)
+
+
 def test_expected_feedback_is_in_the_units_of_the_signals():
     raw = np.zeros((2, S, 4), np.float32)
     raw[:, :WATCH] = np.log(0.25 / 0.75)

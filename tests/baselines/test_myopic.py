@@ -81,7 +81,8 @@ def test_loss_is_that_of_watch_time_over_exposures(items, step):
     rows = st.lookup(state.tables, st.table_ids(items, rep.seen_videos(batch)))
     represent = jax.jit(rep.represent, static_argnums=0, compiler_options=tiny.QUICK)
     r = represent(CONFIG, state.params["encoder"], rows, batch, items, None)
-    raw = np.float64(networks.Critic(CONFIG).apply(state.params["critic"], r.z, r.memory_mean, r.shown).feedback)
+    critic = jax.jit(networks.Critic(CONFIG).apply, compiler_options=tiny.QUICK)
+    raw = np.float64(critic(state.params["critic"], r.z, r.memory_mean, r.shown).feedback)
     total, count = 0.0, 0
     for b, t, k in zip(*np.nonzero(batch.slate_mask[:, :-1] & batch.mask[:, :-1, None]), strict=True):
         eta = raw[b, t, types.WATCH_TIME, k]

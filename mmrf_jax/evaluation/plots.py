@@ -1,0 +1,43 @@
+"""Pictures of results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_METRICS = ("watch_time", "depth", "like", "follow", "hate", "return_rate")
+
+
+def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _METRICS) -> None:
+    """Differences to the control with 95 % intervals, one panel a metric, written as a PNG.
+
+    Args:
+      result: of `training.arms.compare`. path: file to write. metrics: keys; those without a difference are left out.
+    """
+    from matplotlib.figure import Figure  # slow to import, and needed only here
+
+    arms = result["ab_test"]
+    control = next(a for a, m in arms.items() if m["watch_time"]["diff_pct"] == 0 and m["watch_time"]["ci95"] == [0, 0])
+    names = [a for a in arms if a != control]
+    shown = [m for m in metrics if all(arms[a].get(m, {}).get("diff_pct") is not None for a in names)]
+    figure = Figure(figsize=(2.2 * len(shown) + 1.4, 0.45 * len(names) + 1.3), layout="constrained")
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    rows = list(range(len(names)))[::-1]
+    for axis, metric in zip(axes, shown, strict=True):
+        for row, name in zip(rows, names, strict=True):
+            entry = arms[name][metric]
+            low, high = entry["ci95"]
+            axis.plot([low, high], [row, row], color="black", linewidth=1.5)
+            axis.plot(entry["diff_pct"], row, marker="o", color="black")
+            axis.annotate(f"{entry['diff_pct']:+.1f}", (entry["diff_pct"], row), (0, 6), textcoords="offset points",
+                          ha="center", fontsize=8)  # fmt: skip
+        axis.axvline(0.0, color="gray", linestyle=":")
+        axis.set_title(metric, fontsize=10)
+        axis.set_xlabel(f"% vs {control}", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.margins(x=0.25, y=0.35)
+    axes[0].set_yticks(rows, names)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,25 @@
+"""One compile cache and one finished tiny run for the tests of the mains."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import processes
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory) -> processes.Launcher:
+    cache = tmp_path_factory.getbasetemp() / "xla_of_mains"
+    cache.mkdir(exist_ok=True)
+    return processes.Launcher(cache)
+
+
+@pytest.fixture(scope="session")
+def finished(launch, tmp_path_factory) -> Path:
+    """A run folder that nobody may change: copy it first."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    launch.ok("train", *processes.TINY, f"--workdir={workdir}")
+    return workdir

@@ -1,0 +1,78 @@
+"""Starts the mains in processes that share one compile cache, on a world small enough for two busy cores."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: A world job of a few seconds once it is compiled; all tests use these shapes, so that it is compiled once.
+TINY = (
+    "--config=experiments/world.py", "--config.quick=True", "--config.world.num_videos=1000",
+    "--config.world.candidates=20", "--config.collect.sessions=200", "--config.collect.test_sessions=32",
+    "--config.ab_test.sessions=64", "--config.train.batch=32", "--config.log_every=2", "--config.checkpoint_every=5",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Launcher:
+    """Runs `python -m launch.NAME`."""
+
+    cache: Path
+
+    def command(self, name: str, *args: object) -> list[str]:
+        return [sys.executable, "-m", f"launch.{name}", *map(str, args)]
+
+    def environment(self, devices: int = 1) -> dict[str, str]:
+        fixed = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "16"}
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(self.cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        return os.environ | fixed | cache
+
+    def __call__(self, name: str, *args: object, devices: int = 1, timeout: float = 400):
+        return subprocess.run(
+            self.command(name, *args), env=self.environment(devices), cwd=ROOT, capture_output=True, text=True,
+            timeout=timeout,
+        )  # fmt: skip
+
+    def start(self, name: str, *args: object, devices: int = 1, log: Path) -> subprocess.Popen:
+        """The process without waiting for it; its output goes to the file `log`."""
+        with log.open("ab") as out:
+            return subprocess.Popen(
+                self.command(name, *args), env=self.environment(devices), cwd=ROOT, stdout=out, stderr=out
+            )
+
+    def ok(self, name: str, *args: object, **kwargs) -> subprocess.CompletedProcess:
+        done = self(name, *args, **kwargs)
+        assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr[-4000:]}"
+        return done
+
+
+def error_line(done: subprocess.CompletedProcess, *parts: str) -> str:
+    """The one line that a refused start prints; it must hold all the parts."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2, f"exit {done.returncode}\n{done.stderr[-4000:]}"
+    assert "Traceback" not in done.stderr
+    assert len(lines) == 1, done.stderr[-4000:]
+    for part in parts:
+        assert part in lines[0], f"{part!r} is not in: {lines[0]}"
+    return lines[0]
+
+
+def rows(workdir: Path) -> list[dict]:
+    """The complete rows of metrics.jsonl without their wall times."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def results(workdir: Path) -> dict:
+    return json.loads((workdir / "results.json").read_text())
+
+
+def steps(workdir: Path) -> list[int]:
+    """The committed checkpoints."""
+    folder = workdir / "checkpoints"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []

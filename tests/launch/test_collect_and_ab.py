@@ -1,0 +1,35 @@
+"""`launch.collect` writes what `launch.train` reads; `launch.ab_test` compares what it wrote."""
+
+import json
+
+import numpy as np
+from processes import TINY, error_line, results
+
+from mmrf_jax.data import records
+
+
+def test_a_collected_log_trains(launch, tmp_path):
+    log_dir, run = tmp_path / "log", tmp_path / "run"
+    done = launch.ok("collect", *TINY, "--sessions=200", f"--out={log_dir}")
+    log, _ = records.read_log(log_dir)
+    assert log.num_sessions == 200 and log.scores is not None
+    assert f"200 sessions, {log.num_requests} requests" in done.stdout
+    assert np.isfinite(log.log_propensity).all()
+    error_line(launch("collect", *TINY, "--sessions=200", f"--out={log_dir}"), "exists", str(log_dir))
+
+    launch.ok("train", *TINY, f"--config.data.dir={log_dir}", f"--workdir={run}")
+    train = results(run)["train"]
+    assert (train["sessions"], train["requests"]) == (200, log.num_requests)
+
+
+def test_ab_test_of_a_run_folder_gives_the_figures_of_its_results(launch, finished, tmp_path):
+    out = tmp_path / "ab.json"
+    launch.ok("ab_test", *TINY, f"--arms=production,{finished}", "--sessions=64", f"--out={out}")
+    found = json.loads(out.read_text())["ab_test"]
+    wanted = results(finished)["ab_test"]
+    assert set(found) == {"production", finished.name}
+    assert found["production"] == wanted["production"] and found[finished.name] == wanted["mmrf"]
+
+    done = launch("ab_test", *TINY, "--arms=production,nosuch", "--sessions=64", f"--out={tmp_path / 'no.json'}")
+    error_line(done, "unknown arm 'nosuch'", "production", "run folder")
+    assert not (tmp_path / "no.json").exists()

@@ -1,0 +1,99 @@
+"""`launch.train` and `launch.evaluate` as a user starts them."""
+
+import json
+import os
+import shutil
+
+import processes
+import pytest
+from processes import TINY, error_line, results
+
+from mmrf_jax import types
+
+METRICS = {*types.SIGNALS, "watch_time", "depth", "requests", "return_rate", "coverage", "gini", "ild"}
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def snapshot(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_run_folder_holds_config_metrics_events_checkpoints_and_results(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["collect"]["sessions"] == 200 and config["train"]["epochs"] == 1  # override above, overlay below
+    assert "when_quick" not in config
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert lines and all({"step", "seed", "phase", "seconds"} <= row.keys() for row in lines)
+    assert [row["step"] for row in lines] == sorted({row["step"] for row in lines})
+    assert {row["phase"] for row in lines} == {"train"} and {row["seed"] for row in lines} == {0}
+    assert list((finished / "tensorboard").glob("events.*"))
+    result = results(finished)
+    assert processes.steps(finished)[-1] == result["train"]["updates"] == lines[-1]["step"]
+
+
+def test_results_have_the_form_of_the_contract(finished):
+    result = results(finished)
+    assert {"train", "ab_test", "offline"} <= result.keys()
+    assert result["train"]["sessions"] == 200
+    assert set(result["ab_test"]) == {"production", "mmrf"}
+    for arm in result["ab_test"].values():
+        assert METRICS <= arm.keys()
+        for entry in arm.values():
+            assert entry.keys() == {"mean", "diff_pct", "ci95"}
+            if entry["diff_pct"] is not None:
+                low, high = entry["ci95"]
+                assert low <= entry["diff_pct"] <= high
+    assert {entry["diff_pct"] for entry in result["ab_test"]["production"].values()} <= {0, 0.0}
+    for name, entry in result["offline"].items():
+        assert {"gauc", "ci95", "eligible_users"} <= entry.keys(), name
+    assert "gauc_own" in result["offline"]["click"] and "watch_time_xauc" in result["offline"]
+    assert "seconds" not in (finished / "results.json").read_text()
+
+
+def test_a_finished_run_is_left_as_it_is_also_with_another_log_every(run, launch):
+    before = snapshot(run)
+    launch.ok("train", *TINY, f"--workdir={run}", timeout=60)
+    assert snapshot(run) == before
+    launch.ok("train", *TINY, "--config.log_every=3", f"--workdir={run}", timeout=60)
+    assert snapshot(run) == before
+
+
+def test_another_config_is_refused(run, launch):
+    before = snapshot(run)
+    done = launch("train", *TINY, "--config.agents.dim=48", f"--workdir={run}")
+    error_line(done, "config.agents.dim", "32", "48", "--workdir")
+    assert snapshot(run) == before
+
+
+def test_myopic_runs(launch, tmp_path):
+    args = ("--config.method=myopic", "--config.ab_test.arms=('production','myopic')", f"--workdir={tmp_path / 'run'}")
+    done = launch.ok("train", *TINY, *args)
+    assert "| myopic" in done.stdout
+    result = results(tmp_path / "run")
+    assert set(result["ab_test"]) == {"production", "myopic"} and result["train"]["updates"] > 0
+
+
+@pytest.mark.skipif(
+    not os.path.isdir(os.path.join(os.environ.get("KUAIRAND_DIR", ""), "data")),
+    reason="KUAIRAND_DIR is unset or names no folder: set it to a folder of KuaiRand's official files",
+)
+def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, tmp_path):
+    workdir = tmp_path / "run"
+    launch.ok(
+        "train", "--config=experiments/kuairand.py", "--config.quick=True", f"--workdir={workdir}",
+        f"--config.data.dir={os.environ['KUAIRAND_DIR']}", f"--config.data.cache_dir={tmp_path / 'cache'}",
+        "--config.data.max_sessions=500",
+    )  # fmt: skip
+    result = results(workdir)
+    offline = result["offline"]
+    assert "ab_test" not in result and result["train"]["sessions"] == 500
+    for table in (offline, offline["random_test"]):
+        assert table["click"]["eligible_users"] > 0 and 0 < table["click"]["gauc"] < 1
+        assert {"watch_time_median", "watch_time_xauc"} <= table.keys()
+    launch.ok("evaluate", f"--workdir={workdir}")
+    assert json.loads((workdir / "evaluation.json").read_text())["offline"] == offline

@@ -1,0 +1,33 @@
+"""One compile cache and one uninterrupted run for the tests that kill processes and change their devices."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "launch"))
+
+import processes
+
+#: Several epochs, so that there is an early, a middle and a late.
+ARGS = (*processes.TINY, "--config.train.epochs=3", "--config.log_every=1", "--config.checkpoint_every=4")
+
+
+@pytest.fixture(scope="session")
+def args() -> tuple[str, ...]:
+    return ARGS
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory) -> processes.Launcher:
+    cache = tmp_path_factory.getbasetemp() / "xla_of_mains"
+    cache.mkdir(exist_ok=True)
+    return processes.Launcher(cache)
+
+
+@pytest.fixture(scope="session")
+def reference(launch, tmp_path_factory) -> Path:
+    """The run folder of the job run from start to end on one device."""
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    launch.ok("train", *ARGS, f"--workdir={workdir}")
+    return workdir
