@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
                 "variant": "base",  # or the shifted worlds users and leaving, for testing only
             },
             "data": {"dir": ""},  # logs of launch.collect to learn from; empty: collect them
-            "collect": {"sessions": 65_536, "test_sessions": 4_096},
+            "collect": {"sessions": 49_152, "test_sessions": 4_096},
             "agents": {
                 "signals": types.AGENT_SIGNALS,
                 "ablation": "none",  # or co: without collaboration
