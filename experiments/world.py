@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
             "ab_test": {
                 "sessions": 20_000,
                 "day": 0,
-                "arms": ("production", "random", "mmrf", "oracle_myopic", "oracle_planning"),
+                "arms": ("production", "random", "oracle_myopic", "oracle_planning"),  # beside the trained ranker
             },
             "log_every": 50,
             "checkpoint_every": 200,
@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
                 "world": {"num_videos": 5_000, "candidates": 40},
                 "collect": {"sessions": 1_024, "test_sessions": 256},
                 "train": {"batch": 64, "epochs": 1},
-                "ab_test": {"sessions": 512, "arms": ("production", "mmrf")},
+                "ab_test": {"sessions": 512, "arms": ("production",)},
                 "log_every": 5,
                 "checkpoint_every": 10,
             },

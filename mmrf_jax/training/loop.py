@@ -86,7 +86,7 @@ def train(config, workdir: Path) -> dict[str, Any]:
     agent_config(config)
     if config.source == "world":
         for name in config.ab_test.arms:
-            _arm(sources.world_policies() | {config.method: None}, name)
+            _arm(name)
     new = wd.claim(workdir, config.to_dict())
     results = workdir / "results.json"
     if results.exists():
@@ -110,17 +110,17 @@ def _run(config, method, workdir: Path, mesh) -> dict[str, Any]:
         state, metrics = _learn(config, source, method, workdir, checkpoints, mesh)
     result: dict[str, Any] = {"train": metrics}
     if source.sim is not None:
-        policies = sources.world_policies() | {
-            config.method: method.make_policy(state, source.items, agent_config(config))
-        }
-        test = compare(config, source, {name: _arm(policies, name) for name in config.ab_test.arms}, mesh)
+        policies = {name: _arm(name) for name in config.ab_test.arms}
+        policies[config.method] = method.make_policy(state, source.items, agent_config(config))
+        test = compare(config, source, policies, mesh)
         result |= test
     result["offline"] = evaluate(config, source, state)
     files.write_json(workdir / "results.json", result)
     return result
 
 
-def _arm(policies: dict[str, Any], name: str):
+def _arm(name: str):
+    policies = sources.world_policies()
     if name not in policies:
         raise ValueError(f"unknown arm {name!r} in config.ab_test.arms; choose among {', '.join(policies)}")
     return policies[name]
