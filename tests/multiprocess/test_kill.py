@@ -64,7 +64,7 @@ MOMENTS = {
     "between two checkpoints": lambda w: len(steps(w)) >= 1 and len(rows(w)) > steps(w)[-1],
     "middle checkpoint being written": lambda w: being_written(w, 8),
     "middle checkpoint just committed": lambda w: steps(w)[-1:] >= [16],
-    "last checkpoint being written or committed": lambda w: being_written(w, 24) or steps(w)[-1:] >= [25],
+    "last checkpoint being written or committed": lambda w: being_written(w, 24) or steps(w)[-1:] >= [27],
     "learning ended, A/B test begins": lambda w: (w / "learned.json").exists(),
 }
 
