@@ -9,16 +9,13 @@ Arms are production, random, oracle_myopic, oracle_planning, or run folders of l
 import dataclasses
 from pathlib import Path
 
-import ml_collections
 from absl import flags
 
 from launch import common
 from mmrf_jax.evaluation import plots
 from mmrf_jax.metrics import files
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.simulators import base
-from mmrf_jax.training import loop, methods, sources
-from mmrf_jax.training import workdir as wd
+from mmrf_jax.training import loop, sources
 
 _CONFIG = common.define_config()
 _ARMS = flags.DEFINE_list("arms", None, "Arms, the control first.", required=True)
@@ -27,32 +24,14 @@ _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
 _PLOT = flags.DEFINE_string("plot", None, "PNG to draw: differences to the control with their intervals.")
 
 
-def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
-    """The policy of an arm: a name of the world's own rankers, or a run folder.
-
-    Raises:
-      ValueError: for a name that is neither, or a run trained on another world.
-    """
-    built_in = sources.world_policies()
-    if name in built_in:
-        return built_in[name]
-    if not Path(name).is_dir():
-        raise ValueError(f"unknown arm {name!r}: neither a run folder nor one of {', '.join(built_in)}")
-    config = ml_collections.ConfigDict(wd.read_config(Path(name)))
-    if config.source != "world" or dict(config.world) | {"variant": ""} != dict(source.config.world) | {"variant": ""}:
-        raise ValueError(
-            f"run {name} was trained on {config.source} {dict(config.world)}, not on {dict(source.config.world)}"
-        )
-    state = loop.load_state(config, source, Path(name), mesh)
-    return methods.get(config.method).make_policy(state, source.items, loop.agent_config(config))
-
-
 def main() -> None:
     config = common.resolve(_CONFIG)
     mesh = par.make_mesh()
     source = sources.from_config(config, loop.progress)
     source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
-    policies = {Path(name).name if Path(name).is_dir() else name: policy_of(name, source, mesh) for name in _ARMS.value}
+    policies = {
+        Path(name).name if Path(name).is_dir() else name: loop.policy_of(name, source, mesh) for name in _ARMS.value
+    }
     if len(policies) < len(_ARMS.value):
         raise ValueError(f"--arms={','.join(_ARMS.value)} repeats a name; arms are named by their last folder")
     config.ab_test.sessions = _SESSIONS.value

@@ -9,7 +9,6 @@ from pathlib import Path
 from absl import flags
 
 from launch import common
-from launch.ab_test import policy_of
 from mmrf_jax.data import records
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.training import loop, sources
@@ -28,7 +27,7 @@ def main() -> None:
     source = sources.from_config(config, loop.progress)
     if source.sim is None:
         raise ValueError(f"logs are collected in the world, not in {config.source!r}; use experiments/world.py")
-    policy = policy_of(_POLICY.value, source, par.make_mesh())
+    policy = loop.policy_of(_POLICY.value, source, par.make_mesh())
     log = sources.collect_log(
         source.sim, policy, config.seed, first_user=_FIRST_USER.value, sessions=_SESSIONS.value, k=source.schema.slate,
         progress=loop.progress, keep_scores=True,

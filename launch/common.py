@@ -83,7 +83,7 @@ def resolve(flag) -> ml_collections.ConfigDict:
     config = flag.value
     if config is None:
         raise ValueError("no config; use --config=experiments/world.py")
-    if config.quick:
+    if config.quick and "when_quick" in config:
         explicit = config_flags.get_override_values(flags.FLAGS[flag.name])
         config.update(config.when_quick)
         for name, value in explicit.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from mmrf_jax import types
@@ -25,6 +26,7 @@ from mmrf_jax.evaluation import ab_test, offline
 from mmrf_jax.metrics import files, writers
 from mmrf_jax.metrics.progress import Progress
 from mmrf_jax.parallel import mesh as par
+from mmrf_jax.simulators import base
 from mmrf_jax.training import arms, methods, sources
 from mmrf_jax.training import workdir as wd
 
@@ -75,6 +77,26 @@ def load_state(config, source: sources.Source, workdir: Path, mesh) -> st.AgentS
         if checkpoints.latest_step() is None:
             raise ValueError(f"{workdir} has no checkpoint; run launch.train with --workdir={workdir} first")
         return checkpoints.restore(state_shapes(config, source, mesh))[0]
+
+
+def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
+    """The policy of an arm: a name of the world's own rankers, or a run folder.
+
+    Raises:
+      ValueError: for a name that is neither, or a run trained on another world.
+    """
+    built_in = sources.world_policies()
+    if name in built_in:
+        return built_in[name]
+    if not Path(name).is_dir():
+        raise ValueError(f"unknown arm {name!r}: neither a run folder nor one of {', '.join(built_in)}")
+    config = ml_collections.ConfigDict(wd.read_config(Path(name)))
+    if config.source != "world" or dict(config.world) | {"variant": ""} != dict(source.config.world) | {"variant": ""}:
+        raise ValueError(
+            f"run {name} was trained on {config.source} {dict(config.world)}, not on {dict(source.config.world)}"
+        )
+    state = load_state(config, source, Path(name), mesh)
+    return methods.get(config.method).make_policy(state, source.items, agent_config(config))
 
 
 def train(config, workdir: Path) -> dict[str, Any]:

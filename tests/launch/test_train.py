@@ -71,7 +71,7 @@ def test_another_config_is_refused(run, launch):
 
 
 def test_myopic_runs(launch, tmp_path):
-    args = ("--config.method=myopic", "--config.ab_test.arms=('production','myopic')", f"--workdir={tmp_path / 'run'}")
+    args = ("--config.method=myopic", f"--workdir={tmp_path / 'run'}")
     done = launch.ok("train", *TINY, *args)
     assert "| myopic" in done.stdout
     result = results(tmp_path / "run")
