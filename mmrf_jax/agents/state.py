@@ -69,8 +69,7 @@ def init(
 
     Args:
       feedback_mean, feedback_std: [S] of `losses.targets` of the exposures in the first log; rewards are divided by
-        the second, and the
-        critics start from the first.
+        the second, and the critics start from the first.
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
     sizes = {

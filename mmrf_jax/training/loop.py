@@ -213,17 +213,15 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
     return state, summary
 
 
-def compare(
-    config, source: sources.Source, policies: dict[str, Any], mesh, control: str | None = None
-) -> dict[str, Any]:
-    """A paired A/B test in the world, with progress; the first arm is the control unless told otherwise."""
+def compare(config, source: sources.Source, policies: dict[str, Any], mesh) -> dict[str, Any]:
+    """A paired A/B test in the world, with progress; the first arm is the control."""
     names = list(policies)
     if source.sim is None:
         raise ValueError(f"A/B tests need the world, but config.source is {config.source!r}; use experiments/world.py")
     total = config.ab_test.sessions * len(names)
     key = jax.random.fold_in(jax.random.key(config.seed), 12)
     return arms.compare(
-        source.sim._replace(items=source.items), policies, key, mesh, control=control or names[0],
+        source.sim._replace(items=source.items), policies, key, mesh, control=names[0],
         num_users=config.ab_test.sessions, day=config.ab_test.day, k=source.schema.slate,
         progress=progress("ab_test", total),
     )  # fmt: skip

@@ -1,13 +1,9 @@
 """One compile cache and one finished tiny run for the tests of the mains."""
 
-import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import processes
+import pytest
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,9 @@
 """One compile cache and one uninterrupted run for the tests that kill processes and change their devices."""
 
-import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "launch"))
-
 import processes
+import pytest
 
 #: Several epochs, so that there is an early, a middle and a late.
 ARGS = (*processes.TINY, "--config.train.epochs=3", "--config.log_every=1", "--config.checkpoint_every=4")

@@ -23,7 +23,7 @@ def _unit(x):
 
 def make(config: p.WorldConfig) -> tuple[p.WorldParams, types.Items]:
     """The world's parameters and what the platform may see of its V videos; a pure function of the config."""
-    arrays, host = _draw(config.seed, config.num_videos), {}
+    arrays = _draw(config.seed, config.num_videos)
     topic, upload, rank = (np.asarray(arrays[k]) for k in ("topic", "upload", "popularity"))
     num_popular = max(config.candidates, config.num_videos // 50)
     if config.candidates == config.num_videos:
@@ -42,7 +42,7 @@ def make(config: p.WorldConfig) -> tuple[p.WorldParams, types.Items]:
     for t in range(p.TOPICS):
         live[:, t] = np.searchsorted(rest_upload[rest_topic == t], days - 3, side="right")
     by_upload = np.argsort(rest_upload, kind="stable")
-    host["uploaded"] = np.searchsorted(rest_upload[by_upload], days, side="right")
+    uploaded = np.searchsorted(rest_upload[by_upload], days, side="right")
     hidden = jnp.asarray(arrays["hidden"])[order]
     world = p.WorldParams(
         hidden=hidden,
@@ -52,7 +52,7 @@ def make(config: p.WorldConfig) -> tuple[p.WorldParams, types.Items]:
         cluster_start=jnp.asarray(start, jnp.int32),
         cluster_live=jnp.asarray(live),
         by_upload=jnp.asarray(num_popular + by_upload, jnp.int32),
-        uploaded=jnp.asarray(host["uploaded"], jnp.int32),
+        uploaded=jnp.asarray(uploaded, jnp.int32),
         popular_edges=jnp.asarray(_zipf_edges(num_popular, split(config.candidates)[1])),
         user_key=jax.random.fold_in(jax.random.key(config.seed), 2),
         behaviour=p.behaviour(config.variant),
