@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")  # virtual CPU devices deadlock on few cores without it
 
+import processes
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,3 +27,11 @@ def run_python():
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory) -> processes.Launcher:
+    """Starts the mains, all with one compile cache."""
+    cache = tmp_path_factory.getbasetemp() / "xla_of_mains"
+    cache.mkdir(exist_ok=True)
+    return processes.Launcher(cache)

@@ -49,6 +49,11 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _phase(name: str) -> None:
+    """Says which phase begins; Progress speaks only of what takes long."""
+    _say(f"phase: {name}")
+
+
 def agent_config(config, decay_updates: int = 1) -> AgentConfig:
     """The agents of a run. `decay_updates` is that of the learning rate, known once the log is."""
     fields: dict[str, Any] = {
@@ -107,23 +112,23 @@ def train(config, workdir: Path) -> dict[str, Any]:
     # What is wrong with the config is said before anything is written.
     agent_config(config)
     if config.source == "world":
-        for name in config.ab_test.arms:
-            _arm(name)
-    new = wd.claim(workdir, config.to_dict())
+        _arms(config)
+    made = wd.claim(workdir, config.to_dict())
     results = workdir / "results.json"
     if results.exists():
         _say(f"{workdir} is finished; nothing to do")
         return json.loads(results.read_text())
     try:
         return _run(config, method, workdir, mesh)
-    except (ValueError, OSError):
-        if new:
-            wd.release(workdir)
+    except (ValueError, OSError, manager.CheckpointError, FloatingPointError):
+        if made is not None:
+            wd.release(workdir, made)
         raise
 
 
 def _run(config, method, workdir: Path, mesh) -> dict[str, Any]:
     """Everything between a claimed folder and its results."""
+    _phase("prepare")
     source = sources.from_config(config, progress)
     if source.report:
         _say(f"input: {json.dumps(source.report, default=str)}")
@@ -132,20 +137,33 @@ def _run(config, method, workdir: Path, mesh) -> dict[str, Any]:
         state, metrics = _learn(config, source, method, workdir, checkpoints, mesh)
     result: dict[str, Any] = {"train": metrics}
     if source.sim is not None:
-        policies = {name: _arm(name) for name in config.ab_test.arms}
+        _phase("ab_test")
+        policies = _arms(config)
         policies[config.method] = method.make_policy(state, source.items, agent_config(config))
         test = compare(config, source, policies, mesh)
         result |= test
+    _phase("offline")
     result["offline"] = evaluate(config, source, state)
+    _phase("results")
     files.write_json(workdir / "results.json", result)
     return result
 
 
-def _arm(name: str):
+def _arms(config) -> dict[str, base.Policy]:
+    """The arms of the config beside the run's own ranker, which joins by itself."""
     policies = sources.world_policies()
-    if name not in policies:
-        raise ValueError(f"unknown arm {name!r} in config.ab_test.arms; choose among {', '.join(policies)}")
-    return policies[name]
+    names = [name for name in config.ab_test.arms if name != config.method]
+    for name in names:
+        if name not in policies:
+            raise ValueError(f"unknown arm {name!r} in config.ab_test.arms; choose among {', '.join(policies)}")
+    return {name: policies[name] for name in names}
+
+
+@jax.jit
+def _finite(tree) -> jax.Array:
+    """Whether every floating-point number of a state is finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
 def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoints, mesh):
@@ -158,7 +176,10 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
             return state, json.loads(done.read_text())
     else:
         state, step = None, 0
+    if source.sim is not None:
+        _phase("read" if config.data.dir else "collect")
     log = source.train()
+    _phase("train")
     index = sessions.segment_index(log, config.train.segment)
     batch = config.train.batch
     per_epoch = len(index) // batch
@@ -183,6 +204,15 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
     writer = writers.MetricsWriter(workdir, start_step=step if step else None, seed=config.seed)
     bar = Progress("train", total, unit="updates", done=step)
     pending: tuple[int, Any] | None = None
+    good = step  # the last update whose metrics were seen to be finite
+
+    def log_metrics(at: int, metrics) -> int:
+        try:
+            writer.write(at, "train", jax.device_get(metrics))
+        except FloatingPointError as error:
+            raise FloatingPointError(f"updates {good + 1} to {at}: {error}") from error
+        return at
+
     order_epoch, order = -1, np.empty(0, np.int64)
     with writer:
         while step < total:
@@ -196,12 +226,17 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
             if step % config.log_every == 0 or step == total:
                 # The metrics of the logging step before: reading them does not wait for the device.
                 if pending is not None:
-                    writer.write(pending[0], "train", jax.device_get(pending[1]))
+                    good = log_metrics(*pending)
                 pending = (step, metrics)
             if step % config.checkpoint_every == 0 or step == total:
                 if pending is not None:
-                    writer.write(pending[0], "train", jax.device_get(pending[1]))
+                    good = log_metrics(*pending)
                     pending = None
+                if not _finite(state):
+                    raise FloatingPointError(
+                        f"updates {good + 1} to {step}: the state after update {step} is not finite and is not "
+                        "saved; lower the learning rate"
+                    )
                 checkpoints.save(step, state, force=step == total)
             bar.update(step)
         bar.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from mmrf_jax.metrics import files
 
 #: Fields that may change between two starts of one run (contract.md, "Commands and files").
 FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
+#: What a run writes into its folder, beside config.json.
+_FOLDERS, _FILES = ("checkpoints", "tensorboard"), ("metrics.jsonl", "learned.json", "results.json")
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -23,11 +26,11 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def claim(workdir: Path, config: dict[str, Any]) -> bool:
+def claim(workdir: Path, config: dict[str, Any]) -> list[Path] | None:
     """Makes the folder that of this config, or checks that it is.
 
     Returns:
-      Whether it was made now.
+      The folders that had to be made for it, the outermost first; None where it was this config's already.
 
     Raises:
       ValueError: where it was made by another config, naming the first field that differs and both values.
@@ -37,11 +40,12 @@ def claim(workdir: Path, config: dict[str, Any]) -> bool:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} is a file; name a folder")
     if not path.exists():
-        if workdir.exists() and any((workdir / x).exists() for x in ("checkpoints", "metrics.jsonl", "results.json")):
-            raise ValueError(f"--workdir={workdir} holds a run but no config.json; use another --workdir")
+        if found := [name for name in (*_FOLDERS, *_FILES) if (workdir / name).exists()]:
+            raise ValueError(f"--workdir={workdir} holds {found[0]} but no config.json; use another --workdir")
+        made = [folder for folder in (*reversed(workdir.parents), workdir) if not folder.exists()]
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(path, config)
-        return True
+        return made
     before, now = flat(read_config(workdir)), flat(config)
     for name in sorted(before.keys() | now.keys()):
         if name.split(".")[-1].startswith(FREE_PREFIXES):
@@ -51,22 +55,26 @@ def claim(workdir: Path, config: dict[str, Any]) -> bool:
                 f"--workdir={workdir} was made by another config: config.{name} was {before.get(name)!r}, "
                 f"now {now.get(name)!r}; use another --workdir or the old value"
             )
-    return False
+    return None
 
 
-def release(workdir: Path) -> None:
-    """Gives up a folder that was claimed for nothing, so that the corrected command can have it.
+def release(workdir: Path, made: list[Path]) -> None:
+    """Gives up a folder whose run failed before its first checkpoint, so that the corrected command can have it.
 
-    A folder that holds anything beside its config and an empty `checkpoints` is left as it is.
+    What the run wrote goes, and of the folders those in `made`, as `claim` returned them. A run with a checkpoint is
+    left as it is.
     """
-    rest = {path.name for path in workdir.iterdir()} - {"config.json", "checkpoints"}
     checkpoints = workdir / "checkpoints"
-    if rest or (checkpoints.is_dir() and any(checkpoints.iterdir())):
+    if checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir()):
         return
-    if checkpoints.is_dir():
-        checkpoints.rmdir()
-    (workdir / "config.json").unlink(missing_ok=True)
-    workdir.rmdir()
+    for name in _FOLDERS:
+        shutil.rmtree(workdir / name, ignore_errors=True)
+    for name in (*_FILES, "config.json"):
+        (workdir / name).unlink(missing_ok=True)
+    for folder in reversed(made):
+        if any(folder.iterdir()):
+            return
+        folder.rmdir()
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

@@ -1,16 +1,9 @@
-"""One compile cache and one finished tiny run for the tests of the mains."""
+"""One finished tiny run for the tests of the mains."""
 
 from pathlib import Path
 
 import processes
 import pytest
-
-
-@pytest.fixture(scope="session")
-def launch(tmp_path_factory) -> processes.Launcher:
-    cache = tmp_path_factory.getbasetemp() / "xla_of_mains"
-    cache.mkdir(exist_ok=True)
-    return processes.Launcher(cache)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -12,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: A world job of a few seconds once it is compiled; all tests use these shapes, so that it is compiled once.
 TINY = (
     "--config=experiments/world.py", "--config.quick=True", "--config.world.num_videos=1000",
-    "--config.world.candidates=20", "--config.collect.sessions=200", "--config.collect.test_sessions=32",
+    "--config.world.candidates=20", "--config.collect.sessions=200", "--config.collect.test_sessions=200",
     "--config.ab_test.sessions=64", "--config.train.batch=32", "--config.log_every=2", "--config.checkpoint_every=5",
 )  # fmt: skip
 
@@ -37,12 +38,17 @@ class Launcher:
             timeout=timeout,
         )  # fmt: skip
 
-    def start(self, name: str, *args: object, devices: int = 1, log: Path) -> subprocess.Popen:
-        """The process without waiting for it; its output goes to the file `log`."""
-        with log.open("ab") as out:
-            return subprocess.Popen(
-                self.command(name, *args), env=self.environment(devices), cwd=ROOT, stdout=out, stderr=out
-            )
+    def start(self, name: str, *args: object, log: Path, devices: int = 1, stop_at: tuple[str, int] | None = None):
+        """The process without waiting for it; its output goes to the new file `log`.
+
+        `stop_at`: the process stops itself right before that function is called for that time.
+        """
+        command = self.command(name, *args)
+        if stop_at is not None:
+            script = ROOT / "tests" / "multiprocess" / "stop_at.py"
+            command = [sys.executable, script, *map(str, stop_at), f"launch.{name}", *map(str, args)]
+        with log.open("xb") as out:
+            return subprocess.Popen(command, env=self.environment(devices), cwd=ROOT, stdout=out, stderr=out)
 
     def ok(self, name: str, *args: object, **kwargs) -> subprocess.CompletedProcess:
         done = self(name, *args, **kwargs)
@@ -76,3 +82,20 @@ def steps(workdir: Path) -> list[int]:
     """The committed checkpoints."""
     folder = workdir / "checkpoints"
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def phases(log: Path) -> list[str]:
+    """The phases that a start has begun, as it says itself."""
+    start = "phase: "
+    return [line.removeprefix(start) for line in log.read_text().splitlines() if line.startswith(start)]
+
+
+def wait_until(process: subprocess.Popen, condition, timeout: float = 240) -> bool:
+    """Waits until the condition holds; False if the process ended before."""
+    end = time.monotonic() + timeout
+    while process.poll() is None:
+        if condition():
+            return True
+        assert time.monotonic() < end, "the moment never came"
+        time.sleep(0.005)
+    return False

@@ -1,4 +1,4 @@
-"""One compile cache and one uninterrupted run for the tests that kill processes and change their devices."""
+"""One uninterrupted run for the tests that kill processes and change their devices."""
 
 from pathlib import Path
 
@@ -12,13 +12,6 @@ ARGS = (*processes.TINY, "--config.train.epochs=3", "--config.log_every=1", "--c
 @pytest.fixture(scope="session")
 def args() -> tuple[str, ...]:
     return ARGS
-
-
-@pytest.fixture(scope="session")
-def launch(tmp_path_factory) -> processes.Launcher:
-    cache = tmp_path_factory.getbasetemp() / "xla_of_mains"
-    cache.mkdir(exist_ok=True)
-    return processes.Launcher(cache)
 
 
 @pytest.fixture(scope="session")

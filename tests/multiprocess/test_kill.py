@@ -1,27 +1,19 @@
 """A training process is killed with SIGKILL in every phase and started again: the end must be the same to the bit."""
 
+import dataclasses
+import os
 import random
+import signal
 import time
 
 import jax
 import numpy as np
 import pytest
-from processes import rows, steps
+from processes import phases, rows, steps, wait_until
 
 from mmrf_jax.checkpointing import integrity, manager
 
 pytestmark = pytest.mark.slow
-
-
-def watch(process, condition, timeout=240):
-    """Waits until the condition holds; False if the process ended before."""
-    end = time.monotonic() + timeout
-    while process.poll() is None:
-        if condition():
-            return True
-        assert time.monotonic() < end, "the moment to kill at never came"
-        time.sleep(0.002)
-    return False
 
 
 def final_state(workdir):
@@ -50,65 +42,105 @@ def assert_same(workdir, reference):
         assert found[name].tobytes() == value.tobytes(), name
 
 
-def being_written(workdir, above=0):
-    """Whether a checkpoint newer than `above` is in its temporary folder."""
-    found = [p.name.split(".")[0] for p in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")]
-    return any(name.isdigit() and int(name) > above for name in found)
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """Where a process is killed: right before the Nth call of a function, and what the folder must hold by then.
+
+    Each start goes on where the kill before left it, so counts are of calls since the newest committed checkpoint.
+    """
+
+    phase: str  # the last that the process has announced
+    function: str
+    call: int
+    committed: list[int]  # checkpoints; they are saved every 4 updates, the last 3 are kept
+    being_written: int | None = None
+    rows: int | None = None  # of metrics.jsonl
+    learned: bool = False
+    result_begun: bool = False
 
 
-#: In the order of a run. Each start goes on where the kill before left it, so every one but the first is a restart.
-MOMENTS = {
-    "before anything is collected": lambda w: (w / "config.json").exists(),
-    "first update": lambda w: len(rows(w)) >= 1,
-    "first checkpoint being written": lambda w: being_written(w),
-    "between two checkpoints": lambda w: len(steps(w)) >= 1 and len(rows(w)) > steps(w)[-1],
-    "middle checkpoint being written": lambda w: being_written(w, 8),
-    "middle checkpoint just committed": lambda w: steps(w)[-1:] >= [16],
-    "last checkpoint being written or committed": lambda w: being_written(w, 24) or steps(w)[-1:] >= [27],
-    "learning ended, A/B test begins": lambda w: (w / "learned.json").exists(),
-}
+ROLLOUT = "mmrf_jax.training.rollout.unroll"  # of a block of requests of the log
+UPDATE = "mmrf_jax.data.sessions.gather_segments"  # the batch of an update
+COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is written, nothing committed
+SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit
+SERVE = "mmrf_jax.training.arms.serve"  # an arm of the A/B test
+SCORE = "mmrf_jax.training.methods.score_batch"  # offline
+WRITE = "mmrf_jax.metrics.files.write_json"  # learned.json, results.json
+SYNC = "os.fsync"  # in write_json: the text is in a temporary file, and not yet in its place
+
+
+def moments(last: int) -> list[Moment]:
+    """In the order of a run of `last` updates."""
+    before = [step for step in range(4, last, 4)]
+    kept = [*before[-2:], last]
+    return [
+        Moment("collect", ROLLOUT, 2, []),
+        Moment("train", UPDATE, 4, [], rows=2),  # three updates; the metrics of the third are still on the device
+        Moment("train", COMMIT, 1, [], being_written=4),
+        Moment("train", SEAL, 1, [4]),
+        Moment("train", UPDATE, 3, [4], rows=5),
+        Moment("train", COMMIT, 3, [4, 8, 12], being_written=16),
+        Moment("train", COMMIT, len(before) - 3 + 1, before[-3:], being_written=last, rows=last),
+        Moment("train", WRITE, 1, kept, rows=last),
+        Moment("ab_test", SERVE, 2, kept, rows=last, learned=True),
+        Moment("offline", SCORE, 1, kept, rows=last, learned=True),
+        Moment("results", WRITE, 1, kept, rows=last, learned=True),
+        Moment("results", SYNC, 1, kept, rows=last, learned=True, result_begun=True),
+    ]
 
 
 def test_killed_in_every_phase_one_after_another(launch, reference, args, tmp_path):
-    workdir, log = tmp_path / "run", tmp_path / "log.txt"
-    whole, killed = rows(reference), []
-    for name, moment in MOMENTS.items():
+    workdir, whole = tmp_path / "run", rows(reference)
+    for number, moment in enumerate(moments(steps(reference)[-1])):
+        log = tmp_path / f"{number}.log"
+        stop = (moment.function, moment.call)
+        process = launch.start("train", *args, f"--workdir={workdir}", log=log, stop_at=stop)
+        how = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code
+        assert how == os.CLD_STOPPED, f"{moment}: the process ended\n{log.read_text()[-3000:]}"
+        # It stands still: what it said last and what is on the disk are what the kill meets.
+        assert phases(log)[-1] == moment.phase, moment
+        assert steps(workdir) == moment.committed, moment
+        writing = [p.name.split(".")[0] for p in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")]
+        assert writing == ([] if moment.being_written is None else [str(moment.being_written)]), moment
+        assert moment.rows in (None, len(rows(workdir))), moment
+        assert (workdir / "learned.json").exists() == moment.learned, moment
+        assert any(workdir.glob(".results.json.*.tmp")) == moment.result_begun, moment
+        assert not (workdir / "results.json").exists(), moment
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, moment
+        assert rows(workdir) == whole[: len(rows(workdir))], moment
+    launch.ok("train", *args, f"--workdir={workdir}")
+    assert_same(workdir, reference)
+
+
+def claimed(workdir):
+    return lambda: (workdir / "config.json").exists()
+
+
+@pytest.fixture(scope="module")
+def seconds(launch, reference, args, tmp_path_factory) -> float:
+    """How long an uninterrupted run takes once it is compiled, from the moment that it has its folder."""
+    folder = tmp_path_factory.mktemp("timed")
+    process = launch.start("train", *args, f"--workdir={folder / 'run'}", log=folder / "log")
+    assert wait_until(process, claimed(folder / "run"))
+    started = time.monotonic()
+    assert process.wait() == 0
+    assert_same(folder / "run", reference)
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_a_random_time(seed, launch, reference, args, seconds, tmp_path):
+    draw = random.Random(seed)
+    for attempt in range(10):
+        workdir, log = tmp_path / f"run{attempt}", tmp_path / f"{attempt}.log"
         process = launch.start("train", *args, f"--workdir={workdir}", log=log)
-        if watch(process, lambda moment=moment: moment(workdir)):
-            process.kill()
-            killed.append(name)
-        process.wait()
-        assert rows(workdir) == whole[: len(rows(workdir))], name
-    assert killed == list(MOMENTS), log.read_text()[-3000:]
-    # During the A/B test and, by the time that the rest takes, right before the results.
-    started = time.monotonic()
-    process = launch.start("train", *args, f"--workdir={workdir}", log=log)
-    assert watch(process, lambda: "resumed at update" in log.read_text()[-20000:])
-    time.sleep(1.0)
-    process.kill()
-    process.wait()
-    started = time.monotonic()
-    launch.ok("train", *args, f"--workdir={workdir}")
-    rest = time.monotonic() - started
-    assert_same(workdir, reference)
-    (workdir / "results.json").unlink()  # and again: the folder is that of a run killed just before its results
-    process = launch.start("train", *args, f"--workdir={workdir}", log=log)
-    watch(process, lambda: time.monotonic() - started > 1.9 * rest or (workdir / "results.json").exists())
-    process.kill()
-    process.wait()
-    launch.ok("train", *args, f"--workdir={workdir}")
-    assert_same(workdir, reference)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_a_random_time(seed, launch, reference, args, tmp_path):
-    workdir, log = tmp_path / "run", tmp_path / "log.txt"
-    started = time.monotonic()
-    process = launch.start("train", *args, f"--workdir={workdir}", log=log)
-    # Of the first 16 s, which hold a whole run on an idle machine.
-    moment = random.Random(seed).uniform(1.0, 16.0)
-    watch(process, lambda: time.monotonic() - started > moment)
-    process.kill()
-    process.wait()
+        assert wait_until(process, claimed(workdir)), log.read_text()[-3000:]
+        time.sleep(draw.uniform(0.0, seconds))
+        process.kill()
+        if process.wait() == -signal.SIGKILL:
+            break
+        assert process.returncode == 0, log.read_text()[-3000:]  # it was faster this time: draw again
+    assert process.returncode == -signal.SIGKILL, f"no kill of 10 landed within {seconds:.1f} s"
     launch.ok("train", *args, f"--workdir={workdir}")
     assert_same(workdir, reference)

@@ -1,8 +1,7 @@
 """A run that starts on one number of devices and ends on another (contract.md, "Tolerances", another topology: c)."""
 
 import pytest
-from processes import results, steps
-from test_kill import watch
+from processes import results, steps, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -11,7 +10,7 @@ pytestmark = pytest.mark.slow
 def test_a_run_moves_to_another_number_of_devices(first, then, launch, reference, args, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log.txt"
     process = launch.start("train", *args, f"--workdir={workdir}", devices=first, log=log)
-    assert watch(process, lambda: len(steps(workdir)) >= 1), log.read_text()[-4000:]
+    assert wait_until(process, lambda: len(steps(workdir)) >= 1), log.read_text()[-4000:]
     process.kill()
     process.wait()
     assert not (workdir / "learned.json").exists()
