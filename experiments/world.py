@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
             "checkpoint_every": 200,
             "when_quick": {
                 "world": {"num_videos": 5_000, "candidates": 40},
-                "collect": {"sessions": 1_024, "test_sessions": 256},
+                "collect": {"sessions": 1_024, "test_sessions": 1_024},  # alike, so that both share one compilation
                 "train": {"batch": 64, "epochs": 1},
                 "ab_test": {"sessions": 512, "arms": ("production",)},
                 "log_every": 5,

@@ -88,6 +88,6 @@ def resolve(flag) -> ml_collections.ConfigDict:
         config.update(config.when_quick)
         for name, value in explicit.items():
             config.update_from_flattened_dict({name: value})
-    # A quick job spends its time on compilation, not on what is compiled.
-    jax.config.update("jax_disable_most_optimizations", bool(config.quick))
+    if config.quick:  # its time goes into compilation, not into what is compiled
+        jax.config.update("jax_disable_most_optimizations", True)
     return ml_collections.ConfigDict({name: v for name, v in config.to_dict().items() if name != "when_quick"})
