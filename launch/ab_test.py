@@ -26,6 +26,11 @@ _PLOT = flags.DEFINE_string("plot", None, "PNG to draw: differences to the contr
 
 def main() -> None:
     config = common.resolve(_CONFIG)
+    common.check_output("out", _OUT.value)
+    if _PLOT.value:
+        common.check_output("plot", _PLOT.value)
+        if not _PLOT.value.endswith(".png"):
+            raise ValueError(f"--plot={_PLOT.value} is not the name of a PNG; let it end in .png")
     mesh = par.make_mesh()
     source = sources.from_config(config, loop.progress)
     source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))

@@ -24,6 +24,7 @@ def main() -> None:
     config = common.resolve(_CONFIG)
     if Path(_OUT.value).exists():
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
+    common.check_output("out", _OUT.value)
     source = sources.from_config(config, loop.progress)
     if source.sim is None:
         raise ValueError(f"logs are collected in the world, not in {config.source!r}; use experiments/world.py")

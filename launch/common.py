@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 # Virtual CPU devices deadlock on few cores unless XLA believes in more of them; it reads this when JAX starts.
 if int(os.environ.get("JAX_NUM_CPU_DEVICES") or 1) > 1:
@@ -26,12 +28,13 @@ def run(main: Callable[[], None], **kwargs) -> None:
     """absl's `app.run`; an error of the user's is one line on stderr and exit code 2."""
 
     def parse(argv: list[str]) -> list[str]:
+        _check_config_file(argv)
         try:
             rest = flags.FLAGS(argv)
         except flags.Error as error:
             _fail(str(error).split("\n")[0])
         except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
-            _fail(" ".join(str(error).split()))
+            _fail(_one_line(error))
         if len(rest) > 1:
             _fail(f"unexpected argument {rest[1]!r}; flags are --name=value")
         return rest
@@ -47,16 +50,55 @@ def run(main: Callable[[], None], **kwargs) -> None:
         try:
             main()
         except USER_ERRORS as error:
-            _fail(" ".join(str(error).split()))
+            _fail(_one_line(error))
 
     app.run(guarded, flags_parser=parse, **kwargs)
 
 
-def _fail(message: str) -> None:
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, AttributeError | KeyError):  # of ml_collections
+        return f"unknown config field {text.strip(chr(34))}; the fields are those of the config file"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; name another place"
+    return text
+
+
+def _check_config_file(argv: list[str]) -> None:
+    """Says what is wrong with the file of --config; the flag itself says it less clearly, or with a traceback."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = argument.partition("=")
+        if name.lstrip("-") != "config":
+            continue
+        path = Path((value or following).split(":")[0])
+        try:
+            tree = ast.parse(path.read_text())
+        except OSError as error:
+            _fail(f"--config={path} cannot be read ({error.strerror}); use experiments/world.py or another experiment")
+        except (SyntaxError, ValueError) as error:
+            _fail(f"--config={path} is no Python file ({error}); correct it or use experiments/world.py")
+        if not any(getattr(node, "name", "") == "get_config" for node in tree.body):
+            _fail(f"--config={path} does not define get_config(); see experiments/world.py")
+
+
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.stderr.flush()
     # Threads of checkpointing or compilation must not hold up or change the exit code.
     os._exit(2)
+
+
+def check_output(flag: str, path: str) -> None:
+    """Refuses, before any work is done, an output whose folder cannot be made or written to.
+
+    Raises:
+      ValueError: naming the flag.
+    """
+    folder = Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"--{flag}={path} cannot be written: {folder} is no folder that you may write to")
 
 
 def define_config(default: str | None = None):
@@ -71,11 +113,11 @@ def define_run_config(argv: list[str]):
     workdir = next((a.split("=", 1)[1] for a in argv if a.startswith("--workdir=")), None)
     try:
         values = {} if workdir is None else wd.read_config(Path(workdir))
-    except USER_ERRORS as error:
-        _fail(str(error))
-    return config_flags.DEFINE_config_dict(
-        "config", ml_collections.ConfigDict(values), "The run's config.", lock_config=True
-    )
+        return config_flags.DEFINE_config_dict(
+            "config", ml_collections.ConfigDict(values), "The run's config.", lock_config=True
+        )
+    except (*USER_ERRORS, AttributeError, KeyError) as error:
+        _fail(_one_line(error))
 
 
 def resolve(flag) -> ml_collections.ConfigDict:

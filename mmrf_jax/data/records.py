@@ -189,7 +189,10 @@ def read_log(directory: str | os.PathLike, schema: Schema | None = None) -> tupl
     directory = pathlib.Path(directory)
     if not (directory / MANIFEST).exists():
         raise FileNotFoundError(f"{directory / MANIFEST} does not exist; name a folder that collect wrote")
-    manifest = json.loads((directory / MANIFEST).read_text())
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+    except ValueError as error:
+        raise ValueError(f"{directory / MANIFEST} is damaged ({error}); collect the log again") from error
     if manifest["version"] != VERSION:
         raise ValueError(
             f"{directory} has log version {manifest['version']}, this code reads {VERSION}; collect it again"

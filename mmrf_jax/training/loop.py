@@ -78,9 +78,12 @@ def load_state(config, source: sources.Source, workdir: Path, mesh) -> st.AgentS
       ValueError: where the run has no checkpoint yet.
       CheckpointError: where all of them are damaged.
     """
+    nothing = ValueError(f"{workdir} has no checkpoint; run launch.train with --workdir={workdir} first")
+    if not (workdir / "checkpoints").exists():
+        raise nothing
     with manager.Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         if checkpoints.latest_step() is None:
-            raise ValueError(f"{workdir} has no checkpoint; run launch.train with --workdir={workdir} first")
+            raise nothing
         return checkpoints.restore(state_shapes(config, source, mesh))[0]
 
 
@@ -106,24 +109,42 @@ def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
 
 def train(config, workdir: Path) -> dict[str, Any]:
     """Runs a config to its results, going on from the newest checkpoint of the folder. Returns the results."""
+    # What is wrong with the config is said before anything is written.
     method = methods.get(config.method)
+    _check(config)
     mesh = par.make_mesh()
     par.check_divisible(config.train.batch, mesh, "train.batch")
-    # What is wrong with the config is said before anything is written.
     agent_config(config)
     if config.source == "world":
         _arms(config)
     made = wd.claim(workdir, config.to_dict())
     results = workdir / "results.json"
     if results.exists():
+        finished = wd.read_json(results)
         _say(f"{workdir} is finished; nothing to do")
-        return json.loads(results.read_text())
+        return finished
     try:
         return _run(config, method, workdir, mesh)
     except (ValueError, OSError, manager.CheckpointError, FloatingPointError):
         if made is not None:
             wd.release(workdir, made)
         raise
+
+
+def _check(config) -> None:
+    """Refuses numbers that no run can have, and a source that the config file has no fields for."""
+    if config.source not in ("world", "kuairand") or (config.source == "world") != ("world" in config):
+        raise ValueError(
+            f"config.source={config.source!r} does not go with this config file; use experiments/world.py for 'world' "
+            "and experiments/kuairand.py for 'kuairand'"
+        )
+    least = {"train.batch": 1, "train.segment": 1, "train.epochs": 1, "log_every": 1, "checkpoint_every": 1}
+    if config.source == "world":
+        least |= {"collect.sessions": 1, "collect.test_sessions": 1, "ab_test.sessions": 2}
+    values = wd.flat(config.to_dict())
+    for name, lowest in least.items():
+        if values[name] < lowest:
+            raise ValueError(f"config.{name} is {values[name]}; use --config.{name}={lowest} or more")
 
 
 def _run(config, method, workdir: Path, mesh) -> dict[str, Any]:
@@ -172,8 +193,8 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
         state, step = checkpoints.restore(state_shapes(config, source, mesh))
         _say(f"resumed at update {step}")
         done = workdir / "learned.json"
-        if done.exists() and json.loads(done.read_text())["updates"] == step:
-            return state, json.loads(done.read_text())
+        if done.exists() and (summary := wd.read_json(done))["updates"] == step:
+            return state, summary
     else:
         state, step = None, 0
     if source.sim is not None:

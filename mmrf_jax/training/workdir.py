@@ -86,7 +86,16 @@ def read_config(workdir: Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} is not a run folder: it has no config.json; name the --workdir of launch.train")
+    return read_json(path, "restore it or use another --workdir")
+
+
+def read_json(path: Path, fix: str = "remove it, and the same command writes it again") -> dict[str, Any]:
+    """A JSON file of a run.
+
+    Raises:
+      ValueError: where it is damaged, saying what to do.
+    """
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it or use another --workdir") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {fix}") from error

@@ -72,7 +72,8 @@ def test_another_config_is_refused(run, launch):
 
 def test_myopic_runs(launch, tmp_path):
     args = ("--config.method=myopic", f"--workdir={tmp_path / 'run'}")
-    done = launch.ok("train", *TINY, *args)
+    # The run's own ranker is an arm without being named, and once if it is.
+    done = launch.ok("train", *TINY, "--config.ab_test.arms=('myopic','production')", *args)
     assert "| myopic" in done.stdout
     result = results(tmp_path / "run")
     assert set(result["ab_test"]) == {"production", "myopic"} and result["train"]["updates"] > 0
