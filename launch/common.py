@@ -58,7 +58,8 @@ def run(main: Callable[[], None], **kwargs) -> None:
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, AttributeError | KeyError):  # of ml_collections
-        return f"unknown config field {text.strip(chr(34))}; the fields are those of the config file"
+        text = text.strip('"')
+        return f"unknown config field {text}; the fields are those of the config file"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; name another place"
     return text
