@@ -116,12 +116,7 @@ def _world(config, progress: Progress) -> Source:
             return log(_TRAIN_USERS, config.collect.sessions)
         found, log_schema = records.read_log(Path(config.data.dir))
         if log_schema != schema:
-            made, here = dataclasses.asdict(log_schema), dataclasses.asdict(schema)
-            wrong = ", ".join(f"{name} {made[name]}, not {here[name]}" for name in here if made[name] != here[name])
-            raise ValueError(
-                f"log {config.data.dir} was made in another world than the config's: {wrong}; "
-                "set --config.world as it was, or collect the log again"
-            )
+            raise ValueError(f"log {config.data.dir} was made with {log_schema}, the config's world has {schema}")
         return found
 
     return Source(
