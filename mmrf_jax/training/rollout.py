@@ -20,6 +20,7 @@ from mmrf_jax import types
 from mmrf_jax.agents import exposure
 from mmrf_jax.evaluation import diversity
 from mmrf_jax.simulators import base
+from mmrf_jax.simulators.world import draws
 
 #: Columns of the per-user sums. Interactions are counts; `returned` is 1 where the user is back within a day.
 SUMS = ("watch_time", "depth", "requests", *types.BINARY_SIGNALS, "ild", "returned", "truncated")
@@ -33,7 +34,7 @@ class Slots:
     state: Any  # of the simulator
     request: types.Request
     carry: Any  # of the policy
-    history: types.Exposure  # [B, H], what the user arrived with
+    history: types.Exposure | None  # [B, H], what the user arrived with, for logs
     position: chex.Array  # [B] int32, requests of the session so far
     index: chex.Array  # [B] int32, number of the user in the queue; `num_users` where the slot is idle
     started: chex.Array  # int32, users taken from the queue
@@ -49,7 +50,7 @@ class Record:
     index: chex.Array  # [B] int32
     position: chex.Array  # [B] int32, requests of the session before this one
     request: types.Request
-    history: types.Exposure
+    history: types.Exposure | None
     scores: chex.Array  # [B, C]
     slate: chex.Array  # [B, K]
     log_propensity: chex.Array  # [B]
@@ -57,6 +58,11 @@ class Record:
     terminated: chex.Array  # [B] bool
     truncated: chex.Array  # [B] bool
     next_request: types.Request
+
+
+def exposure_group(user_ids: chex.Array) -> chex.Array:
+    """Group [B] in [0, EXPOSURE_GROUPS) of users [B], by a multiplicative hash: the same wherever they queue."""
+    return (user_ids.astype(jnp.uint32) * jnp.uint32(2654435769) >> 16).astype(jnp.int32) % EXPOSURE_GROUPS
 
 
 def act(policy: base.Policy, sim_params, state, carry, request: types.Request, position, key: types.Key, k: int):
@@ -68,13 +74,25 @@ def act(policy: base.Policy, sim_params, state, carry, request: types.Request, p
     if policy.temperature == 0.0:
         return scores, exposure.top_k(scores, k), jnp.zeros(scores.shape[0])
     scaled = scores / policy.temperature
-    u = base.user_uniforms(jax.random.fold_in(key, 4), position, request.user_id, scores.shape[-1])
+    u = draws.user_uniforms(jax.random.fold_in(key, 4), position, request.user_id, scores.shape[-1])
     slate = exposure.top_k(scaled + base.to_gumbel(u), k)
     return scores, slate, exposure.plackett_luce_log_prob(scaled, slate).sum(axis=-1)
 
 
-def start(sim: base.Simulator, policy: base.Policy, key: types.Key, first_user, num_users, day, slots: int) -> Slots:
-    """All slots filled with the first users of the queue `first_user … first_user + num_users - 1`."""
+def start(
+    sim: base.Simulator,
+    policy: base.Policy,
+    key: types.Key,
+    first_user,
+    num_users,
+    day,
+    slots: int,
+    keep_history: bool = True,
+) -> Slots:
+    """All slots filled with the first users of the queue `first_user … first_user + num_users - 1`.
+
+    Without `keep_history` the histories go to `policy.init` alone; a policy that ignores them costs no draws for them.
+    """
     first_user, num_users = jnp.asarray(first_user, jnp.int32), jnp.asarray(num_users, jnp.int32)
     number = jnp.arange(slots, dtype=jnp.int32)
     state, request, history = sim.reset(key, first_user + number, day, sim.params)
@@ -82,7 +100,7 @@ def start(sim: base.Simulator, policy: base.Policy, key: types.Key, first_user, 
         state=state,
         request=request,
         carry=policy.init(policy.params, request, history),
-        history=history,
+        history=history if keep_history else None,
         position=jnp.zeros((slots,), jnp.int32),
         index=jnp.where(number < num_users, number, num_users),
         started=jnp.minimum(num_users, slots),
@@ -147,7 +165,8 @@ def _refill(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
         state, request, history = sim.reset(key, slots.first_user + number, day, sim.params)
         carry = policy.init(policy.params, request, history)
         old = (slots.state, slots.request, slots.carry, slots.history, slots.position, slots.index)
-        new = (state, request, carry, history, jnp.zeros_like(number), number)
+        kept = None if slots.history is None else history
+        new = (state, request, carry, kept, jnp.zeros_like(number), number)
         put = lambda a, b: a.at[where].set(b, mode="drop")
         state, request, carry, history, position, index = jax.tree.map(put, old, new)
         return dataclasses.replace(
@@ -197,7 +216,7 @@ def rollout(
     columns = len(SUMS)
     sums = jnp.zeros((num_users, columns))
     counts = jnp.zeros((EXPOSURE_GROUPS, sim.items.num_videos), jnp.int32)
-    state = start(sim, policy, key, first_user, num_users if queue is None else queue, day, slots)
+    state = start(sim, policy, key, first_user, num_users if queue is None else queue, day, slots, False)
 
     def body(carry, refill):
         state, sums, counts = carry
@@ -212,7 +231,7 @@ def rollout(
         )
         index = jnp.where(record.live, record.index, num_users)
         sums = sums.at[index].add(row, mode="drop")
-        group = jnp.where(record.live, record.index % EXPOSURE_GROUPS, EXPOSURE_GROUPS)
+        group = jnp.where(record.live, exposure_group(record.request.user_id), EXPOSURE_GROUPS)
         counts = counts.at[group[:, None], shown.videos].add(1, mode="drop")
         return state, sums, counts
 

@@ -133,7 +133,8 @@ class TestRollout:
         column = {name: sums[:, i] for name, i in COLUMN.items()}
         assert counts.shape == (rollout.EXPOSURE_GROUPS, CONFIG.num_videos)
         assert counts.sum() == K * column["requests"].sum()
-        groups = np.bincount(np.arange(N) % rollout.EXPOSURE_GROUPS, weights=K * column["requests"])
+        group = np.asarray(rollout.exposure_group(jnp.arange(N)))
+        groups = np.bincount(group, weights=K * column["requests"], minlength=rollout.EXPOSURE_GROUPS)
         np.testing.assert_array_equal(counts.sum(axis=1), groups)
         np.testing.assert_array_equal(column["depth"], K * column["requests"])
         cut = column["truncated"] == 1

@@ -11,7 +11,7 @@ from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.simulators import base
-from mmrf_jax.simulators.world import catalog, response, users
+from mmrf_jax.simulators.world import catalog, draws, response, users
 from mmrf_jax.simulators.world import params as p
 
 _RUNS = 6  # clusters that a request retrieves from
@@ -61,7 +61,7 @@ def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: p.World
     traits, interest = users.draw(user_ids, params)
     day = jnp.broadcast_to(jnp.asarray(day, jnp.int32), (num_users,))
     n_history = h * (3 * _TOURNAMENT + response.NUM_UNIFORMS)
-    u = base.user_uniforms(jax.random.fold_in(key, 1), day, user_ids, 1 + n_history + _num_candidate_uniforms(config))
+    u = draws.user_uniforms(jax.random.fold_in(key, 1), day, user_ids, 1 + n_history + _num_candidate_uniforms(config))
     state = WorldState(
         user_id=user_ids,
         day=day,
@@ -82,7 +82,7 @@ def step(key: types.Key, state: WorldState, exposed: chex.Array, params: p.World
     config, b = params.config, params.behaviour
     num_users, k = exposed.shape
     n_answer = k * response.NUM_UNIFORMS
-    u = base.user_uniforms(
+    u = draws.user_uniforms(
         jax.random.fold_in(key, 2),
         state.day * 4096 + state.position,
         state.user_id,
@@ -115,7 +115,7 @@ def step(key: types.Key, state: WorldState, exposed: chex.Array, params: p.World
 def next_visit(key: types.Key, state: WorldState, params: p.WorldParams):
     """Days [B] until the user comes back: a day where the session was enjoyed, up to a month where it was not."""
     b = params.behaviour
-    u = base.user_uniforms(jax.random.fold_in(key, 3), state.day, state.user_id, 1)[:, 0]
+    u = draws.user_uniforms(jax.random.fold_in(key, 3), state.day, state.user_id, 1)[:, 0]
     joy = state.joy / jnp.maximum(state.position, 1)
     daily = jax.nn.sigmoid(b.back + b.back_joy * (joy - b.stay_joy_centre) + 0.3 * state.traits.patience)
     days = 1.0 + jnp.floor(jnp.log(u) / jnp.log1p(-daily))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mmrf_jax.simulators import base
+from mmrf_jax.simulators.world import draws
 from mmrf_jax.simulators.world import params as p
 
 MATCH_SCALE = 4.0  # <interest, taste> of unit vectors in LATENT dimensions, times this, has unit spread at random
@@ -32,7 +33,7 @@ NUM_UNIFORMS = p.TOPICS + 2 * p.LATENT + 2 * _HABITS
 
 def draw(user_ids: chex.Array, params: p.WorldParams) -> tuple[Traits, chex.Array]:
     """Traits and the interests at home [B, LATENT] (unit) of users [B]."""
-    u = base.user_uniforms(params.user_key, 0, user_ids, NUM_UNIFORMS)
+    u = draws.user_uniforms(params.user_key, 0, user_ids, NUM_UNIFORMS)
     cuts = [p.TOPICS, p.TOPICS + p.LATENT, p.TOPICS + 2 * p.LATENT, p.TOPICS + 2 * p.LATENT + _HABITS]
     gumbel = base.to_gumbel(u[:, : cuts[0]])
     taste, view, habits, noise = (
