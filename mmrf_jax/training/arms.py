@@ -16,7 +16,7 @@ from mmrf_jax.simulators import base
 from mmrf_jax.training import rollout
 
 _BLOCK = 50_000  # users of a device in one call: progress is seen, and the last sessions of a call cost little
-_SLOTS = 1024
+_SLOTS = 256  # the last sessions of a call cost less, the rest no more than with 1,024
 
 
 @functools.partial(jax.jit, static_argnames=("sim_functions", "num_users", "slots", "k", "mesh"))

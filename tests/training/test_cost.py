@@ -1,0 +1,70 @@
+"""What rollouts cost, counted and not timed: work for each live request, and memory of a million users."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.simulators import base
+from mmrf_jax.simulators.world import draws, rankers, session
+from mmrf_jax.simulators.world import params as p
+from mmrf_jax.training import arms, rollout
+
+# In units of a slot's step, as measured on a CPU core: what a step costs whatever its slots, and a reset.
+STEP, RESET = 10, 2
+
+
+def production():
+    return base.privileged_policy(rankers.production, 1.0)
+
+
+@pytest.mark.slow
+def test_work_for_a_live_request_is_flat():
+    """Slots stepped and reset, idle ones too, for each live request: within 1.3 from 2^10 to 2^14 users."""
+    sim, mesh = session.make(p.WorldConfig(num_videos=3000, candidates=20, slate=3, history=2)), par.make_mesh()
+    work = []
+    count = lambda units: jax.debug.callback(functools.partial(work.append, units))
+
+    def begin(params, request, history):
+        count(STEP + RESET * request.user_id.shape[0])
+        return ()
+
+    def score(params, carry, request):
+        count(STEP + request.user_id.shape[0])
+        return jnp.zeros(request.candidates.shape)
+
+    policy = base.Policy((), begin, score, lambda *_: (), temperature=1.0)
+    cost = {}
+    for n in (2**10, 2**12, 2**14):
+        work.clear()
+        sums = arms.serve(sim, policy, jax.random.key(0), mesh, first_user=0, num_users=n, day=0, k=3)
+        jax.effects_barrier()
+        cost[n] = sum(work) / (sums["requests"].sum() + RESET * n)
+        assert len(work) > n / 256
+    assert max(cost.values()) < 1.3 * min(cost.values()), cost
+    assert max(cost.values()) < 1.5, cost
+
+
+@pytest.mark.slow
+def test_a_million_users_in_one_call_fit_8_gib():
+    sim, n = session.make(p.WorldConfig()), 2**20
+
+    def run(params, items, key):
+        world = sim._replace(params=params, items=items)
+        return rollout.rollout(world, production(), key, 0, 0, num_users=n, slots=arms._SLOTS, k=6)
+
+    memory = jax.jit(run).lower(sim.params, sim.items, jax.random.key(0)).compile().memory_analysis()
+    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    assert n * len(rollout.SUMS) * 4 < used < 2**30  # the sums, and little else
+
+
+@pytest.mark.parametrize("num", [1, 118])
+def test_draws_are_those_of_the_contract(num):
+    """One fused computation, the same bits."""
+    key, users = jax.random.fold_in(jax.random.key(3), 2), jnp.arange(64, dtype=jnp.int32) * 33_554_431
+    for position in (0, jnp.arange(64, dtype=jnp.int32) + 4096 * 7):
+        mine = jax.jit(lambda *x: draws.user_uniforms(*x, num))(key, position, users)
+        np.testing.assert_array_equal(mine, base.user_uniforms(key, position, users, num))
