@@ -55,7 +55,7 @@ def serve(
     queue = np.clip(first_user + num_users - first, 0, share).astype(np.int32)
     sums, counts = _serve(
         sim[:3], sim[3:], policy, key, *par.put_batch((first.astype(np.int32), queue), mesh), jnp.int32(day),
-        num_users=share, slots=int(np.clip(share // 8, 16, _SLOTS)), k=k, mesh=mesh,
+        num_users=share, slots=int(np.clip(share // 4, 16, _SLOTS)), k=k, mesh=mesh,
     )  # fmt: skip
     table = np.asarray(sums, np.float64)[:num_users]
     result: dict[str, np.ndarray] = {name: table[:, i] for i, name in enumerate(rollout.SUMS)}

@@ -235,13 +235,19 @@ def rollout(
         counts = counts.at[group[:, None], shown.videos].add(1, mode="drop")
         return state, sums, counts
 
-    # While users wait all slots are in use; the last sessions go on in a quarter of them once they fit there.
-    small = max(slots // 4, 1)
+    # While users wait all slots are in use; the last sessions go on in fewer, as soon as they fit there.
     live = lambda carry: jnp.sum(carry[0].index < carry[0].num_users)
-    waiting = lambda carry: (carry[0].started < carry[0].num_users) | (live(carry) > small)
-    carry = jax.lax.while_loop(waiting, functools.partial(body, refill=True), (state, sums, counts))
-    carry = (_shrink(carry[0], small), *carry[1:])
-    _, sums, counts = jax.lax.while_loop(lambda c: live(c) > 0, functools.partial(body, refill=False), carry)
+    too_many = lambda carry, rest: live(carry) > rest
+    quarter, last = max(slots // 4, 1), max(slots // 16, 1)
+    carry = jax.lax.while_loop(
+        lambda c: (c[0].started < c[0].num_users) | (live(c) > quarter),
+        functools.partial(body, refill=True),
+        (state, sums, counts),
+    )
+    for size, rest in ((quarter, last), (last, 0)):
+        carry = (_shrink(carry[0], size), *carry[1:])
+        carry = jax.lax.while_loop(functools.partial(too_many, rest=rest), functools.partial(body, refill=False), carry)
+    _, sums, counts = carry
     return sums, counts
 
 
