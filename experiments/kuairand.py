@@ -36,15 +36,17 @@ def get_config() -> ConfigDict:
                 "ablation": "none",
                 "dim": 48,
                 "id_dim": 16,
+                "user_dim": 16,
                 "learning_rate": 1e-3,
                 "actor_learning_rate": 6e-3,
                 "table_learning_rate": 0.03,
-                "temperature": 0.1,
-                "watch_reward": "capped",  # at 18 s: sessions of Pure are too short for seconds to be worth their noise
+                "temperature": 0.25,
+                "watch_reward": "long_view",  # sessions of Pure are too short for seconds and their noise
                 "main_weight": 0.1,
                 "dropout": 0.2,
+                "signal_weights": (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 0.1),  # long plays are rare and large
             },
-            "train": {"batch": 128, "segment": 4, "epochs": 2},
+            "train": {"batch": 128, "segment": 4, "epochs": 3},
             "log_every": 50,
             "checkpoint_every": 200,
             "when_quick": {

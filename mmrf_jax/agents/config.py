@@ -17,8 +17,8 @@ class AgentConfig:
       signals: the signal of each agent; the last is the main one, whose scores decide the exposure.
       ablation: `none`, or `co`: no collaboration (no attention, no auxiliary scores to the main agent).
       main_weight: lambda, the weight of the main agent's value in an auxiliary agent's objective.
-      watch_reward: `seconds` of watch time; where a few long plays would decide everything, their `log`, or `capped` at
-        the 18 seconds that make a long view.
+      watch_reward: of the watch-time agent, `seconds`; or, where a few long plays would decide all, `long_view`: 1
+        for 18 seconds or the whole video.
       temperature: tau of the relaxed exposure, in units of the spread of a critic over candidates.
       discount: gamma of a request. polyak: rate at which target networks follow.
       learning_rate, actor_learning_rate: of Adam, for encoder and critics, and for actors.
@@ -36,6 +36,7 @@ class AgentConfig:
     id_dim: int = 8
     author_dim: int = 8
     tag_dim: int = 8
+    user_dim: int = 8
     feedback_dim: int = 8
     decays: tuple[float, ...] = (0.98, 0.8)  # of the user memory, for each exposure
     state_dim: int = 64
@@ -60,8 +61,8 @@ class AgentConfig:
             types.signal_index(name)
         if len(set(self.signals)) != len(self.signals) or not self.signals:
             raise ValueError(f"agents.signals={self.signals} must name at least one signal, each once")
-        if self.watch_reward not in ("seconds", "log", "capped"):
-            raise ValueError(f"unknown agents.watch_reward={self.watch_reward!r}; use seconds, log or capped")
+        if self.watch_reward not in ("seconds", "long_view"):
+            raise ValueError(f"unknown agents.watch_reward={self.watch_reward!r}; use seconds or long_view")
         if self.ablation not in ABLATIONS:
             raise ValueError(f"unknown ablation {self.ablation!r}; choose among {', '.join(ABLATIONS)}")
         if self.dim <= self.id_dim + 1:
@@ -76,8 +77,10 @@ class AgentConfig:
         return len(self.signals)
 
     @property
-    def signal_indices(self) -> tuple[int, ...]:
-        return tuple(types.signal_index(s) for s in self.signals)
+    def reward_indices(self) -> tuple[int, ...]:
+        """Position of each agent's reward in a feedback array."""
+        watched = "watch_time" if self.watch_reward == "seconds" else self.watch_reward
+        return tuple(types.signal_index(watched if s == "watch_time" else s) for s in self.signals)
 
     @property
     def signs(self) -> tuple[float, ...]:

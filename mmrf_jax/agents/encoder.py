@@ -67,19 +67,21 @@ class Encoder(nn.Module):
         f = jnp.tanh(self.feedback_out(x))
         return jnp.concatenate([jnp.ones_like(f[..., :1]), f], axis=-1)
 
-    def user(self, memory: Memory, profile: chex.Array, context: chex.Array, train: bool = False) -> chex.Array:
-        """Memory, profile [..., Du] and context [..., Dx] -> user state z [..., state_dim]."""
-        mean = memory.mean()
-        x = jnp.concatenate([mean.reshape(*mean.shape[:-3], -1), jnp.log1p(memory.weight), profile, context], axis=-1)
+    def user(
+        self, memory: Memory, row: chex.Array, profile: chex.Array, context: chex.Array, train: bool = False
+    ) -> chex.Array:
+        """Memory, the user's embedding row [..., d], profile [..., Du] and context [..., Dx] -> z [..., state_dim]."""
+        mean = memory.mean().reshape(*memory.outer.shape[:-3], -1)
+        x = jnp.concatenate([mean, jnp.log1p(memory.weight), row, profile, context], axis=-1)
         x = self.state_dropout(x, deterministic=not train)
         # The linear path learns taste x topic products quickly; the other one what depends on several inputs at once.
         return self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)
 
-    def __call__(self, rows, features, feedback, duration, profile, context):
+    def __call__(self, rows, user_row, features, feedback, duration, profile, context):
         """Touches every parameter, for initialisation: K videos of one user."""
         e = self.items(rows, features)
         memory = memory_write(self.config, None, e, self.feedback(feedback, duration), jnp.ones(e.shape[:-1], bool))
-        return self.user(memory, profile, context)
+        return self.user(memory, user_row, profile, context)
 
 
 def memory_write(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mmrf_jax import types
@@ -19,23 +18,13 @@ from mmrf_jax.agents.networks import CriticOutput
 _MAX_LOG_WATCH = 5.0  # of watch time over its standard deviation
 
 
-def targets(config: AgentConfig, feedback: chex.Array) -> chex.Array:
-    """Feedback [..., S] with watch time in the units of its reward (`config.watch_reward`), NumPy or JAX."""
-    if config.watch_reward == "seconds":
-        return feedback
-    xp = jnp if isinstance(feedback, jax.Array) else np
-    watched = feedback[..., types.WATCH_TIME :]
-    watched = xp.log1p(watched) if config.watch_reward == "log" else xp.minimum(watched, 18.0)
-    return xp.concatenate([feedback[..., : types.WATCH_TIME], watched], axis=-1)
-
-
 def feedback_loss(predicted: chex.Array, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
     """Loss of each signal [..., M, S]: Bernoulli for binary signals, quasi-Poisson (log link) for watch time.
 
     Both are proper for the mean, which is what rewards need (the paper regresses by MSE; contract.md allows these).
 
     Args:
-      predicted: [..., S, M] raw outputs of the critic. feedback: [..., M, S], from `targets`. reward_scale: [S].
+      predicted: [..., S, M] raw outputs of the critic. feedback: [..., M, S]. reward_scale: [S].
     """
     raw = jnp.moveaxis(predicted, -2, -1)
     binary = optax.sigmoid_binary_cross_entropy(raw[..., : types.WATCH_TIME], feedback[..., : types.WATCH_TIME])
@@ -52,11 +41,8 @@ def expected_feedback(predicted: chex.Array, reward_scale: chex.Array) -> chex.A
 
 
 def rewards(config: AgentConfig, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
-    """Feedback [..., S] -> normalised rewards of the agents [..., N]; a hate counts negative.
-
-    Feedback is that of `targets`, or its expectation.
-    """
-    index = jnp.asarray(config.signal_indices)
+    """Feedback [..., S], or its expectation -> normalised rewards of the agents [..., N]; a hate counts negative."""
+    index = jnp.asarray(config.reward_indices)
     return jnp.asarray(config.signs) * feedback[..., index] / reward_scale[index]
 
 

@@ -54,34 +54,21 @@ class ActorOutput:
     """What the actors say of one request; `...` are batch axes."""
 
     scores: chex.Array  # [..., N, C], ordered as the agents, the main one last
-    level: chex.Array  # [..., N] the mean score of the request
     attention: chex.Array  # [..., heads, N, N] between agents
 
 
 class Actor(nn.Module):
-    """The N actors.
-
-    The order of a request's candidates says nothing of their mean, so the mean is set apart: it follows the request's
-    context alone. The user's own mean must not enter, for scores of one user's requests would then move against his
-    feedback (after a click the estimate rises, and the rest of a short trajectory holds one click less).
-    """
+    """The N actors."""
 
     config: AgentConfig
 
     @nn.compact
-    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array, context: chex.Array) -> ActorOutput:
+    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> ActorOutput:
         """Scores of all agents for all candidates.
 
         Args:
-          z: [..., state_dim]. memory_mean: [..., L, F, D]. items: [..., C, D]. context: [..., Dx].
+          z: [..., state_dim]. memory_mean: [..., L, F, D]. items: [..., C, D].
         """
-        c = self.config
-        level = nn.Dense(c.num_agents, name="level")(nn.gelu(nn.Dense(16, name="level_hidden")(context)))
-        scores, attention = self._rank(z, memory_mean, items)
-        scores = scores - scores.mean(axis=-1, keepdims=True)
-        return ActorOutput(scores + level[..., None], level, attention)
-
-    def _rank(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> tuple[chex.Array, chex.Array]:
         c = self.config
         n = c.num_agents
         h = nn.Dense(n * c.agent_dim, name="agent_states")(z).reshape(*z.shape[:-1], n, c.agent_dim)
@@ -98,7 +85,7 @@ class Actor(nn.Module):
         own = UserVectors(_OWN_VECTORS, c.dim, name="main")(h[..., -1, :], memory_mean)
         own = jnp.einsum("...nd,...cd->...nc", own, items)
         if n == 1:
-            return self._mix(own, own[..., :0, :], h[..., -1, :]), attention
+            return ActorOutput(self._mix(own, own[..., :0, :], h[..., -1, :]), attention)
         vectors = UserVectors(n - 1, c.dim, name="auxiliary")(h[..., :-1, :], memory_mean)
         auxiliary = jnp.einsum("...nd,...cd->...nc", vectors, items)
         # The main value reaches an auxiliary actor through this path, weighted by lambda.
@@ -106,7 +93,7 @@ class Actor(nn.Module):
         told = auxiliary - auxiliary.mean(axis=-1, keepdims=True)
         told = _damp(told, c.main_weight)
         main = self._mix(own, told if collaborate else auxiliary[..., :0, :], h[..., -1, :])
-        return jnp.concatenate([auxiliary, main], axis=-2), attention
+        return ActorOutput(jnp.concatenate([auxiliary, main], axis=-2), attention)
 
     def _mix(self, own: chex.Array, told: chex.Array, state: chex.Array) -> chex.Array:
         """The main score [..., 1, C] of its own products [..., 4, C] and what it is told [..., N - 1, C]."""

@@ -13,6 +13,7 @@ from mmrf_jax.agents import encoder as enc
 from mmrf_jax.agents import networks
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.embeddings import table
 from mmrf_jax.simulators import base
 
 _ENCODE_BLOCK = 65_536  # videos encoded at a time
@@ -36,6 +37,7 @@ def make(state: st.AgentState, items: types.Items, config: AgentConfig, temperat
         "actor": state.params["actor"],
         "encodings": catalogue_encodings(state, items, config),
         "duration": items.duration,
+        "users": state.tables[st.USER_TABLE],
     }
     start, score, observe = _functions(config)
     return base.Policy(params, start, score, observe, temperature)
@@ -65,6 +67,12 @@ def _functions(config: AgentConfig):
 
 def all_scores(config: AgentConfig, params, memory: enc.Memory, request: types.Request) -> chex.Array:
     """Scores [..., N, C] of every agent, the main one last."""
-    z = enc.Encoder(config).apply(params["encoder"], memory, request.profile, request.context, method="user")
+    z = user_state(config, params, memory, request)
     items = params["encodings"][request.candidates]
-    return networks.Actor(config).apply(params["actor"], z, memory.mean(), items, request.context).scores
+    return networks.Actor(config).apply(params["actor"], z, memory.mean(), items).scores
+
+
+def user_state(config: AgentConfig, params, memory: enc.Memory, request: types.Request) -> chex.Array:
+    """z [..., state_dim] of users at a request."""
+    user = (table.lookup(params["users"], request.user_id), request.profile, request.context)
+    return enc.Encoder(config).apply(params["encoder"], memory, *user, method="user")

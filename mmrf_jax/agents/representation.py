@@ -10,6 +10,7 @@ from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.agents import encoder as enc
+from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 
 
@@ -37,6 +38,11 @@ def seen_videos(batch: types.SessionBatch) -> chex.Array:
     return jnp.concatenate([batch.history.videos, shown.reshape(shown.shape[0], -1)], axis=1)
 
 
+def ids(batch: types.SessionBatch, items: types.Items) -> dict[str, chex.Array]:
+    """What a batch looks up: rows [B, H + (T+1) K] of each table of videos, and rows [B] of the users."""
+    return {**st.video_ids(items, seen_videos(batch)), st.USER_TABLE: batch.user_id}
+
+
 def learned(batch: types.SessionBatch) -> Learned:
     """Masks as weights."""
     request = batch.mask[:, :-1]
@@ -57,7 +63,7 @@ def represent(
 
     Args:
       key: of dropout; None, when scoring, for none.
-      rows: embedding rows {table: [B, H + (T+1) K, d]} of `seen_videos`.
+      rows: embedding rows of `ids`.
     """
     encoder = enc.Encoder(config)
     seen = seen_videos(batch)
@@ -65,6 +71,8 @@ def represent(
     num_users, steps, k = batch.slate.shape
     train = key is not None
     rngs = {} if key is None else {"dropout": key}
+    user_rows = rows[st.USER_TABLE]
+    rows = {name: rows[name] for name in st.VIDEO_TABLES}
     e = encoder.apply(encoder_params, rows, items.features[seen], train, method="items", rngs=rngs)
     feedback = jnp.concatenate([batch.history.feedback, batch.feedback.reshape(num_users, steps * k, -1)], axis=1)
     f = encoder.apply(encoder_params, feedback, items.duration[seen], method="feedback")
@@ -72,6 +80,7 @@ def represent(
     start = enc.memory_write(config, None, e[:, :h], f[:, :h], batch.history.mask)
     mask = batch.slate_mask & batch.mask[..., None]
     memory = enc.memory_over_requests(config, start, slates(e), slates(f), mask)
-    profile = jnp.broadcast_to(batch.profile[:, None], (num_users, steps, batch.profile.shape[-1]))
-    z = encoder.apply(encoder_params, memory, profile, batch.context, train, method="user", rngs=rngs)
+    at_requests = lambda x: jnp.broadcast_to(x[:, None], (num_users, steps, x.shape[-1]))
+    user = (at_requests(user_rows), at_requests(batch.profile), batch.context)
+    z = encoder.apply(encoder_params, memory, *user, train, method="user", rngs=rngs)
     return Representation(z, memory.mean(), slates(e))

@@ -19,11 +19,13 @@ from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.data.schema import Schema
 from mmrf_jax.embeddings import rowwise, table
 
-TABLES = ("author", "id", "tag")
+VIDEO_TABLES = ("author", "id", "tag")
+USER_TABLE = "user"
 # Tags are few and each is seen often: telling them apart from the start spares the slow way out of a product of zeros.
 # Losses are means over a batch, so a row's gradient is small: a large accumulator would freeze it.
 _INITIAL_ACCUMULATOR = 1e-7
-_INIT_SCALE = {"author": 0.1, "id": 0.02, "tag": 0.5}
+# A user without training rows has zeros: what is known of nobody in particular.
+_INIT_SCALE = {"author": 0.1, "id": 0.02, "tag": 0.5, "user": 0.0}
 
 
 @struct.dataclass
@@ -68,26 +70,28 @@ def init(
     """A fresh state; jit it with `out_shardings` so that it is born where it lives.
 
     Args:
-      feedback_mean, feedback_std: [S] of `losses.targets` of the exposures in the first log; rewards are divided by
-        the second, and the critics start from the first.
+      feedback_mean, feedback_std: [S] of the exposures in the first log; rewards are divided by the second, and the
+        critics start from the first.
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
     sizes = {
         "author": (schema.num_authors, config.author_dim),
         "id": (items.num_embeddings, config.id_dim),
         "tag": (schema.num_tags, config.tag_dim),
+        "user": (max(schema.num_users, 1), config.user_dim),
     }
     tables = {
         name: table.init(jax.random.fold_in(k_tables, i), rows, dim, _INIT_SCALE[name], _INITIAL_ACCUMULATOR)
         for i, (name, (rows, dim)) in enumerate(sorted(sizes.items()))
     }
     k = schema.slate
-    rows = {name: jnp.zeros((1, k, dim)) for name, (_, dim) in sizes.items()}
+    rows = {name: jnp.zeros((1, k, sizes[name][1])) for name in VIDEO_TABLES}
     encoder, actor, critic = enc.Encoder(config), networks.Actor(config), networks.Critic(config)
     k1, k2, k3 = jax.random.split(k_params, 3)
     encoder_params = encoder.init(
-        k1, rows, jnp.zeros((1, k, schema.item_features)), jnp.zeros((1, k, len(types.SIGNALS))), jnp.ones((1, k)),
-        jnp.zeros((1, schema.profile)), jnp.zeros((1, schema.context)),
+        k1, rows, jnp.zeros((1, config.user_dim)), jnp.zeros((1, k, schema.item_features)),
+        jnp.zeros((1, k, len(types.SIGNALS))), jnp.ones((1, k)), jnp.zeros((1, schema.profile)),
+        jnp.zeros((1, schema.context)),
     )  # fmt: skip
     z = jnp.zeros((1, config.state_dim))
     memory = jnp.zeros((1, len(config.decays), config.feedback_dim, config.dim))
@@ -95,7 +99,7 @@ def init(
     params = {
         "encoder": encoder_params,
         "critic": critic.init(k2, z, memory, e),
-        "actor": actor.init(k3, z, memory, e, jnp.zeros((1, schema.context))),
+        "actor": actor.init(k3, z, memory, e),
     }
     rate = jnp.clip(feedback_mean, 1e-5, None)
     prior = jnp.where(
@@ -117,18 +121,19 @@ def init(
     )
 
 
-def table_ids(items: types.Items, videos: chex.Array) -> dict[str, chex.Array]:
-    """Rows of each table for videos [...]."""
+def video_ids(items: types.Items, videos: chex.Array) -> dict[str, chex.Array]:
+    """Rows of each table of videos for videos [...]."""
     return {"author": items.author[videos], "id": items.embedding_id[videos], "tag": items.tag[videos]}
 
 
 def lookup(tables: dict[str, table.Table], ids: dict[str, chex.Array]) -> dict[str, chex.Array]:
-    return {name: table.lookup(tables[name], ids[name]) for name in TABLES}
+    """Rows {table: [..., d]} of ids {table: [...]}."""
+    return {name: table.lookup(tables[name], i) for name, i in ids.items()}
 
 
 def encode_videos(config: AgentConfig, params, tables, items: types.Items, videos: chex.Array) -> chex.Array:
     """Encodings [..., D] of videos [...], without gradient."""
-    rows = lookup(tables, table_ids(items, videos))
+    rows = lookup(tables, video_ids(items, videos))
     e = enc.Encoder(config).apply(params["encoder"], rows, items.features[videos], method="items")
     return jax.lax.stop_gradient(e)
 

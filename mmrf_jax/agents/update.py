@@ -17,8 +17,8 @@ from mmrf_jax.agents.config import AgentConfig
 
 _SCALE_RATE = 0.01  # of the running spread of the critics
 _VALUE_WEIGHT = 0.1  # of the TD losses beside the feedback losses
-_MAX_LEVEL = 20.0
-_LEVEL_WEIGHT = 0.1  # of the regression of the mean score
+_MAX_SCORE = 20.0
+_PROJECTION_WEIGHT = 0.1  # of the regression of scores on their maximiser
 
 
 def update(
@@ -44,8 +44,7 @@ def update(
     def loss_fn(params, rows):
         return _loss(params, rows, state, batch, items, candidates, key, config, reduction)
 
-    ids = st.table_ids(items, rep.seen_videos(batch))
-    next_state, (metrics, mean, spread), grad_norm = st.step(state, ids, loss_fn, config, reduction)
+    next_state, (metrics, mean, spread), grad_norm = st.step(state, rep.ids(batch, items), loss_fn, config, reduction)
     # The first spread is taken whole: the running mean of a handful of updates would start from 1.
     rate = jnp.where(state.step == 0, 1.0, _SCALE_RATE)
     next_state = dataclasses.replace(
@@ -66,7 +65,7 @@ def _loss(params, rows, state, batch, items, candidates, key, config, reduction)
     # Critics on what was shown, with gradient; on all candidates, for targets and actors, without.
     shown = critic.apply(params["critic"], r.z, r.memory_mean, r.shown)
     still = jax.lax.stop_gradient((r.z, r.memory_mean))
-    acted = actor.apply(params["actor"], *still, candidates, batch.context)
+    acted = actor.apply(params["actor"], *still, candidates)
     scores = acted.scores  # [B, T+1, N, C]
     w_main = jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
     pool = critic.apply(state.target, *still, candidates)
@@ -75,7 +74,7 @@ def _loss(params, rows, state, batch, items, candidates, key, config, reduction)
     value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the policy in force
 
     # Feedback and staying, by supervision.
-    feedback = losses.targets(config, batch.feedback[:, :-1])
+    feedback = batch.feedback[:, :-1]
     per_signal = losses.feedback_loss(shown.feedback[:, :-1], feedback, state.reward_scale)
     feedback_loss = jnp.einsum("btk,btks->s", learn.exposed, per_signal) / num_exposed
     stay_logit = shown.stay_base[:, :-1] + jnp.sum(learn.exposed * shown.stay_effect[:, :-1], axis=-1)
@@ -97,19 +96,22 @@ def _loss(params, rows, state, batch, items, candidates, key, config, reduction)
     scaled = jax.lax.stop_gradient(q[:, :-1] / state.q_scale[:, None])
     objective = losses.policy_objective(scores[:, :-1], scaled, config.slate, config.temperature)  # [B, T, N]
     objective = jnp.einsum("bt,btn->n", learn.request, objective) / num_requests
-    # The objective leaves a request's mean score free; it is set to that of its maximiser, q / tau, less a constant.
-    mean_q = q[:, :-1].mean(axis=-1)  # [B, T, N]
-    level = jax.lax.stop_gradient((mean_q - state.q_mean) / (state.q_scale * config.temperature))
-    level_error = acted.level[:, :-1] - jnp.clip(level, -_MAX_LEVEL, _MAX_LEVEL)
-    level_loss = jnp.sum(learn.request[..., None] * level_error**2) / num_requests
+    # Its gradient fades where w is near 0 or 1, and it leaves a request's mean score free. So scores are also drawn to
+    # its maximiser, q / tau less a constant: far from the cut, and so that different requests can be compared.
+    maximiser = (q[:, :-1] - state.q_mean[:, None]) / (state.q_scale[:, None] * config.temperature)
+    maximiser = jax.lax.stop_gradient(jnp.clip(maximiser, -_MAX_SCORE, _MAX_SCORE))
+    projection = jnp.mean((scores[:, :-1] - maximiser) ** 2, axis=-1)  # [B, T, N]
+    projection_loss = jnp.sum(learn.request[..., None] * projection) / num_requests
 
-    centred = q[:, :-1] - q[:, :-1].mean(axis=-1, keepdims=True)
+    mean_q = q[:, :-1].mean(axis=-1)  # [B, T, N]
+    centred = q[:, :-1] - mean_q[..., None]
     average = reduction.sum(jnp.einsum("bt,btn->n", learn.request, mean_q)) / num_requests
     spread = reduction.sum(jnp.einsum("bt,btnc->n", learn.request, centred**2)) / (num_requests * q.shape[-1])
     loss = jnp.sum(jnp.asarray(config.signal_weights) * feedback_loss) + stay_loss
-    loss += _VALUE_WEIGHT * (base_loss + value_loss) + _LEVEL_WEIGHT * level_loss - jnp.sum(objective)
+    loss += _VALUE_WEIGHT * (base_loss + value_loss) + _PROJECTION_WEIGHT * projection_loss - jnp.sum(objective)
     metrics = {f"loss/{s}": feedback_loss[i] for i, s in enumerate(types.SIGNALS)}
-    metrics |= {"loss/stay": stay_loss, "loss/base": base_loss, "loss/value": value_loss, "loss/level": level_loss}
+    metrics |= {"loss/stay": stay_loss, "loss/base": base_loss, "loss/value": value_loss}
+    metrics["loss/projection"] = projection_loss
     metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
     metrics["value/main"] = jnp.sum(learn.request * value[:, :-1, -1]) / num_requests
     return loss, (metrics, average, jnp.sqrt(spread + 1e-12))

@@ -37,14 +37,11 @@ def update(
     def loss_fn(params, rows):
         r = rep.represent(config, params["encoder"], rows, batch, items, key)
         out = networks.Critic(config).apply(params["critic"], r.z, r.memory_mean, r.shown)
-        loss = losses.feedback_loss(
-            out.feedback[:, :-1], losses.targets(config, batch.feedback[:, :-1]), state.reward_scale
-        )
+        loss = losses.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
         loss = jnp.sum(learn.exposed * loss[..., types.WATCH_TIME]) / count
         return loss, {"loss/watch_time": loss}
 
-    ids = st.table_ids(items, rep.seen_videos(batch))
-    state, metrics, grad_norm = st.step(state, ids, loss_fn, config, reduction)
+    state, metrics, grad_norm = st.step(state, rep.ids(batch, items), loss_fn, config, reduction)
     return state, reduction.sum(metrics) | {"grad_norm": grad_norm}
 
 
@@ -62,7 +59,7 @@ def _score(config: AgentConfig):
 
 def scores(config: AgentConfig, params, memory: enc.Memory, request: types.Request) -> chex.Array:
     """Predicted log of the normalised watch time [..., 1, C], as the scores of a single agent."""
-    z = enc.Encoder(config).apply(params["encoder"], memory, request.profile, request.context, method="user")
+    z = policy.user_state(config, params, memory, request)
     items = params["encodings"][request.candidates]
     out = networks.Critic(config).apply(params["critic"], z, memory.mean(), items)
     return out.feedback[..., types.WATCH_TIME :, :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_PRIOR_EXPOSURES = 20.0  # of the overall mean
+PRIOR_EXPOSURES = 20.0  # of the overall mean
 
 
 def smoothed_means(videos: np.ndarray, feedback: np.ndarray, num_videos: int) -> np.ndarray:
@@ -21,4 +21,4 @@ def smoothed_means(videos: np.ndarray, feedback: np.ndarray, num_videos: int) ->
     values = np.concatenate([feedback[:, :-1], np.log1p(feedback[:, -1:])], axis=1).astype(np.float64)
     count = np.bincount(videos, minlength=num_videos)[:, None]
     total = np.stack([np.bincount(videos, weights=column, minlength=num_videos) for column in values.T], axis=1)
-    return (total + _PRIOR_EXPOSURES * values.mean(axis=0)) / (count + _PRIOR_EXPOSURES)
+    return (total + PRIOR_EXPOSURES * values.mean(axis=0)) / (count + PRIOR_EXPOSURES)

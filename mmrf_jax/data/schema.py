@@ -15,6 +15,7 @@ class Schema:
 
     Attributes:
       num_videos: V. num_authors, num_tags: vocabulary sizes, out-of-vocabulary rows included.
+      num_users: ids below it may have an embedding of their own; 0 where users are too many or come only once.
       item_features: Di. profile: Du. context: Dx.
       candidates: C of a request. slate: K. history: H.
     """
@@ -22,6 +23,7 @@ class Schema:
     num_videos: int
     num_authors: int
     num_tags: int
+    num_users: int
     item_features: int
     profile: int
     context: int

@@ -75,6 +75,25 @@ def concatenate(logs: Sequence[SessionLog]) -> SessionLog:
     return SessionLog(offsets=np.concatenate([*starts, ends[-1:]]).astype(np.int64), **fields)
 
 
+def freeze_histories(log: SessionLog) -> SessionLog:
+    """Every request as a session of its own that starts from the history of the user's first session in the log.
+
+    What a ranker then says of a user's requests cannot follow the feedback that the log itself holds. Metrics within a
+    user need that: among a few exposures with both labels, each positive that was seen makes the next less likely
+    (with two it decides it), so a score that moves with the feedback gains or loses by arithmetic alone.
+    """
+    session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
+    _, first, user = np.unique(log.user_id, return_index=True, return_inverse=True)
+    start = first[user][session]
+    never = np.zeros(len(session), bool)
+    fields: dict[str, Any] = {name: getattr(log, name)[session] for name in ("user_id", "date", "profile")}
+    fields |= {name: getattr(log, name)[start] for name in ("history_videos", "history_feedback", "history_mask")}
+    fields |= {name: getattr(log, name) for name in _PER_REQUEST}
+    return SessionLog(
+        **fields, terminated=never, truncated=~never, offsets=np.arange(len(session) + 1, dtype=np.int64)
+    )
+
+
 def segment_index(log: SessionLog, num_requests: int) -> np.ndarray:
     """Where each training segment starts: rows to shuffle, shard and hand to `gather_segments`.
 

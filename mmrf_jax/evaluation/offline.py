@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,20 +73,24 @@ def exposures(log: SessionLog) -> Rows:
 
 
 def metrics(
-    rows: Rows, signals: tuple[str, ...], train: Rows, reference: np.ndarray | None = None, draws: int = 1000
+    rows: Rows,
+    signals: tuple[str, ...],
+    train: Rows,
+    baselines: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    draws: int = 1000,
 ) -> dict[str, dict[str, Any]]:
     """GAUC of each signal, watch time by its three measures, all with intervals over users.
 
     Args:
       rows: scored test exposures. signals: of the agents, as ordered in `rows.scores`.
       train: training exposures, for the users' medians of watch time.
-      reference: [n, S] scores of another ranker for each signal, compared with by a paired bootstrap.
+      baselines: {ranker: {signal: scores [n]}}, compared with by a paired bootstrap.
       draws: of the bootstrap.
 
     Returns:
-      {signal: {"gauc", "gauc_own" where the signal has an agent, "ci95", "eligible_users"}}; with a reference also
-      "reference" {"gauc", "diff", "diff_ci95"}, diff being gauc_own (else gauc) minus the reference. A figure with
-      fewer than MIN_USERS eligible users is None.
+      {signal: {"gauc", "gauc_own" where the signal has an agent, "ci95", "eligible_users"}}; where a baseline scores
+      the signal also "against" {ranker: {"gauc", "diff", "diff_ci95"}}, diff being gauc_own (else gauc) minus that of
+      the ranker. A figure with fewer than MIN_USERS eligible users is None.
     """
     seconds = rows.feedback[:, types.WATCH_TIME]
     labels = {s: rows.feedback[:, i] > 0.5 for i, s in enumerate(types.BINARY_SIGNALS)}
@@ -116,31 +120,33 @@ def metrics(
         if name in signals:
             judged = measure(rows.scores[:, signals.index(name)], name)
             entry["gauc_own"] = judged.value if enough else None
-        if reference is not None:
-            column = types.WATCH_TIME if name.startswith("watch_time") else types.signal_index(name)
-            other = measure(reference[:, column], name)
-            entry["reference"] = {"gauc": other.value if enough else None, "diff": None, "diff_ci95": None}
+        signal = types.SIGNALS[types.WATCH_TIME] if name.startswith("watch_time") else name
+        for ranker, scores in (baselines or {}).items():
+            if signal not in scores:
+                continue
+            other = measure(scores[signal], name)
+            against = {"gauc": other.value if enough else None, "diff": None, "diff_ci95": None}
             if enough:
                 diff = gauc.paired_bootstrap(judged.per_user, other.per_user, judged.impressions, draws)
-                entry["reference"] |= {"diff": diff.estimate, "diff_ci95": [diff.low, diff.high]}
+                against |= {"diff": diff.estimate, "diff_ci95": [diff.low, diff.high]}
+            entry.setdefault("against", {})[ranker] = against
         result[name] = entry
     return result
 
 
-def format_table(result: dict[str, dict[str, Any]], reference: str = "popularity") -> str:
-    """Metrics as an aligned Markdown table."""
-    lines = [
-        f"| signal | users | GAUC (served) | 95 % | GAUC (own agent) | {reference} | difference |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def format_table(result: dict[str, dict[str, Any]]) -> str:
+    """Metrics as a Markdown table; differences are to the baseline on their left, with their 95 % interval."""
+    rankers = list(dict.fromkeys(ranker for entry in result.values() for ranker in entry.get("against", {})))
+    header = ["signal", "users", "GAUC (served)", "95 %", "GAUC (own agent)"]
+    header += [cell for ranker in rankers for cell in (ranker, "difference")]
     number = lambda x: "–" if x is None else f"{x:.4f}"
-    interval = lambda x: "–" if x is None else f"[{x[0]:+.4f}, {x[1]:+.4f}]"
+    interval = lambda x, sign="": "–" if x is None else f"[{x[0]:{sign}.4f}, {x[1]:{sign}.4f}]"
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for name, entry in result.items():
-        other = entry.get("reference", {})
-        ci = entry["ci95"]
-        lines.append(
-            f"| {name} | {entry['eligible_users']} | {number(entry['gauc'])} | "
-            f"{'–' if ci is None else f'[{ci[0]:.4f}, {ci[1]:.4f}]'} | {number(entry.get('gauc_own'))} | "
-            f"{number(other.get('gauc'))} | {interval(other.get('diff_ci95'))} |"
-        )
+        cells = [name, str(entry["eligible_users"]), number(entry["gauc"]), interval(entry["ci95"])]
+        cells.append(number(entry.get("gauc_own")))
+        for ranker in rankers:
+            other = entry.get("against", {}).get(ranker, {})
+            cells += [number(other.get("gauc")), interval(other.get("diff_ci95"), "+")]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

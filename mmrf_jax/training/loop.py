@@ -15,7 +15,6 @@ import ml_collections
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.agents import losses
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.baselines import popularity
@@ -211,7 +210,7 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
     total = config.train.epochs * per_epoch
     agents = agent_config(config, total)
     if state is None:
-        feedback = losses.targets(agents, log.feedback[log.slate >= 0].astype(np.float64))
+        feedback = log.feedback[log.slate >= 0].astype(np.float64)
         init = functools.partial(st.init, config=agents, schema=source.schema, items=source.items)
         born = jax.jit(
             lambda key, mean, std: init(key, feedback_mean=mean, feedback_std=std), out_shardings=par.replicated(mesh)

@@ -24,17 +24,15 @@ class Method(NamedTuple):
 
     update: Callable[..., tuple[st.AgentState, dict[str, chex.Array]]]
     make_policy: Callable[..., base.Policy]
-    score: Callable[
-        ..., chex.Array
-    ]  # (config, params, Representation, items [B, T+1, C, D], context) -> [B, T+1, N, C]
+    score: Callable[..., chex.Array]  # (config, params, Representation, items [B, T+1, C, D]) -> [B, T+1, N, C]
     signals: Callable[[AgentConfig], tuple[str, ...]]  # of the score columns
 
 
-def _actor_scores(config: AgentConfig, params: Any, r: rep.Representation, items, context) -> chex.Array:
-    return networks.Actor(config).apply(params["actor"], r.z, r.memory_mean, items, context).scores
+def _actor_scores(config: AgentConfig, params: Any, r: rep.Representation, items) -> chex.Array:
+    return networks.Actor(config).apply(params["actor"], r.z, r.memory_mean, items).scores
 
 
-def _watch_scores(config: AgentConfig, params: Any, r: rep.Representation, items, context) -> chex.Array:
+def _watch_scores(config: AgentConfig, params: Any, r: rep.Representation, items) -> chex.Array:
     out = networks.Critic(config).apply(params["critic"], r.z, r.memory_mean, items)
     return out.feedback[..., types.WATCH_TIME :, :]
 
@@ -61,8 +59,8 @@ def score_batch(
     state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
 ) -> chex.Array:
     """Scores [B, T+1, N, K] of what a batch of segments showed, without dropout; for `evaluation.offline`."""
-    rows = st.lookup(state.tables, st.table_ids(items, rep.seen_videos(batch)))
+    rows = st.lookup(state.tables, rep.ids(batch, items))
     r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
     candidates = st.encode_videos(config, state.params, state.tables, items, batch.candidates)
-    scores = METHODS[method].score(config, state.params, r, candidates, batch.context)
+    scores = METHODS[method].score(config, state.params, r, candidates)
     return jnp.take_along_axis(scores, batch.slate[..., None, :], axis=-1)

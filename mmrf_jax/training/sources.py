@@ -51,6 +51,7 @@ def world_schema(sim: base.Simulator, config: world_params.WorldConfig) -> Schem
         num_videos=sim.items.num_videos,
         num_authors=sim.items.num_authors,
         num_tags=sim.items.num_tags,
+        num_users=0,
         item_features=sim.items.features.shape[1],
         profile=world_params.PROFILE,
         context=world_params.CONTEXT,

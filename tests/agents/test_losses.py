@@ -58,13 +58,11 @@ def test_feedback_loss_is_finite_for_wild_predictions():
         assert np.isfinite(loss) and np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("xp", [np, jnp])
-def test_targets_take_the_log_of_watch_time_where_asked(xp):
-    feedback = xp.asarray(np.append(np.ones(S - 1), 9.0)[None], dtype=xp.float32)
-    assert losses.targets(tiny.CONFIG, feedback) is feedback
-    got = losses.targets(dataclasses.replace(tiny.CONFIG, watch_reward="log"), feedback)
-    assert isinstance(got, jax.Array) == (xp is jnp)
-    np.testing.assert_allclose(got, np.append(np.ones(S - 1), np.log(10.0))[None], rtol=1e-6)
+def test_watch_time_can_be_rewarded_by_long_views():
+    feedback = np.arange(1.0, S + 1)
+    config = dataclasses.replace(tiny.CONFIG, watch_reward="long_view")
+    index = [types.signal_index(s) for s in ("click", "hate", "long_view")]
+    np.testing.assert_allclose(losses.rewards(config, feedback, SCALE), feedback[index] * [1, -1, 1] / SCALE[index])
 
 
 def test_expected_feedback_is_in_the_units_of_the_signals():
@@ -118,7 +116,7 @@ def test_video_values_are_the_slope_of_reward_and_staying():
     )
     assert q.shape == (3, 6)
     expected = np.float64(losses.expected_feedback(out.feedback, SCALE)) / SCALE[:, None]
-    reward = expected[list(config.signal_indices)] * np.array(config.signs)[:, None]
+    reward = expected[list(config.reward_indices)] * np.array(config.signs)[:, None]
 
     def worth(w):
         stay = expit(float(out.stay_base) + w @ np.float64(out.stay_effect))

@@ -132,6 +132,7 @@ class Prepared:
             num_videos=items.num_videos,
             num_authors=items.num_authors,
             num_tags=items.num_tags,
+            num_users=int(self.profiles.user_id.max()) + 1,
             item_features=items.features.shape[1],
             profile=self.profiles.values.shape[1],
             context=requests.CONTEXT,
