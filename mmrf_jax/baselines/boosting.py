@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from mmrf_jax import types
 from mmrf_jax.baselines.popularity import PRIOR_EXPOSURES
+from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.evaluation import gauc
 
 SIGNALS = ("click", "long_view")
 _ITERATIONS = 100
 _STEP = 10  # iterations between two looks at the validation day
 
 
-def exposure_index(log: SessionLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(session, request, slot) [n] of every exposure of a log, in the order of `evaluation.offline.exposures`."""
-    request, slot = np.nonzero(log.slate >= 0)
-    session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
-    return session[request], request, slot
-
-
 def features(log: SessionLog, items: types.Items, past: list[SessionLog]) -> np.ndarray:
-    """One row for each exposure of a log, [n, F] float32.
+    """One row for each exposure of a log (`sessions.exposure_index`), [n, F] float32.
 
     Running means of click and long_view, and counts, of the video, its author and its tag over the exposures of
     `past` logs on *earlier days*; the video's duration and features; the request's context; the user's profile. The
@@ -37,14 +32,14 @@ def features(log: SessionLog, items: types.Items, past: list[SessionLog]) -> np.
         _running_means(np.asarray(key), seen_date, seen_video, seen_label, date, video)
         for key in (np.arange(items.num_videos), items.author, items.tag)
     ]
-    session, request, _ = exposure_index(log)
+    session, request, _ = sessions.exposure_index(log)
     columns += [np.asarray(items.duration)[video][:, None], np.asarray(items.features)[video]]
     columns += [log.context[request], log.profile[session]]
     return np.concatenate(columns, axis=1).astype(np.float32)
 
 
 def _exposures(log: SessionLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    session, request, slot = exposure_index(log)
+    session, request, slot = sessions.exposure_index(log)
     label = log.feedback[request, slot][:, [types.signal_index(s) for s in SIGNALS]]
     return log.date[session], log.candidates[request, log.slate[request, slot]], label
 
@@ -52,12 +47,12 @@ def _exposures(log: SessionLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _running_means(key, seen_date, seen_video, seen_label, date, video) -> np.ndarray:
     """[n, L + 1] smoothed means of the labels of a key's exposures before each row's day, and log1p of their number."""
     size = int(key.max()) + 1
-    overall = seen_label.mean(axis=0)
     out = np.empty((len(video), len(SIGNALS) + 1))
     for day in np.unique(date):
         earlier, now = seen_date < day, date == day
         rows = key[seen_video[earlier]]
         count = np.bincount(rows, minlength=size)
+        overall = seen_label[earlier].mean(axis=0) if earlier.any() else np.full(len(SIGNALS), 0.5)
         for i, prior in enumerate(overall):
             total = np.bincount(rows, weights=seen_label[earlier, i], minlength=size)
             out[now, i] = ((total + PRIOR_EXPOSURES * prior) / (count + PRIOR_EXPOSURES))[key[video[now]]]
@@ -66,17 +61,22 @@ def _running_means(key, seen_date, seen_video, seen_label, date, video) -> np.nd
 
 
 def scores(
-    train: SessionLog, valid: SessionLog, tests: dict[str, SessionLog], items: types.Items, seed: int = 0
+    train: SessionLog,
+    valid: SessionLog,
+    tests: dict[str, SessionLog],
+    items: types.Items,
+    measure: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
+    seed: int = 0,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Scores of the exposures of test logs, {log: {signal: [n]}}; the number of trees is chosen by the validation GAUC.
+    """Scores of the exposures of test logs, {log: {signal: [n]}}.
 
     Args:
-      train, valid: logs to fit on and to choose on.
+      train, valid: logs to fit on, and to choose the number of trees on.
       tests: logs to score; the running means of a row hold the days before it, test days included.
+      measure: (users, scores, labels) [n] -> the figure that is chosen by; NaN where there is none.
     """
     at_train, at_valid = features(train, items, [train]), features(valid, items, [train, valid])
-    session, _, _ = exposure_index(valid)
-    user = valid.user_id[session]
+    users = valid.user_id[sessions.exposure_index(valid)[0]]
     labels = {name: _exposures(log)[2] > 0.5 for name, log in (("train", train), ("valid", valid))}
     at_tests = {name: features(log, items, [train, valid, log]) for name, log in tests.items()}
     result: dict[str, dict[str, np.ndarray]] = {name: {} for name in tests}
@@ -85,11 +85,10 @@ def scores(
             learning_rate=0.08, max_iter=_ITERATIONS, min_samples_leaf=50, early_stopping=False, random_state=seed
         ).fit(at_train, labels["train"][:, i])
         measured = [
-            (gauc.grouped_auc(user, p[:, 1], {signal: labels["valid"][:, i]})[signal].value, n)
+            (measure(users, p[:, 1], labels["valid"][:, i]), n)
             for n, p in enumerate(model.staged_predict_proba(at_valid), 1)
             if n % _STEP == 0
         ]
-        # Without an eligible user every value is NaN, and there is nothing to choose by.
         best = max((m for m in measured if not np.isnan(m[0])), default=(0.0, _ITERATIONS))[1]
         for name, x in at_tests.items():
             staged = model.staged_predict_proba(x)

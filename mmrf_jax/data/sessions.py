@@ -75,6 +75,13 @@ def concatenate(logs: Sequence[SessionLog]) -> SessionLog:
     return SessionLog(offsets=np.concatenate([*starts, ends[-1:]]).astype(np.int64), **fields)
 
 
+def exposure_index(log: SessionLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(session, request, slot) [n] of every exposure of a log, in order."""
+    request, slot = np.nonzero(log.slate >= 0)
+    session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
+    return session[request], request, slot
+
+
 def freeze_histories(log: SessionLog) -> SessionLog:
     """Every request as a session of its own that starts from the history of the user's first session in the log.
 
@@ -89,9 +96,7 @@ def freeze_histories(log: SessionLog) -> SessionLog:
     fields: dict[str, Any] = {name: getattr(log, name)[session] for name in ("user_id", "date", "profile")}
     fields |= {name: getattr(log, name)[start] for name in ("history_videos", "history_feedback", "history_mask")}
     fields |= {name: getattr(log, name) for name in _PER_REQUEST}
-    return SessionLog(
-        **fields, terminated=never, truncated=~never, offsets=np.arange(len(session) + 1, dtype=np.int64)
-    )
+    return SessionLog(**fields, terminated=never, truncated=~never, offsets=np.arange(len(session) + 1, dtype=np.int64))
 
 
 def segment_index(log: SessionLog, num_requests: int) -> np.ndarray:

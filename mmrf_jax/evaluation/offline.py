@@ -65,11 +65,9 @@ def score_log(
 
 def exposures(log: SessionLog) -> Rows:
     """The exposures of a log with no scores."""
-    shown = log.slate >= 0
-    session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
-    user = np.broadcast_to(log.user_id[session][:, None], shown.shape)
-    video = np.take_along_axis(log.candidates, np.maximum(log.slate, 0), axis=1)
-    return Rows(user[shown], video[shown], log.feedback[shown], np.zeros((int(shown.sum()), 0), np.float32))
+    session, request, slot = sessions.exposure_index(log)
+    video = log.candidates[request, log.slate[request, slot]]
+    return Rows(log.user_id[session], video, log.feedback[request, slot], np.zeros((len(video), 0), np.float32))
 
 
 def metrics(
@@ -125,7 +123,7 @@ def metrics(
             if signal not in scores:
                 continue
             other = measure(scores[signal], name)
-            against = {"gauc": other.value if enough else None, "diff": None, "diff_ci95": None}
+            against: dict[str, Any] = {"gauc": other.value if enough else None, "diff": None, "diff_ci95": None}
             if enough:
                 diff = gauc.paired_bootstrap(judged.per_user, other.per_user, judged.impressions, draws)
                 against |= {"diff": diff.estimate, "diff_ci95": [diff.low, diff.high]}

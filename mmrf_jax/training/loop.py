@@ -17,11 +17,11 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
-from mmrf_jax.baselines import popularity
+from mmrf_jax.baselines import boosting, popularity
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.evaluation import ab_test, offline
+from mmrf_jax.evaluation import ab_test, gauc, offline
 from mmrf_jax.metrics import files, writers
 from mmrf_jax.metrics.progress import Progress
 from mmrf_jax.parallel import mesh as par
@@ -283,25 +283,39 @@ def compare(config, source: sources.Source, policies: dict[str, Any], mesh) -> d
 
 
 def evaluate(config, source: sources.Source, state: st.AgentState) -> dict[str, Any]:
-    """Offline metrics on the held-out logs; on KuaiRand beside popularity.
+    """Offline metrics on the held-out logs; on KuaiRand beside popularity and boosting.
 
-    Returns the metrics of the log named `test`; other held-out logs come under their own names.
+    Returns the metrics of the log named `test`; other held-out logs come under their own names. `test_frozen` is `test`
+    again, with every request scored from what was known before the user's first one (`sessions.freeze_histories`).
     """
-    agents = agent_config(config)
-    train_rows = offline.exposures(source.train()) if source.sim is None else None
-    means = None
-    if train_rows is not None:
-        means = popularity.smoothed_means(train_rows.video, train_rows.feedback, source.items.num_videos)
+    signals = methods.get(config.method).signals(agent_config(config))
+    tests = source.test()
+    train, baselines = None, {}
+    if source.valid is not None:
+        train = offline.exposures(source.train())
+        baselines = _baselines(source.train(), source.valid(), tests, source.items)
+        tests["test_frozen"], baselines["test_frozen"] = sessions.freeze_histories(tests["test"]), baselines["test"]
     result: dict[str, Any] = {}
-    for name, log in source.test().items():
-        rows = score(config, source, state, log)
-        signals = methods.get(config.method).signals(agents)
-        reference = None if means is None else means[rows.video]
-        measured = offline.metrics(
-            rows, signals, train_rows if train_rows is not None else _history_rows(log), reference
-        )
+    for name, log in tests.items():
+        rows = score(config, source, state, log, num_requests=1 if name == "test_frozen" else config.train.segment)
+        measured = offline.metrics(rows, signals, _history_rows(log) if train is None else train, baselines.get(name))
         result |= measured if name == "test" else {name: measured}
     return result
+
+
+def _baselines(
+    train: SessionLog, valid: SessionLog, tests: dict[str, SessionLog], items: types.Items
+) -> dict[str, Any]:
+    """Scores of popularity and boosting for the exposures of each log, {log: {ranker: {signal: [n]}}}."""
+    rows = offline.exposures(train)
+    means = popularity.smoothed_means(rows.video, rows.feedback, items.num_videos)
+    measure = lambda users, scores, labels: gauc.grouped_auc(users, scores, {"label": labels})["label"].value
+    boosted = boosting.scores(train, valid, tests, items, measure)
+    popular = {name: means[offline.exposures(log).video].T for name, log in tests.items()}
+    return {
+        name: {"popularity": dict(zip(types.SIGNALS, popular[name], strict=True)), "boosting": boosted[name]}
+        for name in tests
+    }
 
 
 def _history_rows(log: SessionLog) -> offline.Rows:
@@ -312,12 +326,12 @@ def _history_rows(log: SessionLog) -> offline.Rows:
     return offline.Rows(user[mask], log.history_videos[mask], log.history_feedback[mask], empty)
 
 
-def score(config, source: sources.Source, state: st.AgentState, log: SessionLog) -> offline.Rows:
-    """Scores of a run for every exposure of a log."""
+def score(config, source: sources.Source, state: st.AgentState, log: SessionLog, num_requests: int) -> offline.Rows:
+    """Scores of a run for every exposure of a log, in segments of `num_requests`."""
     agents = agent_config(config)
-    total = len(sessions.segment_index(log, config.train.segment))
+    total = len(sessions.segment_index(log, num_requests))
     one = lambda batch: methods.score_batch(state, batch, source.items, agents, config.method)
-    return offline.score_log(one, log, num_requests=config.train.segment, progress=progress("offline", total))
+    return offline.score_log(one, log, num_requests=num_requests, progress=progress("offline", total))
 
 
 def print_results(result: dict[str, Any]) -> None:

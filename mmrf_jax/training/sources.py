@@ -34,6 +34,7 @@ class Source:
     Attributes:
       sim: the world, or None where there are only logs.
       train: makes the training log; called only when there is something left to learn.
+      valid: makes the log of the days to choose on; None in the world, where nothing is chosen by a log.
       test: makes {name: held-out log}; called only for the final evaluation.
     """
 
@@ -41,6 +42,7 @@ class Source:
     schema: Schema
     sim: base.Simulator | None
     train: Callable[[], SessionLog]
+    valid: Callable[[], SessionLog] | None
     test: Callable[[], dict[str, SessionLog]]
     report: dict[str, Any]
     config: Any
@@ -125,6 +127,7 @@ def _world(config, progress: Progress) -> Source:
         schema=schema,
         sim=sim,
         train=train,
+        valid=None,
         test=lambda: {"test": log(_TEST_USERS, config.collect.test_sessions)},
         report={},
         config=config,
@@ -151,5 +154,13 @@ def _kuairand(config) -> Source:
     if d.max_sessions and train.num_sessions > d.max_sessions:
         train = sessions.select_sessions(train, np.arange(d.max_sessions))
     items = jax.tree.map(jax.numpy.asarray, items)
-    test = {"test": splits["test"], "random_test": splits["random_test"]}
-    return Source(items, schema, None, lambda: train, lambda: test, report, config)
+    return Source(
+        items=items,
+        schema=schema,
+        sim=None,
+        train=lambda: train,
+        valid=lambda: splits["valid"],
+        test=lambda: {"test": splits["test"], "random_test": splits["random_test"]},
+        report=report,
+        config=config,
+    )

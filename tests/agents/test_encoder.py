@@ -85,14 +85,14 @@ def test_memory_over_requests_is_the_memory_before_each():
 
 @functools.partial(jax.jit, static_argnames="config", compiler_options=tiny.QUICK)
 def represent(config, state, batch, items, key=None):
-    rows = st.lookup(state.tables, st.table_ids(items, rep.seen_videos(batch)))
+    rows = st.lookup(state.tables, rep.ids(batch, items))
     return rep.represent(config, state.params["encoder"], rows, batch, items, key)
 
 
 @functools.partial(jax.jit, static_argnames="config", compiler_options=tiny.QUICK)
 def training_scores(config, state, batch, items, r):
     encodings = st.encode_videos(config, state.params, state.tables, items, batch.candidates)
-    return networks.Actor(config).apply(state.params["actor"], r.z, r.memory_mean, encodings, batch.context).scores
+    return networks.Actor(config).apply(state.params["actor"], r.z, r.memory_mean, encodings).scores
 
 
 def request_at(batch, t):
@@ -139,6 +139,20 @@ def test_feedback_reaches_later_requests_only():
         expected = np.zeros_like(moved)
         expected[user, 2:] = True
         np.testing.assert_array_equal(moved, expected)
+
+
+def test_a_user_has_a_row_of_his_own_and_strangers_have_none():
+    items, batch, state = tiny.make_items(), tiny.make_batch(), tiny.make_state()
+    same = dataclasses.replace(
+        batch.history, videos=batch.history.videos * 0, feedback=batch.history.feedback * 0, mask=batch.history.mask & 0
+    )
+    batch = batch.replace(profile=np.zeros_like(batch.profile), context=np.zeros_like(batch.context), history=same)
+    z = np.asarray(represent(CONFIG, state, batch, items).z[:, 0])
+    known = tiny.SCHEMA.num_users
+    assert known < len(z) and len(np.unique(z[:known].round(6), axis=0)) == known
+    np.testing.assert_array_equal(z[known:], np.broadcast_to(z[-1], z[known:].shape))
+    far = batch.replace(user_id=batch.user_id + 2_000_000_000)
+    np.testing.assert_allclose(represent(CONFIG, state, far, items).z[:, 0], np.broadcast_to(z[-1], z.shape), atol=1e-6)
 
 
 def test_dropout_in_training_only():

@@ -21,7 +21,16 @@ from mmrf_jax.data.schema import Schema, SessionLog
 
 V, C, K, H, T, LONGEST = 40, 8, 3, 2, 4, 20
 SCHEMA = Schema(
-    num_videos=V, num_authors=5, num_tags=2, item_features=1, profile=2, context=1, candidates=C, slate=K, history=H
+    num_videos=V,
+    num_authors=5,
+    num_tags=2,
+    num_users=0,
+    item_features=1,
+    profile=2,
+    context=1,
+    candidates=C,
+    slate=K,
+    history=H,
 )
 CONFIG = dataclasses.replace(
     tiny.CONFIG, signals=("click", "like", "watch_time"), learning_rate=5e-3, actor_learning_rate=5e-3, polyak=0.05

@@ -14,12 +14,21 @@ S = len(types.SIGNALS)
 #: Compiler options for what runs a few times.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 SIZES = {
-    "slate": 3, "dim": 12, "id_dim": 4, "author_dim": 3, "tag_dim": 3, "feedback_dim": 4, "state_dim": 10,
-    "agent_dim": 8, "heads": 2,
+    "slate": 3, "dim": 12, "id_dim": 4, "author_dim": 3, "tag_dim": 3, "user_dim": 3, "feedback_dim": 4,
+    "state_dim": 10, "agent_dim": 8, "heads": 2,
 }  # fmt: skip
 CONFIG = AgentConfig(signals=("click", "hate", "watch_time"), **SIZES)
 SCHEMA = Schema(
-    num_videos=30, num_authors=6, num_tags=4, item_features=2, profile=3, context=2, candidates=8, slate=3, history=4
+    num_videos=30,
+    num_authors=6,
+    num_tags=4,
+    num_users=6,
+    item_features=2,
+    profile=3,
+    context=2,
+    candidates=8,
+    slate=3,
+    history=4,
 )
 
 
@@ -90,7 +99,9 @@ def make_state(config: AgentConfig = CONFIG, schema: Schema = SCHEMA, seed: int 
     params = jax.tree.map(fill, jax.device_get(state.params))
     params["critic"]["params"]["prior"] = np.asarray(prior)
     target = jax.tree.map(lambda x: x + (0.01 * rng.normal(size=x.shape)).astype(np.float32), params["critic"])
-    return jax.tree.map(jax.numpy.asarray, state.replace(params=params, target=target))
+    users = state.tables["user"]
+    tables = state.tables | {"user": users.replace(rows=fill(np.asarray(users.rows)))}
+    return jax.tree.map(jax.numpy.asarray, state.replace(params=params, target=target, tables=tables))
 
 
 def differences(a, b) -> dict[str, float]:

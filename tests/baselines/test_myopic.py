@@ -10,8 +10,7 @@ import pytest
 import tiny
 
 from mmrf_jax import types
-from mmrf_jax.agents import encoder as enc
-from mmrf_jax.agents import exposure, losses, networks
+from mmrf_jax.agents import exposure, losses, networks, policy
 from mmrf_jax.agents import representation as rep
 from mmrf_jax.agents import state as st
 from mmrf_jax.baselines import myopic
@@ -41,7 +40,7 @@ def test_ranks_by_predicted_watch_time(items):
     memory = served.init(served.params, request(batch), batch.history)
     scores = served.score(served.params, memory, request(batch))
     assert scores.shape == batch.candidates[:, 0].shape
-    z = enc.Encoder(CONFIG).apply(state.params["encoder"], memory, batch.profile, batch.context[:, 0], method="user")
+    z = policy.user_state(CONFIG, served.params, memory, request(batch))
     e = st.encode_videos(CONFIG, state.params, state.tables, items, batch.candidates[:, 0])
     out = networks.Critic(CONFIG).apply(state.params["critic"], z, memory.mean(), e)
     seconds = losses.expected_feedback(out.feedback, state.reward_scale)[:, types.WATCH_TIME]
@@ -70,7 +69,7 @@ def test_policy_by_hand(items):
 
 def test_serves_without_actors(items):
     served = myopic.make(tiny.make_state(), items, CONFIG)
-    assert set(served.params) == {"encoder", "critic", "encodings", "duration"}
+    assert set(served.params) == {"encoder", "critic", "encodings", "duration", "users"}
     other = myopic.make(tiny.make_state(seed=1), items, CONFIG)
     assert served.score is other.score and served.observe is other.observe  # jitted rollouts compile once
 
@@ -78,7 +77,7 @@ def test_serves_without_actors(items):
 def test_loss_is_that_of_watch_time_over_exposures(items, step):
     batch, state = tiny.make_batch(), tiny.make_state()
     _, metrics = step(state, batch)
-    rows = st.lookup(state.tables, st.table_ids(items, rep.seen_videos(batch)))
+    rows = st.lookup(state.tables, rep.ids(batch, items))
     represent = jax.jit(rep.represent, static_argnums=0, compiler_options=tiny.QUICK)
     r = represent(CONFIG, state.params["encoder"], rows, batch, items, None)
     critic = jax.jit(networks.Critic(CONFIG).apply, compiler_options=tiny.QUICK)

@@ -97,6 +97,7 @@ def test_reads_a_million_exposures_a_second_at_full_size(tmp_path, make_log):
         num_videos=200,
         num_authors=5,
         num_tags=4,
+        num_users=0,
         item_features=3,
         profile=16,
         context=20,

@@ -9,6 +9,7 @@ import pytest
 from mmrf_jax import types
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.evaluation import gauc
 
 
 def reference_segments(log: SessionLog, t: int) -> list[dict]:
@@ -132,3 +133,31 @@ def test_errors(make_log):
         sessions.concatenate([log, make_log(9, 4, scores=False)])
     with pytest.raises(ValueError, match="at least one"):
         sessions.concatenate([])
+
+
+def test_frozen_histories_hold_nothing_of_the_log_itself(make_log):
+    log = make_log(4, 40)
+    log = dataclasses.replace(log, user_id=log.user_id % 15)  # users come more than once
+    frozen = sessions.freeze_histories(log)
+    assert frozen.num_sessions == frozen.num_requests == log.num_requests
+    np.testing.assert_array_equal(frozen.feedback, log.feedback)
+    for n in range(log.num_sessions):
+        first = int(np.flatnonzero(log.user_id == log.user_id[n])[0])
+        for r in range(log.offsets[n], log.offsets[n + 1]):
+            assert frozen.user_id[r] == log.user_id[n] and frozen.date[r] == log.date[n]
+            np.testing.assert_array_equal(frozen.profile[r], log.profile[n])
+            for name in ("history_videos", "history_feedback", "history_mask"):
+                np.testing.assert_array_equal(getattr(frozen, name)[r], getattr(log, name)[first])
+    batch = sessions.gather_segments(frozen, sessions.segment_index(frozen, 1), 1)
+    noise = dataclasses.replace(frozen, feedback=frozen.feedback + 1.0)
+    again = sessions.gather_segments(noise, sessions.segment_index(noise, 1), 1)
+    np.testing.assert_array_equal(batch.history.feedback, again.history.feedback)
+
+
+def test_a_score_that_follows_feedback_is_judged_by_arithmetic_alone():
+    """Clicks by the toss of a coin, two a user: minus what was clicked before ranks perfectly, knowing nothing."""
+    clicks = np.random.default_rng(0).integers(0, 2, (500, 2))
+    users = np.repeat(np.arange(500), 2)
+    before = np.stack([np.zeros(500), 2 * clicks[:, 0] - 1], axis=1)
+    ranked = lambda scores: gauc.grouped_auc(users, scores.reshape(-1), {"click": clicks.reshape(-1)})["click"].value
+    assert ranked(before) == 0.0 and ranked(-before) == 1.0

@@ -210,7 +210,7 @@ class TestCollect:
         items = sim.items
         schema = Schema(
             num_videos=items.num_videos, num_authors=items.num_authors, num_tags=items.num_tags,
-            item_features=p.ITEM_FEATURES, profile=p.PROFILE, context=p.CONTEXT, candidates=C, slate=K,
+            num_users=0, item_features=p.ITEM_FEATURES, profile=p.PROFILE, context=p.CONTEXT, candidates=C, slate=K,
             history=CONFIG.history,
         )  # fmt: skip
         log.validate(schema)

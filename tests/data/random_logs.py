@@ -1,0 +1,48 @@
+"""Random ragged session logs."""
+
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.data.schema import Schema, SessionLog
+
+SCHEMA = Schema(
+    num_videos=50,
+    num_authors=5,
+    num_tags=4,
+    num_users=0,
+    item_features=3,
+    profile=4,
+    context=2,
+    candidates=10,
+    slate=3,
+    history=5,
+)
+
+
+def make_log(seed: int, sessions: int, scores: bool = True, schema: Schema = SCHEMA, longest: int = 9) -> SessionLog:
+    rng = np.random.default_rng(seed)
+    s = len(types.SIGNALS)
+    lengths = rng.integers(1, longest + 1, sessions)
+    r = int(lengths.sum())
+    candidates = rng.random((r, schema.num_videos)).argsort(1)[:, : schema.candidates].astype(np.int32)
+    slate = rng.random((r, schema.candidates)).argsort(1)[:, : schema.slate].astype(np.int32)
+    slate[np.arange(schema.slate) >= rng.integers(1, schema.slate + 1, r)[:, None]] = -1
+    mask = np.arange(schema.history) >= rng.integers(0, schema.history + 1, sessions)[:, None]
+    terminated = rng.random(sessions) < 0.6
+    return SessionLog(
+        user_id=rng.integers(0, 1000, sessions).astype(np.int32),
+        date=rng.integers(20220430, 20220432, sessions).astype(np.int32),
+        profile=rng.normal(size=(sessions, schema.profile)).astype(np.float32),
+        history_videos=np.where(mask, rng.integers(0, schema.num_videos, mask.shape), 0).astype(np.int32),
+        history_feedback=(rng.random((sessions, schema.history, s)) * mask[..., None]).astype(np.float32),
+        history_mask=mask,
+        terminated=terminated,
+        truncated=~terminated,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        context=rng.normal(size=(r, schema.context)).astype(np.float32),
+        candidates=candidates,
+        slate=slate,
+        feedback=(rng.random((r, schema.slate, s)) * (slate >= 0)[..., None]).astype(np.float32),
+        log_propensity=np.where(rng.random(r) < 0.2, np.nan, -rng.random(r)).astype(np.float32),
+        scores=rng.normal(size=(r, schema.candidates)).astype(np.float32) if scores else None,
+    )
