@@ -33,7 +33,7 @@ def collect(
     Args:
       sim: simulator. policy: ranker; its log-probabilities are logged as propensities.
       keep_scores: whether the log holds the policy's scores [r, C].
-      progress: called with the number of sessions begun so far.
+      progress: called with the number of sessions ended so far.
     """
     slots_count = min(_SLOTS, max(16, num_sessions))
     slots = rollout.begin(sim, policy, key, first_user, num_sessions, day, slots=slots_count)
@@ -67,9 +67,9 @@ def collect(
                 "history_mask": host.history.mask[first],
             }
         )
-        begun = int(slots.started)
-        progress(begun)
-        if begun >= num_sessions and not bool(np.any(np.asarray(slots.index) < num_sessions)):
+        ended = int(slots.started) - int(np.sum(np.asarray(slots.index) < num_sessions))
+        progress(ended)
+        if ended >= num_sessions:
             break
     return _assemble(requests, sessions, first_user, day)
 
