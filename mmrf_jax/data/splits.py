@@ -6,9 +6,6 @@ import dataclasses
 
 import numpy as np
 
-from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.data.sessions import select_sessions
-
 SPLITS = ("train", "valid", "test")
 
 
@@ -43,9 +40,3 @@ class SplitDates:
         dates = np.asarray(dates)
         split = np.where(dates <= self.train_until, 0, np.where(dates <= self.valid_until, 1, 2))
         return np.where((dates > self.valid_until) & (dates < self.test_from), -1, split).astype(np.int8)
-
-
-def split_log(log: SessionLog, dates: SplitDates) -> dict[str, SessionLog]:
-    """The log as `{"train", "valid", "test"}`, every session by the date of its first request."""
-    split = dates.split_of(log.date)
-    return {name: select_sessions(log, split == i) for i, name in enumerate(SPLITS)}

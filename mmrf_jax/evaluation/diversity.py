@@ -72,32 +72,5 @@ def intra_list_diversity(tags: Array, mask: Array | None = None) -> Array:
     return different / xp.where(pairs > 0, pairs, 1)
 
 
-def exposure_counts(
-    videos: np.ndarray, num_videos: int, groups: np.ndarray | None = None, num_groups: int = 1
-) -> np.ndarray:
-    """Exposures of every video by group of users, for `ab_test.compare`; NumPy only, add up over batches.
-
-    Args:
-      videos: [n] ids of exposed videos in [0, num_videos).
-      num_videos: V.
-      groups: [n] group of the exposure's user in [0, num_groups); all 0 if left out.
-
-    Returns:
-      [num_groups, V] int64.
-
-    Raises:
-      ValueError: for ids or groups out of range, or shapes that disagree.
-    """
-    videos = np.asarray(videos)
-    groups = np.zeros(videos.shape, np.int64) if groups is None else np.asarray(groups)
-    if videos.ndim != 1 or groups.shape != videos.shape:
-        raise ValueError(f"videos {videos.shape} and groups {groups.shape} must both be [n], masked rows left out")
-    for name, values, size in (("video", videos, num_videos), ("group", groups, num_groups)):
-        if len(values) and not (values.min() >= 0 and values.max() < size):
-            raise ValueError(f"{name} ids are in [{values.min()}, {values.max()}], expected [0, {size})")
-    flat = np.bincount(groups.astype(np.int64) * num_videos + videos, minlength=num_groups * num_videos)
-    return flat.reshape(num_groups, num_videos)
-
-
 def _library(array: Array) -> Any:
     return jnp if isinstance(array, jax.Array) else np

@@ -19,8 +19,7 @@ from flax import struct
 from mmrf_jax import types
 from mmrf_jax.agents import exposure
 from mmrf_jax.evaluation import diversity
-from mmrf_jax.simulators import base
-from mmrf_jax.simulators.world import draws
+from mmrf_jax.simulators import base, draws
 
 #: Columns of the per-user sums. Interactions are counts; `returned` is 1 where the user is back within a day.
 SUMS = ("watch_time", "depth", "requests", *types.BINARY_SIGNALS, "ild", "returned", "truncated")
@@ -57,7 +56,6 @@ class Record:
     feedback: chex.Array  # [B, K, S]
     terminated: chex.Array  # [B] bool
     truncated: chex.Array  # [B] bool
-    next_request: types.Request
 
 
 def exposure_group(user_ids: chex.Array) -> chex.Array:
@@ -132,7 +130,6 @@ def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
         feedback=result.exposure.feedback,
         terminated=result.terminated,
         truncated=result.truncated,
-        next_request=result.request,
     )
     over = result.terminated | result.truncated
     slots = dataclasses.replace(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmrf_jax.data.splits import SplitDates, split_log
+from mmrf_jax.data.splits import SplitDates
 
 
 def test_every_day_has_one_split_and_the_days_between_have_none():
@@ -24,12 +24,3 @@ def test_wrong_order_is_refused_in_one_line(kwargs, message):
     with pytest.raises(ValueError, match=message) as error:
         SplitDates(**kwargs)
     assert "\n" not in str(error.value)
-
-
-def test_a_log_is_split_without_loss(make_log):
-    log = make_log(0, 50)
-    log.date[:] = np.random.default_rng(0).choice([20220501, 20220503, 20220504, 20220505], 50)
-    parts = split_log(log, SplitDates())
-    assert list(parts) == ["train", "valid", "test"]
-    assert sum(part.num_requests for part in parts.values()) == log.num_requests
-    assert parts["train"].date.max() <= 20220502 < 20220503 == parts["valid"].date.max() < parts["test"].date.min()

@@ -78,7 +78,7 @@ def test_one_device_is_a_mesh_too():
 
 def test_importing_the_rooms_touches_no_device(run_python):
     script = """
-import mmrf_jax.checkpointing.manager, mmrf_jax.embeddings.rowwise, mmrf_jax.metrics.means
+import mmrf_jax.checkpointing.manager, mmrf_jax.embeddings.rowwise
 import mmrf_jax.metrics.progress, mmrf_jax.metrics.writers, mmrf_jax.parallel.mesh
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()

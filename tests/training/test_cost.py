@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.simulators import base
-from mmrf_jax.simulators.world import draws, rankers, session
+from mmrf_jax.simulators import base, draws
 from mmrf_jax.simulators.world import params as p
+from mmrf_jax.simulators.world import rankers, session
 from mmrf_jax.training import arms, rollout
 
 # In units of a slot's step, as measured on a CPU core: what a step costs whatever its slots, and a reset.
@@ -61,10 +61,18 @@ def test_a_million_users_in_one_call_fit_8_gib():
     assert n * len(rollout.SUMS) * 4 < used < 2**30  # the sums, and little else
 
 
+@pytest.mark.parametrize("first", [0, -1, -(2**31)])
 @pytest.mark.parametrize("num", [1, 118])
-def test_draws_are_those_of_the_contract(num):
-    """One fused computation, the same bits."""
-    key, users = jax.random.fold_in(jax.random.key(3), 2), jnp.arange(64, dtype=jnp.int32) * 33_554_431
+def test_draws_are_those_of_the_contract(num, first):
+    """One fused computation, the same bits, also of ids that have wrapped around."""
+    key, users = jax.random.fold_in(jax.random.key(3), 2), first + jnp.arange(64, dtype=jnp.int32) * 33_554_431
     for position in (0, jnp.arange(64, dtype=jnp.int32) + 4096 * 7):
         mine = jax.jit(lambda *x: draws.user_uniforms(*x, num))(key, position, users)
         np.testing.assert_array_equal(mine, base.user_uniforms(key, position, users, num))
+
+
+def test_draws_stay_apart_from_their_readers():
+    """The conditions that keep them apart are true of every id, and the compiler must not find out."""
+    arguments = (jax.random.key(0), 0, jnp.arange(16, dtype=jnp.int32))
+    compiled = jax.jit(lambda *x: draws.user_uniforms(*x, 8)).lower(*arguments).compile().as_text()
+    assert compiled.count(" conditional(") == 2

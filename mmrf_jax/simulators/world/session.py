@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from mmrf_jax import types
-from mmrf_jax.simulators import base
-from mmrf_jax.simulators.world import catalog, draws, response, users
+from mmrf_jax.simulators import base, draws
+from mmrf_jax.simulators.world import catalog, response, users
 from mmrf_jax.simulators.world import params as p
 
 _RUNS = 6  # clusters that a request retrieves from

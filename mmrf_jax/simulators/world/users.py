@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mmrf_jax.simulators import base
-from mmrf_jax.simulators.world import draws
+from mmrf_jax.simulators import base, draws
 from mmrf_jax.simulators.world import params as p
 
 MATCH_SCALE = 4.0  # <interest, taste> of unit vectors in LATENT dimensions, times this, has unit spread at random
