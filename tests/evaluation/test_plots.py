@@ -1,0 +1,37 @@
+"""The picture of an A/B test is written, can be read, and shows the result."""
+
+import numpy as np
+from matplotlib import image
+
+from mmrf_jax.evaluation import plots
+
+
+def entry(diff, half):
+    return {"mean": 1.0, "diff_pct": diff, "ci95": [None, None] if diff is None else [diff - half, diff + half]}
+
+
+def make_result(diff=5.0, arms=("mmrf", "random")):
+    control = {"watch_time": entry(0, 0), "depth": entry(0, 0), "hate": entry(None, 0)}
+    treated = {"watch_time": entry(diff, 1.0), "depth": entry(-2.0, 0.5), "hate": entry(None, 0)}
+    return {"ab_test": {"production": control} | dict.fromkeys(arms, treated)}
+
+
+def test_a_png_is_written_into_a_new_folder(tmp_path):
+    path = tmp_path / "new" / "ab.png"
+    plots.forest(make_result(), path)
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = image.imread(path)
+    assert pixels.ndim == 3 and 0.0 < np.mean(pixels[..., :3].min(axis=-1) < 0.5) < 0.5  # ink, on white
+
+
+def test_the_picture_is_of_the_result(tmp_path):
+    def draw(name, result, **kwargs):
+        plots.forest(result, tmp_path / name, **kwargs)
+        return image.imread(tmp_path / name)
+
+    first = draw("first.png", make_result())
+    np.testing.assert_array_equal(first, draw("again.png", make_result()))
+    assert not np.array_equal(first, draw("other.png", make_result(diff=9.0)))
+    assert draw("tall.png", make_result(arms=("a", "b", "c"))).shape[0] > first.shape[0]
+    # One panel a metric; hate, which never happens in the control, has no difference to draw.
+    assert draw("one.png", make_result(), metrics=["watch_time", "hate"]).shape[1] < first.shape[1]

@@ -1,0 +1,123 @@
+"""Arrows between the rooms point one way (WORKSPACE.md, "Rooms")."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: A room imports its own level and those before it; leaves import the vocabulary alone.
+LEVELS = (
+    {"types"},
+    {"data", "embeddings", "simulators"},
+    {"agents", "baselines"},
+    {"training", "evaluation"},
+    {"launch", "experiments"},
+)
+LEAVES = {"parallel", "checkpointing", "metrics"}
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+
+FILES = sorted(
+    path.relative_to(ROOT) for top in ("mmrf_jax", "launch", "experiments") for path in ROOT.glob(f"{top}/**/*.py")
+)
+
+
+def room_of(name: str) -> str | None:
+    """The room of a dotted name of the project: `mmrf_jax.agents.losses` is in agents, `launch.common` in launch."""
+    first, *rest = name.split(".")
+    if first == "mmrf_jax":
+        return rest[0] if rest else None
+    return first if first in LEVEL else None
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(source: str) -> set[str]:
+    """Dotted names of all that is imported anywhere in a source: modules, and what is taken from them."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"relative import of {node.module}; name the package"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def said(source: str) -> set[str]:
+    """All identifiers of a source, comments and strings left out."""
+    nodes = list(ast.walk(ast.parse(source)))
+    words = {node.id for node in nodes if isinstance(node, ast.Name)}
+    words |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return words | {part for name in imports(source) for part in name.split(".")}
+
+
+def wrong_arrows(module: str, source: str) -> list[str]:
+    """What is wrong with the imports of a module, one line each."""
+    here, names = room_of(module), imports(source)
+    wrong = []
+    for name in sorted(names):
+        there = room_of(name)
+        if there is None or there == here or here is None:
+            continue
+        if here in LEAVES:
+            allowed = there == "types"
+        else:
+            allowed = there in LEAVES or LEVEL[there] <= LEVEL[here]
+        concrete = name.startswith("mmrf_jax.simulators.world")
+        if not allowed or (concrete and here in ("agents", "baselines")):
+            wrong.append(f"{module} imports {name}")
+    return wrong
+
+
+def test_every_room_has_its_place():
+    rooms = {room_of(module_of(path)) for path in FILES} - {None}
+    assert rooms == {*LEVEL, *LEAVES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_arrows_point_one_way(path):
+    source, module = (ROOT / path).read_text(), module_of(path)
+    assert not wrong_arrows(module, source)
+    if room_of(module) != "checkpointing":
+        assert not [name for name in imports(source) if name.split(".")[0] == "orbax"]
+    if room_of(module) != "parallel":
+        assert not said(source) & {"Mesh", "PartitionSpec", "NamedSharding", "process_index"}
+
+
+def test_no_two_rooms_import_each_other():
+    arrows = set()
+    for path in FILES:
+        here = room_of(module_of(path))
+        arrows |= {(here, room_of(name)) for name in imports((ROOT / path).read_text())}
+    both_ways = {(a, b) for a, b in arrows if None not in (a, b) and a != b and (b, a) in arrows}
+    assert not both_ways
+
+
+def test_only_sources_and_mains_know_a_concrete_simulator():
+    """Agents and rollouts serve any simulator of the contract."""
+    knowing = set()
+    for path in FILES:
+        if any(name.startswith("mmrf_jax.simulators.world") for name in imports((ROOT / path).read_text())):
+            knowing.add(module_of(path))
+    own = {name for name in knowing if name.startswith("mmrf_jax.simulators.world.")}
+    assert own and knowing - own <= {"mmrf_jax.training.sources", "launch.benchmark"}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("mmrf_jax.agents.losses", "from mmrf_jax.training import loop"),
+        ("mmrf_jax.agents.losses", "def f():\n    from mmrf_jax.simulators.world import session"),
+        ("mmrf_jax.agents.losses", "import mmrf_jax.simulators.world.session as s"),
+        ("mmrf_jax.metrics.files", "from mmrf_jax.data import schema"),
+        ("mmrf_jax.types", "from mmrf_jax.data.schema import Schema"),
+        ("mmrf_jax.training.loop", "from launch import common"),
+    ],
+)
+def test_a_wrong_arrow_is_found(module, source):
+    assert len(wrong_arrows(module, source)) == 1
+    assert not wrong_arrows(module, "from mmrf_jax import types\nimport jax\nfrom mmrf_jax.types import Items")
