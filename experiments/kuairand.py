@@ -2,8 +2,8 @@
 
   python -m launch.train --config=experiments/kuairand.py --config.data.dir=$KUAIRAND_DIR --workdir=runs/kuairand
 
-Shows GAUC per signal on the last days, beside a popularity baseline. Sizes and the number of epochs were chosen on the
-validation day.
+Shows GAUC per signal on the last days beside popularity and boosting, with and without the feedback of those days in
+the users' histories. Sizes and the number of epochs were chosen on the validation day.
 """
 
 from ml_collections import ConfigDict

@@ -26,6 +26,7 @@ _PLOT = flags.DEFINE_string("plot", None, "PNG to draw: differences to the contr
 
 def main() -> None:
     config = common.resolve(_CONFIG)
+    common.check_world(config)
     common.check_output("out", _OUT.value)
     if _PLOT.value:
         common.check_output("plot", _PLOT.value)

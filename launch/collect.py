@@ -22,18 +22,18 @@ _FIRST_USER = flags.DEFINE_integer("first_user", 100_000_000, "First user id.", 
 
 def main() -> None:
     config = common.resolve(_CONFIG)
+    common.check_world(config)
     if Path(_OUT.value).exists():
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
     common.check_output("out", _OUT.value)
     source = sources.from_config(config, loop.progress)
-    if source.sim is None:
-        raise ValueError(f"logs are collected in the world, not in {config.source!r}; use experiments/world.py")
+    assert source.sim is not None
     policy = loop.policy_of(_POLICY.value, source, par.make_mesh())
     log = sources.collect_log(
         source.sim, policy, config.seed, first_user=_FIRST_USER.value, sessions=_SESSIONS.value, k=source.schema.slate,
         progress=loop.progress, keep_scores=True,
     )  # fmt: skip
-    records.write_log(log, Path(_OUT.value), source.schema)
+    records.write_log(log, Path(_OUT.value), source.schema, sources.world_origin(config))
     print(f"{log.num_sessions} sessions, {log.num_requests} requests -> {_OUT.value}")
 
 

@@ -67,19 +67,27 @@ def _one_line(error: Exception) -> str:
 
 def _check_config_file(argv: list[str]) -> None:
     """Says what is wrong with the file of --config; the flag itself says it less clearly, or with a traceback."""
+    value = _value(argv, "config")
+    if value is None:
+        return
+    path = Path(value.split(":")[0])
+    try:
+        tree = ast.parse(path.read_text())
+    except OSError as error:
+        _fail(f"--config={path} cannot be read ({error.strerror}); use experiments/world.py or another experiment")
+    except (SyntaxError, ValueError) as error:
+        _fail(f"--config={path} is no Python file ({error}); correct it or use experiments/world.py")
+    if not any(getattr(node, "name", "") == "get_config" for node in tree.body):
+        _fail(f"--config={path} does not define get_config(); see experiments/world.py")
+
+
+def _value(argv: list[str], flag: str) -> str | None:
+    """The value of a flag as --flag=value or --flag value, before absl has parsed anything."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, _, value = argument.partition("=")
-        if name.lstrip("-") != "config":
-            continue
-        path = Path((value or following).split(":")[0])
-        try:
-            tree = ast.parse(path.read_text())
-        except OSError as error:
-            _fail(f"--config={path} cannot be read ({error.strerror}); use experiments/world.py or another experiment")
-        except (SyntaxError, ValueError) as error:
-            _fail(f"--config={path} is no Python file ({error}); correct it or use experiments/world.py")
-        if not any(getattr(node, "name", "") == "get_config" for node in tree.body):
-            _fail(f"--config={path} does not define get_config(); see experiments/world.py")
+        name, equals, value = argument.partition("=")
+        if name in (f"--{flag}", f"-{flag}"):
+            return value if equals else following
+    return None
 
 
 def _fail(message: str) -> NoReturn:
@@ -95,6 +103,8 @@ def check_output(flag: str, path: str) -> None:
     Raises:
       ValueError: naming the flag.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"--{flag}={path} is a folder; name a file")
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -109,9 +119,21 @@ def define_config(default: str | None = None):
     )
 
 
+def check_world(config) -> None:
+    """Refuses, before any data is read, a config without a world to act in.
+
+    Raises:
+      ValueError: naming its source.
+    """
+    if config.source != "world" or "world" not in config:
+        raise ValueError(
+            f"this needs the world, not config.source={config.source!r}; use --config=experiments/world.py"
+        )
+
+
 def define_run_config(argv: list[str]):
     """A --config flag that starts from the config of the run named by --workdir; overrides go on top."""
-    workdir = next((a.split("=", 1)[1] for a in argv if a.startswith("--workdir=")), None)
+    workdir = _value(argv, "workdir")
     try:
         values = {} if workdir is None else wd.read_config(Path(workdir))
         return config_flags.DEFINE_config_dict(

@@ -24,7 +24,7 @@ def main() -> None:
     source = sources.from_config(config, loop.progress)
     source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
     state = loop.load_state(config, source, workdir, mesh)
-    result = {"offline": loop.evaluate(config, source, state)}
+    result = loop.evaluate(config, source, state)
     files.write_json(workdir / "evaluation.json", result)
     loop.print_results(result)
 

@@ -15,6 +15,7 @@ import shutil
 import struct
 import uuid
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
@@ -23,7 +24,7 @@ from mmrf_jax import types
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.data.sessions import num_exposures, select_sessions
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 SESSIONS_PER_RECORD = 256
 SESSIONS_PER_FILE = 65536
@@ -128,8 +129,13 @@ def blocks(log: SessionLog, schema: Schema, sessions_per_record: int = SESSIONS_
         yield pack(select_sessions(log, np.arange(start, min(start + sessions_per_record, log.num_sessions))), schema)
 
 
-def write_log(log: SessionLog, directory: str | os.PathLike, schema: Schema) -> None:
+def write_log(
+    log: SessionLog, directory: str | os.PathLike, schema: Schema, origin: dict[str, Any] | None = None
+) -> None:
     """Writes a log as `directory`/sessions-*.array_record and a manifest; the directory appears whole or not at all.
+
+    Args:
+      origin: what made the log, so that `read_log` can refuse that of another world.
 
     Raises:
       FileExistsError: where the directory exists.
@@ -159,6 +165,7 @@ def write_log(log: SessionLog, directory: str | os.PathLike, schema: Schema) -> 
         manifest = {
             "version": VERSION,
             "schema": dataclasses.asdict(schema),
+            "origin": origin,
             "sessions": log.num_sessions,
             "requests": log.num_requests,
             "exposures": num_exposures(log),
@@ -175,39 +182,48 @@ def write_log(log: SessionLog, directory: str | os.PathLike, schema: Schema) -> 
         raise
 
 
-def read_log(directory: str | os.PathLike, schema: Schema | None = None) -> tuple[SessionLog, Schema]:
+def _check_same(directory: pathlib.Path, found: dict[str, Any] | None, wanted: dict[str, Any] | None) -> None:
+    """Raises ValueError, naming the fields, where a log was made with other values than the reader wants."""
+    if found is None or wanted is None or found == wanted:
+        return
+    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    name = differing[0]
+    raise ValueError(
+        f"{directory} has {name}={found.get(name)}, {wanted[name]} is asked for; "
+        f"collect it again or change the config ({', '.join(differing)} differ)"
+    )
+
+
+def read_log(
+    directory: str | os.PathLike, schema: Schema | None = None, origin: dict[str, Any] | None = None
+) -> tuple[SessionLog, Schema]:
     """Reads what `write_log` wrote.
 
     Args:
       directory: the folder of the log.
-      schema: what the reader expects; None accepts any.
+      schema, origin: what the reader expects; None accepts any.
 
     Raises:
       FileNotFoundError: where there is no manifest, or a file that the manifest names is missing.
-      ValueError: for another version or schema, or a damaged file.
+      ValueError: for another version, schema or origin, or a damaged file.
     """
     directory = pathlib.Path(directory)
     if not (directory / MANIFEST).exists():
         raise FileNotFoundError(f"{directory / MANIFEST} does not exist; name a folder that collect wrote")
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
-    except ValueError as error:
-        raise ValueError(f"{directory / MANIFEST} is damaged ({error}); collect the log again") from error
-    if manifest["version"] != VERSION:
-        raise ValueError(
-            f"{directory} has log version {manifest['version']}, this code reads {VERSION}; collect it again"
-        )
-    found = Schema(**manifest["schema"])
-    if schema is not None and schema != found:
-        differing = [f.name for f in dataclasses.fields(Schema) if getattr(schema, f.name) != getattr(found, f.name)]
-        name = differing[0]
-        raise ValueError(
-            f"{directory} has {name}={getattr(found, name)}, {getattr(schema, name)} is asked for; "
-            f"collect it again or change the config ({', '.join(differing)} differ)"
-        )
+        if manifest["version"] != VERSION:
+            raise ValueError(f"log version {manifest['version']}, this code reads {VERSION}")
+        found, made_by = Schema(**manifest["schema"]), manifest["origin"]
+        names = [entry["name"] for entry in manifest["files"]]
+        total = (manifest["sessions"], manifest["requests"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{directory / MANIFEST} cannot be used ({error!r}); collect the log again") from error
+    _check_same(directory, dataclasses.asdict(found), None if schema is None else dataclasses.asdict(schema))
+    _check_same(directory, made_by, origin)
     records: list[bytes] = []
-    for entry in manifest["files"]:
-        path = directory / entry["name"]
+    for name in names:
+        path = directory / name
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing though {MANIFEST} names it; collect the log again")
         try:
@@ -217,8 +233,8 @@ def read_log(directory: str | os.PathLike, schema: Schema | None = None) -> tupl
         except Exception as error:  # the C++ reader raises several kinds
             raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); collect the log again") from error
     log = unpack(records, found)
-    if (log.num_sessions, log.num_requests) != (manifest["sessions"], manifest["requests"]):
+    if (log.num_sessions, log.num_requests) != total:
         raise ValueError(
-            f"{directory} holds {log.num_sessions} sessions, its manifest says {manifest['sessions']}; collect it anew"
+            f"{directory} holds {log.num_sessions} sessions, its manifest says {total[0]}; collect it anew"
         )
     return log, found

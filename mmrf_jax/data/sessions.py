@@ -85,6 +85,8 @@ def exposure_index(log: SessionLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def freeze_histories(log: SessionLog) -> SessionLog:
     """Every request as a session of its own that starts from the history of the user's first session in the log.
 
+    The sessions of a user must be in order of time. The context of a request stays as it is.
+
     What a ranker then says of a user's requests cannot follow the feedback that the log itself holds. Metrics within a
     user need that: among a few exposures with both labels, each positive that was seen makes the next less likely
     (with two it decides it), so a score that moves with the feedback gains or loses by arithmetic alone.

@@ -74,6 +74,7 @@ def metrics(
     rows: Rows,
     signals: tuple[str, ...],
     train: Rows,
+    duration: np.ndarray,
     baselines: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     draws: int = 1000,
 ) -> dict[str, dict[str, Any]]:
@@ -82,11 +83,13 @@ def metrics(
     Args:
       rows: scored test exposures. signals: of the agents, as ordered in `rows.scores`.
       train: training exposures, for the users' medians of watch time.
+      duration: [n] seconds, of the videos.
       baselines: {ranker: {signal: scores [n]}}, compared with by a paired bootstrap.
       draws: of the bootstrap.
 
     Returns:
-      {signal: {"gauc", "gauc_own" where the signal has an agent, "ci95", "eligible_users"}}; where a baseline scores
+      {signal: {"gauc", "gauc_own" where the signal has an agent, "ci95", "eligible_users", "by_duration"}}, the
+      last the served GAUC within deciles of duration, where a ranker by duration gains nothing; where a baseline scores
       the signal also "against" {ranker: {"gauc", "diff", "diff_ci95"}}, diff being gauc_own (else gauc) minus that of
       the ranker. A figure with fewer than MIN_USERS eligible users is None.
     """
@@ -97,12 +100,28 @@ def metrics(
     )
     everyone = np.ones(len(seconds), bool)
 
-    def measure(scores: np.ndarray, name: str) -> gauc.GroupedMetric:
-        mask = known if name == "watch_time_median" else everyone
+    def part(name: str) -> tuple[np.ndarray, np.ndarray, Callable[..., gauc.GroupedMetric]]:
+        """(rows that count, labels or targets, metric) of a signal."""
         if name == "watch_time_xauc":
-            return gauc.grouped_xauc(rows.user_id, scores, seconds)
-        label = longer if name == "watch_time_median" else labels[name]
-        return gauc.grouped_auc(rows.user_id[mask], scores[mask], {name: label[mask]})[name]
+            return everyone, seconds, gauc.grouped_xauc
+        auc = lambda groups, scores, label: gauc.grouped_auc(groups, scores, label[:, None])[0]
+        return (known, longer, auc) if name == "watch_time_median" else (everyone, labels[name], auc)
+
+    def measure(scores: np.ndarray, name: str) -> gauc.GroupedMetric:
+        mask, label, metric = part(name)
+        return metric(rows.user_id[mask], scores[mask], label[mask])
+
+    def by_duration(name: str) -> list[dict[str, Any]]:
+        mask, label, metric = part(name)
+        deciles = gauc.by_decile(duration[mask], rows.user_id[mask], rows.scores[mask, -1], label[mask], metric)
+        return [
+            {
+                "seconds": [decile.low, decile.high],
+                "gauc": decile.metric.value if decile.metric.eligible_users >= MIN_USERS else None,
+                "eligible_users": int(decile.metric.eligible_users),
+            }
+            for decile in deciles
+        ]
 
     result: dict[str, dict[str, Any]] = {}
     for name in (*types.BINARY_SIGNALS, "watch_time_median", "watch_time_xauc"):
@@ -114,6 +133,7 @@ def metrics(
         interval = gauc.bootstrap_interval(served.per_user, served.impressions, draws) if enough else None
         entry["gauc"] = served.value if enough else None
         entry["ci95"] = [interval.low, interval.high] if interval else None
+        entry["by_duration"] = by_duration(name)
         judged = served
         if name in signals:
             judged = measure(rows.scores[:, signals.index(name)], name)

@@ -35,6 +35,10 @@ def collect(
       keep_scores: whether the log holds the policy's scores [r, C].
       progress: called with the number of sessions ended so far.
     """
+    if first_user < 0 or first_user + num_sessions > 2**31 - 1:
+        raise ValueError(
+            f"users {first_user} … {first_user + num_sessions - 1} are not all in [0, 2^31 - 1); lower first_user"
+        )
     slots_count = min(_SLOTS, max(16, num_sessions))
     slots = rollout.begin(sim, policy, key, first_user, num_sessions, day, slots=slots_count)
     requests: list[dict[str, np.ndarray]] = []

@@ -83,7 +83,11 @@ def load_state(config, source: sources.Source, workdir: Path, mesh) -> st.AgentS
     with manager.Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         if checkpoints.latest_step() is None:
             raise nothing
-        return checkpoints.restore(state_shapes(config, source, mesh))[0]
+        state, step = checkpoints.restore(state_shapes(config, source, mesh))
+    done = workdir / "learned.json"
+    if not done.exists() or wd.read_json(done)["updates"] != step:
+        _say(f"{workdir} has not learned to its end: this is update {step}")
+    return state
 
 
 def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
@@ -96,12 +100,14 @@ def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
     if name in built_in:
         return built_in[name]
     if not Path(name).is_dir():
-        raise ValueError(f"unknown arm {name!r}: neither a run folder nor one of {', '.join(built_in)}")
+        raise ValueError(f"unknown policy {name!r}: neither a run folder nor one of {', '.join(built_in)}")
     config = ml_collections.ConfigDict(wd.read_config(Path(name)))
-    if config.source != "world" or dict(config.world) | {"variant": ""} != dict(source.config.world) | {"variant": ""}:
-        raise ValueError(
-            f"run {name} was trained on {config.source} {dict(config.world)}, not on {dict(source.config.world)}"
-        )
+    if config.source != "world":
+        raise ValueError(f"run {name} was trained on {config.source}, it cannot act in the world; name another run")
+    trained, here = sources.world_origin(config), sources.world_origin(source.config)
+    if differing := [n for n in trained if trained[n] != here.get(n)]:
+        flags = " ".join(f"--config.world.{n}={trained[n]}" for n in differing)
+        raise ValueError(f"run {name} was trained in another world; add {flags}")
     state = load_state(config, source, Path(name), mesh)
     return methods.get(config.method).make_policy(state, source.items, agent_config(config))
 
@@ -124,7 +130,7 @@ def train(config, workdir: Path) -> dict[str, Any]:
         return finished
     try:
         return _run(config, method, workdir, mesh)
-    except (ValueError, OSError, manager.CheckpointError, FloatingPointError):
+    except Exception:
         if made is not None:
             wd.release(workdir, made)
         raise
@@ -137,7 +143,7 @@ def _check(config) -> None:
             f"config.source={config.source!r} does not go with this config file; use experiments/world.py for 'world' "
             "and experiments/kuairand.py for 'kuairand'"
         )
-    least = {"train.batch": 1, "train.segment": 1, "train.epochs": 1, "log_every": 1, "checkpoint_every": 1}
+    least = {"seed": 0, "train.batch": 1, "train.segment": 1, "train.epochs": 1, "log_every": 1, "checkpoint_every": 1}
     if config.source == "world":
         least |= {"collect.sessions": 1, "collect.test_sessions": 1, "ab_test.sessions": 2}
     values = wd.flat(config.to_dict())
@@ -163,7 +169,7 @@ def _run(config, method, workdir: Path, mesh) -> dict[str, Any]:
         test = compare(config, source, policies, mesh)
         result |= test
     _phase("offline")
-    result["offline"] = evaluate(config, source, state)
+    result |= evaluate(config, source, state)
     _phase("results")
     files.write_json(workdir / "results.json", result)
     return result
@@ -204,9 +210,9 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
     batch = config.train.batch
     per_epoch = len(index) // batch
     if per_epoch == 0:
-        raise ValueError(
-            f"the log has {len(index)} segments, fewer than one batch of {batch}; use --config.train.batch={len(index)}"
-        )
+        fits = len(index) // mesh.size * mesh.size
+        fix = f"use --config.train.batch={fits}" if fits else "use a larger log"
+        raise ValueError(f"the log has {len(index)} segments, fewer than one batch of {batch}; {fix}")
     total = config.train.epochs * per_epoch
     agents = agent_config(config, total)
     if state is None:
@@ -285,32 +291,34 @@ def compare(config, source: sources.Source, policies: dict[str, Any], mesh) -> d
 def evaluate(config, source: sources.Source, state: st.AgentState) -> dict[str, Any]:
     """Offline metrics on the held-out logs; on KuaiRand beside popularity and boosting.
 
-    Returns the metrics of the log named `test`; other held-out logs come under their own names. `test_frozen` is `test`
-    again, with every request scored from what was known before the user's first one (`sessions.freeze_histories`).
+    Returns:
+      {"offline": metrics of the test log, "offline_other": {log: metrics}}. Of the others, `test_frozen` is the test
+      log again, every request scored without any feedback of the test days (`sessions.freeze_histories`).
     """
     signals = methods.get(config.method).signals(agent_config(config))
     tests = source.test()
     train, baselines = None, {}
-    if source.valid is not None:
+    if source.sim is None:
         train = offline.exposures(source.train())
-        baselines = _baselines(source.train(), source.valid(), tests, source.items)
+        baselines = _baselines(source, tests)
         tests["test_frozen"], baselines["test_frozen"] = sessions.freeze_histories(tests["test"]), baselines["test"]
     result: dict[str, Any] = {}
     for name, log in tests.items():
         rows = score(config, source, state, log, num_requests=1 if name == "test_frozen" else config.train.segment)
-        measured = offline.metrics(rows, signals, _history_rows(log) if train is None else train, baselines.get(name))
-        result |= measured if name == "test" else {name: measured}
-    return result
+        duration = np.asarray(source.items.duration)[rows.video]
+        before = _history_rows(log) if train is None else train
+        result[name] = offline.metrics(rows, signals, before, duration, baselines.get(name))
+    return {"offline": result.pop("test")} | ({"offline_other": result} if result else {})
 
 
-def _baselines(
-    train: SessionLog, valid: SessionLog, tests: dict[str, SessionLog], items: types.Items
-) -> dict[str, Any]:
+def _baselines(source: sources.Source, tests: dict[str, SessionLog]) -> dict[str, Any]:
     """Scores of popularity and boosting for the exposures of each log, {log: {ranker: {signal: [n]}}}."""
+    train, valid = source.train(), None if source.valid is None else source.valid()
     rows = offline.exposures(train)
-    means = popularity.smoothed_means(rows.video, rows.feedback, items.num_videos)
+    means = popularity.smoothed_means(rows.video, rows.feedback, source.items.num_videos)
     measure = lambda users, scores, labels: gauc.grouped_auc(users, scores, {"label": labels})["label"].value
-    boosted = boosting.scores(train, valid, tests, items, measure)
+    _phase("boosting")
+    boosted = boosting.scores(train, valid, tests, source.items, measure)
     popular = {name: means[offline.exposures(log).video].T for name, log in tests.items()}
     return {
         name: {"popularity": dict(zip(types.SIGNALS, popular[name], strict=True)), "boosting": boosted[name]}
@@ -340,8 +348,7 @@ def print_results(result: dict[str, Any]) -> None:
         print(ab_test.format_table(result))
         print("sessions cut at their longest, %:", {k: round(v, 3) for k, v in result["truncated_pct"].items()})
     if "offline" in result:
-        nested = {name: entry for name, entry in result["offline"].items() if "gauc" not in entry}
-        print(offline.format_table({n: e for n, e in result["offline"].items() if n not in nested}))
-        for name, entries in nested.items():
-            print(f"\n{name}:")
-            print(offline.format_table(entries))
+        print(offline.format_table(result["offline"]))
+    for name, entries in result.get("offline_other", {}).items():
+        print(f"\n{name}:")
+        print(offline.format_table(entries))

@@ -22,7 +22,7 @@ from mmrf_jax.training import collect
 
 #: User ids of the logs, far from each other and from the A/B tests, which start at 0.
 _TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
-_USERS_A_SEED = 1_000_000
+_USERS_A_SEED, _SEEDS_APART = 1_000_000, 100  # seeds that far apart share users, not chance: the key differs
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -34,7 +34,7 @@ class Source:
     Attributes:
       sim: the world, or None where there are only logs.
       train: makes the training log; called only when there is something left to learn.
-      valid: makes the log of the days to choose on; None in the world, where nothing is chosen by a log.
+      valid: makes the log of the days to choose on; None where there is none.
       test: makes {name: held-out log}; called only for the final evaluation.
     """
 
@@ -61,6 +61,11 @@ def world_schema(sim: base.Simulator, config: world_params.WorldConfig) -> Schem
         slate=config.slate,
         history=config.history,
     )
+
+
+def world_origin(config) -> dict[str, Any]:
+    """What tells the logs of one world from those of another; a shifted variant may be tested on another's logs."""
+    return {name: value for name, value in config.world.items() if name != "variant"}
 
 
 def world_policies() -> dict[str, base.Policy]:
@@ -106,7 +111,7 @@ def _world(config, progress: Progress) -> Source:
     sim = session.make(world)
     schema = world_schema(sim, world)
     production = world_policies()["production"]
-    offset = _USERS_A_SEED * config.seed
+    offset = _USERS_A_SEED * (config.seed % _SEEDS_APART)
 
     def log(first_user: int, number: int) -> SessionLog:
         return collect_log(
@@ -117,10 +122,7 @@ def _world(config, progress: Progress) -> Source:
     def train() -> SessionLog:
         if not config.data.dir:
             return log(_TRAIN_USERS, config.collect.sessions)
-        found, log_schema = records.read_log(Path(config.data.dir))
-        if log_schema != schema:
-            raise ValueError(f"log {config.data.dir} was made with {log_schema}, the config's world has {schema}")
-        return found
+        return records.read_log(Path(config.data.dir), schema, origin=world_origin(config))[0]
 
     return Source(
         items=sim.items,
@@ -153,14 +155,22 @@ def _kuairand(config) -> Source:
     train = splits["train"]
     if d.max_sessions and train.num_sessions > d.max_sessions:
         train = sessions.select_sessions(train, np.arange(d.max_sessions))
+    for name, field in (("train", "train_until"), ("test", "test_from")):
+        if not splits[name].num_sessions:
+            days = {split: [int(log.date.min()), int(log.date.max())] for split, log in splits.items() if len(log.date)}
+            raise ValueError(
+                f"no session is in the {name} days with config.data.{field}={d[field]}; the logs hold {days}: change it"
+            )
+    tests = {name: log for name in ("test", "random_test") if (log := splits[name]).num_sessions}
+    valid = (lambda: splits["valid"]) if splits["valid"].num_sessions else None
     items = jax.tree.map(jax.numpy.asarray, items)
     return Source(
         items=items,
         schema=schema,
         sim=None,
         train=lambda: train,
-        valid=lambda: splits["valid"],
-        test=lambda: {"test": splits["test"], "random_test": splits["random_test"]},
+        valid=valid,
+        test=lambda: dict(tests),
         report=report,
         config=config,
     )

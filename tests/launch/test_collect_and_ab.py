@@ -1,6 +1,7 @@
 """`launch.collect` writes what `launch.train` reads; `launch.ab_test` compares what it wrote."""
 
 import json
+import shutil
 
 import numpy as np
 from processes import TINY, error_line, results
@@ -21,6 +22,14 @@ def test_a_collected_log_trains(launch, tmp_path):
     train = results(run)["train"]
     assert (train["sessions"], train["requests"]) == (200, log.num_requests)
 
+    other = launch(
+        "train", *TINY, f"--config.data.dir={log_dir}", "--config.world.seed=1", f"--workdir={tmp_path / 'o'}"
+    )
+    error_line(other, "seed=0, 1 is asked for", "collect it again")
+    assert not (tmp_path / "o").exists()
+    (log_dir / "manifest.json").write_text('{"version": 2}')
+    error_line(launch("train", *TINY, f"--config.data.dir={log_dir}", f"--workdir={tmp_path / 'o'}"), "cannot be used")
+
 
 def test_ab_test_of_a_run_folder_gives_the_figures_of_its_results(launch, finished, tmp_path):
     out = tmp_path / "ab.json"
@@ -31,5 +40,12 @@ def test_ab_test_of_a_run_folder_gives_the_figures_of_its_results(launch, finish
     assert found["production"] == wanted["production"] and found[finished.name] == wanted["mmrf"]
 
     done = launch("ab_test", *TINY, "--arms=production,nosuch", "--sessions=64", f"--out={tmp_path / 'no.json'}")
-    error_line(done, "unknown arm 'nosuch'", "production", "run folder")
+    error_line(done, "unknown policy 'nosuch'", "production", "run folder")
     assert not (tmp_path / "no.json").exists()
+    done = launch("ab_test", "--config=experiments/kuairand.py", "--arms=production,random", f"--out={tmp_path / 'a'}")
+    error_line(done, "needs the world", "'kuairand'", "experiments/world.py")
+    done = launch("ab_test", *TINY, "--arms=production,random", f"--out={tmp_path}")
+    error_line(done, "is a folder", "name a file")
+    done = launch("collect", *TINY, "--sessions=200", "--first_user=2147483600", f"--out={tmp_path / 'l'}")
+    error_line(done, "2147483600", "lower first_user")
+    launch.ok("evaluate", "--workdir", shutil.copytree(finished, tmp_path / "run"))

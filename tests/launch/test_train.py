@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import kuairand_files
 import processes
 import pytest
 from processes import TINY, error_line, results
@@ -93,8 +94,34 @@ def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, tmp_path):
     result = results(workdir)
     offline = result["offline"]
     assert "ab_test" not in result and result["train"]["sessions"] == 500
-    for table in (offline, offline["random_test"]):
+    other = result["offline_other"]
+    assert set(other) == {"random_test", "test_frozen"}
+    for table in (offline, *other.values()):
         assert table["click"]["eligible_users"] > 0 and 0 < table["click"]["gauc"] < 1
         assert {"watch_time_median", "watch_time_xauc"} <= table.keys()
     launch.ok("evaluate", f"--workdir={workdir}")
-    assert json.loads((workdir / "evaluation.json").read_text())["offline"] == offline
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluation["offline"] == offline and evaluation["offline_other"] == other
+    # Only the users' histories differ: the baselines know none of them, and the agents do.
+    for name in ("click", "long_view"):
+        for ranker in ("popularity", "boosting"):
+            gauc = offline[name]["against"][ranker]["gauc"]
+            assert gauc is not None and gauc == other["test_frozen"][name]["against"][ranker]["gauc"]
+    assert offline["click"]["gauc"] != other["test_frozen"]["click"]["gauc"]
+    assert offline["click"]["by_duration"] and set(offline["watch_time_median"]["against"]) == {"popularity"}
+
+
+def test_kuairand_without_a_random_log_trains_and_empty_days_are_refused(launch, tmp_path):
+    frames = kuairand_files.write(tmp_path / "source")
+    for path in (frames / "data").glob("log_random*"):
+        path.unlink()
+    args = (
+        "train", "--config=experiments/kuairand.py", "--config.quick=True", f"--config.data.dir={frames}",
+        f"--config.data.cache_dir={tmp_path / 'cache'}", "--config.data.candidates=20", "--config.train.batch=16",
+        "--config.agents.dropout=0.0",
+    )  # fmt: skip
+    launch.ok(*args, f"--workdir={tmp_path / 'run'}")
+    assert set(results(tmp_path / "run")["offline_other"]) == {"test_frozen"}
+    done = launch(*args, "--config.data.test_from=20220601", f"--workdir={tmp_path / 'other'}")
+    error_line(done, "test_from=20220601", "20220502", "change it")
+    assert not (tmp_path / "other").exists()

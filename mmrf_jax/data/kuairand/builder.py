@@ -78,6 +78,12 @@ class KuaiRand(tfds.core.GeneratorBasedBuilder):
             yield i, {"block": np.frombuffer(records.pack(log, prepared.schema), np.uint8)}
 
 
+def _finished(root: pathlib.Path) -> list[pathlib.Path]:
+    """The descriptions of the datasets that were prepared in a folder."""
+    found = [root / "dataset_info.json", *root.glob("kuairand/*/[0-9]*/dataset_info.json")]
+    return [path for path in found if path.exists()]
+
+
 def load(
     prepared: tfds.core.DatasetBuilder | str | os.PathLike,
 ) -> tuple[dict[str, SessionLog], types.Items, Schema, dict]:
@@ -98,8 +104,7 @@ def load(
         builder = prepared
     else:
         root = pathlib.Path(prepared)
-        finished = [root / "dataset_info.json", *root.glob("kuairand/*/[0-9]*/dataset_info.json")]
-        finished = [path for path in finished if path.exists()]
+        finished = _finished(root)
         if not finished:
             raise FileNotFoundError(f"{root} holds no prepared KuaiRand; prepare it or name the folder of the records")
         if len(finished) > 1:
@@ -128,6 +133,8 @@ def load_or_prepare(
 ) -> tuple[dict[str, SessionLog], types.Items, Schema, dict]:
     """`load`, after preparing where no earlier call did so for the same files, config and format.
 
+    `source` is the folder of the official files, or one that a builder wrote with the same config.
+
     Files are the same where their names, sizes and times of change are. Processes that prepare at once do not disturb
     each other: a dataset appears by a rename, and the first to finish wins.
 
@@ -135,6 +142,11 @@ def load_or_prepare(
       FileNotFoundError, ValueError: as `columns.find_source`, the readers and `candidates.Pool.check`.
     """
     config = config or KuaiRandConfig()
+    if _finished(pathlib.Path(source)):
+        made = _finished(pathlib.Path(source))[0].parent.parent.name
+        if made != config.fingerprint():
+            raise ValueError(f"{source} was prepared with other settings ({made}); name the folder of the CSV files")
+        return load(source)
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in columns.find_source(source).files]
     cache = pathlib.Path(cache_dir) / digest([FORMAT, dataclasses.asdict(config), stats])
     tfds.disable_progress_bar()

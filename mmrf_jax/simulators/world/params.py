@@ -38,6 +38,9 @@ class WorldConfig:
     def __post_init__(self):
         if self.variant not in VARIANTS:
             raise ValueError(f"unknown world variant {self.variant!r}; choose among {', '.join(VARIANTS)}")
+        for name in ("slate", "history", "max_requests"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"world.{name}={getattr(self, name)} is not positive; set it to 1 or more")
         if self.candidates > self.num_videos or self.candidates < self.slate:
             raise ValueError(
                 f"world.candidates={self.candidates} must lie between world.slate={self.slate} and "
