@@ -81,8 +81,9 @@ def make_test_rows():
 TRAIN = make_rows([1, 1, 2], [0, 0, 0], [4, 8, 4])  # medians of 6 and 4 seconds; user 3 is unknown
 
 
-def measure(rows, signals=SIGNALS, baselines=None, draws=1000):
-    return offline.metrics(rows, signals, TRAIN, baselines=baselines, draws=draws)
+def measure(rows, signals=SIGNALS, baselines=None, draws=1000, duration=None):
+    duration = np.full(len(rows.video), 30.0) if duration is None else duration
+    return offline.metrics(rows, signals, TRAIN, duration, baselines, draws)
 
 
 @pytest.fixture
@@ -135,6 +136,18 @@ def test_against_a_baseline_by_hand(few):
     assert median["diff_ci95"] == pytest.approx([-1.0, -0.5])
     assert result["watch_time_xauc"]["against"]["popularity"]["diff"] == pytest.approx(0.4 - 1.0)
     assert "against" not in result["like"]  # which the baseline does not score
+
+
+def test_by_duration_by_hand(few):
+    # User 2 has the videos of 10 s in the wrong order; those of 60 s are compared with each other alone.
+    duration = np.tile([10.0, 10.0, 60.0, 60.0], 2)
+    rows = make_rows([1] * 4 + [2] * 4, [1, 0] * 4, [5] * 8, [8, 7, 2, 1, 7, 8, 2, 1])
+    short, long = measure(rows, ("watch_time",), duration=duration)["click"]["by_duration"]
+    assert (short["seconds"][1], short["gauc"], short["eligible_users"]) == (10.0, 0.5, 2)
+    assert (long["seconds"][1], long["gauc"], long["eligible_users"]) == (60.0, 1.0, 2)
+    rows.feedback[4:6, types.signal_index("click")] = 0  # user 2 is no longer eligible among the short ones
+    short, long = measure(rows, ("watch_time",), duration=duration)["click"]["by_duration"]
+    assert (short["gauc"], short["eligible_users"], long["gauc"]) == (None, 1, 1.0)
 
 
 def test_no_figure_below_the_least_number_of_users(monkeypatch):
