@@ -322,6 +322,17 @@ def test_preparing_twice_does_nothing_and_half_written_is_not_finished(tmp_path,
             kr.load_or_prepare(source, tmp_path / "cache", CONFIG)
 
 
+def test_prepared_records_are_read_in_place_of_the_files(tmp_path):
+    kr.load_or_prepare(files.write(tmp_path / "source"), tmp_path / "cache", CONFIG)
+    written = next((tmp_path / "cache").iterdir())
+    splits, _, schema, report = kr.load_or_prepare(written, tmp_path / "other", CONFIG)
+    again, _, _, wanted = kr.load_or_prepare(tmp_path / "source", tmp_path / "cache", CONFIG)
+    assert packed(splits, "train", schema) == packed(again, "train", schema) and report == wanted
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(ValueError, match="prepared with other settings"):
+        kr.load_or_prepare(written, tmp_path / "other", dataclasses.replace(CONFIG, seed=1))
+
+
 def test_the_seed_changes_candidates_only(tmp_path, small):
     splits = small[1]
     other = kr.load_or_prepare(files.write(tmp_path / "s"), tmp_path / "cache", dataclasses.replace(CONFIG, seed=1))[0]
