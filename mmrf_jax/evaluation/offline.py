@@ -116,7 +116,7 @@ def metrics(
         deciles = gauc.by_decile(duration[mask], rows.user_id[mask], rows.scores[mask, -1], label[mask], metric)
         return [
             {
-                "seconds": [decile.low, decile.high],
+                "duration": [decile.low, decile.high],
                 "gauc": decile.metric.value if decile.metric.eligible_users >= MIN_USERS else None,
                 "eligible_users": int(decile.metric.eligible_users),
             }

@@ -143,8 +143,8 @@ def test_by_duration_by_hand(few):
     duration = np.tile([10.0, 10.0, 60.0, 60.0], 2)
     rows = make_rows([1] * 4 + [2] * 4, [1, 0] * 4, [5] * 8, [8, 7, 2, 1, 7, 8, 2, 1])
     short, long = measure(rows, ("watch_time",), duration=duration)["click"]["by_duration"]
-    assert (short["seconds"][1], short["gauc"], short["eligible_users"]) == (10.0, 0.5, 2)
-    assert (long["seconds"][1], long["gauc"], long["eligible_users"]) == (60.0, 1.0, 2)
+    assert (short["duration"][1], short["gauc"], short["eligible_users"]) == (10.0, 0.5, 2)
+    assert (long["duration"][1], long["gauc"], long["eligible_users"]) == (60.0, 1.0, 2)
     rows.feedback[4:6, types.signal_index("click")] = 0  # user 2 is no longer eligible among the short ones
     short, long = measure(rows, ("watch_time",), duration=duration)["click"]["by_duration"]
     assert (short["gauc"], short["eligible_users"], long["gauc"]) == (None, 1, 1.0)
