@@ -26,7 +26,7 @@ from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.data.splits import SPLITS
 
 #: Changes whenever the same files and config would give other records.
-FORMAT = 2
+FORMAT = 3
 CATALOGUE = "catalogue.npz"
 
 
@@ -148,7 +148,7 @@ def load_or_prepare(
             raise ValueError(f"{source} was prepared with other settings ({made}); name the folder of the CSV files")
         return load(source)
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in columns.find_source(source).files]
-    cache = pathlib.Path(cache_dir) / digest([FORMAT, dataclasses.asdict(config), stats])
+    cache = pathlib.Path(cache_dir) / digest([FORMAT, records.VERSION, dataclasses.asdict(config), stats])
     tfds.disable_progress_bar()
     builder = KuaiRand(data_dir=cache, source=source, config=config)
     try:
