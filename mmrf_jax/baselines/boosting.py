@@ -86,12 +86,13 @@ def scores(
     if len(rows) > _MAX_ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, _MAX_ROWS, replace=False))
     at_train, labels = features(train, items, [train], rows), _exposures(train)[2][rows] > 0.5
+    at_valid = None if valid is None else features(valid, items, past)
     models = {}
     for i, signal in enumerate(SIGNALS):
         model = HistGradientBoostingClassifier(
             learning_rate=0.08, max_iter=_ITERATIONS, min_samples_leaf=50, early_stopping=False, random_state=seed
         ).fit(at_train, labels[:, i])
-        models[signal] = (model, _ITERATIONS if valid is None else _best(model, i, valid, items, past, measure))
+        models[signal] = (model, _ITERATIONS if valid is None else _best(model, i, valid, at_valid, measure))
     result: dict[str, dict[str, np.ndarray]] = {}
     for name, log in tests.items():
         blocks = np.array_split(np.arange(num_exposures(log)), -(-num_exposures(log) // _MAX_ROWS))
@@ -104,13 +105,13 @@ def scores(
     return result
 
 
-def _best(model, i: int, valid: SessionLog, items: types.Items, past: list[SessionLog], measure) -> int:
+def _best(model, i: int, valid: SessionLog, at_valid: np.ndarray | None, measure) -> int:
     """The number of trees with the best validation figure of signal i; all of them where there is no figure."""
     users = valid.user_id[sessions.exposure_index(valid)[0]]
     label = _exposures(valid)[2][:, i] > 0.5
     measured = [
         (measure(users, p[:, 1], label), n)
-        for n, p in enumerate(model.staged_predict_proba(features(valid, items, past)), 1)
+        for n, p in enumerate(model.staged_predict_proba(at_valid), 1)
         if n % _STEP == 0
     ]
     return max((m for m in measured if not np.isnan(m[0])), default=(0.0, _ITERATIONS))[1]

@@ -142,8 +142,8 @@ def load_or_prepare(
       FileNotFoundError, ValueError: as `columns.find_source`, the readers and `candidates.Pool.check`.
     """
     config = config or KuaiRandConfig()
-    if _finished(pathlib.Path(source)):
-        made = _finished(pathlib.Path(source))[0].parent.parent.name
+    if finished := _finished(pathlib.Path(source)):
+        made = finished[0].parent.parent.name
         if made != config.fingerprint():
             raise ValueError(f"{source} was prepared with other settings ({made}); name the folder of the CSV files")
         return load(source)
