@@ -64,7 +64,7 @@ class Request:
 
     user_id: chex.Array  # [B] int32
     profile: chex.Array  # [B, Du] float32, roughly standardised
-    context: chex.Array  # [B, Dx] float32: hour, tab, position in the session
+    context: chex.Array  # [B, Dx] float32: hour, tab, …; the last column is log1p of the position in the session
     candidates: chex.Array  # [B, C] int32 video ids, all different
 
 
@@ -93,6 +93,17 @@ class SessionBatch:
     def num_requests(self) -> int:
         """T, the requests of a segment that are trained on."""
         return self.mask.shape[-1] - 1
+
+
+@struct.dataclass
+class Simulated:
+    """Slates of videos that were not shown at the requests of a batch, answered by a feedback model (method.md, 3)."""
+
+    slates: chex.Array  # [B, T+1, M, K] int32, positions in the request's candidates, all different
+    expected: chex.Array  # [B, T+1, M, K, S] float32, expected feedback: probabilities, and seconds
+    uncertainty: chex.Array  # [B, T+1, M, K, S] float32, over its mean on impressions
+    sampled: chex.Array  # [B, T+1, M, K, S] float32, feedback drawn from the model: what the next state holds
+    stay: chex.Array  # [B, T+1, M] float32, probability of another request after each slate
 
 
 PyTree = chex.ArrayTree

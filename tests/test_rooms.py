@@ -10,7 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 #: A room imports its own level and those before it; leaves import the vocabulary alone.
 LEVELS = (
     {"types"},
-    {"data", "embeddings", "simulators"},
+    {"data", "embeddings"},
+    {"encoders"},
+    {"simulators"},
     {"agents", "baselines"},
     {"training", "evaluation"},
     {"launch", "experiments"},

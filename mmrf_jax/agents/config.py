@@ -5,41 +5,34 @@ from __future__ import annotations
 import dataclasses
 
 from mmrf_jax import types
+from mmrf_jax.encoders.config import EncoderConfig
 
-ABLATIONS = ("none", "co")
+ABLATIONS = ("none", "co", "da", "ns")
 
 
 @dataclasses.dataclass(frozen=True)
-class AgentConfig:
+class AgentConfig(EncoderConfig):
     """Static configuration of the agents; hashable, so it can be closed over by jitted functions.
 
     Attributes:
       signals: the signal of each agent; the last is the main one, whose scores decide the exposure.
-      ablation: `none`, or `co`: no collaboration (no attention, no auxiliary scores to the main agent).
+      ablation: `none`; `co`: no collaboration (no attention, no auxiliary scores to the main agent); `da`: nothing is
+        learned from videos that were not shown; `ns`: they get a constant negative reward (method.md, section 3).
+      non_impressions: rho, the share of the unseen candidates that is labelled by the feedback model and learned from;
+        also their weight beside the impressions, together.
+      optimism: beta, by how many times its uncertainty a simulated reward is widened; negative for pessimism.
       main_weight: lambda, the weight of the main agent's value in an auxiliary agent's objective.
       watch_reward: of the watch-time agent, `seconds`; or, where a few long plays would decide all, `long_view`: 1
         for 18 seconds or the whole video.
       temperature: tau of the relaxed exposure, in units of the spread of a critic over candidates.
       discount: gamma of a request. polyak: rate at which target networks follow.
-      learning_rate, actor_learning_rate: of Adam, for encoder and critics, and for actors.
-      decay_updates: updates over which they fall to a twentieth along a cosine; 0 for never.
-      table_learning_rate: of row-wise Adagrad.
-      optimizer: `adamw`, or `sgd` for checks of invariance.
-      signal_weights: of the feedback losses, SIGNALS order; rare signals weigh more, or they leave no trace.
-      dropout: on looked-up embedding rows and on the user state, in training only.
+      actor_learning_rate: of Adam, for actors; `learning_rate` is that of encoder and critics.
     """
 
     signals: tuple[str, ...] = types.AGENT_SIGNALS
     ablation: str = "none"
-    slate: int = 6
-    dim: int = 32  # D of an item encoding
-    id_dim: int = 8
-    author_dim: int = 8
-    tag_dim: int = 8
-    user_dim: int = 8
-    feedback_dim: int = 8
-    decays: tuple[float, ...] = (0.98, 0.8)  # of the user memory, for each exposure
-    state_dim: int = 64
+    non_impressions: float = 0.25
+    optimism: float = 0.1
     agent_dim: int = 32
     heads: int = 4
     main_weight: float = 0.1
@@ -47,16 +40,10 @@ class AgentConfig:
     temperature: float = 0.25
     discount: float = 0.95
     polyak: float = 0.02
-    learning_rate: float = 1.5e-3
     actor_learning_rate: float = 3e-3
-    decay_updates: int = 0
-    weight_decay: float = 1e-4
-    table_learning_rate: float = 0.05
-    dropout: float = 0.0
-    optimizer: str = "adamw"
-    signal_weights: tuple[float, ...] = (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 1.0)
 
     def __post_init__(self):
+        super().__post_init__()
         for name in self.signals:
             types.signal_index(name)
         if len(set(self.signals)) != len(self.signals) or not self.signals:
@@ -65,12 +52,21 @@ class AgentConfig:
             raise ValueError(f"unknown agents.watch_reward={self.watch_reward!r}; use seconds or long_view")
         if self.ablation not in ABLATIONS:
             raise ValueError(f"unknown ablation {self.ablation!r}; choose among {', '.join(ABLATIONS)}")
-        if self.dim <= self.id_dim + 1:
-            raise ValueError(
-                f"agents.dim={self.dim} leaves no room beside agents.id_dim={self.id_dim}; use a larger dim"
-            )
+        if not 0.0 <= self.non_impressions <= 1.0:
+            raise ValueError(f"agents.non_impressions={self.non_impressions} is not a share; use a number in [0, 1]")
         if self.agent_dim % self.heads:
             raise ValueError(f"agents.agent_dim={self.agent_dim} is not divisible by agents.heads={self.heads}")
+
+    def simulated_slates(self, candidates: int) -> int:
+        """Slates of unseen videos labelled at each request of C candidates: floor(rho (C - K) / K), or none."""
+        if self.ablation == "da":
+            return 0
+        return int(self.non_impressions * (candidates - self.slate) / self.slate)
+
+    @property
+    def rewards_differ(self) -> bool:
+        """Whether rewards of videos that were not shown are more, or less, than their expected feedback."""
+        return self.ablation == "ns" or (self.ablation != "da" and self.optimism != 0.0)
 
     @property
     def num_agents(self) -> int:

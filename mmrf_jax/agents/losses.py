@@ -1,4 +1,4 @@
-"""What the agents minimise: feedback regression, staying, twin TD values, and the deterministic policy gradient.
+"""What the agents minimise beside the feedback losses: twin TD values and the deterministic policy gradient.
 
 All functions return values per exposure or per request; `agents.update` masks and averages them.
 """
@@ -6,49 +6,18 @@ All functions return values per exposure or per request; `agents.update` masks a
 from __future__ import annotations
 
 import chex
-import jax
 import jax.numpy as jnp
-import optax
 
-from mmrf_jax import types
 from mmrf_jax.agents import exposure
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.agents.networks import CriticOutput
-
-_MAX_LOG_WATCH = 5.0  # of watch time over its standard deviation
-
-
-def feedback_loss(predicted: chex.Array, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
-    """Loss of each signal [..., M, S]: Bernoulli for binary signals, quasi-Poisson (log link) for watch time.
-
-    Both are proper for the mean, which is what rewards need (the paper regresses by MSE; contract.md allows these).
-
-    Args:
-      predicted: [..., S, M] raw outputs of the critic. feedback: [..., M, S]. reward_scale: [S].
-    """
-    raw = jnp.moveaxis(predicted, -2, -1)
-    binary = optax.sigmoid_binary_cross_entropy(raw[..., : types.WATCH_TIME], feedback[..., : types.WATCH_TIME])
-    eta = jnp.clip(raw[..., types.WATCH_TIME :], -8.0, _MAX_LOG_WATCH)
-    watched = feedback[..., types.WATCH_TIME :] / reward_scale[types.WATCH_TIME]
-    return jnp.concatenate([binary, jnp.exp(eta) - watched * eta], axis=-1)
-
-
-def expected_feedback(predicted: chex.Array, reward_scale: chex.Array) -> chex.Array:
-    """Raw outputs [..., S, M] -> means in the signals' units (probabilities, seconds), [..., S, M]."""
-    binary = jax.nn.sigmoid(predicted[..., : types.WATCH_TIME, :])
-    seconds = jnp.exp(jnp.clip(predicted[..., types.WATCH_TIME :, :], -8.0, _MAX_LOG_WATCH))
-    return jnp.concatenate([binary, reward_scale[types.WATCH_TIME] * seconds], axis=-2)
+from mmrf_jax.encoders import heads
 
 
 def rewards(config: AgentConfig, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
     """Feedback [..., S], or its expectation -> normalised rewards of the agents [..., N]; a hate counts negative."""
     index = jnp.asarray(config.reward_indices)
     return jnp.asarray(config.signs) * feedback[..., index] / reward_scale[index]
-
-
-def stay_probability(out: CriticOutput, w: chex.Array) -> chex.Array:
-    """Probability [...] of another request after the exposure w [..., M]."""
-    return jax.nn.sigmoid(out.stay_base + jnp.sum(w * out.stay_effect, axis=-1))
 
 
 def video_values(
@@ -62,14 +31,33 @@ def video_values(
     Args:
       out: critics for M videos. value: [..., N], V_i(s). stay: [...], p at the current exposure.
     """
-    reward = rewards(config, jnp.moveaxis(expected_feedback(out.feedback, reward_scale), -2, -1), reward_scale)
+    expected = jnp.moveaxis(heads.expected_feedback(out.feedback, reward_scale), -2, -1)
+    reward = jnp.moveaxis(rewards(config, expected, reward_scale), -1, -2)
+    if out.gap is not None:
+        reward += out.gap
     slope = config.discount * (stay * (1.0 - stay))[..., None] * value  # [..., N]
-    return jnp.moveaxis(reward, -1, -2) + slope[..., None] * out.stay_effect[..., None, :]
+    return reward + slope[..., None] * out.stay_effect[..., None, :]
 
 
 def slate_values(base: chex.Array, q: chex.Array, w: chex.Array) -> chex.Array:
     """Q_i(s, w) = b_i(s) + sum_c w_c q_i(s, c): base [..., N], q [..., N, M], w [..., M] -> [..., N]."""
     return base + jnp.einsum("...nm,...m->...n", q, w)
+
+
+def simulated_rewards(
+    config: AgentConfig, feedback: chex.Array, uncertainty: chex.Array, reward_scale: chex.Array
+) -> chex.Array:
+    """Normalised rewards [..., N] of videos that were not shown: r + beta u |r|, or -1 each for `ablation=ns`.
+
+    Widened by |r|, a negative reward is not turned around (contract.md, "Learning").
+
+    Args:
+      feedback: [..., S] that the feedback model expects. uncertainty: [..., S], over its mean on impressions.
+    """
+    reward = rewards(config, feedback, reward_scale)
+    if config.ablation == "ns":
+        return jnp.full_like(reward, -1.0)
+    return reward + config.optimism * uncertainty[..., jnp.asarray(config.reward_indices)] * jnp.abs(reward)
 
 
 def td_targets(reward: chex.Array, next_value: chex.Array, terminated: chex.Array, discount: float) -> chex.Array:

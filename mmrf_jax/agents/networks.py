@@ -11,37 +11,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from mmrf_jax import types
 from mmrf_jax.agents.collaboration import Collaboration
 from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.encoders import heads
+from mmrf_jax.encoders.heads import UserVectors
 
 _OWN_VECTORS = 4  # user vectors of the main agent, besides the auxiliary agents' scores
 _SCORE_SCALE = 0.2  # of auxiliary scores where they enter the main actor
-
-
-class UserVectors(nn.Module):
-    """n user vectors in the space of item encodings: from a state, plus reads of the memory.
-
-    <state vector, e_c> + sum_lf g_lf (M_lf . e_c): the second part is linear attention over the user's history.
-    """
-
-    num: int
-    dim: int
-
-    @nn.compact
-    def __call__(self, state: chex.Array, memory_mean: chex.Array) -> chex.Array:
-        """State [..., d] (or [..., n, d], one for each vector) and memory means [..., L, F, D] -> [..., n, D]."""
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-        if state.ndim == memory_mean.ndim - 1:
-            kernel = self.param("kernel", init, (self.num, state.shape[-1], self.dim))
-            from_state = jnp.einsum("...nd,ndo->...no", state, kernel)
-        else:
-            from_state = nn.Dense(self.num * self.dim, kernel_init=init)(state).reshape(
-                *state.shape[:-1], self.num, self.dim
-            )
-        reads = memory_mean.reshape(*memory_mean.shape[:-3], -1, memory_mean.shape[-1])
-        gate = self.param("reads", nn.initializers.normal(0.1), (self.num, reads.shape[-2]))
-        return from_state + jnp.einsum("nf,...fd->...nd", gate, reads)
 
 
 def _damp(x: chex.Array, weight: float) -> chex.Array:
@@ -108,12 +84,10 @@ class Actor(nn.Module):
 
 
 @struct.dataclass
-class CriticOutput:
-    """What the critics say of one request; `...` are batch axes."""
+class CriticOutput(heads.Prediction):
+    """What the critics say of one request: predictions, and values; `...` are batch axes."""
 
-    feedback: chex.Array  # [..., S, M] raw predictions of the M videos: log-odds, and log of normalised watch time
-    stay_base: chex.Array  # [...] log-odds of another request, before the slate's effect
-    stay_effect: chex.Array  # [..., M] what each video adds to those log-odds when shown
+    gap: chex.Array | None  # [..., N, M] what a reward is beyond expected feedback; None where nothing is
     base: chex.Array  # [..., 2, N] twin b_i(s)
     value: chex.Array  # [..., 2, N] twin V_i(s) of the policy in force
 
@@ -127,20 +101,16 @@ class Critic(nn.Module):
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> CriticOutput:
         """z [..., state_dim], memory_mean [..., L, F, D], items [..., M, D]."""
         c = self.config
-        num_signals = len(types.SIGNALS)
-        vectors = UserVectors(num_signals, c.dim, name="signals")(
-            jnp.concatenate([z, nn.gelu(nn.Dense(64, name="hidden")(z))], -1), memory_mean
-        )
-        prior = self.param("prior", nn.initializers.zeros, (num_signals, 1))  # set to the base rates of the first log
-        feedback = prior + jnp.einsum("...nd,...md->...nm", vectors, items)
-        # Staying is learned on few numbers of a video: its predicted feedback and its encoding, the same for all
-        # users. Free user x video effects fit noise here, for one slate moves the odds by little (method.md, 2).
-        few = jax.lax.stop_gradient(feedback - prior)
-        theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,))
-        direct = self.param("stay_items", nn.initializers.zeros, (c.dim,))
-        effect = jnp.einsum("n,...nm->...m", theta, few) + jax.lax.stop_gradient(items) @ direct
+        predicted = heads.FeedbackHeads(c.dim, name="heads")(z, memory_mean, items)
         state = jax.lax.stop_gradient(z)
-        heads = nn.Dense(4 * c.num_agents, name="values")(nn.gelu(nn.Dense(64, name="value_hidden")(state)))
-        heads = heads.reshape(*heads.shape[:-1], 2, 2, c.num_agents)
-        stay = nn.Dense(1, name="stay")(nn.gelu(nn.Dense(32, name="stay_hidden")(state)))[..., 0]
-        return CriticOutput(feedback, stay, effect, heads[..., 0, :, :], heads[..., 1, :, :])
+        values = nn.Dense(4 * c.num_agents, name="values")(nn.gelu(nn.Dense(64, name="value_hidden")(state)))
+        values = values.reshape(*values.shape[:-1], 2, 2, c.num_agents)
+        gap = None
+        if c.rewards_differ:
+            vectors = nn.Dense(c.num_agents * c.dim, kernel_init=nn.initializers.zeros, name="gap")(state)
+            vectors = vectors.reshape(*vectors.shape[:-1], c.num_agents, c.dim)
+            gap = jnp.einsum("...nd,...md->...nm", vectors, jax.lax.stop_gradient(items))
+        return CriticOutput(
+            predicted.feedback, predicted.extra, predicted.stay_base, predicted.stay_effect, gap,
+            values[..., 0, :, :], values[..., 1, :, :],
+        )  # fmt: skip

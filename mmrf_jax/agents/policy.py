@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import types
-from mmrf_jax.agents import encoder as enc
 from mmrf_jax.agents import networks
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.embeddings import table
+from mmrf_jax.encoders import encoder as enc
+from mmrf_jax.encoders import tables as tb
 from mmrf_jax.simulators import base
 
 _ENCODE_BLOCK = 65_536  # videos encoded at a time
@@ -26,7 +27,7 @@ def catalogue_encodings(state: st.AgentState, items: types.Items, config: AgentC
     blocks = -(-num // _ENCODE_BLOCK)
     size = -(-num // blocks)
     videos = jnp.minimum(jnp.arange(blocks * size), num - 1).reshape(blocks, size)
-    encode = lambda v: st.encode_videos(config, state.params, state.tables, items, v)
+    encode = lambda v: tb.encode_videos(config, state.params["encoder"], state.tables, items, v)
     return jax.lax.map(encode, videos).reshape(-1, config.dim)[:num]
 
 
@@ -37,7 +38,7 @@ def make(state: st.AgentState, items: types.Items, config: AgentConfig, temperat
         "actor": state.params["actor"],
         "encodings": catalogue_encodings(state, items, config),
         "duration": items.duration,
-        "users": state.tables[st.USER_TABLE],
+        "users": state.tables[tb.USER_TABLE],
     }
     start, score, observe = _functions(config)
     return base.Policy(params, start, score, observe, temperature)

@@ -11,9 +11,12 @@ import optax
 
 from mmrf_jax import types
 from mmrf_jax.agents import exposure, losses, networks
-from mmrf_jax.agents import representation as rep
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.encoders import encoder as enc
+from mmrf_jax.encoders import heads, learning
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
 
 _SCALE_RATE = 0.01  # of the running spread of the critics
 _VALUE_WEIGHT = 0.1  # of the TD losses beside the feedback losses
@@ -26,37 +29,47 @@ def update(
     batch: types.SessionBatch,
     items: types.Items,
     config: AgentConfig,
+    rate: chex.Numeric = 1.0,
+    simulated: types.Simulated | None = None,
     axis_name: str | None = None,
 ) -> tuple[st.AgentState, dict[str, chex.Array]]:
     """One update; jit it with `config` static and `state` donated.
 
     Args:
       batch: segments of T + 1 requests; the first T are learned from.
-      axis_name: see `state.Reduction`.
+      rate: factor on the learning rates.
+      simulated: videos that were not shown, with a feedback model's answers; learned from beside the impressions, at
+        `config.non_impressions` of their weight. None for impressions alone.
+      axis_name: see `learning.Reduction`.
 
     Returns:
       The next state and scalar metrics.
     """
-    reduction = st.Reduction(axis_name)
+    reduction = learning.Reduction(axis_name)
     key = reduction.fold(jax.random.fold_in(state.key, state.step))
-    candidates = st.encode_videos(config, state.params, state.tables, items, batch.candidates)
+    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
+    unseen = None
+    if simulated is not None:
+        flat = simulated.slates.reshape(*simulated.slates.shape[:2], -1)
+        unseen = jnp.take_along_axis(batch.candidates, flat, axis=-1)  # [B, T+1, M K]
 
     def loss_fn(params, rows):
-        return _loss(params, rows, state, batch, items, candidates, key, config, reduction)
+        return _loss(params, rows, state, batch, simulated, unseen, items, candidates, key, config, reduction)
 
-    next_state, (metrics, mean, spread), grad_norm = st.step(state, rep.ids(batch, items), loss_fn, config, reduction)
+    ids = rep.ids(batch, items, unseen)
+    next_state, (metrics, mean, spread), grad_norm = st.step(state, ids, loss_fn, config, reduction, rate)
     # The first spread is taken whole: the running mean of a handful of updates would start from 1.
-    rate = jnp.where(state.step == 0, 1.0, _SCALE_RATE)
+    blend = jnp.where(state.step == 0, 1.0, _SCALE_RATE)
     next_state = dataclasses.replace(
         next_state,
-        q_mean=(1.0 - rate) * state.q_mean + rate * mean,
-        q_scale=(1.0 - rate) * state.q_scale + rate * spread,
+        q_mean=(1.0 - blend) * state.q_mean + blend * mean,
+        q_scale=(1.0 - blend) * state.q_scale + blend * spread,
     )
     return next_state, reduction.sum(metrics) | {"grad_norm": grad_norm}
 
 
-def _loss(params, rows, state, batch, items, candidates, key, config, reduction):
-    r = rep.represent(config, params["encoder"], rows, batch, items, key)
+def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key, config, reduction):
+    r = rep.represent(config, params["encoder"], rows, batch, items, key, unseen)
     learn = rep.learned(batch)
     actor, critic = networks.Actor(config), networks.Critic(config)
     count = lambda x: jnp.maximum(reduction.sum(x.sum()), 1.0)
@@ -69,13 +82,13 @@ def _loss(params, rows, state, batch, items, candidates, key, config, reduction)
     scores = acted.scores  # [B, T+1, N, C]
     w_main = jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
     pool = critic.apply(state.target, *still, candidates)
-    stay_main = losses.stay_probability(pool, w_main)
+    stay_main = heads.stay_probability(pool, w_main)
     q = losses.video_values(config, pool, pool.value.min(axis=-2), stay_main, state.reward_scale)  # [B, T+1, N, C]
     value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the policy in force
 
     # Feedback and staying, by supervision.
     feedback = batch.feedback[:, :-1]
-    per_signal = losses.feedback_loss(shown.feedback[:, :-1], feedback, state.reward_scale)
+    per_signal = heads.feedback_loss(shown.feedback[:, :-1], feedback, state.reward_scale)
     feedback_loss = jnp.einsum("btk,btks->s", learn.exposed, per_signal) / num_exposed
     stay_logit = shown.stay_base[:, :-1] + jnp.sum(learn.exposed * shown.stay_effect[:, :-1], axis=-1)
     stays = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
@@ -109,9 +122,67 @@ def _loss(params, rows, state, batch, items, candidates, key, config, reduction)
     spread = reduction.sum(jnp.einsum("bt,btnc->n", learn.request, centred**2)) / (num_requests * q.shape[-1])
     loss = jnp.sum(jnp.asarray(config.signal_weights) * feedback_loss) + stay_loss
     loss += _VALUE_WEIGHT * (base_loss + value_loss) + _PROJECTION_WEIGHT * projection_loss - jnp.sum(objective)
+    if config.rewards_differ:
+        loss += jnp.einsum("btk,btnk->", learn.exposed, shown.gap[:, :-1] ** 2) / num_exposed
     metrics = {f"loss/{s}": feedback_loss[i] for i, s in enumerate(types.SIGNALS)}
     metrics |= {"loss/stay": stay_loss, "loss/base": base_loss, "loss/value": value_loss}
     metrics["loss/projection"] = projection_loss
     metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
     metrics["value/main"] = jnp.sum(learn.request * value[:, :-1, -1]) / num_requests
+    if simulated is not None:
+        terms = _simulated_losses(params, state, batch, simulated, r, learn, q, items, config)
+        terms = {name: jnp.sum(learn.request * term) / num_requests for name, term in terms.items()}
+        loss += config.non_impressions * sum(terms.values())
+        metrics |= {f"loss/simulated_{name}": term for name, term in terms.items()}
     return loss, (metrics, average, jnp.sqrt(spread + 1e-12))
+
+
+def _simulated_losses(params, state, batch, simulated, r, learn, q, items, config) -> dict[str, chex.Array]:
+    """Means over the simulated slates of each request, [B, T] each: the same losses as on what was shown.
+
+    A slate is stepped once through the feedback model: (s, w', r, s', p_stay), s' the agents' own state after the
+    feedback that was drawn for it.
+    """
+    critic = networks.Critic(config)
+    num_slates, k = simulated.slates.shape[2:]
+    s = jax.tree.map(lambda x: x[:, :-1], simulated)
+    flat = lambda x: x.reshape(*x.shape[:2], num_slates * k, *x.shape[4:])  # [B, T, M, K, …] -> [B, T, M K, …]
+    apart = lambda x: x.reshape(*x.shape[:-1], num_slates, k)
+    out = critic.apply(params["critic"], r.z[:, :-1], r.memory_mean[:, :-1], r.unseen[:, :-1])
+    terms = {}
+    if config.ablation != "ns":  # a constant reward is no feedback
+        feedback = heads.feedback_loss(out.feedback, flat(s.expected), state.reward_scale)
+        terms["feedback"] = jnp.einsum("s,btms->bt", jnp.asarray(config.signal_weights), feedback) / (num_slates * k)
+        logit = out.stay_base[..., None] + apart(out.stay_effect).sum(axis=-1)
+        terms["stay"] = optax.sigmoid_binary_cross_entropy(logit, s.stay).mean(axis=-1)
+    reward = losses.simulated_rewards(config, flat(s.expected), flat(s.uncertainty), state.reward_scale)
+    reward = jnp.moveaxis(reward, -1, -2)  # [B, T, N, M K]
+    if config.rewards_differ:
+        expected = heads.expected_feedback(out.feedback, state.reward_scale)
+        expected = losses.rewards(config, jnp.moveaxis(expected, -2, -1), state.reward_scale)
+        gap = jax.lax.stop_gradient(reward - jnp.moveaxis(expected, -1, -2))
+        if config.ablation != "ns":  # the feedback heads follow the model by themselves
+            gap = reward - jnp.moveaxis(losses.rewards(config, flat(s.expected), state.reward_scale), -1, -2)
+        terms["gap"] = jnp.mean((out.gap - gap) ** 2, axis=-1).sum(axis=-1)
+
+    shown_next = jax.lax.stop_gradient(r.unseen[:, :-1]).reshape(*s.slates.shape, -1)
+    videos = jnp.take_along_axis(batch.candidates[:, :-1], s.slates.reshape(*s.slates.shape[:2], -1), axis=-1)
+    duration = items.duration[videos]
+    encoder = enc.Encoder(config)
+    answered = encoder.apply(params["encoder"], s.sampled, duration.reshape(s.slates.shape), method="feedback")
+    before = jax.tree.map(lambda x: jnp.repeat(x[:, :-1, None], num_slates, axis=2), r.memory)
+    after = enc.memory_write(config, before, shown_next, answered, jnp.ones(s.slates.shape, bool))
+    context = rep.next_context(batch)
+    tile = lambda x: jnp.broadcast_to(x, (*s.stay.shape, x.shape[-1]))
+    row = tb.lookup(state.tables, {tb.USER_TABLE: batch.user_id})[tb.USER_TABLE]
+    user = (tile(row[:, None, None]), tile(batch.profile[:, None, None]), tile(context[:, :, None]))
+    z = encoder.apply(params["encoder"], after, *user, method="user")
+    nothing = jnp.zeros((*z.shape[:-1], 0, config.dim))
+    value = critic.apply(state.target, z, after.mean(), nothing).value.min(axis=-2)  # [B, T, M, N]
+    slate_reward = jnp.moveaxis(apart(reward).sum(axis=-1), -1, -2)  # [B, T, M, N]
+    target = slate_reward + config.discount * s.stay[..., None] * value
+    positions = s.slates.reshape(*s.slates.shape[:2], 1, -1)
+    slate_q = apart(jnp.take_along_axis(q[:, :-1], positions, axis=-1)).sum(axis=-1)  # [B, T, N, M]
+    error = out.base[:, :, None] + jax.lax.stop_gradient(jnp.moveaxis(slate_q, -1, -2) - target)[..., None, :]
+    terms["base"] = _VALUE_WEIGHT * jnp.sum(error**2, axis=(-2, -1)).mean(axis=-1)
+    return terms

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import types
-from mmrf_jax.agents import encoder as enc
-from mmrf_jax.agents import losses, networks, policy
-from mmrf_jax.agents import representation as rep
+from mmrf_jax.agents import networks, policy
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.encoders import encoder as enc
+from mmrf_jax.encoders import heads, learning
+from mmrf_jax.encoders import representation as rep
 from mmrf_jax.simulators import base
 
 
@@ -29,7 +30,7 @@ def update(
     axis_name: str | None = None,
 ) -> tuple[st.AgentState, dict[str, chex.Array]]:
     """One step of the regression of watch time; see `agents.update.update`."""
-    reduction = st.Reduction(axis_name)
+    reduction = learning.Reduction(axis_name)
     key = reduction.fold(jax.random.fold_in(state.key, state.step))
     learn = rep.learned(batch)
     count = jnp.maximum(reduction.sum(learn.exposed.sum()), 1.0)
@@ -37,7 +38,7 @@ def update(
     def loss_fn(params, rows):
         r = rep.represent(config, params["encoder"], rows, batch, items, key)
         out = networks.Critic(config).apply(params["critic"], r.z, r.memory_mean, r.shown)
-        loss = losses.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
+        loss = heads.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
         loss = jnp.sum(learn.exposed * loss[..., types.WATCH_TIME]) / count
         return loss, {"loss/watch_time": loss}
 

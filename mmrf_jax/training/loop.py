@@ -53,13 +53,13 @@ def _phase(name: str) -> None:
     _say(f"phase: {name}")
 
 
-def agent_config(config, decay_updates: int = 1) -> AgentConfig:
-    """The agents of a run. `decay_updates` is that of the learning rate, known once the log is."""
+def agent_config(config) -> AgentConfig:
+    """The agents of a run."""
     fields: dict[str, Any] = {
         name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in config.agents.items()
     }
     slate = config.world.slate if config.source == "world" else config.data.slate
-    return AgentConfig(**fields, slate=slate, decay_updates=decay_updates)
+    return AgentConfig(**fields, slate=slate)
 
 
 def state_shapes(config, source: sources.Source, mesh) -> st.AgentState:
@@ -214,7 +214,7 @@ def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoin
         fix = f"use --config.train.batch={fits}" if fits else "use a larger log"
         raise ValueError(f"the log has {len(index)} segments, fewer than one batch of {batch}; {fix}")
     total = config.train.epochs * per_epoch
-    agents = agent_config(config, total)
+    agents = agent_config(config)
     if state is None:
         feedback = log.feedback[log.slate >= 0].astype(np.float64)
         init = functools.partial(st.init, config=agents, schema=source.schema, items=source.items)

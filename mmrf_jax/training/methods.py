@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from mmrf_jax import types
 from mmrf_jax.agents import networks, policy, update
-from mmrf_jax.agents import representation as rep
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.baselines import myopic
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
 from mmrf_jax.simulators import base
 
 
@@ -59,8 +60,8 @@ def score_batch(
     state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
 ) -> chex.Array:
     """Scores [B, T+1, N, K] of what a batch of segments showed, without dropout; for `evaluation.offline`."""
-    rows = st.lookup(state.tables, rep.ids(batch, items))
+    rows = tb.lookup(state.tables, rep.ids(batch, items))
     r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
-    candidates = st.encode_videos(config, state.params, state.tables, items, batch.candidates)
+    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
     scores = METHODS[method].score(config, state.params, r, candidates)
     return jnp.take_along_axis(scores, batch.slate[..., None, :], axis=-1)

@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss
 from mmrf_jax import types
 from mmrf_jax.agents import exposure, losses
 from mmrf_jax.agents.networks import CriticOutput
+from mmrf_jax.encoders import heads
 
 S, WATCH = tiny.S, types.WATCH_TIME
 SCALE = np.append(np.linspace(0.1, 0.8, S - 1), 20.0).astype(np.float32)
@@ -22,14 +23,20 @@ SCALE = np.append(np.linspace(0.1, 0.8, S - 1), 20.0).astype(np.float32)
 def critic_output(rng, m, n=3):
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     return CriticOutput(
-        feedback=normal(S, m), stay_base=normal(), stay_effect=normal(m), base=normal(2, n), value=3.0 + normal(2, n)
+        feedback=normal(S, m),
+        extra=normal(0, m),
+        stay_base=normal(),
+        stay_effect=normal(m),
+        gap=None,
+        base=normal(2, n),
+        value=3.0 + normal(2, n),
     )
 
 
 def test_feedback_loss_is_log_loss_for_binary_signals():
     rng = np.random.default_rng(0)
     raw, feedback = rng.normal(size=(S, 40)).astype(np.float32) * 2, tiny.make_feedback(rng, (40,))
-    loss = np.asarray(losses.feedback_loss(raw, feedback, SCALE))
+    loss = np.asarray(heads.feedback_loss(raw, feedback, SCALE))
     assert loss.shape == (40, S)
     for s in range(S - 1):
         assert loss[:, s].mean() == pytest.approx(log_loss(feedback[:, s], expit(np.float64(raw[s]))), rel=1e-5)
@@ -40,19 +47,19 @@ def test_feedback_loss_of_watch_time_by_hand():
     raw[WATCH] = [0.0, np.log(2.0), -1.0]
     feedback = np.zeros((3, S), np.float32)
     feedback[:, WATCH] = [20.0, 40.0, 0.0]  # 1, 2 and 0 in units of the scale
-    loss = losses.feedback_loss(raw, feedback, SCALE)[:, WATCH]
+    loss = heads.feedback_loss(raw, feedback, SCALE)[:, WATCH]
     np.testing.assert_allclose(loss, [1.0, 2.0 - 2.0 * np.log(2.0), np.exp(-1.0)], rtol=1e-6)
     # Least where the mean is predicted, 40 s here, whatever the spread.
     some = np.zeros((4, S), np.float32)
     some[:, WATCH] = [0.0, 10.0, 30.0, 120.0]
-    mean_loss = lambda eta: losses.feedback_loss(jnp.full((S, 4), eta), some, SCALE)[:, WATCH].mean()
+    mean_loss = lambda eta: heads.feedback_loss(jnp.full((S, 4), eta), some, SCALE)[:, WATCH].mean()
     assert float(jax.grad(mean_loss)(jnp.log(2.0))) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_feedback_loss_is_finite_for_wild_predictions():
     feedback = np.full((2, S), 1.0, np.float32)
     for wild in (-1e4, 1e4):
-        loss, gradient = jax.value_and_grad(lambda raw: losses.feedback_loss(raw, feedback, SCALE).sum())(
+        loss, gradient = jax.value_and_grad(lambda raw: heads.feedback_loss(raw, feedback, SCALE).sum())(
             jnp.full((S, 2), wild)
         )
         assert np.isfinite(loss) and np.isfinite(gradient).all()
@@ -69,13 +76,13 @@ def test_expected_feedback_is_in_the_units_of_the_signals():
     raw = np.zeros((2, S, 4), np.float32)
     raw[:, :WATCH] = np.log(0.25 / 0.75)
     raw[:, WATCH] = np.log(1.5)
-    expected = np.asarray(losses.expected_feedback(raw, SCALE))
+    expected = np.asarray(heads.expected_feedback(raw, SCALE))
     np.testing.assert_allclose(expected[:, :WATCH], 0.25, rtol=1e-6)  # one sigmoid, not two
     np.testing.assert_allclose(expected[:, WATCH], 30.0, rtol=1e-6)
     rng = np.random.default_rng(1)
     raw = rng.normal(size=(S, 5)).astype(np.float32)
-    np.testing.assert_allclose(losses.expected_feedback(raw, SCALE)[:WATCH], expit(raw[:WATCH]), rtol=1e-5)
-    np.testing.assert_allclose(losses.expected_feedback(raw, SCALE)[WATCH], 20.0 * np.exp(raw[WATCH]), rtol=1e-5)
+    np.testing.assert_allclose(heads.expected_feedback(raw, SCALE)[:WATCH], expit(raw[:WATCH]), rtol=1e-5)
+    np.testing.assert_allclose(heads.expected_feedback(raw, SCALE)[WATCH], 20.0 * np.exp(raw[WATCH]), rtol=1e-5)
 
 
 def test_rewards_by_name_and_a_hate_counts_negative():
@@ -101,7 +108,7 @@ def test_stay_probability_adds_effects_of_what_is_exposed():
     out = critic_output(np.random.default_rng(2), 4).replace(
         stay_base=jnp.array(-1.0), stay_effect=jnp.array([0.5, 2.0, -3.0, 1.0])
     )
-    got = losses.stay_probability(out, jnp.array([1.0, 0.5, 0.0, 1.0]))
+    got = heads.stay_probability(out, jnp.array([1.0, 0.5, 0.0, 1.0]))
     assert float(got) == pytest.approx(expit(-1.0 + 0.5 + 1.0 + 1.0), rel=1e-6)
 
 
@@ -112,10 +119,10 @@ def test_video_values_are_the_slope_of_reward_and_staying():
     w = rng.random(6)
     value = np.float64(out.value.min(axis=0))
     q = losses.video_values(
-        config, out, jnp.asarray(value, jnp.float32), losses.stay_probability(out, jnp.float32(w)), SCALE
+        config, out, jnp.asarray(value, jnp.float32), heads.stay_probability(out, jnp.float32(w)), SCALE
     )
     assert q.shape == (3, 6)
-    expected = np.float64(losses.expected_feedback(out.feedback, SCALE)) / SCALE[:, None]
+    expected = np.float64(heads.expected_feedback(out.feedback, SCALE)) / SCALE[:, None]
     reward = expected[list(config.reward_indices)] * np.array(config.signs)[:, None]
 
     def worth(w):

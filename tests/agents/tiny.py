@@ -94,10 +94,10 @@ def make_state(config: AgentConfig = CONFIG, schema: Schema = SCHEMA, seed: int 
     init = jax.jit(st.init, static_argnames=("config", "schema"), compiler_options=QUICK)
     state = init(jax.random.key(seed), config, schema, make_items(schema), mean, std)
     rng = np.random.default_rng(seed)
-    prior = state.params["critic"]["params"]["prior"]
+    prior = state.params["critic"]["params"]["heads"]["prior"]
     fill = lambda x: x if np.any(x) else (0.1 * rng.normal(size=x.shape)).astype(np.float32)
     params = jax.tree.map(fill, jax.device_get(state.params))
-    params["critic"]["params"]["prior"] = np.asarray(prior)
+    params["critic"]["params"]["heads"]["prior"] = np.asarray(prior)
     target = jax.tree.map(lambda x: x + (0.01 * rng.normal(size=x.shape)).astype(np.float32), params["critic"])
     users = state.tables["user"]
     tables = state.tables | {"user": users.replace(rows=fill(np.asarray(users.rows)))}

@@ -10,10 +10,11 @@ import pytest
 import tiny
 
 from mmrf_jax import types
-from mmrf_jax.agents import exposure, losses, networks, policy
-from mmrf_jax.agents import representation as rep
-from mmrf_jax.agents import state as st
+from mmrf_jax.agents import exposure, networks, policy
 from mmrf_jax.baselines import myopic
+from mmrf_jax.encoders import heads
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
 
 CONFIG = tiny.CONFIG
 
@@ -41,9 +42,9 @@ def test_ranks_by_predicted_watch_time(items):
     scores = served.score(served.params, memory, request(batch))
     assert scores.shape == batch.candidates[:, 0].shape
     z = policy.user_state(CONFIG, served.params, memory, request(batch))
-    e = st.encode_videos(CONFIG, state.params, state.tables, items, batch.candidates[:, 0])
+    e = tb.encode_videos(CONFIG, state.params["encoder"], state.tables, items, batch.candidates[:, 0])
     out = networks.Critic(CONFIG).apply(state.params["critic"], z, memory.mean(), e)
-    seconds = losses.expected_feedback(out.feedback, state.reward_scale)[:, types.WATCH_TIME]
+    seconds = heads.expected_feedback(out.feedback, state.reward_scale)[:, types.WATCH_TIME]
     np.testing.assert_allclose(state.reward_scale[types.WATCH_TIME] * np.exp(scores), seconds, rtol=1e-4)
     np.testing.assert_array_equal(exposure.top_k(scores, 3), exposure.top_k(seconds, 3))
     all_scores = myopic.scores(CONFIG, served.params, memory, request(batch))
@@ -55,9 +56,9 @@ def test_policy_by_hand(items):
     """A critic whose watch-time vector reads one dimension of the encoding ranks by that dimension."""
     batch, state = tiny.make_batch(), tiny.make_state()
     critic = jax.tree.map(jnp.zeros_like, state.params["critic"])
-    bias = critic["params"]["signals"]["Dense_0"]["bias"].reshape(tiny.S, CONFIG.dim)
-    critic["params"]["signals"]["Dense_0"]["bias"] = bias.at[types.WATCH_TIME, 2].set(-1.5).reshape(-1)
-    critic["params"]["prior"] = critic["params"]["prior"].at[types.WATCH_TIME].set(0.25)
+    bias = critic["params"]["heads"]["signals"]["Dense_0"]["bias"].reshape(tiny.S, CONFIG.dim)
+    critic["params"]["heads"]["signals"]["Dense_0"]["bias"] = bias.at[types.WATCH_TIME, 2].set(-1.5).reshape(-1)
+    critic["params"]["heads"]["prior"] = critic["params"]["heads"]["prior"].at[types.WATCH_TIME].set(0.25)
     served = myopic.make(state.replace(params=state.params | {"critic": critic}), items, CONFIG, temperature=0.7)
     assert served.temperature == 0.7 and not served.privileged
     memory = served.init(served.params, request(batch), batch.history)
@@ -77,7 +78,7 @@ def test_serves_without_actors(items):
 def test_loss_is_that_of_watch_time_over_exposures(items, step):
     batch, state = tiny.make_batch(), tiny.make_state()
     _, metrics = step(state, batch)
-    rows = st.lookup(state.tables, rep.ids(batch, items))
+    rows = tb.lookup(state.tables, rep.ids(batch, items))
     represent = jax.jit(rep.represent, static_argnums=0, compiler_options=tiny.QUICK)
     r = represent(CONFIG, state.params["encoder"], rows, batch, items, None)
     critic = jax.jit(networks.Critic(CONFIG).apply, compiler_options=tiny.QUICK)

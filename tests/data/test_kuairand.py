@@ -376,8 +376,8 @@ def test_context_by_hand():
     assert context.shape == (2, requests.CONTEXT)
     np.testing.assert_allclose(context[:, :2], [[1, 0], [np.sin(np.pi * 0.75), np.cos(np.pi * 0.75)]], atol=1e-6)
     assert context[0, 2:18].tolist() == [0, 1] + [0] * 14 and context[1, 2:18].tolist() == [0] * 15 + [1]
-    np.testing.assert_allclose(context[:, 18], np.log([1, 2]), atol=1e-6)
-    np.testing.assert_allclose(context[:, 19], [1, np.log(4) / np.log(169)], atol=1e-6)
+    np.testing.assert_allclose(context[:, 19], np.log([1, 2]), atol=1e-6)
+    np.testing.assert_allclose(context[:, 18], [1, np.log(4) / np.log(169)], atol=1e-6)
 
 
 def test_sampling_is_uniform_and_places_are_too():

@@ -26,7 +26,7 @@ from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.data.splits import SPLITS
 
 #: Changes whenever the same files and config would give other records.
-FORMAT = 3
+FORMAT = 4
 CATALOGUE = "catalogue.npz"
 
 

@@ -137,8 +137,8 @@ class Plan:
     def context(self, requests: np.ndarray, position: np.ndarray) -> np.ndarray:
         """[m, CONTEXT] float32 of requests [m] at a position [m] of their session.
 
-        Sine and cosine of the hour (UTC+8); one-hot tab 0 … 14 and other; log1p of the position; log1p of the hours
-        since the user's previous exposure, over its maximum (a week or more, or none).
+        Sine and cosine of the hour (UTC+8); one-hot tab 0 … 14 and other; log1p of the hours since the user's previous
+        exposure, over its maximum (a week or more, or none); log1p of the position.
         """
         row = self.request_first[requests]
         user, time = self.rows.user[row], self.rows.time[row]
@@ -152,8 +152,8 @@ class Plan:
             [
                 np.stack([np.sin(angle), np.cos(angle)], 1),
                 tab[:, None] == np.arange(NUM_TABS + 1),
-                np.log1p(position)[:, None],
                 (np.log1p(np.minimum(hours, MAX_HOURS)) / np.log1p(MAX_HOURS))[:, None],
+                np.log1p(position)[:, None],
             ],
             axis=1,
         ).astype(np.float32)

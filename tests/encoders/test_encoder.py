@@ -10,10 +10,10 @@ import pytest
 import tiny
 
 from mmrf_jax import types
-from mmrf_jax.agents import encoder as enc
 from mmrf_jax.agents import networks, policy
-from mmrf_jax.agents import representation as rep
-from mmrf_jax.agents import state as st
+from mmrf_jax.encoders import encoder as enc
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
 
 CONFIG = tiny.CONFIG
 F, D = 3, 5
@@ -85,13 +85,13 @@ def test_memory_over_requests_is_the_memory_before_each():
 
 @functools.partial(jax.jit, static_argnames="config", compiler_options=tiny.QUICK)
 def represent(config, state, batch, items, key=None):
-    rows = st.lookup(state.tables, rep.ids(batch, items))
+    rows = tb.lookup(state.tables, rep.ids(batch, items))
     return rep.represent(config, state.params["encoder"], rows, batch, items, key)
 
 
 @functools.partial(jax.jit, static_argnames="config", compiler_options=tiny.QUICK)
 def training_scores(config, state, batch, items, r):
-    encodings = st.encode_videos(config, state.params, state.tables, items, batch.candidates)
+    encodings = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
     return networks.Actor(config).apply(state.params["actor"], r.z, r.memory_mean, encodings).scores
 
 
@@ -168,7 +168,7 @@ def test_dropout_in_training_only():
 def test_item_encoding_holds_a_one_and_the_row_of_the_id():
     items, state = tiny.make_items(), tiny.make_state()
     videos = np.array([3, 0, 29])
-    e = st.encode_videos(CONFIG, state.params, state.tables, items, videos)
+    e = tb.encode_videos(CONFIG, state.params["encoder"], state.tables, items, videos)
     assert e.shape == (3, CONFIG.dim)
     np.testing.assert_array_equal(e[:, 0], 1.0)
     rows = state.tables["id"].rows[items.embedding_id[videos]]
@@ -178,7 +178,7 @@ def test_item_encoding_holds_a_one_and_the_row_of_the_id():
 
 def test_encodings_in_blocks_cover_the_whole_catalogue(monkeypatch):
     items, state = tiny.make_items(), tiny.make_state()
-    whole = st.encode_videos(CONFIG, state.params, state.tables, items, np.arange(30))
+    whole = tb.encode_videos(CONFIG, state.params["encoder"], state.tables, items, np.arange(30))
     monkeypatch.setattr(policy, "_ENCODE_BLOCK", 7)  # 30 videos: 5 blocks of 6
     blocks = policy.catalogue_encodings.__wrapped__(state, items, CONFIG)
     np.testing.assert_allclose(blocks, whole, atol=1e-6)

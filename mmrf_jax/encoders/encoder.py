@@ -1,4 +1,4 @@
-"""Encoders shared by all agents and critics: videos, and the user state carried over exposures and their feedback.
+"""Encoders shared by agents, critics and the feedback model: videos, and the user state carried over exposures.
 
 The user memory is a linear attention over everything the user was shown: for each decay rate l it holds the decayed
 mean of feedback ⊗ item encoding, M_l [F, D]. Reading it at a candidate, M_l e_c, says how the user answered to
@@ -14,7 +14,8 @@ from flax import linen as nn
 from flax import struct
 
 from mmrf_jax import types
-from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.data.schema import Schema
+from mmrf_jax.encoders.config import EncoderConfig
 
 _PRIOR_WEIGHT = 2.0  # exposures' worth of nothing in the decayed means, so that short histories shrink to 0
 
@@ -34,7 +35,7 @@ class Memory:
 class Encoder(nn.Module):
     """Linen modules of the shared representation; embedding rows come in, tables stay outside."""
 
-    config: AgentConfig
+    config: EncoderConfig
 
     def setup(self):
         c = self.config
@@ -84,8 +85,19 @@ class Encoder(nn.Module):
         return self.user(memory, user_row, profile, context)
 
 
+def init(key: types.Key, config: EncoderConfig, schema: Schema):
+    """Fresh parameters of the encoder."""
+    k = schema.slate
+    rows = {name: jnp.zeros((1, k, config.table_dims[name])) for name in ("author", "id", "tag")}
+    return Encoder(config).init(
+        key, rows, jnp.zeros((1, config.user_dim)), jnp.zeros((1, k, schema.item_features)),
+        jnp.zeros((1, k, len(types.SIGNALS))), jnp.ones((1, k)), jnp.zeros((1, schema.profile)),
+        jnp.zeros((1, schema.context)),
+    )  # fmt: skip
+
+
 def memory_write(
-    config: AgentConfig, memory: Memory | None, items: chex.Array, feedback: chex.Array, mask: chex.Array
+    config: EncoderConfig, memory: Memory | None, items: chex.Array, feedback: chex.Array, mask: chex.Array
 ) -> Memory:
     """The memory after more exposures, oldest first; `None` is the empty memory.
 
@@ -106,7 +118,7 @@ def memory_write(
 
 
 def memory_over_requests(
-    config: AgentConfig, start: Memory, items: chex.Array, feedback: chex.Array, mask: chex.Array
+    config: EncoderConfig, start: Memory, items: chex.Array, feedback: chex.Array, mask: chex.Array
 ) -> Memory:
     """The memory before each of T requests.
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from mmrf_jax import types
-from mmrf_jax.agents import encoder as enc
-from mmrf_jax.agents import state as st
-from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.encoders import encoder as enc
+from mmrf_jax.encoders import tables as tb
+from mmrf_jax.encoders.config import EncoderConfig
 
 
 @struct.dataclass
@@ -19,8 +19,14 @@ class Representation:
     """Users before each of T + 1 requests."""
 
     z: chex.Array  # [B, T+1, state_dim]
-    memory_mean: chex.Array  # [B, T+1, L, F, D]
+    memory: enc.Memory  # [B, T+1, L, F, D]
     shown: chex.Array  # [B, T+1, K, D] encodings of the exposed videos
+    unseen: chex.Array  # [B, T+1, M, D] encodings of M videos that were not shown
+
+    @property
+    def memory_mean(self) -> chex.Array:
+        """[B, T+1, L, F, D]."""
+        return self.memory.mean()
 
 
 @struct.dataclass
@@ -38,9 +44,18 @@ def seen_videos(batch: types.SessionBatch) -> chex.Array:
     return jnp.concatenate([batch.history.videos, shown.reshape(shown.shape[0], -1)], axis=1)
 
 
-def ids(batch: types.SessionBatch, items: types.Items) -> dict[str, chex.Array]:
-    """What a batch looks up: rows [B, H + (T+1) K] of each table of videos, and rows [B] of the users."""
-    return {**st.video_ids(items, seen_videos(batch)), st.USER_TABLE: batch.user_id}
+def ids(batch: types.SessionBatch, items: types.Items, unseen: chex.Array | None = None) -> dict[str, chex.Array]:
+    """What a batch looks up: rows [B, H + (T+1) (K + M)] of each table of videos, and rows [B] of the users.
+
+    Args:
+      unseen: [B, T+1, M] ids of videos that were not shown; None for none.
+    """
+    return {**tb.video_ids(items, _videos(batch, unseen)), tb.USER_TABLE: batch.user_id}
+
+
+def _videos(batch: types.SessionBatch, unseen: chex.Array | None) -> chex.Array:
+    seen = seen_videos(batch)
+    return seen if unseen is None else jnp.concatenate([seen, unseen.reshape(len(seen), -1)], axis=1)
 
 
 def learned(batch: types.SessionBatch) -> Learned:
@@ -51,31 +66,41 @@ def learned(batch: types.SessionBatch) -> Learned:
     return Learned(*(x.astype(jnp.float32) for x in (exposed, request, known)))
 
 
+def next_context(batch: types.SessionBatch) -> chex.Array:
+    """Context [B, T, Dx] of the request after each of the first T: the logged one, or this one a position later."""
+    context = jnp.asarray(batch.context)
+    later = context[:, :-1].at[..., -1].set(jnp.log1p(jnp.expm1(context[:, :-1, -1]) + 1.0))
+    return jnp.where(batch.mask[:, 1:, None], context[:, 1:], later)
+
+
 def represent(
-    config: AgentConfig,
+    config: EncoderConfig,
     encoder_params: Any,
     rows: dict[str, chex.Array],
     batch: types.SessionBatch,
     items: types.Items,
     key: types.Key | None,
+    unseen: chex.Array | None = None,
 ) -> Representation:
     """Encodes a batch.
 
     Args:
       key: of dropout; None, when scoring, for none.
       rows: embedding rows of `ids`.
+      unseen: as given to `ids`.
     """
     encoder = enc.Encoder(config)
-    seen = seen_videos(batch)
-    h = batch.history.videos.shape[1]
     num_users, steps, k = batch.slate.shape
+    h, num_seen = batch.history.videos.shape[1], batch.history.videos.shape[1] + steps * k
+    videos = _videos(batch, unseen)
     train = key is not None
     rngs = {} if key is None else {"dropout": key}
-    user_rows = rows[st.USER_TABLE]
-    rows = {name: rows[name] for name in st.VIDEO_TABLES}
-    e = encoder.apply(encoder_params, rows, items.features[seen], train, method="items", rngs=rngs)
+    user_rows = rows[tb.USER_TABLE]
+    rows = {name: rows[name] for name in tb.VIDEO_TABLES}
+    e = encoder.apply(encoder_params, rows, items.features[videos], train, method="items", rngs=rngs)
+    e, not_shown = e[:, :num_seen], e[:, num_seen:].reshape(num_users, steps, -1, e.shape[-1])
     feedback = jnp.concatenate([batch.history.feedback, batch.feedback.reshape(num_users, steps * k, -1)], axis=1)
-    f = encoder.apply(encoder_params, feedback, items.duration[seen], method="feedback")
+    f = encoder.apply(encoder_params, feedback, items.duration[videos[:, :num_seen]], method="feedback")
     slates = lambda x: x[:, h:].reshape(num_users, steps, k, x.shape[-1])
     start = enc.memory_write(config, None, e[:, :h], f[:, :h], batch.history.mask)
     mask = batch.slate_mask & batch.mask[..., None]
@@ -83,4 +108,4 @@ def represent(
     at_requests = lambda x: jnp.broadcast_to(x[:, None], (num_users, steps, x.shape[-1]))
     user = (at_requests(user_rows), at_requests(batch.profile), batch.context)
     z = encoder.apply(encoder_params, memory, *user, train, method="user", rngs=rngs)
-    return Representation(z, memory.mean(), slates(e))
+    return Representation(z, memory, slates(e), not_shown)

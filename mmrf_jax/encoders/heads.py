@@ -1,0 +1,114 @@
+"""Heads that predict feedback and staying from a user state, and the losses they are fitted by.
+
+Every head scores all candidates by one batched product of a few user vectors with the item encodings.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from mmrf_jax import types
+
+_MAX_LOG_WATCH = 5.0  # of watch time over its standard deviation
+
+
+class UserVectors(nn.Module):
+    """n user vectors in the space of item encodings: from a state, plus reads of the memory.
+
+    <state vector, e_c> + sum_lf g_lf (M_lf . e_c): the second part is linear attention over the user's history.
+    """
+
+    num: int
+    dim: int
+
+    @nn.compact
+    def __call__(self, state: chex.Array, memory_mean: chex.Array) -> chex.Array:
+        """State [..., d] (or [..., n, d], one for each vector) and memory means [..., L, F, D] -> [..., n, D]."""
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        if state.ndim == memory_mean.ndim - 1:
+            kernel = self.param("kernel", init, (self.num, state.shape[-1], self.dim))
+            from_state = jnp.einsum("...nd,ndo->...no", state, kernel)
+        else:
+            from_state = nn.Dense(self.num * self.dim, kernel_init=init)(state).reshape(
+                *state.shape[:-1], self.num, self.dim
+            )
+        reads = memory_mean.reshape(*memory_mean.shape[:-3], -1, memory_mean.shape[-1])
+        gate = self.param("reads", nn.initializers.normal(0.1), (self.num, reads.shape[-2]))
+        return from_state + jnp.einsum("nf,...fd->...nd", gate, reads)
+
+
+@struct.dataclass
+class Prediction:
+    """What the heads say of one request; `...` are batch axes."""
+
+    feedback: chex.Array  # [..., S, M] raw predictions of the M videos: log-odds, and log of normalised watch time
+    extra: chex.Array  # [..., E, M] raw predictions with no loss of their own here
+    stay_base: chex.Array  # [...] log-odds of another request, before the slate's effect
+    stay_effect: chex.Array  # [..., M] what each video adds to those log-odds when shown
+
+
+class FeedbackHeads(nn.Module):
+    """One head a signal plus staying or leaving (method.md, section 3)."""
+
+    dim: int
+    extra: int = 0
+
+    @nn.compact
+    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> Prediction:
+        """z [..., state_dim], memory_mean [..., L, F, D], items [..., M, D]."""
+        num_signals = len(types.SIGNALS)
+        vectors = UserVectors(num_signals + self.extra, self.dim, name="signals")(
+            jnp.concatenate([z, nn.gelu(nn.Dense(64, name="hidden")(z))], -1), memory_mean
+        )
+        # Set to the base rates of the first log.
+        prior = self.param("prior", nn.initializers.zeros, (num_signals + self.extra, 1))
+        raw = prior + jnp.einsum("...nd,...md->...nm", vectors, items)
+        feedback, extra = raw[..., :num_signals, :], raw[..., num_signals:, :]
+        # Staying is learned on few numbers of a video: its predicted feedback and its encoding, the same for all
+        # users. Free user x video effects fit noise here, for one slate moves the odds by little (method.md, 2).
+        few = jax.lax.stop_gradient(feedback - prior[:num_signals])
+        theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,))
+        direct = self.param("stay_items", nn.initializers.zeros, (self.dim,))
+        effect = jnp.einsum("n,...nm->...m", theta, few) + jax.lax.stop_gradient(items) @ direct
+        state = jax.lax.stop_gradient(z)
+        stay = nn.Dense(1, name="stay")(nn.gelu(nn.Dense(32, name="stay_hidden")(state)))[..., 0]
+        return Prediction(feedback, extra, stay, effect)
+
+
+def prior(feedback_mean: chex.Array, feedback_std: chex.Array) -> chex.Array:
+    """Raw predictions [S] of the mean of each signal."""
+    rate = jnp.clip(feedback_mean, 1e-5, None)
+    log_odds = jnp.log(rate / (1 - jnp.minimum(rate, 0.999)))
+    return jnp.where(jnp.arange(len(rate)) == types.WATCH_TIME, jnp.log(rate / feedback_std), log_odds)
+
+
+def stay_probability(out: Prediction, w: chex.Array) -> chex.Array:
+    """Probability [...] of another request after the exposure w [..., M]."""
+    return jax.nn.sigmoid(out.stay_base + jnp.sum(w * out.stay_effect, axis=-1))
+
+
+def feedback_loss(predicted: chex.Array, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
+    """Loss of each signal [..., M, S]: Bernoulli for binary signals, quasi-Poisson (log link) for watch time.
+
+    Both are proper for the mean, which is what rewards need (the paper regresses by MSE; contract.md allows these).
+
+    Args:
+      predicted: [..., S, M] raw outputs of the critic. feedback: [..., M, S]. reward_scale: [S].
+    """
+    raw = jnp.moveaxis(predicted, -2, -1)
+    binary = optax.sigmoid_binary_cross_entropy(raw[..., : types.WATCH_TIME], feedback[..., : types.WATCH_TIME])
+    eta = jnp.clip(raw[..., types.WATCH_TIME :], -8.0, _MAX_LOG_WATCH)
+    watched = feedback[..., types.WATCH_TIME :] / reward_scale[types.WATCH_TIME]
+    return jnp.concatenate([binary, jnp.exp(eta) - watched * eta], axis=-1)
+
+
+def expected_feedback(predicted: chex.Array, reward_scale: chex.Array) -> chex.Array:
+    """Raw outputs [..., S, M] -> means in the signals' units (probabilities, seconds), [..., S, M]."""
+    binary = jax.nn.sigmoid(predicted[..., : types.WATCH_TIME, :])
+    seconds = jnp.exp(jnp.clip(predicted[..., types.WATCH_TIME :, :], -8.0, _MAX_LOG_WATCH))
+    return jnp.concatenate([binary, reward_scale[types.WATCH_TIME] * seconds], axis=-2)

@@ -1,0 +1,57 @@
+"""The embedding tables of videos and users: their rows for a batch, and encodings of videos."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+
+from mmrf_jax import types
+from mmrf_jax.data.schema import Schema
+from mmrf_jax.embeddings import table
+from mmrf_jax.encoders import encoder as enc
+from mmrf_jax.encoders.config import EncoderConfig
+
+VIDEO_TABLES = ("author", "id", "tag")
+USER_TABLE = "user"
+# Losses are means over a batch, so a row's gradient is small: a large accumulator would freeze it.
+_INITIAL_ACCUMULATOR = 1e-7
+# Tags are few and each is seen often: telling them apart from the start spares the slow way out of a product of zeros.
+# A user without training rows has zeros: what is known of nobody in particular.
+_INIT_SCALE = {"author": 0.1, "id": 0.02, "tag": 0.5, "user": 0.0}
+
+
+def init(
+    key: types.Key, config: EncoderConfig, schema: Schema, items: types.Items, copies: int = 1
+) -> dict[str, table.Table]:
+    """Fresh tables; rows are `copies` times as wide as the config says, side by side."""
+    sizes = {
+        "author": schema.num_authors,
+        "id": items.num_embeddings,
+        "tag": schema.num_tags,
+        "user": max(schema.num_users, 1),
+    }
+    return {
+        name: table.init(
+            jax.random.fold_in(key, i), rows, copies * config.table_dims[name], _INIT_SCALE[name], _INITIAL_ACCUMULATOR
+        )
+        for i, (name, rows) in enumerate(sorted(sizes.items()))
+    }
+
+
+def video_ids(items: types.Items, videos: chex.Array) -> dict[str, chex.Array]:
+    """Rows of each table of videos for videos [...]."""
+    return {"author": items.author[videos], "id": items.embedding_id[videos], "tag": items.tag[videos]}
+
+
+def lookup(tables: dict[str, table.Table], ids: dict[str, chex.Array]) -> dict[str, chex.Array]:
+    """Rows {table: [..., d]} of ids {table: [...]}."""
+    return {name: table.lookup(tables[name], i) for name, i in ids.items()}
+
+
+def encode_videos(config: EncoderConfig, params: Any, tables, items: types.Items, videos: chex.Array) -> chex.Array:
+    """Encodings [..., D] of videos [...] by encoder parameters, without gradient."""
+    rows = lookup(tables, video_ids(items, videos))
+    e = enc.Encoder(config).apply(params, rows, items.features[videos], method="items")
+    return jax.lax.stop_gradient(e)

@@ -1,0 +1,121 @@
+"""Fitting g: regression on logged exposures, and what is measured afterwards on sessions that were left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmrf_jax import types
+from mmrf_jax.encoders import heads, learning
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
+from mmrf_jax.simulators.feedback import network
+from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
+
+
+def update(
+    state: FeedbackState,
+    batch: types.SessionBatch,
+    items: types.Items,
+    config: FeedbackConfig,
+    rate: chex.Numeric = 1.0,
+    axis_name: str | None = None,
+) -> tuple[FeedbackState, dict[str, chex.Array]]:
+    """One step of the regression of both twins on what was shown; jit it with `config` static and `state` donated.
+
+    Args:
+      rate: factor on the learning rate. axis_name: see `learning.Reduction`.
+
+    Returns:
+      The next state and scalar metrics, means over the twins.
+    """
+    reduction = learning.Reduction(axis_name)
+    key = reduction.fold(jax.random.fold_in(state.key, state.step))
+    learn = rep.learned(batch)
+    num_exposed = jnp.maximum(reduction.sum(learn.exposed.sum()), 1.0)
+    num_known = jnp.maximum(reduction.sum(learn.known.sum()), 1.0)
+    feedback = jnp.asarray(batch.feedback)[:, :-1]
+
+    def loss_fn(params, rows):
+        r = network.represent(config, params, rows, batch, items, key)
+        out = network.predict(config, params, r.z, r.memory_mean, r.shown)
+        out = jax.tree.map(lambda x: x[:, :, :-1], out)
+        per_signal = losses(config, out, feedback, state.scale)  # [2, B, T, K, S + 1]
+        per_signal = jnp.einsum("btk,nbtks->s", learn.exposed, per_signal) / num_exposed
+        logit = out.stay_base + jnp.sum(learn.exposed * out.stay_effect, axis=-1)
+        stays = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
+        stay = jnp.sum(learn.known * optax.sigmoid_binary_cross_entropy(logit, stays)) / num_known
+        weights = jnp.asarray((*config.signal_weights, 0.3))
+        metrics = {f"loss/{s}": per_signal[i] / network.TWINS for i, s in enumerate((*types.SIGNALS, "log_seconds"))}
+        return jnp.sum(weights * per_signal) + stay, metrics | {"loss/stay": stay / network.TWINS}
+
+    learnable = learning.Learnable(state.params, state.optimizer, state.tables)
+    learned, metrics, norm = learning.step(
+        learnable, rep.ids(batch, items), loss_fn, config, network.optimizer(config), reduction, rate
+    )
+    state = dataclasses.replace(
+        state, step=state.step + 1, params=learned.params, optimizer=learned.optimizer, tables=learned.tables
+    )
+    return state, reduction.sum(metrics) | {"grad_norm": norm}
+
+
+def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, scale: chex.Array) -> chex.Array:
+    """Losses [2, ..., M, S + 1] of predictions of feedback [..., M, S]; the last is that of log1p seconds."""
+    seconds = feedback[..., types.WATCH_TIME]
+    log_seconds = (out.extra[..., 0, :] - jnp.log1p(seconds)) ** 2
+    if config.loss == "likelihood":
+        per_signal = heads.feedback_loss(
+            out.feedback, jnp.broadcast_to(feedback, (network.TWINS, *feedback.shape)), scale
+        )
+    else:
+        unit = jnp.where(jnp.arange(len(types.SIGNALS)) == types.WATCH_TIME, scale, 1.0)
+        predicted = jnp.moveaxis(heads.expected_feedback(out.feedback, scale), -2, -1)
+        per_signal = ((predicted - feedback) / unit) ** 2
+    return jnp.concatenate([per_signal, log_seconds[..., None]], axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig):
+    rows = tb.lookup(state.tables, rep.ids(batch, items))
+    r = network.represent(config, state.params, rows, batch, items, None)
+    out = network.predict(config, state.params, r.z, r.memory_mean, r.shown)
+    unit = dataclasses.replace(state, residual=jnp.ones(()))  # divided by the residual's variance once it is known
+    key = jax.random.fold_in(state.key, -1)
+    return out.extra[..., 0, :].mean(axis=0), network.uncertainty(config, unit, rows, batch, items, key)
+
+
+def measure(
+    state: FeedbackState, batches: Iterable[types.SessionBatch], items: types.Items, config: FeedbackConfig
+) -> FeedbackState:
+    """The state with its scales of uncertainty and its residuals of log1p seconds, from sessions not fitted on."""
+    predicted, actual, divergence = [], [], []
+    for batch in batches:
+        mean, u = (np.asarray(x)[:, :-1] for x in _measure(state, batch, items, config))
+        shown = np.asarray(rep.learned(batch).exposed) > 0
+        predicted.append(mean[shown])
+        actual.append(np.log1p(np.asarray(batch.feedback)[:, :-1][shown][:, types.WATCH_TIME]))
+        divergence.append(u[shown].astype(np.float64))
+    mean, error = np.concatenate(predicted), np.concatenate(actual) - np.concatenate(predicted)
+    residual = max(float(error.std()), 1e-3)
+    scale = np.concatenate(divergence).mean(axis=0)
+    scale[types.WATCH_TIME] /= residual**2
+    order = np.argsort(mean, kind="stable")
+    parts = np.array_split(error[order], network.BINS)
+    grid = np.linspace(0.0, 1.0, network.QUANTILES)
+    quantiles = np.stack([np.quantile(part if len(part) else error, grid) for part in parts])
+    edges = np.quantile(mean, np.arange(1, network.BINS) / network.BINS)
+    put = lambda new, old: jax.device_put(np.asarray(new, np.float32), old.sharding)
+    return dataclasses.replace(
+        state,
+        uncertainty_scale=put(np.maximum(scale, 1e-12), state.uncertainty_scale),
+        residual=put(residual, state.residual),
+        edges=put(edges, state.edges),
+        quantiles=put(quantiles, state.quantiles),
+    )

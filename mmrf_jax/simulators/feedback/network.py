@@ -1,0 +1,190 @@
+"""The feedback fitting model g: twin predictors of every signal and of staying (MMRF, section 4; method.md, section 3).
+
+The recurrence over the session is the user memory of `encoders.encoder`: a scan over requests that only adds and
+decays, with all products outside it. All candidates of a request are scored by one batched product. The twins have
+parameters and embedding rows of their own; wherever they stand side by side, they are the first axis, 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mmrf_jax import types
+from mmrf_jax.data.schema import Schema
+from mmrf_jax.embeddings import table
+from mmrf_jax.encoders import encoder as enc
+from mmrf_jax.encoders import heads, learning
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
+from mmrf_jax.encoders.config import EncoderConfig
+
+TWINS = 2
+LOSSES = ("likelihood", "mse")
+BINS, QUANTILES = 16, 65  # of the residuals of log1p seconds: bins of the prediction, quantiles in each
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig(EncoderConfig):
+    """Static configuration of the feedback model.
+
+    Attributes:
+      loss: `likelihood`: Bernoulli, and quasi-Poisson for watch time; `mse`: the paper's squared errors.
+      dropout: in fitting, and where uncertainty is measured; never in predictions.
+      masks: dropout masks that the uncertainty of a video is averaged over.
+    """
+
+    dropout: float = 0.1
+    loss: str = "likelihood"
+    masks: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss not in LOSSES:
+            raise ValueError(f"unknown feedback.loss={self.loss!r}; use {' or '.join(LOSSES)}")
+        if self.masks < 1:
+            raise ValueError(f"feedback.masks={self.masks} is not positive; use 1 or more")
+
+    @property
+    def room(self) -> str:
+        return "feedback"
+
+
+@struct.dataclass
+class FeedbackState:
+    """Everything that fitting changes; all of it is checkpointed."""
+
+    step: chex.Array  # int32, updates so far
+    params: Any  # {"encoder", "heads"}, leading axis TWINS
+    optimizer: Any
+    tables: dict[str, table.Table]  # rows of both twins side by side
+    scale: chex.Array  # [S] standard deviation of each signal in the first log
+    uncertainty_scale: chex.Array  # [S] mean uncertainty on impressions
+    residual: chex.Array  # [] standard deviation of the residuals of log1p seconds
+    edges: chex.Array  # [BINS - 1] of the predicted mean of log1p seconds
+    quantiles: chex.Array  # [BINS, QUANTILES] of the residuals in each bin
+    key: chex.Array  # typed key
+
+
+def _heads(config: FeedbackConfig) -> heads.FeedbackHeads:
+    return heads.FeedbackHeads(config.dim, extra=1)  # the mean of log1p seconds
+
+
+def init(
+    key: types.Key,
+    config: FeedbackConfig,
+    schema: Schema,
+    items: types.Items,
+    feedback_mean: chex.Array,
+    feedback_std: chex.Array,
+) -> FeedbackState:
+    """A fresh state.
+
+    Args:
+      feedback_mean, feedback_std: [S] of the exposures in the first log; the heads start from them.
+    """
+    k_params, k_tables, k_state = jax.random.split(key, 3)
+    z = jnp.zeros((1, config.state_dim))
+    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, config.dim))
+    prior = jnp.append(heads.prior(feedback_mean, feedback_std), jnp.log1p(feedback_mean[types.WATCH_TIME]) - 0.5)
+
+    def one(key):
+        k1, k2 = jax.random.split(key)
+        head = _heads(config).init(k2, z, memory, jnp.zeros((1, 1, config.dim)))
+        head["params"]["prior"] = prior[:, None].astype(jnp.float32)
+        return {"encoder": enc.init(k1, config, schema), "heads": head}
+
+    params = jax.vmap(one)(jax.random.split(k_params, TWINS))
+    ones = jnp.ones(len(types.SIGNALS))
+    return FeedbackState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=optimizer(config).init(params),
+        tables=tb.init(k_tables, config, schema, items, copies=TWINS),
+        scale=jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3),
+        uncertainty_scale=ones,
+        residual=jnp.ones(()),
+        edges=jnp.zeros((BINS - 1,)),
+        quantiles=jnp.zeros((BINS, QUANTILES)),
+        key=k_state,
+    )
+
+
+def optimizer(config: FeedbackConfig):
+    """Adam with decoupled weight decay."""
+    return learning.adam(config.learning_rate, config.weight_decay)
+
+
+def twin_rows(rows: dict[str, chex.Array]) -> dict[str, chex.Array]:
+    """Looked-up rows [..., 2 d] -> [2, ..., d]."""
+    apart = lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], TWINS, x.shape[-1] // TWINS), -2, 0)
+    return {name: apart(row) for name, row in rows.items()}
+
+
+def represent(
+    config: FeedbackConfig,
+    params: Any,
+    rows: dict[str, chex.Array],
+    batch: types.SessionBatch,
+    items: types.Items,
+    key: types.Key | None,
+    unseen: chex.Array | None = None,
+) -> rep.Representation:
+    """`encoders.representation.represent` of both twins, leading axis 2; `key` for dropout, with masks of their own."""
+    one = lambda p, r, k: rep.represent(config, p, r, batch, items, k, unseen)
+    keys = None if key is None else jax.random.split(key, TWINS)
+    return jax.vmap(one, in_axes=(0, 0, None if key is None else 0))(params["encoder"], twin_rows(rows), keys)
+
+
+def predict(config: FeedbackConfig, params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
+    """Predictions of both twins: z [2, ..., state_dim], memory [2, ..., L, F, D], encodings [2, ..., M, D]."""
+    return jax.vmap(_heads(config).apply)(params["heads"], z, memory_mean, videos)
+
+
+def expected(out: heads.Prediction, scale: chex.Array) -> chex.Array:
+    """Expected feedback [..., M, S]: the mean of the twins, probabilities and seconds."""
+    return jnp.moveaxis(heads.expected_feedback(out.feedback, scale).mean(axis=0), -2, -1)
+
+
+def stay_probability(out: heads.Prediction, w: chex.Array) -> chex.Array:
+    """Probability [...] of another request after exposures w [..., M]: the mean of the twins."""
+    return heads.stay_probability(out, w).mean(axis=0)
+
+
+def divergence(out: heads.Prediction, residual: chex.Array) -> chex.Array:
+    """KL divergence between the twins [..., M, S], the mean of both directions.
+
+    Bernoulli for binary signals; for watch time Gaussian on log1p seconds, both with the standard deviation `residual`
+    (contract.md, "Learning").
+    """
+    log_odds = out.feedback[..., : types.WATCH_TIME, :]
+    p = jax.nn.sigmoid(log_odds)
+    # KL(p || q) + KL(q || p) = (p - q) (logit p - logit q)
+    binary = 0.5 * (p[0] - p[1]) * (log_odds[0] - log_odds[1])
+    mean = out.extra[..., 0, :]
+    seconds = (mean[0] - mean[1]) ** 2 / (2.0 * residual**2)
+    return jnp.moveaxis(jnp.concatenate([binary, seconds[..., None, :]], axis=-2), -2, -1)
+
+
+def uncertainty(
+    config: FeedbackConfig,
+    state: FeedbackState,
+    rows: dict[str, chex.Array],
+    batch: types.SessionBatch,
+    items: types.Items,
+    key: types.Key,
+    unseen: chex.Array | None = None,
+) -> chex.Array:
+    """Divergence of the twins under dropout, averaged over masks: [B, T+1, K + M, S], shown videos first."""
+
+    def one(key):
+        r = represent(config, state.params, rows, batch, items, key, unseen)
+        videos = jnp.concatenate([r.shown, r.unseen], axis=-2)
+        return divergence(predict(config, state.params, r.z, r.memory_mean, videos), state.residual)
+
+    return jax.vmap(one)(jax.random.split(key, config.masks)).mean(axis=0)

@@ -1,0 +1,90 @@
+"""Feedback drawn from predictions, and slates of videos that were not shown, answered by g."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import types
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
+from mmrf_jax.simulators.feedback import network
+from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
+
+#: Uniforms of one exposure: one for watch time and what follows from it, one for each other signal.
+NUM_UNIFORMS = len(types.SIGNALS) - 2
+_WATCHED = ("click", "long_view")  # larger the longer the play, so drawn by the same number
+
+
+def draw(
+    expected: chex.Array, log_seconds: chex.Array, edges: chex.Array, quantiles: chex.Array, uniforms: chex.Array
+) -> chex.Array:
+    """Feedback [..., S] with the predicted means.
+
+    Watch time is the prediction of log1p seconds plus a residual of like predictions; click and long_view happen in
+    the longest plays, as many of them as predicted; the other signals are drawn apart.
+
+    Args:
+      expected: [..., S]. log_seconds: [...] predicted mean. edges, quantiles: of a `FeedbackState`.
+      uniforms: [..., NUM_UNIFORMS] in (0, 1).
+    """
+    watch = uniforms[..., 0]
+    place = watch * (quantiles.shape[-1] - 1)
+    low = jnp.minimum(place.astype(jnp.int32), quantiles.shape[-1] - 2)
+    row = jnp.sum(log_seconds[..., None] > edges, axis=-1)
+    at = lambda i: quantiles.reshape(-1)[row * quantiles.shape[-1] + i]
+    residual = at(low) + (place - low) * (at(low + 1) - at(low))
+    seconds = jnp.maximum(jnp.expm1(log_seconds + residual), 0.0)
+    out, number = [], 1
+    for i, name in enumerate(types.BINARY_SIGNALS):
+        if name in _WATCHED:
+            out.append(watch > 1.0 - expected[..., i])
+        else:
+            out.append(uniforms[..., number] < expected[..., i])
+            number += 1
+    return jnp.stack([*(x.astype(jnp.float32) for x in out), seconds], axis=-1)
+
+
+def unseen_slates(key: types.Key, batch: types.SessionBatch, num_slates: int) -> chex.Array:
+    """Slates [B, T+1, num_slates, K] of candidates that were not shown, drawn uniformly without replacement."""
+    c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
+    shown = jnp.any((batch.slate[..., None] == jnp.arange(c)) & batch.slate_mask[..., None], axis=-2)
+    order = jnp.where(shown, -1.0, jax.random.uniform(key, shown.shape))
+    return jax.lax.top_k(order, num_slates * k)[1].reshape(*shown.shape[:-1], num_slates, k)
+
+
+def answer(
+    state: FeedbackState,
+    batch: types.SessionBatch,
+    items: types.Items,
+    config: FeedbackConfig,
+    key: types.Key,
+    num_slates: int,
+    measure_uncertainty: bool = True,
+) -> types.Simulated:
+    """`num_slates` unseen slates of every request of a batch, each stepped once through g.
+
+    Args:
+      key: typed key of this update. measure_uncertainty: where False, it is 0 and costs nothing.
+    """
+    k_slates, k_masks, k_feedback = jax.random.split(key, 3)
+    slates = unseen_slates(k_slates, batch, num_slates)
+    flat = slates.reshape(*slates.shape[:2], -1)
+    unseen = jnp.take_along_axis(batch.candidates, flat, axis=-1)
+    rows = tb.lookup(state.tables, rep.ids(batch, items, unseen))
+    r = network.represent(config, state.params, rows, batch, items, None, unseen)
+    out = network.predict(config, state.params, r.z, r.memory_mean, r.unseen)
+    expected = network.expected(out, state.scale)  # [B, T+1, M K, S]
+    if measure_uncertainty:
+        u = network.uncertainty(config, state, rows, batch, items, k_masks, unseen)
+        u = u[..., batch.slate.shape[-1] :, :] / state.uncertainty_scale
+    else:
+        u = jnp.zeros_like(expected)
+    uniforms = jax.random.uniform(k_feedback, (*flat.shape, NUM_UNIFORMS), minval=1e-7)
+    log_seconds = out.extra[..., 0, :].mean(axis=0)
+    sampled = draw(expected, log_seconds, state.edges, state.quantiles, uniforms)
+    apart = lambda x: x.reshape(*slates.shape, *x.shape[3:])
+    effect = apart(jnp.moveaxis(out.stay_effect, 0, -1)).sum(axis=-2)  # [B, T+1, M, 2]
+    stay = jax.nn.sigmoid(jnp.moveaxis(out.stay_base, 0, -1)[:, :, None] + effect).mean(axis=-1)
+    return jax.lax.stop_gradient(types.Simulated(slates, apart(expected), apart(u), apart(sampled), stay))
