@@ -12,6 +12,7 @@ import tiny
 
 from mmrf_jax import types
 from mmrf_jax.agents import exposure, losses, networks, update
+from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
 
