@@ -6,7 +6,6 @@ import functools
 
 import chex
 import jax
-import jax.numpy as jnp
 
 from mmrf_jax import types
 from mmrf_jax.agents import networks
@@ -17,18 +16,12 @@ from mmrf_jax.encoders import encoder as enc
 from mmrf_jax.encoders import tables as tb
 from mmrf_jax.simulators import base
 
-_ENCODE_BLOCK = 65_536  # videos encoded at a time
-
 
 @functools.partial(jax.jit, static_argnames="config")
 def catalogue_encodings(state: st.AgentState, items: types.Items, config: AgentConfig) -> chex.Array:
-    """Encodings [V, D] of the whole catalogue, in blocks."""
-    num = items.num_videos
-    blocks = -(-num // _ENCODE_BLOCK)
-    size = -(-num // blocks)
-    videos = jnp.minimum(jnp.arange(blocks * size), num - 1).reshape(blocks, size)
+    """Encodings [V, D] of the whole catalogue."""
     encode = lambda v: tb.encode_videos(config, state.params["encoder"], state.tables, items, v)
-    return jax.lax.map(encode, videos).reshape(-1, config.dim)[:num]
+    return tb.over_catalogue(encode, items.num_videos)
 
 
 def make(state: st.AgentState, items: types.Items, config: AgentConfig, temperature: float = 0.0) -> base.Policy:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 
 from mmrf_jax import types
 from mmrf_jax.data.schema import Schema
@@ -17,6 +19,7 @@ VIDEO_TABLES = ("author", "id", "tag")
 USER_TABLE = "user"
 # Losses are means over a batch, so a row's gradient is small: a large accumulator would freeze it.
 _INITIAL_ACCUMULATOR = 1e-7
+_BLOCK = 65_536  # videos encoded at a time
 # Tags are few and each is seen often: telling them apart from the start spares the slow way out of a product of zeros.
 # A user without training rows has zeros: what is known of nobody in particular.
 _INIT_SCALE = {"author": 0.1, "id": 0.02, "tag": 0.5, "user": 0.0}
@@ -55,3 +58,12 @@ def encode_videos(config: EncoderConfig, params: Any, tables, items: types.Items
     rows = lookup(tables, video_ids(items, videos))
     e = enc.Encoder(config).apply(params, rows, items.features[videos], method="items")
     return jax.lax.stop_gradient(e)
+
+
+def over_catalogue(encode: Callable[[chex.Array], chex.Array], num_videos: int) -> chex.Array:
+    """`encode(arange(num_videos))` in blocks: videos [n] -> [n, ...] for all V of them."""
+    blocks = -(-num_videos // _BLOCK)
+    size = -(-num_videos // blocks)
+    videos = jnp.minimum(jnp.arange(blocks * size), num_videos - 1).reshape(blocks, size)
+    encoded = jax.lax.map(encode, videos)
+    return encoded.reshape(-1, *encoded.shape[2:])[:num_videos]

@@ -1,0 +1,236 @@
+"""The learned simulator: reset, step and next_visit by g, over session starts and candidates of a log.
+
+A simulated user is a logged session start. Request t of the session has the candidates of that session's request t
+while the log goes on, then those of requests of the log drawn at random. See `simulators.base` for the contract.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mmrf_jax import types
+from mmrf_jax.data import sessions
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.encoders import encoder as enc
+from mmrf_jax.encoders import tables as tb
+from mmrf_jax.simulators import base, draws
+from mmrf_jax.simulators.feedback import network, sampling
+from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
+
+ANSWERS = ("sampled", "expected")
+_MAX_SESSIONS = 16_384  # of the log, kept on the device
+
+
+@struct.dataclass
+class Pool:
+    """The part of a log that simulated sessions start from and are filled with; [n] sessions, [r] requests."""
+
+    user_id: chex.Array  # [n] int32
+    profile: chex.Array  # [n, Du]
+    history: types.Exposure  # [n, H]
+    first: chex.Array  # [n + 1] int32, first request of each session
+    context: chex.Array  # [r, Dx]
+    candidates: chex.Array  # [r, C]
+    slate: chex.Array  # [r, K] positions in candidates, -1 where fewer than K were shown
+
+
+@struct.dataclass
+class FeedbackParams:
+    """g as the parameters of a simulator."""
+
+    params: Any  # of the twins
+    encodings: chex.Array  # [2, V, D]
+    users: chex.Array  # [2, U, d] embedding rows
+    duration: chex.Array  # [V] seconds
+    scale: chex.Array
+    edges: chex.Array
+    quantiles: chex.Array
+    pool: Pool
+    config: FeedbackConfig = struct.field(pytree_node=False)
+    max_requests: int = struct.field(pytree_node=False)
+    answers: str = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class SimulatedState:
+    """B simulated users in their sessions."""
+
+    user_id: chex.Array  # [B] int32, of the simulation; chance follows from it
+    day: chex.Array  # [B] int32
+    position: chex.Array  # [B] int32, requests answered so far
+    session: chex.Array  # [B] int32, of the pool
+    row: chex.Array  # [B] int32, request of the pool that the candidates are of
+    memory: enc.Memory  # [B, 2, L, F, D], the user's axis first as everywhere in a state
+
+
+def make(
+    state: FeedbackState,
+    items: types.Items,
+    config: FeedbackConfig,
+    log: SessionLog,
+    max_requests: int,
+    answers: str = "sampled",
+) -> base.Simulator:
+    """g behind the simulators' contract.
+
+    Args:
+      log: whose session starts are simulated; of a long one, the first sessions.
+      max_requests: longer sessions are cut and count as truncated.
+      answers: `sampled` feedback, or `expected`: probabilities in the place of 0 and 1, and mean seconds.
+
+    Raises:
+      ValueError: for a log without sessions, or unknown answers.
+    """
+    if answers not in ANSWERS:
+        raise ValueError(f"unknown answers {answers!r} of the feedback simulator; use {' or '.join(ANSWERS)}")
+    if not log.num_sessions:
+        raise ValueError("the feedback simulator starts from logged sessions, but the log has none; use another log")
+    if log.num_sessions > _MAX_SESSIONS:
+        log = sessions.select_sessions(log, np.arange(_MAX_SESSIONS))
+    pool = Pool(
+        user_id=log.user_id,
+        profile=log.profile,
+        history=types.Exposure(log.history_videos, log.history_feedback, log.history_mask.astype(bool)),
+        first=log.offsets.astype(np.int32),
+        context=log.context,
+        candidates=log.candidates,
+        slate=log.slate,
+    )
+    params = FeedbackParams(
+        params=state.params,
+        encodings=encode_catalogue(state, items, config),
+        users=network.twin_rows({"user": state.tables[tb.USER_TABLE].rows})["user"],
+        duration=items.duration,
+        scale=state.scale,
+        edges=state.edges,
+        quantiles=state.quantiles,
+        pool=jax.tree.map(jnp.asarray, pool),
+        config=config,
+        max_requests=max_requests,
+        answers=answers,
+    )
+    return base.Simulator(reset, step, next_visit, params, items)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
+    """Encodings [2, V, D] of the whole catalogue by both twins."""
+    tables = {name: state.tables[name] for name in tb.VIDEO_TABLES}
+
+    def encode(videos):
+        rows = network.twin_rows(tb.lookup(tables, tb.video_ids(items, videos)))
+        apply = lambda p, r: enc.Encoder(config).apply(p, r, items.features[videos], method="items")
+        return jnp.moveaxis(jax.vmap(apply)(state.params["encoder"], rows), 0, 1)
+
+    return jnp.moveaxis(tb.over_catalogue(encode, items.num_videos), 1, 0)
+
+
+def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: FeedbackParams):
+    """Users arrive as logged users did. See `simulators.base` for shapes."""
+    pool = params.pool
+    num = pool.user_id.shape[0]
+    day = jnp.broadcast_to(jnp.asarray(day, jnp.int32), user_ids.shape)
+    u = draws.user_uniforms(jax.random.fold_in(key, 1), day, user_ids, 1)[:, 0]
+    session = jnp.minimum((u * num).astype(jnp.int32), num - 1)
+    history = jax.tree.map(lambda x: x[session], pool.history)
+    state = SimulatedState(
+        user_id=user_ids,
+        day=day,
+        position=jnp.zeros_like(user_ids),
+        session=session,
+        row=pool.first[session],
+        memory=_write(params, None, history),
+    )
+    return state, _request(params, state), history
+
+
+def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: FeedbackParams):
+    """The users answer slates `exposed` [B, K] (positions in the candidates) and stay or leave."""
+    k = exposed.shape[1]
+    u = draws.user_uniforms(
+        jax.random.fold_in(key, 2), state.day * 4096 + state.position, state.user_id, k * sampling.NUM_UNIFORMS + 2
+    )
+    videos = jnp.take_along_axis(params.pool.candidates[state.row], exposed, axis=1)
+    out = predict(params, state, videos)
+    feedback = network.expected(out, params.scale)
+    if params.answers == "sampled":
+        numbers = u[:, : k * sampling.NUM_UNIFORMS].reshape(*videos.shape, -1)
+        log_seconds = out.extra[..., 0, :].mean(axis=0)
+        feedback = sampling.draw(feedback, log_seconds, params.edges, params.quantiles, numbers)
+    stays = u[:, -2] < network.stay_probability(out, jnp.ones(videos.shape))
+    shown = types.Exposure(videos=videos, feedback=feedback, mask=jnp.ones(videos.shape, bool))
+    position = state.position + 1
+    pool, num_rows = params.pool, params.pool.context.shape[0]
+    own = pool.first[state.session] + position
+    other = jnp.minimum((u[:, -1] * num_rows).astype(jnp.int32), num_rows - 1)
+    next_state = dataclasses.replace(
+        state,
+        position=position,
+        row=jnp.where(own < pool.first[state.session + 1], own, other),
+        memory=_write(params, state.memory, shown),
+    )
+    truncated = stays & (position >= params.max_requests)
+    return next_state, base.StepResult(shown, _request(params, next_state), ~stays, truncated)
+
+
+def next_visit(key: types.Key, state: SimulatedState, params: FeedbackParams):
+    """A day later for everybody: logs of single sessions do not say when users come back."""
+    days = jnp.ones_like(state.day)
+    return dataclasses.replace(state, day=state.day + days), days
+
+
+def predict(params: FeedbackParams, state: SimulatedState, videos: chex.Array):
+    """Predictions of both twins for videos [B, M] at the users' next request."""
+    request = _request(params, state)
+    encoder, memory = enc.Encoder(params.config), _twins_first(state.memory)
+
+    def user(p, memory, users):
+        row = users.at[request.user_id].get(mode="fill", fill_value=0)
+        return encoder.apply(p, memory, row, request.profile, request.context, method="user")
+
+    z = jax.vmap(user)(params.params["encoder"], memory, params.users)
+    return network.predict(params.config, params.params, z, memory.mean(), params.encodings[:, videos])
+
+
+def logged_slates(params: FeedbackParams, state: SimulatedState) -> chex.Array:
+    """Scores [B, C] that serve the slates of the log, in their order: the policy that collected it."""
+    slate, c = params.pool.slate[state.row], params.pool.candidates.shape[1]
+    rank = jnp.arange(slate.shape[1])
+    hits = (slate[..., None] == jnp.arange(c)) * (slate.shape[1] - rank)[:, None]
+    return hits.sum(axis=1).astype(jnp.float32)
+
+
+def _twins_first(memory: enc.Memory) -> enc.Memory:
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), memory)
+
+
+def _write(params: FeedbackParams, memory: enc.Memory | None, shown: types.Exposure) -> enc.Memory:
+    """The memory [B, 2, ...] after more exposures."""
+    encoder = enc.Encoder(params.config)
+
+    def one(p, encodings, memory):
+        f = encoder.apply(p, shown.feedback, params.duration[shown.videos], method="feedback")
+        return enc.memory_write(params.config, memory, encodings[shown.videos], f, shown.mask)
+
+    write = jax.vmap(one, in_axes=(0, 0, None if memory is None else 1), out_axes=1)
+    return write(params.params["encoder"], params.encodings, memory)
+
+
+def _request(params: FeedbackParams, state: SimulatedState) -> types.Request:
+    pool = params.pool
+    context = pool.context[state.row]
+    context = context.at[:, -1].set(jnp.log1p(state.position.astype(jnp.float32)))
+    return types.Request(
+        user_id=pool.user_id[state.session],
+        profile=pool.profile[state.session],
+        context=context,
+        candidates=pool.candidates[state.row],
+    )
