@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mmrf_jax.simulators.world import params as p
 from mmrf_jax.simulators.world import response, users
-from mmrf_jax.simulators.world.session import WorldState
+from mmrf_jax.simulators.world.session import WorldState, truth_of
 
 # Weights of production's sum: noisy match, noisy quality, noisy clickbait, log duration. Its noise keeps it at 0.65–0.8
 # of the myopic oracle (contract.md).
@@ -41,14 +41,10 @@ def random(params: p.WorldParams, state: WorldState) -> chex.Array:
 
 def oracle_myopic(params: p.WorldParams, state: WorldState) -> chex.Array:
     """True expected seconds of each candidate [B, C]."""
-    return response.expected_watch(params, _truth(params, state))
+    return response.expected_watch(params, truth_of(params, state, state.candidates))
 
 
 def oracle_planning(params: p.WorldParams, state: WorldState, weight: float = PLANNING_WEIGHT) -> chex.Array:
     """True immediate value plus `weight` seconds for each unit of enjoyment, which moves the odds of staying."""
-    truth = _truth(params, state)
+    truth = truth_of(params, state, state.candidates)
     return response.expected_watch(params, truth) + weight * truth.enjoyment
-
-
-def _truth(params: p.WorldParams, state: WorldState) -> response.Affinity:
-    return response.affinity(params, state.traits, state.interest, state.satiation, state.candidates)

@@ -21,6 +21,7 @@ EXPLICIT = ("like", "follow", "comment", "forward", "hate", "profile_enter")
 _SKIP_NOISE = 0.35
 NUM_UNIFORMS = 2 + len(EXPLICIT)  # of one exposure
 _HERMITE_X, _HERMITE_W = np.polynomial.hermite_e.hermegauss(9)
+_LEGENDRE_X, _LEGENDRE_W = np.polynomial.legendre.leggauss(16)  # 0.3 % off at worst, for comment
 
 
 @struct.dataclass
@@ -65,6 +66,18 @@ def play_curve(b: p.Behaviour, drive: chex.Array) -> chex.Array:
     out = b.curve_start
     for knot, slope in zip(b.curve_knots, b.curve_slopes, strict=True):
         out = out + slope * jax.nn.relu(drive - knot)
+    return out
+
+
+def drive_for(b: p.Behaviour, log_seconds: chex.Array) -> chex.Array:
+    """Inverse of `play_curve`: the least drive that plays so long; minus infinity where every drive does."""
+    out = jnp.full_like(log_seconds, -jnp.inf)
+    start, slope = b.curve_start, 0.0
+    for i, (knot, more) in enumerate(zip(b.curve_knots, b.curve_slopes, strict=True)):
+        if i:
+            start = start + slope * (knot - b.curve_knots[i - 1])
+        slope = slope + more
+        out = jnp.where(log_seconds > start, knot + (log_seconds - start) / slope, out)
     return out
 
 
@@ -116,3 +129,53 @@ def expected_watch(params: p.WorldParams, truth: Affinity) -> chex.Array:
         once, twice = jnp.minimum(seconds, truth.duration), jnp.minimum(seconds, 2.0 * truth.duration)
         total += float(w) * ((1.0 - b.skip - b.replay) * once + b.replay * twice)
     return total + b.skip * jnp.exp(b.skip_start + 0.5 * _SKIP_NOISE**2)
+
+
+def expected_feedback(params: p.WorldParams, traits: users.Traits, truth: Affinity) -> chex.Array:
+    """True expected feedback [B, M, S] of each video at the first position, over all the noise of `respond`.
+
+    Click and long_view are exact. The explicit signals are integrated by Gauss–Legendre over the probability on either
+    side of the click, a node at a time. watch_time, in seconds, is `expected_watch`: about 1 % off for one video
+    (7 % at worst), 0.2 % on average.
+    """
+    b, normal = params.behaviour, jax.scipy.stats.norm
+    # `respond` caps seconds at the duration or twice it, which changes neither rule of `watch_rules`.
+    clicks = _noise_for(b, truth, jnp.minimum(truth.duration, 7.0))
+    views = _noise_for(b, truth, jnp.minimum(truth.duration, 18.0))
+    out = {"watch_time": expected_watch(params, truth)}
+    for name, (watching, skipping) in (("click", clicks), ("long_view", views)):
+        out[name] = (1.0 - b.skip) * normal.sf(watching) + b.skip * normal.sf(skipping)
+
+    def add(total, node):
+        share, weight = node
+        for click, side in ((0.0, -1.0), (1.0, 1.0)):
+            # Shares of the tail beyond the click, not of the whole: exact far out too.
+            tails = [normal.cdf(-side * threshold) for threshold in clicks]
+            tiny = jnp.finfo(truth.drive.dtype).tiny
+            watching, skipping = (-side * normal.ppf(jnp.maximum(tail * share, tiny)) for tail in tails)
+            played = jnp.exp(play_curve(b, truth.drive + b.drive_noise * watching))
+            glimpsed = jnp.exp(b.skip_start + _SKIP_NOISE * skipping)
+            for chance, seconds, longest in (
+                ((1.0 - b.skip - b.replay) * tails[0], played, truth.duration),
+                (b.replay * tails[0], played, 2.0 * truth.duration),
+                (b.skip * tails[1], glimpsed, truth.duration),
+            ):
+                log_seconds = jnp.log1p(jnp.minimum(seconds, longest))
+                total = [
+                    x + weight * chance * jax.nn.sigmoid(explicit_logit(b, name, traits, truth, log_seconds, click))
+                    for x, name in zip(total, EXPLICIT, strict=True)
+                ]
+        return total, None
+
+    total = [jnp.zeros_like(truth.drive) for _ in EXPLICIT]
+    nodes = (0.5 * (1.0 + _LEGENDRE_X), 0.5 * _LEGENDRE_W)
+    total, _ = jax.lax.scan(add, total, jax.tree.map(lambda x: jnp.asarray(x, truth.drive.dtype), nodes))
+    out |= dict(zip(EXPLICIT, total, strict=True))
+    return jnp.stack([out[s] for s in types.SIGNALS], axis=-1)
+
+
+def _noise_for(b: p.Behaviour, truth: Affinity, seconds: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """Noise above which a video plays so many seconds [B, M]: where the user watches, and where the user skips."""
+    log_seconds = jnp.log(seconds)
+    watching = (drive_for(b, log_seconds) - truth.drive) / b.drive_noise
+    return watching, (log_seconds - b.skip_start) / _SKIP_NOISE

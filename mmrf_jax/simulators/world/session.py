@@ -89,7 +89,7 @@ def step(key: types.Key, state: WorldState, exposed: chex.Array, params: p.World
         n_answer + 1 + _num_candidate_uniforms(config),
     )
     videos = jnp.take_along_axis(state.candidates, exposed, axis=1)
-    truth = response.affinity(params, state.traits, state.interest, state.satiation, videos)
+    truth = truth_of(params, state, videos)
     feedback = response.respond(params, state.traits, truth, u[:, :n_answer].reshape(num_users, k, -1))
     stays = u[:, n_answer] < jax.nn.sigmoid(stay_logit(params, state, truth.enjoyment))
     position = state.position + 1
@@ -132,6 +132,22 @@ def stay_logit(params: p.WorldParams, state: WorldState, enjoyment: chex.Array) 
         + b.stay_patience * state.traits.patience
         - b.stay_fatigue * state.position
     )
+
+
+def truth_of(params: p.WorldParams, state: WorldState, videos: chex.Array) -> response.Affinity:
+    """True affinities of videos [B, M] for the users as they are now."""
+    return response.affinity(params, state.traits, state.interest, state.satiation, videos)
+
+
+def expected_feedback(params: p.WorldParams, state: WorldState) -> chex.Array:
+    """True expected feedback [B, C, S] of each candidate, were it shown first now."""
+    return response.expected_feedback(params, state.traits, truth_of(params, state, state.candidates))
+
+
+def true_stay(params: p.WorldParams, state: WorldState, exposed: chex.Array) -> chex.Array:
+    """Probability [B] that the user stays after the slate `exposed` [B, K], positions in the candidates."""
+    videos = jnp.take_along_axis(state.candidates, exposed, axis=1)
+    return jax.nn.sigmoid(stay_logit(params, state, truth_of(params, state, videos).enjoyment))
 
 
 def _request(state: WorldState) -> types.Request:
