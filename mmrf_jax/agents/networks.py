@@ -43,7 +43,7 @@ class Actor(nn.Module):
         """Scores of all agents for all candidates.
 
         Args:
-          z: [..., state_dim]. memory_mean: [..., L, F, D]. items: [..., C, D].
+          z: [..., Z]. memory_mean: [..., L, F, D]. items: [..., C, D].
         """
         c = self.config
         n = c.num_agents
@@ -58,11 +58,11 @@ class Actor(nn.Module):
             h = jnp.concatenate([h, x], axis=-1)
         else:
             attention = jnp.zeros((*z.shape[:-1], c.heads, n, n))
-        own = UserVectors(_OWN_VECTORS, c.dim, name="main")(h[..., -1, :], memory_mean)
+        own = UserVectors(_OWN_VECTORS, name="main")(h[..., -1, :], memory_mean)
         own = jnp.einsum("...nd,...cd->...nc", own, items)
         if n == 1:
             return ActorOutput(self._mix(own, own[..., :0, :], h[..., -1, :]), attention)
-        vectors = UserVectors(n - 1, c.dim, name="auxiliary")(h[..., :-1, :], memory_mean)
+        vectors = UserVectors(n - 1, name="auxiliary")(h[..., :-1, :], memory_mean)
         auxiliary = jnp.einsum("...nd,...cd->...nc", vectors, items)
         # The main value reaches an auxiliary actor through this path, weighted by lambda.
         # Centred, it tells one candidate from another and no more.
@@ -99,16 +99,17 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> CriticOutput:
-        """z [..., state_dim], memory_mean [..., L, F, D], items [..., M, D]."""
+        """z [..., Z], memory_mean [..., L, F, D], items [..., M, D]."""
         c = self.config
-        predicted = heads.FeedbackHeads(c.dim, name="heads")(z, memory_mean, items)
+        predicted = heads.FeedbackHeads(name="heads")(z, memory_mean, items)
         state = jax.lax.stop_gradient(z)
         values = nn.Dense(4 * c.num_agents, name="values")(nn.gelu(nn.Dense(64, name="value_hidden")(state)))
         values = values.reshape(*values.shape[:-1], 2, 2, c.num_agents)
         gap = None
         if c.rewards_differ:
-            vectors = nn.Dense(c.num_agents * c.dim, kernel_init=nn.initializers.zeros, name="gap")(state)
-            vectors = vectors.reshape(*vectors.shape[:-1], c.num_agents, c.dim)
+            dim = items.shape[-1]
+            vectors = nn.Dense(c.num_agents * dim, kernel_init=nn.initializers.zeros, name="gap")(state)
+            vectors = vectors.reshape(*vectors.shape[:-1], c.num_agents, dim)
             gap = jnp.einsum("...nd,...md->...nm", vectors, jax.lax.stop_gradient(items))
         return CriticOutput(
             predicted.feedback, predicted.extra, predicted.stay_base, predicted.stay_effect, gap,

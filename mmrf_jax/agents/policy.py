@@ -67,6 +67,6 @@ def all_scores(config: AgentConfig, params, memory: enc.Memory, request: types.R
 
 
 def user_state(config: AgentConfig, params, memory: enc.Memory, request: types.Request) -> chex.Array:
-    """z [..., state_dim] of users at a request."""
+    """z [..., Z] of users at a request."""
     user = (table.lookup(params["users"], request.user_id), request.profile, request.context)
     return enc.Encoder(config).apply(params["encoder"], memory, *user, method="user")

@@ -67,9 +67,10 @@ def init(
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
     k1, k2, k3 = jax.random.split(k_params, 3)
-    z = jnp.zeros((1, config.state_dim))
-    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, config.dim))
-    e = jnp.zeros((1, schema.slate, config.dim))
+    z_size, dim = enc.sizes(config, schema)
+    z = jnp.zeros((1, z_size))
+    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim))
+    e = jnp.zeros((1, schema.slate, dim))
     params = {
         "encoder": enc.init(k1, config, schema),
         "critic": networks.Critic(config).init(k2, z, memory, e),

@@ -177,7 +177,7 @@ def _simulated_losses(params, state, batch, simulated, r, learn, q, items, confi
     row = tb.lookup(state.tables, {tb.USER_TABLE: batch.user_id})[tb.USER_TABLE]
     user = (tile(row[:, None, None]), tile(batch.profile[:, None, None]), tile(context[:, :, None]))
     z = encoder.apply(params["encoder"], after, *user, method="user")
-    nothing = jnp.zeros((*z.shape[:-1], 0, config.dim))
+    nothing = jnp.zeros((*z.shape[:-1], 0, shown_next.shape[-1]))
     value = critic.apply(state.target, z, after.mean(), nothing).value.min(axis=-2)  # [B, T, M, N]
     slate_reward = jnp.moveaxis(apart(reward).sum(axis=-1), -1, -2)  # [B, T, M, N]
     target = slate_reward + config.discount * s.stay[..., None] * value

@@ -20,14 +20,14 @@ class EncoderConfig:
     """
 
     slate: int = 6
-    dim: int = 32  # D of an item encoding
+    dim: int = 32  # of an item encoding, its features not counted
     id_dim: int = 8
     author_dim: int = 8
     tag_dim: int = 8
     user_dim: int = 8
     feedback_dim: int = 8
     decays: tuple[float, ...] = (0.98, 0.8)
-    state_dim: int = 64
+    state_dim: int = 64  # of a user state, profile and context not counted
     learning_rate: float = 1.5e-3
     weight_decay: float = 1e-4
     table_learning_rate: float = 0.05

@@ -41,7 +41,6 @@ class Encoder(nn.Module):
         c = self.config
         self.item_hidden = nn.Dense(64)
         self.item_out = nn.Dense(c.dim - 1 - c.id_dim)
-        self.item_skip = nn.Dense(c.dim - 1 - c.id_dim, use_bias=False)
         self.feedback_out = nn.Dense(c.feedback_dim - 1)
         self.user_hidden = nn.Dense(128)
         self.user_out = nn.Dense(c.state_dim)
@@ -49,16 +48,20 @@ class Encoder(nn.Module):
         self.row_dropout = nn.Dropout(c.dropout)
         self.state_dropout = nn.Dropout(c.dropout)
 
-    def items(self, rows: dict[str, chex.Array], features: chex.Array, train: bool = False) -> chex.Array:
+    def items(
+        self, rows: dict[str, chex.Array], features: chex.Array, train: bool = False, blind: chex.Numeric = 0.0
+    ) -> chex.Array:
         """Embedding rows {table: [..., d]} and features [..., Di] -> encodings e [..., D].
 
-        The first dimension is 1 and the next are the id's row itself: one product away from every head, a video's own
-        bias is learned from few exposures.
+        The first dimension is 1, the next are the id's row itself, the last the features: one product away from every
+        head, a video's own bias is learned from few exposures, and a taste for a feature holds for videos unlike those
+        that were shown.
         """
         rows = {name: self.row_dropout(row, deterministic=not train) for name, row in sorted(rows.items())}
+        features = self._hide(features, train, blind)
         x = jnp.concatenate([*rows.values(), features], axis=-1)
-        e = self.item_out(nn.gelu(self.item_hidden(x))) + self.item_skip(x)
-        return jnp.concatenate([jnp.ones_like(e[..., :1]), rows["id"], e], axis=-1)
+        e = self.item_out(nn.gelu(self.item_hidden(x)))
+        return jnp.concatenate([jnp.ones_like(e[..., :1]), rows["id"], e, features], axis=-1)
 
     def feedback(self, feedback: chex.Array, duration: chex.Array) -> chex.Array:
         """Feedback [..., S] on videos of these durations (seconds) -> [..., F]; the first dimension is 1."""
@@ -69,20 +72,44 @@ class Encoder(nn.Module):
         return jnp.concatenate([jnp.ones_like(f[..., :1]), f], axis=-1)
 
     def user(
-        self, memory: Memory, row: chex.Array, profile: chex.Array, context: chex.Array, train: bool = False
+        self,
+        memory: Memory,
+        row: chex.Array,
+        profile: chex.Array,
+        context: chex.Array,
+        train: bool = False,
+        blind: chex.Numeric = 0.0,
     ) -> chex.Array:
-        """Memory, the user's embedding row [..., d], profile [..., Du] and context [..., Dx] -> z [..., state_dim]."""
+        """Memory, the user's embedding row [..., d], profile [..., Du], context [..., Dx] -> z [..., Z].
+
+        z ends with profile and context. When training, a share `blind` of the profile's entries is hidden, and of the
+        features' in `items`.
+        """
+        profile = self._hide(profile, train, blind)
         mean = memory.mean().reshape(*memory.outer.shape[:-3], -1)
         x = jnp.concatenate([mean, jnp.log1p(memory.weight), row, profile, context], axis=-1)
         x = self.state_dropout(x, deterministic=not train)
         # The linear path learns taste x topic products quickly; the other one what depends on several inputs at once.
-        return self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)
+        z = self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)
+        return jnp.concatenate([z, profile, context], axis=-1)
+
+    def _hide(self, x: chex.Array, train: bool, rate: chex.Numeric) -> chex.Array:
+        """Dropout whose rate may be traced, unlike that of `nn.Dropout`."""
+        if not train or (isinstance(rate, float) and rate == 0.0):
+            return x
+        seen = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, x.shape)
+        return jnp.where(seen, x / (1.0 - rate), 0.0)
 
     def __call__(self, rows, user_row, features, feedback, duration, profile, context):
         """Touches every parameter, for initialisation: K videos of one user."""
         e = self.items(rows, features)
         memory = memory_write(self.config, None, e, self.feedback(feedback, duration), jnp.ones(e.shape[:-1], bool))
         return self.user(memory, user_row, profile, context)
+
+
+def sizes(config: EncoderConfig, schema: Schema) -> tuple[int, int]:
+    """Z and D: sizes of a user state and of an encoding."""
+    return config.state_dim + schema.profile + schema.context, config.dim + schema.item_features
 
 
 def init(key: types.Key, config: EncoderConfig, schema: Schema):

@@ -24,19 +24,19 @@ class UserVectors(nn.Module):
     """
 
     num: int
-    dim: int
 
     @nn.compact
     def __call__(self, state: chex.Array, memory_mean: chex.Array) -> chex.Array:
-        """State [..., d] (or [..., n, d], one for each vector) and memory means [..., L, F, D] -> [..., n, D]."""
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        """State [..., d] (or [..., n, d], one for each vector) and memory means [..., L, F, D] -> [..., n, D].
+
+        They start from 0: a random product of user and video is unlearned only where logs have such pairs.
+        """
+        init, dim = nn.initializers.zeros, memory_mean.shape[-1]
         if state.ndim == memory_mean.ndim - 1:
-            kernel = self.param("kernel", init, (self.num, state.shape[-1], self.dim))
+            kernel = self.param("kernel", init, (self.num, state.shape[-1], dim))
             from_state = jnp.einsum("...nd,ndo->...no", state, kernel)
         else:
-            from_state = nn.Dense(self.num * self.dim, kernel_init=init)(state).reshape(
-                *state.shape[:-1], self.num, self.dim
-            )
+            from_state = nn.Dense(self.num * dim, kernel_init=init)(state).reshape(*state.shape[:-1], self.num, dim)
         reads = memory_mean.reshape(*memory_mean.shape[:-3], -1, memory_mean.shape[-1])
         gate = self.param("reads", nn.initializers.normal(0.1), (self.num, reads.shape[-2]))
         return from_state + jnp.einsum("nf,...fd->...nd", gate, reads)
@@ -55,14 +55,13 @@ class Prediction:
 class FeedbackHeads(nn.Module):
     """One head a signal plus staying or leaving (method.md, section 3)."""
 
-    dim: int
     extra: int = 0
 
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> Prediction:
-        """z [..., state_dim], memory_mean [..., L, F, D], items [..., M, D]."""
+        """z [..., Z], memory_mean [..., L, F, D], items [..., M, D]."""
         num_signals = len(types.SIGNALS)
-        vectors = UserVectors(num_signals + self.extra, self.dim, name="signals")(
+        vectors = UserVectors(num_signals + self.extra, name="signals")(
             jnp.concatenate([z, nn.gelu(nn.Dense(64, name="hidden")(z))], -1), memory_mean
         )
         # Set to the base rates of the first log.
@@ -73,7 +72,7 @@ class FeedbackHeads(nn.Module):
         # users. Free user x video effects fit noise here, for one slate moves the odds by little (method.md, 2).
         few = jax.lax.stop_gradient(feedback - prior[:num_signals])
         theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,))
-        direct = self.param("stay_items", nn.initializers.zeros, (self.dim,))
+        direct = self.param("stay_items", nn.initializers.zeros, (items.shape[-1],))
         effect = jnp.einsum("n,...nm->...m", theta, few) + jax.lax.stop_gradient(items) @ direct
         state = jax.lax.stop_gradient(z)
         stay = nn.Dense(1, name="stay")(nn.gelu(nn.Dense(32, name="stay_hidden")(state)))[..., 0]

@@ -18,7 +18,7 @@ from mmrf_jax.encoders.config import EncoderConfig
 class Representation:
     """Users before each of T + 1 requests."""
 
-    z: chex.Array  # [B, T+1, state_dim]
+    z: chex.Array  # [B, T+1, Z]
     memory: enc.Memory  # [B, T+1, L, F, D]
     shown: chex.Array  # [B, T+1, K, D] encodings of the exposed videos
     unseen: chex.Array  # [B, T+1, M, D] encodings of M videos that were not shown
@@ -81,6 +81,7 @@ def represent(
     items: types.Items,
     key: types.Key | None,
     unseen: chex.Array | None = None,
+    blind: chex.Numeric = 0.0,
 ) -> Representation:
     """Encodes a batch.
 
@@ -88,6 +89,7 @@ def represent(
       key: of dropout; None, when scoring, for none.
       rows: embedding rows of `ids`.
       unseen: as given to `ids`.
+      blind: share of the entries of profiles and features that is hidden, with a key.
     """
     encoder = enc.Encoder(config)
     num_users, steps, k = batch.slate.shape
@@ -97,7 +99,7 @@ def represent(
     rngs = {} if key is None else {"dropout": key}
     user_rows = rows[tb.USER_TABLE]
     rows = {name: rows[name] for name in tb.VIDEO_TABLES}
-    e = encoder.apply(encoder_params, rows, items.features[videos], train, method="items", rngs=rngs)
+    e = encoder.apply(encoder_params, rows, items.features[videos], train, blind, method="items", rngs=rngs)
     e, not_shown = e[:, :num_seen], e[:, num_seen:].reshape(num_users, steps, -1, e.shape[-1])
     feedback = jnp.concatenate([batch.history.feedback, batch.feedback.reshape(num_users, steps * k, -1)], axis=1)
     f = encoder.apply(encoder_params, feedback, items.duration[videos[:, :num_seen]], method="feedback")
@@ -107,5 +109,5 @@ def represent(
     memory = enc.memory_over_requests(config, start, slates(e), slates(f), mask)
     at_requests = lambda x: jnp.broadcast_to(x[:, None], (num_users, steps, x.shape[-1]))
     user = (at_requests(user_rows), at_requests(batch.profile), batch.context)
-    z = encoder.apply(encoder_params, memory, *user, train, method="user", rngs=rngs)
+    z = encoder.apply(encoder_params, memory, *user, train, blind, method="user", rngs=rngs)
     return Representation(z, memory, slates(e), not_shown)

@@ -45,7 +45,7 @@ def update(
 
     def loss_fn(params, rows):
         r = network.represent(config, params, rows, batch, items, key)
-        out = network.predict(config, params, r.z, r.memory_mean, r.shown)
+        out = network.predict(params, r.z, r.memory_mean, r.shown)
         out = jax.tree.map(lambda x: x[:, :, :-1], out)
         per_signal = losses(config, out, feedback, state.scale)  # [2, B, T, K, S + 1]
         per_signal = jnp.einsum("btk,nbtks->s", learn.exposed, per_signal) / num_exposed
@@ -85,9 +85,9 @@ def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, 
 def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig):
     rows = tb.lookup(state.tables, rep.ids(batch, items))
     r = network.represent(config, state.params, rows, batch, items, None)
-    out = network.predict(config, state.params, r.z, r.memory_mean, r.shown)
+    out = network.predict(state.params, r.z, r.memory_mean, r.shown)
     unit = dataclasses.replace(state, residual=jnp.ones(()))  # divided by the residual's variance once it is known
-    key = jax.random.fold_in(state.key, -1)
+    key = jax.random.fold_in(state.key, 2**32 - 1)  # no update has this number
     return out.extra[..., 0, :].mean(axis=0), network.uncertainty(config, unit, rows, batch, items, key)
 
 

@@ -35,18 +35,24 @@ class FeedbackConfig(EncoderConfig):
 
     Attributes:
       loss: `likelihood`: Bernoulli, and quasi-Poisson for watch time; `mse`: the paper's squared errors.
-      dropout: in fitting, and where uncertainty is measured; never in predictions.
+      dropout: of embedding rows and the user state, in fitting and where uncertainty is measured, never in predictions.
+      blindness: of each twin, the share of the entries of profiles and features hidden from it in the same places. One
+        twin trusts them whole, the other less, so they part where a prediction rests on what the log hardly varied: on
+        videos unlike those that were shown both err to the same side, and twins that differ by chance alone agree.
       masks: dropout masks that the uncertainty of a video is averaged over.
     """
 
     dropout: float = 0.1
     loss: str = "likelihood"
+    blindness: tuple[float, float] = (0.0, 0.2)
     masks: int = 1
 
     def __post_init__(self):
         super().__post_init__()
         if self.loss not in LOSSES:
             raise ValueError(f"unknown feedback.loss={self.loss!r}; use {' or '.join(LOSSES)}")
+        if len(self.blindness) != TWINS or not all(0.0 <= rate < 1.0 for rate in self.blindness):
+            raise ValueError(f"feedback.blindness={self.blindness} must be two shares in [0, 1), one for each twin")
         if self.masks < 1:
             raise ValueError(f"feedback.masks={self.masks} is not positive; use 1 or more")
 
@@ -71,8 +77,7 @@ class FeedbackState:
     key: chex.Array  # typed key
 
 
-def _heads(config: FeedbackConfig) -> heads.FeedbackHeads:
-    return heads.FeedbackHeads(config.dim, extra=1)  # the mean of log1p seconds
+_HEADS = heads.FeedbackHeads(extra=1)  # the mean of log1p seconds
 
 
 def init(
@@ -89,13 +94,14 @@ def init(
       feedback_mean, feedback_std: [S] of the exposures in the first log; the heads start from them.
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
-    z = jnp.zeros((1, config.state_dim))
-    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, config.dim))
+    z_size, dim = enc.sizes(config, schema)
+    z = jnp.zeros((1, z_size))
+    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim))
     prior = jnp.append(heads.prior(feedback_mean, feedback_std), jnp.log1p(feedback_mean[types.WATCH_TIME]) - 0.5)
 
     def one(key):
         k1, k2 = jax.random.split(key)
-        head = _heads(config).init(k2, z, memory, jnp.zeros((1, 1, config.dim)))
+        head = _HEADS.init(k2, z, memory, jnp.zeros((1, 1, dim)))
         head["params"]["prior"] = prior[:, None].astype(jnp.float32)
         return {"encoder": enc.init(k1, config, schema), "heads": head}
 
@@ -136,14 +142,15 @@ def represent(
     unseen: chex.Array | None = None,
 ) -> rep.Representation:
     """`encoders.representation.represent` of both twins, leading axis 2; `key` for dropout, with masks of their own."""
-    one = lambda p, r, k: rep.represent(config, p, r, batch, items, k, unseen)
+    one = lambda p, r, k, blind: rep.represent(config, p, r, batch, items, k, unseen, blind)
     keys = None if key is None else jax.random.split(key, TWINS)
-    return jax.vmap(one, in_axes=(0, 0, None if key is None else 0))(params["encoder"], twin_rows(rows), keys)
+    axes = (0, 0, None if key is None else 0, 0)
+    return jax.vmap(one, in_axes=axes)(params["encoder"], twin_rows(rows), keys, jnp.asarray(config.blindness))
 
 
-def predict(config: FeedbackConfig, params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
-    """Predictions of both twins: z [2, ..., state_dim], memory [2, ..., L, F, D], encodings [2, ..., M, D]."""
-    return jax.vmap(_heads(config).apply)(params["heads"], z, memory_mean, videos)
+def predict(params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
+    """Predictions of both twins: z [2, ..., Z], memory [2, ..., L, F, D], encodings [2, ..., M, D]."""
+    return jax.vmap(_HEADS.apply)(params["heads"], z, memory_mean, videos)
 
 
 def expected(out: heads.Prediction, scale: chex.Array) -> chex.Array:
@@ -185,6 +192,6 @@ def uncertainty(
     def one(key):
         r = represent(config, state.params, rows, batch, items, key, unseen)
         videos = jnp.concatenate([r.shown, r.unseen], axis=-2)
-        return divergence(predict(config, state.params, r.z, r.memory_mean, videos), state.residual)
+        return divergence(predict(state.params, r.z, r.memory_mean, videos), state.residual)
 
     return jax.vmap(one)(jax.random.split(key, config.masks)).mean(axis=0)

@@ -74,7 +74,7 @@ def answer(
     unseen = jnp.take_along_axis(batch.candidates, flat, axis=-1)
     rows = tb.lookup(state.tables, rep.ids(batch, items, unseen))
     r = network.represent(config, state.params, rows, batch, items, None, unseen)
-    out = network.predict(config, state.params, r.z, r.memory_mean, r.unseen)
+    out = network.predict(state.params, r.z, r.memory_mean, r.unseen)
     expected = network.expected(out, state.scale)  # [B, T+1, M K, S]
     if measure_uncertainty:
         u = network.uncertainty(config, state, rows, batch, items, k_masks, unseen)

@@ -197,7 +197,7 @@ def predict(params: FeedbackParams, state: SimulatedState, videos: chex.Array):
         return encoder.apply(p, memory, row, request.profile, request.context, method="user")
 
     z = jax.vmap(user)(params.params["encoder"], memory, params.users)
-    return network.predict(params.config, params.params, z, memory.mean(), params.encodings[:, videos])
+    return network.predict(params.params, z, memory.mean(), params.encodings[:, videos])
 
 
 def logged_slates(params: FeedbackParams, state: SimulatedState) -> chex.Array:
