@@ -18,6 +18,9 @@ def get_config() -> ConfigDict:
             "quick": False,
             "source": "kuairand",
             "method": "mmrf",
+            "simulator": "world",  # real logs; or feedback: the feedback model of the run simulator_checkpoint answers
+            "simulator_checkpoint": "",
+            "simulator_answers": "sampled",  # or expected
             "data": {
                 "dir": "",  # the folder with the CSV files, or its parent
                 "cache_dir": "~/.cache/mmrf_jax/kuairand",  # prepared records go here
@@ -34,6 +37,8 @@ def get_config() -> ConfigDict:
             "agents": {
                 "signals": types.AGENT_SIGNALS,
                 "ablation": "none",
+                "non_impressions": 0.25,
+                "optimism": 0.1,
                 "dim": 48,
                 "id_dim": 16,
                 "user_dim": 16,
@@ -46,12 +51,30 @@ def get_config() -> ConfigDict:
                 "dropout": 0.2,
                 "signal_weights": (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 0.1),  # long plays are rare and large
             },
-            "train": {"batch": 128, "segment": 4, "epochs": 3},
+            "alternation": {"rounds": 3, "closed_loop": False, "temperature": 1.0, "gap_sessions": 0},
+            "feedback": {
+                "loss": "likelihood",
+                "dim": 48,
+                "id_dim": 16,
+                "user_dim": 16,
+                "dropout": 0.2,
+                "blindness": (0.0, 0.2),
+                "masks": 1,
+                "learning_rate": 1e-3,
+                "table_learning_rate": 0.03,
+                "batch": 128,
+                "epochs": 1,  # a round
+                "log_share": 1.0,
+                "signal_weights": (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 0.1),
+            },
+            "train": {"batch": 128, "segment": 4, "epochs": 1},  # epochs a round
+            "collect": {"sessions": 8_192},  # where the feedback model of another run is the simulator
+            "ab_test": {"sessions": 20_000, "day": 0, "arms": ("logged", "random")},
             "log_every": 50,
             "checkpoint_every": 200,
             "when_quick": {
                 "data": {"max_sessions": 2_000},
-                "train": {"epochs": 1},
+                "alternation": {"rounds": 1},
                 "log_every": 2,
                 "checkpoint_every": 5,
             },

@@ -20,6 +20,9 @@ def get_config() -> ConfigDict:
             "quick": False,  # a tiny form, for tests and first looks
             "source": "world",
             "method": "mmrf",  # or myopic
+            "simulator": "world",  # or feedback: the feedback model of the run simulator_checkpoint answers
+            "simulator_checkpoint": "",
+            "simulator_answers": "sampled",  # or expected
             "world": {
                 "num_videos": 100_000,
                 "candidates": 100,  # C
@@ -30,10 +33,29 @@ def get_config() -> ConfigDict:
                 "variant": "base",  # or the shifted worlds users and leaving, for testing only
             },
             "data": {"dir": ""},  # logs of launch.collect to learn from; empty: collect them
-            "collect": {"sessions": 49_152, "test_sessions": 4_096},
+            "collect": {"sessions": 8_192, "test_sessions": 4_096},  # the first for each round
+            "alternation": {
+                "rounds": 3,  # of fit, label, update
+                "closed_loop": True,  # after the first round the newest policy serves and collects the round's log
+                "temperature": 1.0,  # of that policy, as Plackett–Luce
+                "gap_sessions": 2_048,  # served each round in the model and in the world, to compare; 0 for none
+            },
+            "feedback": {  # the feedback fitting model
+                "loss": "likelihood",  # or mse, as in the paper
+                "dropout": 0.1,
+                "blindness": (0.0, 0.2),
+                "masks": 1,
+                "learning_rate": 3e-3,
+                "table_learning_rate": 0.02,
+                "batch": 64,  # segments
+                "epochs": 1,  # over each round's log
+                "log_share": 1.0,  # of the log's sessions, to see what less would do
+            },
             "agents": {
                 "signals": types.AGENT_SIGNALS,
-                "ablation": "none",  # or co: without collaboration
+                "ablation": "none",  # or co: without collaboration; da: without videos not shown; ns: those get -1
+                "non_impressions": 0.25,  # rho
+                "optimism": 0.1,  # beta
                 "dim": 32,
                 "id_dim": 8,
                 "learning_rate": 1.5e-3,
@@ -43,7 +65,11 @@ def get_config() -> ConfigDict:
                 "main_weight": 0.1,
                 "dropout": 0.0,
             },
-            "train": {"batch": 128, "segment": 8, "epochs": 2},  # batch in segments of that many requests
+            "train": {
+                "batch": 128,
+                "segment": 8,
+                "epochs": 1,
+            },  # batch in segments of that many requests; epochs a round
             "ab_test": {
                 "sessions": 20_000,
                 "day": 0,
@@ -54,7 +80,8 @@ def get_config() -> ConfigDict:
             "when_quick": {
                 "world": {"num_videos": 5_000, "candidates": 40},
                 "collect": {"sessions": 1_024, "test_sessions": 1_024},  # alike, so that both share one compilation
-                "train": {"batch": 64, "epochs": 1},
+                "alternation": {"rounds": 2, "gap_sessions": 512},
+                "train": {"batch": 64},
                 "ab_test": {"sessions": 512, "arms": ("production",)},
                 "log_every": 5,
                 "checkpoint_every": 10,

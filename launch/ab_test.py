@@ -6,7 +6,6 @@
 Arms are production, random, oracle_myopic, oracle_planning, or run folders of launch.train; the first is the control.
 """
 
-import dataclasses
 from pathlib import Path
 
 from absl import flags
@@ -15,7 +14,7 @@ from launch import common
 from mmrf_jax.evaluation import plots
 from mmrf_jax.metrics import files
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import loop, sources
+from mmrf_jax.training import judging, loop
 
 _CONFIG = common.define_config()
 _ARMS = flags.DEFINE_list("arms", None, "Arms, the control first.", required=True)
@@ -33,19 +32,18 @@ def main() -> None:
         if not _PLOT.value.endswith(".png"):
             raise ValueError(f"--plot={_PLOT.value} is not the name of a PNG; let it end in .png")
     mesh = par.make_mesh()
-    source = sources.from_config(config, loop.progress)
-    source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
+    source = loop.source_of(config, mesh)
     policies = {
         Path(name).name if Path(name).is_dir() else name: loop.policy_of(name, source, mesh) for name in _ARMS.value
     }
     if len(policies) < len(_ARMS.value):
         raise ValueError(f"--arms={','.join(_ARMS.value)} repeats a name; arms are named by their last folder")
     config.ab_test.sessions = _SESSIONS.value
-    result = loop.compare(config, source, policies, mesh)
+    result = judging.compare(config, source, policies, mesh)
     files.write_json(_OUT.value, result)
     if _PLOT.value:
         plots.forest(result, _PLOT.value)
-    loop.print_results(result)
+    judging.print_results(result)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from absl import flags
 
 from launch import common
 from mmrf_jax.data import records
+from mmrf_jax.metrics.progress import counted
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.training import loop, sources
 
@@ -26,12 +27,13 @@ def main() -> None:
     if Path(_OUT.value).exists():
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
     common.check_output("out", _OUT.value)
-    source = sources.from_config(config, loop.progress)
+    mesh = par.make_mesh()
+    source = loop.source_of(config, mesh)
     assert source.sim is not None
-    policy = loop.policy_of(_POLICY.value, source, par.make_mesh())
+    policy = loop.policy_of(_POLICY.value, source, mesh)
     log = sources.collect_log(
         source.sim, policy, config.seed, first_user=_FIRST_USER.value, sessions=_SESSIONS.value, k=source.schema.slate,
-        progress=loop.progress, keep_scores=True,
+        progress=counted, keep_scores=True,
     )  # fmt: skip
     records.write_log(log, Path(_OUT.value), source.schema, sources.world_origin(config))
     print(f"{log.num_sessions} sessions, {log.num_requests} requests -> {_OUT.value}")

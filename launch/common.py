@@ -120,14 +120,17 @@ def define_config(default: str | None = None):
 
 
 def check_world(config) -> None:
-    """Refuses, before any data is read, a config without a world to act in.
+    """Refuses, before any data is read, a config without a simulator to act in.
 
     Raises:
       ValueError: naming its source.
     """
+    if config.simulator == "feedback":
+        return
     if config.source != "world" or "world" not in config:
         raise ValueError(
-            f"this needs the world, not config.source={config.source!r}; use --config=experiments/world.py"
+            f"this needs the world, not config.source={config.source!r}; use --config=experiments/world.py, or "
+            "--config.simulator=feedback with --config.simulator_checkpoint=RUN"
         )
 
 

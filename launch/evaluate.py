@@ -3,7 +3,6 @@
 python -m launch.evaluate --workdir=runs/kuairand [--config.data.dir=DIR]
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from absl import flags
 from launch import common
 from mmrf_jax.metrics import files
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import loop, sources
+from mmrf_jax.training import judging, loop
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch.train.", required=True)
 _CONFIG = common.define_run_config(sys.argv)
@@ -21,12 +20,11 @@ _CONFIG = common.define_run_config(sys.argv)
 def main() -> None:
     config, workdir = common.resolve(_CONFIG), Path(_WORKDIR.value)
     mesh = par.make_mesh()
-    source = sources.from_config(config, loop.progress)
-    source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
+    source = loop.source_of(config, mesh)
     state = loop.load_state(config, source, workdir, mesh)
-    result = loop.evaluate(config, source, state)
+    result = judging.evaluate(config, source, state, thorough=True)
     files.write_json(workdir / "evaluation.json", result)
-    loop.print_results(result)
+    judging.print_results(result)
 
 
 if __name__ == "__main__":

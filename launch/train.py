@@ -11,14 +11,14 @@ from pathlib import Path
 from absl import flags
 
 from launch import common
-from mmrf_jax.training import loop
+from mmrf_jax.training import judging, loop
 
 _CONFIG = common.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
 
 
 def main() -> None:
-    loop.print_results(loop.train(common.resolve(_CONFIG), Path(_WORKDIR.value)))
+    judging.print_results(loop.train(common.resolve(_CONFIG), Path(_WORKDIR.value)))
 
 
 if __name__ == "__main__":

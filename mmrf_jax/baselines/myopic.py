@@ -27,6 +27,7 @@ def update(
     batch: types.SessionBatch,
     items: types.Items,
     config: AgentConfig,
+    rate: chex.Numeric = 1.0,
     axis_name: str | None = None,
 ) -> tuple[st.AgentState, dict[str, chex.Array]]:
     """One step of the regression of watch time; see `agents.update.update`."""
@@ -42,7 +43,7 @@ def update(
         loss = jnp.sum(learn.exposed * loss[..., types.WATCH_TIME]) / count
         return loss, {"loss/watch_time": loss}
 
-    state, metrics, grad_norm = st.step(state, rep.ids(batch, items), loss_fn, config, reduction)
+    state, metrics, grad_norm = st.step(state, rep.ids(batch, items), loss_fn, config, reduction, rate)
     return state, reduction.sum(metrics) | {"grad_norm": grad_norm}
 
 

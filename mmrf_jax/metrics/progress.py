@@ -84,3 +84,25 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def say(line: str) -> None:
+    """A line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def phase(name: str) -> None:
+    """Says which phase begins; `Progress` speaks only of what takes long."""
+    say(f"phase: {name}")
+
+
+def counted(name: str, total: int) -> Callable[[int], None]:
+    """A callback (units done) that prints progress with the time left, and a last line when all is done."""
+    bar = Progress(name, total, unit="users" if name in ("collect", "ab_test") else "steps")
+
+    def update(done: int) -> None:
+        bar.update(done)
+        if done >= total:
+            bar.close()
+
+    return update

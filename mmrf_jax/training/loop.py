@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,62 +14,31 @@ import ml_collections
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.agents import state as st
-from mmrf_jax.agents.config import AgentConfig
-from mmrf_jax.baselines import boosting, popularity
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.evaluation import ab_test, gauc, offline
 from mmrf_jax.metrics import files, writers
-from mmrf_jax.metrics.progress import Progress
+from mmrf_jax.metrics.progress import Progress, counted, phase, say
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
-from mmrf_jax.training import arms, methods, sources
+from mmrf_jax.simulators.feedback import fitting, session
+from mmrf_jax.training import alternation, judging, methods, sources
 from mmrf_jax.training import workdir as wd
 
 _KEEP = 3
+_HELD_OUT = 20  # every so many sessions one is left out of the fit, to measure the feedback model
+_MEASURED = 16  # batches of them
 
 
-def progress(phase: str, total: int):
-    """A callback (units done) that prints progress with the time left, and a last line when all is done."""
-    bar = Progress(phase, total, unit="users" if phase in ("collect", "ab_test") else "steps")
-
-    def update(done: int) -> None:
-        bar.update(done)
-        if done >= total:
-            bar.close()
-
-    return update
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _phase(name: str) -> None:
-    """Says which phase begins; Progress speaks only of what takes long."""
-    _say(f"phase: {name}")
-
-
-def agent_config(config) -> AgentConfig:
-    """The agents of a run."""
-    fields: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in config.agents.items()
-    }
-    slate = config.world.slate if config.source == "world" else config.data.slate
-    return AgentConfig(**fields, slate=slate)
-
-
-def state_shapes(config, source: sources.Source, mesh) -> st.AgentState:
+def state_shapes(config, source: sources.Source, mesh) -> alternation.RunState:
     """Shapes, types and shardings of a state, to restore onto; nothing is computed."""
     ones = jnp.ones(len(types.SIGNALS))
-    agents = agent_config(config)
-    shapes = jax.eval_shape(lambda: st.init(jax.random.key(0), agents, source.schema, source.items, ones, ones))
+    plan = alternation.plan_of(config)
+    shapes = jax.eval_shape(lambda: alternation.init(jax.random.key(0), plan, source.schema, source.items, ones, ones))
     return manager.targets(shapes, par.replicated(mesh))
 
 
-def load_state(config, source: sources.Source, workdir: Path, mesh) -> st.AgentState:
+def load_state(config, source: sources.Source, workdir: Path, mesh) -> alternation.RunState:
     """The newest state of a run.
 
     Raises:
@@ -85,51 +53,90 @@ def load_state(config, source: sources.Source, workdir: Path, mesh) -> st.AgentS
             raise nothing
         state, step = checkpoints.restore(state_shapes(config, source, mesh))
     done = workdir / "learned.json"
-    if not done.exists() or wd.read_json(done)["updates"] != step:
-        _say(f"{workdir} has not learned to its end: this is update {step}")
+    if not done.exists() or wd.read_json(done)["steps"] != step:
+        say(f"{workdir} has not learned to its end: this is step {step}")
     return state
 
 
-def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
-    """The policy of an arm: a name of the world's own rankers, or a run folder.
+def source_of(config, mesh) -> sources.Source:
+    """The source of a config, its items on the devices; with `simulator=feedback` in the model of another run.
 
     Raises:
-      ValueError: for a name that is neither, or a run trained on another world.
+      ValueError: where that run is of another source, or has no feedback model.
     """
-    built_in = sources.world_policies()
-    if name in built_in:
-        return built_in[name]
+    source = sources.from_config(config, counted)
+    source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
+    if config.simulator == "world":
+        return source
+    if config.simulator != "feedback":
+        raise ValueError(f"unknown simulator {config.simulator!r}; use --config.simulator=world or feedback")
+    path = Path(config.simulator_checkpoint)
+    if not config.simulator_checkpoint:
+        raise ValueError("config.simulator=feedback needs a model; use --config.simulator_checkpoint=RUN")
+    fitted = ml_collections.ConfigDict(wd.read_config(path))
+    _check_same_world(str(path), fitted, source)
+    plan = alternation.plan_of(fitted)
+    if not plan.models:
+        raise ValueError(
+            f"run {path} has no feedback model: its ablation is {fitted.agents.ablation}; name another run"
+        )
+    state = load_state(fitted, source, path, mesh)
+    model = judging.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
+    policies = {
+        "logged": base.privileged_policy(session.logged_slates, 0.0),
+        "random": base.privileged_policy(session.no_preference, 1.0),
+    }
+    return sources.in_simulator(source, model, policies, None, counted)
+
+
+def _check_same_world(name: str, trained, source: sources.Source) -> None:
+    """Refuses a run that was trained on something else than the source."""
+    if trained.source != source.config.source:
+        raise ValueError(
+            f"run {name} was trained on {trained.source}, it cannot act in {source.config.source}; name another run"
+        )
+    if trained.source == "world":
+        here, there = sources.world_origin(source.config), sources.world_origin(trained)
+        if differing := [n for n in there if there[n] != here.get(n)]:
+            flags = " ".join(f"--config.world.{n}={there[n]}" for n in differing)
+            raise ValueError(f"run {name} was trained in another world; add {flags}")
+
+
+def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
+    """The policy of an arm: a name of the simulator's own rankers, or a run folder.
+
+    Raises:
+      ValueError: for a name that is neither, or a run trained on something else.
+    """
+    if name in source.policies:
+        return source.policies[name]
     if not Path(name).is_dir():
-        raise ValueError(f"unknown policy {name!r}: neither a run folder nor one of {', '.join(built_in)}")
+        raise ValueError(f"unknown policy {name!r}: neither a run folder nor one of {', '.join(source.policies)}")
     config = ml_collections.ConfigDict(wd.read_config(Path(name)))
-    if config.source != "world":
-        raise ValueError(f"run {name} was trained on {config.source}, it cannot act in the world; name another run")
-    trained, here = sources.world_origin(config), sources.world_origin(source.config)
-    if differing := [n for n in trained if trained[n] != here.get(n)]:
-        flags = " ".join(f"--config.world.{n}={trained[n]}" for n in differing)
-        raise ValueError(f"run {name} was trained in another world; add {flags}")
+    _check_same_world(name, config, source)
     state = load_state(config, source, Path(name), mesh)
-    return methods.get(config.method).make_policy(state, source.items, agent_config(config))
+    return methods.get(config.method).make_policy(state.agents, source.items, alternation.agent_config(config))
 
 
 def train(config, workdir: Path) -> dict[str, Any]:
     """Runs a config to its results, going on from the newest checkpoint of the folder. Returns the results."""
     # What is wrong with the config is said before anything is written.
-    method = methods.get(config.method)
+    methods.get(config.method)
     _check(config)
     mesh = par.make_mesh()
     par.check_divisible(config.train.batch, mesh, "train.batch")
-    agent_config(config)
-    if config.source == "world":
-        _arms(config)
+    par.check_divisible(config.feedback.batch, mesh, "feedback.batch")
+    plan = alternation.plan_of(config)
+    if config.source == "world" and config.simulator == "world":
+        _arms(config, sources.world_policies())
     made = wd.claim(workdir, config.to_dict())
     results = workdir / "results.json"
     if results.exists():
         finished = wd.read_json(results)
-        _say(f"{workdir} is finished; nothing to do")
+        say(f"{workdir} is finished; nothing to do")
         return finished
     try:
-        return _run(config, method, workdir, mesh)
+        return _run(config, plan, workdir, mesh)
     except Exception:
         if made is not None:
             wd.release(workdir, made)
@@ -143,41 +150,45 @@ def _check(config) -> None:
             f"config.source={config.source!r} does not go with this config file; use experiments/world.py for 'world' "
             "and experiments/kuairand.py for 'kuairand'"
         )
-    least = {"seed": 0, "train.batch": 1, "train.segment": 1, "train.epochs": 1, "log_every": 1, "checkpoint_every": 1}
+    least = {
+        "seed": 0, "train.batch": 1, "train.segment": 1, "train.epochs": 1, "feedback.batch": 1, "feedback.epochs": 1,
+        "alternation.rounds": 1, "log_every": 1, "checkpoint_every": 1,
+    }  # fmt: skip
     if config.source == "world":
         least |= {"collect.sessions": 1, "collect.test_sessions": 1, "ab_test.sessions": 2}
     values = wd.flat(config.to_dict())
     for name, lowest in least.items():
         if values[name] < lowest:
             raise ValueError(f"config.{name} is {values[name]}; use --config.{name}={lowest} or more")
+    if not 0.0 < config.feedback.log_share <= 1.0:
+        raise ValueError(f"config.feedback.log_share is {config.feedback.log_share}; use a share in (0, 1]")
+    if config.alternation.closed_loop and config.source != "world" and config.simulator == "world":
+        raise ValueError("config.alternation.closed_loop needs a simulator to serve in; set it to False for logs")
 
 
-def _run(config, method, workdir: Path, mesh) -> dict[str, Any]:
+def _run(config, plan: alternation.Plan, workdir: Path, mesh) -> dict[str, Any]:
     """Everything between a claimed folder and its results."""
-    _phase("prepare")
-    source = sources.from_config(config, progress)
+    phase("prepare")
+    source = source_of(config, mesh)
     if source.report:
-        _say(f"input: {json.dumps(source.report, default=str)}")
-    source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
+        say(f"input: {json.dumps(source.report, default=str)}")
+    policies = {} if source.sim is None else _arms(config, source.policies)
     with manager.Checkpoints(workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every) as checkpoints:
-        state, metrics = _learn(config, source, method, workdir, checkpoints, mesh)
+        state, metrics = _learn(config, source, plan, workdir, checkpoints, mesh)
     result: dict[str, Any] = {"train": metrics}
     if source.sim is not None:
-        _phase("ab_test")
-        policies = _arms(config)
-        policies[config.method] = method.make_policy(state, source.items, agent_config(config))
-        test = compare(config, source, policies, mesh)
-        result |= test
-    _phase("offline")
-    result |= evaluate(config, source, state)
-    _phase("results")
+        phase("ab_test")
+        policies[config.method] = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
+        result |= judging.compare(config, source, policies, mesh)
+    phase("offline")
+    result |= judging.evaluate(config, source, state)
+    phase("results")
     files.write_json(workdir / "results.json", result)
     return result
 
 
-def _arms(config) -> dict[str, base.Policy]:
+def _arms(config, policies: dict[str, base.Policy]) -> dict[str, base.Policy]:
     """The arms of the config beside the run's own ranker, which joins by itself."""
-    policies = sources.world_policies()
     names = [name for name in config.ab_test.arms if name != config.method]
     for name in names:
         if name not in policies:
@@ -192,163 +203,179 @@ def _finite(tree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
-def _learn(config, source, method, workdir: Path, checkpoints: manager.Checkpoints, mesh):
-    """The learning phase: from the newest checkpoint, or from a fresh state, to the last update."""
+def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: manager.Checkpoints, mesh):
+    """The rounds of a run, from the newest checkpoint or a fresh state to the last update."""
+    state, step = None, 0
     if checkpoints.latest_step() is not None:
         state, step = checkpoints.restore(state_shapes(config, source, mesh))
-        _say(f"resumed at update {step}")
+        say(f"resumed at step {step}, round {int(state.round) + 1}")
         done = workdir / "learned.json"
-        if done.exists() and (summary := wd.read_json(done))["updates"] == step:
+        if done.exists() and (summary := wd.read_json(done))["steps"] == step:
             return state, summary
-    else:
-        state, step = None, 0
-    if source.sim is not None:
-        _phase("read" if config.data.dir else "collect")
-    log = source.train()
-    _phase("train")
-    index = sessions.segment_index(log, config.train.segment)
-    batch = config.train.batch
-    per_epoch = len(index) // batch
-    if per_epoch == 0:
-        fits = len(index) // mesh.size * mesh.size
-        fix = f"use --config.train.batch={fits}" if fits else "use a larger log"
-        raise ValueError(f"the log has {len(index)} segments, fewer than one batch of {batch}; {fix}")
-    total = config.train.epochs * per_epoch
-    agents = agent_config(config)
-    if state is None:
-        feedback = log.feedback[log.slate >= 0].astype(np.float64)
-        init = functools.partial(st.init, config=agents, schema=source.schema, items=source.items)
-        born = jax.jit(
-            lambda key, mean, std: init(key, feedback_mean=mean, feedback_std=std), out_shardings=par.replicated(mesh)
-        )
-        state = born(
-            jax.random.key(config.seed),
-            jnp.asarray(feedback.mean(0), jnp.float32),
-            jnp.asarray(feedback.std(0), jnp.float32),
-        )
-    update = jax.jit(method.update, static_argnames="config", donate_argnames="state")
     writer = writers.MetricsWriter(workdir, start_step=step if step else None, seed=config.seed)
-    bar = Progress("train", total, unit="updates", done=step)
-    pending: tuple[int, Any] | None = None
-    good = step  # the last update whose metrics were seen to be finite
-
-    def log_metrics(at: int, metrics) -> int:
-        try:
-            writer.write(at, "train", jax.device_get(metrics))
-        except FloatingPointError as error:
-            raise FloatingPointError(f"updates {good + 1} to {at}: {error}") from error
-        return at
-
-    order_epoch, order = -1, np.empty(0, np.int64)
+    keeper = _Keeper(config, writer, checkpoints, step)
+    given, seen = None, {"sessions": 0, "requests": 0}
     with writer:
-        while step < total:
-            epoch, position = divmod(step, per_epoch)
-            if epoch != order_epoch:
-                order_epoch, order = epoch, np.random.default_rng([config.seed, epoch]).permutation(len(index))
-            rows = index[order[position * batch : (position + 1) * batch]]
-            data = par.put_batch(sessions.gather_segments(log, rows, config.train.segment), mesh)
-            state, metrics = update(state, data, source.items, agents)
-            step += 1
-            if step % config.log_every == 0 or step == total:
-                # The metrics of the logging step before: reading them does not wait for the device.
-                if pending is not None:
-                    good = log_metrics(*pending)
-                pending = (step, metrics)
-            if step % config.checkpoint_every == 0 or step == total:
-                if pending is not None:
-                    good = log_metrics(*pending)
-                    pending = None
-                if not _finite(state):
-                    raise FloatingPointError(
-                        f"updates {good + 1} to {step}: the state after update {step} is not finite and is not "
-                        "saved; lower the learning rate"
-                    )
-                checkpoints.save(step, state, force=step == total)
-            bar.update(step)
-        bar.close()
+        for number in range(0 if state is None else int(state.round), plan.rounds):
+            if number == 0 or not plan.closed_loop:
+                if given is None:
+                    if source.sim is not None:
+                        phase("read" if config.data.dir else "collect")
+                    given = source.train()
+                log = given
+            else:
+                phase("collect")
+                server = alternation.server_state(state)
+                policy = methods.get(plan.method).make_policy(
+                    server, source.items, plan.agents, config.alternation.temperature
+                )
+                log = source.collect(policy, number)
+            if state is None:
+                state = _born(config, plan, source, log, mesh)
+            seen = {"sessions": log.num_sessions, "requests": log.num_requests}
+            state = _round(config, source, plan, state, log, keeper, mesh)
+            if number + 1 < plan.rounds:
+                state = alternation.next_round(state)
+            keeper.save(state, force=True)
     checkpoints.wait()
-    history = (workdir / "metrics.jsonl").read_text().splitlines()
-    final = {name: value for name, value in json.loads(history[-1]).items() if name != "seconds"}
-    summary = {"updates": step, "sessions": log.num_sessions, "requests": log.num_requests, "final": final}
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    plain = lambda row: {name: value for name, value in row.items() if name != "seconds"}
+    summary = {
+        "steps": keeper.step,
+        "updates": int(state.agents.step),
+        "rounds": plan.rounds,
+        **{f"{name}_of_last_round": value for name, value in seen.items()},
+        "optimism": [plain(row) for row in rows if row["phase"] == "optimism"],
+        "final": plain(next(row for row in reversed(rows) if row["phase"] == "train")),
+    }
     files.write_json(workdir / "learned.json", summary)
     return state, summary
 
 
-def compare(config, source: sources.Source, policies: dict[str, Any], mesh) -> dict[str, Any]:
-    """A paired A/B test in the world, with progress; the first arm is the control."""
-    names = list(policies)
-    if source.sim is None:
-        raise ValueError(f"A/B tests need the world, but config.source is {config.source!r}; use experiments/world.py")
-    total = config.ab_test.sessions * len(names)
-    key = jax.random.fold_in(jax.random.key(config.seed), 12)
-    return arms.compare(
-        source.sim._replace(items=source.items), policies, key, mesh, control=names[0],
-        num_users=config.ab_test.sessions, day=config.ab_test.day, k=source.schema.slate,
-        progress=progress("ab_test", total),
-    )  # fmt: skip
+def _born(config, plan: alternation.Plan, source: sources.Source, log: SessionLog, mesh) -> alternation.RunState:
+    """A fresh state, where it lives; it knows the first log's means."""
+    feedback = log.feedback[log.slate >= 0].astype(np.float64)
+    born = jax.jit(
+        lambda key, mean, std: alternation.init(key, plan, source.schema, source.items, mean, std),
+        out_shardings=par.replicated(mesh),
+    )
+    moments = (jnp.asarray(x, jnp.float32) for x in (feedback.mean(0), feedback.std(0)))
+    return born(jax.random.key(config.seed), *moments)
 
 
-def evaluate(config, source: sources.Source, state: st.AgentState) -> dict[str, Any]:
-    """Offline metrics on the held-out logs; on KuaiRand beside popularity and boosting.
+class _Keeper:
+    """Writes metrics and checkpoints of a run as its steps go by; no state that is not finite is saved."""
 
-    Returns:
-      {"offline": metrics of the test log, "offline_other": {log: metrics}}. Of the others, `test_frozen` is the test
-      log again, every request scored without any feedback of the test days (`sessions.freeze_histories`).
-    """
-    signals = methods.get(config.method).signals(agent_config(config))
-    tests = source.test()
-    train, baselines = None, {}
-    if source.sim is None:
-        train = offline.exposures(source.train())
-        baselines = _baselines(source, tests)
-        tests["test_frozen"], baselines["test_frozen"] = sessions.freeze_histories(tests["test"]), baselines["test"]
-    result: dict[str, Any] = {}
-    for name, log in tests.items():
-        rows = score(config, source, state, log, num_requests=1 if name == "test_frozen" else config.train.segment)
-        duration = np.asarray(source.items.duration)[rows.video]
-        before = _history_rows(log) if train is None else train
-        result[name] = offline.metrics(rows, signals, before, duration, baselines.get(name))
-    return {"offline": result.pop("test")} | ({"offline_other": result} if result else {})
+    def __init__(self, config, writer: writers.MetricsWriter, checkpoints: manager.Checkpoints, step: int):
+        self.step = step  # of the whole run: steps of fits and updates
+        self._config, self._writer, self._checkpoints = config, writer, checkpoints
+        self._pending: tuple[int, str, Any] | None = None
+        self._good = step  # the last step whose metrics were seen to be finite
 
+    def after_step(self, phase: str, metrics, last: bool) -> None:
+        self.step += 1
+        if self.step % self._config.log_every == 0 or last:
+            # The metrics of the logging step before: reading them does not wait for the device.
+            self.flush()
+            self._pending = (self.step, phase, metrics)
+        if last:
+            self.flush()
 
-def _baselines(source: sources.Source, tests: dict[str, SessionLog]) -> dict[str, Any]:
-    """Scores of popularity and boosting for the exposures of each log, {log: {ranker: {signal: [n]}}}."""
-    train, valid = source.train(), None if source.valid is None else source.valid()
-    rows = offline.exposures(train)
-    means = popularity.smoothed_means(rows.video, rows.feedback, source.items.num_videos)
-    measure = lambda users, scores, labels: gauc.grouped_auc(users, scores, {"label": labels})["label"].value
-    _phase("boosting")
-    boosted = boosting.scores(train, valid, tests, source.items, measure)
-    popular = {name: means[offline.exposures(log).video].T for name, log in tests.items()}
-    return {
-        name: {"popularity": dict(zip(types.SIGNALS, popular[name], strict=True)), "boosting": boosted[name]}
-        for name in tests
-    }
+    def flush(self) -> None:
+        """Writes the metrics that are still on the device."""
+        if self._pending is None:
+            return
+        (at, phase, metrics), self._pending = self._pending, None
+        self.write(phase, jax.device_get(metrics), at)
 
+    def write(self, phase: str, metrics, at: int | None = None) -> None:
+        at = self.step if at is None else at
+        try:
+            self._writer.write(at, phase, metrics)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"steps {self._good + 1} to {at}: {error}") from error
+        self._good = at
 
-def _history_rows(log: SessionLog) -> offline.Rows:
-    """What users were shown before the log, for their medians of watch time."""
-    mask = log.history_mask
-    user = np.broadcast_to(log.user_id[:, None], mask.shape)
-    empty = np.zeros((int(mask.sum()), 0), np.float32)
-    return offline.Rows(user[mask], log.history_videos[mask], log.history_feedback[mask], empty)
-
-
-def score(config, source: sources.Source, state: st.AgentState, log: SessionLog, num_requests: int) -> offline.Rows:
-    """Scores of a run for every exposure of a log, in segments of `num_requests`."""
-    agents = agent_config(config)
-    total = len(sessions.segment_index(log, num_requests))
-    one = lambda batch: methods.score_batch(state, batch, source.items, agents, config.method)
-    return offline.score_log(one, log, num_requests=num_requests, progress=progress("offline", total))
+    def save(self, state, force: bool = False) -> None:
+        if not force and self.step % self._config.checkpoint_every:
+            return
+        self.flush()
+        if not _finite(state):
+            raise FloatingPointError(
+                f"steps {self._good + 1} to {self.step}: the state after step {self.step} is not finite and is not "
+                "saved; lower the learning rate"
+            )
+        self._checkpoints.save(self.step, state, force=force)
 
 
-def print_results(result: dict[str, Any]) -> None:
-    """The result tables, on stdout."""
-    if "ab_test" in result:
-        print(ab_test.format_table(result))
-        print("sessions cut at their longest, %:", {k: round(v, 3) for k, v in result["truncated_pct"].items()})
-    if "offline" in result:
-        print(offline.format_table(result["offline"]))
-    for name, entries in result.get("offline_other", {}).items():
-        print(f"\n{name}:")
-        print(offline.format_table(entries))
+def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keeper: _Keeper, mesh):
+    """One round: the steps that are left of its fit and its updates, then the optimism gap."""
+    index = sessions.segment_index(log, config.train.segment)
+    fit, held = _fit_index(config, index)
+    number, done = int(state.round), int(state.done)
+    of_fit = config.feedback.epochs * _per_epoch(config, "feedback", fit, mesh) if plan.models else 0
+    of_updates = config.train.epochs * _per_epoch(config, "train", index, mesh)
+    batch = lambda rows: par.put_batch(sessions.gather_segments(log, rows, config.train.segment), mesh)
+
+    def run(state, name: str, step, rows, batch_size: int, first: int, total: int, rate):
+        """Steps `first` … `total - 1` of a phase of this round."""
+        if first < total:
+            phase(name)
+        bar = Progress(f"{name} {number + 1}/{plan.rounds}", total, unit="steps", done=first)
+        for at in range(first, total):
+            data = batch(_batch_rows(config.seed, number, name, rows, at, batch_size))
+            state, metrics = step(state, data, source.items, plan, jnp.float32(rate(at / total)))
+            keeper.after_step(name, metrics, last=at + 1 == total)
+            if name == "fit" or at + 1 < total:  # the last update is saved when the round is over
+                keeper.save(state)
+            bar.update(at + 1)
+        bar.close()
+        return state
+
+    if plan.models:
+        size = config.feedback.batch
+        state = run(state, "fit", alternation.fit_step, fit, size, done, of_fit, alternation.rate)
+        if done <= of_fit:
+            blocks = [held[i : i + size] for i in range(0, len(held) - size + 1, size)] or [np.resize(held, (size, 2))]
+            feedback = fitting.measure(state.feedback, map(batch, blocks), source.items, plan.feedback)
+            state = dataclasses.replace(state, feedback=feedback)
+    along = lambda share: alternation.rate((number + share) / plan.rounds)
+    first = max(done - of_fit, 0)
+    state = run(state, "train", alternation.update_step, index, config.train.batch, first, of_updates, along)
+    if plan.models and config.alternation.gap_sessions and source.sim is not None:
+        phase("optimism")
+        keeper.write("optimism", judging.optimism(config, source, plan, state, log, mesh))
+    return state
+
+
+def _fit_index(config, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Segments that the feedback model is fitted on, and those left out to measure it: every 20th session."""
+    left_out = index[:, 0] % _HELD_OUT == _HELD_OUT - 1
+    if left_out.all() or not left_out.any():
+        return index, index
+    fit, held = index[~left_out], index[left_out]
+    share = config.feedback.log_share
+    if share < 1.0:
+        fit = fit[np.random.default_rng([config.seed, 99]).random(int(index[:, 0].max()) + 1)[fit[:, 0]] < share]
+    return fit, held[: _MEASURED * config.feedback.batch]
+
+
+def _per_epoch(config, part: str, index: np.ndarray, mesh) -> int:
+    batch = config[part].batch
+    if len(index) < batch:
+        fits = len(index) // mesh.size * mesh.size
+        fix = f"use --config.{part}.batch={fits}" if fits else "use a larger log"
+        raise ValueError(f"the log has {len(index)} segments for {part}, fewer than one batch of {batch}; {fix}")
+    return len(index) // batch
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, number: int, phase: str, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, number, phase == "fit", epoch]).permutation(size)
+
+
+def _batch_rows(seed: int, number: int, phase: str, rows: np.ndarray, at: int, batch: int) -> np.ndarray:
+    """The segments of step `at` of a phase: every epoch in an order of its own."""
+    epoch, position = divmod(at, len(rows) // batch)
+    order = _order(seed, number, phase, epoch, len(rows))
+    return rows[order[position * batch : (position + 1) * batch]]

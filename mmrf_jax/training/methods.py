@@ -27,6 +27,7 @@ class Method(NamedTuple):
     make_policy: Callable[..., base.Policy]
     score: Callable[..., chex.Array]  # (config, params, Representation, items [B, T+1, C, D]) -> [B, T+1, N, C]
     signals: Callable[[AgentConfig], tuple[str, ...]]  # of the score columns
+    simulates: bool  # whether `update` takes slates of unseen videos
 
 
 def _actor_scores(config: AgentConfig, params: Any, r: rep.Representation, items) -> chex.Array:
@@ -39,8 +40,8 @@ def _watch_scores(config: AgentConfig, params: Any, r: rep.Representation, items
 
 
 METHODS = {
-    "mmrf": Method(update.update, policy.make, _actor_scores, lambda config: config.signals),
-    "myopic": Method(myopic.update, myopic.make, _watch_scores, lambda config: ("watch_time",)),
+    "mmrf": Method(update.update, policy.make, _actor_scores, lambda config: config.signals, True),
+    "myopic": Method(myopic.update, myopic.make, _watch_scores, lambda config: ("watch_time",), False),
 }
 
 

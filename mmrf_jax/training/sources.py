@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 
@@ -32,7 +34,10 @@ class Source:
     """What a run learns from and is judged on.
 
     Attributes:
-      sim: the world, or None where there are only logs.
+      sim: what answers policies: the world, or a learned feedback model; None where there are only logs.
+      policies: arms of `sim` that need no training; the first is the one that collected its logs.
+      truth: (simulator parameters, state) -> expected feedback [B, C, S] of the candidates; None where nobody knows.
+      collect: (policy, round) -> the log of a later round, served by the policy; None where there are only logs.
       train: makes the training log; called only when there is something left to learn.
       valid: makes the log of the days to choose on; None where there is none.
       test: makes {name: held-out log}; called only for the final evaluation.
@@ -41,6 +46,9 @@ class Source:
     items: types.Items
     schema: Schema
     sim: base.Simulator | None
+    policies: dict[str, base.Policy]
+    truth: Callable[..., chex.Array] | None
+    collect: Callable[[base.Policy, int], SessionLog] | None
     train: Callable[[], SessionLog]
     valid: Callable[[], SessionLog] | None
     test: Callable[[], dict[str, SessionLog]]
@@ -106,34 +114,56 @@ def from_config(config, progress: Progress) -> Source:
     raise ValueError(f"unknown source {config.source!r}; use --config.source=world or kuairand")
 
 
+def in_simulator(
+    source: Source, sim: base.Simulator, policies: dict[str, base.Policy], truth, progress: Progress
+) -> Source:
+    """The source with its training logs collected in a simulator, those of the first round by the first policy."""
+    collect = functools.partial(_collect, source, sim, progress)
+    first, size = next(iter(policies.values())), source.config.collect.sessions
+    return dataclasses.replace(
+        source,
+        sim=sim,
+        policies=policies,
+        truth=truth,
+        collect=lambda policy, number: collect(policy, _TRAIN_USERS + number * size, size),
+        train=lambda: collect(first, _TRAIN_USERS, size),
+    )
+
+
+def _collect(
+    source: Source, sim: base.Simulator, progress: Progress, policy: base.Policy, first_user: int, number: int
+) -> SessionLog:
+    offset = _USERS_A_SEED * (source.config.seed % _SEEDS_APART)
+    return collect_log(
+        sim, policy, source.config.seed, first_user=first_user + offset, sessions=number, k=source.schema.slate,
+        progress=progress,
+    )  # fmt: skip
+
+
 def _world(config, progress: Progress) -> Source:
     world = world_params.WorldConfig(**config.world)
     sim = session.make(world)
-    schema = world_schema(sim, world)
-    production = world_policies()["production"]
-    offset = _USERS_A_SEED * (config.seed % _SEEDS_APART)
-
-    def log(first_user: int, number: int) -> SessionLog:
-        return collect_log(
-            sim, production, config.seed, first_user=first_user + offset, sessions=number, k=world.slate,
-            progress=progress,
-        )  # fmt: skip
-
-    def train() -> SessionLog:
-        if not config.data.dir:
-            return log(_TRAIN_USERS, config.collect.sessions)
-        return records.read_log(Path(config.data.dir), schema, origin=world_origin(config))[0]
-
-    return Source(
+    nothing: Callable[[], Any] = lambda: None
+    source = Source(
         items=sim.items,
-        schema=schema,
-        sim=sim,
-        train=train,
+        schema=world_schema(sim, world),
+        sim=None,
+        policies={},
+        truth=None,
+        collect=None,
+        train=nothing,
         valid=None,
-        test=lambda: {"test": log(_TEST_USERS, config.collect.test_sessions)},
+        test=nothing,
         report={},
         config=config,
     )
+    policies = world_policies()
+    source = in_simulator(source, sim, policies, session.expected_feedback, progress)
+    test = functools.partial(
+        _collect, source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions
+    )
+    given = lambda: records.read_log(Path(config.data.dir), source.schema, origin=world_origin(config))[0]
+    return dataclasses.replace(source, train=given if config.data.dir else source.train, test=lambda: {"test": test()})
 
 
 def _kuairand(config) -> Source:
@@ -168,6 +198,9 @@ def _kuairand(config) -> Source:
         items=items,
         schema=schema,
         sim=None,
+        policies={},
+        truth=None,
+        collect=None,
         train=lambda: train,
         valid=valid,
         test=lambda: dict(tests),

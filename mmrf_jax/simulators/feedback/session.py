@@ -26,12 +26,13 @@ from mmrf_jax.simulators.feedback import network, sampling
 from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
 
 ANSWERS = ("sampled", "expected")
-_MAX_SESSIONS = 16_384  # of the log, kept on the device
+_MAX_REQUESTS = 65_536  # of the log, kept on the device
+_REQUESTS_A_SESSION = 4  # a longer log gives at most one session to so many requests
 
 
 @struct.dataclass
 class Pool:
-    """The part of a log that simulated sessions start from and are filled with; [n] sessions, [r] requests."""
+    """The part of a log that simulated sessions start from and are filled with; n sessions, r requests, then padding."""
 
     user_id: chex.Array  # [n] int32
     profile: chex.Array  # [n, Du]
@@ -40,6 +41,8 @@ class Pool:
     context: chex.Array  # [r, Dx]
     candidates: chex.Array  # [r, C]
     slate: chex.Array  # [r, K] positions in candidates, -1 where fewer than K were shown
+    num_sessions: chex.Array  # int32, n
+    num_requests: chex.Array  # int32, r
 
 
 @struct.dataclass
@@ -78,12 +81,15 @@ def make(
     log: SessionLog,
     max_requests: int,
     answers: str = "sampled",
+    pool_requests: int = _MAX_REQUESTS,
 ) -> base.Simulator:
     """g behind the simulators' contract.
 
     Args:
-      log: whose session starts are simulated; of a long one, the first sessions.
+      log: whose session starts are simulated.
       max_requests: longer sessions are cut and count as truncated.
+      pool_requests: of a longer log the first sessions are taken that have so many requests; the shapes of the
+        simulator are then the same for any log.
       answers: `sampled` feedback, or `expected`: probabilities in the place of 0 and 1, and mean seconds.
 
     Raises:
@@ -93,17 +99,6 @@ def make(
         raise ValueError(f"unknown answers {answers!r} of the feedback simulator; use {' or '.join(ANSWERS)}")
     if not log.num_sessions:
         raise ValueError("the feedback simulator starts from logged sessions, but the log has none; use another log")
-    if log.num_sessions > _MAX_SESSIONS:
-        log = sessions.select_sessions(log, np.arange(_MAX_SESSIONS))
-    pool = Pool(
-        user_id=log.user_id,
-        profile=log.profile,
-        history=types.Exposure(log.history_videos, log.history_feedback, log.history_mask.astype(bool)),
-        first=log.offsets.astype(np.int32),
-        context=log.context,
-        candidates=log.candidates,
-        slate=log.slate,
-    )
     params = FeedbackParams(
         params=state.params,
         encodings=encode_catalogue(state, items, config),
@@ -112,12 +107,35 @@ def make(
         scale=state.scale,
         edges=state.edges,
         quantiles=state.quantiles,
-        pool=jax.tree.map(jnp.asarray, pool),
+        pool=jax.tree.map(jnp.asarray, _pool(log, pool_requests)),
         config=config,
         max_requests=max_requests,
         answers=answers,
     )
     return base.Simulator(reset, step, next_visit, params, items)
+
+
+def _pool(log: SessionLog, pool_requests: int) -> Pool:
+    pad = lambda x, size: x
+    if log.num_requests > pool_requests:
+        most = pool_requests // _REQUESTS_A_SESSION
+        fitting = int(np.searchsorted(log.offsets, pool_requests, side="right")) - 1
+        log = sessions.select_sessions(log, np.arange(max(min(fitting, most), 1)))
+        pad = lambda x, size: np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
+    else:
+        most = log.num_sessions
+    history = types.Exposure(log.history_videos, log.history_feedback, log.history_mask.astype(bool))
+    return Pool(
+        user_id=pad(log.user_id, most),
+        profile=pad(log.profile, most),
+        history=jax.tree.map(lambda x: pad(x, most), history),
+        first=pad(log.offsets.astype(np.int32), most + 1),
+        context=pad(log.context, pool_requests),
+        candidates=pad(log.candidates, pool_requests),
+        slate=pad(log.slate, pool_requests),
+        num_sessions=np.int32(log.num_sessions),
+        num_requests=np.int32(log.num_requests),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -136,7 +154,7 @@ def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackC
 def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: FeedbackParams):
     """Users arrive as logged users did. See `simulators.base` for shapes."""
     pool = params.pool
-    num = pool.user_id.shape[0]
+    num = pool.num_sessions
     day = jnp.broadcast_to(jnp.asarray(day, jnp.int32), user_ids.shape)
     u = draws.user_uniforms(jax.random.fold_in(key, 1), day, user_ids, 1)[:, 0]
     session = jnp.minimum((u * num).astype(jnp.int32), num - 1)
@@ -168,7 +186,7 @@ def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: Fee
     stays = u[:, -2] < network.stay_probability(out, jnp.ones(videos.shape))
     shown = types.Exposure(videos=videos, feedback=feedback, mask=jnp.ones(videos.shape, bool))
     position = state.position + 1
-    pool, num_rows = params.pool, params.pool.context.shape[0]
+    pool, num_rows = params.pool, params.pool.num_requests
     own = pool.first[state.session] + position
     other = jnp.minimum((u[:, -1] * num_rows).astype(jnp.int32), num_rows - 1)
     next_state = dataclasses.replace(
@@ -206,6 +224,11 @@ def logged_slates(params: FeedbackParams, state: SimulatedState) -> chex.Array:
     rank = jnp.arange(slate.shape[1])
     hits = (slate[..., None] == jnp.arange(c)) * (slate.shape[1] - rank)[:, None]
     return hits.sum(axis=1).astype(jnp.float32)
+
+
+def no_preference(params: FeedbackParams, state: SimulatedState) -> chex.Array:
+    """Equal scores [B, C]: uniform slates when served as Plackett–Luce."""
+    return jnp.zeros((state.row.shape[0], params.pool.candidates.shape[1]))
 
 
 def _twins_first(memory: enc.Memory) -> enc.Memory:

@@ -1,0 +1,149 @@
+"""The state of a run and the steps of its rounds: fit the feedback model, label, update (MMRF, Algorithm 1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mmrf_jax import types
+from mmrf_jax.agents import state as st
+from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.data.schema import Schema
+from mmrf_jax.simulators.feedback import fitting, network, sampling
+from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
+from mmrf_jax.training import methods
+
+_OF_THE_FIT = ("epochs", "batch", "log_share")  # fields of `config.feedback` that are not the model's
+_LAST_RATE = 0.05  # where the cosine of the learning rates ends
+
+
+@struct.dataclass
+class RunState:
+    """Everything that a run must know to go on; all of it is checkpointed."""
+
+    agents: st.AgentState
+    feedback: FeedbackState | None  # None where nothing is learned from videos that were not shown
+    server: Any  # {"params", "tables"} of the agents that collected this round's log; None where logs are given
+    round: chex.Array  # int32, from 0
+    done: chex.Array  # int32, steps of this round so far: those of the fit, then updates
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run alternates between; hashable.
+
+    Attributes:
+      method: name in `methods.METHODS`. rounds: fit → label → update, so many times.
+      closed_loop: whether the newest policy serves and collects the log of each round after the first.
+      slates: of unseen videos labelled at each request; 0 for none, and then no feedback model is fitted.
+    """
+
+    method: str
+    agents: AgentConfig
+    feedback: FeedbackConfig
+    rounds: int
+    closed_loop: bool
+    slates: int
+
+    @property
+    def models(self) -> bool:
+        """Whether a feedback model is fitted."""
+        return self.slates > 0
+
+
+def agent_config(config) -> AgentConfig:
+    """The agents of a run's config."""
+    slate = config.world.slate if config.source == "world" else config.data.slate
+    return AgentConfig(**_fields(config.agents), slate=slate)
+
+
+def plan_of(config) -> Plan:
+    """What a run's config alternates between."""
+    agents, method = agent_config(config), methods.get(config.method)
+    candidates = config.world.candidates if config.source == "world" else config.data.candidates
+    fields = {name: value for name, value in _fields(config.feedback).items() if name not in _OF_THE_FIT}
+    return Plan(
+        method=config.method,
+        agents=agents,
+        feedback=FeedbackConfig(**fields, slate=agents.slate),
+        rounds=config.alternation.rounds,
+        closed_loop=config.alternation.closed_loop,
+        slates=agents.simulated_slates(candidates) if method.simulates else 0,
+    )
+
+
+def _fields(section) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in section.items()}
+
+
+def init(
+    key: types.Key,
+    plan: Plan,
+    schema: Schema,
+    items: types.Items,
+    feedback_mean: chex.Array,
+    feedback_std: chex.Array,
+) -> RunState:
+    """A fresh state; jit it with `out_shardings` so that it is born where it lives.
+
+    Args:
+      feedback_mean, feedback_std: [S] of the exposures in the first log.
+    """
+    agents = st.init(key, plan.agents, schema, items, feedback_mean, feedback_std)
+    feedback = None
+    if plan.models:
+        key = jax.random.fold_in(key, 1)
+        feedback = network.init(key, plan.feedback, schema, items, feedback_mean, feedback_std)
+    zero = jnp.zeros((), jnp.int32)
+    return RunState(agents, feedback, _server(agents) if plan.closed_loop else None, zero, zero)
+
+
+def _server(agents: st.AgentState):
+    return jax.tree.map(jnp.copy, {"params": agents.params, "tables": agents.tables})
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def next_round(state: RunState) -> RunState:
+    """The next round's beginning: what was learned so far serves."""
+    server = None if state.server is None else _server(state.agents)
+    return dataclasses.replace(state, server=server, round=state.round + 1, done=jnp.zeros_like(state.done))
+
+
+def server_state(state: RunState) -> st.AgentState:
+    """The agents as they were when this round began."""
+    return dataclasses.replace(state.agents, params=state.server["params"], tables=state.server["tables"])
+
+
+def rate(progress: float) -> float:
+    """Factor on the learning rates at a share of the way: a cosine from 1 to `_LAST_RATE`."""
+    return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnums=0)
+def fit_step(state: RunState, batch: types.SessionBatch, items: types.Items, plan: Plan, rate: chex.Numeric):
+    """One step of the feedback model's regression on the round's log: the next state, and metrics."""
+    feedback, metrics = fitting.update(state.feedback, batch, items, plan.feedback, rate)
+    return dataclasses.replace(state, feedback=feedback, done=state.done + 1), metrics
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnums=0)
+def update_step(state: RunState, batch: types.SessionBatch, items: types.Items, plan: Plan, rate: chex.Numeric):
+    """One update of the agents on impressions and on slates of unseen videos, labelled here: next state, metrics."""
+    method = methods.get(plan.method)
+    if plan.models:
+        key = jax.random.fold_in(jax.random.fold_in(state.feedback.key, 1), state.agents.step)
+        ns = plan.agents.ablation == "ns"
+        simulated = sampling.answer(
+            state.feedback, batch, items, plan.feedback, key, plan.slates, plan.agents.rewards_differ and not ns
+        )
+        agents, metrics = method.update(state.agents, batch, items, plan.agents, rate, simulated)
+    else:
+        agents, metrics = method.update(state.agents, batch, items, plan.agents, rate)
+    return dataclasses.replace(state, agents=agents, done=state.done + 1), metrics

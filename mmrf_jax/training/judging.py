@@ -1,0 +1,205 @@
+"""How a run is judged: A/B tests, offline metrics, fidelity of predicted feedback, and the optimism gap."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.agents import networks
+from mmrf_jax.baselines import boosting, popularity
+from mmrf_jax.data import sessions
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.encoders import heads
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
+from mmrf_jax.evaluation import ab_test, fidelity, gauc, offline
+from mmrf_jax.metrics.progress import counted, phase
+from mmrf_jax.simulators.feedback import network
+from mmrf_jax.simulators.feedback import session as simulated
+from mmrf_jax.training import alternation, arms, methods, sources
+
+_GAP_POOL = 8_192  # requests of the log that the optimism gap's sessions start from
+_MAX_SESSION = 64  # requests, where a config names no longest session
+
+
+def compare(config, source: sources.Source, policies: dict[str, Any], mesh) -> dict[str, Any]:
+    """A paired A/B test in the source's simulator, with progress; the first arm is the control."""
+    names = list(policies)
+    if source.sim is None:
+        raise ValueError(
+            f"A/B tests need a simulator, but config.source is {config.source!r}; use experiments/world.py, or "
+            "--config.simulator=feedback with --config.simulator_checkpoint=RUN"
+        )
+    total = config.ab_test.sessions * len(names)
+    key = jax.random.fold_in(jax.random.key(config.seed), 12)
+    return arms.compare(
+        source.sim._replace(items=source.items), policies, key, mesh, control=names[0],
+        num_users=config.ab_test.sessions, day=config.ab_test.day, k=source.schema.slate,
+        progress=counted("ab_test", total),
+    )  # fmt: skip
+
+
+def evaluate(config, source: sources.Source, state: alternation.RunState, thorough: bool = False) -> dict[str, Any]:
+    """Offline metrics and fidelity on the held-out logs; on KuaiRand beside popularity and boosting.
+
+    Args:
+      thorough: compares fidelity with the simple predictors in the world too, which takes the training log.
+
+    Returns:
+      {"offline": metrics of the test log, "fidelity": of its predicted feedback, "offline_other", "fidelity_other":
+      {log: the same}}. Of the other logs, `test_frozen` is the test log again, every request scored without any
+      feedback of the test days (`sessions.freeze_histories`).
+    """
+    plan = alternation.plan_of(config)
+    signals = methods.get(config.method).signals(plan.agents)
+    tests = source.test()
+    train, baselines, simple = None, {}, {}
+    if source.sim is None or thorough:
+        log = source.train()
+        simple = _simple_predictors(log, tests, source)
+    if source.sim is None:
+        train = offline.exposures(log)
+        baselines = _baselines(source, tests)
+        tests["test_frozen"] = sessions.freeze_histories(tests["test"])
+        baselines["test_frozen"], simple["test_frozen"] = baselines["test"], simple["test"]
+    offlines, fidelities = {}, {}
+    for name, log in tests.items():
+        per_segment = 1 if name == "test_frozen" else config.train.segment
+        rows = score(config, source, state, log, per_segment)
+        duration = np.asarray(source.items.duration)[rows.video]
+        before = _history_rows(log) if train is None else train
+        offlines[name] = offline.metrics(rows, signals, before, duration, baselines.get(name))
+        predicted = predictions(source, plan, state, log, per_segment) | simple.get(name, {})
+        if predicted:
+            fidelities[name] = fidelity.metrics(rows.user_id, rows.feedback, predicted)
+    result: dict[str, Any] = {"offline": offlines.pop("test")}
+    result |= {"offline_other": offlines} if offlines else {}
+    result |= {"fidelity": fidelities.pop("test")} if fidelities else {}
+    return result | ({"fidelity_other": fidelities} if fidelities else {})
+
+
+def predictions(
+    source: sources.Source, plan: alternation.Plan, state: alternation.RunState, log: SessionLog, num_requests: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Expected feedback of every exposure of a log, {predictor: {signal: [n]}}: of the feedback model (`model`), and of
+    the agents' own critics (`agents`)."""
+    names = (["model"] if plan.models else []) + (["agents"] if methods.get(plan.method).simulates else [])
+    if not names:
+        return {}
+    one = lambda batch: _predict(state, batch, source.items, plan)
+    rows = offline.score_log(one, log, num_requests=num_requests)
+    each = np.split(rows.scores, len(names), axis=1)
+    return {name: dict(zip(types.SIGNALS, x.T, strict=True)) for name, x in zip(names, each, strict=True)}
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _predict(state: alternation.RunState, batch: types.SessionBatch, items: types.Items, plan: alternation.Plan):
+    """[B, T+1, S or 2 S, K] of what was shown: those of the feedback model, if there is one, then of the agents."""
+    out = []
+    if plan.models:
+        rows = tb.lookup(state.feedback.tables, rep.ids(batch, items))
+        r = network.represent(plan.feedback, state.feedback.params, rows, batch, items, None)
+        predicted = network.predict(state.feedback.params, r.z, r.memory_mean, r.shown)
+        out.append(jax.numpy.moveaxis(network.expected(predicted, state.feedback.scale), -1, -2))
+    agents = state.agents
+    rows = tb.lookup(agents.tables, rep.ids(batch, items))
+    r = rep.represent(plan.agents, agents.params["encoder"], rows, batch, items, None)
+    critic = networks.Critic(plan.agents).apply(agents.params["critic"], r.z, r.memory_mean, r.shown)
+    out.append(heads.expected_feedback(critic.feedback, agents.reward_scale))
+    return jax.numpy.concatenate(out, axis=-2)
+
+
+def _simple_predictors(train: SessionLog, tests: dict[str, SessionLog], source: sources.Source) -> dict[str, Any]:
+    """The per-video mean and a logistic regression on plain features, {log: {predictor: {signal: [n]}}}."""
+    phase("logistic")
+    rows = offline.exposures(train)
+    past = [train] if source.valid is None else [train, source.valid()]
+    at_train = boosting.features(train, source.items, [train])
+    result = {}
+    for name, log in tests.items():
+        video = offline.exposures(log).video
+        result[name] = {
+            "per_video_mean": fidelity.per_video_mean(rows.video, rows.feedback, video, source.items.num_videos),
+            "logistic": fidelity.logistic(at_train, rows.feedback, boosting.features(log, source.items, [*past, log])),
+        }
+    return result
+
+
+def feedback_simulator(
+    source: sources.Source, plan: alternation.Plan, state: alternation.RunState, log: SessionLog, **options
+):
+    """The run's feedback model as a simulator over the session starts of a log."""
+    longest = source.config.world.max_requests if source.config.source == "world" else _MAX_SESSION
+    return simulated.make(state.feedback, source.items, plan.feedback, log, longest, **options)
+
+
+def optimism(
+    config, source: sources.Source, plan: alternation.Plan, state: alternation.RunState, log: SessionLog, mesh
+) -> dict[str, float]:
+    """What the newest policy earns in the feedback model and in the source's simulator, in seconds a session.
+
+    Returns:
+      {"model", "world", "gap"}, the last their difference: how far the policy lives on the model's errors.
+    """
+    policy = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
+    model = feedback_simulator(source, plan, state, log, pool_requests=_GAP_POOL)
+    number = config.alternation.gap_sessions
+    key = jax.random.fold_in(jax.random.key(config.seed), 13)
+    earned = {}
+    for name, sim in (("model", model), ("world", source.sim._replace(items=source.items))):
+        served = arms.serve(sim, policy, key, mesh, first_user=0, num_users=number, day=0, k=source.schema.slate)
+        earned[name] = float(served["watch_time"].mean())
+    return earned | {"gap": earned["model"] - earned["world"]}
+
+
+def _baselines(source: sources.Source, tests: dict[str, SessionLog]) -> dict[str, Any]:
+    """Scores of popularity and boosting for the exposures of each log, {log: {ranker: {signal: [n]}}}."""
+    train, valid = source.train(), None if source.valid is None else source.valid()
+    rows = offline.exposures(train)
+    means = popularity.smoothed_means(rows.video, rows.feedback, source.items.num_videos)
+    measure = lambda users, scores, labels: gauc.grouped_auc(users, scores, {"label": labels})["label"].value
+    _phase("boosting")
+    boosted = boosting.scores(train, valid, tests, source.items, measure)
+    popular = {name: means[offline.exposures(log).video].T for name, log in tests.items()}
+    return {
+        name: {"popularity": dict(zip(types.SIGNALS, popular[name], strict=True)), "boosting": boosted[name]}
+        for name in tests
+    }
+
+
+def _history_rows(log: SessionLog) -> offline.Rows:
+    """What users were shown before the log, for their medians of watch time."""
+    mask = log.history_mask
+    user = np.broadcast_to(log.user_id[:, None], mask.shape)
+    empty = np.zeros((int(mask.sum()), 0), np.float32)
+    return offline.Rows(user[mask], log.history_videos[mask], log.history_feedback[mask], empty)
+
+
+def score(
+    config, source: sources.Source, state: alternation.RunState, log: SessionLog, num_requests: int
+) -> offline.Rows:
+    """Scores of a run for every exposure of a log, in segments of `num_requests`."""
+    agents = alternation.agent_config(config)
+    total = len(sessions.segment_index(log, num_requests))
+    one = lambda batch: methods.score_batch(state.agents, batch, source.items, agents, config.method)
+    return offline.score_log(one, log, num_requests=num_requests, progress=counted("offline", total))
+
+
+def print_results(result: dict[str, Any]) -> None:
+    """The result tables, on stdout."""
+    if "ab_test" in result:
+        print(ab_test.format_table(result))
+        print("sessions cut at their longest, %:", {k: round(v, 3) for k, v in result["truncated_pct"].items()})
+    if "offline" in result:
+        print(offline.format_table(result["offline"]))
+    for name, entries in result.get("offline_other", {}).items():
+        print(f"\n{name}:")
+        print(offline.format_table(entries))
+    fidelities = {"test": result["fidelity"]} if "fidelity" in result else {}
+    for name, entries in (fidelities | result.get("fidelity_other", {})).items():
+        print(f"\nfidelity, {name}:")
+        print(fidelity.format_table(entries))
