@@ -103,7 +103,8 @@ class Critic(nn.Module):
         c = self.config
         predicted = heads.FeedbackHeads(name="heads")(z, memory_mean, items)
         state = jax.lax.stop_gradient(z)
-        values = nn.Dense(4 * c.num_agents, name="values")(nn.gelu(nn.Dense(64, name="value_hidden")(state)))
+        hidden = nn.gelu(nn.Dense(64, name="value_hidden")(state))
+        values = nn.Dense(4 * c.num_agents, kernel_init=nn.initializers.zeros, name="values")(hidden)
         values = values.reshape(*values.shape[:-1], 2, 2, c.num_agents)
         gap = None
         if c.rewards_differ:

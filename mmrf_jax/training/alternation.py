@@ -109,6 +109,12 @@ def _server(agents: st.AgentState):
     return jax.tree.map(jnp.copy, {"params": agents.params, "tables": agents.tables})
 
 
+def model_of(state: RunState) -> FeedbackState:
+    """The feedback model of a run that fits one (`Plan.models`)."""
+    assert state.feedback is not None
+    return state.feedback
+
+
 @functools.partial(jax.jit, donate_argnums=0)
 def next_round(state: RunState) -> RunState:
     """The next round's beginning: what was learned so far serves."""
@@ -129,7 +135,7 @@ def rate(progress: float) -> float:
 @functools.partial(jax.jit, static_argnames="plan", donate_argnums=0)
 def fit_step(state: RunState, batch: types.SessionBatch, items: types.Items, plan: Plan, rate: chex.Numeric):
     """One step of the feedback model's regression on the round's log: the next state, and metrics."""
-    feedback, metrics = fitting.update(state.feedback, batch, items, plan.feedback, rate)
+    feedback, metrics = fitting.update(model_of(state), batch, items, plan.feedback, rate)
     return dataclasses.replace(state, feedback=feedback, done=state.done + 1), metrics
 
 
@@ -138,10 +144,11 @@ def update_step(state: RunState, batch: types.SessionBatch, items: types.Items, 
     """One update of the agents on impressions and on slates of unseen videos, labelled here: next state, metrics."""
     method = methods.get(plan.method)
     if plan.models:
-        key = jax.random.fold_in(jax.random.fold_in(state.feedback.key, 1), state.agents.step)
+        model = model_of(state)
+        key = jax.random.fold_in(jax.random.fold_in(model.key, 1), state.agents.step)
         ns = plan.agents.ablation == "ns"
         simulated = sampling.answer(
-            state.feedback, batch, items, plan.feedback, key, plan.slates, plan.agents.rewards_differ and not ns
+            model, batch, items, plan.feedback, key, plan.slates, plan.agents.rewards_differ and not ns
         )
         agents, metrics = method.update(state.agents, batch, items, plan.agents, rate, simulated)
     else:

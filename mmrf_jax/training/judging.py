@@ -101,10 +101,11 @@ def _predict(state: alternation.RunState, batch: types.SessionBatch, items: type
     """[B, T+1, S or 2 S, K] of what was shown: those of the feedback model, if there is one, then of the agents."""
     out = []
     if plan.models:
-        rows = tb.lookup(state.feedback.tables, rep.ids(batch, items))
-        r = network.represent(plan.feedback, state.feedback.params, rows, batch, items, None)
-        predicted = network.predict(state.feedback.params, r.z, r.memory_mean, r.shown)
-        out.append(jax.numpy.moveaxis(network.expected(predicted, state.feedback.scale), -1, -2))
+        model = alternation.model_of(state)
+        rows = tb.lookup(model.tables, rep.ids(batch, items))
+        r = network.represent(plan.feedback, model.params, rows, batch, items, None)
+        predicted = network.predict(model.params, r.z, r.memory_mean, r.shown)
+        out.append(jax.numpy.moveaxis(network.expected(predicted, model.scale), -1, -2))
     agents = state.agents
     rows = tb.lookup(agents.tables, rep.ids(batch, items))
     r = rep.represent(plan.agents, agents.params["encoder"], rows, batch, items, None)
@@ -134,7 +135,7 @@ def feedback_simulator(
 ):
     """The run's feedback model as a simulator over the session starts of a log."""
     longest = source.config.world.max_requests if source.config.source == "world" else _MAX_SESSION
-    return simulated.make(state.feedback, source.items, plan.feedback, log, longest, **options)
+    return simulated.make(alternation.model_of(state), source.items, plan.feedback, log, longest, **options)
 
 
 def optimism(
@@ -145,6 +146,7 @@ def optimism(
     Returns:
       {"model", "world", "gap"}, the last their difference: how far the policy lives on the model's errors.
     """
+    assert source.sim is not None
     policy = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
     model = feedback_simulator(source, plan, state, log, pool_requests=_GAP_POOL)
     number = config.alternation.gap_sessions
@@ -162,7 +164,7 @@ def _baselines(source: sources.Source, tests: dict[str, SessionLog]) -> dict[str
     rows = offline.exposures(train)
     means = popularity.smoothed_means(rows.video, rows.feedback, source.items.num_videos)
     measure = lambda users, scores, labels: gauc.grouped_auc(users, scores, {"label": labels})["label"].value
-    _phase("boosting")
+    phase("boosting")
     boosted = boosting.scores(train, valid, tests, source.items, measure)
     popular = {name: means[offline.exposures(log).video].T for name, log in tests.items()}
     return {

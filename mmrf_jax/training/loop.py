@@ -205,7 +205,8 @@ def _finite(tree) -> jax.Array:
 
 def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: manager.Checkpoints, mesh):
     """The rounds of a run, from the newest checkpoint or a fresh state to the last update."""
-    state, step = None, 0
+    state: Any = None
+    step = 0
     if checkpoints.latest_step() is not None:
         state, step = checkpoints.restore(state_shapes(config, source, mesh))
         say(f"resumed at step {step}, round {int(state.round) + 1}")
@@ -214,7 +215,8 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
             return state, summary
     writer = writers.MetricsWriter(workdir, start_step=step if step else None, seed=config.seed)
     keeper = _Keeper(config, writer, checkpoints, step)
-    given, seen = None, {"sessions": 0, "requests": 0}
+    given: SessionLog | None = None
+    seen = {"sessions": 0, "requests": 0}
     with writer:
         for number in range(0 if state is None else int(state.round), plan.rounds):
             if number == 0 or not plan.closed_loop:
@@ -337,7 +339,7 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
         state = run(state, "fit", alternation.fit_step, fit, size, done, of_fit, alternation.rate)
         if done <= of_fit:
             blocks = [held[i : i + size] for i in range(0, len(held) - size + 1, size)] or [np.resize(held, (size, 2))]
-            feedback = fitting.measure(state.feedback, map(batch, blocks), source.items, plan.feedback)
+            feedback = fitting.measure(alternation.model_of(state), map(batch, blocks), source.items, plan.feedback)
             state = dataclasses.replace(state, feedback=feedback)
     along = lambda share: alternation.rate((number + share) / plan.rounds)
     first = max(done - of_fit, 0)

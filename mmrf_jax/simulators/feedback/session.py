@@ -32,7 +32,7 @@ _REQUESTS_A_SESSION = 4  # a longer log gives at most one session to so many req
 
 @struct.dataclass
 class Pool:
-    """The part of a log that simulated sessions start from and are filled with; n sessions, r requests, then padding."""
+    """The part of a log that simulated sessions start from and are filled with: n sessions, r requests, padding."""
 
     user_id: chex.Array  # [n] int32
     profile: chex.Array  # [n, Du]
