@@ -10,8 +10,9 @@ from absl import flags
 
 from launch import common
 from mmrf_jax.metrics import files
+from mmrf_jax.metrics.progress import phase
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import judging, loop
+from mmrf_jax.training import alternation, judging, loop, truth
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch.train.", required=True)
 _CONFIG = common.define_run_config(sys.argv)
@@ -23,6 +24,9 @@ def main() -> None:
     source = loop.source_of(config, mesh)
     state = loop.load_state(config, source, workdir, mesh)
     result = judging.evaluate(config, source, state, thorough=True)
+    if source.truth is not None:
+        phase("truth")
+        result |= truth.compare(source, alternation.plan_of(config), state, source.test()["test"], source.train())
     files.write_json(workdir / "evaluation.json", result)
     judging.print_results(result)
 

@@ -205,3 +205,19 @@ def print_results(result: dict[str, Any]) -> None:
     for name, entries in (fidelities | result.get("fidelity_other", {})).items():
         print(f"\nfidelity, {name}:")
         print(fidelity.format_table(entries))
+    if "selection_bias" in result:
+        print("\nmean |predicted − true| on impressions and on non-impressions, and their ratio:")
+        print(_table(result["selection_bias"], ("impressions", "non_impressions", "ratio")))
+    if "uncertainty" in result:
+        print("\nrank correlation of uncertainty with |predicted − true|:")
+        print(_table({"model": result["uncertainty"]}, ("spearman", "within_deciles", "spearman_of_prediction")))
+        print(f"\nAUC of sampled non-impressions against the pool: {result['sample_auc']:.4f}")
+
+
+def _table(entries: dict[str, dict[str, dict[str, Any]]], columns: tuple[str, ...]) -> str:
+    lines = ["| signal | predictor | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
+    number = lambda x: "–" if x is None else f"{x:.4g}"
+    for predictor, signals in entries.items():
+        for signal, entry in signals.items():
+            lines.append(f"| {signal} | {predictor} | " + " | ".join(number(entry[c]) for c in columns) + " |")
+    return "\n".join(lines)

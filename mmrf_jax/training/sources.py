@@ -36,7 +36,8 @@ class Source:
     Attributes:
       sim: what answers policies: the world, or a learned feedback model; None where there are only logs.
       policies: arms of `sim` that need no training; the first is the one that collected its logs.
-      truth: (simulator parameters, state) -> expected feedback [B, C, S] of the candidates; None where nobody knows.
+      truth: (simulator parameters, state) -> expected feedback [B, C, S] of the candidates, and log1p seconds [B, C];
+        None where nobody knows.
       collect: (policy, round) -> the log of a later round, served by the policy; None where there are only logs.
       train: makes the training log; called only when there is something left to learn.
       valid: makes the log of the days to choose on; None where there is none.
@@ -47,7 +48,7 @@ class Source:
     schema: Schema
     sim: base.Simulator | None
     policies: dict[str, base.Policy]
-    truth: Callable[..., chex.Array] | None
+    truth: Callable[..., tuple[chex.Array, chex.Array]] | None
     collect: Callable[[base.Policy, int], SessionLog] | None
     train: Callable[[], SessionLog]
     valid: Callable[[], SessionLog] | None
@@ -86,6 +87,11 @@ def world_policies() -> dict[str, base.Policy]:
     }
 
 
+def log_key(seed: int) -> types.Key:
+    """Chance of the logs of a seed."""
+    return jax.random.fold_in(jax.random.key(seed), 11)
+
+
 def collect_log(
     sim: base.Simulator,
     policy: base.Policy,
@@ -98,9 +104,8 @@ def collect_log(
     keep_scores: bool = False,
 ) -> SessionLog:
     """A log of `sessions` users from `first_user` on; the same for the same seed."""
-    key = jax.random.fold_in(jax.random.key(seed), 11)
     return collect.collect(
-        sim, policy, key, first_user=first_user, num_sessions=sessions, day=0, k=k,
+        sim, policy, log_key(seed), first_user=first_user, num_sessions=sessions, day=0, k=k,
         progress=progress("collect", sessions), keep_scores=keep_scores,
     )  # fmt: skip
 

@@ -139,8 +139,8 @@ def truth_of(params: p.WorldParams, state: WorldState, videos: chex.Array) -> re
     return response.affinity(params, state.traits, state.interest, state.satiation, videos)
 
 
-def expected_feedback(params: p.WorldParams, state: WorldState) -> chex.Array:
-    """True expected feedback [B, C, S] of each candidate, were it shown first now."""
+def expected_feedback(params: p.WorldParams, state: WorldState) -> tuple[chex.Array, chex.Array]:
+    """True expected feedback [B, C, S] of each candidate, were it shown first now, and log1p seconds [B, C]."""
     return response.expected_feedback(params, state.traits, truth_of(params, state, state.candidates))
 
 
