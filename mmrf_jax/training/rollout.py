@@ -63,8 +63,12 @@ def exposure_group(user_ids: chex.Array) -> chex.Array:
     return (user_ids.astype(jnp.uint32) * jnp.uint32(2654435769) >> 16).astype(jnp.int32) % EXPOSURE_GROUPS
 
 
-def act(policy: base.Policy, sim_params, state, carry, request: types.Request, position, key: types.Key, k: int):
-    """Scores [B, C], the slate served [B, K] and its log-probability [B] (0 for a deterministic slate)."""
+def act(policy: base.Policy, sim_params, state, carry, request: types.Request, user, position, key: types.Key, k: int):
+    """Scores [B, C], the slate served [B, K] and its log-probability [B] (0 for a deterministic slate).
+
+    Args:
+      user: [B] int32, ids in the queue, which chance follows from; a learned simulator's requests have logged ids.
+    """
     if policy.privileged:
         scores = policy.score(sim_params, state)
     else:
@@ -72,7 +76,7 @@ def act(policy: base.Policy, sim_params, state, carry, request: types.Request, p
     if policy.temperature == 0.0:
         return scores, exposure.top_k(scores, k), jnp.zeros(scores.shape[0])
     scaled = scores / policy.temperature
-    u = draws.user_uniforms(jax.random.fold_in(key, 4), position, request.user_id, scores.shape[-1])
+    u = draws.user_uniforms(jax.random.fold_in(key, 4), position, user, scores.shape[-1])
     slate = exposure.top_k(scaled + base.to_gumbel(u), k)
     return scores, slate, exposure.plackett_luce_log_prob(scaled, slate).sum(axis=-1)
 
@@ -114,7 +118,15 @@ def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
     """
     live = slots.index < slots.num_users
     scores, slate, log_propensity = act(
-        policy, sim.params, slots.state, slots.carry, slots.request, day * 4096 + slots.position, key, k
+        policy,
+        sim.params,
+        slots.state,
+        slots.carry,
+        slots.request,
+        slots.first_user + slots.index,
+        day * 4096 + slots.position,
+        key,
+        k,
     )
     state, result = sim.step(key, slots.state, slate, sim.params)
     _, days = sim.next_visit(key, state, sim.params)
@@ -228,7 +240,7 @@ def rollout(
         )
         index = jnp.where(record.live, record.index, num_users)
         sums = sums.at[index].add(row, mode="drop")
-        group = jnp.where(record.live, exposure_group(record.request.user_id), EXPOSURE_GROUPS)
+        group = jnp.where(record.live, exposure_group(state.first_user + record.index), EXPOSURE_GROUPS)
         counts = counts.at[group[:, None], shown.videos].add(1, mode="drop")
         return state, sums, counts
 

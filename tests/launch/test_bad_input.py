@@ -34,11 +34,16 @@ def broken_csv(folder):
         ((*TINY, "--config.log_every=0"), 1, ("log_every", "0", "--config.log_every=1")),
         ((*TINY, "--config.seed=-1"), 1, ("seed", "-1", "--config.seed=0")),
         ((*TINY, "--config.world.slate=0"), 1, ("world.slate=0", "1 or more")),
+        ((*TINY, "--config.simulator=nosuch"), 1, ("simulator", "'nosuch'", "feedback")),
+        ((*TINY, "--config.simulator=feedback"), 1, ("--config.simulator_checkpoint=RUN",)),
+        ((*TINY, "--config.feedback.log_share=0.0"), 1, ("feedback.log_share", "0.0", "(0, 1]")),
+        ((*TINY, "--config.agents.ablation=nosuch"), 1, ("'nosuch'", "none, co, da, ns")),
         ((*TINY, "--config.train.batch=30"), 4, ("30", "4 devices", "--config.train.batch=32")),
     ],
     ids=[
         "no-data-dir", "missing-column", "no-log", "no-config-file", "bad-config-file", "unknown-field",
-        "unknown-method", "unknown-arm", "unknown-source", "log-every", "seed", "slate", "batch",
+        "unknown-method", "unknown-arm", "unknown-source", "log-every", "seed", "slate", "simulator", "no-model", "share",
+        "ablation", "batch",
     ],
 )  # fmt: skip
 def test_train_refuses_in_one_line_and_writes_nothing(args, devices, parts, launch, tmp_path):
@@ -99,14 +104,14 @@ def test_a_damaged_file_of_a_run(name, finished, launch, tmp_path):
 
 
 #: Rates at which the state is infinite after one update, while the loss of that update is still finite.
-INFINITE = ("--config.agents.learning_rate=1e39", "--config.agents.actor_learning_rate=1e39")
+INFINITE = ("--config.feedback.learning_rate=1e39",)
 
 
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (("--config.checkpoint_every=100",), ("updates 1 to 2", "not finite at step 2", "loss/", "learning rate")),
-        (("--config.checkpoint_every=1",), ("updates 1 to 1", "state after update 1 is not finite", "not saved")),
+        (("--config.checkpoint_every=100",), ("steps 1 to 2", "not finite at step 2", "loss/", "learning rate")),
+        (("--config.checkpoint_every=1",), ("steps 1 to 1", "state after step 1 is not finite", "not saved")),
     ],
     ids=["loss", "state"],
 )

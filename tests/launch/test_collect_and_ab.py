@@ -18,9 +18,9 @@ def test_a_collected_log_trains(launch, tmp_path):
     assert np.isfinite(log.log_propensity).all()
     error_line(launch("collect", *TINY, "--sessions=200", f"--out={log_dir}"), "exists", str(log_dir))
 
-    launch.ok("train", *TINY, f"--config.data.dir={log_dir}", f"--workdir={run}")
+    launch.ok("train", *TINY, f"--config.data.dir={log_dir}", "--config.alternation.rounds=1", f"--workdir={run}")
     train = results(run)["train"]
-    assert (train["sessions"], train["requests"]) == (200, log.num_requests)
+    assert (train["sessions_of_last_round"], train["requests_of_last_round"]) == (200, log.num_requests)
 
     other = launch(
         "train", *TINY, f"--config.data.dir={log_dir}", "--config.world.seed=1", f"--workdir={tmp_path / 'o'}"

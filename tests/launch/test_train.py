@@ -26,21 +26,31 @@ def snapshot(folder):
 
 def test_run_folder_holds_config_metrics_events_checkpoints_and_results(finished):
     config = json.loads((finished / "config.json").read_text())
-    assert config["collect"]["sessions"] == 200 and config["train"]["epochs"] == 1  # override above, overlay below
+    assert (
+        config["collect"]["sessions"] == 200 and config["alternation"]["rounds"] == 2
+    )  # override above, overlay below
     assert "when_quick" not in config
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert lines and all({"step", "seed", "phase", "seconds"} <= row.keys() for row in lines)
-    assert [row["step"] for row in lines] == sorted({row["step"] for row in lines})
-    assert {row["phase"] for row in lines} == {"train"} and {row["seed"] for row in lines} == {0}
+    at = [(row["step"], row["phase"] == "optimism") for row in lines]
+    assert at == sorted(set(at)) and {row["seed"] for row in lines} == {0}
+    order = [row["phase"] for row in lines]
+    assert [a for a, b in zip(order, order[1:] + [None], strict=True) if a != b] == 2 * ["fit", "train", "optimism"]
     assert list((finished / "tensorboard").glob("events.*"))
     result = results(finished)
-    assert processes.steps(finished)[-1] == result["train"]["updates"] == lines[-1]["step"]
+    assert processes.steps(finished)[-1] == result["train"]["steps"] == lines[-1]["step"]
+    assert 0 < result["train"]["updates"] < result["train"]["steps"]
+    gaps = [row for row in lines if row["phase"] == "optimism"]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in gaps] == result["train"]["optimism"]
+    assert all(row["gap"] == pytest.approx(row["model"] - row["world"]) for row in gaps)
 
 
 def test_results_have_the_form_of_the_contract(finished):
     result = results(finished)
-    assert {"train", "ab_test", "offline"} <= result.keys()
-    assert result["train"]["sessions"] == 200
+    assert {"train", "ab_test", "offline", "fidelity"} <= result.keys()
+    assert result["train"]["sessions_of_last_round"] == 200 and result["train"]["rounds"] == 2
+    assert {"gauc", "logloss", "ece"} <= result["fidelity"]["click"]["model"].keys()
+    assert {"mae", "rmse", "xauc"} <= result["fidelity"]["watch_time"]["model"].keys()
     assert set(result["ab_test"]) == {"production", "mmrf"}
     for arm in result["ab_test"].values():
         assert arm.keys() >= METRICS
@@ -93,7 +103,7 @@ def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, tmp_path):
     )  # fmt: skip
     result = results(workdir)
     offline = result["offline"]
-    assert "ab_test" not in result and result["train"]["sessions"] == 500
+    assert "ab_test" not in result and result["train"]["sessions_of_last_round"] == 500
     other = result["offline_other"]
     assert set(other) == {"random_test", "test_frozen"}
     for table in (offline, *other.values()):
@@ -102,6 +112,8 @@ def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, tmp_path):
     launch.ok("evaluate", f"--workdir={workdir}")
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     assert evaluation["offline"] == offline and evaluation["offline_other"] == other
+    assert evaluation["fidelity"] == result["fidelity"] and set(result["fidelity_other"]) == set(other)
+    assert {"model", "per_video_mean", "logistic"} <= result["fidelity"]["click"].keys()
     # Only the users' histories differ: the baselines know none of them, and the agents do.
     for name in ("click", "long_view"):
         for ranker in ("popularity", "boosting"):

@@ -5,8 +5,8 @@ from pathlib import Path
 import processes
 import pytest
 
-#: Several epochs, so that there is an early, a middle and a late.
-ARGS = (*processes.TINY, "--config.train.epochs=3", "--config.log_every=1", "--config.checkpoint_every=4")
+#: Two rounds, so that the second's log is that of the first's agents.
+ARGS = (*processes.TINY, "--config.log_every=1", "--config.checkpoint_every=4")
 
 
 @pytest.fixture(scope="session")

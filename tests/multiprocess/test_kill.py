@@ -37,7 +37,7 @@ def assert_same(workdir, reference):
     assert rows(workdir) == rows(reference)
     assert steps(workdir)[-1] == steps(reference)[-1]
     found, wanted = final_state(workdir), final_state(reference)
-    assert found.keys() == wanted.keys() and any(name.startswith("params/") for name in found)
+    assert found.keys() == wanted.keys() and any(name.startswith("agents/params/") for name in found)
     for name, value in wanted.items():
         assert found[name].tobytes() == value.tobytes(), name
 
@@ -60,7 +60,9 @@ class Moment:
 
 
 ROLLOUT = "mmrf_jax.training.rollout.unroll"  # of a block of requests of the log
-UPDATE = "mmrf_jax.data.sessions.gather_segments"  # the batch of an update
+FIT, UPDATE = "mmrf_jax.training.alternation.fit_step", "mmrf_jax.training.alternation.update_step"
+MEASURE = "mmrf_jax.simulators.feedback.fitting.measure"  # between the two
+GAP = "mmrf_jax.training.judging.optimism"  # at the end of a round
 COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is written, nothing committed
 SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit
 SERVE = "mmrf_jax.training.arms.serve"  # an arm of the A/B test
@@ -69,29 +71,41 @@ WRITE = "mmrf_jax.metrics.files.write_json"  # learned.json, results.json
 SYNC = "os.fsync"  # in write_json: the text is in a temporary file, and not yet in its place
 
 
-def moments(last: int) -> list[Moment]:
-    """In the order of a run of `last` updates."""
-    before = list(range(4, last, 4))
-    kept = [*before[-2:], last]
+def moments(whole: list[dict]) -> list[Moment]:
+    """In the order of a run of two rounds with these rows of metrics."""
+    at = [(row["step"], row["phase"]) for row in whole]
+    middle, last = (step for step, phase in at if phase == "optimism")  # where the rounds end
+    fits = sum(phase == "fit" for step, phase in at if step <= middle)
+    assert 5 < fits < middle - 5 and len(whole) == last + 2
+    saved = lambda until: sorted({*range(4, until + 1, 4), *[end for end in (middle, last) if end <= until]})
+    kept = lambda until: saved(until)[-3:]
+    before_updates = fits // 4 * 4
     return [
         Moment("collect", ROLLOUT, 2, []),
-        Moment("train", UPDATE, 4, [], rows=2),  # three updates; the metrics of the third are still on the device
-        Moment("train", COMMIT, 1, [], being_written=4),
-        Moment("train", SEAL, 1, [4]),
-        Moment("train", UPDATE, 3, [4], rows=5),
-        Moment("train", COMMIT, 3, [4, 8, 12], being_written=16),
-        Moment("train", COMMIT, len(before) - 3 + 1, before[-3:], being_written=last, rows=last),
-        Moment("train", WRITE, 1, kept, rows=last),
-        Moment("ab_test", SERVE, 2, kept, rows=last, learned=True),
-        Moment("offline", SCORE, 1, kept, rows=last, learned=True),
-        Moment("results", WRITE, 1, kept, rows=last, learned=True),
-        Moment("results", SYNC, 1, kept, rows=last, learned=True, result_begun=True),
+        Moment("fit", FIT, 4, [], rows=2),  # three steps; the metrics of the third are still on the device
+        Moment("fit", COMMIT, 1, [], being_written=4),
+        Moment("fit", SEAL, 1, [4]),
+        Moment("fit", MEASURE, 1, kept(before_updates), rows=fits),
+        Moment("train", UPDATE, 3, kept(fits + 2), rows=fits + 1),
+        Moment("optimism", GAP, 1, kept(middle - 1), rows=middle),
+        Moment(
+            "optimism", COMMIT, 1 + (middle - 1) // 4 - (middle - 1) // 4, kept(middle - 1), middle, rows=middle + 1
+        ),
+        Moment("collect", ROLLOUT, 1, kept(middle), rows=middle + 1),  # the log of the first round's agents
+        Moment("fit", FIT, 3, kept(middle + 2), rows=middle + 2),
+        Moment("train", UPDATE, 2, kept(middle + fits + 1)),
+        Moment("optimism", GAP, 1, kept(last - 1), rows=last + 1),
+        Moment("optimism", WRITE, 1, kept(last), rows=last + 2),
+        Moment("ab_test", SERVE, 2, kept(last), rows=last + 2, learned=True),
+        Moment("offline", SCORE, 1, kept(last), rows=last + 2, learned=True),
+        Moment("results", WRITE, 1, kept(last), rows=last + 2, learned=True),
+        Moment("results", SYNC, 1, kept(last), rows=last + 2, learned=True, result_begun=True),
     ]
 
 
 def test_killed_in_every_phase_one_after_another(launch, reference, args, tmp_path):
     workdir, whole = tmp_path / "run", rows(reference)
-    for number, moment in enumerate(moments(steps(reference)[-1])):
+    for number, moment in enumerate(moments(whole)):
         log = tmp_path / f"{number}.log"
         stop = (moment.function, moment.call)
         process = launch.start("train", *args, f"--workdir={workdir}", log=log, stop_at=stop)

@@ -17,15 +17,15 @@ def test_a_run_moves_to_another_number_of_devices(first, then, launch, reference
     process = launch.start("train", *args, f"--workdir={workdir}", devices=first, log=log, stop_at=(SEAL, 1))
     how = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code
     assert how == os.CLD_STOPPED, f"the process ended\n{log.read_text()[-3000:]}"
-    assert phases(log)[-1] == "train" and steps(workdir) == [4]
+    assert phases(log)[-1] == "fit" and steps(workdir) == [4]
     assert not (workdir / "learned.json").exists()
     process.kill()
     assert process.wait() == -signal.SIGKILL
     done = launch.ok("train", *args, f"--workdir={workdir}", devices=then)
-    assert "resumed at update 4\n" in done.stderr
+    assert "resumed at step 4, round 1\n" in done.stderr
 
     found, wanted = results(workdir), results(reference)
-    for count in ("updates", "sessions", "requests"):
+    for count in ("rounds", "sessions_of_last_round"):
         assert found["train"][count] == wanted["train"][count], count
     for arm, metrics in wanted["ab_test"].items():
         for name, entry in metrics.items():

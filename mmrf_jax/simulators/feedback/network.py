@@ -13,6 +13,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
 from mmrf_jax import types
@@ -121,8 +122,10 @@ def init(
     )
 
 
-def optimizer(config: FeedbackConfig):
-    """Adam with decoupled weight decay."""
+def optimizer(config: FeedbackConfig) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay, its gradient clipped by the norm over both twins; plain SGD for tests."""
+    if config.optimizer == "sgd":
+        return optax.sgd(config.learning_rate)
     return learning.adam(config.learning_rate, config.weight_decay)
 
 
