@@ -312,6 +312,7 @@ def test_constant_negative_rewards_have_no_feedback(items, before, critics):
     assert float(metrics["loss/simulated_gap"]) == pytest.approx(mean_over_requests(batch, expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_predictions_of_unseen_videos_become_the_labels(items, before):
     """Half of the catalogue is never shown; its labels, staying and rewards are learned from simulated slates alone."""
     config = dataclasses.replace(SGD, optimizer="adamw", learning_rate=1e-2, non_impressions=1.0)

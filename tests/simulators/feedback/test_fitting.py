@@ -22,7 +22,7 @@ from mmrf_jax.simulators.feedback import fitting, network
 CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, types.WATCH_TIME
 STILL = dataclasses.replace(CONFIG, dropout=0.0, blindness=(0.0, 0.0))
 SCALE = np.append(np.full(S - 1, 0.5), 20.0).astype(np.float32)
-T = 3
+T, BATCH = 3, 96
 quick = functools.partial(jax.jit, compiler_options=tiny.QUICK)
 
 
@@ -58,12 +58,6 @@ def test_losses_of_one_exposure_by_hand(loss):
 
 
 @pytest.fixture(scope="module")
-def step(items):
-    fn = quick(functools.partial(fitting.update, config=CONFIG))
-    return lambda state, batch: fn(state, batch, items)
-
-
-@pytest.fixture(scope="module")
 def still_step(items):
     fn = quick(functools.partial(fitting.update, config=STILL))
     return lambda state, batch: fn(state, batch, items)
@@ -88,37 +82,6 @@ def test_metrics_are_means_over_exposures_and_twins(still_step, items):
     for i, name in enumerate((*types.SIGNALS, "log_seconds")):
         assert float(metrics[f"loss/{name}"]) == pytest.approx(means[i], rel=1e-4), name
     assert float(metrics["loss/stay"]) == pytest.approx(np.mean(stay), rel=1e-4)
-
-
-def test_what_is_masked_is_not_fitted_to_the_bit(step):
-    """With dropout: the masks of a step hang on the key and the step alone."""
-    state, batch = tiny.make_feedback_model(), tiny.make_batch()
-    reference, metrics = step(state, batch)
-    assert int(reference.step) == 1
-    rng = np.random.default_rng(0)
-    dark, gone = ~batch.slate_mask, ~batch.mask
-    last = np.broadcast_to(np.arange(5) == 4, gone.shape)
-    put = lambda where, x, new: np.where(where.reshape(*where.shape, *[1] * (x.ndim - where.ndim)), new, x)
-    noise = np.abs(rng.normal(size=batch.feedback.shape)).astype(np.float32)
-    other = batch.replace(
-        feedback=put(dark | last[..., None], batch.feedback, noise),
-        slate=put(dark, batch.slate, rng.integers(0, 8, batch.slate.shape, dtype=np.int32)),
-        slate_mask=batch.slate_mask | gone[..., None],
-        context=put(gone, batch.context, 5.0),
-        candidates=put(gone, batch.candidates, batch.candidates[::-1]),
-        terminated=batch.terminated | gone | last,
-    )
-    after, other_metrics = step(state, other)
-    assert not tiny.differences(reference, after)
-    assert not tiny.differences(metrics, other_metrics)
-    assert tiny.differences(metrics, step(state, batch.replace(feedback=2.0 * batch.feedback))[1])
-
-
-def test_dropout_draws_anew_each_step_and_repeats_with_its_key(step):
-    state, batch = tiny.make_feedback_model(), tiny.make_batch()
-    first, again = step(state, batch)[1], step(state, batch)[1]
-    second = step(state.replace(step=state.step + 1), batch)[1]
-    assert not tiny.differences(first, again) and tiny.differences(first, second)
 
 
 def test_split_over_four_devices_has_the_same_gradient(still_step, items):
@@ -192,16 +155,50 @@ def fitted():
     seen = log.feedback.reshape(-1, S)
     init = quick(network.init, static_argnames=("config", "schema"))
     state = init(jax.random.key(0), config, WORLD, WORLD_ITEMS, seen.mean(axis=0), seen.std(axis=0))
-    fn = quick(functools.partial(fitting.update, config=config), donate_argnums=0)
+    fn = quick(functools.partial(fitting.update, config=config))
+    step = lambda state, batch: fn(state, batch, WORLD_ITEMS)
     index, rng = sessions.segment_index(log, T), np.random.default_rng(0)
     for _ in range(200):
-        state, _ = fn(state, sessions.gather_segments(log, rng.choice(index, 96), T), WORLD_ITEMS)
-    return config, state
+        state, _ = step(state, sessions.gather_segments(log, rng.choice(index, BATCH), T))
+    return config, state, step
+
+
+def test_what_is_masked_is_not_fitted_to_the_bit(fitted):
+    """With dropout: the masks of a step hang on the key and the step alone."""
+    _, state, step = fitted
+    batch = tiny.make_batch(users=BATCH, requests=T, schema=WORLD)
+    reference, metrics = step(state, batch)
+    assert int(reference.step) == int(state.step) + 1
+    rng = np.random.default_rng(0)
+    dark, gone = ~batch.slate_mask, ~batch.mask
+    last = np.broadcast_to(np.arange(T + 1) == T, gone.shape)
+    put = lambda where, x, new: np.where(where.reshape(*where.shape, *[1] * (x.ndim - where.ndim)), new, x)
+    noise = np.abs(rng.normal(size=batch.feedback.shape)).astype(np.float32)
+    other = batch.replace(
+        feedback=put(dark | last[..., None], batch.feedback, noise),
+        slate=put(dark, batch.slate, rng.integers(0, 8, batch.slate.shape, dtype=np.int32)),
+        slate_mask=batch.slate_mask | gone[..., None],
+        context=put(gone, batch.context, 5.0),
+        candidates=put(gone, batch.candidates, batch.candidates[::-1]),
+        terminated=batch.terminated | gone | last,
+    )
+    after, other_metrics = step(state, other)
+    assert not tiny.differences(reference, after)
+    assert not tiny.differences(metrics, other_metrics)
+    assert tiny.differences(metrics, step(state, batch.replace(feedback=2.0 * batch.feedback))[1])
+
+
+def test_dropout_draws_anew_each_step_and_repeats_with_its_key(fitted):
+    _, state, step = fitted
+    batch = tiny.make_batch(users=BATCH, requests=T, schema=WORLD)
+    first, again = step(state, batch)[1], step(state, batch)[1]
+    second = step(state.replace(step=state.step + 1), batch)[1]
+    assert not tiny.differences(first, again) and tiny.differences(first, second)
 
 
 def test_learns_clicks_watch_time_and_staying(fitted):
     """Against the truth, for users who were not fitted on."""
-    config, state = fitted
+    config, state, _ = fitted
     log = world_log(1, 500)
     batch = sessions.gather_segments(log, sessions.segment_index(log, T), T)
     out = predict(config, state, batch, WORLD_ITEMS)
@@ -221,7 +218,7 @@ def test_learns_clicks_watch_time_and_staying(fitted):
 @pytest.fixture(scope="module")
 def measured(fitted):
     """Two batches of users who were not fitted on, and the state with what is measured on them."""
-    config, state = fitted
+    config, state, _ = fitted
     log = world_log(2, 200)
     index = sessions.segment_index(log, T)
     batches = [sessions.gather_segments(log, index[i : i + 100], T) for i in (0, 100)]
@@ -230,7 +227,7 @@ def measured(fitted):
 
 def test_uncertainty_is_one_on_impressions_and_larger_where_nothing_was_seen(fitted, measured):
     """Divided by its scale, that is; nothing was seen of profiles far from those of the log."""
-    config, _ = fitted
+    config, *_ = fitted
     batches, state = measured
     u, far = [], []
     for b in batches:
@@ -254,7 +251,7 @@ def _uncertainty(*args):
 
 def test_residuals_by_hand(fitted, measured):
     """Their spread, and their quantiles among the exposures of like predictions."""
-    config, state = fitted
+    config, state, _ = fitted
     batches, after = measured
     mean, error = [], []
     for batch in batches:
