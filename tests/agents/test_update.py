@@ -12,6 +12,7 @@ import tiny
 
 from mmrf_jax import types
 from mmrf_jax.agents import exposure, losses, networks, update
+from mmrf_jax.encoders import encoder as enc
 from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
@@ -205,9 +206,10 @@ def test_terminated_is_not_bootstrapped_from_and_truncated_not_judged(step, befo
 def inputs(config, users=5):
     rng = np.random.default_rng(4)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    memory = normal(users, len(config.decays), config.feedback_dim, config.dim)
-    items = normal(users, tiny.SCHEMA.candidates, config.dim)
-    return normal(users, config.state_dim), memory, items
+    z_size, dim = enc.sizes(config, tiny.SCHEMA)
+    memory = normal(users, len(config.decays), config.feedback_dim, dim)
+    items = normal(users, tiny.SCHEMA.candidates, dim)
+    return normal(users, z_size), memory, items
 
 
 @functools.partial(jax.jit, static_argnames="config", compiler_options=tiny.QUICK)

@@ -1,4 +1,4 @@
-"""The smallest agents, catalogue and batches that exercise every mask; tests here and subprocesses import it."""
+"""The smallest agents, feedback models and batches that exercise every mask; tests here and subprocesses import it."""
 
 import functools
 
@@ -9,6 +9,8 @@ from mmrf_jax import types
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.data.schema import Schema
+from mmrf_jax.simulators.feedback import network
+from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
 
 S = len(types.SIGNALS)
 #: Compiler options for what runs a few times.
@@ -18,6 +20,9 @@ SIZES = {
     "state_dim": 10, "agent_dim": 8, "heads": 2,
 }  # fmt: skip
 CONFIG = AgentConfig(signals=("click", "hate", "watch_time"), **SIZES)
+FEEDBACK = FeedbackConfig(
+    **{name: size for name, size in SIZES.items() if name not in ("agent_dim", "heads")}, dropout=0.2
+)
 SCHEMA = Schema(
     num_videos=30,
     num_authors=6,
@@ -102,6 +107,27 @@ def make_state(config: AgentConfig = CONFIG, schema: Schema = SCHEMA, seed: int 
     users = state.tables["user"]
     tables = state.tables | {"user": users.replace(rows=fill(np.asarray(users.rows)))}
     return jax.tree.map(jax.numpy.asarray, state.replace(params=params, target=target, tables=tables))
+
+
+@functools.cache
+def make_feedback_model(config: FeedbackConfig = FEEDBACK, schema: Schema = SCHEMA, seed: int = 0) -> FeedbackState:
+    """A fresh feedback model whose zero-initialised weights are random, with residuals as if measured."""
+    mean = np.append(np.full(S - 1, 0.3), 15.0)
+    std = np.append(np.full(S - 1, 0.46), 15.0)
+    init = jax.jit(network.init, static_argnames=("config", "schema"), compiler_options=QUICK)
+    state = jax.device_get(init(jax.random.key(seed), config, schema, make_items(schema), mean, std))
+    rng = np.random.default_rng(seed)
+    fill = lambda x: x if np.any(x) else (0.1 * rng.normal(size=x.shape)).astype(np.float32)
+    users = state.tables["user"]
+    state = state.replace(
+        params=jax.tree.map(fill, state.params),
+        tables=state.tables | {"user": users.replace(rows=fill(np.asarray(users.rows)))},
+        uncertainty_scale=rng.uniform(0.01, 0.1, S).astype(np.float32),
+        residual=np.float32(0.7),
+        edges=np.linspace(1.5, 3.0, network.BINS - 1, dtype=np.float32),
+        quantiles=np.sort(rng.normal(0.0, 0.7, (network.BINS, network.QUANTILES)), axis=1).astype(np.float32),
+    )
+    return jax.tree.map(jax.numpy.asarray, state)
 
 
 def differences(a, b) -> dict[str, float]:

@@ -56,7 +56,7 @@ def test_policy_by_hand(items):
     """A critic whose watch-time vector reads one dimension of the encoding ranks by that dimension."""
     batch, state = tiny.make_batch(), tiny.make_state()
     critic = jax.tree.map(jnp.zeros_like, state.params["critic"])
-    bias = critic["params"]["heads"]["signals"]["Dense_0"]["bias"].reshape(tiny.S, CONFIG.dim)
+    bias = critic["params"]["heads"]["signals"]["Dense_0"]["bias"].reshape(tiny.S, -1)
     critic["params"]["heads"]["signals"]["Dense_0"]["bias"] = bias.at[types.WATCH_TIME, 2].set(-1.5).reshape(-1)
     critic["params"]["heads"]["prior"] = critic["params"]["heads"]["prior"].at[types.WATCH_TIME].set(0.25)
     served = myopic.make(state.replace(params=state.params | {"critic": critic}), items, CONFIG, temperature=0.7)

@@ -165,22 +165,53 @@ def test_dropout_in_training_only():
     assert not tiny.differences(still, represent(CONFIG, state, batch, items))
 
 
-def test_item_encoding_holds_a_one_and_the_row_of_the_id():
+def test_item_encoding_holds_a_one_the_row_of_the_id_and_the_features():
     items, state = tiny.make_items(), tiny.make_state()
     videos = np.array([3, 0, 29])
     e = tb.encode_videos(CONFIG, state.params["encoder"], state.tables, items, videos)
-    assert e.shape == (3, CONFIG.dim)
+    assert e.shape == (3, CONFIG.dim + 2) == (3, enc.sizes(CONFIG, tiny.SCHEMA)[1])
     np.testing.assert_array_equal(e[:, 0], 1.0)
     rows = state.tables["id"].rows[items.embedding_id[videos]]
     np.testing.assert_array_equal(e[:, 1 : 1 + CONFIG.id_dim], rows)
+    np.testing.assert_array_equal(e[:, -2:], items.features[videos])
     np.testing.assert_allclose(policy.catalogue_encodings(state, items, CONFIG)[videos], e, atol=1e-6)
 
 
 def test_encodings_in_blocks_cover_the_whole_catalogue(monkeypatch):
     items, state = tiny.make_items(), tiny.make_state()
     whole = tb.encode_videos(CONFIG, state.params["encoder"], state.tables, items, np.arange(30))
-    monkeypatch.setattr(policy, "_ENCODE_BLOCK", 7)  # 30 videos: 5 blocks of 6
+    monkeypatch.setattr(tb, "_BLOCK", 7)  # 30 videos: 5 blocks of 6
     blocks = policy.catalogue_encodings.__wrapped__(state, items, CONFIG)
     np.testing.assert_allclose(blocks, whole, atol=1e-6)
-    monkeypatch.setattr(policy, "_ENCODE_BLOCK", 8)  # 4 blocks of 8, the last one padded
+    monkeypatch.setattr(tb, "_BLOCK", 8)  # 4 blocks of 8, the last one padded
     np.testing.assert_allclose(policy.catalogue_encodings.__wrapped__(state, items, CONFIG), whole, atol=1e-6)
+
+
+def test_user_state_ends_with_profile_and_context():
+    items, batch, state = tiny.make_items(), tiny.make_batch(), tiny.make_state()
+    z = represent(CONFIG, state, batch, items).z
+    assert z.shape == (8, 5, CONFIG.state_dim + 3 + 2) and z.shape[-1] == enc.sizes(CONFIG, tiny.SCHEMA)[0]
+    np.testing.assert_array_equal(z[..., -2:], batch.context)
+    np.testing.assert_array_equal(z[..., -5:-2], np.broadcast_to(batch.profile[:, None], (8, 5, 3)))
+
+
+def test_blindness_hides_entries_and_keeps_their_means():
+    """Of the features at the end of an encoding and the profile at the end of a state; never without a key."""
+    items, batch, state = tiny.make_items(), tiny.make_batch(users=40), tiny.make_state()
+    shown = np.take_along_axis(batch.candidates, batch.slate, axis=-1)
+    features, profile = np.asarray(items.features)[shown], np.asarray(batch.profile)[:, None]
+
+    @functools.partial(jax.jit, compiler_options=tiny.QUICK)
+    def seen(blind, key=None):
+        rows = tb.lookup(state.tables, rep.ids(batch, items))
+        return rep.represent(CONFIG, state.params["encoder"], rows, batch, items, key, None, blind)
+
+    r = seen(0.25, jax.random.key(5))
+    np.testing.assert_array_equal(r.z[..., -2:], batch.context)
+    for got, whole in ((r.shown[..., -2:], features), (r.z[:, :, -5:-2], profile)):
+        hidden = np.asarray(got) == 0
+        np.testing.assert_allclose(got, np.where(hidden, 0.0, whole / 0.75), rtol=1e-5)
+        assert hidden.mean() == pytest.approx(0.25, abs=0.06)
+    r = seen(0.25)
+    np.testing.assert_array_equal(r.shown[..., -2:], features)
+    np.testing.assert_array_equal(r.z[:, :, -5:-2], np.broadcast_to(profile, (40, 5, 3)))
