@@ -65,6 +65,7 @@ def collect(
         sessions.append(
             {
                 "index": host.index[first],
+                "user_id": host.request.user_id[first],
                 "profile": host.request.profile[first],
                 "history_videos": host.history.videos[first],
                 "history_feedback": host.history.feedback[first],
@@ -75,10 +76,10 @@ def collect(
         progress(ended)
         if ended >= num_sessions:
             break
-    return _assemble(requests, sessions, first_user, day)
+    return _assemble(requests, sessions, day)
 
 
-def _assemble(requests, sessions, first_user: int, day: int) -> SessionLog:
+def _assemble(requests, sessions, day: int) -> SessionLog:
     r = {name: np.concatenate([x[name] for x in requests]) for name in requests[0]}
     s = {name: np.concatenate([x[name] for x in sessions]) for name in sessions[0]}
     order = np.lexsort((r["position"], r["index"]))
@@ -89,7 +90,7 @@ def _assemble(requests, sessions, first_user: int, day: int) -> SessionLog:
     terminated = np.zeros(num, bool)
     terminated[r["index"][r["over"]]] = r["terminated"][r["over"]]
     return SessionLog(
-        user_id=(first_user + s["index"]).astype(np.int32),
+        user_id=s["user_id"],
         date=np.full(num, day, np.int32),
         profile=s["profile"],
         history_videos=s["history_videos"],

@@ -15,7 +15,8 @@ TINY = (
     "--config=experiments/world.py", "--config.quick=True", "--config.world.num_videos=1000",
     "--config.world.candidates=20", "--config.collect.sessions=200", "--config.collect.test_sessions=200",
     "--config.ab_test.sessions=64", "--config.train.batch=32", "--config.feedback.batch=32",
-    "--config.agents.non_impressions=0.5", "--config.alternation.gap_sessions=64", "--config.log_every=2", "--config.checkpoint_every=5",
+    "--config.agents.non_impressions=0.5", "--config.alternation.gap_sessions=64",
+    "--config.log_every=2", "--config.checkpoint_every=5",
 )  # fmt: skip
 
 

@@ -42,8 +42,8 @@ def broken_csv(folder):
     ],
     ids=[
         "no-data-dir", "missing-column", "no-log", "no-config-file", "bad-config-file", "unknown-field",
-        "unknown-method", "unknown-arm", "unknown-source", "log-every", "seed", "slate", "simulator", "no-model", "share",
-        "ablation", "batch",
+        "unknown-method", "unknown-arm", "unknown-source", "log-every", "seed", "slate", "simulator", "no-model",
+        "share", "ablation", "batch",
     ],
 )  # fmt: skip
 def test_train_refuses_in_one_line_and_writes_nothing(args, devices, parts, launch, tmp_path):

@@ -202,7 +202,7 @@ class TestCandidates:
         ):  # fmt: skip
             policy = base.privileged_policy(ranker, temperature)
             state, request, _ = reset(jax.random.key(0), jnp.arange(B), 0, sim.params)
-            _, slate, _ = rollout.act(policy, sim.params, state, (), request, 0, jax.random.key(1), 7)
+            _, slate, _ = rollout.act(policy, sim.params, state, (), request, request.user_id, 0, jax.random.key(1), 7)
             videos = np.sort(np.take_along_axis(np.asarray(request.candidates), np.asarray(slate), axis=1), axis=1)
             assert (np.diff(videos, axis=1) > 0).all()
 

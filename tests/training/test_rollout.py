@@ -168,7 +168,9 @@ def act():
         policy = base.Policy(shown, None, lambda params, carry, request: params, None, temperature)
         users = jnp.arange(n, dtype=jnp.int32)
         request = types.Request(users, None, None, None)
-        return rollout.act(policy, None, None, None, request, jnp.zeros(n, jnp.int32), jax.random.key(0), K)[1:]
+        return rollout.act(
+            policy, None, None, None, request, request.user_id, jnp.zeros(n, jnp.int32), jax.random.key(0), K
+        )[1:]
 
     return lambda *args: jax.tree.map(np.asarray, run(*args))
 
