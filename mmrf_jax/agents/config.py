@@ -32,7 +32,7 @@ class AgentConfig(EncoderConfig):
     signals: tuple[str, ...] = types.AGENT_SIGNALS
     ablation: str = "none"
     non_impressions: float = 0.25
-    optimism: float = 0.1
+    optimism: float = 0.0
     agent_dim: int = 32
     heads: int = 4
     main_weight: float = 0.1

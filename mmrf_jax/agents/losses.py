@@ -20,6 +20,13 @@ def rewards(config: AgentConfig, feedback: chex.Array, reward_scale: chex.Array)
     return jnp.asarray(config.signs) * feedback[..., index] / reward_scale[index]
 
 
+def video_rewards(config: AgentConfig, out: CriticOutput, reward_scale: chex.Array) -> chex.Array:
+    """Immediate normalised reward [..., N, M] that the critics expect of each video."""
+    expected = jnp.moveaxis(heads.expected_feedback(out.feedback, reward_scale), -2, -1)
+    reward = jnp.moveaxis(rewards(config, expected, reward_scale), -1, -2)
+    return reward if out.gap is None else reward + out.gap
+
+
 def video_values(
     config: AgentConfig, out: CriticOutput, value: chex.Array, stay: chex.Array, reward_scale: chex.Array
 ) -> chex.Array:
@@ -31,10 +38,7 @@ def video_values(
     Args:
       out: critics for M videos. value: [..., N], V_i(s). stay: [...], p at the current exposure.
     """
-    expected = jnp.moveaxis(heads.expected_feedback(out.feedback, reward_scale), -2, -1)
-    reward = jnp.moveaxis(rewards(config, expected, reward_scale), -1, -2)
-    if out.gap is not None:
-        reward += out.gap
+    reward = video_rewards(config, out, reward_scale)
     slope = config.discount * (stay * (1.0 - stay))[..., None] * value  # [..., N]
     return reward + slope[..., None] * out.stay_effect[..., None, :]
 

@@ -130,14 +130,14 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
     metrics["value/main"] = jnp.sum(learn.request * value[:, :-1, -1]) / num_requests
     if simulated is not None:
-        terms = _simulated_losses(params, state, batch, simulated, r, learn, q, items, config)
+        terms = _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items, config)
         terms = {name: jnp.sum(learn.request * term) / num_requests for name, term in terms.items()}
         loss += config.non_impressions * sum(terms.values())
         metrics |= {f"loss/simulated_{name}": term for name, term in terms.items()}
     return loss, (metrics, average, jnp.sqrt(spread + 1e-12))
 
 
-def _simulated_losses(params, state, batch, simulated, r, learn, q, items, config) -> dict[str, chex.Array]:
+def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items, config) -> dict[str, chex.Array]:
     """Means over the simulated slates of each request, [B, T] each: the same losses as on what was shown.
 
     A slate is stepped once through the feedback model: (s, w', r, s', p_stay), s' the agents' own state after the
@@ -181,8 +181,14 @@ def _simulated_losses(params, state, batch, simulated, r, learn, q, items, confi
     value = critic.apply(state.target, z, after.mean(), nothing).value.min(axis=-2)  # [B, T, M, N]
     slate_reward = jnp.moveaxis(apart(reward).sum(axis=-1), -1, -2)  # [B, T, M, N]
     target = slate_reward + config.discount * s.stay[..., None] * value
-    positions = s.slates.reshape(*s.slates.shape[:2], 1, -1)
-    slate_q = apart(jnp.take_along_axis(q[:, :-1], positions, axis=-1)).sum(axis=-1)  # [B, T, N, M]
+    # Staying by its probability and not to first order: these slates are far from the main agent's, and the one base of
+    # a state would be bent to make up for the difference.
+    positions = s.slates.reshape(*s.slates.shape[:2], -1)
+    pool = jax.tree.map(lambda x: x[:, :-1], pool)
+    of_slates = lambda x, axes: apart(jnp.take_along_axis(x, jnp.expand_dims(positions, axes), axis=-1)).sum(axis=-1)
+    stays = jax.nn.sigmoid(pool.stay_base[..., None] + of_slates(pool.stay_effect, ()))  # [B, T, M]
+    change = config.discount * (stays - stay_main[:, :-1, None])[:, :, None] * pool.value.min(axis=-2)[..., None]
+    slate_q = of_slates(losses.video_rewards(config, pool, state.reward_scale), 2) + change  # [B, T, N, M]
     error = out.base[:, :, None] + jax.lax.stop_gradient(jnp.moveaxis(slate_q, -1, -2) - target)[..., None, :]
     terms["base"] = _VALUE_WEIGHT * jnp.sum(error**2, axis=(-2, -1)).mean(axis=-1)
     return terms

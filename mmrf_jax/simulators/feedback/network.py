@@ -45,7 +45,7 @@ class FeedbackConfig(EncoderConfig):
 
     dropout: float = 0.1
     loss: str = "likelihood"
-    blindness: tuple[float, float] = (0.0, 0.2)
+    blindness: tuple[float, float] = (0.0, 0.0)
     masks: int = 1
 
     def __post_init__(self):
