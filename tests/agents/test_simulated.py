@@ -163,6 +163,7 @@ def test_next_context_by_hand():
     np.testing.assert_array_equal(got[2], context[2, 1:])
 
 
+@pytest.mark.slow
 def test_without_weight_simulated_slates_change_nothing(items, before):
     config, batch = dataclasses.replace(SGD, non_impressions=0.0), tiny.make_batch()
     fn = quick(functools.partial(update.update, config=config))
