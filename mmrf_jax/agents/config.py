@@ -59,7 +59,7 @@ class AgentConfig(EncoderConfig):
 
     def simulated_slates(self, candidates: int) -> int:
         """Slates of unseen videos labelled at each request of C candidates: floor(rho (C - K) / K), or none."""
-        if self.ablation == "da":
+        if self.ablation == "da" or not self.slate:
             return 0
         return int(self.non_impressions * (candidates - self.slate) / self.slate)
 
