@@ -53,8 +53,7 @@ def simulated_rewards(
 ) -> chex.Array:
     """Normalised rewards [..., N] of videos that were not shown: r + beta u |r|, or -1 each for `ablation=ns`.
 
-    Widened by |r|, a bonus is a bonus for a negative reward too; beta u is held within [-1, 1], so that no reward
-    changes its sign (contract.md, "Learning").
+    Widened by |r|, a bonus is one for a negative reward too (contract.md, "Learning").
 
     Args:
       feedback: [..., S] that the feedback model expects. uncertainty: [..., S], over its mean on impressions.
@@ -62,8 +61,7 @@ def simulated_rewards(
     reward = rewards(config, feedback, reward_scale)
     if config.ablation == "ns":
         return jnp.full_like(reward, -1.0)
-    widened = jnp.clip(config.optimism * uncertainty[..., jnp.asarray(config.reward_indices)], -1.0, 1.0)
-    return reward + widened * jnp.abs(reward)
+    return reward + config.optimism * uncertainty[..., jnp.asarray(config.reward_indices)] * jnp.abs(reward)
 
 
 def td_targets(reward: chex.Array, next_value: chex.Array, terminated: chex.Array, discount: float) -> chex.Array:

@@ -61,8 +61,8 @@ def step(items):
 
 @pytest.fixture(scope="module")
 def critics(items, before):
-    """critics(config, batch, simulated) -> the critics' outputs on the unseen videos [B, T+1, …, M K], q [B, T+1, N, C]
-    of the target critics, and the target's values [B, T+1, 2, N], as float64."""
+    """critics(batch, simulated, config) -> the critics' outputs on the unseen videos [B, T+1, …, M K], those of the
+    target critics on all candidates, and the chance of staying after the main agent's slate [B, T+1], as float64."""
 
     @functools.partial(quick, static_argnames="config")
     def answers(state, batch, unseen, config):
@@ -73,8 +73,7 @@ def critics(items, before):
         scores = networks.Actor(config).apply(state.params["actor"], r.z, r.memory_mean, candidates).scores
         pool = critic.apply(state.target, r.z, r.memory_mean, candidates)
         stay = heads.stay_probability(pool, exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
-        q = losses.video_values(config, pool, pool.value.min(axis=-2), stay, state.reward_scale)
-        return critic.apply(state.params["critic"], r.z, r.memory_mean, r.unseen), q, pool.value
+        return critic.apply(state.params["critic"], r.z, r.memory_mean, r.unseen), pool, stay
 
     def run(batch, simulated, config=SGD):
         flat = simulated.slates.reshape(*simulated.slates.shape[:2], -1)
@@ -238,8 +237,14 @@ def test_target_is_the_reward_and_the_value_of_the_next_state_if_there_is_one(
     batch = tiny.make_batch()
     simulated = make_simulated(batch)
     simulated = simulated if stays else simulated.replace(stay=np.zeros_like(simulated.stay))
-    out, q, _ = critics(batch, simulated)
+    out, pool, stay_main = critics(batch, simulated)
     _, metrics = step(before, batch, simulated)
+    scale = np.float64(before.reward_scale)
+    means = np.concatenate(
+        [expit(pool.feedback[..., :WATCH, :]), scale[WATCH] * np.exp(pool.feedback[..., WATCH:, :])], -2
+    )
+    of_videos = agents_rewards(np.moveaxis(means, -2, -1), scale) + np.moveaxis(pool.gap, -2, -1)  # [B, T+1, C, N]
+    value = pool.value.min(axis=-2)  # [B, T+1, N]
     reward = agents_rewards(np.float64(simulated.expected), np.float64(before.reward_scale))
     u = np.float64(simulated.uncertainty)[..., list(SGD.reward_indices)]
     target = (reward + 0.3 * u * np.abs(reward)).sum(axis=-2)[:, :-1]  # [B, T, M, N]
@@ -247,8 +252,11 @@ def test_target_is_the_reward_and_the_value_of_the_next_state_if_there_is_one(
         target += SGD.discount * np.float64(simulated.stay)[:, :-1, :, None] * next_values(batch, simulated)
     error = np.zeros((8, 4, M, 2, N))
     for m in range(M):
-        slate_q = np.take_along_axis(q[:, :-1], simulated.slates[:, :-1, None, m], axis=-1).sum(axis=-1)
-        error[:, :, m] = out.base[:, :-1] + (slate_q - target[:, :, m])[:, :, None]
+        slate = simulated.slates[:, :, m]
+        stay = expit(pool.stay_base + np.take_along_axis(pool.stay_effect, slate, axis=-1).sum(axis=-1))
+        slate_q = np.take_along_axis(of_videos, slate[..., None], axis=2).sum(axis=2)
+        slate_q += SGD.discount * (stay - stay_main)[..., None] * value
+        error[:, :, m] = out.base[:, :-1] + (slate_q[:, :-1] - target[:, :, m])[:, :, None]
     expected = 0.1 * mean_over_requests(batch, (error**2).sum(axis=(-2, -1)).mean(axis=-1))
     assert float(metrics["loss/simulated_base"]) == pytest.approx(expected, rel=1e-4)
 
