@@ -31,8 +31,9 @@ class RunState:
     agents: st.AgentState
     feedback: FeedbackState | None  # None where nothing is learned from videos that were not shown
     server: Any  # {"params", "tables"} of the agents that collected this round's log; None where logs are given
-    round: chex.Array  # int32, from 0
+    round: chex.Array  # int32, from 0; the number of rounds once all are over
     done: chex.Array  # int32, steps of this round so far: those of the fit, then updates
+    logged: chex.Array  # [2] int32, sessions and requests of the newest log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,8 @@ def init(
         key = jax.random.fold_in(key, 1)
         feedback = network.init(key, plan.feedback, schema, items, feedback_mean, feedback_std)
     zero = jnp.zeros((), jnp.int32)
-    return RunState(agents, feedback, _server(agents) if plan.closed_loop else None, zero, zero)
+    server = _server(agents) if plan.closed_loop else None
+    return RunState(agents, feedback, server, zero, zero, jnp.zeros((2,), jnp.int32))
 
 
 def _server(agents: st.AgentState):

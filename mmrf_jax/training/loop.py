@@ -209,14 +209,13 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
     step = 0
     if checkpoints.latest_step() is not None:
         state, step = checkpoints.restore(state_shapes(config, source, mesh))
-        say(f"resumed at step {step}, round {int(state.round) + 1}")
+        say(f"resumed at step {step}, round {min(int(state.round) + 1, plan.rounds)}")
         done = workdir / "learned.json"
         if done.exists() and (summary := wd.read_json(done))["steps"] == step:
             return state, summary
     writer = writers.MetricsWriter(workdir, start_step=step if step else None, seed=config.seed)
     keeper = _Keeper(config, writer, checkpoints, step)
     given: SessionLog | None = None
-    seen = {"sessions": 0, "requests": 0}
     with writer:
         for number in range(0 if state is None else int(state.round), plan.rounds):
             if number == 0 or not plan.closed_loop:
@@ -234,10 +233,9 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
                 log = source.collect(policy, number)
             if state is None:
                 state = _born(config, plan, source, log, mesh)
-            seen = {"sessions": log.num_sessions, "requests": log.num_requests}
-            state = _round(config, source, plan, state, log, keeper, mesh)
-            if number + 1 < plan.rounds:
-                state = alternation.next_round(state)
+            logged = par.put_replicated(np.array([log.num_sessions, log.num_requests], np.int32), mesh)
+            state = _round(config, source, plan, dataclasses.replace(state, logged=logged), log, keeper, mesh)
+            state = alternation.next_round(state)
             keeper.save(state, force=True)
     checkpoints.wait()
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -246,7 +244,8 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
         "steps": keeper.step,
         "updates": int(state.agents.step),
         "rounds": plan.rounds,
-        **{f"{name}_of_last_round": value for name, value in seen.items()},
+        "sessions_of_last_round": int(state.logged[0]),
+        "requests_of_last_round": int(state.logged[1]),
         "optimism": [plain(row) for row in rows if row["phase"] == "optimism"],
         "final": plain(next(row for row in reversed(rows) if row["phase"] == "train")),
     }
