@@ -158,16 +158,16 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     reward = losses.simulated_rewards(config, flat(s.expected), flat(s.uncertainty), state.reward_scale)
     reward = jnp.moveaxis(reward, -1, -2)  # [B, T, N, M K]
     if config.rewards_differ:
-        expected = heads.expected_feedback(out.feedback, state.reward_scale)
-        expected = losses.rewards(config, jnp.moveaxis(expected, -2, -1), state.reward_scale)
-        gap = jax.lax.stop_gradient(reward - jnp.moveaxis(expected, -1, -2))
-        if config.ablation != "ns":  # the feedback heads follow the model by themselves
-            gap = reward - jnp.moveaxis(losses.rewards(config, flat(s.expected), state.reward_scale), -1, -2)
+        expected = flat(s.expected)
+        if config.ablation == "ns":  # the feedback heads do not follow the model
+            expected = jnp.moveaxis(heads.expected_feedback(out.feedback, state.reward_scale), -2, -1)
+        expected = jnp.moveaxis(losses.rewards(config, expected, state.reward_scale), -1, -2)
+        gap = jax.lax.stop_gradient(reward - expected)
         terms["gap"] = jnp.mean((out.gap - gap) ** 2, axis=-1).sum(axis=-1)
 
     shown_next = jax.lax.stop_gradient(r.unseen[:, :-1]).reshape(*s.slates.shape, -1)
-    videos = jnp.take_along_axis(batch.candidates[:, :-1], s.slates.reshape(*s.slates.shape[:2], -1), axis=-1)
-    duration = items.duration[videos]
+    positions = flat(s.slates)
+    duration = items.duration[jnp.take_along_axis(batch.candidates[:, :-1], positions, axis=-1)]
     encoder = enc.Encoder(config)
     answered = encoder.apply(params["encoder"], s.sampled, duration.reshape(s.slates.shape), method="feedback")
     before = jax.tree.map(lambda x: jnp.repeat(x[:, :-1, None], num_slates, axis=2), r.memory)
@@ -183,7 +183,6 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     target = slate_reward + config.discount * s.stay[..., None] * value
     # Staying by its probability and not to first order: these slates are far from the main agent's, and the one base of
     # a state would be bent to make up for the difference.
-    positions = s.slates.reshape(*s.slates.shape[:2], -1)
     pool = jax.tree.map(lambda x: x[:, :-1], pool)
     of_slates = lambda x, axes: apart(jnp.take_along_axis(x, jnp.expand_dims(positions, axes), axis=-1)).sum(axis=-1)
     stays = jax.nn.sigmoid(pool.stay_base[..., None] + of_slates(pool.stay_effect, ()))  # [B, T, M]

@@ -131,7 +131,7 @@ def in_simulator(
         policies=policies,
         truth=truth,
         collect=lambda policy, number: collect(policy, _TRAIN_USERS + number * size, size),
-        train=lambda: collect(first, _TRAIN_USERS, size),
+        train=functools.cache(lambda: collect(first, _TRAIN_USERS, size)),
     )
 
 
@@ -164,8 +164,8 @@ def _world(config, progress: Progress) -> Source:
     )
     policies = world_policies()
     source = in_simulator(source, sim, policies, session.expected_feedback, progress)
-    test = functools.partial(
-        _collect, source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions
+    test = functools.cache(
+        lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions)
     )
     given = lambda: records.read_log(Path(config.data.dir), source.schema, origin=world_origin(config))[0]
     return dataclasses.replace(source, train=given if config.data.dir else source.train, test=lambda: {"test": test()})

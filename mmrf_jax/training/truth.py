@@ -112,9 +112,8 @@ def compare(
         done(start + size)
     flat = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # [requests, C, …]
     flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in flat.items()}
-    predictors = [
-        name for name in ("model", "agents") if name in flat and (name == "model" or methods.get(plan.method).simulates)
-    ]
+    # Other methods' critics are not fitted to every signal.
+    predictors = (["model"] if plan.models else []) + (["agents"] if methods.get(plan.method).simulates else [])
     result: dict[str, Any] = {
         "selection_bias": {
             name: {
