@@ -58,6 +58,11 @@ class Plan:
         """Whether a feedback model is fitted."""
         return self.slates > 0
 
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """Who predicts every signal: the feedback model, and the critics of agents; others fit watch time alone."""
+        return ("model",) * self.models + ("agents",) * methods.get(self.method).simulates
+
 
 def agent_config(config) -> AgentConfig:
     """The agents of a run's config."""

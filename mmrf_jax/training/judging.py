@@ -87,7 +87,7 @@ def predictions(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Expected feedback of every exposure of a log, {predictor: {signal: [n]}}: of the feedback model (`model`), and of
     the agents' own critics (`agents`)."""
-    names = (["model"] if plan.models else []) + (["agents"] if methods.get(plan.method).simulates else [])
+    names = plan.predictors
     if not names:
         return {}
     one = lambda batch: _predict(state, batch, source.items, plan)

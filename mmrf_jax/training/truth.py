@@ -24,7 +24,7 @@ from mmrf_jax.encoders import tables as tb
 from mmrf_jax.evaluation import fidelity
 from mmrf_jax.metrics.progress import counted
 from mmrf_jax.simulators.feedback import network, sampling
-from mmrf_jax.training import alternation, methods, sources
+from mmrf_jax.training import alternation, sources
 
 _SESSIONS, _REQUESTS, _BATCH = 1_024, 4, 64  # of the log, the first requests of each; sessions at a time
 _RANKED = 200_000  # (user, video) pairs whose uncertainty is ranked
@@ -112,15 +112,13 @@ def compare(
         done(start + size)
     flat = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # [requests, C, …]
     flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in flat.items()}
-    # Other methods' critics are not fitted to every signal.
-    predictors = (["model"] if plan.models else []) + (["agents"] if methods.get(plan.method).simulates else [])
     result: dict[str, Any] = {
         "selection_bias": {
             name: {
                 signal: fidelity.selection_bias(flat[name][:, i], flat["truth"][:, i], flat["shown"])
                 for i, signal in enumerate(types.SIGNALS)
             }
-            for name in predictors
+            for name in plan.predictors
         }
     }
     if plan.models:
