@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
                 "signals": types.AGENT_SIGNALS,
                 "ablation": "none",
                 "non_impressions": 0.25,
+                "model_weight": 2.0 / 3.0,
                 "optimism": 0.0,
                 "dim": 48,
                 "id_dim": 16,

@@ -47,16 +47,17 @@ def get_config() -> ConfigDict:
                 "dropout": 0.02,
                 "blindness": (0.0, 0.0),  # (0.0, 0.25): uncertainty ranks errors better, and errors are larger
                 "masks": 1,
-                "learning_rate": 6e-3,
-                "table_learning_rate": 0.004,  # at more, rows of single videos overfit in a second pass
-                "batch": 16,  # segments
-                "epochs": 2,  # over each round's log
+                "learning_rate": 3e-3,
+                "table_learning_rate": 0.02,
+                "batch": 32,  # segments
+                "epochs": 1,  # over each round's log
                 "log_share": 1.0,  # of the log's sessions, to see what less would do
             },
             "agents": {
                 "signals": types.AGENT_SIGNALS,
                 "ablation": "none",  # or co: without collaboration; da: without videos not shown; ns: those get -1
                 "non_impressions": 0.25,  # rho
+                "model_weight": 2.0 / 3.0,  # of the feedback model in Q, beside the critics
                 "optimism": 0.0,  # beta
                 "dim": 32,
                 "id_dim": 8,
@@ -79,7 +80,6 @@ def get_config() -> ConfigDict:
                 "world": {"num_videos": 5_000, "candidates": 40},
                 "collect": {"sessions": 1_024, "test_sessions": 1_024},  # alike, so that both share one compilation
                 "alternation": {"rounds": 2, "gap_sessions": 0},
-                "feedback": {"batch": 32, "epochs": 1},
                 "ab_test": {"sessions": 512, "arms": ("production",)},
                 "log_every": 5,
                 "checkpoint_every": 10,

@@ -96,6 +96,15 @@ class SessionBatch:
 
 
 @struct.dataclass
+class Predicted:
+    """What a feedback model predicts of all candidates, raw as in `encoders.heads.Prediction`."""
+
+    feedback: chex.Array  # [B, T+1, S, C] float32
+    stay_base: chex.Array  # [B, T+1] float32
+    stay_effect: chex.Array  # [B, T+1, C] float32
+
+
+@struct.dataclass
 class Simulated:
     """Slates of videos that were not shown at the requests of a batch, answered by a feedback model (method.md, 3)."""
 
@@ -104,6 +113,7 @@ class Simulated:
     uncertainty: chex.Array  # [B, T+1, M, K, S] float32, over its mean on impressions
     sampled: chex.Array  # [B, T+1, M, K, S] float32, feedback drawn from the model: what the next state holds
     stay: chex.Array  # [B, T+1, M] float32, probability of another request after each slate
+    pool: Predicted  # of all candidates of the same requests
 
 
 PyTree = chex.ArrayTree

@@ -20,6 +20,7 @@ class AgentConfig(EncoderConfig):
         learned from videos that were not shown; `ns`: they get a constant negative reward (method.md, section 3).
       non_impressions: rho, the share of the unseen candidates that is labelled by the feedback model and learned from;
         also their weight beside the impressions, together.
+      model_weight: of the feedback model's r̂ and p̂_stay in Q, beside the critics' own; 2/3 counts each twin once.
       optimism: beta, by how many times its uncertainty a simulated reward is widened; negative for pessimism.
       main_weight: lambda, the weight of the main agent's value in an auxiliary agent's objective.
       watch_reward: of the watch-time agent, `seconds`; or, where a few long plays would decide all, `long_view`: 1
@@ -32,6 +33,7 @@ class AgentConfig(EncoderConfig):
     signals: tuple[str, ...] = types.AGENT_SIGNALS
     ablation: str = "none"
     non_impressions: float = 0.25
+    model_weight: float = 2.0 / 3.0
     optimism: float = 0.0
     agent_dim: int = 32
     heads: int = 4
@@ -54,6 +56,8 @@ class AgentConfig(EncoderConfig):
             raise ValueError(f"unknown ablation {self.ablation!r}; choose among {', '.join(ABLATIONS)}")
         if not 0.0 <= self.non_impressions <= 1.0:
             raise ValueError(f"agents.non_impressions={self.non_impressions} is not a share; use a number in [0, 1]")
+        if not 0.0 <= self.model_weight <= 1.0:
+            raise ValueError(f"agents.model_weight={self.model_weight} is not a share; use a number in [0, 1]")
         if self.agent_dim % self.heads:
             raise ValueError(f"agents.agent_dim={self.agent_dim} is not divisible by agents.heads={self.heads}")
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from mmrf_jax import types
 from mmrf_jax.agents.collaboration import Collaboration
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.encoders import heads
@@ -90,6 +91,20 @@ class CriticOutput(heads.Prediction):
     gap: chex.Array | None  # [..., N, M] what a reward is beyond expected feedback; None where nothing is
     base: chex.Array  # [..., 2, N] twin b_i(s)
     value: chex.Array  # [..., 2, N] twin V_i(s) of the policy in force
+
+
+def blend(out: CriticOutput, model: types.Predicted, weight: float) -> CriticOutput:
+    """Critics whose r̂ and p̂_stay are also a feedback model's: raw predictions averaged, the model's with `weight`.
+
+    The r̂ and p̂_stay of Q_i = Σ_c w_c r̂_i,c + γ p̂_stay V_i (contract.md, "Learning"). Predictors that were fitted apart
+    err apart, and on videos that were not shown they err most.
+    """
+    mix = lambda own, theirs: (1.0 - weight) * own + weight * theirs
+    return out.replace(
+        feedback=mix(out.feedback, model.feedback),
+        stay_base=mix(out.stay_base, model.stay_base),
+        stay_effect=mix(out.stay_effect, model.stay_effect),
+    )
 
 
 class Critic(nn.Module):

@@ -82,6 +82,8 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     scores = acted.scores  # [B, T+1, N, C]
     w_main = jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
     pool = critic.apply(state.target, *still, candidates)
+    if simulated is not None and config.ablation != "ns":  # a constant reward needs no model of feedback
+        pool = networks.blend(pool, simulated.pool, config.model_weight)
     stay_main = heads.stay_probability(pool, w_main)
     q = losses.video_values(config, pool, pool.value.min(axis=-2), stay_main, state.reward_scale)  # [B, T+1, N, C]
     value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the policy in force
@@ -129,7 +131,7 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     metrics["loss/projection"] = projection_loss
     metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
     metrics["value/main"] = jnp.sum(learn.request * value[:, :-1, -1]) / num_requests
-    if simulated is not None:
+    if simulated is not None and simulated.slates.shape[2]:
         terms = _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items, config)
         terms = {name: jnp.sum(learn.request * term) / num_requests for name, term in terms.items()}
         loss += config.non_impressions * sum(terms.values())

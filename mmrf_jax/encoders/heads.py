@@ -15,6 +15,7 @@ from flax import struct
 from mmrf_jax import types
 
 _MAX_LOG_WATCH = 5.0  # of watch time over its standard deviation
+_CEILING, _CEILING_PACE = 0.5, 4.0  # first ceilings are sigmoid(2) = .88; their log-odds move so much faster
 
 
 class UserVectors(nn.Module):
@@ -53,9 +54,17 @@ class Prediction:
 
 
 class FeedbackHeads(nn.Module):
-    """One head a signal plus staying or leaving (method.md, section 3)."""
+    """One head a signal plus staying or leaving (method.md, section 3).
+
+    Attributes:
+      extra: raw predictions beside those of the signals.
+      ceilings: whether the chance of a binary signal stays below a learned bound, as where a share of videos is swiped
+        away unseen however well they match. The log-odds of what was shown flatten towards it; without a bound they
+        are continued as flatly to videos unlike those, whose chances are then predicted too high.
+    """
 
     extra: int = 0
+    ceilings: bool = False
 
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> Prediction:
@@ -67,16 +76,26 @@ class FeedbackHeads(nn.Module):
         # Set to the base rates of the first log.
         prior = self.param("prior", nn.initializers.zeros, (num_signals + self.extra, 1))
         raw = prior + jnp.einsum("...nd,...md->...nm", vectors, items)
-        feedback, extra = raw[..., :num_signals, :], raw[..., num_signals:, :]
+        free, extra = raw[..., :num_signals, :], raw[..., num_signals:, :]
+        feedback = free
+        if self.ceilings:
+            ceiling = self.param("ceiling", nn.initializers.constant(_CEILING), (num_signals - 1, 1))
+            binary = below(free[..., : types.WATCH_TIME, :], _CEILING_PACE * ceiling)
+            feedback = jnp.concatenate([binary, free[..., types.WATCH_TIME :, :]], axis=-2)
         # Staying is learned on few numbers of a video: its predicted feedback and its encoding, the same for all
         # users. Free user x video effects fit noise here, for one slate moves the odds by little (method.md, 2).
-        few = jax.lax.stop_gradient(feedback - prior[:num_signals])
+        few = jax.lax.stop_gradient(free - prior[:num_signals])
         theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,))
         direct = self.param("stay_items", nn.initializers.zeros, (items.shape[-1],))
         effect = jnp.einsum("n,...nm->...m", theta, few) + jax.lax.stop_gradient(items) @ direct
         state = jax.lax.stop_gradient(z)
         stay = nn.Dense(1, name="stay")(nn.gelu(nn.Dense(32, name="stay_hidden")(state)))[..., 0]
         return Prediction(feedback, extra, stay, effect)
+
+
+def below(log_odds: chex.Array, ceiling: chex.Array) -> chex.Array:
+    """Log-odds of c σ(log_odds), a probability below c = σ(ceiling)."""
+    return log_odds + jax.nn.log_sigmoid(ceiling) - jax.nn.softplus(log_odds + jax.nn.log_sigmoid(-ceiling))
 
 
 def prior(feedback_mean: chex.Array, feedback_std: chex.Array) -> chex.Array:

@@ -43,7 +43,8 @@ class Plan:
     Attributes:
       method: name in `methods.METHODS`. rounds: fit → label → update, so many times.
       closed_loop: whether the newest policy serves and collects the log of each round after the first.
-      slates: of unseen videos labelled at each request; 0 for none, and then no feedback model is fitted.
+      models: whether a feedback model is fitted, for values and for labels.
+      slates: of unseen videos labelled by it at each request.
     """
 
     method: str
@@ -51,12 +52,8 @@ class Plan:
     feedback: FeedbackConfig
     rounds: int
     closed_loop: bool
+    models: bool
     slates: int
-
-    @property
-    def models(self) -> bool:
-        """Whether a feedback model is fitted."""
-        return self.slates > 0
 
     @property
     def predictors(self) -> tuple[str, ...]:
@@ -74,6 +71,7 @@ def plan_of(config) -> Plan:
     """What a run's config alternates between."""
     agents, method = agent_config(config), methods.get(config.method)
     candidates = config.world.candidates if config.source == "world" else config.data.candidates
+    slates = agents.simulated_slates(candidates)
     fields = {name: value for name, value in _fields(config.feedback).items() if name not in _OF_THE_FIT}
     return Plan(
         method=config.method,
@@ -81,7 +79,8 @@ def plan_of(config) -> Plan:
         feedback=FeedbackConfig(**fields, slate=agents.slate),
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
-        slates=agents.simulated_slates(candidates) if method.simulates else 0,
+        models=method.simulates and agents.ablation != "da" and (slates > 0 or agents.model_weight > 0.0),
+        slates=slates,
     )
 
 

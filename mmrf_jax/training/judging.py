@@ -211,6 +211,7 @@ def print_results(result: dict[str, Any]) -> None:
     if "uncertainty" in result:
         print("\nrank correlation of uncertainty with |predicted − true|:")
         print(_table({"model": result["uncertainty"]}, ("spearman", "within_deciles", "spearman_of_prediction")))
+    if "sample_auc" in result:
         print(f"\nAUC of sampled non-impressions against the pool: {result['sample_auc']:.4f}")
 
 

@@ -318,14 +318,15 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
     of_updates = config.train.epochs * _per_epoch(config, "train", index, mesh)
     batch = lambda rows: par.put_batch(sessions.gather_segments(log, rows, config.train.segment), mesh)
 
-    def run(state, name: str, step, rows, batch_size: int, first: int, total: int, rate):
-        """Steps `first` … `total - 1` of a phase of this round."""
+    def run(state, name: str, step, rows, batch_size: int, first: int, total: int):
+        """Steps `first` … `total - 1` of a phase of this round, at rates that fall along the whole run."""
         if first < total:
             phase(name)
         bar = Progress(f"{name} {number + 1}/{plan.rounds}", total, unit="steps", done=first)
         for at in range(first, total):
             data = batch(_batch_rows(config.seed, number, name, rows, at, batch_size))
-            state, metrics = step(state, data, source.items, plan, jnp.float32(rate(at / total)))
+            rate = jnp.float32(alternation.rate((number + at / total) / plan.rounds))
+            state, metrics = step(state, data, source.items, plan, rate)
             keeper.after_step(name, metrics, last=at + 1 == total)
             if name == "fit" or at + 1 < total:  # the last update is saved when the round is over
                 keeper.save(state)
@@ -335,14 +336,13 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
 
     if plan.models:
         size = config.feedback.batch
-        state = run(state, "fit", alternation.fit_step, fit, size, done, of_fit, alternation.rate)
+        state = run(state, "fit", alternation.fit_step, fit, size, done, of_fit)
         if done <= of_fit:
             blocks = [held[i : i + size] for i in range(0, len(held) - size + 1, size)] or [np.resize(held, (size, 2))]
             feedback = fitting.measure(alternation.model_of(state), map(batch, blocks), source.items, plan.feedback)
             state = dataclasses.replace(state, feedback=feedback)
-    along = lambda share: alternation.rate((number + share) / plan.rounds)
     first = max(done - of_fit, 0)
-    state = run(state, "train", alternation.update_step, index, config.train.batch, first, of_updates, along)
+    state = run(state, "train", alternation.update_step, index, config.train.batch, first, of_updates)
     if plan.models and config.alternation.gap_sessions and source.sim is not None:
         phase("optimism")
         keeper.write("optimism", judging.optimism(config, source, plan, state, log, mesh))

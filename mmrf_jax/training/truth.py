@@ -123,6 +123,7 @@ def compare(
     }
     if plan.models:
         result["uncertainty"] = _uncertainty(flat, train, source.items.num_videos)
+    if plan.models and plan.slates:
         result["sample_auc"] = _sample_auc(flat, source.items)
     return result
 

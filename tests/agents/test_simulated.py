@@ -19,7 +19,9 @@ from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
 
-SGD = dataclasses.replace(tiny.CONFIG, optimizer="sgd", learning_rate=0.05, non_impressions=0.5, optimism=0.3)
+SGD = dataclasses.replace(
+    tiny.CONFIG, optimizer="sgd", learning_rate=0.05, non_impressions=0.5, optimism=0.3, model_weight=0.4
+)
 S, WATCH, N, M, K = tiny.S, types.WATCH_TIME, 3, 2, 3
 SCALE = np.append(np.linspace(0.1, 0.8, S - 1), 20.0).astype(np.float32)
 quick = functools.partial(jax.jit, compiler_options=tiny.QUICK)
@@ -38,6 +40,11 @@ def make_simulated(batch: types.SessionBatch, seed: int = 0, num_slates: int = M
         uncertainty=rng.gamma(1.0, 1.0, (*shape, S)).astype(np.float32),
         sampled=tiny.make_feedback(rng, shape).astype(np.float32),
         stay=rng.random(shape[:3]).astype(np.float32),
+        pool=types.Predicted(
+            feedback=rng.normal(size=(users, t, S, c)).astype(np.float32),
+            stay_base=rng.normal(size=(users, t)).astype(np.float32),
+            stay_effect=rng.normal(size=(users, t, c)).astype(np.float32),
+        ),
     )
 
 
@@ -62,23 +69,27 @@ def step(items):
 @pytest.fixture(scope="module")
 def critics(items, before):
     """critics(batch, simulated, config) -> the critics' outputs on the unseen videos [B, T+1, …, M K], those of the
-    target critics on all candidates, and the chance of staying after the main agent's slate [B, T+1], as float64."""
+    target critics on all candidates, 0.4 of them the model's, and the chance of staying after the main agent's slate
+    [B, T+1], as float64."""
 
     @functools.partial(quick, static_argnames="config")
-    def answers(state, batch, unseen, config):
+    def answers(state, batch, simulated, unseen, config):
         rows = tb.lookup(state.tables, rep.ids(batch, items, unseen))
         r = rep.represent(config, state.params["encoder"], rows, batch, items, None, unseen)
         candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
         critic = networks.Critic(config)
         scores = networks.Actor(config).apply(state.params["actor"], r.z, r.memory_mean, candidates).scores
         pool = critic.apply(state.target, r.z, r.memory_mean, candidates)
+        for name in ("feedback", "stay_base", "stay_effect"):
+            mixed = 0.6 * getattr(pool, name) + 0.4 * getattr(simulated.pool, name)
+            pool = pool.replace(**{name: mixed})
         stay = heads.stay_probability(pool, exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
         return critic.apply(state.params["critic"], r.z, r.memory_mean, r.unseen), pool, stay
 
     def run(batch, simulated, config=SGD):
         flat = simulated.slates.reshape(*simulated.slates.shape[:2], -1)
         unseen = np.take_along_axis(batch.candidates, flat, axis=-1)
-        return jax.tree.map(np.float64, answers(before, batch, unseen, config))
+        return jax.tree.map(np.float64, answers(before, batch, simulated, unseen, config))
 
     return run
 
@@ -162,9 +173,27 @@ def test_next_context_by_hand():
     np.testing.assert_array_equal(got[2], context[2, 1:])
 
 
+def test_values_of_all_candidates_are_also_the_models(step, before, critics):
+    """With 0.4 of the model in feedback and staying; seen in the running spread of the main agent's values."""
+    batch = tiny.make_batch()
+    simulated = make_simulated(batch)
+    _, pool, stay = critics(batch, simulated)
+    value = pool.value.min(axis=-2)
+    reward = np.exp(pool.feedback[..., WATCH, :]) + pool.gap[..., -1, :]  # of watch time over its scale
+    slope = SGD.discount * stay * (1.0 - stay) * value[..., -1]
+    q = reward + slope[..., None] * pool.stay_effect
+    centred = (q - q.mean(axis=-1, keepdims=True))[:, :-1][batch.mask[:, :-1]]
+    spread = np.sqrt((centred**2).mean())
+    after, _ = step(before, batch, simulated)
+    assert spread > 0.1
+    assert float(after.q_scale[-1]) == pytest.approx(spread, rel=1e-5)  # the first is taken whole
+    other, _ = step(before, batch, simulated.replace(pool=make_simulated(batch, seed=1).pool))
+    assert tiny.differences((after.q_scale, after.params), (other.q_scale, other.params))
+
+
 @pytest.mark.slow
 def test_without_weight_simulated_slates_change_nothing(items, before):
-    config, batch = dataclasses.replace(SGD, non_impressions=0.0), tiny.make_batch()
+    config, batch = dataclasses.replace(SGD, non_impressions=0.0, model_weight=0.0), tiny.make_batch()
     fn = quick(functools.partial(update.update, config=config))
     plain, metrics = fn(before, batch, items)
     after, more = fn(before, batch, items, simulated=make_simulated(batch))
@@ -262,20 +291,19 @@ def test_target_is_the_reward_and_the_value_of_the_next_state_if_there_is_one(
 
 
 def test_requests_that_are_not_learned_from_have_no_simulated_slates(step, before):
-    """Those that are masked, and the last of a segment: to the bit."""
+    """Those that are masked, and the last of a segment: to the bit. Of the last the pool counts, to bootstrap from."""
     batch = tiny.make_batch()
     simulated, other = make_simulated(batch), make_simulated(batch, seed=1)
     learned = np.pad(batch.mask[:, :-1], ((0, 0), (0, 1)))
     assert (batch.mask & ~learned).any() and (~batch.mask).any()
-    put = lambda x, y: np.where(learned.reshape(*learned.shape, *[1] * (x.ndim - 2)), x, y)
-    swapped = jax.tree.map(put, simulated, other)
+    put = lambda where, x, y: np.where(where.reshape(*where.shape, *[1] * (x.ndim - 2)), x, y)
+    swapped = jax.tree.map(functools.partial(put, learned), simulated, other)
+    swapped = swapped.replace(pool=jax.tree.map(functools.partial(put, batch.mask), simulated.pool, other.pool))
     reference, metrics = step(before, batch, simulated)
     after, other_metrics = step(before, batch, swapped)
     assert not tiny.differences(reference, after)
     assert not tiny.differences(metrics, other_metrics)
-    whole = jax.tree.map(
-        lambda x, y: np.where(learned.reshape(*learned.shape, *[1] * (x.ndim - 2)), y, x), simulated, other
-    )
+    whole = jax.tree.map(functools.partial(put, ~learned), simulated, other).replace(pool=simulated.pool)
     assert tiny.differences(reference.params, step(before, batch, whole)[0].params)
 
 
@@ -284,7 +312,8 @@ def test_order_of_users_and_slates_does_not_matter(step, before):
     simulated, order = make_simulated(batch), np.random.default_rng(3).permutation(8)
     ours, metrics = step(before, batch, simulated)
     for shuffle, other in ((lambda x: x[order], batch), (lambda x: x[:, :, ::-1], None)):
-        permuted = jax.tree.map(shuffle, simulated)
+        pool = simulated.pool if other is None else jax.tree.map(shuffle, simulated.pool)
+        permuted = jax.tree.map(shuffle, simulated.replace(pool=None)).replace(pool=pool)
         theirs, their_metrics = step(before, batch if other is None else jax.tree.map(shuffle, other), permuted)
         chex.assert_trees_all_close(ours.params, theirs.params, atol=1e-5)
         chex.assert_trees_all_close(ours.tables, theirs.tables, atol=1e-5)

@@ -78,7 +78,7 @@ class FeedbackState:
     key: chex.Array  # typed key
 
 
-_HEADS = heads.FeedbackHeads(extra=1)  # the mean of log1p seconds
+_HEADS = heads.FeedbackHeads(extra=1, ceilings=True)  # the mean of log1p seconds
 
 
 def init(

@@ -63,7 +63,7 @@ def answer(
     num_slates: int,
     measure_uncertainty: bool = True,
 ) -> types.Simulated:
-    """`num_slates` unseen slates of every request of a batch, each stepped once through g.
+    """`num_slates` unseen slates of every request of a batch, each stepped once through g, and g's view of the pool.
 
     Args:
       key: typed key of this update. measure_uncertainty: where False, it is 0 and costs nothing.
@@ -71,12 +71,17 @@ def answer(
     k_slates, k_masks, k_feedback = jax.random.split(key, 3)
     slates = unseen_slates(k_slates, batch, num_slates)
     flat = slates.reshape(*slates.shape[:2], -1)
-    unseen = jnp.take_along_axis(batch.candidates, flat, axis=-1)
-    rows = tb.lookup(state.tables, rep.ids(batch, items, unseen))
-    r = network.represent(config, state.params, rows, batch, items, None, unseen)
-    out = network.predict(state.params, r.z, r.memory_mean, r.unseen)
+    rows = tb.lookup(state.tables, rep.ids(batch, items, batch.candidates))
+    r = network.represent(config, state.params, rows, batch, items, None, batch.candidates)
+    pool = network.predict(state.params, r.z, r.memory_mean, r.unseen)
+    at = lambda x, axes: jnp.take_along_axis(x, jnp.expand_dims(flat, axes), axis=-1)
+    out = pool.replace(
+        feedback=at(pool.feedback, (0, 3)), extra=at(pool.extra, (0, 3)), stay_effect=at(pool.stay_effect, 0)
+    )
     expected = network.expected(out, state.scale)  # [B, T+1, M K, S]
     if measure_uncertainty:
+        unseen = jnp.take_along_axis(batch.candidates, flat, axis=-1)
+        rows = tb.lookup(state.tables, rep.ids(batch, items, unseen))
         u = network.uncertainty(config, state, rows, batch, items, k_masks, unseen)
         u = u[..., batch.slate.shape[-1] :, :] / state.uncertainty_scale
     else:
@@ -87,4 +92,5 @@ def answer(
     apart = lambda x: x.reshape(*slates.shape, *x.shape[3:])
     effect = apart(jnp.moveaxis(out.stay_effect, 0, -1)).sum(axis=-2)  # [B, T+1, M, 2]
     stay = jax.nn.sigmoid(jnp.moveaxis(out.stay_base, 0, -1)[:, :, None] + effect).mean(axis=-1)
-    return jax.lax.stop_gradient(types.Simulated(slates, apart(expected), apart(u), apart(sampled), stay))
+    mean = types.Predicted(*(x.mean(axis=0) for x in (pool.feedback, pool.stay_base, pool.stay_effect)))
+    return jax.lax.stop_gradient(types.Simulated(slates, apart(expected), apart(u), apart(sampled), stay, mean))

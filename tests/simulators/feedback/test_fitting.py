@@ -225,17 +225,15 @@ def measured(fitted):
     return batches, fitting.measure(state, batches, WORLD_ITEMS, config)
 
 
-def test_uncertainty_is_one_on_impressions_and_larger_where_nothing_was_seen(fitted, measured):
-    """Divided by its scale, that is; nothing was seen of profiles far from those of the log."""
+def test_uncertainty_is_one_on_impressions(fitted, measured):
+    """On average, divided by its scale."""
     config, *_ = fitted
     batches, state = measured
-    u, far = [], []
+    u = []
     for b in batches:
         shown = np.asarray(rep.learned(b).exposed) > 0
         u.append(_uncertainty(config, state, b, WORLD_ITEMS)[:, :-1][shown])
-        far.append(_uncertainty(config, state, b.replace(profile=5.0 * b.profile), WORLD_ITEMS)[:, :-1][shown])
     np.testing.assert_allclose(np.concatenate(u).mean(axis=0) / state.uncertainty_scale, 1.0, rtol=1e-4)
-    assert np.concatenate(far)[:, 0].mean() > 2.0 * np.concatenate(u)[:, 0].mean()
 
 
 @functools.partial(quick, static_argnames="config")

@@ -177,6 +177,13 @@ def test_answers_by_hand(answered):
     np.testing.assert_allclose(simulated.expected[..., :WATCH], expit(raw[..., :WATCH]).mean(axis=0), rtol=1e-4)
     seconds = 15.0 * np.exp(raw[..., WATCH]).mean(axis=0)
     np.testing.assert_allclose(simulated.expected[..., WATCH], seconds, rtol=1e-4)
+    pool = simulated.pool  # of all candidates; here at the places of the slates
+    assert pool.feedback.shape == (8, 5, S, 8) and pool.stay_effect.shape == (8, 5, 8)
+    places = simulated.slates.reshape(8, 5, 6)
+    at = lambda x, places: np.take_along_axis(x, places, axis=-1)
+    np.testing.assert_allclose(at(pool.feedback, places[:, :, None]), out.feedback.mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(at(pool.stay_effect, places), out.stay_effect.mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pool.stay_base, out.stay_base.mean(axis=0), rtol=1e-4, atol=1e-5)
 
 
 def test_uncertainty_is_in_units_of_its_scale(answered):

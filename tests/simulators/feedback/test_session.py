@@ -214,11 +214,16 @@ def test_wrong_arguments_are_named(make, log, items, model):
         session.make(model, items, CONFIG, empty, MAX)
 
 
-def test_long_logs_are_cut(make, log, monkeypatch):
-    monkeypatch.setattr(session, "_MAX_SESSIONS", 7)
-    pool = make().params.pool
-    assert pool.user_id.shape == (7,) and pool.context.shape[0] == log.offsets[7] == pool.first[-1]
-    np.testing.assert_array_equal(pool.candidates, log.candidates[: log.offsets[7]])
+def test_long_logs_are_cut(make, log):
+    """To whole sessions, in arrays whose sizes hang on the limit alone."""
+    for limit in (20, 21):
+        pool = make(pool_requests=limit).params.pool
+        sessions = int(np.flatnonzero(log.offsets <= limit)[-1])
+        sessions = min(sessions, 5)  # one session to every four requests
+        assert pool.num_sessions == sessions and pool.num_requests == log.offsets[sessions] <= limit
+        assert pool.user_id.shape == (5,) and pool.first.shape == (6,) and pool.candidates.shape == (limit, C)
+        np.testing.assert_array_equal(pool.candidates[: log.offsets[sessions]], log.candidates[: log.offsets[sessions]])
+        np.testing.assert_array_equal(pool.first[: sessions + 1], log.offsets[: sessions + 1])
 
 
 def test_simulator_and_training_have_the_same_states(sim, items, model):

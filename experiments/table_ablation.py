@@ -1,0 +1,31 @@
+"""MMRF in the world against itself without videos that were not shown (-DA), and with a constant reward for those (-NS).
+
+python -m launch.study --config=experiments/table_ablation.py --out=experiments/results/table_ablation
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import world
+
+
+def get_config() -> ConfigDict:
+    run = world.get_config()
+    run.ab_test.sessions = 2_000  # the study has an A/B test of its own
+    run.ab_test.arms = ("production",)
+    run.alternation.gap_sessions = 0
+    return ConfigDict(
+        {
+            "quick": False,  # one seed, tiny runs
+            "run": run,
+            "reference": "mmrf",  # what the other variants are compared with
+            "variants": {  # fields of `run` that differ
+                "mmrf": {},
+                "da": {"agents": {"ablation": "da"}},
+                "ns": {"agents": {"ablation": "ns"}},
+            },
+            "arms": ("production",),  # that need no training
+            "seeds": 5,
+            "sessions": 100_000,  # in each arm and seed
+            "when_quick": {"run": {"quick": True}, "seeds": 1, "sessions": 512},
+        }
+    )

@@ -1,0 +1,62 @@
+"""Results of several seeds in one table: means, and differences to a reference with intervals over the seeds.
+
+A seed is a whole repetition: logs, initial parameters and the users of its A/B test. Within a seed arms share users and
+chance, so a seed gives one paired difference; the interval is Student's over those, and holds the chance of training
+as well as that of users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+
+def across(by_seed: Sequence[Mapping[str, Mapping[str, float]]], reference: str) -> dict[str, dict[str, Any]]:
+    """Means over seeds, and what each arm has more than the reference.
+
+    Args:
+      by_seed: for each seed, {arm: {metric: value}}. reference: one of the arms.
+
+    Returns:
+      {arm: {metric: {"mean", "diff_pct", "ci95", "by_seed"}}}; `diff_pct` is the mean over seeds of
+      100 (value / the reference's − 1), `ci95` its 95 % interval: [None, None] for one seed, and where the reference
+      is 0. `by_seed` are the values.
+
+    Raises:
+      ValueError: for no seeds, or a reference that is no arm.
+    """
+    if not by_seed or reference not in by_seed[0]:
+        raise ValueError(f"{len(by_seed)} seeds, and reference {reference!r}; name an arm of at least one seed")
+    result: dict[str, dict[str, Any]] = {}
+    for arm, metrics in by_seed[0].items():
+        result[arm] = {}
+        for metric in metrics:
+            values = np.array([seed[arm][metric] for seed in by_seed], np.float64)
+            base = np.array([seed[reference][metric] for seed in by_seed], np.float64)
+            entry: dict[str, Any] = {"mean": values.mean(), "diff_pct": None, "ci95": [None, None]}
+            if (base != 0.0).all():
+                diff = 100.0 * (values / base - 1.0)
+                entry["diff_pct"] = diff.mean()
+                if len(diff) > 1:
+                    half = stats.t.ppf(0.975, len(diff) - 1) * diff.std(ddof=1) / np.sqrt(len(diff))
+                    entry["ci95"] = [diff.mean() - half, diff.mean() + half]
+            result[arm][metric] = entry | {"by_seed": values.tolist()}
+    return result
+
+
+def format_table(table: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> str:
+    """Arms × metrics in Markdown; a cell is "mean (diff % [low, high])"."""
+    lines = ["| arm | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    lines += [f"| {arm} | " + " | ".join(_cell(row[name]) for name in metrics) + " |" for arm, row in table.items()]
+    return "\n".join(lines)
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+    text = f"{entry['mean']:.4g}" if entry["mean"] < 1_000 else f"{entry['mean']:,.0f}"
+    if not entry["diff_pct"]:
+        return text
+    low, high = entry["ci95"]
+    return f"{text} ({entry['diff_pct']:+.2f} %" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]") + ")"

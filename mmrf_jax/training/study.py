@@ -1,0 +1,122 @@
+"""Studies: every variant of a run with every seed, an A/B test of each seed, and one table of them all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from mmrf_jax.evaluation import seeds
+from mmrf_jax.metrics import files
+from mmrf_jax.metrics.progress import say
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.training import alternation, judging, loop, truth
+from mmrf_jax.training import workdir as wd
+
+_METRICS = ("watch_time", "depth", "click", "long_view", "like", "follow", "comment", "forward", "hate")
+_ERRORS = ("click", "long_view", "like", "watch_time")
+
+
+def run_config(config, variant: str, seed: int) -> ml_collections.ConfigDict:
+    """The config of one run of a study.
+
+    Raises:
+      AttributeError, KeyError: where a variant sets a field that runs do not have.
+    """
+    run = ml_collections.ConfigDict(config.run.to_dict()).lock()
+    if run.quick:
+        run.update(run.when_quick)
+    run.update_from_flattened_dict(wd.flat(config.variants[variant].to_dict()))
+    run.seed = seed
+    return ml_collections.ConfigDict({name: v for name, v in run.to_dict().items() if name != "when_quick"})
+
+
+def folder(config, runs: Path) -> Path:
+    """Where the run of a config is kept: the same for all studies that need it."""
+    fixed = {k: v for k, v in wd.flat(config.to_dict()).items() if not k.split(".")[-1].startswith(wd.FREE_PREFIXES)}
+    return runs / hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run(config, out: Path, runs: Path) -> dict[str, Any]:
+    """Runs what is not there yet, then writes OUT/table.json and OUT/table.md. Returns the table.
+
+    Args:
+      config: of a study, see experiments/table_ablation.py. runs: folder of the runs, shared by studies.
+    """
+    if config.reference not in config.variants:
+        raise ValueError(
+            f"config.reference={config.reference!r} is no variant; choose among {', '.join(config.variants)}"
+        )
+    variants = sorted(config.variants, key=lambda name: (name != config.reference, name))
+    tests, errors = [], []
+    for seed in range(config.seeds):
+        configs = {name: run_config(config, name, seed) for name in variants}
+        for name, one in configs.items():
+            say(f"study: {name}, seed {seed + 1} of {config.seeds}, in {folder(one, runs)}")
+            loop.train(one, folder(one, runs))
+        tests.append(_ab_test(config, configs, seed, out, runs))
+        errors.append(_errors(configs, runs))
+    table = {
+        "ab_test": seeds.across(tests, config.reference),
+        "errors": seeds.across(errors, f"agents of {config.reference}"),
+        "seeds": config.seeds,
+        "sessions": config.sessions,
+        "runs": {
+            name: [folder(run_config(config, name, seed), runs).name for seed in range(config.seeds)]
+            for name in variants
+        },
+    }
+    files.write_json(out / "table.json", table)
+    files.write_text(out / "table.md", format_table(table))
+    return table
+
+
+def _ab_test(config, configs: dict[str, Any], seed: int, out: Path, runs: Path) -> dict[str, dict[str, float]]:
+    """{arm: {metric: mean}} of the seed's paired A/B test, kept in OUT/ab_test_SEED.json."""
+    path = out / f"ab_test_{seed}.json"
+    arms = {name: str(folder(one, runs)) for name, one in configs.items()}
+    wanted = {"arms": arms | {name: name for name in config.arms}, "sessions": config.sessions}
+    kept = wd.read_json(path) if path.exists() else {}
+    if {name: kept.get(name) for name in wanted} != wanted:
+        one = next(iter(configs.values())).copy_and_resolve_references()
+        one.ab_test.sessions = config.sessions
+        mesh = par.make_mesh()
+        source = loop.source_of(one, mesh)
+        policies = {name: loop.policy_of(place, source, mesh) for name, place in wanted["arms"].items()}
+        kept = wanted | judging.compare(one, source, policies, mesh)
+        files.write_json(path, kept)
+    return {arm: {name: entry["mean"] for name, entry in row.items()} for arm, row in kept["ab_test"].items()}
+
+
+def _errors(configs: dict[str, Any], runs: Path) -> dict[str, dict[str, float]]:
+    """{predictor of a variant: {signal and kind of video: mean error}}, kept in each run's truth.json."""
+    result: dict[str, dict[str, float]] = {}
+    for name, config in configs.items():
+        path = folder(config, runs) / "truth.json"
+        if not path.exists():
+            mesh = par.make_mesh()
+            source = loop.source_of(config, mesh)
+            state, plan = loop.load_state(config, source, path.parent, mesh), alternation.plan_of(config)
+            files.write_json(path, truth.compare(source, plan, state, source.test()["test"], source.train()))
+        for predictor, signals in wd.read_json(path)["selection_bias"].items():
+            result[f"{predictor} of {name}"] = {
+                f"{signal}, {kind}": signals[signal][key]
+                for signal in _ERRORS
+                for kind, key in (("shown", "impressions"), ("not shown", "non_impressions"))
+            }
+    return result
+
+
+def format_table(table: dict[str, Any]) -> str:
+    """The tables of a study as Markdown."""
+    head = f"{table['seeds']} seeds, {table['sessions']:,} sessions in each arm and seed; 95 % intervals over seeds."
+    errors = list(next(iter(table["errors"].values())))
+    parts = [head]
+    for names in (_METRICS[:3], _METRICS[3:6], _METRICS[6:]):
+        parts.append(seeds.format_table(table["ab_test"], names))
+    parts.append("Mean |predicted − true| on production's held-out log:")
+    parts += [seeds.format_table(table["errors"], errors[i : i + 4]) for i in range(0, len(errors), 4)]
+    return "\n\n".join(parts) + "\n"
