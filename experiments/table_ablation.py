@@ -1,4 +1,4 @@
-"""MMRF in the world against itself without videos that were not shown (-DA), and with a constant reward for those (-NS).
+"""MMRF in the world beside itself without videos that were not shown (da), or with a constant reward for them (ns).
 
 python -m launch.study --config=experiments/table_ablation.py --out=experiments/results/table_ablation
 """

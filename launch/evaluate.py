@@ -23,7 +23,7 @@ def main() -> None:
     mesh = par.make_mesh()
     source = loop.source_of(config, mesh)
     state = loop.load_state(config, source, workdir, mesh)
-    result = judging.evaluate(config, source, state, thorough=True)
+    result = judging.evaluate(config, source, state, mesh, thorough=True)
     if source.truth is not None:
         phase("truth")
         result |= truth.compare(source, alternation.plan_of(config), state, source.test()["test"], source.train())

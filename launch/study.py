@@ -1,7 +1,7 @@
 """Runs a study: every variant with every seed, then one table; run again, it goes on where it was.
 
   python -m launch.study --config=experiments/table_ablation.py --out=experiments/results/table_ablation
-  python -m launch.study --config=experiments/table_ablation.py --config.quick=True --out=/tmp/look --runs=/tmp/look/runs
+  python -m launch.study --config=experiments/table_ablation.py --config.quick=True --out=/tmp/a --runs=/tmp/b
 
 OUT gets table.json and table.md. Each run has a folder of its own below --runs, named by its config, so studies share
 runs; any of them can be an arm of launch.ab_test.

@@ -5,6 +5,8 @@ Every head scores all candidates by one batched product of a few user vectors wi
 
 from __future__ import annotations
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -100,7 +102,8 @@ def blend(out: CriticOutput, model: types.Predicted, weight: float) -> CriticOut
     err apart, and on videos that were not shown they err most.
     """
     mix = lambda own, theirs: (1.0 - weight) * own + weight * theirs
-    return out.replace(
+    return dataclasses.replace(
+        out,
         feedback=mix(out.feedback, model.feedback),
         stay_base=mix(out.stay_base, model.stay_base),
         stay_effect=mix(out.stay_effect, model.stay_effect),

@@ -18,6 +18,7 @@ from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
 from mmrf_jax.evaluation import ab_test, fidelity, gauc, offline
 from mmrf_jax.metrics.progress import counted, phase
+from mmrf_jax.simulators import base
 from mmrf_jax.simulators.feedback import network
 from mmrf_jax.simulators.feedback import session as simulated
 from mmrf_jax.training import alternation, arms, methods, sources
@@ -43,15 +44,20 @@ def compare(config, source: sources.Source, policies: dict[str, Any], mesh) -> d
     )  # fmt: skip
 
 
-def evaluate(config, source: sources.Source, state: alternation.RunState, thorough: bool = False) -> dict[str, Any]:
+def evaluate(
+    config, source: sources.Source, state: alternation.RunState, mesh, thorough: bool = False
+) -> dict[str, Any]:
     """Offline metrics and fidelity on the held-out logs; on KuaiRand beside popularity and boosting.
 
     Args:
-      thorough: compares fidelity with the simple predictors in the world too, which takes the training log.
+      thorough: compares fidelity with the simple predictors in the world too, which takes the training log, and
+        measures what the feedback model says of its own errors, and sessions simulated by it.
 
     Returns:
       {"offline": metrics of the test log, "fidelity": of its predicted feedback, "offline_other", "fidelity_other":
-      {log: the same}}. Of the other logs, `test_frozen` is the test log again, every request scored without any
+      {log: the same}, "excess_logloss": {log: {signal: by decile of uncertainty}}, "simulated_sessions": {log:
+      {"requests" | "watch_time" of a session: {"ks": distance to the log's, "simulated", "actual": means}}}}. Of the
+      other logs, `test_frozen` is the test log again, every request scored without any
       feedback of the test days (`sessions.freeze_histories`).
     """
     plan = alternation.plan_of(config)
@@ -66,7 +72,7 @@ def evaluate(config, source: sources.Source, state: alternation.RunState, thorou
         baselines = _baselines(source, tests)
         tests["test_frozen"] = sessions.freeze_histories(tests["test"])
         baselines["test_frozen"], simple["test_frozen"] = baselines["test"], simple["test"]
-    offlines, fidelities = {}, {}
+    offlines, fidelities, certainties, distances = {}, {}, {}, {}
     for name, log in tests.items():
         per_segment = 1 if name == "test_frozen" else config.train.segment
         rows = score(config, source, state, log, per_segment)
@@ -76,7 +82,11 @@ def evaluate(config, source: sources.Source, state: alternation.RunState, thorou
         predicted = predictions(source, plan, state, log, per_segment) | simple.get(name, {})
         if predicted:
             fidelities[name] = fidelity.metrics(rows.user_id, rows.feedback, predicted)
+        if thorough and plan.models and name != "test_frozen":
+            certainties[name] = _excess(rows.feedback, predicted["model"], source, plan, state, log, per_segment)
+            distances[name] = _session_distances(config, source, plan, state, log, mesh)
     result: dict[str, Any] = {"offline": offlines.pop("test")}
+    result |= {"excess_logloss": certainties, "simulated_sessions": distances} if distances else {}
     result |= {"offline_other": offlines} if offlines else {}
     result |= {"fidelity": fidelities.pop("test")} if fidelities else {}
     return result | ({"fidelity_other": fidelities} if fidelities else {})
@@ -112,6 +122,43 @@ def _predict(state: alternation.RunState, batch: types.SessionBatch, items: type
     critic = networks.Critic(plan.agents).apply(agents.params["critic"], r.z, r.memory_mean, r.shown)
     out.append(heads.expected_feedback(critic.feedback, agents.reward_scale))
     return jax.numpy.concatenate(out, axis=-2)
+
+
+def _excess(feedback, predicted, source, plan, state, log, num_requests) -> dict[str, Any]:
+    """{binary signal: `fidelity.excess_logloss_by_decile` of the feedback model's exposures}."""
+
+    def one(batch):
+        return _uncertainty(alternation.model_of(state), batch, source.items, plan.feedback)
+
+    rows = offline.score_log(one, log, num_requests=num_requests)
+    return {
+        signal: fidelity.excess_logloss_by_decile(rows.scores[:, i], predicted[signal], feedback[:, i])
+        for i, signal in enumerate(types.BINARY_SIGNALS)
+    }
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _uncertainty(model, batch: types.SessionBatch, items: types.Items, config):
+    """[B, T+1, S, K] of what was shown."""
+    rows = tb.lookup(model.tables, rep.ids(batch, items))
+    return jax.numpy.moveaxis(network.uncertainty(config, model, rows, batch, items, model.key), -1, -2)
+
+
+def _session_distances(config, source, plan, state, log: SessionLog, mesh) -> dict[str, Any]:
+    """How sessions of the feedback model, shown the log's slates, are like the log's in length and in watch time."""
+    model = feedback_simulator(source, plan, state, log)
+    policy = base.privileged_policy(simulated.logged_slates, 0.0)
+    key = jax.random.fold_in(jax.random.key(config.seed), 14)
+    served = arms.serve(
+        model, policy, key, mesh, first_user=0, num_users=log.num_sessions, day=0, k=source.schema.slate
+    )
+    session, request, slot = sessions.exposure_index(log)
+    seconds = np.bincount(session, log.feedback[request, slot, types.WATCH_TIME], log.num_sessions)
+    result = {}
+    for name, actual in (("requests", np.diff(log.offsets)), ("watch_time", seconds)):
+        ks = fidelity.ks_distance(served[name], actual)
+        result[name] = {"ks": ks, "simulated": float(served[name].mean()), "actual": float(actual.mean())}
+    return result
 
 
 def _simple_predictors(train: SessionLog, tests: dict[str, SessionLog], source: sources.Source) -> dict[str, Any]:
@@ -205,6 +252,13 @@ def print_results(result: dict[str, Any]) -> None:
     for name, entries in (fidelities | result.get("fidelity_other", {})).items():
         print(f"\nfidelity, {name}:")
         print(fidelity.format_table(entries))
+    for name, entries in result.get("simulated_sessions", {}).items():
+        print(f"\nsessions of the feedback model and of the log, {name}:")
+        print(_table({"model": entries}, ("ks", "simulated", "actual")))
+    for name, entries in result.get("excess_logloss", {}).items():
+        print(f"\nlog-loss beyond what was expected, by decile of uncertainty, {name}:")
+        for signal, deciles in entries.items():
+            print(f"{signal:<14}" + " ".join(f"{decile['excess']:+.4f}" for decile in deciles))
     if "selection_bias" in result:
         print("\nmean |predicted − true| on impressions and on non-impressions, and their ratio:")
         print(_table(result["selection_bias"], ("impressions", "non_impressions", "ratio")))

@@ -181,7 +181,7 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh) -> dict[str, Any]:
         policies[config.method] = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
         result |= judging.compare(config, source, policies, mesh)
     phase("offline")
-    result |= judging.evaluate(config, source, state)
+    result |= judging.evaluate(config, source, state, mesh)
     phase("results")
     files.write_json(workdir / "results.json", result)
     return result
