@@ -59,9 +59,15 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
             loop.train(one, folder(one, runs))
         tests.append(_ab_test(config, configs, seed, out, runs))
         errors.append(_errors(configs, runs))
+    gaps = {
+        name: rows
+        for name in variants
+        if (rows := _optimism([folder(run_config(config, name, seed), runs) for seed in range(config.seeds)]))
+    }
     table = {
         "ab_test": seeds.across(tests, config.reference),
         "errors": seeds.across(errors, f"agents of {config.reference}"),
+        "optimism": gaps,
         "seeds": config.seeds,
         "sessions": config.sessions,
         "runs": {
@@ -110,6 +116,13 @@ def _errors(configs: dict[str, Any], runs: Path) -> dict[str, dict[str, float]]:
     return result
 
 
+def _optimism(folders: list[Path]) -> list[dict[str, float]]:
+    """[{"model", "world", "gap"}] of each round, means over seeds of what the policy earned, seconds a session."""
+    by_seed = [wd.read_json(path / "learned.json")["optimism"] for path in folders]
+    mean = lambda rows, name: sum(row[name] for row in rows) / len(rows)
+    return [{name: mean(rows, name) for name in ("model", "world", "gap")} for rows in zip(*by_seed, strict=True)]
+
+
 def format_table(table: dict[str, Any]) -> str:
     """The tables of a study as Markdown."""
     head = f"{table['seeds']} seeds, {table['sessions']:,} sessions in each arm and seed; 95 % intervals over seeds."
@@ -119,4 +132,12 @@ def format_table(table: dict[str, Any]) -> str:
         parts.append(seeds.format_table(table["ab_test"], names))
     parts.append("Mean |predicted − true| on production's held-out log:")
     parts += [seeds.format_table(table["errors"], errors[i : i + 4]) for i in range(0, len(errors), 4)]
+    if table["optimism"]:
+        parts.append("What the newest policy earns in the feedback model and in the world, seconds a session:")
+        lines = ["| arm | round | in the model | in the world | gap |", "|---|---|---|---|---|"]
+        for name, rows in table["optimism"].items():
+            for number, row in enumerate(rows, 1):
+                cells = f"{row['model']:,.0f} | {row['world']:,.0f} | {row['gap']:+,.0f}"
+                lines.append(f"| {name} | {number} | {cells} |")
+        parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"

@@ -1,0 +1,40 @@
+"""Means and intervals over seeds, by hand."""
+
+import numpy as np
+import pytest
+
+from mmrf_jax.evaluation import seeds
+
+BY_SEED = [
+    {"a": {"watch_time": 100.0, "hate": 0.0}, "b": {"watch_time": 110.0, "hate": 0.1}},
+    {"a": {"watch_time": 200.0, "hate": 0.0}, "b": {"watch_time": 210.0, "hate": 0.2}},
+    {"a": {"watch_time": 400.0, "hate": 0.0}, "b": {"watch_time": 480.0, "hate": 0.3}},
+]
+
+
+def test_differences_are_paired_within_seeds():
+    """10, 5 and 20 %: mean 11.67, standard deviation 7.64, and 4.303 is Student's quantile of two degrees."""
+    table = seeds.across(BY_SEED, "a")
+    entry = table["b"]["watch_time"]
+    assert entry["mean"] == pytest.approx(800 / 3) and entry["by_seed"] == [110.0, 210.0, 480.0]
+    assert entry["diff_pct"] == pytest.approx(35 / 3)
+    half = 4.30265 * 7.63763 / np.sqrt(3)
+    assert entry["ci95"] == pytest.approx([35 / 3 - half, 35 / 3 + half], rel=1e-5)
+    assert table["a"]["watch_time"]["diff_pct"] == 0.0 and table["a"]["watch_time"]["ci95"] == [0.0, 0.0]
+
+
+def test_nothing_is_compared_with_zero_and_one_seed_has_no_interval():
+    assert seeds.across(BY_SEED, "a")["b"]["hate"] == {
+        "mean": pytest.approx(0.2), "diff_pct": None, "ci95": [None, None], "by_seed": [0.1, 0.2, 0.3],
+    }  # fmt: skip
+    one = seeds.across(BY_SEED[:1], "a")["b"]["watch_time"]
+    assert one["diff_pct"] == pytest.approx(10.0) and one["ci95"] == [None, None]
+    for wrong in ([], BY_SEED):
+        with pytest.raises(ValueError, match="reference 'c'"):
+            seeds.across(wrong, "c")
+
+
+def test_table_has_a_row_for_each_arm():
+    lines = seeds.format_table(seeds.across(BY_SEED, "a"), ("watch_time", "hate")).split("\n")
+    assert lines[0] == "| arm | watch_time | hate |" and lines[2] == "| a | 233.3 | 0 |"
+    assert lines[3].startswith("| b | 266.7 (+11.67 % [-7.31, +30.64]) | 0.2 |")
