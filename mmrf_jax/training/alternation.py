@@ -80,7 +80,7 @@ def plan_of(config) -> Plan:
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
         models=method.simulates and agents.ablation != "da" and (slates > 0 or agents.model_weight > 0.0),
-        slates=slates,
+        slates=slates if method.simulates else 0,
     )
 
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.agents import networks
 from mmrf_jax.baselines import boosting, popularity
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.encoders import heads
-from mmrf_jax.encoders import representation as rep
-from mmrf_jax.encoders import tables as tb
 from mmrf_jax.evaluation import ab_test, fidelity, gauc, offline
 from mmrf_jax.metrics.progress import counted, phase
 from mmrf_jax.simulators import base
-from mmrf_jax.simulators.feedback import network
 from mmrf_jax.simulators.feedback import session as simulated
-from mmrf_jax.training import alternation, arms, methods, sources
+from mmrf_jax.training import alternation, arms, methods, predicted, sources
 
 _GAP_POOL = 8_192  # requests of the log that the optimism gap's sessions start from
 _MAX_SESSION = 64  # requests, where a config names no longest session
@@ -79,11 +73,15 @@ def evaluate(
         duration = np.asarray(source.items.duration)[rows.video]
         before = _history_rows(log) if train is None else train
         offlines[name] = offline.metrics(rows, signals, before, duration, baselines.get(name))
-        predicted = predictions(source, plan, state, log, per_segment) | simple.get(name, {})
-        if predicted:
-            fidelities[name] = fidelity.metrics(rows.user_id, rows.feedback, predicted)
+        found = predictions(source, plan, state, log, per_segment)
+        u = found.pop("uncertainty", {})
+        if found or name in simple:
+            fidelities[name] = fidelity.metrics(rows.user_id, rows.feedback, found | simple.get(name, {}))
         if thorough and plan.models and name != "test_frozen":
-            certainties[name] = _excess(rows.feedback, predicted["model"], source, plan, state, log, per_segment)
+            certainties[name] = {
+                signal: fidelity.excess_logloss_by_decile(u[signal], found["model"][signal], rows.feedback[:, i])
+                for i, signal in enumerate(types.BINARY_SIGNALS)
+            }
             distances[name] = _session_distances(config, source, plan, state, log, mesh)
     result: dict[str, Any] = {"offline": offlines.pop("test")}
     result |= {"excess_logloss": certainties, "simulated_sessions": distances} if distances else {}
@@ -95,53 +93,19 @@ def evaluate(
 def predictions(
     source: sources.Source, plan: alternation.Plan, state: alternation.RunState, log: SessionLog, num_requests: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Expected feedback of every exposure of a log, {predictor: {signal: [n]}}: of the feedback model (`model`), and of
-    the agents' own critics (`agents`)."""
-    names = plan.predictors
+    """Of every exposure of a log, {name: {signal: [n]}}: expected feedback by each of `plan.predictors`, and with a
+    feedback model its "uncertainty"."""
+    names = (*plan.predictors, *("uncertainty",) * plan.models)
     if not names:
         return {}
-    one = lambda batch: _predict(state, batch, source.items, plan)
+
+    def one(batch):
+        out = predicted.feedback(state, batch, predicted.shown(batch), source.items, plan)
+        return np.concatenate([np.moveaxis(out[name], -1, -2) for name in names], axis=-2)
+
     rows = offline.score_log(one, log, num_requests=num_requests)
     each = np.split(rows.scores, len(names), axis=1)
     return {name: dict(zip(types.SIGNALS, x.T, strict=True)) for name, x in zip(names, each, strict=True)}
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _predict(state: alternation.RunState, batch: types.SessionBatch, items: types.Items, plan: alternation.Plan):
-    """[B, T+1, S or 2 S, K] of what was shown: those of the feedback model, if there is one, then of the agents."""
-    out = []
-    if plan.models:
-        model = alternation.model_of(state)
-        rows = tb.lookup(model.tables, rep.ids(batch, items))
-        r = network.represent(plan.feedback, model.params, rows, batch, items, None)
-        predicted = network.predict(model.params, r.z, r.memory_mean, r.shown)
-        out.append(jax.numpy.moveaxis(network.expected(predicted, model.scale), -1, -2))
-    agents = state.agents
-    rows = tb.lookup(agents.tables, rep.ids(batch, items))
-    r = rep.represent(plan.agents, agents.params["encoder"], rows, batch, items, None)
-    critic = networks.Critic(plan.agents).apply(agents.params["critic"], r.z, r.memory_mean, r.shown)
-    out.append(heads.expected_feedback(critic.feedback, agents.reward_scale))
-    return jax.numpy.concatenate(out, axis=-2)
-
-
-def _excess(feedback, predicted, source, plan, state, log, num_requests) -> dict[str, Any]:
-    """{binary signal: `fidelity.excess_logloss_by_decile` of the feedback model's exposures}."""
-
-    def one(batch):
-        return _uncertainty(alternation.model_of(state), batch, source.items, plan.feedback)
-
-    rows = offline.score_log(one, log, num_requests=num_requests)
-    return {
-        signal: fidelity.excess_logloss_by_decile(rows.scores[:, i], predicted[signal], feedback[:, i])
-        for i, signal in enumerate(types.BINARY_SIGNALS)
-    }
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _uncertainty(model, batch: types.SessionBatch, items: types.Items, config):
-    """[B, T+1, S, K] of what was shown."""
-    rows = tb.lookup(model.tables, rep.ids(batch, items))
-    return jax.numpy.moveaxis(network.uncertainty(config, model, rows, batch, items, model.key), -1, -2)
 
 
 def _session_distances(config, source, plan, state, log: SessionLog, mesh) -> dict[str, Any]:

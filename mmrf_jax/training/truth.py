@@ -5,7 +5,6 @@ The sessions of a log are replayed in the world: users, chance and slates are th
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -15,16 +14,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
 from mmrf_jax import types
-from mmrf_jax.agents import networks
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.encoders import heads
-from mmrf_jax.encoders import representation as rep
-from mmrf_jax.encoders import tables as tb
 from mmrf_jax.evaluation import fidelity
 from mmrf_jax.metrics.progress import counted
-from mmrf_jax.simulators.feedback import network, sampling
-from mmrf_jax.training import alternation, sources
+from mmrf_jax.simulators.feedback import sampling
+from mmrf_jax.training import alternation, predicted, sources
 
 _SESSIONS, _REQUESTS, _BATCH = 1_024, 4, 64  # of the log, the first requests of each; sessions at a time
 _RANKED = 200_000  # (user, video) pairs whose uncertainty is ranked
@@ -56,27 +51,14 @@ def replay(source: sources.Source, log: SessionLog, num_requests: int) -> tuple[
     return np.stack(feedback, axis=1), np.stack(log_seconds, axis=1)
 
 
-@functools.partial(jax.jit, static_argnames="plan")
 def _predict(state: alternation.RunState, batch: types.SessionBatch, items: types.Items, plan: alternation.Plan):
-    """For all candidates of the first T requests: {predictor: [B, T, C, S]}, uncertainty, log1p seconds, a sample."""
-    agents, out = state.agents, {}
-    rows = tb.lookup(agents.tables, rep.ids(batch, items, batch.candidates))
-    r = rep.represent(plan.agents, agents.params["encoder"], rows, batch, items, None, batch.candidates)
-    critic = networks.Critic(plan.agents).apply(agents.params["critic"], r.z, r.memory_mean, r.unseen)
-    out["agents"] = jnp.moveaxis(heads.expected_feedback(critic.feedback, agents.reward_scale), -2, -1)
-    if plan.models:
-        model = alternation.model_of(state)
-        rows = tb.lookup(model.tables, rep.ids(batch, items, batch.candidates))
-        r = network.represent(plan.feedback, model.params, rows, batch, items, None, batch.candidates)
-        predicted = network.predict(model.params, r.z, r.memory_mean, r.unseen)
-        out["model"] = network.expected(predicted, model.scale)
-        u = network.uncertainty(plan.feedback, model, rows, batch, items, model.key, batch.candidates)
-        out["uncertainty"] = u[..., batch.slate.shape[-1] :, :]
-        out["log_seconds"] = predicted.extra[..., 0, :].mean(axis=0)
-        slates = sampling.unseen_slates(model.key, batch, plan.slates)
+    """`predicted.feedback` of all candidates of the first T requests, and which of them non-impressions would be."""
+    out = predicted.feedback(state, batch, batch.candidates, items, plan)
+    if plan.slates:
+        slates = np.asarray(sampling.unseen_slates(alternation.model_of(state).key, batch, plan.slates))
         c = batch.candidates.shape[-1]
-        out["sampled"] = jnp.any(slates.reshape(*slates.shape[:2], -1, 1) == jnp.arange(c), axis=-2)
-    return jax.tree.map(lambda x: x[:, :-1], out)
+        out["sampled"] = (slates.reshape(*slates.shape[:2], -1, 1) == np.arange(c)).any(axis=-2)
+    return {name: np.asarray(x)[:, :-1] for name, x in out.items()}
 
 
 def compare(
@@ -100,7 +82,7 @@ def compare(
     done, parts = counted("truth", len(index)), []
     for start in range(0, len(index), _BATCH):
         batch = sessions.gather_segments(log, np.resize(index[start : start + _BATCH], (_BATCH, 2)), _REQUESTS)
-        out = jax.device_get(_predict(state, batch, source.items, plan))
+        out = _predict(state, batch, source.items, plan)
         out["shown"] = (batch.slate[..., None] == np.arange(batch.candidates.shape[-1])) & batch.slate_mask[..., None]
         out["shown"] = out["shown"].any(axis=-2)[:, :-1]
         out["video"] = batch.candidates[:, :-1]
@@ -123,7 +105,7 @@ def compare(
     }
     if plan.models:
         result["uncertainty"] = _uncertainty(flat, train, source.items.num_videos)
-    if plan.models and plan.slates:
+    if plan.slates:
         result["sample_auc"] = _sample_auc(flat, source.items)
     return result
 
@@ -136,11 +118,11 @@ def _uncertainty(flat: dict[str, np.ndarray], train: SessionLog, num_videos: int
     result = {}
     for signal in CALIBRATED:
         i = types.signal_index(signal)
-        u, predicted, truth = (flat[name][rows, i] for name in ("uncertainty", "model", "truth"))
+        u, mean, truth = (flat[name][rows, i] for name in ("uncertainty", "model", "truth"))
         if signal == "watch_time":
-            result["watch_time_seconds"] = fidelity.uncertainty_ranks(u, predicted, truth)
-            predicted, truth = flat["log_seconds"][rows], flat["true_log_seconds"][rows]
-        result[signal] = fidelity.uncertainty_ranks(u, predicted, truth)
+            result["watch_time_seconds"] = fidelity.uncertainty_ranks(u, mean, truth)
+            mean, truth = flat["log_seconds"][rows], flat["true_log_seconds"][rows]
+        result[signal] = fidelity.uncertainty_ranks(u, mean, truth)
     return result
 
 
