@@ -338,8 +338,13 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
         size = config.feedback.batch
         state = run(state, "fit", alternation.fit_step, fit, size, done, of_fit)
         if done <= of_fit:
-            blocks = [held[i : i + size] for i in range(0, len(held) - size + 1, size)] or [np.resize(held, (size, 2))]
-            feedback = fitting.measure(alternation.model_of(state), map(batch, blocks), source.items, plan.feedback)
+            model = alternation.model_of(state)
+            if source.valid is None:
+                measured = _blocks(log, held, config, mesh)
+            else:  # later days: the model is also calibrated on them
+                valid = source.valid()
+                measured = _blocks(valid, sessions.segment_index(valid, config.train.segment), config, mesh)
+            feedback = fitting.measure(model, measured, source.items, plan.feedback, calibrate=source.valid is not None)
             state = dataclasses.replace(state, feedback=feedback)
     first = max(done - of_fit, 0)
     state = run(state, "train", alternation.update_step, index, config.train.batch, first, of_updates)
@@ -347,6 +352,15 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
         phase("optimism")
         keeper.write("optimism", judging.optimism(config, source, plan, state, log, mesh))
     return state
+
+
+def _blocks(log: SessionLog, index: np.ndarray, config, mesh):
+    """Batches of segments, `_MEASURED` at most, spread over the log; a short one is repeated to a whole batch."""
+    size = config.feedback.batch
+    index = index[:: max(len(index) // (_MEASURED * size), 1)]
+    blocks = [index[i : i + size] for i in range(0, len(index) - size + 1, size)] or [np.resize(index, (size, 2))]
+    for rows in blocks[:_MEASURED]:
+        yield par.put_batch(sessions.gather_segments(log, rows, config.train.segment), mesh)
 
 
 def _fit_index(config, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -358,7 +372,7 @@ def _fit_index(config, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     share = config.feedback.log_share
     if share < 1.0:
         fit = fit[np.random.default_rng([config.seed, 99]).random(int(index[:, 0].max()) + 1)[fit[:, 0]] < share]
-    return fit, held[: _MEASURED * config.feedback.batch]
+    return fit, held
 
 
 def _per_epoch(config, part: str, index: np.ndarray, mesh) -> int:

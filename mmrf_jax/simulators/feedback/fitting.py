@@ -19,6 +19,8 @@ from mmrf_jax.encoders import tables as tb
 from mmrf_jax.simulators.feedback import network
 from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
 
+_PLATT_PRIOR = 10.0
+
 
 def update(
     state: FeedbackState,
@@ -88,21 +90,34 @@ def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items
     out = network.predict(state.params, r.z, r.memory_mean, r.shown)
     unit = dataclasses.replace(state, residual=jnp.ones(()))  # divided by the residual's variance once it is known
     key = jax.random.fold_in(state.key, 2**32 - 1)  # no update has this number
-    return out.extra[..., 0, :].mean(axis=0), network.uncertainty(config, unit, rows, batch, items, key)
+    p = jnp.clip(network.expected(out, state.scale)[..., : types.WATCH_TIME], 1e-6, 1.0 - 1e-6)
+    log_odds = jnp.log(p) - jnp.log1p(-p)
+    return out.extra[..., 0, :].mean(axis=0), network.uncertainty(config, unit, rows, batch, items, key), log_odds
 
 
 def measure(
-    state: FeedbackState, batches: Iterable[types.SessionBatch], items: types.Items, config: FeedbackConfig
+    state: FeedbackState,
+    batches: Iterable[types.SessionBatch],
+    items: types.Items,
+    config: FeedbackConfig,
+    calibrate: bool = False,
 ) -> FeedbackState:
-    """The state with its scales of uncertainty and its residuals of log1p seconds, from sessions not fitted on."""
-    predicted, actual, divergence = [], [], []
+    """The state with its scales of uncertainty and its residuals of log1p seconds, from sessions not fitted on.
+
+    Args:
+      calibrate: whether the log-odds of binary signals are also scaled and moved to what these sessions hold. Users
+        whose own rates were fitted are overrated on later days.
+    """
+    predicted, observed, divergence, log_odds = [], [], [], []
     for batch in batches:
-        mean, u = (np.asarray(x)[:, :-1] for x in _measure(state, batch, items, config))
+        mean, u, raw = (np.asarray(x)[:, :-1] for x in _measure(state, batch, items, config))
         shown = np.asarray(rep.learned(batch).exposed) > 0
         predicted.append(mean[shown])
-        actual.append(np.log1p(np.asarray(batch.feedback)[:, :-1][shown][:, types.WATCH_TIME]))
+        observed.append(np.asarray(batch.feedback)[:, :-1][shown])
         divergence.append(u[shown].astype(np.float64))
-    mean, error = np.concatenate(predicted), np.concatenate(actual) - np.concatenate(predicted)
+        log_odds.append(raw[shown])
+    actual = np.concatenate(observed)
+    mean, error = np.concatenate(predicted), np.log1p(actual[:, types.WATCH_TIME]) - np.concatenate(predicted)
     residual = max(float(error.std()), 1e-3)
     scale = np.concatenate(divergence).mean(axis=0)
     scale[types.WATCH_TIME] /= residual**2
@@ -111,11 +126,33 @@ def measure(
     grid = np.linspace(0.0, 1.0, network.QUANTILES)
     quantiles = np.stack([np.quantile(part if len(part) else error, grid) for part in parts])
     edges = np.quantile(mean, np.arange(1, network.BINS) / network.BINS)
+    calibration = np.asarray(state.calibration)
+    if calibrate:
+        calibration = np.stack(
+            [platt(x, y) for x, y in zip(np.concatenate(log_odds).T, actual.T, strict=False)], axis=1
+        )
     put = lambda new, old: jax.device_put(np.asarray(new, np.float32), old.sharding)
     return dataclasses.replace(
         state,
         uncertainty_scale=put(np.maximum(scale, 1e-12), state.uncertainty_scale),
+        calibration=put(calibration, state.calibration),
         residual=put(residual, state.residual),
         edges=put(edges, state.edges),
         quantiles=put(quantiles, state.quantiles),
     )
+
+
+def platt(log_odds: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Slope and offset [2] of the log-odds [n] of labels [n], by Newton's method on the log-loss (Platt, 1999).
+
+    Drawn to slope 1 and offset 0 as by `_PLATT_PRIOR` exposures, so that signals with few positives stay as they are.
+    """
+    x = np.stack([log_odds, np.ones_like(log_odds)], axis=1).astype(np.float64)
+    start = np.array([1.0, 0.0])
+    weights = start.copy()
+    for _ in range(20):
+        p = 0.5 * (1.0 + np.tanh(0.5 * (x @ weights)))
+        gradient = x.T @ (p - label) + _PLATT_PRIOR * (weights - start)
+        hessian = (x.T * (p * (1.0 - p))) @ x + _PLATT_PRIOR * np.eye(2)
+        weights -= np.linalg.solve(hessian, gradient)
+    return weights

@@ -72,6 +72,7 @@ class FeedbackState:
     tables: dict[str, table.Table]  # rows of both twins side by side
     scale: chex.Array  # [S] standard deviation of each signal in the first log
     uncertainty_scale: chex.Array  # [S] mean uncertainty on impressions
+    calibration: chex.Array  # [2, S - 1] slope and offset of the log-odds of binary signals, on days not fitted on
     residual: chex.Array  # [] standard deviation of the residuals of log1p seconds
     edges: chex.Array  # [BINS - 1] of the predicted mean of log1p seconds
     quantiles: chex.Array  # [BINS, QUANTILES] of the residuals in each bin
@@ -115,6 +116,7 @@ def init(
         tables=tb.init(k_tables, config, schema, items, copies=TWINS),
         scale=jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3),
         uncertainty_scale=ones,
+        calibration=jnp.stack([ones[:-1], 0.0 * ones[:-1]]),
         residual=jnp.ones(()),
         edges=jnp.zeros((BINS - 1,)),
         quantiles=jnp.zeros((BINS, QUANTILES)),
@@ -154,6 +156,14 @@ def represent(
 def predict(params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
     """Predictions of both twins: z [2, ..., Z], memory [2, ..., L, F, D], encodings [2, ..., M, D]."""
     return jax.vmap(_HEADS.apply)(params["heads"], z, memory_mean, videos)
+
+
+def calibrated(out: heads.Prediction, calibration: chex.Array) -> heads.Prediction:
+    """Predictions with the log-odds of binary signals scaled and moved (Platt, 1999)."""
+    slope, offset = calibration[..., None]
+    binary = slope * out.feedback[..., : types.WATCH_TIME, :] + offset
+    feedback = jnp.concatenate([binary, out.feedback[..., types.WATCH_TIME :, :]], axis=-2)
+    return dataclasses.replace(out, feedback=feedback)
 
 
 def expected(out: heads.Prediction, scale: chex.Array) -> chex.Array:

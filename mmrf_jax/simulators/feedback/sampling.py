@@ -73,7 +73,7 @@ def answer(
     flat = slates.reshape(*slates.shape[:2], -1)
     rows = tb.lookup(state.tables, rep.ids(batch, items, batch.candidates))
     r = network.represent(config, state.params, rows, batch, items, None, batch.candidates)
-    pool = network.predict(state.params, r.z, r.memory_mean, r.unseen)
+    pool = network.calibrated(network.predict(state.params, r.z, r.memory_mean, r.unseen), state.calibration)
     at = lambda x, axes: jnp.take_along_axis(x, jnp.expand_dims(flat, axes), axis=-1)
     out = pool.replace(
         feedback=at(pool.feedback, (0, 3)), extra=at(pool.extra, (0, 3)), stay_effect=at(pool.stay_effect, 0)

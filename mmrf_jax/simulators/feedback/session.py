@@ -54,6 +54,7 @@ class FeedbackParams:
     users: chex.Array  # [2, U, d] embedding rows
     duration: chex.Array  # [V] seconds
     scale: chex.Array
+    calibration: chex.Array
     edges: chex.Array
     quantiles: chex.Array
     pool: Pool
@@ -105,6 +106,7 @@ def make(
         users=network.twin_rows({"user": state.tables[tb.USER_TABLE].rows})["user"],
         duration=items.duration,
         scale=state.scale,
+        calibration=state.calibration,
         edges=state.edges,
         quantiles=state.quantiles,
         pool=jax.tree.map(jnp.asarray, _pool(log, pool_requests)),
@@ -215,7 +217,8 @@ def predict(params: FeedbackParams, state: SimulatedState, videos: chex.Array):
         return encoder.apply(p, memory, row, request.profile, request.context, method="user")
 
     z = jax.vmap(user)(params.params["encoder"], memory, params.users)
-    return network.predict(params.params, z, memory.mean(), params.encodings[:, videos])
+    out = network.predict(params.params, z, memory.mean(), params.encodings[:, videos])
+    return network.calibrated(out, params.calibration)
 
 
 def logged_slates(params: FeedbackParams, state: SimulatedState) -> chex.Array:

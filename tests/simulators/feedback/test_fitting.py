@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mmrf_jax import types
@@ -236,6 +237,39 @@ def test_uncertainty_is_one_on_impressions(fitted, measured):
     np.testing.assert_allclose(np.concatenate(u).mean(axis=0) / state.uncertainty_scale, 1.0, rtol=1e-4)
 
 
+def test_platt_undoes_a_distortion_and_leaves_rare_signals_alone():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=20_000)
+    label = rng.random(20_000) < expit(x)
+    np.testing.assert_allclose(fitting.platt(2.0 * x + 1.0, label), [0.5, -0.5], atol=0.03)
+    slope, offset = fitting.platt(x[:20] - 6.0, np.zeros(20))  # twenty rows, and nothing happened in them
+    assert abs(slope - 1.0) < 0.05 and abs(offset) < 0.05
+    model = LogisticRegression(C=1e6).fit(x[:500, None], label[:500])
+    ours = fitting.platt(np.repeat(x[:500], 40), np.repeat(label[:500], 40))  # where the prior weighs nothing
+    np.testing.assert_allclose(ours, [model.coef_[0, 0], model.intercept_[0]], atol=0.01)
+
+
+def test_calibration_is_measured_when_asked_for_and_moves_predictions(fitted, measured):
+    config, state, _ = fitted
+    batches, plain = measured
+    np.testing.assert_array_equal(plain.calibration, [np.ones(S - 1), np.zeros(S - 1)])
+    sure = jax.tree.map(lambda x: x, state)
+    heads_of = sure.params["heads"]["params"]
+    heads_of["prior"] = heads_of["prior"] + 1.0  # every chance is predicted too high
+    calibrated = fitting.measure(sure, batches, WORLD_ITEMS, config, calibrate=True).calibration
+    assert (np.asarray(calibrated)[1, 0] < -0.3) and np.isfinite(calibrated).all()
+    before, after, actual = [], [], []
+    for batch in batches:
+        out = predict(config, sure, batch, WORLD_ITEMS)
+        shown = np.asarray(rep.learned(batch).exposed) > 0
+        at = lambda x, shown=shown: np.asarray(network.expected(x, state.scale))[:, :-1][shown][:, 0]
+        before.append(at(out))
+        after.append(at(network.calibrated(out, calibrated)))
+        actual.append(batch.feedback[:, :-1][shown][:, 0])
+    before, after, actual = (np.concatenate(x).mean(dtype=np.float64) for x in (before, after, actual))
+    assert abs(after - actual) < 0.01 < 0.05 < before - actual
+
+
 @functools.partial(quick, static_argnames="config")
 def _uncertainty_of(config, state, batch, items):
     rows = tb.lookup(state.tables, rep.ids(batch, items))
@@ -271,5 +305,5 @@ def test_residuals_by_hand(fitted, measured):
         assert after.quantiles[i, 0] >= error.min() - 1e-4 and after.quantiles[i, -1] <= error.max() + 1e-4
     assert float(after.quantiles[:, -1].max()) == pytest.approx(error.max(), rel=1e-4)
     assert float(after.quantiles[:, 0].min()) == pytest.approx(error.min(), rel=1e-4)
-    for name in ("params", "tables", "optimizer", "step", "scale"):
+    for name in ("params", "tables", "optimizer", "step", "scale", "calibration"):
         assert not tiny.differences(getattr(state, name), getattr(after, name))

@@ -1,0 +1,56 @@
+"""What a run predicts of any videos at the requests of a batch: its feedback model, and the critics of its agents."""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import types
+from mmrf_jax.agents import networks
+from mmrf_jax.encoders import heads
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
+from mmrf_jax.simulators.feedback import network
+from mmrf_jax.training import alternation
+
+
+def shown(batch: types.SessionBatch) -> chex.Array:
+    """Ids [B, T+1, K] of what was shown."""
+    return jnp.take_along_axis(jnp.asarray(batch.candidates), jnp.asarray(batch.slate), axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def feedback(
+    state: alternation.RunState,
+    batch: types.SessionBatch,
+    videos: chex.Array,
+    items: types.Items,
+    plan: alternation.Plan,
+) -> dict[str, chex.Array]:
+    """Expected feedback of videos [B, T+1, M].
+
+    Returns:
+      {predictor: [B, T+1, M, S]} for those in `plan.predictors`; with a feedback model also "log_seconds" [B, T+1, M]
+      and "uncertainty" [B, T+1, M, S].
+    """
+    out = {}
+    if "agents" in plan.predictors:
+        agents = state.agents
+        rows = tb.lookup(agents.tables, rep.ids(batch, items, videos))
+        r = rep.represent(plan.agents, agents.params["encoder"], rows, batch, items, None, videos)
+        critic = networks.Critic(plan.agents).apply(agents.params["critic"], r.z, r.memory_mean, r.unseen)
+        out["agents"] = jnp.moveaxis(heads.expected_feedback(critic.feedback, agents.reward_scale), -2, -1)
+    if plan.models:
+        model = alternation.model_of(state)
+        rows = tb.lookup(model.tables, rep.ids(batch, items, videos))
+        r = network.represent(plan.feedback, model.params, rows, batch, items, None, videos)
+        predicted = network.predict(model.params, r.z, r.memory_mean, r.unseen)
+        predicted = network.calibrated(predicted, model.calibration)
+        out["model"] = network.expected(predicted, model.scale)
+        out["log_seconds"] = predicted.extra[..., 0, :].mean(axis=0)
+        u = network.uncertainty(plan.feedback, model, rows, batch, items, model.key, videos)
+        out["uncertainty"] = u[..., batch.slate.shape[-1] :, :]
+    return out
