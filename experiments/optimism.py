@@ -1,4 +1,4 @@
-"""How far errors of the feedback model spread into the policy: the model fitted on 10, 30 and 100 % of each log, in
+"""How far errors of the feedback model spread into the policy: the model fitted on 10, 33 and 100 % of each log, in
 the same number of updates; what the policy then earns in the model and in the world, by round.
 
   python -m launch.study --config=experiments/optimism.py --out=experiments/results/optimism
@@ -16,10 +16,11 @@ def get_config() -> ConfigDict:
     config.variants = ConfigDict(
         {
             "share_100": {},
-            "share_30": {"feedback": {"log_share": 0.3, "epochs": 3}},
+            "share_33": {"feedback": {"log_share": 1.0 / 3.0, "epochs": 3}},
             "share_10": {"feedback": {"log_share": 0.1, "epochs": 10}},
         }
     )
+    config.when_quick.run.alternation.gap_sessions = 64
     config.seeds = 2
     config.sessions = 20_000
     return config

@@ -1,4 +1,5 @@
-"""MMRF in the world beside itself without videos that were not shown (da), or with a constant reward for them (ns).
+"""MMRF in the world beside itself without the feedback model, so without videos that were not shown (da), with a
+constant reward for those (ns), with the model's labels but not its values, and the other way round.
 
 python -m launch.study --config=experiments/table_ablation.py --out=experiments/results/table_ablation
 """
@@ -22,10 +23,12 @@ def get_config() -> ConfigDict:
                 "mmrf": {},
                 "da": {"agents": {"ablation": "da"}},
                 "ns": {"agents": {"ablation": "ns"}},
+                "labels_only": {"agents": {"model_weight": 0.0}},  # values are the critics' alone
+                "values_only": {"agents": {"non_impressions": 0.0}},  # nothing is labelled
             },
             "arms": ("production",),  # that need no training
             "seeds": 5,
             "sessions": 100_000,  # in each arm and seed
-            "when_quick": {"run": {"quick": True}, "seeds": 1, "sessions": 512},
+            "when_quick": {"run": {**run.when_quick.to_dict(), "quick": True}, "seeds": 1, "sessions": 512},
         }
     )

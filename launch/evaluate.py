@@ -1,4 +1,5 @@
-"""Offline metrics of a trained run on the test days, printed and written to WORKDIR/evaluation.json.
+"""Offline metrics of a trained run on the test days, and how good its predictions of feedback are, in the world against
+its truth too; printed and written to WORKDIR/evaluation.json.
 
 python -m launch.evaluate --workdir=runs/kuairand [--config.data.dir=DIR]
 """
@@ -26,7 +27,7 @@ def main() -> None:
     result = judging.evaluate(config, source, state, mesh, thorough=True)
     if source.truth is not None:
         phase("truth")
-        result |= truth.compare(source, alternation.plan_of(config), state, source.test()["test"], source.train())
+        result |= truth.compare(source, alternation.plan_of(config), state, source.test()["test"], source.train)
     files.write_json(workdir / "evaluation.json", result)
     judging.print_results(result)
 

@@ -20,6 +20,7 @@ _RUNS = flags.DEFINE_string("runs", "runs/study", "Folder of the runs, shared by
 
 
 def main() -> None:
+    common.check_output("out", str(Path(_OUT.value) / "table.json"))
     print(study.format_table(study.run(common.resolve(_CONFIG), Path(_OUT.value), Path(_RUNS.value))))
 
 

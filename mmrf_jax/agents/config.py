@@ -21,6 +21,7 @@ class AgentConfig(EncoderConfig):
       non_impressions: rho, the share of the unseen candidates that is labelled by the feedback model and learned from;
         also their weight beside the impressions, together.
       model_weight: of the feedback model's r̂ and p̂_stay in Q, beside the critics' own; 2/3 counts each twin once.
+        Without effect for `da` and `ns`, which have no model of feedback.
       optimism: beta, by how many times its uncertainty a simulated reward is widened; negative for pessimism.
       main_weight: lambda, the weight of the main agent's value in an auxiliary agent's objective.
       watch_reward: of the watch-time agent, `seconds`; or, where a few long plays would decide all, `long_view`: 1
@@ -66,6 +67,11 @@ class AgentConfig(EncoderConfig):
         if self.ablation == "da" or not self.slate:
             return 0
         return int(self.non_impressions * (candidates - self.slate) / self.slate)
+
+    @property
+    def uses_model(self) -> bool:
+        """Whether values are also the feedback model's; a constant reward, or none, needs no model of feedback."""
+        return self.ablation in ("none", "co") and self.model_weight > 0.0
 
     @property
     def rewards_differ(self) -> bool:

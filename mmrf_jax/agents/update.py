@@ -39,7 +39,8 @@ def update(
       batch: segments of T + 1 requests; the first T are learned from.
       rate: factor on the learning rates.
       simulated: videos that were not shown, with a feedback model's answers; learned from beside the impressions, at
-        `config.non_impressions` of their weight. None for impressions alone.
+        `config.non_impressions` of their weight; and what the model says of all candidates, which values are also
+        made of. None for impressions and the agents' own critics alone.
       axis_name: see `learning.Reduction`.
 
     Returns:
@@ -82,7 +83,7 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     scores = acted.scores  # [B, T+1, N, C]
     w_main = jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
     pool = critic.apply(state.target, *still, candidates)
-    if simulated is not None and config.ablation != "ns":  # a constant reward needs no model of feedback
+    if simulated is not None and config.uses_model:
         pool = networks.blend(pool, simulated.pool, config.model_weight)
     stay_main = heads.stay_probability(pool, w_main)
     q = losses.video_values(config, pool, pool.value.min(axis=-2), stay_main, state.reward_scale)  # [B, T+1, N, C]

@@ -82,8 +82,9 @@ class FeedbackHeads(nn.Module):
             ceiling = self.param("ceiling", nn.initializers.constant(_CEILING), (num_signals - 1, 1))
             binary = below(free[..., : types.WATCH_TIME, :], _CEILING_PACE * ceiling)
             feedback = jnp.concatenate([binary, free[..., types.WATCH_TIME :, :]], axis=-2)
-        # Staying is learned on few numbers of a video: its predicted feedback and its encoding, the same for all
-        # users. Free user x video effects fit noise here, for one slate moves the odds by little (method.md, 2).
+        # Staying is learned on few numbers of a video: its log-odds of feedback, before ceilings, and its encoding,
+        # the same for all users. Free user x video effects fit noise here, for one slate moves the odds by little
+        # (method.md, 2).
         few = jax.lax.stop_gradient(free - prior[:num_signals])
         theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,))
         direct = self.param("stay_items", nn.initializers.zeros, (items.shape[-1],))

@@ -29,7 +29,7 @@ class RunState:
     """Everything that a run must know to go on; all of it is checkpointed."""
 
     agents: st.AgentState
-    feedback: FeedbackState | None  # None where nothing is learned from videos that were not shown
+    feedback: FeedbackState | None  # None where no feedback model is fitted
     server: Any  # {"params", "tables"} of the agents that collected this round's log; None where logs are given
     round: chex.Array  # int32, from 0; the number of rounds once all are over
     done: chex.Array  # int32, steps of this round so far: those of the fit, then updates
@@ -79,7 +79,7 @@ def plan_of(config) -> Plan:
         feedback=FeedbackConfig(**fields, slate=agents.slate),
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
-        models=method.simulates and agents.ablation != "da" and (slates > 0 or agents.model_weight > 0.0),
+        models=method.simulates and (slates > 0 or agents.uses_model),
         slates=slates if method.simulates else 0,
     )
 
@@ -147,7 +147,8 @@ def fit_step(state: RunState, batch: types.SessionBatch, items: types.Items, pla
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnums=0)
 def update_step(state: RunState, batch: types.SessionBatch, items: types.Items, plan: Plan, rate: chex.Numeric):
-    """One update of the agents on impressions and on slates of unseen videos, labelled here: next state, metrics."""
+    """One update of the agents on impressions, slates of unseen videos labelled here, and the model's view of the pool:
+    next state, metrics."""
     method = methods.get(plan.method)
     if plan.models:
         model = model_of(state)

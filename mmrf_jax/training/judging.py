@@ -74,14 +74,10 @@ def evaluate(
         before = _history_rows(log) if train is None else train
         offlines[name] = offline.metrics(rows, signals, before, duration, baselines.get(name))
         found = predictions(source, plan, state, log, per_segment)
-        u = found.pop("uncertainty", {})
         if found or name in simple:
             fidelities[name] = fidelity.metrics(rows.user_id, rows.feedback, found | simple.get(name, {}))
         if thorough and plan.models and name != "test_frozen":
-            certainties[name] = {
-                signal: fidelity.excess_logloss_by_decile(u[signal], found["model"][signal], rows.feedback[:, i])
-                for i, signal in enumerate(types.BINARY_SIGNALS)
-            }
+            certainties[name] = _excess(rows.feedback, found["model"], source, plan, state, log, per_segment)
             distances[name] = _session_distances(config, source, plan, state, log, mesh)
     result: dict[str, Any] = {"offline": offlines.pop("test")}
     result |= {"excess_logloss": certainties, "simulated_sessions": distances} if distances else {}
@@ -93,9 +89,8 @@ def evaluate(
 def predictions(
     source: sources.Source, plan: alternation.Plan, state: alternation.RunState, log: SessionLog, num_requests: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Of every exposure of a log, {name: {signal: [n]}}: expected feedback by each of `plan.predictors`, and with a
-    feedback model its "uncertainty"."""
-    names = (*plan.predictors, *("uncertainty",) * plan.models)
+    """Expected feedback of every exposure of a log, {predictor: {signal: [n]}}, by each of `plan.predictors`."""
+    names = plan.predictors
     if not names:
         return {}
 
@@ -108,14 +103,30 @@ def predictions(
     return {name: dict(zip(types.SIGNALS, x.T, strict=True)) for name, x in zip(names, each, strict=True)}
 
 
+def _excess(feedback, found, source, plan, state, log, num_requests) -> dict[str, Any]:
+    """{binary signal: `fidelity.excess_logloss_by_decile` of the feedback model's exposures}."""
+    one = lambda batch: np.moveaxis(
+        predicted.uncertainty(state, batch, predicted.shown(batch), source.items, plan), -1, -2
+    )
+    u = offline.score_log(one, log, num_requests=num_requests).scores
+    return {
+        signal: fidelity.excess_logloss_by_decile(u[:, i], found[signal], feedback[:, i])
+        for i, signal in enumerate(types.BINARY_SIGNALS)
+    }
+
+
 def _session_distances(config, source, plan, state, log: SessionLog, mesh) -> dict[str, Any]:
-    """How sessions of the feedback model, shown the log's slates, are like the log's in length and in watch time."""
+    """How sessions of the feedback model, shown the log's slates, are like the log's in length and in watch time.
+
+    Past the end of a logged session the model draws other logged requests (`simulators.feedback.session`).
+    """
     model = feedback_simulator(source, plan, state, log)
     policy = base.privileged_policy(simulated.logged_slates, 0.0)
     key = jax.random.fold_in(jax.random.key(config.seed), 14)
     served = arms.serve(
         model, policy, key, mesh, first_user=0, num_users=log.num_sessions, day=0, k=source.schema.slate
     )
+    log = sessions.select_sessions(log, np.arange(int(model.params.pool.num_sessions)))  # those that it starts from
     session, request, slot = sessions.exposure_index(log)
     seconds = np.bincount(session, log.feedback[request, slot, types.WATCH_TIME], log.num_sessions)
     result = {}

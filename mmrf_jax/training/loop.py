@@ -78,7 +78,8 @@ def source_of(config, mesh) -> sources.Source:
     plan = alternation.plan_of(fitted)
     if not plan.models:
         raise ValueError(
-            f"run {path} has no feedback model: its ablation is {fitted.agents.ablation}; name another run"
+            f"run {path} has no feedback model: its method is {fitted.method}, its ablation {fitted.agents.ablation}; "
+            "name another run"
         )
     state = load_state(fitted, source, path, mesh)
     model = judging.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)

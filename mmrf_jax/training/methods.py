@@ -27,7 +27,7 @@ class Method(NamedTuple):
     make_policy: Callable[..., base.Policy]
     score: Callable[..., chex.Array]  # (config, params, Representation, items [B, T+1, C, D]) -> [B, T+1, N, C]
     signals: Callable[[AgentConfig], tuple[str, ...]]  # of the score columns
-    simulates: bool  # whether `update` takes slates of unseen videos
+    simulates: bool  # whether `update` takes what a feedback model says (`types.Simulated`)
 
 
 def _actor_scores(config: AgentConfig, params: Any, r: rep.Representation, items) -> chex.Array:

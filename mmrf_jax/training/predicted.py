@@ -33,8 +33,7 @@ def feedback(
     """Expected feedback of videos [B, T+1, M].
 
     Returns:
-      {predictor: [B, T+1, M, S]} for those in `plan.predictors`; with a feedback model also "log_seconds" [B, T+1, M]
-      and "uncertainty" [B, T+1, M, S].
+      {predictor: [B, T+1, M, S]} for those in `plan.predictors`; with a feedback model also "log_seconds" [B, T+1, M].
     """
     out = {}
     if "agents" in plan.predictors:
@@ -51,6 +50,19 @@ def feedback(
         predicted = network.calibrated(predicted, model.calibration)
         out["model"] = network.expected(predicted, model.scale)
         out["log_seconds"] = predicted.extra[..., 0, :].mean(axis=0)
-        u = network.uncertainty(plan.feedback, model, rows, batch, items, model.key, videos)
-        out["uncertainty"] = u[..., batch.slate.shape[-1] :, :]
     return out
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def uncertainty(
+    state: alternation.RunState,
+    batch: types.SessionBatch,
+    videos: chex.Array,
+    items: types.Items,
+    plan: alternation.Plan,
+) -> chex.Array:
+    """The feedback model's uncertainty [B, T+1, M, S] of its predictions of videos [B, T+1, M]."""
+    model = alternation.model_of(state)
+    rows = tb.lookup(model.tables, rep.ids(batch, items, videos))
+    u = network.uncertainty(plan.feedback, model, rows, batch, items, model.key, videos)
+    return u[..., batch.slate.shape[-1] :, :]

@@ -51,8 +51,8 @@ class Record:
     request: types.Request
     history: types.Exposure | None
     scores: chex.Array  # [B, C]
-    slate: chex.Array  # [B, K]
-    log_propensity: chex.Array  # [B]
+    slate: chex.Array  # [B, K], -1 where less was shown
+    log_propensity: chex.Array  # [B], of whole slates
     feedback: chex.Array  # [B, K, S]
     terminated: chex.Array  # [B] bool
     truncated: chex.Array  # [B] bool
@@ -137,8 +137,8 @@ def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
         request=slots.request,
         history=slots.history,
         scores=scores,
-        slate=slate,
-        log_propensity=log_propensity,
+        slate=jnp.where(result.exposure.mask, slate, -1),
+        log_propensity=jnp.where(result.exposure.mask.all(axis=1), log_propensity, jnp.nan),
         feedback=result.exposure.feedback,
         terminated=result.terminated,
         truncated=result.truncated,
@@ -234,14 +234,15 @@ def rollout(
         ones = jnp.ones(seen.shape[0])
         ild = diversity.intra_list_diversity(sim.items.tag[shown.videos], shown.mask)
         row = jnp.stack(
-            [seen[:, types.WATCH_TIME], k * ones, ones, *seen[:, : len(types.BINARY_SIGNALS)].T, ild, returned]
-            + [record.truncated.astype(jnp.float32)],
+            [seen[:, types.WATCH_TIME], shown.mask.sum(axis=1), ones, *seen[:, : len(types.BINARY_SIGNALS)].T]
+            + [ild, returned, record.truncated.astype(jnp.float32)],
             axis=-1,
         )
         index = jnp.where(record.live, record.index, num_users)
         sums = sums.at[index].add(row, mode="drop")
         group = jnp.where(record.live, exposure_group(state.first_user + record.index), EXPOSURE_GROUPS)
-        counts = counts.at[group[:, None], shown.videos].add(1, mode="drop")
+        videos = jnp.where(shown.mask, shown.videos, counts.shape[1])
+        counts = counts.at[group[:, None], videos].add(1, mode="drop")
         return state, sums, counts
 
     # While users wait all slots are in use; the last sessions go on in fewer, as soon as they fit there.

@@ -13,7 +13,7 @@ from mmrf_jax.evaluation import seeds
 from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import say
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import alternation, judging, loop, truth
+from mmrf_jax.training import alternation, judging, loop, methods, sources, truth
 from mmrf_jax.training import workdir as wd
 
 _METRICS = ("watch_time", "depth", "click", "long_view", "like", "follow", "comment", "forward", "hate")
@@ -24,20 +24,44 @@ def run_config(config, variant: str, seed: int) -> ml_collections.ConfigDict:
     """The config of one run of a study.
 
     Raises:
-      AttributeError, KeyError: where a variant sets a field that runs do not have.
+      ValueError: where a variant sets a field that runs do not have.
     """
     run = ml_collections.ConfigDict(config.run.to_dict()).lock()
-    if run.quick:
-        run.update(run.when_quick)
-    run.update_from_flattened_dict(wd.flat(config.variants[variant].to_dict()))
+    for name, value in wd.flat(config.variants[variant].to_dict()).items():
+        try:
+            run.update_from_flattened_dict({name: value})
+        except (AttributeError, KeyError) as error:
+            raise ValueError(
+                f"variant {variant} sets {name}, which runs do not have; the fields are those of config.run"
+            ) from error
     run.seed = seed
     return ml_collections.ConfigDict({name: v for name, v in run.to_dict().items() if name != "when_quick"})
 
 
 def folder(config, runs: Path) -> Path:
     """Where the run of a config is kept: the same for all studies that need it."""
-    fixed = {k: v for k, v in wd.flat(config.to_dict()).items() if not k.split(".")[-1].startswith(wd.FREE_PREFIXES)}
+    fixed = {name: value for name, value in wd.flat(config.to_dict()).items() if not wd.is_free(name)}
     return runs / hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check(config) -> list[str]:
+    """The variants, the reference first; refuses before anything is trained what would fail after it."""
+    variants = sorted(config.variants, key=lambda name: (name != config.reference, name))
+    if config.reference not in variants:
+        raise ValueError(f"config.reference={config.reference!r} is no variant; choose among {', '.join(variants)}")
+    for name in variants:
+        one = run_config(config, name, 0)
+        if one.source != "world" or one.simulator != "world":
+            raise ValueError(f"variant {name} is not of the world, whose truth studies are judged by; leave it out")
+        if not methods.get(one.method).simulates and name == config.reference:
+            raise ValueError(f"config.reference={name!r} predicts no feedback; compare with another variant")
+    known = sources.world_policies()
+    if unknown := [name for name in config.arms if name not in known]:
+        raise ValueError(f"unknown arm {unknown[0]!r} in config.arms; choose among {', '.join(known)}")
+    for name, least in (("seeds", 1), ("sessions", 2)):
+        if config[name] < least:
+            raise ValueError(f"config.{name} is {config[name]}; use --config.{name}={least} or more")
+    return variants
 
 
 def run(config, out: Path, runs: Path) -> dict[str, Any]:
@@ -46,11 +70,7 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
     Args:
       config: of a study, see experiments/table_ablation.py. runs: folder of the runs, shared by studies.
     """
-    if config.reference not in config.variants:
-        raise ValueError(
-            f"config.reference={config.reference!r} is no variant; choose among {', '.join(config.variants)}"
-        )
-    variants = sorted(config.variants, key=lambda name: (name != config.reference, name))
+    variants = _check(config)
     tests, errors = [], []
     for seed in range(config.seeds):
         configs = {name: run_config(config, name, seed) for name in variants}
@@ -59,55 +79,63 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
             loop.train(one, folder(one, runs))
         tests.append(_ab_test(config, configs, seed, out, runs))
         errors.append(_errors(configs, runs))
-    gaps = {
-        name: rows
-        for name in variants
-        if (rows := _optimism([folder(run_config(config, name, seed), runs) for seed in range(config.seeds)]))
+    folders = {
+        name: [folder(run_config(config, name, seed), runs) for seed in range(config.seeds)] for name in variants
     }
     table = {
         "ab_test": seeds.across(tests, config.reference),
         "errors": seeds.across(errors, f"agents of {config.reference}"),
-        "optimism": gaps,
+        "optimism": {name: rows for name, paths in folders.items() if (rows := _optimism(paths))},
         "seeds": config.seeds,
         "sessions": config.sessions,
-        "runs": {
-            name: [folder(run_config(config, name, seed), runs).name for seed in range(config.seeds)]
-            for name in variants
-        },
+        "runs": {name: [path.name for path in paths] for name, paths in folders.items()},
     }
     files.write_json(out / "table.json", table)
     files.write_text(out / "table.md", format_table(table))
     return table
 
 
+def _learned(folder: Path) -> str:
+    """Tells one training of a run from another."""
+    return hashlib.sha256((folder / "learned.json").read_bytes()).hexdigest()
+
+
 def _ab_test(config, configs: dict[str, Any], seed: int, out: Path, runs: Path) -> dict[str, dict[str, float]]:
     """{arm: {metric: mean}} of the seed's paired A/B test, kept in OUT/ab_test_SEED.json."""
     path = out / f"ab_test_{seed}.json"
-    arms = {name: str(folder(one, runs)) for name, one in configs.items()}
-    wanted = {"arms": arms | {name: name for name in config.arms}, "sessions": config.sessions}
+    places = {name: folder(one, runs) for name, one in configs.items()}
+    played_in = configs[config.reference].copy_and_resolve_references()
+    played_in.ab_test.sessions = config.sessions
+    arms = [*places, *config.arms]
+    wanted = {
+        "arms": arms, "learned": {name: _learned(place) for name, place in places.items()},
+        "played_in": folder(played_in, runs).name,
+    }  # fmt: skip
     kept = wd.read_json(path) if path.exists() else {}
     if {name: kept.get(name) for name in wanted} != wanted:
-        one = next(iter(configs.values())).copy_and_resolve_references()
-        one.ab_test.sessions = config.sessions
         mesh = par.make_mesh()
-        source = loop.source_of(one, mesh)
-        policies = {name: loop.policy_of(place, source, mesh) for name, place in wanted["arms"].items()}
-        kept = wanted | judging.compare(one, source, policies, mesh)
+        source = loop.source_of(played_in, mesh)
+        policies = {name: loop.policy_of(str(places.get(name, name)), source, mesh) for name in arms}
+        kept = wanted | judging.compare(played_in, source, policies, mesh)
         files.write_json(path, kept)
-    return {arm: {name: entry["mean"] for name, entry in row.items()} for arm, row in kept["ab_test"].items()}
+    return {arm: {name: entry["mean"] for name, entry in kept["ab_test"][arm].items()} for arm in arms}
 
 
 def _errors(configs: dict[str, Any], runs: Path) -> dict[str, dict[str, float]]:
     """{predictor of a variant: {signal and kind of video: mean error}}, kept in each run's truth.json."""
     result: dict[str, dict[str, float]] = {}
     for name, config in configs.items():
-        path = folder(config, runs) / "truth.json"
-        if not path.exists():
+        place = folder(config, runs)
+        path, learned = place / "truth.json", _learned(place)
+        kept = wd.read_json(path) if path.exists() else {}
+        if kept.get("learned") != learned:
             mesh = par.make_mesh()
             source = loop.source_of(config, mesh)
-            state, plan = loop.load_state(config, source, path.parent, mesh), alternation.plan_of(config)
-            files.write_json(path, truth.compare(source, plan, state, source.test()["test"], source.train()))
-        for predictor, signals in wd.read_json(path)["selection_bias"].items():
+            state, plan = loop.load_state(config, source, place, mesh), alternation.plan_of(config)
+            found = truth.compare(source, plan, state, source.test()["test"], source.train)
+            kept = found | {"learned": learned}
+            files.write_json(path, kept)
+        for predictor, signals in kept["selection_bias"].items():
             result[f"{predictor} of {name}"] = {
                 f"{signal}, {kind}": signals[signal][key]
                 for signal in _ERRORS

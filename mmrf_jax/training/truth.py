@@ -5,6 +5,7 @@ The sessions of a log are replayed in the world: users, chance and slates are th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,6 +55,8 @@ def replay(source: sources.Source, log: SessionLog, num_requests: int) -> tuple[
 def _predict(state: alternation.RunState, batch: types.SessionBatch, items: types.Items, plan: alternation.Plan):
     """`predicted.feedback` of all candidates of the first T requests, and which of them non-impressions would be."""
     out = predicted.feedback(state, batch, batch.candidates, items, plan)
+    if plan.models:
+        out["uncertainty"] = predicted.uncertainty(state, batch, batch.candidates, items, plan)
     if plan.slates:
         slates = np.asarray(sampling.unseen_slates(alternation.model_of(state).key, batch, plan.slates))
         c = batch.candidates.shape[-1]
@@ -62,13 +65,17 @@ def _predict(state: alternation.RunState, batch: types.SessionBatch, items: type
 
 
 def compare(
-    source: sources.Source, plan: alternation.Plan, state: alternation.RunState, log: SessionLog, train: SessionLog
+    source: sources.Source,
+    plan: alternation.Plan,
+    state: alternation.RunState,
+    log: SessionLog,
+    train: Callable[[], SessionLog],
 ) -> dict[str, Any]:
     """The figures of the world alone.
 
     Args:
       log: held-out, collected by the source's first policy.
-      train: log that tells which videos were exposed in training.
+      train: makes the log that tells which videos were exposed in training; called with a feedback model only.
 
     Returns:
       {"selection_bias": {predictor: {signal: errors on impressions and non-impressions and their ratio}}} and, with a
@@ -104,7 +111,7 @@ def compare(
         }
     }
     if plan.models:
-        result["uncertainty"] = _uncertainty(flat, train, source.items.num_videos)
+        result["uncertainty"] = _uncertainty(flat, train(), source.items.num_videos)
     if plan.slates:
         result["sample_auc"] = _sample_auc(flat, source.items)
     return result

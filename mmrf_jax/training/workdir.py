@@ -9,10 +9,14 @@ from typing import Any
 
 from mmrf_jax.metrics import files
 
-#: Fields that may change between two starts of one run (contract.md, "Commands and files").
-FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
+_FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
 #: What a run writes into its folder, beside config.json.
-_FOLDERS, _FILES = ("checkpoints", "tensorboard"), ("metrics.jsonl", "learned.json", "results.json")
+_FOLDERS, _FILES = ("checkpoints", "tensorboard"), ("metrics.jsonl", "learned.json", "results.json", "truth.json")
+
+
+def is_free(name: str) -> bool:
+    """Whether a field may change between two starts of one run (contract.md, "Commands and files")."""
+    return name.startswith(_FREE_PREFIXES)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -48,7 +52,7 @@ def claim(workdir: Path, config: dict[str, Any]) -> list[Path] | None:
         return made
     before, now = flat(read_config(workdir)), flat(config)
     for name in sorted(before.keys() | now.keys()):
-        if name.split(".")[-1].startswith(FREE_PREFIXES):
+        if is_free(name):
             continue
         if before.get(name) != now.get(name):
             raise ValueError(

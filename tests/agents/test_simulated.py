@@ -191,6 +191,19 @@ def test_values_of_all_candidates_are_also_the_models(step, before, critics):
     assert tiny.differences((after.q_scale, after.params), (other.q_scale, other.params))
 
 
+def test_values_can_be_the_models_without_any_slates(items, before):
+    """The model's view of the pool moves values, and through them base and actors; there are no terms of slates."""
+    batch = tiny.make_batch()
+    fn = quick(functools.partial(update.update, config=SGD))
+    ours, theirs = (make_simulated(batch, seed, num_slates=0) for seed in (0, 1))
+    after, metrics = fn(before, batch, items, simulated=ours)
+    assert not any("simulated" in name for name in metrics)
+    other, _ = fn(before, batch, items, simulated=theirs)
+    moved = tiny.differences(after.params, other.params)
+    assert any("actor" in name for name in moved) and any("values" in name for name in moved)
+    assert not any("signals" in name or "encoder" in name for name in moved)  # they are taught by feedback alone
+
+
 @pytest.mark.slow
 def test_without_weight_simulated_slates_change_nothing(items, before):
     config, batch = dataclasses.replace(SGD, non_impressions=0.0, model_weight=0.0), tiny.make_batch()
@@ -338,7 +351,7 @@ def test_constant_negative_rewards_have_no_feedback(items, before, critics):
     simulated, other = make_simulated(batch), make_simulated(batch, seed=1)
     reference, metrics = fn(before, batch, items, simulated=simulated)
     assert {name for name in metrics if "simulated" in name} == {"loss/simulated_gap", "loss/simulated_base"}
-    answered = simulated.replace(expected=other.expected, uncertainty=other.uncertainty)
+    answered = simulated.replace(expected=other.expected, uncertainty=other.uncertainty, pool=other.pool)
     assert not tiny.differences(reference, fn(before, batch, items, simulated=answered)[0])
     out, _, _ = critics(batch, simulated, config)
     scale = np.float64(before.reward_scale)

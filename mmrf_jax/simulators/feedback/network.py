@@ -93,7 +93,8 @@ def init(
     """A fresh state.
 
     Args:
-      feedback_mean, feedback_std: [S] of the exposures in the first log; the heads start from them.
+      feedback_mean, feedback_std: [S] of the exposures in the first log; the heads start from them, chances from 0.88
+        of theirs (the first ceiling).
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
     z_size, dim = enc.sizes(config, schema)

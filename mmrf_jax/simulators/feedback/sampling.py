@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -75,8 +77,8 @@ def answer(
     r = network.represent(config, state.params, rows, batch, items, None, batch.candidates)
     pool = network.calibrated(network.predict(state.params, r.z, r.memory_mean, r.unseen), state.calibration)
     at = lambda x, axes: jnp.take_along_axis(x, jnp.expand_dims(flat, axes), axis=-1)
-    out = pool.replace(
-        feedback=at(pool.feedback, (0, 3)), extra=at(pool.extra, (0, 3)), stay_effect=at(pool.stay_effect, 0)
+    out = dataclasses.replace(
+        pool, feedback=at(pool.feedback, (0, 3)), extra=at(pool.extra, (0, 3)), stay_effect=at(pool.stay_effect, 0)
     )
     expected = network.expected(out, state.scale)  # [B, T+1, M K, S]
     if measure_uncertainty:

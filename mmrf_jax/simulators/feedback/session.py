@@ -173,8 +173,12 @@ def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: Feedbac
 
 
 def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: FeedbackParams):
-    """The users answer slates `exposed` [B, K] (positions in the candidates) and stay or leave."""
+    """The users answer slates `exposed` [B, K] (positions in the candidates) and stay or leave.
+
+    Of a slate as many videos are shown, the first, as the request that the candidates are of had in the log.
+    """
     k = exposed.shape[1]
+    mask = jnp.arange(k) < (params.pool.slate[state.row] >= 0).sum(axis=1, keepdims=True)
     u = draws.user_uniforms(
         jax.random.fold_in(key, 2), state.day * 4096 + state.position, state.user_id, k * sampling.NUM_UNIFORMS + 2
     )
@@ -185,8 +189,8 @@ def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: Fee
         numbers = u[:, : k * sampling.NUM_UNIFORMS].reshape(*videos.shape, -1)
         log_seconds = out.extra[..., 0, :].mean(axis=0)
         feedback = sampling.draw(feedback, log_seconds, params.edges, params.quantiles, numbers)
-    stays = u[:, -2] < network.stay_probability(out, jnp.ones(videos.shape))
-    shown = types.Exposure(videos=videos, feedback=feedback, mask=jnp.ones(videos.shape, bool))
+    stays = u[:, -2] < network.stay_probability(out, mask.astype(feedback.dtype))
+    shown = types.Exposure(videos=videos, feedback=jnp.where(mask[..., None], feedback, 0.0), mask=mask)
     position = state.position + 1
     pool, num_rows = params.pool, params.pool.num_requests
     own = pool.first[state.session] + position

@@ -186,6 +186,14 @@ def test_answers_by_hand(answered):
     np.testing.assert_allclose(pool.stay_base, out.stay_base.mean(axis=0), rtol=1e-4, atol=1e-5)
 
 
+def test_no_slates_leave_the_view_of_the_pool(answered):
+    state, items, batch, simulated, _ = answered
+    fn = quick(sampling.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
+    alone = fn(state, batch, items, CONFIG, jax.random.key(4), 0, False)
+    assert alone.slates.shape == (8, 5, 0, 3) and alone.stay.shape == (8, 5, 0)
+    assert max(tiny.differences(alone.pool, simulated.pool).values(), default=0.0) < 1e-5
+
+
 def test_uncertainty_is_in_units_of_its_scale(answered):
     state, items, batch, simulated, _ = answered
     scale = state.uncertainty_scale * jnp.arange(1.0, S + 1)

@@ -80,7 +80,7 @@ def test_shapes_of_the_contract(sim, items):
     for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert old.shape == new.shape and old.dtype == new.dtype and old.shape[0] == B
     shown = result.exposure
-    assert shown.videos.shape == (B, K) and shown.feedback.shape == (B, K, S) and shown.mask.all()
+    assert shown.videos.shape == (B, K) and shown.feedback.shape == (B, K, S) and shown.mask.any(axis=1).all()
     np.testing.assert_array_equal(shown.videos, np.take_along_axis(request.candidates, random_slates(0), axis=1))
     for over in (result.terminated, result.truncated):
         assert over.shape == (B,) and over.dtype == bool
@@ -168,15 +168,21 @@ def test_served_by_the_log_its_slates_come_first_and_in_order(sim, log):
 
 
 @pytest.fixture(scope="module")
-def crowd(sim):
+def crowd(sim, log):
     """One step of 4,096 users: their state, slates, what was predicted of them, and what happened."""
     state, request, _ = reset(KEY, jnp.arange(4096), 0, sim.params)
     slates = random_slates(5, 4096)
     videos = np.take_along_axis(request.candidates, slates, axis=1)
     out = predict(sim.params, state, videos)
     _, result = step(KEY, state, slates, sim.params)
-    stay = np.float64(network.stay_probability(out, jnp.ones(videos.shape)))
-    return state, slates, np.float64(network.expected(out, sim.params.scale)), stay, result
+    logged = (log.slate[np.asarray(state.row)] >= 0).sum(axis=1)  # videos of that request
+    shown = np.arange(K) < logged[:, None]
+    assert shown.any(axis=1).all() and not shown.all()
+    np.testing.assert_array_equal(result.exposure.mask, shown)
+    np.testing.assert_array_equal(np.asarray(result.exposure.feedback)[~shown], 0.0)
+    stay = np.float64(network.stay_probability(out, jnp.asarray(shown, jnp.float32)))
+    expected = np.float64(network.expected(out, sim.params.scale)) * shown[..., None]
+    return state, slates, expected, stay, result
 
 
 def test_users_stay_as_often_as_predicted(crowd):
@@ -241,7 +247,7 @@ def test_simulator_and_training_have_the_same_states(sim, items, model):
     batch = types.SessionBatch(
         user_id=request.user_id, profile=request.profile, history=history,
         context=stack([r.context for r in requests]), candidates=stack([r.candidates for r in requests]),
-        slate=stack([*slates, slates[0]]), slate_mask=np.ones((B, 3, K), bool),
+        slate=stack([*slates, slates[0]]), slate_mask=stack([*(x.mask for x in exposures), np.ones((B, K), bool)]),
         feedback=stack([*(x.feedback for x in exposures), nothing]),
         log_propensity=np.zeros((B, 3), np.float32), mask=np.ones((B, 3), bool),
         terminated=np.zeros((B, 3), bool), truncated=np.zeros((B, 3), bool),
@@ -278,4 +284,6 @@ def test_runs_in_rollouts_whatever_the_slots(sim, items):
     np.testing.assert_allclose(few, many, rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(counts, other_counts)
     requests = np.asarray(few)[:, rollout.SUMS.index("requests")]
-    assert requests.min() >= 1 and requests.max() == MAX and counts.sum() == K * requests.sum()
+    assert requests.min() >= 1 and requests.max() == MAX
+    depth = np.asarray(few)[:, rollout.SUMS.index("depth")]
+    assert counts.sum() == depth.sum() and (requests <= depth).all() and (depth < K * requests).any()
