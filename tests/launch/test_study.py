@@ -29,18 +29,26 @@ def test_runs_are_named_by_what_defines_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flag", "parts"),
+    ("field", "value", "message"),
     [
-        ("reference=nobody", ("config.reference='nobody'", "da, labels_only, mmrf, ns")),
-        ("arms=('nobody',)", ("unknown arm 'nobody'", "production")),
-        ("sessions=1", ("config.sessions is 1", "--config.sessions=2")),
-        ("run.simulator=feedback", ("not of the world",)),
+        ("arms", ("nobody",), "unknown arm 'nobody' in config.arms; choose among production"),
+        ("sessions", 1, "config.sessions is 1; use --config.sessions=2"),
+        ("run.simulator", "feedback", "not of the world"),
+        ("run.method", "myopic", "predicts no feedback"),
     ],
 )
-def test_a_study_that_would_fail_does_not_begin(flag, parts, launch, tmp_path):
-    done = launch("study", *STUDY, f"--config.{flag}", f"--out={tmp_path / 'o'}", f"--runs={tmp_path / 'r'}")
-    error_line(done, *parts)
-    assert not (tmp_path / "o").exists() and not (tmp_path / "r").exists()
+def test_a_study_that_would_fail_does_not_begin(field, value, message, tmp_path):
+    config = table_ablation.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
+        study.run(config, tmp_path / "o", tmp_path / "r")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_is_one_line(launch, tmp_path):
+    done = launch("study", *STUDY, "--config.reference=nobody", f"--out={tmp_path / 'o'}", f"--runs={tmp_path / 'r'}")
+    error_line(done, "config.reference='nobody'", "da, labels_only, mmrf, ns")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
