@@ -135,7 +135,7 @@ def _errors(configs: dict[str, Any], runs: Path) -> dict[str, dict[str, float]]:
             found = truth.compare(source, plan, state, source.test()["test"], source.train)
             kept = found | {"learned": learned}
             files.write_json(path, kept)
-        for predictor, signals in kept["selection_bias"].items():
+        for predictor, signals in sorted(kept["selection_bias"].items()):  # the order that a kept file has
             result[f"{predictor} of {name}"] = {
                 f"{signal}, {kind}": signals[signal][key]
                 for signal in _ERRORS
