@@ -43,8 +43,7 @@ class Plan:
     Attributes:
       method: name in `methods.METHODS`. rounds: fit → label → update, so many times.
       closed_loop: whether the newest policy serves and collects the log of each round after the first.
-      models: whether a feedback model is fitted, for values and for labels.
-      slates: of unseen videos labelled by it at each request.
+      slates: of unseen videos labelled by the feedback model at each request.
     """
 
     method: str
@@ -52,8 +51,12 @@ class Plan:
     feedback: FeedbackConfig
     rounds: int
     closed_loop: bool
-    models: bool
     slates: int
+
+    @property
+    def models(self) -> bool:
+        """Whether a feedback model is fitted, for labels or for values."""
+        return self.slates > 0 or (methods.get(self.method).simulates and self.agents.uses_model)
 
     @property
     def predictors(self) -> tuple[str, ...]:
@@ -71,7 +74,6 @@ def plan_of(config) -> Plan:
     """What a run's config alternates between."""
     agents, method = agent_config(config), methods.get(config.method)
     candidates = config.world.candidates if config.source == "world" else config.data.candidates
-    slates = agents.simulated_slates(candidates)
     fields = {name: value for name, value in _fields(config.feedback).items() if name not in _OF_THE_FIT}
     return Plan(
         method=config.method,
@@ -79,8 +81,7 @@ def plan_of(config) -> Plan:
         feedback=FeedbackConfig(**fields, slate=agents.slate),
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
-        models=method.simulates and (slates > 0 or agents.uses_model),
-        slates=slates if method.simulates else 0,
+        slates=agents.simulated_slates(candidates) if method.simulates else 0,
     )
 
 

@@ -51,8 +51,8 @@ def evaluate(
       {"offline": metrics of the test log, "fidelity": of its predicted feedback, "offline_other", "fidelity_other":
       {log: the same}, "excess_logloss": {log: {signal: by decile of uncertainty}}, "simulated_sessions": {log:
       {"requests" | "watch_time" of a session: {"ks": distance to the log's, "simulated", "actual": means}}}}. Of the
-      other logs, `test_frozen` is the test log again, every request scored without any
-      feedback of the test days (`sessions.freeze_histories`).
+      other logs, `test_frozen` is the test log again, every request scored without any feedback of the test days
+      (`sessions.freeze_histories`).
     """
     plan = alternation.plan_of(config)
     signals = methods.get(config.method).signals(plan.agents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +158,34 @@ def _check(config) -> None:
     }  # fmt: skip
     if config.source == "world":
         least |= {"collect.sessions": 1, "collect.test_sessions": 1, "ab_test.sessions": 2}
-    values = wd.flat(config.to_dict())
-    for name, lowest in least.items():
-        if values[name] < lowest:
-            raise ValueError(f"config.{name} is {values[name]}; use --config.{name}={lowest} or more")
+    check_least(config, least)
     if not 0.0 < config.feedback.log_share <= 1.0:
         raise ValueError(f"config.feedback.log_share is {config.feedback.log_share}; use a share in (0, 1]")
     if config.alternation.closed_loop and config.source != "world" and config.simulator == "world":
         raise ValueError("config.alternation.closed_loop needs a simulator to serve in; set it to False for logs")
+
+
+def check_least(config, least: dict[str, int]) -> None:
+    """Refuses fields of a config, by dotted names, that are below what they may be.
+
+    Raises:
+      ValueError: for the first of them.
+    """
+    values = wd.flat(config.to_dict())
+    for name, lowest in least.items():
+        if values[name] < lowest:
+            raise ValueError(f"config.{name} is {values[name]}; use --config.{name}={lowest} or more")
+
+
+def check_arms(names: Iterable[str], policies: dict[str, base.Policy], field: str) -> None:
+    """Refuses names of a config's field that are no policies.
+
+    Raises:
+      ValueError: for the first of them.
+    """
+    for name in names:
+        if name not in policies:
+            raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
 
 
 def _run(config, plan: alternation.Plan, workdir: Path, mesh) -> dict[str, Any]:
@@ -191,9 +212,7 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh) -> dict[str, Any]:
 def _arms(config, policies: dict[str, base.Policy]) -> dict[str, base.Policy]:
     """The arms of the config beside the run's own ranker, which joins by itself."""
     names = [name for name in config.ab_test.arms if name != config.method]
-    for name in names:
-        if name not in policies:
-            raise ValueError(f"unknown arm {name!r} in config.ab_test.arms; choose among {', '.join(policies)}")
+    check_arms(names, policies, "config.ab_test.arms")
     return {name: policies[name] for name in names}
 
 

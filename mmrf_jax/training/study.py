@@ -55,12 +55,8 @@ def _check(config) -> list[str]:
             raise ValueError(f"variant {name} is not of the world, whose truth studies are judged by; leave it out")
         if not methods.get(one.method).simulates and name == config.reference:
             raise ValueError(f"config.reference={name!r} predicts no feedback; compare with another variant")
-    known = sources.world_policies()
-    if unknown := [name for name in config.arms if name not in known]:
-        raise ValueError(f"unknown arm {unknown[0]!r} in config.arms; choose among {', '.join(known)}")
-    for name, least in (("seeds", 1), ("sessions", 2)):
-        if config[name] < least:
-            raise ValueError(f"config.{name} is {config[name]}; use --config.{name}={least} or more")
+    loop.check_arms(config.arms, sources.world_policies(), "config.arms")
+    loop.check_least(config, {"seeds": 1, "sessions": 2})
     return variants
 
 

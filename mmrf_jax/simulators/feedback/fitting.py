@@ -19,7 +19,7 @@ from mmrf_jax.encoders import tables as tb
 from mmrf_jax.simulators.feedback import network
 from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
 
-_PLATT_PRIOR = 10.0
+_PLATT_PRIOR = 10.0  # exposures
 
 
 def update(
