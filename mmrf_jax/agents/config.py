@@ -8,6 +8,7 @@ from mmrf_jax import types
 from mmrf_jax.encoders.config import EncoderConfig
 
 ABLATIONS = ("none", "co", "da", "ns")
+COMMUNICATION = ("attention", "signal", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,9 @@ class AgentConfig(EncoderConfig):
       temperature: tau of the relaxed exposure, in units of the spread of a critic over candidates.
       discount: gamma of a request. polyak: rate at which target networks follow.
       actor_learning_rate: of Adam, for actors; `learning_rate` is that of encoder and critics.
+      communication: how actors learn from each other, set by the method: `attention`; `signal`: all get one vector
+        made of the shared state, and the main one no auxiliary scores; `none`. `ablation=co` makes it none.
+      one_actor: whether the main agent acts alone, whatever the critics' signals; set by the method.
     """
 
     signals: tuple[str, ...] = types.AGENT_SIGNALS
@@ -44,6 +48,8 @@ class AgentConfig(EncoderConfig):
     discount: float = 0.95
     polyak: float = 0.02
     actor_learning_rate: float = 3e-3
+    communication: str = "attention"
+    one_actor: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,6 +61,8 @@ class AgentConfig(EncoderConfig):
             raise ValueError(f"unknown agents.watch_reward={self.watch_reward!r}; use seconds or long_view")
         if self.ablation not in ABLATIONS:
             raise ValueError(f"unknown ablation {self.ablation!r}; choose among {', '.join(ABLATIONS)}")
+        if self.communication not in COMMUNICATION:
+            raise ValueError(f"unknown communication {self.communication!r}; choose among {', '.join(COMMUNICATION)}")
         if not 0.0 <= self.non_impressions <= 1.0:
             raise ValueError(f"agents.non_impressions={self.non_impressions} is not a share; use a number in [0, 1]")
         if not 0.0 <= self.model_weight <= 1.0:
@@ -81,6 +89,10 @@ class AgentConfig(EncoderConfig):
     @property
     def num_agents(self) -> int:
         return len(self.signals)
+
+    @property
+    def num_actors(self) -> int:
+        return 1 if self.one_actor else self.num_agents
 
     @property
     def reward_indices(self) -> tuple[int, ...]:

@@ -14,6 +14,12 @@ def top_k(scores: chex.Array, k: int) -> chex.Array:
     return jax.lax.top_k(scores, k)[1]
 
 
+def logged(slate: chex.Array, mask: chex.Array, num_candidates: int) -> chex.Array:
+    """The exposure w [..., C] of a slate [..., K] of positions with `mask` [..., K]: 1 where a candidate was shown."""
+    shown = (slate[..., None] == jnp.arange(num_candidates)) & mask[..., None]
+    return jnp.any(shown, axis=-2).astype(jnp.float32)
+
+
 def plackett_luce_log_prob(scores: chex.Array, slate: chex.Array, mask: chex.Array | None = None) -> chex.Array:
     """Log-probability [..., K] of each slot of a slate given the slots above it.
 

@@ -37,7 +37,7 @@ class ActorOutput:
 
 
 class Actor(nn.Module):
-    """The N actors."""
+    """The N actors, or the main one alone (`AgentConfig.one_actor`)."""
 
     config: AgentConfig
 
@@ -49,9 +49,9 @@ class Actor(nn.Module):
           z: [..., Z]. memory_mean: [..., L, F, D]. items: [..., C, D].
         """
         c = self.config
-        n = c.num_agents
+        n = c.num_actors
         h = nn.Dense(n * c.agent_dim, name="agent_states")(z).reshape(*z.shape[:-1], n, c.agent_dim)
-        collaborate = c.ablation != "co" and n > 1
+        collaborate = c.communication == "attention" and c.ablation != "co" and n > 1
         if collaborate:
             gather = Collaboration(c.heads, name="collaboration")
             x, attention = gather(h)
@@ -61,6 +61,9 @@ class Actor(nn.Module):
             h = jnp.concatenate([h, x], axis=-1)
         else:
             attention = jnp.zeros((*z.shape[:-1], c.heads, n, n))
+        if c.communication == "signal":
+            signal = nn.Dense(c.agent_dim, name="signal")(z)[..., None, :]
+            h = jnp.concatenate([h, jnp.broadcast_to(signal, h.shape)], axis=-1)
         own = UserVectors(_OWN_VECTORS, name="main")(h[..., -1, :], memory_mean)
         own = jnp.einsum("...nd,...cd->...nc", own, items)
         if n == 1:

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from flax import struct
 
 from mmrf_jax import types
@@ -58,12 +59,14 @@ def init(
     items: types.Items,
     feedback_mean: chex.Array,
     feedback_std: chex.Array,
+    critic: Callable[[AgentConfig], nn.Module] = networks.Critic,
 ) -> AgentState:
     """A fresh state; jit it with `out_shardings` so that it is born where it lives.
 
     Args:
       feedback_mean, feedback_std: [S] of the exposures in the first log; rewards are divided by the second, and the
         critics start from the first.
+      critic: what takes the critics' place; its heads have a `prior`, as `encoders.heads.FeedbackHeads`.
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
     k1, k2, k3 = jax.random.split(k_params, 3)
@@ -73,7 +76,7 @@ def init(
     e = jnp.zeros((1, schema.slate, dim))
     params = {
         "encoder": enc.init(k1, config, schema),
-        "critic": networks.Critic(config).init(k2, z, memory, e),
+        "critic": critic(config).init(k2, z, memory, e),
         "actor": networks.Actor(config).init(k3, z, memory, e),
     }
     prior = heads.prior(feedback_mean, feedback_std)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -21,7 +23,63 @@ from mmrf_jax.encoders import tables as tb
 _SCALE_RATE = 0.01  # of the running spread of the critics
 _VALUE_WEIGHT = 0.1  # of the TD losses beside the feedback losses
 _MAX_SCORE = 20.0
-_PROJECTION_WEIGHT = 0.1  # of the regression of scores on their maximiser
+PROJECTION_WEIGHT = 0.1  # of the regression of scores on their maximiser
+
+
+class View(NamedTuple):
+    """What a policy is improved on: T requests of a batch and what the critics say of them, these without gradient."""
+
+    actor: Any  # parameters
+    act: Callable[[Any], chex.Array]  # parameters of an actor -> scores [B, T, A, C]
+    scores: chex.Array  # [B, T, A, C], those of `actor`
+    q: chex.Array  # [B, T, N, C], q_i(s, c)
+    base: chex.Array  # [B, T, N], b_i(s)
+    value: chex.Array  # [B, T, N], V_i(s) of the target critics
+    logged: chex.Array  # [B, T, C], 1 where a candidate was shown
+    batch: types.SessionBatch  # of T + 1 requests
+    mean: Callable[[chex.Array], chex.Array]  # [B, T, ...] -> [...], this device's part of the mean over requests
+
+
+class Learner(NamedTuple):
+    """What sets one actor-critic apart from another.
+
+    Attributes:
+      improve: (config, state, View, reduction) -> this device's part of the loss of the scores, and metrics.
+      expectile: None where values are those of the policy in force; else the expectile, over logged slates, that they
+        are of (Kostrikov et al., 2021), and no exposure but the logged one is ever valued.
+    """
+
+    improve: Callable[..., tuple[chex.Array, dict[str, chex.Array]]]
+    expectile: float | None = None
+
+
+def policy_gradient(
+    config: AgentConfig, state: st.AgentState, view: View, reduction: learning.Reduction
+) -> tuple[chex.Array, dict[str, chex.Array]]:
+    """Deterministic policy gradient through the relaxed exposure of each agent's scores: MMRF's `Learner.improve`.
+
+    It fades where w is near 0 or 1, and it leaves a request's mean score free. So scores are also drawn to the
+    objective's maximiser: far from the cut, and so that different requests can be compared.
+    """
+    scaled = view.q / state.q_scale[:, None]
+    objective = view.mean(losses.policy_objective(view.scores, scaled, config.slate, config.temperature))  # [N]
+    projected = view.mean(projection(view.scores, maximiser(config, state, view.q)).sum(axis=-1))
+    metrics = {"loss/projection": projected}
+    metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
+    return PROJECTION_WEIGHT * projected - jnp.sum(objective), metrics
+
+
+def maximiser(config: AgentConfig, state: st.AgentState, q: chex.Array) -> chex.Array:
+    """The scores at which `losses.policy_objective` of q is largest, q / tau less a constant; both [B, T, N, C]."""
+    return (q - state.q_mean[:, None]) / (state.q_scale[:, None] * config.temperature)
+
+
+def projection(scores: chex.Array, wanted: chex.Array) -> chex.Array:
+    """Mean squared distance [B, T, A] of scores [B, T, A, C] to what they should be."""
+    return jnp.mean((scores - jnp.clip(wanted, -_MAX_SCORE, _MAX_SCORE)) ** 2, axis=-1)
+
+
+MMRF = Learner(policy_gradient)
 
 
 def update(
@@ -32,6 +90,7 @@ def update(
     rate: chex.Numeric = 1.0,
     simulated: types.Simulated | None = None,
     axis_name: str | None = None,
+    learner: Learner = MMRF,
 ) -> tuple[st.AgentState, dict[str, chex.Array]]:
     """One update; jit it with `config` static and `state` donated.
 
@@ -42,6 +101,7 @@ def update(
         `config.non_impressions` of their weight; and what the model says of all candidates, which values are also
         made of. None for impressions and the agents' own critics alone.
       axis_name: see `learning.Reduction`.
+      learner: MMRF's, or that of a baseline with the same encoders and critics.
 
     Returns:
       The next state and scalar metrics.
@@ -55,7 +115,7 @@ def update(
         unseen = jnp.take_along_axis(batch.candidates, flat, axis=-1)  # [B, T+1, M K]
 
     def loss_fn(params, rows):
-        return _loss(params, rows, state, batch, simulated, unseen, items, candidates, key, config, reduction)
+        return _loss(params, rows, state, batch, simulated, unseen, items, candidates, key, config, reduction, learner)
 
     ids = rep.ids(batch, items, unseen)
     next_state, (metrics, mean, spread), grad_norm = st.step(state, ids, loss_fn, config, reduction, rate)
@@ -69,7 +129,7 @@ def update(
     return next_state, reduction.sum(metrics) | {"grad_norm": grad_norm}
 
 
-def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key, config, reduction):
+def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key, config, reduction, learner):
     r = rep.represent(config, params["encoder"], rows, batch, items, key, unseen)
     learn = rep.learned(batch)
     actor, critic = networks.Actor(config), networks.Critic(config)
@@ -79,15 +139,19 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     # Critics on what was shown, with gradient; on all candidates, for targets and actors, without.
     shown = critic.apply(params["critic"], r.z, r.memory_mean, r.shown)
     still = jax.lax.stop_gradient((r.z, r.memory_mean))
-    acted = actor.apply(params["actor"], *still, candidates)
-    scores = acted.scores  # [B, T+1, N, C]
-    w_main = jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
+    act = lambda p: actor.apply(p, *still, candidates).scores
+    scores = act(params["actor"])  # [B, T+1, A, C]
+    logged = exposure.logged(batch.slate, batch.slate_mask, batch.candidates.shape[-1])
+    if learner.expectile is None:
+        w_main = jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
+    else:
+        w_main = logged
     pool = critic.apply(state.target, *still, candidates)
     if simulated is not None and config.uses_model:
         pool = networks.blend(pool, simulated.pool, config.model_weight)
     stay_main = heads.stay_probability(pool, w_main)
     q = losses.video_values(config, pool, pool.value.min(axis=-2), stay_main, state.reward_scale)  # [B, T+1, N, C]
-    value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the policy in force
+    value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the policy in force, or the log's
 
     # Feedback and staying, by supervision.
     feedback = batch.feedback[:, :-1]
@@ -98,39 +162,45 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     stay_loss = jnp.sum(learn.known * optax.sigmoid_binary_cross_entropy(stay_logit, stays)) / num_known
 
     # Twin values by TD; every critic bootstraps with the main agent's next exposure.
+    next_value = value if learner.expectile is None else pool.value.min(axis=-2)
     reward = losses.rewards(config, feedback, state.reward_scale)  # [B, T, K, N]
     reward = jnp.einsum("btk,btkn->btn", learn.exposed, reward)
-    target = losses.td_targets(reward, value[:, 1:], batch.terminated[:, :-1], config.discount)
+    target = losses.td_targets(reward, next_value[:, 1:], batch.terminated[:, :-1], config.discount)
     shown_q = jnp.take_along_axis(q[:, :-1], batch.slate[:, :-1, None, :], axis=-1)  # [B, T, N, K]
     slate_q = jnp.einsum("btnk,btk->btn", shown_q, learn.exposed)
     td_error = shown.base[:, :-1] + jax.lax.stop_gradient(slate_q - target)[..., None, :]  # [B, T, 2, N]
     base_loss = jnp.sum(learn.known[..., None, None] * td_error**2) / num_known
     value_error = shown.value[:, :-1] - jax.lax.stop_gradient(value[:, :-1])[..., None, :]
-    value_loss = jnp.sum(learn.request[..., None, None] * value_error**2) / num_requests
+    squared = value_error**2
+    if learner.expectile is not None:
+        squared *= jnp.where(value_error < 0.0, learner.expectile, 1.0 - learner.expectile)
+    value_loss = jnp.sum(learn.request[..., None, None] * squared) / num_requests
 
-    # Deterministic policy gradient through the relaxed exposure of each agent's scores.
-    scaled = jax.lax.stop_gradient(q[:, :-1] / state.q_scale[:, None])
-    objective = losses.policy_objective(scores[:, :-1], scaled, config.slate, config.temperature)  # [B, T, N]
-    objective = jnp.einsum("bt,btn->n", learn.request, objective) / num_requests
-    # Its gradient fades where w is near 0 or 1, and it leaves a request's mean score free. So scores are also drawn to
-    # its maximiser, q / tau less a constant: far from the cut, and so that different requests can be compared.
-    maximiser = (q[:, :-1] - state.q_mean[:, None]) / (state.q_scale[:, None] * config.temperature)
-    maximiser = jax.lax.stop_gradient(jnp.clip(maximiser, -_MAX_SCORE, _MAX_SCORE))
-    projection = jnp.mean((scores[:, :-1] - maximiser) ** 2, axis=-1)  # [B, T, N]
-    projection_loss = jnp.sum(learn.request[..., None] * projection) / num_requests
+    q_, base_, value_ = jax.lax.stop_gradient((q, pool.base.min(axis=-2), pool.value.min(axis=-2)))
+    view = View(
+        actor=params["actor"],
+        act=lambda p: act(p)[:, :-1],
+        scores=scores[:, :-1],
+        q=q_[:, :-1],
+        base=base_[:, :-1],
+        value=value_[:, :-1],
+        logged=logged[:, :-1],
+        batch=batch,
+        mean=lambda x: jnp.einsum("bt,bt...->...", learn.request, x) / num_requests,
+    )
+    improvement, improved = learner.improve(config, state, view, reduction)
 
     mean_q = q[:, :-1].mean(axis=-1)  # [B, T, N]
     centred = q[:, :-1] - mean_q[..., None]
     average = reduction.sum(jnp.einsum("bt,btn->n", learn.request, mean_q)) / num_requests
     spread = reduction.sum(jnp.einsum("bt,btnc->n", learn.request, centred**2)) / (num_requests * q.shape[-1])
     loss = jnp.sum(jnp.asarray(config.signal_weights) * feedback_loss) + stay_loss
-    loss += _VALUE_WEIGHT * (base_loss + value_loss) + _PROJECTION_WEIGHT * projection_loss - jnp.sum(objective)
+    loss += _VALUE_WEIGHT * (base_loss + value_loss) + improvement
     if config.rewards_differ:
         loss += jnp.einsum("btk,btnk->", learn.exposed, shown.gap[:, :-1] ** 2) / num_exposed
     metrics = {f"loss/{s}": feedback_loss[i] for i, s in enumerate(types.SIGNALS)}
     metrics |= {"loss/stay": stay_loss, "loss/base": base_loss, "loss/value": value_loss}
-    metrics["loss/projection"] = projection_loss
-    metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
+    metrics |= improved
     metrics["value/main"] = jnp.sum(learn.request * value[:, :-1, -1]) / num_requests
     if simulated is not None and simulated.slates.shape[2]:
         terms = _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items, config)

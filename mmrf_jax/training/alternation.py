@@ -42,7 +42,8 @@ class Plan:
 
     Attributes:
       method: name in `methods.METHODS`. rounds: fit → label → update, so many times.
-      closed_loop: whether the newest policy serves and collects the log of each round after the first.
+      closed_loop: whether each round after the first has a log of its own: the newest policy's, or another of the first
+        policy where the method does not collect its own (`methods.Method.collects`).
       slates: of unseen videos labelled by the feedback model at each request.
     """
 
@@ -56,23 +57,23 @@ class Plan:
     @property
     def models(self) -> bool:
         """Whether a feedback model is fitted, for labels or for values."""
-        return self.slates > 0 or (methods.get(self.method).simulates and self.agents.uses_model)
+        return self.slates > 0 or self.agents.uses_model
 
     @property
     def predictors(self) -> tuple[str, ...]:
         """Who predicts every signal: the feedback model, and the critics of agents; others fit watch time alone."""
-        return ("model",) * self.models + ("agents",) * methods.get(self.method).simulates
+        return ("model",) * self.models + ("agents",) * methods.get(self.method).predicts
 
 
 def agent_config(config) -> AgentConfig:
     """The agents of a run's config."""
     slate = config.world.slate if config.source == "world" else config.data.slate
-    return AgentConfig(**_fields(config.agents), slate=slate)
+    return methods.configured(config.method, AgentConfig(**_fields(config.agents), slate=slate))
 
 
 def plan_of(config) -> Plan:
     """What a run's config alternates between."""
-    agents, method = agent_config(config), methods.get(config.method)
+    agents = agent_config(config)
     candidates = config.world.candidates if config.source == "world" else config.data.candidates
     fields = {name: value for name, value in _fields(config.feedback).items() if name not in _OF_THE_FIT}
     return Plan(
@@ -81,7 +82,7 @@ def plan_of(config) -> Plan:
         feedback=FeedbackConfig(**fields, slate=agents.slate),
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
-        slates=agents.simulated_slates(candidates) if method.simulates else 0,
+        slates=agents.simulated_slates(candidates),
     )
 
 
@@ -102,7 +103,8 @@ def init(
     Args:
       feedback_mean, feedback_std: [S] of the exposures in the first log.
     """
-    agents = st.init(key, plan.agents, schema, items, feedback_mean, feedback_std)
+    critic = methods.get(plan.method).critic
+    agents = st.init(key, plan.agents, schema, items, feedback_mean, feedback_std, critic)
     feedback = None
     if plan.models:
         key = jax.random.fold_in(key, 1)

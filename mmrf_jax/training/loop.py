@@ -246,11 +246,7 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
                 log = given
             else:
                 phase("collect")
-                server = alternation.server_state(state)
-                policy = methods.get(plan.method).make_policy(
-                    server, source.items, plan.agents, config.alternation.temperature
-                )
-                log = source.collect(policy, number)
+                log = source.collect(_server(config, plan, source, state), number)
             if state is None:
                 state = _born(config, plan, source, log, mesh)
             logged = par.put_replicated(np.array([log.num_sessions, log.num_requests], np.int32), mesh)
@@ -271,6 +267,15 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
     }
     files.write_json(workdir / "learned.json", summary)
     return state, summary
+
+
+def _server(config, plan: alternation.Plan, source: sources.Source, state: alternation.RunState) -> base.Policy:
+    """Who collects a round's log: the agents as they were when it began, or the source's first policy."""
+    method = methods.get(plan.method)
+    if not method.collects:
+        return next(iter(source.policies.values()))
+    server = alternation.server_state(state)
+    return method.make_policy(server, source.items, plan.agents, config.alternation.temperature)
 
 
 def _born(config, plan: alternation.Plan, source: sources.Source, log: SessionLog, mesh) -> alternation.RunState:

@@ -2,46 +2,97 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from mmrf_jax import types
 from mmrf_jax.agents import networks, policy, update
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
-from mmrf_jax.baselines import myopic
+from mmrf_jax.baselines import (
+    bc,
+    deepfm,
+    iql,
+    ltr,
+    massa,
+    myopic,
+    pareto,
+    supervised,
+    td3_bc,
+    tscac,
+    wide_deep,
+)
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
 from mmrf_jax.simulators import base
 
 
+def _actor_scores(config: AgentConfig, state: st.AgentState, r: rep.Representation, items) -> chex.Array:
+    return networks.Actor(config).apply(state.params["actor"], r.z, r.memory_mean, items).scores
+
+
+def _actors(config: AgentConfig) -> tuple[str, ...]:
+    return config.signals[-config.num_actors :]
+
+
 class Method(NamedTuple):
-    """A trainable ranker."""
+    """A trainable ranker.
+
+    Attributes:
+      update: (state, batch, items, config, rate[, simulated]) -> the next state, and metrics.
+      make_policy: (state, items, config[, temperature]) -> `simulators.base.Policy`.
+      score: (config, state, Representation, items [B, T+1, C, D]) -> [B, T+1, N, C].
+      signals: config -> those of the score columns; the last column is served.
+      critic: the module of `state.params["critic"]`.
+      configure: makes a run's agents those of this method.
+      simulates: whether `update` takes what a feedback model says (`types.Simulated`).
+      predicts: whether its critic is fitted to every signal.
+      collects: whether it collects the logs it learns from, in a closed loop; if not, the first policy goes on.
+    """
 
     update: Callable[..., tuple[st.AgentState, dict[str, chex.Array]]]
-    make_policy: Callable[..., base.Policy]
-    score: Callable[..., chex.Array]  # (config, params, Representation, items [B, T+1, C, D]) -> [B, T+1, N, C]
-    signals: Callable[[AgentConfig], tuple[str, ...]]  # of the score columns
-    simulates: bool  # whether `update` takes what a feedback model says (`types.Simulated`)
+    make_policy: Callable[..., base.Policy] = policy.make
+    score: Callable[..., chex.Array] = _actor_scores
+    signals: Callable[[AgentConfig], tuple[str, ...]] = _actors
+    critic: Callable[[AgentConfig], nn.Module] = networks.Critic
+    configure: Callable[[AgentConfig], AgentConfig] = lambda config: config
+    simulates: bool = False
+    predicts: bool = True
+    collects: bool = True
 
 
-def _actor_scores(config: AgentConfig, params: Any, r: rep.Representation, items) -> chex.Array:
-    return networks.Actor(config).apply(params["actor"], r.z, r.memory_mean, items).scores
+def _supervised(module, critic: Callable[[AgentConfig], nn.Module], rank: supervised.Rank, **fields) -> Method:
+    """A ranker by predictions; its columns are the agents' signals."""
+
+    def score(config, state, r, items):
+        raw = critic(config).apply(state.params["critic"], r.z, r.memory_mean, items).feedback
+        return supervised.scores(config, raw, rank(raw, state.reward_scale))
+
+    return Method(module.update, module.make, score, lambda config: config.signals, critic, **fields)
 
 
-def _watch_scores(config: AgentConfig, params: Any, r: rep.Representation, items) -> chex.Array:
-    out = networks.Critic(config).apply(params["critic"], r.z, r.memory_mean, items)
-    return out.feedback[..., types.WATCH_TIME :, :]
-
+_with = functools.partial(functools.partial, dataclasses.replace)
+_ALONE = _with(signals=("watch_time",))
 
 METHODS = {
-    "mmrf": Method(update.update, policy.make, _actor_scores, lambda config: config.signals, True),
-    "myopic": Method(myopic.update, myopic.make, _watch_scores, lambda config: ("watch_time",), False),
+    "mmrf": Method(update.update, simulates=True),
+    "bc": Method(bc.update, configure=_ALONE, predicts=False, collects=False),
+    "wide_deep": _supervised(wide_deep, wide_deep.critic, supervised.by_watch_time),
+    "deepfm": _supervised(deepfm, deepfm.critic, supervised.by_watch_time),
+    "pareto": Method(pareto.update, configure=_with(one_actor=True)),
+    "tscac": Method(tscac.update, configure=_with(communication="none")),
+    "massa": Method(massa.update, configure=_with(communication="signal"), simulates=True),
+    "td3_bc": Method(td3_bc.update, configure=_ALONE),
+    "iql": Method(iql.update, configure=_ALONE),
+    "ltr": _supervised(ltr, networks.Critic, ltr.weighted_sum, collects=False),
+    "myopic": _supervised(myopic, networks.Critic, supervised.by_watch_time, configure=_ALONE, predicts=False),
 }
 
 
@@ -56,6 +107,22 @@ def get(name: str) -> Method:
     return METHODS[name]
 
 
+def configured(name: str, config: AgentConfig) -> AgentConfig:
+    """The agents of a method.
+
+    Raises:
+      ValueError: for an ablation of what the method does not have.
+    """
+    method = get(name)
+    if config.ablation != "none" and (not method.simulates or (name != "mmrf" and config.ablation == "co")):
+        raise ValueError(
+            f"agents.ablation={config.ablation!r} takes away what method {name!r} does not have; leave it at 'none'"
+        )
+    # No feedback model is as nothing learned from videos that were not shown.
+    config = config if method.simulates else dataclasses.replace(config, ablation="da")
+    return method.configure(config)
+
+
 @functools.partial(jax.jit, static_argnames=("config", "method"))
 def score_batch(
     state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
@@ -64,5 +131,5 @@ def score_batch(
     rows = tb.lookup(state.tables, rep.ids(batch, items))
     r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
     candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
-    scores = METHODS[method].score(config, state.params, r, candidates)
+    scores = METHODS[method].score(config, state, r, candidates)
     return jnp.take_along_axis(scores, batch.slate[..., None, :], axis=-1)

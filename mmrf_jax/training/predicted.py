@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import types
-from mmrf_jax.agents import networks
 from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
 from mmrf_jax.simulators.feedback import network
-from mmrf_jax.training import alternation
+from mmrf_jax.training import alternation, methods
 
 
 def shown(batch: types.SessionBatch) -> chex.Array:
@@ -40,7 +39,8 @@ def feedback(
         agents = state.agents
         rows = tb.lookup(agents.tables, rep.ids(batch, items, videos))
         r = rep.represent(plan.agents, agents.params["encoder"], rows, batch, items, None, videos)
-        critic = networks.Critic(plan.agents).apply(agents.params["critic"], r.z, r.memory_mean, r.unseen)
+        critic = methods.get(plan.method).critic(plan.agents)
+        critic = critic.apply(agents.params["critic"], r.z, r.memory_mean, r.unseen)
         out["agents"] = jnp.moveaxis(heads.expected_feedback(critic.feedback, agents.reward_scale), -2, -1)
     if plan.models:
         model = alternation.model_of(state)

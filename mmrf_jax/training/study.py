@@ -53,7 +53,7 @@ def _check(config) -> list[str]:
         one = run_config(config, name, 0)
         if one.source != "world" or one.simulator != "world":
             raise ValueError(f"variant {name} is not of the world, whose truth studies are judged by; leave it out")
-        if not methods.get(one.method).simulates and name == config.reference:
+        if not methods.get(one.method).predicts and name == config.reference:
             raise ValueError(f"config.reference={name!r} predicts no feedback; compare with another variant")
     loop.check_arms(config.arms, sources.world_policies(), "config.arms")
     loop.check_least(config, {"seeds": 1, "sessions": 2})

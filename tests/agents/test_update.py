@@ -347,7 +347,7 @@ def test_projection_is_the_distance_to_the_maximiser(step, drawn):
 def test_projection_draws_the_actors_and_nothing_else(step, drawn, items, monkeypatch):
     state, batch, answers = drawn
     learned_with, _ = step(state, batch)
-    monkeypatch.setattr(update, "_PROJECTION_WEIGHT", 0.0)
+    monkeypatch.setattr(update, "PROJECTION_WEIGHT", 0.0)
     without = jax.jit(functools.partial(update.update, config=SGD), compiler_options=tiny.QUICK)
     learned_without, _ = without(state, batch, items)
 

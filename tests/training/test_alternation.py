@@ -26,5 +26,5 @@ def test_a_feedback_model_is_fitted_where_values_or_labels_need_it(method, ablat
     config.agents.update({"ablation": ablation, "non_impressions": rho, "model_weight": weight})
     plan = alternation.plan_of(config)
     assert (plan.models, plan.slates) == (models, slates)
-    assert plan.agents.uses_model == (ablation in ("none", "co") and weight > 0.0)
+    assert plan.agents.uses_model == (method == "mmrf" and ablation in ("none", "co") and weight > 0.0)
     assert ("model" in plan.predictors) == models and ("agents" in plan.predictors) == (method == "mmrf")

@@ -1,0 +1,33 @@
+"""LTR: a supervised multi-task ranker whose score is a weighted sum of predicted signals, the paper's online control.
+
+It learns from production's logs in every round; the heads are those of MMRF's critics.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import types
+from mmrf_jax.agents import networks
+from mmrf_jax.baselines import supervised
+
+#: Of each signal's expectation over its standard deviation.
+WEIGHTS = {
+    "click": 0.1, "like": 0.1, "follow": 0.1, "comment": 0.1, "forward": 0.1, "hate": -0.1, "watch_time": 1.0,
+}  # fmt: skip
+
+
+def weighted_sum(raw: chex.Array, scale: chex.Array) -> chex.Array:
+    """A `supervised.Rank`: sum over signals of weight × expected feedback / standard deviation."""
+    weights = jnp.array([WEIGHTS.get(s, 0.0) for s in types.SIGNALS])
+    chances = jax.nn.sigmoid(raw[..., : types.WATCH_TIME, :]) / scale[: types.WATCH_TIME, None]
+    watched = jnp.exp(jnp.clip(raw[..., types.WATCH_TIME :, :], -8.0, 5.0))
+    return jnp.einsum("s,...sc->...c", weights, jnp.concatenate([chances, watched], axis=-2))
+
+
+update = functools.partial(supervised.update, critic=networks.Critic)
+make = functools.partial(supervised.make, critic=networks.Critic, rank=weighted_sum)

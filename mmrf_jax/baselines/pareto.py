@@ -1,0 +1,62 @@
+"""Pareto: multi-objective actor-critic. One actor, a critic for each signal, gradients joined by min-norm weights.
+
+MGDA (Désidéri, 2012; Sener & Koltun, 2018): the convex combination of the objectives' gradients with the least norm
+is a direction in which none of them falls. Encoders and critics are MMRF's; there is no feedback model.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax.agents import losses
+from mmrf_jax.agents import state as st
+from mmrf_jax.agents import update as up
+from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.encoders import learning
+
+_STEPS = 50  # of Frank–Wolfe
+
+
+def min_norm_weights(gram: chex.Array) -> chex.Array:
+    """Weights [N] of the simplex that minimise a' G a, by Frank–Wolfe with exact line search.
+
+    Args:
+      gram: [N, N] inner products of the gradients, G.
+    """
+    num = len(gram)
+
+    def body(_, a):
+        slope = gram @ a
+        corner = jax.nn.one_hot(jnp.argmin(slope), num)
+        step = corner - a
+        curvature = step @ gram @ step
+        length = jnp.where(curvature > 1e-12, -(step @ slope) / jnp.maximum(curvature, 1e-12), 0.0)
+        return a + jnp.clip(length, 0.0, 1.0) * step
+
+    return jax.lax.fori_loop(0, _STEPS, body, jnp.full((num,), 1.0 / num))
+
+
+def improve(
+    config: AgentConfig, state: st.AgentState, view: up.View, reduction: learning.Reduction
+) -> tuple[chex.Array, dict[str, chex.Array]]:
+    """See `agents.update.Learner`."""
+    scaled = view.q / state.q_scale[:, None]
+
+    def objectives(scores):
+        value = losses.policy_objective(scores, scaled, config.slate, config.temperature)
+        return view.mean(value - up.PROJECTION_WEIGHT * up.projection(scores, up.maximiser(config, state, view.q)))
+
+    gradients = reduction.sum(jax.jacrev(lambda actor: objectives(view.act(actor)))(view.actor))
+    flat = jnp.concatenate([g.reshape(config.num_agents, -1) for g in jax.tree.leaves(gradients)], axis=1)
+    weights = jax.lax.stop_gradient(min_norm_weights(flat @ flat.T))
+    objective = objectives(view.scores)
+    # The weights of all devices together are 1 on each, for the objective is a part of the whole.
+    metrics = {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
+    return -weights @ objective, metrics
+
+
+update = functools.partial(up.update, learner=up.Learner(improve))
