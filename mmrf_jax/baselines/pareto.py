@@ -18,11 +18,14 @@ from mmrf_jax.agents import update as up
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.encoders import learning
 
-_STEPS = 50  # of Frank–Wolfe
+_STEPS = 100  # of Frank–Wolfe
 
 
 def min_norm_weights(gram: chex.Array) -> chex.Array:
-    """Weights [N] of the simplex that minimise a' G a, by Frank–Wolfe with exact line search.
+    """Weights [N] of the simplex that minimise a' G a, by pairwise Frank–Wolfe steps with exact line search.
+
+    Each moves weight from where the slope is largest to where it is least, which converges linearly where plain
+    Frank–Wolfe zigzags (Lacoste-Julien & Jaggi, 2015).
 
     Args:
       gram: [N, N] inner products of the gradients, G.
@@ -31,11 +34,11 @@ def min_norm_weights(gram: chex.Array) -> chex.Array:
 
     def body(_, a):
         slope = gram @ a
-        corner = jax.nn.one_hot(jnp.argmin(slope), num)
-        step = corner - a
-        curvature = step @ gram @ step
-        length = jnp.where(curvature > 1e-12, -(step @ slope) / jnp.maximum(curvature, 1e-12), 0.0)
-        return a + jnp.clip(length, 0.0, 1.0) * step
+        to, source = jnp.argmin(slope), jnp.argmax(jnp.where(a > 0.0, slope, -jnp.inf))
+        curvature = gram[to, to] - 2.0 * gram[to, source] + gram[source, source]
+        length = (slope[source] - slope[to]) / jnp.maximum(curvature, 1e-20)
+        moved = jnp.where(to == source, 0.0, jnp.clip(length, 0.0, a[source]))
+        return a.at[to].add(moved).at[source].add(-moved)
 
     return jax.lax.fori_loop(0, _STEPS, body, jnp.full((num,), 1.0 / num))
 
