@@ -13,8 +13,10 @@ _DAILY = ("watch_time", "depth", "visits", "watch_time_per_day")
 def describe(result: Mapping[str, Any]) -> str:
     """The text of what `training.arms.compare`, `training.long_run.compare` or `aa.coverage` gives."""
     if "aa" in result:
-        share = f"sample ratios with p < {assignment.MISMATCH}: {100 * result['mismatches']:.1f} % of the tests"
-        return f"{aa.format_table(result)}\n{share}"
+        chance = 1.96 * (0.95 * 0.05 / result["tests"]) ** 0.5
+        said = f"right intervals have a coverage in .95 ± {chance:.3f} 95 times of a hundred"
+        alarms = f"sample ratios with p < {assignment.MISMATCH}: {result['mismatches']:.2%}"
+        return f"{aa.format_table(result)}\n{said}; {alarms}"
     parts = [ab_test.format_table(result), _sample_ratio(result)]
     cut = {name: round(value, 3) for name, value in result["truncated_pct"].items()}
     parts.append(f"sessions cut at their longest, %: {cut}")

@@ -177,9 +177,10 @@ def test_cuped_with_several_covariates_is_a_regression():
         ratio = value["mmrf"] / value["production"]
         assert entry["mean"] == pytest.approx(value["mmrf"])
         assert entry["diff_pct"] == pytest.approx(100 * (ratio - 1))
-        error = np.hypot(
-            z["mmrf"].std() / np.sqrt(n["mmrf"]), ratio * z["production"].std() / np.sqrt(n["production"])
-        ) / value["production"]
+        error = (
+            np.hypot(z["mmrf"].std() / np.sqrt(n["mmrf"]), ratio * z["production"].std() / np.sqrt(n["production"]))
+            / value["production"]
+        )
         # Means over everyone move with both arms, a term of the order of the adjustment itself.
         assert (entry["ci95"][1] - entry["ci95"][0]) / 2 == pytest.approx(196 * error, rel=0.02)
 
@@ -192,8 +193,8 @@ def test_a_second_interval_that_may_be_looked_at_often():
     test.update(arms)
     assert test.users() == {"production": 100, "mmrf": 100}
     entry, plain = test.results(3.0)["ab_test"]["mmrf"], test.results()["ab_test"]["mmrf"]
-    np.testing.assert_allclose(np.subtract(entry["like"]["always_valid95"], entry["like"]["diff_pct"]),
-                               3.0 / ab_test.Z95 * np.subtract(entry["like"]["ci95"], entry["like"]["diff_pct"]))  # fmt: skip
+    wide, narrow = (np.subtract(entry["like"][name], entry["like"]["diff_pct"]) for name in ("always_valid95", "ci95"))
+    np.testing.assert_allclose(wide, 3.0 / ab_test.Z95 * narrow)
     assert {name: x["ci95"] for name, x in entry.items()} == {name: x["ci95"] for name, x in plain.items()}
     assert "always_valid95" not in entry["coverage"] and "always_valid95" not in plain["like"]
 

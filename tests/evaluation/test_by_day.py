@@ -27,7 +27,7 @@ def test_values_by_hand():
     result = by_day.change(early, late, "production", paired=False)
     entry = result["mmrf"]["watch_time"]
     assert (entry["early"], entry["late"], entry["change"]) == pytest.approx((25.0, 10.0, -15.0))
-    # A user's share in a difference: (seconds − mean × sessions) / mean sessions / control's mean, of each arm and part.
+    # A user's share in a difference: (seconds − mean × sessions) / mean sessions / control's mean.
     share = lambda x, mean, base: (x["watch_time"] - mean * x["sessions"]) * 3 / 4 / base
     own = share(late["mmrf"], 2.75, 2.5) - share(early["mmrf"], 2.5, 2.0)
     other = share(late["production"], 2.5, 2.5) * 1.1 - share(early["production"], 2.0, 2.0) * 1.25
