@@ -70,6 +70,7 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
                       markersize=4)  # fmt: skip
         axis.set_title(metric, fontsize=10)
         axis.set_xlabel("day", fontsize=8)
+        axis.locator_params(axis="x", integer=True)
         axis.tick_params(labelsize=8)
     axes[0].set_ylabel("% vs control", fontsize=8)
     axes[0].legend(fontsize=8)

@@ -1,6 +1,7 @@
 """Long-running A/B tests: who comes on which day, effects by day and as a whole, on one device and on several."""
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
@@ -8,7 +9,7 @@ from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.world import params as p
 from mmrf_jax.simulators.world import rankers, session
-from mmrf_jax.training import arms, long_run
+from mmrf_jax.training import arms, long_run, sources
 
 CONFIG = p.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
 USERS, FIRST, DAYS = 2000, 3, 6
@@ -156,6 +157,16 @@ for row, alone in zip(found[0]["by_day"], found[1]["by_day"], strict=True):
             np.testing.assert_allclose(entry["mean"], other["mean"], rtol=1e-4, err_msg=metric)
 print("all well")
 """
+
+
+def test_days_that_a_simulator_does_not_have_are_refused():
+    config = ml_collections.ConfigDict({"simulator": "world", "ab_test": {"day": 50}})
+    sources.check_days(config, 11)
+    with pytest.raises(ValueError, match=r"days 50 to 61 end after day 60, .* at most 11 days"):
+        sources.check_days(config, 12)
+    config.simulator = "feedback"
+    with pytest.raises(ValueError, match=r"do not say when users come back.*--config.simulator=world"):
+        sources.check_days(config, 2)
 
 
 @pytest.mark.slow
