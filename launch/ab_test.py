@@ -1,9 +1,15 @@
-"""A paired A/B test of rankers in the world: the same users, with the same chance, in every arm.
+"""A/B tests of rankers in the world: the same users, with the same chance, in every arm, or each in one by hash.
 
   python -m launch.ab_test --config=experiments/world.py --arms=production,runs/world,runs/myopic \\
       --sessions=100000 --out=runs/ab.json --plot=runs/ab.png
+  python -m launch.ab_test --config=experiments/world.py --arms=production,runs/world --hashed --cuped --always_valid \\
+      --sessions=100000 --out=runs/ab.json
+  python -m launch.ab_test --config=experiments/world.py --arms=production,runs/world --days=14 --out=runs/long.json
+  python -m launch.ab_test --config=experiments/world.py --arms=production --aa=500 --sessions=20000 --out=runs/aa.json
 
 Arms are production, random, oracle_myopic, oracle_planning, or run folders of launch.train; the first is the control.
+With --days users come back, and effects are also given by day. --aa serves one arm, assigns its users to two arms anew
+for each of so many A/A tests, and says how often the intervals hold zero.
 """
 
 from pathlib import Path
@@ -21,6 +27,11 @@ _ARMS = flags.DEFINE_list("arms", None, "Arms, the control first.", required=Tru
 _SESSIONS = flags.DEFINE_integer("sessions", 100_000, "Sessions in each arm.", lower_bound=2)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
 _PLOT = flags.DEFINE_string("plot", None, "PNG to draw: differences to the control with their intervals.")
+_HASHED = flags.DEFINE_bool("hashed", False, "Each user in one arm, by hash, as on a platform; else in all of them.")
+_CUPED = flags.DEFINE_bool("cuped", False, "Take out what the users' histories explain; of hashed and A/A tests.")
+_ALWAYS_VALID = flags.DEFINE_bool("always_valid", False, "Also intervals that may be looked at again and again.")
+_DAYS = flags.DEFINE_integer("days", 1, "Simulated days; above 1, users come back.", lower_bound=1)
+_AA = flags.DEFINE_integer("aa", 0, "Number of A/A tests of the only arm, in the place of an A/B test.", lower_bound=0)
 
 
 def main() -> None:
@@ -31,6 +42,7 @@ def main() -> None:
         common.check_output("plot", _PLOT.value)
         if not _PLOT.value.endswith(".png"):
             raise ValueError(f"--plot={_PLOT.value} is not the name of a PNG; let it end in .png")
+    _check_options()
     mesh = par.make_mesh()
     source = loop.source_of(config, mesh)
     policies = {
@@ -39,11 +51,34 @@ def main() -> None:
     if len(policies) < len(_ARMS.value):
         raise ValueError(f"--arms={','.join(_ARMS.value)} repeats a name; arms are named by their last folder")
     config.ab_test.sessions = _SESSIONS.value
-    result = judging.compare(config, source, policies, mesh)
+    if _AA.value:
+        (policy,) = policies.values()
+        result = judging.aa_tests(config, source, policy, mesh, _AA.value, _CUPED.value)
+    else:
+        result = judging.compare(
+            config, source, policies, mesh, days=_DAYS.value, hashed=_HASHED.value, cuped=_CUPED.value,
+            always_valid=_ALWAYS_VALID.value,
+        )  # fmt: skip
     files.write_json(_OUT.value, result)
     if _PLOT.value:
-        plots.forest(result, _PLOT.value)
+        draw = plots.days if _DAYS.value > 1 else plots.forest
+        draw(result, _PLOT.value)
     judging.print_results(result)
+
+
+def _check_options() -> None:
+    """Refuses flags that do not go together, before any work is done.
+
+    Raises:
+      ValueError: naming them.
+    """
+    if _AA.value and (len(_ARMS.value) > 1 or _HASHED.value or _ALWAYS_VALID.value or _DAYS.value > 1 or _PLOT.value):
+        raise ValueError(
+            f"--aa={_AA.value} is of one arm and of one day, by hash and without a plot; give one arm in --arms and "
+            "leave out --hashed, --always_valid, --days and --plot"
+        )
+    if _CUPED.value and not _HASHED.value and not _AA.value:
+        raise ValueError("--cuped has nothing to adjust where every arm has the same users; add --hashed")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 _METRICS = ("watch_time", "depth", "like", "follow", "hate", "return_rate")
+_DAILY = ("watch_time", "depth", "visits", "watch_time_per_day")
+_MARKERS = "osD^vP"  # arms are told apart without colour
 
 
 def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _METRICS) -> None:
@@ -39,5 +41,38 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
         axis.tick_params(labelsize=8)
         axis.margins(x=0.25, y=0.35)
     axes[0].set_yticks(rows, names)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _DAILY) -> None:
+    """Differences to the control by day with 95 % intervals, one panel a metric, written as a PNG.
+
+    Args:
+      result: of `training.long_run.compare`. path: file to write. metrics: keys; those without a difference on some day
+        are left out.
+    """
+    from matplotlib.figure import Figure
+
+    rows = result["by_day"]
+    arms = list(result["ab_test"])
+    shown = [m for m in metrics if all(row["ab_test"][a][m]["diff_pct"] is not None for row in rows for a in arms)]
+    figure = Figure(figsize=(2.8 * len(shown) + 0.6, 3.0), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    at = [row["day"] for row in rows]
+    for axis, metric in zip(axes, shown, strict=True):
+        for number, arm in enumerate(arms):
+            entries = [row["ab_test"][arm][metric] for row in rows]
+            low, high = zip(*(entry["ci95"] for entry in entries), strict=True)
+            marker, line = _MARKERS[number % len(_MARKERS)], axis.plot([], [])[0]
+            axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            axis.plot(at, [entry["diff_pct"] for entry in entries], color=line.get_color(), marker=marker, label=arm,
+                      markersize=4)  # fmt: skip
+        axis.set_title(metric, fontsize=10)
+        axis.set_xlabel("day", fontsize=8)
+        axis.locator_params(axis="x", integer=True)
+        axis.tick_params(labelsize=8)
+    axes[0].set_ylabel("% vs control", fontsize=8)
+    axes[0].legend(fontsize=8)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -4,32 +4,70 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.evaluation import ab_test
+from mmrf_jax.evaluation import ab_test, assignment, sequential
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
 from mmrf_jax.training import rollout
 
-_BLOCK = 50_000  # users of a device in one call: progress is seen, and the last sessions of a call cost little
+BLOCK = 50_000  # users of a device in one call: progress is seen, and the last sessions of a call cost little
+NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that are no metric's
 _SLOTS = 256  # the last sessions of a call cost less, the rest no more than with 1,024
+_LOOKS = 20  # at a test whose intervals are always valid
 
 
 @functools.partial(jax.jit, static_argnames=("sim_functions", "num_users", "slots", "k", "mesh"))
-def _serve(sim_functions, sim_data, policy, key, first_users, queues, day, *, num_users, slots, k, mesh):
-    def one_device(sim_data, policy, key, day, first_user, queue):
+def _serve(sim_functions, sim_data, policy, key, users, queues, day, *, num_users, slots, k, mesh):
+    def one_device(sim_data, policy, key, day, users, queue):
         sim = base.Simulator(*sim_functions, *sim_data)
         sums, counts = rollout.rollout(
-            sim, policy, key, first_user[0], day, num_users=num_users, slots=slots, k=k, queue=queue[0]
+            sim, policy, key, users, day, num_users=num_users, slots=slots, k=k, queue=queue[0]
         )
         return sums, counts[None]
 
     run = par.shard_users(one_device, mesh, num_replicated=4)
-    return run(sim_data, policy, key, day, first_users, queues)
+    return run(sim_data, policy, key, day, users, queues)
+
+
+def serve_users(
+    sim: base.Simulator,
+    policy: base.Policy,
+    key: types.Key,
+    mesh,
+    *,
+    user_ids: np.ndarray,
+    day: int,
+    k: int,
+    capacity: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Sums over a session of each user, [n] by name of `rollout.SUMS`, `user_id` [n] and `exposures` [G, V].
+
+    Every device serves as many users; what a user does depends on the key, the day and the user id alone.
+
+    Args:
+      user_ids: [n] integers, all different. day: simulated day.
+      capacity: at least n, the size compiled for: calls that share it share the computation.
+    """
+    devices, num_users = mesh.size, len(user_ids)
+    share = -(-max(capacity or 0, num_users, 1) // devices)
+    users, each = np.zeros((devices, share), np.int32), -(-num_users // devices)
+    queue = np.clip(num_users - each * np.arange(devices), 0, each).astype(np.int32)
+    users[np.arange(share) < queue[:, None]] = user_ids
+    sums, counts = _serve(
+        sim[:3], sim[3:], policy, key, *par.put_batch((users.reshape(-1), queue), mesh), jnp.int32(day),
+        num_users=share, slots=int(np.clip(share // 4, 16, _SLOTS)), k=k, mesh=mesh,
+    )  # fmt: skip
+    table = np.asarray(sums, np.float64).reshape(devices, share, -1)[:, :each].reshape(devices * each, -1)[:num_users]
+    result: dict[str, np.ndarray] = {name: table[:, i] for i, name in enumerate(rollout.SUMS)}
+    result["user_id"] = np.asarray(user_ids)
+    result["exposures"] = functools.reduce(np.add, np.asarray(counts))  # of one device: no copy
+    return result
 
 
 def serve(
@@ -44,24 +82,42 @@ def serve(
     k: int,
     capacity: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Sums over a session of each of `num_users` users, as `evaluation.ab_test` takes them.
+    """`serve_users` of the users `first_user … first_user + num_users - 1`."""
+    user_ids = first_user + np.arange(num_users)
+    return serve_users(sim, policy, key, mesh, user_ids=user_ids, day=day, k=k, capacity=capacity)
 
-    Every device serves a run of consecutive users; what a user does depends on the key and the user id alone.
-    `capacity`, at least num_users, is the size compiled for: calls that share it share the computation.
+
+@functools.partial(jax.jit, static_argnames="reset")
+def _history_means(reset, params, key, users, day):
+    history = reset(key, users, day, params)[2]
+    shown = history.mask[..., None].astype(jnp.float32)
+    return (history.feedback * shown).sum(axis=1) / jnp.maximum(shown.sum(axis=1), 1.0)
+
+
+def history_means(sim: base.Simulator, key: types.Key, user_ids: np.ndarray, day: int, block: int) -> np.ndarray:
+    """Mean feedback [n, S] over the history that each user arrives with: known before a test, the same in every arm.
+
+    Args:
+      user_ids: [n]. day: of the arrival. block: users of one call.
     """
-    devices = mesh.size
-    share = -(-(capacity or num_users) // devices)
-    first = first_user + share * np.arange(devices, dtype=np.int32)
-    queue = np.clip(first_user + num_users - first, 0, share).astype(np.int32)
-    sums, counts = _serve(
-        sim[:3], sim[3:], policy, key, *par.put_batch((first.astype(np.int32), queue), mesh), jnp.int32(day),
-        num_users=share, slots=int(np.clip(share // 4, 16, _SLOTS)), k=k, mesh=mesh,
-    )  # fmt: skip
-    table = np.asarray(sums, np.float64)[:num_users]
-    result: dict[str, np.ndarray] = {name: table[:, i] for i, name in enumerate(rollout.SUMS)}
-    result["user_id"] = first_user + np.arange(num_users)
-    result["exposures"] = functools.reduce(np.add, np.asarray(counts))  # of one device: no copy
-    return result
+    padded = np.zeros(-(-len(user_ids) // block) * block, np.int32)
+    padded[: len(user_ids)] = user_ids
+    parts = [_history_means(sim.reset, sim.params, key, part, jnp.int32(day)) for part in padded.reshape(-1, block)]
+    return np.concatenate([np.zeros((0, len(types.SIGNALS))), *parts])[: len(user_ids)]
+
+
+def users_of(names: list[str], user_ids: np.ndarray, salt: str | None) -> dict[str, np.ndarray]:
+    """Who is in which arm, {arm: ids}: equal shares by hash, or everyone in every arm where there is no salt."""
+    if salt is None:
+        return dict.fromkeys(names, user_ids)
+    arm = assignment.assign(user_ids, [1.0 / len(names)] * len(names), salt)
+    return {name: user_ids[arm == i] for i, name in enumerate(names)}
+
+
+def sample_ratio(users: Mapping[str, int]) -> dict[str, Any]:
+    """{"srm": {"users": {arm: number}, "p_value"}} of arms that should have equal shares."""
+    p = assignment.sample_ratio_mismatch(list(users.values()), [1.0] * len(users)) if len(users) > 1 else 1.0
+    return {"srm": {"users": dict(users), "p_value": p}}
 
 
 def compare(
@@ -74,23 +130,48 @@ def compare(
     num_users: int,
     day: int,
     k: int,
+    salt: str | None = None,
+    cuped: bool = False,
+    always_valid: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
-    """A paired A/B test: the same users, with the same random numbers, in every arm.
+    """An A/B test of one session a user.
+
+    Args:
+      num_users: of each arm; where users are assigned by hash, on average.
+      salt: None for a paired test, the same users with the same random numbers in every arm. Otherwise each user is in
+        one arm, by the hash of this name of the experiment.
+      cuped: whether to take out what the users' histories explain; of arms assigned by hash.
+      always_valid: whether to look at the test 20 times as users come, with intervals that allow for it.
+      progress: called with the sessions served so far, of num_users × arms.
 
     Returns:
-      {"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}, "truncated_pct": {arm: share of sessions cut}}.
+      {"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}, "truncated_pct": {arm: share of sessions cut}}; by hash
+      also "srm" (`sample_ratio`); if always valid, "always_valid95" beside "ci95", and "looks": [{"users": {arm: so
+      far}, "ab_test": as above without coverage and Gini}].
     """
-    test = ab_test.ABTest(list(arms), control, paired=True)
-    block = min(_BLOCK * mesh.size, num_users)
-    cut, done = dict.fromkeys(arms, 0.0), 0
-    for start in range(0, num_users, block):
-        size = min(block, num_users - start)
-        sums = {}
-        for name, policy in arms.items():
-            sums[name] = serve(sim, policy, key, mesh, first_user=start, num_users=size, day=day, k=k, capacity=block)
-            cut[name] += float(sums[name].pop("truncated").sum())
-            done += size
+    names = list(arms)
+    test = ab_test.ABTest(names, control, paired=salt is None)
+    total = num_users if salt is None else num_users * len(names)
+    block = min(BLOCK * mesh.size, total, -(-total // _LOOKS) if always_valid else total)
+    cut, done, looks = dict.fromkeys(names, 0.0), 0, []
+    for start in range(0, total, block):
+        here = np.arange(start, min(start + block, total))
+        means = history_means(sim, key, here, day, block) if cuped else None
+        sums, covariate, quantile = {}, {}, None
+        for name, ids in users_of(names, here, salt).items():
+            sums[name] = serve_users(sim, arms[name], key, mesh, user_ids=ids, day=day, k=k, capacity=block)
+            cut[name] += float(sums[name]["truncated"].sum())
+            for column in NOT_TESTED:
+                del sums[name][column]
+            if means is not None:
+                covariate[name] = means[ids - start]
+            done += len(ids)
             progress(done)
-        test.update(sums)
-    return test.results() | {"truncated_pct": {name: 100.0 * value / num_users for name, value in cut.items()}}
+        test.update(sums, covariate or None)
+        if always_valid:
+            quantile = sequential.quantile(min(start + block, total) / total)
+            looks.append({"users": test.users(), "ab_test": test.ratios(quantile)})
+    truncated = {name: 100.0 * value / max(test.users()[name], 1) for name, value in cut.items()}
+    result = test.results(quantile) | {"truncated_pct": truncated}
+    return result | ({} if salt is None else sample_ratio(test.users())) | ({"looks": looks} if looks else {})

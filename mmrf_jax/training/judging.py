@@ -11,31 +11,73 @@ from mmrf_jax import types
 from mmrf_jax.baselines import boosting, popularity
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.evaluation import ab_test, fidelity, gauc, offline
+from mmrf_jax.evaluation import aa, ab_report, fidelity, gauc, offline
 from mmrf_jax.metrics.progress import counted, phase
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.feedback import session as simulated
-from mmrf_jax.training import alternation, arms, methods, predicted, sources
+from mmrf_jax.training import alternation, arms, long_run, methods, predicted, sources
 
 _GAP_POOL = 8_192  # requests of the log that the optimism gap's sessions start from
 _MAX_SESSION = 64  # requests, where a config names no longest session
 
 
-def compare(config, source: sources.Source, policies: dict[str, Any], mesh) -> dict[str, Any]:
-    """A paired A/B test in the source's simulator, with progress; the first arm is the control."""
+def compare(
+    config,
+    source: sources.Source,
+    policies: dict[str, Any],
+    mesh,
+    *,
+    days: int = 1,
+    hashed: bool = False,
+    cuped: bool = False,
+    always_valid: bool = False,
+) -> dict[str, Any]:
+    """An A/B test in the source's simulator, with progress; the first arm is the control.
+
+    Args:
+      days: above 1, users come back (`long_run.compare`).
+      hashed: whether each user is in one arm, by hash, and not in all of them.
+      cuped, always_valid: as in `arms.compare`.
+
+    Raises:
+      ValueError: without a simulator, or for days that it does not have.
+    """
     names = list(policies)
+    sim, key = _simulator(config, source)
+    options = {
+        "control": names[0], "num_users": config.ab_test.sessions, "k": source.schema.slate, "cuped": cuped,
+        "always_valid": always_valid, "salt": f"A/B test of seed {config.seed}" if hashed else None,
+        "progress": counted("ab_test", config.ab_test.sessions * len(names) * days),
+    }  # fmt: skip
+    if days == 1:
+        return arms.compare(sim, policies, key, mesh, day=config.ab_test.day, **options)
+    sources.check_days(config, days)
+    return long_run.compare(sim, policies, key, mesh, first_day=config.ab_test.day, days=days, **options)
+
+
+def aa_tests(config, source: sources.Source, policy, mesh, tests: int, cuped: bool = False) -> dict[str, Any]:
+    """`evaluation.aa.coverage` of sessions served by one policy, twice config.ab_test.sessions of them."""
+    number = 2 * config.ab_test.sessions
+    (sim, key), day = _simulator(config, source), config.ab_test.day
+    phase("serve")
+    sums = arms.serve(sim, policy, key, mesh, first_user=0, num_users=number, day=day, k=source.schema.slate)
+    means = arms.history_means(sim, key, sums["user_id"], day, min(arms.BLOCK, number)) if cuped else None
+    phase("aa_tests")
+    return aa.coverage({name: x for name, x in sums.items() if name not in arms.NOT_TESTED}, tests, means)
+
+
+def _simulator(config, source: sources.Source) -> tuple[base.Simulator, types.Key]:
+    """What answers the arms of the A/B tests of a config, and their chance.
+
+    Raises:
+      ValueError: for a source without a simulator.
+    """
     if source.sim is None:
         raise ValueError(
             f"A/B tests need a simulator, but config.source is {config.source!r}; use experiments/world.py, or "
             "--config.simulator=feedback with --config.simulator_checkpoint=RUN"
         )
-    total = config.ab_test.sessions * len(names)
-    key = jax.random.fold_in(jax.random.key(config.seed), 12)
-    return arms.compare(
-        source.sim._replace(items=source.items), policies, key, mesh, control=names[0],
-        num_users=config.ab_test.sessions, day=config.ab_test.day, k=source.schema.slate,
-        progress=counted("ab_test", total),
-    )  # fmt: skip
+    return source.sim._replace(items=source.items), jax.random.fold_in(jax.random.key(config.seed), 12)
 
 
 def evaluate(
@@ -215,9 +257,8 @@ def score(
 
 def print_results(result: dict[str, Any]) -> None:
     """The result tables, on stdout."""
-    if "ab_test" in result:
-        print(ab_test.format_table(result))
-        print("sessions cut at their longest, %:", {k: round(v, 3) for k, v in result["truncated_pct"].items()})
+    if "ab_test" in result or "aa" in result:
+        print(ab_report.describe(result))
     if "offline" in result:
         print(offline.format_table(result["offline"]))
     for name, entries in result.get("offline_other", {}).items():

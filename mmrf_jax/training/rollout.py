@@ -21,8 +21,9 @@ from mmrf_jax.agents import exposure
 from mmrf_jax.evaluation import diversity
 from mmrf_jax.simulators import base, draws
 
-#: Columns of the per-user sums. Interactions are counts; `returned` is 1 where the user is back within a day.
-SUMS = ("watch_time", "depth", "requests", *types.BINARY_SIGNALS, "ild", "returned", "truncated")
+#: Columns of the per-user sums. Interactions are counts; `returned` is 1 where the user is back within a day, and
+#: `next_visit` the days until then.
+SUMS = ("watch_time", "depth", "requests", *types.BINARY_SIGNALS, "ild", "returned", "truncated", "next_visit")
 EXPOSURE_GROUPS = 20  # user groups with exposure counts of their own, for the intervals of coverage and Gini
 
 
@@ -38,7 +39,7 @@ class Slots:
     index: chex.Array  # [B] int32, number of the user in the queue; `num_users` where the slot is idle
     started: chex.Array  # int32, users taken from the queue
     num_users: chex.Array  # int32, length of the queue
-    first_user: chex.Array  # int32, its first user id
+    users: chex.Array  # int32, its first user id, or [num_users] all of them
 
 
 @struct.dataclass
@@ -63,6 +64,11 @@ def exposure_group(user_ids: chex.Array) -> chex.Array:
     return (user_ids.astype(jnp.uint32) * jnp.uint32(2654435769) >> 16).astype(jnp.int32) % EXPOSURE_GROUPS
 
 
+def _ids(users: chex.Array, number: chex.Array) -> chex.Array:
+    """Ids [B] of the users with these numbers in the queue; of nobody in particular past its end."""
+    return users.at[number].get(mode="clip") if users.ndim else users + number
+
+
 def act(policy: base.Policy, sim_params, state, carry, request: types.Request, user, position, key: types.Key, k: int):
     """Scores [B, C], the slate served [B, K] and its log-probability [B] (0 for a deterministic slate).
 
@@ -85,19 +91,20 @@ def start(
     sim: base.Simulator,
     policy: base.Policy,
     key: types.Key,
-    first_user,
+    users,
     num_users,
     day,
     slots: int,
     keep_history: bool = True,
 ) -> Slots:
-    """All slots filled with the first users of the queue `first_user … first_user + num_users - 1`.
+    """All slots filled with the first users of the queue `users … users + num_users - 1`.
 
-    Without `keep_history` the histories go to `policy.init` alone; a policy that ignores them costs no draws for them.
+    `users` may also be an array of all their ids, `num_users` of them or more. Without `keep_history` the histories go
+    to `policy.init` alone; a policy that ignores them costs no draws for them.
     """
-    first_user, num_users = jnp.asarray(first_user, jnp.int32), jnp.asarray(num_users, jnp.int32)
+    users, num_users = jnp.asarray(users, jnp.int32), jnp.asarray(num_users, jnp.int32)
     number = jnp.arange(slots, dtype=jnp.int32)
-    state, request, history = sim.reset(key, first_user + number, day, sim.params)
+    state, request, history = sim.reset(key, _ids(users, number), day, sim.params)
     return Slots(
         state=state,
         request=request,
@@ -107,14 +114,14 @@ def start(
         index=jnp.where(number < num_users, number, num_users),
         started=jnp.minimum(num_users, slots),
         num_users=num_users,
-        first_user=first_user,
+        users=users,
     )
 
 
 def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots: Slots, k: int, refill: bool = True):
     """One request of every live slot, then idle slots are refilled.
 
-    Returns the slots, a Record, the Exposure and `returned` [B], 1 where a session ended whose user is back in a day.
+    Returns the slots, a Record, the Exposure and, where a session ended, days [B] until the user is back, 0 elsewhere.
     """
     live = slots.index < slots.num_users
     scores, slate, log_propensity = act(
@@ -123,7 +130,7 @@ def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
         slots.state,
         slots.carry,
         slots.request,
-        slots.first_user + slots.index,
+        _ids(slots.users, slots.index),
         day * 4096 + slots.position,
         key,
         k,
@@ -154,7 +161,7 @@ def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
     )
     if refill:
         slots = _refill(sim, policy, key, day, slots)
-    return slots, record, result.exposure, (over & (days <= 1)).astype(jnp.float32)
+    return slots, record, result.exposure, jnp.where(over, days, 0)
 
 
 def _refill(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots: Slots) -> Slots:
@@ -171,7 +178,7 @@ def _refill(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
         where = jnp.nonzero(slots.index >= slots.num_users, size=chunk, fill_value=num_slots)[0]
         number = slots.started + jnp.arange(chunk, dtype=jnp.int32)
         where = jnp.where(number < slots.num_users, where, num_slots)
-        state, request, history = sim.reset(key, slots.first_user + number, day, sim.params)
+        state, request, history = sim.reset(key, _ids(slots.users, number), day, sim.params)
         carry = policy.init(policy.params, request, history)
         old = (slots.state, slots.request, slots.carry, slots.history, slots.position, slots.index)
         kept = None if slots.history is None else history
@@ -196,14 +203,14 @@ def _shrink(slots: Slots, size: int) -> Slots:
     """The live slots moved to the front of `size` slots; for the end of the queue, when most slots are idle."""
     where = jnp.argsort(slots.index >= slots.num_users, stable=True)[:size]
     take = lambda x: x[where] if jnp.ndim(x) else x
-    return jax.tree.map(take, slots)
+    return dataclasses.replace(jax.tree.map(take, dataclasses.replace(slots, users=None)), users=slots.users)
 
 
 def rollout(
     sim: base.Simulator,
     policy: base.Policy,
     key: types.Key,
-    first_user: chex.Array,
+    users: chex.Array,
     day: chex.Array,
     *,
     num_users: int,
@@ -215,7 +222,8 @@ def rollout(
 
     Args:
       sim: simulator. policy: ranker. key: typed key of the rollout; the same key pairs the users of two policies.
-      first_user: int32, the queue is `first_user … first_user + num_users - 1`. day: int32, simulated day.
+      users: int32, the queue is `users … users + num_users - 1`; or [num_users] ids in any order, all different.
+      day: int32, simulated day.
       num_users: rows of the result. slots: users in flight at a time. k: K, size of a slate.
       queue: int32, length of the queue where it is shorter than num_users; the rows past it are 0.
 
@@ -225,22 +233,22 @@ def rollout(
     columns = len(SUMS)
     sums = jnp.zeros((num_users, columns))
     counts = jnp.zeros((EXPOSURE_GROUPS, sim.items.num_videos), jnp.int32)
-    state = start(sim, policy, key, first_user, num_users if queue is None else queue, day, slots, False)
+    state = start(sim, policy, key, users, num_users if queue is None else queue, day, slots, False)
 
     def body(carry, refill):
         state, sums, counts = carry
-        state, record, shown, returned = advance(sim, policy, key, day, state, k, refill)
+        state, record, shown, days = advance(sim, policy, key, day, state, k, refill)
         seen = record.feedback.sum(axis=1)  # [B, S]
         ones = jnp.ones(seen.shape[0])
         ild = diversity.intra_list_diversity(sim.items.tag[shown.videos], shown.mask)
         row = jnp.stack(
             [seen[:, types.WATCH_TIME], shown.mask.sum(axis=1), ones, *seen[:, : len(types.BINARY_SIGNALS)].T]
-            + [ild, returned, record.truncated.astype(jnp.float32)],
+            + [ild, days == 1, record.truncated, days],
             axis=-1,
         )
         index = jnp.where(record.live, record.index, num_users)
         sums = sums.at[index].add(row, mode="drop")
-        group = jnp.where(record.live, exposure_group(state.first_user + record.index), EXPOSURE_GROUPS)
+        group = jnp.where(record.live, exposure_group(_ids(state.users, record.index)), EXPOSURE_GROUPS)
         videos = jnp.where(shown.mask, shown.videos, counts.shape[1])
         counts = counts.at[group[:, None], videos].add(1, mode="drop")
         return state, sums, counts

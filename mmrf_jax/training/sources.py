@@ -87,6 +87,25 @@ def world_policies() -> dict[str, base.Policy]:
     }
 
 
+def check_days(config, days: int) -> None:
+    """Refuses days of a long-running test that the config's simulator does not have.
+
+    Raises:
+      ValueError: naming the days that there are.
+    """
+    if config.simulator != "world":
+        raise ValueError(
+            f"logs of single sessions do not say when users come back, so config.simulator={config.simulator!r} has no "
+            f"{days} days; use --config.simulator=world"
+        )
+    first, last = config.ab_test.day, config.ab_test.day + days - 1
+    if last > world_params.LAST_DAY:
+        raise ValueError(
+            f"days {first} to {last} end after day {world_params.LAST_DAY}, when no new videos come; "
+            f"use at most {max(world_params.LAST_DAY - first + 1, 0)} days"
+        )
+
+
 def log_key(seed: int) -> types.Key:
     """Chance of the logs of a seed."""
     return jax.random.fold_in(jax.random.key(seed), 11)

@@ -24,6 +24,17 @@ def test_a_png_is_written_into_a_new_folder(tmp_path):
     assert pixels.ndim == 3 and 0.0 < np.mean(pixels[..., :3].min(axis=-1) < 0.5) < 0.5  # ink, on white
 
 
+def test_days_are_drawn(tmp_path):
+    def draw(name, diffs):
+        days = [{"day": i, "ab_test": make_result(diff)["ab_test"]} for i, diff in enumerate(diffs)]
+        plots.days(make_result() | {"by_day": days}, tmp_path / name, metrics=["watch_time", "hate"])  # no hate drawn
+        return image.imread(tmp_path / name)
+
+    lasts = draw("lasts.png", [5.0, 5.0, 5.0])
+    np.testing.assert_array_equal(lasts, draw("again.png", [5.0, 5.0, 5.0]))
+    assert not np.array_equal(lasts, draw("wears_off.png", [5.0, 3.0, 1.0]))
+
+
 def test_the_picture_is_of_the_result(tmp_path):
     def draw(name, result, **kwargs):
         plots.forest(result, tmp_path / name, **kwargs)

@@ -48,4 +48,23 @@ def test_ab_test_of_a_run_folder_gives_the_figures_of_its_results(launch, finish
     error_line(done, "is a folder", "name a file")
     done = launch("collect", *TINY, "--sessions=200", "--first_user=2147483600", f"--out={tmp_path / 'l'}")
     error_line(done, "2147483600", "lower first_user")
+    done = launch("ab_test", *TINY, "--arms=production,random", "--cuped", f"--out={out}")
+    error_line(done, "--cuped", "add --hashed")
+    done = launch("ab_test", *TINY, "--arms=production,random", "--aa=5", f"--out={out}")
+    error_line(done, "--aa=5", "one arm")
+    done = launch("ab_test", *TINY, "--arms=production", "--days=62", f"--out={out}")
+    error_line(done, "days 0 to 61", "at most 61 days")
     launch.ok("evaluate", "--workdir", shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_tests_by_hash_over_days_and_of_no_difference(launch, tmp_path):
+    arms = ("--arms=production,random", "--hashed", "--cuped", "--always_valid", "--sessions=300")
+    done = launch.ok(
+        "ab_test", *TINY, *arms, "--days=4", f"--out={tmp_path / 'd.json'}", f"--plot={tmp_path / 'd.png'}"
+    )
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert [row["day"] for row in found["by_day"]] == [0, 1, 2, 3] and (tmp_path / "d.png").exists()
+    assert "sample ratio: users {'production': " in done.stdout and "| random | visits |" in done.stdout
+    done = launch.ok("ab_test", *TINY, "--arms=production", "--aa=20", "--sessions=300", f"--out={tmp_path / 'a.json'}")
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["tests"] == 20 and 0.5 < found["aa"]["depth"]["coverage"] <= 1 and "20 A/A tests" in done.stdout

@@ -92,7 +92,7 @@ def plain(sim, policy):
             pairs = [(i, j) for i in range(K) for j in range(i)]
             row = {s: feedback[:, i] for i, s in enumerate(types.SIGNALS)}
             row |= {"depth": K, "requests": 1, "truncated": np.asarray(result.truncated)}
-            row |= {"returned": over & (np.asarray(days) == 1)}
+            row |= {"returned": over & (np.asarray(days) == 1), "next_visit": over * np.asarray(days)}
             row |= {"ild": np.mean([tags[:, i] != tags[:, j] for i, j in pairs], axis=0)}
             for name, i in COLUMN.items():
                 sums[here, i] += np.broadcast_to(row[name], N)[here]
@@ -120,6 +120,20 @@ class TestRollout:
         assert_same_sums(later[: N - 200], whole[200:])
         assert np.abs(later[:100] - whole[:100]).max() > 1  # other users, other sums
 
+    def test_a_queue_of_any_ids(self, sim, policy, serve):
+        """Ids in any order, fewer than there is room for: everybody's sums and exposures as in a queue of all."""
+        rng = np.random.default_rng(0)
+        ids = rng.permutation(N)[:250]
+        users = np.concatenate([ids, np.zeros(50)]).astype(np.int32)
+        run = functools.partial(rollout.rollout, sim, policy, num_users=300, slots=64, k=K)
+        sums, counts = jax.jit(lambda users, queue: run(jax.random.key(0), users, 0, queue=queue))(users, 250)
+        whole = serve()[0]
+        assert_same_sums(sums[:250], whole[ids])
+        np.testing.assert_array_equal(sums[250:], 0)
+        group = np.asarray(rollout.exposure_group(jnp.asarray(ids)))
+        expected = np.bincount(group, weights=whole[ids, COLUMN["depth"]], minlength=rollout.EXPOSURE_GROUPS)
+        np.testing.assert_array_equal(counts.sum(axis=1), expected)
+
     def test_everyone_is_followed_to_the_end(self, serve, plain):
         """No length bias: every sum of every user is that of a plain loop, so the means are."""
         sums, expected = serve(key=3, first_user=50, day=2)[0], plain(key=3, first_user=50, day=2)
@@ -141,7 +155,9 @@ class TestRollout:
         assert 0 < cut.mean() < 1 and set(np.unique(column["truncated"])) == {0, 1}
         np.testing.assert_array_equal(column["requests"][cut], CONFIG.max_requests)
         assert (column["long_view"] <= column["depth"]).all() and (column["click"] <= column["depth"]).all()
-        assert set(np.unique(column["returned"])) == {0, 1} and (column["ild"] <= column["requests"]).all()
+        np.testing.assert_array_equal(column["returned"], column["next_visit"] == 1)
+        assert set(np.unique(column["returned"])) == {0, 1} and column["next_visit"].max() <= 30
+        assert (column["ild"] <= column["requests"]).all()
 
     def test_keys_and_days_matter(self, serve):
         sums = serve()[0]

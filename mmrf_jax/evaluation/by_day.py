@@ -1,0 +1,82 @@
+"""Whether the effects of a long-running test last: differences to the control early and late, and their change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmrf_jax.evaluation import ab_test
+
+
+def change(
+    early: Mapping[str, Mapping[str, np.ndarray]],
+    late: Mapping[str, Mapping[str, np.ndarray]],
+    control: str,
+    paired: bool,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """How the differences to the control in % move from one part of a test to another, of the same users.
+
+    The delta method on each user's four contributions: those who come early also come late, so the two differences are
+    not independent.
+
+    Args:
+      early, late: arm -> key of `ab_test.SUMS` -> [n] sums over the part; users in the same order in both.
+      control: one of the arms. paired: whether all arms have the same users in the same order.
+
+    Returns:
+      {arm: {metric: {"early", "late", "change", "ci95"}}}: differences in %, the late one minus the early one in
+      percentage points, and the 95 % interval of that; 0 for the control, None where a control's mean is 0.
+    """
+    result: dict[str, dict[str, dict[str, Any]]] = {arm: {} for arm in early}
+    for metric, (top, bottom) in ab_test.RATIOS.items():
+        if top not in early[control] or bottom not in early[control]:
+            continue
+        ratio = {a: [_ratio(part[a][top], part[a][bottom]) for part in (early, late)] for a in early}
+        bases = [base for base, _ in ratio[control]]
+        for arm in early:
+            if not all(bases):
+                result[arm][metric] = {"early": None, "late": None, "change": None, "ci95": [None, None]}
+                continue
+            diffs = [100.0 * (value / base - 1.0) for (value, _), base in zip(ratio[arm], bases, strict=True)]
+            own = [100.0 * x / base for (_, x), base in zip(ratio[arm], bases, strict=True)]
+            other = [
+                100.0 * value / base**2 * x for (value, _), (base, x) in zip(ratio[arm], ratio[control], strict=True)
+            ]
+            own_change, other_change = own[1] - own[0], other[1] - other[0]  # [n] of the arm, of the control
+            if paired:
+                error = _error(own_change - other_change)
+            else:
+                error = 0.0 if arm == control else float(np.hypot(_error(own_change), _error(other_change)))
+            moved = diffs[1] - diffs[0]
+            result[arm][metric] = {
+                "early": diffs[0], "late": diffs[1], "change": moved,
+                "ci95": [moved - ab_test.Z95 * error, moved + ab_test.Z95 * error],
+            }  # fmt: skip
+    return result
+
+
+def _ratio(top: np.ndarray, bottom: np.ndarray) -> tuple[float, np.ndarray]:
+    """Σ top / Σ bottom, and what each user [n] moves it by, times n."""
+    value = float(top.sum() / bottom.sum())
+    return value, (top - value * bottom) / bottom.mean()
+
+
+def _error(values: np.ndarray) -> float:
+    """Standard error of a mean."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def format_table(result: Mapping[str, Any], metric: str) -> str:
+    """Days × arms as a Markdown table of one metric.
+
+    Args:
+      result: of `training.long_run.compare`. metric: key of its metrics.
+    """
+    arms = list(result["ab_test"])
+    lines = [f"| day | {' | '.join(f'{arm}, {metric}' for arm in arms)} |", "|---" * (1 + len(arms)) + "|"]
+    for row in result["by_day"]:
+        cells = [ab_test.cell(row["ab_test"][arm][metric]) for arm in arms]
+        lines.append(f"| {row['day']} | {' | '.join(cells)} |")
+    return "\n".join(lines)

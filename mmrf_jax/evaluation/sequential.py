@@ -1,0 +1,42 @@
+"""Intervals that stay valid however often one looks: asymptotic confidence sequences.
+
+Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform central limit theory and asymptotic confidence
+sequences" (Annals of Statistics, 2024; arXiv 2103.06476), Theorem 2.2: Robbins' normal mixture with the standard
+deviation estimated. It is the boundary of the mixture SPRT (Johari et al., "Peeking at A/B tests", KDD 2017).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import special
+
+
+def quantile(fraction: float, alpha: float = 0.05) -> float:
+    """Half-width of the sequence in standard errors, as 1.96 is of an interval that is looked at once.
+
+    √((1 + 1/x) log((1 + x) / α²)) with x = t ρ²; ρ is chosen so that the sequence is narrowest at `fraction` = 1.
+
+    Args:
+      fraction: users so far / users that the test was planned for; may pass 1. Fixed before the first look.
+      alpha: chance that any interval of the sequence misses the truth.
+
+    Raises:
+      ValueError: for a fraction that is not above 0, or alpha outside (0, 1).
+    """
+    if not fraction > 0 or not 0 < alpha < 1:
+        raise ValueError(f"fraction {fraction} must be above 0 and alpha {alpha} in (0, 1)")
+    # The derivative vanishes where x = log((1 + x) / α²).
+    best = -1.0 - float(special.lambertw(-(alpha**2) / np.e, k=-1).real)
+    x = best * fraction
+    return float(np.sqrt((1.0 + 1.0 / x) * (np.log1p(x) - 2.0 * np.log(alpha))))
+
+
+def quantile_of_looks(looks: int, alpha: float = 0.05) -> float:
+    """The same for a fixed number of looks with any dependence between them: Bonferroni's normal quantile.
+
+    Raises:
+      ValueError: for fewer than one look.
+    """
+    if looks < 1:
+        raise ValueError(f"{looks} looks: there must be at least 1")
+    return float(-special.ndtri(alpha / (2 * looks)))

@@ -1,0 +1,33 @@
+"""What an A/B test is said to have found."""
+
+import numpy as np
+
+from mmrf_jax.evaluation import ab_report, ab_test
+
+
+def result(**more):
+    rng = np.random.default_rng(0)
+    arms = {arm: {"watch_time": rng.lognormal(shift, 1, 500)} for arm, shift in (("production", 0.0), ("mmrf", 1.0))}
+    return ab_test.compare(arms, "production", paired=False) | {"truncated_pct": {"mmrf": 1.23456}} | more
+
+
+def look(users, low, high):
+    interval = {"mean": 1.0, "diff_pct": (low + high) / 2, "ci95": [low, high], "always_valid95": [low, high]}
+    control = interval | {"diff_pct": 0.0, "always_valid95": [0.0, 0.0]}
+    arms = {"production": {"watch_time": control}, "mmrf": {"watch_time": interval}}
+    return {"users": dict.fromkeys(arms, users), "ab_test": arms}
+
+
+def test_a_sample_ratio_that_is_wrong_is_a_warning():
+    assert "not applicable, every arm has the same users" in ab_report.describe(result())
+    fine = ab_report.describe(result(srm={"users": {"production": 500, "mmrf": 500}, "p_value": 1.0}))
+    assert "p = 1.0000" in fine and "WARNING" not in fine and "{'mmrf': 1.235}" in fine
+    wrong = ab_report.describe(result(srm={"users": {"production": 500, "mmrf": 300}, "p_value": 1e-9}))
+    assert "WARNING: sample ratio mismatch (p < 0.001)" in wrong
+
+
+def test_the_look_that_would_have_been_enough():
+    text = ab_report.describe(result(looks=[look(10, -5.0, 9.0), look(20, 1.0, 5.0), look(30, 1.5, 4.0)]))
+    assert "+2.75 % [+1.50, +4.00]; leaves zero out from look 2 of 3 on, 20 users" in text
+    text = ab_report.describe(result(looks=[look(10, -5.0, 9.0)]))
+    assert "holds zero at all 1 looks" in text and "production, watch_time, always" not in text

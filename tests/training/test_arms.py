@@ -1,0 +1,143 @@
+"""A/B tests in the world: who is in which arm, what is known of users before, looks, and A/A tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrf_jax import types
+from mmrf_jax.evaluation import aa, ab_test, assignment, sequential
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.simulators import base
+from mmrf_jax.simulators.world import params as p
+from mmrf_jax.simulators.world import rankers, session
+from mmrf_jax.training import arms
+
+CONFIG = p.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
+USERS = 2000  # as in test_long_run, so that all is compiled once
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(scope="module")
+def sim():
+    return session.make(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def policies():
+    return {
+        "production": base.privileged_policy(rankers.production, 1.0),
+        "oracle": base.privileged_policy(rankers.oracle_planning, 0.0),
+    }
+
+
+@pytest.fixture(scope="module")
+def everyone(sim, policies):
+    """Sums [USERS] of all users in every arm."""
+    options = {"first_user": 0, "num_users": USERS, "day": 2, "k": CONFIG.slate}
+    return {name: arms.serve(sim, policy, KEY, par.make_mesh(), **options) for name, policy in policies.items()}
+
+
+@pytest.fixture(scope="module")
+def histories(sim):
+    return arms.history_means(sim, KEY, np.arange(USERS), 2, 512)
+
+
+def run(sim, policies, users, **options):
+    return arms.compare(
+        sim, policies, KEY, par.make_mesh(), control="production", num_users=users, day=2, k=CONFIG.slate, **options
+    )
+
+
+def columns(sums, rows):
+    """What a test is given of some users, by hand; without exposures."""
+    return {name: x[rows] for name, x in sums.items() if name not in (*arms.NOT_TESTED, "exposures")}
+
+
+def test_users_of_any_ids_are_served_as_in_a_row(sim, policies, everyone):
+    ids = np.random.default_rng(0).permutation(USERS)[:777]
+    served = arms.serve_users(
+        sim, policies["production"], KEY, par.make_mesh(), user_ids=ids, day=2, k=CONFIG.slate, capacity=USERS
+    )
+    np.testing.assert_array_equal(served["user_id"], ids)
+    for name in ("watch_time", "requests", "next_visit", "like"):
+        np.testing.assert_allclose(served[name], everyone["production"][name][ids], rtol=1e-4)
+    assert served["exposures"].sum() == served["depth"].sum()
+
+
+def test_history_means_are_those_of_the_arrival(sim, histories):
+    history = jax.jit(session.reset)(KEY, jnp.arange(100), 2, sim.params)[2]
+    assert histories.shape == (USERS, len(types.SIGNALS))
+    np.testing.assert_allclose(histories[:100], np.asarray(history.feedback, np.float64).mean(axis=1), rtol=1e-4)
+    assert len(arms.history_means(sim, KEY, np.arange(0), 2, 512)) == 0
+
+
+def test_each_user_is_in_one_arm_by_hash(sim, policies, everyone, histories):
+    result = run(sim, policies, USERS // 2, salt="ranker", cuped=True)
+    arm = assignment.assign(np.arange(USERS), [0.5, 0.5], "ranker")
+    rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(policies)}
+    expected = ab_test.compare(
+        {name: columns(everyone[name], x) for name, x in rows.items()}, "production", False,
+        {name: histories[x] for name, x in rows.items()},
+    )["ab_test"]  # fmt: skip
+    for name, metrics in expected.items():
+        for metric, entry in metrics.items():
+            found = result["ab_test"][name][metric]
+            np.testing.assert_allclose([found["mean"], *found["ci95"]], [entry["mean"], *entry["ci95"]], rtol=2e-3)
+    assert {"coverage", "gini"} <= result["ab_test"]["oracle"].keys()
+    counts = np.bincount(arm)
+    assert result["srm"]["users"] == {"production": counts[0], "oracle": counts[1]}
+    assert result["srm"]["p_value"] == assignment.sample_ratio_mismatch(counts, [1, 1]) > 0.001
+    cut = 100 * everyone["oracle"]["truncated"][rows["oracle"]].mean()
+    assert result["truncated_pct"]["oracle"] == pytest.approx(cut)
+
+
+def test_what_histories_explain_narrows_the_intervals(sim, policies, everyone, histories):
+    arm = np.arange(USERS) % 2
+    rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(policies)}
+    sums = {name: columns(everyone["production"], x) for name, x in rows.items()}
+    width = {}
+    for cuped in (False, True):
+        covariate = {name: histories[x] for name, x in rows.items()} if cuped else None
+        entry = ab_test.compare(sums, "production", False, covariate)["ab_test"]["oracle"]
+        width[cuped] = {metric: np.ptp(x["ci95"]) for metric, x in entry.items()}
+    assert 0.9 < width[True]["watch_time"] / width[False]["watch_time"] < 0.995
+    assert 0.9 < width[True]["long_view"] / width[False]["long_view"] < 0.98
+
+
+def test_a_test_looked_at_as_users_come(sim, policies, everyone):
+    same = {"production": policies["production"], "again": policies["production"]}
+    before = arms._serve._cache_size()
+    result = run(sim, same, 505, salt="looks", always_valid=True)
+    assert arms._serve._cache_size() == before + 1  # one program for all looks
+    looks = result["looks"]
+    assert [sum(look["users"].values()) for look in looks] == [*range(51, 1010, 51), 1010]
+    arm = assignment.assign(np.arange(7 * 51), [0.5, 0.5], "looks")
+    rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(same)}
+    test = ab_test.ABTest(tuple(same), "production", paired=False)
+    test.update({name: columns(everyone["production"], x) for name, x in rows.items()})
+    assert looks[6]["users"] == {name: len(x) for name, x in rows.items()}
+    expected = test.ratios(sequential.quantile(7 * 51 / 1010))["again"]
+    for name in ("ci95", "always_valid95"):
+        np.testing.assert_allclose(looks[6]["ab_test"]["again"]["depth"][name], expected["depth"][name], rtol=1e-3)
+    last = result["ab_test"]["again"]["watch_time"]
+    assert last == looks[-1]["ab_test"]["again"]["watch_time"]
+    assert last["always_valid95"][0] < last["ci95"][0] < last["ci95"][1] < last["always_valid95"][1]
+
+
+def test_a_paired_test_has_no_sample_ratio(sim, policies, everyone):
+    result = run(sim, policies, USERS)
+    assert result.keys() == {"ab_test", "truncated_pct"}
+    expected = {name: columns(sums, slice(None)) for name, sums in everyone.items()}
+    expected = ab_test.compare(expected, "production", True)["ab_test"]["oracle"]["watch_time"]
+    np.testing.assert_allclose(result["ab_test"]["oracle"]["watch_time"]["ci95"], expected["ci95"])
+
+
+def test_intervals_of_aa_tests_cover_zero_as_often_as_they_say(everyone, histories):
+    """Production's users assigned to two arms by 2,000 hashes, so that chance moves a coverage by .005 only."""
+    sums = {name: x for name, x in everyone["production"].items() if name not in arms.NOT_TESTED}
+    for covariate in (None, histories):
+        result = aa.coverage(sums, 2000, covariate)
+        assert result["mismatches"] <= 0.01
+        for metric in ("watch_time", "depth", "requests", "click", "long_view", "like", "return_rate"):
+            assert 0.93 <= result["aa"][metric]["coverage"] <= 0.97, (metric, covariate is not None)
