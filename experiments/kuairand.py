@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
             "seed": 0,
             "quick": False,
             "source": "kuairand",
-            "method": "mmrf",
+            "method": "mmrf",  # or a baseline, see experiments/world.py
             "simulator": "world",  # real logs; or feedback: the feedback model of the run simulator_checkpoint answers
             "simulator_checkpoint": "",
             "simulator_answers": "sampled",  # or expected

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             "seed": 0,  # of logs, initial parameters and A/B test; the world itself has world.seed
             "quick": False,  # a tiny form, for tests and first looks
             "source": "world",
-            "method": "mmrf",  # or myopic
+            "method": "mmrf",  # or bc, wide_deep, deepfm, pareto, tscac, massa, td3_bc, iql, ltr, myopic
             "simulator": "world",  # or feedback: the feedback model of the run simulator_checkpoint answers
             "simulator_checkpoint": "",
             "simulator_answers": "sampled",  # or expected
