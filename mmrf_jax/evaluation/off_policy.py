@@ -77,8 +77,9 @@ def estimate(
       signals: names of the columns of `rows.reward`. caps: of the weights, `inf` for none. draws: of the bootstrap.
 
     Returns:
-      {"rows", "users", "weights": {cap: {"ess": effective sample size in rows (Kish), "capped": share of rows above the
-      cap, "clipped_mass": share of the sum of the weights that the cap took}}, "signals": {signal: {"logged", "dm",
+      {"rows", "users", "weights": {cap: {"mean": of the weights, near 1 where propensities are right and no cap binds,
+      "ess": effective sample size in rows (Kish), "capped": share of rows above the cap, "clipped_mass": share of the
+      sum of the weights that the cap took}}, "signals": {signal: {"logged", "dm",
       "ips": {cap}, "ncis": {cap}, "dr": {cap}: each {"value", "ci95"}}}}; "dm" and "dr" where `rows` has a model. Caps
       are named as "10" and "inf".
 
@@ -189,11 +190,18 @@ def per_decision(
 
 def format_table(units: Mapping[str, Mapping[str, Any]]) -> str:
     """Estimates of one log as two Markdown tables: the weights of each unit and cap, and the values with intervals."""
-    header = ["unit", "rows", "users", "cap", "effective rows", "capped, %", "clipped mass, %"]
+    header = ["unit", "rows", "users", "cap", "mean weight", "effective rows", "capped, %", "clipped mass, %"]
     lines = [header, ["---"] * len(header)]
     for unit, result in units.items():
         for cap, entry in result["weights"].items():
-            cells = [unit, str(result["rows"]), str(result["users"]), cap, f"{entry['ess']:.1f}"]
+            cells = [
+                unit,
+                str(result["rows"]),
+                str(result["users"]),
+                cap,
+                f"{entry['mean']:.3f}",
+                f"{entry['ess']:.1f}",
+            ]
             lines.append(cells + [f"{100 * entry[key]:.2f}" for key in ("capped", "clipped_mass")])
     cell = lambda x: "–" if x is None else f"{x['value']:.4g} [{x['ci95'][0]:.4g}, {x['ci95'][1]:.4g}]"
     caps = list(next(iter(units.values()))["weights"])
@@ -216,6 +224,7 @@ def _weights(log_weight: np.ndarray) -> np.ndarray:
 def _of_weights(weight: np.ndarray, cap: float) -> dict[str, float]:
     capped = np.minimum(weight, cap)
     return {
+        "mean": float(capped.mean()),
         "ess": float(capped.sum() ** 2 / (capped**2).sum()),
         "capped": float((weight > cap).mean()),
         "clipped_mass": float(1.0 - capped.sum() / weight.sum()),

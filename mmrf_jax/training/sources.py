@@ -136,12 +136,18 @@ def in_simulator(
 
 
 def _collect(
-    source: Source, sim: base.Simulator, progress: Progress, policy: base.Policy, first_user: int, number: int
+    source: Source,
+    sim: base.Simulator,
+    progress: Progress,
+    policy: base.Policy,
+    first_user: int,
+    number: int,
+    keep_scores: bool = False,
 ) -> SessionLog:
     offset = _USERS_A_SEED * (source.config.seed % _SEEDS_APART)
     return collect_log(
         sim, policy, source.config.seed, first_user=first_user + offset, sessions=number, k=source.schema.slate,
-        progress=progress,
+        progress=progress, keep_scores=keep_scores,
     )  # fmt: skip
 
 
@@ -164,8 +170,8 @@ def _world(config, progress: Progress) -> Source:
     )
     policies = world_policies()
     source = in_simulator(source, sim, policies, session.expected_feedback, progress)
-    test = functools.cache(
-        lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions)
+    test = functools.cache(  # with scores, for the propensities of single videos
+        lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions, True)
     )
     given = lambda: records.read_log(Path(config.data.dir), source.schema, origin=world_origin(config))[0]
     return dataclasses.replace(source, train=given if config.data.dir else source.train, test=lambda: {"test": test()})

@@ -60,6 +60,7 @@ def loop_estimate(rows, cap, signal):
         "ips": weighted / number,
         "ncis": weighted / mass,
         "dr": direct / number + errors / number,
+        "mean": sum(capped) / len(capped),
         "ess": sum(capped) ** 2 / sum(w * w for w in capped),
         "capped": sum(w > cap for w in weights) / len(weights),
         "clipped_mass": 1 - sum(capped) / sum(weights),
@@ -122,7 +123,7 @@ def test_estimates_agree_with_loops(slates):
             np.testing.assert_allclose(entry[name]["value"], expected[name], **TIGHT)
         for name in ("ips", "ncis", "dr"):
             np.testing.assert_allclose(entry[name][f"{cap:g}"]["value"], expected[name], **TIGHT)
-        for name in ("ess", "capped", "clipped_mass"):
+        for name in ("mean", "ess", "capped", "clipped_mass"):
             np.testing.assert_allclose(got["weights"][f"{cap:g}"][name], expected[name], **TIGHT)
 
 
@@ -154,7 +155,9 @@ def test_estimates_by_hand():
     )
     assert entry["ncis"]["inf"]["value"] == pytest.approx(12.5 / 6.5)  # SNIPS
     assert entry["ncis"]["2"]["value"] == pytest.approx(6.5 / 4.5)
-    assert got["weights"]["2"] == pytest.approx({"ess": 4.5**2 / 8.25, "capped": 1 / 3, "clipped_mass": 2 / 6.5})
+    assert got["weights"]["2"] == pytest.approx(
+        {"mean": 1.5, "ess": 4.5**2 / 8.25, "capped": 1 / 3, "clipped_mass": 2 / 6.5}
+    )
 
 
 def test_invariances():
@@ -186,7 +189,7 @@ def test_a_perfect_model_and_the_logging_policy_itself():
     for estimator, cap in itertools.product(("ips", "ncis"), ("1", "inf")):
         entry = got["signals"]["a"]
         assert jax.tree.leaves(entry[estimator][cap]) == pytest.approx(jax.tree.leaves(entry["logged"]))
-    assert got["weights"]["1"] == pytest.approx({"ess": 60.0, "capped": 0.0, "clipped_mass": 0.0})
+    assert got["weights"]["1"] == pytest.approx({"mean": 1.0, "ess": 60.0, "capped": 0.0, "clipped_mass": 0.0})
 
 
 class Bandit:
@@ -340,7 +343,8 @@ def test_table_names_units_caps_and_signals():
     for x in (entry["dm"], entry["dr"]["10"], entry["ncis"]["inf"]):
         assert f"{x['value']:.4g} [{x['ci95'][0]:.4g}, {x['ci95'][1]:.4g}]" in values.splitlines()[3]
     assert "| – | – |" in values.splitlines()[4]  # no model, no DM and DR
-    assert f"| video | 60 | 11 | 2 | {units['video']['weights']['2']['ess']:.1f} |" in weights
+    entry = units["video"]["weights"]["2"]
+    assert f"| video | 60 | 11 | 2 | {entry['mean']:.3f} | {entry['ess']:.1f} |" in weights
 
 
 def refusals():

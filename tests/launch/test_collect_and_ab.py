@@ -48,4 +48,10 @@ def test_ab_test_of_a_run_folder_gives_the_figures_of_its_results(launch, finish
     error_line(done, "is a folder", "name a file")
     done = launch("collect", *TINY, "--sessions=200", "--first_user=2147483600", f"--out={tmp_path / 'l'}")
     error_line(done, "2147483600", "lower first_user")
-    launch.ok("evaluate", "--workdir", shutil.copytree(finished, tmp_path / "run"))
+    done = launch.ok("evaluate", "--workdir", shutil.copytree(finished, tmp_path / "run"))
+    assert "off-policy estimates of the stochastic ranker, test, logged propensities" in done.stdout
+    estimated = json.loads((tmp_path / "run" / "evaluation.json").read_text())["off_policy"]["test"]
+    assert set(estimated["units"]) == {"video", "slate", "session"} and estimated["propensities"] == "logged"
+    clicks = estimated["units"]["video"]["signals"]["click"]
+    for entry in (clicks["logged"], clicks["dm"], clicks["dr"]["10"], clicks["ncis"]["inf"]):
+        assert 0 < entry["ci95"][0] < entry["value"] < entry["ci95"][1] < 1
