@@ -7,8 +7,8 @@ in sessions of its own (contract.md, "Judging"). Letters: P policies, R rankers,
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,7 @@ from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted, phase
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
-from mmrf_jax.simulators.world import params as world_params
-from mmrf_jax.simulators.world import rankers, response, session
-from mmrf_jax.training import arms, rollout
+from mmrf_jax.training import arms, rollout, sources
 
 SIGNALS = ("click", "long_view", "like", "watch_time")
 CLOSE = 0.05  # of production's watch time per video, truth (i): policies that differ by less are close ones
@@ -36,13 +34,7 @@ _DRAWS = 300  # of the bootstrap of each log
 _LOG_USERS, _SERVED_USERS = 300_000_000, 400_000_000
 _COLUMNS = np.array([types.signal_index(name) for name in SIGNALS])
 
-RANKERS = {
-    "production": rankers.production,
-    "oracle_myopic": rankers.oracle_myopic,
-    "oracle_planning": rankers.oracle_planning,
-    "duration": lambda params, state: jnp.log(session.truth_of(params, state, state.candidates).duration),
-    "random": rankers.random,
-}
+Score = Callable[[Any, Any], chex.Array]  # (simulator parameters, state) -> [B, C]
 
 
 def run(config, out: Path) -> dict[str, Any]:
@@ -60,18 +52,18 @@ def run(config, out: Path) -> dict[str, Any]:
     Raises:
       ValueError: for an unknown ranker, no policy named production, or numbers that are too small.
     """
-    weights = _mixes(config.policies)
-    names = list(config.policies)
+    source = sources.from_config(config.run, counted)
+    scores = rankers_of(source)
+    weights, names = mixes(config.policies, list(scores)), list(config.policies)
     for field, least in (("logs", 2), ("log_users", 2), ("log_requests", 1), ("sessions", 2)):
         if config[field] < least:
             raise ValueError(f"config.{field}={config[field]} is too few; use at least {least}")
-    sim = session.make(world_params.WorldConfig(**config.run.world))
     users = config.logs * config.log_users
     key = jax.random.fold_in(jax.random.key(config.run.seed), 15)
     phase("logs")
-    rows, truth = simulate_logs(sim, key, weights, users, config.log_requests, config.run.world.slate)
+    rows, truth = simulate_logs(source, scores, key, weights, users, config.log_requests)
     phase("sessions")
-    earned = _serve(sim, jax.random.fold_in(key, 1), weights, config.sessions, config.run.world.slate)
+    earned = _serve(source, scores, jax.random.fold_in(key, 1), weights, config.sessions)
     phase("estimates")
     difference = truth / truth[names.index("production")] - 1.0
     estimators: dict[str, Any] = {signal: {} for signal in SIGNALS}
@@ -102,16 +94,28 @@ def run(config, out: Path) -> dict[str, Any]:
     return table
 
 
-def _mixes(policies) -> np.ndarray:
-    """[P, R] weights of the rankers, `RANKERS` order."""
+def rankers_of(source: sources.Source) -> dict[str, Score]:
+    """What policies are mixed of: the arms of the world that need no training, and the duration of a video."""
+    duration = jnp.log(source.items.duration)
+    return {name: policy.score for name, policy in source.policies.items()} | {
+        "duration": lambda params, state: duration[state.candidates]
+    }
+
+
+def mixes(policies, rankers: Sequence[str]) -> np.ndarray:
+    """[P, R] weights of the rankers.
+
+    Raises:
+      ValueError: for an unknown ranker, or no policy named production.
+    """
     if "production" not in policies:
         raise ValueError(f"no policy is named production, which others are close to; {', '.join(policies)} are")
-    weights = np.zeros((len(policies), len(RANKERS)), np.float32)
+    weights = np.zeros((len(policies), len(rankers)), np.float32)
     for row, (name, (ranker, share)) in zip(weights, policies.items(), strict=True):
-        if ranker not in RANKERS:
-            raise ValueError(f"policy {name} has an unknown ranker {ranker!r}; choose among {', '.join(RANKERS)}")
-        row[list(RANKERS).index("production")] += 1.0 - share
-        row[list(RANKERS).index(ranker)] += share
+        if ranker not in rankers:
+            raise ValueError(f"policy {name} has an unknown ranker {ranker!r}; choose among {', '.join(rankers)}")
+        row[rankers.index("production")] += 1.0 - share
+        row[rankers.index(ranker)] += share
     return weights
 
 
@@ -121,14 +125,19 @@ def _standardised(scores: chex.Array) -> chex.Array:
     return centred / jnp.maximum(centred.std(axis=-1, keepdims=True), 1e-6)
 
 
-def mixed_scores(weights: chex.Array, params, state) -> chex.Array:
+def mixed_scores(weights: chex.Array, scores: dict[str, Score], params, state) -> chex.Array:
     """Scores [B, C] of a policy with weights [R], to be served as Plackett–Luce at T = 1."""
-    each = jnp.stack([_standardised(score(params, state)) for score in RANKERS.values()])
+    each = jnp.stack([_standardised(score(params, state)) for score in scores.values()])
     return _standardised(jnp.einsum("r,rbc->bc", weights, each))
 
 
 def simulate_logs(
-    sim: base.Simulator, key: types.Key, weights: np.ndarray, users: int, requests: int, k: int
+    source: sources.Source,
+    rankers: dict[str, Score],
+    key: types.Key,
+    weights: np.ndarray,
+    users: int,
+    requests: int,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The first requests of `users` sessions of production, and truth (i).
 
@@ -136,7 +145,9 @@ def simulate_logs(
       {"user": [n] from 0, "log_weight": [n, P], "reward": [n, s]} of the exposed videos, by request and slot, and the
       truth [P, s]: the mean over them of what each policy would have got in their place.
     """
-    production = base.privileged_policy(rankers.production, 1.0)
+    assert source.sim is not None and source.truth is not None
+    sim, expected_feedback, k = source.sim, source.truth, source.schema.slate
+    production = source.policies["production"]
     policies = jnp.asarray(weights)
 
     @jax.jit
@@ -144,15 +155,13 @@ def simulate_logs(
         user = jnp.arange(_BATCH)
         scores, slate, _ = rollout.act(production, params, state, (), request, ids, jnp.full(user.shape, t), key, k)
         log_propensity = exposure.plackett_luce_log_prob(scores, slate)
-        mixed = jax.lax.map(lambda w: mixed_scores(w, params, state), policies)  # [P, B, C]
+        mixed = jax.lax.map(lambda w: mixed_scores(w, rankers, params, state), policies)  # [P, B, C]
         chosen = jnp.broadcast_to(slate, (len(policies), *slate.shape))
         log_weight = exposure.plackett_luce_log_prob(mixed, chosen) - log_propensity
-        truth = session.truth_of(params, state, state.candidates)
 
         def add(carry, slot):  # what is shown lower is watched less, and what was shown is gone
             total, odds = carry
-            lower = dataclasses.replace(truth, drive=truth.drive - params.behaviour.drive_position * slot)
-            expected = response.expected_feedback(params, state.traits, lower)[0][..., _COLUMNS]
+            expected = expected_feedback(params, state, slot)[0][..., _COLUMNS]
             total += jnp.einsum("pbc,bcs->pbs", odds / odds.sum(axis=-1, keepdims=True), expected)
             return (total, odds.at[:, user, slate[:, slot]].set(0.0)), None
 
@@ -225,8 +234,12 @@ def _summary(entries: dict[str, Any], policies: dict[str, Any], signal: str, clo
     return result
 
 
-def _serve(sim: base.Simulator, key: types.Key, weights: np.ndarray, sessions: int, k: int) -> list[dict[str, float]]:
+def _serve(
+    source: sources.Source, rankers: dict[str, Score], key: types.Key, weights: np.ndarray, sessions: int
+) -> list[dict[str, float]]:
     """Truth (ii): {signal: mean of a session, a count or seconds} of each policy."""
+    assert source.sim is not None
+    sim, k = source.sim, source.schema.slate
     # The weights travel with the world's parameters, so that all policies are one program.
     mixing = base.Simulator(
         lambda key, users, day, params: sim.reset(key, users, day, params[0]),
@@ -235,7 +248,7 @@ def _serve(sim: base.Simulator, key: types.Key, weights: np.ndarray, sessions: i
         sim.params,
         sim.items,
     )
-    policy = base.privileged_policy(lambda params, state: mixed_scores(params[1], params[0], state), 1.0)
+    policy = base.privileged_policy(lambda params, state: mixed_scores(params[1], rankers, params[0], state), 1.0)
     mesh, result, done = par.make_mesh(), [], counted("sessions", sessions * len(weights))
     for i, row in enumerate(weights):
         here = mixing._replace(params=(sim.params, jnp.asarray(row)))

@@ -36,8 +36,8 @@ class Source:
     Attributes:
       sim: what answers policies: the world, or a learned feedback model; None where there are only logs.
       policies: arms of `sim` that need no training; the first is the one that collected its logs.
-      truth: (simulator parameters, state) -> expected feedback [B, C, S] of the candidates, and log1p seconds [B, C];
-        None where nobody knows.
+      truth: (simulator parameters, state, slot = 0) -> expected feedback [B, C, S] of the candidates shown in the slot,
+        and log1p seconds [B, C]; None where nobody knows.
       collect: (policy, round) -> the log of a later round, served by the policy; None where there are only logs.
       train: makes the training log; called only when there is something left to learn.
       valid: makes the log of the days to choose on; None where there is none.

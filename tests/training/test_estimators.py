@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 
 from mmrf_jax.evaluation import off_policy, propensity
-from mmrf_jax.simulators import base
-from mmrf_jax.simulators.world import params as world_params
-from mmrf_jax.simulators.world import rankers, session
-from mmrf_jax.training import collect, estimators
+from mmrf_jax.training import collect, estimators, sources
 
 WORLD = {"num_videos": 2_000, "candidates": 20, "slate": 3, "history": 5, "max_requests": 8, "seed": 0}
 POLICIES = {"production": ("production", 1.0), "myopic": ("oracle_myopic", 0.5), "uniform": ("random", 1.0)}
@@ -20,22 +17,36 @@ NAMES = sorted(POLICIES)  # as a config keeps them
 
 
 def make_config(**fields):
-    values = {"run": {"seed": 0, "world": WORLD}, "policies": POLICIES, "logs": 4, "log_users": 60, "log_requests": 2}
+    values = {
+        "run": {"seed": 0, "source": "world", "world": WORLD, "collect": {"test_sessions": 1}, "data": {"dir": ""}},
+        "policies": POLICIES,
+        "logs": 4,
+        "log_users": 60,
+        "log_requests": 2,
+    }
     return ml_collections.ConfigDict(values | {"sessions": 64} | fields)
 
 
 @pytest.fixture(scope="module")
 def simulated():
-    sim = session.make(world_params.WorldConfig(**WORLD))
-    key, weights = jax.random.key(3), estimators._mixes(make_config().policies)
-    return sim, key, *estimators.simulate_logs(sim, key, weights, users=300, requests=2, k=3)
+    config = make_config()
+    source, key = sources.from_config(config.run, None), jax.random.key(3)
+    scores = estimators.rankers_of(source)
+    weights = estimators.mixes(config.policies, list(scores))
+    return source, key, *estimators.simulate_logs(source, scores, key, weights, users=300, requests=2)
 
 
 def test_its_logs_are_those_that_collecting_gives(simulated):
-    sim, key, rows, _ = simulated
-    production = base.privileged_policy(rankers.production, 1.0)
+    source, key, rows, _ = simulated
     log = collect.collect(
-        sim, production, key, first_user=estimators._LOG_USERS, num_sessions=300, day=0, k=3, keep_scores=True
+        source.sim,
+        source.policies["production"],
+        key,
+        first_user=estimators._LOG_USERS,
+        num_sessions=300,
+        day=0,
+        k=3,
+        keep_scores=True,
     )
     early = np.concatenate([np.arange(a, min(a + 2, b)) for a, b in zip(log.offsets, log.offsets[1:], strict=False)])
     np.testing.assert_array_equal(rows["reward"], log.feedback[early].reshape(-1, 9)[:, estimators._COLUMNS])
