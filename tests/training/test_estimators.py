@@ -18,7 +18,13 @@ NAMES = sorted(POLICIES)  # as a config keeps them
 
 def make_config(**fields):
     values = {
-        "run": {"seed": 0, "source": "world", "world": WORLD, "collect": {"test_sessions": 1}, "data": {"dir": ""}},
+        "run": {
+            "seed": 0,
+            "source": "world",
+            "world": WORLD,
+            "collect": {"sessions": 1, "test_sessions": 1},
+            "data": {"dir": ""},
+        },
         "policies": POLICIES,
         "logs": 4,
         "log_users": 60,
