@@ -2,9 +2,11 @@
 
   python -m launch.study --config=experiments/table_ablation.py --out=experiments/results/table_ablation
   python -m launch.study --config=experiments/table_ablation.py --config.quick=True --out=/tmp/a --runs=/tmp/b
+  python -m launch.study --config=experiments/table_estimators.py --out=experiments/results/table_estimators
 
 OUT gets table.json and table.md. Each run has a folder of its own below --runs, named by its config, so studies share
-runs; any of them can be an arm of launch.ab_test.
+runs; any of them can be an arm of launch.ab_test. A study of policies instead of variants trains nothing: it measures
+the off-policy estimators against the world.
 """
 
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import common
-from mmrf_jax.training import study
+from mmrf_jax.training import estimators, study
 
 _CONFIG = common.define_config()
 _OUT = flags.DEFINE_string("out", None, "Folder of the tables.", required=True)
@@ -21,7 +23,11 @@ _RUNS = flags.DEFINE_string("runs", "runs/study", "Folder of the runs, shared by
 
 def main() -> None:
     common.check_output("out", str(Path(_OUT.value) / "table.json"))
-    print(study.format_table(study.run(common.resolve(_CONFIG), Path(_OUT.value), Path(_RUNS.value))))
+    config, out = common.resolve(_CONFIG), Path(_OUT.value)
+    if "policies" in config:
+        print(estimators.format_table(estimators.run(config, out)))
+    else:
+        print(study.format_table(study.run(config, out, Path(_RUNS.value))))
 
 
 if __name__ == "__main__":

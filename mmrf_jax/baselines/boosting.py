@@ -30,11 +30,11 @@ def features(
     user's own running mean is left out: it moves against the feedback to come (`sessions.freeze_histories`), and with
     it the ranker is worse than popularity.
     """
-    parts = [_exposures(p) for p in past]
+    parts = [exposures(p) for p in past]
     seen_date, seen_video, seen_label = (np.concatenate(x) for x in zip(*parts, strict=True))
-    date, video = (x[rows] for x in _exposures(log)[:2])
+    date, video = (x[rows] for x in exposures(log)[:2])
     columns = [
-        _running_means(np.asarray(key), seen_date, seen_video, seen_label, date, video)
+        running_means(np.asarray(key), seen_date, seen_video, seen_label, date, video)
         for key in (np.arange(items.num_videos), items.author, items.tag)
     ]
     session, request = (x[rows] for x in sessions.exposure_index(log)[:2])
@@ -43,13 +43,13 @@ def features(
     return np.concatenate([column.astype(np.float32) for column in columns], axis=1)
 
 
-def _exposures(log: SessionLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def exposures(log: SessionLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     session, request, slot = sessions.exposure_index(log)
     label = log.feedback[request, slot][:, [types.signal_index(s) for s in SIGNALS]]
     return log.date[session], log.candidates[request, log.slate[request, slot]], label
 
 
-def _running_means(key, seen_date, seen_video, seen_label, date, video) -> np.ndarray:
+def running_means(key, seen_date, seen_video, seen_label, date, video) -> np.ndarray:
     """[n, L + 1] smoothed means of the labels of a key's exposures before each row's day, and log1p of their number."""
     size = int(key.max()) + 1
     out = np.empty((len(video), len(SIGNALS) + 1))
@@ -85,7 +85,7 @@ def scores(
     rows = np.arange(num_exposures(train))
     if len(rows) > _MAX_ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, _MAX_ROWS, replace=False))
-    at_train, labels = features(train, items, [train], rows), _exposures(train)[2][rows] > 0.5
+    at_train, labels = features(train, items, [train], rows), exposures(train)[2][rows] > 0.5
     at_valid = None if valid is None else features(valid, items, past)
     models = {}
     for i, signal in enumerate(SIGNALS):
@@ -108,7 +108,7 @@ def scores(
 def _best(model, i: int, valid: SessionLog, at_valid: np.ndarray | None, measure) -> int:
     """The number of trees with the best validation figure of signal i; all of them where there is no figure."""
     users = valid.user_id[sessions.exposure_index(valid)[0]]
-    label = _exposures(valid)[2][:, i] > 0.5
+    label = exposures(valid)[2][:, i] > 0.5
     measured = [
         (measure(users, p[:, 1], label), n)
         for n, p in enumerate(model.staged_predict_proba(at_valid), 1)

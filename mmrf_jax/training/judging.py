@@ -11,11 +11,11 @@ from mmrf_jax import types
 from mmrf_jax.baselines import boosting, popularity
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.evaluation import aa, ab_report, fidelity, gauc, offline
+from mmrf_jax.evaluation import aa, ab_report, behaviour, fidelity, gauc, off_policy, offline
 from mmrf_jax.metrics.progress import counted, phase
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.feedback import session as simulated
-from mmrf_jax.training import alternation, arms, long_run, methods, predicted, sources
+from mmrf_jax.training import alternation, arms, estimates, long_run, methods, predicted, sources
 
 _GAP_POOL = 8_192  # requests of the log that the optimism gap's sessions start from
 _MAX_SESSION = 64  # requests, where a config names no longest session
@@ -87,14 +87,15 @@ def evaluate(
 
     Args:
       thorough: compares fidelity with the simple predictors in the world too, which takes the training log, and
-        measures what the feedback model says of its own errors, and sessions simulated by it.
+        estimates off-policy what the ranker would earn, and measures what the feedback model says of its own errors,
+        and sessions simulated by it.
 
     Returns:
       {"offline": metrics of the test log, "fidelity": of its predicted feedback, "offline_other", "fidelity_other":
       {log: the same}, "excess_logloss": {log: {signal: by decile of uncertainty}}, "simulated_sessions": {log:
-      {"requests" | "watch_time" of a session: {"ks": distance to the log's, "simulated", "actual": means}}}}. Of the
-      other logs, `test_frozen` is the test log again, every request scored without any feedback of the test days
-      (`sessions.freeze_histories`).
+      {"requests" | "watch_time" of a session: {"ks": distance to the log's, "simulated", "actual": means}}},
+      "off_policy": {log: `estimates.evaluate`}}. Of the other logs, `test_frozen` is the test log again, every request
+      scored without any feedback of the test days (`sessions.freeze_histories`).
     """
     plan = alternation.plan_of(config)
     signals = methods.get(config.method).signals(plan.agents)
@@ -108,7 +109,7 @@ def evaluate(
         baselines = _baselines(source, tests)
         tests["test_frozen"] = sessions.freeze_histories(tests["test"])
         baselines["test_frozen"], simple["test_frozen"] = baselines["test"], simple["test"]
-    offlines, fidelities, certainties, distances = {}, {}, {}, {}
+    offlines, fidelities, certainties, distances, off_policies = {}, {}, {}, {}, {}
     for name, log in tests.items():
         per_segment = 1 if name == "test_frozen" else config.train.segment
         rows = score(config, source, state, log, per_segment)
@@ -118,11 +119,14 @@ def evaluate(
         found = predictions(source, plan, state, log, per_segment)
         if found or name in simple:
             fidelities[name] = fidelity.metrics(rows.user_id, rows.feedback, found | simple.get(name, {}))
+        if thorough and name != "test_frozen":
+            off_policies[name] = estimates.evaluate(config, source, plan, state, log)
         if thorough and plan.models and name != "test_frozen":
             certainties[name] = _excess(rows.feedback, found["model"], source, plan, state, log, per_segment)
             distances[name] = _session_distances(config, source, plan, state, log, mesh)
     result: dict[str, Any] = {"offline": offlines.pop("test")}
     result |= {"excess_logloss": certainties, "simulated_sessions": distances} if distances else {}
+    result |= {"off_policy": off_policies} if off_policies else {}
     result |= {"offline_other": offlines} if offlines else {}
     result |= {"fidelity": fidelities.pop("test")} if fidelities else {}
     return result | ({"fidelity_other": fidelities} if fidelities else {})
@@ -268,6 +272,12 @@ def print_results(result: dict[str, Any]) -> None:
     for name, entries in (fidelities | result.get("fidelity_other", {})).items():
         print(f"\nfidelity, {name}:")
         print(fidelity.format_table(entries))
+    for name, entries in result.get("off_policy", {}).items():
+        print(f"\noff-policy estimates of the stochastic ranker, {name}, {entries['propensities']} propensities:")
+        print(off_policy.format_table(entries["units"]))
+        if "behaviour" in entries:
+            print(f"\npropensities of the behaviour model, {name}:")
+            print(behaviour.format_table(entries["behaviour"]))
     for name, entries in result.get("simulated_sessions", {}).items():
         print(f"\nsessions of the feedback model and of the log, {name}:")
         print(_table({"model": entries}, ("ks", "simulated", "actual")))

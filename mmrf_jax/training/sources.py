@@ -36,8 +36,8 @@ class Source:
     Attributes:
       sim: what answers policies: the world, or a learned feedback model; None where there are only logs.
       policies: arms of `sim` that need no training; the first is the one that collected its logs.
-      truth: (simulator parameters, state) -> expected feedback [B, C, S] of the candidates, and log1p seconds [B, C];
-        None where nobody knows.
+      truth: (simulator parameters, state, slot = 0) -> expected feedback [B, C, S] of the candidates shown in the slot,
+        and log1p seconds [B, C]; None where nobody knows.
       collect: (policy, round) -> the log of a later round, served by the policy; None where there are only logs.
       train: makes the training log; called only when there is something left to learn.
       valid: makes the log of the days to choose on; None where there is none.
@@ -155,12 +155,18 @@ def in_simulator(
 
 
 def _collect(
-    source: Source, sim: base.Simulator, progress: Progress, policy: base.Policy, first_user: int, number: int
+    source: Source,
+    sim: base.Simulator,
+    progress: Progress,
+    policy: base.Policy,
+    first_user: int,
+    number: int,
+    keep_scores: bool = False,
 ) -> SessionLog:
     offset = _USERS_A_SEED * (source.config.seed % _SEEDS_APART)
     return collect_log(
         sim, policy, source.config.seed, first_user=first_user + offset, sessions=number, k=source.schema.slate,
-        progress=progress,
+        progress=progress, keep_scores=keep_scores,
     )  # fmt: skip
 
 
@@ -183,8 +189,8 @@ def _world(config, progress: Progress) -> Source:
     )
     policies = world_policies()
     source = in_simulator(source, sim, policies, session.expected_feedback, progress)
-    test = functools.cache(
-        lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions)
+    test = functools.cache(  # with scores, for the propensities of single videos
+        lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions, True)
     )
     given = lambda: records.read_log(Path(config.data.dir), source.schema, origin=world_origin(config))[0]
     return dataclasses.replace(source, train=given if config.data.dir else source.train, test=lambda: {"test": test()})

@@ -54,7 +54,13 @@ def test_ab_test_of_a_run_folder_gives_the_figures_of_its_results(launch, finish
     error_line(done, "--aa=5", "one arm")
     done = launch("ab_test", *TINY, "--arms=production", "--days=62", f"--out={out}")
     error_line(done, "days 0 to 61", "at most 61 days")
-    launch.ok("evaluate", "--workdir", shutil.copytree(finished, tmp_path / "run"))
+    done = launch.ok("evaluate", "--workdir", shutil.copytree(finished, tmp_path / "run"))
+    assert "off-policy estimates of the stochastic ranker, test, logged propensities" in done.stdout
+    estimated = json.loads((tmp_path / "run" / "evaluation.json").read_text())["off_policy"]["test"]
+    assert set(estimated["units"]) == {"video", "slate", "session"} and estimated["propensities"] == "logged"
+    clicks = estimated["units"]["video"]["signals"]["click"]
+    for entry in (clicks["logged"], clicks["dm"], clicks["dr"]["10"], clicks["ncis"]["inf"]):
+        assert 0 < entry["ci95"][0] < entry["value"] < entry["ci95"][1] < 1
 
 
 def test_tests_by_hash_over_days_and_of_no_difference(launch, tmp_path):

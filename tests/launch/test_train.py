@@ -112,6 +112,11 @@ def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, tmp_path):
     launch.ok("evaluate", f"--workdir={workdir}")
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     assert evaluation["offline"] == offline and evaluation["offline_other"] == other
+    estimated = evaluation["off_policy"]
+    assert {name: x["propensities"] for name, x in estimated.items()} == {"test": "fitted", "random_test": "known"}
+    assert len(estimated["test"]["behaviour"]["by_decile"]) == 10 and list(estimated["random_test"]["units"]) == [
+        "video"
+    ]
     assert evaluation["fidelity"] == result["fidelity"] and set(result["fidelity_other"]) == set(other)
     assert {"model", "per_video_mean", "logistic"} <= result["fidelity"]["click"].keys()
     # Only the users' histories differ: the baselines know none of them, and the agents do.

@@ -139,9 +139,13 @@ def truth_of(params: p.WorldParams, state: WorldState, videos: chex.Array) -> re
     return response.affinity(params, state.traits, state.interest, state.satiation, videos)
 
 
-def expected_feedback(params: p.WorldParams, state: WorldState) -> tuple[chex.Array, chex.Array]:
-    """True expected feedback [B, C, S] of each candidate, were it shown first now, and log1p seconds [B, C]."""
-    return response.expected_feedback(params, state.traits, truth_of(params, state, state.candidates))
+def expected_feedback(
+    params: p.WorldParams, state: WorldState, slot: chex.Numeric = 0
+) -> tuple[chex.Array, chex.Array]:
+    """True expected feedback [B, C, S] of each candidate, were it shown now in this slot, and log1p seconds [B, C]."""
+    truth = truth_of(params, state, state.candidates)
+    truth = dataclasses.replace(truth, drive=truth.drive - params.behaviour.drive_position * slot)
+    return response.expected_feedback(params, state.traits, truth)
 
 
 def true_stay(params: p.WorldParams, state: WorldState, exposed: chex.Array) -> chex.Array:
