@@ -69,6 +69,40 @@ def update(
     return next_state, reduction.sum(metrics) | {"grad_norm": grad_norm}
 
 
+def pool_values(
+    state: st.AgentState,
+    users: tuple[chex.Array, chex.Array],
+    candidates: chex.Array,
+    scores: chex.Array,
+    predicted: types.Predicted | None,
+    config: AgentConfig,
+) -> tuple[networks.CriticOutput, chex.Array, chex.Array, chex.Array]:
+    """What all candidates are worth to each agent, by the target critics, while the main agent decides the exposure.
+
+    Args:
+      users: z [B, T, Z] and memory means. candidates: encodings [B, T, C, D]. scores: [B, T, N, C] of the actors.
+      predicted: what a feedback model says of the same candidates; None, or a config without use for it, for the
+        critics alone.
+
+    Returns:
+      The critics' output, the main agent's exposure [B, T, C], the chance of another request after it [B, T], and
+      q_i(s, c) [B, T, N, C].
+    """
+    w_main = jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
+    pool = networks.Critic(config).apply(state.target, *users, candidates)
+    if predicted is not None and config.uses_model:
+        pool = networks.blend(pool, predicted, config.model_weight)
+    stay_main = heads.stay_probability(pool, w_main)
+    q = losses.video_values(config, pool, pool.value.min(axis=-2), stay_main, state.reward_scale)
+    return pool, w_main, stay_main, q
+
+
+def objectives(state: st.AgentState, scores: chex.Array, q: chex.Array, config: AgentConfig) -> chex.Array:
+    """What each actor ascends [B, T, N]: the value of its own relaxed exposure; scores and q [B, T, N, C]."""
+    scaled = jax.lax.stop_gradient(q / state.q_scale[:, None])
+    return losses.policy_objective(scores, scaled, config.slate, config.temperature)
+
+
 def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key, config, reduction):
     r = rep.represent(config, params["encoder"], rows, batch, items, key, unseen)
     learn = rep.learned(batch)
@@ -79,14 +113,9 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     # Critics on what was shown, with gradient; on all candidates, for targets and actors, without.
     shown = critic.apply(params["critic"], r.z, r.memory_mean, r.shown)
     still = jax.lax.stop_gradient((r.z, r.memory_mean))
-    acted = actor.apply(params["actor"], *still, candidates)
-    scores = acted.scores  # [B, T+1, N, C]
-    w_main = jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
-    pool = critic.apply(state.target, *still, candidates)
-    if simulated is not None and config.uses_model:
-        pool = networks.blend(pool, simulated.pool, config.model_weight)
-    stay_main = heads.stay_probability(pool, w_main)
-    q = losses.video_values(config, pool, pool.value.min(axis=-2), stay_main, state.reward_scale)  # [B, T+1, N, C]
+    scores = actor.apply(params["actor"], *still, candidates).scores  # [B, T+1, N, C]
+    predicted = None if simulated is None else simulated.pool
+    pool, w_main, stay_main, q = pool_values(state, still, candidates, scores, predicted, config)
     value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the policy in force
 
     # Feedback and staying, by supervision.
@@ -109,8 +138,7 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     value_loss = jnp.sum(learn.request[..., None, None] * value_error**2) / num_requests
 
     # Deterministic policy gradient through the relaxed exposure of each agent's scores.
-    scaled = jax.lax.stop_gradient(q[:, :-1] / state.q_scale[:, None])
-    objective = losses.policy_objective(scores[:, :-1], scaled, config.slate, config.temperature)  # [B, T, N]
+    objective = objectives(state, scores[:, :-1], q[:, :-1], config)  # [B, T, N]
     objective = jnp.einsum("bt,btn->n", learn.request, objective) / num_requests
     # Its gradient fades where w is near 0 or 1, and it leaves a request's mean score free. So scores are also drawn to
     # its maximiser, q / tau less a constant: far from the cut, and so that different requests can be compared.

@@ -21,6 +21,11 @@ _GAP_POOL = 8_192  # requests of the log that the optimism gap's sessions start 
 _MAX_SESSION = 64  # requests, where a config names no longest session
 
 
+def ab_key(seed: int) -> types.Key:
+    """Chance of the A/B test of a seed, whose users are 0, 1, …"""
+    return jax.random.fold_in(jax.random.key(seed), 12)
+
+
 def compare(config, source: sources.Source, policies: dict[str, Any], mesh) -> dict[str, Any]:
     """A paired A/B test in the source's simulator, with progress; the first arm is the control."""
     names = list(policies)
@@ -30,9 +35,8 @@ def compare(config, source: sources.Source, policies: dict[str, Any], mesh) -> d
             "--config.simulator=feedback with --config.simulator_checkpoint=RUN"
         )
     total = config.ab_test.sessions * len(names)
-    key = jax.random.fold_in(jax.random.key(config.seed), 12)
     return arms.compare(
-        source.sim._replace(items=source.items), policies, key, mesh, control=names[0],
+        source.sim._replace(items=source.items), policies, ab_key(config.seed), mesh, control=names[0],
         num_users=config.ab_test.sessions, day=config.ab_test.day, k=source.schema.slate,
         progress=counted("ab_test", total),
     )  # fmt: skip

@@ -57,12 +57,20 @@ def get(name: str) -> Method:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "method"))
+def score_candidates(
+    state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
+) -> chex.Array:
+    """Scores [B, T+1, N, C] of all candidates of a batch of segments, without dropout."""
+    rows = tb.lookup(state.tables, rep.ids(batch, items))
+    r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
+    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
+    return METHODS[method].score(config, state.params, r, candidates)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "method"))
 def score_batch(
     state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
 ) -> chex.Array:
     """Scores [B, T+1, N, K] of what a batch of segments showed, without dropout; for `evaluation.offline`."""
-    rows = tb.lookup(state.tables, rep.ids(batch, items))
-    r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
-    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
-    scores = METHODS[method].score(config, state.params, r, candidates)
+    scores = score_candidates(state, batch, items, config, method)
     return jnp.take_along_axis(scores, batch.slate[..., None, :], axis=-1)
