@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bokeh.core.properties import value
-from bokeh.models import BasicTickFormatter, ColumnDataSource, HoverTool, Title
-from bokeh.models.annotations import Span, Whisker
+from bokeh.models import BasicTickFormatter, ColumnDataSource, HoverTool
+from bokeh.models.annotations import Span, Title, Whisker
 from bokeh.palettes import Blues256
 from bokeh.plotting import figure
 

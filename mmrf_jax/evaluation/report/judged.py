@@ -8,7 +8,7 @@ from typing import Any
 from mmrf_jax import types
 from mmrf_jax.evaluation.report import charts
 from mmrf_jax.evaluation.report.contents import UNFINISHED, Part, Run, grid
-from mmrf_jax.evaluation.report.markup import Cell, escape, interval, leaves_out_zero, legend, number, table
+from mmrf_jax.evaluation.report.markup import NOTHING, Cell, escape, interval, leaves_out_zero, legend, number, table
 
 METRICS = {
     "watch_time": "watch time, s a session", "depth": "depth, videos a session", "requests": "requests a session",
@@ -43,14 +43,16 @@ def ab_test(run: Run) -> Part:
             "There is no A/B test: this run has logs alone and no simulator whose users could be served."))  # fmt: skip
     everyone = run.results["ab_test"]
     rows: list[list[str | Cell]] = [
-        [label, number(everyone[control][name]["mean"]), *(_difference(arm[name]) for arm in others.values())]
+        [label, number(everyone[control][name]["mean"]), *(_difference(arm.get(name)) for arm in others.values())]
         for name, label in METRICS.items()
         if name in everyone[control]
     ]
     figures = {}
     for name in _FOREST:
         shown = [
-            (arm, m[name]["diff_pct"], *m[name]["ci95"]) for arm, m in others.items() if m[name]["diff_pct"] is not None
+            (arm, m[name]["diff_pct"], *m[name]["ci95"])
+            for arm, m in others.items()
+            if name in m and m[name]["diff_pct"] is not None
         ]
         if shown:
             figures[f"forest-{name}"] = charts.forest(METRICS[name], shown)
@@ -63,8 +65,10 @@ def ab_test(run: Run) -> Part:
     return Part("ab-test", "A/B test", caption, body, figures)
 
 
-def _difference(entry: Mapping[str, Any]) -> Cell:
-    """A mean, and how far it is from the control's."""
+def _difference(entry: Mapping[str, Any] | None) -> Cell:
+    """A mean, and how far it is from the control's, which may be 0."""
+    if entry is None:
+        return Cell(NOTHING)
     if entry["diff_pct"] is None:
         return Cell(number(entry["mean"]))
     detail = f"{charts.show(entry['diff_pct'], '+.2f')} % {interval(entry['ci95'], '+.2f')}"
@@ -83,7 +87,7 @@ def offline(run: Run) -> Part:
         return Part(identity, title, "", missing=UNFINISHED)
     logs = {"test": run.results["offline"], **run.results.get("offline_other", {})}
     body = ""
-    gauc = lambda x: "–" if x is None else charts.show(x, ".4f")
+    gauc = lambda x: NOTHING if x is None else charts.show(x, ".4f")
     for log, entries in logs.items():
         rankers = list(dict.fromkeys(r for entry in entries.values() for r in entry.get("against", {})))
         rows: list[list[str | Cell]] = []
@@ -128,7 +132,7 @@ def fidelity(run: Run) -> Part:
             rows.append([
                 signal, Cell(ranker, kind="text"), f"{entry['eligible_users']:,}",
                 Cell(number(entry[ranking]), interval(entry[f"{ranking}_ci95"])), number(entry[loss]),
-                number(entry[last]), Cell(interval(bounds, "+.4f") or "–", sure=leaves_out_zero(bounds)),
+                number(entry[last]), Cell(interval(bounds, "+.4f") or NOTHING, sure=leaves_out_zero(bounds)),
             ])  # fmt: skip
     head = ["signal", "predictor", "users", "GAUC / XAUC", "log-loss / MAE", "ECE / RMSE", "model − predictor, loss"]
     caption = (

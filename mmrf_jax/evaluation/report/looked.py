@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mmrf_jax.evaluation.report import charts
 from mmrf_jax.evaluation.report.contents import Part, Run, grid
@@ -86,13 +87,16 @@ def explorer(run: Run) -> Part:
 
 
 def settings(run: Run) -> Part:
-    plain = lambda x: ", ".join(map(str, x)) if isinstance(x, list | tuple) else str(x)
-    lines = lambda tree: [[name, Cell(plain(value), kind="text wrap")] for name, value in _flat(tree)]
     body = "<h3>Versions that wrote this page</h3>" + table(["library", "version"], run.versions.items())
-    body += f"<details><summary>Config</summary>{table(['field', 'value'], lines(run.config))}</details>"
+    body += f"<details><summary>Config</summary>{table(['field', 'value'], _lines(run.config))}</details>"
     if run.source:
-        body += f"<details><summary>Input, as counted</summary>{table(['what', 'value'], lines(run.source))}</details>"
+        body += f"<details><summary>Input, as counted</summary>{table(['what', 'value'], _lines(run.source))}</details>"
     return Part("settings", "What was run", "The config starts the same run again.", body)
+
+
+def _lines(tree: Mapping[str, Any]) -> list[list[str | Cell]]:
+    plain = lambda x: ", ".join(map(str, x)) if isinstance(x, list | tuple) else str(x)
+    return [[name, Cell(plain(value), kind="text wrap")] for name, value in _flat(tree)]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -39,11 +39,11 @@ def number(x: float | None, digits: int = 4) -> str:
 
 
 def interval(bounds: Sequence[float] | None, form: str = ".4f") -> str:
-    return "" if bounds is None else "[" + ", ".join(charts.show(x, form) for x in bounds) + "]"
+    return "" if bounds is None or None in bounds else "[" + ", ".join(charts.show(x, form) for x in bounds) + "]"
 
 
 def leaves_out_zero(bounds: Sequence[float] | None) -> bool:
-    return bounds is not None and (bounds[0] > 0 or bounds[1] < 0)
+    return bounds is not None and None not in bounds and (bounds[0] > 0 or bounds[1] < 0)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> str:

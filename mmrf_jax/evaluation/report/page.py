@@ -92,8 +92,8 @@ def _tiles(run: contents.Run) -> str:
     control, arms = judged.arms(run)
     own = arms.get(run.config["method"], {})
     for name in ("watch_time", "depth", "return_rate", "like") if own else ():
-        entry = own[name]
-        if entry["diff_pct"] is not None:
+        entry = own.get(name, {})
+        if entry.get("diff_pct") is not None:
             tiles.append(
                 (
                     f"{charts.show(entry['diff_pct'], '+.1f')} %",
