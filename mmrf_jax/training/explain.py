@@ -21,7 +21,7 @@ from mmrf_jax.simulators.feedback import sampling
 from mmrf_jax.training import alternation, collect, judging, methods, sources
 from mmrf_jax.training import workdir as wd
 
-_BATCH, _BATCHES = 64, 8  # held-out segments at a time, and how many batches of them at most
+_BATCH, _BATCHES = 64, 16  # held-out segments at a time, and how many batches of them at most
 _USERS, _REQUESTS = 12, 8  # sessions to look at, and the first requests of each
 _BEST = 9  # candidates listed by the main agent's score, those that were shown included
 

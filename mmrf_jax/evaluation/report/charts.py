@@ -35,7 +35,7 @@ def _blank(title: str, height: int, **options) -> Figure:
         height=height, sizing_mode="stretch_width", tools="", toolbar_location=None,
         min_border=2, outline_line_color=None, background_fill_color=None, border_fill_color=None, **options,
     )  # fmt: skip
-    plot.title = Title(text=title, text_font=_FONT, text_font_size="13px", text_color=_INK)
+    plot.title = Title(text=title, text_font=_FONT, text_font_size="12px", text_color=_INK)
     plot.grid.grid_line_color = _GRID
     for axis in plot.axis:
         axis.update(
@@ -49,7 +49,8 @@ def _blank(title: str, height: int, **options) -> Figure:
 
 def show(x: float, form: str) -> str:
     """A formatted number, its minus sign as wide as a plus."""
-    return f"{x:{form}}".replace("-", "−")
+    text = f"{x:{form}}"
+    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
 
 
 def _hover(plot: Figure, renderers: list, tips: list[tuple[str, str]]) -> None:
@@ -116,7 +117,7 @@ def forest(title: str, rows: Sequence[tuple[str, float, float, float]]) -> Figur
     plot.text("diff", "name", "text", source=data, y_offset=-7, text_align="center", text_baseline="bottom",
               text_font=value(_FONT), text_font_size="11px", text_color=_INK)  # fmt: skip
     low, high = min([0.0, *columns["low"]]), max([0.0, *columns["high"]])
-    margin = 0.15 * (high - low or 1.0)
+    margin = 0.3 * (high - low or 1.0)
     plot.x_range.start, plot.x_range.end = low - margin, high + margin
     _hover(
         plot, [points], [("", "@name"), ("difference", "@text"), ("from", "@low{+0.00} %"), ("to", "@high{+0.00} %")]

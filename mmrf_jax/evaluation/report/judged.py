@@ -61,7 +61,7 @@ def ab_test(run: Run) -> Part:
         f"The same {sessions:,} users in every arm. Differences to {control} in %, with intervals of 95 %: a "
         "filled point, and in the table a bold figure, is one whose interval leaves out 0."
     )
-    body = grid(list(figures), "wide") + "<h3>All metrics</h3>" + table(["metric", control, *others], rows)
+    body = grid(list(figures), "forest") + "<h3>All metrics</h3>" + table(["metric", control, *others], rows)
     return Part("ab-test", "A/B test", caption, body, figures)
 
 
