@@ -3,7 +3,8 @@
   python -m launch.train --config=experiments/world.py --workdir=runs/world
   python -m launch.train --config=experiments/kuairand.py --config.data.dir=$KUAIRAND_DIR --workdir=runs/kuairand
 
-The run folder holds config.json, metrics.jsonl, TensorBoard events, checkpoints/ and, at the end, results.json.
+The run folder holds config.json, metrics.jsonl, TensorBoard events, checkpoints/ and, at the end, results.json and
+report.html.
 """
 
 from pathlib import Path

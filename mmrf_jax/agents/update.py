@@ -61,12 +61,17 @@ def policy_gradient(
     It fades where w is near 0 or 1, and it leaves a request's mean score free. So scores are also drawn to the
     objective's maximiser: far from the cut, and so that different requests can be compared.
     """
-    scaled = view.q / state.q_scale[:, None]
-    objective = view.mean(losses.policy_objective(view.scores, scaled, config.slate, config.temperature))  # [N]
+    objective = view.mean(objectives(config, state, view.scores, view.q))  # [N]
     projected = view.mean(projection(view.scores, maximiser(config, state, view.q)).sum(axis=-1))
     metrics = {"loss/projection": projected}
     metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
     return PROJECTION_WEIGHT * projected - jnp.sum(objective), metrics
+
+
+def objectives(config: AgentConfig, state: st.AgentState, scores: chex.Array, q: chex.Array) -> chex.Array:
+    """What actors ascend [B, T, N]: the values q [B, T, N, C] of the relaxed exposures of scores [B, T, A, C]."""
+    scaled = jax.lax.stop_gradient(q / state.q_scale[:, None])
+    return losses.policy_objective(scores, scaled, config.slate, config.temperature)
 
 
 def maximiser(config: AgentConfig, state: st.AgentState, q: chex.Array) -> chex.Array:
@@ -129,6 +134,36 @@ def update(
     return next_state, reduction.sum(metrics) | {"grad_norm": grad_norm}
 
 
+def pool_values(
+    state: st.AgentState,
+    users: tuple[chex.Array, chex.Array],
+    candidates: chex.Array,
+    w: chex.Array,
+    predicted: types.Predicted | None,
+    config: AgentConfig,
+) -> tuple[networks.CriticOutput, chex.Array, chex.Array]:
+    """What all candidates are worth to each agent around an exposure, by the target critics.
+
+    Args:
+      users: z [B, T, Z] and memory means. candidates: encodings [B, T, C, D]. w: [B, T, C], the exposure.
+      predicted: what a feedback model says of the same candidates; None, or a config without use for it, for the
+        critics alone.
+
+    Returns:
+      The critics' output, the chance of another request after the exposure [B, T], and q_i(s, c) [B, T, N, C].
+    """
+    pool = networks.Critic(config).apply(state.target, *users, candidates)
+    if predicted is not None and config.uses_model:
+        pool = networks.blend(pool, predicted, config.model_weight)
+    stay = heads.stay_probability(pool, w)
+    return pool, stay, losses.video_values(config, pool, pool.value.min(axis=-2), stay, state.reward_scale)
+
+
+def main_exposure(scores: chex.Array, config: AgentConfig) -> chex.Array:
+    """The main agent's exposure [B, T, C] of scores [B, T, A, C], without gradient."""
+    return jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
+
+
 def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key, config, reduction, learner):
     r = rep.represent(config, params["encoder"], rows, batch, items, key, unseen)
     learn = rep.learned(batch)
@@ -142,15 +177,9 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     act = lambda p: actor.apply(p, *still, candidates).scores
     scores = act(params["actor"])  # [B, T+1, A, C]
     logged = exposure.logged(batch.slate, batch.slate_mask, batch.candidates.shape[-1])
-    if learner.expectile is None:
-        w_main = jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
-    else:
-        w_main = logged
-    pool = critic.apply(state.target, *still, candidates)
-    if simulated is not None and config.uses_model:
-        pool = networks.blend(pool, simulated.pool, config.model_weight)
-    stay_main = heads.stay_probability(pool, w_main)
-    q = losses.video_values(config, pool, pool.value.min(axis=-2), stay_main, state.reward_scale)  # [B, T+1, N, C]
+    w_main = main_exposure(scores, config) if learner.expectile is None else logged
+    predicted = None if simulated is None else simulated.pool
+    pool, stay_main, q = pool_values(state, still, candidates, w_main, predicted, config)
     value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the policy in force, or the log's
 
     # Feedback and staying, by supervision.

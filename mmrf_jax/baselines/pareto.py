@@ -12,7 +12,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from mmrf_jax.agents import losses
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents import update as up
 from mmrf_jax.agents.config import AgentConfig
@@ -47,10 +46,9 @@ def improve(
     config: AgentConfig, state: st.AgentState, view: up.View, reduction: learning.Reduction
 ) -> tuple[chex.Array, dict[str, chex.Array]]:
     """See `agents.update.Learner`."""
-    scaled = view.q / state.q_scale[:, None]
 
     def objectives(scores):
-        value = losses.policy_objective(scores, scaled, config.slate, config.temperature)
+        value = up.objectives(config, state, scores, view.q)
         return view.mean(value - up.PROJECTION_WEIGHT * up.projection(scores, up.maximiser(config, state, view.q)))
 
     gradients = reduction.sum(jax.jacrev(lambda actor: objectives(view.act(actor)))(view.actor))

@@ -18,7 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from mmrf_jax.agents import exposure, losses
+from mmrf_jax.agents import exposure
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents import update as up
 from mmrf_jax.agents.config import AgentConfig
@@ -40,8 +40,7 @@ def improve(
 ) -> tuple[chex.Array, dict[str, chex.Array]]:
     """See `agents.update.Learner`."""
     del reduction
-    scaled = view.q / state.q_scale[:, None]
-    objective = view.mean(losses.policy_objective(view.scores, scaled, config.slate, config.temperature))  # [N]
+    objective = view.mean(up.objectives(config, state, view.scores, view.q))  # [N]
     stage_one = jax.lax.stop_gradient(view.scores[..., :-1, :])
     distance = view.mean(closeness(view.scores[..., -1, :], stage_one, config.slate)) / config.slate  # [N - 1]
     wanted = up.maximiser(config, state, view.q)

@@ -21,6 +21,11 @@ _GAP_POOL = 8_192  # requests of the log that the optimism gap's sessions start 
 _MAX_SESSION = 64  # requests, where a config names no longest session
 
 
+def ab_key(seed: int) -> types.Key:
+    """Chance of the A/B test of a seed, whose users are 0, 1, …"""
+    return jax.random.fold_in(jax.random.key(seed), 12)
+
+
 def compare(
     config,
     source: sources.Source,
@@ -77,7 +82,7 @@ def _simulator(config, source: sources.Source) -> tuple[base.Simulator, types.Ke
             f"A/B tests need a simulator, but config.source is {config.source!r}; use experiments/world.py, or "
             "--config.simulator=feedback with --config.simulator_checkpoint=RUN"
         )
-    return source.sim._replace(items=source.items), jax.random.fold_in(jax.random.key(config.seed), 12)
+    return source.sim._replace(items=source.items), ab_key(config.seed)
 
 
 def evaluate(

@@ -23,7 +23,7 @@ from mmrf_jax.metrics.progress import Progress, counted, phase, say
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.feedback import fitting, session
-from mmrf_jax.training import alternation, judging, methods, sources
+from mmrf_jax.training import alternation, explain, judging, methods, sources
 from mmrf_jax.training import workdir as wd
 
 _KEEP = 3
@@ -206,7 +206,18 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh) -> dict[str, Any]:
     result |= judging.evaluate(config, source, state, mesh)
     phase("results")
     files.write_json(workdir / "results.json", result)
+    _report(config, source, state, workdir)
     return result
+
+
+def _report(config, source: sources.Source, state: alternation.RunState, workdir: Path) -> None:
+    """Writes the run's report. The results are kept by now, so whatever goes wrong here is said and no more."""
+    phase("report")
+    try:
+        explain.write_report(config, source, state, workdir)
+    except Exception as error:
+        fix = f"python -m launch.report --workdir={workdir} tries again"
+        say(f"no report: {type(error).__name__}: {error}; {fix}")
 
 
 def _arms(config, policies: dict[str, base.Policy]) -> dict[str, base.Policy]:

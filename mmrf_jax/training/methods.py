@@ -124,20 +124,20 @@ def configured(name: str, config: AgentConfig) -> AgentConfig:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "method"))
+def score_candidates(
+    state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
+) -> chex.Array:
+    """Scores [B, T+1, N, C] of all candidates of a batch of segments, without dropout."""
+    rows = tb.lookup(state.tables, rep.ids(batch, items))
+    r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
+    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
+    return METHODS[method].score(config, state, r, candidates)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "method"))
 def score_batch(
     state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
 ) -> chex.Array:
     """Scores [B, T+1, N, K] of what a batch of segments showed, without dropout; for `evaluation.offline`."""
     scores = score_candidates(state, batch, items, config, method)
     return jnp.take_along_axis(scores, batch.slate[..., None, :], axis=-1)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "method"))
-def score_candidates(
-    state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
-) -> chex.Array:
-    """Scores [B, T+1, N, C] of all candidates of a batch of segments, without dropout; the served ones are the last."""
-    rows = tb.lookup(state.tables, rep.ids(batch, items))
-    r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
-    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
-    return METHODS[method].score(config, state, r, candidates)

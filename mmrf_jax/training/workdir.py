@@ -11,7 +11,8 @@ from mmrf_jax.metrics import files
 
 _FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
 #: What a run writes into its folder, beside config.json.
-_FOLDERS, _FILES = ("checkpoints", "tensorboard"), ("metrics.jsonl", "learned.json", "results.json", "truth.json")
+_FOLDERS = ("checkpoints", "tensorboard")
+_FILES = ("metrics.jsonl", "learned.json", "results.json", "truth.json", "report.html")
 
 
 def is_free(name: str) -> bool:

@@ -88,6 +88,8 @@ def test_myopic_runs(launch, tmp_path):
     assert "| myopic" in done.stdout
     result = results(tmp_path / "run")
     assert set(result["ab_test"]) == {"production", "myopic"} and result["train"]["updates"] > 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("method=myopic trains a single ranker") == 2 and "method=myopic predicts no feedback" in page
 
 
 @pytest.mark.skipif(
@@ -139,6 +141,8 @@ def test_kuairand_without_a_random_log_trains_and_empty_days_are_refused(launch,
     )  # fmt: skip
     launch.ok(*args, f"--workdir={tmp_path / 'run'}")
     assert set(results(tmp_path / "run")["offline_other"]) == {"test_frozen"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "There is no A/B test" in page and "as they were logged" in page and "explorer-data" in page
     done = launch(*args, "--config.data.test_from=20220601", f"--workdir={tmp_path / 'other'}")
     error_line(done, "test_from=20220601", "20220502", "change it")
     assert not (tmp_path / "other").exists()

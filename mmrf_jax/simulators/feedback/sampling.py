@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import types
+from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
 from mmrf_jax.simulators.feedback import network
@@ -73,9 +74,7 @@ def answer(
     k_slates, k_masks, k_feedback = jax.random.split(key, 3)
     slates = unseen_slates(k_slates, batch, num_slates)
     flat = slates.reshape(*slates.shape[:2], -1)
-    rows = tb.lookup(state.tables, rep.ids(batch, items, batch.candidates))
-    r = network.represent(config, state.params, rows, batch, items, None, batch.candidates)
-    pool = network.calibrated(network.predict(state.params, r.z, r.memory_mean, r.unseen), state.calibration)
+    pool = _of_candidates(state, batch, items, config)
     at = lambda x, axes: jnp.take_along_axis(x, jnp.expand_dims(flat, axes), axis=-1)
     out = dataclasses.replace(
         pool, feedback=at(pool.feedback, (0, 3)), extra=at(pool.extra, (0, 3)), stay_effect=at(pool.stay_effect, 0)
@@ -94,5 +93,26 @@ def answer(
     apart = lambda x: x.reshape(*slates.shape, *x.shape[3:])
     effect = apart(jnp.moveaxis(out.stay_effect, 0, -1)).sum(axis=-2)  # [B, T+1, M, 2]
     stay = jax.nn.sigmoid(jnp.moveaxis(out.stay_base, 0, -1)[:, :, None] + effect).mean(axis=-1)
-    mean = types.Predicted(*(x.mean(axis=0) for x in (pool.feedback, pool.stay_base, pool.stay_effect)))
-    return jax.lax.stop_gradient(types.Simulated(slates, apart(expected), apart(u), apart(sampled), stay, mean))
+    answered = types.Simulated(slates, apart(expected), apart(u), apart(sampled), stay, _mean(pool))
+    return jax.lax.stop_gradient(answered)
+
+
+def predict(
+    state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig
+) -> types.Predicted:
+    """g's view of all candidates of a batch, as in `answer`."""
+    return jax.lax.stop_gradient(_mean(_of_candidates(state, batch, items, config)))
+
+
+def _of_candidates(
+    state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig
+) -> heads.Prediction:
+    """Raw predictions of all candidates, calibrated, the twins on the first axis."""
+    rows = tb.lookup(state.tables, rep.ids(batch, items, batch.candidates))
+    r = network.represent(config, state.params, rows, batch, items, None, batch.candidates)
+    return network.calibrated(network.predict(state.params, r.z, r.memory_mean, r.unseen), state.calibration)
+
+
+def _mean(out: heads.Prediction) -> types.Predicted:
+    """Twins' raw predictions averaged."""
+    return types.Predicted(*(x.mean(axis=0) for x in (out.feedback, out.stay_base, out.stay_effect)))

@@ -1,0 +1,30 @@
+"""One page of a run that opens offline, WORKDIR/report.html: results, curves, agents, sessions to look at.
+
+python -m launch.report --workdir=runs/world [--config.data.dir=DIR]
+
+`launch.train` writes it at the end of a run; of a run that has not ended it holds what there is.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from launch import common
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.training import explain, loop
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch.train.", required=True)
+_CONFIG = common.define_run_config(sys.argv)
+
+
+def main() -> None:
+    config, workdir = common.resolve(_CONFIG), Path(_WORKDIR.value)
+    mesh = par.make_mesh()
+    source = loop.source_of(config, mesh)
+    state = loop.load_state(config, source, workdir, mesh)
+    print(explain.write_report(config, source, state, workdir))
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,94 @@
+"""How the agents hang together: the attention between them, and how far their gradients agree on what they share."""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import types
+from mmrf_jax.agents import networks, update
+from mmrf_jax.agents import state as st
+from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.encoders import heads
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
+
+#: The parameters of the actors that all agents use alike: the query, key and value maps of their attention.
+_SHARED = "collaboration"
+
+
+def _still(state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig):
+    """User states and memories at the first T requests, without dropout, and the encoded candidates."""
+    rows = tb.lookup(state.tables, rep.ids(batch, items))
+    r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
+    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
+    return (r.z[:, :-1], r.memory_mean[:, :-1]), candidates[:, :-1]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def attention(state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig) -> chex.Array:
+    """Attention [heads, N, N], a row what an agent gives to the others, summed over the first T requests of a batch."""
+    users, candidates = _still(state, batch, items, config)
+    weights = networks.Actor(config).apply(state.params["actor"], *users, candidates).attention
+    return jnp.einsum("bt,bthij->hij", rep.learned(batch).request, weights)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def actor_gradients(
+    state: st.AgentState,
+    batch: types.SessionBatch,
+    items: types.Items,
+    predicted: types.Predicted | None,
+    config: AgentConfig,
+) -> chex.Array:
+    """Gradients [N, P] of each agent's policy objective, a sum over requests, by the maps of the attention.
+
+    The rest of an actor is its own: nobody else's objective moves it but through what attention carries.
+
+    Args:
+      predicted: what a feedback model says of all candidates, if values are made of it too (`update.pool_values`).
+
+    Raises:
+      ValueError: where the agents do not collaborate, so that actors share nothing.
+    """
+    if _SHARED not in state.params["actor"]["params"]:
+        raise ValueError(f"agents.ablation={config.ablation} with {config.num_agents} agents has no attention")
+    users, candidates = _still(state, batch, items, config)
+    weight = rep.learned(batch).request
+    first = jax.tree.map(lambda x: x[:, :-1], predicted)
+
+    def total(shared):
+        params = {"params": state.params["actor"]["params"] | {_SHARED: shared}}
+        scores = networks.Actor(config).apply(params, *users, candidates).scores
+        w = update.main_exposure(scores, config)
+        q = update.pool_values(state, users, candidates, w, first, config)[-1]
+        return jnp.einsum("bt,btn->n", weight, update.objectives(config, state, scores, q))
+
+    return _rows(jax.jacrev(total)(state.params["actor"]["params"][_SHARED]), config.num_agents)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def encoder_gradients(
+    state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig
+) -> chex.Array:
+    """Gradients [N, P] of the fall of each agent's own feedback loss, a sum over exposures, by the shared encoder.
+
+    The encoder is taught by the critics' predictions of feedback; actors and values take its states as they are.
+    """
+    rows, learn = tb.lookup(state.tables, rep.ids(batch, items)), rep.learned(batch)
+
+    def total(encoder):
+        r = rep.represent(config, encoder, rows, batch, items, None)
+        out = networks.Critic(config).apply(state.params["critic"], r.z, r.memory_mean, r.shown)
+        loss = heads.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
+        return -jnp.einsum("btk,btks->s", learn.exposed, loss)[jnp.asarray(config.reward_indices)]
+
+    return _rows(jax.jacrev(total)(state.params["encoder"]), config.num_agents)
+
+
+def _rows(tree, num: int) -> chex.Array:
+    """Leaves [N, …] as one matrix [N, P]."""
+    return jnp.concatenate([x.reshape(num, -1) for x in jax.tree.leaves(tree)], axis=1)

@@ -1,0 +1,114 @@
+"""A run as one HTML page that opens offline: what was run, how it learned, how it was judged, how its agents agree.
+
+Pure: dictionaries in, text out. Everything is in the page itself: Bokeh's script, the style, the data. The page's own
+policy (`Content-Security-Policy`) forbids it to fetch anything.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Callable, Mapping
+
+from bokeh.embed import components
+from bokeh.resources import Resources
+
+from mmrf_jax.evaluation.report import charts, contents, judged, learned, looked
+from mmrf_jax.evaluation.report.markup import escape, interval
+
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+)
+
+
+def build(run: contents.Run) -> str:
+    """The page."""
+    makers: tuple[Callable[[contents.Run], contents.Part], ...] = (
+        judged.ab_test, judged.offline, judged.fidelity, learned.curves, looked.attention, looked.conflict,
+        looked.explorer, looked.settings,
+    )  # fmt: skip
+    parts = [make(run) for make in makers]
+    figures = {name: figure for part in parts for name, figure in part.figures.items()}
+    script, boxes = components(figures) if figures else ("", {})
+    sections = "\n".join(_section(part, boxes) for part in parts)
+    links = "".join(f'<a href="#{part.identity}">{escape(part.title)}</a>' for part in parts)
+    asset = lambda name: (importlib.resources.files("mmrf_jax.evaluation.report") / "assets" / name).read_text("utf-8")
+    title = f"{run.name}: {run.config['method']} on {run.config['source']}"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>{asset("report.css")}</style>
+{Resources(mode="inline", components=["bokeh"]).render_js() if figures else ""}
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+<p class="lead">{escape(_lead(run))}</p>
+{_tiles(run)}
+<nav aria-label="sections">{links}</nav>
+<noscript><p class="missing">Charts and the session explorer need JavaScript; the tables do not.</p></noscript>
+{sections}
+</main>
+{script}
+<script>{asset("explorer.js")}</script>
+</body>
+</html>
+"""
+
+
+def _section(part: contents.Part, boxes: Mapping[str, str]) -> str:
+    body = f'<p class="missing">{escape(part.missing)}</p>' if part.missing else part.body
+    for name, box in boxes.items():
+        body = body.replace("{{" + name + "}}", f'<div class="chart">{box}</div>')
+    told = escape(part.caption).replace(" %", "&nbsp;%")
+    caption = f'<p class="caption">{told}</p>' if told and not part.missing else ""
+    return f'<section id="{part.identity}">\n<h2>{escape(part.title)}</h2>\n{caption}{body}\n</section>'
+
+
+def _lead(run: contents.Run) -> str:
+    train, seconds = run.results.get("train"), run.rows[-1]["seconds"] if run.rows else None
+    said = [f"Seed {run.config['seed']}"]
+    if train:
+        said.append(f"{train['rounds']} rounds, {train['updates']:,} updates of the agents")
+        said.append(f"{train['sessions_of_last_round']:,} sessions in the last round's log")
+    else:
+        said.append("not finished yet")
+    if seconds:
+        said.append(f"learning took {_duration(seconds)}")
+    return ", ".join(said) + "."
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min" if minutes else "< 1 min"
+
+
+def _tiles(run: contents.Run) -> str:
+    """The few figures that one looks for first."""
+    tiles = []
+    control, arms = judged.arms(run)
+    own = arms.get(run.config["method"], {})
+    for name in ("watch_time", "depth", "return_rate", "like") if own else ():
+        entry = own.get(name, {})
+        if entry.get("diff_pct") is not None:
+            tiles.append(
+                (
+                    f"{charts.show(entry['diff_pct'], '+.1f')} %",
+                    judged.METRICS[name],
+                    f"{interval(entry['ci95'], '+.1f')} to {control}",
+                )
+            )
+    if not own:
+        for name in ("click", "long_view", "watch_time_xauc"):
+            entry = run.results.get("offline", {}).get(name, {})
+            if entry.get("gauc") is not None:
+                kind = "XAUC" if name.endswith("xauc") else "GAUC"
+                label = name.removesuffix("_xauc").replace("_", " ")
+                tiles.append((f"{entry['gauc']:.4f}", f"{kind} of {label}", interval(entry["ci95"])))
+    lines = [f'<div class="tile"><span>{escape(b)}</span><b>{escape(a)}</b><small>{escape(c)}</small></div>'
+             for a, b, c in tiles]  # fmt: skip
+    return f'<div class="tiles">{"".join(lines)}</div>' if lines else ""

@@ -1,0 +1,193 @@
+"""What a report shows of a trained run beside its results: attention, conflict of gradients, sessions to look at."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.agents import conflict
+from mmrf_jax.data import sessions
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.evaluation.report import contents, page
+from mmrf_jax.metrics import files
+from mmrf_jax.simulators.feedback import sampling
+from mmrf_jax.training import alternation, collect, judging, methods, sources
+from mmrf_jax.training import workdir as wd
+
+_BATCH, _BATCHES = 64, 16  # held-out segments at a time, and how many batches of them at most
+_USERS, _REQUESTS = 12, 8  # sessions to look at, and the first requests of each
+_BEST = 9  # candidates listed by the main agent's score, those that were shown included
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bokeh")
+
+_predict = jax.jit(sampling.predict, static_argnames="config")
+
+
+def explain(config, source: sources.Source, state: alternation.RunState) -> dict[str, Any]:
+    """Everything of a report that needs the trained state, as JSON.
+
+    Returns:
+      {"attention", "actors", "encoder": matrices, or {"missing": why there are none}, "sessions": see `look`}.
+    """
+    plan = alternation.plan_of(config)
+    log = source.test()["test"]
+    return _together(config, plan, source, state, log) | {"sessions": look(config, plan, source, state, log)}
+
+
+def _together(config, plan: alternation.Plan, source, state: alternation.RunState, log: SessionLog) -> dict[str, Any]:
+    """Attention between agents and cosines of their gradients, over held-out requests."""
+    if not methods.get(plan.method).simulates:
+        missing = {"missing": f"method={plan.method} has no agents that work together, so there is nothing to compare."}
+        return dict.fromkeys(("attention", "actors", "encoder"), missing)
+    if plan.agents.num_agents == 1:
+        missing = {"missing": "This run has a single agent, so there is nobody to compare it with."}
+        return dict.fromkeys(("attention", "actors", "encoder"), missing)
+    talks = plan.agents.communication == "attention" and plan.agents.ablation != "co"
+    weights, acted, encoded, requests = [], [], [], 0
+    for batch in _blocks(log, config.train.segment):
+        requests += int(batch.mask[:, :-1].sum())
+        encoded.append(np.asarray(conflict.encoder_gradients(state.agents, batch, source.items, plan.agents)))
+        if talks:
+            predicted = None
+            if plan.models and plan.agents.uses_model:
+                predicted = _predict(alternation.model_of(state), batch, source.items, plan.feedback)
+            weights.append(np.asarray(conflict.attention(state.agents, batch, source.items, plan.agents)))
+            gradients = conflict.actor_gradients(state.agents, batch, source.items, predicted, plan.agents)
+            acted.append(np.asarray(gradients))
+    result: dict[str, Any] = {"encoder": agreement(np.stack(encoded)) | {"requests": requests}}
+    if not talks:
+        missing = {
+            "missing": "These agents have no attention between them, so their actors share nothing that can be compared."
+        }
+        return result | {"attention": missing, "actors": missing}
+    mean = np.sum(weights, axis=0, dtype=np.float64).mean(axis=0) / requests
+    result["attention"] = {"matrix": mean.tolist(), "requests": requests}
+    return result | {"actors": agreement(np.stack(acted)) | {"requests": requests}}
+
+
+def _blocks(log: SessionLog, num_requests: int):
+    """Batches of segments spread over a log; a short one is repeated to a whole batch."""
+    index = sessions.segment_index(log, num_requests)
+    index = index[:: max(len(index) // (_BATCHES * _BATCH), 1)]
+    blocks = [index[i : i + _BATCH] for i in range(0, len(index) - _BATCH + 1, _BATCH)]
+    for rows in (blocks or [np.resize(index, (_BATCH, 2))])[:_BATCHES]:
+        yield sessions.gather_segments(log, rows, num_requests)
+
+
+def agreement(gradients: np.ndarray) -> dict[str, Any]:
+    """Cosines between the agents' gradients [M, N, P] summed over M batches.
+
+    Returns:
+      {"matrix": [N, N], "itself": [N]}: the second is the cosine of an agent's gradients on two halves of the batches,
+      None with a single batch: how much of a gradient is not chance. A cosine with a gradient of 0 is 0.
+    """
+    gradients = gradients.astype(np.float64)
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
+    every, even, odd = (unit(x.sum(axis=0)) for x in (gradients, gradients[::2], gradients[1::2]))
+    itself = (even * odd).sum(axis=-1).tolist() if len(gradients) > 1 else None
+    return {"matrix": (every @ every.T).tolist(), "itself": itself}
+
+
+def look(config, plan: alternation.Plan, source, state: alternation.RunState, log: SessionLog) -> dict[str, Any]:
+    """Sessions to look at, with what each agent said of their candidates.
+
+    Where there is a simulator, the first users of the A/B test, served by the run's own ranker as they are there;
+    else the longest sessions of the held-out log, one a user, as they were logged.
+
+    Returns:
+      {"served": whether the run's ranker chose what was shown, "agents": names of the score columns, "users": [{"user",
+      "date", "requests", "videos", "seconds": of the whole session, "left", "shown": [[candidate]] of each of its first
+      requests}]}. A candidate is {"video", "duration", "slot": 0 … K − 1 or None, "scores": one an agent, "ranks" among
+      all candidates from 1 on} and, where it was shown, {"signals": those that it got, "seconds"}.
+    """
+    method = methods.get(plan.method)
+    if source.sim is not None:
+        policy = method.make_policy(state.agents, source.items, plan.agents)
+        log = collect.collect(
+            source.sim._replace(items=source.items), policy, judging.ab_key(config.seed), first_user=0,
+            num_sessions=_USERS, day=config.ab_test.day, k=source.schema.slate,
+        )  # fmt: skip
+    else:
+        log = sessions.select_sessions(log, _longest(log, _USERS))
+    index = np.stack([np.arange(log.num_sessions), log.offsets[:-1]], axis=1)
+    batch = sessions.gather_segments(log, np.resize(index, (_USERS, 2)), _REQUESTS)
+    scores = np.asarray(methods.score_candidates(state.agents, batch, source.items, plan.agents, plan.method))
+    duration = np.asarray(source.items.duration)
+    users = []
+    for n in range(log.num_sessions):
+        rows = slice(int(log.offsets[n]), int(log.offsets[n + 1]))
+        length = rows.stop - rows.start
+        user = {
+            "user": int(log.user_id[n]),
+            "date": int(log.date[n]),
+            "requests": length,
+            "videos": int((log.slate[rows] >= 0).sum()),
+            "seconds": float(np.where(log.slate[rows] >= 0, log.feedback[rows][..., types.WATCH_TIME], 0.0).sum()),
+            "left": bool(log.terminated[n]),
+            "shown": [_request(batch, scores, duration, n, t) for t in range(min(length, _REQUESTS))],
+        }
+        users.append(user)
+    return {"served": source.sim is not None, "agents": list(method.signals(plan.agents)), "users": users}
+
+
+def _longest(log: SessionLog, number: int) -> np.ndarray:
+    """The longest session of each of the users with the longest ones, in the log's order."""
+    order = np.argsort(-np.diff(log.offsets), kind="stable")
+    _, first = np.unique(log.user_id[order], return_index=True)
+    return np.sort(order[np.sort(first)[:number]])
+
+
+def _request(batch: types.SessionBatch, scores: np.ndarray, duration: np.ndarray, n: int, t: int) -> list[dict]:
+    """The candidates of a request that are worth a look: those shown, the main agent's best, each agent's first."""
+    said = scores[n, t]  # [N, C]
+    order = np.argsort(-said, axis=-1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(said.shape[-1])[None], axis=-1)
+    slots = {int(c): slot for slot, c in enumerate(batch.slate[n, t]) if batch.slate_mask[n, t, slot]}
+    chosen = list(dict.fromkeys([*slots, *order[-1, :_BEST].tolist(), *order[:, 0].tolist()]))
+    rows = []
+    for c in chosen:
+        video = int(batch.candidates[n, t, c])
+        row = {
+            "video": video,
+            "duration": round(float(duration[video]), 1),
+            "slot": slots.get(c),
+            "scores": [round(float(x), 3) for x in said[:, c]],
+            "ranks": (ranks[:, c] + 1).tolist(),
+        }
+        if c in slots:
+            feedback = batch.feedback[n, t, slots[c]]
+            got = [signal for signal, x in zip(types.BINARY_SIGNALS, feedback, strict=False) if x > 0.5]
+            row |= {"signals": got, "seconds": round(float(feedback[types.WATCH_TIME]), 1)}
+        rows.append(row)
+    return rows
+
+
+def write_report(config, source: sources.Source, state: alternation.RunState, workdir: Path) -> Path:
+    """Writes WORKDIR/report.html of a run, from its files and its state. Returns the path."""
+    metrics, results = workdir / "metrics.jsonl", workdir / "results.json"
+    run = contents.Run(
+        name=workdir.resolve().name,
+        config=config.to_dict(),
+        versions=_versions(),
+        rows=[json.loads(line) for line in metrics.read_text().splitlines()],
+        results=wd.read_json(results) if results.exists() else {},
+        source=files.plain(source.report),
+        explained=explain(config, source, state),
+    )
+    path = workdir / "report.html"
+    files.write_text(path, page.build(run))
+    return path
+
+
+def _versions() -> dict[str, str]:
+    device = jax.devices()[0]
+    found = {"python": platform.python_version()} | {name: metadata.version(name) for name in _LIBRARIES}
+    return found | {"devices": f"{jax.device_count()} × {device.device_kind}"}

@@ -1,0 +1,122 @@
+"""`launch.report`, and the page of a finished run as a browser shows it: drawn, without an error, on a phone too."""
+
+import shutil
+
+import pytest
+from processes import error_line, results
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from mmrf_jax.training import explain, loop
+
+#: What of the page's charts is drawn: every root's size, and whether its canvases hold anything but nothing.
+DRAWN = """
+const canvases = (node) => [
+  ...(node.shadowRoot ? canvases(node.shadowRoot) : []),
+  ...[...node.children].flatMap((child) => [...(child.tagName === "CANVAS" ? [child] : []), ...canvases(child)]),
+];
+const inked = (canvas) => canvas.width > 0 && canvas.height > 0
+  && canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((x) => x > 0);
+return [...document.querySelectorAll("[data-root-id]")].map((root) => {
+  const found = canvases(root);
+  const box = found.length ? found[0].getBoundingClientRect() : {width: 0, height: 0};
+  return {width: box.width, height: box.height, inked: found.some(inked)};
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium of the system's packages; a test without one fails, for it would show nothing."""
+    found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    if not all(found.values()):
+        pytest.fail("there is no chromium with chromedriver; apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = found["chromium"]
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(found["chromedriver"]))
+    yield driver
+    driver.quit()
+
+
+def show(browser, path, width: int, height: int = 800) -> None:
+    """Opens a file in a window of that size, a phone's below 500 pixels."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get_log("browser")  # what was said before
+    browser.get(path.as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach((more) => { more.open = true; })")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_draws_everything_without_an_error(finished, browser, width):
+    show(browser, finished / "report.html", width)
+    places = len(browser.find_elements(By.CSS_SELECTOR, "[data-root-id]"))
+    assert places > 30
+    ready = lambda _: all(chart["inked"] for chart in browser.execute_script(DRAWN))
+    WebDriverWait(browser, 60).until(ready)
+    charts = browser.execute_script(DRAWN)
+    assert len(charts) == places and all(c["width"] > 100 and c["height"] > 60 for c in charts)
+    assert all(c["width"] <= width for c in charts)
+    said = [line for line in browser.get_log("browser") if line["source"] != "rendering"]  # that is of reading canvases
+    assert said and not [line for line in said if line["level"] in ("SEVERE", "WARNING")], said
+    # The page does not scroll sideways; its wide tables do, in boxes of their own.
+    wide = "const page = document.documentElement; return page.scrollWidth - page.clientWidth"
+    assert browser.execute_script(wide) == 0 and browser.execute_script("return document.body.scrollWidth") <= width
+    boxes = "return [...document.querySelectorAll('.scroll')].some((box) => box.scrollWidth > box.clientWidth)"
+    assert browser.execute_script(boxes) or width > 500
+
+
+@pytest.mark.slow
+def test_the_session_explorer_responds(finished, browser):
+    show(browser, finished / "report.html", 390)
+    told = lambda: browser.find_element(By.ID, "session").text
+    rows = lambda: [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#candidates tbody tr")]
+    users = Select(browser.find_element(By.ID, "user"))
+    assert len(users.options) == 12
+    first, listed = told(), rows()
+    assert first.startswith("User 0:") and "6 videos shown" in first
+    shown = browser.find_elements(By.CSS_SELECTOR, "#candidates tr.shown")
+    assert len(shown) == 6 and len(listed) > 9 and all(" s of " in row.text for row in shown)
+    # What is shown are the best of the main agent, whose scores stand last.
+    assert [row.text.split()[-1] for row in shown] == ["1", "2", "3", "4", "5", "6"]
+    longest = max(range(12), key=lambda i: int(users.options[i].text.split(": ")[1].split()[0]))
+    users.select_by_index(longest)
+    assert told().startswith(f"User {longest}:") and (longest == 0 or (told() != first and rows() != listed))
+    buttons = browser.find_elements(By.CSS_SELECTOR, "#requests button")
+    assert 1 < len(buttons) <= 8 and buttons[0].get_attribute("aria-pressed") == "true"
+    before = rows()
+    buttons[1].click()
+    assert "Request 2:" in told() and rows() != before and buttons[1].get_attribute("aria-pressed") == "true"
+    assert buttons[0].get_attribute("aria-pressed") == "false"
+
+
+def test_report_of_a_run_by_itself(finished, launch, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    there = (run / "report.html").read_text()
+    for name in ("ab-test", "offline", "fidelity", "curves", "attention", "conflict", "explorer", "settings"):
+        assert f'<section id="{name}">' in there
+    watched = results(run)["ab_test"]["mmrf"]["watch_time"]["diff_pct"]
+    assert f"{watched:+.2f} %".replace("-", "−") in there
+    (run / "report.html").unlink()
+    before = (run / "results.json").read_bytes()
+    done = launch.ok("report", f"--workdir={run}")
+    assert done.stdout.strip() == str(run / "report.html")
+    data = lambda text: text.split('id="explorer-data">')[1].split("</script>")[0]
+    assert data((run / "report.html").read_text()) == data(there)
+    assert (run / "results.json").read_bytes() == before
+    error_line(launch("report", f"--workdir={tmp_path}"), "is not a run folder", "config.json")
+
+
+def test_a_report_that_fails_loses_no_results(monkeypatch, capsys, tmp_path):
+    def broken(*_):
+        raise RuntimeError("no room left")
+
+    monkeypatch.setattr(explain, "write_report", broken)
+    loop._report(None, None, None, tmp_path)
+    told = capsys.readouterr().err
+    assert "no report: RuntimeError: no room left" in told and f"launch.report --workdir={tmp_path}" in told
