@@ -63,9 +63,7 @@ def _together(config, plan: alternation.Plan, source, state: alternation.RunStat
             acted.append(np.asarray(gradients))
     result: dict[str, Any] = {"encoder": agreement(np.stack(encoded)) | {"requests": requests}}
     if not talks:
-        missing = {
-            "missing": "These agents have no attention between them, so their actors share nothing that can be compared."
-        }
+        missing = {"missing": "These agents have no attention between them, so their actors share nothing."}
         return result | {"attention": missing, "actors": missing}
     mean = np.sum(weights, axis=0, dtype=np.float64).mean(axis=0) / requests
     result["attention"] = {"matrix": mean.tolist(), "requests": requests}

@@ -89,7 +89,10 @@ def test_myopic_runs(launch, tmp_path):
     result = results(tmp_path / "run")
     assert set(result["ab_test"]) == {"production", "myopic"} and result["train"]["updates"] > 0
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("method=myopic trains a single ranker") == 2 and "method=myopic predicts no feedback" in page
+    assert (
+        page.count("method=myopic has no agents that work together") == 2
+        and "method=myopic predicts no feedback" in page
+    )
 
 
 @pytest.mark.skipif(
