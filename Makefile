@@ -22,7 +22,7 @@ train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=experiments/world.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

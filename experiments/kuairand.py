@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
                 "signals": types.AGENT_SIGNALS,
                 "ablation": "none",
                 "non_impressions": 0.25,
-                "model_weight": 2.0 / 3.0,
+                "model_weight": 0.0,  # its rows of users are not the actors', which then follow it less well
                 "optimism": 0.0,
                 "dim": 48,
                 "id_dim": 16,
@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
                 "dim": 48,
                 "id_dim": 16,
                 "user_dim": 16,
-                "dropout": 0.2,
+                "dropout": 0.4,
                 "blindness": (0.0, 0.0),
                 "masks": 1,
                 "learning_rate": 1e-3,

@@ -24,7 +24,7 @@ def flat(tree) -> np.ndarray:
 def step():
     """(state, batch, what one update of plain gradient descent without projection added to each parameter)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(update, "_PROJECTION_WEIGHT", 0.0)
+        patch.setattr(update, "PROJECTION_WEIGHT", 0.0)
         state, batch = make_state(EVERYONE), make_batch()
         run = jax.jit(lambda s, b, i: update.update(s, b, i, EVERYONE)[0], compiler_options=QUICK)
         after = run(state, batch, make_items())

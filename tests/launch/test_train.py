@@ -99,6 +99,7 @@ def test_myopic_runs(launch, tmp_path):
     not os.path.isdir(os.path.join(os.environ.get("KUAIRAND_DIR", ""), "data")),
     reason="KUAIRAND_DIR is unset or names no folder: set it to a folder of KuaiRand's official files",
 )
+@pytest.mark.slow
 def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, tmp_path):
     workdir = tmp_path / "run"
     launch.ok(

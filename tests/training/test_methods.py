@@ -13,7 +13,7 @@ from mmrf_jax.agents import state as st
 from mmrf_jax.training import methods
 
 
-@pytest.mark.parametrize("name", sorted(methods.METHODS))
+@pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"mmrf", "myopic"}))  # those have whole runs
 def test_trains_and_serves(name):
     method = methods.get(name)
     config = methods.configured(name, tiny.CONFIG)
