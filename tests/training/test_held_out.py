@@ -1,0 +1,42 @@
+"""The held-out log is made for the final evaluation, when learning and the A/B test are over, and not before."""
+
+import dataclasses
+
+import ml_collections
+import pytest
+
+from experiments import world
+from mmrf_jax.training import judging, loop, sources
+
+
+@pytest.mark.slow
+def test_the_test_split_is_not_read_before_the_final_evaluation(tmp_path, monkeypatch):
+    config = world.get_config()
+    config.update(config.when_quick)
+    config.world.update({"num_videos": 1000, "candidates": 20})
+    config.collect.update({"sessions": 200, "test_sessions": 200})
+    config.alternation.update({"rounds": 1})
+    config.ab_test.update({"sessions": 50})
+    config.method = "ltr"
+    config = ml_collections.ConfigDict({name: v for name, v in config.to_dict().items() if name != "when_quick"})
+    happened, of_config, compare = [], sources.from_config, judging.compare
+
+    def watched(*args):
+        source = of_config(*args)
+
+        def test():
+            happened.append(("test", (tmp_path / "run" / "learned.json").exists()))
+            return source.test()
+
+        return dataclasses.replace(source, test=test)
+
+    def compared(*args, **options):
+        result = compare(*args, **options)
+        happened.append(("ab_test", True))
+        return result
+
+    monkeypatch.setattr(sources, "from_config", watched)
+    monkeypatch.setattr(judging, "compare", compared)
+    loop.train(config, tmp_path / "run")
+    assert happened[:2] == [("ab_test", True), ("test", True)]
+    assert all(entry == ("test", True) for entry in happened[1:])
