@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 
 from mmrf_jax.evaluation import seeds
@@ -73,6 +74,7 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
         for name, one in configs.items():
             say(f"study: {name}, seed {seed + 1} of {config.seeds}, in {folder(one, runs)}")
             loop.train(one, folder(one, runs))
+            _forget()
         tests.append(_ab_test(config, configs, seed, out, runs))
         errors.append(_errors(configs, runs))
     folders = {
@@ -89,6 +91,11 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
     files.write_json(out / "table.json", table)
     files.write_text(out / "table.md", format_table(table))
     return table
+
+
+def _forget() -> None:
+    """Frees compiled programs: each holds memory maps, and the system's limit on those ends a process of many runs."""
+    jax.clear_caches()
 
 
 def _learned(folder: Path) -> str:
@@ -131,6 +138,7 @@ def _errors(configs: dict[str, Any], runs: Path) -> dict[str, dict[str, float]]:
             found = truth.compare(source, plan, state, source.test()["test"], source.train)
             kept = found | {"learned": learned}
             files.write_json(path, kept)
+            _forget()
         for predictor, signals in sorted(kept["selection_bias"].items()):  # the order that a kept file has
             result[f"{predictor} of {name}"] = {
                 f"{signal}, {kind}": signals[signal][key]

@@ -54,14 +54,14 @@ class Launcher:
 
     def ok(self, name: str, *args: object, **kwargs) -> subprocess.CompletedProcess:
         done = self(name, *args, **kwargs)
-        assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr[-4000:]}"
+        assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr[-12000:]}"
         return done
 
 
 def error_line(done: subprocess.CompletedProcess, *parts: str) -> str:
     """The one line that a refused start prints; it must hold all the parts."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2, f"exit {done.returncode}\n{done.stderr[-4000:]}"
+    assert done.returncode == 2, f"exit {done.returncode}\n{done.stderr[-12000:]}"
     assert "Traceback" not in done.stderr
     assert len(lines) == 1, done.stderr[-4000:]
     for part in parts:
