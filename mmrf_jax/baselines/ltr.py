@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from mmrf_jax import types
 from mmrf_jax.agents import networks
 from mmrf_jax.baselines import supervised
+from mmrf_jax.encoders import heads
 
 #: Of each signal's expectation over its standard deviation.
 WEIGHTS = {
@@ -24,9 +24,8 @@ WEIGHTS = {
 def weighted_sum(raw: chex.Array, scale: chex.Array) -> chex.Array:
     """A `supervised.Rank`: sum over signals of weight × expected feedback / standard deviation."""
     weights = jnp.array([WEIGHTS.get(s, 0.0) for s in types.SIGNALS])
-    chances = jax.nn.sigmoid(raw[..., : types.WATCH_TIME, :]) / scale[: types.WATCH_TIME, None]
-    watched = jnp.exp(jnp.clip(raw[..., types.WATCH_TIME :, :], -8.0, 5.0))
-    return jnp.einsum("s,...sc->...c", weights, jnp.concatenate([chances, watched], axis=-2))
+    expected = heads.expected_feedback(raw, scale) / scale[:, None]
+    return jnp.einsum("s,...sc->...c", weights, expected)
 
 
 update = functools.partial(supervised.update, critic=networks.Critic)
