@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
                 "signals": types.AGENT_SIGNALS,
                 "ablation": "none",
                 "non_impressions": 0.25,
+                "sampling": "uniform",
                 "model_weight": 0.0,  # its rows of users are not the actors', which then follow it less well
                 "optimism": 0.0,
                 "dim": 48,
@@ -52,7 +53,13 @@ def get_config() -> ConfigDict:
                 "dropout": 0.2,
                 "signal_weights": (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 0.1),  # long plays are rare and large
             },
-            "alternation": {"rounds": 3, "closed_loop": False, "temperature": 1.0, "gap_sessions": 0},
+            "alternation": {
+                "rounds": 3,
+                "closed_loop": False,
+                "temperature": 1.0,
+                "gap_sessions": 0,
+                "conflict_batches": 0,
+            },
             "feedback": {
                 "loss": "likelihood",
                 "dim": 48,

@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
                 "closed_loop": True,  # after the first round the newest policy serves and collects the round's log
                 "temperature": 1.0,  # of that policy, as Plackett–Luce
                 "gap_sessions": 2_048,  # served each round in the model and in the world, to compare; 0 for none
+                "conflict_batches": 0,  # of each round, on which the agents' gradients are compared
             },
             "feedback": {  # the feedback fitting model
                 "loss": "likelihood",  # or mse, as in the paper
@@ -56,7 +57,9 @@ def get_config() -> ConfigDict:
             "agents": {
                 "signals": types.AGENT_SIGNALS,
                 "ablation": "none",  # or co: without collaboration; da: without videos not shown; ns: those get -1
+                "watch_reward": "seconds",  # or long_view, or sum: of all signals' rewards
                 "non_impressions": 0.25,  # rho
+                "sampling": "uniform",  # of videos that were not shown; or score, or uncertainty: more of the highest
                 "model_weight": 2.0 / 3.0,  # of the feedback model in Q, beside the critics
                 "optimism": 0.0,  # beta
                 "dim": 32,

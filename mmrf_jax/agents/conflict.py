@@ -84,7 +84,8 @@ def encoder_gradients(
         r = rep.represent(config, encoder, rows, batch, items, None)
         out = networks.Critic(config).apply(state.params["critic"], r.z, r.memory_mean, r.shown)
         loss = heads.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
-        return -jnp.einsum("btk,btks->s", learn.exposed, loss)[jnp.asarray(config.reward_indices)]
+        loss = jnp.einsum("btk,btks->s", learn.exposed, loss)
+        return -jnp.stack([sum(loss[i] for i, _ in terms) for terms in config.reward_terms])
 
     return _rows(jax.jacrev(total)(state.params["encoder"]), config.num_agents)
 

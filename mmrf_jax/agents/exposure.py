@@ -14,6 +14,12 @@ def top_k(scores: chex.Array, k: int) -> chex.Array:
     return jax.lax.top_k(scores, k)[1]
 
 
+def standardised(scores: chex.Array) -> chex.Array:
+    """Scores [..., C] with mean 0 and standard deviation 1 within the request; zeros where all are equal."""
+    centred = scores - scores.mean(axis=-1, keepdims=True)
+    return centred / jnp.maximum(centred.std(axis=-1, keepdims=True), 1e-6)
+
+
 def logged(slate: chex.Array, mask: chex.Array, num_candidates: int) -> chex.Array:
     """The exposure w [..., C] of a slate [..., K] of positions with `mask` [..., K]: 1 where a candidate was shown."""
     shown = (slate[..., None] == jnp.arange(num_candidates)) & mask[..., None]

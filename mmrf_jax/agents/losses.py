@@ -16,8 +16,8 @@ from mmrf_jax.encoders import heads
 
 def rewards(config: AgentConfig, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
     """Feedback [..., S], or its expectation -> normalised rewards of the agents [..., N]; a hate counts negative."""
-    index = jnp.asarray(config.reward_indices)
-    return jnp.asarray(config.signs) * feedback[..., index] / reward_scale[index]
+    normalised = feedback / reward_scale
+    return jnp.stack([sum(sign * normalised[..., i] for i, sign in terms) for terms in config.reward_terms], axis=-1)
 
 
 def video_rewards(config: AgentConfig, out: CriticOutput, reward_scale: chex.Array) -> chex.Array:
@@ -61,7 +61,9 @@ def simulated_rewards(
     reward = rewards(config, feedback, reward_scale)
     if config.ablation == "ns":
         return jnp.full_like(reward, -1.0)
-    return reward + config.optimism * uncertainty[..., jnp.asarray(config.reward_indices)] * jnp.abs(reward)
+    wide = uncertainty * jnp.abs(feedback) / reward_scale
+    width = jnp.stack([sum(wide[..., i] for i, _ in terms) for terms in config.reward_terms], axis=-1)
+    return reward + config.optimism * width
 
 
 def td_targets(reward: chex.Array, next_value: chex.Array, terminated: chex.Array, discount: float) -> chex.Array:

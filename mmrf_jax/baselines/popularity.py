@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.simulators import base
 
 PRIOR_EXPOSURES = 20.0  # of the overall mean
 
@@ -22,3 +26,13 @@ def smoothed_means(videos: np.ndarray, feedback: np.ndarray, num_videos: int) ->
     count = np.bincount(videos, minlength=num_videos)[:, None]
     total = np.stack([np.bincount(videos, weights=column, minlength=num_videos) for column in values.T], axis=1)
     return (total + PRIOR_EXPOSURES * values.mean(axis=0)) / (count + PRIOR_EXPOSURES)
+
+
+def make(means: np.ndarray) -> base.Policy:
+    """Ranks all candidates by the means [V, S] of their watch time, as an arm of A/B tests."""
+    return base.Policy(jnp.asarray(means[:, types.WATCH_TIME], jnp.float32), base.nothing, _score, base.nothing)
+
+
+def _score(mean, memory, request: types.Request):
+    del memory
+    return mean[request.candidates]

@@ -18,12 +18,12 @@ def across(by_seed: Sequence[Mapping[str, Mapping[str, float]]], reference: str)
     """Means over seeds, and what each arm has more than the reference.
 
     Args:
-      by_seed: for each seed, {arm: {metric: value}}. reference: one of the arms.
+      by_seed: for each seed, {arm: {metric: value}}, None where there is none. reference: one of the arms.
 
     Returns:
       {arm: {metric: {"mean", "diff_pct", "ci95", "by_seed"}}}; `diff_pct` is the mean over seeds of
       100 (value / the reference's − 1), `ci95` its 95 % interval: [None, None] for one seed, and where the reference
-      is 0. `by_seed` are the values.
+      is 0 or None. `by_seed` are the values; where one is None, so is the mean.
 
     Raises:
       ValueError: for no seeds, or a reference that is no arm.
@@ -34,16 +34,17 @@ def across(by_seed: Sequence[Mapping[str, Mapping[str, float]]], reference: str)
     for arm, metrics in by_seed[0].items():
         result[arm] = {}
         for metric in metrics:
-            values = np.array([seed[arm][metric] for seed in by_seed], np.float64)
-            base = np.array([seed[reference][metric] for seed in by_seed], np.float64)
-            entry: dict[str, Any] = {"mean": values.mean(), "diff_pct": None, "ci95": [None, None]}
-            if (base != 0.0).all():
+            # None becomes NaN, and then the mean of all is None again.
+            values, base = (np.array([seed[name][metric] for seed in by_seed], float) for name in (arm, reference))
+            mean = None if np.isnan(values).any() else values.mean()
+            entry: dict[str, Any] = {"mean": mean, "diff_pct": None, "ci95": [None, None]}
+            if (base != 0.0).all() and not np.isnan(base + values).any():
                 diff = 100.0 * (values / base - 1.0)
                 entry["diff_pct"] = diff.mean()
                 if len(diff) > 1:
                     half = stats.t.ppf(0.975, len(diff) - 1) * diff.std(ddof=1) / np.sqrt(len(diff))
                     entry["ci95"] = [diff.mean() - half, diff.mean() + half]
-            result[arm][metric] = entry | {"by_seed": values.tolist()}
+            result[arm][metric] = entry | {"by_seed": [None if np.isnan(x) else x for x in values.tolist()]}
     return result
 
 
@@ -55,6 +56,8 @@ def format_table(table: Mapping[str, Mapping[str, Any]], metrics: Sequence[str])
 
 
 def _cell(entry: Mapping[str, Any]) -> str:
+    if entry["mean"] is None:
+        return "–"
     text = f"{entry['mean']:.4g}" if entry["mean"] < 1_000 else f"{entry['mean']:,.0f}"
     if not entry["diff_pct"]:
         return text

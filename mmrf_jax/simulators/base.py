@@ -92,9 +92,9 @@ class Policy:
 
 def privileged_policy(score: Callable, temperature: float) -> Policy:
     """A policy that ranks by hidden truth: `score(simulator parameters, simulator state) -> [B, C]`."""
-    return Policy((), _nothing, score, _nothing, temperature, privileged=True)
+    return Policy((), nothing, score, nothing, temperature, privileged=True)
 
 
-def _nothing(*_):
+def nothing(*_):
     """The empty carry; one function, so that equal policies are the same to jit."""
     return ()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mmrf_jax import types
+from mmrf_jax.agents import exposure
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.data.schema import Schema
@@ -158,9 +159,25 @@ def update_step(state: RunState, batch: types.SessionBatch, items: types.Items, 
         key = jax.random.fold_in(jax.random.fold_in(model.key, 1), state.agents.step)
         ns = plan.agents.ablation == "ns"
         simulated = sampling.answer(
-            model, batch, items, plan.feedback, key, plan.slates, plan.agents.rewards_differ and not ns
-        )
+            model, batch, items, plan.feedback, key, plan.slates, plan.agents.rewards_differ and not ns,
+            preference(state, batch, items, plan, key),
+        )  # fmt: skip
         agents, metrics = method.update(state.agents, batch, items, plan.agents, rate, simulated)
     else:
         agents, metrics = method.update(state.agents, batch, items, plan.agents, rate)
     return dataclasses.replace(state, agents=agents, done=state.done + 1), metrics
+
+
+def preference(
+    state: RunState, batch: types.SessionBatch, items: types.Items, plan: Plan, key: types.Key
+) -> chex.Array | None:
+    """By what unseen candidates are drawn [B, T+1, C], standardised within the request; None for all alike."""
+    if plan.agents.sampling == "uniform":
+        return None
+    if plan.agents.sampling == "score":
+        value = methods.score_candidates(state.agents, batch, items, plan.agents, plan.method)[..., -1, :]
+    else:
+        key = jax.random.fold_in(key, 1)
+        u = sampling.uncertainty(model_of(state), batch, batch.candidates, items, plan.feedback, key)
+        value = u[..., types.signal_index(plan.agents.signals[-1])]
+    return exposure.standardised(value)

@@ -119,16 +119,10 @@ def mixes(policies, rankers: Sequence[str]) -> np.ndarray:
     return weights
 
 
-def _standardised(scores: chex.Array) -> chex.Array:
-    """`propensity.standardised`, on the device."""
-    centred = scores - scores.mean(axis=-1, keepdims=True)
-    return centred / jnp.maximum(centred.std(axis=-1, keepdims=True), 1e-6)
-
-
 def mixed_scores(weights: chex.Array, scores: dict[str, Score], params, state) -> chex.Array:
     """Scores [B, C] of a policy with weights [R], to be served as Plackett–Luce at T = 1."""
-    each = jnp.stack([_standardised(score(params, state)) for score in scores.values()])
-    return _standardised(jnp.einsum("r,rbc->bc", weights, each))
+    each = jnp.stack([exposure.standardised(score(params, state)) for score in scores.values()])
+    return exposure.standardised(jnp.einsum("r,rbc->bc", weights, each))
 
 
 def simulate_logs(

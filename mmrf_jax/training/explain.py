@@ -38,11 +38,30 @@ def explain(config, source: sources.Source, state: alternation.RunState) -> dict
     """
     plan = alternation.plan_of(config)
     log = source.test()["test"]
-    return _together(config, plan, source, state, log) | {"sessions": look(config, plan, source, state, log)}
+    return _together(config, plan, source, state, log, _BATCHES) | {"sessions": look(config, plan, source, state, log)}
 
 
-def _together(config, plan: alternation.Plan, source, state: alternation.RunState, log: SessionLog) -> dict[str, Any]:
-    """Attention between agents and cosines of their gradients, over held-out requests."""
+def conflicts(
+    config, source: sources.Source, plan: alternation.Plan, state: alternation.RunState, log: SessionLog
+) -> dict[str, float]:
+    """Cosine of the gradients of each agent and the main one, and what attention that one gives it, on a round's log.
+
+    Returns:
+      {"actors | encoder | attention/signal": of each auxiliary agent}, without those that a method does not have.
+    """
+    found = _together(config, plan, source, state, log, config.alternation.conflict_batches)
+    return {
+        f"{name}/{signal}": found[name]["matrix"][-1][i]
+        for name in ("actors", "encoder", "attention")
+        if "matrix" in found[name]
+        for i, signal in enumerate(plan.agents.signals[:-1])
+    }
+
+
+def _together(
+    config, plan: alternation.Plan, source, state: alternation.RunState, log: SessionLog, batches: int
+) -> dict[str, Any]:
+    """Attention between agents and cosines of their gradients, over requests of a log."""
     if not methods.get(plan.method).simulates:
         missing = {"missing": f"method={plan.method} has no agents that work together, so there is nothing to compare."}
         return dict.fromkeys(("attention", "actors", "encoder"), missing)
@@ -51,7 +70,7 @@ def _together(config, plan: alternation.Plan, source, state: alternation.RunStat
         return dict.fromkeys(("attention", "actors", "encoder"), missing)
     talks = plan.agents.communication == "attention" and plan.agents.ablation != "co"
     weights, acted, encoded, requests = [], [], [], 0
-    for batch in _blocks(log, config.train.segment):
+    for batch in _blocks(log, config.train.segment, batches):
         requests += int(batch.mask[:, :-1].sum())
         encoded.append(np.asarray(conflict.encoder_gradients(state.agents, batch, source.items, plan.agents)))
         if talks:
@@ -70,12 +89,12 @@ def _together(config, plan: alternation.Plan, source, state: alternation.RunStat
     return result | {"actors": agreement(np.stack(acted)) | {"requests": requests}}
 
 
-def _blocks(log: SessionLog, num_requests: int):
-    """Batches of segments spread over a log; a short one is repeated to a whole batch."""
+def _blocks(log: SessionLog, num_requests: int, number: int):
+    """A number of batches of segments spread over a log; a short one is repeated to a whole batch."""
     index = sessions.segment_index(log, num_requests)
-    index = index[:: max(len(index) // (_BATCHES * _BATCH), 1)]
+    index = index[:: max(len(index) // (number * _BATCH), 1)]
     blocks = [index[i : i + _BATCH] for i in range(0, len(index) - _BATCH + 1, _BATCH)]
-    for rows in (blocks or [np.resize(index, (_BATCH, 2))])[:_BATCHES]:
+    for rows in (blocks or [np.resize(index, (_BATCH, 2))])[:number]:
         yield sessions.gather_segments(log, rows, num_requests)
 
 

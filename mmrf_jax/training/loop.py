@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import ml_collections
 import numpy as np
 
 from mmrf_jax import types
+from mmrf_jax.baselines import popularity
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.evaluation import offline
 from mmrf_jax.metrics import files, writers
 from mmrf_jax.metrics.progress import Progress, counted, phase, say
 from mmrf_jax.parallel import mesh as par
@@ -26,6 +28,7 @@ from mmrf_jax.simulators.feedback import fitting, session
 from mmrf_jax.training import alternation, explain, judging, methods, sources
 from mmrf_jax.training import workdir as wd
 
+POPULARITY = "popularity"  # an arm that is made of a log, not of the simulator
 _KEEP = 3
 _HELD_OUT = 20  # every so many sessions one is left out of the fit, to measure the feedback model
 _MEASURED = 16  # batches of them
@@ -105,23 +108,31 @@ def _check_same_world(name: str, trained, source: sources.Source) -> None:
 
 
 def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
-    """The policy of an arm: a name of the simulator's own rankers, or a run folder.
+    """The policy of an arm: a name of the simulator's own rankers, `popularity`, or a run folder.
 
     Raises:
       ValueError: for a name that is neither, or a run trained on something else.
     """
     if name in source.policies:
         return source.policies[name]
+    if name == POPULARITY:
+        rows = offline.exposures(source.train())
+        return popularity.make(popularity.smoothed_means(rows.video, rows.feedback, source.items.num_videos))
     if not Path(name).is_dir():
-        raise ValueError(f"unknown policy {name!r}: neither a run folder nor one of {', '.join(source.policies)}")
+        known = ", ".join([*source.policies, POPULARITY])
+        raise ValueError(f"unknown policy {name!r}: neither a run folder nor one of {known}")
     config = ml_collections.ConfigDict(wd.read_config(Path(name)))
     _check_same_world(name, config, source)
     state = load_state(config, source, Path(name), mesh)
     return methods.get(config.method).make_policy(state.agents, source.items, alternation.agent_config(config))
 
 
-def train(config, workdir: Path) -> dict[str, Any]:
-    """Runs a config to its results, going on from the newest checkpoint of the folder. Returns the results."""
+def train(config, workdir: Path, report: bool = True) -> dict[str, Any]:
+    """Runs a config to its results, going on from the newest checkpoint of the folder. Returns the results.
+
+    Args:
+      report: whether to write report.html at the end; `launch.report` does it later.
+    """
     # What is wrong with the config is said before anything is written.
     methods.get(config.method)
     _check(config)
@@ -138,7 +149,7 @@ def train(config, workdir: Path) -> dict[str, Any]:
         say(f"{workdir} is finished; nothing to do")
         return finished
     try:
-        return _run(config, plan, workdir, mesh)
+        return _run(config, plan, workdir, mesh, report)
     except Exception:
         if made is not None:
             wd.release(workdir, made)
@@ -177,7 +188,7 @@ def check_least(config, least: dict[str, int]) -> None:
             raise ValueError(f"config.{name} is {values[name]}; use --config.{name}={lowest} or more")
 
 
-def check_arms(names: Iterable[str], policies: dict[str, base.Policy], field: str) -> None:
+def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> None:
     """Refuses names of a config's field that are no policies.
 
     Raises:
@@ -188,7 +199,7 @@ def check_arms(names: Iterable[str], policies: dict[str, base.Policy], field: st
             raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
 
 
-def _run(config, plan: alternation.Plan, workdir: Path, mesh) -> dict[str, Any]:
+def _run(config, plan: alternation.Plan, workdir: Path, mesh, report: bool) -> dict[str, Any]:
     """Everything between a claimed folder and its results."""
     phase("prepare")
     source = source_of(config, mesh)
@@ -206,7 +217,8 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh) -> dict[str, Any]:
     result |= judging.evaluate(config, source, state, mesh)
     phase("results")
     files.write_json(workdir / "results.json", result)
-    _report(config, source, state, workdir)
+    if report:
+        _report(config, source, state, workdir)
     return result
 
 
@@ -274,6 +286,7 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
         "sessions_of_last_round": int(state.logged[0]),
         "requests_of_last_round": int(state.logged[1]),
         "optimism": [plain(row) for row in rows if row["phase"] == "optimism"],
+        "conflict": [plain(row) for row in rows if row["phase"] == "conflict"],
         "final": plain(next(row for row in reversed(rows) if row["phase"] == "train")),
     }
     files.write_json(workdir / "learned.json", summary)
@@ -387,6 +400,9 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
     if plan.models and config.alternation.gap_sessions and source.sim is not None:
         phase("optimism")
         keeper.write("optimism", judging.optimism(config, source, plan, state, log, mesh))
+    if config.alternation.conflict_batches:
+        phase("conflict")
+        keeper.write("conflict", explain.conflicts(config, source, plan, state, log))
     return state
 
 

@@ -12,7 +12,7 @@ from mmrf_jax import types
 from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
-from mmrf_jax.simulators.feedback import network
+from mmrf_jax.simulators.feedback import network, sampling
 from mmrf_jax.training import alternation, methods
 
 
@@ -63,6 +63,4 @@ def uncertainty(
 ) -> chex.Array:
     """The feedback model's uncertainty [B, T+1, M, S] of its predictions of videos [B, T+1, M]."""
     model = alternation.model_of(state)
-    rows = tb.lookup(model.tables, rep.ids(batch, items, videos))
-    u = network.uncertainty(plan.feedback, model, rows, batch, items, model.key, videos)
-    return u[..., batch.slate.shape[-1] :, :]
+    return sampling.uncertainty(model, batch, videos, items, plan.feedback, model.key)

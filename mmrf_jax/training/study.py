@@ -1,11 +1,13 @@
-"""Studies: every variant of a run with every seed, an A/B test of each seed, and one table of them all."""
+"""Studies: every variant of a run with every seed, and tables of them all."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -14,11 +16,52 @@ from mmrf_jax.evaluation import seeds
 from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import say
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import alternation, judging, loop, methods, sources, truth
+from mmrf_jax.training import alternation, estimates, judging, loop, methods, sources, truth
 from mmrf_jax.training import workdir as wd
 
-_METRICS = ("watch_time", "depth", "click", "long_view", "like", "follow", "comment", "forward", "hate")
+Rows = dict[str, dict[str, float]]  # {arm: {metric: value}}
+
+_AB_METRICS = (
+    "watch_time", "depth", "return_rate", "click", "long_view", "like", "follow", "comment", "forward", "hate",
+    "coverage", "gini", "ild",
+)  # fmt: skip
+_DAILY = ("watch_time_per_day", "visits")
 _ERRORS = ("click", "long_view", "like", "watch_time")
+#: Who is ranked by the served scores; all other signals are by their agent's own (contract.md, "Judging").
+_SERVED = ("long_view", "watch_time_median", "watch_time_xauc")
+_ESTIMATED = ("watch_time", "click", "like", "follow", "comment", "forward", "hate")
+_CAP = "10"  # of NCIS in the tables; `launch.evaluate` sweeps it
+
+
+class Study(NamedTuple):
+    """A study's config, where it is kept, and where its runs are."""
+
+    config: Any
+    out: Path
+    runs: Path
+
+    def names(self) -> list[str]:
+        """The variants, the reference first."""
+        return sorted(self.config.variants, key=lambda name: (name != self.config.reference, name))
+
+    def configs(self, seed: int) -> dict[str, ml_collections.ConfigDict]:
+        return {name: run_config(self.config, name, seed) for name in self.names()}
+
+
+class Table(NamedTuple):
+    """What a study can measure.
+
+    Attributes:
+      title: a line above the table.
+      measure: (study, seed) -> values of each arm.
+      of_world: whether it needs the world's truth or its users.
+      reference: the name of the study's reference in the rows.
+    """
+
+    title: str
+    measure: Callable[[Study, int], Rows]
+    of_world: bool = True
+    reference: Callable[[str], str] = lambda name: name
 
 
 def run_config(config, variant: str, seed: int) -> ml_collections.ConfigDict:
@@ -45,20 +88,33 @@ def folder(config, runs: Path) -> Path:
     return runs / hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _check(config) -> list[str]:
-    """The variants, the reference first; refuses before anything is trained what would fail after it."""
-    variants = sorted(config.variants, key=lambda name: (name != config.reference, name))
-    if config.reference not in variants:
-        raise ValueError(f"config.reference={config.reference!r} is no variant; choose among {', '.join(variants)}")
-    for name in variants:
+def _check(study: Study) -> None:
+    """Refuses before anything is trained what would fail after it."""
+    config, names = study.config, study.names()
+    if config.reference not in names:
+        raise ValueError(f"config.reference={config.reference!r} is no variant; choose among {', '.join(names)}")
+    for name in config.tables:
+        if name not in (*TABLES, *_BY_ROUND):
+            raise ValueError(
+                f"unknown table {name!r} in config.tables; choose among {', '.join((*TABLES, *_BY_ROUND))}"
+            )
+    needed = [name for name in config.tables if name in TABLES and TABLES[name].of_world]
+    for name in names:
         one = run_config(config, name, 0)
-        if one.source != "world" or one.simulator != "world":
-            raise ValueError(f"variant {name} is not of the world, whose truth studies are judged by; leave it out")
-        if not methods.get(one.method).predicts and name == config.reference:
+        if needed and (one.source != "world" or one.simulator != "world"):
+            raise ValueError(
+                f"variant {name} is not of the world, which {needed[0]} needs; leave it out of config.tables"
+            )
+        if "errors" in needed and not methods.get(one.method).predicts and name == config.reference:
             raise ValueError(f"config.reference={name!r} predicts no feedback; compare with another variant")
-    loop.check_arms(config.arms, sources.world_policies(), "config.arms")
-    loop.check_least(config, {"seeds": 1, "sessions": 2})
-    return variants
+    least = {"seeds": 1}
+    if needed:
+        loop.check_arms(config.arms, [*sources.world_policies(), loop.POPULARITY], "config.arms")
+        least["sessions"] = 2
+    if "by_day" in needed:
+        sources.check_days(config.run, config.days)
+        least["days"] = 5
+    loop.check_least(config, least)
 
 
 def run(config, out: Path, runs: Path) -> dict[str, Any]:
@@ -67,27 +123,26 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
     Args:
       config: of a study, see experiments/table_ablation.py. runs: folder of the runs, shared by studies.
     """
-    variants = _check(config)
-    tests, errors = [], []
+    study = Study(config, out, runs)
+    _check(study)
+    wanted = [name for name in config.tables if name in TABLES]
+    measured: dict[str, list[Rows]] = {name: [] for name in wanted}
     for seed in range(config.seeds):
-        configs = {name: run_config(config, name, seed) for name in variants}
-        for name, one in configs.items():
+        for name, one in study.configs(seed).items():
             say(f"study: {name}, seed {seed + 1} of {config.seeds}, in {folder(one, runs)}")
-            loop.train(one, folder(one, runs))
+            loop.train(one, folder(one, runs), report=False)
             _forget()
-        tests.append(_ab_test(config, configs, seed, out, runs))
-        errors.append(_errors(configs, runs))
-    folders = {
-        name: [folder(run_config(config, name, seed), runs) for seed in range(config.seeds)] for name in variants
+        for name in wanted:
+            measured[name].append(TABLES[name].measure(study, seed))
+            _forget()
+    paths = {name: [folder(run_config(config, name, s), runs) for s in range(config.seeds)] for name in study.names()}
+    table: dict[str, Any] = {
+        name: seeds.across(rows, TABLES[name].reference(config.reference)) for name, rows in measured.items()
     }
-    table = {
-        "ab_test": seeds.across(tests, config.reference),
-        "errors": seeds.across(errors, f"agents of {config.reference}"),
-        "optimism": {name: rows for name, paths in folders.items() if (rows := _optimism(paths))},
-        "seeds": config.seeds,
-        "sessions": config.sessions,
-        "runs": {name: [path.name for path in paths] for name, paths in folders.items()},
-    }
+    for name in (name for name in config.tables if name in _BY_ROUND):
+        table[name] = {arm: rows for arm, places in paths.items() if (rows := _by_round(places, name))}
+    table |= {"seeds": config.seeds, "sessions": config.get("sessions")}
+    table["runs"] = {name: [path.name for path in places] for name, places in paths.items()}
     files.write_json(out / "table.json", table)
     files.write_text(out / "table.md", format_table(table))
     return table
@@ -103,73 +158,162 @@ def _learned(folder: Path) -> str:
     return hashlib.sha256((folder / "learned.json").read_bytes()).hexdigest()
 
 
-def _ab_test(config, configs: dict[str, Any], seed: int, out: Path, runs: Path) -> dict[str, dict[str, float]]:
-    """{arm: {metric: mean}} of the seed's paired A/B test, kept in OUT/ab_test_SEED.json."""
-    path = out / f"ab_test_{seed}.json"
-    places = {name: folder(one, runs) for name, one in configs.items()}
+def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1) -> dict[str, Any]:
+    """The seed's paired A/B test in a variant of the world, kept in OUT/NAME_SEED.json."""
+    config, configs, path = study.config, study.configs(seed), study.out / f"{name}_{seed}.json"
+    places = {name: folder(one, study.runs) for name, one in configs.items()}
     played_in = configs[config.reference].copy_and_resolve_references()
-    played_in.ab_test.sessions = config.sessions
+    played_in.ab_test.sessions, played_in.world.variant = config.sessions, variant
     arms = [*places, *config.arms]
     wanted = {
         "arms": arms, "learned": {name: _learned(place) for name, place in places.items()},
-        "played_in": folder(played_in, runs).name,
+        "played_in": folder(played_in, study.runs).name, "days": days,
     }  # fmt: skip
     kept = wd.read_json(path) if path.exists() else {}
     if {name: kept.get(name) for name in wanted} != wanted:
         mesh = par.make_mesh()
         source = loop.source_of(played_in, mesh)
         policies = {name: loop.policy_of(str(places.get(name, name)), source, mesh) for name in arms}
-        kept = wanted | judging.compare(played_in, source, policies, mesh)
+        kept = wanted | judging.compare(played_in, source, policies, mesh, days=days)
         files.write_json(path, kept)
-    return {arm: {name: entry["mean"] for name, entry in kept["ab_test"][arm].items()} for arm in arms}
+    return kept
 
 
-def _errors(configs: dict[str, Any], runs: Path) -> dict[str, dict[str, float]]:
-    """{predictor of a variant: {signal and kind of video: mean error}}, kept in each run's truth.json."""
-    result: dict[str, dict[str, float]] = {}
-    for name, config in configs.items():
-        place = folder(config, runs)
-        path, learned = place / "truth.json", _learned(place)
+def _means(study: Study, seed: int, *, name: str, variant: str) -> Rows:
+    """What each arm earns in an A/B test."""
+    test = _ab_test(study, seed, name=name, variant=variant)["ab_test"]
+    return {arm: {metric: entries[metric]["mean"] for metric in _AB_METRICS} for arm, entries in test.items()}
+
+
+def _by_day(study: Study, seed: int) -> Rows:
+    """What each arm earns a user and day: on all days, in the first and the second half of those after the first day,
+    how the second half compares with the first, and by day."""
+    kept = _ab_test(study, seed, name="by_day", variant="base", days=study.config.days)
+    result: Rows = {}
+    for arm in kept["ab_test"]:
+        result[arm] = row = {}
+        for metric in _DAILY:
+            days = [day["ab_test"][arm][metric]["mean"] for day in kept["by_day"]]
+            half = (len(days) - 1) // 2
+            early, late = sum(days[1 : half + 1]) / half, sum(days[-half:]) / half
+            row[metric] = sum(days) / len(days)
+            row[f"{metric}, days 2 to {half + 1}"] = early
+            row[f"{metric}, last {half} days"] = late
+            row[f"{metric}, late / early"] = late / early
+            row |= {f"{metric}, day {i}": value for i, value in enumerate(days, 1)}
+    return result
+
+
+def _kept(study: Study, seed: int, name: str, measure) -> dict[str, dict[str, Any]]:
+    """{variant: what `measure` (config, source, plan, state) finds}, kept in each run's folder as NAME.json."""
+    found = {}
+    for variant, config in study.configs(seed).items():
+        place = folder(config, study.runs)
+        path, learned = place / f"{name}.json", _learned(place)
         kept = wd.read_json(path) if path.exists() else {}
         if kept.get("learned") != learned:
             mesh = par.make_mesh()
             source = loop.source_of(config, mesh)
-            state, plan = loop.load_state(config, source, place, mesh), alternation.plan_of(config)
-            found = truth.compare(source, plan, state, source.test()["test"], source.train)
-            kept = found | {"learned": learned}
+            state = loop.load_state(config, source, place, mesh)
+            kept = measure(config, source, alternation.plan_of(config), state) | {"learned": learned}
             files.write_json(path, kept)
             _forget()
-        for predictor, signals in sorted(kept["selection_bias"].items()):  # the order that a kept file has
-            result[f"{predictor} of {name}"] = {
-                f"{signal}, {kind}": signals[signal][key]
-                for signal in _ERRORS
-                for kind, key in (("shown", "impressions"), ("not shown", "non_impressions"))
-            }
+        found[variant] = kept
+    return found
+
+
+def _errors(study: Study, seed: int) -> Rows:
+    """Mean errors of each predictor of each variant, on videos that were shown and that were not."""
+    measure = lambda config, source, plan, state: truth.compare(
+        source, plan, state, source.test()["test"], source.train
+    )
+    return {
+        f"{predictor} of {variant}": {
+            f"{signal}, {kind}": signals[signal][key]
+            for signal in _ERRORS
+            for kind, key in (("shown", "impressions"), ("not shown", "non_impressions"))
+        }
+        for variant, kept in _kept(study, seed, "truth", measure).items()
+        for predictor, signals in sorted(kept["selection_bias"].items())  # the order that a kept file has
+    }
+
+
+def _offline(study: Study, seed: int, log: str = "test") -> Rows:
+    """GAUC of each variant on a held-out log, and NCIS of its stochastic ranker."""
+    measure = lambda config, source, plan, state: {
+        name: estimates.evaluate(config, source, plan, state, one) for name, one in source.test().items()
+    }
+    result: Rows = {}
+    for variant, kept in _kept(study, seed, "off_policy", measure).items():
+        results = wd.read_json(folder(study.configs(seed)[variant], study.runs) / "results.json")
+        entries = results["offline"] if log == "test" else results["offline_other"][log]
+        row = {f"GAUC {name}": entries[name]["gauc"] for name in _SERVED}
+        for name in ("click", "like", "follow", "comment", "forward", "hate"):
+            own = entries[name]["gauc_own"]
+            row[f"GAUC {name}"] = entries[name]["gauc"] if own is None else own
+        signals = kept[log]["units"]["video"]["signals"]
+        result[variant] = row | {f"NCIS {name}": signals[name]["ncis"][_CAP]["value"] for name in _ESTIMATED}
     return result
 
 
-def _optimism(folders: list[Path]) -> list[dict[str, float]]:
-    """[{"model", "world", "gap"}] of each round, means over seeds of what the policy earned, seconds a session."""
-    by_seed = [wd.read_json(path / "learned.json")["optimism"] for path in folders]
-    mean = lambda rows, name: sum(row[name] for row in rows) / len(rows)
-    return [{name: mean(rows, name) for name in ("model", "world", "gap")} for rows in zip(*by_seed, strict=True)]
+TABLES = {
+    "ab_test": Table("A/B test:", functools.partial(_means, name="ab_test", variant="base")),
+    "ab_test_users": Table(
+        "A/B test in the world with another mix of users:",
+        functools.partial(_means, name="ab_test_users", variant="users"),
+    ),
+    "ab_test_leaving": Table(
+        "A/B test in the world with another leaving hazard:",
+        functools.partial(_means, name="ab_test_leaving", variant="leaving"),
+    ),
+    "by_day": Table("A/B test over days, of all users of an arm:", _by_day),
+    "errors": Table(
+        "Mean |predicted − true| on production's held-out log:", _errors, reference=lambda name: f"agents of {name}"
+    ),
+    "offline": Table(f"Held-out log (NCIS a video, cap {_CAP}):", _offline, of_world=False),
+    "offline_random": Table(
+        f"Random log of the test days (NCIS a video, cap {_CAP}):",
+        functools.partial(_offline, log="random_test"),
+        of_world=False,
+    ),
+}
+#: Rows of a run by round, {table: title}; means over seeds.
+_BY_ROUND = {
+    "optimism": "What the newest policy earns in the feedback model and in the world, seconds a session:",
+    "conflict": "Cosine of each agent's gradient and the main agent's, on what actors share and on the encoder, and "
+    "the attention that the main agent gives it:",
+}
+
+
+def _by_round(folders: Iterable[Path], name: str) -> list[dict[str, float]]:
+    """The rows of each round, means over seeds; none where the runs have none."""
+    by_seed = [wd.read_json(path / "learned.json")[name] for path in folders]
+    mean = lambda rows, key: sum(row[key] for row in rows) / len(rows)
+    keys = [key for key in (by_seed[0][0] if by_seed[0] else ()) if key not in ("step", "seed", "phase")]
+    return [{key: mean(rows, key) for key in keys} for rows in zip(*by_seed, strict=True)]
 
 
 def format_table(table: dict[str, Any]) -> str:
     """The tables of a study as Markdown."""
-    head = f"{table['seeds']} seeds, {table['sessions']:,} sessions in each arm and seed; 95 % intervals over seeds."
-    errors = list(next(iter(table["errors"].values())))
-    parts = [head]
-    for names in (_METRICS[:3], _METRICS[3:6], _METRICS[6:]):
-        parts.append(seeds.format_table(table["ab_test"], names))
-    parts.append("Mean |predicted − true| on production's held-out log:")
-    parts += [seeds.format_table(table["errors"], errors[i : i + 4]) for i in range(0, len(errors), 4)]
-    if table["optimism"]:
-        parts.append("What the newest policy earns in the feedback model and in the world, seconds a session:")
-        lines = ["| arm | round | in the model | in the world | gap |", "|---|---|---|---|---|"]
-        for name, rows in table["optimism"].items():
-            for number, row in enumerate(rows, 1):
-                cells = f"{row['model']:,.0f} | {row['world']:,.0f} | {row['gap']:+,.0f}"
-                lines.append(f"| {name} | {number} | {cells} |")
-        parts.append("\n".join(lines))
+    sessions = f", {table['sessions']:,} sessions in each arm and seed" if table["sessions"] else ""
+    parts = [f"{table['seeds']} seeds{sessions}; 95 % intervals over seeds."]
+    for name, entry in TABLES.items():
+        if name in table:
+            metrics = list(next(iter(table[name].values())))
+            if name == "by_day":
+                metrics = [metric for metric in metrics if ", day " not in metric]
+            parts.append(entry.title)
+            parts += [seeds.format_table(table[name], metrics[i : i + 4]) for i in range(0, len(metrics), 4)]
+    for name, title in _BY_ROUND.items():
+        if table.get(name):
+            keys = list(next(iter(table[name].values()))[0])
+            lines = ["| arm | round | " + " | ".join(keys) + " |", "|---" * (len(keys) + 2) + "|"]
+            for arm, rows in table[name].items():
+                for number, row in enumerate(rows, 1):
+                    lines.append(f"| {arm} | {number} | " + " | ".join(_number(row[key]) for key in keys) + " |")
+            parts += [title, "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:+.3f}" if abs(value) < 10.0 else f"{value:,.0f}"

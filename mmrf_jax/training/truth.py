@@ -58,7 +58,9 @@ def _predict(state: alternation.RunState, batch: types.SessionBatch, items: type
     if plan.models:
         out["uncertainty"] = predicted.uncertainty(state, batch, batch.candidates, items, plan)
     if plan.slates:
-        slates = np.asarray(sampling.unseen_slates(alternation.model_of(state).key, batch, plan.slates))
+        key = alternation.model_of(state).key
+        preferred = alternation.preference(state, batch, items, plan, key)
+        slates = np.asarray(sampling.unseen_slates(key, batch, plan.slates, preferred))
         c = batch.candidates.shape[-1]
         out["sampled"] = (slates.reshape(*slates.shape[:2], -1, 1) == np.arange(c)).any(axis=-2)
     return {name: np.asarray(x)[:, :-1] for name, x in out.items()}

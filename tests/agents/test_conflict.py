@@ -43,7 +43,7 @@ def test_objectives_of_all_actors_make_the_step_of_the_attention(step):
 def test_losses_of_all_critics_make_the_step_of_the_encoder(step):
     state, batch, moved = step
     rows = np.asarray(conflict.encoder_gradients(state, batch, make_items(), EVERYONE))
-    weights = np.asarray(EVERYONE.signal_weights)[list(EVERYONE.reward_indices)]
+    weights = np.asarray(EVERYONE.signal_weights)[[i for ((i, _),) in EVERYONE.reward_terms]]
     exposed = (batch.slate_mask & batch.mask[..., None])[:, :-1].sum()
     wanted = EVERYONE.learning_rate * (weights[:, None] * rows).sum(axis=0) / exposed
     np.testing.assert_allclose(flat(moved["encoder"]), wanted, rtol=2e-3, atol=1e-6)

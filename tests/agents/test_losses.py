@@ -72,6 +72,26 @@ def test_watch_time_can_be_rewarded_by_long_views():
     np.testing.assert_allclose(losses.rewards(config, feedback, SCALE), feedback[index] * [1, -1, 1] / SCALE[index])
 
 
+def test_a_single_agent_can_stand_for_all():
+    config = dataclasses.replace(tiny.CONFIG, signals=("watch_time",), watch_reward="sum", optimism=0.5)
+    feedback = np.arange(1.0, S + 1)
+    by_hand = {name: feedback[types.signal_index(name)] / SCALE[types.signal_index(name)] for name in types.SIGNALS}
+    click, like, follow, comment, forward = (by_hand[n] for n in ("click", "like", "follow", "comment", "forward"))
+    total = click + like + follow + comment + forward - by_hand["hate"] + by_hand["watch_time"]
+    np.testing.assert_allclose(losses.rewards(config, feedback, SCALE), [total], rtol=1e-6)
+    # Widened by each signal's own size, whatever its sign.
+    u = np.linspace(0.1, 0.9, S)
+    width = sum(u[types.signal_index(n)] * by_hand[n] for n in types.AGENT_SIGNALS)
+    wide = losses.simulated_rewards(config, feedback, u, SCALE)
+    np.testing.assert_allclose(wide, [total + 0.5 * width], rtol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["watch_reward", "sampling"])
+def test_unknown_choices_are_refused(field):
+    with pytest.raises(ValueError, match=f"unknown agents.{field}='x'; choose among"):
+        dataclasses.replace(tiny.CONFIG, **{field: "x"})
+
+
 def test_expected_feedback_is_in_the_units_of_the_signals():
     raw = np.zeros((2, S, 4), np.float32)
     raw[:, :WATCH] = np.log(0.25 / 0.75)
@@ -123,7 +143,7 @@ def test_video_values_are_the_slope_of_reward_and_staying():
     )
     assert q.shape == (3, 6)
     expected = np.float64(heads.expected_feedback(out.feedback, SCALE)) / SCALE[:, None]
-    reward = expected[list(config.reward_indices)] * np.array(config.signs)[:, None]
+    reward = np.stack([sign * expected[i] for ((i, sign),) in config.reward_terms])
 
     def worth(w):
         stay = expit(float(out.stay_base) + w @ np.float64(out.stay_effect))

@@ -235,7 +235,7 @@ def test_feedback_staying_and_gap_by_hand(step, before, critics):
     assert float(metrics["loss/simulated_stay"]) == pytest.approx(mean_over_requests(batch, stay.mean(-1)), rel=1e-4)
 
     reward = agents_rewards(label, scale)
-    u = np.float64(simulated.uncertainty)[:, :-1, ..., list(SGD.reward_indices)]
+    u = np.float64(simulated.uncertainty)[:, :-1, ..., [i for ((i, _),) in SGD.reward_terms]]
     gap = np.moveaxis(out.gap, -2, -1)[:, :-1].reshape(8, 4, M, K, N)
     expected = ((gap - 0.3 * u * np.abs(reward)) ** 2).mean(axis=(2, 3)).sum(axis=-1)
     assert float(metrics["loss/simulated_gap"]) == pytest.approx(mean_over_requests(batch, expected), rel=1e-4)
@@ -288,7 +288,7 @@ def test_target_is_the_reward_and_the_value_of_the_next_state_if_there_is_one(
     of_videos = agents_rewards(np.moveaxis(means, -2, -1), scale) + np.moveaxis(pool.gap, -2, -1)  # [B, T+1, C, N]
     value = pool.value.min(axis=-2)  # [B, T+1, N]
     reward = agents_rewards(np.float64(simulated.expected), np.float64(before.reward_scale))
-    u = np.float64(simulated.uncertainty)[..., list(SGD.reward_indices)]
+    u = np.float64(simulated.uncertainty)[..., [i for ((i, _),) in SGD.reward_terms]]
     target = (reward + 0.3 * u * np.abs(reward)).sum(axis=-2)[:, :-1]  # [B, T, M, N]
     if stays:
         target += SGD.discount * np.float64(simulated.stay)[:, :-1, :, None] * next_values(batch, simulated)

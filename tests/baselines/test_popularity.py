@@ -44,3 +44,12 @@ def test_watch_time_is_not_decided_by_a_long_play():
     means = popularity.smoothed_means(np.repeat([0, 1], 10), feedback, 2)[:, types.WATCH_TIME]
     assert means[0] > means[1]
     assert means.mean() == pytest.approx(np.log1p(feedback[:, types.WATCH_TIME]).mean(), rel=1e-6)
+
+
+def test_as_an_arm_it_ranks_by_mean_watch_time():
+    means = popularity.smoothed_means(*make_feedback(), num_videos=4)
+    policy = popularity.make(means)
+    request = types.Request(user_id=None, profile=None, context=None, candidates=np.array([[3, 2, 0], [0, 1, 2]]))
+    scores = np.asarray(policy.score(policy.params, policy.init(policy.params, request, None), request))
+    np.testing.assert_allclose(scores, means[[[3, 2, 0], [0, 1, 2]], types.WATCH_TIME], rtol=1e-6)
+    assert policy.temperature == 0.0 and not policy.privileged

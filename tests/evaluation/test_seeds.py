@@ -34,6 +34,15 @@ def test_nothing_is_compared_with_zero_and_one_seed_has_no_interval():
             seeds.across(wrong, "c")
 
 
+def test_what_a_seed_does_not_have_is_in_no_mean():
+    by_seed = [{"a": {"gauc": 0.6}, "b": {"gauc": None}}, {"a": {"gauc": None}, "b": {"gauc": 0.5}}]
+    table = seeds.across(by_seed, "a")
+    assert table["b"]["gauc"] == {"mean": None, "diff_pct": None, "ci95": [None, None], "by_seed": [None, 0.5]}
+    assert seeds.format_table(table, ["gauc"]).split("\n")[2] == "| a | – |"
+    complete = seeds.across([{"a": {"gauc": None}, "b": {"gauc": 0.5}}], "a")["b"]["gauc"]
+    assert complete["mean"] == 0.5 and complete["diff_pct"] is None
+
+
 def test_table_has_a_row_for_each_arm():
     lines = seeds.format_table(seeds.across(BY_SEED, "a"), ("watch_time", "hate")).split("\n")
     assert lines[0] == "| arm | watch_time | hate |" and lines[2] == "| a | 233.3 | 0 |"

@@ -11,6 +11,11 @@ from mmrf_jax.training import study
 #: The tiny world job as the run of a study.
 RUN = [flag.replace("--config.", "--config.run.") for flag in TINY[1:] if "quick" not in flag]
 STUDY = ("--config=experiments/table_ablation.py", "--config.quick=True", *RUN, "--config.sessions=64")
+TABLES = ("ab_test", "ab_test_leaving", "by_day", "errors", "offline", "optimism", "conflict")
+EVERYTHING = (
+    *STUDY, f"--config.tables={TABLES}", "--config.arms=('production','popularity')",
+    "--config.run.alternation.gap_sessions=64", "--config.run.alternation.conflict_batches=1",
+)  # fmt: skip
 
 
 def test_runs_are_named_by_what_defines_them(tmp_path):
@@ -35,11 +40,13 @@ def test_runs_are_named_by_what_defines_them(tmp_path):
         ("sessions", 1, "config.sessions is 1; use --config.sessions=2"),
         ("run.simulator", "feedback", "not of the world"),
         ("run.method", "myopic", "predicts no feedback"),
+        ("tables", ("ab",), "unknown table 'ab' in config.tables; choose among ab_test, "),
+        ("tables", ("by_day",), "config.days is 4; use --config.days=5"),
     ],
 )
 def test_a_study_that_would_fail_does_not_begin(field, value, message, tmp_path):
     config = table_ablation.get_config()
-    config.update_from_flattened_dict({field: value})
+    config.update_from_flattened_dict({field: value, "days": 4})
     with pytest.raises(ValueError, match=message):
         study.run(config, tmp_path / "o", tmp_path / "r")
     assert not list(tmp_path.iterdir())
@@ -54,16 +61,27 @@ def test_an_error_is_one_line(launch, tmp_path):
 @pytest.mark.slow
 def test_a_study_writes_one_table_and_runs_nothing_twice(launch, tmp_path):
     out, runs = tmp_path / "out", tmp_path / "runs"
-    launch.ok("study", *STUDY, f"--out={out}", f"--runs={runs}", timeout=900)
+    launch.ok("study", *EVERYTHING, f"--out={out}", f"--runs={runs}", timeout=1_500)
     table = json.loads((out / "table.json").read_text())
+    variants = {"mmrf", "co", "da", "ns", "labels_only", "values_only"}
     assert list(table["ab_test"]) == sorted(table["ab_test"])
-    assert set(table["ab_test"]) == {"mmrf", "da", "ns", "labels_only", "values_only", "production"}
+    for name in ("ab_test", "ab_test_leaving", "by_day"):
+        assert set(table[name]) == {*variants, "production", "popularity"}
+    assert table["ab_test"]["mmrf"] != table["ab_test_leaving"]["mmrf"]
+    shares = [
+        table["by_day"]["mmrf"][f"visits, {name}"]["mean"]
+        for name in ("day 1", "days 2 to 3", "last 2 days", "late / early")
+    ]
+    assert shares[0] == 1.0 and 0.0 < shares[1] < 1.0 and shares[3] == pytest.approx(shares[2] / shares[1])
+    assert set(table["offline"]) == variants
+    assert 0.0 < table["offline"]["mmrf"]["GAUC long_view"]["mean"] < 1.0
+    assert table["offline"]["mmrf"]["NCIS watch_time"]["mean"] > 0.0
     sizes = [json.loads((runs / names[0] / "config.json").read_text())["world"] for names in table["runs"].values()]
     assert {size["num_videos"] for size in sizes} == {1000}  # explicit, above the quick overlay
     rounds = table["optimism"]
-    assert set(rounds) == {"mmrf", "ns", "labels_only", "values_only"} and {len(rows) for rows in rounds.values()} == {
-        2
-    }
+    assert set(rounds) == variants - {"da"} and {len(rows) for rows in rounds.values()} == {2}
+    assert set(table["conflict"]) == variants and "actors/click" not in table["conflict"]["co"][0]
+    assert all(-1.0 <= row["actors/click"] <= 1.0 for row in table["conflict"]["mmrf"])
     assert all(row["gap"] == pytest.approx(row["model"] - row["world"]) for row in rounds["mmrf"])
     assert table["ab_test"]["mmrf"]["watch_time"]["diff_pct"] == 0.0
     assert {"agents of mmrf", "model of mmrf", "agents of da"} <= set(table["errors"])
@@ -75,6 +93,6 @@ def test_a_study_writes_one_table_and_runs_nothing_twice(launch, tmp_path):
     assert (out / "table.md").read_text().index("| mmrf |") < (out / "table.md").read_text().index("| da |")
     before = {path: path.read_bytes() for path in (out / "table.json", out / "table.md")}
     stamps = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*") if path.is_file()}
-    launch.ok("study", *STUDY, f"--out={out}", f"--runs={runs}", timeout=300)
+    launch.ok("study", *EVERYTHING, f"--out={out}", f"--runs={runs}", timeout=300)
     assert before == {path: path.read_bytes() for path in before}
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}

@@ -49,11 +49,20 @@ def draw(
     return jnp.stack([*(x.astype(jnp.float32) for x in out), seconds], axis=-1)
 
 
-def unseen_slates(key: types.Key, batch: types.SessionBatch, num_slates: int) -> chex.Array:
-    """Slates [B, T+1, num_slates, K] of candidates that were not shown, drawn uniformly without replacement."""
+def unseen_slates(
+    key: types.Key, batch: types.SessionBatch, num_slates: int, preference: chex.Array | None = None
+) -> chex.Array:
+    """Slates [B, T+1, num_slates, K] of candidates that were not shown, drawn without replacement.
+
+    Args:
+      preference: [B, T+1, C]; its softmax are the chances of the first draw. None for equal ones.
+    """
     c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
     shown = jnp.any((batch.slate[..., None] == jnp.arange(c)) & batch.slate_mask[..., None], axis=-2)
-    order = jnp.where(shown, -1.0, jax.random.uniform(key, shown.shape))
+    if preference is None:
+        order = jnp.where(shown, -1.0, jax.random.uniform(key, shown.shape))
+    else:  # Gumbel's trick
+        order = jnp.where(shown, -jnp.inf, preference + jax.random.gumbel(key, shown.shape))
     return jax.lax.top_k(order, num_slates * k)[1].reshape(*shown.shape[:-1], num_slates, k)
 
 
@@ -65,14 +74,16 @@ def answer(
     key: types.Key,
     num_slates: int,
     measure_uncertainty: bool = True,
+    preference: chex.Array | None = None,
 ) -> types.Simulated:
     """`num_slates` unseen slates of every request of a batch, each stepped once through g, and g's view of the pool.
 
     Args:
-      key: typed key of this update. measure_uncertainty: where False, it is 0 and costs nothing.
+      key: typed key of this update. measure_uncertainty: where False, it is 0 and costs nothing. preference: see
+        `unseen_slates`.
     """
     k_slates, k_masks, k_feedback = jax.random.split(key, 3)
-    slates = unseen_slates(k_slates, batch, num_slates)
+    slates = unseen_slates(k_slates, batch, num_slates, preference)
     flat = slates.reshape(*slates.shape[:2], -1)
     pool = _of_candidates(state, batch, items, config)
     at = lambda x, axes: jnp.take_along_axis(x, jnp.expand_dims(flat, axes), axis=-1)
@@ -82,9 +93,7 @@ def answer(
     expected = network.expected(out, state.scale)  # [B, T+1, M K, S]
     if measure_uncertainty:
         unseen = jnp.take_along_axis(batch.candidates, flat, axis=-1)
-        rows = tb.lookup(state.tables, rep.ids(batch, items, unseen))
-        u = network.uncertainty(config, state, rows, batch, items, k_masks, unseen)
-        u = u[..., batch.slate.shape[-1] :, :] / state.uncertainty_scale
+        u = uncertainty(state, batch, unseen, items, config, k_masks) / state.uncertainty_scale
     else:
         u = jnp.zeros_like(expected)
     uniforms = jax.random.uniform(k_feedback, (*flat.shape, NUM_UNIFORMS), minval=1e-7)
@@ -95,6 +104,20 @@ def answer(
     stay = jax.nn.sigmoid(jnp.moveaxis(out.stay_base, 0, -1)[:, :, None] + effect).mean(axis=-1)
     answered = types.Simulated(slates, apart(expected), apart(u), apart(sampled), stay, _mean(pool))
     return jax.lax.stop_gradient(answered)
+
+
+def uncertainty(
+    state: FeedbackState,
+    batch: types.SessionBatch,
+    videos: chex.Array,
+    items: types.Items,
+    config: FeedbackConfig,
+    key: types.Key,
+) -> chex.Array:
+    """Uncertainty [B, T+1, M, S] of g's predictions of videos [B, T+1, M]; the key is of the masks."""
+    rows = tb.lookup(state.tables, rep.ids(batch, items, videos))
+    u = network.uncertainty(config, state, rows, batch, items, key, videos)
+    return u[..., batch.slate.shape[-1] :, :]
 
 
 def predict(

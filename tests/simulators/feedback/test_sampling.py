@@ -125,6 +125,23 @@ def test_unseen_slates_are_uniform():
         assert ((pairs - mean) ** 2).sum() / mean < len(pairs) + 6.0 * np.sqrt(2.0 * len(pairs))
 
 
+def test_preferred_candidates_are_drawn_more_often():
+    """The first draw is by the softmax of the preference over what was not shown."""
+    users, c = 4000, 8
+    batch = tiny.make_batch(users=2)
+    batch = jax.tree.map(lambda x: np.repeat(x[1:2], users, axis=0), batch)
+    preference = np.broadcast_to(np.linspace(-1.0, 1.5, c), (*batch.candidates.shape[:2], c))
+    slates = np.asarray(sampling.unseen_slates(jax.random.key(3), batch, 1, preference))
+    for t in range(5):
+        free = np.setdiff1d(np.arange(c), batch.slate[0, t][batch.slate_mask[0, t]])
+        chance = np.exp(preference[0, t, free])
+        expected = users * chance / chance.sum()
+        count = np.bincount(slates[:, t, 0, 0], minlength=c)
+        assert count.sum() == count[free].sum() == users
+        n = len(free)
+        assert ((count[free] - expected) ** 2 / expected).sum() < n + 6.0 * np.sqrt(2.0 * n)  # chi-square
+
+
 @pytest.fixture(scope="module")
 def answered():
     """A state, a batch, and answer(measure) -> two slates of each of its requests by one key."""

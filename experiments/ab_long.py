@@ -1,0 +1,14 @@
+"""Do gains last? Users come back over two simulated weeks, to MMRF, to itself without the model, and to LTR.
+
+python -m launch.study --config=experiments/ab_long.py --out=experiments/results/ab_long
+"""
+
+from experiments import study_size
+
+
+def get_config():
+    config = study_size.get_config(ltr={"method": "ltr"}, da={"agents": {"ablation": "da"}})
+    config.reference = "ltr"
+    config.tables = ("by_day",)
+    config.sessions = 5_000  # users of each arm and seed
+    return config

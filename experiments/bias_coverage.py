@@ -1,0 +1,15 @@
+"""Selection bias in what is served: coverage and diversity with and without learning from videos not shown.
+
+python -m launch.study --config=experiments/bias_coverage.py --out=experiments/results/bias_coverage
+"""
+
+from experiments import table_ablation
+
+
+def get_config():
+    config = table_ablation.get_config()
+    config.variants = {name: config.variants[name] for name in ("mmrf", "da", "ns")}
+    config.tables = ("ab_test", "ab_test_users", "ab_test_leaving")
+    config.arms = ("production", "random")
+    config.sessions = 20_000
+    return config

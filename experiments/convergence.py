@@ -1,0 +1,17 @@
+"""Are the methods trained to the end? Each with twice the updates on the same logs.
+
+python -m launch.study --config=experiments/convergence.py --out=experiments/results/convergence
+"""
+
+from experiments import study_size, table_ab
+
+
+def get_config():
+    methods = ("mmrf", *table_ab.BASELINES)
+    config = study_size.get_config(
+        **{f"{name}_twice": {"method": name, "train": {"epochs": 2}} for name in methods},
+        **{name: {"method": name} for name in table_ab.BASELINES},
+    )
+    config.tables = ("ab_test", "offline")
+    config.seeds = 1
+    return config

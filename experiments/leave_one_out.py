@@ -1,0 +1,16 @@
+"""What each auxiliary agent gives to the others: MMRF without it.
+
+python -m launch.study --config=experiments/leave_one_out.py --out=experiments/results/leave_one_out
+"""
+
+from experiments import study_size
+from mmrf_jax import types
+
+
+def get_config():
+    without = lambda left_out: tuple(name for name in types.AGENT_SIGNALS if name != left_out)
+    config = study_size.get_config(
+        **{f"without_{name}": {"agents": {"signals": without(name)}} for name in types.AGENT_SIGNALS[:-1]}
+    )
+    config.seeds = 2
+    return config

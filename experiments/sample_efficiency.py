@@ -1,0 +1,23 @@
+"""Does the model spare exploration? MMRF with and without it, learning from 4 k, 16 k and 64 k real sessions.
+
+python -m launch.study --config=experiments/sample_efficiency.py --out=experiments/results/sample_efficiency
+"""
+
+from experiments import study_size
+
+
+def get_config():
+    config = study_size.get_config(
+        **{
+            f"{name}_{thousands}k": {
+                "agents": {"ablation": ablation},
+                "collect": {"sessions": 1_024 * thousands // 3},  # of each of three rounds
+            }
+            for thousands in (4, 16, 64)
+            for name, ablation in (("mmrf", "none"), ("da", "da"))
+        }
+    )
+    del config.variants["mmrf"]
+    config.reference = "da_16k"
+    config.seeds = 2
+    return config

@@ -1,0 +1,16 @@
+"""One agent or several: MMRF beside a single agent whose reward is the sum of all, and each agent alone.
+
+python -m launch.study --config=experiments/single_vs_multi.py --out=experiments/results/single_vs_multi
+"""
+
+from experiments import study_size
+from mmrf_jax import types
+
+
+def get_config():
+    config = study_size.get_config(
+        sum={"agents": {"signals": ("watch_time",), "watch_reward": "sum"}},
+        **{f"only_{name}": {"agents": {"signals": (name,)}} for name in types.AGENT_SIGNALS},
+    )
+    config.seeds = 2
+    return config

@@ -1,0 +1,32 @@
+"""What all studies of the world share: a run of MMRF that takes a minute on two cores, and how it is judged.
+
+Half the logs of experiments/world.py, in as many rounds; studies share the runs whose configs are the same.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import world
+
+
+def get_config(**variants) -> ConfigDict:
+    """A study of MMRF and `variants`, {name: fields of the run that differ}."""
+    run = world.get_config()
+    run.collect.sessions = 4_096
+    run.collect.test_sessions = 2_048
+    run.alternation.gap_sessions = 0
+    run.ab_test.sessions = 1_000  # studies have A/B tests of their own
+    run.ab_test.arms = ("production",)
+    return ConfigDict(
+        {
+            "quick": False,  # one seed, tiny runs
+            "run": run,
+            "reference": "mmrf",  # what the other variants are compared with
+            "variants": {"mmrf": {}, **variants},
+            "tables": ("ab_test",),  # what is measured: see `mmrf_jax.training.study`
+            "arms": ("production",),  # of A/B tests, that need no training
+            "seeds": 5,
+            "sessions": 20_000,  # in each arm and seed
+            "days": 14,  # of tests over days
+            "when_quick": {"run": {**run.when_quick.to_dict(), "quick": True}, "seeds": 1, "sessions": 512, "days": 5},
+        }
+    )
