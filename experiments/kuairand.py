@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
                 "actor_learning_rate": 6e-3,
                 "table_learning_rate": 0.03,
                 "temperature": 0.25,
+                "polyak": 0.02,
                 "watch_reward": "long_view",  # sessions of Pure are too short for seconds and their noise
                 "main_weight": 0.1,
                 "dropout": 0.2,

@@ -68,6 +68,7 @@ def get_config() -> ConfigDict:
                 "actor_learning_rate": 3e-3,
                 "table_learning_rate": 0.02,
                 "temperature": 0.25,
+                "polyak": 0.05,  # of the target networks
                 "main_weight": 0.1,
                 "dropout": 0.0,
             },

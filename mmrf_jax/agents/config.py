@@ -96,6 +96,11 @@ class AgentConfig(EncoderConfig):
         return self.ablation == "ns" or (self.ablation != "da" and self.optimism != 0.0)
 
     @property
+    def collaborates(self) -> bool:
+        """Whether agents learn from each other's states and scores."""
+        return self.communication == "attention" and self.ablation != "co" and self.num_actors > 1
+
+    @property
     def num_agents(self) -> int:
         return len(self.signals)
 

@@ -51,8 +51,7 @@ class Actor(nn.Module):
         c = self.config
         n = c.num_actors
         h = nn.Dense(n * c.agent_dim, name="agent_states")(z).reshape(*z.shape[:-1], n, c.agent_dim)
-        collaborate = c.communication == "attention" and c.ablation != "co" and n > 1
-        if collaborate:
+        if c.collaborates:
             gather = Collaboration(c.heads, name="collaboration")
             x, attention = gather(h)
             # What the main agent gathers, it gathers from states through which its value flows back weighted by lambda.
@@ -74,7 +73,7 @@ class Actor(nn.Module):
         # Centred, it tells one candidate from another and no more.
         told = auxiliary - auxiliary.mean(axis=-1, keepdims=True)
         told = _damp(told, c.main_weight)
-        main = self._mix(own, told if collaborate else auxiliary[..., :0, :], h[..., -1, :])
+        main = self._mix(own, told if c.collaborates else auxiliary[..., :0, :], h[..., -1, :])
         return ActorOutput(jnp.concatenate([auxiliary, main], axis=-2), attention)
 
     def _mix(self, own: chex.Array, told: chex.Array, state: chex.Array) -> chex.Array:
