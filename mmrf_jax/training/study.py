@@ -55,12 +55,14 @@ class Table(NamedTuple):
       title: a line above the table.
       measure: (study, seed) -> values of each arm.
       of_world: whether it needs the world's truth or its users.
+      of_runs: what it needs of each run, of `_OF_RUNS`; "" for nothing.
       reference: the name of the study's reference in the rows.
     """
 
     title: str
     measure: Callable[[Study, int], Rows]
     of_world: bool = True
+    of_runs: str = ""
     reference: Callable[[str], str] = lambda name: name
 
 
@@ -125,20 +127,21 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
     """
     study = Study(config, out, runs)
     _check(study)
-    wanted = [name for name in config.tables if name in TABLES]
-    measured: dict[str, list[Rows]] = {name: [] for name in wanted}
-    for seed in range(config.seeds):
-        for name, one in study.configs(seed).items():
-            say(f"study: {name}, seed {seed + 1} of {config.seeds}, in {folder(one, runs)}")
-            loop.train(one, folder(one, runs), report=False)
-            _forget()
-        for name in wanted:
-            measured[name].append(TABLES[name].measure(study, seed))
-            _forget()
-    paths = {name: [folder(run_config(config, name, s), runs) for s in range(config.seeds)] for name in study.names()}
-    table: dict[str, Any] = {
-        name: seeds.across(rows, TABLES[name].reference(config.reference)) for name, rows in measured.items()
-    }
+    paths: dict[str, list[Path]] = {}
+    for name in study.names():
+        for seed in range(config.seeds):  # of one program
+            one = run_config(config, name, seed)
+            paths.setdefault(name, []).append(folder(one, runs))
+            say(f"study: {name}, seed {seed + 1} of {config.seeds}, in {paths[name][-1]}")
+            loop.train(one, paths[name][-1], report=False)
+            for kept in {TABLES[table].of_runs for table in config.tables if table in TABLES} - {""}:
+                _measured(one, paths[name][-1], kept)
+        _forget()
+    table: dict[str, Any] = {}
+    for name in (name for name in config.tables if name in TABLES):
+        measured = [TABLES[name].measure(study, seed) for seed in range(config.seeds)]
+        table[name] = seeds.across(measured, TABLES[name].reference(config.reference))
+        _forget()
     for name in (name for name in config.tables if name in _BY_ROUND):
         table[name] = {arm: rows for arm, places in paths.items() if (rows := _by_round(places, name))}
     table |= {"seeds": config.seeds, "sessions": config.get("sessions")}
@@ -204,48 +207,51 @@ def _by_day(study: Study, seed: int) -> Rows:
     return result
 
 
-def _kept(study: Study, seed: int, name: str, measure) -> dict[str, dict[str, Any]]:
-    """{variant: what `measure` (config, source, plan, state) finds}, kept in each run's folder as NAME.json."""
-    found = {}
-    for variant, config in study.configs(seed).items():
-        place = folder(config, study.runs)
-        path, learned = place / f"{name}.json", _learned(place)
-        kept = wd.read_json(path) if path.exists() else {}
-        if kept.get("learned") != learned:
-            mesh = par.make_mesh()
-            source = loop.source_of(config, mesh)
-            state = loop.load_state(config, source, place, mesh)
-            kept = measure(config, source, alternation.plan_of(config), state) | {"learned": learned}
-            files.write_json(path, kept)
-            _forget()
-        found[variant] = kept
-    return found
+#: What is measured of a single run, {file in its folder, without .json: (config, source, plan, state) -> JSON}.
+_OF_RUNS: dict[str, Callable[..., dict[str, Any]]] = {
+    "truth": lambda config, source, plan, state: truth.compare(
+        source, plan, state, source.test()["test"], source.train
+    ),
+    "off_policy": lambda config, source, plan, state: {
+        name: estimates.evaluate(config, source, plan, state, log) for name, log in source.test().items()
+    },
+}
+
+
+def _measured(config, place: Path, name: str) -> dict[str, Any]:
+    """One of `_OF_RUNS` of a run, kept in its folder."""
+    path, learned = place / f"{name}.json", _learned(place)
+    kept = wd.read_json(path) if path.exists() else {}
+    if kept.get("learned") != learned:
+        mesh = par.make_mesh()
+        source = loop.source_of(config, mesh)
+        state = loop.load_state(config, source, place, mesh)
+        kept = _OF_RUNS[name](config, source, alternation.plan_of(config), state) | {"learned": learned}
+        files.write_json(path, kept)
+    return kept
 
 
 def _errors(study: Study, seed: int) -> Rows:
     """Mean errors of each predictor of each variant, on videos that were shown and that were not."""
-    measure = lambda config, source, plan, state: truth.compare(
-        source, plan, state, source.test()["test"], source.train
-    )
     return {
         f"{predictor} of {variant}": {
             f"{signal}, {kind}": signals[signal][key]
             for signal in _ERRORS
             for kind, key in (("shown", "impressions"), ("not shown", "non_impressions"))
         }
-        for variant, kept in _kept(study, seed, "truth", measure).items()
-        for predictor, signals in sorted(kept["selection_bias"].items())  # the order that a kept file has
+        for variant, config in study.configs(seed).items()
+        for predictor, signals in sorted(  # the order that a kept file has
+            _measured(config, folder(config, study.runs), "truth")["selection_bias"].items()
+        )
     }
 
 
 def _offline(study: Study, seed: int, log: str = "test") -> Rows:
     """GAUC of each variant on a held-out log, and NCIS of its stochastic ranker."""
-    measure = lambda config, source, plan, state: {
-        name: estimates.evaluate(config, source, plan, state, one) for name, one in source.test().items()
-    }
     result: Rows = {}
-    for variant, kept in _kept(study, seed, "off_policy", measure).items():
-        results = wd.read_json(folder(study.configs(seed)[variant], study.runs) / "results.json")
+    for variant, config in study.configs(seed).items():
+        place = folder(config, study.runs)
+        kept, results = _measured(config, place, "off_policy"), wd.read_json(place / "results.json")
         entries = results["offline"] if log == "test" else results["offline_other"][log]
         row = {f"GAUC {name}": entries[name]["gauc"] for name in _SERVED}
         for name in ("click", "like", "follow", "comment", "forward", "hate"):
@@ -268,13 +274,17 @@ TABLES = {
     ),
     "by_day": Table("A/B test over days, of all users of an arm:", _by_day),
     "errors": Table(
-        "Mean |predicted − true| on production's held-out log:", _errors, reference=lambda name: f"agents of {name}"
+        "Mean |predicted − true| on production's held-out log:",
+        _errors,
+        of_runs="truth",
+        reference=lambda name: f"agents of {name}",
     ),
-    "offline": Table(f"Held-out log (NCIS a video, cap {_CAP}):", _offline, of_world=False),
+    "offline": Table(f"Held-out log (NCIS a video, cap {_CAP}):", _offline, of_world=False, of_runs="off_policy"),
     "offline_random": Table(
         f"Random log of the test days (NCIS a video, cap {_CAP}):",
         functools.partial(_offline, log="random_test"),
         of_world=False,
+        of_runs="off_policy",
     ),
 }
 #: Rows of a run by round, {table: title}; means over seeds.
