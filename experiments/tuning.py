@@ -14,7 +14,7 @@ def get_config():
     config = study_size.get_config()
     run = config.run
     run.world.seed, run.world.num_videos, run.world.candidates = 1, 5_000, 40
-    run.ab_test.sessions = 2_000
+    run.ab_test.sessions = 1_000
     run.collect.sessions = run.collect.test_sessions = 1_024
     config.variants = {
         f"{method}_{trial}": {
