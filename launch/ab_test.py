@@ -7,7 +7,8 @@
   python -m launch.ab_test --config=experiments/world.py --arms=production,runs/world --days=14 --out=runs/long.json
   python -m launch.ab_test --config=experiments/world.py --arms=production --aa=500 --sessions=20000 --out=runs/aa.json
 
-Arms are production, random, oracle_myopic, oracle_planning, or run folders of launch.train; the first is the control.
+Arms are production, random, oracle_myopic, oracle_planning, popularity (mean watch time of each video in production's
+log), or run folders of launch.train; the first is the control.
 With --days users come back, and effects are also given by day. --aa serves one arm, assigns its users to two arms anew
 for each of so many A/A tests, and says how often the intervals hold zero.
 """

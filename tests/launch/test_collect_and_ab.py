@@ -40,7 +40,7 @@ def test_ab_test_of_a_run_folder_gives_the_figures_of_its_results(launch, finish
     assert found["production"] == wanted["production"] and found[finished.name] == wanted["mmrf"]
 
     done = launch("ab_test", *TINY, "--arms=production,nosuch", "--sessions=64", f"--out={tmp_path / 'no.json'}")
-    error_line(done, "unknown policy 'nosuch'", "production", "run folder")
+    error_line(done, "unknown policy 'nosuch'", "production", "popularity", "run folder")
     assert not (tmp_path / "no.json").exists()
     done = launch("ab_test", "--config=experiments/kuairand.py", "--arms=production,random", f"--out={tmp_path / 'a'}")
     error_line(done, "needs the world", "'kuairand'", "experiments/world.py")
