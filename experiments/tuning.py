@@ -28,5 +28,5 @@ def get_config():
         for trial, factor in TRIALS.items()
     }
     config.reference = "mmrf_default"
-    config.seeds = 1
+    config.seeds, config.sessions = 1, 4_000
     return config

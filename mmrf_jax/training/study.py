@@ -316,14 +316,16 @@ def format_table(table: dict[str, Any]) -> str:
             parts += [seeds.format_table(table[name], metrics[i : i + 4]) for i in range(0, len(metrics), 4)]
     for name, title in _BY_ROUND.items():
         if table.get(name):
-            keys = list(next(iter(table[name].values()))[0])
+            keys = list({key: None for rows in table[name].values() for key in rows[0]})  # in order, each once
             lines = ["| arm | round | " + " | ".join(keys) + " |", "|---" * (len(keys) + 2) + "|"]
             for arm, rows in table[name].items():
                 for number, row in enumerate(rows, 1):
-                    lines.append(f"| {arm} | {number} | " + " | ".join(_number(row[key]) for key in keys) + " |")
+                    lines.append(f"| {arm} | {number} | " + " | ".join(_number(row.get(key)) for key in keys) + " |")
             parts += [title, "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
     return f"{value:+.3f}" if abs(value) < 10.0 else f"{value:,.0f}"
