@@ -3,11 +3,11 @@
 python -m launch.study --config=experiments/ab_long.py --out=experiments/results/ab_long
 """
 
-from experiments import study_size
+from experiments import study_size, table_ab
 
 
 def get_config():
-    config = study_size.get_config(ltr={"method": "ltr"}, da={"agents": {"ablation": "da"}})
+    config = study_size.get_config(ltr=table_ab.tuned("ltr"), da={"agents": {"ablation": "da"}})
     config.reference = "ltr"
     config.tables = ("by_day",)
     config.sessions = 5_000  # users of each arm and seed

@@ -9,8 +9,8 @@ from experiments import study_size, table_ab
 def get_config():
     methods = ("mmrf", *table_ab.BASELINES)
     config = study_size.get_config(
-        **{f"{name}_twice": {"method": name, "train": {"epochs": 2}} for name in methods},
-        **{name: {"method": name} for name in table_ab.BASELINES},
+        **{f"{name}_twice": table_ab.tuned(name) | {"train": {"epochs": 2}} for name in methods},
+        **{name: table_ab.tuned(name) for name in table_ab.BASELINES},
     )
     config.tables = ("ab_test", "offline")
     config.seeds = 1

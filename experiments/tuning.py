@@ -1,13 +1,20 @@
-"""The tuning log: the rates of every method, chosen in another, tiny world; three trials each.
+"""The tuning log: the rates of every method, chosen in another, tiny world; five trials each.
 
   python -m launch.study --config=experiments/tuning.py --out=experiments/results/tuning
 
-Watch time of its A/B test is what is chosen by; `table_ab.RATES` holds the choices.
+Three trials with short runs, and the better two again with as many sessions as studies have. Chosen by watch time in
+the A/B test; `table_ab.RATES` holds the choices.
 """
 
 from experiments import study_size, table_ab
 
-TRIALS = {"half": 0.5, "default": 1.0, "double": 2.0}  # factors on the rates of critic and actor
+TRIALS = {  # factor on the rates of critic and actor, and sessions a round
+    "half": (0.5, 1_024),
+    "default": (1.0, 1_024),
+    "double": (2.0, 1_024),
+    "default_long": (1.0, 4_096),
+    "double_long": (2.0, 4_096),
+}
 
 
 def get_config():
@@ -19,13 +26,14 @@ def get_config():
     config.variants = {
         f"{method}_{trial}": {
             "method": method,
+            "collect": {"sessions": sessions},
             "agents": {
                 "learning_rate": factor * run.agents.learning_rate,
                 "actor_learning_rate": factor * run.agents.actor_learning_rate,
             },
         }
         for method in ("mmrf", *table_ab.BASELINES)
-        for trial, factor in TRIALS.items()
+        for trial, (factor, sessions) in TRIALS.items()
     }
     config.reference = "mmrf_default"
     config.seeds, config.sessions = 1, 4_000

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import struct
 
 from mmrf_jax import types
-from mmrf_jax.agents import networks
+from mmrf_jax.agents import losses, networks
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.data.schema import Schema
 from mmrf_jax.embeddings import table
@@ -60,6 +60,7 @@ def init(
     feedback_mean: chex.Array,
     feedback_std: chex.Array,
     critic: Callable[[AgentConfig], nn.Module] = networks.Critic,
+    mean_return: chex.Array | None = None,
 ) -> AgentState:
     """A fresh state; jit it with `out_shardings` so that it is born where it lives.
 
@@ -67,6 +68,8 @@ def init(
       feedback_mean, feedback_std: [S] of the exposures in the first log; rewards are divided by the second, and the
         critics start from the first.
       critic: what takes the critics' place; its heads have a `prior`, as `encoders.heads.FeedbackHeads`.
+      mean_return: [S] discounted feedback from a request of that log to its session's end, where values start from;
+        None for 0. Bootstrapped from 0 they would need hundreds of updates to get there.
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
     k1, k2, k3 = jax.random.split(k_params, 3)
@@ -81,13 +84,19 @@ def init(
     }
     prior = heads.prior(feedback_mean, feedback_std)
     params["critic"]["params"]["heads"]["prior"] = prior[:, None].astype(jnp.float32)
+    reward_scale = jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3)
+    if mean_return is not None and "values" in params["critic"]["params"]:
+        value = losses.rewards(config, mean_return, reward_scale)
+        base = value - schema.slate * losses.rewards(config, feedback_mean, reward_scale)
+        bias = params["critic"]["params"]["values"]["bias"]  # of twin bases, then twin values
+        params["critic"]["params"]["values"]["bias"] = jnp.concatenate([base, base, value, value]).astype(bias.dtype)
     return AgentState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         target=jax.tree.map(jnp.copy, params["critic"]),
         optimizer=optimizer(config).init(params),
         tables=tb.init(k_tables, config, schema, items),
-        reward_scale=jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3),
+        reward_scale=reward_scale,
         q_mean=jnp.zeros((config.num_agents,)),
         q_scale=jnp.ones((config.num_agents,)),
         key=k_state,

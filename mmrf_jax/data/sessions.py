@@ -82,6 +82,18 @@ def exposure_index(log: SessionLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return session[request], request, slot
 
 
+def mean_return(log: SessionLog, discount: float) -> np.ndarray:
+    """Mean [S] over all requests of the feedback from there to the end of the session, discounted by the request."""
+    reward = np.where((log.slate >= 0)[..., None], log.feedback, 0.0).sum(axis=1, dtype=np.float64)  # [r, S]
+    length = np.diff(log.offsets)
+    total, after = np.zeros(reward.shape[1]), np.zeros((log.num_sessions, reward.shape[1]))
+    for t in range(int(length.max(initial=0)) - 1, -1, -1):
+        live = np.flatnonzero(t < length)
+        after[live] = reward[log.offsets[live] + t] + discount * after[live]
+        total += after[live].sum(axis=0)
+    return total / max(log.num_requests, 1)
+
+
 def freeze_histories(log: SessionLog) -> SessionLog:
     """Every request as a session of its own that starts from the history of the user's first session in the log.
 

@@ -98,14 +98,15 @@ def init(
     items: types.Items,
     feedback_mean: chex.Array,
     feedback_std: chex.Array,
+    mean_return: chex.Array,
 ) -> RunState:
     """A fresh state; jit it with `out_shardings` so that it is born where it lives.
 
     Args:
-      feedback_mean, feedback_std: [S] of the exposures in the first log.
+      feedback_mean, feedback_std: [S] of the exposures in the first log. mean_return: see `agents.state.init`.
     """
     critic = methods.get(plan.method).critic
-    agents = st.init(key, plan.agents, schema, items, feedback_mean, feedback_std, critic)
+    agents = st.init(key, plan.agents, schema, items, feedback_mean, feedback_std, critic, mean_return)
     feedback = None
     if plan.models:
         key = jax.random.fold_in(key, 1)

@@ -38,7 +38,9 @@ def state_shapes(config, source: sources.Source, mesh) -> alternation.RunState:
     """Shapes, types and shardings of a state, to restore onto; nothing is computed."""
     ones = jnp.ones(len(types.SIGNALS))
     plan = alternation.plan_of(config)
-    shapes = jax.eval_shape(lambda: alternation.init(jax.random.key(0), plan, source.schema, source.items, ones, ones))
+    shapes = jax.eval_shape(
+        lambda: alternation.init(jax.random.key(0), plan, source.schema, source.items, ones, ones, ones)
+    )
     return manager.targets(shapes, par.replicated(mesh))
 
 
@@ -303,14 +305,14 @@ def _server(config, plan: alternation.Plan, source: sources.Source, state: alter
 
 
 def _born(config, plan: alternation.Plan, source: sources.Source, log: SessionLog, mesh) -> alternation.RunState:
-    """A fresh state, where it lives; it knows the first log's means."""
+    """A fresh state, where it lives; it knows the first log's means and returns."""
     feedback = log.feedback[log.slate >= 0].astype(np.float64)
     born = jax.jit(
-        lambda key, mean, std: alternation.init(key, plan, source.schema, source.items, mean, std),
+        lambda key, *known: alternation.init(key, plan, source.schema, source.items, *known),
         out_shardings=par.replicated(mesh),
     )
-    moments = (jnp.asarray(x, jnp.float32) for x in (feedback.mean(0), feedback.std(0)))
-    return born(jax.random.key(config.seed), *moments)
+    known = (feedback.mean(0), feedback.std(0), sessions.mean_return(log, plan.agents.discount))
+    return born(jax.random.key(config.seed), *(jnp.asarray(x, jnp.float32) for x in known))
 
 
 class _Keeper:

@@ -12,6 +12,7 @@ import tiny
 
 from mmrf_jax import types
 from mmrf_jax.agents import exposure, losses, networks, update
+from mmrf_jax.agents import state as st
 from mmrf_jax.encoders import encoder as enc
 from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
@@ -47,6 +48,19 @@ def test_shapes_and_metrics(step, before):
     assert expected <= set(metrics)
     assert all(np.shape(x) == () and np.isfinite(x) for x in metrics.values())
     tiny.differences(before, after)  # checks that all is finite
+
+
+def test_values_start_from_the_returns_of_the_first_log(items):
+    """Two requests of three videos a session, undiscounted: a slate's reward now and one later, or none."""
+    mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.5), 20.0)
+    init = jax.jit(st.init, static_argnames=("config", "schema"), compiler_options=tiny.QUICK)
+    state = init(jax.random.key(0), SGD, tiny.SCHEMA, items, mean, std, mean_return=1.5 * 3 * mean)
+    z_size, dim = enc.sizes(SGD, tiny.SCHEMA)
+    memory = jnp.zeros((1, len(SGD.decays), SGD.feedback_dim, dim))
+    out = networks.Critic(SGD).apply(state.target, jnp.ones((1, z_size)), memory, jnp.zeros((1, 3, dim)))
+    slate = 3 * np.array([0.3 / 0.5, -0.3 / 0.5, 15.0 / 20.0])  # of click, hate and watch time
+    for value, expected in ((out.value, 1.5 * slate), (out.base, 0.5 * slate)):
+        np.testing.assert_allclose(value[0], [expected, expected], rtol=1e-5)
 
 
 def test_traces_once_over_batches_and_loss_decreases(items):

@@ -135,6 +135,17 @@ def test_errors(make_log):
         sessions.concatenate([])
 
 
+def test_mean_return_equals_a_loop_over_sessions(make_log):
+    log = make_log(sessions=40, seed=3)
+    returns = []
+    for n in range(log.num_sessions):
+        later = np.zeros(len(types.SIGNALS))
+        for r in reversed(range(log.offsets[n], log.offsets[n + 1])):
+            later = log.feedback[r][log.slate[r] >= 0].sum(axis=0, dtype=np.float64) + 0.9 * later
+            returns.append(later)
+    np.testing.assert_allclose(sessions.mean_return(log, 0.9), np.mean(returns, axis=0), rtol=1e-12)
+
+
 def test_frozen_histories_hold_nothing_of_the_log_itself(make_log):
     log = make_log(4, 40)
     log = dataclasses.replace(log, user_id=log.user_id % 15)  # users come more than once
