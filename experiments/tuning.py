@@ -1,20 +1,13 @@
-"""The tuning log: the rates of every method, chosen in another, tiny world; five trials each.
+"""The tuning log: the rates of every method, chosen in another, small world with as many sessions as studies have.
 
   python -m launch.study --config=experiments/tuning.py --out=experiments/results/tuning
 
-Three trials with short runs, and the better two again with as many sessions as studies have. Chosen by watch time in
-the A/B test; `table_ab.RATES` holds the choices.
+Chosen by watch time in the A/B test; `table_ab.RATES` holds the choices.
 """
 
 from experiments import study_size, table_ab
 
-TRIALS = {  # factor on the rates of critic and actor, and sessions a round
-    "half": (0.5, 1_024),
-    "default": (1.0, 1_024),
-    "double": (2.0, 1_024),
-    "default_long": (1.0, 4_096),
-    "double_long": (2.0, 4_096),
-}
+TRIALS = {"default": 1.0, "double": 2.0}  # factors on the rates of critic and actor
 
 
 def get_config():
@@ -22,18 +15,17 @@ def get_config():
     run = config.run
     run.world.seed, run.world.num_videos, run.world.candidates = 1, 5_000, 40
     run.ab_test.sessions = 1_000
-    run.collect.sessions = run.collect.test_sessions = 1_024
+    run.collect.test_sessions = 1_024
     config.variants = {
         f"{method}_{trial}": {
             "method": method,
-            "collect": {"sessions": sessions},
             "agents": {
                 "learning_rate": factor * run.agents.learning_rate,
                 "actor_learning_rate": factor * run.agents.actor_learning_rate,
             },
         }
         for method in ("mmrf", *table_ab.BASELINES)
-        for trial, (factor, sessions) in TRIALS.items()
+        for trial, factor in TRIALS.items()
     }
     config.reference = "mmrf_default"
     config.seeds, config.sessions = 1, 4_000
