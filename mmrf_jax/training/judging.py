@@ -86,7 +86,7 @@ def _simulator(config, source: sources.Source) -> tuple[base.Simulator, types.Ke
 
 
 def evaluate(
-    config, source: sources.Source, state: alternation.RunState, mesh, thorough: bool = False
+    config, source: sources.Source, state: alternation.RunState, mesh, thorough: bool = False, beside: bool = True
 ) -> dict[str, Any]:
     """Offline metrics and fidelity on the held-out logs; on KuaiRand beside popularity and boosting.
 
@@ -94,6 +94,7 @@ def evaluate(
       thorough: compares fidelity with the simple predictors in the world too, which takes the training log, and
         estimates off-policy what the ranker would earn, and measures what the feedback model says of its own errors,
         and sessions simulated by it.
+      beside: whether real logs are also ranked and predicted by what needs no training of ours.
 
     Returns:
       {"offline": metrics of the test log, "fidelity": of its predicted feedback, "offline_other", "fidelity_other":
@@ -106,14 +107,15 @@ def evaluate(
     signals = methods.get(config.method).signals(plan.agents)
     tests = source.test()
     train, baselines, simple = None, {}, {}
-    if source.sim is None or thorough:
+    if (source.sim is None or thorough) and beside:
         log = source.train()
         simple = _simple_predictors(log, tests, source)
     if source.sim is None:
         train = offline.exposures(log)
-        baselines = _baselines(source, tests)
+        baselines = _baselines(source, tests) if beside else {}
         tests["test_frozen"] = sessions.freeze_histories(tests["test"])
-        baselines["test_frozen"], simple["test_frozen"] = baselines["test"], simple["test"]
+        for scores in (baselines, simple):  # these see no feedback of the test days anyway
+            scores |= {"test_frozen": scores["test"]} if beside else {}
     offlines, fidelities, certainties, distances, off_policies = {}, {}, {}, {}, {}
     for name, log in tests.items():
         per_segment = 1 if name == "test_frozen" else config.train.segment

@@ -129,11 +129,12 @@ def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
     return methods.get(config.method).make_policy(state.agents, source.items, alternation.agent_config(config))
 
 
-def train(config, workdir: Path, report: bool = True) -> dict[str, Any]:
+def train(config, workdir: Path, brief: bool = False) -> dict[str, Any]:
     """Runs a config to its results, going on from the newest checkpoint of the folder. Returns the results.
 
     Args:
-      report: whether to write report.html at the end; `launch.report` does it later.
+      brief: whether to leave out the report, which `launch.report` writes later, and on real logs the simple rankers
+        beside the run's own, as in a study.
     """
     # What is wrong with the config is said before anything is written.
     methods.get(config.method)
@@ -151,7 +152,7 @@ def train(config, workdir: Path, report: bool = True) -> dict[str, Any]:
         say(f"{workdir} is finished; nothing to do")
         return finished
     try:
-        return _run(config, plan, workdir, mesh, report)
+        return _run(config, plan, workdir, mesh, brief)
     except Exception:
         if made is not None:
             wd.release(workdir, made)
@@ -201,7 +202,7 @@ def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> N
             raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
 
 
-def _run(config, plan: alternation.Plan, workdir: Path, mesh, report: bool) -> dict[str, Any]:
+def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool) -> dict[str, Any]:
     """Everything between a claimed folder and its results."""
     phase("prepare")
     source = source_of(config, mesh)
@@ -216,10 +217,10 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh, report: bool) -> d
         policies[config.method] = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
         result |= judging.compare(config, source, policies, mesh)
     phase("offline")
-    result |= judging.evaluate(config, source, state, mesh)
+    result |= judging.evaluate(config, source, state, mesh, beside=not brief)
     phase("results")
     files.write_json(workdir / "results.json", result)
-    if report:
+    if not brief:
         _report(config, source, state, workdir)
     return result
 

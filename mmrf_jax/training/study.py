@@ -133,7 +133,7 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
             one = run_config(config, name, seed)
             paths.setdefault(name, []).append(folder(one, runs))
             say(f"study: {name}, seed {seed + 1} of {config.seeds}, in {paths[name][-1]}")
-            loop.train(one, paths[name][-1], report=False)
+            loop.train(one, paths[name][-1], brief=True)
             for kept in {TABLES[table].of_runs for table in config.tables if table in TABLES} - {""}:
                 _measured(one, paths[name][-1], kept)
         _forget()
@@ -251,14 +251,16 @@ def _offline(study: Study, seed: int, log: str = "test") -> Rows:
     result: Rows = {}
     for variant, config in study.configs(seed).items():
         place = folder(config, study.runs)
-        kept, results = _measured(config, place, "off_policy"), wd.read_json(place / "results.json")
+        estimated, results = _measured(config, place, "off_policy"), wd.read_json(place / "results.json")
         entries = results["offline"] if log == "test" else results["offline_other"][log]
         row = {f"GAUC {name}": entries[name]["gauc"] for name in _SERVED}
         for name in ("click", "like", "follow", "comment", "forward", "hate"):
             own = entries[name]["gauc_own"]
             row[f"GAUC {name}"] = entries[name]["gauc"] if own is None else own
-        signals = kept[log]["units"]["video"]["signals"]
-        result[variant] = row | {f"NCIS {name}": signals[name]["ncis"][_CAP]["value"] for name in _ESTIMATED}
+        if log in estimated:
+            signals = estimated[log]["units"]["video"]["signals"]
+            row |= {f"NCIS {name}": signals[name]["ncis"][_CAP]["value"] for name in _ESTIMATED}
+        result[variant] = row
     return result
 
 
@@ -280,6 +282,12 @@ TABLES = {
         reference=lambda name: f"agents of {name}",
     ),
     "offline": Table(f"Held-out log (NCIS a video, cap {_CAP}):", _offline, of_world=False, of_runs="off_policy"),
+    "offline_frozen": Table(
+        "The held-out log, scored without any feedback of its days:",
+        functools.partial(_offline, log="test_frozen"),
+        of_world=False,
+        of_runs="off_policy",
+    ),
     "offline_random": Table(
         f"Random log of the test days (NCIS a video, cap {_CAP}):",
         functools.partial(_offline, log="random_test"),

@@ -1,0 +1,24 @@
+"""All methods on KuaiRand's test days, and on the random log of those days: GAUC, and NCIS of the stochastic ranker.
+
+  python -m launch.study --config=experiments/table_offline_kuairand.py --config.run.data.dir=$KUAIRAND_DIR \\
+      --out=experiments/results/table_offline_kuairand
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import kuairand, table_ab
+
+
+def get_config():
+    run = kuairand.get_config()
+    return ConfigDict(
+        {
+            "quick": False,
+            "run": run,
+            "reference": "mmrf",
+            "variants": {"mmrf": {}, **{name: {"method": name} for name in table_ab.BASELINES}},
+            "tables": ("offline", "offline_frozen", "offline_random"),
+            "seeds": 5,
+            "when_quick": {"run": {**run.when_quick.to_dict(), "quick": True}, "seeds": 1},
+        }
+    )
