@@ -7,8 +7,8 @@
 OUT gets table.json and table.md. Each run has a folder of its own below --runs, named by its config, so studies share
 runs; any of them can be an arm of launch.ab_test, and launch.report makes its page. --config.tables chooses what is
 measured: ab_test, ab_test_users, ab_test_leaving (the shifted worlds), by_day, offline, offline_frozen, offline_random,
-errors, optimism, conflict. A study of policies instead of variants trains nothing: it measures the off-policy estimators
-against the world.
+errors, optimism, conflict. A study of policies instead of variants trains nothing: it measures the off-policy
+estimators against the world.
 """
 
 from pathlib import Path
