@@ -11,5 +11,4 @@ def get_config():
     config.variants = {name: config.variants[name] for name in ("mmrf", "da", "ns")}
     config.tables = ("ab_test", "ab_test_users", "ab_test_leaving")
     config.arms = ("production", "random")
-    config.sessions = 20_000
     return config

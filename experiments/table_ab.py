@@ -6,7 +6,7 @@ python -m launch.study --config=experiments/table_ab.py --out=experiments/result
 from experiments import study_size
 
 #: Factors on the rates of critic and actor, by experiments/tuning.py.
-RATES: dict[str, float] = {}
+RATES = {"wide_deep": 2.0, "tscac": 2.0, "iql": 2.0, "ltr": 2.0}
 BASELINES = ("bc", "wide_deep", "deepfm", "pareto", "tscac", "massa", "td3_bc", "iql", "ltr")
 
 
@@ -20,5 +20,6 @@ def tuned(method: str) -> dict:
 def get_config():
     config = study_size.get_config(**{name: tuned(name) for name in BASELINES})
     config.tables = ("ab_test", "ab_test_users", "ab_test_leaving")
+    config.sessions = 10_000
     config.arms = ("production", "random", "popularity", "oracle_myopic", "oracle_planning")
     return config

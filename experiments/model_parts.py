@@ -1,0 +1,16 @@
+"""What the feedback model gives by its labels alone, by its part of the values alone, and by both.
+
+python -m launch.study --config=experiments/model_parts.py --out=experiments/results/model_parts
+"""
+
+from experiments import study_size
+
+
+def get_config():
+    config = study_size.get_config(
+        labels_only={"agents": {"model_weight": 0.0}},  # values are the critics' alone
+        values_only={"agents": {"non_impressions": 0.0}},  # nothing is labelled
+        da={"agents": {"ablation": "da"}},  # neither
+    )
+    config.tables = ("ab_test", "errors")
+    return config
