@@ -54,7 +54,7 @@ def test_a_study_that_would_fail_does_not_begin(field, value, message, tmp_path)
 
 def test_an_error_is_one_line(launch, tmp_path):
     done = launch("study", *STUDY, "--config.reference=nobody", f"--out={tmp_path / 'o'}", f"--runs={tmp_path / 'r'}")
-    error_line(done, "config.reference='nobody'", "da, labels_only, mmrf, ns")
+    error_line(done, "config.reference='nobody'", "co, da, mmrf, ns")
     assert not list(tmp_path.iterdir())
 
 
@@ -63,7 +63,7 @@ def test_a_study_writes_one_table_and_runs_nothing_twice(launch, tmp_path):
     out, runs = tmp_path / "out", tmp_path / "runs"
     launch.ok("study", *EVERYTHING, f"--out={out}", f"--runs={runs}", timeout=1_500)
     table = json.loads((out / "table.json").read_text())
-    variants = {"mmrf", "co", "da", "ns", "labels_only", "values_only"}
+    variants = {"mmrf", "co", "da", "ns"}
     assert list(table["ab_test"]) == sorted(table["ab_test"])
     for name in ("ab_test", "ab_test_leaving", "by_day"):
         assert set(table[name]) == {*variants, "production", "popularity"}
