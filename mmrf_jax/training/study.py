@@ -255,7 +255,7 @@ def _offline(study: Study, seed: int, log: str = "test") -> Rows:
         entries = results["offline"] if log == "test" else results["offline_other"][log]
         row = {f"GAUC {name}": entries[name]["gauc"] for name in _SERVED}
         for name in ("click", "like", "follow", "comment", "forward", "hate"):
-            own = entries[name]["gauc_own"]
+            own = entries[name].get("gauc_own")  # of an agent of its own, where there is one
             row[f"GAUC {name}"] = entries[name]["gauc"] if own is None else own
         if log in estimated:
             signals = estimated[log]["units"]["video"]["signals"]
