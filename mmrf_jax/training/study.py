@@ -144,7 +144,8 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
         _forget()
     for name in (name for name in config.tables if name in _BY_ROUND):
         table[name] = {arm: rows for arm, places in paths.items() if (rows := _by_round(places, name))}
-    table |= {"seeds": config.seeds, "sessions": config.get("sessions")}
+    served = any(name.startswith("ab_test") or name == "by_day" for name in config.tables)
+    table |= {"seeds": config.seeds, "sessions": config.sessions if served else None}
     table["runs"] = {name: [path.name for path in places] for name, places in paths.items()}
     files.write_json(out / "table.json", table)
     files.write_text(out / "table.md", format_table(table))
