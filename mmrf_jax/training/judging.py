@@ -108,10 +108,9 @@ def evaluate(
     tests = source.test()
     train, baselines, simple = None, {}, {}
     if (source.sim is None or thorough) and beside:
-        log = source.train()
-        simple = _simple_predictors(log, tests, source)
+        simple = _simple_predictors(source.train(), tests, source)
     if source.sim is None:
-        train = offline.exposures(log)
+        train = offline.exposures(source.train())
         baselines = _baselines(source, tests) if beside else {}
         tests["test_frozen"] = sessions.freeze_histories(tests["test"])
         for scores in (baselines, simple):  # these see no feedback of the test days anyway

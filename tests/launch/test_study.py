@@ -74,7 +74,7 @@ def test_a_study_writes_one_table_and_runs_nothing_twice(launch, tmp_path):
     ]
     assert shares[0] == 1.0 and 0.0 < shares[1] < 1.0 and shares[3] == pytest.approx(shares[2] / shares[1])
     assert set(table["offline"]) == variants
-    assert 0.0 < table["offline"]["mmrf"]["GAUC long_view"]["mean"] < 1.0
+    assert table["offline"]["mmrf"]["GAUC long_view"]["mean"] is None  # of so few users
     assert table["offline"]["mmrf"]["NCIS watch_time"]["mean"] > 0.0
     sizes = [json.loads((runs / names[0] / "config.json").read_text())["world"] for names in table["runs"].values()]
     assert {size["num_videos"] for size in sizes} == {1000}  # explicit, above the quick overlay
