@@ -12,7 +12,7 @@ from mmrf_jax.metrics import files
 _FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
 #: What a run writes into its folder, beside config.json.
 _FOLDERS = ("checkpoints", "tensorboard")
-_FILES = ("metrics.jsonl", "learned.json", "results.json", "truth.json", "report.html")
+_FILES = ("metrics.jsonl", "learned.json", "results.json", "truth.json", "off_policy.json", "report.html")
 
 
 def is_free(name: str) -> bool:
