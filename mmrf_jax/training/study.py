@@ -44,6 +44,10 @@ class Study(NamedTuple):
         """The variants, the reference first."""
         return sorted(self.config.variants, key=lambda name: (name != self.config.reference, name))
 
+    def arms(self) -> list[str]:
+        """Those of the A/B tests, in the order of the tables."""
+        return [*self.names(), *self.config.arms]
+
     def configs(self, seed: int) -> dict[str, ml_collections.ConfigDict]:
         return {name: run_config(self.config, name, seed) for name in self.names()}
 
@@ -186,7 +190,7 @@ def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1)
 def _means(study: Study, seed: int, *, name: str, variant: str) -> Rows:
     """What each arm earns in an A/B test."""
     test = _ab_test(study, seed, name=name, variant=variant)["ab_test"]
-    return {arm: {metric: entries[metric]["mean"] for metric in _AB_METRICS} for arm, entries in test.items()}
+    return {arm: {metric: test[arm][metric]["mean"] for metric in _AB_METRICS} for arm in study.arms()}
 
 
 def _by_day(study: Study, seed: int) -> Rows:
@@ -194,7 +198,7 @@ def _by_day(study: Study, seed: int) -> Rows:
     how the second half compares with the first, and by day."""
     kept = _ab_test(study, seed, name="by_day", variant="base", days=study.config.days)
     result: Rows = {}
-    for arm in kept["ab_test"]:
+    for arm in study.arms():
         result[arm] = row = {}
         for metric in _DAILY:
             days = [day["ab_test"][arm][metric]["mean"] for day in kept["by_day"]]
