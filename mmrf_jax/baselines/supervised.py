@@ -117,5 +117,5 @@ def by_watch_time(raw: chex.Array, scale: chex.Array) -> chex.Array:
 def scores(config: AgentConfig, raw: chex.Array, main: chex.Array) -> chex.Array:
     """Score columns [..., N, C]: raw predictions [..., S, C] of the auxiliary agents' signals, then `main` [..., C]."""
     index = jnp.array([types.signal_index(s) for s in config.signals[:-1]], jnp.int32)
-    signs = jnp.array([-1.0 if s == "hate" else 1.0 for s in config.signals[:-1]])[:, None]
+    signs = jnp.array([terms[0][1] for terms in config.reward_terms[:-1]])[:, None]
     return jnp.concatenate([signs * raw[..., index, :], main[..., None, :]], axis=-2)

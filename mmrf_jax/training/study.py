@@ -172,7 +172,7 @@ def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1)
     places = {name: folder(one, study.runs) for name, one in configs.items()}
     played_in = configs[config.reference].copy_and_resolve_references()
     played_in.ab_test.sessions, played_in.world.variant = config.sessions, variant
-    arms = [*places, *config.arms]
+    arms = study.arms()
     wanted = {
         "arms": arms, "learned": {name: _learned(place) for name, place in places.items()},
         "played_in": folder(played_in, study.runs).name, "days": days,
