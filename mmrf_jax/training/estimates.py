@@ -13,13 +13,24 @@ from mmrf_jax.evaluation import behaviour, off_policy, propensity
 from mmrf_jax.metrics.progress import counted, phase
 from mmrf_jax.training import alternation, methods, predicted, sources
 
+#: How a log's propensities are known, their logarithms [r, K] given the slots above, and a fit's calibration.
+Propensities = tuple[str, np.ndarray, dict[str, Any] | None]
+
 _BATCH = 64  # segments whose candidates are scored at a time
 
 
 def evaluate(
-    config, source: sources.Source, plan: alternation.Plan, state: alternation.RunState, log: SessionLog
+    config,
+    source: sources.Source,
+    plan: alternation.Plan,
+    state: alternation.RunState,
+    log: SessionLog,
+    known: Propensities | None = None,
 ) -> dict[str, Any]:
     """Estimates of all signals for the served stochastic ranker of a run (contract.md, "Judging").
+
+    Args:
+      known: the log's propensities, where they are at hand; else they are made here.
 
     Returns:
       {"propensities": "logged", "known" or "fitted", "behaviour": its calibration, where fitted, "units": {"video",
@@ -27,7 +38,7 @@ def evaluate(
       `off_policy.estimate`}}; per video, and for "session" discounted sums of a session. "dm" and "dr" are given by
       the first of `plan.predictors`.
     """
-    kind, log_propensity, calibration = propensities(source, log)
+    kind, log_propensity, calibration = propensities(source, log) if known is None else known
     phase("off_policy")
     log_probability, expected, direct = _policy(config, source, plan, state, log)
     weight = np.where(log.slate >= 0, propensity.log_ratio(log_probability, log_propensity), 0.0)  # [r, K]
@@ -67,7 +78,7 @@ def estimates(
     return units
 
 
-def propensities(source: sources.Source, log: SessionLog) -> tuple[str, np.ndarray, dict[str, Any] | None]:
+def propensities(source: sources.Source, log: SessionLog) -> Propensities:
     """How the log's propensities are known, their logarithms [r, K] given the slots above, and a fit's calibration.
 
     Raises:

@@ -61,6 +61,7 @@ class Table(NamedTuple):
       of_world: whether it needs the world's truth or its users.
       of_runs: what it needs of each run, of `_OF_RUNS`; "" for nothing.
       reference: the name of the study's reference in the rows.
+      serves: whether it is an A/B test.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Table(NamedTuple):
     of_world: bool = True
     of_runs: str = ""
     reference: Callable[[str], str] = lambda name: name
+    serves: bool = False
 
 
 def run_config(config, variant: str, seed: int) -> ml_collections.ConfigDict:
@@ -148,7 +150,7 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
         _forget()
     for name in (name for name in config.tables if name in _BY_ROUND):
         table[name] = {arm: rows for arm, places in paths.items() if (rows := _by_round(places, name))}
-    served = any(name.startswith("ab_test") or name == "by_day" for name in config.tables)
+    served = any(TABLES[name].serves for name in config.tables if name in TABLES)
     table |= {"seeds": config.seeds, "sessions": config.sessions if served else None}
     table["runs"] = {name: [path.name for path in places] for name, places in paths.items()}
     files.write_json(out / "table.json", table)
@@ -218,9 +220,21 @@ _OF_RUNS: dict[str, Callable[..., dict[str, Any]]] = {
         source, plan, state, source.test()["test"], source.train
     ),
     "off_policy": lambda config, source, plan, state: {
-        name: estimates.evaluate(config, source, plan, state, log) for name, log in source.test().items()
+        name: estimates.evaluate(config, source, plan, state, log, _propensities(config, source, name, log))
+        for name, log in source.test().items()
     },
 }
+_fitted: dict[tuple[str, str], estimates.Propensities] = {}  # of real logs, which all runs of a study share
+
+
+def _propensities(config, source: sources.Source, name: str, log) -> estimates.Propensities:
+    """The log's, which take a fit of its own where the log is real."""
+    if config.source == "world":
+        return estimates.propensities(source, log)
+    key = (json.dumps(config.data.to_dict(), sort_keys=True), name)
+    if key not in _fitted:
+        _fitted[key] = estimates.propensities(source, log)
+    return _fitted[key]
 
 
 def _measured(config, place: Path, name: str) -> dict[str, Any]:
@@ -270,16 +284,18 @@ def _offline(study: Study, seed: int, log: str = "test") -> Rows:
 
 
 TABLES = {
-    "ab_test": Table("A/B test:", functools.partial(_means, name="ab_test", variant="base")),
+    "ab_test": Table("A/B test:", functools.partial(_means, name="ab_test", variant="base"), serves=True),
     "ab_test_users": Table(
         "A/B test in the world with another mix of users:",
         functools.partial(_means, name="ab_test_users", variant="users"),
+        serves=True,
     ),
     "ab_test_leaving": Table(
         "A/B test in the world with another leaving hazard:",
         functools.partial(_means, name="ab_test_leaving", variant="leaving"),
+        serves=True,
     ),
-    "by_day": Table("A/B test over days, of all users of an arm:", _by_day),
+    "by_day": Table("A/B test over days, of all users of an arm:", _by_day, serves=True),
     "errors": Table(
         "Mean |predicted − true| on production's held-out log:",
         _errors,
