@@ -5,16 +5,21 @@ python -m launch.study --config=experiments/table_ab.py --out=experiments/result
 
 from experiments import study_size
 
-#: Factors on the rates of critic and actor, by experiments/tuning.py.
-RATES = {"wide_deep": 2.0, "tscac": 2.0, "iql": 2.0, "ltr": 2.0}
+#: What experiments/tuning.py chose: a factor on the rates of critic and actor, and the rate of the target networks.
+TUNED = {"wide_deep": (2.0, 0.05), "tscac": (2.0, 0.05), "iql": (2.0, 0.05), "ltr": (2.0, 0.05)}
 BASELINES = ("bc", "wide_deep", "deepfm", "pareto", "tscac", "massa", "td3_bc", "iql", "ltr")
 
 
-def tuned(method: str) -> dict:
-    """The fields of a method's run."""
-    config, factor = study_size.get_config().run.agents, RATES.get(method, 1.0)
+def fields(method: str, factor: float = 1.0, polyak: float = 0.05) -> dict:
+    """The fields of a method's run with its rates."""
+    config = study_size.get_config().run.agents
     rates = {name: factor * config[name] for name in ("learning_rate", "actor_learning_rate")}
-    return {"method": method, "agents": rates}
+    return {"method": method, "agents": {**rates, "polyak": polyak}}
+
+
+def tuned(method: str) -> dict:
+    """The fields of a method's run as tuned."""
+    return fields(method, *TUNED.get(method, ()))
 
 
 def get_config():

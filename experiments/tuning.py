@@ -1,13 +1,14 @@
-"""The tuning log: the rates of every method, chosen in another, small world with as many sessions as studies have.
+"""The tuning log: the rates of every method and of its target networks, chosen in another, small world with as many sessions as studies have.
 
   python -m launch.study --config=experiments/tuning.py --out=experiments/results/tuning
 
-Chosen by watch time in the A/B test; `table_ab.RATES` holds the choices.
+Chosen by watch time in the A/B test; `table_ab.TUNED` holds the choices.
 """
 
 from experiments import study_size, table_ab
 
-TRIALS = {"default": 1.0, "double": 2.0}  # factors on the rates of critic and actor
+#: Factor on the rates of critic and actor, and the rate at which target networks follow.
+TRIALS = {"default": (1.0, 0.05), "double": (2.0, 0.05), "slow": (1.0, 0.02), "double_slow": (2.0, 0.02)}
 
 
 def get_config():
@@ -17,15 +18,9 @@ def get_config():
     run.ab_test.sessions = 1_000
     run.collect.test_sessions = 1_024
     config.variants = {
-        f"{method}_{trial}": {
-            "method": method,
-            "agents": {
-                "learning_rate": factor * run.agents.learning_rate,
-                "actor_learning_rate": factor * run.agents.actor_learning_rate,
-            },
-        }
+        f"{method}_{trial}": table_ab.fields(method, *chosen)
         for method in ("mmrf", *table_ab.BASELINES)
-        for trial, factor in TRIALS.items()
+        for trial, chosen in TRIALS.items()
     }
     config.reference = "mmrf_default"
     config.seeds, config.sessions = 1, 4_000
