@@ -1,4 +1,6 @@
-"""The tuning log: the rates of every method and of its target networks, chosen in another, small world with as many sessions as studies have.
+"""The tuning log: the rates of every method and of its target networks, chosen in another, small world.
+
+Runs have as many sessions as those of studies.
 
   python -m launch.study --config=experiments/tuning.py --out=experiments/results/tuning
 

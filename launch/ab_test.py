@@ -21,7 +21,7 @@ from launch import common
 from mmrf_jax.evaluation import plots
 from mmrf_jax.metrics import files
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import judging, loop
+from mmrf_jax.training import judging, runs
 
 _CONFIG = common.define_config()
 _ARMS = flags.DEFINE_list("arms", None, "Arms, the control first.", required=True)
@@ -45,9 +45,9 @@ def main() -> None:
             raise ValueError(f"--plot={_PLOT.value} is not the name of a PNG; let it end in .png")
     _check_options()
     mesh = par.make_mesh()
-    source = loop.source_of(config, mesh)
+    source = runs.source_of(config, mesh)
     policies = {
-        Path(name).name if Path(name).is_dir() else name: loop.policy_of(name, source, mesh) for name in _ARMS.value
+        Path(name).name if Path(name).is_dir() else name: runs.policy_of(name, source, mesh) for name in _ARMS.value
     }
     if len(policies) < len(_ARMS.value):
         raise ValueError(f"--arms={','.join(_ARMS.value)} repeats a name; arms are named by their last folder")

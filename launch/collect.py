@@ -12,7 +12,7 @@ from launch import common
 from mmrf_jax.data import records
 from mmrf_jax.metrics.progress import counted
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import loop, sources
+from mmrf_jax.training import runs, sources
 
 _CONFIG = common.define_config()
 _SESSIONS = flags.DEFINE_integer("sessions", None, "Sessions to collect.", lower_bound=1, required=True)
@@ -28,9 +28,9 @@ def main() -> None:
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
     common.check_output("out", _OUT.value)
     mesh = par.make_mesh()
-    source = loop.source_of(config, mesh)
+    source = runs.source_of(config, mesh)
     assert source.sim is not None
-    policy = loop.policy_of(_POLICY.value, source, mesh)
+    policy = runs.policy_of(_POLICY.value, source, mesh)
     log = sources.collect_log(
         source.sim, policy, config.seed, first_user=_FIRST_USER.value, sessions=_SESSIONS.value, k=source.schema.slate,
         progress=counted, keep_scores=True,

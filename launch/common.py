@@ -26,9 +26,20 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mmrf_jax.checkpointing.manager import CheckpointError
+from mmrf_jax.metrics import progress
+from mmrf_jax.metrics.progress import say
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.parallel import multihost, preemption
 from mmrf_jax.training import workdir as wd
 
 USER_ERRORS = (ValueError, OSError, CheckpointError, FloatingPointError)
+
+_MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "This is one of several processes that SLURM, Open MPI, Cloud TPU or Kubernetes has started."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process, where none has.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 
 
 def run(main: Callable[[], None], **kwargs) -> None:
@@ -55,7 +66,17 @@ def run(main: Callable[[], None], **kwargs) -> None:
             jax.config.update("jax_compilation_cache_dir", str(cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
+            _join()
             main()
+        except multihost.FailedElsewhere:
+            _leave(2)
+        except preemption.Preempted as stopped:
+            say(f"{stopped}; the same command goes on")
+            sys.exit(preemption.EXIT_CODE)
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            _fail(f"lost another process of the run ({_one_line(error)[:200]}); start all of them again", 1)
         except USER_ERRORS as error:
             _fail(_one_line(error))
 
@@ -97,11 +118,26 @@ def _value(argv: list[str], flag: str) -> str | None:
     return None
 
 
-def _fail(message: str) -> NoReturn:
+def _join() -> None:
+    """Makes this process one of several, where the flags say so."""
+    given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if not _MULTIHOST.value and given == (None, None, None):
+        return
+    multihost.join(*given)
+    if not par.is_primary():
+        progress.mute()
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends at once: threads of checkpointing, compilation or other processes must not hold up or change the code."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of checkpointing or compilation must not hold up or change the exit code.
-    os._exit(2)
+    os._exit(code)
 
 
 def check_output(flag: str, path: str) -> None:

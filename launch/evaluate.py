@@ -13,7 +13,7 @@ from launch import common
 from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import phase
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import alternation, judging, loop, truth
+from mmrf_jax.training import alternation, judging, runs, truth
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch.train.", required=True)
 _CONFIG = common.define_run_config(sys.argv)
@@ -22,8 +22,8 @@ _CONFIG = common.define_run_config(sys.argv)
 def main() -> None:
     config, workdir = common.resolve(_CONFIG), Path(_WORKDIR.value)
     mesh = par.make_mesh()
-    source = loop.source_of(config, mesh)
-    state = loop.load_state(config, source, workdir, mesh)
+    source = runs.source_of(config, mesh)
+    state = runs.load_state(config, source, workdir, mesh)
     result = judging.evaluate(config, source, state, mesh, thorough=True)
     if source.truth is not None:
         phase("truth")

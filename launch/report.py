@@ -12,7 +12,7 @@ from absl import flags
 
 from launch import common
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import explain, loop
+from mmrf_jax.training import explain, runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch.train.", required=True)
 _CONFIG = common.define_run_config(sys.argv)
@@ -21,8 +21,8 @@ _CONFIG = common.define_run_config(sys.argv)
 def main() -> None:
     config, workdir = common.resolve(_CONFIG), Path(_WORKDIR.value)
     mesh = par.make_mesh()
-    source = loop.source_of(config, mesh)
-    state = loop.load_state(config, source, workdir, mesh)
+    source = runs.source_of(config, mesh)
+    state = runs.load_state(config, source, workdir, mesh)
     print(explain.write_report(config, source, state, workdir))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import common
+from mmrf_jax.parallel import mesh as par
 from mmrf_jax.training import judging, loop
 
 _CONFIG = common.define_config()
@@ -19,7 +20,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
 
 
 def main() -> None:
-    judging.print_results(loop.train(common.resolve(_CONFIG), Path(_WORKDIR.value)))
+    results = loop.train(common.resolve(_CONFIG), Path(_WORKDIR.value))
+    if par.is_primary():
+        judging.print_results(results)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ The only module that imports orbax. What a kill at any moment leaves behind:
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -39,6 +41,7 @@ class Checkpoints:
       keep: how many undamaged steps stay (one more while a save is under way).
       save_interval: `save` without `force` keeps the steps that are multiples of it.
       read_only: for a process that only reads what another may be writing: nothing is created, cleaned or deleted.
+      agree: gives every process what a function says in one of them; of several processes one reads the checksums.
 
     Raises:
       CheckpointError: if the directory cannot be written to, or with `read_only`, if there is none.
@@ -46,7 +49,13 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: str | os.PathLike, keep: int = 3, save_interval: int = 1, *, read_only: bool = False
+        self,
+        directory: str | os.PathLike,
+        keep: int = 3,
+        save_interval: int = 1,
+        *,
+        read_only: bool = False,
+        agree: Callable[[Callable[[], Any]], Any] = lambda say: say(),
     ) -> None:
         if keep < 1 or save_interval < 1:
             raise ValueError(f"keep is {keep} and save_interval {save_interval}; both must be at least 1")
@@ -54,6 +63,7 @@ class Checkpoints:
         if "://" not in str(directory):
             self._directory = epath.Path(os.path.abspath(directory))
         self._keep, self._save_interval, self._read_only = keep, save_interval, read_only
+        self._agree = agree
         self._pending: tuple[int, leaves.Spec] | None = None  # the step whose save may still be under way
         self._current: int | None = None  # the step last saved or restored here: saving it again changes nothing
         self._damaged: set[int] = set()
@@ -70,7 +80,7 @@ class Checkpoints:
             ),
         )
 
-    def save(self, step: int, state: PyTree, force: bool = False) -> bool:
+    def save(self, step: int, state: PyTree, force: bool = False, again: bool = False) -> bool:
         """Copies the state to the host, then writes it in the background; the state may be donated at once.
 
         Waits first for a save under way. An existing step of this number, damaged or of a history that the run has
@@ -80,9 +90,10 @@ class Checkpoints:
           step: number of the step, at least 0.
           state: arrays, typed keys included, NumPy arrays and Python numbers.
           force: save also between the intervals.
+          again: save also where this step was saved or restored just before, since the state is another by now.
 
         Returns:
-          Whether a save was begun: False between the intervals, or if this state was saved or restored just before.
+          Whether a save was begun: False between the intervals, or if this step was saved or restored just before.
 
         Raises:
           CheckpointError: if this save or the previous one, in the background, cannot be written.
@@ -90,7 +101,7 @@ class Checkpoints:
         """
         if self._read_only:
             raise CheckpointError(f"checkpoints in {self._directory} were opened read-only; step {step} is not saved")
-        if step == self._current or not (force or step % self._save_interval == 0):
+        if (step == self._current and not again) or not (force or step % self._save_interval == 0):
             return False
         arrays = leaves.to_arrays(state)
         self.wait()
@@ -129,9 +140,11 @@ class Checkpoints:
             raise FileNotFoundError(
                 f"no checkpoint {'' if step is None else step} in {self._directory}; it has {steps}"
             )
-        step, manifest = self._newest_intact(steps if step is None else [step])
+        found = self._agree(lambda: self._newest_intact(steps if step is None else [step]))
+        step, saved = found["step"], found["leaves"]
+        self._damaged.update(found["damaged"])
         wanted = leaves.named_leaves(target)
-        leaves.check_targets(wanted, manifest.leaves, step, self._directory)
+        leaves.check_targets(wanted, saved, step, self._directory)
         stored = {name: leaf for name, leaf in wanted.items() if not leaves.empty(leaf)}
         arrays = self._manager.restore(step, args=ocp.args.StandardRestore(targets(stored)))
         restored = [arrays[n] if n in stored else leaves.fill_empty(t) for n, t in wanted.items()]
@@ -147,10 +160,6 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest committed step, damaged or not; None where a run has to start afresh."""
         return max(self.all_steps(), default=None)
-
-    def reached_preemption(self, step: int) -> bool:
-        """Whether all processes are to save this step because one was told to stop (needs `jax.distributed`)."""
-        return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
         """Blocks until the save under way is committed, then deletes what is over the bound.
@@ -182,20 +191,20 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _newest_intact(self, steps: list[int]) -> tuple[int, integrity.Manifest]:
-        """The newest step that passes verification. With several processes, one must choose and tell the others."""
-        reasons = []
+    def _newest_intact(self, steps: list[int]) -> dict[str, Any]:
+        """The newest step that passes verification: {"step", "leaves": its `Spec`, "damaged": those after it}."""
+        reasons: dict[int, str] = {}
         for step, older in zip(steps[::-1], [*steps[-2::-1], None], strict=True):
             try:
-                return step, integrity.verify(self._directory / str(step))
+                manifest = integrity.verify(self._directory / str(step))
+                return {"step": step, "leaves": manifest.leaves, "damaged": list(reasons)}
             except integrity.Damaged as damage:
-                self._damaged.add(step)
-                reasons.append(f"{step}: {damage}")
+                reasons[step] = f"{step}: {damage}"
                 if older is not None:
                     message = "checkpoint %d in %s is damaged: %s; falling back to step %d"
                     logging.warning(message, step, self._directory, damage, older)
         raise CheckpointError(
-            f"no usable checkpoint in {self._directory} ({'; '.join(reasons)}); restore it from a copy, or "
+            f"no usable checkpoint in {self._directory} ({'; '.join(reasons.values())}); restore it from a copy, or "
             "remove it to start afresh"
         )
 

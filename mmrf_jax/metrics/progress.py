@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 #: Nothing is printed before this many seconds, so that short work is silent.
@@ -65,6 +66,8 @@ class Progress:
         self.close()
 
     def _print(self, now: float, final: bool) -> None:
+        if _muted:
+            return
         self._printed = now
         elapsed = max(now - self._started, 1e-9)
         rate = (self._done - self._first) / elapsed
@@ -86,23 +89,59 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
+_muted = False
+_check: Callable[[], None] = lambda: None
+
+
+def mute() -> None:
+    """Lets this process be silent from now on, where another speaks for all."""
+    global _muted
+    _muted = True
+
+
+@contextlib.contextmanager
+def interruptible(check: Callable[[], None]) -> Iterator[None]:
+    """Within it `check` is called at each `phase` and as anything `counted` goes on; it may raise."""
+    global _check
+    before, _check = _check, check
+    try:
+        yield
+    finally:
+        _check = before
+
+
 def say(line: str) -> None:
     """A line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    if not _muted:
+        print(line, file=sys.stderr, flush=True)
 
 
 def phase(name: str) -> None:
     """Says which phase begins; `Progress` speaks only of what takes long."""
     say(f"phase: {name}")
+    _check()
 
 
-def counted(name: str, total: int) -> Callable[[int], None]:
-    """A callback (units done) that prints progress with the time left, and a last line when all is done."""
+def counted(name: str, total: int, checks: int | None = None) -> Callable[[int], None]:
+    """A callback (units done) that prints progress with the time left, and a last line when all is done.
+
+    Args:
+      checks: how often what `interruptible` was given is called, at equal shares of the total; None for every update.
+        Processes that do different shares of some work need a number, for they must all ask as often.
+    """
     bar = Progress(name, total, unit="users" if name in ("collect", "ab_test") else "steps")
+    checked = 0
 
     def update(done: int) -> None:
+        nonlocal checked
         bar.update(done)
         if done >= total:
             bar.close()
+        due = checked + 1
+        if checks is not None:
+            due = checks if done >= total else checks * done // total
+        for _ in range(checked, due):
+            checked += 1
+            _check()
 
     return update

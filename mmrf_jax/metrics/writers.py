@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from tensorboardX import SummaryWriter
@@ -26,7 +26,8 @@ class MetricsWriter:
     column that differs between two runs of one config. A row is on its way to the disk when `write` returns.
 
     Args:
-      workdir: folder of the run; gets `metrics.jsonl` and `tensorboard/`.
+      workdir: folder of the run; gets `metrics.jsonl` and `tensorboard/`. None: metrics are checked and not written, as
+        by all but one of several processes.
       start_step: the step of the restored checkpoint: rows after it are cut off, and so is a last line that a kill
         has torn. None: no checkpoint, the run starts afresh, and so do its metrics.
       seed: the run's seed, for its column.
@@ -39,23 +40,29 @@ class MetricsWriter:
 
     def __init__(
         self,
-        workdir: str | os.PathLike,
+        workdir: str | os.PathLike | None,
         start_step: int | None = None,
         *,
         seed: int = 0,
         tensorboard: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._seed, self._clock = seed, clock
+        self._started = clock()
+        self._file: TextIO | None = None
+        self._events: SummaryWriter | None = None
+        if workdir is None:
+            return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        self._seed, self._clock = seed, clock
         path = workdir / "metrics.jsonl"
         last = cut_back(path, start_step)
-        self._started = clock() - float(last.get("seconds", 0.0))
+        self._started -= float(last.get("seconds", 0.0))
         self._file = path.open("a", encoding="utf-8")
         events = str(workdir / "tensorboard")
         purge = 0 if start_step is None else start_step + 1  # older events from here on are hidden by TensorBoard
-        self._events = SummaryWriter(events, purge_step=purge, flush_secs=10) if tensorboard else None
+        if tensorboard:
+            self._events = SummaryWriter(events, purge_step=purge, flush_secs=10)
 
     def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Writes one row and one event for each metric.
@@ -83,8 +90,9 @@ class MetricsWriter:
             )
         seconds = round(self._clock() - self._started, 3)
         row = {"step": int(step), "seed": self._seed, "phase": phase, "seconds": seconds} | values
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(f"{phase}/{name}", value, int(step))
@@ -92,9 +100,10 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Puts rows and events on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

@@ -6,11 +6,13 @@ is split over `data`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmrf_jax.types import PyTree
@@ -80,9 +82,49 @@ def put_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), tree)
 
 
+def own_part(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """What of the rows of a batch [B, ...] this process holds, for `put_batch`."""
+    share = len(rows) // mesh.size * mesh.local_mesh.size
+    first = share * jax.process_index()
+    return rows[first : first + share] if share < len(rows) else rows
+
+
 def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Host arrays as global arrays on every device; every process passes the same."""
-    return jax.device_put(tree, replicated(mesh))
+    """Arrays as global arrays on every device; every process passes the same."""
+    return jax.tree.map(lambda x: _put_replicated(x, replicated(mesh)), tree)
+
+
+def _put_replicated(x: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return jax.device_put(x, sharding)
+    # By way of the host. device_put would first compare what all processes pass, each time.
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
+        return jax.jit(wrap, out_shardings=sharding)(np.asarray(jax.random.key_data(x)))
+    host = np.asarray(x)
+    host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
+    return jax.make_array_from_callback(host.shape, sharding, lambda _: host)
+
+
+def local(tree: PyTree) -> PyTree:
+    """Replicated arrays as this process alone has them: what it computes from them waits for nobody."""
+
+    def one(x: Any) -> Any:
+        return x if not isinstance(x, jax.Array) or x.is_fully_addressable else x.addressable_data(0)
+
+    return jax.tree.map(one, tree)
+
+
+def local_mesh() -> Mesh:
+    """A mesh of this process's own devices."""
+    return make_mesh(jax.local_devices())
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+    """The whole of a global array on the host; every process must ask."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def shard_users(fn: Callable[..., PyTree], mesh: Mesh, num_replicated: int = 1) -> Callable[..., PyTree]:

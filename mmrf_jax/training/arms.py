@@ -59,14 +59,17 @@ def serve_users(
     users, each = np.zeros((devices, share), np.int32), -(-num_users // devices)
     queue = np.clip(num_users - each * np.arange(devices), 0, each).astype(np.int32)
     users[np.arange(share) < queue[:, None]] = user_ids
+    here = par.put_batch((par.own_part(users, mesh).reshape(-1), par.own_part(queue, mesh)), mesh)
     sums, counts = _serve(
-        sim[:3], sim[3:], policy, key, *par.put_batch((users.reshape(-1), queue), mesh), jnp.int32(day),
+        sim[:3], *par.put_replicated((sim[3:], policy, key), mesh), *here, np.int32(day),
         num_users=share, slots=int(np.clip(share // 4, 16, _SLOTS)), k=k, mesh=mesh,
     )  # fmt: skip
-    table = np.asarray(sums, np.float64).reshape(devices, share, -1)[:, :each].reshape(devices * each, -1)[:num_users]
+    table = (
+        par.fetch(sums).astype(np.float64).reshape(devices, share, -1)[:, :each].reshape(devices * each, -1)[:num_users]
+    )
     result: dict[str, np.ndarray] = {name: table[:, i] for i, name in enumerate(rollout.SUMS)}
     result["user_id"] = np.asarray(user_ids)
-    result["exposures"] = functools.reduce(np.add, np.asarray(counts))  # of one device: no copy
+    result["exposures"] = functools.reduce(np.add, par.fetch(counts))  # of one device: no copy
     return result
 
 

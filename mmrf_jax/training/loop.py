@@ -11,122 +11,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from mmrf_jax import types
-from mmrf_jax.baselines import popularity
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.evaluation import offline
 from mmrf_jax.metrics import files, writers
-from mmrf_jax.metrics.progress import Progress, counted, phase, say
+from mmrf_jax.metrics.progress import Progress, interruptible, phase, say
 from mmrf_jax.parallel import mesh as par
+from mmrf_jax.parallel import multihost, preemption
 from mmrf_jax.simulators import base
-from mmrf_jax.simulators.feedback import fitting, session
-from mmrf_jax.training import alternation, explain, judging, methods, sources
+from mmrf_jax.simulators.feedback import fitting
+from mmrf_jax.training import alternation, explain, judging, methods, runs, sources
 from mmrf_jax.training import workdir as wd
 
-POPULARITY = "popularity"  # an arm that is made of a log, not of the simulator
 _KEEP = 3
 _HELD_OUT = 20  # every so many sessions one is left out of the fit, to measure the feedback model
 _MEASURED = 16  # batches of them
-
-
-def state_shapes(config, source: sources.Source, mesh) -> alternation.RunState:
-    """Shapes, types and shardings of a state, to restore onto; nothing is computed."""
-    ones = jnp.ones(len(types.SIGNALS))
-    plan = alternation.plan_of(config)
-    shapes = jax.eval_shape(
-        lambda: alternation.init(jax.random.key(0), plan, source.schema, source.items, ones, ones, ones)
-    )
-    return manager.targets(shapes, par.replicated(mesh))
-
-
-def load_state(config, source: sources.Source, workdir: Path, mesh) -> alternation.RunState:
-    """The newest state of a run.
-
-    Raises:
-      ValueError: where the run has no checkpoint yet.
-      CheckpointError: where all of them are damaged.
-    """
-    nothing = ValueError(f"{workdir} has no checkpoint; run launch.train with --workdir={workdir} first")
-    if not (workdir / "checkpoints").exists():
-        raise nothing
-    with manager.Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        if checkpoints.latest_step() is None:
-            raise nothing
-        state, step = checkpoints.restore(state_shapes(config, source, mesh))
-    done = workdir / "learned.json"
-    if not done.exists() or wd.read_json(done)["steps"] != step:
-        say(f"{workdir} has not learned to its end: this is step {step}")
-    return state
-
-
-def source_of(config, mesh) -> sources.Source:
-    """The source of a config, its items on the devices; with `simulator=feedback` in the model of another run.
-
-    Raises:
-      ValueError: where that run is of another source, or has no feedback model.
-    """
-    source = sources.from_config(config, counted)
-    source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
-    if config.simulator == "world":
-        return source
-    if config.simulator != "feedback":
-        raise ValueError(f"unknown simulator {config.simulator!r}; use --config.simulator=world or feedback")
-    path = Path(config.simulator_checkpoint)
-    if not config.simulator_checkpoint:
-        raise ValueError("config.simulator=feedback needs a model; use --config.simulator_checkpoint=RUN")
-    fitted = ml_collections.ConfigDict(wd.read_config(path))
-    _check_same_world(str(path), fitted, source)
-    plan = alternation.plan_of(fitted)
-    if not plan.models:
-        raise ValueError(
-            f"run {path} has no feedback model: its method is {fitted.method}, its ablation {fitted.agents.ablation}; "
-            "name another run"
-        )
-    state = load_state(fitted, source, path, mesh)
-    model = judging.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
-    policies = {
-        "logged": base.privileged_policy(session.logged_slates, 0.0),
-        "random": base.privileged_policy(session.no_preference, 1.0),
-    }
-    return sources.in_simulator(source, model, policies, None, counted)
-
-
-def _check_same_world(name: str, trained, source: sources.Source) -> None:
-    """Refuses a run that was trained on something else than the source."""
-    if trained.source != source.config.source:
-        raise ValueError(
-            f"run {name} was trained on {trained.source}, it cannot act in {source.config.source}; name another run"
-        )
-    if trained.source == "world":
-        here, there = sources.world_origin(source.config), sources.world_origin(trained)
-        if differing := [n for n in there if there[n] != here.get(n)]:
-            flags = " ".join(f"--config.world.{n}={there[n]}" for n in differing)
-            raise ValueError(f"run {name} was trained in another world; add {flags}")
-
-
-def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
-    """The policy of an arm: a name of the simulator's own rankers, `popularity`, or a run folder.
-
-    Raises:
-      ValueError: for a name that is neither, or a run trained on something else.
-    """
-    if name in source.policies:
-        return source.policies[name]
-    if name == POPULARITY:
-        rows = offline.exposures(source.train())
-        return popularity.make(popularity.smoothed_means(rows.video, rows.feedback, source.items.num_videos))
-    if not Path(name).is_dir():
-        known = ", ".join([*source.policies, POPULARITY])
-        raise ValueError(f"unknown policy {name!r}: neither a run folder nor one of {known}")
-    config = ml_collections.ConfigDict(wd.read_config(Path(name)))
-    _check_same_world(name, config, source)
-    state = load_state(config, source, Path(name), mesh)
-    return methods.get(config.method).make_policy(state.agents, source.items, alternation.agent_config(config))
 
 
 def train(config, workdir: Path, brief: bool = False) -> dict[str, Any]:
@@ -145,18 +46,28 @@ def train(config, workdir: Path, brief: bool = False) -> dict[str, Any]:
     plan = alternation.plan_of(config)
     if config.source == "world" and config.simulator == "world":
         _arms(config, sources.world_policies())
-    made = wd.claim(workdir, config.to_dict())
-    results = workdir / "results.json"
-    if results.exists():
-        finished = wd.read_json(results)
+    made = multihost.on_primary(lambda: _claimed(workdir, config))
+    results = multihost.on_primary(lambda: _results(workdir))
+    if results is not None:
         say(f"{workdir} is finished; nothing to do")
-        return finished
-    try:
-        return _run(config, plan, workdir, mesh, brief)
-    except Exception:
-        if made is not None:
-            wd.release(workdir, made)
-        raise
+        return results
+    with preemption.watching() as watch, interruptible(watch.check):
+        try:
+            return _run(config, plan, workdir, mesh, brief, watch)
+        except Exception:
+            if made is not None and par.is_primary():
+                wd.release(workdir, [Path(folder) for folder in made])
+            raise
+
+
+def _claimed(workdir: Path, config) -> list[str] | None:
+    made = wd.claim(workdir, config.to_dict())
+    return None if made is None else [str(folder) for folder in made]
+
+
+def _results(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / "results.json"
+    return wd.read_json(path) if path.exists() else None
 
 
 def _check(config) -> None:
@@ -202,27 +113,36 @@ def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> N
             raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
 
 
-def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool) -> dict[str, Any]:
-    """Everything between a claimed folder and its results."""
+def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool, watch: preemption.Watch) -> dict[str, Any]:
+    """Everything between a claimed folder and its results. What is judged by each process alone, all judge alike."""
     phase("prepare")
-    source = source_of(config, mesh)
+    source = runs.source_of(config, mesh)
     if source.report:
         say(f"input: {json.dumps(source.report, default=str)}")
     policies = {} if source.sim is None else _arms(config, source.policies)
-    with manager.Checkpoints(workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every) as checkpoints:
-        state, metrics = _learn(config, source, plan, workdir, checkpoints, mesh)
+    with manager.Checkpoints(
+        workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
+    ) as checkpoints:
+        state, metrics = _learn(config, source, plan, workdir, checkpoints, mesh, watch)
     result: dict[str, Any] = {"train": metrics}
     if source.sim is not None:
         phase("ab_test")
         policies[config.method] = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
         result |= judging.compare(config, source, policies, mesh)
+    source, state = _alone(source), par.local(state)
     phase("offline")
-    result |= judging.evaluate(config, source, state, mesh, beside=not brief)
+    result |= judging.evaluate(config, source, state, par.local_mesh(), beside=not brief)
     phase("results")
-    files.write_json(workdir / "results.json", result)
-    if not brief:
-        _report(config, source, state, workdir)
+    if par.is_primary():
+        files.write_json(workdir / "results.json", result)
+        if not brief:
+            _report(config, source, state, workdir)
     return result
+
+
+def _alone(source: sources.Source) -> sources.Source:
+    """A source for what this process computes without the others."""
+    return dataclasses.replace(source, items=par.local(source.items))
 
 
 def _report(config, source: sources.Source, state: alternation.RunState, workdir: Path) -> None:
@@ -249,20 +169,22 @@ def _finite(tree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
-def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: manager.Checkpoints, mesh):
+def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: manager.Checkpoints, mesh, watch):
     """The rounds of a run, from the newest checkpoint or a fresh state to the last update."""
     state: Any = None
+    summary: dict[str, Any] | None
     step = 0
     if checkpoints.latest_step() is not None:
-        state, step = checkpoints.restore(state_shapes(config, source, mesh))
+        state, step = checkpoints.restore(runs.state_shapes(config, source, mesh))
         say(f"resumed at step {step}, round {min(int(state.round) + 1, plan.rounds)}")
-        done = workdir / "learned.json"
-        if done.exists() and (summary := wd.read_json(done))["steps"] == step:
+        summary = multihost.on_primary(lambda: _summary(workdir))
+        if summary is not None and summary["steps"] == step:
             return state, summary
-    writer = writers.MetricsWriter(workdir, start_step=step if step else None, seed=config.seed)
-    keeper = _Keeper(config, writer, checkpoints, step)
+    writes = workdir if par.is_primary() else None
+    writer = writers.MetricsWriter(writes, start_step=step if step else None, seed=config.seed)
+    keeper = _Keeper(config, writer, checkpoints, step, watch)
     given: SessionLog | None = None
-    with writer:
+    with writer, keeper:
         for number in range(0 if state is None else int(state.round), plan.rounds):
             if number == 0 or not plan.closed_loop:
                 if given is None:
@@ -272,18 +194,32 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
                 log = given
             else:
                 phase("collect")
-                log = source.collect(_server(config, plan, source, state), number)
+                log = source.collect(_server(config, plan, _alone(source), par.local(state)), number)
             if state is None:
                 state = _born(config, plan, source, log, mesh)
             logged = par.put_replicated(np.array([log.num_sessions, log.num_requests], np.int32), mesh)
-            state = _round(config, source, plan, dataclasses.replace(state, logged=logged), log, keeper, mesh)
+            state = dataclasses.replace(state, logged=logged)
+            keeper.hold(state)
+            state = _round(config, source, plan, state, log, keeper, mesh)
             state = alternation.next_round(state)
-            keeper.save(state, force=True)
+            keeper.hold(state)
+            keeper.save(force=True, again=True)
     checkpoints.wait()
+    summary = multihost.on_primary(lambda: _summarise(plan, state, workdir, keeper.step))
+    return state, summary
+
+
+def _summary(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / "learned.json"
+    return wd.read_json(path) if path.exists() else None
+
+
+def _summarise(plan: alternation.Plan, state: alternation.RunState, workdir: Path, step: int) -> dict[str, Any]:
+    """Writes learned.json of a run that has learned to its end, and gives it."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     plain = lambda row: {name: value for name, value in row.items() if name != "seconds"}
     summary = {
-        "steps": keeper.step,
+        "steps": step,
         "updates": int(state.agents.step),
         "rounds": plan.rounds,
         "sessions_of_last_round": int(state.logged[0]),
@@ -293,7 +229,7 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
         "final": plain(next(row for row in reversed(rows) if row["phase"] == "train")),
     }
     files.write_json(workdir / "learned.json", summary)
-    return state, summary
+    return summary
 
 
 def _server(config, plan: alternation.Plan, source: sources.Source, state: alternation.RunState) -> base.Policy:
@@ -317,13 +253,37 @@ def _born(config, plan: alternation.Plan, source: sources.Source, log: SessionLo
 
 
 class _Keeper:
-    """Writes metrics and checkpoints of a run as its steps go by; no state that is not finite is saved."""
+    """Writes metrics and checkpoints of a run as its steps go by; no state that is not finite is saved.
 
-    def __init__(self, config, writer: writers.MetricsWriter, checkpoints: manager.Checkpoints, step: int):
+    As a context manager it saves the state that it holds where the run is told to stop.
+    """
+
+    def __init__(
+        self,
+        config,
+        writer: writers.MetricsWriter,
+        checkpoints: manager.Checkpoints,
+        step: int,
+        watch: preemption.Watch,
+    ):
         self.step = step  # of the whole run: steps of fits and updates
-        self._config, self._writer, self._checkpoints = config, writer, checkpoints
+        self._config, self._writer, self._checkpoints, self._watch = config, writer, checkpoints, watch
+        self._state: Any = None
         self._pending: tuple[int, str, Any] | None = None
         self._good = step  # the last step whose metrics were seen to be finite
+
+    def __enter__(self) -> _Keeper:
+        return self
+
+    def __exit__(self, kind, *_: object) -> None:
+        if kind is preemption.Preempted and self._state is not None:
+            self.save(force=True)
+            self._checkpoints.wait()
+            say(f"saved step {self.step}")
+
+    def hold(self, state) -> None:
+        """The run's state from here on."""
+        self._state = state
 
     def after_step(self, phase: str, metrics, last: bool) -> None:
         self.step += 1
@@ -349,16 +309,20 @@ class _Keeper:
             raise FloatingPointError(f"steps {self._good + 1} to {at}: {error}") from error
         self._good = at
 
-    def save(self, state, force: bool = False) -> None:
+    def save(self, force: bool = False, again: bool = False) -> None:
         if not force and self.step % self._config.checkpoint_every:
             return
         self.flush()
-        if not _finite(state):
+        if not _finite(self._state):
             raise FloatingPointError(
                 f"steps {self._good + 1} to {self.step}: the state after step {self.step} is not finite and is not "
                 "saved; lower the learning rate"
             )
-        self._checkpoints.save(self.step, state, force=force)
+        self._checkpoints.save(self.step, self._state, force=force, again=again)
+
+    def stop_if_told(self) -> None:
+        """Between two steps. Raises: Preempted."""
+        self._watch.check()
 
 
 def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keeper: _Keeper, mesh):
@@ -368,7 +332,8 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
     number, done = int(state.round), int(state.done)
     of_fit = config.feedback.epochs * _per_epoch(config, "feedback", fit, mesh) if plan.models else 0
     of_updates = config.train.epochs * _per_epoch(config, "train", index, mesh)
-    batch = lambda rows: par.put_batch(sessions.gather_segments(log, rows, config.train.segment), mesh)
+    cut = lambda rows: sessions.gather_segments(log, par.own_part(rows, mesh), config.train.segment)
+    batch = lambda rows: par.put_batch(cut(rows), mesh)
 
     def run(state, name: str, step, rows, batch_size: int, first: int, total: int):
         """Steps `first` … `total - 1` of a phase of this round, at rates that fall along the whole run."""
@@ -379,10 +344,12 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
             data = batch(_batch_rows(config.seed, number, name, rows, at, batch_size))
             rate = jnp.float32(alternation.rate((number + at / total) / plan.rounds))
             state, metrics = step(state, data, source.items, plan, rate)
+            keeper.hold(state)
             keeper.after_step(name, metrics, last=at + 1 == total)
             if name == "fit" or at + 1 < total:  # the last update is saved when the round is over
-                keeper.save(state)
+                keeper.save()
             bar.update(at + 1)
+            keeper.stop_if_told()
         bar.close()
         return state
 
@@ -390,32 +357,42 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
         size = config.feedback.batch
         state = run(state, "fit", alternation.fit_step, fit, size, done, of_fit)
         if done <= of_fit:
-            model = alternation.model_of(state)
-            if source.valid is None:
-                measured = _blocks(log, held, config, mesh)
-            else:  # later days: the model is also calibrated on them
-                valid = source.valid()
-                measured = _blocks(valid, sessions.segment_index(valid, config.train.segment), config, mesh)
-            feedback = fitting.measure(model, measured, source.items, plan.feedback, calibrate=source.valid is not None)
-            state = dataclasses.replace(state, feedback=feedback)
+            state = _measure(config, source, plan, state, log, held, mesh)
+            keeper.hold(state)
     first = max(done - of_fit, 0)
     state = run(state, "train", alternation.update_step, index, config.train.batch, first, of_updates)
+    rows: dict[str, Any] = {}
+    alone = (config, _alone(source), plan, par.local(state), log)
     if plan.models and config.alternation.gap_sessions and source.sim is not None:
         phase("optimism")
-        keeper.write("optimism", judging.optimism(config, source, plan, state, log, mesh))
+        rows["optimism"] = judging.optimism(*alone, par.local_mesh())
     if config.alternation.conflict_batches:
         phase("conflict")
-        keeper.write("conflict", explain.conflicts(config, source, plan, state, log))
+        rows["conflict"] = explain.conflicts(*alone)
+    for name, metrics in rows.items():  # once nothing can stop the round any more
+        keeper.write(name, metrics)
     return state
 
 
-def _blocks(log: SessionLog, index: np.ndarray, config, mesh):
+def _measure(config, source, plan: alternation.Plan, state, log: SessionLog, held, mesh) -> alternation.RunState:
+    """The state with the feedback model's uncertainty scaled on the sessions held out, or on later days, where it is
+    also calibrated. Each process measures alone."""
+    valid = source.valid is not None
+    if valid:
+        log = source.valid()
+        held = sessions.segment_index(log, config.train.segment)
+    model, blocks = par.local(alternation.model_of(state)), _blocks(log, held, config)
+    found = fitting.measure(model, blocks, par.local(source.items), plan.feedback, calibrate=valid)
+    return dataclasses.replace(state, feedback=par.put_replicated(found, mesh))
+
+
+def _blocks(log: SessionLog, index: np.ndarray, config):
     """Batches of segments, `_MEASURED` at most, spread over the log; a short one is repeated to a whole batch."""
     size = config.feedback.batch
     index = index[:: max(len(index) // (_MEASURED * size), 1)]
     blocks = [index[i : i + size] for i in range(0, len(index) - size + 1, size)] or [np.resize(index, (size, 2))]
     for rows in blocks[:_MEASURED]:
-        yield par.put_batch(sessions.gather_segments(log, rows, config.train.segment), mesh)
+        yield par.put_batch(sessions.gather_segments(log, rows, config.train.segment), par.local_mesh())
 
 
 def _fit_index(config, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from mmrf_jax.data import records, sessions
 from mmrf_jax.data.kuairand import builder as kuairand
 from mmrf_jax.data.kuairand import prepare
 from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.parallel import multihost
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.world import params as world_params
 from mmrf_jax.simulators.world import rankers, session
@@ -122,11 +123,22 @@ def collect_log(
     progress: Progress,
     keep_scores: bool = False,
 ) -> SessionLog:
-    """A log of `sessions` users from `first_user` on; the same for the same seed."""
-    return collect.collect(
-        sim, policy, log_key(seed), first_user=first_user, num_sessions=sessions, day=0, k=k,
-        progress=progress("collect", sessions), keep_scores=keep_scores,
+    """A log of `sessions` users from `first_user` on; the same for the same seed. Of several processes each collects a
+    part, and all get the whole."""
+    first, share = multihost.share(sessions)
+    log = collect.collect(
+        sim, policy, log_key(seed), first_user=first_user + first, num_sessions=share, day=0, k=k,
+        progress=progress("collect", share), keep_scores=keep_scores,
     )  # fmt: skip
+    return _of_all(log)
+
+
+def _of_all(log: SessionLog) -> SessionLog:
+    """The logs of all processes as one."""
+    names = [f.name for f in dataclasses.fields(log) if f.name != "offsets" and getattr(log, f.name) is not None]
+    *fields, lengths = multihost.gather_rows([*(getattr(log, name) for name in names), np.diff(log.offsets)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return dataclasses.replace(log, offsets=offsets, **dict(zip(names, fields, strict=True)))
 
 
 def from_config(config, progress: Progress) -> Source:
@@ -211,7 +223,7 @@ def _kuairand(config) -> Source:
         request_gap_minutes=d.request_gap_minutes,
     )
     cache = Path(d.cache_dir).expanduser()
-    splits, items, schema, report = kuairand.load_or_prepare(Path(d.dir), cache, wanted)
+    splits, items, schema, report = multihost.in_turn(lambda: kuairand.load_or_prepare(Path(d.dir), cache, wanted))
     train = splits["train"]
     if d.max_sessions and train.num_sessions > d.max_sessions:
         train = sessions.select_sessions(train, np.arange(d.max_sessions))

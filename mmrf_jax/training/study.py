@@ -16,7 +16,7 @@ from mmrf_jax.evaluation import seeds
 from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import say
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import alternation, estimates, judging, loop, methods, sources, truth
+from mmrf_jax.training import alternation, estimates, judging, loop, methods, runs, sources, truth
 from mmrf_jax.training import workdir as wd
 
 Rows = dict[str, dict[str, float]]  # {arm: {metric: value}}
@@ -117,7 +117,7 @@ def _check(study: Study) -> None:
             raise ValueError(f"config.reference={name!r} predicts no feedback; compare with another variant")
     least = {"seeds": 1}
     if needed:
-        loop.check_arms(config.arms, [*sources.world_policies(), loop.POPULARITY], "config.arms")
+        loop.check_arms(config.arms, [*sources.world_policies(), runs.POPULARITY], "config.arms")
         least["sessions"] = 2
     if "by_day" in needed:
         sources.check_days(config.run, config.days)
@@ -182,8 +182,8 @@ def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1)
     kept = wd.read_json(path) if path.exists() else {}
     if {name: kept.get(name) for name in wanted} != wanted:
         mesh = par.make_mesh()
-        source = loop.source_of(played_in, mesh)
-        policies = {name: loop.policy_of(str(places.get(name, name)), source, mesh) for name in arms}
+        source = runs.source_of(played_in, mesh)
+        policies = {name: runs.policy_of(str(places.get(name, name)), source, mesh) for name in arms}
         kept = wanted | judging.compare(played_in, source, policies, mesh, days=days)
         files.write_json(path, kept)
     return kept
@@ -243,8 +243,8 @@ def _measured(config, place: Path, name: str) -> dict[str, Any]:
     kept = wd.read_json(path) if path.exists() else {}
     if kept.get("learned") != learned:
         mesh = par.make_mesh()
-        source = loop.source_of(config, mesh)
-        state = loop.load_state(config, source, place, mesh)
+        source = runs.source_of(config, mesh)
+        state = runs.load_state(config, source, place, mesh)
         kept = _OF_RUNS[name](config, source, alternation.plan_of(config), state) | {"learned": learned}
         files.write_json(path, kept)
     return kept

@@ -1,0 +1,90 @@
+"""Runs a main as several processes on this machine, as a cluster would.
+
+  python -m launch.local --num_processes=2 --devices_per_process=2 -- \\
+      -m launch.train --config=experiments/world.py --workdir=runs/two
+
+Every line of output begins with the number of its process. SIGTERM and SIGINT are passed on to all of them. The first
+that fails ends the others, and its exit code is that of the whole: 75 where the run was told to stop and has saved its
+state, so that the same command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from absl import app, flags
+
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 2, "Processes.", lower_bound=1)
+_DEVICES = flags.DEFINE_integer("devices_per_process", 1, "Virtual CPU devices of each.", lower_bound=1)
+_GRACE = flags.DEFINE_float(
+    "grace_seconds", 15.0, "That the others have to end by themselves once one has failed.", lower_bound=0.0
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) < 2:
+        raise app.UsageError("no command; use -- -m launch.train --config=… --workdir=…")
+    processes = start(argv[1:], _NUM_PROCESSES.value, _DEVICES.value)
+
+    def pass_on(number, _):
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    readers = [threading.Thread(target=_echo, args=(n, process)) for n, process in enumerate(processes)]
+    for reader in readers:
+        reader.start()
+    code = wait(processes, _GRACE.value)
+    for reader in readers:
+        reader.join()
+    sys.exit(code)
+
+
+def start(command: list[str], num_processes: int, devices: int) -> list[subprocess.Popen]:
+    """Starts `python COMMAND` as processes of one run; their output is theirs to read."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    # NPROC: virtual CPU devices deadlock on few cores unless XLA believes in more of them.
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
+    env.setdefault("NPROC", str(max(16, 2 * devices)))
+    flags_of = lambda n: [
+        f"--coordinator_address={address}", f"--num_processes={num_processes}", f"--process_id={n}",
+    ]  # fmt: skip
+    begin = lambda n: subprocess.Popen(
+        [sys.executable, *command, *flags_of(n)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return [begin(n) for n in range(num_processes)]
+
+
+def wait(processes: list[subprocess.Popen], grace: float) -> int:
+    """Waits for all; the others of one that fails are killed after a while. The first exit code that is not 0."""
+    failed, since = 0, 0.0
+    while any(process.poll() is None for process in processes):
+        codes = [process.returncode for process in processes if process.returncode is not None]
+        if not failed and any(codes):
+            failed, since = next(code for code in codes if code), time.monotonic()
+        if failed and time.monotonic() - since > grace:
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    failed = failed or next((process.returncode for process in processes if process.returncode), 0)
+    return failed if failed >= 0 else 128 - failed  # of a signal, as shells say it
+
+
+def _echo(number: int, process: subprocess.Popen) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(f"[{number}] {line}", end="", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

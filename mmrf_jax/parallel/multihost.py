@@ -1,0 +1,113 @@
+"""Several processes as one run: how they join, what the first does for all, what each is told by the others.
+
+Everything here is also right for a single process, where it costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+HEARTBEAT_SECONDS = 10  # without a sign of a process until it counts as dead
+_SHUTDOWN_SECONDS = 20  # that a process waits for the others when it ends
+
+
+class FailedElsewhere(RuntimeError):
+    """An error of the first process, which has said it already."""
+
+
+def join(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Makes this process one of several; before anything touches a device.
+
+    Without arguments JAX finds the others where SLURM, Open MPI, Cloud TPU or Kubernetes has started them.
+
+    Args:
+      coordinator_address: HOST:PORT of the first process. num_processes: of the run. process_id: from 0.
+
+    Raises:
+      ValueError: where only some of the three are given, or none and nothing has started several processes.
+    """
+    given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise ValueError(f"--{missing[0]} is missing; give all of {', '.join(f'--{name}' for name in given)}, or none")
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except ValueError as error:
+        flags = ", ".join(f"--{name}" for name in given)
+        raise ValueError(
+            f"no SLURM, Open MPI, Cloud TPU or Kubernetes has started several processes here ({error}); give {flags}"
+        ) from error
+
+
+def share(number: int) -> tuple[int, int]:
+    """The first of `number` things that this process does, and how many: all, where there is one process."""
+    each = -(-number // jax.process_count())
+    first = min(each * jax.process_index(), number)
+    return first, min(each, number - first)
+
+
+def gather(data: bytes) -> list[bytes]:
+    """The bytes that each process passes, in the order of the processes; every process gets all."""
+    if jax.process_count() == 1:
+        return [data]
+    lengths = np.asarray(multihost_utils.process_allgather(np.array(divmod(len(data), 2**30), np.int32)))
+    sizes = [int(high) * 2**30 + int(low) for high, low in lengths]
+    mine = np.zeros(max(*sizes, 1), np.uint8)
+    mine[: len(data)] = np.frombuffer(data, np.uint8)
+    every = np.asarray(multihost_utils.process_allgather(mine))
+    return [row[:size].tobytes() for row, size in zip(every, sizes, strict=True)]
+
+
+def gather_rows(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Arrays [n_p, ...] of every process joined along their first axis, in the order of the processes; 64 bits stay."""
+    if jax.process_count() == 1:
+        return list(arrays)
+    joined = []
+    for array in arrays:
+        parts = gather(np.ascontiguousarray(array).tobytes())
+        joined.append(np.concatenate([np.frombuffer(x, array.dtype).reshape(-1, *array.shape[1:]) for x in parts]))
+    return joined
+
+
+def in_turn(fn: Callable[[], Any]) -> Any:
+    """What `fn` gives here, called first by the first process: what it leaves on the disk the others find there."""
+    made: list[Any] = []
+    on_primary(lambda: made.append(fn()))
+    return made[0] if made else fn()
+
+
+def on_primary(fn: Callable[[], Any]) -> Any:
+    """What `fn` gives in the first process, which alone calls it, for every process; a value that JSON holds.
+
+    Raises:
+      FailedElsewhere: in the other processes, where it failed in the first, which raises the error itself.
+    """
+    if jax.process_count() == 1:
+        return fn()
+    said: dict[str, Any] = {}
+    error: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            said = {"value": fn()}
+        except Exception as caught:
+            said, error = {"error": f"{type(caught).__name__}: {caught}"}, caught
+    told = json.loads(gather(json.dumps(said).encode() if jax.process_index() == 0 else b"")[0])
+    if error is not None:
+        raise error
+    if "error" in told:
+        raise FailedElsewhere(told["error"])
+    return told["value"]
