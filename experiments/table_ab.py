@@ -6,7 +6,13 @@ python -m launch.study --config=experiments/table_ab.py --out=experiments/result
 from experiments import study_size
 
 #: What experiments/tuning.py chose: a factor on the rates of critic and actor, and the rate of the target networks.
-TUNED = {"wide_deep": (2.0, 0.05), "tscac": (2.0, 0.05), "iql": (2.0, 0.05), "ltr": (2.0, 0.05)}
+TUNED = {
+    "wide_deep": (2.0, 0.05),
+    "pareto": (2.0, 0.02),
+    "tscac": (2.0, 0.05),
+    "iql": (2.0, 0.05),
+    "ltr": (2.0, 0.05),
+}
 BASELINES = ("bc", "wide_deep", "deepfm", "pareto", "tscac", "massa", "td3_bc", "iql", "ltr")
 
 
