@@ -68,8 +68,7 @@ def start(command: list[str], num_processes: int, devices: int) -> list[subproce
 def wait(processes: list[subprocess.Popen], grace: float) -> int:
     """Waits for all; the others of one that fails are killed after a while. The first exit code that is not 0."""
     failed, since = 0, 0.0
-    while any(process.poll() is None for process in processes):
-        codes = [process.returncode for process in processes if process.returncode is not None]
+    while None in (codes := [process.poll() for process in processes]):
         if not failed and any(codes):
             failed, since = next(code for code in codes if code), time.monotonic()
         if failed and time.monotonic() - since > grace:
