@@ -225,10 +225,12 @@ def optimism(
     model = feedback_simulator(source, plan, state, log, pool_requests=_GAP_POOL)
     number = config.alternation.gap_sessions
     key = jax.random.fold_in(jax.random.key(config.seed), 13)
+    sims, done = {"model": model, "world": source.sim._replace(items=source.items)}, counted("optimism", 2)
     earned = {}
-    for name, sim in (("model", model), ("world", source.sim._replace(items=source.items))):
+    for name, sim in sims.items():
         served = arms.serve(sim, policy, key, mesh, first_user=0, num_users=number, day=0, k=source.schema.slate)
         earned[name] = float(served["watch_time"].mean())
+        done(len(earned))
     return earned | {"gap": earned["model"] - earned["world"]}
 
 

@@ -26,26 +26,34 @@ class Launcher:
 
     cache: Path
 
-    def command(self, name: str, *args: object) -> list[str]:
-        return [sys.executable, "-m", f"launch.{name}", *map(str, args)]
+    def command(self, name: str, *args: object, processes: int = 1, devices: int = 1) -> list[str]:
+        main = ["-m", f"launch.{name}", *map(str, args)]
+        if processes == 1:
+            return [sys.executable, *main]
+        shape = [f"--num_processes={processes}", f"--devices_per_process={devices}"]
+        return [sys.executable, "-m", "launch.local", *shape, "--", *main]
 
     def environment(self, devices: int = 1) -> dict[str, str]:
         fixed = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "16"}
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return os.environ | fixed | cache
 
-    def __call__(self, name: str, *args: object, devices: int = 1, timeout: float = 400):
+    def __call__(self, name: str, *args: object, devices: int = 1, processes: int = 1, timeout: float = 400):
+        command = self.command(name, *args, processes=processes, devices=devices)
         return subprocess.run(
-            self.command(name, *args), env=self.environment(devices), cwd=ROOT, capture_output=True, text=True,
-            timeout=timeout,
-        )  # fmt: skip
+            command, env=self.environment(devices), cwd=ROOT, capture_output=True, text=True, timeout=timeout
+        )
 
-    def start(self, name: str, *args: object, log: Path, devices: int = 1, stop_at: tuple[str, int] | None = None):
+    def start(
+        self, name: str, *args: object, log: Path, devices: int = 1, processes: int = 1,
+        stop_at: tuple[str, int] | None = None,
+    ):  # fmt: skip
         """The process without waiting for it; its output goes to the new file `log`.
 
+        `processes`: above 1, that of launch.local, with so many children of `devices` devices each.
         `stop_at`: the process stops itself right before that function is called for that time.
         """
-        command = self.command(name, *args)
+        command = self.command(name, *args, processes=processes, devices=devices)
         if stop_at is not None:
             script = ROOT / "tests" / "multiprocess" / "stop_at.py"
             command = [sys.executable, script, *map(str, stop_at), f"launch.{name}", *map(str, args)]
@@ -88,8 +96,8 @@ def steps(workdir: Path) -> list[int]:
 
 def phases(log: Path) -> list[str]:
     """The phases that a start has begun, as it says itself."""
-    start = "phase: "
-    return [line.removeprefix(start) for line in log.read_text().splitlines() if line.startswith(start)]
+    lines = [line.removeprefix("[0] ") for line in log.read_text().splitlines()]
+    return [line.removeprefix("phase: ") for line in lines if line.startswith("phase: ")]
 
 
 def wait_until(process: subprocess.Popen, condition, timeout: float = 240) -> bool:

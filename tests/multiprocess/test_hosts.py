@@ -1,0 +1,116 @@
+"""Several processes as one run: the same numbers, told to stop, and one of them killed."""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from comparing import assert_close, assert_same
+from processes import phases, rows, steps, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def child(process: subprocess.Popen, number: int) -> int:
+    """The process id of a process of a run that launch.local has started."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and (folder / "stat").exists():
+            try:
+                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if parent == process.pid and f"--process_id={number}" in (folder / "cmdline").read_text().split("\0"):
+                    return int(folder.name)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    raise AssertionError(f"no process {number}")
+
+
+@pytest.fixture(scope="module")
+def pair(launch, args, tmp_path_factory) -> Path:
+    """The run folder of the job run by two processes from start to end, and what they said beside it."""
+    workdir = tmp_path_factory.mktemp("pair") / "run"
+    done = launch.ok("train", *args, f"--workdir={workdir}", processes=2)
+    (workdir.parent / "said").write_text(done.stdout)
+    return workdir
+
+
+def test_two_processes(pair, reference):
+    assert_close(pair, reference)
+    said = (pair.parent / "said").read_text().splitlines()
+    assert {line for line in said if line.startswith("[0] phase: ")} and not [
+        x for x in said if x.startswith("[1] phase")
+    ]
+    assert [line for line in said if line.startswith("[0] | mmrf |")] and not [x for x in said if x.startswith("[1] |")]
+    assert sorted(path.name for path in pair.iterdir()) == sorted(path.name for path in reference.iterdir())
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+def test_the_same_numbers_everywhere(processes, devices, launch, args, reference, tmp_path):
+    launch.ok("train", *args, f"--workdir={tmp_path / 'run'}", processes=processes, devices=devices)
+    assert_close(tmp_path / "run", reference)
+
+
+def stopped(launch, args, workdir: Path, log: Path, phase: str, processes: int, number: int = 0) -> int:
+    """Starts a run, sends SIGTERM to one of its processes in a phase, and gives the exit code."""
+    process = launch.start("train", *args, f"--workdir={workdir}", log=log, processes=processes)
+    assert wait_until(process, lambda: phases(log)[-1:] == [phase]), log.read_text()[-3000:]
+    os.kill(child(process, number) if processes > 1 else process.pid, signal.SIGTERM)
+    return process.wait()
+
+
+#: Where each start is told to stop; each goes on where the one before has saved.
+PHASES = ("prepare", "collect", "fit", "train", "optimism", "collect", "fit", "train", "optimism", "ab_test", "offline")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_told_to_stop_in_every_phase(processes, launch, args, reference, pair, tmp_path):
+    workdir = tmp_path / "run"
+    for number, phase in enumerate(PHASES):
+        log = tmp_path / f"{number}.log"
+        before = max(steps(workdir), default=0)
+        code = stopped(launch, args, workdir, log, phase, processes, number % processes)
+        assert code == 75, f"{phase}\n{log.read_text()[-3000:]}"
+        assert not (workdir / "results.json").exists()
+        saved = re.search(r"saved step (\d+)", log.read_text())
+        if phase in ("fit", "train", "optimism"):
+            assert saved, log.read_text()[-3000:]
+            assert steps(workdir)[-1] == int(saved[1]) >= before
+        assert "told to stop by SIGTERM; the same command goes on" in log.read_text()
+    launch.ok("train", *args, f"--workdir={workdir}", processes=processes)
+    assert_same(workdir, reference if processes == 1 else pair)
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (4, 1)])
+def test_a_stopped_run_goes_on_elsewhere(processes, devices, launch, args, reference, tmp_path):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    process = launch.start("train", *args, f"--workdir={workdir}", log=log, processes=2, devices=2)
+    assert wait_until(process, lambda: phases(log)[-1:] == ["fit"]), log.read_text()[-3000:]
+    os.kill(child(process, 1), signal.SIGTERM)
+    assert process.wait() == 75, log.read_text()[-3000:]
+    done = launch.ok("train", *args, f"--workdir={workdir}", processes=processes, devices=devices)
+    assert f"resumed at step {steps_saved(log)}, round 1" in done.stderr + done.stdout
+    assert_close(workdir, reference)
+
+
+def steps_saved(log: Path) -> int:
+    return int(re.findall(r"saved step (\d+)", log.read_text())[-1])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_process_killed(number, launch, args, pair, tmp_path):
+    """The other ends by itself, and the restart has lost no more than the steps since the last save."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    process = launch.start("train", *args, f"--workdir={workdir}", log=log, processes=2)
+    assert wait_until(process, lambda: phases(log)[-1:] == ["train"]), log.read_text()[-3000:]
+    saved = steps(workdir)[-1]
+    os.kill(child(process, number), signal.SIGKILL)
+    assert process.wait() == 128 + signal.SIGKILL, log.read_text()[-3000:]
+    said = [line for line in log.read_text().splitlines() if line.startswith(f"[{1 - number}] ")]
+    assert [line for line in said if "error: lost another process" in line or "distributed service" in line], said[-20:]
+    whole = rows(pair)
+    assert rows(workdir) == whole[: len(rows(workdir))]
+    done = launch.ok("train", *args, f"--workdir={workdir}", processes=2)
+    resumed = int(re.search(r"resumed at step (\d+)", done.stdout)[1])
+    assert resumed >= saved
+    assert_same(workdir, pair)
