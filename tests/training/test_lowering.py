@@ -1,0 +1,79 @@
+"""The main functions lower for GPUs and TPUs, and come back from the bytes; compiling there is not tried."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax import export
+
+from mmrf_jax.agents import policy
+from mmrf_jax.simulators.world import params as world
+from mmrf_jax.simulators.world import session
+from mmrf_jax.training import alternation, rollout
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+PLAN = alternation.Plan("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=True, slates=1)
+
+
+def is_key(x) -> bool:
+    return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def flat(fn, *trees):
+    """`fn` of plain arrays, and these: typed keys by their numbers, which is what an artefact holds."""
+    leaves, tree = jax.tree.flatten(trees)
+    keys = [is_key(x) for x in leaves]
+
+    def run(*raw):
+        back = [jax.random.wrap_key_data(x) if key else x for x, key in zip(raw, keys, strict=True)]
+        out = jax.tree.leaves(fn(*jax.tree.unflatten(tree, back)))
+        return [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in out]
+
+    return run, [np.asarray(jax.random.key_data(x)) if key else x for x, key in zip(leaves, keys, strict=True)]
+
+
+def run_state() -> alternation.RunState:
+    agents, zero = tiny.make_state(), jnp.zeros((), jnp.int32)
+    server = {"params": agents.params, "tables": agents.tables}
+    return alternation.RunState(agents, tiny.make_feedback_model(), server, zero, zero, jnp.zeros((2,), jnp.int32))
+
+
+def fit():
+    step = lambda state, batch, items: alternation.fit_step.__wrapped__(state, batch, items, PLAN, 1.0)
+    return step, (run_state(), tiny.make_batch(), tiny.make_items())
+
+
+def update():
+    step = lambda state, batch, items: alternation.update_step.__wrapped__(state, batch, items, PLAN, 1.0)
+    return step, (run_state(), tiny.make_batch(), tiny.make_items())
+
+
+def serve():
+    """Sessions of the world, served by the agents."""
+    sim = session.make(world.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4))
+    schema = dataclasses.replace(
+        tiny.SCHEMA, num_videos=3000, num_authors=sim.items.num_authors, num_tags=sim.items.num_tags, num_users=0,
+        item_features=sim.items.features.shape[1], profile=world.PROFILE, context=world.CONTEXT,
+    )  # fmt: skip
+    ranker = policy.make(tiny.make_state(schema=schema), sim.items, tiny.CONFIG)
+
+    def run(params, items, weights, key):
+        here = sim._replace(params=params, items=items)
+        return rollout.rollout(here, ranker.replace(params=weights), key, 0, 0, num_users=20, slots=8, k=3)
+
+    return run, (sim.params, sim.items, ranker.params, jax.random.key(0))
+
+
+@pytest.mark.parametrize("function", [fit, update, serve])
+def test_lowered_for_every_platform_and_read_back(function):
+    fn, arguments = function()
+    run, arrays = flat(fn, *arguments)
+    lowered = export.export(jax.jit(run), platforms=PLATFORMS)(*arrays)
+    again = export.deserialize(lowered.serialize())
+    assert set(again.platforms) == set(PLATFORMS)
+    assert [x.shape for x in again.out_avals] == [x.shape for x in lowered.out_avals]
+    for found, wanted in zip(again.call(*arrays), jax.jit(run)(*arrays), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
