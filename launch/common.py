@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -60,6 +61,8 @@ def run(main: Callable[[], None], **kwargs) -> None:
     def guarded(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         logging.use_absl_handler()
+        # A save that fails is an error of ours, in a line; orbax would also print where in its threads it failed.
+        logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
         # A second start of the same program then compiles nothing anew.
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mmrf_jax" / "xla"
@@ -89,7 +92,8 @@ def _one_line(error: Exception) -> str:
         text = text.strip('"')
         return f"unknown config field {text}; the fields are those of the config file"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; name another place"
+        fix = "free some space" if error.errno == errno.ENOSPC else "name another place"
+        return f"{error.filename}: {error.strerror}; {fix}"
     return text
 
 

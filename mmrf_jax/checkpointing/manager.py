@@ -10,6 +10,7 @@ The only module that imports orbax. What a kill at any moment leaves behind:
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ from etils import epath
 from mmrf_jax.checkpointing import integrity, leaves
 from mmrf_jax.checkpointing.leaves import targets
 from mmrf_jax.types import PyTree
+
+_WRITTEN = 2  # bytes on the disk, at the worst moment, for each byte of a state: orbax writes, then merges
 
 __all__ = ["CheckpointError", "Checkpoints", "targets"]
 
@@ -107,6 +110,7 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             self._delete(step)
+        self._check_space(step, arrays)
         self._pending = (step, leaves.spec_of(arrays))
         saved = {name: leaf for name, leaf in arrays.items() if not leaves.empty(leaf)}
         try:
@@ -248,7 +252,17 @@ class Checkpoints:
                 f"cannot {verb} checkpoints in {self._directory}: {error.strerror}; choose another workdir"
             ) from error
 
-    def _failed_save(self, step: int, error: Exception) -> CheckpointError:
+    def _check_space(self, step: int, arrays: dict[str, Any]) -> None:
+        """Refuses a save that the disk has no room for: orbax finds out half-way, in many threads at once."""
+        needed = _WRITTEN * sum(leaf.size * leaf.dtype.itemsize for leaf in arrays.values())
+        if "://" in str(self._directory):
+            return
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            mib = lambda size: f"{size / 2**20:,.1f} MiB"
+            raise self._failed_save(step, f"No space left for {mib(needed)}, {mib(free)} are free")
+
+    def _failed_save(self, step: int, error: Exception | str) -> CheckpointError:
         return CheckpointError(
             f"checkpoint {step} could not be written to {self._directory}: {error}; "
             "free some space or choose another workdir"

@@ -78,6 +78,7 @@ class MetricsWriter:
         Raises:
           FloatingPointError: for values that are not finite, naming them all and the step; the row is not written.
           ValueError: for a metric that is no scalar or has the name of a column.
+          OSError: where the row cannot be written, naming the file.
         """
         values = flatten(metrics)
         if clash := sorted(set(values) & set(COLUMNS)):
@@ -91,8 +92,11 @@ class MetricsWriter:
         seconds = round(self._clock() - self._started, 3)
         row = {"step": int(step), "seed": self._seed, "phase": phase, "seconds": seconds} | values
         if self._file is not None:
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(row, allow_nan=False) + "\n")
+                self._file.flush()
+            except OSError as error:  # which does not know its file
+                raise OSError(error.errno, error.strerror, self._file.name) from error
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(f"{phase}/{name}", value, int(step))

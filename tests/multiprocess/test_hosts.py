@@ -60,7 +60,7 @@ def stopped(launch, args, workdir: Path, log: Path, phase: str, processes: int, 
 
 
 #: Where each start is told to stop; each goes on where the one before has saved.
-PHASES = ("prepare", "collect", "fit", "train", "optimism", "collect", "fit", "train", "optimism", "ab_test", "offline")
+PHASES = ("collect", "fit", "train", "optimism", "ab_test", "offline")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
