@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 
-from mmrf_jax.embeddings.table import Table
+from mmrf_jax.embeddings.table import Table, mix, row_of
 
 
 def sum_duplicates(ids: jax.Array, grads: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
@@ -50,7 +52,7 @@ def row_update(table: Table, ids: jax.Array, grads: jax.Array, learning_rate: ch
 
     Args:
       table: V rows of D.
-      ids: [M] int32; an id out of [0, V), such as V, is ignored.
+      ids: [M] int32; an id that has no row (`table.row_of`) is ignored.
       grads: [M, D], the gradient of the loss with respect to the looked-up rows.
       learning_rate: scalar.
       eps: added to the root; positive.
@@ -63,9 +65,25 @@ def row_update(table: Table, ids: jax.Array, grads: jax.Array, learning_rate: ch
     chex.assert_shape(grads, (ids.shape[0], table.dim))
     if ids.shape[0] == 0:
         return table
-    unique, sums = sum_duplicates(ids, grads, table.num_rows)
+    unique, sums = sum_duplicates(row_of(table, ids), grads, table.num_rows)
     scatter = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
     accumulator = table.accumulator.at[unique].add(jnp.mean(jnp.square(sums), axis=-1), **scatter)
     root = jnp.sqrt(accumulator.at[unique].get(mode="fill", fill_value=1.0))  # [M]
     step = learning_rate * sums / (root + eps)[:, None]
-    return Table(rows=table.rows.at[unique].add(-step, **scatter), accumulator=accumulator)
+    if table.rows.dtype == jnp.float32:
+        return dataclasses.replace(table, rows=table.rows.at[unique].add(-step, **scatter), accumulator=accumulator)
+    rows = table.rows.at[unique].get(mode="fill", fill_value=0).astype(jnp.float32) - step
+    rows = round_at_random(rows, accumulator.at[unique].get(mode="fill", fill_value=1.0))
+    return dataclasses.replace(table, rows=table.rows.at[unique].set(rows, **scatter), accumulator=accumulator)
+
+
+def round_at_random(x: jax.Array, salt: jax.Array) -> jax.Array:
+    """x [M, D] float32 as bfloat16, up or down with the chance that makes it right on average.
+
+    Rounded to the nearest, steps below 1/512 of an entry would all be lost. The chance is a hash of the row's salt [M]
+    float32, such as its accumulator, which every step changes: the same on any number of devices.
+    """
+    bits = lambda y: jax.lax.bitcast_convert_type(y, jnp.uint32)
+    noise = mix(mix(bits(salt))[:, None] + jnp.arange(1, x.shape[1] + 1, dtype=jnp.uint32))
+    kept = (bits(x) + (noise & jnp.uint32(0xFFFF))) & jnp.uint32(0xFFFF0000)
+    return jax.lax.bitcast_convert_type(kept, jnp.float32).astype(jnp.bfloat16)

@@ -17,13 +17,16 @@ from flax import struct
 
 from mmrf_jax.types import Key
 
+DTYPES = ("float32", "bfloat16")
+
 
 @struct.dataclass
 class Table:
     """V rows and the state of their optimiser."""
 
-    rows: chex.Array  # [V, D] float32
+    rows: chex.Array  # [V, D] float32 or bfloat16
     accumulator: chex.Array  # [V] float32, initial value plus the sum of the mean squared gradients of the row
+    vocabulary: int = struct.field(pytree_node=False, default=0)  # ids; where they are more than V, they share rows
 
     @property
     def num_rows(self) -> int:
@@ -36,7 +39,15 @@ class Table:
         return self.rows.shape[1]
 
 
-def init(key: Key, num_rows: int, dim: int, scale: float, initial_accumulator: float = 0.1) -> Table:
+def init(
+    key: Key,
+    num_rows: int,
+    dim: int,
+    scale: float,
+    initial_accumulator: float = 0.1,
+    vocabulary: int = 0,
+    dtype: str = "float32",
+) -> Table:
     """A table of normal rows.
 
     Args:
@@ -45,20 +56,41 @@ def init(key: Key, num_rows: int, dim: int, scale: float, initial_accumulator: f
       dim: D, at least 1.
       scale: standard deviation of the entries.
       initial_accumulator: first value of every accumulator, at least 0; the larger, the smaller the first steps.
+      vocabulary: number of ids; where it is more than V, ids share rows by `hashed`.
+      dtype: of the rows, `float32` or, for half the memory, `bfloat16`.
 
     Raises:
-      ValueError: for sizes or an initial accumulator out of range.
+      ValueError: for sizes, an initial accumulator or a dtype out of range.
     """
     if not 1 <= num_rows < 2**31 - 1 or dim < 1:
         raise ValueError(f"a table of {num_rows} rows of {dim} entries; rows must be in [1, 2^31 − 1) and entries ≥ 1")
     if initial_accumulator < 0:
         raise ValueError(f"initial_accumulator is {initial_accumulator}; it must be at least 0 (usual: 0.1)")
-    rows = scale * jax.random.normal(key, (num_rows, dim), jnp.float32)
-    return Table(rows=rows, accumulator=jnp.full((num_rows,), initial_accumulator, jnp.float32))
+    if dtype not in DTYPES:
+        raise ValueError(f"rows of dtype {dtype!r}; use {' or '.join(DTYPES)}")
+    rows = (scale * jax.random.normal(key, (num_rows, dim), jnp.float32)).astype(dtype)
+    return Table(rows, jnp.full((num_rows,), initial_accumulator, jnp.float32), vocabulary)
+
+
+def mix(x: jax.Array) -> jax.Array:
+    """A hash of uint32 numbers, 0 of 0 (the finalizer of MurmurHash3)."""
+    x = x.astype(jnp.uint32)
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def row_of(table: Table, ids: jax.Array) -> jax.Array:
+    """The row [...] int32 of ids [...] int32: V, "no row", for an id that is none."""
+    limit = max(table.num_rows, table.vocabulary)
+    none = (ids < 0) | (ids >= limit)  # a negative id would count from the end
+    if table.vocabulary > table.num_rows:
+        ids = (mix(ids) % jnp.uint32(table.num_rows)).astype(jnp.int32)
+    return jnp.where(none, table.num_rows, ids)
 
 
 def lookup(table: Table, ids: jax.Array) -> jax.Array:
-    """Rows of the ids; zeros for an id out of [0, V), so that V can stand for "no row".
+    """Rows of the ids; zeros for an id out of [0, V), or of the vocabulary where it is larger: "no row".
 
     Args:
       table: V rows.
@@ -68,5 +100,4 @@ def lookup(table: Table, ids: jax.Array) -> jax.Array:
       [..., D] float32.
     """
     chex.assert_type(ids, int)
-    ids = jnp.where(ids < 0, table.num_rows, ids)  # a negative id would count from the end
-    return table.rows.at[ids].get(mode="fill", fill_value=0)
+    return table.rows.at[row_of(table, ids)].get(mode="fill", fill_value=0).astype(jnp.float32)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from mmrf_jax.embeddings import table
+
 OPTIMIZERS = ("adamw", "sgd")
 
 
@@ -17,6 +19,8 @@ class EncoderConfig:
       learning_rate: of Adam. table_learning_rate: of row-wise Adagrad.
       optimizer: `adamw`, or `sgd` for checks of invariance.
       signal_weights: of the feedback losses, SIGNALS order; rare signals weigh more, or they leave no trace.
+      max_rows: of an embedding table; ids of a larger vocabulary share rows by hash.
+      table_dtype: of its rows, `float32` or `bfloat16`.
     """
 
     slate: int = 6
@@ -33,6 +37,8 @@ class EncoderConfig:
     table_learning_rate: float = 0.05
     dropout: float = 0.0
     optimizer: str = "adamw"
+    max_rows: int = 2**27
+    table_dtype: str = "float32"
     signal_weights: tuple[float, ...] = (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 1.0)
 
     def __post_init__(self):
@@ -41,6 +47,10 @@ class EncoderConfig:
             raise ValueError(room)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"{self.room}.dropout={self.dropout} is not in [0, 1); use 0 for none")
+        if self.max_rows < 1:
+            raise ValueError(f"{self.room}.max_rows={self.max_rows} is no number of rows; use 1 or more")
+        if self.table_dtype not in table.DTYPES:
+            raise ValueError(f"unknown {self.room}.table_dtype={self.table_dtype!r}; use {' or '.join(table.DTYPES)}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"unknown {self.room}.optimizer={self.optimizer!r}; use {' or '.join(OPTIMIZERS)}")
 

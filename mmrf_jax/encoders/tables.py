@@ -20,6 +20,9 @@ USER_TABLE = "user"
 # Losses are means over a batch, so a row's gradient is small: a large accumulator would freeze it.
 _INITIAL_ACCUMULATOR = 1e-7
 _BLOCK = 65_536  # videos encoded at a time
+#: Tables of so many rows are split by rows over the devices; smaller ones are whole on each.
+SPLIT_ROWS = 2**20
+SPLITS = 256  # their rows, some of them nobody's, are a multiple of this
 # Tags are few and each is seen often: telling them apart from the start spares the slow way out of a product of zeros.
 # A user without training rows has zeros: what is known of nobody in particular.
 _INIT_SCALE = {"author": 0.1, "id": 0.02, "tag": 0.5, "user": 0.0}
@@ -28,7 +31,10 @@ _INIT_SCALE = {"author": 0.1, "id": 0.02, "tag": 0.5, "user": 0.0}
 def init(
     key: types.Key, config: EncoderConfig, schema: Schema, items: types.Items, copies: int = 1
 ) -> dict[str, table.Table]:
-    """Fresh tables; rows are `copies` times as wide as the config says, side by side."""
+    """Fresh tables; rows are `copies` times as wide as the config says, side by side.
+
+    A table that is split has rows up to a multiple of `SPLITS`.
+    """
     sizes = {
         "author": schema.num_authors,
         "id": items.num_embeddings,
@@ -37,10 +43,26 @@ def init(
     }
     return {
         name: table.init(
-            jax.random.fold_in(key, i), rows, copies * config.table_dims[name], _INIT_SCALE[name], _INITIAL_ACCUMULATOR
+            jax.random.fold_in(key, i),
+            padded(min(vocabulary, config.max_rows)),
+            copies * config.table_dims[name],
+            _INIT_SCALE[name],
+            _INITIAL_ACCUMULATOR,
+            vocabulary,
+            config.table_dtype,
         )
-        for i, (name, rows) in enumerate(sorted(sizes.items()))
+        for i, (name, vocabulary) in enumerate(sorted(sizes.items()))
     }
+
+
+def padded(rows: int) -> int:
+    """Rows of the table of a vocabulary."""
+    return rows if rows < SPLIT_ROWS else -(-rows // SPLITS) * SPLITS
+
+
+def is_split(t: table.Table, devices: int) -> bool:
+    """Whether a table is split by rows over so many devices."""
+    return t.num_rows >= SPLIT_ROWS and t.num_rows % devices == 0
 
 
 def video_ids(items: types.Items, videos: chex.Array) -> dict[str, chex.Array]:

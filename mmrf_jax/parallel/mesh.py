@@ -107,10 +107,15 @@ def _put_replicated(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def local(tree: PyTree) -> PyTree:
-    """Replicated arrays as this process alone has them: what it computes from them waits for nobody."""
+    """Global arrays as this process alone has them: what it computes from them waits for nobody.
+
+    Arrays that are split over several processes are gathered whole, for which all processes must ask.
+    """
 
     def one(x: Any) -> Any:
-        return x if not isinstance(x, jax.Array) or x.is_fully_addressable else x.addressable_data(0)
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        return x.addressable_data(0) if x.is_fully_replicated else fetch(x)
 
     return jax.tree.map(one, tree)
 

@@ -16,7 +16,11 @@ from mmrf_jax import types
 from mmrf_jax.agents import exposure
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.checkpointing import leaves
 from mmrf_jax.data.schema import Schema
+from mmrf_jax.embeddings import table
+from mmrf_jax.encoders import tables as tb
+from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators.feedback import fitting, network, sampling
 from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
 from mmrf_jax.training import methods
@@ -114,6 +118,20 @@ def init(
     zero = jnp.zeros((), jnp.int32)
     server = _server(agents) if plan.closed_loop else None
     return RunState(agents, feedback, server, zero, zero, jnp.zeros((2,), jnp.int32))
+
+
+def placed(state: RunState, mesh) -> RunState:
+    """The state's shapes with where each array lives: large embedding tables split by rows, all else on every device.
+
+    A step's lookups and updates of a split table cost one sum over the devices of what the batch looks up; nothing of
+    the size of the table moves (`tests/parallel/test_split_tables.py`).
+    """
+
+    def place(x: Any):
+        split = isinstance(x, table.Table) and tb.is_split(x, mesh.size)
+        return leaves.targets(x, par.sharded(mesh) if split else par.replicated(mesh))
+
+    return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, table.Table))
 
 
 def _server(agents: st.AgentState):

@@ -246,7 +246,7 @@ def _born(config, plan: alternation.Plan, source: sources.Source, log: SessionLo
     feedback = log.feedback[log.slate >= 0].astype(np.float64)
     born = jax.jit(
         lambda key, *known: alternation.init(key, plan, source.schema, source.items, *known),
-        out_shardings=par.replicated(mesh),
+        out_shardings=jax.tree.map(lambda shape: shape.sharding, runs.state_shapes(config, source, mesh)),
     )
     known = (feedback.mean(0), feedback.std(0), sessions.mean_return(log, plan.agents.discount))
     return born(jax.random.key(config.seed), *(jnp.asarray(x, jnp.float32) for x in known))

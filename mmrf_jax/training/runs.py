@@ -34,7 +34,7 @@ def state_shapes(config, source: sources.Source, mesh) -> alternation.RunState:
     shapes = jax.eval_shape(
         lambda: alternation.init(jax.random.key(0), plan, source.schema, source.items, ones, ones, ones)
     )
-    return manager.targets(shapes, par.replicated(mesh))
+    return alternation.placed(shapes, mesh)
 
 
 def load_state(config, source: sources.Source, workdir: Path, mesh) -> alternation.RunState:

@@ -120,6 +120,63 @@ def table_sized_operations(step, num_rows):
     return names, compiled
 
 
+def test_a_larger_vocabulary_shares_rows_by_hash():
+    ids = np.arange(100_000, dtype=np.int32)
+    shared = make(vocabulary=len(ids))
+    rows = np.asarray(table.row_of(shared, ids))
+    assert rows[0] == 0 and rows.min() == 0 and rows.max() == V - 1
+    counts = np.bincount(rows, minlength=V)
+    expected = len(ids) / V
+    assert np.sum((counts - expected) ** 2 / expected) < 99.6  # chi-square of 49 degrees of freedom, 1 - 1e-5
+    np.testing.assert_array_equal(table.row_of(shared, np.int32([-1, 100_000, 2**31 - 1])), [V, V, V])
+    np.testing.assert_array_equal(table.lookup(shared, ids[:500]), shared.rows[rows[:500]])
+    assert not np.any(table.lookup(shared, np.int32([-1, 100_000])))
+    # An update through shared rows is that of the rows.
+    rng = np.random.default_rng(4)
+    some, grads = rng.choice(ids, M).astype(np.int32), rng.normal(size=(M, D)).astype(np.float32)
+    found = rowwise.row_update(shared, some, grads, RATE, EPS)
+    wanted = rowwise.row_update(make(), rows[some], grads, RATE, EPS)
+    np.testing.assert_array_equal(found.rows, wanted.rows)
+    np.testing.assert_array_equal(found.accumulator, wanted.accumulator)
+
+
+def test_the_hash_is_that_of_murmur():
+    def mix(x):
+        x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
+        x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
+        return x ^ (x >> 16)
+
+    numbers = [0, 1, 2, 12345, 2**31 - 1, 2**32 - 1]
+    np.testing.assert_array_equal(table.mix(np.uint32(numbers)), [mix(x) for x in numbers])
+
+
+def test_rounding_at_random_is_right_on_average():
+    x = np.float32([[1.0, 1.0 + 1 / 512, -3.1415927, 1e-20, 0.0]])
+    salts = np.arange(1, 20_001, dtype=np.float32)
+    rounded = np.asarray(rowwise.round_at_random(np.repeat(x, len(salts), axis=0), salts), np.float64)
+    near = np.asarray(x.astype(jnp.bfloat16), np.float64)
+    step = np.maximum(np.abs(near) * 2.0**-7, 1e-30)
+    assert np.all(np.abs(rounded - x) <= step)  # a neighbour
+    assert np.all(rounded[:, [0, 4]] == x[:, [0, 4]])  # what bfloat16 has is kept
+    assert np.all(np.abs(rounded.mean(axis=0) - x) < 4 * step / np.sqrt(len(salts)))
+    assert 0.2 < np.mean(rounded[:, 1] > x[0, 1]) < 0.3  # a quarter of the way from 1 to the next
+
+
+def test_bfloat16_rows_follow_float32_ones_over_many_small_steps():
+    full, half = make(), make(dtype="bfloat16")
+    assert half.rows.nbytes == full.rows.nbytes // 2 and half.accumulator.dtype == jnp.float32
+    rng = np.random.default_rng(5)
+    for _ in range(400):
+        ids, grads = batch(rng)
+        grads = 0.01 * (grads + 1.0)  # always one way, in steps that are small beside the rows
+        full, half = update(full, ids, grads, 0.003, EPS), update(half, ids, grads, 0.003, EPS)
+    touched = np.arange(0, 40, 2)
+    moved = np.asarray(full.rows)[touched] - np.asarray(make().rows)[touched]
+    error = np.asarray(table.lookup(half, touched)) - np.asarray(full.rows)[touched]
+    assert np.abs(moved.mean()) > 0.04 and np.abs(error.mean()) < 0.02 * np.abs(moved.mean())
+    assert np.abs(error).max() < 0.3 * np.abs(moved.mean())
+
+
 def test_no_gradient_of_the_size_of_the_table():
     names, compiled = table_sized_operations(step_by_rows, 1_000_000)
     assert sorted(names) == ["scatter-add", "scatter-add"]  # the rows and the accumulator, in place
