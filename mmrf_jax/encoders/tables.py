@@ -21,7 +21,7 @@ USER_TABLE = "user"
 _INITIAL_ACCUMULATOR = 1e-7
 _BLOCK = 65_536  # videos encoded at a time
 #: Tables of so many rows are split by rows over the devices; smaller ones are whole on each.
-SPLIT_ROWS = 2**20
+SPLIT_ROWS = table.MANY_ROWS
 SPLITS = 256  # their rows, some of them nobody's, are a multiple of this
 # Tags are few and each is seen often: telling them apart from the start spares the slow way out of a product of zeros.
 # A user without training rows has zeros: what is known of nobody in particular.

@@ -140,6 +140,22 @@ def test_a_larger_vocabulary_shares_rows_by_hash():
     np.testing.assert_array_equal(found.accumulator, wanted.accumulator)
 
 
+def test_a_large_table_is_normal_and_made_without_copies():
+    make_large = lambda key: table.init(key, table.MANY_ROWS, 4, scale=0.5)
+    rows = np.asarray(jax.jit(make_large)(jax.random.key(0)).rows, np.float64) / 0.5
+    n = rows.size
+    assert abs(rows.mean()) < 4 / np.sqrt(n) and abs(rows.var() - 1) < 4 * np.sqrt(2 / n)
+    assert abs((rows**4).mean() - 3) < 4 * np.sqrt(96 / n)
+    correlations = np.corrcoef(rows.T)[np.triu_indices(4, 1)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(len(rows))
+    assert abs(np.mean(rows[1:] * rows[:-1])) < 5 / np.sqrt(n)
+    assert len(np.unique(rows[:, 0])) > 0.9 * len(rows)
+    other = jax.jit(make_large)(jax.random.key(1)).rows
+    assert abs(np.corrcoef(rows[:, 0], other[:, 0])[0, 1]) < 5 / np.sqrt(len(rows))
+    memory = jax.jit(make_large).lower(jax.random.key(0)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.01 * memory.output_size_in_bytes
+
+
 def test_the_hash_is_that_of_murmur():
     def mix(x):
         x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
