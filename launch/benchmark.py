@@ -1,79 +1,46 @@
 """What the program costs on this machine, as JSON and a table.
 
   python -m launch.benchmark --suite=rollouts --out=runs/benchmark.json
+  python -m launch.benchmark --suite=scale --out=runs/scale.json --plot=runs/scale.png
 
 `rollouts`: the cost of a live user request in the world under production's policy, from 2^10 to 2^20 users in one call;
-resets are in it, compilation is not.
+resets are in it, compilation is not. `scale`: how costs and memory grow with the rows of an embedding table, the videos
+of the world and the users of an A/B test; each size in a process of its own.
 """
 
 import os
 import platform
 import resource
-import time
 
 import jax
-import numpy as np
 from absl import flags
 
 from launch import common
+from launch.benchmarks import rollouts, scale
+from mmrf_jax.evaluation import plots
 from mmrf_jax.metrics import files
-from mmrf_jax.metrics.progress import Progress
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.simulators.world import params, session
-from mmrf_jax.training import arms, sources
 
-_SUITE = flags.DEFINE_enum("suite", "rollouts", ["rollouts"], "What to measure.")
+_SUITE = flags.DEFINE_enum("suite", "rollouts", ["rollouts", "scale"], "What to measure.")
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
+_PLOT = flags.DEFINE_string("plot", None, "PNG to draw: what grows, and how; of the suite scale.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each size; the median is given.", lower_bound=1)
 _MAX_USERS = flags.DEFINE_integer("max_users", 2**20, "Largest number of users in one call.", lower_bound=2**10)
-
-_USERS = tuple(2**e for e in (10, 12, 14, 17, 20))
-_CALL_USERS = 2**15  # fewer users are served in several calls to one timing, at most 16
-
-
-def rollouts() -> list[dict]:
-    """Wall and processor time of a live request for each number of users; the sizes take turns."""
-    mesh = par.make_mesh()
-    sim, policy = session.make(params.WorldConfig()), sources.world_policies()["production"]
-    sim = sim._replace(params=par.put_replicated(sim.params, mesh), items=par.put_replicated(sim.items, mesh))
-    key = jax.random.key(1)
-    sizes = [n for n in _USERS if n <= _MAX_USERS.value]
-    times: dict[int, list[tuple[float, float]]] = {n: [] for n in sizes}
-    with Progress("rollouts", (_REPEATS.value + 1) * sum(max(n, _CALL_USERS) for n in sizes), unit="users") as progress:
-        done = 0
-        for repeat in range(_REPEATS.value + 1):  # the first compiles
-            for n in sizes:
-                calls = min(16, max(1, _CALL_USERS // n)) if repeat else 1
-                wall, cpu, live = time.perf_counter(), time.process_time(), 0.0
-                for call in range(calls):
-                    first = (16 * repeat + call) * n % 2**26
-                    sums = arms.serve(sim, policy, key, mesh, first_user=first, num_users=n, day=0, k=6)
-                    live += sums["requests"].sum()
-                cost = ((time.perf_counter() - wall) / live, (time.process_time() - cpu) / live)
-                if repeat:
-                    times[n].append(cost)
-                done += max(n, _CALL_USERS)
-                progress.update(done)
-    median = {n: 1e6 * np.median(x, axis=0) for n, x in times.items()}
-    return [
-        {"name": f"rollout/{what}/users={n}", "value": float(median[n][i]), "unit": "us per live request"}
-        for i, what in enumerate(("wall", "cpu"))
-        for n in sizes
-    ] + [
-        {
-            "name": f"rollout/{what}/dearest_to_cheapest",
-            "value": float(max(m[i] for m in median.values()) / min(m[i] for m in median.values())),
-            "unit": "ratio",
-        }
-        for i, what in enumerate(("wall", "cpu"))
-    ]
+_MAX_SIZE = flags.DEFINE_integer("max_size", 10**8, "Largest size of the suite scale.", lower_bound=10**3)
+_PARTS = flags.DEFINE_list("parts", list(scale.PARTS), f"Parts of the suite scale, among {', '.join(scale.PARTS)}.")
 
 
 def main() -> None:
     common.check_output("out", _OUT.value)
-    results = rollouts()  # the only suite so far
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    results.append({"name": "peak_memory", "value": peak, "unit": "GiB"})
+    if _PLOT.value:
+        common.check_output("plot", _PLOT.value)
+    if unknown := sorted(set(_PARTS.value) - set(scale.PARTS)):
+        raise ValueError(f"unknown --parts={unknown[0]}; choose among {', '.join(scale.PARTS)}")
+    if _SUITE.value == "rollouts":
+        results = rollouts.rollouts(_REPEATS.value, _MAX_USERS.value)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        results.append({"name": "peak_memory", "value": peak, "unit": "GiB"})
+    else:
+        results = scale.scale(_PARTS.value, _MAX_SIZE.value, _REPEATS.value)
     machine = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -81,6 +48,8 @@ def main() -> None:
         "jax": jax.__version__,
     }
     files.write_json(_OUT.value, {"results": results, "machine": machine})
+    if _PLOT.value:
+        plots.growth(results, _PLOT.value)
     for entry in results:
         print(f"{entry['name']:<40} {entry['value']:10.3f} {entry['unit']}")
 

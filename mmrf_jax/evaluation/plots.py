@@ -76,3 +76,31 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
     axes[0].legend(fontsize=8)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Costs by size on logarithmic axes, one panel for each part and unit, written as a PNG.
+
+    Args:
+      results: [{"name": "part/what/size", "value", "unit"}] of `launch.benchmark --suite=scale`.
+    """
+    from matplotlib.figure import Figure
+
+    panels: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = {}
+    for entry in results:
+        part, what, size = entry["name"].split("/")
+        if size.isdigit():
+            panels.setdefault((part, entry["unit"]), {}).setdefault(what, []).append((int(size), entry["value"]))
+    figure = Figure(figsize=(3.2 * len(panels) + 0.4, 3.0), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, ((part, unit), curves) in zip(axes, panels.items(), strict=True):
+        for (what, points), marker in zip(curves.items(), _MARKERS, strict=False):
+            axis.plot(*zip(*points, strict=True), marker=marker, color="black", linewidth=1.0, label=what)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel(part)
+        axis.set_ylabel(unit)
+        axis.legend(fontsize=8)
+        axis.tick_params(labelsize=8)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

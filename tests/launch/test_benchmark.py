@@ -11,3 +11,15 @@ def test_benchmark_writes_what_it_prints(launch, tmp_path):
     assert "rollout/wall/users=1024" in names and "rollout/cpu/users=1024" in names and "peak_memory" in names
     assert all(entry["value"] > 0 and entry["unit"] for entry in found["results"])
     assert all(name in done.stdout for name in names) and found["machine"]["cores"] >= 1
+
+
+def test_scale_measures_each_size_alone_and_draws_it(launch, tmp_path):
+    out, plot = tmp_path / "scale.json", tmp_path / "scale.png"
+    flags = ["--parts=videos", "--max_size=10000", "--repeats=1", f"--out={out}", f"--plot={plot}"]
+    launch.ok("benchmark", "--suite=scale", *flags)
+    found = {entry["name"]: entry for entry in json.loads(out.read_text())["results"]}
+    assert set(found) == {"videos/request/10000", "videos/memory/10000", "videos/request/growth"}
+    assert found["videos/request/growth"]["value"] == 1.0 and found["videos/memory/10000"]["unit"] == "GiB"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    done = launch("benchmark", "--suite=scale", "--parts=all", f"--out={out}")
+    assert done.returncode == 2 and "unknown --parts=all; choose among rows, videos, users" in done.stderr

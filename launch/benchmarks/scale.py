@@ -1,0 +1,121 @@
+"""How costs and memory grow with what grows: one size after the other, each in a process of its own."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmrf_jax.embeddings import rowwise, table
+from mmrf_jax.metrics.progress import counted, say
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.simulators.world import params, session
+from mmrf_jax.training import arms, sources
+
+_IDS, _DIM = 8_192, 16  # of a batch, and of a row
+_STEPS = 50
+_SLATE = 6
+
+
+def tables(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
+    """A lookup, its gradient and the update of the rows; ids by popularity (Zipf), and all rows alike."""
+    step = jax.jit(_table_step, donate_argnums=0)
+    t = jax.jit(functools.partial(table.init, num_rows=rows, dim=_DIM, scale=0.02))(jax.random.key(0))
+    rng, cost = np.random.default_rng(0), {}
+    place = lambda rank: (rank * 2654435761) % rows  # popular rows lie anywhere
+    draws = {
+        "zipf": lambda: place(np.exp(rng.random(_IDS) * np.log(rows + 1.0)).astype(np.int64) - 1),
+        "uniform": lambda: rng.integers(0, rows, _IDS),
+    }
+    for name, draw in draws.items():
+        times = []
+        for _ in range(repeats + 1):  # the first compiles
+            ids = [jnp.asarray(draw(), jnp.int32) for _ in range(_STEPS)]
+            jax.block_until_ready((t, ids))
+            start = time.perf_counter()
+            for batch in ids:
+                t = step(t, batch)
+            jax.block_until_ready(t)
+            times.append((time.perf_counter() - start) / _STEPS)
+        cost[f"step, {name} ids"] = (1e3 * float(np.median(times[1:])), "ms")
+    return cost
+
+
+def _table_step(t: table.Table, ids: jax.Array) -> table.Table:
+    grads = jax.grad(lambda rows: jnp.sum(jnp.sin(rows)))(table.lookup(t, ids))
+    return rowwise.row_update(t, ids, grads, 0.1)
+
+
+def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
+    """A live request of a world with so many videos, under production's policy."""
+    return _served(number, 20_000, repeats)
+
+
+def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
+    """A live request of an A/B test of so many users, in blocks, under the random policy."""
+    del repeats
+    sim, mesh = session.make(params.WorldConfig()), par.make_mesh()
+    policies = {"random": sources.world_policies()["random"]}
+    compare = functools.partial(
+        arms.compare, sim, policies, jax.random.key(1), mesh, control="random", day=0, k=_SLATE
+    )  # fmt: skip
+    compare(num_users=min(number, arms.BLOCK))  # compiles
+    start = time.perf_counter()
+    result = compare(num_users=number)["ab_test"]["random"]
+    live = number * result["requests"]["mean"]
+    return {"request": (1e6 * (time.perf_counter() - start) / live, "us")}
+
+
+def _served(num_videos: int, num_users: int, repeats: int) -> dict[str, tuple[float, str]]:
+    sim, mesh = session.make(params.WorldConfig(num_videos=num_videos)), par.make_mesh()
+    policy, times = sources.world_policies()["production"], []
+    for repeat in range(repeats + 1):
+        start, first = time.perf_counter(), num_users * repeat
+        sums = arms.serve(
+            sim, policy, jax.random.key(1), mesh, first_user=first, num_users=num_users, day=0, k=_SLATE
+        )  # fmt: skip
+        times.append((time.perf_counter() - start) / sums["requests"].sum())
+    return {"request": (1e6 * float(np.median(times[1:])), "us")}
+
+
+#: What grows: the function, and its sizes.
+PARTS: dict[str, tuple[Callable[[int, int], dict[str, tuple[float, str]]], tuple[int, ...]]] = {
+    "rows": (tables, (10**5, 10**6, 10**7, 10**8)),
+    "videos": (videos, (10**4, 10**5, 10**6, 10**7)),
+    "users": (users, (10**4, 10**5, 10**6, 10**7)),
+}
+
+
+def scale(parts: list[str], max_size: int, repeats: int) -> list[dict[str, Any]]:
+    """The results of the parts, by size; "memory" is the most that the size's process held."""
+    todo = [(part, size) for part in parts for size in PARTS[part][1] if size <= max_size]
+    done = counted("scale", len(todo))
+    results: list[dict[str, Any]] = []
+    for number, (part, size) in enumerate(todo, 1):
+        say(f"{part}: {size:,}")
+        with multiprocessing.get_context("spawn").Pool(1) as alone:
+            found = alone.apply(_measured, (part, size, repeats))
+        results += [{"name": f"{part}/{what}/{size}", "value": v, "unit": unit} for what, (v, unit) in found.items()]
+        done(number)
+    for part in parts:
+        sizes = [size for size in PARTS[part][1] if size <= max_size]
+        for what in dict.fromkeys(entry["name"].split("/")[1] for entry in results if entry["name"].startswith(part)):
+            values = {entry["name"]: entry["value"] for entry in results}
+            curve = [values[f"{part}/{what}/{size}"] for size in sizes]
+            if what != "memory":
+                results.append({"name": f"{part}/{what}/growth", "value": max(curve) / min(curve), "unit": "ratio"})
+    return results
+
+
+def _measured(part: str, size: int, repeats: int) -> dict[str, tuple[float, str]]:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    found = PARTS[part][0](size, repeats)
+    return found | {"memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB")}
