@@ -79,7 +79,7 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
 
 
 def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Costs by size on logarithmic axes, one panel for each part and unit, written as a PNG.
+    """Costs by size, which is on a logarithmic axis, one panel for each part and unit, written as a PNG.
 
     Args:
       results: [{"name": "part/what/size", "value", "unit"}] of `launch.benchmark --suite=scale`.
@@ -97,8 +97,8 @@ def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
         for (what, points), marker in zip(curves.items(), _MARKERS, strict=False):
             axis.plot(*zip(*points, strict=True), marker=marker, color="black", linewidth=1.0, label=what)
         axis.set_xscale("log")
-        axis.set_yscale("log")
         axis.set_xlabel(part)
+        axis.set_ylim(0.0, 1.3 * max(value for points in curves.values() for _, value in points))
         axis.set_ylabel(unit)
         axis.legend(fontsize=8)
         axis.tick_params(labelsize=8)
