@@ -11,6 +11,7 @@ from experiments import kuairand, table_ab
 
 def get_config():
     run = kuairand.get_config()
+    run.alternation.rounds = 1  # one pass; more passes gain little but arithmetic (WORKSPACE.md, "What was tried")
     return ConfigDict(
         {
             "quick": False,

@@ -106,7 +106,7 @@ class _Cohort:
             for name, values in served.items():
                 if name not in _NOT_SUMMED:
                     np.add.at(sums.setdefault(name, np.zeros(len(self.due))), rows, values)
-            sums["exposures"] = sums.get("exposures", 0) + served["exposures"]
+            sums["exposures"] = sums.get("exposures", 0) + served["exposures"].astype(np.int64)
             self.due[rows] = day + served["next_visit"].astype(int)
         _add(self.sums, sums)
         return sums

@@ -292,3 +292,27 @@ def test_errors_name_the_thing():
         _compare(arm, arm, paired=True, covariate={"production": np.ones(3), "mmrf": np.ones(3)})
     with pytest.raises(ValueError, match="at least 2"):
         _compare({"depth": np.ones(1)}, {"depth": np.ones(1)}, paired=False)
+
+
+def test_ten_thousand_million_requests_do_not_overflow():
+    """Blocks as the device gives them, with counts of 32 bits that are nearly full."""
+    number, groups, videos = 1_000, 20, 3
+    test, rng = ab_test.ABTest(("production", "mmrf"), "production", paired=True), np.random.default_rng(0)
+    requests, watch = rng.integers(1, 2**21, (6, number)), rng.uniform(0.0, 1e8, (6, number))
+    counts = np.full((groups, videos), 2**31 - 1, np.int32)
+    counts[:, 2] = 1
+    for block in range(6):
+        arm = {
+            "requests": requests[block],
+            "watch_time": watch[block],
+            "depth": 6 * requests[block],
+            "exposures": counts,
+        }
+        test.update({"production": arm, "mmrf": arm})
+    assert requests.sum() > 6e9 and counts.sum(dtype=np.int64) * 6 > 4e11
+    found = test.results()["ab_test"]["mmrf"]
+    assert found["requests"]["mean"] == pytest.approx(requests.mean(dtype=np.float64), rel=1e-12)
+    assert found["watch_time"]["mean"] == pytest.approx(watch.mean(), rel=1e-12)
+    assert found["coverage"]["mean"] == 1.0
+    total = 6.0 * groups * np.array([2**31 - 1, 2**31 - 1, 1])
+    assert found["gini"]["mean"] == pytest.approx(diversity.gini(total), rel=1e-12)
