@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT_SECONDS = 10  # without a sign of a process until it counts as dead
-_SHUTDOWN_SECONDS = 20  # that a process waits for the others when it ends
+HEARTBEAT_SECONDS = 20  # without a sign of a process until it counts as dead
+_SHUTDOWN_SECONDS = 600  # that a process waits for the others when it ends, as while the first writes the report
 
 
 class FailedElsewhere(RuntimeError):
