@@ -38,7 +38,6 @@ def join(
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
         raise ValueError(f"--{missing[0]} is missing; give all of {', '.join(f'--{name}' for name in given)}, or none")
-    jax.config.update("jax_share_binary_between_hosts", True)  # one compiles what all run
     try:
         jax.distributed.initialize(
             coordinator_address,
