@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -45,9 +46,8 @@ def test_two_processes(pair, reference):
     assert sorted(path.name for path in pair.iterdir()) == sorted(path.name for path in reference.iterdir())
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
-def test_the_same_numbers_everywhere(processes, devices, launch, args, reference, tmp_path):
-    launch.ok("train", *args, f"--workdir={tmp_path / 'run'}", processes=processes, devices=devices)
+def test_two_processes_of_two_devices(launch, args, reference, tmp_path):
+    launch.ok("train", *args, f"--workdir={tmp_path / 'run'}", processes=2, devices=2)
     assert_close(tmp_path / "run", reference)
 
 
@@ -81,20 +81,26 @@ def test_told_to_stop_in_every_phase(processes, launch, args, reference, pair, t
     assert_same(workdir, reference if processes == 1 else pair)
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (4, 1)])
-def test_a_stopped_run_goes_on_elsewhere(processes, devices, launch, args, reference, tmp_path):
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    process = launch.start("train", *args, f"--workdir={workdir}", log=log, processes=2, devices=2)
-    assert wait_until(process, lambda: phases(log)[-1:] == ["fit"]), log.read_text()[-3000:]
+@pytest.fixture(scope="module")
+def stopped_in_fit(launch, args, tmp_path_factory) -> tuple[Path, int]:
+    """A run of 2 x 2 devices, stopped in its first fit, and the step that it saved."""
+    folder = tmp_path_factory.mktemp("stopped")
+    process = launch.start("train", *args, f"--workdir={folder / 'run'}", log=folder / "log", processes=2, devices=2)
+    log = lambda: (folder / "log").read_text()[-3000:]
+    assert wait_until(process, lambda: phases(folder / "log")[-1:] == ["fit"]), log()
     os.kill(child(process, 1), signal.SIGTERM)
-    assert process.wait() == 75, log.read_text()[-3000:]
+    assert process.wait() == 75, log()
+    return folder / "run", int(re.findall(r"saved step (\d+)", log())[-1])
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (4, 1)])
+def test_a_stopped_run_goes_on_elsewhere(processes, devices, launch, args, stopped_in_fit, reference, tmp_path):
+    before, step = stopped_in_fit
+    workdir = tmp_path / "run"
+    shutil.copytree(before, workdir)
     done = launch.ok("train", *args, f"--workdir={workdir}", processes=processes, devices=devices)
-    assert f"resumed at step {steps_saved(log)}, round 1" in done.stderr + done.stdout
+    assert f"resumed at step {step}, round 1" in done.stderr + done.stdout
     assert_close(workdir, reference)
-
-
-def steps_saved(log: Path) -> int:
-    return int(re.findall(r"saved step (\d+)", log.read_text())[-1])
 
 
 @pytest.mark.parametrize("number", [0, 1])
