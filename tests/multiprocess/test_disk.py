@@ -14,7 +14,10 @@ pytestmark = pytest.mark.slow
 
 def in_a_namespace(launch, *lines: str) -> subprocess.CompletedProcess:
     """Shell lines with mounts of their own, which end with them; the exit code is that of the last."""
-    command = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", "\n".join(lines)]
+    namespace = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("this system gives no mount namespace to its users")
+    command = [*namespace, "bash", "-c", "\n".join(lines)]
     return subprocess.run(command, env=launch.environment(), cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
