@@ -107,15 +107,19 @@ def _put_replicated(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def local(tree: PyTree) -> PyTree:
-    """Global arrays as this process alone has them: what it computes from them waits for nobody.
+    """Global arrays as this process alone has them, whole on each of its devices: computing waits for nobody.
 
     Arrays that are split over several processes are gathered whole, for which all processes must ask.
     """
 
+    here = replicated(local_mesh())
+
     def one(x: Any) -> Any:
         if not isinstance(x, jax.Array) or x.is_fully_addressable:
             return x
-        return x.addressable_data(0) if x.is_fully_replicated else fetch(x)
+        if not x.is_fully_replicated:
+            return jax.device_put(fetch(x), here)
+        return jax.make_array_from_single_device_arrays(x.shape, here, [shard.data for shard in x.addressable_shards])
 
     return jax.tree.map(one, tree)
 

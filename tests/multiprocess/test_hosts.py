@@ -42,7 +42,7 @@ def test_two_processes(pair, reference):
     assert {line for line in said if line.startswith("[0] phase: ")} and not [
         x for x in said if x.startswith("[1] phase")
     ]
-    assert [line for line in said if line.startswith("[0] | mmrf |")] and not [x for x in said if x.startswith("[1] |")]
+    assert [line for line in said if line.startswith("[0] | mmrf ")] and not [x for x in said if x.startswith("[1] |")]
     assert sorted(path.name for path in pair.iterdir()) == sorted(path.name for path in reference.iterdir())
 
 
