@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
 import resource
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from mmrf_jax.training import arms, sources
 _IDS, _DIM = 8_192, 16  # of a batch, and of a row
 _STEPS = 50
 _SLATE = 6
+_USERS = 20_000  # of a timing of a world
 
 
 def tables(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
@@ -56,7 +56,13 @@ def _table_step(t: table.Table, ids: jax.Array) -> table.Table:
 
 def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """A live request of a world with so many videos, under production's policy."""
-    return _served(number, 20_000, repeats)
+    sim, mesh = session.make(params.WorldConfig(num_videos=number)), par.make_mesh()
+    policy, times = sources.world_policies()["production"], []
+    for repeat in range(repeats + 1):  # the first compiles
+        start, first = time.perf_counter(), _USERS * repeat
+        sums = arms.serve(sim, policy, jax.random.key(1), mesh, first_user=first, num_users=_USERS, day=0, k=_SLATE)
+        times.append((time.perf_counter() - start) / sums["requests"].sum())
+    return {"request": (1e6 * float(np.median(times[1:])), "us")}
 
 
 def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
@@ -72,18 +78,6 @@ def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     result = compare(num_users=number)["ab_test"]["random"]
     live = number * result["requests"]["mean"]
     return {"request": (1e6 * (time.perf_counter() - start) / live, "us")}
-
-
-def _served(num_videos: int, num_users: int, repeats: int) -> dict[str, tuple[float, str]]:
-    sim, mesh = session.make(params.WorldConfig(num_videos=num_videos)), par.make_mesh()
-    policy, times = sources.world_policies()["production"], []
-    for repeat in range(repeats + 1):
-        start, first = time.perf_counter(), num_users * repeat
-        sums = arms.serve(
-            sim, policy, jax.random.key(1), mesh, first_user=first, num_users=num_users, day=0, k=_SLATE
-        )  # fmt: skip
-        times.append((time.perf_counter() - start) / sums["requests"].sum())
-    return {"request": (1e6 * float(np.median(times[1:])), "us")}
 
 
 #: What grows: the function, and its sizes.
@@ -116,6 +110,5 @@ def scale(parts: list[str], max_size: int, repeats: int) -> list[dict[str, Any]]
 
 
 def _measured(part: str, size: int, repeats: int) -> dict[str, tuple[float, str]]:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     found = PARTS[part][0](size, repeats)
     return found | {"memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB")}

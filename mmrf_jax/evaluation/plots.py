@@ -41,8 +41,7 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
         axis.tick_params(labelsize=8)
         axis.margins(x=0.25, y=0.35)
     axes[0].set_yticks(rows, names)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _DAILY) -> None:
@@ -74,8 +73,7 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
         axis.tick_params(labelsize=8)
     axes[0].set_ylabel("% vs control", fontsize=8)
     axes[0].legend(fontsize=8)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
@@ -102,5 +100,9 @@ def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
         axis.set_ylabel(unit)
         axis.legend(fontsize=8)
         axis.tick_params(labelsize=8)
+    _save(figure, path)
+
+
+def _save(figure, path: str | os.PathLike) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -122,14 +122,15 @@ def phase(name: str) -> None:
     _check()
 
 
-def counted(name: str, total: int, checks: int | None = None) -> Callable[[int], None]:
+def counted(name: str, total: int, checks: int | None = None, done: int = 0) -> Callable[[int], None]:
     """A callback (units done) that prints progress with the time left, and a last line when all is done.
 
     Args:
       checks: how often what `interruptible` was given is called, at equal shares of the total; None for every update.
         Processes that do different shares of some work need a number, for they must all ask as often.
+      done: units done before, as after a restart.
     """
-    bar = Progress(name, total, unit="users" if name in ("collect", "ab_test") else "steps")
+    bar = Progress(name, total, unit="users" if name in ("collect", "ab_test") else "steps", done=done)
     checked = 0
 
     def update(done: int) -> None:

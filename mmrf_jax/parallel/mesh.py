@@ -91,13 +91,16 @@ def own_part(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
 
 def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
     """Arrays as global arrays on every device; every process passes the same."""
-    return jax.tree.map(lambda x: _put_replicated(x, replicated(mesh)), tree)
+    sharding = replicated(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: _put_on_all(x, sharding), tree)
 
 
-def _put_replicated(x: Any, sharding: NamedSharding) -> jax.Array:
-    if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+def _put_on_all(x: Any, sharding: NamedSharding) -> jax.Array:
+    """What is not global yet goes by way of the host: device_put would first compare what all processes pass."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return jax.device_put(x, sharding)
-    # By way of the host. device_put would first compare what all processes pass, each time.
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
         return jax.jit(wrap, out_shardings=sharding)(np.asarray(jax.random.key_data(x)))

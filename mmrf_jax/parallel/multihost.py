@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT_SECONDS = 20  # without a sign of a process until it counts as dead
+_HEARTBEAT_SECONDS = 20  # without a sign of a process until it counts as dead
 _SHUTDOWN_SECONDS = 600  # that a process waits for the others when it ends, as while the first writes the report
 
 
@@ -43,7 +43,7 @@ def join(
             coordinator_address,
             num_processes,
             process_id,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except ValueError as error:

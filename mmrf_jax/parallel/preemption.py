@@ -14,7 +14,7 @@ EXIT_CODE = 75  # of a run that saved its state because it was told to stop; sta
 
 
 class Preempted(Exception):
-    """The run was told to stop and what it needs to go on is saved."""
+    """The run was told to stop; whoever holds what it needs to go on saves that as this passes."""
 
 
 class Watch:
@@ -31,20 +31,16 @@ class Watch:
         """Handles SIGTERM."""
         self._told = True
 
-    def reached(self) -> bool:
-        """Whether to stop here."""
-        self._asked += 1
-        if jax.process_count() > 1:
-            self._told = self._told or multihost_utils.reached_preemption_sync_point(self._asked)
-        return self._told
-
     def check(self) -> None:
-        """Stops here if it has to, with nothing left to save.
+        """Asks whether to stop here.
 
         Raises:
           Preempted: if so.
         """
-        if self.reached():
+        self._asked += 1
+        if jax.process_count() > 1:
+            self._told = self._told or multihost_utils.reached_preemption_sync_point(self._asked)
+        if self._told:
             raise Preempted("told to stop by SIGTERM")
 
 

@@ -17,7 +17,7 @@ from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
 from mmrf_jax.metrics import files, writers
-from mmrf_jax.metrics.progress import Progress, interruptible, phase, say
+from mmrf_jax.metrics.progress import counted, interruptible, phase, say
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.parallel import multihost, preemption
 from mmrf_jax.simulators import base
@@ -47,13 +47,13 @@ def train(config, workdir: Path, brief: bool = False) -> dict[str, Any]:
     if config.source == "world" and config.simulator == "world":
         _arms(config, sources.world_policies())
     made = multihost.on_primary(lambda: _claimed(workdir, config))
-    results = multihost.on_primary(lambda: _results(workdir))
+    results = multihost.on_primary(lambda: _kept(workdir / "results.json"))
     if results is not None:
         say(f"{workdir} is finished; nothing to do")
         return results
     with preemption.watching() as watch, interruptible(watch.check):
         try:
-            return _run(config, plan, workdir, mesh, brief, watch)
+            return _run(config, plan, workdir, mesh, brief)
         except Exception:
             if made is not None and par.is_primary():
                 wd.release(workdir, [Path(folder) for folder in made])
@@ -65,8 +65,8 @@ def _claimed(workdir: Path, config) -> list[str] | None:
     return None if made is None else [str(folder) for folder in made]
 
 
-def _results(workdir: Path) -> dict[str, Any] | None:
-    path = workdir / "results.json"
+def _kept(path: Path) -> dict[str, Any] | None:
+    """What an earlier start has left in a JSON file of the run; None where it has not."""
     return wd.read_json(path) if path.exists() else None
 
 
@@ -113,7 +113,7 @@ def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> N
             raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
 
 
-def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool, watch: preemption.Watch) -> dict[str, Any]:
+def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool) -> dict[str, Any]:
     """Everything between a claimed folder and its results. What is judged by each process alone, all judge alike."""
     phase("prepare")
     source = runs.source_of(config, mesh)
@@ -123,7 +123,7 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool, watch
     with manager.Checkpoints(
         workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
     ) as checkpoints:
-        state, metrics = _learn(config, source, plan, workdir, checkpoints, mesh, watch)
+        state, metrics = _learn(config, source, plan, workdir, checkpoints, mesh)
     result: dict[str, Any] = {"train": metrics}
     if source.sim is not None:
         phase("ab_test")
@@ -169,7 +169,7 @@ def _finite(tree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
-def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: manager.Checkpoints, mesh, watch):
+def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: manager.Checkpoints, mesh):
     """The rounds of a run, from the newest checkpoint or a fresh state to the last update."""
     state: Any = None
     summary: dict[str, Any] | None
@@ -177,12 +177,12 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
     if checkpoints.latest_step() is not None:
         state, step = checkpoints.restore(runs.state_shapes(config, source, mesh))
         say(f"resumed at step {step}, round {min(int(state.round) + 1, plan.rounds)}")
-        summary = multihost.on_primary(lambda: _summary(workdir))
+        summary = multihost.on_primary(lambda: _kept(workdir / "learned.json"))
         if summary is not None and summary["steps"] == step:
             return state, summary
     writes = workdir if par.is_primary() else None
     writer = writers.MetricsWriter(writes, start_step=step if step else None, seed=config.seed)
-    keeper = _Keeper(config, writer, checkpoints, step, watch)
+    keeper = _Keeper(config, writer, checkpoints, step)
     given: SessionLog | None = None
     with writer, keeper:
         for number in range(0 if state is None else int(state.round), plan.rounds):
@@ -194,7 +194,7 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
                 log = given
             else:
                 phase("collect")
-                log = source.collect(_server(config, plan, _alone(source), par.local(state)), number)
+                log = source.collect(_server(config, plan, source, state), number)
             if state is None:
                 state = _born(config, plan, source, log, mesh)
             logged = par.put_replicated(np.array([log.num_sessions, log.num_requests], np.int32), mesh)
@@ -207,11 +207,6 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
     checkpoints.wait()
     summary = multihost.on_primary(lambda: _summarise(plan, state, workdir, keeper.step))
     return state, summary
-
-
-def _summary(workdir: Path) -> dict[str, Any] | None:
-    path = workdir / "learned.json"
-    return wd.read_json(path) if path.exists() else None
 
 
 def _summarise(plan: alternation.Plan, state: alternation.RunState, workdir: Path, step: int) -> dict[str, Any]:
@@ -233,12 +228,13 @@ def _summarise(plan: alternation.Plan, state: alternation.RunState, workdir: Pat
 
 
 def _server(config, plan: alternation.Plan, source: sources.Source, state: alternation.RunState) -> base.Policy:
-    """Who collects a round's log: the agents as they were when it began, or the source's first policy."""
+    """Who collects a round's log, in each process alone: the agents as they were when it began, or the source's first
+    policy."""
     method = methods.get(plan.method)
     if not method.collects:
         return next(iter(source.policies.values()))
-    server = alternation.server_state(state)
-    return method.make_policy(server, source.items, plan.agents, config.alternation.temperature)
+    server = alternation.server_state(par.local(state))
+    return method.make_policy(server, _alone(source).items, plan.agents, config.alternation.temperature)
 
 
 def _born(config, plan: alternation.Plan, source: sources.Source, log: SessionLog, mesh) -> alternation.RunState:
@@ -258,16 +254,9 @@ class _Keeper:
     As a context manager it saves the state that it holds where the run is told to stop.
     """
 
-    def __init__(
-        self,
-        config,
-        writer: writers.MetricsWriter,
-        checkpoints: manager.Checkpoints,
-        step: int,
-        watch: preemption.Watch,
-    ):
+    def __init__(self, config, writer: writers.MetricsWriter, checkpoints: manager.Checkpoints, step: int):
         self.step = step  # of the whole run: steps of fits and updates
-        self._config, self._writer, self._checkpoints, self._watch = config, writer, checkpoints, watch
+        self._config, self._writer, self._checkpoints = config, writer, checkpoints
         self._state: Any = None
         self._pending: tuple[int, str, Any] | None = None
         self._good = step  # the last step whose metrics were seen to be finite
@@ -320,10 +309,6 @@ class _Keeper:
             )
         self._checkpoints.save(self.step, self._state, force=force, again=again)
 
-    def stop_if_told(self) -> None:
-        """Between two steps. Raises: Preempted."""
-        self._watch.check()
-
 
 def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keeper: _Keeper, mesh):
     """One round: the steps that are left of its fit and its updates, then the optimism gap."""
@@ -339,7 +324,7 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
         """Steps `first` … `total - 1` of a phase of this round, at rates that fall along the whole run."""
         if first < total:
             phase(name)
-        bar = Progress(f"{name} {number + 1}/{plan.rounds}", total, unit="steps", done=first)
+        update = counted(f"{name} {number + 1}/{plan.rounds}", total, done=first)
         for at in range(first, total):
             data = batch(_batch_rows(config.seed, number, name, rows, at, batch_size))
             rate = jnp.float32(alternation.rate((number + at / total) / plan.rounds))
@@ -348,9 +333,7 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
             keeper.after_step(name, metrics, last=at + 1 == total)
             if name == "fit" or at + 1 < total:  # the last update is saved when the round is over
                 keeper.save()
-            bar.update(at + 1)
-            keeper.stop_if_told()
-        bar.close()
+            update(at + 1)
         return state
 
     if plan.models:
@@ -362,13 +345,13 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
     first = max(done - of_fit, 0)
     state = run(state, "train", alternation.update_step, index, config.train.batch, first, of_updates)
     rows: dict[str, Any] = {}
-    alone = (config, _alone(source), plan, par.local(state), log)
+    alone = lambda: (config, _alone(source), plan, par.local(state), log)
     if plan.models and config.alternation.gap_sessions and source.sim is not None:
         phase("optimism")
-        rows["optimism"] = judging.optimism(*alone, par.local_mesh())
+        rows["optimism"] = judging.optimism(*alone(), par.local_mesh())
     if config.alternation.conflict_batches:
         phase("conflict")
-        rows["conflict"] = explain.conflicts(*alone)
+        rows["conflict"] = explain.conflicts(*alone())
     for name, metrics in rows.items():  # once nothing can stop the round any more
         keeper.write(name, metrics)
     return state
