@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.benchmarks import cost
 from mmrf_jax.embeddings import rowwise, table
 from mmrf_jax.metrics.progress import counted, say
 from mmrf_jax.parallel import mesh as par
@@ -95,8 +94,7 @@ def scale(parts: list[str], max_size: int, repeats: int) -> list[dict[str, Any]]
     results: list[dict[str, Any]] = []
     for number, (part, size) in enumerate(todo, 1):
         say(f"{part}: {size:,}")
-        with multiprocessing.get_context("spawn").Pool(1) as alone:
-            found = alone.apply(_measured, (part, size, repeats))
+        found = cost.alone(_measured, part, size, repeats)
         results += [{"name": f"{part}/{what}/{size}", "value": v, "unit": unit} for what, (v, unit) in found.items()]
         done(number)
     for part in parts:
@@ -111,4 +109,4 @@ def scale(parts: list[str], max_size: int, repeats: int) -> list[dict[str, Any]]
 
 def _measured(part: str, size: int, repeats: int) -> dict[str, tuple[float, str]]:
     found = PARTS[part][0](size, repeats)
-    return found | {"memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB")}
+    return found | {"memory": (cost.peak_memory(), "GiB")}

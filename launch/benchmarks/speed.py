@@ -1,0 +1,317 @@
+"""How fast the program is, beside what this machine could do: each part in a process of its own.
+
+The limit of a figure is the roofline of the work that XLA counts in the function, with the rates of a large product
+and a large copy in the same process; of a policy that only gathers and sums features, the rate of that gather; of GAUC,
+the rate of sorting its rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from experiments import world as experiment
+from launch.benchmarks import cost
+from mmrf_jax.agents import policy as agents_policy
+from mmrf_jax.data import sessions
+from mmrf_jax.evaluation import gauc
+from mmrf_jax.metrics.progress import counted
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.simulators import base
+from mmrf_jax.simulators.feedback import session as feedback_session
+from mmrf_jax.simulators.world import params, session
+from mmrf_jax.training import alternation, arms, methods, rollout, sources
+
+USERS = 4_096  # in one call, where nothing else is said
+SIZES = (2**8, 2**12, 2**16, 2**20)  # users of a timing of the random policy
+_LARGEST_CALL = 2**16
+_LEAST_USERS = 2**12  # of a timing: fewer in one call are served in several calls
+_SESSIONS = 1_024  # of the log that is learned from
+_ROWS = 1_000_000  # of impressions whose GAUC is computed
+_BATCHES = 16
+
+
+class Figure(NamedTuple):
+    """A rate, and the limit of it where there is one; units a second."""
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None
+
+
+class Serving(NamedTuple):
+    """A policy in a simulator."""
+
+    sim: Any
+    policy: base.Policy
+    k: int
+
+
+def _config(**overrides: Any) -> ml_collections.ConfigDict:
+    """The main job, with a short log."""
+    config = experiment.get_config()
+    config.collect.sessions = _SESSIONS
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+class Run(NamedTuple):
+    """A run of the main job before its first step, with its first log. How fast it is does not depend on what it
+    has learned."""
+
+    source: sources.Source
+    plan: alternation.Plan
+    state: alternation.RunState
+    log: Any
+    config: Any
+
+
+def _run(**overrides: Any) -> Run:
+    config = _config(**overrides)
+    source = sources.from_config(config, lambda *_: lambda _: None)
+    plan, log = alternation.plan_of(config), source.train()
+    shown = log.feedback[log.slate >= 0].astype(np.float64)
+    returns = sessions.mean_return(log, plan.agents.discount)
+    known = [jnp.asarray(x, jnp.float32) for x in (shown.mean(0), shown.std(0), returns)]
+    born = jax.jit(lambda key, *known: alternation.init(key, plan, source.schema, source.items, *known))
+    return Run(source, plan, born(jax.random.key(0), *known), log, config)
+
+
+def _features(weights: dict, carry: Any, request: Any) -> jax.Array:
+    """Scores [B, C], linear in the features of all candidates."""
+    return weights["features"][request.candidates] @ weights["linear"]
+
+
+def random_policy(sim: base.Simulator) -> base.Policy:
+    """Uniform slates, all candidates' features gathered: weights that are 0, which the compiler does not know."""
+    features = sim.items.features
+    weights = {"features": features, "linear": jnp.zeros(features.shape[1])}
+    return base.Policy(weights, base.nothing, _features, base.nothing, 1.0)
+
+
+def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
+    """Live requests a second, resets included, sessions of `users` users in one call."""
+    mesh, key = par.make_mesh(), jax.random.key(1)
+    data = par.put_replicated((serving.sim[3:], serving.policy), mesh)
+    sim, policy = base.Simulator(*serving.sim[:3], *data[0]), data[1]
+    size = min(users, _LARGEST_CALL)
+    calls = max(users, _LEAST_USERS) // size
+    rates = []
+    for repeat in range((repeats if users <= _LARGEST_CALL else 1) + 1):  # the first compiles
+        start, live = time.perf_counter(), 0.0
+        for call in range(calls if repeat else 1):
+            first = (repeat * calls + call) * size
+            sums = arms.serve(sim, policy, key, mesh, first_user=first, num_users=size, day=0, k=serving.k)
+            live += float(sums["requests"].sum())
+        rates.append(live / (time.perf_counter() - start))
+    return statistics.median(rates[1:])
+
+
+def request_work(serving: Serving, slots: int = 256) -> cost.Work:
+    """What a live request must do: a step of full slots; arriving is left out, for sessions are of any length."""
+    begin = functools.partial(_begin, serving, slots)
+    slots_now = jax.eval_shape(begin, jax.random.key(0))
+    step = lambda data, policy, key, now: rollout.advance(
+        base.Simulator(*serving.sim[:3], *data), policy, key, jnp.int32(0), now, serving.k, refill=False
+    )
+    return cost.work(step, serving.sim[3:], serving.policy, jax.random.key(0), slots_now).times(1 / slots)
+
+
+def _begin(serving: Serving, slots: int, key):
+    return rollout.start(serving.sim, serving.policy, key, 0, slots, jnp.int32(0), slots, keep_history=False)
+
+
+def _gathers(sim: base.Simulator, candidates: int, repeats: int) -> float:
+    """Requests a second of a program that only gathers and sums the features of the candidates of `USERS` requests."""
+    _, request, _ = jax.jit(sim.reset)(jax.random.key(0), jnp.arange(USERS), jnp.int32(0), sim.params)
+    gather = jax.jit(lambda features, videos: features[videos].sum(axis=(1, 2)))
+    once = lambda: gather(sim.items.features, request.candidates)
+    return USERS / statistics.median(cost.seconds(once, 4 * repeats))
+
+
+def world(repeats: int, max_users: int) -> Iterator[Figure]:
+    """Rollouts of the random policy."""
+    for candidates in (100, 400):
+        sim = session.make(params.WorldConfig(candidates=candidates))
+        limit = _gathers(sim, candidates, repeats)
+        serving = Serving(sim, random_policy(sim), 6)
+        for users in SIZES if candidates == 100 else (USERS,):
+            if users <= max_users:
+                rate = requests_a_second(serving, users, repeats)
+                yield Figure(f"world/random/C={candidates}/B={users}", rate, "requests/s", limit)
+
+
+def whole_catalogue(repeats: int, max_users: int) -> Iterator[Figure]:
+    """Rollouts where every video is a candidate of every request: no gather."""
+    sim = session.make(params.WorldConfig(num_videos=100, candidates=100, slate=2))
+    serving = Serving(sim, sources.world_policies()["random"], 2)
+    limit = cost.machine(repeats).rate(request_work(serving))
+    yield Figure(f"world/whole/C=100/B={USERS}", requests_a_second(serving, USERS, repeats), "requests/s", limit)
+
+
+def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
+    """Rollouts of MMRF's policy."""
+    machine = cost.machine(repeats)
+    for candidates in (100, 400):
+        run = _run(**{"world.candidates": candidates})
+        policy = agents_policy.make(run.state.agents, run.source.items, run.plan.agents)
+        serving = Serving(run.source.sim, policy, run.plan.agents.slate)
+        limit = machine.rate(request_work(serving))
+        for users in SIZES[:3] if candidates == 100 else (USERS,):
+            if users <= max_users:
+                rate = requests_a_second(serving, users, repeats)
+                yield Figure(f"world/mmrf/C={candidates}/B={users}", rate, "requests/s", limit)
+
+
+def model(repeats: int, max_users: int) -> Iterator[Figure]:
+    """Rollouts in the feedback model."""
+    run, machine = _run(), cost.machine(repeats)
+    sim = feedback_session.make(
+        alternation.model_of(run.state), run.source.items, run.plan.feedback, run.log, run.config.world.max_requests
+    )
+    rankers = {
+        "random": random_policy(sim),
+        "mmrf": agents_policy.make(run.state.agents, run.source.items, run.plan.agents),
+    }
+    for name, policy in rankers.items():
+        serving = Serving(sim, policy, run.plan.agents.slate)
+        limit = machine.rate(request_work(serving))
+        rate = requests_a_second(serving, USERS, repeats)
+        yield Figure(f"model/{name}/C=100/B={USERS}", rate, "requests/s", limit)
+
+
+def learning(repeats: int, max_users: int) -> Iterator[Figure]:
+    """Steps of the fit and of the agents, and scoring offline."""
+    run, machine = _run(), cost.machine(repeats)
+    index = sessions.segment_index(run.log, run.config.train.segment)
+    index = index[np.random.default_rng(0).permutation(len(index))]
+    size, mesh = run.config.train.batch, par.make_mesh()
+    batches = [
+        par.put_batch(
+            sessions.gather_segments(run.log, index[i * size : (i + 1) * size], run.config.train.segment), mesh
+        )
+        for i in range(min(_BATCHES, len(index) // size))
+    ]
+    requests = sum(int(batch.mask[:, :-1].sum()) for batch in batches)
+    impressions = sum(int((batch.slate_mask[:, :-1] & batch.mask[:, :-1, None]).sum()) for batch in batches)
+    items, plan, rate = run.source.items, run.plan, jnp.float32(1.0)
+    step: Callable
+    for name, step, units, unit in (
+        ("learning/fit", alternation.fit_step, impressions, "impressions/s"),
+        ("learning/update", alternation.update_step, requests, "requests/s"),
+    ):
+        limit = machine.rate(
+            cost.work(lambda *x, step=step: step.__wrapped__(*x, plan, 1.0), run.state, batches[0], items)
+        )
+        state = jax.tree.map(jnp.copy, run.state)
+
+        def steps(step=step):
+            nonlocal state
+            for batch in batches:
+                state, _ = step(state, batch, items, plan, rate)
+            return state
+
+        value = units / statistics.median(cost.seconds(steps, repeats))
+        yield Figure(name, value, unit, limit * units / len(batches))
+    score = jax.jit(
+        lambda agents, batch, items: methods.score_candidates(agents, batch, items, plan.agents, plan.method)
+    )
+    scores = lambda: [score(run.state.agents, batch, items) for batch in batches]
+    value = impressions / statistics.median(cost.seconds(scores, repeats))
+    limit = machine.rate(cost.work(score, run.state.agents, batches[0], items)) * impressions / len(batches)
+    yield Figure("offline/score", value, "impressions/s", limit)
+
+
+def judging(repeats: int, max_users: int) -> Iterator[Figure]:
+    """GAUC of eight labels."""
+    rng = np.random.default_rng(0)
+    users, scores = rng.integers(0, _ROWS // 20, _ROWS), rng.random(_ROWS, np.float32)
+    labels = {str(i): rng.random(_ROWS) < 0.3 for i in range(8)}
+    measure = lambda: gauc.grouped_auc(users, scores, labels)["0"].value
+    sort = statistics.median(cost.seconds(lambda: np.lexsort((scores, users)), repeats))
+    yield Figure("offline/gauc", _ROWS / statistics.median(cost.seconds(measure, repeats)), "rows/s", _ROWS / sort)
+
+
+def cold_start(repeats: int, max_users: int) -> Iterator[Figure]:
+    """Seconds from the command to the first update of the agents, and of the feedback model, with a log of two
+    batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate(("compiled anew", "kept programs")):
+            workdir = Path(folder) / str(number)
+            command = [sys.executable, "-m", "launch.train", "--config=experiments/world.py", f"--workdir={workdir}"]
+            command += ["--config.collect.sessions=128", "--config.log_every=1"]
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "programs")}
+            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+            start = time.perf_counter()
+            with subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ) as child:
+                while child.poll() is None and not _updated(workdir / "metrics.jsonl"):
+                    time.sleep(0.05)
+                took = time.perf_counter() - start
+                child.kill()
+            yield Figure(f"start/{name}", took, "s")
+            shutil.rmtree(workdir, ignore_errors=True)
+
+
+def _updated(path: Path) -> bool:
+    rows = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return any(json.loads(row)["phase"] == "train" for row in rows if row.endswith("\n"))
+
+
+def machine(repeats: int, max_users: int) -> Iterator[Figure]:
+    """A large product and a large copy."""
+    measured = cost.machine(repeats)
+    yield Figure("machine/product", measured.flops / 1e9, "GFLOP/s")
+    yield Figure("machine/copy", measured.bytes / 1e9, "GB/s")
+
+
+PARTS: dict[str, Callable[[int, int], Iterator[Figure]]] = {
+    "machine": machine,
+    "world": world,
+    "whole": whole_catalogue,
+    "ranker": ranker,
+    "model": model,
+    "learning": learning,
+    "judging": judging,
+    "start": cold_start,
+}
+
+
+def speed(parts: list[str], repeats: int, max_users: int) -> list[dict[str, Any]]:
+    """The results of the parts; "memory" is the most that a part's process, or its device, held."""
+    done = counted("speed", len(parts))
+    results: list[dict[str, Any]] = []
+    for number, part in enumerate(parts, 1):
+        figures, memory = cost.alone(_measured, part, repeats, max_users)
+        results += [_entry(Figure(*figure)) for figure in figures]
+        results.append({"name": f"{part}/memory", "value": memory, "unit": "GiB"})
+        done(number)
+    return results
+
+
+def _measured(part: str, repeats: int, max_users: int) -> tuple[list[tuple], float]:
+    return [tuple(figure) for figure in PARTS[part](repeats, max_users)], cost.peak_memory()
+
+
+def _entry(figure: Figure) -> dict[str, Any]:
+    entry = {"name": figure.name, "value": figure.value, "unit": figure.unit}
+    if figure.limit is not None:
+        entry |= {"limit": figure.limit, "fraction_of_limit": figure.value / figure.limit}
+    return entry
