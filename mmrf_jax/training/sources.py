@@ -15,7 +15,6 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import records, sessions
 from mmrf_jax.data.kuairand import builder as kuairand
-from mmrf_jax.data.kuairand import prepare
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.parallel import multihost
 from mmrf_jax.simulators import base
@@ -212,7 +211,7 @@ def _kuairand(config) -> Source:
     if not config.data.dir:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
     d = config.data
-    wanted = prepare.KuaiRandConfig(
+    wanted = kuairand.KuaiRandConfig(
         train_until=d.train_until,
         valid_until=d.valid_until,
         test_from=d.test_from,

@@ -1,7 +1,10 @@
 """The KuaiRand builder on made-up files: leaks, candidates, counts, errors. Real rows: `test_kuairand_real`."""
 
 import dataclasses
+import pathlib
 import shutil
+import tempfile
+import types
 
 import kuairand_files as files
 import numpy as np
@@ -10,14 +13,26 @@ import pytest
 
 from mmrf_jax.data import records
 from mmrf_jax.data.kuairand import builder as kr
-from mmrf_jax.data.kuairand import candidates, columns, features, requests
-from mmrf_jax.data.kuairand.prepare import Prepared
+from mmrf_jax.data.kuairand import candidates, clean, columns, engines, requests
+from mmrf_jax.data.kuairand import prepare as stages
+from mmrf_jax.data.kuairand.job import Job
+from mmrf_jax.metrics.progress import counted
 
 CONFIG = kr.KuaiRandConfig(candidates=20, slate=3, history=8, session_gap_minutes=120)
 
 
+def opened(source, tmp_path, config=CONFIG):
+    """Catalogue, profiles and plans of a log so small that it is one bucket."""
+    job = Job(columns.find_source(source), config, pathlib.Path(tempfile.mkdtemp(dir=tmp_path)))
+    with engines.processes(1) as engine:
+        stages.run(job, engine, counted)
+    bucket = stages.open_bucket(job, 0)
+    plans = {name: bucket.plan(name) for name in stages.ALL_SPLITS}
+    return types.SimpleNamespace(catalogue=bucket.catalogue, profiles=bucket.profiles, plans=plans)
+
+
 def prepare(source, tmp_path, config=CONFIG):
-    prepared = Prepared.build(columns.find_source(source), config)
+    prepared = opened(source, tmp_path, config)
     splits, items, schema, report = kr.load_or_prepare(source, tmp_path / "cache", config)
     return prepared, splits, items, schema, report
 
@@ -371,7 +386,7 @@ def test_context_by_hand():
         flags=np.zeros((2, 8), np.int8),
         play=np.zeros(2, np.int32),
     )
-    plan = requests.plan_standard(rows, np.ones(2, bool), 6, 24 * 60, 30)
+    plan = requests.plan_standard(rows, np.ones(2, bool), 6, 24 * 60, 30, int(time[-1]))
     context = plan.context(np.arange(2), np.arange(2))
     assert context.shape == (2, requests.CONTEXT)
     np.testing.assert_allclose(context[:, :2], [[1, 0], [np.sin(np.pi * 0.75), np.cos(np.pi * 0.75)]], atol=1e-6)
@@ -381,7 +396,7 @@ def test_context_by_hand():
 
 
 def test_sampling_is_uniform_and_places_are_too():
-    pool = candidates.Pool(np.array([features.NEVER, *[20220501] * 30, *[20220502] * 10], np.int32), features.NEVER)
+    pool = candidates.make_pool(np.array([clean.NEVER, *[20220501] * 30, *[20220502] * 10], np.int32), clean.NEVER)
     r, c = 20000, 12
     key = candidates.request_keys(3, np.arange(r))
     exposed = np.stack([np.full(r, 5), np.full(r, 40), np.full(r, -1)], 1).astype(np.int32)  # 40 is not live yet

@@ -9,7 +9,9 @@ import pytest
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.kuairand import builder as kr
-from mmrf_jax.data.kuairand import clean, columns, requests
+from mmrf_jax.data.kuairand import clean, columns, engines, prepare, requests
+from mmrf_jax.data.kuairand.job import Job
+from mmrf_jax.metrics.progress import counted
 
 SOURCE = os.environ.get("KUAIRAND_DIR", "")
 pytestmark = pytest.mark.skipif(
@@ -30,9 +32,11 @@ def real(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def frame():
-    source = columns.find_source(SOURCE)
-    return clean.clean_log(source, columns.read_videos(source.videos))[0]
+def frame(tmp_path_factory):
+    job = Job(columns.find_source(SOURCE), kr.KuaiRandConfig(), tmp_path_factory.mktemp("work"))
+    with engines.processes(1) as engine:
+        prepare.run(job, engine, counted)
+    return prepare.open_bucket(job, 0).rows
 
 
 def test_duplicates_and_unusable_rows(real):
@@ -52,7 +56,9 @@ def test_duplicates_and_unusable_rows(real):
 @pytest.mark.parametrize(("gap", "rows_per_session"), [(30, 1.2), (24 * 60, 2.7)])
 def test_rows_per_session(gap, rows_per_session):
     source = columns.find_source(SOURCE)
-    rows = columns.read_log(source.logs[0]).unique().sort("user_id", "time_ms")  # those without a duration too
+    rows = (
+        columns.read_log(columns.whole(source.logs[0])).unique().sort("user_id", "time_ms")
+    )  # those without a duration too
     assert len(rows) == 180_384
     start = requests.session_starts(rows["user_id"].to_numpy(), rows["time_ms"].to_numpy(), gap)
     assert round(len(rows) / start.sum(), 1) == rows_per_session

@@ -6,17 +6,24 @@ on the order nor on the presence of other requests.
 
 from __future__ import annotations
 
+import pathlib
+
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_AT_ONCE = 256  # requests whose draws stay in a core's cache
 
 
 def mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64 finaliser: uint64 to uint64, every output bit depends on every input bit."""
     with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        y = x >> np.uint64(30)
+        y ^= x
+        y *= np.uint64(0xBF58476D1CE4E5B9)
+        y ^= y >> np.uint64(27)
+        y *= np.uint64(0x94D049BB133111EB)
+        y ^= y >> np.uint64(31)
+        return y
 
 
 def request_keys(seed: int, *parts: np.ndarray) -> np.ndarray:
@@ -29,41 +36,44 @@ def request_keys(seed: int, *parts: np.ndarray) -> np.ndarray:
 
 
 def _draw(key: np.ndarray, first: int, count: int, size: np.ndarray) -> np.ndarray:
-    """Numbers `first` … `first + count − 1` of every key's stream, uniform in [0, size): [R, count] int64."""
+    """Numbers `first` … `first + count − 1` of the streams of keys [R], uniform in [0, size [R] uint64): [R, count]."""
     with np.errstate(over="ignore"):
         counter = np.arange(first + 1, first + count + 1, dtype=np.uint64) * _GOLDEN
-        bits = mix(key[:, None] + counter) >> np.uint64(32)
-        return ((bits * size.astype(np.uint64)[:, None]) >> np.uint64(32)).astype(np.int64)
+        bits = mix(key[:, None] + counter)
+        bits >>= np.uint64(32)
+        bits *= size[:, None]
+        bits >>= np.uint64(32)
+        return bits.view(np.int64)
 
 
 class Pool:
     """The videos that are live on each day: those whose first day is that day or before it."""
 
-    def __init__(self, live_from: np.ndarray, never: int):
-        """Args: live_from: [V] int32 first day of every item row; rows with `never` are in no pool."""
-        order = np.argsort(live_from, kind="stable")
-        days = live_from[order]
-        self.size = int(np.searchsorted(days, never))
-        self._order = order[: self.size].astype(np.int32)
-        self._days = days[: self.size]
+    def __init__(self, videos: np.ndarray, days: np.ndarray):
+        """Args: videos: [P] int32 item rows in the order of their first days [P] int32; `make_pool` gives both."""
+        self._order, self._days = videos, days
+
+    @property
+    def size(self) -> int:
+        return len(self._order)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes the pool beside `path`, whose name is the beginning of its files' names; see `read_pool`."""
+        np.save(f"{path}-videos.npy", self._order)
+        np.save(f"{path}-days.npy", self._days)
 
     def live(self, dates: np.ndarray) -> np.ndarray:
         """[R] int64 number of videos live on dates [R]."""
         return np.searchsorted(self._days, dates, side="right")
 
-    def videos(self, date: int) -> np.ndarray:
-        """Item rows live on a day."""
-        return self._order[: int(self.live(np.array(date)))]
-
-    def check(self, dates: np.ndarray, candidates: int) -> None:
-        """Raises ValueError where fewer than `candidates` videos are live on one of the dates."""
-        for date in np.unique(dates):
-            live = len(self.videos(int(date)))
-            if live < candidates:
-                raise ValueError(
-                    f"{live} videos are live on {date}, {candidates} candidates are asked for; "
-                    f"set candidates to at most {live}"
-                )
+    def check(self, date: int, candidates: int) -> None:
+        """Raises ValueError where fewer than `candidates` videos are live on a date; on later ones there are more."""
+        live = int(self.live(np.array(date)))
+        if live < candidates:
+            raise ValueError(
+                f"{live} videos are live on {date}, {candidates} candidates are asked for; "
+                f"set candidates to at most {live}"
+            )
 
     def sample(
         self, key: np.ndarray, dates: np.ndarray, exposed: np.ndarray, candidates: int
@@ -73,48 +83,77 @@ class Pool:
         Args:
           key: [R] uint64, `request_keys`.
           dates: [R] the day of each request; `check` must accept them.
-          exposed: [R, K] int32 item rows, different within a request; −1 where fewer were shown.
+          exposed: [R, K] int32 item rows, different within a request; −1 at its end where fewer were shown.
           candidates: C.
 
         Returns:
           Candidates [R, C] int32, all different, the exposed ones at random places; and slate [R, K] int32, the places
           of the exposed ones in the order given, −1 where there is none.
         """
-        r, k = exposed.shape
-        size = self.live(dates)
-        found = np.empty((r, candidates), np.int32)
+        found = np.empty((len(key), candidates), np.int32)
+        slate = np.empty(exposed.shape, np.int32)
+        size = self.live(dates).astype(np.uint64)
+        for start in range(0, len(key), _AT_ONCE):
+            at = slice(start, start + _AT_ONCE)
+            self._different(key[at], size[at], exposed[at], found[at])
+            slate[at] = _place(key[at], found[at], exposed[at])
+        return found, slate
+
+    def _different(self, key: np.ndarray, size: np.ndarray, exposed: np.ndarray, found: np.ndarray) -> None:
+        """Fills `found` [R, C] with the exposed videos and then with the first of each key's draws, all different."""
+        (_, k), c = exposed.shape, found.shape[1]
+        shown = (exposed >= 0).sum(1).astype(np.uint64)
+        with np.errstate(over="ignore"):
+            shifted = key - shown * _GOLDEN  # the first draw comes after the exposed
+        np.take(self._order, _draw(shifted, 0, c, size), out=found, mode="clip")
+        found[:, :k] = np.where(exposed >= 0, exposed, found[:, :k])
+        ranked = np.sort(found, axis=1)
+        todo, count = np.flatnonzero((ranked[:, 1:] == ranked[:, :-1]).any(1)), c + c // 4 + 16
         absent = -1 - np.arange(k)  # different from each other, so that none counts as a repetition
-        head = np.where(exposed >= 0, exposed, absent).astype(np.int64)
-        todo, count = np.arange(r), candidates + candidates // 4 + 16
-        while len(todo):
+        while len(todo):  # those with a repetition: more draws
             others = self._order[_draw(key[todo], 0, count, size[todo])]
-            drawn = np.concatenate([head[todo], others], axis=1)
+            drawn = np.concatenate([np.where(exposed[todo] >= 0, exposed[todo], absent), others], axis=1)
             order = np.argsort(drawn, axis=1, kind="stable")
             ranked = np.take_along_axis(drawn, order, 1)
             repeated = np.zeros(drawn.shape, bool)
             np.put_along_axis(repeated, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], 1)
             fresh = ~repeated & (drawn >= 0)
             rank = np.cumsum(fresh, axis=1)
-            enough = rank[:, -1] >= candidates
-            fresh &= (rank <= candidates) & enough[:, None]
-            found[todo[enough]] = drawn[fresh].reshape(-1, candidates)
+            enough = rank[:, -1] >= c
+            fresh &= (rank <= c) & enough[:, None]
+            found[todo[enough]] = drawn[fresh].reshape(-1, c)
             todo, count = todo[~enough], count * 2
-        return _place(key, found, exposed)
 
 
-def _place(key: np.ndarray, found: np.ndarray, exposed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Moves the exposed videos, the first of each row, to random places: K steps of a Fisher–Yates shuffle."""
-    r, c = found.shape
-    k = exposed.shape[1]
+def make_pool(live_from: np.ndarray, never: int) -> Pool:
+    """The pool of item rows [V] by the day from which each is live, int32; rows with `never` are not in it."""
+    order = np.argsort(live_from, kind="stable")
+    days = live_from[order]
+    size = int(np.searchsorted(days, never))
+    return Pool(order[:size].astype(np.int32), days[:size])
+
+
+def read_pool(path: pathlib.Path) -> Pool:
+    """What `Pool.save` wrote, as read-only maps of its files."""
+    return Pool(np.load(f"{path}-videos.npy", mmap_mode="r"), np.load(f"{path}-days.npy", mmap_mode="r"))
+
+
+def _place(key: np.ndarray, found: np.ndarray, exposed: np.ndarray) -> np.ndarray:
+    """Moves the exposed videos, the first of each row of `found`, to random places: K steps of a Fisher–Yates shuffle.
+
+    Returns the places of the exposed ones [R, K] int32, −1 where there is none.
+    """
+    (r, c), k = found.shape, exposed.shape[1]
     rows = np.arange(r)
-    place = np.broadcast_to(np.arange(c, dtype=np.int32), (r, c)).copy()
+    place = np.tile(np.arange(c, dtype=np.int32), (r, 1))
     stream = mix(key ^ _GOLDEN)
+    moved = np.empty((r, 2 * k), np.int64)
+    moved[:, :k] = np.arange(k)
     for i in range(k):
-        other = i + _draw(stream, i, 1, np.full(r, c - i))[:, 0]
-        place[rows, i], place[rows, other] = place[rows, other], place[rows, i].copy()
-    placed = np.empty_like(found)
-    np.put_along_axis(placed, place, found, 1)
-    shown = exposed >= 0
-    nth = np.cumsum(shown, axis=1) - 1
-    slate = np.where(shown, np.take_along_axis(place, np.maximum(nth, 0), 1), -1)
-    return placed, slate.astype(np.int32)
+        other = i + _draw(stream, i, 1, np.full(r, c - i, np.uint64))[:, 0]
+        moved[:, k + i] = other
+        place[rows, i], place[rows, other] = place[rows, other], place[rows, i]
+    # a video that no step has moved has its place
+    values = np.take_along_axis(found, moved, 1)
+    np.put_along_axis(found, np.take_along_axis(place, moved, 1), values, 1)
+    return np.where(exposed >= 0, place[:, :k], -1)

@@ -1,94 +1,166 @@
-"""From log files to rows that can be used, and a report of every row that cannot.
+"""From log rows to rows that can be used, a count of every row that cannot, and what the rows say of their videos.
 
 Exact duplicates go first (4,677 rows of KuaiRand-Pure's standard log of 25 April to 5 May), before anything is split,
-so that no row can be in two splits. A duration of 0 is taken from the video's features where they have it.
+so that no row can be in two splits. A duration of 0 is taken from the video's features where they have it. Duplicates
+have one user, so all of this is done for some users at a time.
 """
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 
+import numpy as np
 import polars as pl
-from absl import logging
 
 from mmrf_jax.data.kuairand import columns
 
 #: Why a row is not used; a row counts under the first reason that holds.
 REASONS = ("unparsable", "bad_flag", "bad_date", "negative_play_time", "no_duration")
+NOBODY = -(2**31)  # stands for a user id that cannot be read
+NEVER = 99999999  # a day after all others
+#: Bits of `mentions`: the log has the video at all, or in a row that can be used.
+IN_LOG = {"standard": 1, "random": 2}
+USED = {"standard": 4, "random": 8}
+
+_ALL_COLUMNS = (*columns.LOG_TYPES, *columns.EXTRA_LOG_TYPES, "random", "readable")
+# by user, time and video; then by the others, the duration last, which may be repaired
+_ORDER = ("user_id", "time_ms", "video_id", *(n for n in _ALL_COLUMNS if n not in ("user_id", "time_ms", "video_id")))
+_ORDER = (*(n for n in _ORDER if n != "duration_ms"), "duration_ms")
 
 
-def clean_log(source: columns.Source, videos: pl.DataFrame) -> tuple[pl.DataFrame, dict]:
-    """Reads all log files.
+def mark(rows: pl.DataFrame, random_file: bool) -> pl.DataFrame:
+    """Adds to rows of one file whether each is of the `random` log and `readable`; a user id is no longer null.
+
+    A row whose is_rand cannot be read belongs to the log of its file.
+    """
+    return rows.with_columns(
+        pl.col("is_rand").is_between(1, 1).fill_null(random_file).alias("random"),
+        pl.all_horizontal(pl.col(n).is_not_null() for n in columns.LOG_TYPES).alias("readable"),
+        pl.col("user_id").fill_null(NOBODY),
+    )
+
+
+def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tuple[pl.DataFrame, pl.DataFrame, dict]:
+    """Cleans all rows of some users.
 
     Args:
-      source: the files.
-      videos: as `columns.read_videos` gives them; their duration repairs rows without one.
+      rows: as `mark` gives them, in any order.
+      known: video ids [n] int32 to durations [n] in ms from the features, 0 where they have none.
 
     Returns:
       The usable rows with the columns of `columns.LOG_TYPES`, sorted by user, time and video (and by the other columns,
-      so that the order does not depend on the files), and a report `{"standard": counts, "random": counts}` with
-      `rows`, `duplicates`, `duration_repaired`, one entry per reason of `REASONS`, `used`, `users` and `videos`.
+      so that the order does not depend on the files); all rows but duplicates, with the place in `REASONS` of why each
+      cannot be used as `reason`; and a report `{"standard": counts, "random": counts}` with `rows`, `duplicates`,
+      `duration_repaired`, one entry per reason, `used` and `users`. Videos are counted over all users: `count_videos`.
     """
-    frames = [columns.read_log(path) for path in source.logs]
-    # a row whose is_rand cannot be read belongs to the log of its file
-    is_random_file = [path.name.startswith("log_random") for path in source.logs]
-    rows = pl.concat(
-        frame.with_columns(pl.col("is_rand").is_between(1, 1).fill_null(random).alias("random"))
-        for frame, random in zip(frames, is_random_file, strict=True)
-    )
-    del frames
-    read = _counts(rows, "rows")
-    rows = rows.unique()
-    kept = _counts(rows, "rows")
-
-    rows = rows.join(videos.select("video_id", pl.col("duration_ms").alias("known")), "video_id", "left")
-    missing = pl.col("duration_ms").fill_null(0) <= 0
-    repaired = missing & pl.col("known").is_not_null()
-    readable = pl.all_horizontal(pl.col(n).is_not_null() for n in columns.LOG_TYPES)
-    rows = rows.with_columns(
-        pl.when(repaired & readable).then(pl.col("known").cast(pl.Int32)).otherwise("duration_ms").alias("duration_ms"),
-        repaired.alias("repaired"),
-    ).drop("known")
-    flags = pl.all_horizontal(pl.col(name).is_in([0, 1]) for name in (*columns.SIGNAL_COLUMNS, "is_rand"))
+    read = _by_log(rows)
+    rows = rows.sort(_ORDER)
+    again = pl.all_horizontal(pl.col(n).eq_missing(pl.col(n).shift()) for n in _ORDER) & (pl.int_range(pl.len()) > 0)
+    rows = rows.filter(~again)
+    kept = _by_log(rows)
+    rows = _repair(rows, known)
     dates = [d for d in rows["date"].unique().drop_nulls().to_list() if _is_date(d)]
+    flags = pl.all_horizontal(pl.col(name).is_in([0, 1]) for name in (*columns.SIGNAL_COLUMNS, "is_rand"))
     reason = (
-        pl.when(~readable)
-        .then(pl.lit(REASONS[0]))
+        pl.when(~pl.col("readable"))
+        .then(0)
         .when(~flags)
-        .then(pl.lit(REASONS[1]))
+        .then(1)
         .when(~pl.col("date").is_in(dates))
-        .then(pl.lit(REASONS[2]))
+        .then(2)
         .when(pl.col("play_time_ms") < 0)
-        .then(pl.lit(REASONS[3]))
-        .when(missing)
-        .then(pl.lit(REASONS[4]))
+        .then(3)
+        .when(pl.col("duration_ms") <= 0)
+        .then(4)
     )
-    rows = rows.with_columns(reason.alias("reason"))
-    usable = rows.filter(pl.col("reason").is_null())
+    rows = rows.with_columns(reason.cast(pl.Int8).alias("reason"))
     report = {}
     for name, random in (("standard", False), ("random", True)):
-        mine, good = rows.filter(pl.col("random") == random), usable.filter(pl.col("random") == random)
+        mine = rows.filter(pl.col("random") == random)
+        used = mine.filter(pl.col("reason").is_null())
         by_reason = dict(mine.group_by("reason").len().iter_rows())
         report[name] = {
             "rows": read.get(random, 0),
             "duplicates": read.get(random, 0) - kept.get(random, 0),
             "rows_without_duplicates": kept.get(random, 0),
-            "users_without_duplicates": mine["user_id"].drop_nulls().n_unique(),
-            "videos_without_duplicates": mine["video_id"].drop_nulls().n_unique(),
-            "duration_repaired": int(good["repaired"].sum()),
-            **{key: by_reason.get(key, 0) for key in REASONS},
-            "used": good.height,
-            "users": good["user_id"].n_unique(),
-            "videos": good["video_id"].n_unique(),
+            "users_without_duplicates": mine["user_id"].unique().drop_nulls().ne(NOBODY).sum(),
+            "duration_repaired": int(used["repaired"].sum()),
+            **{key: by_reason.get(i, 0) for i, key in enumerate(REASONS)},
+            "used": used.height,
+            "users": used["user_id"].n_unique(),
         }
-        logging.info("KuaiRand %s log: %s", name, ", ".join(f"{k} {v}" for k, v in report[name].items()))
-    first = ["user_id", "time_ms", "video_id"]
-    order = first + [name for name in columns.LOG_TYPES if name not in first]
-    return usable.select(*columns.LOG_TYPES).sort(order), report
+    usable = rows.filter(pl.col("reason").is_null()).select(*columns.LOG_TYPES)
+    return usable, rows, report
 
 
-def _counts(rows: pl.DataFrame, name: str) -> dict[bool, int]:
-    return dict(rows.group_by("random").agg(pl.len().alias(name)).iter_rows())
+def _by_log(rows: pl.DataFrame) -> dict[bool, int]:
+    random = int(rows["random"].sum())
+    return {False: len(rows) - random, True: random}
+
+
+def _repair(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> pl.DataFrame:
+    """Takes durations that are missing from the features; `repaired` says where."""
+    duration = rows["duration_ms"].fill_null(0).to_numpy().copy()
+    missing = np.flatnonzero(duration <= 0)
+    found = known(rows["video_id"].gather(missing).fill_null(NOBODY).to_numpy())
+    readable = rows["readable"].gather(missing).to_numpy()
+    repaired = np.zeros(len(rows), bool)
+    repaired[missing] = (found > 0) & readable
+    duration[missing] = np.where(repaired[missing], found, duration[missing])
+    return rows.with_columns(pl.Series("duration_ms", duration), pl.Series("repaired", repaired))
+
+
+def describe_videos(rows: pl.DataFrame, train_until: int) -> pl.DataFrame:
+    """What rows say of their videos, one row per video, sorted by `video_id`.
+
+    Args:
+      rows: the second that `clean` gives.
+      train_until: last training day.
+
+    Returns:
+      `seen`: first day of a usable row, or NEVER; `seen_time` and `seen_ms`: time and duration (ms) of its first row;
+      `random`: first day of a usable row of the random log, or NEVER; `train`: usable rows of the standard log on
+      training days; `mentions`: the bits of `IN_LOG` and `USED`.
+    """
+    used, random = pl.col("reason").is_null(), pl.col("random")
+    day = lambda which: pl.when(which).then("date").otherwise(NEVER).cast(pl.Int32)
+    bits = lambda names: pl.when(random).then(names["random"]).otherwise(names["standard"])
+    return fold_videos(
+        rows.filter(pl.col("video_id").is_not_null()).select(
+            "video_id",
+            day(used).alias("seen"),
+            pl.col("time_ms").fill_null(0).alias("seen_time"),
+            pl.col("duration_ms").alias("seen_ms"),
+            day(used & random).alias("random"),
+            (used & ~random & (pl.col("date") <= train_until)).fill_null(False).cast(pl.Int64).alias("train"),
+            (bits(IN_LOG) + pl.when(used).then(bits(USED)).otherwise(0)).cast(pl.UInt8).alias("mentions"),
+        )
+    )
+
+
+def fold_videos(told: pl.DataFrame) -> pl.DataFrame:
+    """One row per video from several, in the columns of `describe_videos`; of equal times the first row counts."""
+    if not len(told):
+        return told
+    told = told.sort("video_id", "seen", "seen_time", maintain_order=True)
+    first = np.flatnonzero(np.diff(told["video_id"].to_numpy(), prepend=NOBODY - 1))
+    return told.select("video_id", "seen", "seen_time", "seen_ms")[first].with_columns(
+        pl.Series("random", np.minimum.reduceat(told["random"].to_numpy(), first)),
+        pl.Series("train", np.add.reduceat(told["train"].to_numpy(), first)),
+        pl.Series("mentions", np.bitwise_or.reduceat(told["mentions"].to_numpy(), first)),
+    )
+
+
+def count_videos(mentions: np.ndarray) -> dict[str, dict[str, int]]:
+    """Videos of each log, from the `mentions` [n] of all different videos."""
+    return {
+        log: {
+            "videos_without_duplicates": int((mentions & IN_LOG[log] > 0).sum()),
+            "videos": int((mentions & USED[log] > 0).sum()),
+        }
+        for log in IN_LOG
+    }
 
 
 def _is_date(date: int) -> bool:

@@ -6,6 +6,7 @@ Every reader returns a polars frame in which a cell that is no number is null; `
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
@@ -99,8 +100,49 @@ def find_source(directory: str | os.PathLike) -> Source:
     return Source(variant, logs, tuple(found["user_features"]), tuple(found["video_features_basic"]))
 
 
-def read_log(path: pathlib.Path) -> pl.DataFrame:
-    """One log file: the columns of `LOG_TYPES` and `EXTRA_LOG_TYPES` (zeros where the file lacks one of the latter).
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """The lines of a file that begin in its bytes `start` … `end` − 1."""
+
+    path: pathlib.Path
+    start: int
+    end: int
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as f:
+            f.seek(max(self.start - 1, 0))
+            if self.start:
+                f.readline()  # the rest of a line that began before
+            rest = self.end - f.tell()
+            return f.read(rest) + f.readline() if rest > 0 else b""
+
+
+def whole(path: pathlib.Path) -> Chunk:
+    """All lines of a CSV file but its header."""
+    return Chunk(path, len(_first_line(path)), path.stat().st_size)
+
+
+def chunks(path: pathlib.Path, size: int) -> list[Chunk]:
+    """The lines of a CSV file but its header, in chunks of about `size` bytes; one at least."""
+    all_lines = whole(path)
+    first, end = all_lines.start, all_lines.end
+    edges = [first, *range(first + size, end - size // 2, size), end]
+    return [Chunk(path, a, b) for a, b in itertools.pairwise(edges)]
+
+
+def check(source: Source) -> None:
+    """Raises ValueError for a file that is empty or lacks a column."""
+    for paths, needed in (
+        (source.logs, LOG_TYPES),
+        (source.users, USER_COLUMNS),
+        (source.videos, VIDEO_COLUMNS),
+    ):
+        for path in paths:
+            _header(path, needed)
+
+
+def read_log(chunk: Chunk) -> pl.DataFrame:
+    """Lines of a log file: the columns of `LOG_TYPES` and `EXTRA_LOG_TYPES` (zeros where the file lacks one of these).
 
     A cell that is no whole number in its column's range is null; so are the cells that a short line lacks, and the
     time of a line with too many.
@@ -108,48 +150,51 @@ def read_log(path: pathlib.Path) -> pl.DataFrame:
     Raises:
       ValueError: for an empty file or a missing column.
     """
-    header = _header(path, LOG_TYPES)
-    options: dict[str, Any] = {"has_header": False, "skip_rows": 1, "quote_char": None, "encoding": "utf8-lossy"}
+    header = _header(chunk.path, LOG_TYPES)
     kept = {name: kind for name, kind in {**LOG_TYPES, **EXTRA_LOG_TYPES}.items() if name in header}
-    numbers = [pl.when(pl.col(n).floor() == pl.col(n)).then(n).cast(t, strict=False).alias(n) for n, t in kept.items()]
     zeros = [pl.lit(0, dtype=kind).alias(name) for name, kind in EXTRA_LOG_TYPES.items() if name not in kept]
-    schema = {name: pl.Float64 if name in kept else pl.String for name in header}
     names = (*LOG_TYPES, *EXTRA_LOG_TYPES)
+    raw = chunk.read()
+    options: dict[str, Any] = {"has_header": False, "quote_char": None, "encoding": "utf8-lossy"}
     try:
-        fast = pl.scan_csv(path, schema=schema, ignore_errors=True, **options)
-        return fast.select(*numbers, *zeros).select(names).collect(engine="streaming")
-    except pl.exceptions.NoDataError:  # a header and nothing else
+        typed = pl.read_csv(raw, schema={n: kept.get(n, pl.String) for n in header}, ignore_errors=True, **options)
+        if not any(typed[name].null_count() for name in kept):
+            return typed.select(*kept, *zeros).select(names)
+    except pl.exceptions.NoDataError:
         return pl.DataFrame(schema=LOG_TYPES | EXTRA_LOG_TYPES)
-    except pl.exceptions.ComputeError:  # some line has too many fields: split the lines one by one
-        fields = pl.col("line").str.split(",")
-        cells = [
-            fields.list.get(i, null_on_oob=True).cast(pl.Float64, strict=False).alias(name)
-            for i, name in enumerate(header)
-            if name in kept
-        ]
-        lines = pl.scan_csv(path, schema={"line": pl.String}, separator="\x01", **options)
-        surplus = fields.list.len() > len(header)
-        slow = lines.select(*cells, surplus.alias("surplus")).select(*numbers, *zeros, "surplus")
-        time = pl.when(~pl.col("surplus").fill_null(False)).then("time_ms").alias("time_ms")
-        return slow.with_columns(time).select(names).collect(engine="streaming")
+    except pl.exceptions.ComputeError:  # some line has too many fields
+        pass
+    # Some cell is no whole number: split the lines one by one.
+    fields = pl.col("line").str.strip_chars_end("\r").str.split(",")
+    cells = [
+        fields.list.get(i, null_on_oob=True).cast(pl.Float64, strict=False).alias(name)
+        for i, name in enumerate(header)
+        if name in kept
+    ]
+    numbers = [pl.when(pl.col(n).floor() == pl.col(n)).then(n).cast(t, strict=False).alias(n) for n, t in kept.items()]
+    surplus = (fields.list.len() > len(header)).fill_null(False)
+    lines = pl.read_csv(raw, schema={"line": pl.String}, separator="\x01", **options).lazy()
+    rows = lines.select(*cells, surplus.alias("surplus")).select(*numbers, *zeros, "surplus")
+    time = pl.when(~pl.col("surplus")).then("time_ms").alias("time_ms")
+    return rows.with_columns(time).select(names).collect()
 
 
 def read_users(paths: tuple[pathlib.Path, ...]) -> pl.DataFrame:
     """User features, one row per user: `user_id` Int32, `user_active_degree` String, the others Float64."""
-    frame = pl.concat([_read_strings(path, USER_COLUMNS) for path in paths])
+    frame = pl.concat([_read_strings(whole(path), USER_COLUMNS) for path in paths])
     numbers = [name for name in USER_COLUMNS if name not in ("user_id", "user_active_degree")]
     return frame.with_columns(
         _number("user_id").cast(pl.Int32, strict=False), *(_number(name) for name in numbers)
     ).unique("user_id", keep="first", maintain_order=True)
 
 
-def read_videos(paths: tuple[pathlib.Path, ...]) -> pl.DataFrame:
-    """Basic video features, one row per video.
+def read_videos(chunk: Chunk) -> pl.DataFrame:
+    """Lines of basic video features.
 
     Columns: `video_id` Int32, `author_id` Int64, `video_type` and `upload_type` String, `upload_dt` Int32 (20220409),
     `duration_ms` Float64 (null unless positive), `tag` Int32 (the first of the video's tags).
     """
-    frame = pl.concat([_read_strings(path, VIDEO_COLUMNS) for path in paths])
+    frame = _read_strings(chunk, VIDEO_COLUMNS)
     duration = _number("video_duration")
     return frame.select(
         _number("video_id").cast(pl.Int32, strict=False),
@@ -158,7 +203,7 @@ def read_videos(paths: tuple[pathlib.Path, ...]) -> pl.DataFrame:
         pl.col("upload_dt").str.slice(0, 10).str.replace_all("-", "").cast(pl.Int32, strict=False),
         pl.when(duration > 0).then(duration).alias("duration_ms"),
         pl.col("tag").str.extract(r"^\s*(\d+)").cast(pl.Int32, strict=False),
-    ).unique("video_id", keep="first", maintain_order=True)
+    )
 
 
 def _number(name: str) -> pl.Expr:
@@ -166,9 +211,13 @@ def _number(name: str) -> pl.Expr:
     return pl.when(value.is_finite()).then(value).alias(name)
 
 
+def _first_line(path: pathlib.Path) -> bytes:
+    with open(path, "rb") as f:
+        return f.readline()
+
+
 def _header(path: pathlib.Path, needed: Iterable[str]) -> list[str]:
-    with open(path, encoding="utf-8-sig", errors="replace") as f:
-        header = [name.strip().strip('"') for name in f.readline().split(",")]
+    header = [name.strip().strip('"') for name in _first_line(path).decode("utf-8-sig", "replace").split(",")]
     if header == [""]:
         raise ValueError(f"{path} is empty; copy it again from the KuaiRand download")
     for name in needed:
@@ -177,11 +226,16 @@ def _header(path: pathlib.Path, needed: Iterable[str]) -> list[str]:
     return header
 
 
-def _read_strings(path: pathlib.Path, names: tuple[str, ...]) -> pl.DataFrame:
-    _header(path, names)
+def _read_strings(chunk: Chunk, names: tuple[str, ...]) -> pl.DataFrame:
+    schema = dict.fromkeys(_header(chunk.path, names), pl.String)
     try:
-        return pl.read_csv(path, infer_schema=False, truncate_ragged_lines=True, encoding="utf8-lossy").select(names)
+        return pl.read_csv(
+            chunk.read(), has_header=False, schema=schema, truncate_ragged_lines=True, encoding="utf8-lossy"
+        ).select(names)
+    except pl.exceptions.NoDataError:
+        return pl.DataFrame(schema=dict.fromkeys(names, pl.String))
     except pl.exceptions.PolarsError as error:
+        why = str(error).splitlines()[0]
         raise ValueError(
-            f"{path} cannot be read as CSV ({str(error).splitlines()[0]}); copy it again from the KuaiRand download"
+            f"{chunk.path} cannot be read as CSV ({why}); copy it again from the KuaiRand download"
         ) from error

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import pathlib
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from mmrf_jax import types
 from mmrf_jax.data.kuairand import columns
+from mmrf_jax.data.kuairand.clean import NEVER
 
-NEVER = 99999999  # a day after all others
 DURATION_BUCKETS = 8
 VIDEO_TYPES, UPLOAD_TYPES = 3, 8
 MAX_ONE_HOT = 16
+SLICE = 1_000_000  # videos of which features are held at a time
 
 
 @dataclasses.dataclass
@@ -26,10 +29,11 @@ class Catalogue:
     """All videos of the feature files and logs; row 0 is an unknown video.
 
     Rows are ordered by video id where the feature file has the video, then by first day in the logs, so that no row
-    of an earlier day moves when later days change.
+    of an earlier day moves when later days change. Arrays may be read-only maps of files (`read_catalogue`).
     """
 
     video_id: np.ndarray  # [V] int32 of KuaiRand, −1 in row 0
+    by_id: np.ndarray  # [V] int32, rows in the order of their video id
     items: types.Items  # of NumPy arrays, [V]
     live_from: np.ndarray  # [V] int32, first day on which it may be a candidate, or NEVER
     random_from: np.ndarray  # [V] int32, the day after its first random exposure, or NEVER
@@ -37,98 +41,143 @@ class Catalogue:
 
     def rows_of(self, video_id: np.ndarray) -> np.ndarray:
         """Item rows of KuaiRand video ids, int32; 0 where unknown."""
-        return _lookup(self.video_id, video_id)
+        return _lookup(self.video_id, self.by_id, video_id)
 
 
-def build_catalogue(rows: pl.DataFrame, videos: pl.DataFrame, train_until: int) -> Catalogue:
-    """Item table, vocabularies and live days.
+def read_catalogue(folder: pathlib.Path) -> Catalogue:
+    """What `build_catalogue` wrote; large arrays are mapped, not read."""
+    arrays, fitted = _read_arrays(folder)
+    fields = {f.name: arrays.pop(f"items-{f.name}") for f in dataclasses.fields(types.Items)}
+    known: dict[str, Any] = {name: value if value.ndim else int(value) for name, value in fields.items()}
+    items = types.Items(**known)
+    return Catalogue(items=items, fitted=fitted, **arrays)
+
+
+def build_catalogue(told: pl.DataFrame, videos: pl.DataFrame, train_until: int, folder: pathlib.Path) -> None:
+    """Item table, vocabularies and live days, written to `folder` as one npy file an array (`read_catalogue`).
 
     Item features [V, Di], Di = 1 + 8 + 4 + 9 + 1: standardised log duration; one-hot bucket of duration (quantiles of
     the training rows); one-hot of the video type and of the upload type (the frequent ones of training videos, then
     other); standardised log1p of the days from upload to `train_until`, at least 0. What is missing is zeros.
 
     Args:
-      rows: usable log rows (`clean.clean_log`).
-      videos: `columns.read_videos`.
+      told: what the logs say of videos (`clean.fold_videos`).
+      videos: `columns.merge_videos`.
       train_until: last training day.
-
-    Raises:
-      ValueError: where no standard-log row is in the training days.
     """
-    train = rows.filter((pl.col("is_rand") == 0) & (pl.col("date") <= train_until))
-    if not train.height:
-        first = rows.filter(pl.col("is_rand") == 0)["date"].min()
-        raise ValueError(
-            f"no standard-log row on or before train_until={train_until}; the first is of {first!s}: set it later"
-        )
-    seen = (
-        rows.sort("date", "time_ms", maintain_order=True)
-        .group_by("video_id")
-        .agg(pl.col("date").first().alias("seen"), pl.col("duration_ms").first().cast(pl.Float64).alias("seen_ms"))
-    )
-    random = rows.filter(pl.col("is_rand") == 1).group_by("video_id").agg(pl.col("date").min().alias("random"))
-    featured = videos.filter(pl.col("video_id").is_not_null()).with_columns(pl.lit(0, pl.Int32).alias("place"))
-    unlisted = seen.join(featured, "video_id", "anti").select("video_id", pl.col("seen").alias("place"))
-    table = (
-        pl.concat([featured, unlisted], how="diagonal")
-        .join(seen, "video_id", "left")
-        .join(random, "video_id", "left")
-        .sort("place", "video_id")
-    )
-    uploaded = table["upload_dt"].fill_null(table["seen"] + 1).fill_null(NEVER).to_numpy()
-    timed = np.where(table["duration_ms"].is_null(), (table["seen"] + 1).fill_null(NEVER).to_numpy(), 0)
-    video_id = np.concatenate([[-1], table["video_id"].to_numpy()]).astype(np.int32)
-    train_rows = _lookup(video_id, train["video_id"].to_numpy())
-    in_train = np.zeros(len(video_id), bool)
-    in_train[train_rows] = True
+    table = _Table(told, videos)
+    save = lambda name, value: np.save(folder / f"{name}.npy", value)
+    save("video_id", table.video_id)
+    save("by_id", np.argsort(table.video_id, kind="stable").astype(np.int32))
+    train = table.told("train", 0)
+    in_train = train > 0
+    fit_on, weight = np.flatnonzero(in_train), train[in_train]
+    fitted = {}
+    fitted["video_vocabulary"], embedding_id = _vocabulary(table.video_id, in_train)
+    save("items-embedding_id", embedding_id)
+    del embedding_id, train
+    fitted["author_vocabulary"], author = _vocabulary(table.featured("author_id", -1), in_train)
+    save("items-author", author)
+    fitted["tag_vocabulary"], tag = _vocabulary(table.featured("tag", -1), in_train)
+    save("items-tag", tag)
+    del author, tag
+    for name in ("video", "author", "tag"):
+        save(f"items-num_{'embedding' if name == 'video' else name}s", len(fitted[f"{name}_vocabulary"]) + 1)
 
-    ids, embedding_id = _vocabulary(video_id, in_train)
-    authors, author = _vocabulary(_with_unknown(table["author_id"], -1), in_train)
-    tags, tag = _vocabulary(_with_unknown(table["tag"], -1), in_train)
-    seconds = _with_unknown(table["duration_ms"].fill_null(table["seen_ms"]), 0.0) / 1000
-    log_seconds, duration_fit = _standardise(np.log(np.maximum(seconds, 0.1)), seconds > 0, train_rows)
-    edges = np.quantile(seconds[train_rows], np.arange(1, DURATION_BUCKETS) / DURATION_BUCKETS)
-    bucket = np.where(seconds > 0, np.searchsorted(edges, seconds, side="right"), -1)
-    video_types, video_type = _frequent(table["video_type"], in_train, VIDEO_TYPES)
-    upload_types, upload_type = _frequent(table["upload_type"], in_train, UPLOAD_TYPES)
-    upload = _day_numbers(_with_unknown(table["upload_dt"], 0))
-    days = np.maximum(_day_number(train_until) - upload, 0)
-    age, age_fit = _standardise(np.log1p(days), upload > 0, train_rows)
-    features = np.concatenate(
-        [
-            log_seconds[:, None],
-            _one_hot(bucket, DURATION_BUCKETS),
-            _one_hot(video_type, VIDEO_TYPES + 1),
-            _one_hot(upload_type, UPLOAD_TYPES + 1),
-            age[:, None],
-        ],
-        axis=1,
-    ).astype(np.float32)
-    return Catalogue(
-        video_id=video_id,
-        items=types.Items(
-            author=author,
-            tag=tag,
-            duration=seconds.astype(np.float32),
-            features=features,
-            embedding_id=embedding_id,
-            num_embeddings=len(ids) + 1,
-            num_authors=len(authors) + 1,
-            num_tags=len(tags) + 1,
-        ),
-        live_from=np.concatenate([[NEVER], np.maximum(uploaded, timed)]).astype(np.int32),
-        random_from=np.concatenate([[NEVER], (table["random"] + 1).fill_null(NEVER).to_numpy()]).astype(np.int32),
-        fitted={
-            "video_vocabulary": ids,
-            "author_vocabulary": authors,
-            "tag_vocabulary": tags,
-            "duration_edges": edges,
-            "log_duration_mean_std": duration_fit,
-            "log_age_mean_std": age_fit,
-            "video_types": video_types,
-            "upload_types": upload_types,
-        },
+    seen, upload, duration = (
+        table.told("seen", NEVER),
+        table.featured("upload_dt", -1),
+        table.featured("duration_ms", 0),
     )
+    following = np.where(seen < NEVER, seen + 1, NEVER)
+    live_from = np.maximum(np.where(upload < 0, following, upload), np.where(duration > 0, 0, following))
+    live_from[0] = NEVER
+    save("live_from", live_from.astype(np.int32))
+    random = table.told("random", NEVER)
+    save("random_from", np.where(random < NEVER, random + 1, NEVER).astype(np.int32))
+    del seen, following, live_from, random
+    seconds = np.where(duration > 0, duration, table.told("seen_ms", 0)) / 1000
+    del duration
+    save("items-duration", seconds.astype(np.float32))
+
+    last_day = _day_number(train_until)
+    log_seconds = lambda rows: np.log(np.maximum(seconds[rows], 0.1))
+    log_age = lambda rows: np.log1p(np.maximum(last_day - _day_numbers(np.maximum(upload[rows], 0)), 0))
+    uploaded = lambda rows: _day_numbers(np.maximum(upload[rows], 0)) > 0
+    fitted["log_duration_mean_std"] = _mean_std(log_seconds(fit_on), weight * (seconds[fit_on] > 0))
+    fitted["log_age_mean_std"] = _mean_std(log_age(fit_on), weight * uploaded(fit_on))
+    edges = _quantiles(seconds[fit_on], weight, np.arange(1, DURATION_BUCKETS) / DURATION_BUCKETS)
+    fitted["duration_edges"] = edges
+    fitted["video_types"], video_type = _frequent(table.featured_names("video_type"), in_train, VIDEO_TYPES)
+    fitted["upload_types"], upload_type = _frequent(table.featured_names("upload_type"), in_train, UPLOAD_TYPES)
+    features = np.lib.format.open_memmap(
+        folder / "items-features.npy",
+        "w+",
+        np.float32,
+        (table.size, 2 + DURATION_BUCKETS + VIDEO_TYPES + UPLOAD_TYPES + 2),
+    )
+    for start in range(0, table.size, SLICE):
+        rows = slice(start, start + SLICE)
+        known = seconds[rows] > 0
+        bucket = np.where(known, np.searchsorted(edges, seconds[rows], side="right"), -1)
+        features[rows] = np.concatenate(
+            [
+                _standardise(log_seconds(rows), known, fitted["log_duration_mean_std"])[:, None],
+                _one_hot(bucket, DURATION_BUCKETS),
+                _one_hot(video_type[rows], VIDEO_TYPES + 1),
+                _one_hot(upload_type[rows], UPLOAD_TYPES + 1),
+                _standardise(log_age(rows), uploaded(rows), fitted["log_age_mean_std"])[:, None],
+            ],
+            axis=1,
+        )
+    features.flush()
+    for name, value in fitted.items():
+        save(f"fitted-{name}", value)
+
+
+class _Table:
+    """Columns [V] of the item table from what features and logs say of videos, row 0 the unknown one.
+
+    `told` is sorted by its different video ids and so is `videos`.
+    """
+
+    def __init__(self, told: pl.DataFrame, videos: pl.DataFrame):
+        self._told, self._videos = told, videos
+        featured, ids = videos["video_id"].to_numpy(), told["video_id"].to_numpy()
+        place = np.searchsorted(featured, ids)
+        listed = np.zeros(len(ids), bool)
+        if len(featured):
+            listed = featured[np.minimum(place, len(featured) - 1)] == ids
+        seen = told["seen"].to_numpy()
+        others = np.flatnonzero(~listed & (seen < NEVER))
+        self._others = others[np.lexsort((ids[others], seen[others]))]
+        self._row = np.where(listed, place + 1, 0).astype(np.int32)
+        self._row[self._others] = 1 + len(featured) + np.arange(len(others))
+        self.video_id = np.concatenate([[-1], featured, ids[self._others]]).astype(np.int32)
+        self.size = len(self.video_id)
+
+    def featured(self, name: str, fill: int) -> np.ndarray:
+        """A column of the features, `fill` where there is none."""
+        values = self._videos[name].fill_null(fill).to_numpy()
+        out = np.full(self.size, fill, values.dtype)
+        out[1 : 1 + len(values)] = values
+        return out
+
+    def featured_names(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The different names of a column, sorted and led by "" for none, and each row's place among them."""
+        column = self._videos[name].fill_null("")
+        names = np.array(sorted({"", *column.unique()}))
+        out = np.zeros(self.size, np.uint32)
+        out[1 : 1 + len(column)] = column.cast(pl.Enum(names.tolist())).to_physical().to_numpy()
+        return names, out
+
+    def told(self, name: str, fill: int) -> np.ndarray:
+        """A column of what the logs say, `fill` for videos that they do not have."""
+        values = self._told[name].to_numpy()
+        out = np.full(self.size, fill, values.dtype)
+        out[self._row] = values
+        out[0] = fill
+        return out
 
 
 @dataclasses.dataclass
@@ -145,7 +194,28 @@ class Profiles:
 
     def rows_of(self, user_id: np.ndarray) -> np.ndarray:
         """[n] int32 rows of user ids; 0 where unknown."""
-        return _lookup(self.user_id, user_id)
+        return _lookup(self.user_id, np.arange(len(self.user_id)), user_id)
+
+
+def write_profiles(profiles: Profiles, folder: pathlib.Path) -> None:
+    """One npy file an array; see `read_profiles`."""
+    for name, value in {"user_id": profiles.user_id, "values": profiles.values}.items():
+        np.save(folder / f"{name}.npy", value)
+    for name, value in profiles.fitted.items():
+        np.save(folder / f"fitted-{name}.npy", value)
+
+
+def read_profiles(folder: pathlib.Path) -> Profiles:
+    """What `write_profiles` wrote; arrays are mapped, not read."""
+    arrays, fitted = _read_arrays(folder)
+    return Profiles(fitted=fitted, **arrays)
+
+
+def _read_arrays(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The arrays of a folder by name, those `fitted` apart."""
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("[!.]*.npy")}
+    fitted = {name[7:]: arrays.pop(name) for name in list(arrays) if name.startswith("fitted-")}
+    return arrays, fitted
 
 
 def build_profiles(users: pl.DataFrame, train_users: np.ndarray) -> Profiles:
@@ -170,8 +240,9 @@ def build_profiles(users: pl.DataFrame, train_users: np.ndarray) -> Profiles:
     for name in columns.USER_COUNTS:
         counts = users[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
         known = ~np.isnan(counts)
-        value, fitted[name] = _standardise(np.log1p(np.maximum(np.nan_to_num(counts), 0)), known, train)
-        parts.append(value[:, None])
+        value = np.log1p(np.maximum(np.nan_to_num(counts), 0))
+        fitted[name] = _mean_std(value, (known & train).astype(np.int64))
+        parts.append(_standardise(value, known, fitted[name])[:, None])
     for name in columns.USER_CODES:
         codes = users[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
         values = np.unique(codes[train & ~np.isnan(codes)])
@@ -189,16 +260,10 @@ def build_profiles(users: pl.DataFrame, train_users: np.ndarray) -> Profiles:
     )
 
 
-def _lookup(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    order = np.argsort(table, kind="stable")
+def _lookup(table: np.ndarray, order: np.ndarray, ids: np.ndarray) -> np.ndarray:
     place = np.minimum(np.searchsorted(table, ids, sorter=order), len(table) - 1)
     row = order[place]
     return np.where(table[row] == ids, row, 0).astype(np.int32)
-
-
-def _with_unknown(column: pl.Series, fill) -> np.ndarray:
-    """A table column as [V], with `fill` in row 0 and where it is null."""
-    return np.concatenate([[fill], column.fill_null(fill).to_numpy()])
 
 
 def _vocabulary(values: np.ndarray, in_train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -209,23 +274,42 @@ def _vocabulary(values: np.ndarray, in_train: np.ndarray) -> tuple[np.ndarray, n
     return vocabulary, np.where(known, place + 1, 0).astype(np.int32)
 
 
-def _standardise(values: np.ndarray, known: np.ndarray, fit_on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values minus mean over standard deviation of the known `values[fit_on]`, 0 where unknown; and [mean, std]."""
-    sample = values[fit_on][known[fit_on]]
-    mean, std = (float(sample.mean()), float(sample.std())) if len(sample) else (0.0, 1.0)
-    std = std if std > 1e-6 else 1.0
-    return np.where(known, (values - mean) / std, 0.0), np.array([mean, std])
+def _mean_std(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """[mean, standard deviation] of values [n], each counted `weight` [n] times; 0 and 1 of none, 1 for no deviation."""
+    values, weight = values[weight > 0], weight[weight > 0]
+    if not len(values):
+        return np.array([0.0, 1.0])
+    mean = np.average(values, weights=weight)
+    std = np.sqrt(np.average((values - mean) ** 2, weights=weight))
+    return np.array([mean, std if std > 1e-6 else 1.0])
 
 
-def _frequent(column: pl.Series, in_train: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _standardise(values: np.ndarray, known: np.ndarray, mean_std: np.ndarray) -> np.ndarray:
+    """Values minus mean over standard deviation, 0 where unknown."""
+    return np.where(known, (values - mean_std[0]) / mean_std[1], 0.0)
+
+
+def _quantiles(values: np.ndarray, weight: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """`np.quantile` of values [n], each repeated `weight` [n] times."""
+    order = np.argsort(values, kind="stable")
+    last = np.cumsum(weight[order])
+    rank = at * (last[-1] - 1)
+    nth = lambda k: values[order[np.searchsorted(last, k, side="right")]]
+    low, high = nth(np.floor(rank)), nth(np.ceil(rank))
+    return low + (high - low) * (rank - np.floor(rank))
+
+
+def _frequent(coded: tuple[np.ndarray, np.ndarray], in_train: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The most frequent names among training videos, and each video's place: `size` for others, −1 for row 0."""
-    names = np.concatenate([[""], column.fill_null("").to_numpy().astype(str)])
-    values, counts = np.unique(names[in_train], return_counts=True)
-    top = values[np.lexsort((values, -counts))][:size]
-    match = names[:, None] == top
-    place = np.where(match.any(1), match.argmax(1), size) if len(top) else np.full(len(names), size)
+    names, code = coded
+    counts = np.bincount(code[in_train], minlength=len(names))
+    by_count = np.lexsort((names, -counts))
+    top = by_count[counts[by_count] > 0][:size]
+    place_of = np.full(len(names), size)
+    place_of[top] = np.arange(len(top))
+    place = place_of[code]
     place[0] = -1
-    return top, place
+    return names[top], place
 
 
 def _one_hot(place: np.ndarray, size: int) -> np.ndarray:

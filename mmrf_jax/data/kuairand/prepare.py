@@ -1,212 +1,298 @@
-"""From official files to blocks of sessions: the config, and reading, cleaning, fitting and gathering in one place."""
+"""From official files to record shards, in tasks that each hold a small part of the log.
+
+    videos    a chunk of the video features, as a frame                                       one task a chunk
+    sort      a chunk of the log's lines, sorted by user                                      one task a chunk
+    clean     some users' rows of all chunks: duplicates, reasons, what they say of videos    one task a bucket
+    merge     what all buckets say of some videos                                             one task a part
+    fit       vocabularies, features, profiles, pools, the report                             between two stages
+    write     sessions of a bucket's users with candidates and histories, a shard a split     one task a bucket
+
+What a task made appears by renames, the last of which says that it is done, so that a job that was stopped goes on with
+the tasks that are missing. Any `Engine` may run the tasks of a stage, in any order and number at once: chunks, buckets
+and parts depend on the files alone, and so do the records.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+import shutil
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
+import tensorflow_datasets as tfds
 from absl import logging
+from array_record.python import array_record_module
 
-from mmrf_jax import types
 from mmrf_jax.data import records
-from mmrf_jax.data.kuairand import candidates, clean, columns, features, requests
-from mmrf_jax.data.schema import Schema, SessionLog
-from mmrf_jax.data.splits import SPLITS, SplitDates
+from mmrf_jax.data.kuairand import bucket, candidates, clean, columns, external, features
+from mmrf_jax.data.kuairand.job import RANDOM_SPLIT, Engine, Job, Task, appearing, save_array, write_json
+from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.splits import SPLITS
 
-SESSION_GAP_MINUTES = {"pure": 24 * 60, "1k": 30, "27k": 30}
-RANDOM_SPLIT = "random_test"
+ALL_SPLITS = (*SPLITS, RANDOM_SPLIT)
+#: An example of the TFDS dataset: a packed block of sessions.
+FEATURES = tfds.features.FeaturesDict(
+    {"block": tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)}
+)
+#: zstd's level 1 takes a third of the time of its default, for 7 % more bytes.
+WRITER_OPTIONS = "group_size:1,zstd:1"
 
 
-@dataclasses.dataclass(frozen=True)
-class KuaiRandConfig:
-    """How logs become sessions.
+def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]) -> dict:
+    """Runs what was not run before; all that is kept is then in `job.records`.
 
-    Attributes:
-      train_until, valid_until, test_from: days of the splits, such as 20220502.
-      candidates: C of a request. slate: K, the most videos of a request. history: H.
-      session_gap_minutes: absence that ends a session; None is a day for Pure, which keeps few videos of each feed, and
-        half an hour for 1K and 27K.
-      request_gap_minutes: the most minutes between two videos of a request.
-      seed: of the candidates.
+    Args:
+      progress: as `metrics.progress.counted`.
+
+    Returns:
+      `report`, `schema` (its fields), and `splits`: for each shard of a split its `bytes`, `blocks` (pairs of sessions
+      and requests) and `counts`.
 
     Raises:
-      ValueError: for sizes that cannot be.
+      ValueError: for a file that is empty or lacks a column, no row on training days, or fewer live videos than
+        candidates.
     """
 
-    train_until: int = 20220502
-    valid_until: int = 20220503
-    test_from: int = 20220504
-    candidates: int = 100
-    slate: int = 6
-    history: int = 32
-    session_gap_minutes: float | None = None
-    request_gap_minutes: float = 30.0
-    seed: int = 0
+    def stage(name: str, task: Task, count: int, suffix: str = "json") -> None:
+        (job.work / name).mkdir(parents=True, exist_ok=True)
+        todo = [i for i in range(count) if not job.path(name, i, suffix).exists()]
+        if todo:
+            before = count - len(todo)
+            update = progress(f"prepare: {name}", count, done=before)
+            engine(task, job, todo, lambda done: update(before + done))
 
-    def __post_init__(self):
-        self.dates  # noqa: B018 validates
-        for name in ("slate", "history"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not positive; set it to 1 or more")
-        if self.candidates < self.slate:
-            raise ValueError(f"candidates={self.candidates} is less than slate={self.slate}; raise candidates")
-        for name in ("session_gap_minutes", "request_gap_minutes"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"{name}={value} is not positive; set it to the minutes of an absence")
+    def once(name: str, make: Callable[[Job], dict]) -> None:
+        if not (job.work / name).exists():
+            write_json(job.work / name, make(job))
 
-    @property
-    def dates(self) -> SplitDates:
-        return SplitDates(self.train_until, self.valid_until, self.test_from)
-
-    def fingerprint(self) -> str:
-        """16 hex digits that differ where any field differs."""
-        return digest(dataclasses.asdict(self))
-
-
-@dataclasses.dataclass
-class Prepared:
-    """All that is known once the files are read, except the candidates and histories, which are made block by block."""
-
-    config: KuaiRandConfig
-    catalogue: features.Catalogue
-    profiles: features.Profiles
-    plans: dict[str, requests.Plan]
-    pools: dict[str, candidates.Pool]
-    report: dict
-
-    @classmethod
-    def build(cls, source: columns.Source, config: KuaiRandConfig) -> Prepared:
-        videos = columns.read_videos(source.videos)
-        frame, report = clean.clean_log(source, videos)
-        catalogue = features.build_catalogue(frame, videos, config.train_until)
-        is_random = pl.col("is_rand") == 1
-        standard, random = frame.filter(~is_random), frame.filter(is_random & (pl.col("date") >= config.test_from))
-        del frame
-        train_users = standard.filter(pl.col("date") <= config.train_until)["user_id"].unique().to_numpy()
-        profiles = features.build_profiles(columns.read_users(source.users), train_users)
-
-        rows = requests.Rows.from_frame(standard, catalogue.rows_of(standard["video_id"].to_numpy()))
-        session_gap = config.session_gap_minutes or SESSION_GAP_MINUTES[source.variant]
-        split = config.dates.split_of(rows.date)
-        plans = {}
-        for i, (name, last) in enumerate(zip(SPLITS, (config.train_until, config.valid_until, None), strict=True)):
-            past = np.ones(len(rows), bool) if last is None else rows.date <= last
-            plans[name] = requests.plan_standard(
-                rows.take(past), split[past] == i, config.slate, session_gap, config.request_gap_minutes
-            )
-        random_rows = requests.Rows.from_frame(random, catalogue.rows_of(random["video_id"].to_numpy()))
-        plans[RANDOM_SPLIT] = requests.plan_random(random_rows, rows)
-
-        # Pure is the pool of the random log, whole; in the larger releases that pool is known by its exposures only
-        pool = candidates.Pool(catalogue.live_from, features.NEVER)
-        random_from = np.maximum(catalogue.live_from, catalogue.random_from)
-        random_pool = pool if source.variant == "pure" else candidates.Pool(random_from, features.NEVER)
-        pools = {name: random_pool if name == RANDOM_SPLIT else pool for name in plans}
-        report = {
-            "variant": source.variant,
-            "files": [path.name for path in source.files],
-            "log": report,
-            "session_gap_minutes": session_gap,
-            "standard_rows_between_splits": int((split < 0).sum()),
-            "users_without_features": int((profiles.rows_of(np.unique(rows.user)) == 0).sum()),
-            "videos": catalogue.items.num_videos - 1,
-            "videos_without_features": catalogue.items.num_videos - 1 - int(videos["video_id"].drop_nulls().len()),
-            "videos_never_candidates": int((catalogue.live_from[1:] == features.NEVER).sum()),
-            "splits": {name: _counts(plan) for name, plan in plans.items()},
-        }
-        for name, plan in plans.items():
-            pools[name].check(plan.rows.date[plan.request_first[:-1]], config.candidates)
-            logging.info("KuaiRand %s: %s", name, ", ".join(f"{v} {k}" for k, v in report["splits"][name].items()))
-        return cls(config, catalogue, profiles, plans, pools, report)
-
-    @property
-    def schema(self) -> Schema:
-        items = self.catalogue.items
-        return Schema(
-            num_videos=items.num_videos,
-            num_authors=items.num_authors,
-            num_tags=items.num_tags,
-            num_users=int(self.profiles.user_id.max()) + 1,
-            item_features=items.features.shape[1],
-            profile=self.profiles.values.shape[1],
-            context=requests.CONTEXT,
-            candidates=self.config.candidates,
-            slate=self.config.slate,
-            history=self.config.history,
-        )
-
-    def save(self, path: pathlib.Path) -> None:
-        """Writes the items, what was fitted, and the days on which videos are live, as one npz file."""
-        items = {f.name: getattr(self.catalogue.items, f.name) for f in dataclasses.fields(types.Items)}
-        fitted = {f"fitted/{k}": v for k, v in {**self.catalogue.fitted, **self.profiles.fitted}.items()}
-        live = {"live_from": self.catalogue.live_from, "video_id": self.catalogue.video_id}
-        arrays: dict[str, Any] = {f"items/{k}": v for k, v in items.items()} | fitted | live
-        np.savez(path, **arrays)
-
-    def blocks(self, split: str) -> Iterator[SessionLog]:
-        """Sessions of a split, `records.SESSIONS_PER_RECORD` at a time; one empty block where there are none."""
-        step, total = records.SESSIONS_PER_RECORD, self.plans[split].num_sessions
-        for start in range(0, max(total, 1), step):
-            yield self.gather(split, np.arange(start, min(start + step, total)))
-
-    def gather(self, split: str, sessions: np.ndarray) -> SessionLog:
-        """The log of consecutive sessions."""
-        plan, k = self.plans[split], self.config.slate
-        first = int(plan.session_first[sessions[0]]) if len(sessions) else 0
-        end = int(plan.session_first[sessions[-1] + 1]) if len(sessions) else 0
-        offsets = np.append(plan.session_first[sessions], end) - first
-        request = np.arange(first, end)
-        row, after = plan.request_first[request], plan.request_first[request + 1]
-        exposure = row[:, None] + np.arange(k)
-        shown = exposure < after[:, None]
-        exposure = np.where(shown, exposure, row[:, None])
-        exposed = np.where(shown, plan.rows.item[exposure], -1)
-        feedback = plan.rows.feedback(exposure)
-        feedback[~shown] = 0
-        day = plan.rows.date[row]
-        key = candidates.request_keys(
-            self.config.seed, plan.rows.user[row], plan.rows.time[row], self.catalogue.video_id[plan.rows.item[row]]
-        )
-        drawn, slate = self.pools[split].sample(key, day, exposed, self.config.candidates)
-        videos, history_feedback, mask = plan.history(sessions, self.config.history)
-        start = plan.request_first[plan.session_first[sessions]]
-        terminated = plan.terminated[sessions]
-        known = -np.log(self.config.candidates) if split == RANDOM_SPLIT else np.nan
-        return SessionLog(
-            user_id=plan.rows.user[start],
-            date=plan.rows.date[start],
-            profile=self.profiles.of(plan.rows.user[start]),
-            history_videos=videos,
-            history_feedback=history_feedback,
-            history_mask=mask,
-            terminated=terminated,
-            truncated=~terminated,
-            offsets=offsets.astype(np.int64),
-            context=plan.context(request, request - np.repeat(plan.session_first[sessions], np.diff(offsets))),
-            candidates=drawn,
-            slate=slate,
-            feedback=feedback,
-            log_propensity=np.full(len(request), known, np.float32),
-            scores=None,
-        )
+    columns.check(job.source)
+    if not (job.work / "cleaned.json").exists():
+        stage("videos", read_videos, len(_chunks(job, job.source.videos)), "arrow")
+        once("featured.json", _merge_videos)
+        stage("sort", sort, len(_chunks(job, job.source.logs)), "arrow")
+        if not (job.work / "buckets.npy").exists():
+            save_array(job.work / "buckets.npy", external.cut(job.made("sort"), "user_id", job.bucket_rows))
+        stage("clean", clean_bucket, _parts(job, "buckets"))
+        once("cleaned.json", _merge_counts)
+    shutil.rmtree(job.work / "sort", ignore_errors=True)
+    if not (job.work / "fitted.json").exists():
+        if not (job.work / "parts.npy").exists():
+            save_array(job.work / "parts.npy", external.cut(job.made("told"), "video_id", job.bucket_rows))
+        stage("merge", merge_told, _parts(job, "parts"), "arrow")
+        once("fitted.json", fit)
+    job.records.mkdir(exist_ok=True)
+    stage("write", write_bucket, _parts(job, "buckets"))
+    shards = job.read_all("write")
+    splits = {name: [shard[name] for shard in shards] for name in ALL_SPLITS}
+    fitted = job.read("fitted.json")
+    counts = {name: dict(sum((Counter(s["counts"]) for s in of), Counter())) for name, of in splits.items()}
+    empty = dict.fromkeys(shards[0]["train"]["counts"], 0)
+    report = fitted["report"] | {"splits": {name: empty | of for name, of in counts.items()}}
+    for name, of in report["splits"].items():
+        logging.info("KuaiRand %s: %s", name, ", ".join(f"{v} {k}" for k, v in of.items()))
+    return {"report": report, "schema": fitted["schema"], "splits": splits}
 
 
-def _counts(plan: requests.Plan) -> dict[str, int]:
+def _chunks(job: Job, paths: tuple[pathlib.Path, ...]) -> list[list[columns.Chunk]]:
+    """The chunks of each task: one, or several that are small."""
+    tasks: list[list[columns.Chunk]] = []
+    size = job.chunk_bytes
+    for chunk in (chunk for path in paths for chunk in columns.chunks(path, job.chunk_bytes)):
+        size += chunk.end - chunk.start
+        if size > job.chunk_bytes:
+            tasks.append([])
+            size = chunk.end - chunk.start
+        tasks[-1].append(chunk)
+    return tasks
+
+
+def _cuts(job: Job, name: str) -> np.ndarray:
+    return np.load(job.work / f"{name}.npy")
+
+
+def _parts(job: Job, name: str) -> int:
+    return _cuts(job, name).shape[1] - 1
+
+
+def read_videos(job: Job, task: int) -> None:
+    """A chunk of the video features as a frame."""
+    frames = [columns.read_videos(chunk) for chunk in _chunks(job, job.source.videos)[task]]
+    external.write_run(pl.concat(frames), job.path("videos", task))
+
+
+def _merge_videos(job: Job) -> dict:
+    """The features of all different videos, sorted by video; beside them ids and durations, which tasks map."""
+    videos = pl.concat([pl.read_ipc(path) for path in job.made("videos")])
+    videos = videos.filter(pl.col("video_id").is_not_null())
+    if len(videos) and (np.diff(videos["video_id"].to_numpy()) <= 0).any():
+        videos = videos.sort("video_id", maintain_order=True)
+        videos = videos.filter(pl.col("video_id").is_first_distinct())
+    external.write_run(videos, job.work / "featured.arrow")
+    # a last one, so that there is always one to look at
+    np.save(job.work / "featured_id.npy", np.append(videos["video_id"].to_numpy(), np.int32(2**31 - 1)))
+    duration = videos["duration_ms"].fill_null(0).cast(pl.Int32).to_numpy()
+    np.save(job.work / "featured_duration.npy", np.append(duration, np.int32(0)))
+    shutil.rmtree(job.work / "videos")
+    return {"videos": len(videos)}
+
+
+def sort(job: Job, task: int) -> None:
+    """A chunk of the log as a run, sorted by user."""
+    frames = [
+        clean.mark(columns.read_log(chunk), chunk.path.name.startswith("log_random"))
+        for chunk in _chunks(job, job.source.logs)[task]
+    ]
+    external.write_run(pl.concat(frames).sort("user_id"), job.path("sort", task))
+
+
+def clean_bucket(job: Job, task: int) -> None:
+    """The usable rows of a bucket's users, what they say of videos, and counts."""
+    config = job.config
+    ids, duration = (np.load(job.work / f"featured_{name}.npy", mmap_mode="r") for name in ("id", "duration"))
+
+    def known(video: np.ndarray) -> np.ndarray:
+        place = np.searchsorted(ids[:-1], video)  # of the last one, where there is none as large
+        return np.where(ids[place] == video, duration[place], 0)
+
+    rows = external.read_part(job.made("sort"), _cuts(job, "buckets"), task)
+    rows, every, report = clean.clean(rows, known)
+    told = clean.describe_videos(every, config.train_until)
+    standard = rows.filter(pl.col("is_rand") == 0)
+    split = config.dates.split_of(standard["date"].to_numpy())
+    of_split = {name: standard.filter(split == i) for i, name in enumerate(SPLITS)}
+    random = bucket.random_test_rows(rows, config.test_from)
+    for folder, frame in (("rows", rows), ("told", told)):
+        (job.work / folder).mkdir(exist_ok=True)
+        external.write_run(frame, job.path(folder, task))
+    made = {
+        "log": report,
+        "log_end": {name: of["time_ms"].max() for name, of in of_split.items()},
+        "first_day": {name: of["date"].min() for name, of in (*of_split.items(), (RANDOM_SPLIT, random))},
+        "first_standard_day": standard["date"].min(),
+        "between_splits": int((split < 0).sum()),
+        "train_users": of_split["train"]["user_id"].unique().sort().to_list(),
+        "other_users": standard.filter(split != 0)["user_id"].unique().sort().to_list(),
+    }
+    write_json(job.path("clean", task, "json"), made)
+
+
+def _merge_counts(job: Job) -> dict:
+    """What `clean_bucket` says of single buckets, of all together."""
+    all_made = job.read_all("clean")
+    best = lambda field, name, of: of((v for m in all_made if (v := m[field][name]) is not None), default=None)
     return {
-        "users": len(np.unique(plan.rows.user)),
-        "sessions": plan.num_sessions,
-        "requests": len(plan.request_first) - 1,
-        "exposures": len(plan.rows),
-        "terminated": int(plan.terminated.sum()),
+        "log": {
+            log: {key: sum(m["log"][log][key] for m in all_made) for key in all_made[0]["log"][log]}
+            for log in all_made[0]["log"]
+        },
+        "log_end": {name: best("log_end", name, max) or 0 for name in SPLITS},
+        "first_day": {name: best("first_day", name, min) for name in ALL_SPLITS},
+        "first_standard_day": min((m["first_standard_day"] for m in all_made if m["first_standard_day"]), default=None),
+        "between_splits": sum(m["between_splits"] for m in all_made),
+        "train_users": sorted(user for m in all_made for user in m["train_users"]),
+        "other_users": sorted(user for m in all_made for user in m["other_users"]),
     }
 
 
-def digest(value: Any) -> str:
-    """16 hex digits of a value that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+def merge_told(job: Job, task: int) -> None:
+    """What all buckets say of some videos."""
+    part = external.read_part(job.made("told"), _cuts(job, "parts"), task)
+    external.write_run(clean.fold_videos(part), job.path("merge", task))
+
+
+def fit(job: Job) -> dict:
+    """All that is fitted on the training days, as arrays in `job.records`; the report so far, and the schema."""
+    config, cleaned = job.config, job.read("cleaned.json")
+    if not cleaned["train_users"]:
+        raise ValueError(
+            f"no standard-log row on or before train_until={config.train_until}; the first is of "
+            f"{cleaned['first_standard_day']}: set it later"
+        )
+    told = pl.concat([pl.read_ipc(path) for path in job.made("merge")])
+    videos = pl.read_ipc(job.work / "featured.arrow")
+    for folder in (job.records / "catalogue", job.records / "profiles", job.work / "pools"):
+        folder.mkdir(parents=True, exist_ok=True)
+    features.build_catalogue(told, videos, config.train_until, job.records / "catalogue")
+    by_log = clean.count_videos(told["mentions"].to_numpy())
+    featured = len(videos)
+    del told, videos
+    catalogue = features.read_catalogue(job.records / "catalogue")
+    profiles = features.build_profiles(columns.read_users(job.source.users), np.array(cleaned["train_users"]))
+    features.write_profiles(profiles, job.records / "profiles")
+    # Pure is the pool of the random log, whole; in the larger releases that pool is known by its exposures only
+    days = {"standard": catalogue.live_from, "random": catalogue.live_from}
+    if job.source.variant != "pure":
+        days["random"] = np.maximum(catalogue.live_from, catalogue.random_from)
+    for log, day in days.items():
+        pool = candidates.make_pool(day, clean.NEVER)
+        for split, first in cleaned["first_day"].items():
+            if first is not None and log == ("random" if split == RANDOM_SPLIT else "standard"):
+                pool.check(first, config.candidates)
+        pool.save(job.work / "pools" / log)
+    items, users = catalogue.items, np.array(sorted({*cleaned["train_users"], *cleaned["other_users"]}))
+    schema = Schema(
+        num_videos=len(catalogue.video_id),
+        num_authors=items.num_authors,
+        num_tags=items.num_tags,
+        num_users=int(profiles.user_id.max()) + 1,
+        item_features=items.features.shape[1],
+        profile=profiles.values.shape[1],
+        context=bucket.requests.CONTEXT,
+        candidates=config.candidates,
+        slate=config.slate,
+        history=config.history,
+    )
+    report = {
+        "variant": job.source.variant,
+        "files": [path.name for path in job.source.files],
+        "log": {log: counts | by_log[log] for log, counts in cleaned["log"].items()},
+        "session_gap_minutes": job.session_gap_minutes,
+        "standard_rows_between_splits": cleaned["between_splits"],
+        "users_without_features": int((profiles.rows_of(users) == 0).sum()),
+        "videos": schema.num_videos - 1,
+        "videos_without_features": schema.num_videos - 1 - featured,
+        "videos_never_candidates": int((catalogue.live_from[1:] == clean.NEVER).sum()),
+    }
+    for log, counts in report["log"].items():
+        logging.info("KuaiRand %s log: %s", log, ", ".join(f"{k} {v}" for k, v in counts.items()))
+    return {"report": report, "schema": dataclasses.asdict(schema)}
+
+
+def shard_name(split: str, shard: int, shards: int) -> str:
+    """As TFDS names it."""
+    return f"kuairand-{split}.array_record-{shard:05d}-of-{shards:05d}"
+
+
+def open_bucket(job: Job, task: int) -> bucket.Bucket:
+    """A bucket of a job whose `fit` is done."""
+    pools = {log: candidates.read_pool(job.work / "pools" / log) for log in ("standard", "random")}
+    return bucket.Bucket(
+        job,
+        rows=pl.read_ipc(job.path("rows", task)),
+        catalogue=features.read_catalogue(job.records / "catalogue"),
+        profiles=features.read_profiles(job.records / "profiles"),
+        pools={name: pools["random" if name == RANDOM_SPLIT else "standard"] for name in ALL_SPLITS},
+        log_end=job.read("cleaned.json")["log_end"],
+    )
+
+
+def write_bucket(job: Job, task: int) -> None:
+    """The shards of a bucket's users, one a split, and their counts."""
+    opened, schema = open_bucket(job, task), Schema(**job.read("fitted.json")["schema"])
+    shards, made = _parts(job, "buckets"), {}
+    for name in ALL_SPLITS:
+        plan = opened.plan(name)
+        size, blocks = 0, []
+        with appearing(job.records / shard_name(name, task, shards)) as temporary:
+            writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+            for log in opened.blocks(name, plan):
+                example = FEATURES.serialize_example({"block": np.frombuffer(records.pack(log, schema), np.uint8)})
+                writer.write(example)
+                size += len(example)
+                blocks.append((log.num_sessions, log.num_requests))
+            writer.close()
+        made[name] = {"bytes": size, "blocks": blocks, "counts": bucket.counts(plan)}
+    write_json(job.path("write", task, "json"), made)

@@ -160,13 +160,14 @@ class Plan:
 
 
 def plan_standard(
-    past: Rows, own: np.ndarray, slate: int, session_gap_minutes: float, request_gap_minutes: float
+    past: Rows, own: np.ndarray, slate: int, session_gap_minutes: float, request_gap_minutes: float, log_end: int
 ) -> Plan:
-    """Sessions of the rows `own` [n] bool of `past`, the standard log up to the last day of the split.
+    """Sessions of the rows `own` [n] bool of `past`, the standard log of some users up to the last day of the split.
 
     A session is terminated where the split's rows show that the user stayed away for longer than the session gap: by a
-    later session of the user, or because the split's last row is that much later. Any other is truncated: the split
-    or the log ended first. Later days are not looked at, so what a training session says cannot depend on them.
+    later session of the user, or because the split's last row, at `log_end` (ms) of any user, is that much later. Any
+    other is truncated: the split or the log ended first. Later days are not looked at, so what a training session says
+    cannot depend on them.
     """
     rows = past.take(own)
     session_start = session_starts(rows.user, rows.time, session_gap_minutes)
@@ -178,7 +179,7 @@ def plan_standard(
     last = request_first[session_first[1:]] - 1
     returns = np.zeros(len(last), bool)
     returns[:-1] = rows.user[last[:-1]] == rows.user[np.minimum(last[:-1] + 1, max(n - 1, 0))]
-    away = rows.time.max(initial=0) - rows.time[last] > session_gap_minutes * MINUTE_MS
+    away = log_end - rows.time[last] > session_gap_minutes * MINUTE_MS
     return Plan(rows, past, session_first, request_first, terminated=returns | away)
 
 

@@ -1,0 +1,110 @@
+"""What runs the tasks of `prepare` on this machine: this process, or several that it starts.
+
+Processes are started as `python -m` of this module, not by `multiprocessing`: that would run the caller's main module
+again in each, and leave them behind where the caller is killed. These end with the pipe that they read tasks from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import queue
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from mmrf_jax.data.kuairand.job import Engine, Job, Task
+
+#: More by default would not fit into 4 GiB.
+MOST_WORKERS = 5
+
+
+@contextlib.contextmanager
+def processes(workers: int | None = None) -> Iterator[Engine]:
+    """Tasks run in that many processes, by default one a core but at most `MOST_WORKERS`; a single task in this one."""
+    workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    with contextlib.ExitStack() as stack:
+        idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        threads = ThreadPoolExecutor(workers)
+
+        def engine(task: Task, job: Job, todo: Sequence[int], done: Callable[[int], None]) -> None:
+            if workers == 1 or len(todo) == 1:
+                for ended, i in enumerate(todo, 1):
+                    task(job, i)
+                    done(ended)
+                return
+            while idle.qsize() < workers:
+                idle.put(stack.enter_context(_Worker()))
+
+            def run(i: int) -> None:
+                worker = idle.get()
+                try:
+                    worker.run(task, job, i)
+                finally:
+                    idle.put(worker)
+
+            futures = [threads.submit(run, i) for i in todo]
+            for ended, future in enumerate(as_completed(futures), 1):
+                future.result()
+                done(ended)
+
+        try:
+            yield engine
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Worker:
+    """A process that runs one task at a time; it is killed at the end of the context."""
+
+    def __enter__(self) -> _Worker:
+        # each process has a core, so polars needs no threads; the path says what this process can import
+        environment = os.environ | {"POLARS_MAX_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def run(self, task: Task, job: Job, i: int) -> None:
+        """Raises what the task raised; RuntimeError where the process ended."""
+        assert self._process.stdin and self._process.stdout
+        try:
+            pickle.dump((task, job, i), self._process.stdin)
+            self._process.stdin.flush()
+            error = pickle.load(self._process.stdout)
+        except (EOFError, BrokenPipeError):
+            raise RuntimeError(
+                f"the process of task {i} of {task.__name__} ended with {self._process.wait()}; if memory was short, "
+                "use fewer workers"
+            ) from None
+        if error is not None:
+            raise error
+
+
+def _serve() -> None:
+    """Runs the tasks that come on stdin, and answers None or an exception to each on stdout."""
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)  # whatever is printed goes to stderr
+        while True:
+            try:
+                task, job, i = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                return
+            try:
+                task(job, i)
+                answer = None
+            except Exception as error:
+                answer = error
+            pickle.dump(answer, answers)
+            answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()

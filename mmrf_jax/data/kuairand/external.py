@@ -1,0 +1,49 @@
+"""Sorting a frame of any size by an integer key: files that are sorted each, and cuts between which all are read.
+
+The frame is written as runs, one file for each piece that was sorted in memory. `cut` divides the keys so that about as
+many rows lie between any two cuts, and `read_part` brings together the rows of all runs between two cuts. Rows of one
+key are never divided.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from mmrf_jax.data.kuairand.job import appearing
+
+_BATCH_ROWS = 16_384  # what is read of a file at least
+_SAMPLES = 1_024  # of the keys of a part, by which keys are cut
+
+
+def write_run(frame: pl.DataFrame, path: pathlib.Path) -> None:
+    """Writes a frame, sorted by its key, as a run; the file appears whole."""
+    with appearing(path) as temporary:
+        frame.write_ipc(temporary, record_batch_size=_BATCH_ROWS)
+
+
+def cut(runs: Sequence[pathlib.Path], key: str, rows: int) -> np.ndarray:
+    """Cuts runs into parts of about `rows` rows, or of one key where that has more.
+
+    Returns:
+      [runs, parts + 1] int64: the first row of each part in each run, and the run's number of rows.
+    """
+    step = max(1, rows // _SAMPLES)
+    sample = np.sort(np.concatenate([_keys(run, key)[step // 2 :: step] for run in runs]))
+    every = rows // step
+    first = np.unique(sample[every : max(len(sample) - every // 2, 0) : every])
+    return np.array([[0, *np.searchsorted(keys, first), len(keys)] for run in runs for keys in [_keys(run, key)]])
+
+
+def _keys(run: pathlib.Path, key: str) -> np.ndarray:
+    return pl.scan_ipc(run).select(key).collect()[key].to_numpy()
+
+
+def read_part(runs: Sequence[pathlib.Path], cuts: np.ndarray, part: int) -> pl.DataFrame:
+    """All rows of a part: run after run, each in its order. `cuts`: see `cut`."""
+    bounds = [(run, int(start), int(end)) for run, (start, end) in zip(runs, cuts[:, part : part + 2], strict=True)]
+    filled = [of for of in bounds if of[2] > of[1]] or bounds[:1]
+    return pl.concat(pl.collect_all([pl.scan_ipc(run).slice(start, end - start) for run, start, end in filled]))
