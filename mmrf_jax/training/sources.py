@@ -16,6 +16,7 @@ from mmrf_jax import types
 from mmrf_jax.data import records, sessions
 from mmrf_jax.data.kuairand import builder as kuairand
 from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.metrics.progress import counted
 from mmrf_jax.parallel import multihost
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.world import params as world_params
@@ -207,11 +208,10 @@ def _world(config, progress: Progress) -> Source:
     return dataclasses.replace(source, train=given if config.data.dir else source.train, test=lambda: {"test": test()})
 
 
-def _kuairand(config) -> Source:
-    if not config.data.dir:
-        raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
+def kuairand_config(config) -> kuairand.KuaiRandConfig:
+    """What a config says of how KuaiRand's rows become sessions."""
     d = config.data
-    wanted = kuairand.KuaiRandConfig(
+    return kuairand.KuaiRandConfig(
         train_until=d.train_until,
         valid_until=d.valid_until,
         test_from=d.test_from,
@@ -221,8 +221,17 @@ def _kuairand(config) -> Source:
         session_gap_minutes=d.session_gap_minutes or None,
         request_gap_minutes=d.request_gap_minutes,
     )
+
+
+def _kuairand(config) -> Source:
+    if not config.data.dir:
+        raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
+    d = config.data
+    wanted = kuairand_config(config)
     cache = Path(d.cache_dir).expanduser()
-    splits, items, schema, report = multihost.in_turn(lambda: kuairand.load_or_prepare(Path(d.dir), cache, wanted))
+    progress = counted if jax.process_count() == 1 else kuairand.unchecked
+    prepared = lambda: kuairand.load_or_prepare(Path(d.dir), cache, wanted, progress=progress)
+    splits, items, schema, report = multihost.in_turn(prepared)
     train = splits["train"]
     if d.max_sessions and train.num_sessions > d.max_sessions:
         train = sessions.select_sessions(train, np.arange(d.max_sessions))

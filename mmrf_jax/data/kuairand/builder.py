@@ -17,10 +17,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -35,6 +36,8 @@ from mmrf_jax.metrics.progress import counted, say
 
 #: Changes whenever the same files and config would give other records.
 FORMAT = 5
+#: Says how far it is and asks nobody: of several processes one alone prepares, and all must ask as often.
+unchecked = functools.partial(counted, checks=0)
 
 
 class KuaiRand(dataset_builder.FileReaderBuilder):
@@ -50,6 +53,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
         source: str | os.PathLike,
         config: KuaiRandConfig | None = None,
         engine: Engine | None = None,
+        progress: Callable[..., Callable[[int], None]] = unchecked,
         **kwargs,
     ):
         """
@@ -58,10 +62,11 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
           source: folder of the official CSV files, or the folder above their `data`.
           config: see `KuaiRandConfig`.
           engine: what runs the tasks; `engines.processes()` by default.
+          progress: as `metrics.progress.counted`, which also asks whether to stop; by default nobody is asked.
         """
         self.source_dir = os.fspath(source)
         self.session_config = config or KuaiRandConfig()
-        self._engine = engine
+        self._engine, self._progress = engine, progress
         tfds_config = tfds.core.BuilderConfig(
             name=self.session_config.fingerprint(), description="sessions of requests"
         )
@@ -92,7 +97,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
             try:
                 with contextlib.ExitStack() as stack:
                     engine = self._engine or stack.enter_context(engines.processes())
-                    self._made = prepare.run(job, engine, counted)
+                    self._made = prepare.run(job, engine, self._progress)
                 self._kept = job.records
                 super().download_and_prepare(**kwargs)
             except ValueError:  # nothing that goes on: the files or the config are to be changed
@@ -238,16 +243,22 @@ def read_items(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> 
     return features.read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").items
 
 
+def read_report(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> dict:
+    """The report of rows read, left out and used; errors as `load`."""
+    return _open(prepared).info.metadata["report"]
+
+
 def load_or_prepare(
     source: str | os.PathLike,
     cache_dir: str | os.PathLike,
     config: KuaiRandConfig | None = None,
     engine: Engine | None = None,
+    progress: Callable[..., Callable[[int], None]] = unchecked,
 ) -> tuple[dict[str, SessionLog], types.Items, Schema, dict]:
     """`load`, after preparing where no earlier call did so for the same files, config and format.
 
     `source` is the folder of the official files, or one that a builder wrote with the same config. Files are the same
-    where their names, sizes and times of change are.
+    where their names, sizes and times of change are. `engine` and `progress` are those of `KuaiRand`.
 
     Raises:
       FileNotFoundError, ValueError: as `columns.find_source` and `prepare.run`.
@@ -261,6 +272,6 @@ def load_or_prepare(
     stats = _stats(columns.find_source(source))
     cache = pathlib.Path(cache_dir) / digest([FORMAT, records.VERSION, dataclasses.asdict(config), stats])
     tfds.disable_progress_bar()
-    builder = KuaiRand(data_dir=cache, source=source, config=config, engine=engine)
+    builder = KuaiRand(data_dir=cache, source=source, config=config, engine=engine, progress=progress)
     builder.download_and_prepare()
     return load(builder)

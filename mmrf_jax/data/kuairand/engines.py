@@ -21,10 +21,15 @@ from mmrf_jax.data.kuairand.job import Engine, Job, Task
 MOST_WORKERS = 5
 
 
+def default_workers() -> int:
+    """A process for each core that this one may use, at most `MOST_WORKERS`."""
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
 @contextlib.contextmanager
 def processes(workers: int | None = None) -> Iterator[Engine]:
-    """Tasks run in that many processes, by default one a core but at most `MOST_WORKERS`; a single task in this one."""
-    workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    """Tasks run in that many processes, `default_workers()` where not given; a single task in this one."""
+    workers = workers or default_workers()
     with contextlib.ExitStack() as stack:
         idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         threads = ThreadPoolExecutor(workers)

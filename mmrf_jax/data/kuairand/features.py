@@ -275,7 +275,7 @@ def _vocabulary(values: np.ndarray, in_train: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _mean_std(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """[mean, standard deviation] of values [n], each counted `weight` [n] times; 0 and 1 of none, 1 for no deviation."""
+    """[mean, standard deviation] of values [n], counted `weight` [n] times each; 0, 1 of none, 1 for no deviation."""
     values, weight = values[weight > 0], weight[weight > 0]
     if not len(values):
         return np.array([0.0, 1.0])

@@ -1,0 +1,71 @@
+"""KuaiRand's CSV files as session records, ahead of training; for logs of any size.
+
+  python -m launch.prepare --source=$KUAIRAND_DIR --out=records/kuairand
+  python -m launch.train --config=experiments/kuairand.py --config.data.dir=records/kuairand --workdir=runs/kuairand
+
+Fields of `config.data` (candidates, days of the splits …) are to be the same for both. The same command goes on where
+it was stopped or killed. Beside the records, it needs meanwhile as much disk again as the CSV files take.
+
+Work is done in --workers processes. On several machines Beam does it (pip install -r requirements-beam.txt), over files
+that all machines see under the same paths:
+
+  python -m launch.prepare --source=DIR --out=DIR --engine=beam \\
+      --pipeline_option=runner=FlinkRunner --pipeline_option=flink_master=HOST:8081
+"""
+
+import contextlib
+import resource
+import time
+
+import tensorflow_datasets as tfds
+from absl import flags
+
+from launch import common
+from mmrf_jax.data.kuairand import builder, engines
+from mmrf_jax.metrics.progress import counted
+from mmrf_jax.training import sources
+
+_CONFIG = common.define_config("experiments/kuairand.py")
+_SOURCE = flags.DEFINE_string("source", None, "Folder with KuaiRand's CSV files, or its parent.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder to write; what it holds of other configs is kept.", required=True)
+_ENGINE = flags.DEFINE_enum("engine", "local", ["local", "beam"], "Processes of this machine, or Apache Beam.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, f"Processes of the local engine; one a core, at most {engines.MOST_WORKERS}.", lower_bound=1
+)
+_OPTIONS = flags.DEFINE_multi_string("pipeline_option", [], "Of Beam's pipeline, such as runner=FlinkRunner.")
+
+
+def main() -> None:
+    wanted = sources.kuairand_config(common.resolve(_CONFIG))
+    workers = _WORKERS.value or engines.default_workers()
+    start = time.monotonic()
+    tfds.disable_progress_bar()
+    with contextlib.ExitStack() as stack:
+        if _ENGINE.value == "beam":
+            from mmrf_jax.data.kuairand import beam
+
+            engine = beam.pipelines([f"--{option}" for option in _OPTIONS.value])
+        else:
+            engine = stack.enter_context(engines.processes(workers))
+        made = builder.KuaiRand(
+            data_dir=_OUT.value, source=_SOURCE.value, config=wanted, engine=engine, progress=counted
+        )
+        made.download_and_prepare()
+    seconds = time.monotonic() - start
+    report = builder.read_report(made)
+    rows = sum(log["rows"] for log in report["log"].values())
+    print(f"{rows:,} rows -> {made.data_path}")
+    for name, counts in report["splits"].items():
+        print(f"  {name}: " + ", ".join(f"{value:,} {key}" for key, value in counts.items()))
+    if _ENGINE.value == "local":
+        print(f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s; at most {_peak_gib(workers):.2f} GiB of memory")
+
+
+def _peak_gib(workers: int) -> float:
+    """This process's peak and that of the largest other, times their number: no less than all took at a time."""
+    here, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (here + workers * largest) / 2**20
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,34 @@
+"""A made-up log of any size in the official file layout of KuaiRand, to measure and test with.
+
+  python -m launch.synthesize --rows=50000000 --users=27285 --videos=5000000 --out=logs/synthetic
+  python -m launch.synthesize --rows=100000 --users=1000 --videos=5000 --variant=pure --out=logs/small
+
+Videos follow Zipf's law, sessions have 40 videos on average, and dates, rates, play times and durations are about those
+of the real logs; there is nothing to learn in it. The files depend on the flags alone. 27k's log comes in parts.
+"""
+
+from absl import flags
+
+from launch import common
+from mmrf_jax.data.kuairand import synthetic
+from mmrf_jax.metrics.progress import counted
+
+_ROWS = flags.DEFINE_integer(
+    "rows", None, "Rows of the standard log; random rows come on top.", lower_bound=1, required=True
+)
+_OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist.", required=True)
+_USERS = flags.DEFINE_integer("users", None, "Users; by default as many as in the release.", lower_bound=1)
+_VIDEOS = flags.DEFINE_integer("videos", None, "Videos; by default as many as in the release.", lower_bound=1)
+_VARIANT = flags.DEFINE_enum("variant", "27k", list(synthetic.OFFICIAL), "Release whose files it is to look like.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", lower_bound=0)
+
+
+def main() -> None:
+    common.check_output("out", _OUT.value)
+    log = synthetic.SyntheticLog(_ROWS.value, _USERS.value, _VIDEOS.value, _VARIANT.value, _SEED.value)
+    log.write(_OUT.value, counted)
+    print(f"{_ROWS.value:,} rows -> {_OUT.value}")
+
+
+if __name__ == "__main__":
+    common.run(main)
