@@ -16,34 +16,30 @@ _AT_ONCE = 256  # requests whose draws stay in a core's cache
 
 def mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64 finaliser: uint64 to uint64, every output bit depends on every input bit."""
-    with np.errstate(over="ignore"):
-        y = x >> np.uint64(30)
-        y ^= x
-        y *= np.uint64(0xBF58476D1CE4E5B9)
-        y ^= y >> np.uint64(27)
-        y *= np.uint64(0x94D049BB133111EB)
-        y ^= y >> np.uint64(31)
-        return y
+    y = x >> np.uint64(30)
+    y ^= x
+    y *= np.uint64(0xBF58476D1CE4E5B9)
+    y ^= y >> np.uint64(27)
+    y *= np.uint64(0x94D049BB133111EB)
+    y ^= y >> np.uint64(31)
+    return y
 
 
 def request_keys(seed: int, *parts: np.ndarray) -> np.ndarray:
     """[R] uint64 keys of requests, from the seed and integers [R] that identify a request."""
     key: np.ndarray = np.full(len(parts[0]), seed, np.uint64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            key = mix(key + _GOLDEN) ^ part.astype(np.uint64)
-        return mix(key + _GOLDEN)
+    for part in parts:
+        key = mix(key + _GOLDEN) ^ part.astype(np.uint64)
+    return mix(key + _GOLDEN)
 
 
-def _draw(key: np.ndarray, first: int, count: int, size: np.ndarray) -> np.ndarray:
-    """Numbers `first` … `first + count − 1` of the streams of keys [R], uniform in [0, size [R] uint64): [R, count]."""
-    with np.errstate(over="ignore"):
-        counter = np.arange(first + 1, first + count + 1, dtype=np.uint64) * _GOLDEN
-        bits = mix(key[:, None] + counter)
-        bits >>= np.uint64(32)
-        bits *= size[:, None]
-        bits >>= np.uint64(32)
-        return bits.view(np.int64)
+def _draw(key: np.ndarray, count: int, size: np.ndarray) -> np.ndarray:
+    """The first numbers of the streams of keys [R], uniform in [0, size): [R, count]; `size` uint64 fits that shape."""
+    bits = mix(key[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
+    bits >>= np.uint64(32)
+    bits *= size
+    bits >>= np.uint64(32)
+    return bits.view(np.int64)
 
 
 class Pool:
@@ -91,27 +87,24 @@ class Pool:
           of the exposed ones in the order given, −1 where there is none.
         """
         found = np.empty((len(key), candidates), np.int32)
-        slate = np.empty(exposed.shape, np.int32)
         size = self.live(dates).astype(np.uint64)
         for start in range(0, len(key), _AT_ONCE):
             at = slice(start, start + _AT_ONCE)
             self._different(key[at], size[at], exposed[at], found[at])
-            slate[at] = _place(key[at], found[at], exposed[at])
-        return found, slate
+        return found, _place(key, found, exposed)
 
     def _different(self, key: np.ndarray, size: np.ndarray, exposed: np.ndarray, found: np.ndarray) -> None:
         """Fills `found` [R, C] with the exposed videos and then with the first of each key's draws, all different."""
         (_, k), c = exposed.shape, found.shape[1]
         shown = (exposed >= 0).sum(1).astype(np.uint64)
-        with np.errstate(over="ignore"):
-            shifted = key - shown * _GOLDEN  # the first draw comes after the exposed
-        np.take(self._order, _draw(shifted, 0, c, size), out=found, mode="clip")
+        shifted = key - shown * _GOLDEN  # so that the first draw comes after the exposed
+        np.take(self._order, _draw(shifted, c, size[:, None]), out=found, mode="clip")
         found[:, :k] = np.where(exposed >= 0, exposed, found[:, :k])
         ranked = np.sort(found, axis=1)
         todo, count = np.flatnonzero((ranked[:, 1:] == ranked[:, :-1]).any(1)), c + c // 4 + 16
         absent = -1 - np.arange(k)  # different from each other, so that none counts as a repetition
         while len(todo):  # those with a repetition: more draws
-            others = self._order[_draw(key[todo], 0, count, size[todo])]
+            others = self._order[_draw(key[todo], count, size[todo, None])]
             drawn = np.concatenate([np.where(exposed[todo] >= 0, exposed[todo], absent), others], axis=1)
             order = np.argsort(drawn, axis=1, kind="stable")
             ranked = np.take_along_axis(drawn, order, 1)
@@ -144,16 +137,15 @@ def _place(key: np.ndarray, found: np.ndarray, exposed: np.ndarray) -> np.ndarra
     Returns the places of the exposed ones [R, K] int32, −1 where there is none.
     """
     (r, c), k = found.shape, exposed.shape[1]
-    rows = np.arange(r)
-    place = np.tile(np.arange(c, dtype=np.int32), (r, 1))
-    stream = mix(key ^ _GOLDEN)
-    moved = np.empty((r, 2 * k), np.int64)
-    moved[:, :k] = np.arange(k)
+    step = np.arange(k)
+    other = step + _draw(mix(key ^ _GOLDEN), k, (c - step).astype(np.uint64))
+    first = np.arange(r) * c
+    place = np.tile(np.arange(c, dtype=np.int32), r)
     for i in range(k):
-        other = i + _draw(stream, i, 1, np.full(r, c - i, np.uint64))[:, 0]
-        moved[:, k + i] = other
-        place[rows, i], place[rows, other] = place[rows, other], place[rows, i]
+        here, there = first + i, first + other[:, i]
+        place[here], place[there] = place[there], place[here]
     # a video that no step has moved has its place
-    values = np.take_along_axis(found, moved, 1)
-    np.put_along_axis(found, np.take_along_axis(place, moved, 1), values, 1)
-    return np.where(exposed >= 0, place[:, :k], -1)
+    moved = first[:, None] + np.concatenate([np.broadcast_to(step, (r, k)), other], axis=1)
+    flat = found.reshape(-1)
+    flat[first[:, None] + place[moved]] = flat[moved]
+    return np.where(exposed >= 0, place.reshape(r, c)[:, :k], -1)

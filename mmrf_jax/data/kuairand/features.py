@@ -21,7 +21,7 @@ from mmrf_jax.data.kuairand.clean import NEVER
 DURATION_BUCKETS = 8
 VIDEO_TYPES, UPLOAD_TYPES = 3, 8
 MAX_ONE_HOT = 16
-SLICE = 1_000_000  # videos of which features are held at a time
+SLICE = 1 << 16  # videos of which features are held at a time
 
 
 @dataclasses.dataclass
@@ -33,7 +33,8 @@ class Catalogue:
     """
 
     video_id: np.ndarray  # [V] int32 of KuaiRand, −1 in row 0
-    by_id: np.ndarray  # [V] int32, rows in the order of their video id
+    first_id: np.ndarray  # [] int32, the least id
+    row_of: np.ndarray  # [ids] int32, the row of each id from the least to the largest; 0 where there is none
     items: types.Items  # of NumPy arrays, [V]
     live_from: np.ndarray  # [V] int32, first day on which it may be a candidate, or NEVER
     random_from: np.ndarray  # [V] int32, the day after its first random exposure, or NEVER
@@ -41,7 +42,11 @@ class Catalogue:
 
     def rows_of(self, video_id: np.ndarray) -> np.ndarray:
         """Item rows of KuaiRand video ids, int32; 0 where unknown."""
-        return _lookup(self.video_id, self.by_id, video_id)
+        place = video_id - np.int64(self.first_id)
+        inside = (place >= 0) & (place < len(self.row_of))
+        if inside.all():
+            return np.take(self.row_of, place)
+        return np.where(inside, self.row_of[np.where(inside, place, 0)], 0)
 
 
 def read_catalogue(folder: pathlib.Path) -> Catalogue:
@@ -68,7 +73,13 @@ def build_catalogue(told: pl.DataFrame, videos: pl.DataFrame, train_until: int, 
     table = _Table(told, videos)
     save = lambda name, value: np.save(folder / f"{name}.npy", value)
     save("video_id", table.video_id)
-    save("by_id", np.argsort(table.video_id, kind="stable").astype(np.int32))
+    ids = table.video_id[1:]
+    save("first_id", ids.min())
+    # of ids with gaps, the file has holes
+    row_of = np.lib.format.open_memmap(folder / "row_of.npy", "w+", np.int32, (int(ids.max()) - int(ids.min()) + 1,))
+    row_of[ids - np.int64(ids.min())] = np.arange(1, table.size, dtype=np.int32)
+    row_of.flush()
+    del ids, row_of
     train = table.told("train", 0)
     in_train = train > 0
     fit_on, weight = np.flatnonzero(in_train), train[in_train]
@@ -129,6 +140,7 @@ def build_catalogue(told: pl.DataFrame, videos: pl.DataFrame, train_until: int, 
                 _standardise(log_age(rows), uploaded(rows), fitted["log_age_mean_std"])[:, None],
             ],
             axis=1,
+            dtype=np.float32,
         )
     features.flush()
     for name, value in fitted.items():
@@ -194,7 +206,8 @@ class Profiles:
 
     def rows_of(self, user_id: np.ndarray) -> np.ndarray:
         """[n] int32 rows of user ids; 0 where unknown."""
-        return _lookup(self.user_id, np.arange(len(self.user_id)), user_id)
+        row = np.minimum(np.searchsorted(self.user_id, user_id), len(self.user_id) - 1)
+        return np.where(self.user_id[row] == user_id, row, 0).astype(np.int32)
 
 
 def write_profiles(profiles: Profiles, folder: pathlib.Path) -> None:
@@ -260,15 +273,10 @@ def build_profiles(users: pl.DataFrame, train_users: np.ndarray) -> Profiles:
     )
 
 
-def _lookup(table: np.ndarray, order: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    place = np.minimum(np.searchsorted(table, ids, sorter=order), len(table) - 1)
-    row = order[place]
-    return np.where(table[row] == ids, row, 0).astype(np.int32)
-
-
 def _vocabulary(values: np.ndarray, in_train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sorted values (≥ 0) of the training videos, and for every video 1 + its place among them, or 0; int32."""
-    vocabulary = np.unique(values[in_train & (values >= 0)])
+    vocabulary = np.sort(values[in_train & (values >= 0)])
+    vocabulary = vocabulary[np.diff(vocabulary, prepend=-1) > 0]
     place = np.minimum(np.searchsorted(vocabulary, values), max(len(vocabulary) - 1, 0))
     known = vocabulary[place] == values if len(vocabulary) else np.zeros(len(values), bool)
     return vocabulary, np.where(known, place + 1, 0).astype(np.int32)

@@ -70,18 +70,15 @@ def request_starts(
     n = len(item)
     run_start = session_start.copy()
     run_start[1:] |= (tab[1:] != tab[:-1]) | (np.diff(time) > gap_minutes * MINUTE_MS)
-    run = np.cumsum(run_start)
-    order = np.lexsort((np.arange(n), item, run))  # the same video of the same run, one after the other
-    previous = np.full(n, -1)
-    again = (run[order][1:] == run[order][:-1]) & (item[order][1:] == item[order][:-1])
-    previous[order[1:][again]] = order[:-1][again]
+    run = np.cumsum(run_start, dtype=np.int32)
+    nearest = np.full(n, size)  # rows back to where the video was shown before, if that is near
+    for step in range(size - 1, 0, -1):
+        nearest[step:][item[step:] == item[: n - step]] = step
     # where the request that starts at row i would end
     following = np.minimum(np.arange(n) + size, n)
-    for step in range(size - 1, 0, -1):
-        later = np.arange(step, n)
-        first = np.arange(len(later))
-        stops = (run[later] != run[first]) | (previous[later] >= first)
-        following[first] = np.where(stops, later, following[first])
+    for step in range(min(size, n) - 1, 0, -1):
+        stops = (run[step:] != run[: n - step]) | (nearest[step:] <= step)
+        following[: n - step][stops] = np.flatnonzero(stops) + step
     start = run_start.copy()
     at = np.flatnonzero(run_start)
     while len(at):  # all runs at once, one request further each time
