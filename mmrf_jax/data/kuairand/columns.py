@@ -114,7 +114,7 @@ class Chunk:
             if self.start:
                 f.readline()  # the rest of a line that began before
             rest = self.end - f.tell()
-            return f.read(rest) + f.readline() if rest > 0 else b""
+            return f.read(rest - 1) + f.readline() if rest > 0 else b""
 
 
 def whole(path: pathlib.Path) -> Chunk:

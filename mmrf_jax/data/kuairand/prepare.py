@@ -70,8 +70,9 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
 
     columns.check(job.source)
     if not (job.work / "cleaned.json").exists():
-        stage("videos", read_videos, len(_chunks(job, job.source.videos)), "arrow")
-        once("featured.json", _merge_videos)
+        if not (job.work / "featured.arrow").exists():
+            stage("videos", read_videos, len(_chunks(job, job.source.videos)), "arrow")
+            _merge_videos(job)
         stage("sort", sort, len(_chunks(job, job.source.logs)), "arrow")
         if not (job.work / "buckets.npy").exists():
             save_array(job.work / "buckets.npy", external.cut(job.made("sort"), "user_id", job.bucket_rows))
@@ -123,20 +124,19 @@ def read_videos(job: Job, task: int) -> None:
     external.write_run(pl.concat(frames), job.path("videos", task))
 
 
-def _merge_videos(job: Job) -> dict:
+def _merge_videos(job: Job) -> None:
     """The features of all different videos, sorted by video; beside them ids and durations, which tasks map."""
     videos = pl.concat([pl.read_ipc(path) for path in job.made("videos")])
     videos = videos.filter(pl.col("video_id").is_not_null())
     if len(videos) and (np.diff(videos["video_id"].to_numpy()) <= 0).any():
         videos = videos.sort("video_id", maintain_order=True)
         videos = videos.filter(pl.col("video_id").is_first_distinct())
-    external.write_run(videos, job.work / "featured.arrow")
     # a last one, so that there is always one to look at
     np.save(job.work / "featured_id.npy", np.append(videos["video_id"].to_numpy(), np.int32(2**31 - 1)))
     duration = videos["duration_ms"].fill_null(0).cast(pl.Int32).to_numpy()
     np.save(job.work / "featured_duration.npy", np.append(duration, np.int32(0)))
+    external.write_run(videos, job.work / "featured.arrow")
     shutil.rmtree(job.work / "videos")
-    return {"videos": len(videos)}
 
 
 def sort(job: Job, task: int) -> None:
