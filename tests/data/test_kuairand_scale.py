@@ -15,7 +15,7 @@ import pytest
 
 from mmrf_jax.data import records
 from mmrf_jax.data.kuairand import builder as kr
-from mmrf_jax.data.kuairand import candidates, columns, engines, external, features, prepare, synthetic
+from mmrf_jax.data.kuairand import candidates, columns, engines, external, fits, prepare, synthetic
 from mmrf_jax.data.kuairand.job import Job
 from mmrf_jax.metrics.progress import counted
 
@@ -283,10 +283,10 @@ def test_weighted_statistics_are_those_of_repeated_values():
     values, weight = rng.normal(size=300).round(1), rng.integers(0, 9, 300)
     repeated = np.repeat(values, weight)
     at = np.arange(1, 8) / 8
-    np.testing.assert_allclose(features._quantiles(values, weight, at), np.quantile(repeated, at), atol=1e-12)
-    np.testing.assert_allclose(features._mean_std(values, weight), [repeated.mean(), repeated.std()], rtol=1e-12)
-    assert features._mean_std(values, 0 * weight).tolist() == [0, 1]
-    assert features._mean_std(np.ones(5), np.ones(5, int)).tolist() == [1, 1]
+    np.testing.assert_allclose(fits.quantiles(values, weight, at), np.quantile(repeated, at), atol=1e-12)
+    np.testing.assert_allclose(fits.mean_std(values, weight), [repeated.mean(), repeated.std()], rtol=1e-12)
+    assert fits.mean_std(values, 0 * weight).tolist() == [0, 1]
+    assert fits.mean_std(np.ones(5), np.ones(5, int)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("variant", synthetic.OFFICIAL)
@@ -359,7 +359,7 @@ def test_memory_does_not_grow_with_the_log(tmp_path, run_python):
 @pytest.mark.slow
 def test_killed_again_and_again_it_makes_the_same_files(tmp_path, launch):
     """SIGKILL to the main process alone, at any time; its processes end with it."""
-    synthetic.SyntheticLog(rows=3_000_000, users=2_000, videos=20_000).write(tmp_path / "log", counted)
+    synthetic.SyntheticLog(rows=2_000_000, users=2_000, videos=20_000).write(tmp_path / "log", counted)
     arguments = [f"--source={tmp_path / 'log'}", "--workers=2"]
     launch.ok("prepare", *arguments, f"--out={tmp_path / 'whole'}")
     rng, kills = np.random.default_rng(0), 0

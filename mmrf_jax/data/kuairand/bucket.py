@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax.data import records
-from mmrf_jax.data.kuairand import candidates, clean, features, requests
+from mmrf_jax.data.kuairand import candidates, clean, requests
+from mmrf_jax.data.kuairand.catalogue import Catalogue
 from mmrf_jax.data.kuairand.job import RANDOM_SPLIT, Job
+from mmrf_jax.data.kuairand.profiles import Profiles
 from mmrf_jax.data.schema import SessionLog
 from mmrf_jax.data.splits import SPLITS
 
@@ -33,8 +35,8 @@ class Bucket:
 
     job: Job
     rows: pl.DataFrame
-    catalogue: features.Catalogue
-    profiles: features.Profiles
+    catalogue: Catalogue
+    profiles: Profiles
     pools: dict[str, candidates.Pool]
     log_end: dict[str, int]
 

@@ -29,7 +29,8 @@ from tensorflow_datasets.core import dataset_builder
 
 from mmrf_jax import types
 from mmrf_jax.data import records
-from mmrf_jax.data.kuairand import columns, engines, features, prepare
+from mmrf_jax.data.kuairand import columns, engines, prepare
+from mmrf_jax.data.kuairand.catalogue import read_catalogue
 from mmrf_jax.data.kuairand.job import Engine, Job, KuaiRandConfig, digest
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.metrics.progress import counted, say
@@ -240,7 +241,7 @@ def load(
 
 def read_items(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> types.Items:
     """The items of what a builder prepared, as read-only maps of files; errors as `load`."""
-    return features.read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").items
+    return read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").items
 
 
 def read_report(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> dict:

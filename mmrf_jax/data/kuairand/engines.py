@@ -92,7 +92,7 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    kept = str(2**30)  # glibc gives larger freed blocks back to the system; faulting them in anew took a tenth of all time
+    kept = str(2**30)  # glibc gives larger blocks back to the system; faulting them in anew took a tenth of all time
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # what this process can import
         "POLARS_MAX_THREADS": "1",  # each process has a core

@@ -27,8 +27,10 @@ from absl import logging
 from array_record.python import array_record_module
 
 from mmrf_jax.data import records
-from mmrf_jax.data.kuairand import bucket, candidates, clean, columns, external, features
+from mmrf_jax.data.kuairand import bucket, candidates, clean, columns, external
+from mmrf_jax.data.kuairand.catalogue import build_catalogue, read_catalogue
 from mmrf_jax.data.kuairand.job import RANDOM_SPLIT, Engine, Job, Task, appearing, save_array, write_json
+from mmrf_jax.data.kuairand.profiles import build_profiles, read_profiles, write_profiles
 from mmrf_jax.data.schema import Schema
 from mmrf_jax.data.splits import SPLITS
 
@@ -215,13 +217,13 @@ def fit(job: Job) -> dict:
     videos = pl.read_ipc(job.work / "featured.arrow")
     for folder in (job.records / "catalogue", job.records / "profiles", job.work / "pools"):
         folder.mkdir(parents=True, exist_ok=True)
-    features.build_catalogue(told, videos, config.train_until, job.records / "catalogue")
+    build_catalogue(told, videos, config.train_until, job.records / "catalogue")
     by_log = clean.count_videos(told["mentions"].to_numpy())
     featured = len(videos)
     del told, videos
-    catalogue = features.read_catalogue(job.records / "catalogue")
-    profiles = features.build_profiles(columns.read_users(job.source.users), np.array(cleaned["train_users"]))
-    features.write_profiles(profiles, job.records / "profiles")
+    catalogue = read_catalogue(job.records / "catalogue")
+    profiles = build_profiles(columns.read_users(job.source.users), np.array(cleaned["train_users"]))
+    write_profiles(profiles, job.records / "profiles")
     # Pure is the pool of the random log, whole; in the larger releases that pool is known by its exposures only
     days = {"standard": catalogue.live_from, "random": catalogue.live_from}
     if job.source.variant != "pure":
@@ -272,8 +274,8 @@ def open_bucket(job: Job, task: int) -> bucket.Bucket:
     return bucket.Bucket(
         job,
         rows=pl.read_ipc(job.path("rows", task)),
-        catalogue=features.read_catalogue(job.records / "catalogue"),
-        profiles=features.read_profiles(job.records / "profiles"),
+        catalogue=read_catalogue(job.records / "catalogue"),
+        profiles=read_profiles(job.records / "profiles"),
         pools={name: pools["random" if name == RANDOM_SPLIT else "standard"] for name in ALL_SPLITS},
         log_end=job.read("cleaned.json")["log_end"],
     )

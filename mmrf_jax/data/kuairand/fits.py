@@ -1,0 +1,85 @@
+"""What fits and encodes features: normalisers, quantiles, vocabularies, dates; arrays in a folder."""
+
+from __future__ import annotations
+
+import datetime
+import pathlib
+
+import numpy as np
+
+
+def read_arrays(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The arrays of a folder by name, those `fitted` apart."""
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("[!.]*.npy")}
+    fitted = {name[7:]: arrays.pop(name) for name in list(arrays) if name.startswith("fitted-")}
+    return arrays, fitted
+
+
+def vocabulary(values: np.ndarray, in_train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted values (≥ 0) of the training videos, and for every video 1 + its place among them, or 0; int32."""
+    vocabulary = np.sort(values[in_train & (values >= 0)])
+    vocabulary = vocabulary[np.diff(vocabulary, prepend=-1) > 0]
+    place = np.minimum(np.searchsorted(vocabulary, values), max(len(vocabulary) - 1, 0))
+    known = vocabulary[place] == values if len(vocabulary) else np.zeros(len(values), bool)
+    return vocabulary, np.where(known, place + 1, 0).astype(np.int32)
+
+
+def mean_std(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """[mean, standard deviation] of values [n], counted `weight` [n] times each; 0, 1 of none, 1 for no deviation."""
+    values, weight = values[weight > 0], weight[weight > 0]
+    if not len(values):
+        return np.array([0.0, 1.0])
+    mean = np.average(values, weights=weight)
+    std = np.sqrt(np.average((values - mean) ** 2, weights=weight))
+    return np.array([mean, std if std > 1e-6 else 1.0])
+
+
+def standardise(values: np.ndarray, known: np.ndarray, mean_std: np.ndarray) -> np.ndarray:
+    """Values minus mean over standard deviation, 0 where unknown."""
+    return np.where(known, (values - mean_std[0]) / mean_std[1], 0.0)
+
+
+def quantiles(values: np.ndarray, weight: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """`np.quantile` of values [n], each repeated `weight` [n] times."""
+    order = np.argsort(values, kind="stable")
+    last = np.cumsum(weight[order])
+    rank = at * (last[-1] - 1)
+    nth = lambda k: values[order[np.searchsorted(last, k, side="right")]]
+    low, high = nth(np.floor(rank)), nth(np.ceil(rank))
+    return low + (high - low) * (rank - np.floor(rank))
+
+
+def frequent(names: np.ndarray, code: np.ndarray, in_train: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most frequent of names among training videos, and each video's place: `size` for others, −1 for row 0.
+
+    `code` [V] are places in `names`.
+    """
+    counts = np.bincount(code[in_train], minlength=len(names))
+    by_count = np.lexsort((names, -counts))
+    top = by_count[counts[by_count] > 0][:size]
+    place_of = np.full(len(names), size)
+    place_of[top] = np.arange(len(top))
+    place = place_of[code]
+    place[0] = -1
+    return names[top], place
+
+
+def one_hot(place: np.ndarray, size: int) -> np.ndarray:
+    return place[:, None] == np.arange(size)
+
+
+def day_number(date: int) -> int:
+    return datetime.date(date // 10000, date // 100 % 100, date % 100).toordinal()
+
+
+def day_numbers(dates: np.ndarray) -> np.ndarray:
+    """Ordinal days of dates such as 20220409; 0 where there is none or it is no day."""
+    values, inverse = np.unique(dates, return_inverse=True)
+
+    def day(date: int) -> int:
+        try:
+            return day_number(date)
+        except ValueError:
+            return 0
+
+    return np.array([day(int(value)) for value in values])[inverse]
