@@ -141,14 +141,24 @@ def describe_videos(rows: pl.DataFrame, train_until: int) -> pl.DataFrame:
 
 def fold_videos(told: pl.DataFrame) -> pl.DataFrame:
     """One row per video from several, in the columns of `describe_videos`; of equal times the first row counts."""
-    if not len(told):
+    n = len(told)
+    if not n:
         return told
-    told = told.sort("video_id", "seen", "seen_time", maintain_order=True)
-    first = np.flatnonzero(np.diff(told["video_id"].to_numpy(), prepend=NOBODY - 1))
-    return told.select("video_id", "seen", "seen_time", "seen_ms")[first].with_columns(
-        pl.Series("random", np.minimum.reduceat(told["random"].to_numpy(), first)),
-        pl.Series("train", np.add.reduceat(told["train"].to_numpy(), first)),
-        pl.Series("mentions", np.bitwise_or.reduceat(told["mentions"].to_numpy(), first)),
+    # a stable sort by video, ten times as fast as argsort
+    place = np.sort(told["video_id"].to_numpy().astype(np.int64) << 31 | np.arange(n)) & (2**31 - 1)
+    told = told[place]
+    column = lambda name: told[name].to_numpy()
+    first = np.flatnonzero(np.diff(column("video_id"), prepend=NOBODY - 1))
+    of = np.repeat(np.arange(len(first)), np.diff(first, append=n))
+    # of each video's rows the first day, of those the first time, of those the first row
+    on_day = column("seen") == np.minimum.reduceat(column("seen"), first)[of]
+    time = np.where(on_day, column("seen_time"), np.iinfo(np.int64).max)
+    in_time = on_day & (time == np.minimum.reduceat(time, first)[of])
+    earliest = np.minimum.reduceat(np.where(in_time, np.arange(n), n), first)
+    return told.select("video_id", "seen", "seen_time", "seen_ms")[earliest].with_columns(
+        pl.Series("random", np.minimum.reduceat(column("random"), first)),
+        pl.Series("train", np.add.reduceat(column("train"), first)),
+        pl.Series("mentions", np.bitwise_or.reduceat(column("mentions"), first)),
     )
 
 
