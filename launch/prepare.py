@@ -42,14 +42,13 @@ def main() -> None:
     tfds.disable_progress_bar()
     with contextlib.ExitStack() as stack:
         if _ENGINE.value == "beam":
-            from mmrf_jax.data.kuairand import beam
-
-            engine = beam.pipelines([f"--{option}" for option in _OPTIONS.value])
+            engine = _beam().pipelines([f"--{option}" for option in _OPTIONS.value])
         else:
             engine = stack.enter_context(engines.processes(workers))
         made = builder.KuaiRand(
             data_dir=_OUT.value, source=_SOURCE.value, config=wanted, engine=engine, progress=counted
         )
+        before = made.data_path.exists()
         made.download_and_prepare()
     seconds = time.monotonic() - start
     report = builder.read_report(made)
@@ -57,8 +56,16 @@ def main() -> None:
     print(f"{rows:,} rows -> {made.data_path}")
     for name, counts in report["splits"].items():
         print(f"  {name}: " + ", ".join(f"{value:,} {key}" for key, value in counts.items()))
-    if _ENGINE.value == "local":
+    if _ENGINE.value == "local" and not before:
         print(f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s; at most {_peak_gib(workers):.2f} GiB of memory")
+
+
+def _beam():
+    try:
+        from mmrf_jax.data.kuairand import beam
+    except ImportError as error:
+        raise ValueError(f"--engine=beam lacks {error.name}; pip install -r requirements-beam.txt") from error
+    return beam
 
 
 def _peak_gib(workers: int) -> float:

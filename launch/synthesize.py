@@ -7,6 +7,8 @@ Videos follow Zipf's law, sessions have 40 videos on average, and dates, rates, 
 of the real logs; there is nothing to learn in it. The files depend on the flags alone. 27k's log comes in parts.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from launch import common
@@ -24,6 +26,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", lower_bound=0)
 
 
 def main() -> None:
+    if Path(_OUT.value).exists():
+        raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
     common.check_output("out", _OUT.value)
     log = synthetic.SyntheticLog(_ROWS.value, _USERS.value, _VIDEOS.value, _VARIANT.value, _SEED.value)
     log.write(_OUT.value, counted)

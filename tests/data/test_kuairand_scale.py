@@ -137,7 +137,7 @@ def test_an_error_in_a_process_is_the_callers_and_a_lost_process_is_named(source
         job = Job(source, CONFIG, tmp_path)
         with pytest.raises(FileNotFoundError, match="featured_id"):
             engine(prepare.clean_bucket, job, [0, 1], lambda done: None)
-        with pytest.raises(RuntimeError, match="task 9 of kill ended with -9; if memory was short, use fewer workers"):
+        with pytest.raises(ChildProcessError, match="task 9 of kill ended with -9; if memory was short, use fewer workers"):
             engine(os.kill, Pid(), [9, 9], lambda done: None)
 
 

@@ -76,14 +76,14 @@ class _Worker:
         self._process.communicate()
 
     def run(self, task: Task, job: Job, i: int) -> None:
-        """Raises what the task raised; RuntimeError where the process ended."""
+        """Raises what the task raised; ChildProcessError where the process ended."""
         assert self._process.stdin and self._process.stdout
         try:
             pickle.dump((task, job, i), self._process.stdin)
             self._process.stdin.flush()
             error = pickle.load(self._process.stdout)
         except (EOFError, BrokenPipeError):
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"the process of task {i} of {task.__name__} ended with {self._process.wait()}; if memory was short, "
                 "use fewer workers"
             ) from None

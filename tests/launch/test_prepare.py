@@ -1,0 +1,39 @@
+"""`launch.synthesize` writes what `launch.prepare` reads, and that writes records."""
+
+import re
+
+from processes import error_line
+
+from mmrf_jax.data.kuairand import builder as kuairand
+
+KUAIRAND = ("--config=experiments/kuairand.py", "--config.quick=True", "--config.data.candidates=20")
+
+
+def test_a_synthetic_log_is_prepared(launch, tmp_path):
+    log, out = tmp_path / "log", tmp_path / "records"
+    sizes = ("--rows=30000", "--users=400", "--videos=1500", "--variant=pure")
+    done = launch.ok("synthesize", *sizes, f"--out={log}")
+    assert done.stdout == f"30,000 rows -> {log}\n"
+    error_line(launch("synthesize", *sizes, f"--out={log}"), str(log), "exists", "name a folder that does not")
+    error_line(launch("synthesize", "--rows=0", f"--out={tmp_path / 'o'}"), "rows", "0")
+
+    done = launch.ok("prepare", *KUAIRAND, f"--source={log}", f"--out={out}", "--workers=2")
+    rows = 30_000 + 24_765
+    assert re.search(rf"{rows:,} rows -> {out}/kuairand/\w+/\d", done.stdout)
+    assert re.search(r"s, [\d,]+ rows/s; at most \d\.\d\d GiB of memory", done.stdout)
+    splits = kuairand.load(out)[0]
+    counts = kuairand.read_report(out)["splits"]
+    assert splits["train"].num_requests == counts["train"]["requests"] > 500
+    assert f"train: {counts['train']['users']:,} users" in done.stdout
+
+    # a second start has nothing to do; training with other settings is refused
+    assert "rows/s" not in launch.ok("prepare", *KUAIRAND, f"--source={log}", f"--out={out}").stdout
+    other = launch("train", *KUAIRAND, f"--config.data.dir={out}", "--config.data.slate=3", f"--workdir={tmp_path}/run")
+    error_line(other, "was prepared with other settings")
+
+
+def test_what_cannot_be_prepared_is_said_in_a_line(launch, tmp_path):
+    where = (f"--source={tmp_path / 'nowhere'}", f"--out={tmp_path / 'out'}")
+    error_line(launch("prepare", *where), "nowhere does not exist", "name the folder")
+    error_line(launch("prepare", *where, "--workers=0"), "workers", "0")
+    error_line(launch("prepare", *where, "--config.data.slate=0"), "slate=0 is not positive")
