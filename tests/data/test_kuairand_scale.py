@@ -137,7 +137,7 @@ def test_an_error_in_a_process_is_the_callers_and_a_lost_process_is_named(source
         job = Job(source, CONFIG, tmp_path)
         with pytest.raises(FileNotFoundError, match="featured_id"):
             engine(prepare.clean_bucket, job, [0, 1], lambda done: None)
-        with pytest.raises(ChildProcessError, match="task 9 of kill ended with -9; if memory was short, use fewer workers"):
+        with pytest.raises(ChildProcessError, match="task 9 of kill ended with -9; if memory was short, use fewer"):
             engine(os.kill, Pid(), [9, 9], lambda done: None)
 
 
@@ -209,7 +209,7 @@ def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, ca
     begun.wait()
     build()
     first.join()
-    assert len(entered) == 5  # stages, once each
+    assert len(entered) == 7  # stages, once each
     assert f"another process prepares {tmp_path}; waiting for it" in capfd.readouterr().err
     assert kr.load(tmp_path)[0]["train"].num_sessions > 0 and not list(tmp_path.glob(".unfinished-*"))
 

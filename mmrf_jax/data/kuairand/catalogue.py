@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from mmrf_jax import types
-from mmrf_jax.data.kuairand import fits
+from mmrf_jax.data.kuairand import external, fits
 from mmrf_jax.data.kuairand.clean import NEVER
 
 DURATION_BUCKETS = 8
@@ -56,7 +57,9 @@ def read_catalogue(folder: pathlib.Path) -> Catalogue:
     return Catalogue(items=items, fitted=fitted, **arrays)
 
 
-def build_catalogue(told: pl.DataFrame, videos: pl.DataFrame, train_until: int, folder: pathlib.Path) -> None:
+def build_catalogue(
+    told: Sequence[pathlib.Path], videos: Sequence[pathlib.Path], train_until: int, folder: pathlib.Path
+) -> None:
     """Item table, vocabularies and live days, written to `folder` as one npy file an array (`read_catalogue`).
 
     Item features [V, Di], Di = 1 + 8 + 4 + 9 + 1: standardised log duration; one-hot bucket of duration (quantiles of
@@ -64,17 +67,16 @@ def build_catalogue(told: pl.DataFrame, videos: pl.DataFrame, train_until: int, 
     other); standardised log1p of the days from upload to `train_until`, at least 0. What is missing is zeros.
 
     Args:
-      told: what the logs say of videos (`clean.fold_videos`).
-      videos: `columns.read_videos` of all files, sorted by different video ids.
+      told: files of what the logs say of videos (`clean.fold_videos`), one after the other sorted by video id.
+      videos: files of their features (`columns.read_videos`), likewise, each video once.
       train_until: last training day.
     """
-    # large arrays live in one of these only, so that few are held at a time
+    # releases have up to 32 million videos: columns are read as they are needed, and few are held at a time
     table = _Table(told, videos)
     _write_ids(table, folder)
     _write_days(table, folder)
-    train = table.told("train", 0)
-    _write_vocabularies(table, train > 0, folder)
-    _write_features(table, train, train_until, folder)
+    _write_vocabularies(table, table.told("train", 0) > 0, folder)
+    _write_features(table, train_until, folder)
 
 
 def _write_ids(table: _Table, folder: pathlib.Path) -> None:
@@ -111,21 +113,21 @@ def _write_vocabularies(table: _Table, in_train: np.ndarray, folder: pathlib.Pat
         np.save(folder / f"items-num_{counted}s.npy", len(vocabulary) + 1)
 
 
-def _write_features(table: _Table, train: np.ndarray, train_until: int, folder: pathlib.Path) -> None:
-    """Args: train: [V] training rows of each video."""
+def _write_features(table: _Table, train_until: int, folder: pathlib.Path) -> None:
     duration, upload = table.featured("duration_ms", 0), np.maximum(table.featured("upload_dt", 0), 0)
     seconds = np.where(duration > 0, duration, table.told("seen_ms", 0)) / 1000
     del duration
     np.save(folder / "items-duration.npy", seconds.astype(np.float32))
-    in_train = train > 0
-    fit_on, weight = np.flatnonzero(in_train), train[in_train]
+    train = table.told("train", 0)
+    in_train, weight = train > 0, train[train > 0]
+    del train
     last_day = fits.day_number(train_until)
     log_seconds = lambda rows: np.log(np.maximum(seconds[rows], 0.1))
     uploaded = lambda rows: fits.day_numbers(upload[rows])
     log_age = lambda day: np.log1p(np.maximum(last_day - day, 0))
-    edges = fits.quantiles(seconds[fit_on], weight, np.arange(1, DURATION_BUCKETS) / DURATION_BUCKETS)
-    of_seconds = fits.mean_std(log_seconds(fit_on), weight * (seconds[fit_on] > 0))
-    of_age = fits.mean_std(log_age(uploaded(fit_on)), weight * (uploaded(fit_on) > 0))
+    edges = fits.quantiles(seconds[in_train], weight, np.arange(1, DURATION_BUCKETS) / DURATION_BUCKETS)
+    of_seconds = fits.mean_std(log_seconds(in_train), weight * (seconds[in_train] > 0))
+    of_age = fits.mean_std(log_age(uploaded(in_train)), weight * (uploaded(in_train) > 0))
     video_types, video_type = fits.frequent(*table.featured_names("video_type"), in_train, VIDEO_TYPES)
     upload_types, upload_type = fits.frequent(*table.featured_names("upload_type"), in_train, UPLOAD_TYPES)
     fitted = {
@@ -138,56 +140,52 @@ def _write_features(table: _Table, train: np.ndarray, train_until: int, folder: 
     for name, value in fitted.items():
         np.save(folder / f"fitted-{name}.npy", value)
     width = 1 + DURATION_BUCKETS + (VIDEO_TYPES + 1) + (UPLOAD_TYPES + 1) + 1
-    features = np.lib.format.open_memmap(folder / "items-features.npy", "w+", np.float32, (table.size, width))
-    for start in range(0, table.size, SLICE):
-        rows = slice(start, start + SLICE)
-        known, day = seconds[rows] > 0, uploaded(rows)
-        bucket = np.where(known, np.searchsorted(edges, seconds[rows], side="right"), -1)
-        features[rows] = np.concatenate(
-            [
+    with open(folder / "items-features.npy", "wb") as f:  # by slices; as a map of the file it would all count as memory
+        header = {"descr": "<f4", "fortran_order": False, "shape": (table.size, width)}
+        np.lib.format.write_array_header_1_0(f, header)
+        for start in range(0, table.size, SLICE):
+            rows = slice(start, start + SLICE)
+            known, day = seconds[rows] > 0, uploaded(rows)
+            bucket = np.where(known, np.searchsorted(edges, seconds[rows], side="right"), -1)
+            columns = [
                 fits.standardise(log_seconds(rows), known, of_seconds)[:, None],
                 fits.one_hot(bucket, DURATION_BUCKETS),
                 fits.one_hot(video_type[rows], VIDEO_TYPES + 1),
                 fits.one_hot(upload_type[rows], UPLOAD_TYPES + 1),
                 fits.standardise(log_age(day), day > 0, of_age)[:, None],
-            ],
-            axis=1,
-            dtype=np.float32,
-        )
-    features.flush()
+            ]
+            np.concatenate(columns, axis=1, dtype=np.float32).tofile(f)
 
 
 class _Table:
-    """Columns [V] of the item table from what features and logs say of videos, row 0 the unknown one.
+    """Columns [V] of the item table from what features and logs say of videos, row 0 the unknown one."""
 
-    `told` is sorted by its different video ids and so is `videos`.
-    """
-
-    def __init__(self, told: pl.DataFrame, videos: pl.DataFrame):
+    def __init__(self, told: Sequence[pathlib.Path], videos: Sequence[pathlib.Path]):
+        """Args: as `build_catalogue`."""
         self._told, self._videos = told, videos
-        featured, ids = videos["video_id"].to_numpy(), told["video_id"].to_numpy()
+        featured = external.read_column(videos, "video_id").to_numpy()
+        ids, seen = (external.read_column(told, name).to_numpy() for name in ("video_id", "seen"))
         place = np.searchsorted(featured, ids)
         listed = np.zeros(len(ids), bool)
         if len(featured):
             listed = featured[np.minimum(place, len(featured) - 1)] == ids
-        seen = told["seen"].to_numpy()
         others = np.flatnonzero(~listed & (seen < NEVER))
-        self._others = others[np.lexsort((ids[others], seen[others]))]
+        others = others[np.lexsort((ids[others], seen[others]))]
         self._row = np.where(listed, place + 1, 0).astype(np.int32)
-        self._row[self._others] = 1 + len(featured) + np.arange(len(others))
-        self.video_id = np.concatenate([[-1], featured, ids[self._others]]).astype(np.int32)
+        self._row[others] = 1 + len(featured) + np.arange(len(others))
+        self.video_id = np.concatenate([[-1], featured, ids[others]], dtype=np.int32)
         self.size = len(self.video_id)
 
     def featured(self, name: str, fill: int) -> np.ndarray:
         """A column of the features, `fill` where there is none."""
-        values = self._videos[name].fill_null(fill).to_numpy()
+        values = external.read_column(self._videos, name).fill_null(fill).to_numpy()
         out = np.full(self.size, fill, values.dtype)
         out[1 : 1 + len(values)] = values
         return out
 
     def featured_names(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The different names of a column, sorted and led by "" for none, and each row's place among them."""
-        column = self._videos[name].fill_null("")
+        column = external.read_column(self._videos, name).fill_null("")
         names = np.array(sorted({"", *column.unique()}))
         out = np.zeros(self.size, np.uint32)
         out[1 : 1 + len(column)] = column.cast(pl.Enum(names.tolist())).to_physical().to_numpy()
@@ -195,7 +193,7 @@ class _Table:
 
     def told(self, name: str, fill: int) -> np.ndarray:
         """A column of what the logs say, `fill` for videos that they do not have."""
-        values = self._told[name].to_numpy()
+        values = external.read_column(self._told, name).to_numpy()
         out = np.full(self.size, fill, values.dtype)
         out[self._row] = values
         out[0] = fill

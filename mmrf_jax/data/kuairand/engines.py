@@ -28,14 +28,14 @@ def default_workers() -> int:
 
 @contextlib.contextmanager
 def processes(workers: int | None = None) -> Iterator[Engine]:
-    """Tasks run in that many processes, `default_workers()` where not given; a single task in this one."""
+    """Tasks run in that many processes, `default_workers()` where not given; in this one for a log of single tasks."""
     workers = workers or default_workers()
     with contextlib.ExitStack() as stack:
         idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         threads = ThreadPoolExecutor(workers)
 
         def engine(task: Task, job: Job, todo: Sequence[int], done: Callable[[int], None]) -> None:
-            if workers == 1 or len(todo) == 1:
+            if workers == 1 or (len(todo) == 1 and idle.empty()):  # no reason to start processes
                 for ended, i in enumerate(todo, 1):
                     task(job, i)
                     done(ended)

@@ -39,7 +39,12 @@ def cut(runs: Sequence[pathlib.Path], key: str, rows: int) -> np.ndarray:
 
 
 def _keys(run: pathlib.Path, key: str) -> np.ndarray:
-    return pl.scan_ipc(run).select(key).collect()[key].to_numpy()
+    return read_column([run], key).to_numpy()
+
+
+def read_column(files: Sequence[pathlib.Path], name: str) -> pl.Series:
+    """A column of frames that were written one after the other."""
+    return pl.scan_ipc(list(files)).select(name).collect()[name]
 
 
 def read_part(runs: Sequence[pathlib.Path], cuts: np.ndarray, part: int) -> pl.DataFrame:

@@ -1,10 +1,11 @@
 """From official files to record shards, in tasks that each hold a small part of the log.
 
-    videos    a chunk of the video features, as a frame                                       one task a chunk
+    videos    a chunk of the video features, sorted by video                                  one task a chunk
+    feature   the features of some videos, each once                                          one task a part
     sort      a chunk of the log's lines, sorted by user                                      one task a chunk
     clean     some users' rows of all chunks: duplicates, reasons, what they say of videos    one task a bucket
     merge     what all buckets say of some videos                                             one task a part
-    fit       vocabularies, features, profiles, pools, the report                             between two stages
+    fit       vocabularies, features, profiles, pools, the report                             one task
     write     sessions of a bucket's users with candidates and histories, a shard a split     one task a bucket
 
 What a task made appears by renames, the last of which says that it is done, so that a job that was stopped goes on with
@@ -66,31 +67,29 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
             update = progress(f"prepare: {name}", count, done=before)
             engine(task, job, todo, lambda done: update(before + done))
 
-    def once(name: str, make: Callable[[Job], dict]) -> None:
-        if not (job.work / name).exists():
-            write_json(job.work / name, make(job))
+    def cut(name: str, of: str, key: str) -> None:
+        if not (job.work / f"{name}.npy").exists():
+            save_array(job.work / f"{name}.npy", external.cut(job.made(of), key, job.bucket_rows))
 
     columns.check(job.source)
     if not (job.work / "cleaned.json").exists():
-        if not (job.work / "featured.arrow").exists():
-            stage("videos", read_videos, len(_chunks(job, job.source.videos)), "arrow")
-            _merge_videos(job)
+        stage("videos", sort_videos, len(_chunks(job, job.source.videos)), "arrow")
+        cut("video_parts", "videos", "video_id")
+        stage("feature", merge_videos, _parts(job, "video_parts"), "arrow")
+        _save_durations(job)
         stage("sort", sort, len(_chunks(job, job.source.logs)), "arrow")
-        if not (job.work / "buckets.npy").exists():
-            save_array(job.work / "buckets.npy", external.cut(job.made("sort"), "user_id", job.bucket_rows))
+        cut("buckets", "sort", "user_id")
         stage("clean", clean_bucket, _parts(job, "buckets"))
-        once("cleaned.json", _merge_counts)
-    shutil.rmtree(job.work / "sort", ignore_errors=True)
-    if not (job.work / "fitted.json").exists():
-        if not (job.work / "parts.npy").exists():
-            save_array(job.work / "parts.npy", external.cut(job.made("told"), "video_id", job.bucket_rows))
-        stage("merge", merge_told, _parts(job, "parts"), "arrow")
-        once("fitted.json", fit)
-    job.records.mkdir(exist_ok=True)
+        write_json(job.work / "cleaned.json", _merge_counts(job))
+    for done in ("sort", "videos"):
+        shutil.rmtree(job.work / done, ignore_errors=True)
+    cut("told_parts", "told", "video_id")
+    stage("merge", merge_told, _parts(job, "told_parts"), "arrow")
+    stage("fit", fit, 1)
     stage("write", write_bucket, _parts(job, "buckets"))
     shards = job.read_all("write")
     splits = {name: [shard[name] for shard in shards] for name in ALL_SPLITS}
-    fitted = job.read("fitted.json")
+    fitted = _fitted(job)
     counts = {name: dict(sum((Counter(s["counts"]) for s in of), Counter())) for name, of in splits.items()}
     empty = dict.fromkeys(shards[0]["train"]["counts"], 0)
     report = fitted["report"] | {"splits": {name: empty | of for name, of in counts.items()}}
@@ -120,25 +119,32 @@ def _parts(job: Job, name: str) -> int:
     return _cuts(job, name).shape[1] - 1
 
 
-def read_videos(job: Job, task: int) -> None:
-    """A chunk of the video features as a frame."""
+def _fitted(job: Job) -> dict:
+    """What `fit` says beside its arrays."""
+    return job.read_all("fit")[0]
+
+
+def sort_videos(job: Job, task: int) -> None:
+    """A chunk of the video features as a run, sorted by video."""
     frames = [columns.read_videos(chunk) for chunk in _chunks(job, job.source.videos)[task]]
-    external.write_run(pl.concat(frames), job.path("videos", task))
+    videos = pl.concat(frames).filter(pl.col("video_id").is_not_null())
+    external.write_run(videos.sort("video_id", maintain_order=True), job.path("videos", task))
 
 
-def _merge_videos(job: Job) -> None:
-    """The features of all different videos, sorted by video; beside them ids and durations, which tasks map."""
-    videos = pl.concat([pl.read_ipc(path) for path in job.made("videos")])
-    videos = videos.filter(pl.col("video_id").is_not_null())
-    if len(videos) and (np.diff(videos["video_id"].to_numpy()) <= 0).any():
-        videos = videos.sort("video_id", maintain_order=True)
-        videos = videos.filter(pl.col("video_id").is_first_distinct())
+def merge_videos(job: Job, task: int) -> None:
+    """The features of some videos; of those that are listed more than once, the first."""
+    part = external.read_part(job.made("videos"), _cuts(job, "video_parts"), task)
+    part = part.sort("video_id", maintain_order=True)
+    external.write_run(part.filter(pl.col("video_id").is_first_distinct()), job.path("feature", task))
+
+
+def _save_durations(job: Job) -> None:
+    """Ids and durations (ms, 0 where there is none) of all videos with features, for tasks to map."""
+    ids, duration = (external.read_column(job.made("feature"), name) for name in ("video_id", "duration_ms"))
     # a last one, so that there is always one to look at
-    np.save(job.work / "featured_id.npy", np.append(videos["video_id"].to_numpy(), np.int32(2**31 - 1)))
-    duration = videos["duration_ms"].fill_null(0).cast(pl.Int32).to_numpy()
-    np.save(job.work / "featured_duration.npy", np.append(duration, np.int32(0)))
-    external.write_run(videos, job.work / "featured.arrow")
-    shutil.rmtree(job.work / "videos")
+    save_array(job.work / "featured_id.npy", np.append(ids.to_numpy(), np.int32(2**31 - 1)))
+    milliseconds = duration.fill_null(0).cast(pl.Int32).to_numpy()
+    save_array(job.work / "featured_duration.npy", np.append(milliseconds, np.int32(0)))
 
 
 def sort(job: Job, task: int) -> None:
@@ -201,11 +207,11 @@ def _merge_counts(job: Job) -> dict:
 
 def merge_told(job: Job, task: int) -> None:
     """What all buckets say of some videos."""
-    part = external.read_part(job.made("told"), _cuts(job, "parts"), task)
+    part = external.read_part(job.made("told"), _cuts(job, "told_parts"), task)
     external.write_run(clean.fold_videos(part), job.path("merge", task))
 
 
-def fit(job: Job) -> dict:
+def fit(job: Job, task: int) -> None:
     """All that is fitted on the training days, as arrays in `job.records`; the report so far, and the schema."""
     config, cleaned = job.config, job.read("cleaned.json")
     if not cleaned["train_users"]:
@@ -213,14 +219,12 @@ def fit(job: Job) -> dict:
             f"no standard-log row on or before train_until={config.train_until}; the first is of "
             f"{cleaned['first_standard_day']}: set it later"
         )
-    told = pl.concat([pl.read_ipc(path) for path in job.made("merge")])
-    videos = pl.read_ipc(job.work / "featured.arrow")
     for folder in (job.records / "catalogue", job.records / "profiles", job.work / "pools"):
         folder.mkdir(parents=True, exist_ok=True)
+    told, videos = job.made("merge"), job.made("feature")
     build_catalogue(told, videos, config.train_until, job.records / "catalogue")
-    by_log = clean.count_videos(told["mentions"].to_numpy())
-    featured = len(videos)
-    del told, videos
+    by_log = clean.count_videos(external.read_column(told, "mentions").to_numpy())
+    featured = len(external.read_column(videos, "video_id"))
     catalogue = read_catalogue(job.records / "catalogue")
     profiles = build_profiles(columns.read_users(job.source.users), np.array(cleaned["train_users"]))
     write_profiles(profiles, job.records / "profiles")
@@ -260,7 +264,7 @@ def fit(job: Job) -> dict:
     }
     for log, counts in report["log"].items():
         logging.info("KuaiRand %s log: %s", log, ", ".join(f"{k} {v}" for k, v in counts.items()))
-    return {"report": report, "schema": dataclasses.asdict(schema)}
+    write_json(job.path("fit", task, "json"), {"report": report, "schema": dataclasses.asdict(schema)})
 
 
 def shard_name(split: str, shard: int, shards: int) -> str:
@@ -283,7 +287,7 @@ def open_bucket(job: Job, task: int) -> bucket.Bucket:
 
 def write_bucket(job: Job, task: int) -> None:
     """The shards of a bucket's users, one a split, and their counts."""
-    opened, schema = open_bucket(job, task), Schema(**job.read("fitted.json")["schema"])
+    opened, schema = open_bucket(job, task), Schema(**_fitted(job)["schema"])
     shards, made = _parts(job, "buckets"), {}
     for name in ALL_SPLITS:
         plan = opened.plan(name)
