@@ -14,9 +14,10 @@ that all machines see under the same paths:
 """
 
 import contextlib
-import resource
+import threading
 import time
 
+import psutil
 import tensorflow_datasets as tfds
 from absl import flags
 
@@ -37,14 +38,14 @@ _OPTIONS = flags.DEFINE_multi_string("pipeline_option", [], "Of Beam's pipeline,
 
 def main() -> None:
     wanted = sources.kuairand_config(common.resolve(_CONFIG))
-    workers = _WORKERS.value or engines.default_workers()
     start = time.monotonic()
     tfds.disable_progress_bar()
     with contextlib.ExitStack() as stack:
         if _ENGINE.value == "beam":
             engine = _beam().pipelines([f"--{option}" for option in _OPTIONS.value])
         else:
-            engine = stack.enter_context(engines.processes(workers))
+            engine = stack.enter_context(engines.processes(_WORKERS.value))
+        memory = stack.enter_context(_Memory())
         made = builder.KuaiRand(
             data_dir=_OUT.value, source=_SOURCE.value, config=wanted, engine=engine, progress=counted
         )
@@ -57,7 +58,7 @@ def main() -> None:
     for name, counts in report["splits"].items():
         print(f"  {name}: " + ", ".join(f"{value:,} {key}" for key, value in counts.items()))
     if _ENGINE.value == "local" and not before:
-        print(f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s; at most {_peak_gib(workers):.2f} GiB of memory")
+        print(f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s; peak memory {memory.peak / 2**30:.2f} GiB")
 
 
 def _beam():
@@ -68,10 +69,27 @@ def _beam():
     return beam
 
 
-def _peak_gib(workers: int) -> float:
-    """This process's peak and that of the largest other, times their number: no less than all took at a time."""
-    here, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (here + workers * largest) / 2**20
+class _Memory:
+    """Within it the memory of this process and all below it is looked at ten times a second; `peak` is in bytes."""
+
+    def __enter__(self) -> "_Memory":
+        self.peak, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        here = psutil.Process()
+        while not self._done.wait(0.1):
+            total = 0
+            for process in (here, *here.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    total += process.memory_info().rss
+            self.peak = max(self.peak, total)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def test_a_synthetic_log_is_prepared(launch, tmp_path):
     done = launch.ok("prepare", *KUAIRAND, f"--source={log}", f"--out={out}", "--workers=2")
     rows = 30_000 + 24_765
     assert re.search(rf"{rows:,} rows -> {out}/kuairand/\w+/\d", done.stdout)
-    assert re.search(r"s, [\d,]+ rows/s; at most \d\.\d\d GiB of memory", done.stdout)
+    assert re.search(r"s, [\d,]+ rows/s; peak memory \d\.\d\d GiB", done.stdout)
     splits = kuairand.load(out)[0]
     counts = kuairand.read_report(out)["splits"]
     assert splits["train"].num_requests == counts["train"]["requests"] > 500
