@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import io
 import os
 import pathlib
 import shutil
@@ -65,13 +66,13 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
           engine: what runs the tasks; `engines.processes()` by default.
           progress: as `metrics.progress.counted`, which also asks whether to stop; by default nobody is asked.
         """
-        self.source_dir = os.fspath(source)
+        self.source_dir = os.path.abspath(source)  # tasks may run elsewhere
         self.session_config = config or KuaiRandConfig()
         self._engine, self._progress = engine, progress
         tfds_config = tfds.core.BuilderConfig(
             name=self.session_config.fingerprint(), description="sessions of requests"
         )
-        super().__init__(data_dir=os.fspath(data_dir), config=tfds_config, file_format="array_record", **kwargs)
+        super().__init__(data_dir=os.path.abspath(data_dir), config=tfds_config, file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -100,7 +101,8 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
                     engine = self._engine or stack.enter_context(engines.processes())
                     self._made = prepare.run(job, engine, self._progress)
                 self._kept = job.records
-                super().download_and_prepare(**kwargs)
+                with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of downloads
+                    super().download_and_prepare(**kwargs)
             except ValueError:  # nothing that goes on: the files or the config are to be changed
                 shutil.rmtree(job.work)
                 raise
@@ -109,7 +111,8 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         del dl_manager, download_config
         into = pathlib.Path(self.data_path)
-        shutil.copytree(self._kept, into, copy_function=_link, dirs_exist_ok=True, ignore=lambda *_: set())
+        half_written = shutil.ignore_patterns(".*")  # by tasks that were killed
+        shutil.copytree(self._kept, into, copy_function=_link, dirs_exist_ok=True, ignore=half_written)
         infos = []
         for name, shards in self._made["splits"].items():
             np.save(into / f"blocks-{name}.npy", np.concatenate([np.array(s["blocks"], np.int32) for s in shards]))

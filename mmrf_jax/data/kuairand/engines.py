@@ -57,9 +57,8 @@ def processes(workers: int | None = None) -> Iterator[Engine]:
 
         try:
             yield engine
-        except BaseException:
+        finally:
             threads.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 class _Worker:
