@@ -243,6 +243,16 @@ def test_chunks_hold_every_line_once(tmp_path, end):
         assert all(piece.endswith(b"\n") for piece in [piece for piece in pieces if piece][:-1])
 
 
+def test_a_file_with_a_header_alone_is_an_empty_one(source, whole, tmp_path):
+    for path in source.files:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    first = tmp_path / "log_standard_4_08_to_4_21_27k.csv"
+    first.write_text(source.logs[0].read_text().splitlines()[0])
+    made, job = run(columns.find_source(tmp_path), tmp_path / "work")
+    assert made["report"]["files"][0] == first.name
+    assert sessions(made, job) == sessions(*whole)
+
+
 def test_candidates_equal_a_slow_reference():
     rng = np.random.default_rng(0)
     live_from = np.where(np.arange(200) % 50 == 0, 99999999, 20220501 + np.arange(200) // 100).astype(np.int32)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -90,9 +89,8 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
     shards = job.read_all("write")
     splits = {name: [shard[name] for shard in shards] for name in ALL_SPLITS}
     fitted = _fitted(job)
-    counts = {name: dict(sum((Counter(s["counts"]) for s in of), Counter())) for name, of in splits.items()}
-    empty = dict.fromkeys(shards[0]["train"]["counts"], 0)
-    report = fitted["report"] | {"splits": {name: empty | of for name, of in counts.items()}}
+    counts = {name: _sum([shard["counts"] for shard in of]) for name, of in splits.items()}
+    report = fitted["report"] | {"splits": counts}
     for name, of in report["splits"].items():
         logging.info("KuaiRand %s: %s", name, ", ".join(f"{v} {k}" for k, v in of.items()))
     return {"report": report, "schema": fitted["schema"], "splits": splits}
@@ -101,14 +99,18 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
 def _chunks(job: Job, paths: tuple[pathlib.Path, ...]) -> list[list[columns.Chunk]]:
     """The chunks of each task: one, or several that are small."""
     tasks: list[list[columns.Chunk]] = []
-    size = job.chunk_bytes
+    size = 0
     for chunk in (chunk for path in paths for chunk in columns.chunks(path, job.chunk_bytes)):
         size += chunk.end - chunk.start
-        if size > job.chunk_bytes:
+        if not tasks or size > job.chunk_bytes:
             tasks.append([])
             size = chunk.end - chunk.start
         tasks[-1].append(chunk)
     return tasks
+
+
+def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
+    return {key: sum(of[key] for of in counts) for key in counts[0]}
 
 
 def _cuts(job: Job, name: str) -> np.ndarray:
@@ -192,10 +194,7 @@ def _merge_counts(job: Job) -> dict:
     all_made = job.read_all("clean")
     best = lambda field, name, of: of((v for m in all_made if (v := m[field][name]) is not None), default=None)
     return {
-        "log": {
-            log: {key: sum(m["log"][log][key] for m in all_made) for key in all_made[0]["log"][log]}
-            for log in all_made[0]["log"]
-        },
+        "log": {log: _sum([m["log"][log] for m in all_made]) for log in all_made[0]["log"]},
         "log_end": {name: best("log_end", name, max) or 0 for name in SPLITS},
         "first_day": {name: best("first_day", name, min) for name in ALL_SPLITS},
         "first_standard_day": min((m["first_standard_day"] for m in all_made if m["first_standard_day"]), default=None),
