@@ -343,7 +343,8 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
             state = _measure(config, source, plan, state, log, held, mesh)
             keeper.hold(state)
     first = max(done - of_fit, 0)
-    state = run(state, "train", alternation.update_step, index, config.train.batch, first, of_updates)
+    update = functools.partial(alternation.update_step, encodings=alternation.kept_encodings(state, source.items, plan))
+    state = run(state, "train", update, index, config.train.batch, first, of_updates)
     rows: dict[str, Any] = {}
     alone = lambda: (config, _alone(source), plan, par.local(state), log)
     if plan.models and config.alternation.gap_sessions and source.sim is not None:
