@@ -81,6 +81,7 @@ def get_config() -> ConfigDict:
             "ab_test": {"sessions": 20_000, "day": 0, "arms": ("logged", "random")},
             "log_every": 50,
             "checkpoint_every": 200,
+            "profile_steps": "",  # or FIRST:LAST, such as 100:110: a trace of these steps in the run folder
             "when_quick": {
                 "data": {"max_sessions": 2_000},
                 "alternation": {"rounds": 1},

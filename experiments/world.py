@@ -80,6 +80,7 @@ def get_config() -> ConfigDict:
             },
             "log_every": 50,
             "checkpoint_every": 200,
+            "profile_steps": "",  # or FIRST:LAST, such as 100:110: a trace of these steps in the run folder
             "when_quick": {
                 "world": {"num_videos": 5_000, "candidates": 40},
                 "collect": {"sessions": 1_024, "test_sessions": 1_024},  # alike, so that both share one compilation

@@ -1,7 +1,7 @@
 """How fast the program is, beside what this machine could do: each part in a process of its own.
 
 The limit of a figure is the roofline of the work that XLA counts in the function, with the rates of a large product
-and a large copy in the same process; of a policy that only gathers and sums features, the rate of that gather; of GAUC,
+and a large copy in the same process; of a policy that only looks at features, the rate of gathering them; of GAUC,
 the rate of sorting its rows.
 """
 
@@ -137,10 +137,10 @@ def _begin(serving: Serving, slots: int, key):
     return rollout.start(serving.sim, serving.policy, key, 0, slots, jnp.int32(0), slots, keep_history=False)
 
 
-def _gathers(sim: base.Simulator, candidates: int, repeats: int) -> float:
-    """Requests a second of a program that only gathers and sums the features of the candidates of `USERS` requests."""
+def _gathers(sim: base.Simulator, repeats: int) -> float:
+    """Requests a second of a program that only gathers the features of the candidates of `USERS` requests."""
     _, request, _ = jax.jit(sim.reset)(jax.random.key(0), jnp.arange(USERS), jnp.int32(0), sim.params)
-    gather = jax.jit(lambda features, videos: features[videos].sum(axis=(1, 2)))
+    gather = jax.jit(lambda features, videos: features[videos])
     once = lambda: gather(sim.items.features, request.candidates)
     return USERS / statistics.median(cost.seconds(once, 4 * repeats))
 
@@ -149,7 +149,7 @@ def world(repeats: int, max_users: int) -> Iterator[Figure]:
     """Rollouts of the random policy."""
     for candidates in (100, 400):
         sim = session.make(params.WorldConfig(candidates=candidates))
-        limit = _gathers(sim, candidates, repeats)
+        limit = _gathers(sim, repeats)
         serving = Serving(sim, random_policy(sim), 6)
         for users in SIZES if candidates == 100 else (USERS,):
             if users <= max_users:
@@ -211,10 +211,12 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
     requests = sum(int(batch.mask[:, :-1].sum()) for batch in batches)
     impressions = sum(int((batch.slate_mask[:, :-1] & batch.mask[:, :-1, None]).sum()) for batch in batches)
     items, plan, rate = run.source.items, run.plan, jnp.float32(1.0)
+    kept = alternation.kept_encodings(run.state, items, plan)
+    update = functools.partial(alternation.update_step, encodings=kept)
     step: Callable
     for name, step, units, unit in (
         ("learning/fit", alternation.fit_step, impressions, "impressions/s"),
-        ("learning/update", alternation.update_step, requests, "requests/s"),
+        ("learning/update", update, requests, "requests/s"),
     ):
         limit = machine.rate(
             cost.work(lambda *x, step=step: step.__wrapped__(*x, plan, 1.0), run.state, batches[0], items)
@@ -224,7 +226,7 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
         def steps(step=step):
             nonlocal state
             for batch in batches:
-                state, _ = step(state, batch, items, plan, rate)
+                state, _ = step(state, batch, items, plan=plan, rate=rate)
             return state
 
         value = units / statistics.median(cost.seconds(steps, repeats))

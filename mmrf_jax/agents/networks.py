@@ -63,12 +63,14 @@ class Actor(nn.Module):
         if c.communication == "signal":
             signal = nn.Dense(c.agent_dim, name="signal")(z)[..., None, :]
             h = jnp.concatenate([h, jnp.broadcast_to(signal, h.shape)], axis=-1)
-        own = UserVectors(_OWN_VECTORS, name="main")(h[..., -1, :], memory_mean)
-        own = jnp.einsum("...nd,...cd->...nc", own, items)
+        vectors = UserVectors(_OWN_VECTORS, name="main")(h[..., -1, :], memory_mean)
+        if n > 1:
+            auxiliary = UserVectors(n - 1, name="auxiliary")(h[..., :-1, :], memory_mean)
+            vectors = jnp.concatenate([vectors, auxiliary], axis=-2)
+        products = jnp.einsum("...nd,...cd->...nc", vectors, items)  # one pass over the items, the dearest array here
+        own, auxiliary = products[..., :_OWN_VECTORS, :], products[..., _OWN_VECTORS:, :]
         if n == 1:
-            return ActorOutput(self._mix(own, own[..., :0, :], h[..., -1, :]), attention)
-        vectors = UserVectors(n - 1, name="auxiliary")(h[..., :-1, :], memory_mean)
-        auxiliary = jnp.einsum("...nd,...cd->...nc", vectors, items)
+            return ActorOutput(self._mix(own, auxiliary, h[..., -1, :]), attention)
         # The main value reaches an auxiliary actor through this path, weighted by lambda.
         # Centred, it tells one candidate from another and no more.
         told = auxiliary - auxiliary.mean(axis=-1, keepdims=True)

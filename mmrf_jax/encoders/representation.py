@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import chex
@@ -91,23 +92,42 @@ def represent(
       unseen: as given to `ids`.
       blind: share of the entries of profiles and features that is hidden, with a key.
     """
+    videos, user_rows = _videos(batch, unseen), rows[tb.USER_TABLE]
+    rows = {name: rows[name] for name in tb.VIDEO_TABLES}
+    rngs = {} if key is None else {"dropout": key}
+    encode = functools.partial(enc.Encoder(config).apply, encoder_params, method="items", rngs=rngs)
+    e = encode(rows, items.features[videos], key is not None, blind)
+    return _of_encoded(config, encoder_params, e, user_rows, batch, items, key, blind)
+
+
+def represent_known(
+    config: EncoderConfig,
+    encoder_params: Any,
+    encodings: chex.Array,
+    user_rows: chex.Array,
+    batch: types.SessionBatch,
+    items: types.Items,
+    unseen: chex.Array,
+) -> Representation:
+    """`represent` without dropout or gradient of the videos, whose encodings [V, D] are known; rows [B, d] of users."""
+    e = encodings[_videos(batch, unseen)]
+    return _of_encoded(config, encoder_params, e, user_rows, batch, items, None, 0.0)
+
+
+def _of_encoded(config, encoder_params, e, user_rows, batch, items, key, blind) -> Representation:
+    """Users and videos from encodings [B, H + (T+1) (K + M), D] of the history, the slates and the unseen videos."""
     encoder = enc.Encoder(config)
     num_users, steps, k = batch.slate.shape
     h, num_seen = batch.history.videos.shape[1], batch.history.videos.shape[1] + steps * k
-    videos = _videos(batch, unseen)
-    train = key is not None
-    rngs = {} if key is None else {"dropout": key}
-    user_rows = rows[tb.USER_TABLE]
-    rows = {name: rows[name] for name in tb.VIDEO_TABLES}
-    e = encoder.apply(encoder_params, rows, items.features[videos], train, blind, method="items", rngs=rngs)
     e, not_shown = e[:, :num_seen], e[:, num_seen:].reshape(num_users, steps, -1, e.shape[-1])
     feedback = jnp.concatenate([batch.history.feedback, batch.feedback.reshape(num_users, steps * k, -1)], axis=1)
-    f = encoder.apply(encoder_params, feedback, items.duration[videos[:, :num_seen]], method="feedback")
+    f = encoder.apply(encoder_params, feedback, items.duration[seen_videos(batch)], method="feedback")
     slates = lambda x: x[:, h:].reshape(num_users, steps, k, x.shape[-1])
     start = enc.memory_write(config, None, e[:, :h], f[:, :h], batch.history.mask)
     mask = batch.slate_mask & batch.mask[..., None]
     memory = enc.memory_over_requests(config, start, slates(e), slates(f), mask)
     at_requests = lambda x: jnp.broadcast_to(x[:, None], (num_users, steps, x.shape[-1]))
     user = (at_requests(user_rows), at_requests(batch.profile), batch.context)
-    z = encoder.apply(encoder_params, memory, *user, train, blind, method="user", rngs=rngs)
+    rngs = {} if key is None else {"dropout": key}
+    z = encoder.apply(encoder_params, memory, *user, key is not None, blind, method="user", rngs=rngs)
     return Representation(z, memory, slates(e), not_shown)

@@ -168,10 +168,35 @@ def fit_step(state: RunState, batch: types.SessionBatch, items: types.Items, pla
     return dataclasses.replace(state, feedback=feedback, done=state.done + 1), metrics
 
 
+def kept_encodings(state: RunState, items: types.Items, plan: Plan) -> chex.Array | None:
+    """Encodings [2, V, D] of all videos by the fitted feedback model, made once for the updates of a round.
+
+    None without a model, and for catalogues of 2^20 videos and more, of which they would take gigabytes: the updates
+    then encode their candidates.
+    """
+    if not plan.models or items.num_videos >= tb.SPLIT_ROWS:
+        return None
+    return _encode_catalogue(model_of(state), items, plan.feedback)
+
+
+_encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")
+
+
 @functools.partial(jax.jit, static_argnames="plan", donate_argnums=0)
-def update_step(state: RunState, batch: types.SessionBatch, items: types.Items, plan: Plan, rate: chex.Numeric):
+def update_step(
+    state: RunState,
+    batch: types.SessionBatch,
+    items: types.Items,
+    plan: Plan,
+    rate: chex.Numeric,
+    encodings: chex.Array | None = None,
+):
     """One update of the agents on impressions, slates of unseen videos labelled here, and the model's view of the pool:
-    next state, metrics."""
+    next state, metrics.
+
+    Args:
+      encodings: `kept_encodings` of the state; None to make those of the batch's candidates here.
+    """
     method = methods.get(plan.method)
     if plan.models:
         model = model_of(state)
@@ -179,7 +204,7 @@ def update_step(state: RunState, batch: types.SessionBatch, items: types.Items, 
         ns = plan.agents.ablation == "ns"
         simulated = sampling.answer(
             model, batch, items, plan.feedback, key, plan.slates, plan.agents.rewards_differ and not ns,
-            preference(state, batch, items, plan, key),
+            preference(state, batch, items, plan, key), encodings,
         )  # fmt: skip
         agents, metrics = method.update(state.agents, batch, items, plan.agents, rate, simulated)
     else:

@@ -18,7 +18,8 @@ from mmrf_jax.training import rollout
 
 BLOCK = 50_000  # users of a device in one call: progress is seen, and the last sessions of a call cost little
 NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that are no metric's
-_SLOTS = 256  # the last sessions of a call cost less, the rest no more than with 1,024
+_SLOTS = 256  # on CPUs: the last sessions of a call cost less, the rest no more than with 1,024
+_MANY_SLOTS = 8_192  # on accelerators, which would wait for the launches of small steps
 _LOOKS = 20  # at a test whose intervals are always valid
 
 
@@ -59,10 +60,11 @@ def serve_users(
     users, each = np.zeros((devices, share), np.int32), -(-num_users // devices)
     queue = np.clip(num_users - each * np.arange(devices), 0, each).astype(np.int32)
     users[np.arange(share) < queue[:, None]] = user_ids
+    most = _SLOTS if jax.default_backend() == "cpu" else _MANY_SLOTS
     here = par.put_batch((par.own_part(users, mesh).reshape(-1), par.own_part(queue, mesh)), mesh)
     sums, counts = _serve(
         sim[:3], *par.put_replicated((sim[3:], policy, key), mesh), *here, np.int32(day),
-        num_users=share, slots=int(np.clip(share // 4, 16, _SLOTS)), k=k, mesh=mesh,
+        num_users=share, slots=int(np.clip(share // 4, 16, most)), k=k, mesh=mesh,
     )  # fmt: skip
     table = (
         par.fetch(sums).astype(np.float64).reshape(devices, share, -1)[:, :each].reshape(devices * each, -1)[:num_users]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -16,7 +17,7 @@ import numpy as np
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.metrics import files, writers
+from mmrf_jax.metrics import files, profile, writers
 from mmrf_jax.metrics.progress import counted, interruptible, phase, say
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.parallel import multihost, preemption
@@ -84,6 +85,7 @@ def _check(config) -> None:
     if config.source == "world":
         least |= {"collect.sessions": 1, "collect.test_sessions": 1, "ab_test.sessions": 2}
     check_least(config, least)
+    profile.parse(config.profile_steps)
     if not 0.0 < config.feedback.log_share <= 1.0:
         raise ValueError(f"config.feedback.log_share is {config.feedback.log_share}; use a share in (0, 1]")
     if config.alternation.closed_loop and config.source != "world" and config.simulator == "world":
@@ -183,8 +185,9 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
     writes = workdir if par.is_primary() else None
     writer = writers.MetricsWriter(writes, start_step=step if step else None, seed=config.seed)
     keeper = _Keeper(config, writer, checkpoints, step)
+    traced = profile.Profile(config.profile_steps, writes and writes / "profile")
     given: SessionLog | None = None
-    with writer, keeper:
+    with writer, keeper, contextlib.closing(traced):
         for number in range(0 if state is None else int(state.round), plan.rounds):
             if number == 0 or not plan.closed_loop:
                 if given is None:
@@ -200,7 +203,7 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
             logged = par.put_replicated(np.array([log.num_sessions, log.num_requests], np.int32), mesh)
             state = dataclasses.replace(state, logged=logged)
             keeper.hold(state)
-            state = _round(config, source, plan, state, log, keeper, mesh)
+            state = _round(config, source, plan, state, log, keeper, traced, mesh)
             state = alternation.next_round(state)
             keeper.hold(state)
             keeper.save(force=True, again=True)
@@ -310,7 +313,7 @@ class _Keeper:
         self._checkpoints.save(self.step, self._state, force=force, again=again)
 
 
-def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keeper: _Keeper, mesh):
+def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keeper: _Keeper, traced, mesh):
     """One round: the steps that are left of its fit and its updates, then the optimism gap."""
     index = sessions.segment_index(log, config.train.segment)
     fit, held = _fit_index(config, index)
@@ -328,8 +331,10 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
         for at in range(first, total):
             data = batch(_batch_rows(config.seed, number, name, rows, at, batch_size))
             rate = jnp.float32(alternation.rate((number + at / total) / plan.rounds))
+            traced.before(keeper.step + 1)
             state, metrics = step(state, data, source.items, plan, rate)
             keeper.hold(state)
+            traced.after(keeper.step + 1, state)
             keeper.after_step(name, metrics, last=at + 1 == total)
             if name == "fit" or at + 1 < total:  # the last update is saved when the round is over
                 keeper.save()
@@ -343,7 +348,8 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
             state = _measure(config, source, plan, state, log, held, mesh)
             keeper.hold(state)
     first = max(done - of_fit, 0)
-    state = run(state, "train", alternation.update_step, index, config.train.batch, first, of_updates)
+    update = functools.partial(alternation.update_step, encodings=alternation.kept_encodings(state, source.items, plan))
+    state = run(state, "train", update, index, config.train.batch, first, of_updates)
     rows: dict[str, Any] = {}
     alone = lambda: (config, _alone(source), plan, par.local(state), log)
     if plan.models and config.alternation.gap_sessions and source.sim is not None:

@@ -11,7 +11,7 @@ from mmrf_jax.metrics import files
 
 _FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
 #: What a run writes into its folder, beside config.json.
-_FOLDERS = ("checkpoints", "tensorboard")
+_FOLDERS = ("checkpoints", "tensorboard", "profile")
 _FILES = ("metrics.jsonl", "learned.json", "results.json", "truth.json", "off_policy.json", "report.html")
 
 

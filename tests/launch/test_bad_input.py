@@ -32,6 +32,7 @@ def broken_csv(folder):
         ((*TINY, "--config.ab_test.arms=('production','nosuch')"), 1, ("'nosuch'", "config.ab_test.arms", "random")),
         ((*TINY, "--config.source=nosuch"), 1, ("'nosuch'", "experiments/kuairand.py")),
         ((*TINY, "--config.log_every=0"), 1, ("log_every", "0", "--config.log_every=1")),
+        ((*TINY, "--config.profile_steps=9"), 1, ("profile_steps", "9", "100:110")),
         ((*TINY, "--config.seed=-1"), 1, ("seed", "-1", "--config.seed=0")),
         ((*TINY, "--config.world.slate=0"), 1, ("world.slate=0", "1 or more")),
         ((*TINY, "--config.simulator=nosuch"), 1, ("simulator", "'nosuch'", "feedback")),
@@ -42,8 +43,8 @@ def broken_csv(folder):
     ],
     ids=[
         "no-data-dir", "missing-column", "no-log", "no-config-file", "bad-config-file", "unknown-field",
-        "unknown-method", "unknown-arm", "unknown-source", "log-every", "seed", "slate", "simulator", "no-model",
-        "share", "ablation", "batch",
+        "unknown-method", "unknown-arm", "unknown-source", "log-every", "profile", "seed", "slate", "simulator",
+        "no-model", "share", "ablation", "batch",
     ],
 )  # fmt: skip
 def test_train_refuses_in_one_line_and_writes_nothing(args, devices, parts, launch, tmp_path):

@@ -154,6 +154,32 @@ def represent(
     return jax.vmap(one, in_axes=axes)(params["encoder"], twin_rows(rows), keys, jnp.asarray(config.blindness))
 
 
+def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
+    """Encodings [2, V, D] of the whole catalogue by both twins."""
+    tables = {name: state.tables[name] for name in tb.VIDEO_TABLES}
+
+    def encode(videos):
+        rows = twin_rows(tb.lookup(tables, tb.video_ids(items, videos)))
+        apply = lambda p, r: enc.Encoder(config).apply(p, r, items.features[videos], method="items")
+        return jnp.moveaxis(jax.vmap(apply)(state.params["encoder"], rows), 0, 1)
+
+    return jnp.moveaxis(tb.over_catalogue(encode, items.num_videos), 1, 0)
+
+
+def represent_known(
+    config: FeedbackConfig,
+    state: FeedbackState,
+    encodings: chex.Array,
+    batch: types.SessionBatch,
+    items: types.Items,
+    unseen: chex.Array,
+) -> rep.Representation:
+    """`represent` without dropout, from the encodings [2, V, D] of `encode_catalogue`."""
+    rows = twin_rows(tb.lookup(state.tables, {tb.USER_TABLE: batch.user_id}))[tb.USER_TABLE]
+    one = lambda p, e, r: rep.represent_known(config, p, e, r, batch, items, unseen)
+    return jax.vmap(one)(state.params["encoder"], encodings, rows)
+
+
 def predict(params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
     """Predictions of both twins: z [2, ..., Z], memory [2, ..., L, F, D], encodings [2, ..., M, D]."""
     return jax.vmap(_HEADS.apply)(params["heads"], z, memory_mean, videos)

@@ -75,17 +75,18 @@ def answer(
     num_slates: int,
     measure_uncertainty: bool = True,
     preference: chex.Array | None = None,
+    encodings: chex.Array | None = None,
 ) -> types.Simulated:
     """`num_slates` unseen slates of every request of a batch, each stepped once through g, and g's view of the pool.
 
     Args:
       key: typed key of this update. measure_uncertainty: where False, it is 0 and costs nothing. preference: see
-        `unseen_slates`.
+        `unseen_slates`. encodings: [2, V, D] of all videos by `state`, where they are kept; None to make those needed.
     """
     k_slates, k_masks, k_feedback = jax.random.split(key, 3)
     slates = unseen_slates(k_slates, batch, num_slates, preference)
     flat = slates.reshape(*slates.shape[:2], -1)
-    pool = _of_candidates(state, batch, items, config)
+    pool = _of_candidates(state, batch, items, config, encodings)
     at = lambda x, axes: jnp.take_along_axis(x, jnp.expand_dims(flat, axes), axis=-1)
     out = dataclasses.replace(
         pool, feedback=at(pool.feedback, (0, 3)), extra=at(pool.extra, (0, 3)), stay_effect=at(pool.stay_effect, 0)
@@ -128,11 +129,18 @@ def predict(
 
 
 def _of_candidates(
-    state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig
+    state: FeedbackState,
+    batch: types.SessionBatch,
+    items: types.Items,
+    config: FeedbackConfig,
+    encodings: chex.Array | None = None,
 ) -> heads.Prediction:
     """Raw predictions of all candidates, calibrated, the twins on the first axis."""
-    rows = tb.lookup(state.tables, rep.ids(batch, items, batch.candidates))
-    r = network.represent(config, state.params, rows, batch, items, None, batch.candidates)
+    if encodings is None:
+        rows = tb.lookup(state.tables, rep.ids(batch, items, batch.candidates))
+        r = network.represent(config, state.params, rows, batch, items, None, batch.candidates)
+    else:
+        r = network.represent_known(config, state, encodings, batch, items, batch.candidates)
     return network.calibrated(network.predict(state.params, r.z, r.memory_mean, r.unseen), state.calibration)
 
 

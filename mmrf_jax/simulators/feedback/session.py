@@ -7,7 +7,6 @@ while the log goes on, then those of requests of the log drawn at random. See `s
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import chex
@@ -28,6 +27,9 @@ from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
 ANSWERS = ("sampled", "expected")
 _MAX_REQUESTS = 65_536  # of the log, kept on the device
 _REQUESTS_A_SESSION = 4  # a longer log gives at most one session to so many requests
+
+
+_encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")
 
 
 @struct.dataclass
@@ -102,7 +104,7 @@ def make(
         raise ValueError("the feedback simulator starts from logged sessions, but the log has none; use another log")
     params = FeedbackParams(
         params=state.params,
-        encodings=encode_catalogue(state, items, config),
+        encodings=_encode_catalogue(state, items, config),
         users=network.twin_rows({"user": state.tables[tb.USER_TABLE].rows})["user"],
         duration=items.duration,
         scale=state.scale,
@@ -138,19 +140,6 @@ def _pool(log: SessionLog, pool_requests: int) -> Pool:
         num_sessions=np.int32(log.num_sessions),
         num_requests=np.int32(log.num_requests),
     )
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
-    """Encodings [2, V, D] of the whole catalogue by both twins."""
-    tables = {name: state.tables[name] for name in tb.VIDEO_TABLES}
-
-    def encode(videos):
-        rows = network.twin_rows(tb.lookup(tables, tb.video_ids(items, videos)))
-        apply = lambda p, r: enc.Encoder(config).apply(p, r, items.features[videos], method="items")
-        return jnp.moveaxis(jax.vmap(apply)(state.params["encoder"], rows), 0, 1)
-
-    return jnp.moveaxis(tb.over_catalogue(encode, items.num_videos), 1, 0)
 
 
 def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: FeedbackParams):

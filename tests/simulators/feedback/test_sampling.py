@@ -211,6 +211,15 @@ def test_no_slates_leave_the_view_of_the_pool(answered):
     assert max(tiny.differences(alone.pool, simulated.pool).values(), default=0.0) < 1e-5
 
 
+def test_kept_encodings_answer_alike(answered):
+    state, items, batch, simulated, _ = answered
+    kept = quick(network.encode_catalogue, static_argnames="config")(state, items, CONFIG)
+    assert kept.shape[:2] == (2, items.num_videos)
+    fn = quick(sampling.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
+    again = fn(state, batch, items, CONFIG, jax.random.key(4), 2, True, encodings=kept)
+    assert max(tiny.differences(again, simulated).values(), default=0.0) < 1e-4
+
+
 def test_uncertainty_is_in_units_of_its_scale(answered):
     state, items, batch, simulated, _ = answered
     scale = state.uncertainty_scale * jnp.arange(1.0, S + 1)
