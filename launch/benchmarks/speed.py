@@ -202,12 +202,8 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
     index = sessions.segment_index(run.log, run.config.train.segment)
     index = index[np.random.default_rng(0).permutation(len(index))]
     size, mesh = run.config.train.batch, par.make_mesh()
-    batches = [
-        par.put_batch(
-            sessions.gather_segments(run.log, index[i * size : (i + 1) * size], run.config.train.segment), mesh
-        )
-        for i in range(min(_BATCHES, len(index) // size))
-    ]
+    cut = lambda rows: par.put_batch(sessions.gather_segments(run.log, rows, run.config.train.segment), mesh)
+    batches = [cut(index[i * size : (i + 1) * size]) for i in range(min(_BATCHES, len(index) // size))]
     requests = sum(int(batch.mask[:, :-1].sum()) for batch in batches)
     impressions = sum(int((batch.slate_mask[:, :-1] & batch.mask[:, :-1, None]).sum()) for batch in batches)
     items, plan, rate = run.source.items, run.plan, jnp.float32(1.0)
@@ -218,9 +214,7 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
         ("learning/fit", alternation.fit_step, impressions, "impressions/s"),
         ("learning/update", update, requests, "requests/s"),
     ):
-        limit = machine.rate(
-            cost.work(lambda *x, step=step: step.__wrapped__(*x, plan, 1.0), run.state, batches[0], items)
-        )
+        limit = machine.rate(cost.work(functools.partial(step, plan=plan, rate=rate), run.state, batches[0], items))
         state = jax.tree.map(jnp.copy, run.state)
 
         def steps(step=step):
@@ -231,9 +225,7 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
 
         value = units / statistics.median(cost.seconds(steps, repeats))
         yield Figure(name, value, unit, limit * units / len(batches))
-    score = jax.jit(
-        lambda agents, batch, items: methods.score_candidates(agents, batch, items, plan.agents, plan.method)
-    )
+    score = jax.jit(lambda *x: methods.score_candidates(*x, plan.agents, plan.method))
     scores = lambda: [score(run.state.agents, batch, items) for batch in batches]
     value = impressions / statistics.median(cost.seconds(scores, repeats))
     limit = machine.rate(cost.work(score, run.state.agents, batches[0], items)) * impressions / len(batches)
