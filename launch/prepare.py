@@ -4,7 +4,7 @@
   python -m launch.train --config=experiments/kuairand.py --config.data.dir=records/kuairand --workdir=runs/kuairand
 
 Fields of `config.data` (candidates, days of the splits …) are to be the same for both. The same command goes on where
-it was stopped or killed. Beside the records, it needs meanwhile as much disk again as they take.
+it was stopped or killed. Beside the records, it needs meanwhile about half the disk of the CSV files.
 
 Work is done in --workers processes. On several machines Beam does it (pip install -r requirements-beam.txt), over files
 that all machines see under the same paths:
