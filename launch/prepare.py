@@ -4,7 +4,7 @@
   python -m launch.train --config=experiments/kuairand.py --config.data.dir=records/kuairand --workdir=runs/kuairand
 
 Fields of `config.data` (candidates, days of the splits …) are to be the same for both. The same command goes on where
-it was stopped or killed. Beside the records, it needs meanwhile as much disk again as the CSV files take.
+it was stopped or killed. Beside the records, it needs meanwhile about half the disk of the CSV files.
 
 Work is done in --workers processes. On several machines Beam does it (pip install -r requirements-beam.txt), over files
 that all machines see under the same paths:
@@ -31,7 +31,7 @@ _SOURCE = flags.DEFINE_string("source", None, "Folder with KuaiRand's CSV files,
 _OUT = flags.DEFINE_string("out", None, "Folder to write; what it holds of other configs is kept.", required=True)
 _ENGINE = flags.DEFINE_enum("engine", "local", ["local", "beam"], "Processes of this machine, or Apache Beam.")
 _WORKERS = flags.DEFINE_integer(
-    "workers", None, f"Processes of the local engine; one a core, at most {engines.MOST_WORKERS}.", lower_bound=1
+    "workers", None, "Processes, 0.9 GiB each; by default one a core, at most two (4 GiB in all).", lower_bound=1
 )
 _OPTIONS = flags.DEFINE_multi_string("pipeline_option", [], "Of Beam's pipeline, such as runner=FlinkRunner.")
 
