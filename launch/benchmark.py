@@ -24,7 +24,7 @@ from mmrf_jax.metrics import files
 
 _SUITE = flags.DEFINE_enum("suite", "speed", ["speed", "rollouts", "scale"], "What to measure.")
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
-_PLOT = flags.DEFINE_string("plot", None, "PNG to draw: what grows, and how; of the suite scale.")
+_PLOT = flags.DEFINE_string("plot", None, "PNG to draw: rates beside limits (speed), or what grows and how (scale).")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each size; the median is given.", lower_bound=1)
 _MAX_USERS = flags.DEFINE_integer("max_users", 2**20, "Largest number of users in one call.", lower_bound=2**8)
 _MAX_SIZE = flags.DEFINE_integer("max_size", 10**8, "Largest size of the suite scale.", lower_bound=10**3)
@@ -59,7 +59,8 @@ def main() -> None:
     }
     files.write_json(_OUT.value, {"results": results, "machine": machine})
     if _PLOT.value:
-        plots.growth(results, _PLOT.value)
+        draw = plots.limits if _SUITE.value == "speed" else plots.growth
+        draw(results, _PLOT.value)
     for entry in results:
         limit = f"  {entry['fraction_of_limit']:6.1%} of {entry['limit']:,.0f}" if "limit" in entry else ""
         print(f"{entry['name']:<40} {entry['value']:14,.3f} {entry['unit']}{limit}")

@@ -103,6 +103,31 @@ def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
     _save(figure, path)
 
 
+def limits(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Rates as shares of the machine's limits, which are the line at 1, written as a PNG.
+
+    Args:
+      results: [{"name", "value", "unit", "limit", "fraction_of_limit"}] of `launch.benchmark --suite=speed`; entries
+        without a limit are left out.
+    """
+    from matplotlib.figure import Figure
+
+    entries = [entry for entry in results if "limit" in entry][::-1]
+    figure = Figure(figsize=(7.6, 0.32 * len(entries) + 1.0), layout="constrained")
+    axis = figure.subplots()
+    axis.barh([entry["name"] for entry in entries], [entry["fraction_of_limit"] for entry in entries], color="0.6")
+    for row, entry in enumerate(entries):
+        axis.text(
+            entry["fraction_of_limit"] * 1.08, row, f"{entry['value']:,.0f} {entry['unit']}", va="center", fontsize=7
+        )
+    axis.axvline(1.0, color="black", linewidth=1.0)
+    axis.set_xscale("log")
+    axis.set_xlim(right=10.0 * max([1.0, *(entry["fraction_of_limit"] for entry in entries)]))
+    axis.set_xlabel("share of the limit of this machine, measured in the same run")
+    axis.tick_params(labelsize=8)
+    _save(figure, path)
+
+
 def _save(figure, path: str | os.PathLike) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
