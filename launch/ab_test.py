@@ -60,6 +60,8 @@ def main() -> None:
             config, source, policies, mesh, days=_DAYS.value, hashed=_HASHED.value, cuped=_CUPED.value,
             always_valid=_ALWAYS_VALID.value,
         )  # fmt: skip
+    if not par.is_primary():
+        return
     files.write_json(_OUT.value, result)
     if _PLOT.value:
         draw = plots.days if _DAYS.value > 1 else plots.forest
@@ -83,4 +85,4 @@ def _check_options() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, several=True)

@@ -35,9 +35,11 @@ def main() -> None:
         source.sim, policy, config.seed, first_user=_FIRST_USER.value, sessions=_SESSIONS.value, k=source.schema.slate,
         progress=counted, keep_scores=True,
     )  # fmt: skip
+    if not par.is_primary():
+        return
     records.write_log(log, Path(_OUT.value), source.schema, sources.world_origin(config))
     print(f"{log.num_sessions} sessions, {log.num_requests} requests -> {_OUT.value}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, several=True)

@@ -43,8 +43,12 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the r
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 
 
-def run(main: Callable[[], None], **kwargs) -> None:
-    """absl's `app.run`; an error of the user's is one line on stderr and exit code 2."""
+def run(main: Callable[[], None], several: bool = False, **kwargs) -> None:
+    """absl's `app.run`; an error of the user's is one line on stderr and exit code 2.
+
+    Args:
+      several: whether the main can be one of several processes.
+    """
 
     def parse(argv: list[str]) -> list[str]:
         _check_config_file(argv)
@@ -69,7 +73,7 @@ def run(main: Callable[[], None], **kwargs) -> None:
             jax.config.update("jax_compilation_cache_dir", str(cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
-            _join()
+            _join(several)
             main()
         except multihost.FailedElsewhere:
             _leave(2)
@@ -122,11 +126,20 @@ def _value(argv: list[str], flag: str) -> str | None:
     return None
 
 
-def _join() -> None:
-    """Makes this process one of several, where the flags say so."""
+def _join(several: bool) -> None:
+    """Makes this process one of several, where the flags say so.
+
+    Raises:
+      ValueError: where the main does all of its work in one process.
+    """
     given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not _MULTIHOST.value and given == (None, None, None):
         return
+    if not several:
+        raise ValueError(
+            "this main works in one process; leave out --multihost, --coordinator_address, --num_processes and "
+            "--process_id, which are of launch.train, launch.ab_test and launch.collect"
+        )
     multihost.join(*given)
     if not par.is_primary():
         progress.mute()

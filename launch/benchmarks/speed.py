@@ -197,7 +197,8 @@ def model(repeats: int, max_users: int) -> Iterator[Figure]:
 
 
 def learning(repeats: int, max_users: int) -> Iterator[Figure]:
-    """Steps of the fit and of the agents, and scoring offline."""
+    """Batches on their way to the device, which steps do not wait for; steps of the fit and of the agents; scoring
+    offline."""
     run, machine = _run(), cost.machine(repeats)
     index = sessions.segment_index(run.log, run.config.train.segment)
     index = index[np.random.default_rng(0).permutation(len(index))]
@@ -205,6 +206,8 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
     cut = lambda rows: par.put_batch(sessions.gather_segments(run.log, rows, run.config.train.segment), mesh)
     batches = [cut(index[i * size : (i + 1) * size]) for i in range(min(_BATCHES, len(index) // size))]
     requests = sum(int(batch.mask[:, :-1].sum()) for batch in batches)
+    cuts = lambda: [cut(index[i * size : (i + 1) * size]) for i in range(len(batches))]
+    yield Figure("learning/input", requests / statistics.median(cost.seconds(cuts, repeats)), "requests/s")
     impressions = sum(int((batch.slate_mask[:, :-1] & batch.mask[:, :-1, None]).sum()) for batch in batches)
     items, plan, rate = run.source.items, run.plan, jnp.float32(1.0)
     kept = alternation.kept_encodings(run.state, items, plan)

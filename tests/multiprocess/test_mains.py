@@ -1,0 +1,44 @@
+"""Mains that can be several processes: what the first writes is what one process alone writes."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import processes
+import pytest
+
+from mmrf_jax.data import records
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(number: int, main: str, *flags: str) -> None:
+    command = [sys.executable, "-m", "launch.local", f"--num_processes={number}", "--", "-m", f"launch.{main}"]
+    done = subprocess.run([*command, *processes.TINY, *flags], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_an_ab_test_of_two_processes(tmp_path):
+    for number in (1, 2):
+        run(number, "ab_test", "--arms=production,random", "--sessions=300", f"--out={tmp_path / str(number)}")
+    one, two = (json.loads((tmp_path / str(number)).read_text()) for number in (1, 2))
+    assert one == two and one["ab_test"]["random"]["watch_time"]["diff_pct"] < -20.0
+
+
+def test_logs_of_two_processes(tmp_path):
+    for number in (1, 2):
+        run(number, "collect", "--sessions=100", f"--out={tmp_path / str(number)}")
+    one, two = (records.read_log(tmp_path / str(number))[0] for number in (1, 2))
+    for field in dataclasses.fields(one):
+        np.testing.assert_allclose(getattr(one, field.name), getattr(two, field.name), rtol=1e-4, atol=1e-5)
+
+
+def test_other_mains_are_one_process(tmp_path):
+    command = [sys.executable, "-m", "launch.benchmark", f"--out={tmp_path / 'file'}", "--multihost"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "one process" in done.stderr, done.stderr
