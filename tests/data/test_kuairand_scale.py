@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import itertools
 import os
-import signal
 import subprocess
 import threading
 import time
@@ -373,19 +372,20 @@ def test_killed_again_and_again_it_makes_the_same_files(tmp_path, launch):
     arguments = [f"--source={tmp_path / 'log'}", "--workers=2"]
     launch.ok("prepare", *arguments, f"--out={tmp_path / 'whole'}")
     rng, kills = np.random.default_rng(0), 0
+    unfinished = lambda: next((tmp_path / "killed").glob(".unfinished-*"), None)
+    made = lambda: 0 if (work := unfinished()) is None else sum(len(files) for _, _, files in os.walk(work))
     while True:
         command = launch.command("prepare", *arguments, f"--out={tmp_path / 'killed'}")
         process = subprocess.Popen(command, env=launch.environment(), cwd=os.getcwd(), stderr=subprocess.DEVNULL)
-        unfinished = lambda: next((tmp_path / "killed").glob(".unfinished-*"), None)
-        while process.poll() is None and unfinished() is None:
-            time.sleep(0.05)
-        try:
-            process.wait(rng.uniform(1.0, 4.0) if kills < 6 else 120)
+        enough = made() + rng.integers(1, 4)
+        while process.poll() is None and (kills >= 6 or made() < enough):
+            time.sleep(0.01)
+        if process.poll() is not None:
             break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
+        time.sleep(rng.uniform(0.0, 0.2))
+        process.kill()
+        process.wait()
+        kills += 1
     assert process.returncode == 0 and kills >= 3
     one, other = (next((tmp_path / name).glob("kuairand/*/*")) for name in ("whole", "killed"))
     names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
