@@ -29,6 +29,7 @@ from experiments import world as experiment
 from launch.benchmarks import cost
 from mmrf_jax.agents import policy as agents_policy
 from mmrf_jax.data import sessions
+from mmrf_jax.data.kuairand import builder, synthetic
 from mmrf_jax.evaluation import gauc
 from mmrf_jax.metrics.progress import counted
 from mmrf_jax.parallel import mesh as par
@@ -43,6 +44,7 @@ _LARGEST_CALL = 2**16
 _LEAST_USERS = 2**12  # of a timing: fewer in one call are served in several calls
 _GATHERED = 2**14  # requests
 _SESSIONS = 1_024  # of the log that is learned from
+_LOG_ROWS = 5_000_000  # of a log that is prepared
 _ROWS = 1_000_000  # of impressions whose GAUC is computed
 _BATCHES = 16
 
@@ -246,6 +248,16 @@ def judging(repeats: int, max_users: int) -> Iterator[Figure]:
     yield Figure("offline/gauc", _ROWS / statistics.median(cost.seconds(measure, repeats)), "rows/s", _ROWS / sort)
 
 
+def preparing(repeats: int, max_users: int) -> Iterator[Figure]:
+    """Records of a made-up log, once; `launch.prepare` says the same of any log, and its memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        log, out = Path(folder) / "log", Path(folder) / "records"
+        synthetic.SyntheticLog(rows=_LOG_ROWS, users=_LOG_ROWS // 2_000, videos=_LOG_ROWS // 10).write(log, counted)
+        start = time.perf_counter()
+        builder.KuaiRand(data_dir=out, source=log).download_and_prepare()
+        yield Figure("prepare/records", _LOG_ROWS / (time.perf_counter() - start), "rows/s")
+
+
 def cold_start(repeats: int, max_users: int) -> Iterator[Figure]:
     """Seconds from the command to the first update of the agents, and of the feedback model, with a log of two
     batches."""
@@ -288,6 +300,7 @@ PARTS: dict[str, Callable[[int, int], Iterator[Figure]]] = {
     "model": model,
     "learning": learning,
     "judging": judging,
+    "prepare": preparing,
     "start": cold_start,
 }
 
