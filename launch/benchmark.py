@@ -12,13 +12,12 @@ of the world and the users of an A/B test; each size in a process of its own.
 
 import os
 import platform
-import resource
 
 import jax
 from absl import flags
 
 from launch import common
-from launch.benchmarks import rollouts, scale, speed
+from launch.benchmarks import cost, rollouts, scale, speed
 from mmrf_jax.evaluation import plots
 from mmrf_jax.metrics import files
 
@@ -45,8 +44,7 @@ def main() -> None:
         raise ValueError(f"unknown --parts={unknown[0]}; choose among {', '.join(_SUITES[_SUITE.value])}")
     if _SUITE.value == "rollouts":
         results = rollouts.rollouts(_REPEATS.value, _MAX_USERS.value)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        results.append({"name": "peak_memory", "value": peak, "unit": "GiB"})
+        results.append({"name": "peak_memory", "value": cost.peak_memory(), "unit": "GiB"})
     elif _SUITE.value == "scale":
         results = scale.scale(parts, _MAX_SIZE.value, _REPEATS.value)
     else:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.benchmarks import cost
+from launch.benchmarks import cost, speed
 from mmrf_jax.embeddings import rowwise, table
 from mmrf_jax.metrics.progress import counted, say
 from mmrf_jax.parallel import mesh as par
@@ -55,13 +55,9 @@ def _table_step(t: table.Table, ids: jax.Array) -> table.Table:
 
 def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """A live request of a world with so many videos, under production's policy."""
-    sim, mesh = session.make(params.WorldConfig(num_videos=number)), par.make_mesh()
-    policy, times = sources.world_policies()["production"], []
-    for repeat in range(repeats + 1):  # the first compiles
-        start, first = time.perf_counter(), _USERS * repeat
-        sums = arms.serve(sim, policy, jax.random.key(1), mesh, first_user=first, num_users=_USERS, day=0, k=_SLATE)
-        times.append((time.perf_counter() - start) / sums["requests"].sum())
-    return {"request": (1e6 * float(np.median(times[1:])), "us")}
+    sim = session.make(params.WorldConfig(num_videos=number))
+    serving = speed.Serving(sim, sources.world_policies()["production"], _SLATE)
+    return {"request": (1e6 / speed.requests_a_second(serving, _USERS, repeats), "us")}
 
 
 def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from experiments import world as experiment
@@ -36,7 +35,7 @@ from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.feedback import session as feedback_session
 from mmrf_jax.simulators.world import params, session
-from mmrf_jax.training import alternation, arms, methods, rollout, sources
+from mmrf_jax.training import alternation, arms, loop, methods, rollout, runs, sources
 
 USERS = 4_096  # in one call, where nothing else is said
 SIZES = (2**8, 2**12, 2**16, 2**20)  # users of a timing of the random policy
@@ -66,14 +65,6 @@ class Serving(NamedTuple):
     k: int
 
 
-def _config(**overrides: Any) -> ml_collections.ConfigDict:
-    """The main job, with a short log."""
-    config = experiment.get_config()
-    config.collect.sessions = _SESSIONS
-    config.update_from_flattened_dict(overrides)
-    return config
-
-
 class Run(NamedTuple):
     """A run of the main job before its first step, with its first log. How fast it is does not depend on what it
     has learned."""
@@ -86,14 +77,12 @@ class Run(NamedTuple):
 
 
 def _run(**overrides: Any) -> Run:
-    config = _config(**overrides)
-    source = sources.from_config(config, lambda *_: lambda _: None)
-    plan, log = alternation.plan_of(config), source.train()
-    shown = log.feedback[log.slate >= 0].astype(np.float64)
-    returns = sessions.mean_return(log, plan.agents.discount)
-    known = [jnp.asarray(x, jnp.float32) for x in (shown.mean(0), shown.std(0), returns)]
-    born = jax.jit(lambda key, *known: alternation.init(key, plan, source.schema, source.items, *known))
-    return Run(source, plan, born(jax.random.key(0), *known), log, config)
+    config, mesh = experiment.get_config(), par.make_mesh()
+    config.collect.sessions = _SESSIONS
+    config.update_from_flattened_dict(overrides)
+    source, plan = runs.source_of(config, mesh), alternation.plan_of(config)
+    log = source.train()
+    return Run(source, plan, loop.born(config, plan, source, log, mesh), log, config)
 
 
 def _features(weights: dict, carry: Any, request: Any) -> jax.Array:

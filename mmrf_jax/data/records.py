@@ -11,9 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import struct
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +21,7 @@ from array_record.python import array_record_module
 from mmrf_jax import types
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.data.sessions import num_exposures, select_sessions
+from mmrf_jax.metrics import files
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -148,20 +147,17 @@ def write_log(
     empty = int((~(log.slate >= 0).any(1)).sum())
     if empty:
         raise ValueError(f"{empty} of {log.num_requests} requests exposed no video; leave them out of the log")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.parent / f".{directory.name}.incomplete-{uuid.uuid4().hex}"
-    temporary.mkdir()
-    try:
-        files = []
+    with files.new_folder(directory) as folder:
+        parts = []
         starts = range(0, max(log.num_sessions, 1), SESSIONS_PER_FILE)
         for i, start in enumerate(starts):
             part = select_sessions(log, np.arange(start, min(start + SESSIONS_PER_FILE, log.num_sessions)))
             name = f"sessions-{i:05d}-of-{len(starts):05d}.array_record"
-            writer = array_record_module.ArrayRecordWriter(str(temporary / name), "group_size:1")
+            writer = array_record_module.ArrayRecordWriter(str(folder / name), "group_size:1")
             for block in blocks(part, schema):
                 writer.write(block)
             writer.close()
-            files.append({"name": name, "sessions": part.num_sessions, "requests": part.num_requests})
+            parts.append({"name": name, "sessions": part.num_sessions, "requests": part.num_requests})
         manifest = {
             "version": VERSION,
             "schema": dataclasses.asdict(schema),
@@ -170,16 +166,12 @@ def write_log(
             "requests": log.num_requests,
             "exposures": num_exposures(log),
             "scores": log.scores is not None,
-            "files": files,
+            "files": parts,
         }
-        with open(temporary / MANIFEST, "w") as f:
+        with open(folder / MANIFEST, "w") as f:
             json.dump(manifest, f, indent=1)
             f.flush()
             os.fsync(f.fileno())
-        temporary.rename(directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _check_same(directory: pathlib.Path, found: dict[str, Any] | None, wanted: dict[str, Any] | None) -> None:

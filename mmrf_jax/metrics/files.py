@@ -1,10 +1,14 @@
-"""JSON files that are whole or absent, whatever the moment at which the process is killed."""
+"""Files and folders that are whole or absent, whatever the moment at which the process is killed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,21 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         os.fsync(folder)  # the renaming itself
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder beside `path` to fill, renamed to it at the end; nothing is left of it where that is not reached."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.incomplete-{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def plain(obj: Any, place: str = "") -> Any:

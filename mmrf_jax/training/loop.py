@@ -199,7 +199,7 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
                 phase("collect")
                 log = source.collect(_server(config, plan, source, state), number)
             if state is None:
-                state = _born(config, plan, source, log, mesh)
+                state = born(config, plan, source, log, mesh)
             logged = par.put_replicated(np.array([log.num_sessions, log.num_requests], np.int32), mesh)
             state = dataclasses.replace(state, logged=logged)
             keeper.hold(state)
@@ -240,7 +240,7 @@ def _server(config, plan: alternation.Plan, source: sources.Source, state: alter
     return method.make_policy(server, _alone(source).items, plan.agents, config.alternation.temperature)
 
 
-def _born(config, plan: alternation.Plan, source: sources.Source, log: SessionLog, mesh) -> alternation.RunState:
+def born(config, plan: alternation.Plan, source: sources.Source, log: SessionLog, mesh) -> alternation.RunState:
     """A fresh state, where it lives; it knows the first log's means and returns."""
     feedback = log.feedback[log.slate >= 0].astype(np.float64)
     born = jax.jit(

@@ -11,14 +11,13 @@ import datetime
 import itertools
 import os
 import pathlib
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import polars as pl
 
 from mmrf_jax.data.kuairand import columns
+from mmrf_jax.metrics import files
 
 #: Users, videos and random rows per standard row of the releases.
 OFFICIAL = {"pure": (27_285, 7_583, 0.8255), "1k": (1_000, 4_369_953, 0.0037), "27k": (27_285, 32_038_725, 0.0037)}
@@ -82,20 +81,13 @@ class SyntheticLog:
         directory = pathlib.Path(directory)
         if directory.exists():
             raise FileExistsError(f"{directory} exists; remove it or name another directory")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = directory.parent / f".{directory.name}.incomplete-{uuid.uuid4().hex}"
-        (temporary / "data").mkdir(parents=True)
-        try:
+        with files.new_folder(directory) as folder:
+            (folder / "data").mkdir()
             update, done = progress("synthesize", self._total), 0
             for name, frame in self._frames():
-                path = temporary / "data" / name
-                with open(path, "ab") as f:
+                with open(folder / "data" / name, "ab") as f:
                     frame.write_csv(f, include_header=not f.tell())
                 update(done := done + len(frame))
-            temporary.rename(directory)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
     @property
     def _sizes(self) -> tuple[int, int, int]:
