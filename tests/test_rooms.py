@@ -15,6 +15,7 @@ LEVELS = (
     {"simulators"},
     {"agents", "baselines"},
     {"training", "evaluation"},
+    {"serving"},
     {"launch", "experiments"},
 )
 LEAVES = {"parallel", "checkpointing", "metrics"}

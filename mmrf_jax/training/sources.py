@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data import records, sessions
+from mmrf_jax.data import feedback_log, records, sessions
 from mmrf_jax.data.kuairand import builder as kuairand
 from mmrf_jax.data.schema import Schema, SessionLog
-from mmrf_jax.metrics.progress import counted
+from mmrf_jax.metrics.progress import counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.world import params as world_params
@@ -43,6 +44,7 @@ class Source:
       train: makes the training log; called only when there is something left to learn.
       valid: makes the log of the days to choose on; None where there is none.
       test: makes {name: held-out log}; called only for the final evaluation.
+      video_ids: makes the platform's own ids [V] of the videos; None where those are their rows.
     """
 
     items: types.Items
@@ -56,6 +58,7 @@ class Source:
     test: Callable[[], dict[str, SessionLog]]
     report: dict[str, Any]
     config: Any
+    video_ids: Callable[[], np.ndarray] | None = None
 
 
 def world_schema(sim: base.Simulator, config: world_params.WorldConfig) -> Schema:
@@ -204,8 +207,19 @@ def _world(config, progress: Progress) -> Source:
     test = functools.cache(  # with scores, for the propensities of single videos
         lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions, True)
     )
-    given = lambda: records.read_log(Path(config.data.dir), source.schema, origin=world_origin(config))[0]
-    return dataclasses.replace(source, train=given if config.data.dir else source.train, test=lambda: {"test": test()})
+    train = functools.partial(_given, source, progress) if config.data.dir else source.train
+    return dataclasses.replace(source, train=train, test=lambda: {"test": test()})
+
+
+def _given(source: Source, progress: Progress) -> SessionLog:
+    """The log of `data.dir`: that of `launch.collect`, or of a ranking service."""
+    folder = Path(source.config.data.dir)
+    if not feedback_log.is_log(folder):
+        return records.read_log(folder, source.schema, origin=world_origin(source.config))[0]
+    rows_of = lambda videos: np.where((videos >= 0) & (videos < source.schema.num_videos), videos, -1)
+    log, report = feedback_log.read(folder, source.schema, rows_of, progress)
+    say(f"input: {json.dumps(report)}")
+    return log
 
 
 def kuairand_config(config) -> kuairand.KuaiRandConfig:
@@ -256,4 +270,5 @@ def _kuairand(config) -> Source:
         test=lambda: dict(tests),
         report=report,
         config=config,
+        video_ids=lambda: kuairand.read_video_ids(kuairand.open_or_prepare(Path(d.dir), cache, wanted)),
     )

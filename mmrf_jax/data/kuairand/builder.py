@@ -247,6 +247,11 @@ def read_items(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> 
     return read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").items
 
 
+def read_video_ids(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> np.ndarray:
+    """KuaiRand's ids [V] of what a builder prepared, −1 for row 0, the unknown video; errors as `load`."""
+    return read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").video_id
+
+
 def read_report(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> dict:
     """The report of rows read, left out and used; errors as `load`."""
     return _open(prepared).info.metadata["report"]
@@ -259,7 +264,18 @@ def load_or_prepare(
     engine: Engine | None = None,
     progress: Callable[..., Callable[[int], None]] = unchecked,
 ) -> tuple[dict[str, SessionLog], types.Items, Schema, dict]:
-    """`load`, after preparing where no earlier call did so for the same files, config and format.
+    """`load` of `open_or_prepare`."""
+    return load(open_or_prepare(source, cache_dir, config, engine, progress))
+
+
+def open_or_prepare(
+    source: str | os.PathLike,
+    cache_dir: str | os.PathLike,
+    config: KuaiRandConfig | None = None,
+    engine: Engine | None = None,
+    progress: Callable[..., Callable[[int], None]] = unchecked,
+) -> dataset_builder.DatasetBuilder | str | os.PathLike:
+    """The records of some files, prepared where no earlier call did so for the same files, config and format.
 
     `source` is the folder of the official files, or one that a builder wrote with the same config. Files are the same
     where their names, sizes and times of change are. `engine` and `progress` are those of `KuaiRand`.
@@ -272,10 +288,10 @@ def load_or_prepare(
         made = finished[0].parent.parent.name
         if made != config.fingerprint():
             raise ValueError(f"{source} was prepared with other settings ({made}); name the folder of the CSV files")
-        return load(source)
+        return source
     stats = _stats(columns.find_source(source))
     cache = pathlib.Path(cache_dir) / digest([FORMAT, records.VERSION, dataclasses.asdict(config), stats])
     tfds.disable_progress_bar()
     builder = KuaiRand(data_dir=cache, source=source, config=config, engine=engine, progress=progress)
     builder.download_and_prepare()
-    return load(builder)
+    return builder

@@ -1,0 +1,42 @@
+"""Exports a trained run for serving: its ranker, its feedback model, embedding tables, vocabularies, and a manifest.
+
+  python -m launch.export --workdir=runs/world --out=artifacts/world
+
+The artefact loads on CPUs, CUDA GPUs and TPUs, for about six months; `python -m launch.serve --artifact=DIR` serves it,
+mmrf_jax/serving/export.py says how its functions are called elsewhere.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from launch import common
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.serving import export
+from mmrf_jax.training import alternation, runs
+from mmrf_jax.training import workdir as wd
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch.train.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist.", required=True)
+_CONFIG = common.define_run_config(sys.argv)
+
+
+def main() -> None:
+    config, workdir, out = common.resolve(_CONFIG), Path(_WORKDIR.value), Path(_OUT.value)
+    if out.exists():
+        raise ValueError(f"--out={out} exists; name a folder that does not")
+    common.check_output("out", _OUT.value)
+    source = runs.source_of(config, par.make_mesh())
+    state = runs.load_state(config, source, workdir, par.make_mesh())
+    about = {"config": config.to_dict(), "step": int(state.agents.step)}
+    for name in ("learned", "results"):  # what there is of the run's metrics
+        path = workdir / f"{name}.json"
+        about[name] = wd.read_json(path) if path.exists() else None
+    ids = None if source.video_ids is None else source.video_ids()
+    made = export.export_run(out, alternation.plan_of(config), source.schema, source.items, ids, state, about)
+    print(f"artefact {made} of {config.method}, step {about['step']} -> {out}")
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,97 @@
+"""Serves an exported ranker over HTTP, and logs what was shown and answered.
+
+  python -m launch.serve --artifact=artifacts/world --log=logs/served --port=8080
+
+POST /rank asks for a slate, POST /feedback tells what the user did with it; /docs has both, /metrics is for Prometheus,
+/ shows a feed. `launch.train --config.data.dir=logs/served` learns from the log. Where --artifact is a link that is
+moved to another artefact, the service moves on to it without missing a request.
+
+The service listens on this machine alone; elsewhere (--host) it asks for the token of --token_file.
+"""
+
+import ipaddress
+import socket
+from pathlib import Path
+
+from absl import flags
+
+from launch import common
+from mmrf_jax.metrics.progress import say
+
+_ARTIFACT = flags.DEFINE_string("artifact", None, "Folder of launch.export, or a link to one.", required=True)
+_LOG = flags.DEFINE_string("log", "logs/served", "Folder of the feedback log and the users' state.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
+_PORT = flags.DEFINE_integer("port", 8080, "Port; 0 takes a free one and says which.", lower_bound=0, upper_bound=65535)
+_TOKEN = flags.DEFINE_string("token_file", None, "File with the token that requests must carry.")
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.0, "0 serves the best slate; above, Plackett-Luce on standardised scores over it.", lower_bound=0.0
+)
+_CANDIDATES = flags.DEFINE_integer("max_candidates", 400, "Candidates of a request.", lower_bound=1, upper_bound=65535)
+_GAP = flags.DEFINE_float("session_gap_minutes", 30.0, "After it a user begins a new session.", lower_bound=0.0)
+_IN_FLIGHT = flags.DEFINE_integer("max_in_flight", 256, "Requests at once; 429 beyond.", lower_bound=1)
+_TIMEOUT = flags.DEFINE_float("timeout", 5.0, "Seconds until a request is given up.", lower_bound=0.01)
+_USERS = flags.DEFINE_integer("users_in_memory", 100_000, "Users whose state is kept in memory.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws, with user and request.", lower_bound=0)
+
+
+def main() -> None:
+    try:
+        import uvicorn
+
+        from mmrf_jax.serving import app, guard, service
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing; pip install -r requirements-serve.txt") from error
+    token = _token()
+    made = service.Service(
+        service.Settings(
+            artifact=Path(_ARTIFACT.value),
+            log=Path(_LOG.value),
+            temperature=_TEMPERATURE.value,
+            max_candidates=_CANDIDATES.value,
+            session_gap=60.0 * _GAP.value,
+            users_in_memory=_USERS.value,
+            seed=_SEED.value,
+        )
+    )
+    limits = guard.Limits(in_flight=_IN_FLIGHT.value, seconds=_TIMEOUT.value, token=token)
+    family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((_HOST.value, _PORT.value))
+    except OSError as error:
+        raise ValueError(
+            f"--host={_HOST.value} --port={_PORT.value} cannot be had ({error.strerror}); use another"
+        ) from error
+    say(f"serving artefact {made.ranker.id} on http://{_HOST.value}:{listening.getsockname()[1]}")
+    config = uvicorn.Config(
+        app.make(made, limits), log_level="warning", access_log=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=10, lifespan="on", server_header=False,
+    )  # fmt: skip
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _token() -> str | None:
+    """The token that is asked for.
+
+    Raises:
+      ValueError: where the service would be open to other machines.
+    """
+    if _TOKEN.value is not None:
+        token = Path(_TOKEN.value).read_text().strip()
+        if len(token) < 16 or not token.isascii() or any(c.isspace() for c in token):
+            raise ValueError(f"--token_file={_TOKEN.value} must hold one ASCII word of 16 letters or more")
+        return token
+    try:
+        loopback = ipaddress.ip_address(_HOST.value).is_loopback
+    except ValueError:
+        loopback = _HOST.value == "localhost"
+    if not loopback:
+        raise ValueError(
+            f"--host={_HOST.value} can be reached by other machines; give --token_file=FILE, or use --host=127.0.0.1"
+        )
+    return None
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,136 @@
+"""What the service's HTTP requests and answers look like: pydantic models, made for the artefact's schema."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from mmrf_jax import types
+from mmrf_jax.data.schema import Schema
+
+MAX_USER = 2**31 - 2
+_MAX_VIDEO = 2**53 - 1  # the largest whole number that every JSON reader keeps
+_MAX_SECONDS = 86_400.0
+
+UserId = Annotated[int, Field(ge=0, le=MAX_USER, strict=True, description="The user's id.")]
+VideoId = Annotated[int, Field(ge=0, le=_MAX_VIDEO, strict=True, description="The platform's id of a video.")]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
+RequestId = Annotated[str, Field(min_length=3, max_length=40, description="As /rank gave it.")]
+EventId = Annotated[
+    str, Field(min_length=1, max_length=64, description="The caller's own id of the event; sent again, it counts once.")
+]
+
+
+class Strict(BaseModel):
+    """A request's part: a field that nobody reads is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _answer(name: str) -> Any:
+    flag = Annotated[int, Field(ge=0, le=1, strict=True)]
+    return (flag, 0) if name in types.BINARY_SIGNALS else (Annotated[float, Field(ge=0.0, le=_MAX_SECONDS)], 0.0)
+
+
+#: What a user answered to one video; what is left out is 0.
+VideoFeedback: Any = pydantic.create_model(
+    "VideoFeedback", __base__=Strict, video=(VideoId, ...), **{name: _answer(name) for name in types.SIGNALS}
+)
+VideoFeedback.__doc__ = "Feedback on one video: flags 0 or 1, and `watch_time` in seconds; what is left out is 0."
+
+
+class Feedback(Strict):
+    """One feedback event on a request; several may come for one request, each with its own id."""
+
+    event_id: EventId
+    request_id: RequestId
+    videos: Annotated[list[VideoFeedback], Field(max_length=64)] = []
+    left: Annotated[bool, Field(strict=True, description="Whether the user has left the session.")] = False
+
+
+class Acknowledged(BaseModel):
+    """The event is on the disk."""
+
+    event_id: str
+    duplicate: bool = Field(description="Whether it was there already; it then changed nothing.")
+
+
+class Shown(BaseModel):
+    """One video of a slate."""
+
+    video: int
+    score: float = Field(description="Of the main agent.")
+
+
+class Ranked(BaseModel):
+    """A slate, in the order to show it."""
+
+    request_id: str
+    artifact: str = Field(description="Id of the artefact that ranked.")
+    position: int = Field(description="Of the request in the user's session, from 0.")
+    slate: list[Shown]
+    log_propensity: float = Field(description="Log-probability of the slate; 0 where it is not drawn.")
+    unknown_candidates: list[int] = Field(
+        description="Candidates that the artefact does not have; they are not ranked."
+    )
+    scores: dict[str, list[float | None]] | None = Field(
+        default=None,
+        description="On request: every agent's scores, in the order of the candidates; null for unknown ones.",
+    )
+
+
+class Health(BaseModel):
+    """The service answers."""
+
+    status: str
+    artifact: str
+    method: str
+    expires: str
+    failed_swap: str | None = Field(description="Why the newest artefact is not the one that ranks.")
+
+
+class Error(BaseModel):
+    """Why a request was refused."""
+
+    class Detail(BaseModel):
+        """One reason."""
+
+        loc: list[str | int] = Field(description="The field, such as body, candidates, 3.")
+        msg: str
+        type: str
+
+    detail: list[Detail]
+
+
+class Models(NamedTuple):
+    """The models that depend on sizes."""
+
+    rank: type[BaseModel]
+
+
+def _numbers(size: int, what: str) -> Any:
+    return Annotated[list[Number], Field(min_length=size, max_length=size, description=what)]
+
+
+def models(schema: Schema, max_candidates: int) -> Models:
+    """Models for the requests of a schema."""
+    Profile: Any = _numbers(schema.profile, "Features of the user; left out, those given last, or zeros.")
+    Context: Any = _numbers(schema.context - 1, "Of the request; the service adds the position in the session.")
+    told = "What a user who is new to the service was shown before, oldest first; else not read."
+    History: Any = Annotated[list[VideoFeedback], Field(max_length=schema.history, description=told)]
+    many = Field(min_length=1, max_length=max_candidates, description="Videos, all different.")
+    Candidates: Any = Annotated[list[VideoId], many]
+    K: Any = Annotated[int, Field(ge=1, le=schema.slate, strict=True, description="Videos wanted.")]
+    Scores: Any = Annotated[bool, Field(strict=True, description="Whether to say every agent's scores.")]
+    New: Any = Annotated[bool, Field(strict=True, description="Whether a session begins, however short the pause.")]
+    fields: dict[str, Any] = {"id": (UserId, ...), "profile": (Profile | None, None), "history": (History | None, None)}
+    user: Any = pydantic.create_model("User", __base__=Strict, **fields)
+    fields = {
+        "user": (user, ...), "context": (Context, ...), "candidates": (Candidates, ...), "k": (K, schema.slate),
+        "new_session": (New, False), "scores": (Scores, False),
+    }  # fmt: skip
+    rank: Any = pydantic.create_model("Rank", __base__=Strict, **fields)
+    user.__doc__, rank.__doc__ = "Who asks.", "A request for a slate."
+    return Models(rank)

@@ -1,0 +1,132 @@
+"""The ranking service over HTTP."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import fastapi
+import numpy as np
+import prometheus_client as prometheus
+from fastapi.responses import JSONResponse, Response
+
+from mmrf_jax import types
+from mmrf_jax.serving import api, guard
+from mmrf_jax.serving.service import Asked, Refused, Service
+
+_DESCRIPTION = """Ranks short videos for the watch time of whole sessions (MMRF, arXiv 2405.01847).
+
+Ask `/rank` for a slate, show it, and tell `/feedback` what the user did with it; the next slate of that user follows
+from it. What was shown and answered is logged, for training."""
+
+_REFUSALS = {
+    401: "The token is missing or wrong.",
+    408: "The body did not come in time.",
+    413: "The body is too large.",
+    422: "A field is missing, malformed or out of range; `loc` names it.",
+    429: "Too many requests are in flight.",
+    503: "Not answered in time, or the feedback log cannot be written.",
+}
+
+
+def _refusals(*more: int) -> dict[int | str, dict[str, Any]]:
+    said = _REFUSALS | {404: "There was no such request.", 409: "The request has too many events."}
+    said |= {410: "The session of the request is over."}
+    return {status: {"model": api.Error, "description": said[status]} for status in (*_REFUSALS, *more)}
+
+
+def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRouter] = ()) -> Any:
+    """The ASGI application of a service, which it starts and closes.
+
+    Args:
+      routers: further routes, such as those of the page.
+    """
+    models = api.models(service.ranker.schema, service.settings.max_candidates)
+    Rank: Any = models.rank
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_):
+        await service.start()
+        yield
+        await service.close()
+
+    app = fastapi.FastAPI(
+        title="mmrf_jax", description=_DESCRIPTION, version="1", lifespan=lifespan, redoc_url=None,
+    )  # fmt: skip
+
+    @app.exception_handler(Refused)
+    async def refused(_, error: Refused):
+        detail = {"loc": list(error.field), "msg": error.message, "type": "refused"}
+        return JSONResponse({"detail": [detail]}, error.status)
+
+    @app.post("/rank", response_model=api.Ranked, responses=_refusals())
+    async def rank(asked: Rank) -> Any:
+        """Ranks candidates for a user. The slate is logged before it is answered."""
+        candidates = np.array(asked.candidates, np.int64)
+        _, first = np.unique(candidates, return_index=True)
+        if len(first) < len(candidates):
+            place = int(np.setdiff1d(np.arange(len(candidates)), first)[0])
+            raise Refused(422, f"video {candidates[place]} is there twice", ("body", "candidates", place))
+        profile, history = asked.user.profile, asked.user.history
+        ranked = await service.rank(
+            Asked(
+                user=asked.user.id,
+                candidates=candidates,
+                context=np.array(asked.context, np.float32),
+                k=asked.k,
+                profile=None if profile is None else np.array(profile, np.float32),
+                history=None if not history else _table(history),
+                new_session=asked.new_session,
+            )
+        )
+        main = ranked.scores[service.ranker.agents[-1]] if ranked.scores else np.zeros(0)
+        answer = {
+            "request_id": ranked.request,
+            "artifact": ranked.artifact,
+            "position": ranked.position,
+            "slate": [
+                {"video": int(v), "score": float(main[p])} for v, p in zip(ranked.videos, ranked.positions, strict=True)
+            ],
+            "log_propensity": ranked.log_propensity,
+            "unknown_candidates": ranked.unknown,
+            "scores": None,
+        }
+        if asked.scores:
+            known = lambda x: None if math.isnan(x) else x
+            answer["scores"] = {name: [known(x) for x in column.tolist()] for name, column in ranked.scores.items()}
+        return JSONResponse(answer)
+
+    @app.post("/feedback", response_model=api.Acknowledged, responses=_refusals(404, 409, 410))
+    async def feedback(event: api.Feedback) -> Any:
+        """Takes what a user did. Acknowledged, it is on the disk; the same event again changes nothing."""
+        seen = [v.video for v in event.videos]
+        if len(set(seen)) < len(seen):
+            place = next(i for i, v in enumerate(seen) if v in seen[:i])
+            raise Refused(422, f"video {seen[place]} is there twice", ("body", "videos", place, "video"))
+        new = await service.feedback(event.event_id, event.request_id, *_table(event.videos), event.left)
+        return JSONResponse({"event_id": event.event_id, "duplicate": not new})
+
+    @app.get("/healthz", response_model=api.Health)
+    async def healthz() -> Any:
+        """Whether the service answers, and by which artefact it ranks."""
+        about = service.ranker.manifest
+        return {
+            "status": "ok", "artifact": service.ranker.id, "method": about["method"], "expires": about["expires"],
+            "failed_swap": service.failed_swap,
+        }  # fmt: skip
+
+    @app.get("/metrics", response_class=Response, responses=_refusals())
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(prometheus.generate_latest(service.metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
+
+    for router in routers:
+        app.include_router(router)
+    return guard.Guard(app, limits, service.metrics)
+
+
+def _table(told: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Videos [m] and their feedback [m, S] of `api.VideoFeedback`s."""
+    videos = np.array([v.video for v in told], np.int64)
+    rows = [[getattr(v, name) for name in types.SIGNALS] for v in told]
+    return videos, np.array(rows, np.float32).reshape(-1, len(types.SIGNALS))

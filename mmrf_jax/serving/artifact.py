@@ -1,0 +1,198 @@
+"""A trained ranker as a folder that outlives the program that trained it: compiled-to-be functions, arrays, a manifest.
+
+    manifest.json        versions, the run's config and metrics, the schema, the signature of each function, and the
+                         size and SHA-256 of every other file
+    functions/NAME.bin   a function as `jax.export` serialises it: StableHLO for CPUs, CUDA GPUs and TPUs, with symbolic
+                         sizes of batch and candidates
+    arrays/GROUP.npz     arrays by name: parameters, embedding tables, the catalogue, vocabularies
+
+Nothing in it is pickled: whoever loads it runs no code of whoever wrote it but those functions. JAX reads what it has
+serialised for about six months, so an artefact says until when.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+
+from mmrf_jax.data.schema import Schema
+from mmrf_jax.metrics import files
+
+VERSION = 1
+MANIFEST = "manifest.json"
+PLATFORMS = ("cpu", "cuda", "tpu")
+VALID_DAYS = 180
+_LIBRARIES = ("jax", "jaxlib", "flax", "numpy")
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """What is exported: `call` of dictionaries and arrays, and the shapes of its arguments, sizes may be symbolic."""
+
+    call: Callable[..., Any]
+    arguments: tuple[Any, ...]  # pytrees of jax.ShapeDtypeStruct
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A loaded artefact.
+
+    Attributes:
+      id: the first 16 digits of the manifest's SHA-256; equal ids have equal bytes.
+      manifest: as read. schema: of its requests.
+      functions: by name, to be called under `jax.jit` with arrays of any size that the signature allows.
+      arrays: {group: {name: array}}.
+    """
+
+    id: str
+    manifest: dict[str, Any]
+    schema: Schema
+    functions: dict[str, export.Exported]
+    arrays: dict[str, Arrays]
+
+
+class ArtifactError(ValueError):
+    """An artefact that cannot be used; the message names it, what is wrong, and the fix."""
+
+
+def write(
+    folder: Path, functions: dict[str, Function], arrays: dict[str, Arrays], schema: Schema, about: dict[str, Any]
+) -> str:
+    """Writes an artefact; the folder appears whole or not at all. Returns its id.
+
+    Args:
+      about: what else the manifest says: config, training metrics.
+
+    Raises:
+      FileExistsError: where the folder exists.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; remove it or export to another folder")
+    now = datetime.datetime.now(datetime.UTC)
+    manifest: dict[str, Any] = about | {
+        "version": VERSION,
+        "created": now.isoformat(timespec="seconds"),
+        "expires": (now + datetime.timedelta(days=VALID_DAYS)).isoformat(timespec="seconds"),
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "platforms": list(PLATFORMS),
+        "schema": dataclasses.asdict(schema),
+        "functions": {},
+    }
+    with files.new_folder(folder) as made:
+        (made / "functions").mkdir()
+        (made / "arrays").mkdir()
+        for name, function in functions.items():
+            lowered = export.export(jax.jit(function.call), platforms=PLATFORMS)(*function.arguments)
+            (made / "functions" / f"{name}.bin").write_bytes(lowered.serialize())
+            manifest["functions"][name] = {
+                "calling_convention_version": lowered.calling_convention_version,
+                "in": [str(aval) for aval in lowered.in_avals],
+                "out": [str(aval) for aval in lowered.out_avals],
+            }
+        for group, named in arrays.items():
+            np.savez(made / "arrays" / f"{group}.npz", allow_pickle=False, **named)
+        manifest["files"] = {
+            str(path.relative_to(made)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
+            for path in sorted(made.rglob("*"))
+            if path.is_file()
+        }
+        files.write_json(made / MANIFEST, manifest)
+        return _digest(made / MANIFEST)[:16]
+
+
+def load(folder: Path, schema: Schema | None = None) -> Artifact:
+    """Reads an artefact and checks all of it.
+
+    Args:
+      schema: what the caller's requests look like; None accepts any. The sizes of vocabularies, and how many candidates
+        a request has, may differ: neither changes what a request must hold.
+
+    Raises:
+      ArtifactError: where something is missing, damaged, expired, of another version, or made for other requests.
+    """
+    folder = folder.resolve()  # a link may be moved to another artefact while this one is read
+    manifest = read_manifest(folder)
+    again = "export the run again"
+    if manifest["version"] != VERSION:
+        raise ArtifactError(f"{folder} has version {manifest['version']}, this code reads {VERSION}; {again}")
+    expires = datetime.datetime.fromisoformat(manifest["expires"])
+    if datetime.datetime.now(datetime.UTC) > expires:
+        raise ArtifactError(
+            f"{folder} expired on {expires:%Y-%m-%d}: JAX reads what it has exported for {VALID_DAYS} days; {again}"
+        )
+    found = Schema(**manifest["schema"])
+    if schema is not None:
+        check_schema(folder, found, schema)
+    for name, known in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing though {MANIFEST} names it; {again}")
+        if path.stat().st_size != known["bytes"]:
+            raise ArtifactError(f"{path} has {path.stat().st_size} bytes, {MANIFEST} says {known['bytes']}; {again}")
+        if _digest(path) != known["sha256"]:
+            raise ArtifactError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}; {again}")
+    try:
+        functions = {
+            name: export.deserialize(bytearray((folder / "functions" / f"{name}.bin").read_bytes()))
+            for name in manifest["functions"]
+        }
+        arrays = {}
+        for path in sorted((folder / "arrays").glob("*.npz")):
+            with np.load(path, allow_pickle=False) as group:
+                arrays[path.stem] = {name: group[name] for name in group.files}
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        made_by = manifest["libraries"]
+        raise ArtifactError(f"{folder}, written by {made_by}, cannot be read here ({error}); {again}") from error
+    return Artifact(_digest(folder / MANIFEST)[:16], manifest, found, functions, arrays)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest alone.
+
+    Raises:
+      ArtifactError: where there is none, or it is no manifest.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is no artefact: it has no {MANIFEST}; make one with launch.export")
+    needed = ("version", "created", "expires", "libraries", "schema", "functions", "files")
+    try:
+        manifest = json.loads(path.read_text())
+        if lacking := [name for name in needed if name not in manifest]:
+            raise ValueError(f"it lacks {lacking[0]!r}")
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); export the run again") from error
+    return manifest
+
+
+def check_schema(what: object, found: Schema, wanted: Schema) -> None:
+    """Refuses an artefact for requests of another make.
+
+    Raises:
+      ArtifactError: naming the first size that differs.
+    """
+    for name in ("profile", "context", "item_features", "slate", "history"):
+        have, need = getattr(found, name), getattr(wanted, name)
+        if have != need:
+            raise ArtifactError(
+                f"{what} was made for another schema: {name}={have}, and {need} is needed; export a run that was "
+                "trained on the same kind of log"
+            )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

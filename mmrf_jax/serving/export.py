@@ -1,0 +1,242 @@
+"""From a trained run to an artefact: the ranker and the feedback model as functions of arrays.
+
+What a server calls, in the letters of `types` and L, F, D of `encoders.encoder`; every dictionary is of plain arrays:
+
+    encode(weights, video)                        -> encodings [m, D] of m videos, new ones included
+    observe(weights, memory, encodings, shown)    -> memory after more exposures, oldest first
+    score(weights, memory, encodings, request)    -> scores [b, N, C] of every agent; the last one ranks
+
+and the same of the feedback model, with an axis of its 2 twins behind [b] in memories and before [m] in encodings:
+
+    model_encode, model_observe
+    model_predict(weights, memory, encodings, request, exposed [b, C]) -> {"feedback": expected [b, C, S],
+                                                     "stay": [b] probability of another request after that exposure}
+
+    video    {"author", "tag", "embedding_id": [m] int32, "features": [m, Di]}
+    memory   {"outer": [b, L, F, D], "weight": [b, L]}; all zeros for a user of whom nothing is known
+    shown    {"videos": [b, e] rows of the catalogue, "duration": [b, e] s, "feedback": [b, e, S], "mask": [b, e] bool}
+    request  {"user_id": [b], "profile": [b, Du], "context": [b, Dx], "candidates": [b, c] rows of the catalogue}
+
+Sizes m, b, e, c and V, the rows of `encodings`, are symbolic: one artefact serves any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import export
+
+from mmrf_jax import types
+from mmrf_jax.agents import policy
+from mmrf_jax.agents import state as st
+from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.data.schema import Schema
+from mmrf_jax.embeddings import table
+from mmrf_jax.encoders import encoder as enc
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
+from mmrf_jax.encoders.config import EncoderConfig
+from mmrf_jax.serving import artifact
+from mmrf_jax.serving.artifact import Arrays, Function
+from mmrf_jax.simulators.feedback import network
+from mmrf_jax.training import alternation, methods
+
+_IDS = {"author": "author", "id": "embedding_id", "tag": "tag"}  # table -> field of a video
+
+
+@dataclasses.dataclass
+class _Trained:
+    """The part of an `agents.state.AgentState` that a method scores by."""
+
+    params: Any
+    reward_scale: chex.Array
+
+
+def export_run(
+    folder: Path,
+    plan: alternation.Plan,
+    schema: Schema,
+    items: types.Items,
+    video_ids: np.ndarray | None,
+    state: alternation.RunState,
+    about: dict[str, Any],
+) -> str:
+    """Writes the artefact of a trained state; see `artifact.write` for errors. Returns its id.
+
+    Args:
+      video_ids: [V] int64, what requests call the videos; None where they are rows of the catalogue.
+      about: what the manifest says beside signals, agents and sizes.
+    """
+    v = schema.num_videos
+    functions = _policy_functions(plan, schema, state.agents)
+    arrays = {
+        "policy": _flat(_policy_weights(state.agents)),
+        "catalogue": {
+            "video_id": np.arange(v) if video_ids is None else np.asarray(video_ids, np.int64),
+            **{n: np.asarray(getattr(items, n)) for n in ("author", "tag", "duration", "features", "embedding_id")},
+        },
+    }
+    if plan.models:
+        assert state.feedback is not None
+        functions |= _model_functions(plan, schema, state.feedback)
+        arrays["model"] = _flat(_model_weights(state.feedback))
+    about = about | {
+        "method": plan.method,
+        "agents": list(methods.get(plan.method).signals(plan.agents)),
+        "signals": list(types.SIGNALS),
+        "memory": memory_shape(plan.agents, schema),
+    }
+    return artifact.write(folder, functions, arrays, schema, about)
+
+
+def memory_shape(config: EncoderConfig, schema: Schema) -> list[int]:
+    """[L, F, D] of a user's memory."""
+    return [len(config.decays), config.feedback_dim, enc.sizes(config, schema)[1]]
+
+
+def _policy_weights(agents: st.AgentState) -> dict[str, Any]:
+    params = {name: value for name, value in agents.params.items() if name in ("encoder", "actor", "critic")}
+    return {"params": params, "reward_scale": agents.reward_scale, "tables": _rows(agents.tables)}
+
+
+def _model_weights(model: network.FeedbackState) -> dict[str, Any]:
+    known = {"scale": model.scale, "calibration": model.calibration}
+    return {"params": model.params, **known, "tables": _rows(model.tables)}
+
+
+def _rows(tables: dict[str, table.Table]) -> dict[str, jax.Array]:
+    return {name: t.rows.astype(jnp.float32) for name, t in tables.items()}  # npz has no bfloat16
+
+
+def _tables(like: dict[str, table.Table], rows: dict[str, chex.Array]) -> dict[str, table.Table]:
+    """Tables of the rows, with the vocabularies of others; their optimiser's state is nobody's."""
+    return {name: dataclasses.replace(t, rows=rows[name], accumulator=rows[name][:, 0]) for name, t in like.items()}
+
+
+def _flat(tree: dict[str, Any]) -> Arrays:
+    return {name: np.asarray(x) for name, x in traverse_util.flatten_dict(tree, sep="|").items()}
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Weights as functions take them, from an artefact's arrays by name."""
+    return traverse_util.unflatten_dict(flat, sep="|")
+
+
+def _shapes(tree) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+class _Sizes:
+    """Shapes of arguments with symbolic sizes, all of one scope."""
+
+    def __init__(self):
+        names = ("b", "c", "e", "m", "v")
+        self._size = dict(zip(names, export.symbolic_shape(",".join(names)), strict=True))
+
+    def __call__(self, shape: str, *fixed: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+        """`shape`: letters of symbolic sizes, or 2 for the twins; `fixed` follow."""
+        return jax.ShapeDtypeStruct((*(2 if n == "2" else self._size[n] for n in shape), *fixed), dtype)
+
+
+def _arguments(config: EncoderConfig, schema: Schema, twins: str) -> dict[str, Any]:
+    """Shapes of what functions take beside weights; `twins` is "2" for the feedback model, "" for the agents."""
+    size, (levels, width, dim) = _Sizes(), memory_shape(config, schema)
+    ids = {name: size("m", dtype=jnp.int32) for name in _IDS.values()}
+    return {
+        "video": ids | {"features": size("m", schema.item_features)},
+        "memory": {"outer": size("b" + twins, levels, width, dim), "weight": size("b" + twins, levels)},
+        "encodings": size(twins + "v", dim),
+        "shown": {
+            "videos": size("be", dtype=jnp.int32),
+            "duration": size("be"),
+            "feedback": size("be", len(types.SIGNALS)),
+            "mask": size("be", dtype=jnp.bool_),
+        },
+        "request": {
+            "user_id": size("b", dtype=jnp.int32),
+            "profile": size("b", schema.profile),
+            "context": size("b", schema.context),
+            "candidates": size("bc", dtype=jnp.int32),
+        },
+        "exposed": size("bc"),
+    }
+
+
+def _as_dict(memory: enc.Memory) -> dict[str, chex.Array]:
+    return {"outer": memory.outer, "weight": memory.weight}
+
+
+def _policy_functions(plan: alternation.Plan, schema: Schema, agents: st.AgentState) -> dict[str, Function]:
+    config: AgentConfig = plan.agents
+    encoder, method, like = enc.Encoder(config), methods.get(plan.method), _shapes(agents.tables)
+
+    def encode(weights, video):
+        tables = _tables(like, weights["tables"])
+        rows = tb.lookup(tables, {name: video[field] for name, field in _IDS.items()})
+        return encoder.apply(weights["params"]["encoder"], rows, video["features"], method="items")
+
+    def observe(weights, memory, encodings, shown):
+        params = weights["params"]["encoder"]
+        f = encoder.apply(params, shown["feedback"], shown["duration"], method="feedback")
+        return _as_dict(enc.memory_write(config, enc.Memory(**memory), encodings[shown["videos"]], f, shown["mask"]))
+
+    def score(weights, memory, encodings, request):
+        users = _tables(like, weights["tables"])[tb.USER_TABLE]
+        asked, carried = types.Request(**request), enc.Memory(**memory)
+        z = policy.user_state(config, {"encoder": weights["params"]["encoder"], "users": users}, carried, asked)
+        known = cast(st.AgentState, _Trained(weights["params"], weights["reward_scale"]))
+        nothing = jnp.zeros((0,))
+        return method.score(
+            config, known, rep.Representation(z, carried, nothing, nothing), encodings[asked.candidates]
+        )
+
+    a, weights = _arguments(config, schema, ""), _shapes(_policy_weights(agents))
+    return {
+        "encode": Function(encode, (weights, a["video"])),
+        "observe": Function(observe, (weights, a["memory"], a["encodings"], a["shown"])),
+        "score": Function(score, (weights, a["memory"], a["encodings"], a["request"])),
+    }
+
+
+def _model_functions(plan: alternation.Plan, schema: Schema, model: network.FeedbackState) -> dict[str, Function]:
+    config = plan.feedback
+    encoder, like = enc.Encoder(config), _shapes(model.tables)
+    both = jax.vmap
+
+    def encode(weights, video):
+        rows = tb.lookup(_tables(like, weights["tables"]), {name: video[field] for name, field in _IDS.items()})
+        apply = lambda p, r: encoder.apply(p, r, video["features"], method="items")
+        return both(apply)(weights["params"]["encoder"], network.twin_rows(rows))
+
+    def observe(weights, memory, encodings, shown):
+        def one(p, outer, weight, e):
+            f = encoder.apply(p, shown["feedback"], shown["duration"], method="feedback")
+            written = enc.memory_write(config, enc.Memory(outer, weight), e[shown["videos"]], f, shown["mask"])
+            return _as_dict(written)
+
+        axes = (0, 1, 1, 0)
+        return both(one, axes, 1)(weights["params"]["encoder"], memory["outer"], memory["weight"], encodings)
+
+    def predict(weights, memory, encodings, request, exposed):
+        rows = tb.lookup(_tables(like, weights["tables"]), {tb.USER_TABLE: request["user_id"]})
+        carried = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), enc.Memory(**memory))
+        user = lambda p, m, r: encoder.apply(p, m, r, request["profile"], request["context"], method="user")
+        z = both(user)(weights["params"]["encoder"], carried, network.twin_rows(rows)[tb.USER_TABLE])
+        out = network.predict(weights["params"], z, carried.mean(), encodings[:, request["candidates"]])
+        out = network.calibrated(out, weights["calibration"])
+        stay = network.stay_probability(out, exposed)
+        return {"feedback": network.expected(out, weights["scale"]), "stay": stay}
+
+    a, weights = _arguments(config, schema, "2"), _shapes(_model_weights(model))
+    return {
+        "model_encode": Function(encode, (weights, a["video"])),
+        "model_observe": Function(observe, (weights, a["memory"], a["encodings"], a["shown"])),
+        "model_predict": Function(predict, (weights, a["memory"], a["encodings"], a["request"], a["exposed"])),
+    }

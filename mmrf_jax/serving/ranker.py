@@ -1,0 +1,190 @@
+"""An artefact at work: requests of many users scored together, in arrays of few sizes, so nothing is compiled anew."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.evaluation import propensity
+from mmrf_jax.serving import artifact, export
+
+BATCHES = (1, 4, 16, 64)  # requests scored at a time are padded to one of these
+_LONG = 64  # exposures written at a time, where they are more than a slate
+_BLOCK = 65_536  # videos encoded at a time
+S = len(types.SIGNALS)
+
+
+@dataclasses.dataclass
+class Job:
+    """A request to be scored: its user's memory so far, what came since, and the candidates.
+
+    Attributes:
+      memory: (outer [L, F, D], weight [L]), or None for a user of whom nothing is remembered.
+      videos [e], feedback [e, S]: exposures since then, oldest first; rows of the catalogue.
+      candidates: [c] rows of the catalogue, all different.
+    """
+
+    user_id: int
+    profile: np.ndarray  # [Du]
+    context: np.ndarray  # [Dx]
+    candidates: np.ndarray
+    memory: tuple[np.ndarray, np.ndarray] | None
+    videos: np.ndarray
+    feedback: np.ndarray
+
+
+class Ranker:
+    """Scores jobs by an artefact. Its functions are compiled when it is made (`warm`), for every size that it uses."""
+
+    def __init__(self, loaded: artifact.Artifact, max_candidates: int):
+        """
+        Args:
+          max_candidates: of one request. Requests are padded to it or, where they have no more, to the C of training.
+        """
+        self.id, self.schema, self.manifest = loaded.id, loaded.schema, loaded.manifest
+        self.agents: list[str] = loaded.manifest["agents"]
+        #: How often each function was compiled; it stays the same once the ranker is warm.
+        self.traces = {"encode": 0, "observe": 0, "score": 0}
+        self.widths = tuple(sorted({min(loaded.schema.candidates, max_candidates), max_candidates}))
+        self._lengths = (self.schema.slate, max(_LONG, self.schema.slate))
+        catalogue = loaded.arrays["catalogue"]
+        self._duration = catalogue["duration"]
+        self.catalogue = catalogue
+        ids = catalogue["video_id"]
+        self._order = None if np.array_equal(ids, np.arange(len(ids))) else np.argsort(ids, kind="stable")
+        self._ids = ids if self._order is None else ids[self._order]
+        self._functions = {name: self._traced(name, loaded.functions[name]) for name in self.traces}
+        self._weights = jax.device_put(export.nested(loaded.arrays["policy"]))
+        self._encodings = self._encode(catalogue)
+
+    def _traced(self, name: str, function: Any):
+        def call(*arguments):
+            self.traces[name] += 1
+            return function.call(*arguments)
+
+        return jax.jit(call)
+
+    def _encode(self, catalogue: artifact.Arrays) -> jax.Array:
+        """Encodings [V, D] of the catalogue, in blocks of one size."""
+        video = {name: catalogue[name] for name in ("author", "tag", "embedding_id", "features")}
+        total = len(catalogue["author"])
+        size = min(total, _BLOCK)
+        starts = [min(start, total - size) for start in range(0, total, size)]  # the last block overlaps the one before
+        parts = [
+            self._functions["encode"](self._weights, {name: x[start : start + size] for name, x in video.items()})
+            for start in starts
+        ]
+        parts[-1] = parts[-1][(len(starts) - 1) * size - starts[-1] :]
+        return jax.block_until_ready(jax.numpy.concatenate(parts))
+
+    def rows_of(self, videos: np.ndarray) -> np.ndarray:
+        """Rows [n] of the catalogue for the platform's ids [n]; −1 for a video that it does not have."""
+        videos = np.asarray(videos, np.int64)
+        place = np.minimum(np.searchsorted(self._ids, videos), len(self._ids) - 1)
+        rows = place if self._order is None else self._order[place]
+        return np.where(self._ids[place] == videos, rows, -1)
+
+    def warm(self) -> None:
+        """Compiles every size that a service uses."""
+        nothing = np.zeros(0, np.int64)
+        for batch in BATCHES:
+            for width in self.widths:
+                job = Job(
+                    0, np.zeros(self.schema.profile, np.float32), np.zeros(self.schema.context, np.float32),
+                    np.arange(width) % self.schema.num_videos, None, nothing, np.zeros((0, S), np.float32),
+                )  # fmt: skip
+                self._score([job] * batch, [self._nothing()] * batch)
+            for length in self._lengths:
+                videos, feedback = np.zeros(length, np.int64), np.zeros((length, S), np.float32)
+                self._observe([self._nothing()] * batch, [videos] * batch, [feedback] * batch, length)
+
+    def run(self, jobs: Sequence[Job]) -> list[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+        """Scores [N, c] of each job's candidates, and the user's memory before the request."""
+        done = []
+        for start in range(0, len(jobs), BATCHES[-1]):
+            part = jobs[start : start + BATCHES[-1]]
+            memories = self._remember(part)
+            for job, memory, scores in zip(part, memories, self._score(part, memories), strict=True):
+                done.append((scores[:, : len(job.candidates)], memory))
+        return done
+
+    def _nothing(self) -> tuple[np.ndarray, np.ndarray]:
+        shape = tuple(self.manifest["memory"])
+        return np.zeros(shape, np.float32), np.zeros(shape[:1], np.float32)
+
+    def _remember(self, jobs: Sequence[Job]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Memories with the new exposures of each job written to them."""
+        memories = [self._nothing() if job.memory is None else job.memory for job in jobs]
+        at = [0] * len(jobs)
+        while left := [i for i, job in enumerate(jobs) if at[i] < len(job.videos)]:
+            longest = max(len(jobs[i].videos) - at[i] for i in left)
+            length = self._lengths[longest > self._lengths[0]]
+            cuts = [slice(at[i], at[i] + length) for i in left]
+            videos = [jobs[i].videos[cut] for i, cut in zip(left, cuts, strict=True)]
+            feedback = [jobs[i].feedback[cut] for i, cut in zip(left, cuts, strict=True)]
+            after = self._observe([memories[i] for i in left], videos, feedback, length)
+            for i, memory in zip(left, after, strict=True):
+                memories[i] = memory
+                at[i] += length
+        return memories
+
+    def _observe(self, memories, videos, feedback, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        n = BATCHES[bisect.bisect_left(BATCHES, len(memories))]
+        shown = {
+            "videos": np.zeros((n, length), np.int32),
+            "feedback": np.zeros((n, length, S), np.float32),
+            "mask": np.zeros((n, length), bool),
+        }
+        for i, (v, f) in enumerate(zip(videos, feedback, strict=True)):
+            shown["videos"][i, : len(v)], shown["feedback"][i, : len(v)], shown["mask"][i, : len(v)] = v, f, True
+        shown["duration"] = self._duration[shown["videos"]]
+        memory = self._functions["observe"](self._weights, self._stacked(memories, n), self._encodings, shown)
+        outer, weight = np.asarray(memory["outer"]), np.asarray(memory["weight"])
+        return [(outer[i], weight[i]) for i in range(len(memories))]
+
+    def _score(self, jobs: Sequence[Job], memories) -> np.ndarray:
+        """Scores [B, N, width] of jobs, of which some columns and rows are padding."""
+        n = BATCHES[bisect.bisect_left(BATCHES, len(jobs))]
+        width = self.widths[bisect.bisect_left(self.widths, max(len(job.candidates) for job in jobs))]
+        request = {
+            "user_id": np.zeros(n, np.int32),
+            "profile": np.zeros((n, self.schema.profile), np.float32),
+            "context": np.zeros((n, self.schema.context), np.float32),
+            "candidates": np.zeros((n, width), np.int32),
+        }
+        for i, job in enumerate(jobs):
+            request["user_id"][i], request["profile"][i], request["context"][i] = job.user_id, job.profile, job.context
+            request["candidates"][i, : len(job.candidates)] = job.candidates
+        scores = self._functions["score"](self._weights, self._stacked(memories, n), self._encodings, request)
+        return np.asarray(scores)[: len(jobs)]
+
+    def _stacked(self, memories, n: int) -> dict[str, np.ndarray]:
+        padded = [*memories, *[self._nothing()] * (n - len(memories))]
+        return {"outer": np.stack([m[0] for m in padded]), "weight": np.stack([m[1] for m in padded])}
+
+
+def choose(scores: np.ndarray, k: int, temperature: float, rng: np.random.Generator):
+    """A slate by scores [c] of one request.
+
+    Args:
+      temperature: 0 takes the k best; above 0 draws Plackett–Luce on scores standardised within the request, divided by
+        it (contract.md, "Judging", has it at 1).
+
+    Returns:
+      Positions [k] in order, logits [c] float32 of the draw, and the log-probability of the slate, 0 where there is no
+      chance in it.
+    """
+    logits = (propensity.standardised(scores) / (temperature or 1.0)).astype(np.float32)
+    noisy = logits if temperature == 0.0 else logits + rng.gumbel(size=len(logits))
+    k = min(k, len(scores))
+    best = np.argpartition(-noisy, k - 1)[:k] if k < len(noisy) else np.arange(k)
+    slate = best[np.lexsort((best, -noisy[best]))]
+    if temperature == 0.0:
+        return slate, logits, 0.0
+    return slate, logits, float(propensity.log_prob(logits[None], slate[None]).sum())

@@ -1,0 +1,457 @@
+"""The ranking service without its HTTP: users in, slates out, everything logged, artefacts swapped while it runs.
+
+One event loop has users, log and store; one thread scores, and takes as a batch whatever has come in while it scored
+the batch before. Requests of one user wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import functools
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import prometheus_client as prometheus
+
+from mmrf_jax.data import feedback_log
+from mmrf_jax.data.feedback_log import Record, UserLog
+from mmrf_jax.metrics.progress import say
+from mmrf_jax.serving import artifact, ranker, users
+from mmrf_jax.serving.ranker import Job, Ranker
+
+STORE = "users.sqlite"
+_FLUSH_SECONDS, _RELOAD_SECONDS = 0.5, 1.0
+_MOST_REQUESTS, _MOST_EVENTS = 256, 64  # of a session, of a request: a user's state is bounded
+
+
+class Refused(Exception):
+    """A request that cannot be served, as HTTP says it."""
+
+    def __init__(self, status: int, message: str, field: tuple[str | int, ...] = ()):
+        super().__init__(message)
+        self.status, self.message, self.field = status, message, field
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a service works.
+
+    Attributes:
+      artifact: the folder of the artefact, or a link to it; where the link is moved, the service moves on.
+      log: the folder of the feedback log and the users' store.
+      temperature: 0 serves the K best; above, Plackett–Luce on standardised scores over it, so that the log explores.
+      max_candidates: of one request.
+      session_gap: seconds after which a user's next request begins a new session.
+      users_in_memory: users whose state is kept there; others are read from the store.
+      seed: of the draws, with user and request.
+    """
+
+    artifact: Path
+    log: Path
+    temperature: float = 0.0
+    max_candidates: int = 400
+    session_gap: float = 1_800.0
+    users_in_memory: int = 100_000
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A request for a slate; checked by the caller against the schema, ids and values included.
+
+    Attributes:
+      profile: [Du], or None for the one given last. context: [Dx − 1]; the service adds the position in the session.
+      history: (videos [h], feedback [h, S]) of a user whom the service does not know yet, oldest first.
+      k: videos wanted.
+    """
+
+    user: int
+    candidates: np.ndarray  # [c] int64, the platform's ids, all different
+    context: np.ndarray
+    k: int
+    profile: np.ndarray | None = None
+    history: tuple[np.ndarray, np.ndarray] | None = None
+    new_session: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Slate:
+    """What is shown, and all that was scored.
+
+    Attributes:
+      videos: [k] in order. positions: theirs among the candidates asked for.
+      scores: {agent: [c]}, NaN for a candidate that the artefact does not know. unknown: those.
+    """
+
+    request: str
+    artifact: str
+    position: int
+    videos: np.ndarray
+    positions: np.ndarray
+    log_propensity: float
+    scores: dict[str, np.ndarray]
+    unknown: list[int]
+
+
+@dataclasses.dataclass
+class _Memory:
+    """A user's memory up to a request of a session, by one artefact."""
+
+    artifact: str
+    first: int  # number of the session's first request
+    upto: int  # requests from this number on are not in it
+    value: tuple[np.ndarray, np.ndarray]
+
+
+class Metrics:
+    """What a service counts, for Prometheus."""
+
+    def __init__(self, service: Service):
+        self.registry = registry = prometheus.CollectorRegistry()
+        counter = lambda name, what, *labels: prometheus.Counter(name, what, labels, registry=registry)
+        self.requests = counter("mmrf_requests", "HTTP requests.", "route", "status")
+        self.seconds = prometheus.Histogram(
+            "mmrf_request_seconds", "From a request's last byte to its answer.", ["route"], registry=registry,
+            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+        )  # fmt: skip
+        self.batch = prometheus.Histogram(
+            "mmrf_batch_size", "Requests scored together.", registry=registry, buckets=ranker.BATCHES
+        )
+        self.scoring = counter("mmrf_scoring_seconds", "Time in which the scoring thread was busy.")
+        self.impressions = counter("mmrf_impressions", "Videos shown.")
+        self.events = counter("mmrf_feedback_events", "Feedback events.", "kind")
+        self.swaps = counter("mmrf_artifact_swaps", "Artefacts put in the place of another.")
+        self.failed_swaps = counter("mmrf_artifact_swap_failures", "Artefacts that could not be used.")
+        gauge = lambda name, what, value: prometheus.Gauge(name, what, registry=registry).set_function(value)
+        self.in_flight = prometheus.Gauge("mmrf_in_flight", "Requests being served.", registry=registry)
+        gauge("mmrf_users_in_memory", "Users whose state is in memory.", lambda: service.users_in_memory)
+        gauge("mmrf_log_segment", "Segment of the feedback log.", lambda: service.log_position.segment)
+        gauge("mmrf_log_offset_bytes", "Bytes in that segment.", lambda: service.log_position.offset)
+        self.compilations = prometheus.Gauge(
+            "mmrf_compilations", "How often a function of the artefact was compiled.", ["function"], registry=registry
+        )
+        self.about = prometheus.Info("mmrf_artifact", "The artefact that ranks.", registry=registry)
+
+    def describe(self, ranker: Ranker) -> None:
+        self.about.info({"id": ranker.id, "method": ranker.manifest["method"], "created": ranker.manifest["created"]})
+        for name in ranker.traces:
+            self.compilations.labels(name).set_function(functools.partial(ranker.traces.__getitem__, name))
+
+
+class Service:
+    """Make it, `await start()`, and `await close()` at the end."""
+
+    def __init__(self, settings: Settings):
+        """Loads the artefact and compiles it, reads the users behind the store.
+
+        Raises:
+          ArtifactError: for an artefact that cannot be used.
+          ValueError: for a log that another process writes, or a damaged one.
+        """
+        self.settings = settings
+        self._ranker = self._loaded(None)
+        self._log = feedback_log.Writer(settings.log)
+        self._store = users.UserStore(
+            settings.log / STORE, settings.log, self._ranker.schema.history, settings.users_in_memory
+        )
+        self.metrics = Metrics(self)
+        self.metrics.describe(self._ranker)
+        self._memories: collections.OrderedDict[int, _Memory] = collections.OrderedDict()
+        self._locks: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._queue: collections.deque[tuple[Ranker, Job, asyncio.Future]] = collections.deque()
+        self._arrived = asyncio.Event()
+        self._scorer = ThreadPoolExecutor(1, "score")
+        self._syncer = ThreadPoolExecutor(1, "sync")
+        self._syncing: asyncio.Task | None = None
+        self._appended = self._synced = 0
+        self._tasks: list[asyncio.Task] = []
+        self.failed_swap: str | None = None  # why the newest artefact is not the one that ranks
+
+    @property
+    def ranker(self) -> Ranker:
+        """The artefact that ranks."""
+        return self._ranker
+
+    @property
+    def users_in_memory(self) -> int:
+        return self._store.in_memory
+
+    @property
+    def log_position(self) -> feedback_log.Position:
+        return self._log.position
+
+    async def start(self) -> None:
+        self._tasks = [asyncio.create_task(x()) for x in (self._score_batches, self._flush, self._reload)]
+
+    async def close(self) -> None:
+        """Ends with everything on the disk."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._scorer.shutdown()
+        self._syncer.shutdown()
+        self._log.close()
+        self._store.close(self._log.position)
+
+    async def rank(self, asked: Asked) -> Slate:
+        """Ranks the candidates; what is shown is in the log when this returns.
+
+        Raises:
+          Refused: where the artefact knows none of the candidates.
+        """
+        async with self._alone(asked.user):
+            serving, known = self._ranker, self._store.get(asked.user)
+            now = max(_now(), known.time)
+            start = asked.new_session or known.over or now - known.time > 1000.0 * self.settings.session_gap
+            start |= len(known.shown) >= _MOST_REQUESTS
+            given = asked.history if start and not known.requests else None
+            rows = serving.rows_of(asked.candidates)
+            there = np.flatnonzero(rows >= 0)
+            if not len(there):
+                raise Refused(422, "the artefact knows none of these videos", ("body", "candidates"))
+            position = 0 if start else len(known.shown)
+            profile = asked.profile if asked.profile is not None else known.profile
+            if profile is None:
+                profile = np.zeros(serving.schema.profile, np.float32)
+            context = np.append(asked.context, np.log1p(position)).astype(np.float32)
+            memory, seen = self._since(asked.user, serving, start, given)
+            scores, value = await self._scored(
+                serving, Job(asked.user, profile, context, rows[there], memory, *self._known(serving, seen))
+            )
+            # From here on nothing waits: the request is in the log and in the user's state, or it never was.
+            number = known.requests
+            rng = np.random.default_rng([self.settings.seed, asked.user, number])
+            slate, logits, log_propensity = ranker.choose(scores[-1], asked.k, self.settings.temperature, rng)
+            self._append(
+                {
+                    "kind": "rank",
+                    "request": feedback_log.request_id(asked.user, number),
+                    "user": asked.user,
+                    "number": number,
+                    "time": now,
+                    "start": bool(start),
+                    "history": given and {"videos": _bytes(given[0], "<i8"), "feedback": _bytes(given[1], "<f4")},
+                    "profile": _bytes(profile, "<f4"),
+                    "context": _bytes(context, "<f4"),
+                    "candidates": _bytes(asked.candidates[there], "<i8"),
+                    "scores": _bytes(logits, "<f4"),
+                    "slate": _bytes(slate, "<u2"),
+                    "log_propensity": log_propensity,
+                    "artifact": serving.id,
+                }
+            )
+            first = number if start else known.shown[0].number
+            self._remember(asked.user, _Memory(serving.id, first, number, value))
+        self.metrics.impressions.inc(len(slate))
+        positions = there[slate]
+        every = np.full((len(scores), len(rows)), np.nan, np.float32)
+        every[:, there] = scores
+        return Slate(
+            request=feedback_log.request_id(asked.user, number),
+            artifact=serving.id,
+            position=position,
+            videos=asked.candidates[positions],
+            positions=positions,
+            log_propensity=log_propensity,
+            scores=dict(zip(serving.agents, every, strict=True)),
+            unknown=asked.candidates[rows < 0].tolist(),
+        )
+
+    async def feedback(self, event: str, request: str, videos: np.ndarray, signals: np.ndarray, left: bool) -> bool:
+        """Takes feedback on a request; it is on the disk when this returns. False for an event that came before.
+
+        Args:
+          event: id of the caller's; the same one again changes nothing.
+          videos: [m] int64 of the slate. signals: [m, S].
+          left: whether the user has left the session.
+
+        Raises:
+          Refused: for a request that there is not or whose session is over, videos that it did not show, or too many
+            events.
+        """
+        user, number = _parsed(request)
+        async with self._alone(user):
+            known = self._store.get(user)
+            shown = known.request(number)
+            if shown is None:
+                if number < known.requests:
+                    raise Refused(410, f"the session of request {request} is over", ("body", "request_id"))
+                raise Refused(404, f"there was no request {request}", ("body", "request_id"))
+            new = event not in shown.events
+            if new:
+                self._take(known, shown, event, request, videos, signals, left)
+                memory = self._memories.get(user)
+                if memory is not None and memory.first == known.shown[0].number and number < memory.upto:
+                    del self._memories[user]  # it was made without this event
+        self.metrics.events.labels("new" if new else "duplicate").inc()
+        await self._durable()
+        return new
+
+    def _take(self, known: UserLog, shown, event, request, videos, signals, left) -> None:
+        strange = np.flatnonzero(~np.isin(videos, shown.videos))
+        if len(strange):
+            place = int(strange[0])
+            message = f"video {videos[place]} was not shown by request {request}"
+            raise Refused(422, message, ("body", "videos", place, "video"))
+        if len(shown.events) >= _MOST_EVENTS:
+            raise Refused(409, f"request {request} has {_MOST_EVENTS} events, no more are taken", ("body", "event_id"))
+        self._append(
+            {
+                "kind": "feedback", "event": event, "request": request, "time": max(_now(), known.time),
+                "videos": _bytes(videos, "<i8"), "feedback": _bytes(signals, "<f4"), "left": left,
+            }
+        )  # fmt: skip
+
+    def _append(self, record: Record) -> None:
+        try:
+            self._log.append(record)
+        except OSError as error:
+            raise Refused(503, f"the feedback log cannot be written: {error.strerror}") from error
+        self._appended += 1
+        self._store.apply(record)
+
+    def _alone(self, user: int) -> asyncio.Lock:
+        lock = self._locks.get(user)
+        if lock is None:
+            self._locks[user] = lock = asyncio.Lock()
+        return lock
+
+    def _since(self, user: int, serving: Ranker, start: bool, given):
+        """The memory that is kept of a user, and (videos, feedback) of what is not in it."""
+        known = self._store.get(user)
+        if start:
+            videos, feedback = known.exposures() if given is None else given
+            last = max(len(videos) - serving.schema.history, 0)
+            return None, (videos[last:], feedback[last:])
+        memory = self._memories.get(user)
+        if memory is None or (memory.artifact, memory.first) != (serving.id, known.shown[0].number):
+            return None, known.exposures()
+        told = [s for s in known.shown[memory.upto - memory.first :] if s.answered]
+        videos = np.concatenate([np.zeros(0, np.int64), *(s.videos for s in told)])
+        return memory.value, (
+            videos,
+            np.concatenate([np.zeros((0, ranker.S), np.float32), *(s.feedback for s in told)]),
+        )
+
+    def _known(self, serving: Ranker, seen) -> tuple[np.ndarray, np.ndarray]:
+        """Exposures as rows of the catalogue, without those of videos that it does not have."""
+        rows = serving.rows_of(seen[0])
+        return rows[rows >= 0], seen[1][rows >= 0]
+
+    def _remember(self, user: int, memory: _Memory) -> None:
+        self._memories[user] = memory
+        self._memories.move_to_end(user)
+        while len(self._memories) > self.settings.users_in_memory:
+            self._memories.popitem(last=False)
+
+    async def _scored(self, serving: Ranker, job: Job):
+        future = asyncio.get_running_loop().create_future()
+        self._queue.append((serving, job, future))
+        self._arrived.set()
+        return await future
+
+    async def _score_batches(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            batch: list[tuple[Ranker, Job, asyncio.Future]] = []
+            while self._queue and len(batch) < ranker.BATCHES[-1]:
+                if batch and self._queue[0][0] is not batch[0][0]:
+                    break  # of another artefact
+                one = self._queue.popleft()
+                if not one[2].done():  # else nobody waits for it any more
+                    batch.append(one)
+            if not self._queue:
+                self._arrived.clear()
+            if not batch:
+                continue
+            self.metrics.batch.observe(len(batch))
+            serving, jobs, began = batch[0][0], [job for _, job, _ in batch], time.perf_counter()
+            try:
+                answers: list[Any] = await loop.run_in_executor(self._scorer, serving.run, jobs)
+            except Exception as error:  # of this batch alone; the next may be served
+                for _, _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            self.metrics.scoring.inc(time.perf_counter() - began)
+            for (_, _, future), answer in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+
+    async def _durable(self) -> None:
+        """Returns when all that was appended before is on the disk; callers share the waiting."""
+        wanted = self._appended
+        while self._synced < wanted:
+            if self._syncing is None:
+                self._syncing = asyncio.create_task(self._sync())
+            await asyncio.shield(self._syncing)
+
+    async def _sync(self) -> None:
+        upto = self._appended
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._syncer, self._log.sync)
+            self._synced = max(self._synced, upto)
+        except OSError as error:
+            raise Refused(503, f"the feedback log cannot be written: {error.strerror}") from error
+        finally:
+            self._syncing = None
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            with contextlib.suppress(Refused):  # a full disk: whoever asks is told so
+                await self._durable()
+            if self._store.position != self._log.position:
+                self._store.flush(self._log.position)
+
+    async def _reload(self) -> None:
+        """Moves on to another artefact where the link to it was moved."""
+        loop, tried = asyncio.get_running_loop(), self.settings.artifact.resolve()
+        while True:
+            await asyncio.sleep(_RELOAD_SECONDS)
+            there = self.settings.artifact.resolve()
+            if there == tried:
+                continue
+            tried = there
+            try:
+                new = await loop.run_in_executor(None, self._loaded, self._ranker)
+            except (ValueError, OSError) as error:
+                self.failed_swap = str(error)
+                self.metrics.failed_swaps.inc()
+                say(f"artefact not changed: {error}")
+                continue
+            self._ranker, self.failed_swap = new, None
+            self.metrics.swaps.inc()
+            self.metrics.describe(new)
+            say(f"now serving artefact {new.id}, {there}")
+
+    def _loaded(self, before: Ranker | None) -> Ranker:
+        loaded = artifact.load(self.settings.artifact, None if before is None else before.schema)
+        made = Ranker(loaded, self.settings.max_candidates)
+        made.warm()
+        return made
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _bytes(values, dtype: str) -> bytes:
+    return feedback_log.to_bytes(values, dtype)
+
+
+def _parsed(request: str) -> tuple[int, int]:
+    user, _, number = request.partition("-")
+    if not (user.isascii() and user.isdigit() and number.isascii() and number.isdigit() and len(request) <= 40):
+        raise Refused(404, f"there was no request {request[:40]!r}", ("body", "request_id"))
+    return int(user), int(number)

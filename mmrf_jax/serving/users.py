@@ -1,0 +1,167 @@
+"""What a service knows of its users, kept in an embedded store that is rebuilt from the feedback log.
+
+The log is the truth. The store, an SQLite file, is what the log says of each user up to a position, so a start reads
+the users it is asked for and the records behind that position; without a store, or with a damaged one, all of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import msgpack
+import numpy as np
+
+from mmrf_jax.data import feedback_log
+from mmrf_jax.data.feedback_log import Position, Record, Shown, UserLog
+from mmrf_jax.metrics.progress import counted, say
+
+_VERSION = 1
+_AT_ONCE = 4_096  # users changed between two writes while a log is read
+
+
+class UserStore:
+    """Users by id; those seen last are in memory.
+
+    Not thread-safe: one thread, the one that appends to the log, uses it.
+    """
+
+    def __init__(self, path: Path, log: Path, history: int, in_memory: int = 100_000):
+        """Opens or makes the store, and takes what the log has behind it.
+
+        Args:
+          history: H, exposures kept from before a session.
+          in_memory: users kept there beside those that have changed since the last `flush`.
+
+        Raises:
+          ValueError: where the log is damaged.
+        """
+        self._path, self._history, self._limit = path, history, in_memory
+        self._users: collections.OrderedDict[int, UserLog] = collections.OrderedDict()
+        self._changed: set[int] = set()
+        self._db, self.position = self._opened(log)
+        self._catch_up(log)
+
+    def _opened(self, log: Path) -> tuple[sqlite3.Connection, Position]:
+        try:
+            db = self._connect()
+            row = db.execute("SELECT segment, offset, history, clean FROM position").fetchone()
+            if row is not None and not row[3] and db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+                raise sqlite3.DatabaseError("it is damaged")
+            position = Position(0, 0) if row is None else Position(row[0], row[1])
+            if row is not None and (row[2] != self._history or position > feedback_log.end(log)):
+                raise sqlite3.DatabaseError("it is of another log or history")
+        except sqlite3.DatabaseError as error:
+            say(f"{self._path} cannot be used ({error}); it is made again from {log}")
+            with contextlib.suppress(UnboundLocalError):
+                db.close()
+            for name in ("", "-wal", "-shm"):
+                Path(f"{self._path}{name}").unlink(missing_ok=True)
+            db, position = self._connect(), Position(0, 0)
+        return db, position
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, isolation_level=None)
+        db.execute("PRAGMA journal_mode=WAL")
+        # A loss of power may cost the store, which is then made again; a killed process costs nothing.
+        db.execute("PRAGMA synchronous=OFF")
+        if db.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
+            db.close()
+            raise sqlite3.DatabaseError("it is of another version")
+        db.execute(f"PRAGMA user_version={_VERSION}")
+        db.execute("CREATE TABLE IF NOT EXISTS users (id INTEGER PRIMARY KEY, state BLOB NOT NULL)")
+        db.execute(
+            "CREATE TABLE IF NOT EXISTS position "
+            "(one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, history INTEGER, clean INTEGER)"
+        )
+        return db
+
+    def _catch_up(self, log: Path) -> None:
+        last = feedback_log.end(log)
+        if self.position == last:
+            return
+        report = counted(f"users of {log}", max(last.segment * feedback_log.SEGMENT_BYTES + last.offset, 1))
+        for record, position in feedback_log.scan(log, self.position):
+            self.apply(record)
+            if len(self._changed) >= _AT_ONCE:
+                self.flush(position)
+                report(position.segment * feedback_log.SEGMENT_BYTES + position.offset)
+            self.position = position
+        self.flush(self.position)
+
+    def get(self, user: int) -> UserLog:
+        """A user, as new where nothing is known; who changes it says so by `apply`."""
+        known = self._users.get(user)
+        if known is None:
+            row = self._db.execute("SELECT state FROM users WHERE id = ?", (user,)).fetchone()
+            known = UserLog() if row is None else unpack(row[0])
+            self._users[user] = known
+            if len(self._users) > self._limit + len(self._changed):
+                self._forget()
+        else:
+            self._users.move_to_end(user)
+        return known
+
+    def apply(self, record: Record) -> Shown | None:
+        """Takes a record that was appended to the log; see `UserLog.apply`."""
+        user = feedback_log.user_of(record)
+        changed = self.get(user).apply(record, self._history)
+        self._changed.add(user)
+        return changed
+
+    def flush(self, position: Position) -> None:
+        """Writes what has changed: the store is then what the log says up to `position`."""
+        rows = [(user, pack(self._users[user])) for user in self._changed]
+        self._write(rows, position, clean=0)
+        self._changed.clear()
+        self.position = position
+
+    def _write(self, rows, position: Position, clean: int) -> None:
+        self._db.execute("BEGIN")
+        self._db.executemany("INSERT OR REPLACE INTO users VALUES (?, ?)", rows)
+        values = (1, position.segment, position.offset, self._history, clean)
+        self._db.execute("INSERT OR REPLACE INTO position VALUES (?, ?, ?, ?, ?)", values)
+        self._db.execute("COMMIT")
+
+    def _forget(self) -> None:
+        for user in list(self._users):
+            if len(self._users) <= self._limit:
+                return
+            if user not in self._changed:
+                del self._users[user]
+
+    @property
+    def in_memory(self) -> int:
+        return len(self._users)
+
+    def close(self, position: Position) -> None:
+        self.flush(position)
+        self._write([], position, clean=1)
+        self._db.close()
+
+
+def pack(known: UserLog) -> bytes:
+    """A user as bytes."""
+    shown = [
+        (s.number, feedback_log.to_bytes(s.videos, "<i8"), feedback_log.to_bytes(s.feedback, "<f4"), s.answered,
+         sorted(s.events))
+        for s in known.shown
+    ]  # fmt: skip
+    profile = None if known.profile is None else feedback_log.to_bytes(known.profile, "<f4")
+    history = feedback_log.to_bytes(known.history_videos, "<i8"), feedback_log.to_bytes(known.history_feedback, "<f4")
+    return msgpack.packb((*history, shown, known.requests, profile, known.time, known.over))
+
+
+def unpack(state: bytes) -> UserLog:
+    """What `pack` packed."""
+    known, feedback = UserLog(), lambda x: np.frombuffer(x, "<f4").reshape(-1, feedback_log.S)
+    videos, told, shown, known.requests, profile, known.time, known.over = msgpack.unpackb(state)
+    known.history_videos, known.history_feedback = np.frombuffer(videos, "<i8"), feedback(told)
+    known.profile = None if profile is None else np.frombuffer(profile, "<f4")
+    for number, seen, got, answered, events in shown:
+        request = Shown(number, np.frombuffer(seen, "<i8"))
+        request.feedback, request.answered, request.events = feedback(got).copy(), answered, set(events)
+        known.shown.append(request)
+    return known

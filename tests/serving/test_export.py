@@ -1,0 +1,236 @@
+"""An exported run says what the live one says, for any sizes; what is wrong with an artefact is one clear error."""
+
+import dataclasses
+import datetime
+import json
+import pickletools
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mmrf_jax import types
+from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.serving import artifact, export
+from mmrf_jax.simulators.feedback import network
+from mmrf_jax.simulators.feedback import session as model_session
+from mmrf_jax.training import alternation, methods
+
+PLAN = alternation.Plan("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=1)
+VIDEO_IDS = 7 * np.arange(tiny.SCHEMA.num_videos, dtype=np.int64) + 1_000_000_000_000
+
+
+def run_state(plan: alternation.Plan) -> alternation.RunState:
+    """A fresh state moved away from its start, where many scores are 0."""
+    ones = jnp.ones(len(types.SIGNALS))
+    state = alternation.init(jax.random.key(3), plan, tiny.SCHEMA, tiny.make_items(), 0.3 * ones, ones, ones)
+
+    def move(x):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape).astype(x.dtype)
+
+    return dataclasses.replace(
+        state,
+        agents=state.agents.replace(
+            params=jax.tree.map(move, state.agents.params), tables=jax.tree.map(move, state.agents.tables)
+        ),
+        feedback=state.feedback
+        and state.feedback.replace(
+            params=jax.tree.map(move, state.feedback.params), tables=jax.tree.map(move, state.feedback.tables)
+        ),
+    )
+
+
+def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[alternation.Plan, alternation.RunState, Path]:
+    agents = methods.configured(method, dataclasses.replace(tiny.CONFIG, **fields))
+    plan = dataclasses.replace(PLAN, method=method, agents=agents, slates=int(method == "mmrf"))
+    state = run_state(plan)
+    export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), VIDEO_IDS, state, {"config": {"method": method}})
+    return plan, state, folder
+
+
+@pytest.fixture(scope="module")
+def mmrf(tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("export") / "mmrf")
+
+
+def asked(users: int, candidates: int, shown: int, seed: int = 0):
+    """Random histories, and requests whose candidates are all different."""
+    rng = np.random.default_rng(seed)
+    schema = tiny.SCHEMA
+    history = types.Exposure(
+        videos=rng.integers(0, schema.num_videos, (users, shown)).astype(np.int32),
+        feedback=tiny.make_feedback(rng, (users, shown)),
+        mask=rng.random((users, shown)) < 0.8,
+    )
+    request = types.Request(
+        user_id=np.arange(users, dtype=np.int32),
+        profile=rng.normal(size=(users, schema.profile)).astype(np.float32),
+        context=rng.normal(size=(users, schema.context)).astype(np.float32),
+        candidates=rng.random((users, schema.num_videos)).argsort(-1)[:, :candidates].astype(np.int32),
+    )
+    return request, history
+
+
+def as_dict(x) -> dict:
+    return {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+
+
+def call(loaded: artifact.Artifact, request: types.Request, history: types.Exposure, prefix: str = ""):
+    """Encodings, memory and shown exposures by the exported functions."""
+    group = "model" if prefix else "policy"
+    weights = export.nested(loaded.arrays[group])
+    items = loaded.arrays["catalogue"]
+    video = {name: items[name] for name in ("author", "tag", "embedding_id", "features")}
+    encodings = jax.jit(loaded.functions[prefix + "encode"].call)(weights, video)
+    users, shape = len(request.user_id), loaded.manifest["memory"]
+    lead = (users, 2) if prefix else (users,)
+    memory = {"outer": np.zeros((*lead, *shape), np.float32), "weight": np.zeros((*lead, shape[0]), np.float32)}
+    shown = as_dict(history) | {"duration": items["duration"][history.videos]}
+    memory = jax.jit(loaded.functions[prefix + "observe"].call)(weights, memory, encodings, shown)
+    return weights, encodings, memory
+
+
+@pytest.mark.parametrize(("users", "candidates", "shown"), [(1, 1, 1), (3, 8, 4), (16, 30, 11)])
+def test_exported_scores_are_the_live_ones(mmrf, users, candidates, shown):
+    plan, state, folder = mmrf
+    loaded = artifact.load(folder)
+    request, history = asked(users, candidates, shown)
+    weights, encodings, memory = call(loaded, request, history)
+    scores = jax.jit(loaded.functions["score"].call)(weights, memory, encodings, as_dict(request))
+
+    live = methods.get("mmrf").make_policy(state.agents, tiny.make_items(), plan.agents)
+    carry = live.init(live.params, request, history)
+    assert scores.shape == (users, len(plan.agents.signals), candidates)
+    np.testing.assert_allclose(memory["outer"], carry.outer, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scores[:, -1], live.score(live.params, carry, request), rtol=1e-5, atol=1e-5)
+    assert np.asarray(scores).std(axis=-1).min() > 1e-3 or candidates == 1  # agents tell candidates apart
+
+
+@pytest.mark.parametrize("method", ["ltr", "wide_deep", "td3_bc"])
+def test_other_methods_rank_as_they_do_live(tmp_path, method):
+    plan, state, folder = exported(tmp_path / method, method)
+    loaded = artifact.load(folder)
+    assert "model_predict" not in loaded.functions
+    request, history = asked(5, 9, 6)
+    weights, encodings, memory = call(loaded, request, history)
+    scores = np.asarray(jax.jit(loaded.functions["score"].call)(weights, memory, encodings, as_dict(request)))[:, -1]
+    live = methods.get(method).make_policy(state.agents, tiny.make_items(), plan.agents)
+    wanted = np.asarray(live.score(live.params, live.init(live.params, request, history), request))
+    unit = lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    np.testing.assert_allclose(unit(scores), unit(wanted), rtol=1e-4, atol=1e-4)  # a policy may scale what it serves
+
+
+@pytest.mark.parametrize(("users", "candidates", "shown"), [(1, 3, 2), (7, 20, 5)])
+def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, shown):
+    plan, state, folder = mmrf
+    loaded = artifact.load(folder)
+    request, history = asked(users, candidates, shown, seed=1)
+    weights, encodings, memory = call(loaded, request, history, "model_")
+    exposed = np.zeros((users, candidates), np.float32)
+    exposed[:, :3] = 1.0
+    out = jax.jit(loaded.functions["model_predict"].call)(weights, memory, encodings, as_dict(request), exposed)
+
+    model, items = state.feedback, tiny.make_items()
+    live = network.encode_catalogue(model, items, plan.feedback)
+    np.testing.assert_allclose(encodings, live, rtol=1e-5, atol=1e-5)
+    params = model_session.FeedbackParams(
+        params=model.params, encodings=live, users=network.twin_rows({"user": model.tables["user"].rows})["user"],
+        duration=items.duration, scale=model.scale, calibration=model.calibration, edges=model.edges,
+        quantiles=model.quantiles, pool=None, config=plan.feedback, max_requests=8, answers="expected",
+    )  # fmt: skip
+    carried = model_session._write(params, None, history)
+    np.testing.assert_allclose(memory["outer"], carried.outer, rtol=1e-5, atol=1e-5)
+    pool = dataclasses.make_dataclass("Pool", ["user_id", "profile", "context", "candidates"])
+    each = np.arange(users)
+    params = params.replace(pool=pool(*(jnp.asarray(x) for x in as_dict(request).values())))
+    at = dataclasses.make_dataclass("State", ["row", "session", "position", "memory"])
+    here = at(each, each, jnp.expm1(request.context[:, -1]), carried)
+    predicted = model_session.predict(params, here, request.candidates)
+    np.testing.assert_allclose(out["feedback"], network.expected(predicted, model.scale), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(out["stay"], network.stay_probability(predicted, exposed), rtol=1e-5, atol=1e-6)
+
+
+def test_what_an_artefact_holds(mmrf):
+    plan, _, folder = mmrf
+    loaded = artifact.load(folder, tiny.SCHEMA)
+    assert loaded.schema == tiny.SCHEMA
+    assert loaded.manifest["agents"] == list(plan.agents.signals)
+    assert loaded.manifest["libraries"]["jax"] == jax.__version__
+    np.testing.assert_array_equal(loaded.arrays["catalogue"]["video_id"], VIDEO_IDS)
+    assert {"policy", "model", "catalogue"} == set(loaded.arrays)
+    for function in loaded.functions.values():
+        assert set(function.platforms) == {"cpu", "cuda", "tpu"}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with pytest.raises(Exception, match=r".*"):  # no file of it is a pickle
+                list(pickletools.genops(path.read_bytes()))
+    with pytest.raises(FileExistsError, match="export to another folder"):
+        artifact.write(folder, {}, {}, tiny.SCHEMA, {})
+
+
+def damaged(folder: Path, into: Path) -> Path:
+    shutil.copytree(folder, into)
+    return into
+
+
+@pytest.mark.parametrize("name", ["functions/score.bin", "arrays/policy.npz", "arrays/catalogue.npz"])
+@pytest.mark.parametrize("how", ["missing", "shorter", "flipped"])
+def test_damage_is_found(mmrf, tmp_path, name, how):
+    folder = damaged(mmrf[2], tmp_path / "copy")
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    if how == "missing":
+        path.unlink()
+    elif how == "shorter":
+        path.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    said = {"missing": "is missing", "shorter": f"has {len(content) - 1} bytes", "flipped": "is damaged"}[how]
+    with pytest.raises(artifact.ArtifactError, match=f"{name}.*{said}.*export the run again"):
+        artifact.load(folder)
+
+
+def rewrite(folder: Path, **fields) -> None:
+    manifest = json.loads((folder / artifact.MANIFEST).read_text())
+    (folder / artifact.MANIFEST).write_text(json.dumps(manifest | fields))
+
+
+def test_what_is_expired_or_of_another_kind_is_refused(mmrf, tmp_path):
+    folder = damaged(mmrf[2], tmp_path / "copy")
+    yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    rewrite(folder, expires=yesterday.isoformat())
+    with pytest.raises(artifact.ArtifactError, match=f"expired on {yesterday:%Y-%m-%d}.*export the run again"):
+        artifact.load(folder)
+    rewrite(folder, expires=(yesterday + datetime.timedelta(days=2)).isoformat(), version=99)
+    with pytest.raises(artifact.ArtifactError, match="version 99, this code reads 1"):
+        artifact.load(folder)
+    with pytest.raises(artifact.ArtifactError, match="another schema: profile=3, and 4 is needed"):
+        artifact.load(mmrf[2], dataclasses.replace(tiny.SCHEMA, profile=4))
+    artifact.load(mmrf[2], dataclasses.replace(tiny.SCHEMA, num_videos=99, num_users=1, candidates=400))
+    (folder / artifact.MANIFEST).write_text("{")
+    with pytest.raises(artifact.ArtifactError, match=r"manifest.json is damaged"):
+        artifact.load(folder)
+    with pytest.raises(artifact.ArtifactError, match="is no artefact"):
+        artifact.load(tmp_path)
+
+
+def test_bfloat16_tables_and_hashed_ids_are_exported(tmp_path):
+    config = AgentConfig(**{**dataclasses.asdict(tiny.CONFIG), "max_rows": 8, "table_dtype": "bfloat16"})
+    plan = dataclasses.replace(PLAN, agents=config)
+    state = run_state(plan)
+    export.export_run(tmp_path / "a", plan, tiny.SCHEMA, tiny.make_items(), None, state, {})
+    loaded = artifact.load(tmp_path / "a")
+    assert loaded.arrays["policy"]["tables|id"].shape == (8, config.id_dim)
+    request, history = asked(4, 8, 3)
+    weights, encodings, memory = call(loaded, request, history)
+    scores = jax.jit(loaded.functions["score"].call)(weights, memory, encodings, as_dict(request))
+    live = methods.get("mmrf").make_policy(state.agents, tiny.make_items(), config)
+    wanted = live.score(live.params, live.init(live.params, request, history), request)
+    np.testing.assert_allclose(scores[:, -1], wanted, rtol=1e-5, atol=1e-5)
