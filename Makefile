@@ -14,7 +14,7 @@ $(VENV)/.run: requirements.txt
 	$(BIN)/pip install -q -r requirements.txt
 	touch $@
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+$(VENV)/.dev: requirements-dev.txt requirements-serve.txt $(VENV)/.run
 	$(BIN)/pip install -q -r requirements-dev.txt
 	touch $@
 
