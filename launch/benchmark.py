@@ -3,11 +3,13 @@
   python -m launch.benchmark --suite=speed --out=runs/speed.json
   python -m launch.benchmark --suite=rollouts --out=runs/rollouts.json
   python -m launch.benchmark --suite=scale --out=runs/scale.json --plot=runs/scale.png
+  python -m launch.benchmark --suite=serve --out=runs/serve.json
 
 `speed`: rates of rollouts, learning, scoring and start, each beside this machine's limit, measured in the same run.
 `rollouts`: the cost of a live user request in the world under production's policy, from 2^10 to 2^20 users in one call;
 resets are in it, compilation is not. `scale`: how costs and memory grow with the rows of an embedding table, the videos
-of the world and the users of an A/B test; each size in a process of its own.
+of the world and the users of an A/B test; each size in a process of its own. `serve`: slates a second of the ranking
+service, latency at half that rate, and memory over 100,000 requests; needs requirements-serve.txt.
 """
 
 import os
@@ -21,13 +23,14 @@ from launch.benchmarks import cost, rollouts, scale, speed
 from mmrf_jax.evaluation import plots
 from mmrf_jax.metrics import files
 
-_SUITE = flags.DEFINE_enum("suite", "speed", ["speed", "rollouts", "scale"], "What to measure.")
+_SUITE = flags.DEFINE_enum("suite", "speed", ["speed", "rollouts", "scale", "serve"], "What to measure.")
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
 _PLOT = flags.DEFINE_string("plot", None, "PNG to draw: rates beside limits (speed), or what grows and how (scale).")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each size; the median is given.", lower_bound=1)
 _MAX_USERS = flags.DEFINE_integer("max_users", 2**20, "Largest number of users in one call.", lower_bound=2**8)
 _MAX_SIZE = flags.DEFINE_integer("max_size", 10**8, "Largest size of the suite scale.", lower_bound=10**3)
-_SUITES = {"speed": list(speed.PARTS), "rollouts": [], "scale": list(scale.PARTS)}
+_SUITES = {"speed": list(speed.PARTS), "rollouts": [], "scale": list(scale.PARTS), "serve": []}
+_REQUESTS = flags.DEFINE_integer("requests", 100_000, "Slates that the suite serve asks for.", lower_bound=10_000)
 _PARTS = flags.DEFINE_list(
     "parts",
     None,
@@ -47,6 +50,10 @@ def main() -> None:
         results.append({"name": "peak_memory", "value": cost.peak_memory(), "unit": "GiB"})
     elif _SUITE.value == "scale":
         results = scale.scale(parts, _MAX_SIZE.value, _REPEATS.value)
+    elif _SUITE.value == "serve":
+        from launch.benchmarks import serve  # needs what only servers install
+
+        results = serve.serve(_REPEATS.value, _REQUESTS.value)
     else:
         results = speed.speed(parts, _REPEATS.value, _MAX_USERS.value)
     machine = {

@@ -76,7 +76,7 @@ class Run(NamedTuple):
     config: Any
 
 
-def _run(**overrides: Any) -> Run:
+def fresh_run(**overrides: Any) -> Run:
     config, mesh = experiment.get_config(), par.make_mesh()
     config.collect.sessions = _SESSIONS
     config.update_from_flattened_dict(overrides)
@@ -161,7 +161,7 @@ def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
     """Rollouts of MMRF's policy."""
     machine = cost.machine(repeats)
     for candidates in (100, 400):
-        run = _run(**{"world.candidates": candidates})
+        run = fresh_run(**{"world.candidates": candidates})
         policy = agents_policy.make(run.state.agents, run.source.items, run.plan.agents)
         serving = Serving(run.source.sim, policy, run.plan.agents.slate)
         limit = machine.rate(request_work(serving))
@@ -173,7 +173,7 @@ def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
 
 def model(repeats: int, max_users: int) -> Iterator[Figure]:
     """Rollouts in the feedback model."""
-    run, machine = _run(), cost.machine(repeats)
+    run, machine = fresh_run(), cost.machine(repeats)
     sim = feedback_session.make(
         alternation.model_of(run.state), run.source.items, run.plan.feedback, run.log, run.config.world.max_requests
     )
@@ -191,7 +191,7 @@ def model(repeats: int, max_users: int) -> Iterator[Figure]:
 def learning(repeats: int, max_users: int) -> Iterator[Figure]:
     """Batches on their way to the device, which steps do not wait for; steps of the fit and of the agents; scoring
     offline."""
-    run, machine = _run(), cost.machine(repeats)
+    run, machine = fresh_run(), cost.machine(repeats)
     index = sessions.segment_index(run.log, run.config.train.segment)
     index = index[np.random.default_rng(0).permutation(len(index))]
     size, mesh = run.config.train.batch, par.make_mesh()

@@ -4,12 +4,13 @@ What a server calls, in the letters of `types` and L, F, D of `encoders.encoder`
 
     encode(weights, video)                        -> encodings [m, D] of m videos, new ones included
     observe(weights, memory, encodings, shown)    -> memory after more exposures, oldest first
-    score(weights, memory, encodings, request)    -> scores [b, N, C] of every agent; the last one ranks
+    score(weights, memory, encodings, request, there [b, c] bool)
+                                                  -> scores [b, N, c] of every agent; the last one ranks
 
 and the same of the feedback model, with an axis of its 2 twins behind [b] in memories and before [m] in encodings:
 
     model_encode, model_observe
-    model_predict(weights, memory, encodings, request, exposed [b, C]) -> {"feedback": expected [b, C, S],
+    model_predict(weights, memory, encodings, request, exposed [b, c]) -> {"feedback": expected [b, c, S],
                                                      "stay": [b] probability of another request after that exposure}
 
     video    {"author", "tag", "embedding_id": [m] int32, "features": [m, Di]}
@@ -17,7 +18,8 @@ and the same of the feedback model, with an axis of its 2 twins behind [b] in me
     shown    {"videos": [b, e] rows of the catalogue, "duration": [b, e] s, "feedback": [b, e, S], "mask": [b, e] bool}
     request  {"user_id": [b], "profile": [b, Du], "context": [b, Dx], "candidates": [b, c] rows of the catalogue}
 
-Sizes m, b, e, c and V, the rows of `encodings`, are symbolic: one artefact serves any.
+Sizes m, b, e, c and V, the rows of `encodings`, are symbolic: one artefact serves any. Where `there` is False a
+candidate is padding, and its scores mean nothing.
 """
 
 from __future__ import annotations
@@ -165,6 +167,7 @@ def _arguments(config: EncoderConfig, schema: Schema, twins: str) -> dict[str, A
             "context": size("b", schema.context),
             "candidates": size("bc", dtype=jnp.int32),
         },
+        "there": size("bc", dtype=jnp.bool_),
         "exposed": size("bc"),
     }
 
@@ -187,21 +190,24 @@ def _policy_functions(plan: alternation.Plan, schema: Schema, agents: st.AgentSt
         f = encoder.apply(params, shown["feedback"], shown["duration"], method="feedback")
         return _as_dict(enc.memory_write(config, enc.Memory(**memory), encodings[shown["videos"]], f, shown["mask"]))
 
-    def score(weights, memory, encodings, request):
+    def score(weights, memory, encodings, request, there):
         users = _tables(like, weights["tables"])[tb.USER_TABLE]
         asked, carried = types.Request(**request), enc.Memory(**memory)
         z = policy.user_state(config, {"encoder": weights["params"]["encoder"], "users": users}, carried, asked)
         known = cast(st.AgentState, _Trained(weights["params"], weights["reward_scale"]))
         nothing = jnp.zeros((0,))
-        return method.score(
-            config, known, rep.Representation(z, carried, nothing, nothing), encodings[asked.candidates]
-        )
+        # Actors centre what they tell each other over the candidates. It is linear in the encodings, so padding with
+        # the mean encoding of the candidates changes nothing of it.
+        e, real = encodings[asked.candidates], there[..., None]
+        mean = jnp.sum(jnp.where(real, e, 0.0), axis=1, keepdims=True) / jnp.maximum(real.sum(axis=1, keepdims=True), 1)
+        before = rep.Representation(z, carried, nothing, nothing)
+        return method.score(config, known, before, jnp.where(real, e, mean))
 
     a, weights = _arguments(config, schema, ""), _shapes(_policy_weights(agents))
     return {
         "encode": Function(encode, (weights, a["video"])),
         "observe": Function(observe, (weights, a["memory"], a["encodings"], a["shown"])),
-        "score": Function(score, (weights, a["memory"], a["encodings"], a["request"])),
+        "score": Function(score, (weights, a["memory"], a["encodings"], a["request"], a["there"])),
     }
 
 

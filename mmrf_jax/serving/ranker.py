@@ -158,10 +158,12 @@ class Ranker:
             "context": np.zeros((n, self.schema.context), np.float32),
             "candidates": np.zeros((n, width), np.int32),
         }
+        there = np.zeros((n, width), bool)
         for i, job in enumerate(jobs):
+            there[i, : len(job.candidates)] = True
             request["user_id"][i], request["profile"][i], request["context"][i] = job.user_id, job.profile, job.context
             request["candidates"][i, : len(job.candidates)] = job.candidates
-        scores = self._functions["score"](self._weights, self._stacked(memories, n), self._encodings, request)
+        scores = self._functions["score"](self._weights, self._stacked(memories, n), self._encodings, request, there)
         return np.asarray(scores)[: len(jobs)]
 
     def _stacked(self, memories, n: int) -> dict[str, np.ndarray]:

@@ -117,6 +117,7 @@ class UserStore:
         self._write(rows, position, clean=0)
         self._changed.clear()
         self.position = position
+        self._forget()
 
     def _write(self, rows, position: Position, clean: int) -> None:
         self._db.execute("BEGIN")

@@ -7,6 +7,7 @@ import pickletools
 import shutil
 from pathlib import Path
 
+import artifacts
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,45 +19,7 @@ from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.serving import artifact, export
 from mmrf_jax.simulators.feedback import network
 from mmrf_jax.simulators.feedback import session as model_session
-from mmrf_jax.training import alternation, methods
-
-PLAN = alternation.Plan("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=1)
-VIDEO_IDS = 7 * np.arange(tiny.SCHEMA.num_videos, dtype=np.int64) + 1_000_000_000_000
-
-
-def run_state(plan: alternation.Plan) -> alternation.RunState:
-    """A fresh state moved away from its start, where many scores are 0."""
-    ones = jnp.ones(len(types.SIGNALS))
-    state = alternation.init(jax.random.key(3), plan, tiny.SCHEMA, tiny.make_items(), 0.3 * ones, ones, ones)
-
-    def move(x):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return x
-        return x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape).astype(x.dtype)
-
-    return dataclasses.replace(
-        state,
-        agents=state.agents.replace(
-            params=jax.tree.map(move, state.agents.params), tables=jax.tree.map(move, state.agents.tables)
-        ),
-        feedback=state.feedback
-        and state.feedback.replace(
-            params=jax.tree.map(move, state.feedback.params), tables=jax.tree.map(move, state.feedback.tables)
-        ),
-    )
-
-
-def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[alternation.Plan, alternation.RunState, Path]:
-    agents = methods.configured(method, dataclasses.replace(tiny.CONFIG, **fields))
-    plan = dataclasses.replace(PLAN, method=method, agents=agents, slates=int(method == "mmrf"))
-    state = run_state(plan)
-    export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), VIDEO_IDS, state, {"config": {"method": method}})
-    return plan, state, folder
-
-
-@pytest.fixture(scope="module")
-def mmrf(tmp_path_factory):
-    return exported(tmp_path_factory.mktemp("export") / "mmrf")
+from mmrf_jax.training import methods
 
 
 def asked(users: int, candidates: int, shown: int, seed: int = 0):
@@ -81,6 +44,11 @@ def as_dict(x) -> dict:
     return {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
 
 
+def arguments(request: types.Request) -> tuple[dict, np.ndarray]:
+    """The request, and that all of its candidates are there."""
+    return as_dict(request), np.ones(request.candidates.shape, bool)
+
+
 def call(loaded: artifact.Artifact, request: types.Request, history: types.Exposure, prefix: str = ""):
     """Encodings, memory and shown exposures by the exported functions."""
     group = "model" if prefix else "policy"
@@ -102,7 +70,7 @@ def test_exported_scores_are_the_live_ones(mmrf, users, candidates, shown):
     loaded = artifact.load(folder)
     request, history = asked(users, candidates, shown)
     weights, encodings, memory = call(loaded, request, history)
-    scores = jax.jit(loaded.functions["score"].call)(weights, memory, encodings, as_dict(request))
+    scores = jax.jit(loaded.functions["score"].call)(weights, memory, encodings, *arguments(request))
 
     live = methods.get("mmrf").make_policy(state.agents, tiny.make_items(), plan.agents)
     carry = live.init(live.params, request, history)
@@ -112,14 +80,28 @@ def test_exported_scores_are_the_live_ones(mmrf, users, candidates, shown):
     assert np.asarray(scores).std(axis=-1).min() > 1e-3 or candidates == 1  # agents tell candidates apart
 
 
+def test_padding_changes_no_score(mmrf):
+    loaded = artifact.load(mmrf[2])
+    request, history = asked(4, 20, 5, seed=2)
+    weights, encodings, memory = call(loaded, request, history)
+    score = jax.jit(loaded.functions["score"].call)
+    there = np.arange(20) < np.array([20, 13, 6, 1])[:, None]
+    padded = np.asarray(score(weights, memory, encodings, as_dict(request), there))
+    for u, number in enumerate(there.sum(axis=1)):
+        few = request.replace(candidates=request.candidates[:, :number])
+        alone = np.asarray(score(weights, memory, encodings, *arguments(few)))
+        np.testing.assert_allclose(padded[u, :, :number], alone[u], rtol=1e-5, atol=1e-5)
+    assert np.abs(padded - np.asarray(score(weights, memory, encodings, *arguments(request)))).max() > 0.01
+
+
 @pytest.mark.parametrize("method", ["ltr", "wide_deep", "td3_bc"])
 def test_other_methods_rank_as_they_do_live(tmp_path, method):
-    plan, state, folder = exported(tmp_path / method, method)
+    plan, state, folder = artifacts.exported(tmp_path / method, method)
     loaded = artifact.load(folder)
     assert "model_predict" not in loaded.functions
     request, history = asked(5, 9, 6)
     weights, encodings, memory = call(loaded, request, history)
-    scores = np.asarray(jax.jit(loaded.functions["score"].call)(weights, memory, encodings, as_dict(request)))[:, -1]
+    scores = np.asarray(jax.jit(loaded.functions["score"].call)(weights, memory, encodings, *arguments(request)))[:, -1]
     live = methods.get(method).make_policy(state.agents, tiny.make_items(), plan.agents)
     wanted = np.asarray(live.score(live.params, live.init(live.params, request, history), request))
     unit = lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
@@ -162,7 +144,7 @@ def test_what_an_artefact_holds(mmrf):
     assert loaded.schema == tiny.SCHEMA
     assert loaded.manifest["agents"] == list(plan.agents.signals)
     assert loaded.manifest["libraries"]["jax"] == jax.__version__
-    np.testing.assert_array_equal(loaded.arrays["catalogue"]["video_id"], VIDEO_IDS)
+    np.testing.assert_array_equal(loaded.arrays["catalogue"]["video_id"], artifacts.VIDEO_IDS)
     assert {"policy", "model", "catalogue"} == set(loaded.arrays)
     for function in loaded.functions.values():
         assert set(function.platforms) == {"cpu", "cuda", "tpu"}
@@ -223,14 +205,14 @@ def test_what_is_expired_or_of_another_kind_is_refused(mmrf, tmp_path):
 
 def test_bfloat16_tables_and_hashed_ids_are_exported(tmp_path):
     config = AgentConfig(**{**dataclasses.asdict(tiny.CONFIG), "max_rows": 8, "table_dtype": "bfloat16"})
-    plan = dataclasses.replace(PLAN, agents=config)
-    state = run_state(plan)
+    plan = dataclasses.replace(artifacts.PLAN, agents=config)
+    state = artifacts.run_state(plan)
     export.export_run(tmp_path / "a", plan, tiny.SCHEMA, tiny.make_items(), None, state, {})
     loaded = artifact.load(tmp_path / "a")
     assert loaded.arrays["policy"]["tables|id"].shape == (8, config.id_dim)
     request, history = asked(4, 8, 3)
     weights, encodings, memory = call(loaded, request, history)
-    scores = jax.jit(loaded.functions["score"].call)(weights, memory, encodings, as_dict(request))
+    scores = jax.jit(loaded.functions["score"].call)(weights, memory, encodings, *arguments(request))
     live = methods.get("mmrf").make_policy(state.agents, tiny.make_items(), config)
     wanted = live.score(live.params, live.init(live.params, request, history), request)
     np.testing.assert_allclose(scores[:, -1], wanted, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,168 @@
+"""How fast the ranking service is: slates a second, latency at half that rate, the bare scoring call, memory.
+
+The service is a process of its own, asked over the loopback by this one; every slate is answered by feedback, which is
+on the disk before it is acknowledged, and every session is left after some requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import psutil
+
+from launch import serving
+from launch.benchmarks import speed
+from mmrf_jax.metrics.progress import counted, say
+from mmrf_jax.serving import artifact, export, ranker
+
+CANDIDATES = 400
+_USERS, _REQUESTS = 5_000, 15  # who come again and again, and the requests of a session
+_BODIES = 512  # candidate sets, prepared so that asking costs little beside answering
+_AT_ONCE = 32  # requests in flight where the service is asked for all it can
+_WARM = 2_000  # requests before anything is measured
+
+
+def serve(repeats: int, requests: int) -> list[dict[str, Any]]:
+    """The figures of the suite.
+
+    Args:
+      repeats: timings of the rate; the median is given. requests: over which memory is watched.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        run = speed.fresh_run(**{"world.candidates": CANDIDATES, "collect.sessions": 256})
+        export.export_run(folder / "artifact", run.plan, run.source.schema, run.source.items, None, run.state, {})
+        results = _bare(folder / "artifact")
+        with serving.service(folder / "artifact", folder / "log", folder / "serve.log", "--temperature=0.25") as server:
+            load = _Load(server.url, run.source.schema)
+            results += asyncio.run(load.measured(psutil.Process(server.process.pid), repeats, requests))
+    return results
+
+
+def _bare(folder: Path) -> list[dict[str, Any]]:
+    """Milliseconds of a scoring call of each batch size, arrays made and fetched, in this process."""
+    made = ranker.Ranker(artifact.load(folder), CANDIDATES)
+    made.warm()
+    schema, rng = made.schema, np.random.default_rng(0)
+    memory = made.run([_job(schema, rng, None)])[0][1]
+    results = []
+    for batch in ranker.BATCHES:
+        jobs = [_job(schema, rng, memory) for _ in range(batch)]
+        times = []
+        for _ in range(30):
+            start = time.perf_counter()
+            made.run(jobs)
+            times.append(1000.0 * (time.perf_counter() - start))
+        results.append({"name": f"serve/scoring_call/batch={batch}", "value": statistics.median(times), "unit": "ms"})
+    return results
+
+
+def _job(schema, rng, memory) -> ranker.Job:
+    return ranker.Job(
+        0, np.zeros(schema.profile, np.float32), np.zeros(schema.context, np.float32),
+        rng.integers(0, schema.num_videos, CANDIDATES), memory, rng.integers(0, schema.num_videos, schema.slate),
+        np.zeros((schema.slate, ranker.S), np.float32),
+    )  # fmt: skip
+
+
+class _Load:
+    """Requests for slates and feedback on them."""
+
+    def __init__(self, url: str, schema):
+        self._url, rng = url, np.random.default_rng(1)
+        profile = rng.normal(size=schema.profile).tolist()
+        self._head = '{"user": {"profile": ' + json.dumps(profile) + ', "id": '
+        self._tails = [
+            f'}}, "context": {json.dumps([0.5] * (schema.context - 1))}, "candidates": '
+            + json.dumps(rng.choice(schema.num_videos, CANDIDATES, replace=False).tolist())
+            + "}"
+            for _ in range(_BODIES)
+        ]
+        self._next = 0
+        self._errors = 0
+
+    async def measured(self, process: psutil.Process, repeats: int, requests: int) -> list[dict[str, Any]]:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(
+            self._url, connector=connector, headers={"content-type": "application/json"}
+        ) as http:
+            self._http = http
+            progress = counted("serve", requests)
+            await self._all_it_can(_WARM)
+            before, compiled = process.memory_info().rss, await self._compilations()
+            each = max((requests - _WARM) // (repeats + 1), 1_000)
+            rates = []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                await self._all_it_can(each)
+                rates.append(each / (time.perf_counter() - start))
+                progress(self._next)
+            rate = statistics.median(rates)
+            say(f"serve: {rate:,.0f} slates/s; now at half of it")
+            latencies = await self._at(rate / 2.0, each)
+            progress(self._next)
+            progress(requests)
+            after = process.memory_info().rss
+            figures = {
+                "rate": (rate, "slates/s"),
+                "latency/p50": (float(np.percentile(latencies, 50)), "ms"),
+                "latency/p99": (float(np.percentile(latencies, 99)), "ms"),
+                "latency/rate": (rate / 2.0, "slates/s"),
+                "memory/before": (before / 2**30, "GiB"),
+                "memory/after": (after / 2**30, "GiB"),
+                "requests": (self._next, "slates"),
+                "errors": (self._errors, "requests"),
+                "compilations_under_load": (await self._compilations() - compiled, "compilations"),
+            }
+        return [{"name": f"serve/{name}", "value": value, "unit": unit} for name, (value, unit) in figures.items()]
+
+    async def _all_it_can(self, number: int) -> None:
+        """So many slates, `_AT_ONCE` in flight."""
+        last = self._next + number
+
+        async def one_after_another() -> None:
+            while self._next < last:
+                await self._one()
+
+        await asyncio.gather(*(one_after_another() for _ in range(_AT_ONCE)))
+
+    async def _at(self, rate: float, number: int) -> list[float]:
+        """Milliseconds of each of so many slates, asked for at random times (Poisson), answered or not."""
+        rng, tasks = np.random.default_rng(2), []
+        due = time.perf_counter()
+        for _ in range(number):
+            due += rng.exponential(1.0 / rate)
+            await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+            tasks.append(asyncio.create_task(self._one(due)))
+        return list(await asyncio.gather(*tasks))
+
+    async def _one(self, due: float | None = None) -> float:
+        """A slate and its feedback; milliseconds until the slate is there, from when it was due to be asked for."""
+        number, self._next = self._next, self._next + 1
+        session, user = divmod(number, _USERS)
+        body = f"{self._head}{user}{self._tails[number % _BODIES]}"
+        start = time.perf_counter() if due is None else due
+        async with self._http.post("/rank", data=body) as answer:
+            slate = await answer.json()
+            took = 1000.0 * (time.perf_counter() - start)
+            if answer.status != 200:
+                self._errors += 1
+                return took
+        videos = [{"video": shown["video"], "click": 1, "watch_time": 12.5} for shown in slate["slate"]]
+        event = {"event_id": slate["request_id"], "request_id": slate["request_id"], "videos": videos}
+        async with self._http.post("/feedback", json=event | {"left": session % _REQUESTS == _REQUESTS - 1}) as answer:
+            self._errors += answer.status != 200
+        return took
+
+    async def _compilations(self) -> float:
+        async with self._http.get("/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("mmrf_compilations{"))

@@ -1,0 +1,258 @@
+"""The whole loop on this machine: a served ranker collects feedback, is trained on it, and is replaced while it serves.
+
+  python -m launch.loop --config=experiments/world.py --rounds=3 --workdir=runs/loop
+
+Users of the world are HTTP clients of a service (launch.serve). The first ranker is trained on production's log. In
+each round so many new users visit; then launch.train learns from the feedback log, launch.export makes an artefact, and
+the service moves on to it while others go on visiting. Watch time a session is printed by round, with its 95 %
+interval. Started again with the same --workdir, it goes on where it was.
+
+WORKDIR has runs/, artifacts/, served/ (the feedback log), current (a link to the artefact that serves) and loop.json.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from launch import common, serving
+from mmrf_jax.metrics import files
+from mmrf_jax.metrics.progress import counted, phase, say
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.training import runs, sources
+from mmrf_jax.training import workdir as wd
+
+_CONFIG = common.define_config("experiments/world.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the loop.", required=True)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of serve, train, swap.", lower_bound=1)
+_SESSIONS = flags.DEFINE_integer("sessions", 2048, "Sessions of a round, and of production's log.", lower_bound=8)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.25, "Of the served ranker, see launch.serve.", lower_bound=0.0)
+
+_FIRST_USER, _USERS_A_ROUND, _USERS_A_TRY = 300_000_000, 20_000_000, 1_000_000
+
+
+def main() -> None:
+    try:
+        from mmrf_jax.serving import clients
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing; pip install -r requirements-serve.txt") from error
+    config, folder = common.resolve(_CONFIG), Path(_WORKDIR.value)
+    common.check_world(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = {"config": config.to_dict(), "sessions": _SESSIONS.value, "temperature": _TEMPERATURE.value}
+    done = _Done(folder / "loop.json", files.plain(asked))
+    config.collect.sessions = _SESSIONS.value
+    source = runs.source_of(config, par.make_mesh())
+    assert source.sim is not None
+    if done.production is None:
+        phase("production")
+        _train(folder, 0)
+        log = source.train()
+        done.production = _mean(np.add.reduceat(_seconds(log), log.offsets[:-1]))
+        done.write()
+    _export(folder, 0)
+    _point(folder, len(done.rounds))
+    temperature = f"--temperature={_TEMPERATURE.value}"
+    with serving.service(folder / "current", folder / "served", folder / "serve.log", temperature) as server:
+        users = clients.Clients(source.sim, sources.log_key(config.seed), config.ab_test.day, server.url)
+        for number in range(len(done.rounds) + 1, _ROUNDS.value + 1):
+            row = done.served(number)
+            first = _FIRST_USER + number * _USERS_A_ROUND
+            if row is None:
+                phase(f"round {number}: serve")
+                row = _served(users, serving.health(server.url)["artifact"], first + done.tried(number) * _USERS_A_TRY)
+                done.keep(number, row)
+            phase(f"round {number}: train")
+            _train(folder, number)
+            phase(f"round {number}: swap")
+            _export(folder, number)
+            _point(folder, number)
+            moved = _Moved(server.url, row["artifact"])
+            meanwhile = users.visit(first + _USERS_A_ROUND // 2, _USERS_A_TRY, 32, until=moved)
+            row |= {"sessions_during_swap": len(meanwhile.watch_time), "failed_during_swap": meanwhile.failed}
+            done.add(row)
+            say(_line(row))
+    print("\n".join(table(done.production or {}, done.rounds)))
+
+
+def _served(users, artifact: str, first_user: int) -> dict[str, Any]:
+    """One session of each of a round's users, by an artefact."""
+    visits = users.visit(first_user, _SESSIONS.value, progress=counted("visits", _SESSIONS.value))
+    return {
+        "artifact": artifact,
+        "sessions": len(visits.watch_time),
+        "watch_time": _mean(visits.watch_time),
+        "depth": _mean(visits.depth),
+        "requests": int(visits.requests.sum()),
+        "ranked_per_second": visits.requests.sum() / visits.seconds,
+        "failed": visits.failed,
+    }
+
+
+class _Done:
+    """What the loop has done, in a file."""
+
+    def __init__(self, path: Path, asked: dict[str, Any]):
+        """
+        Raises:
+          ValueError: where the folder is of another loop.
+        """
+        self._path = path
+        self._all: dict[str, Any] = {"asked": asked, "production": None, "rounds": [], "tries": {}, "served": {}}
+        if path.exists():
+            self._all = wd.read_json(path)
+            before, now = wd.flat(self._all["asked"]), wd.flat(asked)
+            for name in sorted(before.keys() | now.keys()):
+                if before.get(name) != now.get(name) and not wd.is_free(name.removeprefix("config.")):
+                    raise ValueError(
+                        f"{path.parent} was made with {name}={before.get(name)!r}, now it is {now.get(name)!r}; use "
+                        "another --workdir"
+                    )
+
+    @property
+    def production(self) -> dict[str, float] | None:
+        return self._all["production"]
+
+    @production.setter
+    def production(self, mean: dict[str, float]) -> None:
+        self._all["production"] = mean
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        return self._all["rounds"]
+
+    def tried(self, number: int) -> int:
+        """How often a round was begun before; the users of each try are others."""
+        before = self._all["tries"].get(str(number), 0)
+        self._all["tries"][str(number)] = before + 1
+        self.write()
+        return before
+
+    def served(self, number: int) -> dict[str, Any] | None:
+        """What was measured of a round that has served, and not been learned from to its end."""
+        return self._all["served"].get(str(number))
+
+    def keep(self, number: int, row: dict[str, Any]) -> None:
+        self._all["served"][str(number)] = row
+        self.write()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rounds.append(row | {"round": len(self.rounds) + 1})
+        self.write()
+
+    def write(self) -> None:
+        files.write_json(self._path, self._all)
+
+
+def _python(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", *arguments]
+
+
+def _train(folder: Path, number: int) -> None:
+    """Learns from the feedback log; number 0 from production's, which it collects."""
+    given = [argument for argument in sys.argv[1:] if re.match(r"--?config([.=]|$)", argument)]
+    if not any(re.match(r"--?config(=|$)", argument) for argument in given):
+        given.append("--config=experiments/world.py")
+    brief = ["--config.ab_test.sessions=2000", "--config.ab_test.arms=('production',)"]  # the rounds are the judge
+    settings = {
+        "alternation.rounds": 1, "alternation.closed_loop": False, "alternation.gap_sessions": 0,
+        "collect.sessions": _SESSIONS.value, "data.dir": folder / "served" if number else "",
+    }  # fmt: skip
+    arguments = [given[0], *brief, *given[1:], *(f"--config.{name}={value}" for name, value in settings.items())]
+    _call("launch.train", *arguments, f"--workdir={folder / 'runs' / str(number)}")
+
+
+def _export(folder: Path, number: int) -> None:
+    out = _artifact(folder, number)
+    if not out.exists():
+        _call("launch.export", f"--workdir={folder / 'runs' / str(number)}", f"--out={out}")
+
+
+def _call(main: str, *arguments: str) -> None:
+    done = subprocess.run(_python(main, *arguments), stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise ValueError(f"{main} ended with {done.returncode}, see above; the same command goes on")
+
+
+def _artifact(folder: Path, number: int) -> Path:
+    return folder / "artifacts" / str(number)
+
+
+def _point(folder: Path, number: int) -> None:
+    """Moves the link to the artefact that serves, at once."""
+    new = folder / ".current.new"
+    new.unlink(missing_ok=True)
+    new.symlink_to(_artifact(folder, number).relative_to(folder))
+    os.replace(new, folder / "current")
+
+
+class _Moved:
+    """Whether a service has moved on from an artefact.
+
+    Raises:
+      ValueError: where it cannot, or takes too long.
+    """
+
+    def __init__(self, url: str, before: str):
+        self._url, self._before, self._end = url, before, time.monotonic() + serving.PATIENCE
+
+    def __call__(self) -> bool:
+        health = serving.health(self._url)
+        if health["failed_swap"] or time.monotonic() > self._end:
+            raise ValueError(f"the service still serves {self._before}: {health['failed_swap'] or 'it took too long'}")
+        return health["artifact"] != self._before
+
+
+def _seconds(log) -> np.ndarray:
+    """[r] watch time of each request of a log."""
+    return np.where(log.slate >= 0, log.feedback[..., -1], 0.0).sum(axis=1, dtype=np.float64)
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    """Mean and half of its 95 % interval (normal, of independent users)."""
+    return {"mean": float(values.mean()), "ci95": float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))}
+
+
+def table(production: dict[str, float], rounds: list[dict[str, Any]]) -> list[str]:
+    """The loop's rounds as Markdown, and whether watch time has grown."""
+    lines = [
+        "| round | ranker | sessions | watch time, s a session | depth, videos | failed requests |",
+        "|---|---|---|---|---|---|",
+        f"| – | production | – | {production['mean']:,.0f} ± {production['ci95']:,.0f} | – | – |",
+    ]
+    for row in rounds:
+        time_, depth = row["watch_time"], row["depth"]
+        lines.append(
+            f"| {row['round']} | {row['artifact']} | {row['sessions']:,} | {time_['mean']:,.0f} ± {time_['ci95']:,.0f} "
+            f"| {depth['mean']:.1f} ± {depth['ci95']:.1f} | {row['failed'] + row['failed_during_swap']} |"
+        )
+    for before, after in itertools.pairwise(rounds):
+        a, b = before["watch_time"], after["watch_time"]
+        gain, half = b["mean"] - a["mean"], float(np.hypot(a["ci95"], b["ci95"]))
+        verdict = "grew" if gain > half else "fell" if gain < -half else "did not change beyond chance"
+        lines.append(
+            f"From round {before['round']} to {after['round']} watch time {verdict}: {gain:+,.0f} s "
+            f"[{gain - half:+,.0f}, {gain + half:+,.0f}]."
+        )
+    return lines
+
+
+def _line(row: dict[str, Any]) -> str:
+    mean = row["watch_time"]
+    return (
+        f"{mean['mean']:,.0f} ± {mean['ci95']:,.0f} s a session, "
+        f"{row['ranked_per_second']:,.0f} slates/s, {row['failed'] + row['failed_during_swap']} failed requests"
+    )
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,242 @@
+"""The log of a service: what was appended comes back, what a crash cut short is dropped, and sessions are cut right."""
+
+import dataclasses
+import errno
+import os
+import struct
+import zlib
+
+import msgpack
+import numpy as np
+import pytest
+
+from mmrf_jax import types
+from mmrf_jax.data import feedback_log as fl
+from mmrf_jax.data.schema import Schema
+
+S = len(types.SIGNALS)
+CLICK, WATCH = types.signal_index("click"), types.WATCH_TIME
+SCHEMA = Schema(
+    num_videos=50, num_authors=2, num_tags=2, num_users=0, item_features=1, profile=2, context=2, candidates=5, slate=2,
+    history=3,
+)  # fmt: skip
+NOON = 1_651_492_800_000  # 2022-05-02 12:00 UTC
+
+
+def rows_of(videos):
+    """The platform calls row i of the catalogue 100 + i."""
+    return np.where((videos >= 100) & (videos < 150), videos - 100, -1)
+
+
+def ranked(user, number, candidates, slate, start=False, history=None, time=NOON, **changes) -> fl.Record:
+    given = None
+    if history is not None:
+        feedback = np.zeros((len(history), S), np.float32)
+        feedback[:, WATCH] = np.arange(len(history)) + 1.0
+        given = {"videos": fl.to_bytes(np.array(history), "<i8"), "feedback": fl.to_bytes(feedback, "<f4")}
+    return {
+        "kind": "rank", "request": fl.request_id(user, number), "user": user, "number": number, "time": time,
+        "start": start, "history": given, "profile": fl.to_bytes(np.array([user, 1.0]), "<f4"),
+        "context": fl.to_bytes(np.array([0.5, np.log1p(number)]), "<f4"),
+        "candidates": fl.to_bytes(np.array(candidates), "<i8"),
+        "scores": fl.to_bytes(np.arange(len(candidates)), "<f4"), "slate": fl.to_bytes(np.array(slate), "<u2"),
+        "log_propensity": -1.5, "artifact": "a",
+    } | changes  # fmt: skip
+
+
+def told(user, number, videos, event=None, left=False, click=0.0, seconds=0.0) -> fl.Record:
+    feedback = np.zeros((len(videos), S), np.float32)
+    feedback[:, CLICK], feedback[:, WATCH] = click, seconds
+    return {
+        "kind": "feedback", "event": event or f"{user}-{number}", "request": fl.request_id(user, number), "time": NOON,
+        "videos": fl.to_bytes(np.array(videos), "<i8"), "feedback": fl.to_bytes(feedback, "<f4"), "left": left,
+    }  # fmt: skip
+
+
+def write(folder, records, **kwargs):
+    with fl.Writer(folder, **kwargs) as writer:
+        for record in records:
+            writer.append(record)
+
+
+def some(number=5) -> list[fl.Record]:
+    return [ranked(7, i, range(100, 106), [0, 1], start=i == 0) for i in range(number)]
+
+
+def test_what_was_appended_comes_back_over_segments(tmp_path):
+    records = some(9)
+    write(tmp_path / "log", records[:4], segment_bytes=400)
+    write(tmp_path / "log", records[4:], segment_bytes=400)  # a second start goes on
+    found = list(fl.scan(tmp_path / "log"))
+    assert [record for record, _ in found] == records
+    assert len(list((tmp_path / "log").glob("feedback-*.log"))) > 2
+    for i, (_, position) in enumerate(found):
+        assert [record for record, _ in fl.scan(tmp_path / "log", position)] == records[i + 1 :]
+    assert found[-1][1] == fl.end(tmp_path / "log")
+
+
+def test_frames_are_as_the_format_says(tmp_path):
+    """Read by nothing but the description."""
+    write(tmp_path / "log", some(2))
+    data = (tmp_path / "log" / "feedback-000000.log").read_bytes()
+    length, crc = struct.unpack("<II", data[:8])
+    assert zlib.crc32(data[8 : 8 + length]) == crc
+    record = msgpack.unpackb(data[8 : 8 + length])
+    assert record["request"] == "7-0" and record["start"] is True
+    assert np.frombuffer(record["candidates"], "<i8").tolist() == list(range(100, 106))
+
+
+@pytest.mark.parametrize("cut", [1, 7, 8, 9, 60])
+def test_a_frame_cut_short_at_the_end_is_dropped(tmp_path, cut):
+    records = some(3)
+    write(tmp_path / "log", records)
+    path = tmp_path / "log" / "feedback-000000.log"
+    ends = [position.offset for _, position in fl.scan(tmp_path / "log")]
+    with path.open("r+b") as file:
+        file.truncate(ends[1] + cut)
+    assert [record for record, _ in fl.scan(tmp_path / "log")] == records[:2]
+    write(tmp_path / "log", [records[2]])  # appends where the whole frames end
+    assert [record for record, _ in fl.scan(tmp_path / "log")] == records
+
+
+def test_damage_before_the_end_is_an_error(tmp_path):
+    write(tmp_path / "log", some(3))
+    path = tmp_path / "log" / "feedback-000000.log"
+    content = bytearray(path.read_bytes())
+    content[30] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"feedback-000000.log is damaged at byte 0 of \d+; restore it"):
+        list(fl.scan(tmp_path / "log"))
+    with pytest.raises(ValueError, match="is damaged at byte 0"):
+        fl.Writer(tmp_path / "log")
+    assert path.read_bytes() == content  # nothing was cut off
+
+
+def test_one_writer_at_a_time_and_one_version(tmp_path):
+    with fl.Writer(tmp_path / "log"), pytest.raises(ValueError, match="is written by another process"):
+        fl.Writer(tmp_path / "log")
+    manifest = tmp_path / "log" / fl.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
+    with pytest.raises(ValueError, match="use the code that wrote the log"):
+        fl.Writer(tmp_path / "log")
+
+
+def test_a_missing_segment_is_an_error(tmp_path):
+    write(tmp_path / "log", some(9), segment_bytes=400)
+    (tmp_path / "log" / "feedback-000001.log").unlink()
+    with pytest.raises(ValueError, match=r"feedback-000001.log is missing"):
+        list(fl.scan(tmp_path / "log"))
+
+
+def test_a_full_disk_leaves_nothing_of_a_record(tmp_path, monkeypatch):
+    records = some(2)
+    with fl.Writer(tmp_path / "log") as writer:
+        writer.append(records[0])
+        real = os.write
+
+        def full(file, data):
+            if len(data) > 20:
+                return real(file, data[:20])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "write", lambda file, data: full(file, data) if len(data) > 200 else full(file, b""))
+        with pytest.raises(OSError, match="No space"):
+            writer.append(records[1])
+        monkeypatch.undo()
+        writer.append(records[1])
+    assert [record for record, _ in fl.scan(tmp_path / "log")] == records
+
+
+def test_sessions_by_hand(tmp_path):
+    """Two users: one leaves, and comes back with what was shown; one is cut."""
+    history = [110, 111, 112, 113]
+    records = [
+        ranked(1, 0, [100, 101, 102, 103, 104], [3, 0], start=True, history=history),
+        ranked(2, 0, [105, 106, 107, 108, 109], [4], start=True),
+        told(1, 0, [103, 100], seconds=9.0),
+        told(2, 0, [109], click=1.0, seconds=3.0),
+        told(2, 0, [109], event="later", seconds=8.0),  # the same video again: the larger of both
+        told(2, 0, [109], event="later", seconds=80.0),  # the same event again: nothing
+        ranked(1, 1, [120, 121, 122, 123, 124], [0, 1]),
+        told(1, 1, [120], click=1.0, left=True),
+        ranked(1, 2, [130, 131, 132, 133, 134], [2, 4], start=True, time=NOON + 86_400_000),
+        told(1, 2, [132], click=1.0),
+    ]
+    write(tmp_path / "log", records)
+    log, report = fl.read(tmp_path / "log", SCHEMA, rows_of)
+    log.validate(SCHEMA)
+    assert log.user_id.tolist() == [1, 1, 2]
+    assert log.date.tolist() == [20220502, 20220503, 20220502]
+    assert np.diff(log.offsets).tolist() == [2, 1, 1]
+    assert log.terminated.tolist() == [True, False, False] and log.truncated.tolist() == [False, True, True]
+    np.testing.assert_array_equal(log.history_videos[0], [11, 12, 13])  # the last H it arrived with
+    np.testing.assert_array_equal(log.history_feedback[0][:, WATCH], [2, 3, 4])
+    np.testing.assert_array_equal(log.history_videos[1], [0, 20, 21])  # those shown last
+    assert log.history_mask.tolist() == [[True] * 3, [True] * 3, [False] * 3]
+    np.testing.assert_array_equal(log.candidates[0], [0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(log.slate, [[3, 0], [0, 1], [2, 4], [4, -1]])
+    np.testing.assert_array_equal(log.feedback[0][:, WATCH], [9, 9])
+    np.testing.assert_array_equal(log.feedback[1][:, CLICK], [1, 0])
+    assert log.feedback[3, 0, CLICK] == 1 and log.feedback[3, 0, WATCH] == 8
+    np.testing.assert_array_equal(log.scores[0], [0, 1, 2, 3, 4])
+    np.testing.assert_allclose(log.log_propensity, -1.5)
+    np.testing.assert_allclose(log.profile[:, 0], [1, 1, 2])
+    assert report["requests"] == 4 and report["feedback"] == 5 and report["records"] == 10
+    assert sum(report["left_out"].values()) == 0
+
+
+def test_history_of_the_second_session_is_what_was_answered(tmp_path):
+    log = [
+        ranked(1, 0, range(100, 105), [0, 1], start=True),
+        told(1, 0, [100, 101], seconds=5.0),
+        ranked(1, 1, range(110, 115), [0, 1]),  # shown, and never answered
+        ranked(1, 2, range(120, 125), [2, 3], start=True),
+        told(1, 2, [122]),
+    ]
+    write(tmp_path / "log", log)
+    found, report = fl.read(tmp_path / "log", SCHEMA, rows_of)
+    assert found.num_sessions == 2 and report["left_out"]["unanswered"] == 1
+    assert found.terminated.tolist() == [False, False]
+    np.testing.assert_array_equal(found.history_videos[1], [0, 0, 1])
+    assert found.history_mask[1].tolist() == [False, True, True]
+
+
+def test_an_unanswered_request_cuts_the_session(tmp_path):
+    log = [ranked(1, i, range(100 + 5 * i, 105 + 5 * i), [0, 1], start=i == 0) for i in range(4)]
+    log += [told(1, i, [100 + 5 * i], seconds=1.0 + i) for i in (0, 1, 3)]
+    write(tmp_path / "log", log)
+    found, report = fl.read(tmp_path / "log", SCHEMA, rows_of)
+    assert np.diff(found.offsets).tolist() == [2, 1] and report["left_out"]["unanswered"] == 1
+    np.testing.assert_array_equal(found.candidates[2], np.arange(15, 20))
+    np.testing.assert_array_equal(found.history_videos[1], [1, 5, 6])  # the last three answered
+    assert not found.terminated.any()
+
+
+def test_candidates_are_cut_to_size(tmp_path):
+    wide = [900, *range(100, 120)]  # one that the catalogue does not have, 20 that it has
+    log = [
+        ranked(1, 0, wide, [3, 20], start=True),
+        told(1, 0, [102]),
+        ranked(1, 1, wide, [0, 1]),  # showed the unknown one
+        told(1, 1, [100]),
+        ranked(1, 2, range(100, 104), [0, 1]),  # too few
+        told(1, 2, [100]),
+    ]
+    write(tmp_path / "log", log)
+    found, report = fl.read(tmp_path / "log", SCHEMA, rows_of)
+    assert report["left_out"] == {"unanswered": 0, "few_candidates": 1, "unknown_videos": 1}
+    assert found.num_requests == 1
+    candidates, slate = found.candidates[0], found.slate[0]
+    assert candidates[slate].tolist() == [2, 19] and len(set(candidates.tolist())) == 5
+    np.testing.assert_array_equal(found.scores[0], candidates + 1.0)  # each kept its own score
+    again, _ = fl.read(tmp_path / "log", SCHEMA, rows_of)
+    np.testing.assert_array_equal(again.candidates, found.candidates)
+
+
+def test_logs_of_another_make_are_refused(tmp_path):
+    write(tmp_path / "log", [ranked(1, 0, range(100, 105), [0], start=True), told(1, 0, [100])])
+    with pytest.raises(ValueError, match="request 1-0 has profile of 2 numbers, the config's schema has 4"):
+        fl.read(tmp_path / "log", dataclasses.replace(SCHEMA, profile=4), rows_of)
+    write(tmp_path / "empty", [ranked(1, 0, range(100, 105), [0], start=True)])
+    with pytest.raises(ValueError, match="has no session to learn from"):
+        fl.read(tmp_path / "empty", SCHEMA, rows_of)

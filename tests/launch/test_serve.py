@@ -1,0 +1,223 @@
+"""The service as a process: users who are served are those of rollouts, and its log is one to learn from."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import processes
+import pytest
+
+from launch import serving
+from mmrf_jax.data import feedback_log
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.serving import clients
+from mmrf_jax.training import alternation, collect, methods, runs, sources
+from mmrf_jax.training import workdir as wd
+
+USERS = 40
+
+
+@pytest.fixture(scope="session")
+def artifact(launch, finished, tmp_path_factory):
+    out = tmp_path_factory.mktemp("artifact") / "made"
+    launch.ok("export", f"--workdir={finished}", f"--out={out}")
+    return out
+
+
+@pytest.fixture
+def start(launch, artifact, tmp_path, monkeypatch):
+    """Starts services of one log; all of them end with the test."""
+    for name, value in launch.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def begin(*flags):
+        return serving.service(artifact, tmp_path / "log", tmp_path / "serve.log", *flags)
+
+    return begin
+
+
+def post(url: str, path: str, body, headers=()) -> tuple[int, dict]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, {"content-type": "application/json", **dict(headers)})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launch, finished, tmp_path):
+    config = ml_collections.ConfigDict(wd.read_config(finished))
+    mesh = par.make_mesh()
+    source = runs.source_of(config, mesh)
+    assert source.sim is not None
+    key = sources.log_key(3)
+    with start() as server:
+        served = clients.Clients(source.sim, key, 0, server.url).visit(1_000, USERS, together=16)
+    assert served.failed == 0 and len(served.watch_time) == USERS
+
+    state = runs.load_state(config, source, finished, mesh)
+    policy = methods.get(config.method).make_policy(state.agents, source.items, alternation.agent_config(config))
+    wanted = collect.collect(
+        source.sim._replace(items=source.items), policy, key, first_user=1_000, num_sessions=USERS, day=0,
+        k=source.schema.slate, keep_scores=True,
+    )  # fmt: skip
+    rows_of = lambda videos: videos
+    found, report = feedback_log.read(tmp_path / "log", source.schema, rows_of)
+    assert sum(report["left_out"].values()) == 0 and report["requests"] == served.requests.sum()
+    np.testing.assert_array_equal(found.user_id, wanted.user_id)
+    np.testing.assert_array_equal(found.offsets, wanted.offsets)
+    for name in ("terminated", "truncated", "candidates", "slate", "history_videos", "history_mask"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), name)
+    for name in ("feedback", "profile", "context", "history_feedback", "log_propensity"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-6, atol=1e-6, err_msg=name)
+    unit = lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    np.testing.assert_allclose(unit(found.scores), unit(wanted.scores), atol=1e-3)
+
+    settings = ("--config.alternation.closed_loop=False", "--config.alternation.rounds=1")
+    workdir = tmp_path / "run"
+    launch.ok("train", *processes.TINY, *settings, f"--config.data.dir={tmp_path / 'log'}", f"--workdir={workdir}")
+    assert processes.results(workdir)["train"]["sessions_of_last_round"] == USERS
+
+
+def body(user: int, number: int, schema) -> dict:
+    rng = np.random.default_rng([user, number])
+    return {
+        "user": {"id": user},
+        "context": rng.normal(size=schema["context"] - 1).tolist(),
+        "candidates": rng.permutation(schema["num_videos"])[: schema["candidates"]].tolist(),
+    }
+
+
+@pytest.mark.slow
+def test_killed_under_load_it_loses_no_acknowledged_event(start, artifact, tmp_path):
+    schema = json.loads((artifact / "manifest.json").read_text())["schema"]
+    acknowledged: list[tuple[str, str]] = []
+    counter = iter(range(10**9))
+
+    def users(url: str, first: int, sent: list) -> None:
+        """A client that asks and answers until the service is gone."""
+        for number in range(10**6):
+            user = first + number % 5
+            try:
+                status, slate = post(url, "/rank", body(user, number, schema))
+                assert status == 200, slate
+                event = {
+                    "event_id": f"e{next(counter)}", "request_id": slate["request_id"],
+                    "videos": [{"video": shown["video"], "like": 1} for shown in slate["slate"]],
+                    "left": number % 7 == 6,
+                }  # fmt: skip
+                sent.append(event)
+                status, answer = post(url, "/feedback", event)
+                assert status == 200 and not answer["duplicate"], answer
+                acknowledged.append((event["event_id"], slate["request_id"]))
+            except (OSError, urllib.error.URLError, ConnectionError):
+                return
+
+    last: list[list] = []
+    for turn in range(4):
+        with start() as server:
+            for events in last:  # what was sent last before the kill, acknowledged or not, is sent again
+                for event in events[-1:]:
+                    known = event["event_id"] in {e for e, _ in acknowledged}
+                    status, answer = post(server.url, "/feedback", event)
+                    assert status == 200 and (answer["duplicate"] or not known), (status, answer)
+                    acknowledged.append((event["event_id"], event["request_id"]))
+            last = [[] for _ in range(4)]
+            threads = [
+                threading.Thread(target=users, args=(server.url, 1_000 * turn + 100 * i, last[i])) for i in range(4)
+            ]
+            for thread in threads:
+                thread.start()
+            enough = len(acknowledged) + 60
+            while len(acknowledged) < enough and any(thread.is_alive() for thread in threads):
+                threads[0].join(0.01)
+            os.kill(server.process.pid, signal.SIGKILL)
+            for thread in threads:
+                thread.join()
+    times: dict[str, int] = {}
+    of_request: dict[str, str] = {}
+    for record, _ in feedback_log.scan(tmp_path / "log"):
+        if record["kind"] == "feedback":
+            times[record["event"]] = times.get(record["event"], 0) + 1
+            of_request[record["event"]] = record["request"]
+    assert len(acknowledged) > 200
+    assert set(times.values()) == {1}
+    for event, request in acknowledged:
+        assert of_request[event] == request
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--host=0.0.0.0"], ["--host=0.0.0.0 can be reached by other machines", "--token_file"]),
+        (["--token_file=/nowhere"], ["/nowhere"]),
+        (["--artifact=/nowhere"], ["is no artefact", "launch.export"]),
+    ],
+)
+def test_a_start_that_cannot_be(launch, artifact, tmp_path, flags, said):
+    given = [f"--artifact={artifact}", f"--log={tmp_path / 'log'}", "--port=0", *flags]
+    processes.error_line(launch("serve", *given, timeout=120), *said)
+
+
+def test_an_export_that_cannot_be(launch, finished, artifact, tmp_path):
+    processes.error_line(launch("export", f"--workdir={finished}", f"--out={artifact}"), "exists")
+    processes.error_line(launch("export", f"--workdir={tmp_path}", f"--out={tmp_path / 'a'}"), "config.json")
+
+
+def test_limits_of_requests(start, artifact, tmp_path):
+    (tmp_path / "token").write_text("a-long-enough-token\n")
+    schema = json.loads((artifact / "manifest.json").read_text())["schema"]
+    token = [("Authorization", "Bearer a-long-enough-token")]
+    with start(f"--token_file={tmp_path / 'token'}", "--max_candidates=30") as server:
+        good = body(1, 0, schema)
+        status, answer = post(server.url, "/rank", good)
+        assert status == 401 and "token" in answer["detail"][0]["msg"]
+        assert post(server.url, "/rank", good, [("Authorization", "Bearer wrong")])[0] == 401
+        assert post(server.url, "/rank", good, token)[0] == 200
+        assert serving.health(server.url)["status"] == "ok"  # without one
+
+        def field(body) -> list:
+            status, answer = post(server.url, "/rank", body, token)
+            assert status == 422, answer
+            return answer["detail"][0]["loc"]
+
+        assert field(good | {"candidates": list(range(31))}) == ["body", "candidates"]
+        assert field(good | {"candidates": []}) == ["body", "candidates"]
+        assert field(good | {"candidates": [1, 2, "3"]}) == ["body", "candidates", 2]
+        assert field(good | {"candidates": [1, 2, 1]}) == ["body", "candidates", 2]
+        assert field(good | {"candidates": [1, -2]}) == ["body", "candidates", 1]
+        assert field(good | {"context": [0.0]}) == ["body", "context"]
+        assert field(good | {"user": {"id": 2**31}}) == ["body", "user", "id"]
+        assert field(good | {"user": {"id": 1, "profile": [1.0]}}) == ["body", "user", "profile"]
+        assert field(good | {"k": schema["slate"] + 1}) == ["body", "k"]
+        assert field(good | {"what": 1}) == ["body", "what"]
+        history = [{"video": 1, "watch_time": -1.0}]
+        assert field(good | {"user": {"id": 1, "history": history}})[-1] == "watch_time"
+        assert post(server.url, "/rank", b"{", token)[0] == 422
+        nan = json.dumps(good).replace("[", "[NaN, ", 1).encode()
+        assert post(server.url, "/rank", nan, token)[0] == 422
+        status, answer = post(server.url, "/rank", b" " * 300_000, token)
+        assert status == 413 and "262144 bytes" in answer["detail"][0]["msg"]
+
+
+@pytest.mark.slow
+def test_whatever_its_document_allows_is_no_error_of_the_service(start, tmp_path):
+    """schemathesis: bodies that fit the OpenAPI document, and bodies that do not."""
+    with start() as server:
+        checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+        command = [
+            Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json", f"--checks={checks}",
+            "--phases=examples,coverage,fuzzing", "--max-examples=40", "--workers=1", "--generation-deterministic",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stdout[-6000:]
+        assert serving.health(server.url)["status"] == "ok"

@@ -1,0 +1,39 @@
+"""Small artefacts of runs with random parameters."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+
+from mmrf_jax import types
+from mmrf_jax.serving import export
+from mmrf_jax.training import alternation, methods
+
+PLAN = alternation.Plan("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=1)
+VIDEO_IDS = 7 * np.arange(tiny.SCHEMA.num_videos, dtype=np.int64) + 1_000_000_000_000
+
+
+def run_state(plan: alternation.Plan) -> alternation.RunState:
+    """A state of random parameters and rows; all else is ones. Nothing is compiled for it."""
+    ones = jnp.ones(len(types.SIGNALS))
+    start = lambda: alternation.init(jax.random.key(0), plan, tiny.SCHEMA, tiny.make_items(), ones, ones, ones)
+    rng = np.random.default_rng(0)
+
+    def fill(path, x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        learned = {"params", "tables"} & {getattr(part, "name", None) for part in path}
+        return jnp.asarray(0.3 * rng.normal(size=x.shape) if learned else np.ones(x.shape), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(start))
+
+
+def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[alternation.Plan, alternation.RunState, Path]:
+    agents = methods.configured(method, dataclasses.replace(tiny.CONFIG, **fields))
+    plan = dataclasses.replace(PLAN, method=method, agents=agents, slates=int(method == "mmrf"))
+    state = run_state(plan)
+    export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), VIDEO_IDS, state, {"config": {"method": method}})
+    return plan, state, folder

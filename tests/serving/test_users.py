@@ -1,0 +1,158 @@
+"""The store of users is what the log says, however the service before it ended."""
+
+import numpy as np
+import pytest
+
+from mmrf_jax import types
+from mmrf_jax.data import feedback_log as fl
+from mmrf_jax.serving import users
+
+S, WATCH = len(types.SIGNALS), types.WATCH_TIME
+HISTORY = 4
+
+
+def some_records(rng, number: int, num_users: int = 5) -> list[fl.Record]:
+    """Requests and feedback of a few users in turns: sessions of any length, events twice, requests without any."""
+    requests, shown, records = [0] * num_users, {}, []
+    over = [True] * num_users
+    for _ in range(number):
+        user = int(rng.integers(num_users))
+        if rng.random() < 0.5 or user not in shown:
+            videos = rng.permutation(1000)[:6] + 10**12
+            slate = rng.permutation(6)[: rng.integers(1, 4)]
+            start = over[user] or bool(rng.random() < 0.1)
+            records.append(
+                {
+                    "kind": "rank", "request": fl.request_id(user, requests[user]), "user": user,
+                    "number": requests[user], "time": 1000 + len(records), "start": start, "history": None,
+                    "profile": fl.to_bytes(rng.normal(size=3), "<f4"), "context": fl.to_bytes(np.zeros(2), "<f4"),
+                    "candidates": fl.to_bytes(videos, "<i8"), "scores": fl.to_bytes(np.zeros(6), "<f4"),
+                    "slate": fl.to_bytes(slate, "<u2"), "log_propensity": 0.0, "artifact": "a",
+                }
+            )  # fmt: skip
+            shown[user], over[user] = (requests[user], videos[slate]), False
+            requests[user] += 1
+        else:
+            request, videos = shown[user]
+            left = bool(rng.random() < 0.2)
+            feedback = rng.random((len(videos), S))
+            records.append(
+                {
+                    "kind": "feedback", "event": str(rng.integers(40)), "request": fl.request_id(user, request),
+                    "time": 1000 + len(records), "videos": fl.to_bytes(videos, "<i8"),
+                    "feedback": fl.to_bytes(feedback, "<f4"), "left": left,
+                }
+            )  # fmt: skip
+            over[user] = over[user] or left
+    return records
+
+
+def state(store: users.UserStore, num_users: int = 5) -> list[bytes]:
+    return [users.pack(store.get(user)) for user in range(num_users)]
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A log, and the users as its records make them one after another."""
+    records = some_records(np.random.default_rng(0), 200)
+    with fl.Writer(tmp_path / "log") as writer:
+        for record in records:
+            writer.append(record)
+    return tmp_path / "log", records
+
+
+def by_hand(records) -> list[bytes]:
+    known = [fl.UserLog() for _ in range(5)]
+    for record in records:
+        known[fl.user_of(record)].apply(record, HISTORY)
+    return [users.pack(k) for k in known]
+
+
+def test_a_store_is_made_of_the_log(log, tmp_path):
+    folder, records = log
+    store = users.UserStore(tmp_path / "s", folder, HISTORY)
+    assert state(store) == by_hand(records)
+    assert store.position == fl.end(folder)
+
+
+def test_users_come_back_from_bytes(log):
+    _, records = log
+    for packed in by_hand(records):
+        assert users.pack(users.unpack(packed)) == packed
+
+
+@pytest.mark.parametrize("flushed", [0, 1, 77, 200])
+@pytest.mark.parametrize("in_memory", [2, 100])
+def test_it_goes_on_from_wherever_it_was_written(log, tmp_path, flushed, in_memory):
+    """A killed process has not closed its store; what the log has behind it is taken."""
+    folder, records = log
+    positions = [fl.START, *(position for _, position in fl.scan(folder))]
+    first = tmp_path / "first"
+    with fl.Writer(first) as writer:
+        store = users.UserStore(tmp_path / "s", first, HISTORY, in_memory)
+        for record in records[:flushed]:
+            writer.append(record)
+            store.apply(record)
+        store.flush(writer.position)
+        assert writer.position == positions[flushed]
+        for record in records[flushed:]:  # in the log, and not in the store when the process dies
+            writer.append(record)
+            store.apply(record)
+        live = state(store)
+        store._db.close()
+    again = users.UserStore(tmp_path / "s", first, HISTORY, in_memory)
+    assert state(again) == live == by_hand(records)
+
+
+@pytest.mark.parametrize("how", ["garbage", "cut", "another log", "another history", "gone"])
+def test_a_store_that_cannot_be_used_is_made_again(log, tmp_path, how, capfd):
+    folder, records = log
+    path = tmp_path / "s"
+    store = users.UserStore(path, folder, HISTORY)
+    store.close(fl.end(folder))
+    history = HISTORY
+    if how == "garbage":
+        path.write_bytes(b"no database at all" * 100)
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:-5000])
+    elif how == "another log":
+        with fl.Writer(tmp_path / "other") as writer:
+            for record in records[:10]:
+                writer.append(record)
+        folder = tmp_path / "other"
+        records = records[:10]
+    elif how == "another history":
+        history = 2
+    else:
+        path.unlink()
+    store = users.UserStore(path, folder, history)
+    known = [fl.UserLog() for _ in range(5)]
+    for record in records:
+        known[fl.user_of(record)].apply(record, history)
+    assert state(store) == [users.pack(k) for k in known]
+    assert ("it is made again" in capfd.readouterr().err) == (how != "gone")
+
+
+def test_memory_is_bounded(log, tmp_path):
+    folder, records = log
+    store = users.UserStore(tmp_path / "s", folder, HISTORY, in_memory=2)
+    for _ in range(3):
+        state(store)
+        assert store.in_memory <= 3
+    assert state(store) == by_hand(records)
+
+
+def test_exposures_are_the_history_and_what_was_answered():
+    known = fl.UserLog()
+    for record in some_records(np.random.default_rng(3), 400, num_users=1):
+        before = known.exposures()
+        known.apply(record, HISTORY)
+        videos, feedback = known.exposures()
+        assert (
+            len(videos)
+            == len(feedback)
+            == len(known.history_videos) + sum(len(s.videos) for s in known.shown if s.answered)
+        )
+        if record["kind"] == "rank" and record["start"]:
+            np.testing.assert_array_equal(videos, before[0][-HISTORY:])
+            np.testing.assert_array_equal(feedback, before[1][-HISTORY:])
