@@ -35,6 +35,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 VALID_DAYS = 180
 _LIBRARIES = ("jax", "jaxlib", "flax", "numpy")
 
+SEPARATOR = "|"  # of the names of nested weights
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -157,6 +159,18 @@ def load(folder: Path, schema: Schema | None = None) -> Artifact:
         made_by = manifest["libraries"]
         raise ArtifactError(f"{folder}, written by {made_by}, cannot be read here ({error}); {again}") from error
     return Artifact(_digest(folder / MANIFEST)[:16], manifest, found, functions, arrays)
+
+
+def nested(flat: Arrays) -> dict[str, Any]:
+    """Weights as functions take them, from the arrays of a group by name."""
+    tree: dict[str, Any] = {}
+    for name, array in flat.items():
+        *path, last = name.split(SEPARATOR)
+        branch = tree
+        for part in path:
+            branch = branch.setdefault(part, {})
+        branch[last] = array
+    return tree
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

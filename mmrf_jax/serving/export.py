@@ -123,12 +123,7 @@ def _tables(like: dict[str, table.Table], rows: dict[str, chex.Array]) -> dict[s
 
 
 def _flat(tree: dict[str, Any]) -> Arrays:
-    return {name: np.asarray(x) for name, x in traverse_util.flatten_dict(tree, sep="|").items()}
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Weights as functions take them, from an artefact's arrays by name."""
-    return traverse_util.unflatten_dict(flat, sep="|")
+    return {name: np.asarray(x) for name, x in traverse_util.flatten_dict(tree, sep=artifact.SEPARATOR).items()}
 
 
 def _shapes(tree) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.evaluation import propensity
-from mmrf_jax.serving import artifact, export
+from mmrf_jax.serving import artifact
 
 BATCHES = (1, 4, 16, 64)  # requests scored at a time are padded to one of these
 _LONG = 64  # exposures written at a time, where they are more than a slate
@@ -60,7 +60,7 @@ class Ranker:
         self._order = None if np.array_equal(ids, np.arange(len(ids))) else np.argsort(ids, kind="stable")
         self._ids = ids if self._order is None else ids[self._order]
         self._functions = {name: self._traced(name, loaded.functions[name]) for name in self.traces}
-        self._weights = jax.device_put(export.nested(loaded.arrays["policy"]))
+        self._weights = jax.device_put(artifact.nested(loaded.arrays["policy"]))
         self._encodings = self._encode(catalogue)
 
     def _traced(self, name: str, function: Any):

@@ -52,7 +52,7 @@ def arguments(request: types.Request) -> tuple[dict, np.ndarray]:
 def call(loaded: artifact.Artifact, request: types.Request, history: types.Exposure, prefix: str = ""):
     """Encodings, memory and shown exposures by the exported functions."""
     group = "model" if prefix else "policy"
-    weights = export.nested(loaded.arrays[group])
+    weights = artifact.nested(loaded.arrays[group])
     items = loaded.arrays["catalogue"]
     video = {name: items[name] for name in ("author", "tag", "embedding_id", "features")}
     encodings = jax.jit(loaded.functions[prefix + "encode"].call)(weights, video)

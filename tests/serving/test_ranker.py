@@ -46,8 +46,8 @@ def test_a_request_is_scored_alike_in_any_company(warm, mmrf):
     for job, (scores, memory) in zip(jobs, together, strict=True):
         ((alone, alone_memory),) = warm.run([job])
         assert scores.shape == (3, len(job.candidates))
-        np.testing.assert_allclose(scores, alone, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(memory[0], alone_memory[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(scores, alone, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(memory[0], alone_memory[0], rtol=1e-5, atol=1e-4)
         history = types.Exposure(job.videos[None], job.feedback[None], np.ones((1, len(job.videos)), bool))
         asked = types.Request(
             np.array([job.user_id], np.int32),
