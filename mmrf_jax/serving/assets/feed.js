@@ -367,14 +367,14 @@
       one.show();
     });
     $("next").textContent = leaves ? "The user leaves" : "Next slate";
-    said(`User ${visit.simulated} watched ${time(turn.cards.reduce((sum, one) => sum + one.seconds, 0))}, ` +
-      `${counted(turn.cards.flatMap((one) => [...one.pressed]))}, and ${leaves ? "leaves" : "asks for more"}.`); // prettier-ignore
+    const [seconds, presses] = [turn.cards.reduce((sum, one) => sum + one.seconds, 0), turn.cards.flatMap((one) => [...one.pressed])];
+    said(`User ${visit.simulated}: ${time(seconds)}, ${counted(presses)}, ${leaves ? "leaves" : "asks for more"}`);
   };
 
   const counted = (presses) => {
     const counts = new Map();
     for (const name of presses) counts.set(name, (counts.get(name) ?? 0) + 1);
-    return [...counts].map(([name, n]) => many(n, say(name))).join(", ") || "pressed nothing";
+    return [...counts].map(([name, n]) => many(n, say(name))).join(", ") || "no reaction";
   };
 
   const next = async () => {
