@@ -32,7 +32,9 @@ def exported(folder, ids, config):
     """The artefact of agents that nobody trained."""
     plan = alternation.Plan("myopic", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=0)
     ones = jnp.ones(len(types.SIGNALS))
-    state = alternation.init(jax.random.key(3), plan, tiny.SCHEMA, tiny.make_items(), 0.3 * ones, ones, ones)
+    init = lambda key: alternation.init(key, plan, tiny.SCHEMA, tiny.make_items(), 0.3 * ones, ones, ones)
+    key = jax.random.key(3)
+    state = jax.jit(init).lower(key).compile(tiny.QUICK)(key)
     export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), ids, state, {"config": config})
     return folder
 
