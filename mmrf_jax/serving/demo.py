@@ -182,7 +182,7 @@ class Demo:
             return None
         try:
             return world.result()
-        except ValueError as error:
+        except Exception as error:  # whatever it is, visitors need no world
             raise Refused(409, f"there are no simulated users: {error}", ("body", "simulated")) from error
 
     async def _run(self, function, *arguments) -> Any:
