@@ -187,9 +187,7 @@
     const parts = [];
     if (liked.size) parts.push(`${of(turn)} of ${turn.cards.length} videos are of topics that got a reaction, ${of(before)} before`);
     const moved = rows.filter((row) => row.moved !== null).sort((a, b) => b.moved - a.moved);
-    if (moved.length) {
-      parts.push(`the agent of ${say(moved[0].agent)} moved most, by ${moved[0].moved.toFixed(1)} places`);
-    }
+    if (moved.length) parts.push(`the agent of ${say(moved[0].agent)} moved most, by ${moved[0].moved.toFixed(1)} places`);
     if (before.artifact !== turn.artifact) parts.push(`artefact ${before.artifact} was replaced by ${turn.artifact}`);
     $("changed").querySelector("summary span").textContent = `${parts.join("; ") || "all candidates are new"}.`;
     $("both").textContent =
@@ -238,17 +236,14 @@
     const range = find("input");
     range.max = String(2 * one.duration);
     range.setAttribute("aria-label", "Seconds watched");
-    range.addEventListener("input", () => {
+    const watch = (seconds) => {
       stop();
-      one.seconds = Number(range.value);
+      one.seconds = seconds;
       one.show();
-    });
+    };
+    range.addEventListener("input", () => watch(Number(range.value)));
     find(".play").addEventListener("click", () => (playing?.card === one ? stop() : play(one)));
-    find(".whole").addEventListener("click", () => {
-      stop();
-      one.seconds = Math.max(one.seconds, one.duration);
-      one.show();
-    });
+    find(".whole").addEventListener("click", () => watch(Math.max(one.seconds, one.duration)));
     const toggle = (button, name) => {
       button.dataset.signal = name;
       button.addEventListener("click", () => {
@@ -287,9 +282,8 @@
       const on = playing?.card === one;
       find(".play").textContent = on ? "Stop" : "Watch";
       find(".play").setAttribute("aria-pressed", String(on));
-      for (const button of node.querySelectorAll("[data-signal]")) {
-        button.setAttribute("aria-pressed", String(one.pressed.has(button.dataset.signal)));
-      }
+      const pressed = (button) => String(one.pressed.has(button.dataset.signal));
+      node.querySelectorAll("[data-signal]").forEach((button) => button.setAttribute("aria-pressed", pressed(button)));
       progress();
     };
     one.show();
