@@ -38,7 +38,7 @@ def main() -> None:
     try:
         import uvicorn
 
-        from mmrf_jax.serving import app, guard, service
+        from mmrf_jax.serving import app, demo, guard, service
     except ImportError as error:
         raise ValueError(f"{error.name} is missing; pip install -r requirements-serve.txt") from error
     token = _token()
@@ -65,7 +65,7 @@ def main() -> None:
         ) from error
     say(f"serving artefact {made.ranker.id} on http://{_HOST.value}:{listening.getsockname()[1]}")
     config = uvicorn.Config(
-        app.make(made, limits), log_level="warning", access_log=False, timeout_keep_alive=30,
+        app.make(made, limits, (demo.router(made),)), log_level="warning", access_log=False, timeout_keep_alive=30,
         timeout_graceful_shutdown=10, lifespan="on", server_header=False,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])

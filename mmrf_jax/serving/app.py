@@ -121,7 +121,7 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
         return Response(prometheus.generate_latest(service.metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     for router in routers:
-        app.include_router(router)
+        app.include_router(router, responses=_refusals())
     return guard.Guard(app, limits, service.metrics)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from mmrf_jax.serving.service import Metrics
 
 _OPEN = ("/healthz",)  # answered at any load and without a token, for whoever watches the service
+_PUBLIC = ("/",)  # the page, which asks for the token itself: a browser cannot send one before it has the page
 _ROUTES = ("/rank", "/feedback", "/healthz", "/metrics", "/openapi.json", "/docs", "/")
 
 
@@ -65,7 +66,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if limits.token is not None:
+        if limits.token is not None and path not in _PUBLIC:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + limits.token.encode()):
                 challenge = [(b"www-authenticate", b"Bearer")]

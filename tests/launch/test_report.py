@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 from processes import error_line, results
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
@@ -24,22 +23,6 @@ return [...document.querySelectorAll("[data-root-id]")].map((root) => {
   return {width: box.width, height: box.height, inked: found.some(inked)};
 });
 """
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium of the system's packages; a test without one fails, for it would show nothing."""
-    found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if not all(found.values()):
-        pytest.fail("there is no chromium with chromedriver; apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = found["chromium"]
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(found["chromedriver"]))
-    yield driver
-    driver.quit()
 
 
 def show(browser, path, width: int, height: int = 800) -> None:
