@@ -42,6 +42,15 @@ def main() -> None:
     except ImportError as error:
         raise ValueError(f"{error.name} is missing; pip install -r requirements-serve.txt") from error
     token = _token()
+    family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((_HOST.value, _PORT.value))
+    except OSError as error:
+        raise ValueError(
+            f"--host={_HOST.value} --port={_PORT.value} cannot be had ({error.strerror}); use another"
+        ) from error
     made = service.Service(
         service.Settings(
             artifact=Path(_ARTIFACT.value),
@@ -54,15 +63,7 @@ def main() -> None:
         )
     )
     limits = guard.Limits(in_flight=_IN_FLIGHT.value, seconds=_TIMEOUT.value, token=token)
-    family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((_HOST.value, _PORT.value))
-    except OSError as error:
-        raise ValueError(
-            f"--host={_HOST.value} --port={_PORT.value} cannot be had ({error.strerror}); use another"
-        ) from error
+    listening.listen(1024)
     say(f"serving artefact {made.ranker.id} on http://{_HOST.value}:{listening.getsockname()[1]}")
     config = uvicorn.Config(
         app.make(made, limits, (demo.router(made),)), log_level="warning", access_log=False, timeout_keep_alive=30,

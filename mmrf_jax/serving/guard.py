@@ -9,7 +9,7 @@ import json
 import time
 from typing import Any
 
-from mmrf_jax.serving.service import Metrics
+from mmrf_jax.serving.monitoring import Metrics
 
 _OPEN = ("/healthz",)  # answered at any load and without a token, for whoever watches the service
 _PUBLIC = ("/",)  # the page, which asks for the token itself: a browser cannot send one before it has the page

@@ -10,20 +10,19 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import functools
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import prometheus_client as prometheus
 
 from mmrf_jax.data import feedback_log
 from mmrf_jax.data.feedback_log import Record, UserLog
 from mmrf_jax.metrics.progress import say
-from mmrf_jax.serving import artifact, ranker, users
+from mmrf_jax.serving import artifact, monitoring, ranker, users
 from mmrf_jax.serving.ranker import Job, Ranker
 
 STORE = "users.sqlite"
@@ -110,43 +109,8 @@ class _Memory:
     value: tuple[np.ndarray, np.ndarray]
 
 
-class Metrics:
-    """What a service counts, for Prometheus."""
-
-    def __init__(self, service: Service):
-        self.registry = registry = prometheus.CollectorRegistry()
-        counter = lambda name, what, *labels: prometheus.Counter(name, what, labels, registry=registry)
-        self.requests = counter("mmrf_requests", "HTTP requests.", "route", "status")
-        self.seconds = prometheus.Histogram(
-            "mmrf_request_seconds", "From a request's last byte to its answer.", ["route"], registry=registry,
-            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
-        )  # fmt: skip
-        self.batch = prometheus.Histogram(
-            "mmrf_batch_size", "Requests scored together.", registry=registry, buckets=ranker.BATCHES
-        )
-        self.scoring = counter("mmrf_scoring_seconds", "Time in which the scoring thread was busy.")
-        self.impressions = counter("mmrf_impressions", "Videos shown.")
-        self.events = counter("mmrf_feedback_events", "Feedback events.", "kind")
-        self.swaps = counter("mmrf_artifact_swaps", "Artefacts put in the place of another.")
-        self.failed_swaps = counter("mmrf_artifact_swap_failures", "Artefacts that could not be used.")
-        gauge = lambda name, what, value: prometheus.Gauge(name, what, registry=registry).set_function(value)
-        self.in_flight = prometheus.Gauge("mmrf_in_flight", "Requests being served.", registry=registry)
-        gauge("mmrf_users_in_memory", "Users whose state is in memory.", lambda: service.users_in_memory)
-        gauge("mmrf_log_segment", "Segment of the feedback log.", lambda: service.log_position.segment)
-        gauge("mmrf_log_offset_bytes", "Bytes in that segment.", lambda: service.log_position.offset)
-        self.compilations = prometheus.Gauge(
-            "mmrf_compilations", "How often a function of the artefact was compiled.", ["function"], registry=registry
-        )
-        self.about = prometheus.Info("mmrf_artifact", "The artefact that ranks.", registry=registry)
-
-    def describe(self, ranker: Ranker) -> None:
-        self.about.info({"id": ranker.id, "method": ranker.manifest["method"], "created": ranker.manifest["created"]})
-        for name in ranker.traces:
-            self.compilations.labels(name).set_function(functools.partial(ranker.traces.__getitem__, name))
-
-
 class Service:
-    """Make it, `await start()`, and `await close()` at the end."""
+    """Make it, `await start()`, and `await close()` at the end, all in one thread."""
 
     def __init__(self, settings: Settings):
         """Loads the artefact and compiles it, reads the users behind the store.
@@ -156,12 +120,13 @@ class Service:
           ValueError: for a log that another process writes, or a damaged one.
         """
         self.settings = settings
+        self._tried = settings.artifact.resolve()  # the artefact that was put there last
         self._ranker = self._loaded(None)
         self._log = feedback_log.Writer(settings.log)
         self._store = users.UserStore(
             settings.log / STORE, settings.log, self._ranker.schema.history, settings.users_in_memory
         )
-        self.metrics = Metrics(self)
+        self.metrics = monitoring.Metrics(self._gauges())
         self.metrics.describe(self._ranker)
         self._memories: collections.OrderedDict[int, _Memory] = collections.OrderedDict()
         self._locks: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -179,13 +144,12 @@ class Service:
         """The artefact that ranks."""
         return self._ranker
 
-    @property
-    def users_in_memory(self) -> int:
-        return self._store.in_memory
-
-    @property
-    def log_position(self) -> feedback_log.Position:
-        return self._log.position
+    def _gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        return {
+            "mmrf_users_in_memory": ("Users whose state is in memory.", lambda: self._store.in_memory),
+            "mmrf_log_segment": ("Segment of the feedback log.", lambda: self._log.position.segment),
+            "mmrf_log_offset_bytes": ("Bytes in that segment.", lambda: self._log.position.offset),
+        }
 
     async def start(self) -> None:
         self._tasks = [asyncio.create_task(x()) for x in (self._score_batches, self._flush, self._reload)]
@@ -416,15 +380,14 @@ class Service:
 
     async def _reload(self) -> None:
         """Moves on to another artefact where the link to it was moved."""
-        loop, tried = asyncio.get_running_loop(), self.settings.artifact.resolve()
         while True:
             await asyncio.sleep(_RELOAD_SECONDS)
             there = self.settings.artifact.resolve()
-            if there == tried:
+            if there == self._tried:
                 continue
-            tried = there
+            self._tried = there
             try:
-                new = await loop.run_in_executor(None, self._loaded, self._ranker)
+                new = await asyncio.get_running_loop().run_in_executor(None, self._loaded, self._ranker)
             except (ValueError, OSError) as error:
                 self.failed_swap = str(error)
                 self.metrics.failed_swaps.inc()
@@ -436,7 +399,7 @@ class Service:
             say(f"now serving artefact {new.id}, {there}")
 
     def _loaded(self, before: Ranker | None) -> Ranker:
-        loaded = artifact.load(self.settings.artifact, None if before is None else before.schema)
+        loaded = artifact.load(self._tried, None if before is None else before.schema)
         made = Ranker(loaded, self.settings.max_candidates)
         made.warm()
         return made

@@ -256,12 +256,12 @@ def test_a_full_disk_refuses_and_loses_nothing(settings, monkeypatch):
     assert len(list(fl.scan(settings.log))) == 4
 
 
-async def until(condition, seconds: float = 120.0) -> None:
+async def until(condition, seconds: float = 120.0, said=lambda: "") -> None:
     for _ in range(int(seconds / 0.05)):
         if condition():
             return
         await asyncio.sleep(0.05)
-    raise AssertionError("it never came")
+    raise AssertionError(f"it never came: {said()}")
 
 
 def point(link: Path, to: Path) -> None:
@@ -286,7 +286,7 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
             first = s.ranker.id
             for folder, why in ((bad, "score.bin has 0 bytes"), (narrow, "another schema: profile=99")):
                 point(settings.artifact, folder)
-                await until(lambda why=why: why in (s.failed_swap or ""), 30.0)
+                await until(lambda why=why: why in (s.failed_swap or ""), 30.0, lambda: (s.failed_swap, s._tasks))
                 assert s.ranker.id == first and (await step(s, 1, 0 if folder is bad else 1)).artifact == first
             point(settings.artifact, other)
             served = []

@@ -1,0 +1,45 @@
+"""What a service counts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import prometheus_client as prometheus
+
+from mmrf_jax.serving import ranker
+from mmrf_jax.serving.ranker import Ranker
+
+
+class Metrics:
+    """What a service counts, for Prometheus."""
+
+    def __init__(self, gauges: dict[str, tuple[str, Callable[[], float]]]):
+        """`gauges`: {name: (what it is, how it is found)} of what is looked up when it is asked for."""
+        self.registry = registry = prometheus.CollectorRegistry()
+        counter = lambda name, what, *labels: prometheus.Counter(name, what, labels, registry=registry)
+        self.requests = counter("mmrf_requests", "HTTP requests.", "route", "status")
+        self.seconds = prometheus.Histogram(
+            "mmrf_request_seconds", "From a request's last byte to its answer.", ["route"], registry=registry,
+            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+        )  # fmt: skip
+        self.batch = prometheus.Histogram(
+            "mmrf_batch_size", "Requests scored together.", registry=registry, buckets=ranker.BATCHES
+        )
+        self.scoring = counter("mmrf_scoring_seconds", "Time in which the scoring thread was busy.")
+        self.impressions = counter("mmrf_impressions", "Videos shown.")
+        self.events = counter("mmrf_feedback_events", "Feedback events.", "kind")
+        self.swaps = counter("mmrf_artifact_swaps", "Artefacts put in the place of another.")
+        self.failed_swaps = counter("mmrf_artifact_swap_failures", "Artefacts that could not be used.")
+        self.in_flight = prometheus.Gauge("mmrf_in_flight", "Requests being served.", registry=registry)
+        for name, (what, value) in gauges.items():
+            prometheus.Gauge(name, what, registry=registry).set_function(value)
+        self.compilations = prometheus.Gauge(
+            "mmrf_compilations", "How often a function of the artefact was compiled.", ["function"], registry=registry
+        )
+        self.about = prometheus.Info("mmrf_artifact", "The artefact that ranks.", registry=registry)
+
+    def describe(self, ranker: Ranker) -> None:
+        self.about.info({"id": ranker.id, "method": ranker.manifest["method"], "created": ranker.manifest["created"]})
+        for name in ranker.traces:
+            self.compilations.labels(name).set_function(functools.partial(ranker.traces.__getitem__, name))
