@@ -1,6 +1,7 @@
 """Checkpoints of the whole training state: asynchronous, bounded in number, checked before they are believed.
 
-The only module that imports orbax. What a kill at any moment leaves behind:
+The only module that imports orbax. A step has two items, folders of their own: the embedding tables, which may be
+larger than all else by orders of magnitude, and the rest of the state. What a kill at any moment leaves behind:
 
 * while a save writes: a temporary directory, which is no step and is removed when training opens the folder again;
 * after its commit: a step with checksums (`integrity`), complete or, if damaged later, recognised as such;
@@ -23,6 +24,8 @@ from mmrf_jax.checkpointing import integrity, leaves
 from mmrf_jax.checkpointing.leaves import targets
 from mmrf_jax.types import PyTree
 
+_ITEMS = ("state", "tables")
+_WHOLE = "default"  # the one item of steps that an earlier version of this code wrote
 _WRITTEN = 2  # bytes on the disk, at the worst moment, for each byte of a state: orbax writes, then merges
 
 __all__ = ["CheckpointError", "Checkpoints", "targets"]
@@ -73,6 +76,7 @@ class Checkpoints:
         self._check_directory()
         self._manager = ocp.CheckpointManager(
             self._directory,
+            item_names=_ITEMS,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None,  # `_settle` deletes, once the new step is safe
                 create=not read_only,
@@ -113,8 +117,9 @@ class Checkpoints:
         self._check_space(step, arrays)
         self._pending = (step, leaves.spec_of(arrays))
         saved = {name: leaf for name, leaf in arrays.items() if not leaves.empty(leaf)}
+        items = {item: ocp.args.StandardSave(part) for item, part in _by_item(saved).items()}
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(saved), force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except BaseException as error:
             self._pending = self._current = None
             if isinstance(error, OSError):
@@ -149,9 +154,8 @@ class Checkpoints:
         self._damaged.update(found["damaged"])
         wanted = leaves.named_leaves(target)
         leaves.check_targets(wanted, saved, step, self._directory)
-        stored = {name: leaf for name, leaf in wanted.items() if not leaves.empty(leaf)}
-        arrays = self._manager.restore(step, args=ocp.args.StandardRestore(targets(stored)))
-        restored = [arrays[n] if n in stored else leaves.fill_empty(t) for n, t in wanted.items()]
+        arrays = self._read(step, {name: targets(leaf) for name, leaf in wanted.items() if not leaves.empty(leaf)})
+        restored = [arrays[n] if n in arrays else leaves.fill_empty(t) for n, t in wanted.items()]
         self._current = step
         return jax.tree.unflatten(jax.tree.structure(target), restored), step
 
@@ -194,6 +198,15 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _read(self, step: int, stored: dict[str, Any]) -> dict[str, jax.Array]:
+        """The arrays of a step by name, each as its target says."""
+        if (whole := self._directory / str(step) / _WHOLE).exists():
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(whole, stored)
+        items = {item: ocp.args.StandardRestore(part) for item, part in _by_item(stored).items()}
+        found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return {name: array for item in items for name, array in found[item].items()}
 
     def _newest_intact(self, steps: list[int]) -> dict[str, Any]:
         """The newest step that passes verification: {"step", "leaves": its `Spec`, "damaged": those after it}."""
@@ -267,3 +280,11 @@ class Checkpoints:
             f"checkpoint {step} could not be written to {self._directory}: {error}; "
             "free some space or choose another workdir"
         )
+
+
+def _by_item(arrays: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{item: its arrays}: what lies under a `tables` of the state is of the tables. An item without arrays is none."""
+    parts: dict[str, dict[str, Any]] = {item: {} for item in _ITEMS}
+    for name, array in arrays.items():
+        parts["tables" if "tables" in name.split("/") else "state"][name] = array
+    return {item: part for item, part in parts.items() if part}

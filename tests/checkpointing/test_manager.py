@@ -7,17 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl import logging as absl_logging
+from etils import epath
 from flax import struct
 
-from mmrf_jax.checkpointing import integrity
+from mmrf_jax.checkpointing import integrity, leaves
 from mmrf_jax.checkpointing.manager import CheckpointError, Checkpoints, targets
 
 
 @struct.dataclass
 class State:
     params: Any
+    tables: Any
     key: Any
     step: Any
     done: Any
@@ -30,7 +33,8 @@ def make_state(seed=0, rows=300):
     params = {"dense": {"kernel": jax.random.normal(key, (rows, 7)), "half": jnp.ones(3, jnp.bfloat16) / 3}}
     params["empty"] = (jnp.zeros((0, 4)), {})
     params["nan"] = jnp.array([jnp.nan, -0.0, jnp.inf])
-    return State(params, jax.random.split(key, 5), jnp.int32(seed), jnp.array([True, False]))
+    tables = {"id": jax.random.normal(key, (rows, 3)).astype(jnp.bfloat16), "user": jnp.arange(rows, dtype=jnp.float32)}
+    return State(params, tables, jax.random.split(key, 5), jnp.int32(seed), jnp.array([True, False]))
 
 
 def bits(tree):
@@ -68,6 +72,37 @@ def test_round_trip_is_bit_identical_with_typed_keys(tmp_path):
     assert restored.key.dtype == state.key.dtype and restored.nothing is None and restored.name == "static"
     assert bits(restored) == bits(state)
     np.testing.assert_array_equal(jax.random.bits(restored.key[2]), jax.random.bits(state.key[2]))
+
+
+def test_tables_are_an_item_of_their_own(tmp_path):
+    """Nothing of them is in the other item, which does not grow with them."""
+    sizes = {}
+    for rows in (300, 30_000):
+        with Checkpoints(tmp_path / str(rows)) as checkpoints:
+            checkpoints.save(1, {"agents": {"params": jnp.ones((100, 7)), "tables": make_state(rows=rows).tables}})
+        for item in ("state", "tables"):
+            files = files_of(tmp_path / str(rows) / "1" / item)
+            assert files
+            sizes[item, rows] = sum(path.stat().st_size for path in files)
+    assert sizes["state", 30_000] < sizes["state", 300] + 500
+    assert sizes["tables", 30_000] > 100 * 300 * 6 > sizes["tables", 300]
+
+
+def test_a_step_of_one_item_is_still_read(tmp_path):
+    """As written before tables were apart; the run goes on with steps of two items beside it."""
+    state = make_state(7)
+    arrays = {name: leaf for name, leaf in leaves.to_arrays(state).items() if not leaves.empty(leaf)}
+    with ocp.CheckpointManager(tmp_path) as old:
+        old.save(7, args=ocp.args.StandardSave(arrays))
+    (step,) = [path for path in tmp_path.iterdir() if path.name == "7"]
+    integrity.write(epath.Path(step), 7, leaves.spec_of(leaves.to_arrays(state)))
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, step = checkpoints.restore(like(make_state()))
+        assert step == 7 and bits(restored) == bits(state)
+        checkpoints.save(8, make_state(8))
+    assert restore(tmp_path)[1] == 8
+    with Checkpoints(tmp_path) as checkpoints:
+        assert bits(checkpoints.restore(like(make_state()), step=7)[0]) == bits(state)
 
 
 def test_numpy_and_python_leaves_come_back_as_arrays(tmp_path):
@@ -310,9 +345,10 @@ directory, action = sys.argv[1:]
 mesh = meshes.make_mesh()
 def make():
     key = jax.random.key(5)
-    return {"table": jax.random.normal(key, (64, 3)), "keys": jax.random.split(key, 8), "key": key, "n": jnp.int32(9)}
+    table = jax.random.normal(key, (64, 3))
+    return {"tables/id": table, "keys": jax.random.split(key, 8), "key": key, "n": jnp.int32(9)}
 def place(tree):
-    spec = {"table": meshes.sharded(mesh), "keys": meshes.sharded(mesh)}
+    spec = {"tables/id": meshes.sharded(mesh), "keys": meshes.sharded(mesh)}
     return {name: spec.get(name, meshes.replicated(mesh)) for name in tree}
 state = jax.jit(make, out_shardings=place(jax.eval_shape(make)))()
 assert jax.device_count() == (4 if "4" in action else 1)
