@@ -7,6 +7,7 @@ the users' histories. Sizes and the number of epochs were chosen on the validati
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from mmrf_jax import types
 
@@ -33,6 +34,7 @@ def get_config() -> ConfigDict:
                 "session_gap_minutes": 0.0,  # 0: a day for Pure, half an hour for 1K and 27K
                 "request_gap_minutes": 30.0,
                 "max_sessions": 0,  # 0: all
+                "stream": placeholder(bool),  # read as it is trained on, not held; where None, above 2^20 sessions
             },
             "agents": {
                 "signals": types.AGENT_SIGNALS,
@@ -53,6 +55,8 @@ def get_config() -> ConfigDict:
                 "main_weight": 0.1,
                 "dropout": 0.2,
                 "signal_weights": (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 0.1),  # long plays are rare and large
+                "max_rows": placeholder(int),  # of an embedding table, 2^27 where None; more ids share rows by hash
+                "table_dtype": placeholder(str),  # of its rows, float32 where None; or bfloat16, for half the memory
             },
             "alternation": {
                 "rounds": 3,
@@ -75,6 +79,8 @@ def get_config() -> ConfigDict:
                 "epochs": 1,  # a round
                 "log_share": 1.0,
                 "signal_weights": (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 0.1),
+                "max_rows": placeholder(int),  # see agents
+                "table_dtype": placeholder(str),
             },
             "train": {"batch": 128, "segment": 4, "epochs": 1},  # epochs a round
             "collect": {"sessions": 8_192},  # where the feedback model of another run is the simulator

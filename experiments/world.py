@@ -11,6 +11,7 @@ were not shown (`da`), or with a constant negative reward for those (`ns`).
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from mmrf_jax import types
 
@@ -34,7 +35,10 @@ def get_config() -> ConfigDict:
                 "seed": 0,
                 "variant": "base",  # or the shifted worlds users and leaving, for testing only
             },
-            "data": {"dir": ""},  # logs of launch.collect to learn from; empty: collect them
+            "data": {
+                "dir": "",  # logs of launch.collect to learn from; empty: collect them
+                "stream": placeholder(bool),  # read as it is trained on, not held; where None, above 2^20 sessions
+            },
             "collect": {"sessions": 8_192, "test_sessions": 4_096},  # the first for each round
             "alternation": {
                 "rounds": 3,  # of fit, label, update
@@ -53,6 +57,8 @@ def get_config() -> ConfigDict:
                 "batch": 32,  # segments
                 "epochs": 1,  # over each round's log
                 "log_share": 1.0,  # of the log's sessions, to see what less would do
+                "max_rows": placeholder(int),  # see agents
+                "table_dtype": placeholder(str),
             },
             "agents": {
                 "signals": types.AGENT_SIGNALS,
@@ -71,6 +77,8 @@ def get_config() -> ConfigDict:
                 "polyak": 0.05,  # of the target networks
                 "main_weight": 0.1,
                 "dropout": 0.0,
+                "max_rows": placeholder(int),  # of an embedding table, 2^27 where None; more ids share rows by hash
+                "table_dtype": placeholder(str),  # of its rows, float32 where None; or bfloat16, for half the memory
             },
             "train": {"batch": 32, "segment": 8, "epochs": 1},  # batch in segments of 8 requests; epochs a round
             "ab_test": {

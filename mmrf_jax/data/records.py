@@ -186,47 +186,81 @@ def _check_same(directory: pathlib.Path, found: dict[str, Any] | None, wanted: d
     )
 
 
+class Blocks:
+    """The blocks of sessions of what `write_log` wrote, read when they are asked for (`data.stream.Blocks`)."""
+
+    def __init__(
+        self, directory: str | os.PathLike, schema: Schema | None = None, origin: dict[str, Any] | None = None
+    ):
+        """
+        Args:
+          directory: the folder of the log.
+          schema, origin: what the reader expects; None accepts any.
+
+        Raises:
+          FileNotFoundError: where there is no manifest, or a file that the manifest names is missing.
+          ValueError: for another version, schema or origin.
+        """
+        self._directory = pathlib.Path(directory)
+        if not (self._directory / MANIFEST).exists():
+            raise FileNotFoundError(f"{self._directory / MANIFEST} does not exist; name a folder that collect wrote")
+        try:
+            manifest = json.loads((self._directory / MANIFEST).read_text())
+            if manifest["version"] != VERSION:
+                raise ValueError(f"log version {manifest['version']}, this code reads {VERSION}")
+            self.schema, made_by = Schema(**manifest["schema"]), manifest["origin"]
+            self._files = [(entry["name"], int(entry["sessions"])) for entry in manifest["files"]]
+            self.total = (manifest["sessions"], manifest["requests"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self._directory / MANIFEST} cannot be used ({error!r}); collect the log again"
+            ) from error
+        wanted = None if schema is None else dataclasses.asdict(schema)
+        _check_same(self._directory, dataclasses.asdict(self.schema), wanted)
+        _check_same(self._directory, made_by, origin)
+        for name, _ in self._files:
+            if not (self._directory / name).exists():
+                raise FileNotFoundError(
+                    f"{self._directory / name} is missing though {MANIFEST} names it; collect the log again"
+                )
+        sizes = [np.full(-(-n // SESSIONS_PER_RECORD), SESSIONS_PER_RECORD) for _, n in self._files]
+        for (_, n), blocks in zip(self._files, sizes, strict=True):
+            blocks[-1:] -= len(blocks) * SESSIONS_PER_RECORD - n  # the last of a file holds the rest
+        self._first = np.cumsum([0, *map(len, sizes)])  # block of each file
+        self.sessions = np.concatenate(sizes).astype(np.int32)
+
+    def read(self, blocks: Sequence[int] | np.ndarray) -> SessionLog:
+        """The sessions of some blocks, in the order given.
+
+        Raises:
+          ValueError: for a damaged file.
+        """
+        blocks = np.asarray(blocks, np.int64)
+        file = np.searchsorted(self._first, blocks, side="right") - 1
+        found: dict[int, bytes] = {}
+        for number in np.unique(file):
+            path, chosen = self._directory / self._files[number][0], blocks[file == number]
+            try:
+                reader = array_record_module.ArrayRecordReader(str(path))
+                found |= dict(zip(chosen.tolist(), reader.read((chosen - self._first[number]).tolist()), strict=True))
+                reader.close()
+            except Exception as error:  # the C++ reader raises several kinds
+                raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); collect the log again") from error
+        return unpack([found[block] for block in blocks.tolist()], self.schema)
+
+
 def read_log(
     directory: str | os.PathLike, schema: Schema | None = None, origin: dict[str, Any] | None = None
 ) -> tuple[SessionLog, Schema]:
-    """Reads what `write_log` wrote.
-
-    Args:
-      directory: the folder of the log.
-      schema, origin: what the reader expects; None accepts any.
+    """Reads all of what `write_log` wrote.
 
     Raises:
-      FileNotFoundError: where there is no manifest, or a file that the manifest names is missing.
-      ValueError: for another version, schema or origin, or a damaged file.
+      FileNotFoundError, ValueError: as `Blocks`, and for a log that is not what its manifest says.
     """
-    directory = pathlib.Path(directory)
-    if not (directory / MANIFEST).exists():
-        raise FileNotFoundError(f"{directory / MANIFEST} does not exist; name a folder that collect wrote")
-    try:
-        manifest = json.loads((directory / MANIFEST).read_text())
-        if manifest["version"] != VERSION:
-            raise ValueError(f"log version {manifest['version']}, this code reads {VERSION}")
-        found, made_by = Schema(**manifest["schema"]), manifest["origin"]
-        names = [entry["name"] for entry in manifest["files"]]
-        total = (manifest["sessions"], manifest["requests"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{directory / MANIFEST} cannot be used ({error!r}); collect the log again") from error
-    _check_same(directory, dataclasses.asdict(found), None if schema is None else dataclasses.asdict(schema))
-    _check_same(directory, made_by, origin)
-    records: list[bytes] = []
-    for name in names:
-        path = directory / name
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing though {MANIFEST} names it; collect the log again")
-        try:
-            reader = array_record_module.ArrayRecordReader(str(path))
-            records += reader.read_all() if reader.num_records() else []
-            reader.close()
-        except Exception as error:  # the C++ reader raises several kinds
-            raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); collect the log again") from error
-    log = unpack(records, found)
-    if (log.num_sessions, log.num_requests) != total:
+    blocks = Blocks(directory, schema, origin)
+    log = blocks.read(np.arange(len(blocks.sessions)))
+    if (log.num_sessions, log.num_requests) != blocks.total:
         raise ValueError(
-            f"{directory} holds {log.num_sessions} sessions, its manifest says {total[0]}; collect it anew"
+            f"{directory} holds {log.num_sessions} sessions, its manifest says {blocks.total[0]}; collect it anew"
         )
-    return log, found
+    return log, blocks.schema

@@ -92,7 +92,8 @@ def plan_of(config) -> Plan:
 
 
 def _fields(section) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in section.items()}
+    """The fields of a section of a config; what is None keeps its default."""
+    return {name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in section.items() if v is not None}
 
 
 def init(

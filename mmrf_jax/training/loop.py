@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmrf_jax.checkpointing import manager
-from mmrf_jax.data import sessions
+from mmrf_jax.data import sessions, stream
 from mmrf_jax.data.schema import SessionLog
 from mmrf_jax.metrics import files, profile, writers
 from mmrf_jax.metrics.progress import counted, interruptible, phase, say
@@ -23,12 +23,11 @@ from mmrf_jax.parallel import mesh as par
 from mmrf_jax.parallel import multihost, preemption
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.feedback import fitting
-from mmrf_jax.training import alternation, explain, judging, methods, runs, sources
+from mmrf_jax.training import alternation, batches, explain, judging, methods, runs, sources
 from mmrf_jax.training import workdir as wd
 
 _KEEP = 3
-_HELD_OUT = 20  # every so many sessions one is left out of the fit, to measure the feedback model
-_MEASURED = 16  # batches of them
+_MEASURED = 16  # batches of sessions left out of the fit, on which the feedback model is measured
 
 
 def train(config, workdir: Path, brief: bool = False) -> dict[str, Any]:
@@ -186,24 +185,24 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
     writer = writers.MetricsWriter(writes, start_step=step if step else None, seed=config.seed)
     keeper = _Keeper(config, writer, checkpoints, step)
     traced = profile.Profile(config.profile_steps, writes and writes / "profile")
-    given: SessionLog | None = None
+    given: batches.Batches | None = None
     with writer, keeper, contextlib.closing(traced):
         for number in range(0 if state is None else int(state.round), plan.rounds):
             if number == 0 or not plan.closed_loop:
                 if given is None:
                     if source.sim is not None:
                         phase("read" if config.data.dir else "collect")
-                    given = source.train()
-                log = given
+                    given = _given(config, plan, source, mesh)
+                data = given
             else:
                 phase("collect")
-                log = source.collect(_server(config, plan, source, state), number)
+                data = batches.Held(config, source.collect(_server(config, plan, source, state), number), mesh)
             if state is None:
-                state = born(config, plan, source, log, mesh)
-            logged = par.put_replicated(np.array([log.num_sessions, log.num_requests], np.int32), mesh)
+                state = born(config, plan, source, data.known(plan.agents.discount), mesh)
+            logged = par.put_replicated(np.array([data.sessions, data.requests], np.int32), mesh)
             state = dataclasses.replace(state, logged=logged)
             keeper.hold(state)
-            state = _round(config, source, plan, state, log, keeper, traced, mesh)
+            state = _round(config, source, plan, state, data, keeper, traced, mesh)
             state = alternation.next_round(state)
             keeper.hold(state)
             keeper.save(force=True, again=True)
@@ -240,14 +239,19 @@ def _server(config, plan: alternation.Plan, source: sources.Source, state: alter
     return method.make_policy(server, _alone(source).items, plan.agents, config.alternation.temperature)
 
 
-def born(config, plan: alternation.Plan, source: sources.Source, log: SessionLog, mesh) -> alternation.RunState:
-    """A fresh state, where it lives; it knows the first log's means and returns."""
-    feedback = log.feedback[log.slate >= 0].astype(np.float64)
+def _given(config, plan: alternation.Plan, source: sources.Source, mesh) -> batches.Batches:
+    """The log of the first round, or of all: read as it is trained on where the source says so."""
+    if (blocks := source.blocks()) is not None:
+        return batches.Streamed(config, blocks, mesh, plan.agents.discount)
+    return batches.Held(config, source.train(), mesh)
+
+
+def born(config, plan: alternation.Plan, source: sources.Source, known, mesh) -> alternation.RunState:
+    """A fresh state, where it lives; it knows the first log's means and returns (`batches.known`)."""
     born = jax.jit(
         lambda key, *known: alternation.init(key, plan, source.schema, source.items, *known),
         out_shardings=jax.tree.map(lambda shape: shape.sharding, runs.state_shapes(config, source, mesh)),
     )
-    known = (feedback.mean(0), feedback.std(0), sessions.mean_return(log, plan.agents.discount))
     return born(jax.random.key(config.seed), *(jnp.asarray(x, jnp.float32) for x in known))
 
 
@@ -313,45 +317,40 @@ class _Keeper:
         self._checkpoints.save(self.step, self._state, force=force, again=again)
 
 
-def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keeper: _Keeper, traced, mesh):
+def _round(config, source, plan: alternation.Plan, state, data: batches.Batches, keeper: _Keeper, traced, mesh):
     """One round: the steps that are left of its fit and its updates, then the optimism gap."""
-    index = sessions.segment_index(log, config.train.segment)
-    fit, held = _fit_index(config, index)
     number, done = int(state.round), int(state.done)
-    of_fit = config.feedback.epochs * _per_epoch(config, "feedback", fit, mesh) if plan.models else 0
-    of_updates = config.train.epochs * _per_epoch(config, "train", index, mesh)
-    cut = lambda rows: sessions.gather_segments(log, par.own_part(rows, mesh), config.train.segment)
-    batch = lambda rows: par.put_batch(cut(rows), mesh)
+    of_fit = config.feedback.epochs * data.per_epoch("feedback") if plan.models else 0
+    of_updates = config.train.epochs * data.per_epoch("train")
 
-    def run(state, name: str, step, rows, batch_size: int, first: int, total: int):
+    def run(state, name: str, part: str, step, first: int, total: int):
         """Steps `first` … `total - 1` of a phase of this round, at rates that fall along the whole run."""
         if first < total:
             phase(name)
         update = counted(f"{name} {number + 1}/{plan.rounds}", total, done=first)
-        for at in range(first, total):
-            data = batch(_batch_rows(config.seed, number, name, rows, at, batch_size))
-            rate = jnp.float32(alternation.rate((number + at / total) / plan.rounds))
-            traced.before(keeper.step + 1)
-            state, metrics = step(state, data, source.items, plan, rate)
-            keeper.hold(state)
-            traced.after(keeper.step + 1, state)
-            keeper.after_step(name, metrics, last=at + 1 == total)
-            if name == "fit" or at + 1 < total:  # the last update is saved when the round is over
-                keeper.save()
-            update(at + 1)
+        with stream.ahead(lambda at: data.get(part, number, at), first, total) as coming:
+            for at, batch in enumerate(coming, first):
+                rate = jnp.float32(alternation.rate((number + at / total) / plan.rounds))
+                traced.before(keeper.step + 1)
+                state, metrics = step(state, par.put_batch(batch, mesh), source.items, plan, rate)
+                keeper.hold(state)
+                traced.after(keeper.step + 1, state)
+                keeper.after_step(name, metrics, last=at + 1 == total)
+                if name == "fit" or at + 1 < total:  # the last update is saved when the round is over
+                    keeper.save()
+                update(at + 1)
         return state
 
     if plan.models:
-        size = config.feedback.batch
-        state = run(state, "fit", alternation.fit_step, fit, size, done, of_fit)
+        state = run(state, "fit", "feedback", alternation.fit_step, done, of_fit)
         if done <= of_fit:
-            state = _measure(config, source, plan, state, log, held, mesh)
+            state = _measure(config, source, plan, state, data, mesh)
             keeper.hold(state)
     first = max(done - of_fit, 0)
     update = functools.partial(alternation.update_step, encodings=alternation.kept_encodings(state, source.items, plan))
-    state = run(state, "train", update, index, config.train.batch, first, of_updates)
+    state = run(state, "train", "train", update, first, of_updates)
     rows: dict[str, Any] = {}
-    alone = lambda: (config, _alone(source), plan, par.local(state), log)
+    alone = lambda: (config, _alone(source), plan, par.local(state), data.log)
     if plan.models and config.alternation.gap_sessions and source.sim is not None:
         phase("optimism")
         rows["optimism"] = judging.optimism(*alone(), par.local_mesh())
@@ -363,13 +362,15 @@ def _round(config, source, plan: alternation.Plan, state, log: SessionLog, keepe
     return state
 
 
-def _measure(config, source, plan: alternation.Plan, state, log: SessionLog, held, mesh) -> alternation.RunState:
+def _measure(config, source, plan: alternation.Plan, state, data: batches.Batches, mesh) -> alternation.RunState:
     """The state with the feedback model's uncertainty scaled on the sessions held out, or on later days, where it is
     also calibrated. Each process measures alone."""
     valid = source.valid is not None
     if valid:
         log = source.valid()
         held = sessions.segment_index(log, config.train.segment)
+    else:
+        log, held = data.held_out()
     model, blocks = par.local(alternation.model_of(state)), _blocks(log, held, config)
     found = fitting.measure(model, blocks, par.local(source.items), plan.feedback, calibrate=valid)
     return dataclasses.replace(state, feedback=par.put_replicated(found, mesh))
@@ -382,36 +383,3 @@ def _blocks(log: SessionLog, index: np.ndarray, config):
     blocks = [index[i : i + size] for i in range(0, len(index) - size + 1, size)] or [np.resize(index, (size, 2))]
     for rows in blocks[:_MEASURED]:
         yield par.put_batch(sessions.gather_segments(log, rows, config.train.segment), par.local_mesh())
-
-
-def _fit_index(config, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Segments that the feedback model is fitted on, and those left out to measure it: every 20th session."""
-    left_out = index[:, 0] % _HELD_OUT == _HELD_OUT - 1
-    if left_out.all() or not left_out.any():
-        return index, index
-    fit, held = index[~left_out], index[left_out]
-    share = config.feedback.log_share
-    if share < 1.0:
-        fit = fit[np.random.default_rng([config.seed, 99]).random(int(index[:, 0].max()) + 1)[fit[:, 0]] < share]
-    return fit, held
-
-
-def _per_epoch(config, part: str, index: np.ndarray, mesh) -> int:
-    batch = config[part].batch
-    if len(index) < batch:
-        fits = len(index) // mesh.size * mesh.size
-        fix = f"use --config.{part}.batch={fits}" if fits else "use a larger log"
-        raise ValueError(f"the log has {len(index)} segments for {part}, fewer than one batch of {batch}; {fix}")
-    return len(index) // batch
-
-
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, number: int, phase: str, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, number, phase == "fit", epoch]).permutation(size)
-
-
-def _batch_rows(seed: int, number: int, phase: str, rows: np.ndarray, at: int, batch: int) -> np.ndarray:
-    """The segments of step `at` of a phase: every epoch in an order of its own."""
-    epoch, position = divmod(at, len(rows) // batch)
-    order = _order(seed, number, phase, epoch, len(rows))
-    return rows[order[position * batch : (position + 1) * batch]]

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data import feedback_log, records, sessions
+from mmrf_jax.data import feedback_log, records, stream
 from mmrf_jax.data.kuairand import builder as kuairand
+from mmrf_jax.data.kuairand.prepare import ALL_SPLITS
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.metrics.progress import counted, say
 from mmrf_jax.parallel import multihost
@@ -26,6 +27,7 @@ from mmrf_jax.training import collect
 
 #: User ids of the logs, far from each other and from the A/B tests, which start at 0.
 _TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
+_LARGE = 2**20  # sessions; longer logs are read as they are trained on
 _USERS_A_SEED, _SEEDS_APART = 1_000_000, 100  # seeds that far apart share users, not chance: the key differs
 
 Progress = Callable[[str, int], Callable[[int], None]]
@@ -42,6 +44,7 @@ class Source:
         and log1p seconds [B, C]; None where nobody knows.
       collect: (policy, round) -> the log of a later round, served by the policy; None where there are only logs.
       train: makes the training log; called only when there is something left to learn.
+      blocks: opens that log, where it is to be read as it is trained on; gives None where `train` is called for that.
       valid: makes the log of the days to choose on; None where there is none.
       test: makes {name: held-out log}; called only for the final evaluation.
       video_ids: makes the platform's own ids [V] of the videos; None where those are their rows.
@@ -59,6 +62,7 @@ class Source:
     report: dict[str, Any]
     config: Any
     video_ids: Callable[[], np.ndarray] | None = None
+    blocks: Callable[[], stream.Blocks | None] = lambda: None
 
 
 def world_schema(sim: base.Simulator, config: world_params.WorldConfig) -> Schema:
@@ -166,6 +170,7 @@ def in_simulator(
         truth=truth,
         collect=lambda policy, number: collect(policy, _TRAIN_USERS + number * size, size),
         train=functools.cache(lambda: collect(first, _TRAIN_USERS, size)),
+        blocks=lambda: None,
     )
 
 
@@ -207,8 +212,14 @@ def _world(config, progress: Progress) -> Source:
     test = functools.cache(  # with scores, for the propensities of single videos
         lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions, True)
     )
-    train = functools.partial(_given, source, progress) if config.data.dir else source.train
-    return dataclasses.replace(source, train=train, test=lambda: {"test": test()})
+    source = dataclasses.replace(source, test=lambda: {"test": test()})
+    if not config.data.dir:
+        return source
+    return dataclasses.replace(
+        source,
+        train=functools.cache(functools.partial(_given, source, progress)),
+        blocks=functools.partial(_given_blocks, source),
+    )
 
 
 def _given(source: Source, progress: Progress) -> SessionLog:
@@ -220,6 +231,21 @@ def _given(source: Source, progress: Progress) -> SessionLog:
     log, report = feedback_log.read(folder, source.schema, rows_of, progress)
     say(f"input: {json.dumps(report)}")
     return log
+
+
+def _given_blocks(source: Source) -> stream.Blocks | None:
+    """The log of `data.dir`, where it is to be read as it is trained on; a service's is joined in memory."""
+    folder = Path(source.config.data.dir)
+    if feedback_log.is_log(folder):
+        return None
+    return _streamed(source.config, records.Blocks(folder, source.schema, world_origin(source.config)))
+
+
+def _streamed(config, blocks: stream.Blocks) -> stream.Blocks | None:
+    """The blocks, where their log is to be read as it is trained on, as `config.data.stream` says or its size."""
+    large = int(blocks.sessions.sum(dtype=np.int64)) > _LARGE
+    wanted = config.data.get("stream")
+    return blocks if (large if wanted is None else wanted) else None
 
 
 def kuairand_config(config) -> kuairand.KuaiRandConfig:
@@ -244,31 +270,35 @@ def _kuairand(config) -> Source:
     wanted = kuairand_config(config)
     cache = Path(d.cache_dir).expanduser()
     progress = counted if jax.process_count() == 1 else kuairand.unchecked
-    prepared = lambda: kuairand.load_or_prepare(Path(d.dir), cache, wanted, progress=progress)
-    splits, items, schema, report = multihost.in_turn(prepared)
-    train = splits["train"]
-    if d.max_sessions and train.num_sessions > d.max_sessions:
-        train = sessions.select_sessions(train, np.arange(d.max_sessions))
+    prepared = multihost.in_turn(lambda: kuairand.open_or_prepare(Path(d.dir), cache, wanted, progress=progress))
+    parts: dict[str, Any] = {name: kuairand.Split(prepared, name) for name in ALL_SPLITS}
+    logs = {name: functools.cache(part.read_all) for name, part in parts.items()}
     for name, field in (("train", "train_until"), ("test", "test_from")):
-        if not splits[name].num_sessions:
-            days = {split: [int(log.date.min()), int(log.date.max())] for split, log in splits.items() if len(log.date)}
+        if not parts[name].sessions.sum():
+            found = {split: make().date for split, make in logs.items()}
+            days = {split: [int(date.min()), int(date.max())] for split, date in found.items() if len(date)}
             raise ValueError(
                 f"no session is in the {name} days with config.data.{field}={d[field]}; the logs hold {days}: change it"
             )
-    tests = {name: log for name in ("test", "random_test") if (log := splits[name]).num_sessions}
-    valid = (lambda: splits["valid"]) if splits["valid"].num_sessions else None
+    if d.max_sessions:
+        parts["train"] = stream.Beginning(parts["train"], d.max_sessions)
+        logs["train"] = functools.cache(parts["train"].read_all)
+    there = lambda name: int(parts[name].sessions.sum()) > 0
+    tests = [name for name in ("test", "random_test") if there(name)]
+    items = kuairand.read_items(prepared)
     items = jax.tree.map(jax.numpy.asarray, items)
     return Source(
         items=items,
-        schema=schema,
+        schema=parts["test"].schema,
         sim=None,
         policies={},
         truth=None,
         collect=None,
-        train=lambda: train,
-        valid=valid,
-        test=lambda: dict(tests),
-        report=report,
+        train=logs["train"],
+        valid=logs["valid"] if there("valid") else None,
+        test=lambda: {name: logs[name]() for name in tests},
+        report=kuairand.read_report(prepared),
         config=config,
-        video_ids=lambda: kuairand.read_video_ids(kuairand.open_or_prepare(Path(d.dir), cache, wanted)),
+        video_ids=lambda: kuairand.read_video_ids(prepared),
+        blocks=lambda: _streamed(config, parts["train"]),
     )

@@ -21,12 +21,12 @@ def is_free(name: str) -> bool:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries with dotted names."""
+    """Nested dictionaries with dotted names. A field that is None is left out: what older configs did not have yet."""
     out: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             out |= flat(value, f"{prefix}{name}.")
-        else:
+        elif value is not None:
             out[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
     return out
 

@@ -197,7 +197,7 @@ class Split:
         """
         builder = _open(prepared)
         self._source = builder.as_data_source(name)
-        self._schema = Schema(**builder.info.metadata["schema"])
+        self.schema = Schema(**builder.info.metadata["schema"])
         blocks = np.load(pathlib.Path(builder.data_path) / f"blocks-{name}.npy")
         #: [blocks] int32 of each block, known without reading it
         self.sessions, self.requests = blocks[:, 0], blocks[:, 1]
@@ -216,7 +216,11 @@ class Split:
         if wrong:
             raise IndexError(f"block {wrong[0]} is not among the {len(self)} of the split; count them from 0")
         examples = self._source.__getitems__([int(b) for b in blocks])
-        return records.unpack([example["block"] for example in examples], self._schema)
+        return records.unpack([example["block"] for example in examples], self.schema)
+
+    def read_all(self) -> SessionLog:
+        """All sessions."""
+        return self.read(np.arange(len(self)))
 
 
 def load(
@@ -238,7 +242,7 @@ def load(
     builder = _open(prepared)
     metadata = builder.info.metadata
     parts = {name: Split(builder, name) for name in prepare.ALL_SPLITS}
-    splits = {name: part.read(np.arange(len(part))) for name, part in parts.items()}
+    splits = {name: part.read_all() for name, part in parts.items()}
     return splits, read_items(builder), Schema(**metadata["schema"]), metadata["report"]
 
 

@@ -1,0 +1,192 @@
+"""A round's log as the batches of its steps: held whole in memory, or read as it is trained on."""
+
+from __future__ import annotations
+
+import functools
+from typing import Protocol
+
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.data import sessions, stream
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.parallel import multihost
+
+_HELD_OUT = 20  # every so many sessions one is left out of the fit, to measure the feedback model
+_SAMPLED = 160  # blocks of a log that is not held, where a look at some of it will do
+_SHARE = 99  # tells the draw of `feedback.log_share` from others of a seed
+_PARTS = ("feedback", "train")  # sections of the config with a batch: of the fit, and of the updates
+
+
+class Batches(Protocol):
+    """What a round learns from.
+
+    Attributes:
+      sessions, requests: of the whole log.
+    """
+
+    sessions: int
+    requests: int
+
+    @property
+    def log(self) -> SessionLog:
+        """All of it, or a sample that is the same in all processes."""
+
+    def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean and standard deviation [S] of the feedback of exposures, and the mean return [S]."""
+
+    def per_epoch(self, part: str) -> int:
+        """Steps of a pass of the fit (`feedback`) or of the updates (`train`)."""
+
+    def get(self, part: str, number: int, at: int) -> types.SessionBatch:
+        """This process's rows of step `at` of a part in round `number`, in NumPy."""
+
+    def held_out(self) -> tuple[SessionLog, np.ndarray]:
+        """Sessions that the feedback model is not fitted on: a log and rows of its `segment_index`."""
+
+
+class Held:
+    """A log in memory, whole in each process; every pass is a permutation of its segments."""
+
+    def __init__(self, config, log: SessionLog, mesh):
+        self._config, self._mesh, self.log = config, mesh, log
+        self.sessions, self.requests = log.num_sessions, log.num_requests
+        index = sessions.segment_index(log, config.train.segment)
+        fit, self._held = _fit_index(config, index)
+        self._rows = {"feedback": fit, "train": index}
+
+    def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return known(self.log, discount)
+
+    def per_epoch(self, part: str) -> int:
+        return _per_epoch(self._config, part, len(self._rows[part]), self._mesh)
+
+    def get(self, part: str, number: int, at: int) -> types.SessionBatch:
+        rows, size = self._rows[part], self._config[part].batch
+        epoch, position = divmod(at, len(rows) // size)
+        order = _order(self._config.seed, number, part, epoch, len(rows))
+        chosen = rows[order[position * size : (position + 1) * size]]
+        return sessions.gather_segments(self.log, par.own_part(chosen, self._mesh), self._config.train.segment)
+
+    def held_out(self) -> tuple[SessionLog, np.ndarray]:
+        return self.log, self._held
+
+
+def known(log: SessionLog, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and standard deviation [S] of the feedback of a log's exposures, and the mean return [S]."""
+    feedback = log.feedback[log.slate >= 0].astype(np.float64)
+    return feedback.mean(0), feedback.std(0), sessions.mean_return(log, discount)
+
+
+class Streamed:
+    """A log of which this process reads its part, as `data.stream` says."""
+
+    def __init__(self, config, blocks: stream.Blocks, mesh, discount: float):
+        """
+        Raises:
+          ValueError: for a log with too few sessions for the batches.
+        """
+        self._config, self._mesh, self._blocks = config, mesh, blocks
+        sums = _Sums(discount)
+        slots = {part: par.own_part(np.arange(config[part].batch), mesh) for part in _PARTS}
+        share = (int(slots["train"][0]) // len(slots["train"]), config.train.batch // len(slots["train"]))
+        self._part = stream.Part(blocks, config.seed, share, sums.add)
+        self._sums = np.sum(multihost.gather_rows([sums.values[None]])[0], axis=0)
+        self.sessions, self.requests = self._part.total, int(self._sums[0])
+        kept = {"feedback": self._fitted(self._part.number), "train": np.ones(len(self._part.number), bool)}
+        make = lambda part, number: stream.Batches(
+            self._part, slots[part], config[part].batch, config.train.segment, kept[part],
+            [config.seed, number, part == "feedback"],
+        )  # fmt: skip
+        self._make = functools.lru_cache(maxsize=1)(make)  # the segments in memory are those of one phase
+        self._segments = {part: self._counted(part) for part in _PARTS}
+
+    def _counted(self, part: str) -> int:
+        (segments,) = multihost.gather_rows([self._make(part, 0).segments])
+        if not segments.all():
+            fix = f"use a smaller --config.{part}.batch or a larger log"
+            raise ValueError(
+                f"{self.sessions} sessions give no segment to some of {len(segments)} slots of a batch; {fix}"
+            )
+        return int(segments.sum())
+
+    def _fitted(self, number: np.ndarray) -> np.ndarray:
+        """Whether the feedback model is fitted on sessions with these numbers in the log."""
+        if self.sessions < _HELD_OUT:
+            return np.ones(len(number), bool)
+        fitted, share = number % _HELD_OUT != _HELD_OUT - 1, self._config.feedback.log_share
+        if share < 1.0:
+            fitted &= np.random.default_rng([self._config.seed, _SHARE]).random(self.sessions)[number] < share
+        return fitted
+
+    def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        del discount  # that of the sums
+        requests, exposures, *sums = self._sums
+        total, squares, returns = np.split(np.array(sums), 3)
+        mean = total / exposures
+        return mean, np.sqrt(np.maximum(squares / exposures - mean**2, 0.0)), returns / requests
+
+    def per_epoch(self, part: str) -> int:
+        return _per_epoch(self._config, part, self._segments[part], self._mesh)
+
+    def get(self, part: str, number: int, at: int) -> types.SessionBatch:
+        return self._make(part, number).get(*divmod(at, self.per_epoch(part)))
+
+    @functools.cached_property
+    def _sample(self) -> tuple[SessionLog, np.ndarray]:
+        """Blocks spread over the log, and the numbers of their sessions in it."""
+        chosen = np.unique(np.linspace(0, len(self._blocks.sessions) - 1, _SAMPLED).astype(int))
+        starts = np.cumsum(self._blocks.sessions, dtype=np.int64) - self._blocks.sessions
+        number = sessions.ragged_arange(starts[chosen], self._blocks.sessions[chosen])
+        return self._blocks.read(chosen), number
+
+    @property
+    def log(self) -> SessionLog:
+        return self._sample[0]
+
+    def held_out(self) -> tuple[SessionLog, np.ndarray]:
+        log, number = self._sample
+        index = sessions.segment_index(log, self._config.train.segment)
+        held = number[index[:, 0]] % _HELD_OUT == _HELD_OUT - 1
+        return log, index[held] if held.any() else index
+
+
+class _Sums:
+    """Requests, exposures, and sums of feedback, of its squares and of returns, in float64."""
+
+    def __init__(self, discount: float):
+        self._discount = discount
+        self.values = np.zeros(2 + 3 * len(types.SIGNALS))
+
+    def add(self, log: SessionLog) -> None:
+        feedback = log.feedback[log.slate >= 0].astype(np.float64)
+        returns = log.num_requests * sessions.mean_return(log, self._discount)
+        here = ([log.num_requests, len(feedback)], feedback.sum(0), (feedback**2).sum(0), returns)
+        self.values += np.concatenate(here)
+
+
+def _fit_index(config, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Segments that the feedback model is fitted on, and those left out to measure it: every 20th session."""
+    left_out = index[:, 0] % _HELD_OUT == _HELD_OUT - 1
+    if left_out.all() or not left_out.any():
+        return index, index
+    fit, held = index[~left_out], index[left_out]
+    share = config.feedback.log_share
+    if share < 1.0:
+        fit = fit[np.random.default_rng([config.seed, _SHARE]).random(int(index[:, 0].max()) + 1)[fit[:, 0]] < share]
+    return fit, held
+
+
+def _per_epoch(config, part: str, segments: int, mesh) -> int:
+    batch = config[part].batch
+    if segments < batch:
+        fits = segments // mesh.size * mesh.size
+        fix = f"use --config.{part}.batch={fits}" if fits else "use a larger log"
+        raise ValueError(f"the log has {segments} segments for {part}, fewer than one batch of {batch}; {fix}")
+    return segments // batch
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, number: int, part: str, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, number, part == "feedback", epoch]).permutation(size)

@@ -1,0 +1,90 @@
+"""A round's log as batches: held in memory and read from disk, they say the same of it."""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+import pytest
+from random_logs import SCHEMA, make_log
+
+from mmrf_jax.data import records, sessions
+from mmrf_jax.parallel import mesh as par
+from mmrf_jax.training import batches
+
+DISCOUNT, SESSIONS = 0.9, 900
+
+
+@pytest.fixture(scope="module")
+def log():
+    """A user for each session."""
+    return dataclasses.replace(make_log(2, SESSIONS), user_id=np.arange(SESSIONS, dtype=np.int32))
+
+
+@pytest.fixture(scope="module")
+def blocks(log, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("log") / "log"
+    records.write_log(log, folder, SCHEMA)
+    return records.Blocks(folder)
+
+
+def config(share=1.0, batch=16):
+    return ml_collections.ConfigDict(
+        {"seed": 4, "train": {"batch": 32, "segment": 3}, "feedback": {"batch": batch, "log_share": share}}
+    )
+
+
+@pytest.fixture
+def both(log, blocks):
+    return batches.Held(config(), log, par.make_mesh()), batches.Streamed(config(), blocks, par.make_mesh(), DISCOUNT)
+
+
+def test_they_know_the_same_of_a_log(both):
+    held, streamed = both
+    assert (held.sessions, held.requests) == (streamed.sessions, streamed.requests)
+    for here, there in zip(held.known(DISCOUNT), streamed.known(DISCOUNT), strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-9)
+    for part in ("feedback", "train"):
+        assert held.per_epoch(part) == streamed.per_epoch(part)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_the_fit_never_sees_what_is_held_out(log, blocks, share):
+    seen = []
+    for data in (
+        batches.Held(config(share), log, par.make_mesh()),
+        batches.Streamed(config(share), blocks, par.make_mesh(), DISCOUNT),
+    ):
+        fitted = {int(u) for at in range(3 * data.per_epoch("feedback")) for u in data.get("feedback", 0, at).user_id}
+        part, index = data.held_out()
+        held = set(part.user_id[index[:, 0]].tolist())
+        assert held == set(range(19, SESSIONS, 20)) and not held & fitted
+        seen.append(fitted)
+    # Both fit the same sessions, up to those that a few passes leave out.
+    assert len(seen[0] ^ seen[1]) < 0.1 * len(seen[0]) and len(seen[0]) == pytest.approx(
+        share * 0.95 * SESSIONS, rel=0.15
+    )
+
+
+def test_rounds_epochs_and_parts_have_orders_of_their_own(both):
+    for data in both:
+        users = lambda *where, data=data: data.get(*where).user_id.tolist()
+        first = users("train", 0, 0)
+        assert users("train", 0, 0) == first and len(first) == 32 and len(users("feedback", 0, 0)) == 16
+        assert users("train", 1, 0) != first != users("train", 0, data.per_epoch("train"))
+        assert users("feedback", 0, 0) != first[:16]
+
+
+def test_all_of_a_log_is_seen_in_a_few_passes(log, both):
+    for data in both:
+        seen = {int(u) for at in range(4 * data.per_epoch("train")) for u in data.get("train", 0, at).user_id}
+        assert len(seen) > 0.99 * SESSIONS
+
+
+def test_a_log_too_small_for_its_batches_is_refused(log, tmp_path):
+    few = sessions.select_sessions(log, np.arange(20))
+    records.write_log(few, tmp_path / "log", SCHEMA)
+    with pytest.raises(ValueError, match=r"20 sessions give no segment to some of 32 slots.*--config.train.batch"):
+        batches.Streamed(config(), records.Blocks(tmp_path / "log"), par.make_mesh(), DISCOUNT)
+    one = sessions.select_sessions(log, np.arange(2))
+    with pytest.raises(ValueError, match="fewer than one batch of 32"):
+        batches.Held(config(), one, par.make_mesh()).per_epoch("train")
