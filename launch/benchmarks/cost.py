@@ -111,6 +111,7 @@ def alone(function: Callable, *arguments: Any) -> Any:
 
 
 def peak_memory() -> float:
-    """GiB that this process held at most; on an accelerator, of the device's memory."""
+    """GiB that this process, or one that it started, held at most; on an accelerator, of the device's memory."""
     held = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20) if held is None else held / 2**30
+    here = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return here / 2**20 if held is None else held / 2**30

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.benchmarks import cost, speed
+from mmrf_jax.data import stream
+from mmrf_jax.data.kuairand import builder, synthetic
 from mmrf_jax.embeddings import rowwise, table
 from mmrf_jax.metrics.progress import counted, say
 from mmrf_jax.parallel import mesh as par
@@ -22,6 +30,8 @@ _IDS, _DIM = 8_192, 16  # of a batch, and of a row
 _STEPS = 50
 _SLATE = 6
 _USERS = 20_000  # of a timing of a world
+_JOB = ("--config=experiments/world.py", "--config.quick=True", "--config.log_every=1")  # of several processes
+_BATCH, _SEGMENT, _BATCHES = 128, 4, 300  # segments and their requests, and how many batches are read
 
 
 def tables(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
@@ -75,16 +85,57 @@ def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     return {"request": (1e6 * (time.perf_counter() - start) / live, "us")}
 
 
+def processes(number: int, repeats: int) -> dict[str, tuple[float, str]]:
+    """Median step of the quick job by so many processes, which share the cores of this machine."""
+    del repeats
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder) / "run"
+        job = ["-m", "launch.train", *_JOB, f"--workdir={workdir}"]
+        command = [sys.executable, "-m", "launch.local", f"--num_processes={number}", "--", *job]
+        done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{number} processes ended with {done.returncode}: {done.stdout[-2000:]}")
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = {}
+    for phase in ("fit", "train"):
+        times = [row["seconds"] for row in rows if row["phase"] == phase]
+        found[f"step, {phase}"] = (1e3 * float(np.median(np.diff(times))), "ms")
+    return found
+
+
+def logs(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
+    """A made-up log of real logs' layout: its records, and batches of them read as they are trained on."""
+    del repeats
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "log", Path(folder) / "records"
+        made = synthetic.SyntheticLog(rows=rows, users=rows // 2_000, videos=rows // 10)
+        made.write(source, counted)
+        start = time.perf_counter()
+        prepared = builder.open_or_prepare(source, out)
+        took = time.perf_counter() - start
+        part = stream.Part(builder.Split(prepared, "train"), 0, (0, 1), lambda log: None)
+        every = np.ones(len(part.number), bool)
+        batches = stream.Batches(part, np.arange(_BATCH), _BATCH, _SEGMENT, every, [0])
+        batches.get(0, 0)
+        start = time.perf_counter()
+        for at in range(1, _BATCHES + 1):
+            batches.get(0, at)
+        read = (time.perf_counter() - start) / _BATCHES
+    return {"prepared row": (1e6 * took / rows, "us"), "batch read": (1e3 * read, "ms")}
+
+
 #: What grows: the function, and its sizes.
 PARTS: dict[str, tuple[Callable[[int, int], dict[str, tuple[float, str]]], tuple[int, ...]]] = {
     "rows": (tables, (10**5, 10**6, 10**7, 10**8)),
     "videos": (videos, (10**4, 10**5, 10**6, 10**7)),
     "users": (users, (10**4, 10**5, 10**6, 10**7)),
+    "processes": (processes, (1, 2, 4)),
+    "logs": (logs, (10**5, 10**6, 10**7)),
 }
 
 
 def scale(parts: list[str], max_size: int, repeats: int) -> list[dict[str, Any]]:
-    """The results of the parts, by size; "memory" is the most that the size's process held."""
+    """The results of the parts, by size; "memory" is the most that the size's process, or one of its own, held."""
     todo = [(part, size) for part in parts for size in PARTS[part][1] if size <= max_size]
     done = counted("scale", len(todo))
     results: list[dict[str, Any]] = []

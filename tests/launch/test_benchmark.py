@@ -2,6 +2,8 @@
 
 import json
 
+from launch.benchmarks import scale
+
 
 def test_benchmark_writes_what_it_prints(launch, tmp_path):
     out = tmp_path / "benchmark.json"
@@ -15,14 +17,23 @@ def test_benchmark_writes_what_it_prints(launch, tmp_path):
 
 def test_scale_measures_each_size_alone_and_draws_it(launch, tmp_path):
     out, plot = tmp_path / "scale.json", tmp_path / "scale.png"
-    flags = ["--parts=videos", "--max_size=10000", "--repeats=1", f"--out={out}", f"--plot={plot}"]
-    launch.ok("benchmark", "--suite=scale", *flags)
+    flags = ["--max_size=10000", "--repeats=1", f"--out={out}", f"--plot={plot}"]
+    launch.ok("benchmark", "--suite=scale", "--parts=videos", *flags)
     found = {entry["name"]: entry for entry in json.loads(out.read_text())["results"]}
     assert set(found) == {"videos/request/10000", "videos/memory/10000", "videos/request/growth"}
     assert found["videos/request/growth"]["value"] == 1.0 and found["videos/memory/10000"]["unit"] == "GiB"
     assert plot.read_bytes().startswith(b"\x89PNG")
     done = launch("benchmark", "--suite=scale", "--parts=all", f"--out={out}")
-    assert done.returncode == 2 and "unknown --parts=all; choose among rows, videos, users" in done.stderr
+    assert (
+        done.returncode == 2 and "unknown --parts=all; choose among rows, videos, users, processes, logs" in done.stderr
+    )
+
+
+def test_scale_measures_logs():
+    """Their records, and reading them; steps of several processes: tests/multiprocess/test_mains.py."""
+    found = scale.logs(100_000, 1)
+    assert {name: unit for name, (_, unit) in found.items()} == {"prepared row": "us", "batch read": "ms"}
+    assert all(value > 0.0 for value, _ in found.values())
 
 
 def test_speed_stands_beside_the_limit_of_the_machine(launch, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import processes
 import pytest
 
+from launch.benchmarks import scale
 from mmrf_jax.data import records
 
 pytestmark = pytest.mark.slow
@@ -36,6 +37,15 @@ def test_logs_of_two_processes(tmp_path):
     one, two = (records.read_log(tmp_path / str(number))[0] for number in (1, 2))
     for field in dataclasses.fields(one):
         np.testing.assert_allclose(getattr(one, field.name), getattr(two, field.name), rtol=1e-4, atol=1e-5)
+
+
+def test_steps_of_two_processes_are_timed(launch, args, monkeypatch):
+    for name, value in launch.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(scale, "_JOB", args)
+    found = scale.processes(2, 1)
+    assert set(found) == {"step, fit", "step, train"}
+    assert all(value > 0.0 and unit == "ms" for value, unit in found.values())
 
 
 def test_other_mains_are_one_process(tmp_path):
