@@ -316,3 +316,27 @@ def test_ten_thousand_million_requests_do_not_overflow():
     assert found["coverage"]["mean"] == 1.0
     total = 6.0 * groups * np.array([2**31 - 1, 2**31 - 1, 1])
     assert found["gini"]["mean"] == pytest.approx(diversity.gini(total), rel=1e-12)
+
+
+def test_counts_of_ten_billion_requests_do_not_overflow():
+    """Blocks whose exposures fill int32, as devices count them: their sum is as exact as that of small ones."""
+    most = 2**31 - 1
+    small = {"watch_time": np.array([3.0, 5.0]), "requests": np.array([1.0, 3.0]), "sessions": np.array([1.0, 1.0])}
+    shares = np.array([[0, 1, 1, 0], [2, 1, 0, 0]])
+    results = []
+    for unit, blocks in ((1, 1), (most // 2, 6)):
+        test = ab_test.ABTest(["production", "mmrf"], "production", paired=True)
+        for _ in range(blocks):
+            big = {name: value * unit for name, value in small.items()} | {
+                "exposures": (shares * unit).astype(np.int32)
+            }
+            test.update({"production": big, "mmrf": big})
+        results.append(test.results()["ab_test"]["mmrf"])
+    assert 6 * 5 * (most // 2) > 10**10
+    assert {name: entry["mean"] for name, entry in results[1].items()} == pytest.approx(
+        {name: entry["mean"] for name, entry in results[0].items()}, rel=1e-12
+    )
+    total = moments.Moments(1)
+    for _ in range(3):  # sums of a user and metric of which a user-request is the smallest step
+        total.update(np.array([[1e10], [1e10 + 1]]))
+    assert total.mean[0] * total.count == 6e10 + 3

@@ -1,5 +1,6 @@
 """Several processes as one run: the same numbers, told to stop, and one of them killed."""
 
+import functools
 import os
 import re
 import shutil
@@ -93,7 +94,7 @@ def stopped_in_fit(launch, args, tmp_path_factory) -> tuple[Path, int]:
     return folder / "run", int(re.findall(r"saved step (\d+)", log())[-1])
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 1)])
+@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (4, 1)])
 def test_a_stopped_run_goes_on_elsewhere(processes, devices, launch, args, stopped_in_fit, reference, tmp_path):
     before, step = stopped_in_fit
     workdir = tmp_path / "run"
@@ -101,22 +102,39 @@ def test_a_stopped_run_goes_on_elsewhere(processes, devices, launch, args, stopp
     done = launch.ok("train", *args, f"--workdir={workdir}", processes=processes, devices=devices)
     assert f"resumed at step {step}, round 1" in done.stderr + done.stdout
     assert_close(workdir, reference)
+    # The first round's log is production's, so the rest of its fit sees the same batches as one device does.
+    fitted = [[row for row in rows(folder) if row["phase"] == "fit"] for folder in (workdir, reference)]
+    rest = [(here, there) for here, there in zip(*fitted, strict=True) if step < here["step"] < rounds_end(reference)]
+    assert len(rest) > 2
+    for here, there in rest:
+        for name in ("loss/click", "loss/watch_time", "loss/stay"):
+            assert here[name] == pytest.approx(there[name], rel=1e-3), (here["step"], name)
 
 
-@pytest.mark.parametrize("number", [1])
-def test_one_process_killed(number, launch, args, pair, tmp_path):
+def rounds_end(workdir: Path) -> int:
+    """The step at which the first round ended."""
+    return next(row["step"] for row in rows(workdir) if row["phase"] == "optimism")
+
+
+def saved_in(phase: str, workdir: Path, log: Path, before: int) -> bool:
+    """Whether a start is in a phase and has saved a step after `before`."""
+    return phases(log)[-1:] == [phase] and max(steps(workdir), default=0) > before
+
+
+def test_each_process_killed_in_turn(launch, args, pair, tmp_path):
     """The other ends by itself, and the restart has lost no more than the steps since the last save."""
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    process = launch.start("train", *args, f"--workdir={workdir}", log=log, processes=2)
-    assert wait_until(process, lambda: phases(log)[-1:] == ["train"]), log.read_text()[-3000:]
-    saved = steps(workdir)[-1]
-    os.kill(child(process, number), signal.SIGKILL)
-    assert process.wait() == 128 + signal.SIGKILL, log.read_text()[-3000:]
-    said = [line for line in log.read_text().splitlines() if line.startswith(f"[{1 - number}] ")]
-    assert [line for line in said if "error: lost another process" in line or "distributed service" in line], said[-20:]
-    whole = rows(pair)
-    assert rows(workdir) == whole[: len(rows(workdir))]
+    workdir, saved, whole = tmp_path / "run", 0, rows(pair)
+    for number, phase in ((1, "fit"), (0, "train")):
+        log = tmp_path / f"{number}.log"
+        process = launch.start("train", *args, f"--workdir={workdir}", log=log, processes=2)
+        newer = functools.partial(saved_in, phase, workdir, log, saved)
+        assert wait_until(process, newer), log.read_text()[-3000:]
+        saved = steps(workdir)[-1]
+        os.kill(child(process, number), signal.SIGKILL)
+        assert process.wait() == 128 + signal.SIGKILL, log.read_text()[-3000:]
+        said = [line for line in log.read_text().splitlines() if line.startswith(f"[{1 - number}] ")]
+        assert [x for x in said if "error: lost another process" in x or "distributed service" in x], said[-20:]
+        assert rows(workdir) == whole[: len(rows(workdir))]
     done = launch.ok("train", *args, f"--workdir={workdir}", processes=2)
-    resumed = int(re.search(r"resumed at step (\d+)", done.stdout)[1])
-    assert resumed >= saved
+    assert int(re.search(r"resumed at step (\d+)", done.stdout)[1]) >= saved
     assert_same(workdir, pair)

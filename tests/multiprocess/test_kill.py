@@ -1,6 +1,7 @@
 """A training process is killed with SIGKILL in every phase and started again: the end must be the same to the bit."""
 
 import dataclasses
+import functools
 import os
 import random
 import signal
@@ -97,35 +98,77 @@ def test_killed_in_every_phase_one_after_another(launch, reference, args, tmp_pa
     assert_same(workdir, reference)
 
 
-def claimed(workdir):
-    return lambda: (workdir / "config.json").exists()
+KILLS = 20
+#: The phases in which a process can be killed once its start has saved something, in their order.
+ORDER = ("collect", "fit", "train", "optimism", "ab_test", "offline", "results", "report")
+
+
+def place(workdir, log) -> tuple[int, int]:
+    """How far a run has come: its rows of metrics, and the number in `ORDER` of the phase of its newest start."""
+    now = phases(log)[-1:]
+    return len(rows(workdir)), ORDER.index(now[0]) if now and now[0] in ORDER else -1
 
 
 @pytest.fixture(scope="module")
-def seconds(launch, reference, args, tmp_path_factory) -> float:
-    """How long an uninterrupted run takes once it is compiled, from the moment that it has its folder."""
-    folder = tmp_path_factory.mktemp("timed")
-    process = launch.start("train", *args, f"--workdir={folder / 'run'}", log=folder / "log")
-    assert wait_until(process, claimed(folder / "run"))
-    started = time.monotonic()
+def course(launch, reference, args, tmp_path_factory) -> list[tuple[float, tuple[int, int]]]:
+    """The places of an uninterrupted run that is compiled already, and when it came to each, in seconds; the last is
+    its end."""
+    folder = tmp_path_factory.mktemp("course")
+    workdir, log = folder / "run", folder / "log"
+    process = launch.start("train", *args, "--config.checkpoint_every=1", f"--workdir={workdir}", log=log)
+    found: list[tuple[float, tuple[int, int]]] = []
+
+    def judged() -> bool:
+        at = place(workdir, log)
+        if steps(workdir) and (not found or at > found[-1][1]):
+            found.append((time.monotonic(), at))
+        return (workdir / "results.json").exists()
+
+    assert wait_until(process, judged), log.read_text()[-3000:]
     assert process.wait() == 0
-    took = time.monotonic() - started
-    assert_same(folder / "run", reference)
-    return took
+    assert_same(workdir, reference)
+    return found
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_a_random_time(seed, launch, reference, args, seconds, tmp_path):
-    draw = random.Random(seed)
-    for attempt in range(10):
-        workdir, log = tmp_path / f"run{attempt}", tmp_path / f"{attempt}.log"
-        process = launch.start("train", *args, f"--workdir={workdir}", log=log)
-        assert wait_until(process, claimed(workdir)), log.read_text()[-3000:]
-        time.sleep(draw.uniform(0.0, seconds))
-        process.kill()
-        if process.wait() == -signal.SIGKILL:
-            break
-        assert process.returncode == 0, log.read_text()[-3000:]  # it was faster this time: draw again
-    assert process.returncode == -signal.SIGKILL, f"no kill of 10 landed within {seconds:.1f} s"
+def random_moments(course, draw: random.Random) -> list[tuple[tuple[int, int], float]]:
+    """Where to kill, in order: a place, and seconds after it. One is in each phase of each round, early enough to meet
+    it; the others are uniform over the time from the first save to the end."""
+    times = [time for time, _ in course]
+    entered = [0] + [i for i in range(1, len(course)) if course[i][1][1] != course[i - 1][1][1]]
+    entered = [i for i in entered if ORDER[course[i][1][1]] not in ("results", "report")]
+    ends = [times[i] for i in entered[1:]] + [times[-1]]
+    drawn = [draw.uniform(times[i], (times[i] + end) / 2) for i, end in zip(entered, ends, strict=True)]
+    drawn += [draw.uniform(times[0], times[-1]) for _ in range(KILLS - len(drawn))]
+    last = [max(i for i, time in enumerate(times) if time <= at) for at in sorted(drawn)]
+    return [(course[i][1], at - times[i]) for i, at in zip(last, sorted(drawn), strict=True)]
+
+
+def arrived(workdir, log, before: int, moment: tuple[int, int]) -> bool:
+    """Whether a start has come to a place, and has saved a step after `before` while there was something to learn."""
+    at = place(workdir, log)
+    saved = max(steps(workdir), default=-1) > before or at[1] >= ORDER.index("ab_test")
+    return saved and at >= moment
+
+
+def test_killed_twenty_times_in_a_row(launch, reference, args, course, tmp_path):
+    """At random moments of its work, each after the first save of its start while there is something left to save."""
+    whole, met, ended = rows(reference), [], 0
+    for number, (moment, after) in enumerate(random_moments(course, random.Random(0))):
+        workdir, log = tmp_path / f"run{ended}", tmp_path / f"{number}.log"
+        before = max(steps(workdir), default=-1)
+        process = launch.start("train", *args, "--config.checkpoint_every=1", f"--workdir={workdir}", log=log)
+        if wait_until(process, functools.partial(arrived, workdir, log, before, moment)):
+            time.sleep(after)
+            process.kill()
+        if process.wait() == 0:  # it was faster this time: begun again, for the kills that are left
+            assert_same(workdir, reference)
+            ended += 1
+            continue
+        assert process.returncode == -signal.SIGKILL, log.read_text()[-3000:]
+        met.append(phases(log)[-1])
+        assert rows(workdir) == whole[: len(rows(workdir))]
+    # Collecting is over in a moment once the round before is saved, so it may or may not be met.
+    assert {"fit", "train", "optimism", "ab_test", "offline"} <= set(met), met
+    assert len(met) >= KILLS - 2, met
     launch.ok("train", *args, f"--workdir={workdir}")
     assert_same(workdir, reference)

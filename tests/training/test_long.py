@@ -1,0 +1,45 @@
+"""Ten thousand updates: the memory of the process stays flat, and so does the disk that checkpoints take."""
+
+from pathlib import Path
+
+import pytest
+from processes import TINY, results, rows, steps, wait_until
+
+pytestmark = pytest.mark.slow
+
+UPDATES = 10_000
+
+
+def resident(pid: int) -> int:
+    """KiB of memory that a process holds."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+
+def test_memory_and_disk_stay_flat(launch, tmp_path):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    job = (
+        "--config.alternation.rounds=1", "--config.alternation.gap_sessions=0", "--config.train.segment=1",
+        "--config.train.batch=1", "--config.train.epochs=7", "--config.log_every=25", "--config.checkpoint_every=500",
+    )  # fmt: skip
+    process = launch.start("train", *TINY, *job, f"--workdir={workdir}", log=log)
+    peaks: dict[int, int] = {}  # KiB, by bytes of metrics: at most so much while so many rows were written
+    most, metrics = 0, workdir / "metrics.jsonl"
+
+    def learned() -> bool:
+        nonlocal most
+        most = max(most, len(steps(workdir)))
+        written = metrics.stat().st_size if metrics.exists() else 0
+        peaks[written] = max(peaks.get(written, 0), resident(process.pid))
+        return (workdir / "learned.json").exists()
+
+    assert wait_until(process, learned, timeout=900), log.read_text()[-3000:]
+    assert process.wait() == 0
+    assert results(workdir)["train"]["updates"] >= UPDATES
+    assert most <= 4 and len(steps(workdir)) <= 3  # one more while a save is under way
+    train = [row["step"] for row in rows(workdir) if row["phase"] == "train"]
+    assert len(train) >= UPDATES // 25
+    # Saves come and go in it, so peaks are compared: those of the third to sixth tenth of the way and those after.
+    held = [peaks[written] for written in sorted(peaks)][:-1]
+    early, late = (max(held[len(held) * i // 10 : len(held) * (i + 4) // 10]) for i in (2, 6))
+    assert late < 1.02 * early, held[:: max(len(held) // 40, 1)]
