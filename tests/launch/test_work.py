@@ -48,7 +48,7 @@ def test_the_limit_is_the_slower_of_both(monkeypatch):
 
 @pytest.fixture(scope="module")
 def run():
-    return speed._run(**{"world.num_videos": 20_000, "collect.sessions": 128})
+    return speed.fresh_run(**{"world.num_videos": 20_000, "collect.sessions": 128})
 
 
 @pytest.fixture(scope="module")
