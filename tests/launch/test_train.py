@@ -143,7 +143,7 @@ def test_kuairand_without_a_random_log_trains_and_empty_days_are_refused(launch,
         f"--config.data.cache_dir={tmp_path / 'cache'}", "--config.data.candidates=20", "--config.train.batch=16",
         "--config.agents.dropout=0.0",
     )  # fmt: skip
-    launch.ok(*args, "--config.data.stream=True", f"--workdir={tmp_path / 'run'}")
+    launch.ok(*args, "--config.data.stream=True", "--config.feedback.batch=16", f"--workdir={tmp_path / 'run'}")
     assert set(results(tmp_path / "run")["offline_other"]) == {"test_frozen"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "There is no A/B test" in page and "as they were logged" in page and "explorer-data" in page
