@@ -2,13 +2,15 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fastapi
 import numpy as np
 import prometheus_client as prometheus
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 
 from mmrf_jax import types
 from mmrf_jax.serving import api, guard
@@ -56,8 +58,18 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
 
     @app.exception_handler(Refused)
     async def refused(_, error: Refused):
-        detail = {"loc": list(error.field), "msg": error.message, "type": "refused"}
-        return JSONResponse({"detail": [detail]}, error.status)
+        return _error(error.status, [{"loc": list(error.field), "msg": error.message, "type": "refused"}])
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_, error: RequestValidationError):
+        # Without the input, which may be what JSON cannot say: not a number, half of a letter.
+        return _error(422, [{name: one[name] for name in ("loc", "msg", "type")} for one in error.errors()])
+
+    @app.exception_handler(HTTPException)
+    async def other(_, error: HTTPException):
+        if error.status_code == 400:  # a body that is no text
+            return _error(422, [{"loc": ["body"], "msg": str(error.detail), "type": "json_invalid"}])
+        return _error(error.status_code, [{"loc": [], "msg": str(error.detail), "type": "refused"}], error.headers)
 
     @app.post("/rank", response_model=api.Ranked, responses=_refusals())
     async def rank(asked: Rank) -> Any:
@@ -123,6 +135,11 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
     for router in routers:
         app.include_router(router, responses=_refusals())
     return guard.Guard(app, limits, service.metrics)
+
+
+def _error(status: int, detail: list[dict[str, Any]], headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An `api.Error`."""
+    return JSONResponse({"detail": detail}, status, dict(headers or {}))
 
 
 def _table(told: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
