@@ -24,10 +24,10 @@ from mmrf_jax.metrics.progress import counted, say
 from mmrf_jax.serving import artifact, export, ranker
 
 CANDIDATES = 400
-_USERS, _REQUESTS = 5_000, 15  # who come again and again, and the requests of a session
+_USERS, _REQUESTS = 1_000, 15  # who come again and again, and the requests of a session
 _BODIES = 512  # candidate sets, prepared so that asking costs little beside answering
 _AT_ONCE = 32  # requests in flight where the service is asked for all it can
-_WARM = 2_000  # requests before anything is measured
+_WARM = _USERS * _REQUESTS  # requests before anything is measured: by then every user has been there
 
 
 def serve(repeats: int, requests: int) -> list[dict[str, Any]]:
