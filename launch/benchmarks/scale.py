@@ -23,6 +23,7 @@ from mmrf_jax.data.kuairand import builder, synthetic
 from mmrf_jax.embeddings import rowwise, table
 from mmrf_jax.metrics.progress import counted, say
 from mmrf_jax.parallel import mesh as par
+from mmrf_jax.parallel import preemption
 from mmrf_jax.simulators.world import params, session
 from mmrf_jax.training import arms, sources
 
@@ -30,7 +31,7 @@ _IDS, _DIM = 8_192, 16  # of a batch, and of a row
 _STEPS = 50
 _SLATE = 6
 _USERS = 20_000  # of a timing of a world
-_JOB = ("--config=experiments/world.py", "--config.quick=True", "--config.log_every=1")  # of several processes
+_JOB = ("--config=experiments/world.py", "--config.quick=True", "--config.alternation.rounds=1", "--config.log_every=1")
 _BATCH, _SEGMENT, _BATCHES = 128, 4, 300  # segments and their requests, and how many batches are read
 
 
@@ -92,9 +93,14 @@ def processes(number: int, repeats: int) -> dict[str, tuple[float, str]]:
         workdir = Path(folder) / "run"
         job = ["-m", "launch.train", *_JOB, f"--workdir={workdir}"]
         command = [sys.executable, "-m", "launch.local", f"--num_processes={number}", "--", *job]
-        done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{number} processes ended with {done.returncode}: {done.stdout[-2000:]}")
+        with (Path(folder) / "said").open("w+") as said:
+            run = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=said, stderr=said)
+            while run.poll() is None and not (workdir / "learned.json").exists():
+                time.sleep(0.05)
+            run.terminate()  # what it learned is not judged
+            if run.wait() not in (0, preemption.EXIT_CODE):
+                said.seek(0)
+                raise RuntimeError(f"{number} processes ended with {run.returncode}: {said.read()[-2000:]}")
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     found = {}
     for phase in ("fit", "train"):

@@ -1,5 +1,7 @@
 """A folder is claimed and given up again without touching what was there before."""
 
+import pytest
+
 from mmrf_jax.training import workdir as wd
 
 
@@ -27,3 +29,10 @@ def test_release_leaves_a_run_with_a_checkpoint(tmp_path):
     wd.release(run, made)
     assert (run / "checkpoints" / "4").is_dir() and (run / "config.json").exists()
     assert wd.claim(run, {"seed": 0}) is None
+
+
+def test_a_folder_made_before_a_field_belongs_to_configs_that_leave_it_none(tmp_path):
+    wd.claim(tmp_path / "run", {"seed": 1, "agents": {"dim": 8}})
+    assert wd.claim(tmp_path / "run", {"seed": 1, "agents": {"dim": 8, "max_rows": None}}) is None
+    with pytest.raises(ValueError, match=r"config.agents.max_rows was None, now 100"):
+        wd.claim(tmp_path / "run", {"seed": 1, "agents": {"dim": 8, "max_rows": 100}})
