@@ -95,6 +95,10 @@ def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
         for (what, points), marker in zip(curves.items(), _MARKERS, strict=False):
             axis.plot(*zip(*points, strict=True), marker=marker, color="black", linewidth=1.0, label=what)
         axis.set_xscale("log")
+        sizes = sorted({size for points in curves.values() for size, _ in points})
+        if sizes[-1] < 100:  # a few processes: no powers of ten
+            axis.set_xticks(sizes, [str(size) for size in sizes])
+            axis.minorticks_off()
         axis.set_xlabel(part)
         axis.set_ylim(0.0, 1.3 * max(value for points in curves.values() for _, value in points))
         axis.set_ylabel(unit)
