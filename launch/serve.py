@@ -10,7 +10,11 @@ The service listens on this machine alone; elsewhere (--host) it asks for the to
 """
 
 import ipaddress
+import os
+import signal
 import socket
+import threading
+import time
 from pathlib import Path
 
 from absl import flags
@@ -32,6 +36,7 @@ _IN_FLIGHT = flags.DEFINE_integer("max_in_flight", 256, "Requests at once; 429 b
 _TIMEOUT = flags.DEFINE_float("timeout", 5.0, "Seconds until a request is given up.", lower_bound=0.01)
 _USERS = flags.DEFINE_integer("users_in_memory", 100_000, "Users whose state is kept in memory.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws, with user and request.", lower_bound=0)
+_PARENT = flags.DEFINE_integer("parent", None, "Number of the process with which the service ends.")
 
 
 def main() -> None:
@@ -69,7 +74,16 @@ def main() -> None:
         app.make(made, limits, (demo.router(made),)), log_level="warning", access_log=False, timeout_keep_alive=30,
         timeout_graceful_shutdown=10, lifespan="on", server_header=False,
     )  # fmt: skip
+    if _PARENT.value is not None:
+        threading.Thread(target=_end_with, args=(_PARENT.value,), daemon=True).start()
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _end_with(parent: int) -> None:
+    """Stops this process when its parent has gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _token() -> str | None:

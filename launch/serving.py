@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -31,7 +32,8 @@ def service(artifact: Path, log: Path, output: Path, *flags: str) -> Iterator[Se
     Raises:
       ValueError: where it does not start.
     """
-    command = [sys.executable, "-m", "launch.serve", f"--artifact={artifact}", f"--log={log}", "--port=0", *flags]
+    given = [f"--artifact={artifact}", f"--log={log}", "--port=0", f"--parent={os.getpid()}", *flags]
+    command = [sys.executable, "-m", "launch.serve", *given]
     with output.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
