@@ -9,6 +9,7 @@ moved to another artefact, the service moves on to it without missing a request.
 The service listens on this machine alone; elsewhere (--host) it asks for the token of --token_file.
 """
 
+import gc
 import ipaddress
 import os
 import signal
@@ -68,6 +69,8 @@ def main() -> None:
         )
     )
     limits = guard.Limits(in_flight=_IN_FLIGHT.value, seconds=_TIMEOUT.value, token=token)
+    gc.collect()
+    gc.freeze()  # what is there now stays; looking through it again and again would hold up requests
     listening.listen(1024)
     say(f"serving artefact {made.ranker.id} on http://{_HOST.value}:{listening.getsockname()[1]}")
     config = uvicorn.Config(

@@ -251,7 +251,7 @@ class UserLog:
         return videos, np.concatenate([self.history_feedback, *(s.feedback for s in told)])
 
     def apply(self, record: Record, history: int) -> Shown | None:
-        """Takes the next record of the user.
+        """Takes the next record of the user; one that was taken before changes nothing.
 
         Args:
           history: H, exposures kept of what was before a session.
@@ -261,6 +261,8 @@ class UserLog:
           or whose session is over, and for requests.
         """
         if record["kind"] == "rank":
+            if record["number"] < self.requests:
+                return None  # taken before
             if record["start"]:
                 given = record["history"]
                 if given is None:

@@ -375,8 +375,15 @@ class Service:
             await asyncio.sleep(_FLUSH_SECONDS)
             with contextlib.suppress(Refused):  # a full disk: whoever asks is told so
                 await self._durable()
-            if self._store.position != self._log.position:
-                self._store.flush(self._log.position)
+            position = self._log.position
+            if self._store.position == position:
+                continue
+            rows: list[tuple[int, bytes]] = []
+            for some in self._store.packed():
+                rows += some
+                await asyncio.sleep(0)  # whoever has asked meanwhile is served
+            await asyncio.get_running_loop().run_in_executor(self._syncer, self._store.write, rows, position)
+            self._store.written(position)
 
     async def _reload(self) -> None:
         """Moves on to another artefact where the link to it was moved."""

@@ -1,7 +1,8 @@
 """What a service knows of its users, kept in an embedded store that is rebuilt from the feedback log.
 
-The log is the truth. The store, an SQLite file, is what the log says of each user up to a position, so a start reads
-the users it is asked for and the records behind that position; without a store, or with a damaged one, all of them.
+The log is the truth. The store, an SQLite file, is what the log says of each user up to a position or beyond it. So a
+start reads the users it is asked for and takes the records behind that position (those that a user has had change
+nothing); without a store, or with a damaged one, it takes all of them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import sqlite3
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgpack
@@ -20,12 +22,13 @@ from mmrf_jax.metrics.progress import counted, say
 
 _VERSION = 1
 _AT_ONCE = 4_096  # users changed between two writes while a log is read
+_A_FEW = 8  # users packed while nobody else is served
 
 
 class UserStore:
     """Users by id; those seen last are in memory.
 
-    Not thread-safe: one thread, the one that appends to the log, uses it.
+    One thread uses it, the one that appends to the log; another may `write` what that one has `packed`.
     """
 
     def __init__(self, path: Path, log: Path, history: int, in_memory: int = 100_000):
@@ -41,7 +44,9 @@ class UserStore:
         self._path, self._history, self._limit = path, history, in_memory
         self._users: collections.OrderedDict[int, UserLog] = collections.OrderedDict()
         self._changed: set[int] = set()
+        self._writing: set[int] = set()  # packed, and not yet in the file
         self._db, self.position = self._opened(log)
+        self._writer = self._connect()  # one connection would make readers wait for it
         self._catch_up(log)
 
     def _opened(self, log: Path) -> tuple[sqlite3.Connection, Position]:
@@ -63,7 +68,7 @@ class UserStore:
         return db, position
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, isolation_level=None)
+        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA journal_mode=WAL")
         # A loss of power may cost the store, which is then made again; a killed process costs nothing.
         db.execute("PRAGMA synchronous=OFF")
@@ -98,7 +103,7 @@ class UserStore:
             row = self._db.execute("SELECT state FROM users WHERE id = ?", (user,)).fetchone()
             known = UserLog() if row is None else unpack(row[0])
             self._users[user] = known
-            if len(self._users) > self._limit + len(self._changed):
+            if len(self._users) > self._limit + len(self._changed) + len(self._writing):
                 self._forget()
         else:
             self._users.move_to_end(user)
@@ -112,25 +117,36 @@ class UserStore:
         return changed
 
     def flush(self, position: Position) -> None:
-        """Writes what has changed: the store is then what the log says up to `position`."""
-        rows = [(user, pack(self._users[user])) for user in self._changed]
-        self._write(rows, position, clean=0)
-        self._changed.clear()
+        """Writes what has changed; `position` is the log's."""
+        self.write([row for rows in self.packed() for row in rows], position)
+        self.written(position)
+
+    def packed(self) -> Iterator[list[tuple[int, bytes]]]:
+        """Rows of the users who have changed, a few at a time, for `write`; users may change between."""
+        self._writing, self._changed = self._changed | self._writing, set()  # with those of a pass that was given up
+        waiting = list(self._writing)
+        for start in range(0, len(waiting), _A_FEW):
+            yield [(user, pack(self._users[user])) for user in waiting[start : start + _A_FEW]]
+
+    def write(self, rows: Sequence[tuple[int, bytes]], position: Position, clean: int = 0) -> None:
+        """Puts rows into the file, with the log's position before they were packed; all of it or nothing."""
+        self._writer.execute("BEGIN")
+        self._writer.executemany("INSERT OR REPLACE INTO users VALUES (?, ?)", rows)
+        values = (1, position.segment, position.offset, self._history, clean)
+        self._writer.execute("INSERT OR REPLACE INTO position VALUES (?, ?, ?, ?, ?)", values)
+        self._writer.execute("COMMIT")
+
+    def written(self, position: Position) -> None:
+        """What was packed is in the file."""
+        self._writing.clear()
         self.position = position
         self._forget()
-
-    def _write(self, rows, position: Position, clean: int) -> None:
-        self._db.execute("BEGIN")
-        self._db.executemany("INSERT OR REPLACE INTO users VALUES (?, ?)", rows)
-        values = (1, position.segment, position.offset, self._history, clean)
-        self._db.execute("INSERT OR REPLACE INTO position VALUES (?, ?, ?, ?, ?)", values)
-        self._db.execute("COMMIT")
 
     def _forget(self) -> None:
         for user in list(self._users):
             if len(self._users) <= self._limit:
                 return
-            if user not in self._changed:
+            if user not in self._changed and user not in self._writing:
                 del self._users[user]
 
     @property
@@ -139,7 +155,8 @@ class UserStore:
 
     def close(self, position: Position) -> None:
         self.flush(position)
-        self._write([], position, clean=1)
+        self.write([], position, clean=1)
+        self._writer.close()
         self._db.close()
 
 

@@ -1,5 +1,7 @@
 """The store of users is what the log says, however the service before it ended."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,45 @@ def test_a_store_is_made_of_the_log(log, tmp_path):
     assert store.position == fl.end(folder)
 
 
+def test_users_may_change_while_they_are_written(log, tmp_path):
+    """Rows that say more than the position beside them: what a start takes twice changes nothing."""
+    _, records = log
+    with fl.Writer(tmp_path / "live") as writer:
+        store = users.UserStore(tmp_path / "s", tmp_path / "live", HISTORY)
+        for record in records[:100]:
+            writer.append(record)
+            store.apply(record)
+        position, rows = writer.position, []
+        later = iter(records[100:])
+        for some in store.packed():
+            rows += some
+            for record in itertools.islice(later, 7):
+                writer.append(record)
+                store.apply(record)
+        for record in later:
+            writer.append(record)
+            store.apply(record)
+        rows.append((0, users.pack(store.get(0))))  # and one that is far ahead
+        store.write(rows, position)
+        store.written(position)
+        live = state(store)
+        store._writer.close()
+        store._db.close()
+    assert state(users.UserStore(tmp_path / "s", tmp_path / "live", HISTORY)) == live == by_hand(records)
+
+
+def test_a_pass_that_is_given_up_loses_nobody(log, tmp_path):
+    folder, records = log
+    store = users.UserStore(tmp_path / "s", tmp_path / "empty", HISTORY, in_memory=1)
+    for record in records:
+        store.apply(record)
+    next(store.packed())
+    store.close(fl.end(folder))
+    again = users.UserStore(tmp_path / "s", folder, HISTORY)
+    assert again.position == fl.end(folder) and again.in_memory == 0  # nothing was taken from the log
+    assert state(again) == by_hand(records)
+
+
 def test_users_come_back_from_bytes(log):
     _, records = log
     for packed in by_hand(records):
@@ -99,6 +140,7 @@ def test_it_goes_on_from_wherever_it_was_written(log, tmp_path, flushed, in_memo
             writer.append(record)
             store.apply(record)
         live = state(store)
+        store._writer.close()
         store._db.close()
     again = users.UserStore(tmp_path / "s", first, HISTORY, in_memory)
     assert state(again) == live == by_hand(records)
