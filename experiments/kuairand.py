@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
                 "request_gap_minutes": 30.0,
                 "max_sessions": 0,  # 0: all
                 "stream": placeholder(bool),  # read as it is trained on, not held; where None, above 2^20 sessions
+                "served": placeholder(str),  # feedback log of launch.serve, to learn from instead of the training days
             },
             "agents": {
                 "signals": types.AGENT_SIGNALS,

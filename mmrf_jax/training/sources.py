@@ -225,10 +225,21 @@ def _world(config, progress: Progress) -> Source:
 def _given(source: Source, progress: Progress) -> SessionLog:
     """The log of `data.dir`: that of `launch.collect`, or of a ranking service."""
     folder = Path(source.config.data.dir)
-    if not feedback_log.is_log(folder):
-        return records.read_log(folder, source.schema, origin=world_origin(source.config))[0]
-    rows_of = lambda videos: np.where((videos >= 0) & (videos < source.schema.num_videos), videos, -1)
-    log, report = feedback_log.read(folder, source.schema, rows_of, progress)
+    if feedback_log.is_log(folder):
+        return _served(folder, source.schema, np.arange(source.schema.num_videos), progress)
+    return records.read_log(folder, source.schema, origin=world_origin(source.config))[0]
+
+
+def _served(folder: Path, schema: Schema, video_ids: np.ndarray, progress: Progress) -> SessionLog:
+    """The feedback log of a ranking service as sessions; `video_ids` [V] are what it calls the videos."""
+    order = np.argsort(video_ids, kind="stable")
+    ids = video_ids[order]
+
+    def rows_of(videos: np.ndarray) -> np.ndarray:
+        place = np.minimum(np.searchsorted(ids, videos), len(ids) - 1)
+        return np.where(ids[place] == videos, order[place], -1)
+
+    log, report = feedback_log.read(folder, schema, rows_of, progress)
     say(f"input: {json.dumps(report)}")
     return log
 
@@ -287,9 +298,12 @@ def _kuairand(config) -> Source:
     tests = [name for name in ("test", "random_test") if there(name)]
     items = kuairand.read_items(prepared)
     items = jax.tree.map(jax.numpy.asarray, items)
+    schema, ids = parts["test"].schema, lambda: kuairand.read_video_ids(prepared)
+    if served := d.get("served"):
+        logs["train"] = functools.cache(lambda: _served(Path(served), schema, ids(), progress))
     return Source(
         items=items,
-        schema=parts["test"].schema,
+        schema=schema,
         sim=None,
         policies={},
         truth=None,
@@ -299,6 +313,6 @@ def _kuairand(config) -> Source:
         test=lambda: {name: logs[name]() for name in tests},
         report=kuairand.read_report(prepared),
         config=config,
-        video_ids=lambda: kuairand.read_video_ids(prepared),
-        blocks=lambda: _streamed(config, parts["train"]),
+        video_ids=ids,
+        blocks=lambda: None if d.get("served") else _streamed(config, parts["train"]),
     )

@@ -1,5 +1,6 @@
 """The service as a process: users who are served are those of rollouts, and its log is one to learn from."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,15 +11,18 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import kuairand_files
 import ml_collections
 import numpy as np
 import processes
 import pytest
 
 from launch import serving
+from mmrf_jax import types
 from mmrf_jax.data import feedback_log
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.serving import clients
+from mmrf_jax.serving import artifact as artifacts
+from mmrf_jax.serving import clients, service
 from mmrf_jax.training import alternation, collect, methods, runs, sources
 from mmrf_jax.training import workdir as wd
 
@@ -221,3 +225,40 @@ def test_whatever_its_document_allows_is_no_error_of_the_service(start, tmp_path
         done = subprocess.run(command, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stdout[-6000:]
         assert serving.health(server.url)["status"] == "ok"
+
+
+@pytest.mark.slow
+def test_a_ranker_of_real_logs_learns_from_its_own_feedback(launch, tmp_path):
+    """KuaiRand's layout: videos are called by its ids, from the files to the slates and back."""
+    files = kuairand_files.write(tmp_path / "source")
+    train = (
+        "train", "--config=experiments/kuairand.py", "--config.quick=True", f"--config.data.dir={files}",
+        f"--config.data.cache_dir={tmp_path / 'cache'}", "--config.data.candidates=20", "--config.train.batch=16",
+        "--config.feedback.batch=16",
+    )  # fmt: skip
+    launch.ok(*train, f"--workdir={tmp_path / 'run'}")
+    launch.ok("export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'artifact'}")
+    made = artifacts.load(tmp_path / "artifact")
+    ids = made.arrays["catalogue"]["video_id"][1:]  # row 0 is the unknown video
+    schema, users, told = made.schema, 24, len(types.SIGNALS)
+    assert len(ids) == schema.num_videos - 1 and ids.min() > 0 and not np.array_equal(ids, np.arange(1, len(ids) + 1))
+
+    async def serve() -> None:
+        made = service.Service(service.Settings(tmp_path / "artifact", tmp_path / "log", temperature=0.5))
+        await made.start()
+        rng = np.random.default_rng(0)
+        for user in range(users):
+            for number in range(3):
+                candidates = rng.permutation(ids)[: schema.candidates]
+                context = rng.normal(size=schema.context - 1).astype(np.float32)
+                slate = await made.rank(service.Asked(user, candidates, context, k=schema.slate))
+                assert not slate.unknown and set(slate.videos) <= set(candidates)
+                feedback = (rng.random((schema.slate, told)) < 0.4) * np.append(np.ones(told - 1), 30.0)
+                await made.feedback(f"{user}/{number}", slate.request, slate.videos, feedback, number == 2)
+        await made.close()
+
+    asyncio.run(serve())
+    workdir = tmp_path / "again"
+    launch.ok(*train, f"--config.data.served={tmp_path / 'log'}", f"--workdir={workdir}")
+    assert processes.results(workdir)["train"]["sessions_of_last_round"] == users
+    assert processes.results(workdir)["train"]["requests_of_last_round"] == 3 * users
