@@ -25,6 +25,7 @@ _BATCH, _BATCHES = 64, 16  # held-out segments at a time, and how many batches o
 _USERS, _REQUESTS = 12, 8  # sessions to look at, and the first requests of each
 _BEST = 9  # candidates listed by the main agent's score, those that were shown included
 
+_MEASURED = ("speed", "scale")  # suites of launch.benchmark, written into the run's folder as NAME.json
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bokeh")
 
 _predict = jax.jit(sampling.predict, static_argnames="config")
@@ -198,6 +199,7 @@ def write_report(config, source: sources.Source, state: alternation.RunState, wo
         results=wd.read_json(results) if results.exists() else {},
         source=files.plain(source.report),
         explained=explain(config, source, state),
+        measured={name: wd.read_json(path) for name in _MEASURED if (path := workdir / f"{name}.json").exists()},
     )
     path = workdir / "report.html"
     files.write_text(path, page.build(run))

@@ -203,3 +203,17 @@ def test_signs_differ_in_a_matrix_and_the_empty_stay_out():
         ("a", "b"), ("b", "a"),
     ]  # fmt: skip
     assert len(set(data["fill"])) == 2 and data["ink"][0] == "#ffffff"
+
+
+def test_what_the_machine_did_is_shown_where_it_was_measured():
+    machine = {"cores": 2, "devices": ["cpu:0"], "jax": "1.2.3"}
+    limited = {"name": "world/random", "value": 250_435.4, "unit": "requests/s", "limit": 309_144.0}
+    speed = [{"name": "world/memory", "value": 1.85, "unit": "GiB"}, limited | {"fraction_of_limit": 0.81}]
+    scale = [{"name": f"tables/update/{rows}", "value": 2.5, "unit": "ms"} for rows in (10**5, 10**8)]
+    scale.append({"name": "tables/update/growth", "value": 1.1, "unit": "ratio"})
+    measured = {"speed": {"results": speed, "machine": machine}, "scale": {"results": scale, "machine": machine}}
+    found = Page(page.build(make_run(measured=measured)))
+    assert list(found.sections) == [*SECTIONS[:-1], "speed", "scale", SECTIONS[-1]]
+    assert "1.85 GiB" in found.sections["speed"] and "2 cores, cpu:0" in found.sections["speed"]
+    script = "".join(found.scripts)
+    assert "250,435 requests/s" in script and "tables, ms" in script and "tables, ratio" not in script

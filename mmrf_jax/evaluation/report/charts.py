@@ -125,6 +125,42 @@ def forest(title: str, rows: Sequence[tuple[str, float, float, float]]) -> Figur
     return plot
 
 
+def shares(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
+    """Shares of a limit (name, share, label) on a logarithmic axis, the limit a line at 1, the first on top."""
+    names = [row[0] for row in rows]
+    low, high = min(0.1, *(row[1] for row in rows)), max(1.0, *(row[1] for row in rows))
+    plot = _blank(title, 70 + 26 * len(rows), y_range=names[::-1], x_axis_type="log", x_range=(0.5 * low, 30.0 * high))
+    plot.ygrid.grid_line_color = None
+    plot.add_layout(Span(location=1.0, dimension="height", line_color=_INK, line_dash="dashed"))
+    columns = dict(zip(("name", "share", "text"), map(list, zip(*rows, strict=True)), strict=True))
+    data = ColumnDataSource(columns | {"from": [0.5 * low] * len(rows)})
+    bars = plot.hbar(left="from", right="share", y="name", height=0.55, source=data, color=COLOURS[0])
+    plot.text("share", "name", "text", source=data, x_offset=5, text_baseline="middle", text_font=value(_FONT),
+              text_font_size="11px", text_color=_INK)  # fmt: skip
+    _hover(plot, [bars], [("", "@name"), ("measured", "@text"), ("share of the limit", "@share{0.00}")])
+    return plot
+
+
+def growth(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """Costs (size, cost) by size, which is on a logarithmic axis."""
+    plot = _blank(title, 240, x_axis_type="log")
+    for index, (name, points) in enumerate(series.items()):
+        look = style(index)
+        x, y = map(list, zip(*points, strict=True))
+        data = ColumnDataSource({"x": x, "y": y})
+        plot.line("x", "y", source=data, color=look["colour"], line_dash=look["dash"], line_width=2, legend_label=name)
+        dots = plot.scatter(
+            "x", "y", source=data, marker=look["marker"], size=8, color=look["colour"], legend_label=name
+        )
+        _hover(plot, [dots], [("", name), ("size", "@x{0,0}"), ("cost", "@y{0.000}")])
+    plot.y_range.start = 0.0
+    plot.y_range.end = 1.3 * max(cost for points in series.values() for _, cost in points)
+    plot.legend.update(
+        location="bottom_right", label_text_font=_FONT, label_text_font_size="11px", background_fill_alpha=0.8
+    )
+    return plot
+
+
 def reliability(title: str, series: Mapping[str, tuple[int, list[Mapping[str, float]]]], share: bool) -> Figure:
     """Observed against predicted means by decile; on the diagonal they agree.
 

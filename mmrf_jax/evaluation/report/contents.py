@@ -19,7 +19,7 @@ class Run:
     Attributes:
       name: of the run. config: nested. versions: {library: version}. rows: of metrics.jsonl. results: of results.json,
       empty where the run is not finished. source: what was counted when the input was read.
-      explained: of `training.explain.explain`.
+      explained: of `training.explain.explain`. measured: {"speed", "scale": of `launch.benchmark`}, if there.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Run:
     results: Mapping[str, Any]
     source: Mapping[str, Any]
     explained: Mapping[str, Any]
+    measured: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

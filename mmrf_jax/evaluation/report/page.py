@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from bokeh.embed import components
 from bokeh.resources import Resources
 
-from mmrf_jax.evaluation.report import charts, contents, judged, learned, looked
+from mmrf_jax.evaluation.report import charts, contents, judged, learned, looked, measured
 from mmrf_jax.evaluation.report.markup import escape, interval
 
 _POLICY = (
@@ -22,11 +22,11 @@ _POLICY = (
 
 def build(run: contents.Run) -> str:
     """The page."""
-    makers: tuple[Callable[[contents.Run], contents.Part], ...] = (
+    makers: tuple[Callable[[contents.Run], contents.Part | None], ...] = (
         judged.ab_test, judged.offline, judged.fidelity, learned.curves, looked.attention, looked.conflict,
-        looked.explorer, looked.settings,
+        looked.explorer, measured.speed, measured.scale, looked.settings,
     )  # fmt: skip
-    parts = [make(run) for make in makers]
+    parts = [part for make in makers if (part := make(run)) is not None]
     figures = {name: figure for part in parts for name, figure in part.figures.items()}
     script, boxes = components(figures) if figures else ("", {})
     sections = "\n".join(_section(part, boxes) for part in parts)
