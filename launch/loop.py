@@ -69,7 +69,9 @@ def main() -> None:
             first = _FIRST_USER + number * _USERS_A_ROUND
             if row is None:
                 phase(f"round {number}: serve")
-                row = _served(users, serving.health(server.url)["artifact"], first + done.tried(number) * _USERS_A_TRY)
+                row = _served(
+                    users, serving.health(server.url)["artifact"], first + done.tried(f"{number}") * _USERS_A_TRY
+                )
                 done.keep(number, row)
             phase(f"round {number}: train")
             _train(folder, number)
@@ -77,7 +79,8 @@ def main() -> None:
             _export(folder, number)
             _point(folder, number)
             moved = _Moved(server.url, row["artifact"])
-            meanwhile = users.visit(first + _USERS_A_ROUND // 2, _USERS_A_TRY, 32, until=moved)
+            others = first + _USERS_A_ROUND // 2 + done.tried(f"{number} swap") * _USERS_A_TRY
+            meanwhile = users.visit(others, _USERS_A_TRY, 32, until=moved)
             row |= {"sessions_during_swap": len(meanwhile.watch_time), "failed_during_swap": meanwhile.failed}
             done.add(row)
             say(_line(row))
@@ -130,10 +133,10 @@ class _Done:
     def rounds(self) -> list[dict[str, Any]]:
         return self._all["rounds"]
 
-    def tried(self, number: int) -> int:
-        """How often a round was begun before; the users of each try are others."""
-        before = self._all["tries"].get(str(number), 0)
-        self._all["tries"][str(number)] = before + 1
+    def tried(self, what: str) -> int:
+        """How often something was begun before; the users of each try are others."""
+        before = self._all["tries"].get(what, 0)
+        self._all["tries"][what] = before + 1
         self.write()
         return before
 

@@ -35,7 +35,9 @@ _CANDIDATES = flags.DEFINE_integer("max_candidates", 400, "Candidates of a reque
 _GAP = flags.DEFINE_float("session_gap_minutes", 30.0, "After it a user begins a new session.", lower_bound=0.0)
 _IN_FLIGHT = flags.DEFINE_integer("max_in_flight", 256, "Requests at once; 429 beyond.", lower_bound=1)
 _TIMEOUT = flags.DEFINE_float("timeout", 5.0, "Seconds until a request is given up.", lower_bound=0.01)
-_USERS = flags.DEFINE_integer("users_in_memory", 100_000, "Users whose state is kept in memory.", lower_bound=1)
+_USERS = flags.DEFINE_integer(
+    "users_in_memory", 20_000, "Users whose state is kept in memory, some 20 kB each.", lower_bound=1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws, with user and request.", lower_bound=0)
 _PARENT = flags.DEFINE_integer("parent", None, "Number of the process with which the service ends.")
 
@@ -75,7 +77,7 @@ def main() -> None:
     say(f"serving artefact {made.ranker.id} on http://{_HOST.value}:{listening.getsockname()[1]}")
     config = uvicorn.Config(
         app.make(made, limits, (demo.router(made),)), log_level="warning", access_log=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=10, lifespan="on", server_header=False,
+        timeout_graceful_shutdown=10, lifespan="on", server_header=False, limit_concurrency=8 * _IN_FLIGHT.value,
     )  # fmt: skip
     if _PARENT.value is not None:
         threading.Thread(target=_end_with, args=(_PARENT.value,), daemon=True).start()

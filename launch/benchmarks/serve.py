@@ -24,10 +24,11 @@ from mmrf_jax.metrics.progress import counted, say
 from mmrf_jax.serving import artifact, export, ranker
 
 CANDIDATES = 400
-_USERS, _REQUESTS = 1_000, 15  # who come again and again, and the requests of a session
+_USERS, _REQUESTS = 1_000, 15  # in their sessions at once, and the requests of a session
+_IN_MEMORY = 2_000  # users; the service reads the others from its store
 _BODIES = 512  # candidate sets, prepared so that asking costs little beside answering
 _AT_ONCE = 32  # requests in flight where the service is asked for all it can
-_WARM = _USERS * _REQUESTS  # requests before anything is measured: by then every user has been there
+_WARM = 2 * _USERS * _REQUESTS  # requests before anything is measured: by then as many users as fit are in memory
 
 
 def serve(repeats: int, requests: int) -> list[dict[str, Any]]:
@@ -41,7 +42,8 @@ def serve(repeats: int, requests: int) -> list[dict[str, Any]]:
         run = speed.fresh_run(**{"world.candidates": CANDIDATES, "collect.sessions": 256})
         export.export_run(folder / "artifact", run.plan, run.source.schema, run.source.items, None, run.state, {})
         results = _bare(folder / "artifact")
-        with serving.service(folder / "artifact", folder / "log", folder / "serve.log", "--temperature=0.25") as server:
+        flags = ("--temperature=0.25", f"--users_in_memory={_IN_MEMORY}")
+        with serving.service(folder / "artifact", folder / "log", folder / "serve.log", *flags) as server:
             load = _Load(server.url, run.source.schema)
             results += asyncio.run(load.measured(psutil.Process(server.process.pid), repeats, requests))
     return results
@@ -147,7 +149,10 @@ class _Load:
     async def _one(self, due: float | None = None) -> float:
         """A slate and its feedback; milliseconds until the slate is there, from when it was due to be asked for."""
         number, self._next = self._next, self._next + 1
-        session, user = divmod(number, _USERS)
+        # Those who are there come in turns, as often as a session has requests; then others come.
+        generation, turn = divmod(number, _USERS * _REQUESTS)
+        visit, user = divmod(turn, _USERS)
+        user += generation * _USERS
         body = f"{self._head}{user}{self._tails[number % _BODIES]}"
         start = time.perf_counter() if due is None else due
         async with self._http.post("/rank", data=body) as answer:
@@ -158,7 +163,7 @@ class _Load:
                 return took
         videos = [{"video": shown["video"], "click": 1, "watch_time": 12.5} for shown in slate["slate"]]
         event = {"event_id": slate["request_id"], "request_id": slate["request_id"], "videos": videos}
-        async with self._http.post("/feedback", json=event | {"left": session % _REQUESTS == _REQUESTS - 1}) as answer:
+        async with self._http.post("/feedback", json=event | {"left": visit == _REQUESTS - 1}) as answer:
             self._errors += answer.status != 200
         return took
 

@@ -3,7 +3,7 @@
 A log is a folder: `feedback_log.json`, which says what the records are made of, and segments `feedback-000000.log`, …
 of about `SEGMENT_BYTES`. A segment is a sequence of frames,
 
-    length of the record [u32] | CRC-32 of the record [u32] | record: a MessagePack map
+    length of the record [u32] | CRC-32 of that length [u32] | CRC-32 of the record [u32] | record: a MessagePack map
 
 little-endian, of two kinds of records. Arrays in them are the bytes of little-endian numbers; videos are called by the
 platform's own ids.
@@ -15,21 +15,23 @@ platform's own ids.
                       u16 positions in the candidates, log_propensity (of the slate), artifact (id of the ranker)
     kind "feedback"   event (its id), request, time, videos [m] i64, feedback [m, S] f32, left (bool: the session ends)
 
-A record is in the log before its request is answered; a feedback is on the disk before it is acknowledged. An event may
-be in the log once only, and `read` counts it once. What several events say of a video counts by the largest value of
-each signal. A frame that a crash cut short can only be the last one: it was never acknowledged and is dropped.
+A record is in the log before its request is answered; a feedback is on the disk before it is acknowledged. An event
+counts once. What several events say of a video counts by the largest value of each signal. A process that is killed can
+cut the last frame short, a loss of power can leave zeros behind the last: neither was acknowledged, both are dropped.
+Whatever else is not as it was written is damage, and an error.
+
+`feedback_sessions` reads a log as sessions to learn from.
 """
 
 from __future__ import annotations
 
-import datetime
 import fcntl
 import json
 import os
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,20 +39,16 @@ import msgpack
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data import sessions
-from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.metrics import files
+from mmrf_jax.metrics.progress import say
 
 VERSION = 1
 MANIFEST = "feedback_log.json"
 SEGMENT_BYTES = 256 * 2**20
-_FRAME = struct.Struct("<II")
-_LONGEST = 2**26  # bytes of a record; a length beyond it is no length
+_FRAME = struct.Struct("<III")
 S = len(types.SIGNALS)
 
 Record = dict[str, Any]
-RowsOf = Callable[[np.ndarray], np.ndarray]
-Progress = Callable[[str, int], Callable[[int], None]]
 
 
 class Position(NamedTuple):
@@ -74,14 +72,20 @@ def to_bytes(values: np.ndarray, dtype: str) -> bytes:
 
 
 class Writer:
-    """Appends to a log; one at a time, over all processes.
+    """Appends to a log; one at a time, over all processes."""
 
-    Raises:
-      ValueError: where another process has the log, or it was written by another version or is damaged before its end.
-    """
+    def __init__(
+        self, folder: str | os.PathLike, sizes: dict[str, int] | None = None, segment_bytes: int = SEGMENT_BYTES
+    ):
+        """
+        Args:
+          sizes: of the arrays in records, such as {"profile": 20}, which all of a log have; kept with it.
 
-    def __init__(self, folder: str | os.PathLike, segment_bytes: int = SEGMENT_BYTES):
+        Raises:
+          ValueError: where another process has the log, or it is damaged, of another version or of other sizes.
+        """
         self.folder, self._limit = Path(folder), segment_bytes
+        self._failed: OSError | None = None
         self._syncing = threading.Lock()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("w")
@@ -91,36 +95,42 @@ class Writer:
             self._lock.close()
             raise ValueError(f"{self.folder} is written by another process; stop it or name another log") from None
         if not is_log(self.folder):
-            files.write_json(self.folder / MANIFEST, {"version": VERSION, "signals": list(types.SIGNALS)})
-        _check(self.folder)
-        paths = _segments(self.folder)
-        number = len(paths) - 1 if paths else 0
-        end = 0
+            about = {"version": VERSION, "signals": list(types.SIGNALS), "sizes": sizes or {}}
+            files.write_json(self.folder / MANIFEST, about)
+        check(self.folder, sizes)
+        paths = segments(self.folder)
+        number, end = max(len(paths) - 1, 0), 0
         if paths:
             for _, position in scan(self.folder, Position(number, 0)):
                 end = position.offset
-        self._open(number, end)
+            if cut := paths[-1].stat().st_size - end:
+                say(f"{paths[-1]}: the last {cut} bytes are of a record that was cut short, and are dropped")
+        self._file = self._opened(number, end)
 
-    def _open(self, number: int, end: int) -> None:
-        self._file = os.open(_path(self.folder, number), os.O_RDWR | os.O_CREAT, 0o644)
-        os.ftruncate(self._file, end)  # what a crash cut short
-        os.lseek(self._file, end, os.SEEK_SET)
+    def _opened(self, number: int, end: int) -> int:
+        file = os.open(_path(self.folder, number), os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(file, end)
+        os.lseek(file, end, os.SEEK_SET)
         directory = os.open(self.folder, os.O_RDONLY)
         os.fsync(directory)
         os.close(directory)
         self.position = Position(number, end)
+        return file
 
     def append(self, record: Record) -> Position:
         """Hands a record to the system, which keeps it if this process dies; returns the position after it.
 
         Raises:
-          OSError: where the disk is full; nothing of the record is left then.
+          OSError: where the disk is full, and nothing of the record is left then; or where `sync` has failed.
         """
+        if self._failed is not None:
+            raise self._failed
         if self.position.offset >= self._limit:
+            self.sync()
             with self._syncing:
-                os.fdatasync(self._file)
-                os.close(self._file)
-                self._open(self.position.segment + 1, 0)
+                full = self._file
+                self._file = self._opened(self.position.segment + 1, 0)
+                os.close(full)
         frame = encode(record)
         written = 0
         try:
@@ -134,14 +144,32 @@ class Writer:
         return self.position
 
     def sync(self) -> None:
-        """Returns when all that was appended is on the disk; another thread may call it."""
+        """Returns when all that was appended is on the disk; another thread may call it.
+
+        Raises:
+          OSError: where it cannot be known to be. The system may have dropped what was not written and say nothing of
+            it the next time, so from then on nothing is taken: a new start reads what is there.
+        """
         with self._syncing:
-            os.fdatasync(self._file)
+            if self._failed is not None:
+                raise self._failed
+            try:
+                os.fdatasync(self._file)
+            except OSError as error:
+                self._failed = error
+                raise
+
+    @property
+    def failed(self) -> OSError | None:
+        """Why nothing can be taken any more."""
+        return self._failed
 
     def close(self) -> None:
-        self.sync()
-        os.close(self._file)
-        self._lock.close()
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+            self._lock.close()
 
     def __enter__(self) -> Writer:
         return self
@@ -153,31 +181,38 @@ class Writer:
 def encode(record: Record) -> bytes:
     """A record as a frame."""
     packed = msgpack.packb(record)
-    return _FRAME.pack(len(packed), zlib.crc32(packed)) + packed
+    return _FRAME.pack(len(packed), _crc_of(len(packed)), zlib.crc32(packed)) + packed
+
+
+def _crc_of(length: int) -> int:
+    return zlib.crc32(length.to_bytes(4, "little"))
 
 
 def scan(folder: str | os.PathLike, after: Position = START) -> Iterator[tuple[Record, Position]]:
     """The records after a position, and the position behind each; a frame cut short at the very end is none.
 
     Raises:
-      ValueError: for a damaged frame that others follow, naming file and offset.
+      ValueError: for a damaged frame, naming file and offset.
     """
     folder = Path(folder)
-    paths = _segments(folder)
+    paths = segments(folder)
     for number in range(after.segment, len(paths)):
         data = paths[number].read_bytes()
         at = after.offset if number == after.segment else 0
         while at < len(data):
-            end = at + _FRAME.size
-            if end <= len(data):
-                length, crc = _FRAME.unpack_from(data, at)
-                end += length
-                if end <= len(data) and length <= _LONGEST and zlib.crc32(data[at + _FRAME.size : end]) == crc:
-                    yield msgpack.unpackb(data[at + _FRAME.size : end]), Position(number, end)
-                    at = end
-                    continue
-            if number == len(paths) - 1 and end >= len(data):
-                return  # the crash that cut it came before it was acknowledged
+            start = at + _FRAME.size
+            cut, whole = start > len(data), False
+            if not cut:
+                length, crc_of_length, crc = _FRAME.unpack_from(data, at)
+                if length and crc_of_length == _crc_of(length):
+                    cut = start + length > len(data)
+                    whole = not cut and zlib.crc32(data[start : start + length]) == crc
+            if whole:
+                at = start + length
+                yield msgpack.unpackb(data[start:at]), Position(number, at)
+                continue
+            if number == len(paths) - 1 and (cut or not any(data[at:])):
+                return
             raise ValueError(
                 f"{paths[number]} is damaged at byte {at} of {len(data)}; restore it from a copy, or cut it there and "
                 "lose what follows"
@@ -186,11 +221,16 @@ def scan(folder: str | os.PathLike, after: Position = START) -> Iterator[tuple[R
 
 def end(folder: str | os.PathLike) -> Position:
     """The position behind the last byte of a log, or behind the last whole record where a writer has it."""
-    paths = _segments(Path(folder))
+    paths = segments(Path(folder))
     return Position(len(paths) - 1, paths[-1].stat().st_size) if paths else Position(0, 0)
 
 
-def _segments(folder: Path) -> list[Path]:
+def segments(folder: Path) -> list[Path]:
+    """The files of a log, in order.
+
+    Raises:
+      ValueError: where one is missing.
+    """
     paths = sorted(folder.glob("feedback-*.log"))
     for number, path in enumerate(paths):
         if path != _path(folder, number):
@@ -202,13 +242,25 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f"feedback-{number:06d}.log"
 
 
-def _check(folder: Path) -> None:
+def check(folder: Path, sizes: dict[str, int] | None = None) -> None:
+    """Refuses a log of another version, or of other sizes than those wanted.
+
+    Raises:
+      ValueError: naming what differs.
+    """
     manifest = json.loads((folder / MANIFEST).read_text())
     if manifest.get("version") != VERSION or tuple(manifest.get("signals", ())) != types.SIGNALS:
         raise ValueError(
             f"{folder / MANIFEST} says {manifest}, this code has version {VERSION} and signals {types.SIGNALS}; "
             "use the code that wrote the log"
         )
+    for name, wanted in (sizes or {}).items():
+        found = manifest["sizes"].get(name, wanted)
+        if found != wanted:
+            raise ValueError(
+                f"{folder} is the log of rankers with {name}={found}, not {wanted}; name another log, or a ranker that "
+                "was trained on the same kind of data"
+            )
 
 
 class Shown:
@@ -270,8 +322,9 @@ class UserLog:
                 else:
                     videos = np.frombuffer(given["videos"], "<i8")
                     feedback = np.frombuffer(given["feedback"], "<f4").reshape(-1, S)
-                self.history_videos = videos[max(len(videos) - history, 0) :]
-                self.history_feedback = feedback[max(len(videos) - history, 0) :]
+                # copies: views would keep all of the session before
+                self.history_videos = videos[max(len(videos) - history, 0) :].copy()
+                self.history_feedback = feedback[max(len(videos) - history, 0) :].copy()
                 self.shown, self.over = [], False
             candidates = np.frombuffer(record["candidates"], "<i8")
             self.shown.append(Shown(record["number"], candidates[np.frombuffer(record["slate"], "<u2")]))
@@ -306,191 +359,3 @@ def request_id(user: int, number: int) -> str:
 def user_of(record: Record) -> int:
     """The user of a record."""
     return record["user"] if record["kind"] == "rank" else int(record["request"].rpartition("-")[0])
-
-
-def read(
-    folder: str | os.PathLike,
-    schema: Schema,
-    rows_of: RowsOf,
-    progress: Progress = lambda name, total: lambda done: None,
-) -> tuple[SessionLog, Record]:
-    """A whole log as sessions to learn from.
-
-    A request without any feedback is left out, and the session goes on behind it as another: nobody knows what the
-    user did. Of a request with more candidates than the schema's C the slate is kept and C − k others drawn; one with
-    fewer is left out. A session that the user has not left counts as truncated.
-
-    Args:
-      schema: of the sessions wanted.
-      rows_of: videos [n] int64 by the platform's ids -> rows of the catalogue [n], −1 where it has none; candidates
-        that it does not have are left out, and so is a request that showed one.
-      progress: (name, bytes) -> what is called with the bytes read so far.
-
-    Returns:
-      The log, in the order of users and times, and a report: {"records", "requests", "feedback", "sessions",
-      "left_out": {why: requests}}.
-
-    Raises:
-      ValueError: for a log of another version or schema, a damaged one, or one without a session to learn from.
-    """
-    folder = Path(folder)
-    _check(folder)
-    cut, number = _Cutter(schema, rows_of), 0
-    before = np.cumsum([0, *(path.stat().st_size for path in _segments(folder))])
-    report = progress("read", max(int(before[-1]), 1))
-    for number, (record, position) in enumerate(scan(folder), 1):
-        cut.take(record)
-        if number % 256 == 0:
-            report(int(before[position.segment]) + position.offset)
-    report(max(int(before[-1]), 1))
-    log = cut.log()
-    if not log.num_sessions:
-        raise ValueError(f"{folder} has no session to learn from ({cut.report}); collect feedback first")
-    return log, cut.report | {"records": number, "sessions": log.num_sessions}
-
-
-class _Asked(NamedTuple):
-    """A request of a session that is being read."""
-
-    context: np.ndarray
-    candidates: np.ndarray  # rows, C of them
-    slate: np.ndarray  # [K] positions, −1 where fewer were shown
-    scores: np.ndarray
-    log_propensity: float
-    shown: Shown
-
-
-class _Cutter:
-    """Puts the records of all users together into sessions."""
-
-    def __init__(self, schema: Schema, rows_of: RowsOf):
-        self._schema, self._rows_of = schema, rows_of
-        self._users: dict[int, UserLog] = {}
-        self._open: dict[int, tuple[Record, UserLog, list[_Asked | None]]] = {}
-        self._sessions: list[dict[str, Any]] = []
-        self._requests: list[_Asked] = []
-        self.report: Record = {
-            "requests": 0,
-            "feedback": 0,
-            "left_out": {"unanswered": 0, "few_candidates": 0, "unknown_videos": 0},
-        }
-
-    def take(self, record: Record) -> None:
-        user = user_of(record)
-        known = self._users.setdefault(user, UserLog())
-        if record["kind"] == "feedback":
-            self.report["feedback"] += known.apply(record, self._schema.history) is not None
-            return
-        if record["start"]:
-            self._close(user)
-        known.apply(record, self._schema.history)
-        self.report["requests"] += 1
-        if record["start"] or user not in self._open:
-            self._open[user] = (record, known, [])
-        self._open[user][2].append(self._asked(record, known.shown[-1]))
-
-    def _asked(self, record: Record, shown: Shown) -> _Asked | None:
-        s = self._schema
-        context = np.frombuffer(record["context"], "<f4")
-        for name, found, wanted in (
-            ("profile", len(record["profile"]) // 4, s.profile),
-            ("context", len(context), s.context),
-        ):
-            if found != wanted:
-                raise ValueError(
-                    f"request {record['request']} has {name} of {found} numbers, the config's schema has {wanted}; use "
-                    "the config of the run that was served"
-                )
-        slate = np.frombuffer(record["slate"], "<u2").astype(np.int64)
-        rows = np.asarray(self._rows_of(np.frombuffer(record["candidates"], "<i8")), np.int64)
-        scores = np.frombuffer(record["scores"], "<f4")
-        if (rows[slate] < 0).any() or len(slate) > s.slate:
-            self.report["left_out"]["unknown_videos"] += 1
-            return None
-        others = np.setdiff1d(np.flatnonzero(rows >= 0), slate)
-        if len(slate) + len(others) < s.candidates:
-            self.report["left_out"]["few_candidates"] += 1
-            return None
-        if len(slate) + len(others) > s.candidates:
-            rng = np.random.default_rng([record["user"], record["number"]])
-            others = rng.choice(others, s.candidates - len(slate), replace=False)
-        kept = np.sort(np.concatenate([slate, others]))
-        positions = np.full(s.slate, -1, np.int32)
-        positions[: len(slate)] = np.searchsorted(kept, slate)
-        return _Asked(context, rows[kept].astype(np.int32), positions, scores[kept], record["log_propensity"], shown)
-
-    def _close(self, user: int) -> None:
-        """Ends the session of a user: one session of the log for each stretch of requests that can be used."""
-        if user not in self._open:
-            return
-        record, known, asked = self._open.pop(user)
-        videos, feedback = known.history_videos, known.history_feedback
-        stretch: list[_Asked] = []
-        for i, request in enumerate([*asked, None]):
-            shown = known.shown[i] if i < len(asked) else None
-            if request is not None and request.shown.answered:
-                if not stretch:
-                    before = videos, feedback
-                stretch.append(request)
-            else:
-                if request is not None:
-                    self.report["left_out"]["unanswered"] += 1
-                if stretch:
-                    self._emit(user, record, before, stretch, known.over and shown is None)
-                    stretch = []
-            if shown is not None and shown.answered:
-                videos, feedback = np.concatenate([videos, shown.videos]), np.concatenate([feedback, shown.feedback])
-
-    def _emit(self, user, record, before, stretch, terminated) -> None:
-        s = self._schema
-        videos, feedback = before
-        rows = np.asarray(self._rows_of(videos), np.int64)
-        rows, feedback = rows[rows >= 0][-s.history :], feedback[rows >= 0][-s.history :]
-        empty = s.history - len(rows)
-        day = datetime.datetime.fromtimestamp(record["time"] / 1000, datetime.UTC)
-        self._sessions.append(
-            {
-                "user_id": user,
-                "date": int(day.strftime("%Y%m%d")),
-                "time": record["time"],
-                "profile": np.frombuffer(record["profile"], "<f4"),
-                "history_videos": np.concatenate([np.zeros(empty, np.int32), rows]),
-                "history_feedback": np.concatenate([np.zeros((empty, S), np.float32), feedback]),
-                "history_mask": np.arange(s.history) >= empty,
-                "terminated": terminated,
-                "requests": len(stretch),
-            }
-        )
-        self._requests += stretch
-
-    def log(self) -> SessionLog:
-        """All sessions; those that go on are cut."""
-        for user in list(self._open):
-            self._close(user)
-        s, made = self._schema, self._sessions
-        column = lambda name, shape, dtype: np.array([x[name] for x in made], dtype).reshape(len(made), *shape)
-        lengths = column("requests", (), np.int64)
-        slots = [np.zeros((s.slate, S), np.float32) for _ in self._requests]
-        for slot, request in zip(slots, self._requests, strict=True):
-            slot[: len(request.shown.feedback)] = request.shown.feedback
-        rows = lambda values, shape, dtype: np.array(values, dtype).reshape(len(self._requests), *shape)
-        terminated = column("terminated", (), bool)
-        log = SessionLog(
-            user_id=column("user_id", (), np.int32),
-            date=column("date", (), np.int32),
-            profile=column("profile", (s.profile,), np.float32),
-            history_videos=column("history_videos", (s.history,), np.int32),
-            history_feedback=column("history_feedback", (s.history, S), np.float32),
-            history_mask=column("history_mask", (s.history,), bool),
-            terminated=terminated,
-            truncated=~terminated,
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            context=rows([r.context for r in self._requests], (s.context,), np.float32),
-            candidates=rows([r.candidates for r in self._requests], (s.candidates,), np.int32),
-            slate=rows([r.slate for r in self._requests], (s.slate,), np.int32),
-            feedback=rows(slots, (s.slate, S), np.float32),
-            log_propensity=rows([r.log_propensity for r in self._requests], (), np.float32),
-            scores=rows([r.scores for r in self._requests], (s.candidates,), np.float32),
-        )
-        order = np.lexsort((column("time", (), np.int64), log.user_id))
-        return sessions.select_sessions(log, order)

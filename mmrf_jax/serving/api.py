@@ -17,7 +17,7 @@ _MAX_SECONDS = 86_400.0
 UserId = Annotated[int, Field(ge=0, le=MAX_USER, strict=True, description="The user's id.")]
 VideoId = Annotated[int, Field(ge=0, le=_MAX_VIDEO, strict=True, description="The platform's id of a video.")]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
-RequestId = Annotated[str, Field(min_length=3, max_length=40, description="As /rank gave it.")]
+RequestId = Annotated[str, Field(pattern=r"^[0-9]{1,10}-[0-9]{1,10}$", description="As /rank gave it.")]
 EventId = Annotated[
     str, Field(min_length=1, max_length=64, description="The caller's own id of the event; sent again, it counts once.")
 ]

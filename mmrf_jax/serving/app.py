@@ -91,7 +91,7 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
                 new_session=asked.new_session,
             )
         )
-        main = ranked.scores[service.ranker.agents[-1]] if ranked.scores else np.zeros(0)
+        main = list(ranked.scores.values())[-1]
         answer = {
             "request_id": ranked.request,
             "artifact": ranked.artifact,
@@ -118,9 +118,13 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
         new = await service.feedback(event.event_id, event.request_id, *_table(event.videos), event.left)
         return JSONResponse({"event_id": event.event_id, "duplicate": not new})
 
-    @app.get("/healthz", response_model=api.Health)
+    @app.get(
+        "/healthz", response_model=api.Health, responses={503: {"model": api.Error, "description": "Start it again."}}
+    )
     async def healthz() -> Any:
-        """Whether the service answers, and by which artefact it ranks."""
+        """Whether the service can do its work, and by which artefact it ranks."""
+        if service.trouble is not None:
+            raise Refused(503, service.trouble)
         about = service.ranker.manifest
         return {
             "status": "ok", "artifact": service.ranker.id, "method": about["method"], "expires": about["expires"],

@@ -1,7 +1,8 @@
 """A trained ranker as a folder that outlives the program that trained it: compiled-to-be functions, arrays, a manifest.
 
     manifest.json        versions, the run's config and metrics, the schema, the signature of each function, and the
-                         size and SHA-256 of every other file
+                         size and SHA-256 of every other file but
+    manifest.sha256      that of the manifest
     functions/NAME.bin   a function as `jax.export` serialises it: StableHLO for CPUs, CUDA GPUs and TPUs, with symbolic
                          sizes of batch and candidates
     arrays/GROUP.npz     arrays by name: parameters, embedding tables, the catalogue, vocabularies
@@ -33,6 +34,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 VALID_DAYS = 180
+_OF_MANIFEST = "manifest.sha256"
 _LIBRARIES = ("jax", "jaxlib", "flax", "numpy")
 
 SEPARATOR = "|"  # of the names of nested weights
@@ -112,7 +114,9 @@ def write(
             if path.is_file()
         }
         files.write_json(made / MANIFEST, manifest)
-        return _digest(made / MANIFEST)[:16]
+        digest = _digest(made / MANIFEST)
+        files.write_text(made / _OF_MANIFEST, f"{digest}\n")
+        return digest[:16]
 
 
 def load(folder: Path, schema: Schema | None = None) -> Artifact:
@@ -183,12 +187,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtifactError(f"{folder} is no artefact: it has no {MANIFEST}; make one with launch.export")
     needed = ("version", "created", "expires", "libraries", "schema", "functions", "files")
+    told = folder / _OF_MANIFEST
+    if not told.is_file():
+        raise ArtifactError(f"{told} is missing; export the run again")
+    if told.read_text().strip() != _digest(path):
+        raise ArtifactError(f"{path} is damaged: its SHA-256 is not the one in {_OF_MANIFEST}; export the run again")
     try:
         manifest = json.loads(path.read_text())
         if lacking := [name for name in needed if name not in manifest]:
             raise ValueError(f"it lacks {lacking[0]!r}")
-    except (ValueError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); export the run again") from error
+        Schema(**manifest["schema"])
+        if datetime.datetime.fromisoformat(manifest["expires"]).tzinfo is None:
+            raise ValueError("'expires' has no time zone")
+        if not all({"bytes", "sha256"} <= known.keys() for known in manifest["files"].values()):
+            raise ValueError("'files' lacks sizes or checksums")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} cannot be used ({error}); export the run again") from error
     return manifest
 
 

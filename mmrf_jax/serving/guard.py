@@ -13,6 +13,7 @@ from mmrf_jax.serving.monitoring import Metrics
 
 _OPEN = ("/healthz",)  # answered at any load and without a token, for whoever watches the service
 _PUBLIC = ("/",)  # the page, which asks for the token itself: a browser cannot send one before it has the page
+_WATCHED = ("/metrics",)  # answered at any load: it says what the load is
 _ROUTES = ("/rank", "/feedback", "/healthz", "/metrics", "/openapi.json", "/docs", "/")
 
 
@@ -62,16 +63,19 @@ class Guard:
 
     async def _let_in(self, scope, receive, send, path: str) -> None:
         limits = self._limits
-        if path in _OPEN:
-            await self._app(scope, receive, send)
+        if path in _OPEN or (path in _PUBLIC and scope["method"] in ("GET", "HEAD")):
+            await self._app(scope, _nothing, send)
             return
         headers = dict(scope["headers"])
-        if limits.token is not None and path not in _PUBLIC:
+        if limits.token is not None:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + limits.token.encode()):
                 challenge = [(b"www-authenticate", b"Bearer")]
                 await _refuse(send, 401, "give the service's token: Authorization: Bearer TOKEN", challenge)
                 return
+        if path in _WATCHED:
+            await self._app(scope, _nothing, send)
+            return
         if self._in_flight >= limits.in_flight:
             message = f"{self._in_flight} requests are in flight, no more are taken; come again"
             await _refuse(send, 429, message, [(b"retry-after", b"1")])
@@ -119,6 +123,11 @@ class Guard:
             if started:
                 raise
             await _refuse(send, 503, f"not answered within {limits.seconds:g} s; come again", [(b"retry-after", b"1")])
+
+
+async def _nothing():
+    """Of a request whose body nobody reads."""
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def _read(receive, limit: int) -> bytes | None:

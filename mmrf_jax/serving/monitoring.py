@@ -20,7 +20,7 @@ class Metrics:
         counter = lambda name, what, *labels: prometheus.Counter(name, what, labels, registry=registry)
         self.requests = counter("mmrf_requests", "HTTP requests.", "route", "status")
         self.seconds = prometheus.Histogram(
-            "mmrf_request_seconds", "From a request's last byte to its answer.", ["route"], registry=registry,
+            "mmrf_request_seconds", "From a request's first byte to its answer.", ["route"], registry=registry,
             buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
         )  # fmt: skip
         self.batch = prometheus.Histogram(
@@ -31,6 +31,7 @@ class Metrics:
         self.events = counter("mmrf_feedback_events", "Feedback events.", "kind")
         self.swaps = counter("mmrf_artifact_swaps", "Artefacts put in the place of another.")
         self.failed_swaps = counter("mmrf_artifact_swap_failures", "Artefacts that could not be used.")
+        self.failed_writes = counter("mmrf_store_write_failures", "Passes over changed users that were not written.")
         self.in_flight = prometheus.Gauge("mmrf_in_flight", "Requests being served.", registry=registry)
         for name, (what, value) in gauges.items():
             prometheus.Gauge(name, what, registry=registry).set_function(value)

@@ -146,7 +146,7 @@ class Ranker:
         shown["duration"] = self._duration[shown["videos"]]
         memory = self._functions["observe"](self._weights, self._stacked(memories, n), self._encodings, shown)
         outer, weight = np.asarray(memory["outer"]), np.asarray(memory["weight"])
-        return [(outer[i], weight[i]) for i in range(len(memories))]
+        return [(outer[i].copy(), weight[i].copy()) for i in range(len(memories))]  # a view keeps the whole batch
 
     def _score(self, jobs: Sequence[Job], memories) -> np.ndarray:
         """Scores [B, N, width] of jobs, of which some columns and rows are padding."""

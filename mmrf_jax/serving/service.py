@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import sqlite3
 import time
 import weakref
 from collections.abc import Callable
@@ -48,7 +49,7 @@ class Settings:
       temperature: 0 serves the K best; above, Plackett–Luce on standardised scores over it, so that the log explores.
       max_candidates: of one request.
       session_gap: seconds after which a user's next request begins a new session.
-      users_in_memory: users whose state is kept there; others are read from the store.
+      users_in_memory: users whose state is kept there, some 20 kB each; others are read from the store.
       seed: of the draws, with user and request.
     """
 
@@ -57,7 +58,7 @@ class Settings:
     temperature: float = 0.0
     max_candidates: int = 400
     session_gap: float = 1_800.0
-    users_in_memory: int = 100_000
+    users_in_memory: int = 20_000
     seed: int = 0
 
 
@@ -122,7 +123,9 @@ class Service:
         self.settings = settings
         self._tried = settings.artifact.resolve()  # the artefact that was put there last
         self._ranker = self._loaded(None)
-        self._log = feedback_log.Writer(settings.log)
+        schema = self._ranker.schema
+        sizes = {"profile": schema.profile, "context": schema.context, "history": schema.history}
+        self._log = feedback_log.Writer(settings.log, sizes)
         self._store = users.UserStore(
             settings.log / STORE, settings.log, self._ranker.schema.history, settings.users_in_memory
         )
@@ -154,17 +157,25 @@ class Service:
     async def start(self) -> None:
         self._tasks = [asyncio.create_task(x()) for x in (self._score_batches, self._flush, self._reload)]
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the service should be started again; None where it need not."""
+        if self._log.failed is not None:
+            return f"the feedback log cannot be written: {self._log.failed}"
+        ended = [task.get_coro() for task in self._tasks if task.done()]
+        return f"{ended[0]} has ended" if ended else None
+
     async def close(self) -> None:
         """Ends with everything on the disk."""
         for task in self._tasks:
             task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._scorer.shutdown()
         self._syncer.shutdown()
-        self._log.close()
-        self._store.close(self._log.position)
+        try:
+            self._log.close()
+        finally:
+            self._store.close(self._log.position)
 
     async def rank(self, asked: Asked) -> Slate:
         """Ranks the candidates; what is shown is in the log when this returns.
@@ -246,9 +257,10 @@ class Service:
         async with self._alone(user):
             known = self._store.get(user)
             shown = known.request(number)
+            if shown is None and number < known.requests:
+                over = f"the session of request {request} is over; what was acknowledged of it before has counted"
+                raise Refused(410, over, ("body", "request_id"))
             if shown is None:
-                if number < known.requests:
-                    raise Refused(410, f"the session of request {request} is over", ("body", "request_id"))
                 raise Refused(404, f"there was no request {request}", ("body", "request_id"))
             new = event not in shown.events
             if new:
@@ -382,7 +394,12 @@ class Service:
             for some in self._store.packed():
                 rows += some
                 await asyncio.sleep(0)  # whoever has asked meanwhile is served
-            await asyncio.get_running_loop().run_in_executor(self._syncer, self._store.write, rows, position)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._syncer, self._store.write, rows, position)
+            except sqlite3.Error as error:  # the log has it all; the next pass may be written
+                self.metrics.failed_writes.inc()
+                say(f"the users' store is not written: {error}")
+                continue
             self._store.written(position)
 
     async def _reload(self) -> None:
@@ -395,8 +412,8 @@ class Service:
             self._tried = there
             try:
                 new = await asyncio.get_running_loop().run_in_executor(None, self._loaded, self._ranker)
-            except (ValueError, OSError) as error:
-                self.failed_swap = str(error)
+            except Exception as error:  # whatever is wrong with it, the one that ranks goes on
+                self.failed_swap = str(error) or type(error).__name__
                 self.metrics.failed_swaps.inc()
                 say(f"artefact not changed: {error}")
                 continue
@@ -421,7 +438,8 @@ def _bytes(values, dtype: str) -> bytes:
 
 
 def _parsed(request: str) -> tuple[int, int]:
+    """User and number of a request id."""
     user, _, number = request.partition("-")
-    if not (user.isascii() and user.isdigit() and number.isascii() and number.isdigit() and len(request) <= 40):
+    if not all(x.isascii() and x.isdigit() and len(x) <= 10 and str(int(x)) == x for x in (user, number)):
         raise Refused(404, f"there was no request {request[:40]!r}", ("body", "request_id"))
     return int(user), int(number)

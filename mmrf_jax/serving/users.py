@@ -130,11 +130,16 @@ class UserStore:
 
     def write(self, rows: Sequence[tuple[int, bytes]], position: Position, clean: int = 0) -> None:
         """Puts rows into the file, with the log's position before they were packed; all of it or nothing."""
-        self._writer.execute("BEGIN")
-        self._writer.executemany("INSERT OR REPLACE INTO users VALUES (?, ?)", rows)
         values = (1, position.segment, position.offset, self._history, clean)
-        self._writer.execute("INSERT OR REPLACE INTO position VALUES (?, ?, ?, ?, ?)", values)
-        self._writer.execute("COMMIT")
+        self._writer.execute("BEGIN")
+        try:
+            self._writer.executemany("INSERT OR REPLACE INTO users VALUES (?, ?)", rows)
+            self._writer.execute("INSERT OR REPLACE INTO position VALUES (?, ?, ?, ?, ?)", values)
+            self._writer.execute("COMMIT")
+        except sqlite3.Error:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
 
     def written(self, position: Position) -> None:
         """What was packed is in the file."""

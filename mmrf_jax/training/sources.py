@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data import feedback_log, records, stream
+from mmrf_jax.data import feedback_log, feedback_sessions, records, stream
 from mmrf_jax.data.kuairand import builder as kuairand
 from mmrf_jax.data.kuairand.prepare import ALL_SPLITS
 from mmrf_jax.data.schema import Schema, SessionLog
@@ -239,7 +239,7 @@ def _served(folder: Path, schema: Schema, video_ids: np.ndarray, progress: Progr
         place = np.minimum(np.searchsorted(ids, videos), len(ids) - 1)
         return np.where(ids[place] == videos, order[place], -1)
 
-    log, report = feedback_log.read(folder, schema, rows_of, progress)
+    log, report = feedback_sessions.read(folder, schema, rows_of, progress)
     say(f"input: {json.dumps(report)}")
     return log
 

@@ -12,6 +12,7 @@ import pytest
 
 from mmrf_jax import types
 from mmrf_jax.data import feedback_log as fl
+from mmrf_jax.data import feedback_sessions
 from mmrf_jax.data.schema import Schema
 
 S = len(types.SIGNALS)
@@ -79,14 +80,14 @@ def test_frames_are_as_the_format_says(tmp_path):
     """Read by nothing but the description."""
     write(tmp_path / "log", some(2))
     data = (tmp_path / "log" / "feedback-000000.log").read_bytes()
-    length, crc = struct.unpack("<II", data[:8])
-    assert zlib.crc32(data[8 : 8 + length]) == crc
-    record = msgpack.unpackb(data[8 : 8 + length])
+    length, crc_of_length, crc = struct.unpack("<III", data[:12])
+    assert zlib.crc32(data[:4]) == crc_of_length and zlib.crc32(data[12 : 12 + length]) == crc
+    record = msgpack.unpackb(data[12 : 12 + length])
     assert record["request"] == "7-0" and record["start"] is True
     assert np.frombuffer(record["candidates"], "<i8").tolist() == list(range(100, 106))
 
 
-@pytest.mark.parametrize("cut", [1, 7, 8, 9, 60])
+@pytest.mark.parametrize("cut", [1, 11, 12, 13, 60])
 def test_a_frame_cut_short_at_the_end_is_dropped(tmp_path, cut):
     records = some(3)
     write(tmp_path / "log", records)
@@ -99,17 +100,84 @@ def test_a_frame_cut_short_at_the_end_is_dropped(tmp_path, cut):
     assert [record for record, _ in fl.scan(tmp_path / "log")] == records
 
 
-def test_damage_before_the_end_is_an_error(tmp_path):
+@pytest.mark.parametrize("frame", [0, 1, 2])
+@pytest.mark.parametrize("byte", [*range(12), 30])
+def test_one_wrong_bit_is_an_error_and_nothing_is_cut_off(tmp_path, frame, byte):
     write(tmp_path / "log", some(3))
     path = tmp_path / "log" / "feedback-000000.log"
+    starts = [0, *(position.offset for _, position in fl.scan(tmp_path / "log"))]
     content = bytearray(path.read_bytes())
-    content[30] ^= 1
+    content[starts[frame] + byte] ^= 1 << (byte % 8)
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"feedback-000000.log is damaged at byte 0 of \d+; restore it"):
+    with pytest.raises(ValueError, match=rf"feedback-000000.log is damaged at byte {starts[frame]} of \d+; restore it"):
         list(fl.scan(tmp_path / "log"))
-    with pytest.raises(ValueError, match="is damaged at byte 0"):
+    with pytest.raises(ValueError, match=f"is damaged at byte {starts[frame]}"):
         fl.Writer(tmp_path / "log")
-    assert path.read_bytes() == content  # nothing was cut off
+    assert path.read_bytes() == content
+
+
+def test_zeros_at_the_end_are_dropped_and_said(tmp_path, capfd):
+    records = some(3)
+    write(tmp_path / "log", records[:2])
+    path = tmp_path / "log" / "feedback-000000.log"
+    path.write_bytes(path.read_bytes() + bytes(4096))
+    assert [record for record, _ in fl.scan(tmp_path / "log")] == records[:2]
+    write(tmp_path / "log", records[2:])
+    assert [record for record, _ in fl.scan(tmp_path / "log")] == records
+    assert "the last 4096 bytes are of a record that was cut short" in capfd.readouterr().err
+
+
+def test_after_a_sync_that_failed_nothing_is_taken(tmp_path, monkeypatch):
+    """The system may say nothing of what it dropped when it is asked again."""
+    records = some(3)
+    writer = fl.Writer(tmp_path / "log")
+    writer.append(records[0])
+    real, calls = os.fdatasync, []
+
+    def once(file):
+        calls.append(file)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        real(file)
+
+    monkeypatch.setattr(os, "fdatasync", once)
+    for call in (writer.sync, writer.sync, lambda: writer.append(records[1])):
+        with pytest.raises(OSError, match="Input/output"):
+            call()
+    assert writer.failed is not None
+    with pytest.raises(OSError, match="Input/output"):
+        writer.close()
+    write(tmp_path / "log", records[1:])  # a new start takes what is there
+    assert [record for record, _ in fl.scan(tmp_path / "log")] == records
+
+
+def test_a_segment_that_cannot_be_begun_costs_nothing(tmp_path, monkeypatch):
+    records = some(6)
+    with fl.Writer(tmp_path / "log", segment_bytes=400) as writer:
+        writer.append(records[0])
+        writer.append(records[1])
+        real = os.open
+
+        def full(path, *arguments):
+            if str(path).endswith("feedback-000001.log"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(path, *arguments)
+
+        monkeypatch.setattr(os, "open", full)
+        with pytest.raises(OSError, match="No space"):
+            writer.append(records[2])
+        monkeypatch.undo()
+        for record in records[2:]:
+            writer.append(record)
+    assert [record for record, _ in fl.scan(tmp_path / "log")] == records
+
+
+def test_a_log_is_of_one_kind_of_requests(tmp_path):
+    with fl.Writer(tmp_path / "log", {"profile": 20, "history": 30}):
+        pass
+    fl.Writer(tmp_path / "log", {"profile": 20, "history": 30}).close()
+    with pytest.raises(ValueError, match="is the log of rankers with profile=20, not 4; name another log"):
+        fl.Writer(tmp_path / "log", {"profile": 4, "history": 30})
 
 
 def test_one_writer_at_a_time_and_one_version(tmp_path):
@@ -163,7 +231,7 @@ def test_sessions_by_hand(tmp_path):
         told(1, 2, [132], click=1.0),
     ]
     write(tmp_path / "log", records)
-    log, report = fl.read(tmp_path / "log", SCHEMA, rows_of)
+    log, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
     log.validate(SCHEMA)
     assert log.user_id.tolist() == [1, 1, 2]
     assert log.date.tolist() == [20220502, 20220503, 20220502]
@@ -194,7 +262,7 @@ def test_history_of_the_second_session_is_what_was_answered(tmp_path):
         told(1, 2, [122]),
     ]
     write(tmp_path / "log", log)
-    found, report = fl.read(tmp_path / "log", SCHEMA, rows_of)
+    found, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
     assert found.num_sessions == 2 and report["left_out"]["unanswered"] == 1
     assert found.terminated.tolist() == [False, False]
     np.testing.assert_array_equal(found.history_videos[1], [0, 0, 1])
@@ -205,7 +273,7 @@ def test_an_unanswered_request_cuts_the_session(tmp_path):
     log = [ranked(1, i, range(100 + 5 * i, 105 + 5 * i), [0, 1], start=i == 0) for i in range(4)]
     log += [told(1, i, [100 + 5 * i], seconds=1.0 + i) for i in (0, 1, 3)]
     write(tmp_path / "log", log)
-    found, report = fl.read(tmp_path / "log", SCHEMA, rows_of)
+    found, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
     assert np.diff(found.offsets).tolist() == [2, 1] and report["left_out"]["unanswered"] == 1
     np.testing.assert_array_equal(found.candidates[2], np.arange(15, 20))
     np.testing.assert_array_equal(found.history_videos[1], [1, 5, 6])  # the last three answered
@@ -223,20 +291,20 @@ def test_candidates_are_cut_to_size(tmp_path):
         told(1, 2, [100]),
     ]
     write(tmp_path / "log", log)
-    found, report = fl.read(tmp_path / "log", SCHEMA, rows_of)
+    found, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
     assert report["left_out"] == {"unanswered": 0, "few_candidates": 1, "unknown_videos": 1}
     assert found.num_requests == 1
     candidates, slate = found.candidates[0], found.slate[0]
     assert candidates[slate].tolist() == [2, 19] and len(set(candidates.tolist())) == 5
     np.testing.assert_array_equal(found.scores[0], candidates + 1.0)  # each kept its own score
-    again, _ = fl.read(tmp_path / "log", SCHEMA, rows_of)
+    again, _ = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
     np.testing.assert_array_equal(again.candidates, found.candidates)
 
 
 def test_logs_of_another_make_are_refused(tmp_path):
     write(tmp_path / "log", [ranked(1, 0, range(100, 105), [0], start=True), told(1, 0, [100])])
     with pytest.raises(ValueError, match="request 1-0 has profile of 2 numbers, the config's schema has 4"):
-        fl.read(tmp_path / "log", dataclasses.replace(SCHEMA, profile=4), rows_of)
+        feedback_sessions.read(tmp_path / "log", dataclasses.replace(SCHEMA, profile=4), rows_of)
     write(tmp_path / "empty", [ranked(1, 0, range(100, 105), [0], start=True)])
     with pytest.raises(ValueError, match="has no session to learn from"):
-        fl.read(tmp_path / "empty", SCHEMA, rows_of)
+        feedback_sessions.read(tmp_path / "empty", SCHEMA, rows_of)

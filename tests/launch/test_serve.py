@@ -19,7 +19,7 @@ import pytest
 
 from launch import serving
 from mmrf_jax import types
-from mmrf_jax.data import feedback_log
+from mmrf_jax.data import feedback_log, feedback_sessions
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.serving import artifact as artifacts
 from mmrf_jax.serving import clients, service
@@ -75,7 +75,7 @@ def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launc
         k=source.schema.slate, keep_scores=True,
     )  # fmt: skip
     rows_of = lambda videos: videos
-    found, report = feedback_log.read(tmp_path / "log", source.schema, rows_of)
+    found, report = feedback_sessions.read(tmp_path / "log", source.schema, rows_of)
     assert sum(report["left_out"].values()) == 0 and report["requests"] == served.requests.sum()
     np.testing.assert_array_equal(found.user_id, wanted.user_id)
     np.testing.assert_array_equal(found.offsets, wanted.offsets)
@@ -107,8 +107,16 @@ def test_killed_under_load_it_loses_no_acknowledged_event(start, artifact, tmp_p
     acknowledged: list[tuple[str, str]] = []
     counter = iter(range(10**9))
 
-    def users(url: str, first: int, sent: list) -> None:
-        """A client that asks and answers until the service is gone."""
+    wrong: list[BaseException] = []
+
+    def users(*arguments) -> None:
+        try:
+            ask_and_answer(*arguments)
+        except BaseException as error:
+            wrong.append(error)
+
+    def ask_and_answer(url: str, first: int, sent: list) -> None:
+        """A client until the service is gone."""
         for number in range(10**6):
             user = first + number % 5
             try:
@@ -147,6 +155,7 @@ def test_killed_under_load_it_loses_no_acknowledged_event(start, artifact, tmp_p
             os.kill(server.process.pid, signal.SIGKILL)
             for thread in threads:
                 thread.join()
+            assert not wrong, wrong
     times: dict[str, int] = {}
     of_request: dict[str, str] = {}
     for record, _ in feedback_log.scan(tmp_path / "log"):

@@ -2,8 +2,8 @@
 
 import dataclasses
 import datetime
+import hashlib
 import json
-import pickletools
 import shutil
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 import tiny
 
 from mmrf_jax import types
+from mmrf_jax.agents import policy
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.serving import artifact, export
 from mmrf_jax.simulators.feedback import network
@@ -76,7 +77,9 @@ def test_exported_scores_are_the_live_ones(mmrf, users, candidates, shown):
     carry = live.init(live.params, request, history)
     assert scores.shape == (users, len(plan.agents.signals), candidates)
     np.testing.assert_allclose(memory["outer"], carry.outer, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(scores[:, -1], live.score(live.params, carry, request), rtol=1e-5, atol=1e-5)
+    every = policy.all_scores(plan.agents, live.params, carry, request)
+    np.testing.assert_allclose(every[:, -1], live.score(live.params, carry, request), rtol=1e-6)
+    np.testing.assert_allclose(scores, every, rtol=1e-5, atol=1e-5)
     assert np.asarray(scores).std(axis=-1).min() > 1e-3 or candidates == 1  # agents tell candidates apart
 
 
@@ -148,10 +151,12 @@ def test_what_an_artefact_holds(mmrf):
     assert {"policy", "model", "catalogue"} == set(loaded.arrays)
     for function in loaded.functions.values():
         assert set(function.platforms) == {"cpu", "cuda", "tpu"}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with pytest.raises(Exception, match=r".*"):  # no file of it is a pickle
-                list(pickletools.genops(path.read_bytes()))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".sha256", ".bin", ".npz"}
+    for path in files:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:  # an array of objects would be a pickle
+                assert all(arrays[name].dtype.kind in "bif" for name in arrays.files)
     with pytest.raises(FileExistsError, match="export to another folder"):
         artifact.write(folder, {}, {}, tiny.SCHEMA, {})
 
@@ -181,7 +186,9 @@ def test_damage_is_found(mmrf, tmp_path, name, how):
 
 def rewrite(folder: Path, **fields) -> None:
     manifest = json.loads((folder / artifact.MANIFEST).read_text())
-    (folder / artifact.MANIFEST).write_text(json.dumps(manifest | fields))
+    content = json.dumps(manifest | fields)
+    (folder / artifact.MANIFEST).write_text(content)
+    (folder / "manifest.sha256").write_text(hashlib.sha256(content.encode()).hexdigest())
 
 
 def test_what_is_expired_or_of_another_kind_is_refused(mmrf, tmp_path):
@@ -196,8 +203,15 @@ def test_what_is_expired_or_of_another_kind_is_refused(mmrf, tmp_path):
     with pytest.raises(artifact.ArtifactError, match="another schema: profile=3, and 4 is needed"):
         artifact.load(mmrf[2], dataclasses.replace(tiny.SCHEMA, profile=4))
     artifact.load(mmrf[2], dataclasses.replace(tiny.SCHEMA, num_videos=99, num_users=1, candidates=400))
-    (folder / artifact.MANIFEST).write_text("{")
-    with pytest.raises(artifact.ArtifactError, match=r"manifest.json is damaged"):
+    never = {"expires": ("soon", "2026-01-01", None), "schema": ({"much": 1}, None), "files": ([], {"a": 1}, {"a": {}})}
+    for number, (name, value) in enumerate((name, value) for name, values in never.items() for value in values):
+        copy = damaged(mmrf[2], tmp_path / f"copy{number}")
+        rewrite(copy, **{name: value})
+        with pytest.raises(artifact.ArtifactError, match="manifest.json cannot be used.*export the run again"):
+            artifact.load(copy)
+    text = (folder / artifact.MANIFEST).read_text()
+    (folder / artifact.MANIFEST).write_text(text.replace('"num_videos": 30', '"num_videos": 31'))
+    with pytest.raises(artifact.ArtifactError, match=r"manifest.json is damaged.*manifest.sha256"):
         artifact.load(folder)
     with pytest.raises(artifact.ArtifactError, match="is no artefact"):
         artifact.load(tmp_path)

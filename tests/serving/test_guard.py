@@ -40,7 +40,8 @@ async def ask(asgi, path="/rank", parts=(b"{}",), headers=(), late: float = 0.0)
     async def send(message):
         sent.append(message)
 
-    await asgi({"type": "http", "path": path, "headers": list(headers)}, receive, send)
+    method = "POST" if path in ("/rank", "/feedback") else "GET"
+    await asgi({"type": "http", "path": path, "method": method, "headers": list(headers)}, receive, send)
     return sent[0]["status"], dict(sent[0]["headers"]), json.loads(sent[1]["body"])
 
 
@@ -64,7 +65,8 @@ def test_only_so_many_at_once():
         assert "3 requests are in flight" in body["detail"][0]["msg"]
         assert metrics.registry.get_sample_value("mmrf_in_flight") == 3
         app.let.set()
-        assert (await ask(asgi, "/healthz"))[0] == 200  # at any load
+        for path in ("/healthz", "/metrics", "/"):  # at any load
+            assert (await ask(asgi, path))[0] == 200
         assert [(await task)[0] for task in first] == [200] * 3
         assert (await ask(asgi))[0] == 200
         assert metrics.registry.get_sample_value("mmrf_in_flight") == 0
@@ -113,7 +115,7 @@ def test_the_token_is_asked_for():
             status, headers, _ = await ask(asgi, headers=wrong)
             assert status == 401 and headers[b"www-authenticate"] == b"Bearer"
         assert (await ask(asgi, "/metrics"))[0] == 401
-        assert (await ask(asgi, "/healthz"))[0] == 200
-        assert len(app.bodies) == 2  # nobody else came through
+        assert (await ask(asgi, "/healthz"))[0] == (await ask(asgi, "/"))[0] == 200
+        assert len(app.bodies) == 3  # nobody else came through
 
     asyncio.run(run())

@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
+import sqlite3
+import threading
 from pathlib import Path
 
 import artifacts
@@ -16,7 +19,7 @@ import tiny
 
 from mmrf_jax import types
 from mmrf_jax.data import feedback_log as fl
-from mmrf_jax.serving import artifact, service
+from mmrf_jax.serving import artifact, service, users
 from mmrf_jax.serving.service import Asked, Refused, Service, Settings
 
 S = len(types.SIGNALS)
@@ -121,7 +124,8 @@ def test_feedback_that_cannot_be_taken(settings):
         async with running(settings) as s:
             slate = await step(s, 1, 0)
             zero = np.zeros((1, S), np.float32)
-            for request in ("1-1", "2-0", "x", "1-0-0", "-1-0", "1-99999999999999999999999999999999999999999", "²-0"):
+            for request in ("1-1", "2-0", "x", "1-0-0", "-1-0", "1-99999999999999999999999999999999999999999", "²-0",
+                            "99999999999999999999-0", "01-0", "1-00"):  # fmt: skip
                 await refused(s, 404, "e", request, slate.videos[:1], zero, False)
             strange = IDS[~np.isin(IDS, slate.videos)][:1]
             error = await refused(s, 422, "e", "1-0", np.append(slate.videos[:1], strange), np.zeros((2, S)), False)
@@ -279,7 +283,9 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
     shutil.copytree(other, narrow)
     manifest = json.loads((narrow / artifact.MANIFEST).read_text())
     manifest["schema"]["profile"] = 99
-    (narrow / artifact.MANIFEST).write_text(json.dumps(manifest))
+    content = json.dumps(manifest)
+    (narrow / artifact.MANIFEST).write_text(content)
+    (narrow / "manifest.sha256").write_text(hashlib.sha256(content.encode()).hexdigest())
 
     async def run():
         async with running(settings) as s:
@@ -310,6 +316,78 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
     after, anew = asyncio.run(run()), asyncio.run(fresh())
     assert after.artifact == anew.artifact and after.request == anew.request
     np.testing.assert_allclose(after.scores["watch_time"], anew.scores["watch_time"], rtol=1e-3, atol=1e-3)
+
+
+def test_feedback_is_acknowledged_when_it_is_on_the_disk(settings, monkeypatch):
+    async def run():
+        async with running(settings) as s:
+            slate = await s.rank(asked(1))
+            reached, let = threading.Event(), threading.Event()
+            real = os.fdatasync
+
+            def slow(file):
+                reached.set()
+                assert let.wait(30)
+                real(file)
+
+            monkeypatch.setattr(os, "fdatasync", slow)
+            told = [asyncio.create_task(s.feedback(f"e{i}", slate.request, *answers(slate), False)) for i in range(3)]
+            again = asyncio.create_task(s.feedback("e0", slate.request, *answers(slate), False))
+            while not reached.is_set():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            assert not any(task.done() for task in [*told, again])  # one that was sent twice waits too
+            let.set()
+            assert await asyncio.gather(*told) == [True] * 3 and not await again
+
+    asyncio.run(run())
+
+
+def test_a_disk_that_fails_is_trouble(settings, monkeypatch):
+    async def run():
+        made = Service(settings)
+        await made.start()
+        slate = await step(made, 1, 0)
+        assert made.trouble is None
+
+        def failing(_):
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "fdatasync", failing)
+        for _ in range(2):
+            with pytest.raises(Refused, match="cannot be written") as error:
+                await made.feedback("x", slate.request, *answers(slate), False)
+            assert error.value.status == 503
+        monkeypatch.undo()  # even where the disk says yes again
+        with pytest.raises(Refused, match="cannot be written"):
+            await made.feedback("x", slate.request, *answers(slate), False)
+        assert "Input/output error" in made.trouble
+        with pytest.raises(OSError, match="Input/output"):
+            await made.close()
+
+    asyncio.run(run())
+
+
+def test_a_store_that_cannot_be_written_is_written_later(settings, monkeypatch):
+    async def run():
+        async with running(dataclasses.replace(settings, users_in_memory=2)) as s:
+            real, failed = users.UserStore.write, []
+
+            def full(self, *arguments, **kwargs):
+                if len(failed) < 2:
+                    failed.append(1)
+                    raise sqlite3.OperationalError("database or disk is full")
+                return real(self, *arguments, **kwargs)
+
+            monkeypatch.setattr(users.UserStore, "write", full)
+            for user in range(8):
+                await step(s, user, 0)
+            await until(lambda: s._store.in_memory <= 2)
+            assert len(failed) == 2 and s.trouble is None
+            assert s.metrics.registry.get_sample_value("mmrf_store_write_failures_total") == 2
+            assert (await s.rank(asked(0, 1))).request == "0-1"
+
+    asyncio.run(run())
 
 
 def test_two_services_cannot_have_one_log(settings):

@@ -267,7 +267,8 @@
       const place = placeOf(turn, agent, one.video);
       const all = turn.places[agent].size;
       const line = make("li", undefined, `${i ? "" : "decides "}${place <= turn.cards.length ? "wanted" : ""}`);
-      line.title = `Place ${place} of ${all} candidates for the agent of ${say(agent)}${i ? "" : ", which decides"}`;
+      const score = turn.scores[agent][turn.candidates.indexOf(one.video)].toFixed(2);
+      line.title = `Score ${score}, place ${place} of ${all} candidates for the agent of ${say(agent)}${i ? "" : ", which decides"}`;
       line.append(make("span", say(agent)), bar(all > 1 ? 1 - Math.log(place) / Math.log(all) : 1), make("span", String(place), "place"));
       find(".agents").append(line);
     }
