@@ -207,7 +207,7 @@ def test_what_is_expired_or_of_another_kind_is_refused(mmrf, tmp_path):
     for number, (name, value) in enumerate((name, value) for name, values in never.items() for value in values):
         copy = damaged(mmrf[2], tmp_path / f"copy{number}")
         rewrite(copy, **{name: value})
-        with pytest.raises(artifact.ArtifactError, match="manifest.json cannot be used.*export the run again"):
+        with pytest.raises(artifact.ArtifactError, match=r"manifest.json cannot be used.*export the run again"):
             artifact.load(copy)
     text = (folder / artifact.MANIFEST).read_text()
     (folder / artifact.MANIFEST).write_text(text.replace('"num_videos": 30', '"num_videos": 31'))
