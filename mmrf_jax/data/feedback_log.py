@@ -31,7 +31,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ _FRAME = struct.Struct("<III")
 S = len(types.SIGNALS)
 
 Record = dict[str, Any]
+RowsOf = Callable[[np.ndarray], np.ndarray]
 
 
 class Position(NamedTuple):
@@ -64,6 +65,22 @@ START = Position(0, 0)
 def is_log(folder: str | os.PathLike) -> bool:
     """Whether a folder is such a log."""
     return (Path(folder) / MANIFEST).is_file()
+
+
+def rows_by_id(video_ids: np.ndarray) -> RowsOf:
+    """What finds the rows [n] of the catalogue for the platform's ids [n], −1 for a video that it does not have.
+
+    Args:
+      video_ids: [V] int64, of the catalogue's rows, all different, in any order.
+    """
+    order = np.argsort(video_ids, kind="stable")
+    ids = np.asarray(video_ids, np.int64)[order]
+
+    def rows_of(videos: np.ndarray) -> np.ndarray:
+        place = np.minimum(np.searchsorted(ids, videos), len(ids) - 1)
+        return np.where(ids[place] == videos, order[place], -1)
+
+    return rows_of
 
 
 def to_bytes(values: np.ndarray, dtype: str) -> bytes:

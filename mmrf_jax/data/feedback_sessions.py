@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmrf_jax.data import feedback_log, sessions
-from mmrf_jax.data.feedback_log import Record, S, Shown, UserLog
+from mmrf_jax.data.feedback_log import Record, RowsOf, S, Shown, UserLog
 from mmrf_jax.data.schema import Schema, SessionLog
 
-RowsOf = Callable[[np.ndarray], np.ndarray]
 Progress = Callable[[str, int], Callable[[int], None]]
 
 

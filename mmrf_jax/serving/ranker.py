@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
+from mmrf_jax.data import feedback_log
 from mmrf_jax.evaluation import propensity
 from mmrf_jax.serving import artifact
 
@@ -56,9 +57,8 @@ class Ranker:
         catalogue = loaded.arrays["catalogue"]
         self._duration = catalogue["duration"]
         self.catalogue = catalogue
-        ids = catalogue["video_id"]
-        self._order = None if np.array_equal(ids, np.arange(len(ids))) else np.argsort(ids, kind="stable")
-        self._ids = ids if self._order is None else ids[self._order]
+        #: Rows [n] of the catalogue for the platform's ids [n]; −1 for a video that it does not have.
+        self.rows_of = feedback_log.rows_by_id(catalogue["video_id"])
         self._functions = {name: self._traced(name, loaded.functions[name]) for name in self.traces}
         self._weights = jax.device_put(artifact.nested(loaded.arrays["policy"]))
         self._encodings = self._encode(catalogue)
@@ -82,13 +82,6 @@ class Ranker:
         ]
         parts[-1] = parts[-1][(len(starts) - 1) * size - starts[-1] :]
         return jax.block_until_ready(jax.numpy.concatenate(parts))
-
-    def rows_of(self, videos: np.ndarray) -> np.ndarray:
-        """Rows [n] of the catalogue for the platform's ids [n]; −1 for a video that it does not have."""
-        videos = np.asarray(videos, np.int64)
-        place = np.minimum(np.searchsorted(self._ids, videos), len(self._ids) - 1)
-        rows = place if self._order is None else self._order[place]
-        return np.where(self._ids[place] == videos, rows, -1)
 
     def warm(self) -> None:
         """Compiles every size that a service uses."""

@@ -232,14 +232,7 @@ def _given(source: Source, progress: Progress) -> SessionLog:
 
 def _served(folder: Path, schema: Schema, video_ids: np.ndarray, progress: Progress) -> SessionLog:
     """The feedback log of a ranking service as sessions; `video_ids` [V] are what it calls the videos."""
-    order = np.argsort(video_ids, kind="stable")
-    ids = video_ids[order]
-
-    def rows_of(videos: np.ndarray) -> np.ndarray:
-        place = np.minimum(np.searchsorted(ids, videos), len(ids) - 1)
-        return np.where(ids[place] == videos, order[place], -1)
-
-    log, report = feedback_sessions.read(folder, schema, rows_of, progress)
+    log, report = feedback_sessions.read(folder, schema, feedback_log.rows_by_id(video_ids), progress)
     say(f"input: {json.dumps(report)}")
     return log
 
