@@ -1,4 +1,4 @@
-"""The log of a ranking service: what was asked, shown and answered, appended as it happens, and read as sessions.
+"""The log of a ranking service: what was asked, shown and answered, appended as it happens.
 
 A log is a folder: `feedback_log.json`, which says what the records are made of, and segments `feedback-000000.log`, …
 of about `SEGMENT_BYTES`. A segment is a sequence of frames,
@@ -103,6 +103,7 @@ class Writer:
         """
         self.folder, self._limit = Path(folder), segment_bytes
         self._failed: OSError | None = None
+        self._full: list[int] = []  # files of segments before the last, which `sync` ends
         self._syncing = threading.Lock()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("w")
@@ -123,16 +124,21 @@ class Writer:
             if cut := paths[-1].stat().st_size - end:
                 say(f"{paths[-1]}: the last {cut} bytes are of a record that was cut short, and are dropped")
         self._file = self._opened(number, end)
+        self._sync_folder()
 
     def _opened(self, number: int, end: int) -> int:
         file = os.open(_path(self.folder, number), os.O_RDWR | os.O_CREAT, 0o644)
         os.ftruncate(file, end)
         os.lseek(file, end, os.SEEK_SET)
-        directory = os.open(self.folder, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
         self.position = Position(number, end)
         return file
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def append(self, record: Record) -> Position:
         """Hands a record to the system, which keeps it if this process dies; returns the position after it.
@@ -143,11 +149,10 @@ class Writer:
         if self._failed is not None:
             raise self._failed
         if self.position.offset >= self._limit:
-            self.sync()
-            with self._syncing:
-                full = self._file
-                self._file = self._opened(self.position.segment + 1, 0)
-                os.close(full)
+            new = self._opened(self.position.segment + 1, 0)
+            # In this order, for `sync` in another thread: it takes the last file first, then those that are full.
+            self._full.append(self._file)
+            self._file = new
         frame = encode(record)
         written = 0
         try:
@@ -172,6 +177,12 @@ class Writer:
                 raise self._failed
             try:
                 os.fdatasync(self._file)
+                if full := list(self._full):
+                    self._sync_folder()  # where the segment after them begins
+                for file in full:
+                    os.fdatasync(file)
+                    os.close(file)
+                    self._full.remove(file)
             except OSError as error:
                 self._failed = error
                 raise

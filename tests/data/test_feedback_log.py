@@ -76,6 +76,22 @@ def test_what_was_appended_comes_back_over_segments(tmp_path):
     assert found[-1][1] == fl.end(tmp_path / "log")
 
 
+def test_appending_waits_for_no_disk_and_one_sync_is_for_all(tmp_path, monkeypatch):
+    synced = []
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda file: (synced.append(os.fstat(file).st_ino), real(file)))
+    with fl.Writer(tmp_path / "log", segment_bytes=400) as writer:
+        for record in some(9):
+            writer.append(record)
+        paths = fl.segments(tmp_path / "log")
+        assert len(paths) > 3 and not synced
+        writer.sync()
+        assert sorted(synced) == sorted(path.stat().st_ino for path in paths)
+        synced.clear()
+        writer.sync()
+        assert synced == [paths[-1].stat().st_ino]  # the others are on the disk
+
+
 def test_frames_are_as_the_format_says(tmp_path):
     """Read by nothing but the description."""
     write(tmp_path / "log", some(2))
