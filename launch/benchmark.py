@@ -9,8 +9,8 @@
 `rollouts`: the cost of a live user request in the world under production's policy, from 2^10 to 2^20 users in one call;
 resets are in it, compilation is not. `scale`: how costs and memory grow with the rows of an embedding table, the videos
 of the world, the users of an A/B test, the processes of a run and the rows of a log; each size in a process of its own.
-`serve`: slates a second of the ranking service, latency at half that rate, and memory over 100,000 requests; needs
-requirements-serve.txt.
+`serve`: slates a second of the ranking service, latency at 150 a second and at half of all it can, and memory over
+100,000 requests; needs requirements-serve.txt.
 """
 
 import os

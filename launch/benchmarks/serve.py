@@ -1,4 +1,4 @@
-"""How fast the ranking service is: slates a second, latency at half that rate, the bare scoring call, memory.
+"""How fast the ranking service is: slates a second, latency at two lower rates, the bare scoring call, memory.
 
 The service is a process of its own, asked over the loopback by this one; every slate is answered by feedback, which is
 on the disk before it is acknowledged, and every session is left after some requests.
@@ -28,6 +28,7 @@ _USERS, _REQUESTS = 1_000, 15  # in their sessions at once, and the requests of 
 _IN_MEMORY = 2_000  # users; the service reads the others from its store
 _BODIES = 512  # candidate sets, prepared so that asking costs little beside answering
 _AT_ONCE = 32  # requests in flight where the service is asked for all it can
+_STEADY = 150.0  # slates a second, where latency is measured beside half of all the service can do
 _WARM = 2 * _USERS * _REQUESTS  # requests before anything is measured: by then as many users as fit are in memory
 
 
@@ -100,7 +101,7 @@ class _Load:
             progress = counted("serve", requests)
             await self._all_it_can(_WARM)
             before, compiled = process.memory_info().rss, await self._compilations()
-            each = max((requests - _WARM) // (repeats + 1), 1_000)
+            each = max((requests - _WARM) // (repeats + 2), 1_000)
             rates = []
             for _ in range(repeats):
                 start = time.perf_counter()
@@ -108,16 +109,21 @@ class _Load:
                 rates.append(each / (time.perf_counter() - start))
                 progress(self._next)
             rate = statistics.median(rates)
-            say(f"serve: {rate:,.0f} slates/s; now at half of it")
-            latencies = await self._at(rate / 2.0, each)
-            progress(self._next)
+            say(f"serve: {rate:,.0f} slates/s; now {_STEADY:,.0f} and half of it")
+            latency = {}
+            for name, asked in (("steady", _STEADY), ("half", rate / 2.0)):
+                took = await self._at(asked, each)
+                latency |= {
+                    f"latency/{name}/rate": (asked, "slates/s"),
+                    f"latency/{name}/p50": (float(np.percentile(took, 50)), "ms"),
+                    f"latency/{name}/p99": (float(np.percentile(took, 99)), "ms"),
+                }
+                progress(self._next)
             progress(requests)
             after = process.memory_info().rss
             figures = {
                 "rate": (rate, "slates/s"),
-                "latency/p50": (float(np.percentile(latencies, 50)), "ms"),
-                "latency/p99": (float(np.percentile(latencies, 99)), "ms"),
-                "latency/rate": (rate / 2.0, "slates/s"),
+                **latency,
                 "memory/before": (before / 2**30, "GiB"),
                 "memory/after": (after / 2**30, "GiB"),
                 "requests": (self._next, "slates"),

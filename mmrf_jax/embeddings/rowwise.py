@@ -67,9 +67,10 @@ def row_update(table: Table, ids: jax.Array, grads: jax.Array, learning_rate: ch
         return table
     unique, sums = sum_duplicates(row_of(table, ids), grads, table.num_rows)
     scatter = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
-    accumulator = table.accumulator.at[unique].add(jnp.mean(jnp.square(sums), axis=-1), **scatter)
-    root = jnp.sqrt(accumulator.at[unique].get(mode="fill", fill_value=1.0))  # [M]
-    step = learning_rate * sums / (root + eps)[:, None]
+    # Read, then written: reads of far rows overlap in memory, a scatter's additions wait for each other.
+    total = table.accumulator.at[unique].get(mode="fill", fill_value=1.0) + jnp.mean(jnp.square(sums), axis=-1)  # [M]
+    accumulator = table.accumulator.at[unique].set(total, **scatter)
+    step = learning_rate * sums / (jnp.sqrt(total) + eps)[:, None]
     if table.rows.dtype == jnp.float32:
         return dataclasses.replace(table, rows=table.rows.at[unique].add(-step, **scatter), accumulator=accumulator)
     rows = table.rows.at[unique].get(mode="fill", fill_value=0).astype(jnp.float32) - step

@@ -1,6 +1,7 @@
 """`launch.study`: runs named by their configs, one table, and nothing done twice."""
 
 import json
+import os
 
 import pytest
 from processes import TINY, error_line
@@ -96,3 +97,28 @@ def test_a_study_writes_one_table_and_runs_nothing_twice(launch, tmp_path):
     launch.ok("study", *EVERYTHING, f"--out={out}", f"--runs={runs}", timeout=300)
     assert before == {path: path.read_bytes() for path in before}
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("KUAIRAND_DIR"), reason="set KUAIRAND_DIR to a folder of KuaiRand's files")
+def test_a_study_of_real_logs(launch, tmp_path):
+    config, out = tmp_path / "two.py", tmp_path / "out"
+    config.write_text(
+        "from experiments import table_offline_kuairand\n\n\n"
+        "def get_config():\n"
+        "    config = table_offline_kuairand.get_config()\n"
+        "    config.variants = {'mmrf': {}, 'ltr': {'method': 'ltr'}}\n"
+        "    return config\n"
+    )
+    size = ("--config.quick=True", "--config.run.data.max_sessions=600", f"--config.run.data.cache_dir={tmp_path / 'c'}")
+    source = f"--config.run.data.dir={os.environ['KUAIRAND_DIR']}"
+    launch.ok("study", f"--config={config}", *size, source, f"--out={out}", f"--runs={tmp_path / 'r'}", timeout=1_500)
+    table = json.loads((out / "table.json").read_text())
+    for name in ("offline", "offline_frozen", "offline_random"):
+        assert set(table[name]) == {"mmrf", "ltr"}
+        for variant, row in table[name].items():
+            assert 0.4 < row["GAUC click"]["mean"] < 0.8, (name, variant)
+    assert table["offline"]["mmrf"]["GAUC click"] != table["offline_frozen"]["mmrf"]["GAUC click"]
+    # feedback of the random log is worth something whoever ranks, and its propensities are known
+    assert 0.0 < table["offline_random"]["mmrf"]["NCIS click"]["mean"] < 1.0
+    assert table["offline"]["ltr"]["GAUC click"]["ci95"] == [None, None]  # of one seed
