@@ -110,9 +110,9 @@ def test_a_study_of_real_logs(launch, tmp_path):
         "    config.variants = {'mmrf': {}, 'ltr': {'method': 'ltr'}}\n"
         "    return config\n"
     )
-    size = ("--config.quick=True", "--config.run.data.max_sessions=600", f"--config.run.data.cache_dir={tmp_path / 'c'}")
-    source = f"--config.run.data.dir={os.environ['KUAIRAND_DIR']}"
-    launch.ok("study", f"--config={config}", *size, source, f"--out={out}", f"--runs={tmp_path / 'r'}", timeout=1_500)
+    data = {"dir": os.environ["KUAIRAND_DIR"], "cache_dir": tmp_path / "cache", "max_sessions": 600}
+    flags = ("--config.quick=True", *(f"--config.run.data.{name}={value}" for name, value in data.items()))
+    launch.ok("study", f"--config={config}", *flags, f"--out={out}", f"--runs={tmp_path / 'runs'}", timeout=1_500)
     table = json.loads((out / "table.json").read_text())
     for name in ("offline", "offline_frozen", "offline_random"):
         assert set(table[name]) == {"mmrf", "ltr"}
