@@ -77,6 +77,7 @@ def get_config() -> ConfigDict:
                 "polyak": 0.05,  # of the target networks
                 "main_weight": 0.1,
                 "dropout": 0.0,
+                "score_hidden": placeholder(int),  # units of an MLP beside the products that score; None: none
                 "max_rows": placeholder(int),  # of an embedding table, 2^27 where None; more ids share rows by hash
                 "table_dtype": placeholder(str),  # of its rows, float32 where None; or bfloat16, for half the memory
             },

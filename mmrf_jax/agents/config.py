@@ -29,6 +29,8 @@ class AgentConfig(EncoderConfig):
       model_weight: of the feedback model's r̂ and p̂_stay in Q, beside the critics' own; 2/3 counts each twin once.
         Without effect for `da` and `ns`, which have no model of feedback.
       optimism: beta, by how many times its uncertainty a simulated reward is widened; negative for pessimism.
+      score_hidden: units of an MLP over user vector and encoding, whose score of each candidate is added to their
+        product; None for products alone, which are far cheaper (experiments/mlp_heads.py).
       main_weight: lambda, the weight of the main agent's value in an auxiliary agent's objective.
       watch_reward: of the watch-time agent, `seconds`; or, where a few long plays would decide all, `long_view`: 1
         for 18 seconds or the whole video; or `sum`, of the normalised rewards of all signals that have an agent by
@@ -49,6 +51,7 @@ class AgentConfig(EncoderConfig):
     optimism: float = 0.0
     agent_dim: int = 32
     heads: int = 4
+    score_hidden: int | None = None
     main_weight: float = 0.1
     watch_reward: str = "seconds"
     temperature: float = 0.25
@@ -76,6 +79,8 @@ class AgentConfig(EncoderConfig):
             raise ValueError(f"agents.non_impressions={self.non_impressions} is not a share; use a number in [0, 1]")
         if not 0.0 <= self.model_weight <= 1.0:
             raise ValueError(f"agents.model_weight={self.model_weight} is not a share; use a number in [0, 1]")
+        if self.score_hidden is not None and self.score_hidden < 1:
+            raise ValueError(f"agents.score_hidden={self.score_hidden} is no number of units; use 1 or more, or None")
         if self.agent_dim % self.heads:
             raise ValueError(f"agents.agent_dim={self.agent_dim} is not divisible by agents.heads={self.heads}")
 

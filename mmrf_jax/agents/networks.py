@@ -36,6 +36,20 @@ class ActorOutput:
     attention: chex.Array  # [..., heads, N, N] between agents
 
 
+class HiddenScores(nn.Module):
+    """What an MLP with one hidden layer, over a user vector and an encoding, gives each candidate."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, vectors: chex.Array, items: chex.Array) -> chex.Array:
+        """Vectors [..., n, D], each with weights of its own at the end, and items [..., C, D] -> [..., n, C]."""
+        user = nn.Dense(self.width, name="user")(vectors)[..., None, :]
+        video = nn.Dense(self.width, use_bias=False, name="video")(items)[..., None, :, :]
+        out = self.param("out", nn.initializers.normal(0.01), (vectors.shape[-2], self.width))
+        return jnp.einsum("nm,...ncm->...nc", out, nn.gelu(user + video))
+
+
 class Actor(nn.Module):
     """The N actors, or the main one alone (`AgentConfig.one_actor`)."""
 
@@ -68,6 +82,8 @@ class Actor(nn.Module):
             auxiliary = UserVectors(n - 1, name="auxiliary")(h[..., :-1, :], memory_mean)
             vectors = jnp.concatenate([vectors, auxiliary], axis=-2)
         products = jnp.einsum("...nd,...cd->...nc", vectors, items)  # one pass over the items, the dearest array here
+        if c.score_hidden is not None:
+            products += HiddenScores(c.score_hidden, name="hidden")(vectors, items)
         own, auxiliary = products[..., :_OWN_VECTORS, :], products[..., _OWN_VECTORS:, :]
         if n == 1:
             return ActorOutput(self._mix(own, auxiliary, h[..., -1, :]), attention)
