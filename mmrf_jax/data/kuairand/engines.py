@@ -97,7 +97,8 @@ def _environment() -> dict[str, str]:
     return os.environ | {
         "MALLOC_MMAP_THRESHOLD_": kept,
         "MALLOC_TRIM_THRESHOLD_": kept,
-        "_RJEM_MALLOC_CONF": "dirty_decay_ms:30000,muzzy_decay_ms:30000",
+        "_RJEM_MALLOC_CONF": "dirty_decay_ms:30000,muzzy_decay_ms:30000,thp:always",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "POLARS_MAX_THREADS": "1",  # each process has a core
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # what this process can import
     }

@@ -46,7 +46,8 @@ class Rows:
         return len(self.user)
 
     def take(self, which: np.ndarray) -> Rows:
-        return Rows(**{f.name: getattr(self, f.name)[which] for f in dataclasses.fields(self)})
+        """Rows `which` [n] bool."""
+        return self if which.all() else Rows(**{f.name: getattr(self, f.name)[which] for f in dataclasses.fields(self)})
 
     def feedback(self, which: np.ndarray) -> np.ndarray:
         """Feedback of rows [...]: [..., S] float32, in the order of `types.SIGNALS`."""
