@@ -9,6 +9,7 @@ from typing import Any
 
 _METRICS = ("watch_time", "depth", "like", "follow", "hate", "return_rate")
 _DAILY = ("watch_time", "depth", "visits", "watch_time_per_day")
+_COLUMNS = 4  # of panels
 _MARKERS = "osD^vP"  # arms are told apart without colour
 
 
@@ -89,9 +90,13 @@ def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
         part, what, size = entry["name"].split("/")
         if size.isdigit():
             panels.setdefault((part, entry["unit"]), {}).setdefault(what, []).append((int(size), entry["value"]))
-    figure = Figure(figsize=(3.2 * len(panels) + 0.4, 3.0), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, ((part, unit), curves) in zip(axes, panels.items(), strict=True):
+    columns = min(len(panels), _COLUMNS)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns + 0.4, 2.6 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, ((part, unit), curves) in zip(axes, panels.items(), strict=False):
         for (what, points), marker in zip(curves.items(), _MARKERS, strict=False):
             axis.plot(*zip(*points, strict=True), marker=marker, color="black", linewidth=1.0, label=what)
         axis.set_xscale("log")
