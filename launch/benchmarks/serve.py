@@ -110,7 +110,7 @@ class _Load:
                 progress(self._next)
             rate = statistics.median(rates)
             say(f"serve: {rate:,.0f} slates/s; now {_STEADY:,.0f} and half of it")
-            latency = {}
+            latency: dict[str, tuple[float, str]] = {}
             for name, asked in (("steady", _STEADY), ("half", rate / 2.0)):
                 took = await self._at(asked, each)
                 latency |= {

@@ -200,7 +200,7 @@ def read_videos(chunk: Chunk) -> pl.DataFrame:
         _number("video_id").cast(pl.Int32, strict=False),
         _number("author_id").cast(pl.Int64, strict=False),
         pl.col("video_type", "upload_type"),
-        pl.col("upload_dt").str.slice(0, 10).str.replace_all("-", "").cast(pl.Int32, strict=False),
+        pl.col("upload_dt").str.slice(0, 10).str.replace_all("-", "", literal=True).cast(pl.Int32, strict=False),
         pl.when(duration > 0).then(duration).alias("duration_ms"),
         pl.col("tag").str.extract(r"^\s*(\d+)").cast(pl.Int32, strict=False),
     )

@@ -39,6 +39,7 @@ ALL_SPLITS = (*SPLITS, RANDOM_SPLIT)
 FEATURES = tfds.features.FeaturesDict(
     {"block": tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)}
 )
+_SERIALIZER = tfds.core.example_serializer.ExampleSerializer(FEATURES.get_serialized_info())
 #: zstd's level 1 takes a third of the time of its default, for 7 % more bytes.
 WRITER_OPTIONS = "group_size:1,zstd:1"
 
@@ -294,7 +295,7 @@ def write_bucket(job: Job, task: int) -> None:
         with appearing(job.records / shard_name(name, task, shards)) as temporary:
             writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
             for log in opened.blocks(name, plan):
-                example = FEATURES.serialize_example({"block": np.frombuffer(records.pack(log, schema), np.uint8)})
+                example = _SERIALIZER.serialize_example({"block": records.pack(log, schema)})
                 writer.write(example)
                 size += len(example)
                 blocks.append((log.num_sessions, log.num_requests))
