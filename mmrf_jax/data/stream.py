@@ -33,6 +33,13 @@ class Blocks(Protocol):
         """The sessions of some blocks, in the order given."""
 
 
+def spread(blocks: Blocks, number: int) -> np.ndarray:
+    """Places of blocks, evenly over a log, that have about `number` sessions together; of all where it has no more."""
+    count, total = len(blocks.sessions), int(blocks.sessions.sum(dtype=np.int64))
+    chosen = count if total <= number else max(count * number // total, 1)
+    return np.arange(chosen) * count // max(chosen, 1)
+
+
 class Beginning:
     """The first sessions of a log."""
 
@@ -50,10 +57,6 @@ class Beginning:
             return log
         starts = np.cumsum(sizes) - sizes
         return sessions.select_sessions(log, sessions.ragged_arange(starts, self.sessions[blocks]))
-
-    def read_all(self) -> SessionLog:
-        """All of them."""
-        return self.read(np.arange(len(self.sessions)))
 
 
 class Part:

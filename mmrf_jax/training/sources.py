@@ -45,6 +45,7 @@ class Source:
       collect: (policy, round) -> the log of a later round, served by the policy; None where there are only logs.
       train: makes the training log; called only when there is something left to learn.
       blocks: opens that log, where it is to be read as it is trained on; gives None where `train` is called for that.
+        `train`, `valid` and `test` then make logs of at most some 2^20 sessions, of blocks spread evenly.
       valid: makes the log of the days to choose on; None where there is none.
       test: makes {name: held-out log}; called only for the final evaluation.
       video_ids: makes the platform's own ids [V] of the videos; None where those are their rows.
@@ -227,6 +228,8 @@ def _given(source: Source, progress: Progress) -> SessionLog:
     folder = Path(source.config.data.dir)
     if feedback_log.is_log(folder):
         return _served(folder, source.schema, np.arange(source.schema.num_videos), progress)
+    if (blocks := _given_blocks(source)) is not None:
+        return _held(source.config, blocks, "training")
     return records.read_log(folder, source.schema, origin=world_origin(source.config))[0]
 
 
@@ -250,6 +253,17 @@ def _streamed(config, blocks: stream.Blocks) -> stream.Blocks | None:
     large = int(blocks.sessions.sum(dtype=np.int64)) > _LARGE
     wanted = config.data.get("stream")
     return blocks if (large if wanted is None else wanted) else None
+
+
+def _held(config, blocks: stream.Blocks, name: str) -> SessionLog:
+    """A log in memory; of one that is to be read as it is trained on, no more of its blocks than memory bears."""
+    chosen = np.arange(len(blocks.sessions))
+    if _streamed(config, blocks) is not None:
+        chosen = stream.spread(blocks, _LARGE)
+    if len(chosen) < len(blocks.sessions):
+        held, total = (int(number.sum(dtype=np.int64)) for number in (blocks.sessions[chosen], blocks.sessions))
+        say(f"input: of the {name} log, {held:,} of {total:,} sessions are what is read whole: blocks spread evenly")
+    return blocks.read(chosen)
 
 
 def kuairand_config(config) -> kuairand.KuaiRandConfig:
@@ -276,7 +290,9 @@ def _kuairand(config) -> Source:
     progress = counted if jax.process_count() == 1 else kuairand.unchecked
     prepared = multihost.in_turn(lambda: kuairand.open_or_prepare(Path(d.dir), cache, wanted, progress=progress))
     parts: dict[str, Any] = {name: kuairand.Split(prepared, name) for name in ALL_SPLITS}
-    logs = {name: functools.cache(part.read_all) for name, part in parts.items()}
+    if d.max_sessions:
+        parts["train"] = stream.Beginning(parts["train"], d.max_sessions)
+    logs = {name: functools.cache(functools.partial(_held, config, part, name)) for name, part in parts.items()}
     for name, field in (("train", "train_until"), ("test", "test_from")):
         if not parts[name].sessions.sum():
             found = {split: make().date for split, make in logs.items()}
@@ -284,9 +300,6 @@ def _kuairand(config) -> Source:
             raise ValueError(
                 f"no session is in the {name} days with config.data.{field}={d[field]}; the logs hold {days}: change it"
             )
-    if d.max_sessions:
-        parts["train"] = stream.Beginning(parts["train"], d.max_sessions)
-        logs["train"] = functools.cache(parts["train"].read_all)
     there = lambda name: int(parts[name].sessions.sum()) > 0
     tests = [name for name in ("test", "random_test") if there(name)]
     items = kuairand.read_items(prepared)

@@ -1,6 +1,7 @@
 """Logs read as they are trained on: what each batch holds, whoever reads it, and what each process has to read."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -139,7 +140,7 @@ def test_the_first_sessions_of_a_log(log):
         part = stream.Beginning(Counted(log), number)
         wanted = sessions.select_sessions(log, np.arange(min(number, 301)))
         assert part.sessions.sum() == wanted.num_sessions
-        found = part.read_all()
+        found = part.read(np.arange(len(part.sessions)))
         for field in dataclasses.fields(found):
             np.testing.assert_array_equal(getattr(found, field.name), getattr(wanted, field.name))
     part = stream.Beginning(Counted(log), 10)
@@ -156,6 +157,15 @@ def test_blocks_of_a_written_log(tmp_path, monkeypatch):
     wanted = sessions.select_sessions(log, np.r_[1280:1300, 256:512, 768:1024])
     for field in dataclasses.fields(found):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(wanted, field.name))
+
+
+def test_blocks_spread_over_a_log(tmp_path):
+    sizes = lambda *numbers: types.SimpleNamespace(sessions=np.array(numbers))
+    assert stream.spread(sizes(256, 256, 20), 532).tolist() == [0, 1, 2]
+    assert stream.spread(sizes(*[256] * 10), 1_280).tolist() == [0, 2, 4, 6, 8]
+    assert stream.spread(sizes(*[256] * 10), 900).tolist() == [0, 3, 6]
+    assert stream.spread(sizes(256, 256), 5).tolist() == [0]
+    assert stream.spread(sizes(), 5).tolist() == []
 
 
 def test_ahead_makes_one_more_than_is_used():
