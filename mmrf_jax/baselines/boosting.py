@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from mmrf_jax import types
 from mmrf_jax.baselines.popularity import PRIOR_EXPOSURES
@@ -81,6 +80,8 @@ def scores(
       tests: logs to score; the running means of a row hold the days before it, test days included.
       measure: (users, scores, labels) [n] -> the figure that is chosen by; NaN where there is none.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
     past = [train] if valid is None else [train, valid]
     rows = np.arange(num_exposures(train))
     if len(rows) > _MAX_ROWS:

@@ -12,10 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import StandardScaler
+import scipy
 
 from mmrf_jax import types
 from mmrf_jax.baselines.popularity import smoothed_means
@@ -78,6 +75,8 @@ def metrics(
         for signal, values in signals.items():
             types.signal_index(signal)
             _check_finite(f"{signal} predicted by {ranker}", values)
+    from sklearn.metrics import roc_auc_score  # a second to import: not when a run starts
+
     _, user_row, user_rows = np.unique(user_id, return_inverse=True, return_counts=True)
 
     def measure(signal: str, values: np.ndarray) -> _Measured:
@@ -146,6 +145,9 @@ def logistic(
     Returns:
       {signal: [n] float64}. A signal with one class among the rows fitted on gets its smoothed training mean.
     """
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     features, feedback = np.asarray(features), np.asarray(feedback)
     rows = np.arange(len(features))
     if len(rows) > _MAX_ROWS:
@@ -176,7 +178,7 @@ def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
     """
     _check_finite("a", a)
     _check_finite("b", b)
-    return float(stats.ks_2samp(a, b, method="asymp").statistic)  # the method is that of the p-value, unused here
+    return float(scipy.stats.ks_2samp(a, b, method="asymp").statistic)  # the method is that of the p-value, unused here
 
 
 def excess_logloss_by_decile(
@@ -297,4 +299,4 @@ def _by_duration(user_id, predicted, target, duration) -> list[dict[str, Any]]:
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     constant = len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0
-    return None if constant else float(stats.spearmanr(a, b).statistic)
+    return None if constant else float(scipy.stats.spearmanr(a, b).statistic)

@@ -15,7 +15,6 @@ from mmrf_jax import types
 from mmrf_jax.agents import conflict
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.evaluation.report import contents, page
 from mmrf_jax.metrics import files
 from mmrf_jax.simulators.feedback import sampling
 from mmrf_jax.training import alternation, collect, judging, methods, sources
@@ -190,6 +189,8 @@ def _request(batch: types.SessionBatch, scores: np.ndarray, duration: np.ndarray
 
 def write_report(config, source: sources.Source, state: alternation.RunState, workdir: Path) -> Path:
     """Writes WORKDIR/report.html of a run, from its files and its state. Returns the path."""
+    from mmrf_jax.evaluation.report import contents, page  # Bokeh takes half a second to import
+
     metrics, results = workdir / "metrics.jsonl", workdir / "results.json"
     run = contents.Run(
         name=workdir.resolve().name,

@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import chex
 import jax
@@ -15,8 +15,6 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import feedback_log, feedback_sessions, records, stream
-from mmrf_jax.data.kuairand import builder as kuairand
-from mmrf_jax.data.kuairand.prepare import ALL_SPLITS
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.metrics.progress import counted, say
 from mmrf_jax.parallel import multihost
@@ -24,6 +22,9 @@ from mmrf_jax.simulators import base
 from mmrf_jax.simulators.world import params as world_params
 from mmrf_jax.simulators.world import rankers, session
 from mmrf_jax.training import collect
+
+if TYPE_CHECKING:  # TFDS and polars take half a second to import: where real logs are read, and not before
+    from mmrf_jax.data.kuairand.job import KuaiRandConfig
 
 #: User ids of the logs, far from each other and from the A/B tests, which start at 0.
 _TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
@@ -266,10 +267,12 @@ def _held(config, blocks: stream.Blocks, name: str) -> SessionLog:
     return blocks.read(chosen)
 
 
-def kuairand_config(config) -> kuairand.KuaiRandConfig:
+def kuairand_config(config) -> KuaiRandConfig:
     """What a config says of how KuaiRand's rows become sessions."""
+    from mmrf_jax.data.kuairand.job import KuaiRandConfig
+
     d = config.data
-    return kuairand.KuaiRandConfig(
+    return KuaiRandConfig(
         train_until=d.train_until,
         valid_until=d.valid_until,
         test_from=d.test_from,
@@ -282,6 +285,9 @@ def kuairand_config(config) -> kuairand.KuaiRandConfig:
 
 
 def _kuairand(config) -> Source:
+    from mmrf_jax.data.kuairand import builder as kuairand
+    from mmrf_jax.data.kuairand.prepare import ALL_SPLITS
+
     if not config.data.dir:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
     d = config.data

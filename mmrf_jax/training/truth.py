@@ -11,8 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.metrics import roc_auc_score
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions
@@ -137,6 +135,9 @@ def _uncertainty(flat: dict[str, np.ndarray], train: SessionLog, num_videos: int
 
 def _sample_auc(flat: dict[str, np.ndarray], items: types.Items) -> float:
     """AUC, on the second half, of boosting that tells sampled non-impressions from all candidates; 0.5 where alike."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import roc_auc_score
+
     video = flat["video"]
     pool = np.random.default_rng(1).random(len(video)) < flat["sampled"].mean()
     rows = np.concatenate([np.flatnonzero(flat["sampled"]), np.flatnonzero(pool)])
