@@ -1,4 +1,4 @@
-"""Do gains last? Users come back over two simulated weeks, to MMRF, to itself without the model, and to LTR.
+"""Do gains last? Users come back over two simulated weeks, to production, MMRF, itself without the model, and LTR.
 
 python -m launch.study --config=experiments/ab_long.py --out=experiments/results/ab_long
 """

@@ -8,7 +8,8 @@
   python -m launch.ab_test --config=experiments/world.py --arms=production --aa=500 --sessions=20000 --out=runs/aa.json
 
 Arms are production, random, oracle_myopic, oracle_planning, popularity (mean watch time of each video in production's
-log), or run folders of launch.train; the first is the control.
+log), or run folders of launch.train; the first is the control. In a feedback model (--config.simulator=feedback) the
+arm logged is the ranker whose logs it was fitted on.
 With --days users come back, and effects are also given by day. --aa serves one arm, assigns its users to two arms anew
 for each of so many A/A tests, and says how often the intervals hold zero.
 """

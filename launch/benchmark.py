@@ -41,6 +41,8 @@ _PARTS = flags.DEFINE_list(
 
 def main() -> None:
     common.check_output("out", _OUT.value)
+    if _PLOT.value and _SUITE.value not in ("speed", "scale"):
+        raise ValueError(f"--plot draws the suites speed and scale; leave it out for --suite={_SUITE.value}")
     if _PLOT.value:
         common.check_output("plot", _PLOT.value)
     parts = _SUITES[_SUITE.value] if _PARTS.value is None else _PARTS.value

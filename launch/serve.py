@@ -2,9 +2,10 @@
 
   python -m launch.serve --artifact=artifacts/world --log=logs/served --port=8080
 
-POST /rank asks for a slate, POST /feedback tells what the user did with it; /docs has both, /metrics is for Prometheus,
-/ shows a feed. `launch.train --config.data.dir=logs/served` learns from the log. Where --artifact is a link that is
-moved to another artefact, the service moves on to it without missing a request.
+POST /rank asks for a slate, POST /feedback tells what the user did with it; /docs has both, /metrics is for
+Prometheus, / shows a feed. A ranker of the world learns from the log by `launch.train --config=experiments/world.py
+--config.data.dir=logs/served --config.alternation.closed_loop=False`, one of KuaiRand by `--config.data.served`. Where
+--artifact is a link that is moved to another artefact, the service moves on to it without missing a request.
 
 The service listens on this machine alone; elsewhere (--host) it asks for the token of --token_file.
 """

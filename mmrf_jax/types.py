@@ -106,7 +106,7 @@ class Predicted:
 
 @struct.dataclass
 class Simulated:
-    """Slates of videos that were not shown at the requests of a batch, answered by a feedback model (method.md, 3)."""
+    """Slates of videos that were not shown at the requests of a batch, answered by a feedback model."""
 
     slates: chex.Array  # [B, T+1, M, K] int32, positions in the request's candidates, all different
     expected: chex.Array  # [B, T+1, M, K, S] float32, expected feedback: probabilities, and seconds

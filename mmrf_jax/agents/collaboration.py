@@ -1,4 +1,4 @@
-"""Attention between agents: what each learns from the others (MMRF, section 4; method.md, section 2)."""
+"""Attention between agents: what each learns from the others (MMRF, section 4)."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class AgentConfig(EncoderConfig):
     Attributes:
       signals: the signal of each agent; the last is the main one, whose scores decide the exposure.
       ablation: `none`; `co`: no collaboration (no attention, no auxiliary scores to the main agent); `da`: nothing is
-        learned from videos that were not shown; `ns`: they get a constant negative reward (method.md, section 3).
+        learned from videos that were not shown; `ns`: they get a constant negative reward.
       non_impressions: rho, the share of the unseen candidates that is labelled by the feedback model and learned from;
         also their weight beside the impressions, together.
       sampling: which unseen candidates are labelled: `uniform`, or the likelier the higher their `score` by the main
@@ -115,7 +115,7 @@ class AgentConfig(EncoderConfig):
 
     @property
     def reward_terms(self) -> tuple[tuple[tuple[int, float], ...], ...]:
-        """What each agent's reward adds up: positions of signals, and signs; a hate counts -1 (method.md, 1)."""
+        """What each agent's reward adds up: positions of signals, and signs; a hate counts -1."""
         watched = {"seconds": ("watch_time",), "long_view": ("long_view",), "sum": types.AGENT_SIGNALS}
         term = lambda s: (types.signal_index(s), -1.0 if s == "hate" else 1.0)
         summed = lambda s: watched[self.watch_reward] if s == "watch_time" else (s,)

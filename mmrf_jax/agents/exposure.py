@@ -1,4 +1,4 @@
-"""From scores to slates: the exposure operator, hard, sampled and relaxed (method.md, section 2)."""
+"""From scores to slates: the exposure operator, hard, sampled and relaxed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plackett_luce_log_prob(scores: chex.Array, slate: chex.Array, mask: chex.Arr
     """Log-probability [..., K] of each slot of a slate given the slots above it.
 
     The product over the slots is the Plackett–Luce probability of the ordered slate; each slot alone is the weight's
-    unit in off-policy estimates (contract.md, "Judging").
+    unit in off-policy estimates.
 
     Args:
       scores: [..., C], already divided by the temperature.

@@ -53,7 +53,7 @@ def simulated_rewards(
 ) -> chex.Array:
     """Normalised rewards [..., N] of videos that were not shown: r + beta u |r|, or -1 each for `ablation=ns`.
 
-    Widened by |r|, a bonus is one for a negative reward too (contract.md, "Learning").
+    Widened by |r|, a bonus is one for a negative reward too.
 
     Args:
       feedback: [..., S] that the feedback model expects. uncertainty: [..., S], over its mean on impressions.

@@ -1,4 +1,4 @@
-"""Actors and critics: heads over the shared user state z and item encodings e (method.md, section 2).
+"""Actors and critics: heads over the shared user state z and item encodings e.
 
 Every head scores all candidates by one batched product of a few user vectors with the item encodings.
 """
@@ -118,7 +118,7 @@ class CriticOutput(heads.Prediction):
 def blend(out: CriticOutput, model: types.Predicted, weight: float) -> CriticOutput:
     """Critics whose r̂ and p̂_stay are also a feedback model's: raw predictions averaged, the model's with `weight`.
 
-    The r̂ and p̂_stay of Q_i = Σ_c w_c r̂_i,c + γ p̂_stay V_i (contract.md, "Learning"). Predictors that were fitted apart
+    The r̂ and p̂_stay of Q_i = Σ_c w_c r̂_i,c + γ p̂_stay V_i. Predictors that were fitted apart
     err apart, and on videos that were not shown they err most.
     """
     mix = lambda own, theirs: (1.0 - weight) * own + weight * theirs

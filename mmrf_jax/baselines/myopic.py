@@ -1,6 +1,6 @@
 """The supervised myopic ranker: predicts the watch time of a video and ranks by it; the same encoders, no future.
 
-The comparison that shows what ranking for the session adds (method.md, section 2).
+The comparison that shows what ranking for the session adds.
 """
 
 from __future__ import annotations

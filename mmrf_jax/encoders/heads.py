@@ -54,7 +54,7 @@ class Prediction:
 
 
 class FeedbackHeads(nn.Module):
-    """One head a signal plus staying or leaving (method.md, section 3).
+    """One head a signal plus staying or leaving.
 
     Attributes:
       extra: raw predictions beside those of the signals.
@@ -83,8 +83,8 @@ class FeedbackHeads(nn.Module):
             binary = below(free[..., : types.WATCH_TIME, :], _CEILING_PACE * ceiling)
             feedback = jnp.concatenate([binary, free[..., types.WATCH_TIME :, :]], axis=-2)
         # Staying is learned on few numbers of a video: its log-odds of feedback, before ceilings, and its encoding,
-        # the same for all users. Free user x video effects fit noise here, for one slate moves the odds by little
-        # (method.md, 2).
+        # the same for all users. Free user x video effects fit noise here, for one slate moves the odds by
+        # little.
         few = jax.lax.stop_gradient(free - prior[:num_signals])
         theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,))
         direct = self.param("stay_items", nn.initializers.zeros, (items.shape[-1],))
@@ -114,7 +114,7 @@ def stay_probability(out: Prediction, w: chex.Array) -> chex.Array:
 def feedback_loss(predicted: chex.Array, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
     """Loss of each signal [..., M, S]: Bernoulli for binary signals, quasi-Poisson (log link) for watch time.
 
-    Both are proper for the mean, which is what rewards need (the paper regresses by MSE; contract.md allows these).
+    Both are proper for the mean, which is what rewards need (the paper regresses by MSE).
 
     Args:
       predicted: [..., S, M] raw outputs of the critic. feedback: [..., M, S]. reward_scale: [S].

@@ -69,7 +69,7 @@ class ABTest:
 
         Args:
           sums: arm -> key of `SUMS` -> [n] sums over the user's sessions; optionally `user_id` [n], checked to agree
-            when paired; optionally `exposures` [G, V], counts by group of users (`exposure_group`) and video.
+            when paired; optionally `exposures` [G, V], counts by group of users (`rollout.exposure_group`) and video.
           covariate: arm -> [n] or [n, P], known before the test and going with the metrics, such as the watch time of
             the history; CUPED then takes out what they explain.
 

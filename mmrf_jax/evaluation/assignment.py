@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
-EXPOSURE_GROUPS = 20
 MISMATCH = 0.001  # p-value of a sample ratio below which no metric is to be trusted
 
 
@@ -36,11 +35,6 @@ def assign(user_ids: np.ndarray, shares: Sequence[float], salt: str) -> np.ndarr
     uniform = (_splitmix64(_splitmix64(user_ids.astype(np.uint64)) ^ key) >> np.uint64(11)) * 2.0**-53
     # The first arm whose cumulated share is above the number; the last edge is open so that rounding loses nobody.
     return np.searchsorted(np.cumsum(share)[:-1], uniform, side="right").astype(np.int32)
-
-
-def exposure_group(user_ids: np.ndarray, groups: int = EXPOSURE_GROUPS) -> np.ndarray:
-    """[n] int32 in [0, groups): the group of users whose exposures are counted together for the jackknife."""
-    return assign(user_ids, [1.0 / groups] * groups, "exposure_group")
 
 
 def sample_ratio_mismatch(counts: Sequence[int], expected_shares: Sequence[float]) -> float:

@@ -4,8 +4,7 @@ A conditional logit over the candidates of each request (McFadden 1974), with on
 what the slots above it left, which is Plackett–Luce. A fitted share of the slots is filled at random: without it single
 propensities are far too small, and the weights of those videos decide everything. KuaiRand's candidates are what was
 shown and uniform draws of what was live; with such sampled alternatives the likelihood among them estimates the choice
-among all (McFadden 1978), and propensities are relative to the set, as the evaluated ranker's probabilities are
-(contract.md, "Judging").
+among all (McFadden 1978), and propensities are relative to the set, as the evaluated ranker's probabilities are.
 Cross-fitted: the propensities of a user come from a model that saw none of the user's requests.
 Letters: r requests, F features, and C, K, V of `types`.
 """

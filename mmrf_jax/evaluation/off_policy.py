@@ -1,14 +1,12 @@
 """What a ranker would earn, estimated from a log that another policy made.
 
 The decision that carries a weight is one exposed video, given the videos above it; the products over a slate, and over
-a session's requests, are lines of their own (contract.md, "Judging"; the weights come from `propensity`). Estimators:
-inverse propensity scores, IPS (Horvitz & Thompson, JASA 1952); self-normalised, SNIPS (Swaminathan & Joachims, NeurIPS
-2015); normalised and capped, NCIS (Gilotte et al., WSDM 2018), which without a cap is SNIPS; the direct and the doubly
-robust method, DM and DR (Dudík et al., ICML 2011); per decision over sessions (Precup et al., ICML 2000; normalised:
-Thomas, "Safe reinforcement learning", 2015). A high effective sample size is no sign of a good estimate: wrong
-propensities give one too.
-
-NumPy on the host, in float64. Letters: n decisions, r requests, N sessions, U users, M sums, S signals.
+a session's requests, are lines of their own (`propensity` has the weights). Estimators: inverse propensity scores, IPS
+(Horvitz & Thompson, JASA 1952); self-normalised, SNIPS (Swaminathan & Joachims, NeurIPS 2015); normalised and capped,
+NCIS (Gilotte et al., WSDM 2018), which without a cap is SNIPS; the direct and the doubly robust method, DM and DR
+(Dudík et al., ICML 2011); per decision over sessions (Precup et al., ICML 2000; normalised: Thomas, "Safe
+reinforcement learning", 2015). A high effective sample size is no sign of a good estimate: wrong propensities give one
+too. NumPy on the host, in float64. Letters: n decisions, r requests, N sessions, U users, M sums, S signals.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Offline metrics of a ranker on a session log: its scores for what was shown, and GAUC for each signal.
 
-`gauc` ranks by the served (main) score, `gauc_own` by the score of the signal's own agent (contract.md, "Judging").
+`gauc` ranks by the served (main) score, `gauc_own` by the score of the signal's own agent.
 """
 
 from __future__ import annotations

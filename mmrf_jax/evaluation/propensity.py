@@ -1,8 +1,8 @@
 """How probable a slate is under a ranker: the served stochastic ranker of every method, and weights of two policies.
 
-The weight of an exposed video is the ratio of its conditional Plackett–Luce probabilities given the videos above it
-(contract.md, "Judging"). It is computed here in float64 NumPy; `agents.exposure.plackett_luce_log_prob` is the same in
-float32 on the device. Letters: r requests, and C, K, S of `types`.
+The weight of an exposed video is the ratio of its conditional Plackett–Luce probabilities given the videos above it.
+It is computed here in float64 NumPy; `agents.exposure.plackett_luce_log_prob` is the same in float32 on the device.
+Letters: r requests, and C, K, S of `types`.
 """
 
 from __future__ import annotations

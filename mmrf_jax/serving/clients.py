@@ -27,7 +27,6 @@ class Visits:
     Attributes:
       watch_time: [n] seconds of each session. depth: [n] videos. requests: [n].
       failed: requests that were not answered as they should be, however often they were sent again.
-      refused: requests that were told to come again, and then answered.
       seconds: in all.
     """
 
@@ -35,7 +34,6 @@ class Visits:
     depth: np.ndarray
     requests: np.ndarray
     failed: int
-    refused: int
     seconds: float
 
 
@@ -70,7 +68,7 @@ class Clients:
 
     async def _visit(self, first_user, number, together, progress, until) -> Visits:
         began, parts = time.perf_counter(), []
-        self._failed = self._refused = 0
+        self._failed = 0
         self._room = asyncio.Semaphore(_AT_ONCE)
         connector = aiohttp.TCPConnector(limit=_AT_ONCE)
         async with aiohttp.ClientSession(self._url, headers=self._headers, connector=connector) as self._http:
@@ -81,7 +79,7 @@ class Clients:
                 progress(start + len(parts[-1]))
         sums = np.concatenate(parts) if parts else np.zeros((0, 3))
         took = time.perf_counter() - began
-        return Visits(sums[:, 0], sums[:, 1], sums[:, 2], self._failed, self._refused, took)
+        return Visits(sums[:, 0], sums[:, 1], sums[:, 2], self._failed, took)
 
     async def _group(self, first_user: int, number: int, slots: int) -> np.ndarray:
         """[number, 3] watch time, videos and requests of users who come at once; idle slots are nobody's."""
@@ -128,7 +126,6 @@ class Clients:
                         break
             except (aiohttp.ClientError, TimeoutError):
                 break
-            self._refused += 1
             await asyncio.sleep(_WAIT)
         self._failed += 1
         return None

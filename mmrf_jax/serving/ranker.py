@@ -169,7 +169,7 @@ def choose(scores: np.ndarray, k: int, temperature: float, rng: np.random.Genera
 
     Args:
       temperature: 0 takes the k best; above 0 draws Plackett–Luce on scores standardised within the request, divided by
-        it (contract.md, "Judging", has it at 1).
+        it (off-policy estimates are of 1).
 
     Returns:
       Positions [k] in order, logits [c] float32 of the draw, and the log-probability of the slate, 0 where there is no

@@ -1,6 +1,6 @@
 """The contract of everything that answers a slate: the world, and the learned feedback model.
 
-A simulator is three pure functions over batches of users (contract.md, "The world"):
+A simulator is three pure functions over batches of users:
 
     reset(key, user_ids, day, params)  -> state, Request, history (Exposure [B, H])
     step(key, state, exposed, params)  -> state, StepResult

@@ -27,7 +27,7 @@ def evaluate(
     log: SessionLog,
     known: Propensities | None = None,
 ) -> dict[str, Any]:
-    """Estimates of all signals for the served stochastic ranker of a run (contract.md, "Judging").
+    """Estimates of all signals for the served stochastic ranker of a run.
 
     Args:
       known: the log's propensities, where they are at hand; else they are made here.

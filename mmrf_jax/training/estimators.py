@@ -2,7 +2,7 @@
 
 The logs are production's. Truth (i) is what estimates by single videos aim at: states, and videos above, of production,
 actions of the policy. It is exact but for the states, which are those of all logs. Truth (ii) is what the policy earns
-in sessions of its own (contract.md, "Judging"). Letters: P policies, R rankers, r requests, s signals of `SIGNALS`.
+in sessions of its own. Letters: P policies, R rankers, r requests, s signals of `SIGNALS`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _AB_METRICS = (
 )  # fmt: skip
 _DAILY = ("watch_time_per_day", "visits")
 _ERRORS = ("click", "long_view", "like", "watch_time")
-#: Who is ranked by the served scores; all other signals are by their agent's own (contract.md, "Judging").
+#: Who is ranked by the served scores; all other signals are by their agent's own.
 _SERVED = ("long_view", "watch_time_median", "watch_time_xauc")
 _ESTIMATED = ("watch_time", "click", "like", "follow", "comment", "forward", "hate")
 _CAP = "10"  # of NCIS in the tables; `launch.evaluate` sweeps it

@@ -16,7 +16,7 @@ _FILES = ("metrics.jsonl", "learned.json", "results.json", "truth.json", "off_po
 
 
 def is_free(name: str) -> bool:
-    """Whether a field may change between two starts of one run (contract.md, "Commands and files")."""
+    """Whether a field may change between two starts of one run."""
     return name.startswith(_FREE_PREFIXES)
 
 

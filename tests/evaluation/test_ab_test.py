@@ -234,8 +234,8 @@ def _exposed(rng, users: int, videos: int, skew: float):
     """Exposures [G, V] of users who see 20 Zipf-popular videos each."""
     share = 1.0 / np.arange(1, videos + 1) ** skew
     seen = rng.choice(videos, (users, 20), p=share / share.sum())
-    groups = np.repeat(assignment.exposure_group(np.arange(users)), 20)
-    counts = np.zeros((assignment.EXPOSURE_GROUPS, videos), np.int64)
+    groups = np.repeat(assignment.assign(np.arange(users), [0.05] * 20, "groups"), 20)
+    counts = np.zeros((20, videos), np.int64)
     np.add.at(counts, (groups, seen.reshape(-1)), 1)
     return counts
 

@@ -209,7 +209,7 @@ class Bandit:
         return np.repeat(np.arange(users), requests), kind, slate, click.astype(float)
 
     def truth(self):
-        """States, and videos above, of the behaviour policy; actions of the target (contract.md)."""
+        """States, and videos above, of the behaviour policy; actions of the target."""
         total = 0.0
         for kind in range(4):
             behaviour, target = np.exp(self.behaviour[kind]), np.exp(self.target[kind])

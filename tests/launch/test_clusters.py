@@ -119,7 +119,7 @@ def test_a_job_set_restarts_what_may_go_on(job_set):
         "onExitCodes": {"containerName": container["name"], "operator": "In", "values": [2]},
     }
     assert job["backoffLimit"] == 0 and job["template"]["spec"]["restartPolicy"] == "Never"
-    assert job["template"]["spec"]["terminationGracePeriodSeconds"] > 25  # contract.md: SIGTERM to exit
+    assert job["template"]["spec"]["terminationGracePeriodSeconds"] > 25  # seconds from SIGTERM to exit
 
 
 def test_the_command_of_a_job_set_is_a_command(job_set, launch, tmp_path):

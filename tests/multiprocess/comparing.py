@@ -1,4 +1,4 @@
-"""What it means that two runs of one config are the same, on one topology or on two (contract.md, "Tolerances")."""
+"""What it means that two runs of one config are the same, on one topology or on two."""
 
 import jax
 import numpy as np

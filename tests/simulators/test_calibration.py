@@ -1,4 +1,4 @@
-"""The world's marginals against KuaiRand's, and the spread of its rankers (contract.md, "The world").
+"""The world's marginals against KuaiRand's, and the spread of its rankers.
 
 KuaiRand's figures are those of the slice described in its README: the standard log of 2022-04-25 … 2022-05-05 (24,448
 users, 180,384 rows) and the random log of 2022-04-22 … 2022-05-05 (982 users, 30,628 rows), exact duplicates dropped.

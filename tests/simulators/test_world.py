@@ -1,4 +1,4 @@
-"""The world keeps the simulators' contract (contract.md, "The world") and has none of the silent bugs of method.md."""
+"""The world keeps the simulators' contract, and has none of the bugs that simulators have without a word."""
 
 import functools
 

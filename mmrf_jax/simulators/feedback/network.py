@@ -1,4 +1,4 @@
-"""The feedback fitting model g: twin predictors of every signal and of staying (MMRF, section 4; method.md, section 3).
+"""The feedback fitting model g: twin predictors of every signal and of staying (MMRF, section 4).
 
 The recurrence over the session is the user memory of `encoders.encoder`: a scan over requests that only adds and
 decays, with all products outside it. All candidates of a request are scored by one batched product. The twins have
@@ -206,8 +206,7 @@ def stay_probability(out: heads.Prediction, w: chex.Array) -> chex.Array:
 def divergence(out: heads.Prediction, residual: chex.Array) -> chex.Array:
     """KL divergence between the twins [..., M, S], the mean of both directions.
 
-    Bernoulli for binary signals; for watch time Gaussian on log1p seconds, both with the standard deviation `residual`
-    (contract.md, "Learning").
+    Bernoulli for binary signals; for watch time Gaussian on log1p seconds, both with the standard deviation `residual`.
     """
     log_odds = out.feedback[..., : types.WATCH_TIME, :]
     p = jax.nn.sigmoid(log_odds)

@@ -1,4 +1,4 @@
-"""The videos of the world: hidden truth, and the features that the platform sees of it (method.md, section 5)."""
+"""The videos of the world: hidden truth, and the features that the platform sees of it."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _draw(seed, num_videos: int):
 
 
 def split(candidates: int) -> tuple[int, int, int]:
-    """Candidates from clusters, popular and new: 60 %, 30 % and 10 % (contract.md)."""
+    """Candidates from clusters, popular and new: 60 %, 30 % and 10 %."""
     popular, new = (3 * candidates) // 10, candidates // 10
     return candidates - popular - new, popular, new
 

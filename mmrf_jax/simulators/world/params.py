@@ -25,7 +25,7 @@ VARIANTS = ("base", "users", "leaving")
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """Static sizes. `variant` picks one of the shifted worlds that are for testing only (method.md, section 4)."""
+    """Static sizes. `variant` picks one of the shifted worlds that are for testing only."""
 
     num_videos: int = 100_000
     candidates: int = 100  # C; equal to num_videos: every request ranks the whole catalogue

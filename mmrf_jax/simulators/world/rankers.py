@@ -13,7 +13,7 @@ from mmrf_jax.simulators.world import response, users
 from mmrf_jax.simulators.world.session import WorldState, truth_of
 
 # Weights of production's sum: noisy match, noisy quality, noisy clickbait, log duration. Its noise keeps it at 0.65–0.8
-# of the myopic oracle (contract.md).
+# of the myopic oracle.
 _PRODUCTION = (2.5, 0.65, 1.5, 0.03)
 #: Seconds of watch time that a unit of enjoyment is worth to the planning oracle, by line search: watch time a session
 #: 1,364 s at 0, 2,411 at 8, 2,506 at 10, 2,543 at 12, 2,539 at 14, 2,516 at 16, 2,431 at 20 (paired errors 3 to 7 s).

@@ -1,4 +1,4 @@
-"""How a user answers a video: drive and enjoyment, then play time and explicit feedback (method.md, section 5).
+"""How a user answers a video: drive and enjoyment, then play time and explicit feedback.
 
 Watching and enjoying partly agree (both grow with the match of taste and quality) and partly compete (clickbait is
 watched but not enjoyed), so a ranker of watch time and a ranker of sessions differ.
@@ -105,7 +105,7 @@ def respond(params: p.WorldParams, traits: users.Traits, truth: Affinity, unifor
 
 
 def watch_rules(seconds: chex.Array, duration: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """KuaiRand's click and long_view from play time and duration, both in seconds (contract.md)."""
+    """KuaiRand's click and long_view from play time and duration, both in seconds."""
     click = jnp.where(duration <= 7.0, seconds >= duration, seconds > 7.0)
     return click, seconds >= jnp.minimum(duration, 18.0)
 
