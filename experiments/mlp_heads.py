@@ -7,4 +7,6 @@ from experiments import study_size
 
 
 def get_config():
-    return study_size.get_config(mlp={"agents": {"score_hidden": 64}})
+    config = study_size.get_config(mlp={"agents": {"score_hidden": 64}})
+    config.seeds = 3
+    return config
