@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-import artifacts
+import exporting
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +99,7 @@ def test_padding_changes_no_score(mmrf):
 
 @pytest.mark.parametrize("method", ["ltr", "wide_deep", "td3_bc"])
 def test_other_methods_rank_as_they_do_live(tmp_path, method):
-    plan, state, folder = artifacts.exported(tmp_path / method, method)
+    plan, state, folder = exporting.exported(tmp_path / method, method)
     loaded = artifact.load(folder)
     assert "model_predict" not in loaded.functions
     request, history = asked(5, 9, 6)
@@ -147,7 +147,7 @@ def test_what_an_artefact_holds(mmrf):
     assert loaded.schema == tiny.SCHEMA
     assert loaded.manifest["agents"] == list(plan.agents.signals)
     assert loaded.manifest["libraries"]["jax"] == jax.__version__
-    np.testing.assert_array_equal(loaded.arrays["catalogue"]["video_id"], artifacts.VIDEO_IDS)
+    np.testing.assert_array_equal(loaded.arrays["catalogue"]["video_id"], exporting.VIDEO_IDS)
     assert {"policy", "model", "catalogue"} == set(loaded.arrays)
     for function in loaded.functions.values():
         assert set(function.platforms) == {"cpu", "cuda", "tpu"}
@@ -219,8 +219,8 @@ def test_what_is_expired_or_of_another_kind_is_refused(mmrf, tmp_path):
 
 def test_bfloat16_tables_and_hashed_ids_are_exported(tmp_path):
     config = AgentConfig(**{**dataclasses.asdict(tiny.CONFIG), "max_rows": 8, "table_dtype": "bfloat16"})
-    plan = dataclasses.replace(artifacts.PLAN, agents=config)
-    state = artifacts.run_state(plan)
+    plan = dataclasses.replace(exporting.PLAN, agents=config)
+    state = exporting.run_state(plan)
     export.export_run(tmp_path / "a", plan, tiny.SCHEMA, tiny.make_items(), None, state, {})
     loaded = artifact.load(tmp_path / "a")
     assert loaded.arrays["policy"]["tables|id"].shape == (8, config.id_dim)

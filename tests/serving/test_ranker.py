@@ -2,7 +2,7 @@
 
 import itertools
 
-import artifacts
+import exporting
 import numpy as np
 import pytest
 import tiny
@@ -82,7 +82,7 @@ def test_nothing_is_compiled_after_the_start(warm):
 
 
 def test_videos_are_called_by_the_platforms_ids(warm):
-    ids = artifacts.VIDEO_IDS
+    ids = exporting.VIDEO_IDS
     np.testing.assert_array_equal(warm.rows_of(ids[::-1]), np.arange(30)[::-1])
     np.testing.assert_array_equal(warm.rows_of(np.array([0, ids[3] + 1, ids[-1] + 7, ids[3]])), [-1, -1, -1, 3])
 

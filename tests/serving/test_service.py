@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
-import artifacts
+import exporting
 import numpy as np
 import pytest
 import tiny
@@ -23,7 +23,7 @@ from mmrf_jax.serving import artifact, service, users
 from mmrf_jax.serving.service import Asked, Refused, Service, Settings
 
 S = len(types.SIGNALS)
-IDS = artifacts.VIDEO_IDS
+IDS = exporting.VIDEO_IDS
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def point(link: Path, to: Path) -> None:
 
 
 def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
-    _, _, other = artifacts.exported(tmp_path / "other", "mmrf", communication="signal")
+    _, _, other = exporting.exported(tmp_path / "other", "mmrf", communication="signal")
     bad = tmp_path / "bad"
     shutil.copytree(other, bad)
     (bad / "functions" / "score.bin").write_bytes(b"")
