@@ -24,14 +24,14 @@ def test_memory_and_disk_stay_flat(launch, tmp_path):
         "--config.train.batch=1", "--config.train.epochs=7", "--config.log_every=25", "--config.checkpoint_every=500",
     )  # fmt: skip
     process = launch.start("train", *TINY, *job, f"--workdir={workdir}", log=log)
-    peaks: dict[int, int] = {}  # KiB, by bytes of metrics: at most so much while so many rows were written
+    least: dict[int, int] = {}  # KiB, by bytes of metrics: at least so much while so many rows were written
     most, metrics = 0, workdir / "metrics.jsonl"
 
     def learned() -> bool:
         nonlocal most
         most = max(most, len(steps(workdir)))
         written = metrics.stat().st_size if metrics.exists() else 0
-        peaks[written] = max(peaks.get(written, 0), held_by(process.pid))
+        least[written] = min(least.get(written, 2**40), held_by(process.pid))
         return (workdir / "learned.json").exists()
 
     assert wait_until(process, learned, timeout=900), log.read_text()[-3000:]
@@ -40,7 +40,7 @@ def test_memory_and_disk_stay_flat(launch, tmp_path):
     assert most <= 4 and len(steps(workdir)) <= 3  # one more while a save is under way
     train = [row["step"] for row in rows(workdir) if row["phase"] == "train"]
     assert len(train) >= UPDATES // 25
-    # Saves come and go in it, so peaks are compared: those of the third to sixth tenth of the way and those after.
-    held = [peaks[written] for written in sorted(peaks)][:-1]
-    early, late = (max(held[len(held) * i // 10 : len(held) * (i + 4) // 10]) for i in (2, 6))
+    # Saves and Python's collector of cycles make waves of 40 MiB; what is lost for good lifts their troughs, too.
+    held = [least[written] for written in sorted(least)][:-1]
+    early, late = (min(held[len(held) * i // 10 : len(held) * (i + 4) // 10]) for i in (2, 6))
     assert late < 1.02 * early, held[:: max(len(held) // 40, 1)]
