@@ -6,7 +6,9 @@ a session's requests, are lines of their own (`propensity` has the weights). Est
 NCIS (Gilotte et al., WSDM 2018), which without a cap is SNIPS; the direct and the doubly robust method, DM and DR
 (Dudík et al., ICML 2011); per decision over sessions (Precup et al., ICML 2000; normalised: Thomas, "Safe
 reinforcement learning", 2015). A high effective sample size is no sign of a good estimate: wrong propensities give one
-too. NumPy on the host, in float64. Letters: n decisions, r requests, N sessions, U users, M sums, S signals.
+too.
+
+NumPy on the host, in float64. Letters: n decisions, r requests, N sessions, U users, M sums, S signals.
 """
 
 from __future__ import annotations

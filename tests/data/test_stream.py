@@ -159,7 +159,7 @@ def test_blocks_of_a_written_log(tmp_path, monkeypatch):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(wanted, field.name))
 
 
-def test_blocks_spread_over_a_log(tmp_path):
+def test_blocks_spread_over_a_log():
     sizes = lambda *numbers: types.SimpleNamespace(sessions=np.array(numbers))
     assert stream.spread(sizes(256, 256, 20), 532).tolist() == [0, 1, 2]
     assert stream.spread(sizes(*[256] * 10), 1_280).tolist() == [0, 2, 4, 6, 8]

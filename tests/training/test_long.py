@@ -40,7 +40,7 @@ def test_memory_and_disk_stay_flat(launch, tmp_path):
     assert most <= 4 and len(steps(workdir)) <= 3  # one more while a save is under way
     train = [row["step"] for row in rows(workdir) if row["phase"] == "train"]
     assert len(train) >= UPDATES // 25
-    # Saves and Python's collector of cycles make waves of 40 MiB; what is lost for good lifts their troughs, too.
+    # It comes and goes in waves of 40 MiB, whose peaks say little; what is lost for good lifts their troughs, too.
     held = [least[written] for written in sorted(least)][:-1]
     early, late = (min(held[len(held) * i // 10 : len(held) * (i + 4) // 10]) for i in (2, 6))
     assert late < 1.02 * early, held[:: max(len(held) // 40, 1)]

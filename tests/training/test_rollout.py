@@ -103,7 +103,7 @@ def plain(sim, policy):
 
 
 def assert_same_sums(a, b):
-    """Equal but for float rounding; of the slates of N sessions none may differ (more than one in 10^5)."""
+    """Equal but for float rounding; of the slates of N sessions none may differ, where one in 10^5 might."""
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
 
