@@ -14,7 +14,7 @@ import pytest
 
 from mmrf_jax.data import records
 from mmrf_jax.data.kuairand import builder as kr
-from mmrf_jax.data.kuairand import candidates, columns, engines, external, fits, prepare, synthetic
+from mmrf_jax.data.kuairand import candidates, clean, columns, engines, external, fits, prepare, synthetic
 from mmrf_jax.data.kuairand.job import Job
 from mmrf_jax.metrics.progress import counted
 
@@ -285,6 +285,27 @@ def mixed(x):
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
     return x ^ x >> 31
+
+
+def test_packed_keys_give_the_order_that_sorting_gives():
+    random = np.random.default_rng(4)
+    user, time = random.integers(-7, 8, 500, np.int32), random.integers(0, 9, 500) * 2**40
+    np.testing.assert_array_equal(fits.order_of(user, time), np.lexsort((time, user)))
+    np.testing.assert_array_equal(fits.order_of(user), np.argsort(user, kind="stable"))
+    assert len(fits.order_of(user[:0], time[:0])) == 0
+    np.testing.assert_array_equal(fits.order_of(user, time << 18), np.lexsort((time << 18, user)))
+    np.testing.assert_array_equal(fits.order_of(user > 0, user), np.argsort(user, kind="stable"))
+
+
+@pytest.mark.parametrize("latest", [9, 2**62])
+def test_rows_are_in_one_order_whatever_they_agree_on(latest):
+    random = np.random.default_rng(5)
+    few = lambda high, dtype: pl.Series(random.integers(-1, high, 800)).replace(-1, None).cast(dtype)
+    types = columns.LOG_TYPES | columns.EXTRA_LOG_TYPES | {"random": pl.Boolean, "readable": pl.Boolean}
+    rows = pl.DataFrame({name: few(1 if dtype == pl.Boolean else 2, dtype) for name, dtype in types.items()})
+    time = few(5, pl.Int64).replace(4, latest)
+    rows = rows.with_columns(pl.col("user_id").fill_null(clean.NOBODY), time.alias("time_ms"))
+    assert clean._sorted(rows).equals(rows.sort(clean._ORDER))
 
 
 def test_weighted_statistics_are_those_of_repeated_values():

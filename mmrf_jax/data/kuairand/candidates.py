@@ -10,6 +10,8 @@ import pathlib
 
 import numpy as np
 
+from mmrf_jax.data.kuairand import fits
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _AT_ONCE = 256  # requests whose draws stay in a core's cache
 
@@ -120,7 +122,7 @@ class Pool:
 
 def make_pool(live_from: np.ndarray, never: int) -> Pool:
     """The pool of item rows [V] by the day from which each is live, int32; rows with `never` are not in it."""
-    order = np.argsort(live_from, kind="stable")
+    order = fits.order_of(live_from)
     days = live_from[order]
     size = int(np.searchsorted(days, never))
     return Pool(order[:size].astype(np.int32), days[:size])

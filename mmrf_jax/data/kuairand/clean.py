@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.kuairand import columns
+from mmrf_jax.data.kuairand import columns, fits
 
 #: Why a row is not used; a row counts under the first reason that holds.
 REASONS = ("unparsable", "bad_flag", "bad_date", "negative_play_time", "no_duration")
@@ -55,7 +55,7 @@ def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tupl
       `duration_repaired`, one entry per reason, `used` and `users`. Videos are counted over all users: `count_videos`.
     """
     read = _by_log(rows)
-    rows = rows.sort(_ORDER)
+    rows = _sorted(rows)
     again = pl.all_horizontal(pl.col(n).eq_missing(pl.col(n).shift()) for n in _ORDER) & (pl.int_range(pl.len()) > 0)
     rows = rows.filter(~again)
     kept = _by_log(rows)
@@ -92,6 +92,17 @@ def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tupl
         }
     usable = rows.filter(pl.col("reason").is_null()).select(*columns.LOG_TYPES)
     return usable, rows, report
+
+
+def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
+    """`rows.sort(_ORDER)`, by user and time alone, and by all columns those that agree on both."""
+    time = rows["time_ms"]
+    keys = rows["user_id"].to_numpy(), time.is_not_null().to_numpy(), time.fill_null(0).to_numpy()
+    order = fits.order_of(*keys)
+    same = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    order[tied] = order[tied][rows[order[tied]].select(pl.arg_sort_by(_ORDER)).to_series().to_numpy()]
+    return rows[order]
 
 
 def _by_log(rows: pl.DataFrame) -> dict[bool, int]:
@@ -144,9 +155,7 @@ def fold_videos(told: pl.DataFrame) -> pl.DataFrame:
     n = len(told)
     if not n:
         return told
-    # a stable sort by video, ten times as fast as argsort
-    place = np.sort(told["video_id"].to_numpy().astype(np.int64) << 31 | np.arange(n)) & (2**31 - 1)
-    told = told[place]
+    told = told[fits.order_of(told["video_id"].to_numpy())]
     column = lambda name: told[name].to_numpy()
     first = np.flatnonzero(np.diff(column("video_id"), prepend=NOBODY - 1))
     of = np.repeat(np.arange(len(first)), np.diff(first, append=n))

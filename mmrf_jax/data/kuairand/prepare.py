@@ -19,6 +19,7 @@ import dataclasses
 import pathlib
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
@@ -81,10 +82,11 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
         cut("buckets", "sort", "user_id")
         stage("clean", clean_bucket, _parts(job, "buckets"))
         write_json(job.work / "cleaned.json", _merge_counts(job))
-    for done in ("sort", "videos"):
-        shutil.rmtree(job.work / done, ignore_errors=True)
-    cut("told_parts", "told", "video_id")
-    stage("merge", merge_told, _parts(job, "told_parts"), "arrow")
+    with ThreadPoolExecutor(1) as aside:
+        for done in ("sort", "videos"):
+            aside.submit(shutil.rmtree, job.work / done, ignore_errors=True)
+        cut("told_parts", "told", "video_id")
+        stage("merge", merge_told, _parts(job, "told_parts"), "arrow")
     stage("fit", fit, 1)
     stage("write", write_bucket, _parts(job, "buckets"))
     shards = job.read_all("write")
@@ -295,9 +297,11 @@ def write_bucket(job: Job, task: int) -> None:
         with appearing(job.records / shard_name(name, task, shards)) as temporary:
             writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
             for log in opened.blocks(name, plan):
-                example = _SERIALIZER.serialize_example({"block": records.pack(log, schema)})
-                writer.write(example)
-                size += len(example)
+                example = _SERIALIZER.get_tf_example({"block": b""})  # filled below: it copies a block five times
+                example.features.feature["block"].bytes_list.value[0] = records.pack(log, schema)
+                serialized = example.SerializeToString()
+                writer.write(serialized)
+                size += len(serialized)
                 blocks.append((log.num_sessions, log.num_requests))
             writer.close()
         made[name] = {"bytes": size, "blocks": blocks, "counts": bucket.counts(plan)}
