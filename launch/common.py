@@ -67,11 +67,12 @@ def run(main: Callable[[], None], several: bool = False, **kwargs) -> None:
         logging.use_absl_handler()
         # A save that fails is an error of ours, in a line; orbax would also print where in its threads it failed.
         logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
-        # A second start of the same program then compiles nothing anew.
+        # A second start of the same program then compiles nothing anew, small programs included.
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mmrf_jax" / "xla"
             jax.config.update("jax_compilation_cache_dir", str(cache))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         try:
             _join(several)
             main()

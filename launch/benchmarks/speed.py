@@ -258,7 +258,6 @@ def cold_start(repeats: int, max_users: int) -> Iterator[Figure]:
             command = [sys.executable, "-m", "launch.train", "--config=experiments/world.py", f"--workdir={workdir}"]
             command += ["--config.collect.sessions=128", "--config.log_every=1"]
             environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "programs")}
-            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
             start = time.perf_counter()
             with subprocess.Popen(
                 command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
