@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
                 "main_weight": 0.1,
                 "dropout": 0.2,
                 "signal_weights": (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 0.1),  # long plays are rare and large
+                "score_hidden": placeholder(int),  # units of an MLP beside the products that score; None: none
                 "max_rows": placeholder(int),  # of an embedding table, 2^27 where None; more ids share rows by hash
                 "table_dtype": placeholder(str),  # of its rows, float32 where None; or bfloat16, for half the memory
             },
