@@ -31,7 +31,7 @@ _SOURCE = flags.DEFINE_string("source", None, "Folder with KuaiRand's CSV files,
 _OUT = flags.DEFINE_string("out", None, "Folder to write; what it holds of other configs is kept.", required=True)
 _ENGINE = flags.DEFINE_enum("engine", "local", ["local", "beam"], "Processes of this machine, or Apache Beam.")
 _WORKERS = flags.DEFINE_integer(
-    "workers", None, "Processes, 0.9 GiB each; by default one a core, at most two (4 GiB in all).", lower_bound=1
+    "workers", None, "Processes, 0.7 GiB each; by default one a core, at most two (4 GiB in all).", lower_bound=1
 )
 _OPTIONS = flags.DEFINE_multi_string("pipeline_option", [], "Of Beam's pipeline, such as runner=FlinkRunner.")
 

@@ -27,11 +27,12 @@ def order_of(*keys: np.ndarray) -> np.ndarray:
     if sum(width) + of_place > 63:
         return np.lexsort(keys[::-1])
     packed = np.zeros(n, np.int64)
-    for key, least, bits in zip(keys, low, width, strict=True):
+    for key, least, bits in zip(keys, low, width, strict=True):  # in place, for there may be many
         packed <<= bits
-        packed |= key.astype(np.int64) - least
+        packed += key
+        packed -= least
     packed <<= of_place
-    packed |= np.arange(n)
+    packed += np.arange(n, dtype=np.int32) if of_place < 32 else np.arange(n)
     packed.sort()
     packed &= (1 << of_place) - 1
     return packed
@@ -45,7 +46,7 @@ def vocabulary(values: np.ndarray, in_train: np.ndarray) -> tuple[np.ndarray, np
     first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     known = np.logical_or.reduceat(in_train[order], first) & (ordered[first] >= 0)
     place = np.empty(len(values), np.int32)
-    place[order] = np.repeat(np.where(known, np.cumsum(known), 0), np.diff(first, append=len(values)))
+    place[order] = np.repeat(np.where(known, np.cumsum(known, dtype=np.int32), 0), np.diff(first, append=len(values)))
     return ordered[first[known]], place
 
 
@@ -82,7 +83,7 @@ def frequent(names: np.ndarray, code: np.ndarray, in_train: np.ndarray, size: in
     counts = np.bincount(code[in_train], minlength=len(names))
     by_count = np.lexsort((names, -counts))
     top = by_count[counts[by_count] > 0][:size]
-    place_of = np.full(len(names), size)
+    place_of = np.full(len(names), size, np.int16)  # of up to 32 million videos
     place_of[top] = np.arange(len(top))
     place = place_of[code]
     place[0] = -1
