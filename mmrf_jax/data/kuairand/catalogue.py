@@ -178,7 +178,7 @@ class _Table:
         if len(featured):
             listed = featured[np.minimum(place, len(featured) - 1)] == ids
         others = np.flatnonzero(~listed & (seen < NEVER))
-        others = others[np.lexsort((ids[others], seen[others]))]
+        others = others[fits.order_of(seen[others], ids[others])]
         self._row = np.where(listed, place + 1, 0).astype(np.int32)
         self._row[others] = 1 + len(featured) + np.arange(len(others))
         self.video_id = np.concatenate([[-1], featured, ids[others]], dtype=np.int32)
