@@ -2,10 +2,11 @@
 
   python -m launch.serve --artifact=artifacts/world --log=logs/served --port=8080
 
-POST /rank asks for a slate, POST /feedback tells what the user did with it; /docs has both, /metrics is for
-Prometheus, / shows a feed. A ranker of the world learns from the log by `launch.train --config=experiments/world.py
---config.data.dir=logs/served --config.alternation.closed_loop=False`, one of KuaiRand by `--config.data.served`. Where
---artifact is a link that is moved to another artefact, the service moves on to it without missing a request.
+POST /rank asks for a slate, POST /feedback tells what the user did with it; /openapi.json describes both, /metrics is
+for Prometheus, / shows a feed. A ranker of the world learns from the log by `launch.train
+--config=experiments/world.py --config.data.dir=logs/served --config.alternation.closed_loop=False`, one of KuaiRand by
+`--config.data.served`. Where --artifact is a link that is moved to another artefact, the service moves on to it without
+missing a request.
 
 The service listens on this machine alone; elsewhere (--host) it asks for the token of --token_file.
 """
@@ -13,6 +14,7 @@ The service listens on this machine alone; elsewhere (--host) it asks for the to
 import gc
 import ipaddress
 import os
+import resource
 import signal
 import socket
 import threading
@@ -42,12 +44,14 @@ _USERS = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws, with user and request.", lower_bound=0)
 _PARENT = flags.DEFINE_integer("parent", None, "Number of the process with which the service ends.")
 
+_FILES = 128  # that are open beside connections
+
 
 def main() -> None:
     try:
         import uvicorn
 
-        from mmrf_jax.serving import app, demo, guard, service
+        from mmrf_jax.serving import app, connections, demo, guard, service
     except ImportError as error:
         raise ValueError(f"{error.name} is missing; pip install -r requirements-serve.txt") from error
     token = _token()
@@ -77,12 +81,23 @@ def main() -> None:
     listening.listen(1024)
     say(f"serving artefact {made.ranker.id} on http://{_HOST.value}:{listening.getsockname()[1]}")
     config = uvicorn.Config(
-        app.make(made, limits, (demo.router(made),)), log_level="warning", access_log=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=10, lifespan="on", server_header=False, limit_concurrency=8 * _IN_FLIGHT.value,
+        app.make(made, limits, (demo.router(made),)), http=connections.protocol(_TIMEOUT.value, _room()), ws="none",
+        log_level="warning", access_log=False, timeout_keep_alive=30, timeout_graceful_shutdown=10, lifespan="on",
+        server_header=False,
     )  # fmt: skip
     if _PARENT.value is not None:
         threading.Thread(target=_end_with, args=(_PARENT.value,), daemon=True).start()
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _room() -> int:
+    """Connections at once: eight for each request in flight, or as many as the system lets this process open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8 * _IN_FLIGHT.value
+    if soft < wanted + _FILES:
+        soft = min(hard, wanted + _FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return min(wanted, max(soft - _FILES, 1))
 
 
 def _end_with(parent: int) -> None:

@@ -16,10 +16,15 @@ _MAX_SECONDS = 86_400.0
 
 UserId = Annotated[int, Field(ge=0, le=MAX_USER, strict=True, description="The user's id.")]
 VideoId = Annotated[int, Field(ge=0, le=_MAX_VIDEO, strict=True, description="The platform's id of a video.")]
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6, strict=True)]
 RequestId = Annotated[str, Field(pattern=r"^[0-9]{1,10}-[0-9]{1,10}$", description="As /rank gave it.")]
 EventId = Annotated[
-    str, Field(min_length=1, max_length=64, description="The caller's own id of the event; sent again, it counts once.")
+    str,
+    Field(
+        min_length=1,
+        max_length=64,
+        description="The caller's own id of the event among those of the request; sent again, it counts once.",
+    ),
 ]
 
 
@@ -31,7 +36,11 @@ class Strict(BaseModel):
 
 def _answer(name: str) -> Any:
     flag = Annotated[int, Field(ge=0, le=1, strict=True)]
-    return (flag, 0) if name in types.BINARY_SIGNALS else (Annotated[float, Field(ge=0.0, le=_MAX_SECONDS)], 0.0)
+    return (
+        (flag, 0)
+        if name in types.BINARY_SIGNALS
+        else (Annotated[float, Field(ge=0.0, le=_MAX_SECONDS, strict=True)], 0.0)
+    )
 
 
 #: What a user answered to one video; what is left out is 0.

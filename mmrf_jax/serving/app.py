@@ -10,6 +10,7 @@ import numpy as np
 import prometheus_client as prometheus
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from mmrf_jax import types
@@ -52,8 +53,11 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
         yield
         await service.close()
 
+    # The guard asks for the token; this says so in the document. Its pages are not served, for they need the internet.
+    token = [] if limits.token is None else [fastapi.Depends(HTTPBearer(auto_error=False))]
     app = fastapi.FastAPI(
-        title="mmrf_jax", description=_DESCRIPTION, version="1", lifespan=lifespan, redoc_url=None,
+        title="mmrf_jax", description=_DESCRIPTION, version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
+        dependencies=token,
     )  # fmt: skip
 
     @app.exception_handler(Refused)

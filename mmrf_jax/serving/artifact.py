@@ -156,7 +156,7 @@ def load(folder: Path, schema: Schema | None = None) -> Artifact:
             for name in manifest["functions"]
         }
         arrays = {}
-        for path in sorted((folder / "arrays").glob("*.npz")):
+        for path in sorted(folder / name for name in manifest["files"] if name.startswith("arrays/")):
             with np.load(path, allow_pickle=False) as group:
                 arrays[path.stem] = {name: group[name] for name in group.files}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:

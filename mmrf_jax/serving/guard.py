@@ -14,7 +14,7 @@ from mmrf_jax.serving.monitoring import Metrics
 _OPEN = ("/healthz",)  # answered at any load and without a token, for whoever watches the service
 _PUBLIC = ("/",)  # the page, which asks for the token itself: a browser cannot send one before it has the page
 _WATCHED = ("/metrics",)  # answered at any load: it says what the load is
-_ROUTES = ("/rank", "/feedback", "/healthz", "/metrics", "/openapi.json", "/docs", "/")
+_ROUTES = ("/rank", "/feedback", "/healthz", "/metrics", "/openapi.json", "/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +144,13 @@ async def _read(receive, limit: int) -> bytes | None:
             return bytes(body)
 
 
+def refusal(message: str) -> bytes:
+    """The body of an `api.Error` of no field."""
+    return json.dumps({"detail": [{"loc": [], "msg": message, "type": "refused"}]}).encode()
+
+
 async def _refuse(send, status: int, message: str, headers=()) -> None:
-    body = json.dumps({"detail": [{"loc": [], "msg": message, "type": "refused"}]}).encode()
+    body = refusal(message)
     kinds = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*kinds, *headers]})
     await send({"type": "http.response.body", "body": body})

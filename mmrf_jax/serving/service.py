@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import math
 import sqlite3
 import time
 import weakref
@@ -27,7 +28,7 @@ from mmrf_jax.serving import artifact, monitoring, ranker, users
 from mmrf_jax.serving.ranker import Job, Ranker
 
 STORE = "users.sqlite"
-_FLUSH_SECONDS, _RELOAD_SECONDS = 0.5, 1.0
+_FLUSH_SECONDS, _RELOAD_SECONDS, _RETRY_SECONDS = 0.5, 1.0, 10.0
 _MOST_REQUESTS, _MOST_EVENTS = 256, 64  # of a session, of a request: a user's state is bounded
 
 
@@ -155,15 +156,18 @@ class Service:
         }
 
     async def start(self) -> None:
-        self._tasks = [asyncio.create_task(x()) for x in (self._score_batches, self._flush, self._reload)]
+        works = {"scoring": self._score_batches, "writing": self._flush, "looking for artefacts": self._reload}
+        self._tasks = [asyncio.create_task(work(), name=name) for name, work in works.items()]
 
     @property
     def trouble(self) -> str | None:
         """Why the service should be started again; None where it need not."""
         if self._log.failed is not None:
             return f"the feedback log cannot be written: {self._log.failed}"
-        ended = [task.get_coro() for task in self._tasks if task.done()]
-        return f"{ended[0]} has ended" if ended else None
+        for task in self._tasks:
+            if task.done():
+                return f"{task.get_name()} has ended: {'stopped' if task.cancelled() else repr(task.exception())}"
+        return None
 
     async def close(self) -> None:
         """Ends with everything on the disk."""
@@ -403,20 +407,24 @@ class Service:
             self._store.written(position)
 
     async def _reload(self) -> None:
-        """Moves on to another artefact where the link to it was moved."""
+        """Moves on to another artefact where the link to it was moved; one that cannot be used is tried again."""
+        again = math.inf
         while True:
             await asyncio.sleep(_RELOAD_SECONDS)
-            there = self.settings.artifact.resolve()
-            if there == self._tried:
-                continue
-            self._tried = there
             try:
+                there = self.settings.artifact.resolve()
+                if there == self._tried and time.monotonic() < again:
+                    continue
+                self._tried = there
                 new = await asyncio.get_running_loop().run_in_executor(None, self._loaded, self._ranker)
             except Exception as error:  # whatever is wrong with it, the one that ranks goes on
-                self.failed_swap = str(error) or type(error).__name__
+                again = time.monotonic() + _RETRY_SECONDS  # it may still be on its way there
+                said, self.failed_swap = self.failed_swap, str(error) or type(error).__name__
                 self.metrics.failed_swaps.inc()
-                say(f"artefact not changed: {error}")
+                if self.failed_swap != said:
+                    say(f"artefact not changed: {self.failed_swap}")
                 continue
+            again = math.inf
             self._ranker, self.failed_swap = new, None
             self.metrics.swaps.inc()
             self.metrics.describe(new)

@@ -27,6 +27,7 @@ def test_rankers_are_served_learned_from_and_swapped(launch, tmp_path):
     for row in made["rounds"]:
         assert row["sessions"] == SESSIONS and row["failed"] == row["failed_during_swap"] == 0
         assert row["watch_time"]["mean"] > 0 and row["watch_time"]["ci95"] > 0
+        assert row["sessions_during_swap"] > 0
     assert len({row["artifact"] for row in made["rounds"]}) == 2
     assert (workdir / "current").resolve() == workdir / "artifacts" / "2"
     learned = json.loads((workdir / "runs" / "2" / "learned.json").read_text())

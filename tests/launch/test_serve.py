@@ -210,6 +210,8 @@ def test_limits_of_requests(start, artifact, tmp_path):
         assert field(good | {"candidates": [1, 2, 1]}) == ["body", "candidates", 2]
         assert field(good | {"candidates": [1, -2]}) == ["body", "candidates", 1]
         assert field(good | {"context": [0.0]}) == ["body", "context"]
+        assert field(good | {"context": [*good["context"][:-1], "0.5"]})[:2] == ["body", "context"]
+        assert field(good | {"context": [True, *good["context"][1:]]})[:2] == ["body", "context"]
         assert field(good | {"user": {"id": 2**31}}) == ["body", "user", "id"]
         assert field(good | {"user": {"id": 1, "profile": [1.0]}}) == ["body", "user", "profile"]
         assert field(good | {"k": schema["slate"] + 1}) == ["body", "k"]
@@ -227,7 +229,10 @@ def test_limits_of_requests(start, artifact, tmp_path):
 def test_whatever_its_document_allows_is_no_error_of_the_service(start, tmp_path):
     """schemathesis: bodies that fit the OpenAPI document, and bodies that do not."""
     with start() as server:
-        checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+        checks = (
+            "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
+            "negative_data_rejection"
+        )
         command = [
             Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json", f"--checks={checks}",
             "--phases=examples,coverage,fuzzing", "--max-examples=40", "--workers=1", "--generation-deterministic",

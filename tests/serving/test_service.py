@@ -318,6 +318,31 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
     np.testing.assert_allclose(after.scores["watch_time"], anew.scores["watch_time"], rtol=1e-3, atol=1e-3)
 
 
+def test_an_artefact_that_is_still_on_its_way_is_tried_again(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "_RETRY_SECONDS", 0.1)
+    _, _, other = exporting.exported(tmp_path / "other", "mmrf", communication="signal")
+    late = tmp_path / "late"
+    late.mkdir()
+
+    async def run():
+        async with running(settings) as s:
+            first = s.ranker.id
+            (tmp_path / "round").symlink_to(tmp_path / "round")
+            point(settings.artifact, tmp_path / "round")  # a link to itself
+            await until(lambda: s.failed_swap is not None, 30.0, lambda: s._tasks)
+            assert s.ranker.id == first and s.trouble is None
+            point(settings.artifact, late)
+            await until(lambda: "no artefact" in (s.failed_swap or ""), 30.0, lambda: s.failed_swap)
+            shutil.copytree(other, late, dirs_exist_ok=True)
+            await until(lambda: s.ranker.id != first, 30.0, lambda: (s.failed_swap, s._tasks))
+            assert s.failed_swap is None and s.trouble is None
+            s._tasks[-1].cancel()
+            await until(lambda: s.trouble is not None, 5.0, lambda: s._tasks)
+            assert s.trouble == "looking for artefacts has ended: stopped"
+
+    asyncio.run(run())
+
+
 def test_feedback_is_acknowledged_when_it_is_on_the_disk(settings, monkeypatch):
     async def run():
         async with running(settings) as s:

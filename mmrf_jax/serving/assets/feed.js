@@ -105,7 +105,6 @@
     visit = { ...begun, videos: new Map(), done: [] };
     turn = null;
     learn(begun.turn.videos);
-    $("person").textContent = introduced();
     $("answer").hidden = !simulated;
     await rank(begun.turn);
     $("about").textContent = described();
@@ -120,7 +119,10 @@
     );
 
   const introduced = () => {
-    if (visit.simulated === null) return `You are user ${visit.user} to the service, of whom it knows nothing yet.`;
+    if (visit.simulated === null) {
+      const known = turn.position === 0 ? "nothing yet" : "what you did here";
+      return `You are user ${visit.user} to the service, of whom it knows ${known}.`;
+    }
     const seconds = new Map();
     for (const one of visit.history) {
       const tag = visit.videos.get(one.video)?.tag;
@@ -143,6 +145,7 @@
     }); // prettier-ignore
     const before = turn;
     turn = { ...ranked, ...asked, places: places(ranked.scores), leaves: false, stepped: null, told: false, event: eventId() };
+    $("person").textContent = introduced();
     turn.cards = ranked.slate.map(({ video }) => ({ video, ...visit.videos.get(video), seconds: 0, pressed: new Set() }));
     $("feed").replaceChildren(...turn.cards.map(card));
     changes(before);
