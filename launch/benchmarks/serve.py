@@ -36,7 +36,8 @@ def serve(repeats: int, requests: int) -> list[dict[str, Any]]:
     """The figures of the suite.
 
     Args:
-      repeats: timings of the rate; the median is given. requests: over which memory is watched.
+      repeats: timings of the rate; the median is given. requests: over which memory is watched, after those that
+        warm the service.
     """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -98,10 +99,10 @@ class _Load:
             self._url, connector=connector, headers={"content-type": "application/json"}
         ) as http:
             self._http = http
-            progress = counted("serve", requests)
+            progress = counted("serve", _WARM + requests)
             await self._all_it_can(_WARM)
             before, compiled = process.memory_info().rss, await self._compilations()
-            each = max((requests - _WARM) // (repeats + 2), 1_000)
+            each = max(requests // (repeats + 2), 1_000)
             rates = []
             for _ in range(repeats):
                 start = time.perf_counter()
@@ -119,7 +120,7 @@ class _Load:
                     f"latency/{name}/p99": (float(np.percentile(took, 99)), "ms"),
                 }
                 progress(self._next)
-            progress(requests)
+            progress(_WARM + requests)
             after = process.memory_info().rss
             figures = {
                 "rate": (rate, "slates/s"),
