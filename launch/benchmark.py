@@ -31,7 +31,9 @@ _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each size; the median 
 _MAX_USERS = flags.DEFINE_integer("max_users", 2**20, "Largest number of users in one call.", lower_bound=2**8)
 _MAX_SIZE = flags.DEFINE_integer("max_size", 10**8, "Largest size of the suite scale.", lower_bound=10**3)
 _SUITES = {"speed": list(speed.PARTS), "rollouts": [], "scale": list(scale.PARTS), "serve": []}
-_REQUESTS = flags.DEFINE_integer("requests", 100_000, "Slates of the suite serve, after those that warm it.", lower_bound=5_000)
+_REQUESTS = flags.DEFINE_integer(
+    "requests", 100_000, "Slates of the suite serve, after those that warm it.", lower_bound=5_000
+)
 _PARTS = flags.DEFINE_list(
     "parts",
     None,

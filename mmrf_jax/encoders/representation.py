@@ -97,37 +97,38 @@ def represent(
     rngs = {} if key is None else {"dropout": key}
     encode = functools.partial(enc.Encoder(config).apply, encoder_params, method="items", rngs=rngs)
     e = encode(rows, items.features[videos], key is not None, blind)
-    return _of_encoded(config, encoder_params, e, user_rows, batch, items, key, blind)
+    num_seen = seen_videos(batch).shape[1]
+    not_shown = e[:, num_seen:].reshape(*batch.slate.shape[:2], -1, e.shape[-1])
+    return of_encoded(config, encoder_params, e[:, :num_seen], not_shown, user_rows, batch, items, key, blind)
 
 
-def represent_known(
+def of_encoded(
     config: EncoderConfig,
     encoder_params: Any,
-    encodings: chex.Array,
+    seen: chex.Array,
+    not_shown: chex.Array,
     user_rows: chex.Array,
     batch: types.SessionBatch,
     items: types.Items,
-    unseen: chex.Array,
+    key: types.Key | None = None,
+    blind: chex.Numeric = 0.0,
 ) -> Representation:
-    """`represent` without dropout or gradient of the videos, whose encodings [V, D] are known; rows [B, d] of users."""
-    e = encodings[_videos(batch, unseen)]
-    return _of_encoded(config, encoder_params, e, user_rows, batch, items, None, 0.0)
+    """`represent` from encodings of videos.
 
-
-def _of_encoded(config, encoder_params, e, user_rows, batch, items, key, blind) -> Representation:
-    """Users and videos from encodings [B, H + (T+1) (K + M), D] of the history, the slates and the unseen videos."""
+    Args:
+      seen: [B, H + (T+1) K, D] of `seen_videos`. not_shown: [B, T+1, M, D]. user_rows: [B, d].
+    """
     encoder = enc.Encoder(config)
     num_users, steps, k = batch.slate.shape
-    h, num_seen = batch.history.videos.shape[1], batch.history.videos.shape[1] + steps * k
-    e, not_shown = e[:, :num_seen], e[:, num_seen:].reshape(num_users, steps, -1, e.shape[-1])
+    h = batch.history.videos.shape[1]
     feedback = jnp.concatenate([batch.history.feedback, batch.feedback.reshape(num_users, steps * k, -1)], axis=1)
     f = encoder.apply(encoder_params, feedback, items.duration[seen_videos(batch)], method="feedback")
     slates = lambda x: x[:, h:].reshape(num_users, steps, k, x.shape[-1])
-    start = enc.memory_write(config, None, e[:, :h], f[:, :h], batch.history.mask)
+    start = enc.memory_write(config, None, seen[:, :h], f[:, :h], batch.history.mask)
     mask = batch.slate_mask & batch.mask[..., None]
-    memory = enc.memory_over_requests(config, start, slates(e), slates(f), mask)
+    memory = enc.memory_over_requests(config, start, slates(seen), slates(f), mask)
     at_requests = lambda x: jnp.broadcast_to(x[:, None], (num_users, steps, x.shape[-1]))
     user = (at_requests(user_rows), at_requests(batch.profile), batch.context)
     rngs = {} if key is None else {"dropout": key}
     z = encoder.apply(encoder_params, memory, *user, key is not None, blind, method="user", rngs=rngs)
-    return Representation(z, memory, slates(e), not_shown)
+    return Representation(z, memory, slates(seen), not_shown)

@@ -92,7 +92,11 @@ def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items
     key = jax.random.fold_in(state.key, 2**32 - 1)  # no update has this number
     p = jnp.clip(network.expected(out, state.scale)[..., : types.WATCH_TIME], 1e-6, 1.0 - 1e-6)
     log_odds = jnp.log(p) - jnp.log1p(-p)
-    return out.extra[..., 0, :].mean(axis=0), network.uncertainty(config, unit, rows, batch, items, key), log_odds
+    return (
+        network.mean_of_twins(out.extra[..., 0, :]),
+        network.uncertainty(config, unit, rows, batch, items, key),
+        log_odds,
+    )
 
 
 def measure(

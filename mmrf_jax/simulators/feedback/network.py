@@ -176,8 +176,11 @@ def represent_known(
 ) -> rep.Representation:
     """`represent` without dropout, from the encodings [2, V, D] of `encode_catalogue`."""
     rows = twin_rows(tb.lookup(state.tables, {tb.USER_TABLE: batch.user_id}))[tb.USER_TABLE]
-    one = lambda p, e, r: rep.represent_known(config, p, e, r, batch, items, unseen)
-    return jax.vmap(one)(state.params["encoder"], encodings, rows)
+    # Looked up in one go in the order of the products they go into: as slices of one array they would be copied twice.
+    place = lambda videos: videos + encodings.shape[1] * jnp.arange(TWINS).reshape(TWINS, *(1 for _ in videos.shape))
+    of = lambda videos: encodings.reshape(-1, encodings.shape[-1])[place(videos)]
+    one = lambda p, seen, other, r: rep.of_encoded(config, p, seen, other, r, batch, items)
+    return jax.vmap(one)(state.params["encoder"], of(rep.seen_videos(batch)), of(unseen), rows)
 
 
 def predict(params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
@@ -193,14 +196,19 @@ def calibrated(out: heads.Prediction, calibration: chex.Array) -> heads.Predicti
     return dataclasses.replace(out, feedback=feedback)
 
 
+def mean_of_twins(x: chex.Array) -> chex.Array:
+    """[2, ...] -> [...]; a reduction over so short an axis is slower than a sum that joins what comes before it."""
+    return 0.5 * (x[0] + x[1])
+
+
 def expected(out: heads.Prediction, scale: chex.Array) -> chex.Array:
     """Expected feedback [..., M, S]: the mean of the twins, probabilities and seconds."""
-    return jnp.moveaxis(heads.expected_feedback(out.feedback, scale).mean(axis=0), -2, -1)
+    return jnp.moveaxis(mean_of_twins(heads.expected_feedback(out.feedback, scale)), -2, -1)
 
 
 def stay_probability(out: heads.Prediction, w: chex.Array) -> chex.Array:
     """Probability [...] of another request after exposures w [..., M]: the mean of the twins."""
-    return heads.stay_probability(out, w).mean(axis=0)
+    return mean_of_twins(heads.stay_probability(out, w))
 
 
 def divergence(out: heads.Prediction, residual: chex.Array) -> chex.Array:

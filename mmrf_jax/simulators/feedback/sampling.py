@@ -98,7 +98,7 @@ def answer(
     else:
         u = jnp.zeros_like(expected)
     uniforms = jax.random.uniform(k_feedback, (*flat.shape, NUM_UNIFORMS), minval=1e-7)
-    log_seconds = out.extra[..., 0, :].mean(axis=0)
+    log_seconds = network.mean_of_twins(out.extra[..., 0, :])
     sampled = draw(expected, log_seconds, state.edges, state.quantiles, uniforms)
     apart = lambda x: x.reshape(*slates.shape, *x.shape[3:])
     effect = apart(jnp.moveaxis(out.stay_effect, 0, -1)).sum(axis=-2)  # [B, T+1, M, 2]
@@ -146,4 +146,4 @@ def _of_candidates(
 
 def _mean(out: heads.Prediction) -> types.Predicted:
     """Twins' raw predictions averaged."""
-    return types.Predicted(*(x.mean(axis=0) for x in (out.feedback, out.stay_base, out.stay_effect)))
+    return types.Predicted(*map(network.mean_of_twins, (out.feedback, out.stay_base, out.stay_effect)))

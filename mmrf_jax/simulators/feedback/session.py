@@ -176,7 +176,7 @@ def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: Fee
     feedback = network.expected(out, params.scale)
     if params.answers == "sampled":
         numbers = u[:, : k * sampling.NUM_UNIFORMS].reshape(*videos.shape, -1)
-        log_seconds = out.extra[..., 0, :].mean(axis=0)
+        log_seconds = network.mean_of_twins(out.extra[..., 0, :])
         feedback = sampling.draw(feedback, log_seconds, params.edges, params.quantiles, numbers)
     stays = u[:, -2] < network.stay_probability(out, mask.astype(feedback.dtype))
     shown = types.Exposure(videos=videos, feedback=jnp.where(mask[..., None], feedback, 0.0), mask=mask)
