@@ -13,5 +13,4 @@ def get_config():
         **{name: table_ab.tuned(name) for name in table_ab.BASELINES},
     )
     config.tables = ("ab_test", "offline")
-    config.seeds = 1
     return config

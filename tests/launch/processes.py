@@ -30,7 +30,8 @@ class Launcher:
         main = ["-m", f"launch.{name}", *map(str, args)]
         if processes == 1:
             return [sys.executable, *main]
-        shape = [f"--num_processes={processes}", f"--devices_per_process={devices}"]
+        # Whoever ends by himself does so in time, however busy the machine is.
+        shape = [f"--num_processes={processes}", f"--devices_per_process={devices}", "--grace_seconds=60"]
         return [sys.executable, "-m", "launch.local", *shape, "--", *main]
 
     def environment(self, devices: int = 1) -> dict[str, str]:
