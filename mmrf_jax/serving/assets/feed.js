@@ -272,7 +272,8 @@
       const line = make("li", undefined, `${i ? "" : "decides "}${place <= turn.cards.length ? "wanted" : ""}`);
       const score = turn.scores[agent][turn.candidates.indexOf(one.video)].toFixed(2);
       line.title = `Score ${score}, place ${place} of ${all} candidates for the agent of ${say(agent)}${i ? "" : ", which decides"}`;
-      line.append(make("span", say(agent)), bar(all > 1 ? 1 - Math.log(place) / Math.log(all) : 1), make("span", String(place), "place"));
+      const label = i ? say(agent) : `${say(agent)} ${Number(score).toFixed(1)}`;
+      line.append(make("span", label), bar(all > 1 ? 1 - Math.log(place) / Math.log(all) : 1), make("span", String(place), "place"));
       find(".agents").append(line);
     }
     find(".agents").setAttribute("aria-label", `Place among ${turn.places[about.agents[0]].size} candidates, by agent`);
