@@ -12,5 +12,6 @@ def get_config():
         **{f"{name}_twice": table_ab.tuned(name) | {"train": {"epochs": 2}} for name in methods},
         **{name: table_ab.tuned(name) for name in table_ab.BASELINES},
     )
+    config.against = {f"{name}_twice": name for name in methods}
     config.tables = ("ab_test", "offline")
     return config

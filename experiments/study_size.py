@@ -20,7 +20,8 @@ def get_config(**variants) -> ConfigDict:
         {
             "quick": False,  # one seed, tiny runs
             "run": run,
-            "reference": "mmrf",  # what the other variants are compared with
+            "reference": "mmrf",  # what the other variants are compared with,
+            "against": {},  # but for these: {variant: another one}
             "variants": {"mmrf": {}, **variants},
             "tables": ("ab_test",),  # what is measured: see `mmrf_jax.training.study`
             "arms": ("production",),  # of A/B tests, that need no training

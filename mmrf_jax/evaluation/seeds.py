@@ -14,11 +14,14 @@ import numpy as np
 from scipy import stats
 
 
-def across(by_seed: Sequence[Mapping[str, Mapping[str, float]]], reference: str) -> dict[str, dict[str, Any]]:
+def across(
+    by_seed: Sequence[Mapping[str, Mapping[str, float]]], reference: str, against: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
     """Means over seeds, and what each arm has more than the reference.
 
     Args:
-      by_seed: for each seed, {arm: {metric: value}}, None where there is none. reference: one of the arms.
+      by_seed: for each seed, {arm: {metric: value}}, None where there is none.
+      reference: one of the arms. against: another one in its place for some of the arms, {arm: its reference}.
 
     Returns:
       {arm: {metric: {"mean", "diff_pct", "ci95", "by_seed"}}}; `diff_pct` is the mean over seeds of
@@ -30,12 +33,12 @@ def across(by_seed: Sequence[Mapping[str, Mapping[str, float]]], reference: str)
     """
     if not by_seed or reference not in by_seed[0]:
         raise ValueError(f"{len(by_seed)} seeds, and reference {reference!r}; name an arm of at least one seed")
-    result: dict[str, dict[str, Any]] = {}
+    against, result = against or {}, dict[str, dict[str, Any]]()
     for arm, metrics in by_seed[0].items():
-        result[arm] = {}
+        result[arm], names = {}, (arm, against.get(arm, reference))
         for metric in metrics:
             # None becomes NaN, and then the mean of all is None again.
-            values, base = (np.array([seed[name][metric] for seed in by_seed], float) for name in (arm, reference))
+            values, base = (np.array([seed[name][metric] for seed in by_seed], float) for name in names)
             mean = None if np.isnan(values).any() else values.mean()
             entry: dict[str, Any] = {"mean": mean, "diff_pct": None, "ci95": [None, None]}
             if (base != 0.0).all() and not np.isnan(base + values).any():

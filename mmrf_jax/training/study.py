@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -101,6 +102,9 @@ def _check(study: Study) -> None:
     config, names = study.config, study.names()
     if config.reference not in names:
         raise ValueError(f"config.reference={config.reference!r} is no variant; choose among {', '.join(names)}")
+    for name in itertools.chain(*config.get("against", {}).items()):
+        if name not in names:
+            raise ValueError(f"{name!r} in config.against is no variant; choose among {', '.join(names)}")
     for name in config.tables:
         if name not in (*TABLES, *_BY_ROUND):
             raise ValueError(
@@ -146,12 +150,13 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name in (name for name in config.tables if name in TABLES):
         measured = [TABLES[name].measure(study, seed) for seed in range(config.seeds)]
-        table[name] = seeds.across(measured, TABLES[name].reference(config.reference))
+        table[name] = seeds.across(measured, TABLES[name].reference(config.reference), config.get("against"))
         _forget()
     for name in (name for name in config.tables if name in _BY_ROUND):
         table[name] = {arm: rows for arm, places in paths.items() if (rows := _by_round(places, name))}
     served = any(TABLES[name].serves for name in config.tables if name in TABLES)
     table |= {"seeds": config.seeds, "sessions": config.sessions if served else None}
+    table["against"] = dict(config.get("against", {}))
     table["runs"] = {name: [path.name for path in places] for name, places in paths.items()}
     files.write_json(out / "table.json", table)
     files.write_text(out / "table.md", format_table(table))
@@ -335,7 +340,8 @@ def _by_round(folders: Iterable[Path], name: str) -> list[dict[str, float]]:
 def format_table(table: dict[str, Any]) -> str:
     """The tables of a study as Markdown."""
     sessions = f", {table['sessions']:,} sessions in each arm and seed" if table["sessions"] else ""
-    parts = [f"{table['seeds']} seeds{sessions}; 95 % intervals over seeds."]
+    others = "".join(f" {name} is compared with {other}." for name, other in table["against"].items())
+    parts = [f"{table['seeds']} seeds{sessions}; 95 % intervals over seeds.{others}"]
     for name, entry in TABLES.items():
         if name in table:
             metrics = list(next(iter(table[name].values())))

@@ -23,6 +23,13 @@ def test_differences_are_paired_within_seeds():
     assert table["a"]["watch_time"]["diff_pct"] == 0.0 and table["a"]["watch_time"]["ci95"] == [0.0, 0.0]
 
 
+def test_an_arm_can_have_a_reference_of_its_own():
+    by_seed = [{**seed, "c": {"watch_time": 0.5 * seed["b"]["watch_time"], "hate": 0.0}} for seed in BY_SEED]
+    table = seeds.across(by_seed, "a", {"c": "b"})
+    assert table["c"]["watch_time"]["diff_pct"] == pytest.approx(-50.0)
+    assert table["b"] == seeds.across(by_seed, "a")["b"]
+
+
 def test_nothing_is_compared_with_zero_and_one_seed_has_no_interval():
     assert seeds.across(BY_SEED, "a")["b"]["hate"] == {
         "mean": pytest.approx(0.2), "diff_pct": None, "ci95": [None, None], "by_seed": [0.1, 0.2, 0.3],

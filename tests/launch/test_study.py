@@ -41,6 +41,7 @@ def test_runs_are_named_by_what_defines_them(tmp_path):
         ("sessions", 1, "config.sessions is 1; use --config.sessions=2"),
         ("run.simulator", "feedback", "not of the world"),
         ("run.method", "myopic", "predicts no feedback"),
+        ("against.co", "nobody", "'nobody' in config.against is no variant; choose among mmrf, co, da, ns"),
         ("tables", ("ab",), "unknown table 'ab' in config.tables; choose among ab_test, "),
         ("tables", ("by_day",), "config.days is 4; use --config.days=5"),
     ],
