@@ -97,8 +97,10 @@ def _room() -> int:
     """Connections at once: eight for each request in flight, or as many as the system lets this process open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 8 * _IN_FLIGHT.value
+    if soft == resource.RLIM_INFINITY:
+        return wanted
     if soft < wanted + _FILES:
-        soft = min(hard, wanted + _FILES)
+        soft = wanted + _FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + _FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return min(wanted, max(soft - _FILES, 1))
 

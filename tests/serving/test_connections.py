@@ -11,7 +11,7 @@ import uvicorn
 
 from mmrf_jax.serving import connections
 
-SECONDS, MOST = 0.3, 4
+SECONDS, MOST = 1.0, 4
 GOOD = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
@@ -57,7 +57,7 @@ def refused(answer: bytes, status: bytes) -> str:
 def test_headers_must_come_in_time(port):
     with connected(port) as made:
         made.sendall(GOOD[:20])
-        assert "did not come within 0.3 s" in refused(rest(made), b"408")
+        assert "did not come within 1 s" in refused(rest(made), b"408")
     with connected(port) as made:
         assert rest(made) == b""  # who says nothing is told nothing
 
@@ -70,7 +70,10 @@ def test_the_next_request_of_a_connection_must_come_in_time(port):
             while not answer.endswith(b"ok"):
                 answer += made.recv(1000)
             made.sendall(begun)
-            assert rest(made).startswith(b"HTTP/1.1 408" if begun[0] == GOOD[0] else b"")
+            if begun == b"\r\n":
+                assert rest(made) == b""
+            else:
+                assert "did not come within 1 s" in refused(rest(made), b"408")
 
 
 def test_a_connection_between_requests_is_kept(port):
