@@ -45,6 +45,10 @@ class Study(NamedTuple):
         """The variants, the reference first."""
         return sorted(self.config.variants, key=lambda name: (name != self.config.reference, name))
 
+    def against(self) -> dict[str, str]:
+        """What variants are compared with that are not compared with the reference."""
+        return dict(self.config.get("against", {}))
+
     def arms(self) -> list[str]:
         """Those of the A/B tests, in the order of the tables."""
         return [*self.names(), *self.config.arms]
@@ -102,7 +106,7 @@ def _check(study: Study) -> None:
     config, names = study.config, study.names()
     if config.reference not in names:
         raise ValueError(f"config.reference={config.reference!r} is no variant; choose among {', '.join(names)}")
-    for name in itertools.chain(*config.get("against", {}).items()):
+    for name in itertools.chain(*study.against().items()):
         if name not in names:
             raise ValueError(f"{name!r} in config.against is no variant; choose among {', '.join(names)}")
     for name in config.tables:
@@ -150,13 +154,13 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name in (name for name in config.tables if name in TABLES):
         measured = [TABLES[name].measure(study, seed) for seed in range(config.seeds)]
-        table[name] = seeds.across(measured, TABLES[name].reference(config.reference), config.get("against"))
+        table[name] = seeds.across(measured, TABLES[name].reference(config.reference), study.against())
         _forget()
     for name in (name for name in config.tables if name in _BY_ROUND):
         table[name] = {arm: rows for arm, places in paths.items() if (rows := _by_round(places, name))}
     served = any(TABLES[name].serves for name in config.tables if name in TABLES)
     table |= {"seeds": config.seeds, "sessions": config.sessions if served else None}
-    table["against"] = dict(config.get("against", {}))
+    table["against"] = study.against()
     table["runs"] = {name: [path.name for path in places] for name, places in paths.items()}
     files.write_json(out / "table.json", table)
     files.write_text(out / "table.md", format_table(table))
