@@ -18,7 +18,7 @@ from mmrf_jax.training import rollout
 
 BLOCK = 50_000  # users of a device in one call: progress is seen, and the last sessions of a call cost little
 NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that are no metric's
-_SLOTS = 256  # on CPUs: the last sessions of a call cost less, the rest no more than with 1,024
+_SLOTS = 256  # on CPUs: what a step gathers stays in a cache
 _MANY_SLOTS = 8_192  # on accelerators, which would wait for the launches of small steps
 _LOOKS = 20  # at a test whose intervals are always valid
 
@@ -38,7 +38,7 @@ def _serve(sim_functions, sim_data, policy, key, users, queues, day, *, num_user
 
 def serve_users(
     sim: base.Simulator,
-    policy: base.Policy,
+    policy: base.Policy | base.PolicyChoice,
     key: types.Key,
     mesh,
     *,
@@ -64,7 +64,7 @@ def serve_users(
     here = par.put_batch((par.own_part(users, mesh).reshape(-1), par.own_part(queue, mesh)), mesh)
     sums, counts = _serve(
         sim[:3], *par.put_replicated((sim[3:], policy, key), mesh), *here, np.int32(day),
-        num_users=share, slots=int(np.clip(share // 4, 16, most)), k=k, mesh=mesh,
+        num_users=share, slots=int(np.clip(share // 8, 16, most)), k=k, mesh=mesh,
     )  # fmt: skip
     table = (
         par.fetch(sums).astype(np.float64).reshape(devices, share, -1)[:, :each].reshape(devices * each, -1)[:num_users]
@@ -77,7 +77,7 @@ def serve_users(
 
 def serve(
     sim: base.Simulator,
-    policy: base.Policy,
+    policy: base.Policy | base.PolicyChoice,
     key: types.Key,
     mesh,
     *,
@@ -156,7 +156,7 @@ def compare(
       far}, "ab_test": as above without coverage and Gini}].
     """
     names = list(arms)
-    test = ab_test.ABTest(names, control, paired=salt is None)
+    test, policies = ab_test.ABTest(names, control, paired=salt is None), base.choices(arms)
     total = num_users if salt is None else num_users * len(names)
     block = min(BLOCK * mesh.size, total, -(-total // _LOOKS) if always_valid else total)
     cut, done, looks = dict.fromkeys(names, 0.0), 0, []
@@ -165,7 +165,7 @@ def compare(
         means = history_means(sim, key, here, day, block) if cuped else None
         sums, covariate, quantile = {}, {}, None
         for name, ids in users_of(names, here, salt).items():
-            sums[name] = serve_users(sim, arms[name], key, mesh, user_ids=ids, day=day, k=k, capacity=block)
+            sums[name] = serve_users(sim, policies[name], key, mesh, user_ids=ids, day=day, k=k, capacity=block)
             cut[name] += float(sums[name]["truncated"].sum())
             for column in NOT_TESTED:
                 del sums[name][column]

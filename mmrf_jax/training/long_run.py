@@ -51,7 +51,7 @@ def compare(
       more, "lasting" (`by_day.change`): how the effects of the second half of the days differ from the first half's,
       the first day left out, which everybody shares.
     """
-    names = list(arms)
+    names, policies = list(arms), base.choices(arms)
     total = num_users if salt is None else num_users * len(names)
     users = ab.users_of(names, np.arange(total), salt)
     cohorts = {name: _Cohort(ids, first_day) for name, ids in users.items()}
@@ -64,7 +64,7 @@ def compare(
     for day in range(first_day, first_day + days):
         today = {}
         for name, cohort in cohorts.items():
-            today[name] = cohort.serve(sim, arms[name], key, mesh, day, k, capacity=total)
+            today[name] = cohort.serve(sim, policies[name], key, mesh, day, k, capacity=total)
             done += len(cohort.user_ids)
             progress(done)
         visitors = {name: int(sums["sessions"].sum()) for name, sums in today.items()}
