@@ -151,7 +151,7 @@ class PolicyChoice:
 
 def choices(policies: Mapping[str, Policy]) -> dict[str, PolicyChoice]:
     """Each policy as a choice among all of them, so that they share one compiled rollout."""
-    together = tuple(policies.values())
+    together = tuple(p.replace(temperature=np.float32(p.temperature)) for p in policies.values())
     return {name: PolicyChoice(together, np.int32(i)) for i, name in enumerate(policies)}
 
 

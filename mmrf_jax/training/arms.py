@@ -75,6 +75,11 @@ def serve_users(
     return result
 
 
+def block_users(total: int, mesh) -> int:
+    """Users of all devices in one call, of a test of so many."""
+    return min(BLOCK * mesh.size, total)
+
+
 def serve(
     sim: base.Simulator,
     policy: base.Policy | base.PolicyChoice,
@@ -158,7 +163,7 @@ def compare(
     names = list(arms)
     test, policies = ab_test.ABTest(names, control, paired=salt is None), base.choices(arms)
     total = num_users if salt is None else num_users * len(names)
-    block = min(BLOCK * mesh.size, total, -(-total // _LOOKS) if always_valid else total)
+    block = min(block_users(total, mesh), -(-total // _LOOKS) if always_valid else total)
     cut, done, looks = dict.fromkeys(names, 0.0), 0, []
     for start in range(0, total, block):
         here = np.arange(start, min(start + block, total))

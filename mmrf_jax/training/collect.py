@@ -9,6 +9,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
 from mmrf_jax.training import rollout
 
@@ -47,7 +48,12 @@ def collect(
             f"users {first_user} … {first_user + num_sessions - 1} are not all in [0, 2^31 - 1); lower first_user"
         )
     size = slots_for(num_sessions) if slots is None else slots
+    # All on one device from the first call on, for where arrays lie is part of what a program is compiled for.
+    here = par.make_mesh(jax.local_devices()[:1])
+    data, policy, key = par.put_replicated((sim[3:], policy, key), here)
+    sim = base.Simulator(*sim[:3], *data)
     state = rollout.begin(sim, policy, key, first_user, num_sessions, day, slots=size)
+    state = par.put_replicated(state, here)
     requests: list[dict[str, np.ndarray]] = []
     sessions: list[dict[str, np.ndarray]] = []
     while True:

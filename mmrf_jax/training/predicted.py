@@ -54,6 +54,19 @@ def feedback(
 
 
 @functools.partial(jax.jit, static_argnames="plan")
+def evaluate(
+    state: alternation.RunState, batch: types.SessionBatch, items: types.Items, plan: alternation.Plan
+) -> dict[str, chex.Array]:
+    """All that offline evaluation needs of a batch of segments, in one program.
+
+    Returns:
+      "scores" [B, T+1, N, C] of all candidates, and `feedback` of what was shown.
+    """
+    scores = methods.score_candidates(state.agents, batch, items, plan.agents, plan.method)
+    return {"scores": scores} | feedback(state, batch, shown(batch), items, plan)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
 def uncertainty(
     state: alternation.RunState,
     batch: types.SessionBatch,

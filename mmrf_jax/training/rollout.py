@@ -283,5 +283,5 @@ def begin(sim: base.Simulator, policy, key: types.Key, first_user, num_users, da
 
 
 def unroll(sim: base.Simulator, policy, key: types.Key, day, slots: Slots, *, num_steps: int, k: int):
-    """`num_steps` steps of all slots, which are donated; returns the slots and a Record with leading axis [num_steps]."""
+    """`num_steps` steps of all slots, which are donated: the slots, and a Record with leading axis [num_steps]."""
     return _unroll(sim[:3], sim[3:], policy, key, day, slots, num_steps=num_steps, k=k)

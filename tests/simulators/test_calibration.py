@@ -87,8 +87,8 @@ def standard(sim):
         return jax.lax.scan(body, slots, length=sim.params.config.max_requests)
 
     key, policy = jax.random.key(1), base.privileged_policy(rankers.production, 1.0)
-    begin = jax.jit(lambda: rollout.refill(sim, policy, key, 0, rollout.idle(sim, policy, key, 0, USERS, 0, USERS, True)))
-    _, shown = unroll(begin(), key)
+    idle = rollout.begin(sim, policy, key, 0, USERS, 0, slots=USERS)
+    _, shown = unroll(jax.jit(lambda slots: rollout.refill(sim, policy, key, 0, slots))(idle), key)
     live, feedback, duration = map(np.asarray, shown)
     return feedback[live].reshape(-1, len(types.SIGNALS)), duration[live].ravel()
 

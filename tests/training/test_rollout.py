@@ -178,9 +178,7 @@ class TestRollout:
     def test_sampling_noise_is_new_every_day(self, sim):
         """Equal scores, so a slate is its noise alone."""
         policy = base.privileged_policy(rankers.random, 1.0)
-        go = jax.jit(
-            lambda day: rollout.advance(sim, policy, jax.random.key(0), day, begin(day), K)[1].slate
-        )
+        go = jax.jit(lambda day: rollout.advance(sim, policy, jax.random.key(0), day, begin(day), K)[1].slate)
         idle = lambda day: rollout.idle(sim, policy, jax.random.key(0), 0, 64, day, 64, True)
         begin = lambda day: rollout.refill(sim, policy, jax.random.key(0), day, idle(day))
         assert (go(0) != go(1)).any(axis=1).mean() > 0.9

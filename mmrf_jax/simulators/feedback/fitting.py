@@ -115,9 +115,10 @@ def measure(
     predicted, observed, divergence, log_odds = [], [], [], []
     for batch in batches:
         mean, u, raw = (np.asarray(x)[:, :-1] for x in _measure(state, batch, items, config))
-        shown = np.asarray(rep.learned(batch).exposed) > 0
+        batch = jax.device_get(batch)
+        shown = rep.learned(batch).exposed > 0
         predicted.append(mean[shown])
-        observed.append(np.asarray(batch.feedback)[:, :-1][shown])
+        observed.append(batch.feedback[:, :-1][shown])
         divergence.append(u[shown].astype(np.float64))
         log_odds.append(raw[shown])
     actual = np.concatenate(observed)

@@ -43,30 +43,28 @@ def make(config: p.WorldConfig) -> tuple[p.WorldParams, types.Items]:
         live[:, t] = np.searchsorted(rest_upload[rest_topic == t], days - 3, side="right")
     by_upload = np.argsort(rest_upload, kind="stable")
     uploaded = np.searchsorted(rest_upload[by_upload], days, side="right")
-    hidden = jnp.asarray(arrays["hidden"])[order]
+    ordered = _order(arrays, order.astype(np.int32), np.arange(p.TOPICS, dtype=np.int32), config.seed, config.variant)
+    put = lambda x: jax.device_put(np.asarray(x, np.int32))
     world = p.WorldParams(
-        hidden=hidden,
-        topic=jnp.asarray(topic[order], jnp.int32),
+        hidden=ordered["hidden"],
+        topic=ordered["topic"],
         centroids=arrays["centroids"],
-        topic_weight=_topic_weight(config),
-        cluster_start=jnp.asarray(start, jnp.int32),
-        cluster_live=jnp.asarray(live),
-        by_upload=jnp.asarray(num_popular + by_upload, jnp.int32),
-        uploaded=jnp.asarray(uploaded, jnp.int32),
-        popular_edges=jnp.asarray(_zipf_edges(num_popular, split(config.candidates)[1])),
-        user_key=jax.random.fold_in(jax.random.key(config.seed), 2),
+        topic_weight=ordered["topic_weight"],
+        cluster_start=put(start),
+        cluster_live=put(live),
+        by_upload=put(num_popular + by_upload),
+        uploaded=put(uploaded),
+        popular_edges=put(_zipf_edges(num_popular, split(config.candidates)[1])),
+        user_key=ordered["user_key"],
         behaviour=p.behaviour(config.variant),
         config=config,
     )
-    features = jnp.concatenate(
-        [jnp.asarray(arrays["visible"])[order], jnp.asarray(rank[order][:, None] / 2.0)], axis=-1
-    )
     items = types.Items(
-        author=jnp.asarray(arrays["author"])[order],
+        author=ordered["author"],
         tag=world.topic,
-        duration=jnp.exp(hidden[:, p.LATENT + 2]),
-        features=features.astype(jnp.float32),
-        embedding_id=jnp.arange(config.num_videos, dtype=jnp.int32),
+        duration=ordered["duration"],
+        features=ordered["features"],
+        embedding_id=put(np.arange(config.num_videos)),
         num_embeddings=config.num_videos,
         num_authors=p.TOPICS * _authors(config.num_videos),
         num_tags=p.TOPICS,
@@ -78,10 +76,21 @@ def _authors(num_videos: int) -> int:
     return max(2, int(num_videos / p.TOPICS * _AUTHORS_PER_TOPIC))
 
 
-def _topic_weight(config: p.WorldConfig):
-    zipf = -0.4 * jnp.log(1.0 + jnp.arange(p.TOPICS))
-    # The shifted mix of users: the niche topics of the base world are its common ones.
-    return zipf[::-1] if config.variant == "users" else zipf
+@functools.partial(jax.jit, static_argnames="variant")
+def _order(arrays, order, topics, seed, variant: str):
+    """Arrays of `_draw` with the videos in their final order, and what else needs no look at them; one program."""
+    at = {name: arrays[name][order] for name in ("hidden", "topic", "author", "visible", "popularity")}
+    zipf = -0.4 * jnp.log(1.0 + topics)  # an argument, for constants are folded by another logarithm
+    return {
+        "hidden": at["hidden"],
+        "topic": at["topic"],
+        "author": at["author"],
+        "duration": jnp.exp(at["hidden"][:, p.LATENT + 2]),
+        "features": jnp.concatenate([at["visible"], at["popularity"][:, None] / 2.0], axis=-1).astype(jnp.float32),
+        # The shifted mix of users: the niche topics of the base world are its common ones.
+        "topic_weight": zipf[::-1] if variant == "users" else zipf,
+        "user_key": jax.random.fold_in(jax.random.key(seed), 2),
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("num_videos",))

@@ -7,6 +7,7 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from mmrf_jax import types
@@ -38,14 +39,15 @@ def make(config: p.WorldConfig) -> base.Simulator:
     """The world of a config behind the simulators' contract."""
     params, items = catalog.make(config)
     run = -(-catalog.split(config.candidates)[0] // _RUNS)
-    smallest = int(params.cluster_live[params.day_index(0)].min())
+    today, new = -p.FIRST_DAY, catalog.split(config.candidates)[2]
+    smallest = int(np.asarray(params.cluster_live)[today].min())
     if config.candidates != config.num_videos and smallest < run:
         raise ValueError(
             f"world.num_videos={config.num_videos} leaves a topic with {smallest} videos, but "
             f"world.candidates={config.candidates} needs {run} of one topic; use more videos or fewer candidates"
         )
-    today, new = -p.FIRST_DAY, catalog.split(config.candidates)[2]
-    fewest = int((params.uploaded[today:] - params.uploaded[today - 3 : -3]).min())
+    uploaded = np.asarray(params.uploaded)
+    fewest = int((uploaded[today:] - uploaded[today - 3 : -3]).min())
     if config.candidates != config.num_videos and fewest < new:
         raise ValueError(
             f"world.num_videos={config.num_videos} has days with {fewest} new videos, but "
