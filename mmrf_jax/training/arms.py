@@ -13,6 +13,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.evaluation import ab_test, assignment, sequential
 from mmrf_jax.parallel import mesh as par
+from mmrf_jax.parallel import programs
 from mmrf_jax.simulators import base
 from mmrf_jax.training import rollout
 
@@ -23,7 +24,7 @@ _MANY_SLOTS = 8_192  # on accelerators, which would wait for the launches of sma
 _LOOKS = 20  # at a test whose intervals are always valid
 
 
-@functools.partial(jax.jit, static_argnames=("sim_functions", "num_users", "slots", "k", "mesh"))
+@programs.program(often=True, static_argnames=("sim_functions", "num_users", "slots", "k", "mesh"))
 def _serve(sim_functions, sim_data, policy, key, users, queues, day, *, num_users, slots, k, mesh):
     def one_device(sim_data, policy, key, day, users, queue):
         sim = base.Simulator(*sim_functions, *sim_data)

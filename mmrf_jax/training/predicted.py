@@ -12,6 +12,7 @@ from mmrf_jax import types
 from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
+from mmrf_jax.parallel import programs
 from mmrf_jax.simulators.feedback import network, sampling
 from mmrf_jax.training import alternation, methods
 
@@ -53,7 +54,7 @@ def feedback(
     return out
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+@programs.program(often=False, static_argnames="plan")
 def evaluate(
     state: alternation.RunState, batch: types.SessionBatch, items: types.Items, plan: alternation.Plan
 ) -> dict[str, chex.Array]:

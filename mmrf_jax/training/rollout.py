@@ -19,6 +19,7 @@ from flax import struct
 from mmrf_jax import types
 from mmrf_jax.agents import exposure
 from mmrf_jax.evaluation import diversity
+from mmrf_jax.parallel import programs
 from mmrf_jax.simulators import base, draws
 
 #: Columns of the per-user sums. Interactions are counts; `returned` is 1 where the user is back within a day, and
@@ -265,7 +266,7 @@ def _idle(sim_functions, sim_data, policy, key, first_user, num_users, day, *, n
     return idle(sim, policy, key, first_user, num_users, day, num_slots, keep_history=True)
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "k", "sim_functions"), donate_argnames="slots")
+@programs.program(often=True, static_argnames=("num_steps", "k", "sim_functions"), donate_argnames="slots")
 def _unroll(sim_functions, sim_data, policy, key, day, slots, *, num_steps: int, k: int):
     sim = base.Simulator(*sim_functions, *sim_data)
 

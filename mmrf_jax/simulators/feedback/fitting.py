@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 
 import chex
@@ -16,6 +15,7 @@ from mmrf_jax import types
 from mmrf_jax.encoders import heads, learning
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
+from mmrf_jax.parallel import programs
 from mmrf_jax.simulators.feedback import network
 from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
 
@@ -83,7 +83,7 @@ def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, 
     return jnp.concatenate([per_signal, log_seconds[..., None]], axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@programs.program(often=False, static_argnames="config")
 def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig):
     rows = tb.lookup(state.tables, rep.ids(batch, items))
     r = network.represent(config, state.params, rows, batch, items, None)
