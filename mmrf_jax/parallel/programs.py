@@ -17,8 +17,8 @@ from typing import Any
 
 import jax
 
-#: Of LLVM on CPUs, measured on the update of the agents: level 1 compiles in two thirds of the default's time to programs
-#: as fast; level 0 in two fifths, to programs that take three times as long.
+#: Levels of LLVM on CPUs, measured on the update of the agents: 1 compiles in two thirds of the default's time to
+#: programs that are as fast; 0 in two fifths, to programs that take three times as long.
 _OFTEN, _ONCE = 1, 0
 _PATIENCE = 0.5  # seconds between two looks at whether the run is told to stop
 
