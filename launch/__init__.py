@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import sys
-from pathlib import Path
 
 if sys.argv[0] == "-m":  # what it is while Python looks for the main
     # Until `common.run` hears signals there is nothing to save, and a traceback of imports says nothing.
@@ -12,6 +11,6 @@ if sys.argv[0] == "-m":  # what it is while Python looks for the main
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     for _name in ("stdout", "stderr"):  # None where the caller has closed them
         if getattr(sys, _name) is None:
-            setattr(sys, _name, Path(os.devnull).open("w"))
+            setattr(sys, _name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a table that the terminal cannot show is no error
