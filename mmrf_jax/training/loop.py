@@ -136,6 +136,7 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool) -> di
                 files.write_json(workdir / "results.json", result)
         if not brief:
             source, state = _alone(source), par.local(state)
+            source.test()  # is collected by all together, where nothing has asked for it yet
             preemption.part()
             if par.is_primary():
                 _report(config, source, state, workdir)
