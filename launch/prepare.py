@@ -23,6 +23,7 @@ from absl import flags
 
 from launch import common
 from mmrf_jax.data.kuairand import builder, engines
+from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted
 from mmrf_jax.training import sources
 
@@ -65,7 +66,8 @@ def _beam():
     try:
         from mmrf_jax.data.kuairand import beam
     except ImportError as error:
-        raise ValueError(f"--engine=beam lacks {error.name}; pip install -r requirements-beam.txt") from error
+        needed = files.shipped("requirements-beam.txt")
+        raise ValueError(f"--engine=beam lacks {error.name}; pip install -r {needed}") from error
     return beam
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import types
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -72,12 +73,6 @@ def test_every_path_flag_of_every_main_means_what_it_says(main, flag, monkeypatc
             parse(wrong)
 
 
-def small_world() -> ml_collections.ConfigDict:
-    config = world.get_config()
-    config.world.num_videos, config.world.candidates = 1_000, 20
-    return config
-
-
 def strings(config: ml_collections.ConfigDict) -> dict[str, object]:
     return {name: value for name, value in wd.flat(config.to_dict()).items() if isinstance(value, str)}
 
@@ -98,36 +93,30 @@ def test_path_fields_mean_what_they_say(tmp_path, monkeypatch):
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setattr(engines, "MOST_WORKERS", 1)
-    config = small_world()
+    config = world.get_config()
+    config.data.dir = "~/x[3]"
+    with pytest.raises(FileNotFoundError) as error:  # of a world that is not made, which takes its time
+        sources._given_blocks(types.SimpleNamespace(config=config, schema=None))
+    assert str(home / "x[3]") in str(error.value)
+    config = kuairand.get_config()
     config.data.dir = "~/x[3]"
     with pytest.raises(FileNotFoundError) as error:
-        sources.from_config(config, common.progress.counted).train()
+        sources.from_config(config, builder.unchecked)
     assert str(home / "x[3]") in str(error.value)
-    config = small_world()
+    synthetic.SyntheticLog(3_000, 60, 300, "pure", 0).write(home / "x[3]", builder.unchecked)
+    config.data.cache_dir, config.data.served = "~/c[1]", "~/s[1]"
+    source = sources.from_config(config, builder.unchecked)
+    assert list((home / "c[1]").iterdir()) and sum(log.num_sessions for log in source.test().values())
+    with pytest.raises(FileNotFoundError) as error:
+        source.train()
+    assert str(home / "s[1]") in str(error.value)
     config.simulator, config.simulator_checkpoint = "feedback", "~/x[3]"
     with pytest.raises(ValueError) as refused:
         runs.source_of(config, par.make_mesh())
     assert f"{home / 'x[3]'} is not a run folder" in str(refused.value)
-    config = kuairand.get_config()
-    config.data.dir = "~/x[3]"
-    with pytest.raises(FileNotFoundError) as error:
-        sources.from_config(config, common.progress.counted)
-    assert str(home / "x[3]") in str(error.value)
-    synthetic.SyntheticLog(3_000, 60, 300, "pure", 0).write(home / "x[3]", builder.unchecked)
-    config.data.cache_dir, config.data.served = "~/c[1]", "~/s[1]"
-    source = sources.from_config(config, common.progress.counted)
-    assert [path.name for path in (home / "c[1]").iterdir()] and sum(log.num_sessions for log in source.test().values())
-    with pytest.raises(FileNotFoundError) as error:
-        source.train()
-    assert str(home / "s[1]") in str(error.value)
-
-
-def test_policies_may_be_paths(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "x[3]").mkdir()
-    source = sources.from_config(small_world(), common.progress.counted)
-    with pytest.raises(ValueError, match=r"x\[3\] is not a run folder"):
-        runs.policy_of("~/x[3]", source, par.make_mesh())
+    with pytest.raises(ValueError) as refused:
+        runs.policy_of("~/x[3]", types.SimpleNamespace(policies={}), par.make_mesh())
+    assert f"{home / 'x[3]'} is not a run folder" in str(refused.value)
 
 
 def test_what_libraries_write_into_a_folder_is_found_there_again(tmp_path):
