@@ -23,12 +23,13 @@ from absl import flags
 
 from launch import common
 from mmrf_jax.data.kuairand import builder, engines
+from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted
 from mmrf_jax.training import sources
 
 _CONFIG = common.define_config("experiments/kuairand.py")
-_SOURCE = flags.DEFINE_string("source", None, "Folder with KuaiRand's CSV files, or its parent.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Folder to write; what it holds of other configs is kept.", required=True)
+_SOURCE = common.define_path("source", None, "Folder with KuaiRand's CSV files, or its parent.", required=True)
+_OUT = common.define_path("out", None, "Folder to write; what it holds of other configs is kept.", required=True)
 _ENGINE = flags.DEFINE_enum("engine", "local", ["local", "beam"], "Processes of this machine, or Apache Beam.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes, 0.7 GiB each; by default one a core, at most two (4 GiB in all).", lower_bound=1
@@ -65,7 +66,8 @@ def _beam():
     try:
         from mmrf_jax.data.kuairand import beam
     except ImportError as error:
-        raise ValueError(f"--engine=beam lacks {error.name}; pip install -r requirements-beam.txt") from error
+        needed = files.shipped("requirements-beam.txt")
+        raise ValueError(f"--engine=beam lacks {error.name}; pip install -r {needed}") from error
     return beam
 
 
@@ -93,4 +95,4 @@ class _Memory:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, resumes=True)
