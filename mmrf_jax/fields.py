@@ -115,6 +115,23 @@ def _fix_one(spec: dataclasses.Field, value: Any) -> str | None:
     return f"{bounds.low:g} or more" if bounds.low_belongs else f"a number above {bounds.low:g}"
 
 
+def refuse(spec: dataclasses.Field, name: str, value: Any) -> None:
+    """Refuse a value that a field cannot have.
+
+    Args:
+      name: what messages call the field; one that begins with `config.` is a flag too.
+
+    Raises:
+      ValueError: saying what to use.
+    """
+    if (better := fix(spec, value)) is None:
+        return
+    if better.startswith("one of "):
+        raise ValueError(f"unknown {name}={value!r}; choose among {better.removeprefix('one of ')}")
+    flag = f"--{name}=" if better.endswith(" or more") and name.startswith("config.") else ""
+    raise ValueError(f"{name} is {value!r}; use {flag}{better}")
+
+
 def check(config: Any, name: str) -> None:
     """Refuse values that fields of a config dataclass cannot have.
 
@@ -125,8 +142,8 @@ def check(config: Any, name: str) -> None:
       ValueError: for the first of them, saying what to use.
     """
     for spec in dataclasses.fields(config):
-        if spec.metadata and (better := fix(spec, getattr(config, spec.name))) is not None:
-            raise ValueError(f"{name}.{spec.name} is {getattr(config, spec.name)!r}; use {better}")
+        if spec.metadata:
+            refuse(spec, f"{name}.{spec.name}", getattr(config, spec.name))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -42,7 +42,6 @@ class Example:
         ("width", -1, "1 or more"),
         ("pair", (0.0, 1.0), "for each a number in [0, 1)"),
         ("pair", 0.5, "a tuple, such as (0.0, 0.0)"),
-        ("kind", "c", "one of a, b"),
         ("on", 1, "True or False"),
     ],
 )
@@ -50,6 +49,11 @@ def test_a_value_that_a_field_cannot_have(name, value, better):
     with pytest.raises(ValueError) as error:
         Example(**{name: value})
     assert str(error.value) == f"example.{name} is {value!r}; use {better}"
+
+
+def test_a_name_that_a_field_cannot_have():
+    with pytest.raises(ValueError, match=r"unknown example.kind='c'; choose among a, b"):
+        Example(kind="c")
 
 
 def test_values_that_fields_can_have():

@@ -199,9 +199,8 @@ def validate(config: ConfigDict) -> None:
         if spec is None:
             if value is not None and not name.startswith("against."):
                 raise ValueError(unknown(name, declared))
-        elif (better := fields.fix(spec, value)) is not None:
-            better = f"--config.{name}={better}" if better.endswith(" or more") else better
-            raise ValueError(f"config.{name} is {value!r}; use {better}")
+        else:
+            fields.refuse(spec, f"config.{name}", value)
     _validate_together(values.get("run", values))
 
 
@@ -257,8 +256,10 @@ def _validate_together(run: Mapping[str, Any]) -> None:
     kinds: dict[str, Any] = {"agents": AgentConfig, "feedback": Feedback}
     kinds |= {"world": WorldConfig} if run["source"] == "world" else {"data": KuaiRandData}
     for section, kind in kinds.items():
-        kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in run[section].items() if v is not None})
-    if run["alternation"]["closed_loop"] and run["source"] != "world" and run["simulator"] == "world":
+        given = {name: value for name, value in run.get(section, {}).items() if value is not None}
+        kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    logs_only = run["source"] != "world" and run.get("simulator", "world") == "world"
+    if logs_only and run.get("alternation", {}).get("closed_loop"):
         raise ValueError("config.alternation.closed_loop needs a simulator to serve in; set it to False for logs")
 
 

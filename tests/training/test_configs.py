@@ -56,7 +56,7 @@ def test_every_number_of_an_experiment_has_a_range(name):
         (world, "feedback.blindness", (0.0, 1.0), "use for each a number in [0, 1)"),
         (world, "ab_test.sessions", 1, "config.ab_test.sessions is 1; use --config.ab_test.sessions=2 or more"),
         (world, "when_quick.log_every", 0, "config.when_quick.log_every is 0; use --config.when_quick.log_every=1"),
-        (world, "agents.ablation", "nosuch", "config.agents.ablation is 'nosuch'; use one of none, co, da, ns"),
+        (world, "agents.ablation", "nosuch", "unknown config.agents.ablation='nosuch'; choose among none, co, da, ns"),
         (world, "world.candidates", 3, "world.candidates=3 must lie between"),
         (world, "agents.dim", 9, "agents.dim=9 leaves no room"),
         (kuairand, "data.request_gap_minutes", 0.0, "config.data.request_gap_minutes is 0.0; use a number above 0"),
@@ -67,7 +67,7 @@ def test_every_number_of_an_experiment_has_a_range(name):
         (table_estimators, "log_users", 1, "config.log_users is 1; use --config.log_users=2 or more"),
         (table_ablation, "seeds", 0, "config.seeds is 0; use --config.seeds=1 or more"),
         (table_ablation, "run.train.batch", 0, "config.run.train.batch is 0; use --config.run.train.batch=1 or more"),
-        (table_ablation, "variants.da.agents.ablation", "xx", "config.variants.da.agents.ablation is 'xx'"),
+        (table_ablation, "variants.da.agents.ablation", "xx", "unknown config.variants.da.agents.ablation='xx'"),
     ],
 )
 def test_numbers_of_a_config_that_cannot_be(make, field, value, message):

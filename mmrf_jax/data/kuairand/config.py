@@ -39,9 +39,7 @@ class KuaiRandConfig:
         fields.check(self, "data")
         self.dates  # noqa: B018 validates
         if self.candidates < self.slate:
-            raise ValueError(
-                f"data.candidates={self.candidates} is less than data.slate={self.slate}; raise data.candidates"
-            )
+            raise ValueError(f"candidates={self.candidates} is less than slate={self.slate}; raise candidates")
 
     @property
     def dates(self) -> SplitDates:
