@@ -14,8 +14,6 @@ With --days users come back, and effects are also given by day. --aa serves one 
 for each of so many A/A tests, and says how often the intervals hold zero.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from launch import common
@@ -27,8 +25,8 @@ from mmrf_jax.training import judging, runs
 _CONFIG = common.define_config()
 _ARMS = flags.DEFINE_list("arms", None, "Arms, the control first.", required=True)
 _SESSIONS = flags.DEFINE_integer("sessions", 100_000, "Sessions in each arm.", lower_bound=2)
-_OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
-_PLOT = flags.DEFINE_string("plot", None, "PNG to draw: differences to the control with their intervals.")
+_OUT = common.define_path("out", None, "JSON file to write.", required=True)
+_PLOT = common.define_path("plot", None, "PNG to draw: differences to the control with their intervals.")
 _HASHED = flags.DEFINE_bool("hashed", False, "Each user in one arm, by hash, as on a platform; else in all of them.")
 _CUPED = flags.DEFINE_bool("cuped", False, "Take out what the users' histories explain; of hashed and A/A tests.")
 _ALWAYS_VALID = flags.DEFINE_bool("always_valid", False, "Also intervals that may be looked at again and again.")
@@ -42,14 +40,12 @@ def main() -> None:
     common.check_output("out", _OUT.value)
     if _PLOT.value:
         common.check_output("plot", _PLOT.value)
-        if not _PLOT.value.endswith(".png"):
+        if _PLOT.value.suffix != ".png":
             raise ValueError(f"--plot={_PLOT.value} is not the name of a PNG; let it end in .png")
     _check_options()
     mesh = par.make_mesh()
     source = runs.source_of(config, mesh)
-    policies = {
-        Path(name).name if Path(name).is_dir() else name: runs.policy_of(name, source, mesh) for name in _ARMS.value
-    }
+    policies = {_arm(name): runs.policy_of(name, source, mesh) for name in _ARMS.value}
     if len(policies) < len(_ARMS.value):
         raise ValueError(f"--arms={','.join(_ARMS.value)} repeats a name; arms are named by their last folder")
     config.ab_test.sessions = _SESSIONS.value
@@ -68,6 +64,12 @@ def main() -> None:
         draw = plots.days if _DAYS.value > 1 else plots.forest
         draw(result, _PLOT.value)
     judging.print_results(result)
+
+
+def _arm(name: str) -> str:
+    """What the arm is called in tables: a run by its folder's name."""
+    path = files.user_path(name, "--arms")
+    return path.name if path.is_dir() else name
 
 
 def _check_options() -> None:

@@ -4,19 +4,16 @@ python -m launch.collect --config=experiments/world.py --sessions=65536 --out=lo
 python -m launch.collect --config=experiments/world.py --policy=runs/world --sessions=65536 --out=logs/mmrf
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from launch import common
 from mmrf_jax.data import records
-from mmrf_jax.metrics.progress import counted
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.training import runs, sources
 
 _CONFIG = common.define_config()
 _SESSIONS = flags.DEFINE_integer("sessions", None, "Sessions to collect.", lower_bound=1, required=True)
-_OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist.", required=True)
+_OUT = common.define_path("out", None, "Folder to write; it must not exist.", required=True)
 _POLICY = flags.DEFINE_string("policy", "production", "production, random, an oracle, or a run folder.")
 _FIRST_USER = flags.DEFINE_integer("first_user", 100_000_000, "First user id.", lower_bound=0)
 
@@ -24,7 +21,7 @@ _FIRST_USER = flags.DEFINE_integer("first_user", 100_000_000, "First user id.", 
 def main() -> None:
     config = common.resolve(_CONFIG)
     common.check_world(config)
-    if Path(_OUT.value).exists():
+    if _OUT.value.exists():
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
     common.check_output("out", _OUT.value)
     mesh = par.make_mesh()
@@ -33,11 +30,11 @@ def main() -> None:
     policy = runs.policy_of(_POLICY.value, source, mesh)
     log = sources.collect_log(
         source.sim, policy, config.seed, first_user=_FIRST_USER.value, sessions=_SESSIONS.value, k=source.schema.slate,
-        progress=counted, keep_scores=True,
+        progress=runs.counted_in_parts, keep_scores=True,
     )  # fmt: skip
     if not par.is_primary():
         return
-    records.write_log(log, Path(_OUT.value), source.schema, sources.world_origin(config))
+    records.write_log(log, _OUT.value, source.schema, sources.world_origin(config))
     print(f"{log.num_sessions} sessions, {log.num_requests} requests -> {_OUT.value}")
 
 

@@ -6,7 +6,10 @@ import ast
 import ctypes
 import errno
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -26,14 +29,16 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from launch import endings
 from mmrf_jax.checkpointing.manager import CheckpointError
-from mmrf_jax.metrics import progress
+from mmrf_jax.metrics import files, progress
 from mmrf_jax.metrics.progress import say
+from mmrf_jax.parallel import ending, multihost, preemption
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.parallel import multihost, preemption
 from mmrf_jax.training import workdir as wd
 
 USER_ERRORS = (ValueError, OSError, CheckpointError, FloatingPointError)
+WORLD = files.shipped("experiments/world.py")  # what messages recommend
 
 _MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "This is one of several processes that SLURM, Open MPI, Cloud TPU or Kubernetes has started."
@@ -41,16 +46,20 @@ _MULTIHOST = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process, where none has.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
+_PARENT = flags.DEFINE_integer("parent", None, "Number of the process with which this one ends, as by SIGTERM.")
 
 
-def run(main: Callable[[], None], several: bool = False, **kwargs) -> None:
+def run(main: Callable[[], None], several: bool = False, resumes: bool = False, **kwargs) -> None:
     """absl's `app.run`; an error of the user's is one line on stderr and exit code 2.
 
     Args:
       several: whether the main can be one of several processes.
+      resumes: whether the same command goes on where a signal has stopped it: then the exit code says so; else the
+        process ends by the signal.
     """
 
     def parse(argv: list[str]) -> list[str]:
+        argv = [_with_home(argument) for argument in argv]
         _check_config_file(argv)
         try:
             rest = flags.FLAGS(argv)
@@ -73,22 +82,38 @@ def run(main: Callable[[], None], several: bool = False, **kwargs) -> None:
             jax.config.update("jax_compilation_cache_dir", str(cache))
         if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if _PARENT.value is not None:
+            threading.Thread(target=_end_with, args=(_PARENT.value,), daemon=True).start()
         try:
             _join(several)
-            main()
+            with preemption.watching(at_once=True) as watch, progress.interruptible(watch.check):
+                main()
         except multihost.FailedElsewhere:
             _leave(2)
         except preemption.Preempted as stopped:
-            say(f"{stopped}; the same command goes on")
-            sys.exit(preemption.EXIT_CODE)
+            _stop(stopped, resumes)
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() == 1:
                 raise
             _fail(f"lost another process of the run ({_one_line(error)[:200]}); start all of them again", 1)
         except USER_ERRORS as error:
+            if isinstance(error, BrokenPipeError) and endings.is_closed_pipe():
+                raise
             _fail(_one_line(error))
 
-    app.run(guarded, flags_parser=parse, **kwargs)
+    with endings.of_closed_pipes():
+        app.run(guarded, flags_parser=parse, **kwargs)
+
+
+def _stop(stopped: preemption.Preempted, resumes: bool) -> None:
+    """Ends a main that a signal has stopped."""
+    say(f"{stopped}; the same command goes on" if resumes else str(stopped))
+    if not resumes:
+        sys.stdout.flush()
+        ending.end_by(stopped.number)
+    if jax.distributed.is_initialized():  # the others of the run are waited for
+        sys.exit(preemption.EXIT_CODE)
+    _leave(preemption.EXIT_CODE)
 
 
 def _one_line(error: Exception) -> str:
@@ -108,14 +133,27 @@ def _check_config_file(argv: list[str]) -> None:
     if value is None:
         return
     path = Path(value.split(":")[0])
+    if ":" in value and Path(value).exists():
+        _fail(f"--config={value} holds a colon, which ends the name of a config file; rename the file or folder")
     try:
         tree = ast.parse(path.read_text())
     except OSError as error:
-        _fail(f"--config={path} cannot be read ({error.strerror}); use experiments/world.py or another experiment")
+        _fail(f"--config={path} cannot be read ({error.strerror}); use {WORLD} or another experiment")
     except (SyntaxError, ValueError) as error:
-        _fail(f"--config={path} is no Python file ({error}); correct it or use experiments/world.py")
+        _fail(f"--config={path} is no Python file ({error}); correct it or use {WORLD}")
     if not any(getattr(node, "name", "") == "get_config" for node in tree.body):
-        _fail(f"--config={path} does not define get_config(); see experiments/world.py")
+        _fail(f"--config={path} does not define get_config(); see {WORLD}")
+
+
+def _with_home(argument: str) -> str:
+    """--config=~/… as other paths are taken; its own flag takes it literally."""
+    name, _, value = argument.partition("=")
+    if name not in ("--config", "-config"):
+        return argument
+    try:
+        return f"{name}={files.user_path(value, name)}"
+    except ValueError as error:
+        _fail(str(error))
 
 
 def _value(argv: list[str], flag: str) -> str | None:
@@ -146,9 +184,17 @@ def _join(several: bool) -> None:
         progress.mute()
 
 
+def _end_with(parent: int) -> None:
+    """Stops this process when its parent has gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _fail(message: str, code: int = 2) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    _leave(code)
+    with endings.of_closed_pipes():
+        print(f"error: {message}", file=sys.stderr)
+        _leave(code)
 
 
 def _leave(code: int) -> NoReturn:
@@ -158,25 +204,43 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def check_output(flag: str, path: str) -> None:
+def check_output(flag: str, path: Path) -> None:
     """Refuses, before any work is done, an output whose folder cannot be made or written to.
 
     Raises:
       ValueError: naming the flag.
     """
-    if Path(path).is_dir():
+    if path.is_dir():
         raise ValueError(f"--{flag}={path} is a folder; name a file")
-    folder = Path(path).absolute().parent
+    folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"--{flag}={path} cannot be written: {folder} is no folder that you may write to")
 
 
+def define_path(name: str, default: str | None, text: str, required: bool = False) -> flags.FlagHolder[Path]:
+    """A flag whose value is a path, as `files.user_path` takes it."""
+    return flags.DEFINE(_PathParser(name), name, default, text, required=required)  # type: ignore[return-value]
+
+
+class _PathParser(flags.ArgumentParser):
+    """Makes a path of what is given for a flag."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def parse(self, argument: str) -> Path:
+        return files.user_path(str(argument), f"--{self._name}")
+
+    def flag_type(self) -> str:
+        return "path"
+
+
 def define_config(default: str | None = None):
     """The --config flag: a Python file with get_config(); fields are set by --config.a.b=value."""
     return config_flags.DEFINE_config_file(
-        "config", default, "Experiment file, such as experiments/world.py.", lock_config=True
+        "config", default and files.shipped(default), "Experiment file, such as experiments/world.py.", lock_config=True
     )
 
 
@@ -190,7 +254,7 @@ def check_world(config) -> None:
         return
     if config.source != "world" or "world" not in config:
         raise ValueError(
-            f"this needs the world, not config.source={config.source!r}; use --config=experiments/world.py, or "
+            f"this needs the world, not config.source={config.source!r}; use --config={WORLD}, or "
             "--config.simulator=feedback with --config.simulator_checkpoint=RUN"
         )
 
@@ -199,7 +263,7 @@ def define_run_config(argv: list[str]):
     """A --config flag that starts from the config of the run named by --workdir; overrides go on top."""
     workdir = _value(argv, "workdir")
     try:
-        values = {} if workdir is None else wd.read_config(Path(workdir))
+        values = {} if workdir is None else wd.read_config(files.user_path(workdir, "--workdir"))
         return config_flags.DEFINE_config_dict(
             "config", ml_collections.ConfigDict(values), "The run's config.", lock_config=True
         )
@@ -211,7 +275,7 @@ def resolve(flag) -> ml_collections.ConfigDict:
     """The config of a flag with the quick overlay put beneath the explicit overrides."""
     config = flag.value
     if config is None:
-        raise ValueError("no config; use --config=experiments/world.py")
+        raise ValueError(f"no config; use --config={WORLD}")
     if config.quick and "when_quick" in config:
         explicit = config_flags.get_override_values(flags.FLAGS[flag.name])
         config.update(config.when_quick)

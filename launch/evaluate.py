@@ -5,9 +5,6 @@ python -m launch.evaluate --workdir=runs/kuairand [--config.data.dir=DIR]
 """
 
 import sys
-from pathlib import Path
-
-from absl import flags
 
 from launch import common
 from mmrf_jax.metrics import files
@@ -15,12 +12,12 @@ from mmrf_jax.metrics.progress import phase
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.training import alternation, judging, runs, truth
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch.train.", required=True)
+_WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
 _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    config, workdir = common.resolve(_CONFIG), Path(_WORKDIR.value)
+    config, workdir = common.resolve(_CONFIG), _WORKDIR.value
     mesh = par.make_mesh()
     source = runs.source_of(config, mesh)
     state = runs.load_state(config, source, workdir, mesh)

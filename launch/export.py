@@ -7,9 +7,6 @@ mmrf_jax/serving/export.py says how its functions are called elsewhere.
 """
 
 import sys
-from pathlib import Path
-
-from absl import flags
 
 from launch import common
 from mmrf_jax.parallel import mesh as par
@@ -17,13 +14,13 @@ from mmrf_jax.serving import export
 from mmrf_jax.training import alternation, runs
 from mmrf_jax.training import workdir as wd
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch.train.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist.", required=True)
+_WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
+_OUT = common.define_path("out", None, "Folder to write; it must not exist.", required=True)
 _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    config, workdir, out = common.resolve(_CONFIG), Path(_WORKDIR.value), Path(_OUT.value)
+    config, workdir, out = common.resolve(_CONFIG), _WORKDIR.value, _OUT.value
     if out.exists():
         raise ValueError(f"--out={out} exists; name a folder that does not")
     common.check_output("out", _OUT.value)

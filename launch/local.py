@@ -3,9 +3,10 @@
   python -m launch.local --num_processes=2 --devices_per_process=2 -- \\
       -m launch.train --config=experiments/world.py --workdir=runs/two
 
-Every line of output begins with the number of its process. SIGTERM and SIGINT are passed on to all of them. The first
-that fails ends the others, and its exit code is that of the whole: 75 where the run was told to stop and has saved its
-state, so that the same command goes on.
+Every line of output begins with the number of its process. SIGTERM and SIGINT are passed on to all of them; the second
+of them ends all at once. The first process that fails ends the others, and its exit code is that of the whole: 75 where
+the run was told to stop and has saved its state, so that the same command goes on. Where nobody reads the output any
+more, all are told to stop.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ import time
 
 from absl import app, flags
 
+from launch import endings
+from mmrf_jax.parallel.ending import end_by
+
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 2, "Processes.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer("devices_per_process", 1, "Virtual CPU devices of each.", lower_bound=1)
 _GRACE = flags.DEFINE_float(
@@ -32,19 +36,43 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("no command; use -- -m launch.train --config=… --workdir=…")
     processes = start(argv[1:], _NUM_PROCESSES.value, _DEVICES.value)
 
-    def pass_on(number, _):
+    told = unread = False
+    speaking = threading.Lock()
+
+    def tell(number: int) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
+    def pass_on(number: int, _: object) -> None:
+        nonlocal told
+        tell(signal.SIGKILL if told else number)
+        told = True
+
+    def echo(number: int, process: subprocess.Popen) -> None:
+        nonlocal unread
+        assert process.stdout is not None
+        for line in process.stdout:
+            with speaking:
+                if unread:
+                    continue
+                try:
+                    print(f"[{number}] {line}", end="", flush=True)
+                except BrokenPipeError:
+                    unread = True
+                    tell(signal.SIGTERM)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pass_on)
-    readers = [threading.Thread(target=_echo, args=(n, process)) for n, process in enumerate(processes)]
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    readers = [threading.Thread(target=echo, args=(n, process)) for n, process in enumerate(processes)]
     for reader in readers:
         reader.start()
     code = wait(processes, _GRACE.value)
     for reader in readers:
         reader.join()
+    if unread:
+        end_by(signal.SIGPIPE)
     sys.exit(code)
 
 
@@ -60,7 +88,12 @@ def start(command: list[str], num_processes: int, devices: int) -> list[subproce
         f"--coordinator_address={address}", f"--num_processes={num_processes}", f"--process_id={n}",
     ]  # fmt: skip
     begin = lambda n: subprocess.Popen(
-        [sys.executable, *command, *flags_of(n)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *command, *flags_of(n)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,  # Ctrl-C is passed on, so that it comes once
     )
     return [begin(n) for n in range(num_processes)]
 
@@ -79,11 +112,6 @@ def wait(processes: list[subprocess.Popen], grace: float) -> int:
     return failed if failed >= 0 else 128 - failed  # of a signal, as shells say it
 
 
-def _echo(number: int, process: subprocess.Popen) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        print(f"[{number}] {line}", end="", flush=True)
-
-
 if __name__ == "__main__":
-    app.run(main)
+    with endings.of_closed_pipes():
+        app.run(main)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import subprocess
 import sys
 import time
@@ -23,16 +22,18 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from ml_collections import config_flags
 
 from launch import common, serving
 from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted, phase, say
 from mmrf_jax.parallel import mesh as par
+from mmrf_jax.parallel import preemption
 from mmrf_jax.training import runs, sources
 from mmrf_jax.training import workdir as wd
 
 _CONFIG = common.define_config("experiments/world.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the loop.", required=True)
+_WORKDIR = common.define_path("workdir", None, "Folder of the loop.", required=True)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of serve, train, swap.", lower_bound=1)
 _SESSIONS = flags.DEFINE_integer("sessions", 2048, "Sessions of a round, and of production's log.", lower_bound=8)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.25, "Of the served ranker, see launch.serve.", lower_bound=0.0)
@@ -44,10 +45,19 @@ def main() -> None:
     try:
         from mmrf_jax.serving import clients
     except ImportError as error:
-        raise ValueError(f"{error.name} is missing; pip install -r requirements-serve.txt") from error
-    config, folder = common.resolve(_CONFIG), Path(_WORKDIR.value)
+        needed = files.shipped("requirements-serve.txt")
+        raise ValueError(f"{error.name} is missing; pip install -r {needed}") from error
+    config, folder = common.resolve(_CONFIG), _WORKDIR.value
     common.check_world(config)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--workdir={folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
+    with files.held(folder):
+        _loop(config, folder, clients)
+
+
+def _loop(config, folder: Path, clients) -> None:
+    """The rounds that are left; `clients` is the module."""
     asked = {"config": config.to_dict(), "sessions": _SESSIONS.value, "temperature": _TEMPERATURE.value}
     done = _Done(folder / "loop.json", files.plain(asked))
     config.collect.sessions = _SESSIONS.value
@@ -162,16 +172,19 @@ def _python(*arguments: str) -> list[str]:
 
 def _train(folder: Path, number: int) -> None:
     """Learns from the feedback log; number 0 from production's, which it collects."""
-    given = [argument for argument in sys.argv[1:] if re.match(r"--?config([.=]|$)", argument)]
-    if not any(re.match(r"--?config(=|$)", argument) for argument in given):
-        given.append("--config=experiments/world.py")
+    flag = flags.FLAGS["config"]
+    given = [f"--config.{name}={value}" for name, value in config_flags.get_override_values(flag).items()]
     brief = ["--config.ab_test.sessions=2000", "--config.ab_test.arms=('production',)"]  # the rounds are the judge
     settings = {
         "alternation.rounds": 1, "alternation.closed_loop": False, "alternation.gap_sessions": 0,
         "collect.sessions": _SESSIONS.value, "data.dir": folder / "served" if number else "",
     }  # fmt: skip
-    arguments = [given[0], *brief, *given[1:], *(f"--config.{name}={value}" for name, value in settings.items())]
-    _call("launch.train", *arguments, f"--workdir={folder / 'runs' / str(number)}")
+    arguments = [*brief, *given, *(f"--config.{name}={value}" for name, value in settings.items())]
+    workdir = folder / "runs" / str(number)
+    if workdir.exists():
+        with files.held(workdir, serving.PATIENCE):  # a killed loop's process may still be saving
+            pass
+    _call("launch.train", f"--config={config_flags.get_config_filename(flag)}", *arguments, f"--workdir={workdir}")
 
 
 def _export(folder: Path, number: int) -> None:
@@ -181,9 +194,17 @@ def _export(folder: Path, number: int) -> None:
 
 
 def _call(main: str, *arguments: str) -> None:
-    done = subprocess.run(_python(main, *arguments), stdout=subprocess.DEVNULL)
-    if done.returncode:
-        raise ValueError(f"{main} ended with {done.returncode}, see above; the same command goes on")
+    command = [*_python(main, *arguments), f"--parent={os.getpid()}"]
+    # In a group of its own: what Ctrl-C sends to this process's group is passed on, so that it comes once.
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0)
+    try:
+        code = process.wait()
+    except preemption.Preempted as stopped:
+        process.send_signal(stopped.number)
+        process.wait()
+        raise
+    if code:
+        raise ValueError(f"{main} ended with {code}, see above; the same command goes on")
 
 
 def _artifact(folder: Path, number: int) -> Path:
@@ -258,4 +279,4 @@ def _line(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, resumes=True)

@@ -27,8 +27,8 @@ from mmrf_jax.metrics.progress import counted
 from mmrf_jax.training import sources
 
 _CONFIG = common.define_config("experiments/kuairand.py")
-_SOURCE = flags.DEFINE_string("source", None, "Folder with KuaiRand's CSV files, or its parent.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Folder to write; what it holds of other configs is kept.", required=True)
+_SOURCE = common.define_path("source", None, "Folder with KuaiRand's CSV files, or its parent.", required=True)
+_OUT = common.define_path("out", None, "Folder to write; what it holds of other configs is kept.", required=True)
 _ENGINE = flags.DEFINE_enum("engine", "local", ["local", "beam"], "Processes of this machine, or Apache Beam.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes, 0.7 GiB each; by default one a core, at most two (4 GiB in all).", lower_bound=1
@@ -93,4 +93,4 @@ class _Memory:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, resumes=True)

@@ -6,20 +6,17 @@ python -m launch.report --workdir=runs/world [--config.data.dir=DIR]
 """
 
 import sys
-from pathlib import Path
-
-from absl import flags
 
 from launch import common
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.training import explain, runs
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch.train.", required=True)
+_WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
 _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    config, workdir = common.resolve(_CONFIG), Path(_WORKDIR.value)
+    config, workdir = common.resolve(_CONFIG), _WORKDIR.value
     mesh = par.make_mesh()
     source = runs.source_of(config, mesh)
     state = runs.load_state(config, source, workdir, mesh)

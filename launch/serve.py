@@ -13,24 +13,20 @@ The service listens on this machine alone; elsewhere (--host) it asks for the to
 
 import gc
 import ipaddress
-import os
 import resource
-import signal
 import socket
-import threading
-import time
-from pathlib import Path
 
 from absl import flags
 
 from launch import common
+from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import say
 
-_ARTIFACT = flags.DEFINE_string("artifact", None, "Folder of launch.export, or a link to one.", required=True)
-_LOG = flags.DEFINE_string("log", "logs/served", "Folder of the feedback log and the users' state.")
+_ARTIFACT = common.define_path("artifact", None, "Folder of launch.export, or a link to one.", required=True)
+_LOG = common.define_path("log", "logs/served", "Folder of the feedback log and the users' state.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 _PORT = flags.DEFINE_integer("port", 8080, "Port; 0 takes a free one and says which.", lower_bound=0, upper_bound=65535)
-_TOKEN = flags.DEFINE_string("token_file", None, "File with the token that requests must carry.")
+_TOKEN = common.define_path("token_file", None, "File with the token that requests must carry.")
 _TEMPERATURE = flags.DEFINE_float(
     "temperature", 0.0, "0 serves the best slate; above, Plackett-Luce on standardised scores over it.", lower_bound=0.0
 )
@@ -42,7 +38,6 @@ _USERS = flags.DEFINE_integer(
     "users_in_memory", 20_000, "Users whose state is kept in memory, some 20 kB each.", lower_bound=1
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws, with user and request.", lower_bound=0)
-_PARENT = flags.DEFINE_integer("parent", None, "Number of the process with which the service ends.")
 
 _FILES = 128  # that are open beside connections
 
@@ -53,7 +48,8 @@ def main() -> None:
 
         from mmrf_jax.serving import app, connections, demo, guard, service
     except ImportError as error:
-        raise ValueError(f"{error.name} is missing; pip install -r requirements-serve.txt") from error
+        needed = files.shipped("requirements-serve.txt")
+        raise ValueError(f"{error.name} is missing; pip install -r {needed}") from error
     token = _token()
     family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -66,8 +62,8 @@ def main() -> None:
         ) from error
     made = service.Service(
         service.Settings(
-            artifact=Path(_ARTIFACT.value),
-            log=Path(_LOG.value),
+            artifact=_ARTIFACT.value,
+            log=_LOG.value,
             temperature=_TEMPERATURE.value,
             max_candidates=_CANDIDATES.value,
             session_gap=60.0 * _GAP.value,
@@ -88,8 +84,6 @@ def main() -> None:
         log_level="warning", access_log=False, timeout_keep_alive=30, timeout_graceful_shutdown=10, lifespan="on",
         server_header=False,
     )  # fmt: skip
-    if _PARENT.value is not None:
-        threading.Thread(target=_end_with, args=(_PARENT.value,), daemon=True).start()
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -105,13 +99,6 @@ def _room() -> int:
     return min(wanted, max(soft - _FILES, 1))
 
 
-def _end_with(parent: int) -> None:
-    """Stops this process when its parent has gone, however that ended."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _token() -> str | None:
     """The token that is asked for.
 
@@ -119,7 +106,7 @@ def _token() -> str | None:
       ValueError: where the service would be open to other machines.
     """
     if _TOKEN.value is not None:
-        token = Path(_TOKEN.value).read_text().strip()
+        token = _TOKEN.value.read_text().strip()
         if len(token) < 16 or not token.isascii() or any(c.isspace() for c in token):
             raise ValueError(f"--token_file={_TOKEN.value} must hold one ASCII word of 16 letters or more")
         return token

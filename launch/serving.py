@@ -34,8 +34,8 @@ def service(artifact: Path, log: Path, output: Path, *flags: str) -> Iterator[Se
     """
     given = [f"--artifact={artifact}", f"--log={log}", "--port=0", f"--parent={os.getpid()}", *flags]
     command = [sys.executable, "-m", "launch.serve", *given]
-    with output.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+    with output.open("wb") as out:  # in a group of its own: Ctrl-C is for this process, which ends the service
+        process = subprocess.Popen(command, stdout=out, stderr=out, process_group=0)
     try:
         yield Server(_address(process, output), process)
     finally:

@@ -11,26 +11,26 @@ errors, optimism, conflict. A study of policies instead of variants trains nothi
 estimators against the world.
 """
 
-from pathlib import Path
-
-from absl import flags
-
 from launch import common
+from mmrf_jax.metrics import files
 from mmrf_jax.training import estimators, study
 
 _CONFIG = common.define_config()
-_OUT = flags.DEFINE_string("out", None, "Folder of the tables.", required=True)
-_RUNS = flags.DEFINE_string("runs", "runs/study", "Folder of the runs, shared by studies.")
+_OUT = common.define_path("out", None, "Folder of the tables.", required=True)
+_RUNS = common.define_path("runs", "runs/study", "Folder of the runs, shared by studies.")
 
 
 def main() -> None:
-    common.check_output("out", str(Path(_OUT.value) / "table.json"))
-    config, out = common.resolve(_CONFIG), Path(_OUT.value)
-    if "policies" in config:
-        print(estimators.format_table(estimators.run(config, out)))
-    else:
-        print(study.format_table(study.run(config, out, Path(_RUNS.value))))
+    config, out = common.resolve(_CONFIG), _OUT.value
+    common.check_output("out", out / "table.json")
+    out.mkdir(parents=True, exist_ok=True)
+    with files.held(out):
+        if "policies" in config:
+            table = estimators.format_table(estimators.run(config, out))
+        else:
+            table = study.format_table(study.run(config, out, _RUNS.value))
+    print(table)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, resumes=True)

@@ -7,8 +7,6 @@ Videos follow Zipf's law, sessions have 40 videos on average, and dates, rates, 
 of the real logs; there is nothing to learn in it. The files depend on the flags alone. 27k's log comes in parts.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from launch import common
@@ -18,7 +16,7 @@ from mmrf_jax.metrics.progress import counted
 _ROWS = flags.DEFINE_integer(
     "rows", None, "Rows of the standard log; random rows come on top.", lower_bound=1, required=True
 )
-_OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist.", required=True)
+_OUT = common.define_path("out", None, "Folder to write; it must not exist.", required=True)
 _USERS = flags.DEFINE_integer("users", None, "Users; by default as many as in the release.", lower_bound=1)
 _VIDEOS = flags.DEFINE_integer("videos", None, "Videos; by default as many as in the release.", lower_bound=1)
 _VARIANT = flags.DEFINE_enum("variant", "27k", list(synthetic.OFFICIAL), "Release whose files it is to look like.")
@@ -26,7 +24,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", lower_bound=0)
 
 
 def main() -> None:
-    if Path(_OUT.value).exists():
+    if _OUT.value.exists():
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
     common.check_output("out", _OUT.value)
     log = synthetic.SyntheticLog(_ROWS.value, _USERS.value, _VIDEOS.value, _VARIANT.value, _SEED.value)

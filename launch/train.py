@@ -7,23 +7,19 @@ The run folder holds config.json, metrics.jsonl, TensorBoard events, checkpoints
 report.html.
 """
 
-from pathlib import Path
-
-from absl import flags
-
 from launch import common
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.training import judging, loop
 
 _CONFIG = common.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
+_WORKDIR = common.define_path("workdir", None, "Run folder.", required=True)
 
 
 def main() -> None:
-    results = loop.train(common.resolve(_CONFIG), Path(_WORKDIR.value))
+    results = loop.train(common.resolve(_CONFIG), _WORKDIR.value)
     if par.is_primary():
         judging.print_results(results)
 
 
 if __name__ == "__main__":
-    common.run(main, several=True)
+    common.run(main, several=True, resumes=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -106,7 +107,8 @@ def machine(repeats: int) -> Machine:
 
 def alone(function: Callable, *arguments: Any) -> Any:
     """What a function returns that has a fresh process to itself."""
-    with multiprocessing.get_context("spawn").Pool(1) as process:
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the other
+    with multiprocessing.get_context("spawn").Pool(1, signal.signal, ignore) as process:
         return process.apply(function, arguments)
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch import common
 from launch.benchmarks import cost, speed
 from mmrf_jax.data import stream
 from mmrf_jax.data.kuairand import builder, synthetic
@@ -31,7 +32,7 @@ _IDS, _DIM = 8_192, 16  # of a batch, and of a row
 _STEPS = 50
 _SLATE = 6
 _USERS = 20_000  # of a timing of a world
-_JOB = ("--config=experiments/world.py", "--config.quick=True", "--config.alternation.rounds=1", "--config.log_every=1")
+_JOB = (f"--config={common.WORLD}", "--config.quick=True", "--config.alternation.rounds=1", "--config.log_every=1")
 _BATCH, _SEGMENT, _BATCHES = 128, 4, 300  # segments and their requests, and how many batches are read
 
 
@@ -95,10 +96,13 @@ def processes(number: int, repeats: int) -> dict[str, tuple[float, str]]:
         command = [sys.executable, "-m", "launch.local", f"--num_processes={number}", "--", *job]
         with (Path(folder) / "said").open("w+") as said:
             run = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=said, stderr=said)
-            while run.poll() is None and not (workdir / "learned.json").exists():
-                time.sleep(0.05)
-            run.terminate()  # what it learned is not judged
-            if run.wait() not in (0, preemption.EXIT_CODE):
+            try:
+                while run.poll() is None and not (workdir / "learned.json").exists():
+                    time.sleep(0.05)
+            finally:
+                run.terminate()  # what it learned is not judged
+                run.wait()
+            if run.returncode not in (0, preemption.EXIT_CODE):
                 said.seek(0)
                 raise RuntimeError(f"{number} processes ended with {run.returncode}: {said.read()[-2000:]}")
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import world as experiment
+from launch import common
 from launch.benchmarks import cost
 from mmrf_jax.agents import policy as agents_policy
 from mmrf_jax.data import sessions
@@ -255,17 +256,19 @@ def cold_start(repeats: int, max_users: int) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(("compiled anew", "kept programs")):
             workdir = Path(folder) / str(number)
-            command = [sys.executable, "-m", "launch.train", "--config=experiments/world.py", f"--workdir={workdir}"]
+            command = [sys.executable, "-m", "launch.train", f"--config={common.WORLD}", f"--workdir={workdir}"]
             command += ["--config.collect.sessions=128", "--config.log_every=1"]
             environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "programs")}
             start = time.perf_counter()
             with subprocess.Popen(
                 command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             ) as child:
-                while child.poll() is None and not _updated(workdir / "metrics.jsonl"):
-                    time.sleep(0.05)
-                took = time.perf_counter() - start
-                child.kill()
+                try:
+                    while child.poll() is None and not _updated(workdir / "metrics.jsonl"):
+                        time.sleep(0.05)
+                    took = time.perf_counter() - start
+                finally:
+                    child.kill()
             yield Figure(f"start/{name}", took, "s")
             shutil.rmtree(workdir, ignore_errors=True)
 

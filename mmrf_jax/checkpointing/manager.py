@@ -20,13 +20,15 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from mmrf_jax.checkpointing import integrity, leaves
+from mmrf_jax.checkpointing import integrity, leaves, literal
 from mmrf_jax.checkpointing.leaves import targets
 from mmrf_jax.types import PyTree
 
 _ITEMS = ("state", "tables")
 _WHOLE = "default"  # the one item of steps that an earlier version of this code wrote
 _WRITTEN = 2  # bytes on the disk, at the worst moment, for each byte of a state: orbax writes, then merges
+
+literal.make_globs_literal()
 
 __all__ = ["CheckpointError", "Checkpoints", "targets"]
 
@@ -251,6 +253,11 @@ class Checkpoints:
         self._damaged.discard(step)
 
     def _check_directory(self) -> None:
+        if "\\" in str(self._directory):
+            raise CheckpointError(
+                f"checkpoints cannot be in {self._directory}: TensorStore takes a backslash for a slash; choose "
+                "another workdir"
+            )
         try:
             if self._read_only:
                 next(iter(self._directory.iterdir()), None)

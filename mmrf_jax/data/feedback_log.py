@@ -25,7 +25,7 @@ Whatever else is not as it was written is damage, and an error.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import struct
@@ -106,12 +106,12 @@ class Writer:
         self._full: list[int] = []  # files of segments before the last, which `sync` ends
         self._syncing = threading.Lock()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise ValueError(f"{self.folder} is written by another process; stop it or name another log") from None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(files.held(self.folder))
+            self._open(sizes)
+            self._lock = stack.pop_all()
+
+    def _open(self, sizes: dict[str, int] | None) -> None:
         if not is_log(self.folder):
             about = {"version": VERSION, "signals": list(types.SIGNALS), "sizes": sizes or {}}
             files.write_json(self.folder / MANIFEST, about)

@@ -1,18 +1,110 @@
-"""Files and folders that are whole or absent, whatever the moment at which the process is killed."""
+"""Files and folders: paths as the user means them, a lock for each folder, and writing that is whole or absent.
+
+Whatever is written here is there as a whole or not at all, whatever the moment at which the process is killed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import fcntl
 import json
 import math
 import os
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mmrf_jax.metrics.progress import say
+
+#: The file of a folder that `held` locks.
+LOCK = "lock"
+_PROJECT = Path(__file__).resolve().parents[2]
+
+
+def shipped(name: str) -> str:
+    """A file of the project, such as experiments/world.py, as it can be read from the current folder."""
+    path = _PROJECT / name
+    here = os.path.exists(name) and os.path.samefile(name, path)
+    return name if here else str(path)
+
+
+def user_path(text: str, name: str) -> Path:
+    """The path that a user gave: `~` and `~user` are home folders, everything else means itself.
+
+    Args:
+      name: what the path was given as, such as "--out".
+
+    Raises:
+      ValueError: for what is no path on this machine, naming it.
+    """
+    if not text:
+        raise ValueError(f"{name} is empty; name a path")
+    if "://" in text:
+        raise ValueError(f"{name}={text} is an address; name a path of this machine, such as where it is mounted")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}={text!r} is not UTF-8; rename the file or folder") from error
+    if "\0" in text:
+        raise ValueError(f"{name}={text!r} holds a zero byte; name a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name}={text}: there is no such home folder; write the path without ~") from error
+
+
+@contextlib.contextmanager
+def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Makes this process the only one that holds the folder, which must exist.
+
+    The kernel releases the lock when the process ends, whatever ends it. NFS passes the lock on to its server, so it
+    holds between machines too; where it is mounted with local locks, it holds on each machine alone. Where the file
+    system has no locks at all, that is said, and the folder is not protected.
+
+    Args:
+      patience: seconds to wait for another process.
+
+    Raises:
+      ValueError: where another process holds the folder, naming that process.
+    """
+    path, end = folder / LOCK, time.monotonic() + patience
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "a process that has just begun"
+            file.close()
+            if time.monotonic() < end:
+                time.sleep(0.1)
+                continue
+            raise ValueError(
+                f"{folder} is used by another process: {holder}; wait for it, stop it, or use another folder"
+            ) from None
+        except OSError as error:
+            say(f"{folder} cannot be locked ({error.strerror}); make sure that no second process uses it")
+        # A holder removes its file as it ends, so this may be the lock of a file that is no longer there.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()
+    with file:
+        file.truncate(0)
+        since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:

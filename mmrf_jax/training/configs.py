@@ -17,6 +17,7 @@ from mmrf_jax import fields
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.data.kuairand.config import KuaiRandConfig
 from mmrf_jax.fields import field
+from mmrf_jax.metrics import files
 from mmrf_jax.simulators.feedback.config import FeedbackConfig
 from mmrf_jax.simulators.world.config import WorldConfig
 
@@ -230,8 +231,9 @@ def _specs_of_run(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
     source = config.get("source")
     if source not in SOURCES or (source == "world") != ("world" in config):
         raise ValueError(
-            f"config.source={source!r} does not go with this config file; use experiments/world.py for 'world' and "
-            "experiments/kuairand.py for 'kuairand'"
+            f"config.source={source!r} does not go with this config file; use "
+            f"{files.shipped('experiments/world.py')} for 'world' and {files.shipped('experiments/kuairand.py')} for "
+            "'kuairand'"
         )
     run = Run() if source == "world" else Run(source=source, world=None, data=KuaiRandData())
     return dict(_declared(run, ""))

@@ -12,6 +12,7 @@ from mmrf_jax.baselines import boosting, popularity
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
 from mmrf_jax.evaluation import aa, ab_report, behaviour, fidelity, gauc, off_policy, offline
+from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted, phase
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.feedback import session as simulated
@@ -79,8 +80,9 @@ def _simulator(config, source: sources.Source) -> tuple[base.Simulator, types.Ke
     """
     if source.sim is None:
         raise ValueError(
-            f"A/B tests need a simulator, but config.source is {config.source!r}; use experiments/world.py, or "
-            "--config.simulator=feedback with --config.simulator_checkpoint=RUN"
+            f"A/B tests need a simulator, but config.source is {config.source!r}; use "
+            f"{files.shipped('experiments/world.py')}, or --config.simulator=feedback with "
+            "--config.simulator_checkpoint=RUN"
         )
     return source.sim._replace(items=source.items), ab_key(config.seed)
 

@@ -47,23 +47,23 @@ def train(config, workdir: Path, brief: bool = False) -> dict[str, Any]:
     plan = alternation.plan_of(config)
     if config.source == "world" and config.simulator == "world":
         _arms(config, sources.world_policies())
-    made = multihost.on_primary(lambda: _claimed(workdir, config))
-    results = multihost.on_primary(lambda: _kept(workdir / "results.json"))
-    if results is not None:
-        say(f"{workdir} is finished; nothing to do")
-        return results
-    with preemption.watching() as watch, interruptible(watch.check):
-        try:
+    with contextlib.ExitStack() as stack:  # in the first process it holds the folder
+        finished = multihost.on_primary(lambda: _begun(stack, workdir, config, brief))
+        if finished is not None:
+            say(f"{workdir} is finished; nothing to do")
+            return finished
+        with preemption.watching() as watch, interruptible(watch.check):
             return _run(config, plan, workdir, mesh, brief)
-        except Exception:
-            if made is not None and par.is_primary():
-                wd.release(workdir, [Path(folder) for folder in made])
-            raise
 
 
-def _claimed(workdir: Path, config) -> list[str] | None:
-    made = wd.claim(workdir, config.to_dict())
-    return None if made is None else [str(folder) for folder in made]
+def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> dict[str, Any] | None:
+    """The results of a finished run; of another, None, and its folder is held until the stack is closed."""
+    results = _kept(workdir / "results.json")
+    if results is not None and (brief or (workdir / "report.html").exists() or not wd.has_checkpoint(workdir)):
+        wd.check(workdir, config.to_dict())
+        return results
+    stack.enter_context(wd.claimed(workdir, config.to_dict()))
+    return None
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
@@ -85,7 +85,8 @@ def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> N
 def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool) -> dict[str, Any]:
     """Everything between a claimed folder and its results. What is judged by each process alone, all judge alike."""
     phase("prepare")
-    source = runs.source_of(config, mesh)
+    with preemption.at_once():
+        source = runs.source_of(config, mesh)
     if source.report:
         say(f"input: {json.dumps(source.report, default=str)}")
     policies = {} if source.sim is None else _arms(config, source.policies)
@@ -93,20 +94,30 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool) -> di
         workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
     ) as checkpoints:
         state, metrics = _learn(config, source, plan, workdir, checkpoints, mesh)
-    result: dict[str, Any] = {"train": metrics}
+    result = multihost.on_primary(lambda: _kept(workdir / "results.json"))  # of a start that was stopped at the report
+    with preemption.at_once():
+        if result is None:
+            result = {"train": metrics} | _judged(config, source, plan, policies, state, mesh, brief)
+            phase("results")
+            if par.is_primary():
+                files.write_json(workdir / "results.json", result)
+        if not brief:
+            source, state = _alone(source), par.local(state)
+            preemption.part()
+            if par.is_primary():
+                _report(config, source, state, workdir)
+    return result
+
+
+def _judged(config, source, plan: alternation.Plan, policies, state, mesh, brief: bool) -> dict[str, Any]:
+    """The results of a trained state: the A/B test where there is a simulator, then what is measured offline."""
+    result: dict[str, Any] = {}
     if source.sim is not None:
         phase("ab_test")
         policies[config.method] = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
         result |= judging.compare(config, source, policies, mesh)
-    source, state = _alone(source), par.local(state)
     phase("offline")
-    result |= judging.evaluate(config, source, state, par.local_mesh(), beside=not brief)
-    phase("results")
-    if par.is_primary():
-        files.write_json(workdir / "results.json", result)
-        if not brief:
-            _report(config, source, state, workdir)
-    return result
+    return result | judging.evaluate(config, _alone(source), par.local(state), par.local_mesh(), beside=not brief)
 
 
 def _alone(source: sources.Source) -> sources.Source:
@@ -116,8 +127,8 @@ def _alone(source: sources.Source) -> sources.Source:
 
 def _report(config, source: sources.Source, state: alternation.RunState, workdir: Path) -> None:
     """Writes the run's report. The results are kept by now, so whatever goes wrong here is said and no more."""
-    phase("report")
     try:
+        phase("report")
         explain.write_report(config, source, state, workdir)
     except Exception as error:
         fix = f"python -m launch.report --workdir={workdir} tries again"
@@ -160,11 +171,13 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
                 if given is None:
                     if source.sim is not None:
                         phase("read" if config.data.dir else "collect")
-                    given = _given(config, plan, source, mesh)
+                    with preemption.at_once():
+                        given = _given(config, plan, source, mesh)
                 data = given
             else:
                 phase("collect")
-                data = batches.Held(config, source.collect(_server(config, plan, source, state), number), mesh)
+                with preemption.at_once():
+                    data = batches.Held(config, source.collect(_server(config, plan, source, state), number), mesh)
             if state is None:
                 state = born(config, plan, source, data.known(plan.agents.discount), mesh)
             logged = par.put_replicated(np.array([data.sessions, data.requests], np.int32), mesh)

@@ -14,6 +14,7 @@ from mmrf_jax import types
 from mmrf_jax.baselines import popularity
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.evaluation import offline
+from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted, say
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.parallel import multihost
@@ -24,7 +25,7 @@ from mmrf_jax.training import workdir as wd
 
 POPULARITY = "popularity"  # an arm that is made of a log, not of the simulator
 #: Of the progress of a log's collection, in which each process has a part of its own.
-_counted = functools.partial(counted, checks=32)
+counted_in_parts = functools.partial(counted, checks=32)
 
 
 def state_shapes(config, source: sources.Source, mesh) -> alternation.RunState:
@@ -63,15 +64,15 @@ def source_of(config, mesh) -> sources.Source:
     Raises:
       ValueError: where that run is of another source, or has no feedback model.
     """
-    source = sources.from_config(config, _counted)
+    source = sources.from_config(config, counted_in_parts)
     source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
     if config.simulator == "world":
         return source
     if config.simulator != "feedback":
         raise ValueError(f"unknown simulator {config.simulator!r}; use --config.simulator=world or feedback")
-    path = Path(config.simulator_checkpoint)
     if not config.simulator_checkpoint:
         raise ValueError("config.simulator=feedback needs a model; use --config.simulator_checkpoint=RUN")
+    path = files.user_path(config.simulator_checkpoint, "config.simulator_checkpoint")
     fitted = ml_collections.ConfigDict(wd.read_config(path))
     _check_same_world(str(path), fitted, source)
     plan = alternation.plan_of(fitted)
@@ -86,7 +87,7 @@ def source_of(config, mesh) -> sources.Source:
         "logged": base.privileged_policy(session.logged_slates, 0.0),
         "random": base.privileged_policy(session.no_preference, 1.0),
     }
-    return sources.in_simulator(source, model, policies, None, _counted)
+    return sources.in_simulator(source, model, policies, None, counted_in_parts)
 
 
 def _check_same_world(name: str, trained, source: sources.Source) -> None:
@@ -113,10 +114,11 @@ def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
     if name == POPULARITY:
         rows = offline.exposures(source.train())
         return popularity.make(popularity.smoothed_means(rows.video, rows.feedback, source.items.num_videos))
-    if not Path(name).is_dir():
+    path = files.user_path(name, "policy")
+    if not path.is_dir():
         known = ", ".join([*source.policies, POPULARITY])
         raise ValueError(f"unknown policy {name!r}: neither a run folder nor one of {known}")
-    config = ml_collections.ConfigDict(wd.read_config(Path(name)))
+    config = ml_collections.ConfigDict(wd.read_config(path))
     _check_same_world(name, config, source)
-    state = load_state(config, source, Path(name), mesh)
+    state = load_state(config, source, path, mesh)
     return methods.get(config.method).make_policy(state.agents, source.items, alternation.agent_config(config))

@@ -16,6 +16,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import feedback_log, feedback_sessions, records, stream
 from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.simulators import base
@@ -226,7 +227,7 @@ def _world(config, progress: Progress) -> Source:
 
 def _given(source: Source, progress: Progress) -> SessionLog:
     """The log of `data.dir`: that of `launch.collect`, or of a ranking service."""
-    folder = Path(source.config.data.dir)
+    folder = files.user_path(source.config.data.dir, "config.data.dir")
     if feedback_log.is_log(folder):
         return _served(folder, source.schema, np.arange(source.schema.num_videos), progress)
     if (blocks := _given_blocks(source)) is not None:
@@ -243,7 +244,7 @@ def _served(folder: Path, schema: Schema, video_ids: np.ndarray, progress: Progr
 
 def _given_blocks(source: Source) -> stream.Blocks | None:
     """The log of `data.dir`, where it is to be read as it is trained on; a service's is joined in memory."""
-    folder = Path(source.config.data.dir)
+    folder = files.user_path(source.config.data.dir, "config.data.dir")
     if feedback_log.is_log(folder):
         return None
     return _streamed(source.config, records.Blocks(folder, source.schema, world_origin(source.config)))
@@ -292,9 +293,10 @@ def _kuairand(config) -> Source:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
     d = config.data
     wanted = kuairand_config(config)
-    cache = Path(d.cache_dir).expanduser()
+    given = files.user_path(d.dir, "config.data.dir")
+    cache = files.user_path(d.cache_dir, "config.data.cache_dir")
     progress = counted if jax.process_count() == 1 else kuairand.unchecked
-    prepared = multihost.in_turn(lambda: kuairand.open_or_prepare(Path(d.dir), cache, wanted, progress=progress))
+    prepared = multihost.in_turn(lambda: kuairand.open_or_prepare(given, cache, wanted, progress=progress))
     parts: dict[str, Any] = {name: kuairand.Split(prepared, name) for name in ALL_SPLITS}
     if d.max_sessions:
         parts["train"] = stream.Beginning(parts["train"], d.max_sessions)
@@ -312,7 +314,9 @@ def _kuairand(config) -> Source:
     items = jax.tree.map(jax.numpy.asarray, items)
     schema, ids = parts["test"].schema, lambda: kuairand.read_video_ids(prepared)
     if served := d.get("served"):
-        logs["train"] = functools.cache(lambda: _served(Path(served), schema, ids(), progress))
+        logs["train"] = functools.cache(
+            lambda: _served(files.user_path(served, "config.data.served"), schema, ids(), progress)
+        )
     return Source(
         items=items,
         schema=schema,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +33,57 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def claim(workdir: Path, config: dict[str, Any]) -> list[Path] | None:
-    """Makes the folder that of this config, or checks that it is.
+@contextlib.contextmanager
+def claimed(workdir: Path, config: dict[str, Any]) -> Iterator[None]:
+    """Makes the folder that of this config, and of this process alone, until the end of the block.
 
-    Returns:
-      The folders that had to be made for it, the outermost first; None where it was this config's already.
+    Where the block ends with an error before the first checkpoint, the folder is given up (`release`). Where the
+    process is killed there, the next one takes the folder over, whatever its config.
+
+    Raises:
+      ValueError: where another process uses it, or as `claim`.
+      OSError: where the folder cannot be written.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir} is a file; name a folder")
+    made = [folder for folder in (*reversed(workdir.parents), workdir) if not folder.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
+    with files.held(workdir):
+        ours = False
+        try:
+            claim(workdir, config)
+            ours = True
+            yield
+        except BaseException:
+            if ours or made:
+                release(workdir, made)
+            raise
+
+
+def claim(workdir: Path, config: dict[str, Any]) -> None:
+    """Makes an existing folder that of this config, or checks that it is.
 
     Raises:
       ValueError: where it was made by another config, naming the first field that differs and both values.
       OSError: where the folder cannot be written.
     """
     path = workdir / "config.json"
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--workdir={workdir} is a file; name a folder")
-    if not path.exists():
-        if found := [name for name in (*_FOLDERS, *_FILES) if (workdir / name).exists()]:
-            raise ValueError(f"--workdir={workdir} holds {found[0]} but no config.json; use another --workdir")
-        made = [folder for folder in (*reversed(workdir.parents), workdir) if not folder.exists()]
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, config)
-        return made
+    if path.exists() and has_learned(workdir):
+        check(workdir, config)
+        return
+    if path.exists():
+        release(workdir, [])  # of a start that was killed before its first checkpoint
+    if found := [name for name in (*_FOLDERS, *_FILES) if (workdir / name).exists()]:
+        raise ValueError(f"--workdir={workdir} holds {found[0]} but no config.json; use another --workdir")
+    files.write_json(path, config)
+
+
+def check(workdir: Path, config: dict[str, Any]) -> None:
+    """Refuses a config that is not that of a run.
+
+    Raises:
+      ValueError: naming the first field that differs and both values.
+    """
     before, now = flat(read_config(workdir)), flat(config)
     for name in sorted(before.keys() | now.keys()):
         if is_free(name):
@@ -60,25 +93,35 @@ def claim(workdir: Path, config: dict[str, Any]) -> list[Path] | None:
                 f"--workdir={workdir} was made by another config: config.{name} was {before.get(name)!r}, "
                 f"now {now.get(name)!r}; use another --workdir or the old value"
             )
-    return None
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has a committed checkpoint."""
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+
+
+def has_learned(workdir: Path) -> bool:
+    """Whether a run has something to lose: a committed checkpoint, or what it says at its end."""
+    return has_checkpoint(workdir) or any((workdir / name).exists() for name in ("learned.json", "results.json"))
 
 
 def release(workdir: Path, made: list[Path]) -> None:
     """Gives up a folder whose run failed before its first checkpoint, so that the corrected command can have it.
 
-    What the run wrote goes, and of the folders those in `made`, as `claim` returned them. A run with a checkpoint is
-    left as it is.
+    What the run wrote goes, and of the folders those in `made`, the outermost first. A run with a checkpoint is left as
+    it is.
     """
-    checkpoints = workdir / "checkpoints"
-    if checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir()):
+    if has_learned(workdir):
         return
     for name in _FOLDERS:
         shutil.rmtree(workdir / name, ignore_errors=True)
     for name in (*_FILES, "config.json"):
         (workdir / name).unlink(missing_ok=True)
     for folder in reversed(made):
-        if any(folder.iterdir()):
+        if any(path.name != files.LOCK for path in folder.iterdir()):
             return
+        (folder / files.LOCK).unlink(missing_ok=True)
         folder.rmdir()
 
 

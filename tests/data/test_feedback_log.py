@@ -197,7 +197,7 @@ def test_a_log_is_of_one_kind_of_requests(tmp_path):
 
 
 def test_one_writer_at_a_time_and_one_version(tmp_path):
-    with fl.Writer(tmp_path / "log"), pytest.raises(ValueError, match="is written by another process"):
+    with fl.Writer(tmp_path / "log"), pytest.raises(ValueError, match="is used by another process: process"):
         fl.Writer(tmp_path / "log")
     manifest = tmp_path / "log" / fl.MANIFEST
     manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))

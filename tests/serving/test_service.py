@@ -418,7 +418,7 @@ def test_a_store_that_cannot_be_written_is_written_later(settings, monkeypatch):
 def test_two_services_cannot_have_one_log(settings):
     async def run():
         async with running(settings):
-            with pytest.raises(ValueError, match="is written by another process"):
+            with pytest.raises(ValueError, match="is used by another process: process"):
                 Service(settings)
 
     asyncio.run(run())

@@ -29,6 +29,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
 from mmrf_jax import types
+from mmrf_jax.checkpointing import literal
 from mmrf_jax.data import records
 from mmrf_jax.data.kuairand import columns, engines, prepare
 from mmrf_jax.data.kuairand.catalogue import read_catalogue
@@ -41,6 +42,7 @@ from mmrf_jax.metrics.progress import counted, say
 FORMAT = 5
 #: Says how far it is and asks nobody: of several processes one alone prepares, and all must ask as often.
 unchecked = functools.partial(counted, checks=0)
+literal.make_globs_literal()
 
 
 class KuaiRand(dataset_builder.FileReaderBuilder):

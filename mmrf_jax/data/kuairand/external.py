@@ -48,12 +48,12 @@ def cut(runs: Sequence[pathlib.Path], key: str, rows: int) -> np.ndarray:
 
 def read_column(files: Sequence[pathlib.Path], name: str) -> pl.Series:
     """A column of frames that were written one after the other."""
-    return pl.scan_ipc(list(files)).select(name).collect()[name]
+    return pl.scan_ipc(list(files), glob=False).select(name).collect()[name]
 
 
 def read_part(runs: Sequence[pathlib.Path], cuts: np.ndarray, part: int) -> pl.DataFrame:
     """All rows of a part: run after run, each in its order. `cuts`: see `cut`."""
     bounds = [(run, int(start), int(end)) for run, (start, end) in zip(runs, cuts[:, part : part + 2], strict=True)]
     filled = [of for of in bounds if of[2] > of[1]] or bounds[:1]
-    pieces = pl.collect_all([pl.scan_ipc(run).slice(start, end - start) for run, start, end in filled])
+    pieces = pl.collect_all([pl.scan_ipc(run, glob=False).slice(start, end - start) for run, start, end in filled])
     return pl.concat(pieces, rechunk=True)  # rows are gathered from one piece seven times as fast as from a hundred

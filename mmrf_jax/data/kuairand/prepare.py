@@ -279,7 +279,7 @@ def open_bucket(job: Job, task: int) -> bucket.Bucket:
     pools = {log: candidates.read_pool(job.work / "pools" / log) for log in ("standard", "random")}
     return bucket.Bucket(
         job,
-        rows=pl.read_ipc(job.path("rows", task)),
+        rows=pl.scan_ipc(job.path("rows", task), glob=False).collect(),  # whose path is no pattern
         catalogue=read_catalogue(job.records / "catalogue"),
         profiles=read_profiles(job.records / "profiles"),
         pools={name: pools["random" if name == RANDOM_SPLIT else "standard"] for name in ALL_SPLITS},
