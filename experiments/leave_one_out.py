@@ -4,13 +4,13 @@ python -m launch.study --config=experiments/leave_one_out.py --out=experiments/r
 """
 
 from experiments import study_size
-from mmrf_jax import types
+from mmrf_jax.signals import AGENT_SIGNALS
 
 
 def get_config():
-    without = lambda left_out: tuple(name for name in types.AGENT_SIGNALS if name != left_out)
+    without = lambda left_out: tuple(name for name in AGENT_SIGNALS if name != left_out)
     config = study_size.get_config(
-        **{f"without_{name}": {"agents": {"signals": without(name)}} for name in types.AGENT_SIGNALS[:-1]}
+        **{f"without_{name}": {"agents": {"signals": without(name)}} for name in AGENT_SIGNALS[:-1]}
     )
     config.seeds = 2
     return config

@@ -4,13 +4,13 @@ python -m launch.study --config=experiments/single_vs_multi.py --out=experiments
 """
 
 from experiments import study_size
-from mmrf_jax import types
+from mmrf_jax.signals import AGENT_SIGNALS
 
 
 def get_config():
     config = study_size.get_config(
         sum={"agents": {"signals": ("watch_time",), "watch_reward": "sum"}},
-        **{f"only_{name}": {"agents": {"signals": (name,)}} for name in types.AGENT_SIGNALS},
+        **{f"only_{name}": {"agents": {"signals": (name,)}} for name in AGENT_SIGNALS},
     )
     config.seeds = 2
     return config

@@ -6,6 +6,7 @@ Half the logs of experiments/world.py, in as many rounds; studies share the runs
 from ml_collections import ConfigDict
 
 from experiments import world
+from mmrf_jax.training import configs
 
 
 def get_config(**variants) -> ConfigDict:
@@ -16,18 +17,10 @@ def get_config(**variants) -> ConfigDict:
     run.alternation.gap_sessions = 0
     run.ab_test.sessions = 256  # studies have A/B tests of their own
     run.ab_test.arms = ("production",)
-    return ConfigDict(
-        {
-            "quick": False,  # one seed, tiny runs
-            "run": run,
-            "reference": "mmrf",  # what the other variants are compared with,
-            "against": {},  # but for these: {variant: another one}
-            "variants": {"mmrf": {}, **variants},
-            "tables": ("ab_test",),  # what is measured: see `mmrf_jax.training.study`
-            "arms": ("production",),  # of A/B tests, that need no training
-            "seeds": 5,
-            "sessions": 20_000,  # in each arm and seed
-            "days": 14,  # of tests over days
-            "when_quick": {"run": {**run.when_quick.to_dict(), "quick": True}, "seeds": 1, "sessions": 512, "days": 5},
-        }
+    return configs.to_config_dict(
+        configs.Study(),
+        run=run,
+        against={},  # variants that are not compared with the reference: {variant: another one}
+        variants={"mmrf": {}, **variants},
+        when_quick={"run": {**run.when_quick.to_dict(), "quick": True}, "seeds": 1, "sessions": 512, "days": 5},
     )

@@ -9,41 +9,36 @@ Each policy is production's score mixed with another ranker's, both standardised
 from ml_collections import ConfigDict
 
 from experiments import world
+from mmrf_jax.training import configs
 
 
 def get_config() -> ConfigDict:
     run = world.get_config()
-    return ConfigDict(
-        {
-            "quick": False,  # few and small logs
-            "run": run,  # its world is the study's
-            "policies": {  # ranker, and its weight beside production's
-                "production": ("production", 1.0),
-                "myopic_03": ("oracle_myopic", 0.03),
-                "myopic_06": ("oracle_myopic", 0.06),
-                "myopic_08": ("oracle_myopic", 0.08),
-                "myopic_20": ("oracle_myopic", 0.2),
-                "planning_10": ("oracle_planning", 0.1),
-                "planning_20": ("oracle_planning", 0.2),
-                "duration_05": ("duration", 0.05),
-                "duration_10": ("duration", 0.1),
-                "myopic_50": ("oracle_myopic", 0.5),
-                "myopic": ("oracle_myopic", 1.0),
-                "planning_50": ("oracle_planning", 0.5),
-                "planning": ("oracle_planning", 1.0),
-                "duration": ("duration", 1.0),
-                "random": ("random", 1.0),
-            },
-            "logs": 200,  # replicates, of users of their own
-            "log_users": 100,
-            "log_requests": 4,  # the first of each session
-            "sessions": 16_384,  # of each policy in the world
-            "when_quick": {
-                "run": {**run.when_quick.to_dict(), "quick": True},
-                "logs": 10,
-                "log_users": 20,
-                "log_requests": 2,
-                "sessions": 256,
-            },
-        }
+    return configs.to_config_dict(
+        configs.EstimatorStudy(),
+        run=run,  # its world is the study's
+        policies={  # ranker, and its weight beside production's
+            "production": ("production", 1.0),
+            "myopic_03": ("oracle_myopic", 0.03),
+            "myopic_06": ("oracle_myopic", 0.06),
+            "myopic_08": ("oracle_myopic", 0.08),
+            "myopic_20": ("oracle_myopic", 0.2),
+            "planning_10": ("oracle_planning", 0.1),
+            "planning_20": ("oracle_planning", 0.2),
+            "duration_05": ("duration", 0.05),
+            "duration_10": ("duration", 0.1),
+            "myopic_50": ("oracle_myopic", 0.5),
+            "myopic": ("oracle_myopic", 1.0),
+            "planning_50": ("oracle_planning", 0.5),
+            "planning": ("oracle_planning", 1.0),
+            "duration": ("duration", 1.0),
+            "random": ("random", 1.0),
+        },
+        when_quick={
+            "run": {**run.when_quick.to_dict(), "quick": True},
+            "logs": 10,
+            "log_users": 20,
+            "log_requests": 2,
+            "sessions": 256,
+        },
     )

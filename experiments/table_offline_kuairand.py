@@ -4,22 +4,17 @@
       --out=experiments/results/table_offline_kuairand
 """
 
-from ml_collections import ConfigDict
-
 from experiments import kuairand, table_ab
+from mmrf_jax.training import configs
 
 
 def get_config():
     run = kuairand.get_config()
     run.alternation.rounds = 1  # one pass; more passes gain little but arithmetic (WORKSPACE.md, "What was tried")
-    return ConfigDict(
-        {
-            "quick": False,
-            "run": run,
-            "reference": "mmrf",
-            "variants": {"mmrf": {}, **{name: {"method": name} for name in table_ab.BASELINES}},
-            "tables": ("offline", "offline_frozen", "offline_random"),
-            "seeds": 5,
-            "when_quick": {"run": {**run.when_quick.to_dict(), "quick": True}, "seeds": 1},
-        }
+    return configs.to_config_dict(
+        configs.Study(tables=("offline", "offline_frozen", "offline_random")),
+        without=("arms", "sessions", "days"),  # of A/B tests
+        run=run,
+        variants={"mmrf": {}, **{name: {"method": name} for name in table_ab.BASELINES}},
+        when_quick={"run": {**run.when_quick.to_dict(), "quick": True}, "seeds": 1},
     )

@@ -17,10 +17,7 @@ for each of so many A/A tests, and says how often the intervals hold zero.
 from absl import flags
 
 from launch import common
-from mmrf_jax.evaluation import plots
 from mmrf_jax.metrics import files
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import judging, runs
 
 _CONFIG = common.define_config()
 _ARMS = flags.DEFINE_list("arms", None, "Arms, the control first.", required=True)
@@ -35,6 +32,10 @@ _AA = flags.DEFINE_integer("aa", 0, "Number of A/A tests of the only arm, in the
 
 
 def main() -> None:
+    from mmrf_jax.evaluation import plots
+    from mmrf_jax.parallel import mesh as par
+    from mmrf_jax.training import judging, runs
+
     config = common.resolve(_CONFIG)
     common.check_world(config)
     common.check_output("out", _OUT.value)

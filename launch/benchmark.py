@@ -16,12 +16,9 @@ of the world, the users of an A/B test, the processes of a run and the rows of a
 import os
 import platform
 
-import jax
 from absl import flags
 
 from launch import common
-from launch.benchmarks import cost, rollouts, scale, speed
-from mmrf_jax.evaluation import plots
 from mmrf_jax.metrics import files
 
 _SUITE = flags.DEFINE_enum("suite", "speed", ["speed", "rollouts", "scale", "serve"], "What to measure.")
@@ -30,26 +27,29 @@ _PLOT = common.define_path("plot", None, "PNG to draw: rates beside limits (spee
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each size; the median is given.", lower_bound=1)
 _MAX_USERS = flags.DEFINE_integer("max_users", 2**20, "Largest number of users in one call.", lower_bound=2**8)
 _MAX_SIZE = flags.DEFINE_integer("max_size", 10**8, "Largest size of the suite scale.", lower_bound=10**3)
-_SUITES = {"speed": list(speed.PARTS), "rollouts": [], "scale": list(scale.PARTS), "serve": []}
 _REQUESTS = flags.DEFINE_integer(
     "requests", 100_000, "Slates of the suite serve, after those that warm it.", lower_bound=5_000
 )
-_PARTS = flags.DEFINE_list(
-    "parts",
-    None,
-    "; ".join(f"Of {suite}: {', '.join(parts)}" for suite, parts in _SUITES.items() if parts) + ". Default: all.",
-)
+_PARTS = flags.DEFINE_list("parts", None, "Parts of the suites speed and scale, which `--parts=?` lists. Default: all.")
 
 
 def main() -> None:
+    import jax
+
+    from launch.benchmarks import cost, rollouts, scale, speed
+    from mmrf_jax.evaluation import plots
+
     common.check_output("out", _OUT.value)
     if _PLOT.value and _SUITE.value not in ("speed", "scale"):
         raise ValueError(f"--plot draws the suites speed and scale; leave it out for --suite={_SUITE.value}")
     if _PLOT.value:
         common.check_output("plot", _PLOT.value)
-    parts = _SUITES[_SUITE.value] if _PARTS.value is None else _PARTS.value
-    if unknown := sorted(set(parts) - set(_SUITES[_SUITE.value])):
-        raise ValueError(f"unknown --parts={unknown[0]}; choose among {', '.join(_SUITES[_SUITE.value])}")
+    there = {"speed": list(speed.PARTS), "scale": list(scale.PARTS)}.get(_SUITE.value, [])
+    parts = there if _PARTS.value is None else _PARTS.value
+    if unknown := sorted(set(parts) - set(there)):
+        if not there:
+            raise ValueError(f"--suite={_SUITE.value} has no parts; leave out --parts")
+        raise ValueError(f"unknown --parts={unknown[0]}; choose among {', '.join(there)}")
     if _SUITE.value == "rollouts":
         results = rollouts.rollouts(_REPEATS.value, _MAX_USERS.value)
         results.append({"name": "peak_memory", "value": cost.peak_memory(), "unit": "GiB"})

@@ -7,9 +7,6 @@ python -m launch.collect --config=experiments/world.py --policy=runs/world --ses
 from absl import flags
 
 from launch import common
-from mmrf_jax.data import records
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import runs, sources
 
 _CONFIG = common.define_config()
 _SESSIONS = flags.DEFINE_integer("sessions", None, "Sessions to collect.", lower_bound=1, required=True)
@@ -19,6 +16,10 @@ _FIRST_USER = flags.DEFINE_integer("first_user", 100_000_000, "First user id.", 
 
 
 def main() -> None:
+    from mmrf_jax.data import records
+    from mmrf_jax.parallel import mesh as par
+    from mmrf_jax.training import runs, sources
+
     config = common.resolve(_CONFIG)
     common.check_world(config)
     if _OUT.value.exists():

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import ctypes
-import errno
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 # glibc's malloc gives large blocks back to the system, so each step of a program faults its temporaries in anew; an
 # update of the main job takes 38 ms with blocks kept and 52 ms without. M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD:
@@ -21,24 +19,23 @@ if hasattr(ctypes.CDLL(None), "mallopt"):
         ctypes.CDLL(None).mallopt(_parameter, _bytes)
 
 # Virtual CPU devices deadlock on few cores unless XLA believes in more of them; it reads this when JAX starts.
-if int(os.environ.get("JAX_NUM_CPU_DEVICES") or 1) > 1:
-    os.environ.setdefault("NPROC", str(max(16, 2 * int(os.environ["JAX_NUM_CPU_DEVICES"]))))
+if (_devices := os.environ.get("JAX_NUM_CPU_DEVICES", "")).isdecimal() and int(_devices) > 1:
+    os.environ.setdefault("NPROC", str(max(16, 2 * int(_devices))))
 
-import jax
+# JAX, and all that needs it, is imported once flags are parsed: help, and what is wrong with flags, come at once.
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import endings
-from mmrf_jax.checkpointing.manager import CheckpointError
+from launch import endings, parsing
+from launch.parsing import WORLD
 from mmrf_jax.metrics import files, progress
 from mmrf_jax.metrics.progress import say
-from mmrf_jax.parallel import ending, multihost, preemption
-from mmrf_jax.parallel import mesh as par
+from mmrf_jax.parallel import ending
+from mmrf_jax.training import configs
 from mmrf_jax.training import workdir as wd
 
-USER_ERRORS = (ValueError, OSError, CheckpointError, FloatingPointError)
-WORLD = files.shipped("experiments/world.py")  # what messages recommend
+_LIBRARIES = ("orbax", "tensorflow_datasets", "etils", "matplotlib")
 
 _MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "This is one of several processes that SLURM, Open MPI, Cloud TPU or Kubernetes has started."
@@ -47,122 +44,142 @@ _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of th
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 _PARENT = flags.DEFINE_integer("parent", None, "Number of the process with which this one ends, as by SIGTERM.")
+_SHARED = [flag.name for flag in flags.FLAGS.get_flags_for_module(__name__)]
 
 
-def run(main: Callable[[], None], several: bool = False, resumes: bool = False, **kwargs) -> None:
+def run(main: Callable[[], None], several: bool = False, resumes: bool = False, devices: bool = True, **kwargs) -> None:
     """absl's `app.run`; an error of the user's is one line on stderr and exit code 2.
 
     Args:
       several: whether the main can be one of several processes.
       resumes: whether the same command goes on where a signal has stopped it: then the exit code says so; else the
         process ends by the signal.
+      devices: whether it computes on JAX's devices; where there are none that is said before any work is done.
     """
 
-    def parse(argv: list[str]) -> list[str]:
-        argv = [_with_home(argument) for argument in argv]
-        _check_config_file(argv)
-        try:
-            rest = flags.FLAGS(argv)
-        except flags.Error as error:
-            _fail(str(error).split("\n")[0])
-        except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
-            _fail(_one_line(error))
-        if len(rest) > 1:
-            _fail(f"unexpected argument {rest[1]!r}; flags are --name=value")
-        return rest
-
     def guarded(_: list[str]) -> None:
-        logging.set_verbosity(logging.WARNING)
-        logging.use_absl_handler()
-        # A save that fails is an error of ours, in a line; orbax would also print where in its threads it failed.
-        logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
-        # A second start of the same program then compiles nothing anew, small programs included.
-        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mmrf_jax" / "xla"
-            jax.config.update("jax_compilation_cache_dir", str(cache))
-        if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        if _PARENT.value is not None:
-            threading.Thread(target=_end_with, args=(_PARENT.value,), daemon=True).start()
         try:
-            _join(several)
-            with preemption.watching(at_once=True) as watch, progress.interruptible(watch.check):
-                main()
-        except multihost.FailedElsewhere:
-            _leave(2)
-        except preemption.Preempted as stopped:
-            _stop(stopped, resumes)
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1:
-                raise
-            _fail(f"lost another process of the run ({_one_line(error)[:200]}); start all of them again", 1)
-        except USER_ERRORS as error:
+            _quieten()
+            _run(main, several, resumes, devices)
+        except (ValueError, OSError, FloatingPointError) as error:
             if isinstance(error, BrokenPipeError) and endings.is_closed_pipe():
                 raise
-            _fail(_one_line(error))
+            parsing.fail(parsing.one_line(error))
 
+    for module in (__name__, parsing.__name__):  # where `define_…` defines; --help is to show them
+        for flag in flags.FLAGS.get_flags_for_module(module):
+            if flag.name not in _SHARED or (several and flag.name != "parent"):
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     with endings.of_closed_pipes():
-        app.run(guarded, flags_parser=parse, **kwargs)
+        app.run(guarded, flags_parser=parsing.parse, **kwargs)
 
 
-def _stop(stopped: preemption.Preempted, resumes: bool) -> None:
+def _run(main: Callable[[], None], several: bool, resumes: bool, devices: bool) -> None:
+    start_jax()
+    import jax
+
+    from mmrf_jax.checkpointing.manager import CheckpointError
+    from mmrf_jax.parallel import multihost, preemption
+
+    if _PARENT.value is not None:
+        threading.Thread(target=_end_with, args=(_PARENT.value,), daemon=True).start()
+    try:
+        _join(several)
+        with preemption.watching(at_once=True) as watch, progress.interruptible(watch.check):
+            if devices:
+                check_devices()
+            main()
+    except multihost.FailedElsewhere:
+        parsing.leave(2)
+    except preemption.Preempted as stopped:
+        _stop(stopped.number, str(stopped), resumes)
+    except CheckpointError as error:
+        parsing.fail(parsing.one_line(error))
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        lost = parsing.one_line(error)[:200]
+        parsing.fail(f"lost another process of the run ({lost}); start all of them again", 1)
+
+
+def _quieten() -> None:
+    """Keeps words of libraries from the user that are not meant for him."""
+    logging.set_verbosity(logging.WARNING)
+    logging.use_absl_handler()
+    # What goes wrong in a library is an error of ours, in a line; its warnings are about its own settings.
+    logging.get_absl_handler().addFilter(_is_ours)
+    for library in _LIBRARIES:
+        warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
+
+
+def _is_ours(record) -> bool:
+    of_library = any(f"{os.sep}{library}{os.sep}" in record.pathname for library in _LIBRARIES)
+    return not of_library or (record.levelname in ("ERROR", "CRITICAL") and not record.exc_info)
+
+
+def start_jax() -> None:
+    """Imports JAX and has it keep compiled programs, so that a second start compiles nothing anew.
+
+    Raises:
+      ValueError: where JAX cannot read a setting of the environment.
+    """
+    try:
+        import jax
+    except ValueError as error:
+        given = " ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_"))
+        raise ValueError(f"JAX does not start with {given} ({error}); correct or unset it") from error
+    if (cache := _cache_folder()) is None:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    jax.config.update("jax_compilation_cache_dir", cache)
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _cache_folder() -> str | None:
+    """Where compiled programs are kept; None where no folder can be had, as for a user without a home."""
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if given and "://" in given:
+        return given
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        folder = Path(given) if given else root.expanduser() / "mmrf_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, OSError):
+        return None
+    return str(folder) if os.access(folder, os.R_OK | os.W_OK | os.X_OK) else None
+
+
+def check_devices() -> None:
+    """Refuses to go on where JAX has no device.
+
+    Raises:
+      ValueError: naming the platforms that were asked for.
+    """
+    import jax
+
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts silently where its build lacks the platform
+        asked = os.environ.get("JAX_PLATFORMS")
+        reason = parsing.one_line(error).split(" (set JAX_PLATFORMS")[0] or "this build of JAX does not know it"
+        what = f"JAX_PLATFORMS={asked} cannot be used" if asked else "JAX has no device"
+        raise ValueError(f"{what}: {reason}; use JAX_PLATFORMS=cpu") from error
+
+
+def _stop(number: int, text: str, resumes: bool) -> None:
     """Ends a main that a signal has stopped."""
-    say(f"{stopped}; the same command goes on" if resumes else str(stopped))
+    import jax
+
+    from mmrf_jax.parallel import preemption
+
+    say(f"{text}; the same command goes on" if resumes else text)
     if not resumes:
         sys.stdout.flush()
-        ending.end_by(stopped.number)
+        ending.end_by(number)
     if jax.distributed.is_initialized():  # the others of the run are waited for
         sys.exit(preemption.EXIT_CODE)
-    _leave(preemption.EXIT_CODE)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, AttributeError | KeyError):  # of ml_collections
-        text = text.strip('"')
-        return f"unknown config field {text}; the fields are those of the config file"
-    if isinstance(error, OSError) and error.filename is not None:
-        fix = "free some space" if error.errno == errno.ENOSPC else "name another place"
-        return f"{error.filename}: {error.strerror}; {fix}"
-    return text
-
-
-def _check_config_file(argv: list[str]) -> None:
-    """Says what is wrong with the file of --config; the flag itself says it less clearly, or with a traceback."""
-    value = _value(argv, "config")
-    if value is None:
-        return
-    path = Path(value.split(":")[0])
-    if ":" in value and Path(value).exists():
-        _fail(f"--config={value} holds a colon, which ends the name of a config file; rename the file or folder")
-    try:
-        tree = ast.parse(path.read_text())
-    except OSError as error:
-        _fail(f"--config={path} cannot be read ({error.strerror}); use {WORLD} or another experiment")
-    except (SyntaxError, ValueError) as error:
-        _fail(f"--config={path} is no Python file ({error}); correct it or use {WORLD}")
-    if not any(getattr(node, "name", "") == "get_config" for node in tree.body):
-        _fail(f"--config={path} does not define get_config(); see {WORLD}")
-
-
-def _with_home(argument: str) -> str:
-    """--config=~/… as other paths are taken; its own flag takes it literally."""
-    name, _, value = argument.partition("=")
-    if name not in ("--config", "-config"):
-        return argument
-    try:
-        return f"{name}={files.user_path(value, name)}"
-    except ValueError as error:
-        _fail(str(error))
-
-
-def _value(argv: list[str], flag: str) -> str | None:
-    """The value of a flag as --flag=value or --flag value, before absl has parsed anything."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, value = argument.partition("=")
-        if name in (f"--{flag}", f"-{flag}"):
-            return value if equals else following
-    return None
+    parsing.leave(preemption.EXIT_CODE)
 
 
 def _join(several: bool) -> None:
@@ -171,6 +188,8 @@ def _join(several: bool) -> None:
     Raises:
       ValueError: where the main does all of its work in one process.
     """
+    from mmrf_jax.parallel import mesh, multihost
+
     given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not _MULTIHOST.value and given == (None, None, None):
         return
@@ -180,7 +199,7 @@ def _join(several: bool) -> None:
             "--process_id, which are of launch.train, launch.ab_test and launch.collect"
         )
     multihost.join(*given)
-    if not par.is_primary():
+    if not mesh.is_primary():
         progress.mute()
 
 
@@ -189,19 +208,6 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _fail(message: str, code: int = 2) -> NoReturn:
-    with endings.of_closed_pipes():
-        print(f"error: {message}", file=sys.stderr)
-        _leave(code)
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends at once: threads of checkpointing, compilation or other processes must not hold up or change the code."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def check_output(flag: str, path: Path) -> None:
@@ -239,9 +245,8 @@ class _PathParser(flags.ArgumentParser):
 
 def define_config(default: str | None = None):
     """The --config flag: a Python file with get_config(); fields are set by --config.a.b=value."""
-    return config_flags.DEFINE_config_file(
-        "config", default and files.shipped(default), "Experiment file, such as experiments/world.py.", lock_config=True
-    )
+    text = "Experiment file, such as experiments/world.py; mmrf_jax/training/configs.py explains its fields."
+    return parsing.define_config_file(default and files.shipped(default), text)
 
 
 def check_world(config) -> None:
@@ -261,18 +266,21 @@ def check_world(config) -> None:
 
 def define_run_config(argv: list[str]):
     """A --config flag that starts from the config of the run named by --workdir; overrides go on top."""
-    workdir = _value(argv, "workdir")
+    workdir = parsing.value_of(argv, "workdir")
     try:
         values = {} if workdir is None else wd.read_config(files.user_path(workdir, "--workdir"))
-        return config_flags.DEFINE_config_dict(
-            "config", ml_collections.ConfigDict(values), "The run's config.", lock_config=True
-        )
-    except (*USER_ERRORS, AttributeError, KeyError) as error:
-        _fail(_one_line(error))
+    except (ValueError, OSError) as error:
+        parsing.fail(parsing.one_line(error))
+    text = "Fields that are not to be those of the run: --config.FIELD=VALUE."
+    return parsing.define_config_dict(ml_collections.ConfigDict(values), text)
 
 
 def resolve(flag) -> ml_collections.ConfigDict:
-    """The config of a flag with the quick overlay put beneath the explicit overrides."""
+    """The config of a flag with the quick overlay put beneath the explicit overrides.
+
+    Raises:
+      ValueError: where there is none, or the overlay gives fields values that they cannot have together.
+    """
     config = flag.value
     if config is None:
         raise ValueError(f"no config; use --config={WORLD}")
@@ -281,6 +289,9 @@ def resolve(flag) -> ml_collections.ConfigDict:
         config.update(config.when_quick)
         for name, value in explicit.items():
             config.update_from_flattened_dict({name: value})
+        configs.validate(config)
     if config.quick:  # its time goes into compilation, not into what is compiled
+        import jax
+
         jax.config.update("jax_disable_most_optimizations", True)
     return ml_collections.ConfigDict({name: v for name, v in config.to_dict().items() if name != "when_quick"})

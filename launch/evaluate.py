@@ -9,14 +9,15 @@ import sys
 from launch import common
 from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import phase
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import alternation, judging, runs, truth
 
 _WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
 _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
+    from mmrf_jax.parallel import mesh as par
+    from mmrf_jax.training import alternation, judging, runs, truth
+
     config, workdir = common.resolve(_CONFIG), _WORKDIR.value
     mesh = par.make_mesh()
     source = runs.source_of(config, mesh)

@@ -9,9 +9,6 @@ mmrf_jax/serving/export.py says how its functions are called elsewhere.
 import sys
 
 from launch import common
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.serving import export
-from mmrf_jax.training import alternation, runs
 from mmrf_jax.training import workdir as wd
 
 _WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
@@ -20,6 +17,10 @@ _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
+    from mmrf_jax.parallel import mesh as par
+    from mmrf_jax.serving import export
+    from mmrf_jax.training import alternation, runs
+
     config, workdir, out = common.resolve(_CONFIG), _WORKDIR.value, _OUT.value
     if out.exists():
         raise ValueError(f"--out={out} exists; name a folder that does not")

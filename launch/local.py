@@ -11,6 +11,7 @@ more, all are told to stop.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ import time
 
 from absl import app, flags
 
-from launch import endings
+from launch import endings, parsing
 from mmrf_jax.parallel.ending import end_by
 
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 2, "Processes.", lower_bound=1)
@@ -33,7 +34,7 @@ _GRACE = flags.DEFINE_float(
 
 def main(argv: list[str]) -> None:
     if len(argv) < 2:
-        raise app.UsageError("no command; use -- -m launch.train --config=… --workdir=…")
+        parsing.fail("no command; use -- -m launch.train --config=… --workdir=…")
     processes = start(argv[1:], _NUM_PROCESSES.value, _DEVICES.value)
 
     told = unread = False
@@ -114,4 +115,4 @@ def wait(processes: list[subprocess.Popen], grace: float) -> int:
 
 if __name__ == "__main__":
     with endings.of_closed_pipes():
-        app.run(main)
+        app.run(main, flags_parser=functools.partial(parsing.parse, positional=True))

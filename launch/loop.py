@@ -27,9 +27,6 @@ from ml_collections import config_flags
 from launch import common, serving
 from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted, phase, say
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.parallel import preemption
-from mmrf_jax.training import runs, sources
 from mmrf_jax.training import workdir as wd
 
 _CONFIG = common.define_config("experiments/world.py")
@@ -58,6 +55,9 @@ def main() -> None:
 
 def _loop(config, folder: Path, clients) -> None:
     """The rounds that are left; `clients` is the module."""
+    from mmrf_jax.parallel import mesh as par
+    from mmrf_jax.training import runs, sources
+
     asked = {"config": config.to_dict(), "sessions": _SESSIONS.value, "temperature": _TEMPERATURE.value}
     done = _Done(folder / "loop.json", files.plain(asked))
     config.collect.sessions = _SESSIONS.value
@@ -194,6 +194,8 @@ def _export(folder: Path, number: int) -> None:
 
 
 def _call(main: str, *arguments: str) -> None:
+    from mmrf_jax.parallel import preemption
+
     command = [*_python(main, *arguments), f"--parent={os.getpid()}"]
     # In a group of its own: what Ctrl-C sends to this process's group is passed on, so that it comes once.
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0)

@@ -18,14 +18,11 @@ import threading
 import time
 
 import psutil
-import tensorflow_datasets as tfds
 from absl import flags
 
 from launch import common
-from mmrf_jax.data.kuairand import builder, engines
 from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted
-from mmrf_jax.training import sources
 
 _CONFIG = common.define_config("experiments/kuairand.py")
 _SOURCE = common.define_path("source", None, "Folder with KuaiRand's CSV files, or its parent.", required=True)
@@ -38,6 +35,11 @@ _OPTIONS = flags.DEFINE_multi_string("pipeline_option", [], "Of Beam's pipeline,
 
 
 def main() -> None:
+    import tensorflow_datasets as tfds
+
+    from mmrf_jax.data.kuairand import builder, engines
+    from mmrf_jax.training import sources
+
     wanted = sources.kuairand_config(common.resolve(_CONFIG))
     start = time.monotonic()
     tfds.disable_progress_bar()
@@ -95,4 +97,4 @@ class _Memory:
 
 
 if __name__ == "__main__":
-    common.run(main, resumes=True)
+    common.run(main, resumes=True, devices=False)

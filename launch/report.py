@@ -8,14 +8,15 @@ python -m launch.report --workdir=runs/world [--config.data.dir=DIR]
 import sys
 
 from launch import common
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import explain, runs
 
 _WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
 _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
+    from mmrf_jax.parallel import mesh as par
+    from mmrf_jax.training import explain, runs
+
     config, workdir = common.resolve(_CONFIG), _WORKDIR.value
     mesh = par.make_mesh()
     source = runs.source_of(config, mesh)

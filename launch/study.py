@@ -13,7 +13,6 @@ estimators against the world.
 
 from launch import common
 from mmrf_jax.metrics import files
-from mmrf_jax.training import estimators, study
 
 _CONFIG = common.define_config()
 _OUT = common.define_path("out", None, "Folder of the tables.", required=True)
@@ -21,6 +20,8 @@ _RUNS = common.define_path("runs", "runs/study", "Folder of the runs, shared by 
 
 
 def main() -> None:
+    from mmrf_jax.training import estimators, study
+
     config, out = common.resolve(_CONFIG), _OUT.value
     common.check_output("out", out / "table.json")
     out.mkdir(parents=True, exist_ok=True)

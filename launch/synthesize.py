@@ -10,7 +10,6 @@ of the real logs; there is nothing to learn in it. The files depend on the flags
 from absl import flags
 
 from launch import common
-from mmrf_jax.data.kuairand import synthetic
 from mmrf_jax.metrics.progress import counted
 
 _ROWS = flags.DEFINE_integer(
@@ -19,11 +18,13 @@ _ROWS = flags.DEFINE_integer(
 _OUT = common.define_path("out", None, "Folder to write; it must not exist.", required=True)
 _USERS = flags.DEFINE_integer("users", None, "Users; by default as many as in the release.", lower_bound=1)
 _VIDEOS = flags.DEFINE_integer("videos", None, "Videos; by default as many as in the release.", lower_bound=1)
-_VARIANT = flags.DEFINE_enum("variant", "27k", list(synthetic.OFFICIAL), "Release whose files it is to look like.")
+_VARIANT = flags.DEFINE_enum("variant", "27k", ["pure", "1k", "27k"], "Release whose files it is to look like.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", lower_bound=0)
 
 
 def main() -> None:
+    from mmrf_jax.data.kuairand import synthetic
+
     if _OUT.value.exists():
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
     common.check_output("out", _OUT.value)
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, devices=False)

@@ -8,14 +8,15 @@ report.html.
 """
 
 from launch import common
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import judging, loop
 
 _CONFIG = common.define_config()
 _WORKDIR = common.define_path("workdir", None, "Run folder.", required=True)
 
 
 def main() -> None:
+    from mmrf_jax.parallel import mesh as par
+    from mmrf_jax.training import judging, loop
+
     results = loop.train(common.resolve(_CONFIG), _WORKDIR.value)
     if par.is_primary():
         judging.print_results(results)

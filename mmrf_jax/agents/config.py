@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from mmrf_jax import types
+from mmrf_jax import fields
 from mmrf_jax.encoders.config import EncoderConfig
+from mmrf_jax.fields import field
+from mmrf_jax.signals import AGENT_SIGNALS, SIGNALS, signal_index
 
 WATCH_REWARDS = ("seconds", "long_view", "sum")
 SAMPLING = ("uniform", "score", "uncertainty")
@@ -17,70 +19,73 @@ COMMUNICATION = ("attention", "signal", "none")
 class AgentConfig(EncoderConfig):
     """Static configuration of the agents; hashable, so it can be closed over by jitted functions.
 
-    Attributes:
-      signals: the signal of each agent; the last is the main one, whose scores decide the exposure.
-      ablation: `none`; `co`: no collaboration (no attention, no auxiliary scores to the main agent); `da`: nothing is
-        learned from videos that were not shown; `ns`: they get a constant negative reward.
-      non_impressions: rho, the share of the unseen candidates that is labelled by the feedback model and learned from;
-        also their weight beside the impressions, together.
-      sampling: which unseen candidates are labelled: `uniform`, or the likelier the higher their `score` by the main
-        agent or their `uncertainty`, that of the feedback model about the main agent's signal; both standardised, as
-        Plackett–Luce.
-      model_weight: of the feedback model's r̂ and p̂_stay in Q, beside the critics' own; 2/3 counts each twin once.
-        Without effect for `da` and `ns`, which have no model of feedback.
-      optimism: beta, by how many times its uncertainty a simulated reward is widened; negative for pessimism.
-      score_hidden: units of an MLP over user vector and encoding, whose score of each candidate is added to their
-        product; None for products alone, which are far cheaper (experiments/mlp_heads.py).
-      main_weight: lambda, the weight of the main agent's value in an auxiliary agent's objective.
-      watch_reward: of the watch-time agent, `seconds`; or, where a few long plays would decide all, `long_view`: 1
-        for 18 seconds or the whole video; or `sum`, of the normalised rewards of all signals that have an agent by
-        default, for an agent that stands for all.
-      temperature: tau of the relaxed exposure, in units of the spread of a critic over candidates.
-      discount: gamma of a request. polyak: rate at which target networks follow.
-      actor_learning_rate: of Adam, for actors; `learning_rate` is that of encoder and critics.
-      communication: how actors learn from each other, set by the method: `attention`; `signal`: all get one vector
-        made of the shared state, and the main one no auxiliary scores; `none`. `ablation=co` makes it none.
-      one_actor: whether the main agent acts alone, whatever the critics' signals; set by the method.
+    The fields are explained where they are declared. `ablation` is `none`; `co`: no collaboration (no attention, no
+    auxiliary scores to the main agent); `da`: nothing is learned from videos that were not shown; `ns`: they get a
+    constant negative reward. `watch_reward` is `seconds`; or, where a few long plays would decide all, `long_view`: 1
+    for 18 seconds or the whole video; or `sum`, of the normalised rewards of all signals that have an agent by default,
+    for an agent that stands for all. `communication` is how actors learn from each other: `attention`; `signal`: all
+    get one vector made of the shared state, and the main one no auxiliary scores; `none`. `ablation=co` makes it none.
+
+    Raises:
+      ValueError: for values that cannot be, alone or together.
     """
 
-    signals: tuple[str, ...] = types.AGENT_SIGNALS
-    ablation: str = "none"
-    non_impressions: float = 0.25
-    sampling: str = "uniform"
-    model_weight: float = 2.0 / 3.0
-    optimism: float = 0.0
-    agent_dim: int = 32
-    heads: int = 4
-    score_hidden: int | None = None
-    main_weight: float = 0.1
-    watch_reward: str = "seconds"
-    temperature: float = 0.25
-    discount: float = 0.95
-    polyak: float = 0.02
-    actor_learning_rate: float = 3e-3
-    communication: str = "attention"
-    one_actor: bool = False
+    signals: tuple[str, ...] = field(
+        AGENT_SIGNALS, "of the agents; the last is the main one, whose scores decide the exposure", among=SIGNALS
+    )
+    ablation: str = field(
+        "none",
+        "or co: without collaboration; da: without videos not shown; ns: those get -1",
+        among=ABLATIONS,
+    )
+    non_impressions: float = field(
+        0.25,
+        "rho, the share of the unseen candidates that the feedback model labels, and their weight beside impressions",
+        fields.SHARE,
+    )
+    sampling: str = field(
+        "uniform",
+        "which unseen candidates are labelled; or those with a higher score of the main agent, or more uncertainty of "
+        "the feedback model about its signal, as Plackett–Luce on standardised values",
+        among=SAMPLING,
+    )
+    model_weight: float = field(
+        2.0 / 3.0,
+        "of the feedback model's predictions in Q, beside the critics'; 2/3 counts each twin once; none for da, ns",
+        fields.SHARE,
+    )
+    optimism: float = field(
+        0.0, "beta, by how many times its uncertainty a simulated reward is widened; negative: pessimism", fields.FINITE
+    )
+    agent_dim: int = field(32, "width of an agent's state", fields.WIDTH, internal=True)
+    heads: int = field(4, "of the attention between agents", fields.WIDTH, internal=True)
+    score_hidden: int | None = field(
+        None,
+        "units of an MLP over user vector and encoding whose score is added to their product; None for products alone, "
+        "which are far cheaper (experiments/mlp_heads.py)",
+        fields.WIDTH,
+    )
+    main_weight: float = field(
+        0.1, "lambda, weight of the main agent's value in an auxiliary agent's objective", fields.NOT_NEGATIVE
+    )
+    watch_reward: str = field("seconds", "of the watch-time agent", among=WATCH_REWARDS)
+    temperature: float = field(
+        0.25, "tau of the relaxed exposure, in units of the spread of a critic over candidates", fields.RATE
+    )
+    discount: float = field(0.95, "gamma of a request", fields.SHARE, internal=True)
+    polyak: float = field(0.05, "rate at which target networks follow", fields.PART)
+    actor_learning_rate: float = field(
+        3e-3, "of Adam, for actors; learning_rate is that of encoder and critics", fields.RATE
+    )
+    communication: str = field("attention", "set by the method", among=COMMUNICATION, internal=True)
+    one_actor: bool = field(
+        False, "whether the main agent acts alone, whatever the critics' signals; set by the method", internal=True
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        for name in self.signals:
-            types.signal_index(name)
         if len(set(self.signals)) != len(self.signals) or not self.signals:
             raise ValueError(f"agents.signals={self.signals} must name at least one signal, each once")
-        for name, choices in (("watch_reward", WATCH_REWARDS), ("sampling", SAMPLING)):
-            if getattr(self, name) not in choices:
-                value = getattr(self, name)
-                raise ValueError(f"unknown agents.{name}={value!r}; choose among {', '.join(choices)}")
-        if self.ablation not in ABLATIONS:
-            raise ValueError(f"unknown ablation {self.ablation!r}; choose among {', '.join(ABLATIONS)}")
-        if self.communication not in COMMUNICATION:
-            raise ValueError(f"unknown communication {self.communication!r}; choose among {', '.join(COMMUNICATION)}")
-        if not 0.0 <= self.non_impressions <= 1.0:
-            raise ValueError(f"agents.non_impressions={self.non_impressions} is not a share; use a number in [0, 1]")
-        if not 0.0 <= self.model_weight <= 1.0:
-            raise ValueError(f"agents.model_weight={self.model_weight} is not a share; use a number in [0, 1]")
-        if self.score_hidden is not None and self.score_hidden < 1:
-            raise ValueError(f"agents.score_hidden={self.score_hidden} is no number of units; use 1 or more, or None")
         if self.agent_dim % self.heads:
             raise ValueError(f"agents.agent_dim={self.agent_dim} is not divisible by agents.heads={self.heads}")
 
@@ -116,7 +121,7 @@ class AgentConfig(EncoderConfig):
     @property
     def reward_terms(self) -> tuple[tuple[tuple[int, float], ...], ...]:
         """What each agent's reward adds up: positions of signals, and signs; a hate counts -1."""
-        watched = {"seconds": ("watch_time",), "long_view": ("long_view",), "sum": types.AGENT_SIGNALS}
-        term = lambda s: (types.signal_index(s), -1.0 if s == "hate" else 1.0)
+        watched = {"seconds": ("watch_time",), "long_view": ("long_view",), "sum": AGENT_SIGNALS}
+        term = lambda s: (signal_index(s), -1.0 if s == "hate" else 1.0)
         summed = lambda s: watched[self.watch_reward] if s == "watch_time" else (s,)
         return tuple(tuple(map(term, summed(s))) for s in self.signals)

@@ -4,55 +4,65 @@ from __future__ import annotations
 
 import dataclasses
 
-from mmrf_jax.embeddings import table
+from mmrf_jax import fields
+from mmrf_jax.fields import field
+from mmrf_jax.signals import SIGNALS
 
 OPTIMIZERS = ("adamw", "sgd")
+TABLE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """What agents and the feedback model have in common; hashable, so jitted functions can close over it.
 
-    Attributes:
-      decays: of the user memory, for each exposure.
-      dropout: on looked-up embedding rows and on the user state; in training, and where uncertainty is measured.
-      learning_rate: of Adam. table_learning_rate: of row-wise Adagrad.
-      optimizer: `adamw`, or `sgd` for checks of invariance.
-      signal_weights: of the feedback losses, SIGNALS order; rare signals weigh more, or they leave no trace.
-      max_rows: of an embedding table; ids of a larger vocabulary share rows by hash.
-      table_dtype: of its rows, `float32` or `bfloat16`.
+    Raises:
+      ValueError: for values that cannot be, alone or together.
     """
 
-    slate: int = 6
-    dim: int = 32  # of an item encoding, its features not counted
-    id_dim: int = 8
-    author_dim: int = 8
-    tag_dim: int = 8
-    user_dim: int = 8
-    feedback_dim: int = 8
-    decays: tuple[float, ...] = (0.98, 0.8)
-    state_dim: int = 64  # of a user state, profile and context not counted
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 1e-4
-    table_learning_rate: float = 0.05
-    dropout: float = 0.0
-    optimizer: str = "adamw"
-    max_rows: int = 2**27
-    table_dtype: str = "float32"
-    signal_weights: tuple[float, ...] = (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 1.0)
+    slate: int = field(6, "K, videos of a slate", fields.NATURAL, internal=True)
+    dim: int = field(32, "width of an item encoding, its features not counted", fields.WIDTH)
+    id_dim: int = field(8, "width of a video's embedding row", fields.WIDTH)
+    author_dim: int = field(8, "width of an author's embedding row", fields.WIDTH, internal=True)
+    tag_dim: int = field(8, "width of a tag's embedding row", fields.WIDTH, internal=True)
+    user_dim: int = field(8, "width of a user's embedding row, where users are known", fields.WIDTH)
+    feedback_dim: int = field(8, "width of encoded feedback in the user memory", fields.WIDTH, internal=True)
+    decays: tuple[float, ...] = field(
+        (0.98, 0.8), "decays of the user memory, for each exposure", fields.SHARE, internal=True
+    )
+    state_dim: int = field(64, "width of a user state, profile and context not counted", fields.WIDTH, internal=True)
+    learning_rate: float = field(1.5e-3, "of Adam", fields.RATE)
+    weight_decay: float = field(1e-4, "decoupled weight decay of Adam", fields.NOT_NEGATIVE, internal=True)
+    table_learning_rate: float = field(0.02, "of row-wise Adagrad", fields.RATE)
+    dropout: float = field(
+        0.0,
+        "of looked-up embedding rows and of the user state; in training, and where uncertainty is measured",
+        fields.DROPOUT,
+    )
+    optimizer: str = field("adamw", "`sgd` is for checks of invariance", among=OPTIMIZERS, internal=True)
+    max_rows: int = field(
+        2**27, "of an embedding table; ids of a larger vocabulary share rows by hash", fields.COUNT, optional=True
+    )
+    table_dtype: str = field(
+        "float32", "of the rows of embedding tables; bfloat16 takes half the memory", among=TABLE_DTYPES, optional=True
+    )
+    signal_weights: tuple[float, ...] = field(
+        (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 1.0),
+        "of the feedback losses, SIGNALS order; rare signals weigh more, or they leave no trace",
+        fields.NOT_NEGATIVE,
+    )
 
     def __post_init__(self):
-        room = f"{self.room}.dim={self.dim} leaves no room beside {self.room}.id_dim={self.id_dim}; use a larger dim"
+        fields.check(self, self.room)
         if self.dim <= self.id_dim + 1:
-            raise ValueError(room)
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"{self.room}.dropout={self.dropout} is not in [0, 1); use 0 for none")
-        if self.max_rows < 1:
-            raise ValueError(f"{self.room}.max_rows={self.max_rows} is no number of rows; use 1 or more")
-        if self.table_dtype not in table.DTYPES:
-            raise ValueError(f"unknown {self.room}.table_dtype={self.table_dtype!r}; use {' or '.join(table.DTYPES)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"unknown {self.room}.optimizer={self.optimizer!r}; use {' or '.join(OPTIMIZERS)}")
+            raise ValueError(
+                f"{self.room}.dim={self.dim} leaves no room beside {self.room}.id_dim={self.id_dim}; use a larger dim"
+            )
+        if len(self.signal_weights) != len(SIGNALS):
+            raise ValueError(
+                f"{self.room}.signal_weights has {len(self.signal_weights)} numbers; give {len(SIGNALS)}, one for each "
+                f"of {', '.join(SIGNALS)}"
+            )
 
     @property
     def room(self) -> str:

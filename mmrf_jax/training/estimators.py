@@ -25,7 +25,7 @@ from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted, phase
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
-from mmrf_jax.training import arms, rollout, sources
+from mmrf_jax.training import arms, configs, rollout, sources
 
 SIGNALS = ("click", "long_view", "like", "watch_time")
 CLOSE = 0.05  # of production's watch time per video, truth (i): policies that differ by less are close ones
@@ -52,12 +52,10 @@ def run(config, out: Path) -> dict[str, Any]:
     Raises:
       ValueError: for an unknown ranker, no policy named production, or numbers that are too small.
     """
+    configs.validate(config)
     source = sources.from_config(config.run, counted)
     scores = rankers_of(source)
     weights, names = mixes(config.policies, list(scores)), list(config.policies)
-    for field, least in (("logs", 2), ("log_users", 2), ("log_requests", 1), ("sessions", 2)):
-        if config[field] < least:
-            raise ValueError(f"config.{field}={config[field]} is too few; use at least {least}")
     users = config.logs * config.log_users
     key = jax.random.fold_in(jax.random.key(config.run.seed), 15)
     phase("logs")

@@ -23,7 +23,7 @@ from mmrf_jax.parallel import mesh as par
 from mmrf_jax.parallel import multihost, preemption
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.feedback import fitting
-from mmrf_jax.training import alternation, batches, explain, judging, methods, runs, sources
+from mmrf_jax.training import alternation, batches, configs, explain, judging, methods, runs, sources
 from mmrf_jax.training import workdir as wd
 
 _KEEP = 3
@@ -39,8 +39,9 @@ def train(config, workdir: Path, brief: bool = False) -> dict[str, Any]:
         beside the run's own, as in a study.
     """
     # What is wrong with the config is said before anything is written.
+    configs.validate(config)
     methods.get(config.method)
-    _check(config)
+    profile.parse(config.profile_steps)
     mesh = par.make_mesh()
     par.check_divisible(config.train.batch, mesh, "train.batch")
     par.check_divisible(config.feedback.batch, mesh, "feedback.batch")
@@ -69,40 +70,6 @@ def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> d
 def _kept(path: Path) -> dict[str, Any] | None:
     """What an earlier start has left in a JSON file of the run; None where it has not."""
     return wd.read_json(path) if path.exists() else None
-
-
-def _check(config) -> None:
-    """Refuses numbers that no run can have, and a source that the config file has no fields for."""
-    if config.source not in ("world", "kuairand") or (config.source == "world") != ("world" in config):
-        raise ValueError(
-            f"config.source={config.source!r} does not go with this config file; use "
-            f"{files.shipped('experiments/world.py')} for 'world' and {files.shipped('experiments/kuairand.py')} for "
-            "'kuairand'"
-        )
-    least = {
-        "seed": 0, "train.batch": 1, "train.segment": 1, "train.epochs": 1, "feedback.batch": 1, "feedback.epochs": 1,
-        "alternation.rounds": 1, "log_every": 1, "checkpoint_every": 1,
-    }  # fmt: skip
-    if config.source == "world":
-        least |= {"collect.sessions": 1, "collect.test_sessions": 1, "ab_test.sessions": 2}
-    check_least(config, least)
-    profile.parse(config.profile_steps)
-    if not 0.0 < config.feedback.log_share <= 1.0:
-        raise ValueError(f"config.feedback.log_share is {config.feedback.log_share}; use a share in (0, 1]")
-    if config.alternation.closed_loop and config.source != "world" and config.simulator == "world":
-        raise ValueError("config.alternation.closed_loop needs a simulator to serve in; set it to False for logs")
-
-
-def check_least(config, least: dict[str, int]) -> None:
-    """Refuses fields of a config, by dotted names, that are below what they may be.
-
-    Raises:
-      ValueError: for the first of them.
-    """
-    values = wd.flat(config.to_dict())
-    for name, lowest in least.items():
-        if values[name] < lowest:
-            raise ValueError(f"config.{name} is {values[name]}; use --config.{name}={lowest} or more")
 
 
 def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> None:

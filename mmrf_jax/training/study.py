@@ -17,7 +17,7 @@ from mmrf_jax.evaluation import seeds
 from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import say
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import alternation, estimates, judging, loop, methods, runs, sources, truth
+from mmrf_jax.training import alternation, configs, estimates, judging, loop, methods, runs, sources, truth
 from mmrf_jax.training import workdir as wd
 
 Rows = dict[str, dict[str, float]]  # {arm: {metric: value}}
@@ -104,6 +104,7 @@ def folder(config, runs: Path) -> Path:
 def _check(study: Study) -> None:
     """Refuses before anything is trained what would fail after it."""
     config, names = study.config, study.names()
+    configs.validate(config)
     if config.reference not in names:
         raise ValueError(f"config.reference={config.reference!r} is no variant; choose among {', '.join(names)}")
     for name in itertools.chain(*study.against().items()):
@@ -117,20 +118,19 @@ def _check(study: Study) -> None:
     needed = [name for name in config.tables if name in TABLES and TABLES[name].of_world]
     for name in names:
         one = run_config(config, name, 0)
+        configs.validate(one)
         if needed and (one.source != "world" or one.simulator != "world"):
             raise ValueError(
                 f"variant {name} is not of the world, which {needed[0]} needs; leave it out of config.tables"
             )
         if "errors" in needed and not methods.get(one.method).predicts and name == config.reference:
             raise ValueError(f"config.reference={name!r} predicts no feedback; compare with another variant")
-    least = {"seeds": 1}
     if needed:
         loop.check_arms(config.arms, [*sources.world_policies(), runs.POPULARITY], "config.arms")
-        least["sessions"] = 2
     if "by_day" in needed:
         sources.check_days(config.run, config.days)
-        least["days"] = 5
-    loop.check_least(config, least)
+        if config.days < 5:
+            raise ValueError(f"config.days is {config.days}; use --config.days=5 or more")
 
 
 def run(config, out: Path, runs: Path) -> dict[str, Any]:

@@ -46,5 +46,5 @@ def test_the_mlp_adds_to_the_products_of_all_agents():
 
 
 def test_a_width_that_is_none_is_refused():
-    with pytest.raises(ValueError, match=r"agents.score_hidden=0 is no number of units; use 1 or more, or None"):
+    with pytest.raises(ValueError, match=r"agents.score_hidden is 0; use 1 or more"):
         AgentConfig(score_hidden=0)

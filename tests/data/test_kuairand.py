@@ -299,7 +299,7 @@ def test_configs_that_cannot_be_are_refused(tmp_path):
         dataclasses.replace(CONFIG, candidates=2)
     with pytest.raises(ValueError, match="valid_until=20220503 is not after"):
         dataclasses.replace(CONFIG, train_until=20220503)
-    with pytest.raises(ValueError, match="session_gap_minutes=0 is not positive"):
+    with pytest.raises(ValueError, match="session_gap_minutes is 0; use a number above 0"):
         dataclasses.replace(CONFIG, session_gap_minutes=0)
 
 

@@ -34,7 +34,7 @@ def broken_csv(folder):
         ((*TINY, "--config.log_every=0"), 1, ("log_every", "0", "--config.log_every=1")),
         ((*TINY, "--config.profile_steps=9"), 1, ("profile_steps", "9", "100:110")),
         ((*TINY, "--config.seed=-1"), 1, ("seed", "-1", "--config.seed=0")),
-        ((*TINY, "--config.world.slate=0"), 1, ("world.slate=0", "1 or more")),
+        ((*TINY, "--config.world.slate=0"), 1, ("world.slate is 0", "1 or more")),
         ((*TINY, "--config.simulator=nosuch"), 1, ("simulator", "'nosuch'", "feedback")),
         ((*TINY, "--config.simulator=feedback"), 1, ("--config.simulator_checkpoint=RUN",)),
         ((*TINY, "--config.feedback.log_share=0.0"), 1, ("feedback.log_share", "0.0", "(0, 1]")),

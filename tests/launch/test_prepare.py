@@ -36,4 +36,4 @@ def test_what_cannot_be_prepared_is_said_in_a_line(launch, tmp_path):
     where = (f"--source={tmp_path / 'nowhere'}", f"--out={tmp_path / 'out'}")
     error_line(launch("prepare", *where), "nowhere does not exist", "name the folder")
     error_line(launch("prepare", *where, "--workers=0"), "workers", "0")
-    error_line(launch("prepare", *where, "--config.data.slate=0"), "slate=0 is not positive")
+    error_line(launch("prepare", *where, "--config.data.slate=0"), "data.slate is 0; use --config.data.slate=1")

@@ -109,7 +109,7 @@ def test_a_study_writes_its_tables(tmp_path):
     [
         ({"policies": {"other": ("random", 1.0)}}, "no policy is named production"),
         ({"policies": POLICIES | {"x": ("nobody", 1.0)}}, "policy x has an unknown ranker 'nobody'; choose among"),
-        ({"log_users": 1}, "config.log_users=1 is too few; use at least 2"),
+        ({"log_users": 1}, "config.log_users is 1; use --config.log_users=2"),
     ],
 )
 def test_refuses_what_cannot_be_compared(fields, message, tmp_path):

@@ -33,7 +33,8 @@ from mmrf_jax.checkpointing import literal
 from mmrf_jax.data import records
 from mmrf_jax.data.kuairand import columns, engines, prepare
 from mmrf_jax.data.kuairand.catalogue import read_catalogue
-from mmrf_jax.data.kuairand.job import Engine, Job, KuaiRandConfig, digest
+from mmrf_jax.data.kuairand.config import KuaiRandConfig, digest
+from mmrf_jax.data.kuairand.job import Engine, Job
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.metrics.progress import counted, say
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import uuid
@@ -14,56 +13,10 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax.data.kuairand import columns
-from mmrf_jax.data.splits import SplitDates
+from mmrf_jax.data.kuairand.config import KuaiRandConfig
 
 SESSION_GAP_MINUTES = {"pure": 24 * 60, "1k": 30, "27k": 30}
 RANDOM_SPLIT = "random_test"
-
-
-@dataclasses.dataclass(frozen=True)
-class KuaiRandConfig:
-    """How logs become sessions.
-
-    Attributes:
-      train_until, valid_until, test_from: days of the splits, such as 20220502.
-      candidates: C of a request. slate: K, the most videos of a request. history: H.
-      session_gap_minutes: absence that ends a session; None is a day for Pure, which keeps few videos of each feed, and
-        half an hour for 1K and 27K.
-      request_gap_minutes: the most minutes between two videos of a request.
-      seed: of the candidates.
-
-    Raises:
-      ValueError: for sizes that cannot be.
-    """
-
-    train_until: int = 20220502
-    valid_until: int = 20220503
-    test_from: int = 20220504
-    candidates: int = 100
-    slate: int = 6
-    history: int = 32
-    session_gap_minutes: float | None = None
-    request_gap_minutes: float = 30.0
-    seed: int = 0
-
-    def __post_init__(self):
-        self.dates  # noqa: B018 validates
-        for name in ("slate", "history"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not positive; set it to 1 or more")
-        if self.candidates < self.slate:
-            raise ValueError(f"candidates={self.candidates} is less than slate={self.slate}; raise candidates")
-        for name in ("session_gap_minutes", "request_gap_minutes"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"{name}={value} is not positive; set it to the minutes of an absence")
-
-    @property
-    def dates(self) -> SplitDates:
-        return SplitDates(self.train_until, self.valid_until, self.test_from)
-
-    def fingerprint(self) -> str:
-        """16 hex digits that differ where any field differs."""
-        return digest(dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +85,3 @@ def save_array(path: pathlib.Path, value: np.ndarray) -> None:
 Task = Callable[[Job, int], None]
 #: Runs a task for each of some numbers, in any order; `done` is told how many have ended.
 Engine = Callable[[Task, Job, Sequence[int], Callable[[int], None]], None]
-
-
-def digest(value: Any) -> str:
-    """16 hex digits of a value that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

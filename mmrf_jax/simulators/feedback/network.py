@@ -23,43 +23,9 @@ from mmrf_jax.encoders import encoder as enc
 from mmrf_jax.encoders import heads, learning
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
-from mmrf_jax.encoders.config import EncoderConfig
+from mmrf_jax.simulators.feedback.config import TWINS, FeedbackConfig
 
-TWINS = 2
-LOSSES = ("likelihood", "mse")
 BINS, QUANTILES = 16, 65  # of the residuals of log1p seconds: bins of the prediction, quantiles in each
-
-
-@dataclasses.dataclass(frozen=True)
-class FeedbackConfig(EncoderConfig):
-    """Static configuration of the feedback model.
-
-    Attributes:
-      loss: `likelihood`: Bernoulli, and quasi-Poisson for watch time; `mse`: the paper's squared errors.
-      dropout: of embedding rows and the user state, in fitting and where uncertainty is measured, never in predictions.
-      blindness: of each twin, the share of the entries of profiles and features hidden from it in the same places. One
-        twin trusts them whole, the other less, so they part where a prediction rests on what the log hardly varied: on
-        videos unlike those that were shown both err to the same side, and twins that differ by chance alone agree.
-      masks: dropout masks that the uncertainty of a video is averaged over.
-    """
-
-    dropout: float = 0.1
-    loss: str = "likelihood"
-    blindness: tuple[float, float] = (0.0, 0.0)
-    masks: int = 1
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.loss not in LOSSES:
-            raise ValueError(f"unknown feedback.loss={self.loss!r}; use {' or '.join(LOSSES)}")
-        if len(self.blindness) != TWINS or not all(0.0 <= rate < 1.0 for rate in self.blindness):
-            raise ValueError(f"feedback.blindness={self.blindness} must be two shares in [0, 1), one for each twin")
-        if self.masks < 1:
-            raise ValueError(f"feedback.masks={self.masks} is not positive; use 1 or more")
-
-    @property
-    def room(self) -> str:
-        return "feedback"
 
 
 @struct.dataclass

@@ -12,6 +12,8 @@ import chex
 import jax.numpy as jnp
 from flax import struct
 
+from mmrf_jax.simulators.world.config import WorldConfig
+
 LATENT = 16  # dimensions of hidden taste
 TOPICS = 32
 HIDDEN = LATENT + 6  # columns of WorldParams.hidden
@@ -19,33 +21,6 @@ PROFILE = LATENT + 4  # Du: a noisy view of taste, activity, patience, age and s
 CONTEXT = 3  # Dx: sine and cosine of the hour, log of the position in the session
 ITEM_FEATURES = LATENT + 8  # Di
 FIRST_DAY, LAST_DAY = -90, 60  # uploads are spread over these days; users may come on days 0 to LAST_DAY
-
-VARIANTS = ("base", "users", "leaving")
-
-
-@dataclasses.dataclass(frozen=True)
-class WorldConfig:
-    """Static sizes. `variant` picks one of the shifted worlds that are for testing only."""
-
-    num_videos: int = 100_000
-    candidates: int = 100  # C; equal to num_videos: every request ranks the whole catalogue
-    slate: int = 6  # K
-    history: int = 30  # H
-    max_requests: int = 64  # T_max; longer sessions are cut and count as truncated
-    seed: int = 0  # of the catalogue and of the users' hidden traits
-    variant: str = "base"
-
-    def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise ValueError(f"unknown world variant {self.variant!r}; choose among {', '.join(VARIANTS)}")
-        for name in ("slate", "history", "max_requests"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"world.{name}={getattr(self, name)} is not positive; set it to 1 or more")
-        if self.candidates > self.num_videos or self.candidates < self.slate:
-            raise ValueError(
-                f"world.candidates={self.candidates} must lie between world.slate={self.slate} and "
-                f"world.num_videos={self.num_videos}"
-            )
 
 
 @struct.dataclass

@@ -1,0 +1,153 @@
+"""Fields of configs: the default, the range and the meaning of each in one place, and the check of values against them.
+
+    @dataclasses.dataclass(frozen=True)
+    class Train:
+        batch: int = field(32, "segments of one update", within="[1, 2147483647]")
+
+Nothing here needs JAX, so config files can be read and refused without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+COUNT, NATURAL = "[1, 2147483647]", "[0, 2147483647]"  # what an int32 can hold
+WIDTH = "[1, 65536]"  # units of a layer, or columns of a table
+RATE, FINITE, NOT_NEGATIVE = "(0, inf)", "(-inf, inf)", "[0, inf)"
+SHARE, PART, DROPOUT = "[0, 1]", "(0, 1]", "[0, 1)"
+
+_RANGE = re.compile(r"([\[(])(\S+), (\S+)([\])])")
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+
+
+class Range(NamedTuple):
+    """The numbers between two ends, written as in `[0, 1)`. Only finite numbers are in a range."""
+
+    low: float
+    high: float
+    low_belongs: bool
+    high_belongs: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Range:
+        """Read a range.
+
+        Raises:
+          ValueError: for a text that is none.
+        """
+        if (found := _RANGE.fullmatch(text)) is None:
+            raise ValueError(f"{text!r} is no range; write it as in '[0, 1)'")
+        return cls(float(found[2]), float(found[3]), found[1] == "[", found[4] == "]")
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is in the range."""
+        if not math.isfinite(value):
+            return False
+        above = value >= self.low if self.low_belongs else value > self.low
+        return above and (value <= self.high if self.high_belongs else value < self.high)
+
+
+def field(
+    default: Any,
+    meaning: str,
+    within: str | None = None,
+    among: Sequence[str] | None = None,
+    optional: bool = False,
+    internal: bool = False,
+) -> Any:
+    """Declare a field of a config dataclass.
+
+    Args:
+      default: the value where a config says nothing.
+      meaning: a line of help.
+      within: the range of a number, or of each number of a tuple, such as `[0, 1)`.
+      among: the names that a text may be, or each text of a tuple.
+      optional: whether None in a config stands for the default.
+      internal: whether it is set by the program and is no field of config files.
+
+    Raises:
+      TypeError: for a number without a range.
+    """
+    numbers = default if isinstance(default, tuple) else (default,)
+    if within is None and any(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers):
+        raise TypeError(f"the number {default!r} ({meaning}) needs a range; give `within`")
+    if within is not None:
+        Range.parse(within)
+    metadata = {"within": within, "among": among, "optional": optional, "internal": internal, "meaning": meaning}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def fix(spec: dataclasses.Field, value: Any) -> str | None:
+    """Return what to use instead of a value that a field cannot have; None where it can."""
+    if value is None and (spec.default is None or spec.metadata["optional"]):
+        return None
+    if not isinstance(spec.default, tuple):
+        return _fix_one(spec, value)
+    if not isinstance(value, tuple | list):
+        return f"a tuple, such as {spec.default!r}"
+    wrong = (better for one in value if (better := _fix_one(spec, one)) is not None)
+    return next((f"for each {better}" for better in wrong), None)
+
+
+def kind(spec: dataclasses.Field) -> type:
+    """Return the type of a field's value, or of the entries of a tuple."""
+    return next(kind for kind in _WORDS if re.search(rf"\b{kind.__name__}\b", str(spec.type)))
+
+
+def _fix_one(spec: dataclasses.Field, value: Any) -> str | None:
+    wanted = kind(spec)
+    number = _WORDS[wanted]
+    if type(value) not in ((int, float) if wanted is float else (wanted,)):
+        return number
+    if (among := spec.metadata["among"]) is not None and value not in among:
+        return f"one of {', '.join(among)}"
+    if (within := spec.metadata["within"]) is None or (bounds := Range.parse(within)).holds(value):
+        return None
+    if bounds.high != math.inf and not (wanted is int and value < bounds.low):
+        return f"{number} in {within}"
+    if bounds.low == -math.inf:
+        return "a finite number"
+    return f"{bounds.low:g} or more" if bounds.low_belongs else f"a number above {bounds.low:g}"
+
+
+def refuse(spec: dataclasses.Field, name: str, value: Any) -> None:
+    """Refuse a value that a field cannot have.
+
+    Args:
+      name: what messages call the field; one that begins with `config.` is a flag too.
+
+    Raises:
+      ValueError: saying what to use.
+    """
+    if (better := fix(spec, value)) is None:
+        return
+    if better.startswith("one of "):
+        raise ValueError(f"unknown {name}={value!r}; choose among {better.removeprefix('one of ')}")
+    flag = f"--{name}=" if better.endswith(" or more") and name.startswith("config.") else ""
+    raise ValueError(f"{name} is {value!r}; use {flag}{better}")
+
+
+def check(config: Any, name: str) -> None:
+    """Refuse values that fields of a config dataclass cannot have.
+
+    Args:
+      config: the instance. name: what messages call it.
+
+    Raises:
+      ValueError: for the first of them, saying what to use.
+    """
+    for spec in dataclasses.fields(config):
+        if spec.metadata:
+            refuse(spec, f"{name}.{spec.name}", getattr(config, spec.name))
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the advice for a name that is unknown: those like it, else all that there are."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(names))}"

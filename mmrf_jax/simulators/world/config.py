@@ -1,0 +1,31 @@
+"""Static sizes of the world."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mmrf_jax import fields
+from mmrf_jax.fields import field
+
+VARIANTS = ("base", "users", "leaving")
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """Static sizes. `variant` picks one of the shifted worlds that are for testing only."""
+
+    num_videos: int = field(100_000, "V, videos of the catalogue", fields.COUNT)
+    candidates: int = field(100, "C; equal to num_videos: every request ranks the whole catalogue", fields.COUNT)
+    slate: int = field(6, "K, videos of a slate", fields.COUNT)
+    history: int = field(30, "H, exposures that a user arrives with", fields.COUNT)
+    max_requests: int = field(64, "T; longer sessions are cut and count as truncated", fields.COUNT)
+    seed: int = field(0, "of the catalogue and of the users' hidden traits", fields.NATURAL)
+    variant: str = field("base", "or one of the shifted worlds, for testing only", among=VARIANTS)
+
+    def __post_init__(self):
+        fields.check(self, "world")
+        if self.candidates > self.num_videos or self.candidates < self.slate:
+            raise ValueError(
+                f"world.candidates={self.candidates} must lie between world.slate={self.slate} and "
+                f"world.num_videos={self.num_videos}"
+            )

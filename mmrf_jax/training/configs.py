@@ -1,0 +1,276 @@
+"""Run and study configs as typed dataclasses: the one place of every default, range and line of help.
+
+Experiment files make a `Run` and give it as the ConfigDict that `--config.a.b=value` changes. `validate` holds such a
+ConfigDict, with its overlay `when_quick` and a study's variants, to the same fields. Nothing here needs JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from mmrf_jax import fields
+from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.data.kuairand.config import KuaiRandConfig
+from mmrf_jax.fields import field
+from mmrf_jax.metrics import files
+from mmrf_jax.simulators.feedback.config import FeedbackConfig
+from mmrf_jax.simulators.world.config import WorldConfig
+
+SOURCES, SIMULATORS, ANSWERS = ("world", "kuairand"), ("world", "feedback"), ("sampled", "expected")
+_STREAM = "whether logs are read as they are trained on; None: those above 2^20 sessions"
+
+
+@dataclasses.dataclass(frozen=True)
+class LogData:
+    """Where logs come from that are not collected."""
+
+    dir: str = field("", "logs of launch.collect or launch.serve to learn from; empty: collect them")
+    stream: bool | None = field(None, _STREAM)
+
+
+@dataclasses.dataclass(frozen=True)
+class KuaiRandData(KuaiRandConfig):
+    """KuaiRand's logs, and how they become sessions."""
+
+    dir: str = field("", "the folder with the CSV files, or its parent")
+    cache_dir: str = field("~/.cache/mmrf_jax/kuairand", "where prepared records go")
+    session_gap_minutes: float = field(
+        0.0, "absence that ends a session; 0: a day for Pure, half an hour for 1K and 27K", fields.NOT_NEGATIVE
+    )
+    max_sessions: int = field(0, "of training; 0: all", fields.NATURAL)
+    stream: bool | None = field(None, _STREAM)
+    served: str | None = field(None, "feedback log of launch.serve, to learn from instead of the training days")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collect:
+    """Logs that are collected in a simulator."""
+
+    sessions: int = field(8_192, "of each round's log", fields.COUNT)
+    test_sessions: int = field(4_096, "of the held-out log", fields.COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternation:
+    """Rounds of fit, label and update."""
+
+    rounds: int = field(3, "of fit, label, update", fields.COUNT)
+    closed_loop: bool = field(True, "after the first round the newest policy serves and collects the round's log")
+    temperature: float = field(1.0, "of that policy, as Plackett–Luce; 0: its best slate", fields.NOT_NEGATIVE)
+    gap_sessions: int = field(
+        2_048, "served each round in the model and in the world, to compare; 0 for none", fields.NATURAL
+    )
+    conflict_batches: int = field(
+        0, "of each round, on which the agents' gradients are compared; 0 for none", fields.NATURAL
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Feedback(FeedbackConfig):
+    """The feedback model and its fit."""
+
+    batch: int = field(32, "segments of a step of the fit", fields.COUNT)
+    epochs: int = field(1, "over each round's log", fields.COUNT)
+    log_share: float = field(1.0, "of the log's sessions, to see what less would do", fields.PART)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Updates of the agents."""
+
+    batch: int = field(32, "segments of an update", fields.COUNT)
+    segment: int = field(8, "requests of a segment", fields.COUNT)
+    epochs: int = field(1, "over each round's log", fields.COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class ABTest:
+    """The A/B test at the end of a run."""
+
+    sessions: int = field(20_000, "of each arm", "[2, 2147483647]")
+    day: int = field(0, "simulated day", fields.NATURAL)
+    arms: tuple[str, ...] = field(("production", "random", "oracle_myopic", "oracle_planning"), "beside the run's own")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run of launch.train."""
+
+    seed: int = field(0, "of logs, initial parameters and A/B test; the world has world.seed", fields.NATURAL)
+    quick: bool = field(False, "a tiny form, for tests and first looks")
+    source: str = field("world", "of sessions", among=SOURCES)
+    method: str = field("mmrf", "or a baseline: bc, wide_deep, deepfm, pareto, tscac, massa, td3_bc, iql, ltr, myopic")
+    simulator: str = field(
+        "world", "what answers slates; feedback: the model of the run simulator_checkpoint", among=SIMULATORS
+    )
+    simulator_checkpoint: str = field("", "run folder whose feedback model answers")
+    simulator_answers: str = field("sampled", "how that model answers", among=ANSWERS)
+    world: WorldConfig | None = dataclasses.field(default_factory=WorldConfig)
+    data: LogData | KuaiRandData = dataclasses.field(default_factory=LogData)
+    collect: Collect = dataclasses.field(default_factory=Collect)
+    alternation: Alternation = dataclasses.field(default_factory=Alternation)
+    feedback: Feedback = dataclasses.field(default_factory=Feedback)
+    agents: AgentConfig = dataclasses.field(default_factory=AgentConfig)
+    train: Train = dataclasses.field(default_factory=Train)
+    ab_test: ABTest = dataclasses.field(default_factory=ABTest)
+    log_every: int = field(50, "steps", fields.COUNT)
+    checkpoint_every: int = field(200, "steps", fields.COUNT)
+    profile_steps: str = field("", "or FIRST:LAST, such as 100:110: a trace of these steps in the run folder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What all studies have beside `run`, `variants` or `policies`, and `when_quick`."""
+
+    quick: bool = field(False, "one seed, tiny runs")
+    reference: str = field("mmrf", "the variant that others are compared with")
+    tables: tuple[str, ...] = field(("ab_test",), "what is measured: see `mmrf_jax.training.study`")
+    arms: tuple[str, ...] = field(("production",), "of A/B tests, that need no training")
+    seeds: int = field(5, "of each variant", fields.COUNT)
+    sessions: int = field(20_000, "in each arm and seed", "[2, 2147483647]")
+    days: int = field(14, "of tests over days", fields.COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimatorStudy:
+    """What a study of the off-policy estimators has beside `run`, `policies` and `when_quick`."""
+
+    quick: bool = field(False, "few and small logs")
+    logs: int = field(200, "replicates, of users of their own", "[2, 2147483647]")
+    log_users: int = field(100, "of each log", "[2, 2147483647]")
+    log_requests: int = field(4, "of each session, the first", fields.COUNT)
+    sessions: int = field(16_384, "of each policy in the world", "[2, 2147483647]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A policy of a study of the estimators."""
+
+    ranker: str = field("production", "whose scores are mixed with production's")
+    weight: float = field(1.0, "of that ranker, beside production's", fields.SHARE)
+
+
+def to_config_dict(config: Any, without: Collection[str] = (), **more: Any) -> ConfigDict:
+    """Make the ConfigDict of a config, as experiment files give it.
+
+    Args:
+      config: a `Run`, `Study` or `EstimatorStudy`.
+      without: dotted names of fields that keep their defaults and that the ConfigDict does not have.
+      **more: entries beside those of the config, such as `when_quick`.
+    """
+    return ConfigDict({**_entries(config, frozenset(without), ""), **more})
+
+
+def _entries(config: Any, without: frozenset[str], prefix: str) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for spec in dataclasses.fields(config):
+        name, value = f"{prefix}{spec.name}", getattr(config, spec.name)
+        if name in without or spec.metadata.get("internal"):
+            continue
+        if dataclasses.is_dataclass(value):
+            value = _entries(value, without, f"{name}.")
+        elif value is None and not spec.metadata:  # a section that the run does not have
+            continue
+        elif value is None or (spec.metadata["optional"] and value == spec.default):
+            value = placeholder(fields.kind(spec))
+        entries[spec.name] = value
+    return entries
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuse a config of a run or of a study whose fields have values that they cannot have.
+
+    Raises:
+      ValueError: for the first of them, naming the field, its value and what to use.
+    """
+    values = config.to_dict()
+    declared = specs(values)
+    for name, value in flat(values).items():
+        if name.startswith("policies."):
+            if not isinstance(value, tuple | list) or len(value) != 2:
+                raise ValueError(f"config.{name} is {value!r}; give a ranker and its weight, such as ('random', 0.1)")
+            fields.check(Policy(*value), f"config.{name}")
+            continue
+        spec = declaration(name, declared)
+        if spec is None:
+            if value is not None and not name.startswith("against."):
+                raise ValueError(unknown(name, declared))
+        else:
+            fields.refuse(spec, f"config.{name}", value)
+    _validate_together(values.get("run", values))
+
+
+def unknown(name: str, names: Iterable[str]) -> str:
+    """Say that a config has no field of a name, and which of `names` it could be."""
+    known, parts = [other.split(".") for other in names], name.split(".")
+    at = next((i for i in range(len(parts)) if parts[: i + 1] not in [other[: i + 1] for other in known]), len(parts))
+    beside = {other[at] for other in known if other[:at] == parts[:at] and len(other) > at}
+    advice = fields.nearest(parts[at], beside) if at < len(parts) and beside else "it has no fields of its own"
+    return f"unknown config field {name!r}; {advice}"
+
+
+def specs(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
+    """Return the declarations of the fields that a config may have, by dotted name; those of `run` too.
+
+    Raises:
+      ValueError: for a `source` that does not go with the fields.
+    """
+    if "run" not in config:
+        return _specs_of_run(config)
+    found = {f"run.{name}": spec for name, spec in _specs_of_run(config["run"]).items()}
+    kind = EstimatorStudy if "policies" in config else Study
+    return found | {spec.name: spec for spec in dataclasses.fields(kind)}
+
+
+def _specs_of_run(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
+    source = config.get("source")
+    if source not in SOURCES or (source == "world") != ("world" in config):
+        raise ValueError(
+            f"config.source={source!r} does not go with this config file; use "
+            f"{files.shipped('experiments/world.py')} for 'world' and {files.shipped('experiments/kuairand.py')} for "
+            "'kuairand'"
+        )
+    run = Run() if source == "world" else Run(source=source, world=None, data=KuaiRandData())
+    return dict(_declared(run, ""))
+
+
+def _declared(config: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field]]:
+    for spec in dataclasses.fields(config):
+        if dataclasses.is_dataclass(value := getattr(config, spec.name)):
+            yield from _declared(value, f"{prefix}{spec.name}.")
+        elif spec.metadata and not spec.metadata["internal"]:
+            yield f"{prefix}{spec.name}", spec
+
+
+def declaration(name: str, declared: Mapping[str, dataclasses.Field]) -> dataclasses.Field | None:
+    """Return what declares a field, also one of `when_quick` or of a variant; None where nothing does."""
+    parts = [part for part in name.split(".") if part != "when_quick"]
+    return declared.get(".".join(["run", *parts[2:]] if parts[0] == "variants" else parts))
+
+
+def _validate_together(run: Mapping[str, Any]) -> None:
+    """Refuse values of a run that are fine alone and not together."""
+    kinds: dict[str, Any] = {"agents": AgentConfig, "feedback": Feedback}
+    kinds |= {"world": WorldConfig} if run["source"] == "world" else {"data": KuaiRandData}
+    for section, kind in kinds.items():
+        given = {name: value for name, value in run.get(section, {}).items() if value is not None}
+        kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    logs_only = run["source"] != "world" and run.get("simulator", "world") == "world"
+    if logs_only and run.get("alternation", {}).get("closed_loop"):
+        raise ValueError("config.alternation.closed_loop needs a simulator to serve in; set it to False for logs")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one with dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{name}.")
+        else:
+            out[f"{prefix}{name}"] = value
+    return out

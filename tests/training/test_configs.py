@@ -1,0 +1,107 @@
+"""Every number of every experiment file has a range, in the place that has its default."""
+
+import importlib
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import kuairand, table_ablation, table_estimators, world
+from mmrf_jax import fields
+from mmrf_jax.training import configs
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
+
+
+def outside(spec, value):
+    """Values that a number of a config cannot have, in the form of `value`."""
+    wrong = [2**40, -(2**40), math.nan] if fields.kind(spec) is int else [math.nan, math.inf, -math.inf]
+    return [(one, *value[1:]) for one in wrong] if isinstance(value, tuple) else wrong
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_number_of_an_experiment_has_a_range(name):
+    """Of runs, overlays of quick runs and variants: a field that is declared nowhere, or without a range, fails."""
+    config = importlib.import_module(f"experiments.{name}").get_config()
+    configs.validate(config)
+    values = config.to_dict()
+    declared, numbers = configs.specs(values), 0
+    for field, value in configs.flat(values).items():
+        if field.startswith(("policies.", "against.")):
+            continue
+        spec = configs.declaration(field, declared)
+        assert spec is not None, f"{field} is declared nowhere"
+        if fields.kind(spec) in (int, float):
+            numbers += 1
+            for wrong in outside(spec, value):
+                assert fields.fix(spec, wrong) is not None, f"{field} may be {wrong}"
+    assert numbers >= 40
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "value", "message"),
+    [
+        (world, "feedback.learning_rate", -0.003, "config.feedback.learning_rate is -0.003; use a number above 0"),
+        (world, "agents.learning_rate", math.nan, "config.agents.learning_rate is nan; use a number above 0"),
+        (world, "agents.temperature", math.inf, "config.agents.temperature is inf; use a number above 0"),
+        (world, "agents.polyak", -1.0, "config.agents.polyak is -1.0; use a number in (0, 1]"),
+        (world, "agents.id_dim", -1, "config.agents.id_dim is -1; use --config.agents.id_dim=1 or more"),
+        (world, "alternation.conflict_batches", -1, "use --config.alternation.conflict_batches=0 or more"),
+        (world, "alternation.temperature", math.nan, "config.alternation.temperature is nan; use "),
+        (world, "agents.optimism", -math.inf, "config.agents.optimism is -inf; use a finite number"),
+        (world, "agents.max_rows", 0, "config.agents.max_rows is 0; use --config.agents.max_rows=1 or more"),
+        (world, "feedback.blindness", (0.0, 1.0), "use for each a number in [0, 1)"),
+        (world, "ab_test.sessions", 1, "config.ab_test.sessions is 1; use --config.ab_test.sessions=2 or more"),
+        (world, "when_quick.log_every", 0, "config.when_quick.log_every is 0; use --config.when_quick.log_every=1"),
+        (world, "agents.ablation", "nosuch", "unknown config.agents.ablation='nosuch'; choose among none, co, da, ns"),
+        (world, "world.candidates", 3, "world.candidates=3 must lie between"),
+        (world, "agents.dim", 9, "agents.dim=9 leaves no room"),
+        (kuairand, "data.request_gap_minutes", 0.0, "config.data.request_gap_minutes is 0.0; use a number above 0"),
+        (kuairand, "data.valid_until", 20220501, "valid_until=20220501 is not after train_until"),
+        (kuairand, "agents.signal_weights", (1.0,), "agents.signal_weights has 1 numbers; give 9"),
+        (kuairand, "alternation.closed_loop", True, "needs a simulator to serve in"),
+        (table_estimators, "policies.myopic_03", ("oracle_myopic", math.nan), "config.policies.myopic_03"),
+        (table_estimators, "log_users", 1, "config.log_users is 1; use --config.log_users=2 or more"),
+        (table_ablation, "seeds", 0, "config.seeds is 0; use --config.seeds=1 or more"),
+        (table_ablation, "run.train.batch", 0, "config.run.train.batch is 0; use --config.run.train.batch=1 or more"),
+        (table_ablation, "variants.da.agents.ablation", "xx", "unknown config.variants.da.agents.ablation='xx'"),
+    ],
+)
+def test_numbers_of_a_config_that_cannot_be(make, field, value, message):
+    config = make.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError) as error:
+        configs.validate(config)
+    assert message in str(error.value)
+
+
+def test_a_field_that_no_config_has_is_named_with_those_like_it():
+    config = world.get_config()
+    config.agents.lerning_rate = 0.1
+    with pytest.raises(ValueError, match=r"unknown config field 'agents.lerning_rate'; did you mean learning_rate or "):
+        configs.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("agents.lerning_rate", "did you mean learning_rate"),
+        ("agent.learning_rate", "did you mean agents?"),
+        ("sed", "did you mean seed?"),
+        ("train.xyz", "there are batch, epochs, segment"),
+        ("train.batch.size", "it has no fields of its own"),
+    ],
+)
+def test_advice_for_an_unknown_field(name, advice):
+    text = configs.unknown(name, configs.specs(world.get_config().to_dict()))
+    assert text.startswith(f"unknown config field {name!r}; {advice}")
+
+
+def test_experiment_files_are_read_without_jax():
+    script = "import importlib, sys\n"
+    script += "".join(f"importlib.import_module('experiments.{name}').get_config()\n" for name in EXPERIMENTS)
+    script += "assert not {'jax', 'polars', 'tensorflow_datasets'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
