@@ -395,9 +395,7 @@ def too_small(results: Mapping[str, Any], metric: str = "watch_time") -> str:
     known = [max(abs(x) for x in bounds) for bounds in unsure.values() if bounds and None not in bounds]
     if len(known) < len(unsure):
         return f"{text}there are too few users for an interval; use more sessions."
-    return (
-        f"{text}with so many users the true difference may be 0 or as large as {max(known):.2g} %; use more sessions."
-    )
+    return f"{text}the true difference may be 0, and as large as {max(known):.2g} %; use more sessions."
 
 
 def cell(entry: Mapping[str, Any], metric: str = "") -> str:
