@@ -110,10 +110,14 @@ def metrics(
 
     def measure(scores: np.ndarray, name: str) -> gauc.GroupedMetric:
         mask, label, metric = part(name)
+        if not mask.any():
+            return gauc.NOBODY
         return metric(rows.user_id[mask], scores[mask], label[mask])
 
     def by_duration(name: str) -> list[dict[str, Any]]:
         mask, label, metric = part(name)
+        if not mask.any():
+            return []
         deciles = gauc.by_decile(duration[mask], rows.user_id[mask], rows.scores[mask, -1], label[mask], metric)
         return [
             {

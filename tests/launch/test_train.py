@@ -55,10 +55,11 @@ def test_results_have_the_form_of_the_contract(finished):
     for arm in result["ab_test"].values():
         assert arm.keys() >= METRICS
         for entry in arm.values():
-            assert entry.keys() == {"mean", "diff_pct", "ci95"}
+            assert entry.keys() - {"note"} == {"mean", "diff_pct", "ci95"}
+            assert (entry["diff_pct"] is None) == (entry["ci95"] is None) == ("note" in entry)
             if entry["diff_pct"] is not None:
                 low, high = entry["ci95"]
-                assert low <= entry["diff_pct"] <= high
+                assert -100 <= low <= entry["diff_pct"] <= high
     assert {entry["diff_pct"] for entry in result["ab_test"]["production"].values()} <= {0}
     for name, entry in result["offline"].items():
         assert {"gauc", "ci95", "eligible_users"} <= entry.keys(), name

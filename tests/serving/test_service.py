@@ -97,6 +97,45 @@ def test_a_pause_ends_a_session(settings):
     asyncio.run(run())
 
 
+YEAR = 365 * 86_400_000  # milliseconds
+
+
+@pytest.mark.parametrize("ahead", ["rank", "feedback", "both"])
+def test_the_wall_clock_is_not_monotonic(settings, monkeypatch, capfd, ahead):
+    """A clock a year ahead for one request: the user's session ends when it is set back, and later ones as ever."""
+    clock = [1_800_000_000_000]
+    monkeypatch.setattr(service, "_now", lambda: clock[0])
+
+    def seconds(number: float) -> None:
+        clock[0] += int(1000 * number)
+
+    async def run():
+        async with running(settings) as s:
+            for user in (1, 2):  # the second sees no wrong clock
+                assert (await step(s, user, 0)).position == 0
+            clock[0] += YEAR if ahead != "feedback" else 0
+            slate = await s.rank(asked(1, 1))
+            clock[0] += YEAR * ((ahead == "feedback") - (ahead == "rank"))
+            await s.feedback("1/1", slate.request, *answers(slate, 1), False)
+            clock[0] = 1_800_000_000_000
+            places = []
+            for pause in (5, 5, settings.session_gap + 5, 5, -(settings.session_gap - 5), 5):
+                seconds(pause)
+                places.append((await step(s, 1, len(places) + 2)).position)
+            assert places == [0, 1, 0, 1, 2, 3]  # back by less than the gap is none
+            clock[0] = 1_800_000_005_000
+            assert (await step(s, 2, 1)).position == 1
+            clock[0] += YEAR
+            assert [(await step(s, user, 20)).position for user in (1, 2)] == [0, 0]
+            clock[0] -= YEAR
+            assert [(await step(s, user, 21)).position for user in (1, 2)] == [0, 0]
+
+    asyncio.run(run())
+    assert capfd.readouterr().err.count("behind the time of a user's last request") == 1
+    times = [r["time"] for r, _ in fl.scan(settings.log) if r["kind"] == "rank" and r["user"] == 1]
+    assert times[-1] < 1_800_000_000_000 + YEAR  # a new session has the time that the clock says
+
+
 def test_a_history_is_taken_of_new_users_only(settings):
     history = IDS[:4], tiny.make_feedback(np.random.default_rng(0), (4,))
 
