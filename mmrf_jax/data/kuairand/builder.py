@@ -37,7 +37,7 @@ from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.metrics.progress import counted, say
 
 #: Changes whenever the same files and config would give other records.
-FORMAT = 5
+FORMAT = 6
 #: Says how far it is and asks nobody: of several processes one alone prepares, and all must ask as often.
 unchecked = functools.partial(counted, checks=0)
 
@@ -100,6 +100,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
                 with contextlib.ExitStack() as stack:
                     engine = self._engine or stack.enter_context(engines.processes())
                     self._made = prepare.run(job, engine, self._progress)
+                _say_unused(self._made["report"]["log"])
                 self._kept = job.records
                 with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of downloads
                     super().download_and_prepare(**kwargs)
@@ -130,6 +131,13 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
             schema=self._made["schema"],
             config=dataclasses.asdict(self.session_config),
         )
+
+
+def _say_unused(logs: dict[str, dict[str, int]]) -> None:
+    for name, counts in logs.items():
+        if counts["used"] < counts["rows"]:
+            unused = f"{counts['rows'] - counts['used']:,} of {counts['rows']:,} rows"
+            say(f"{unused} of the {name} log are not used: {prepare.describe_unused(counts)}")
 
 
 @contextlib.contextmanager
