@@ -16,17 +16,19 @@ that all machines see under the same paths:
 import contextlib
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import tensorflow_datasets as tfds
 from absl import flags
 
+import experiments
 from launch import common
 from mmrf_jax.data.kuairand import builder, engines
 from mmrf_jax.metrics.progress import counted
 from mmrf_jax.training import sources
 
-_CONFIG = common.define_config("experiments/kuairand.py")
+_CONFIG = common.define_config(str(Path(experiments.__file__).with_name("kuairand.py")))
 _SOURCE = flags.DEFINE_string("source", None, "Folder with KuaiRand's CSV files, or its parent.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write; what it holds of other configs is kept.", required=True)
 _ENGINE = flags.DEFINE_enum("engine", "local", ["local", "beam"], "Processes of this machine, or Apache Beam.")
@@ -47,7 +49,11 @@ def main() -> None:
             engine = stack.enter_context(engines.processes(_WORKERS.value))
         memory = stack.enter_context(_Memory())
         made = builder.KuaiRand(
-            data_dir=_OUT.value, source=_SOURCE.value, config=wanted, engine=engine, progress=counted
+            data_dir=Path(_OUT.value).expanduser(),
+            source=Path(_SOURCE.value).expanduser(),
+            config=wanted,
+            engine=engine,
+            progress=counted,
         )
         before = made.data_path.exists()
         made.download_and_prepare()

@@ -172,7 +172,7 @@ def _read_cells(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.DataF
     cells = lines.split(raw)
     full = cells.list.len() == len(header)
     rows: dict[str, pl.Series] = {}
-    lost = pl.repeat(False, len(cells), eager=True)
+    lost = full ^ full
     for name in kept:
         number, rounded = lines.parse_whole_numbers(cells.list.get(header.index(name), null_on_oob=True).alias(name))
         if name in LOG_TYPES:

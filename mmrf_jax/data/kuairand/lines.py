@@ -27,6 +27,7 @@ _MAGIC = {
 }
 #: A line whose quotes all surround whole cells without commas.
 _PLAIN_QUOTES = r'^(?:"[^",]*"|[^",]*)(?:,(?:"[^",]*"|[^",]*))*$'
+_NO = pl.Series([False])
 _LONGEST_HEADER = 1 << 20  # bytes; a file without line ends may be of any size
 #: Spreadsheets and R write numbers of fewer digits out.
 _LOST_FROM_EXPONENT = 11
@@ -134,7 +135,7 @@ def parse_whole_numbers(text: pl.Series) -> tuple[pl.Series, pl.Series]:
     text = text.str.strip_chars()
     number = text.cast(pl.Int64, strict=False)
     if not number.null_count():
-        return number, pl.repeat(False, len(text), eager=True)
+        return number, _NO.new_from_index(0, len(text))
     decimal = text.cast(pl.Float64, strict=False)
     # beyond 2^53 a Float64 lacks digits itself
     whole_number = (decimal == decimal.floor()) & (decimal.abs() < 2**53)
