@@ -393,7 +393,7 @@ def test_too_few_videos_are_no_fix_of_zero(tmp_path):
 def test_the_docs_table_is_what_these_tests_show():
     tables = re.split(r"^## ", DOCS.read_text(), flags=re.M)
     rows = lambda title: dict(
-        re.findall(r"^\| (.+?) \| (.+?) \|$", next(t for t in tables if t.startswith(title)), flags=re.M)[2:]
+        re.findall(r"^\| (.+?) \| (.+?) \|$", next(t for t in tables if t.startswith(title)), flags=re.M)[1:]
     )
     said = {"used": "used", "": "no row", "duplicates": "once"}
     assert rows("Lines of a log") == {name: said.get(of, f"`{of}`") for name, (_, of) in LINES.items()}
