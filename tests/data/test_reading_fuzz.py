@@ -182,7 +182,8 @@ def read_source(seed: int, folder: pathlib.Path) -> None:
                 assert len(columns.read_users((path,))[0]) == rows_in(data), seed
             else:
                 pieces = [[columns.read_videos(c)[0] for c in prepare.lines.chunks(path, of)] for of in (1 << 30, size)]
-                one, other = (pl.concat(frames, how="vertical_relaxed") for frames in pieces)
+                joined = [pl.concat(frames, how="vertical_relaxed") for frames in pieces]
+                one, other = (frame.with_columns(pl.col(pl.String).fill_null("")) for frame in joined)
                 assert len(one) == rows_in(data) and one.equals(other.cast(one.schema)), seed
         except ValueError as error:
             check_message(error, seed)

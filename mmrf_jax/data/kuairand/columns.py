@@ -290,7 +290,8 @@ def _read_text(chunk: lines.Chunk, names: tuple[str, ...]) -> pl.DataFrame:
         frame = pl.read_csv(raw, has_header=False, schema=schema, encoding="utf8-lossy")
         within = frame.select(pl.all().str.count_matches(",", literal=True).sum()).row(0) if b'"' in raw else (0,)
         separating = raw.count(b",") - sum(within)
-        if raw.count(b"\n") == len(frame) and separating == len(frame) * (len(header) - 1):
+        whole_lines = raw.count(b"\n") == len(frame) and raw.count(b"\r") == raw.count(b"\r\n")
+        if whole_lines and separating == len(frame) * (len(header) - 1):
             return frame.select(names)
     except pl.exceptions.PolarsError:  # the first line, or one with too many fields
         pass
