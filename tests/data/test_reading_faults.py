@@ -373,8 +373,12 @@ def test_the_path_of_the_records_is_no_pattern(tmp_path):
 def test_unused_rows_are_said_once(tmp_path, capfd):
     rows = standard().astype(object)
     rows.loc[[3, 4], "is_click"] = 2
-    kr.load_or_prepare(files.write(tmp_path / "source", standard=rows), tmp_path / "cache", CONFIG)
-    assert "2 of 300 rows of the standard log are not used: 2 bad_flag\n" in capfd.readouterr().err
+    source = files.write(tmp_path / "source", standard=rows)
+    (source / "data" / "user_features_pure.csv").open("a").write("x" + ",1" * 29 + "\n")
+    kr.load_or_prepare(source, tmp_path / "cache", CONFIG)
+    said = capfd.readouterr().err
+    assert "2 of 300 rows of the standard log are not used: 2 bad_flag\n" in said
+    assert "1 of 14 rows of the features of users are not used: unparsable\n" in said
 
 
 def test_too_few_videos_are_no_fix_of_zero(tmp_path):

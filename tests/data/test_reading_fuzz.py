@@ -137,7 +137,7 @@ def change_file(rng, data):
         lambda: data.replace(b",", b";"),
         lambda: b"\xef\xbb\xbf" + data,
         lambda: b"\n\n" + data,
-        lambda: data[: int(rng.integers(len(data)))],
+        lambda: data[: int(rng.integers(len(data) + 1))],
         lambda: data + data,
         lambda: data.partition(b"\n")[0],
         lambda: data.partition(b"\n")[2],

@@ -100,7 +100,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
                 with contextlib.ExitStack() as stack:
                     engine = self._engine or stack.enter_context(engines.processes())
                     self._made = prepare.run(job, engine, self._progress)
-                _say_unused(self._made["report"]["log"])
+                _say_unused(self._made["report"])
                 self._kept = job.records
                 with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of downloads
                     super().download_and_prepare(**kwargs)
@@ -133,11 +133,15 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
         )
 
 
-def _say_unused(logs: dict[str, dict[str, int]]) -> None:
-    for name, counts in logs.items():
+def _say_unused(report: dict) -> None:
+    for name, counts in report["log"].items():
         if counts["used"] < counts["rows"]:
             unused = f"{counts['rows'] - counts['used']:,} of {counts['rows']:,} rows"
             say(f"{unused} of the {name} log are not used: {prepare.describe_unused(counts)}")
+    for name, counts in report["features"].items():
+        if counts["unparsable"]:
+            unused = f"{counts['unparsable']:,} of {counts['rows']:,} rows"
+            say(f"{unused} of the features of {name} are not used: unparsable")
 
 
 @contextlib.contextmanager

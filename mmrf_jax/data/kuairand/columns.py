@@ -43,6 +43,7 @@ LOG_TYPES = {
 #: Log columns that only serve to tell exact duplicates from rows that differ.
 EXTRA_LOG_TYPES = {"hourmin": pl.Int32, "profile_stay_time": pl.Int64, "comment_stay_time": pl.Int64}
 IDS = ("user_id", "video_id")
+_PIECE = 4 << 20  # bytes of lines with faults among them that are looked at at once, for each takes fifty times as many
 _OPTIONS: dict[str, Any] = {"has_header": False, "quote_char": None, "encoding": "utf8-lossy"}
 USER_FLAGS = ("is_lowactive_period", "is_live_streamer", "is_video_author")
 USER_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
@@ -137,8 +138,11 @@ def read_log(chunk: lines.Chunk) -> pl.DataFrame:
     kept = {name: kind for name, kind in {**LOG_TYPES, **EXTRA_LOG_TYPES}.items() if name in header}
     raw = chunk.read()
     rows = _read_numbers(raw, header, kept)
-    if rows is None:
-        rows = _read_cells(raw, header, kept)
+    if rows is None:  # some pieces of it have no fault
+        pieces = lines.cut(raw, _PIECE)
+        read = [_read_numbers(piece, header, kept) if len(pieces) > 1 else None for piece in pieces]
+        cells = [_read_cells(p, header, kept) if of is None else of for p, of in zip(pieces, read, strict=True)]
+        rows = pl.concat(cells, how="vertical_relaxed")
     absent = [pl.lit(0, dtype=kind).alias(name) for name, kind in EXTRA_LOG_TYPES.items() if name not in kept]
     return rows.with_columns(*absent).select(*LOG_TYPES, *EXTRA_LOG_TYPES, "lost_digits")
 
@@ -150,9 +154,10 @@ def _read_numbers(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.Dat
     if not raw.endswith(b"\n"):
         raw += b"\n"  # without it polars takes a comma at the end for none
     for id_type in (pl.Int32, pl.Int64):
-        kept |= dict.fromkeys(IDS, id_type)
+        types = kept | dict.fromkeys(IDS, id_type)
         try:
-            frame = pl.read_csv(raw, schema={n: kept.get(n, pl.String) for n in header}, ignore_errors=True, **_OPTIONS)
+            schema = {name: types.get(name, pl.String) for name in header}
+            frame = pl.read_csv(raw, schema=schema, ignore_errors=True, **_OPTIONS)
         except pl.exceptions.PolarsError:  # the first line, or one with too many fields
             return None
         unread = {name for name in kept if frame[name].null_count()}
@@ -283,18 +288,28 @@ def _read_text(chunk: lines.Chunk, names: tuple[str, ...]) -> pl.DataFrame:
     """Cells as text, a row per line that is not blank; null throughout where that has more or fewer fields."""
     header = lines.read_header(chunk.path, names)
     raw = chunk.read()
+    frame = _read_quoted(raw, header)
+    if frame is not None:
+        return frame.select(names)
+    return pl.concat([_read_all(piece, header, names) for piece in lines.cut(raw, _PIECE)])
+
+
+def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
+    """The cells of lines without any fault; None where one has some."""
     if not raw.endswith(b"\n"):
         raw += b"\n"
     try:
-        schema = dict.fromkeys(header, pl.String)
-        frame = pl.read_csv(raw, has_header=False, schema=schema, encoding="utf8-lossy")
-        within = frame.select(pl.all().str.count_matches(",", literal=True).sum()).row(0) if b'"' in raw else (0,)
-        separating = raw.count(b",") - sum(within)
-        whole_lines = raw.count(b"\n") == len(frame) and raw.count(b"\r") == raw.count(b"\r\n")
-        if whole_lines and separating == len(frame) * (len(header) - 1):
-            return frame.select(names)
+        frame = pl.read_csv(raw, has_header=False, schema=dict.fromkeys(header, pl.String), encoding="utf8-lossy")
     except pl.exceptions.PolarsError:  # the first line, or one with too many fields
-        pass
+        return None
+    within = frame.select(pl.all().str.count_matches(",", literal=True).sum()).row(0) if b'"' in raw else (0,)
+    separating = raw.count(b",") - sum(within)
+    whole_lines = raw.count(b"\n") == len(frame) and raw.count(b"\r") == raw.count(b"\r\n")
+    return frame if whole_lines and separating == len(frame) * (len(header) - 1) else None
+
+
+def _read_all(raw: bytes, header: list[str], names: tuple[str, ...]) -> pl.DataFrame:
+    """The cells of lines that may have any fault."""
     cells = lines.split(raw)
     full = cells.list.len() == len(header)
     columns = [cells.list.get(header.index(name), null_on_oob=True).alias(name) for name in names]

@@ -100,6 +100,14 @@ def read_header(path: pathlib.Path, needed: Iterable[str]) -> list[str]:
     return [name or f"column {i}" for i, name in enumerate(header, 1)]
 
 
+def cut(raw: bytes, size: int) -> list[bytes]:
+    """Pieces of whole lines, of about `size` bytes each; one at least."""
+    edges = [0]
+    while end := raw.find(b"\n", edges[-1] + size - 1) + 1:
+        edges.append(end)
+    return [raw[a:b] for a, b in itertools.pairwise([*edges, len(raw)]) if b > a] or [raw]
+
+
 def split(raw: bytes) -> pl.Series:
     """The cells of each line that is not blank, as lists of strings without the quotes around them."""
     line = pl.Series("line", [raw.decode("utf-8", "replace")]).str.split("\n").explode()

@@ -260,7 +260,7 @@ def _check_usable(job: Job) -> None:
     path, first = next((path, first) for path, first in found if first)
     raise ValueError(
         f"none of the {counts['rows']:,} rows of the standard log in {folder} can be used: {describe_unused(counts)}; "
-        f"the first is {path}, {first}"
+        f"the first is {path}, {first}; see docs/reading-logs.md"
     )
 
 
