@@ -353,6 +353,19 @@ def test_synthetic_logs_look_like_the_release(tmp_path, variant):
         log.write(tmp_path / "a", counted)
 
 
+@pytest.mark.parametrize("variant", synthetic.OFFICIAL)
+def test_sizes_of_synthetic_logs_follow_their_rows(variant, tmp_path):
+    users, videos, _ = synthetic.OFFICIAL[variant]
+    sizes = lambda rows: synthetic.SyntheticLog(rows, variant=variant)._sizes
+    assert sizes(synthetic.OFFICIAL_ROWS[variant])[:2] == (users, videos)
+    assert sizes(2_000)[0] == 40 and sizes(2_000)[1] < 1_000 and sizes(1)[0] == 1
+    log = synthetic.SyntheticLog(rows=2_000, variant=variant)
+    log.write(tmp_path / "log", counted)
+    assert sum(len(path.read_bytes()) for path in (tmp_path / "log").rglob("*.csv")) < 1 << 20
+    report = kr.load_or_prepare(tmp_path / "log", tmp_path / "records")[3]  # 100 candidates are found
+    assert report["log"]["standard"]["rows"] == 2_000 and report["splits"]["random_test"]["exposures"] > 0
+
+
 def test_synthetic_logs_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(ValueError, match="variant='2k' is no release"):
         synthetic.SyntheticLog(rows=10, variant="2k")
