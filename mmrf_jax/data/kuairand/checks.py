@@ -24,12 +24,12 @@ _EXAMPLES |= {"play_time_ms": "18312", "duration_ms": "36438"}
 
 
 def is_random(path: pathlib.Path) -> bool:
-    """Whether a file is of the random log, by its name."""
+    """Tell by its name whether a file is of the random log."""
     return path.name.startswith("log_random")
 
 
 def count(rows: pl.DataFrame, random_file: bool) -> dict[str, int]:
-    """Counts, of rows as `clean.mark` gives them, what `check` compares; counts of pieces of a file add up."""
+    """Count, of rows as `clean.mark` gives them, what `check` compares; counts of pieces of a file add up."""
     midnight = clean.midnights(rows["date"])
     time, play, duration, length = pl.col("time_ms"), pl.col("play_time_ms"), pl.col("duration_ms"), pl.col("length")
     on_date = lambda when: (when >= midnight - DAY_MS) & (when < midnight + 2 * DAY_MS)
@@ -120,11 +120,14 @@ def check_durations(path: pathlib.Path, duration_ms: np.ndarray) -> None:
 def find_unusable(
     path: pathlib.Path, chunk_bytes: int, known: Callable[[np.ndarray], np.ndarray], reasons: Sequence[str]
 ) -> str | None:
-    """The first row of a log's file that cannot be used for one of some reasons, in words; None where there is none.
+    """Find the first row of a log's file that is unusable for one of some reasons; None where there is none.
 
     Args:
       chunk_bytes: as many are read at a time.
       known: as for `clean.clean`.
+
+    Returns:
+      Its line and cell, such as `line 2: date is '2022-04-22', not a whole number such as 20220422`.
     """
     places = [clean.REASONS.index(reason) for reason in reasons]
     before = lines.read_top(path).count(b"\n")
@@ -143,7 +146,7 @@ def find_unusable(
 
 
 def _describe(header: list[str], cells: list[str], row: dict) -> str:
-    """Why a row cannot be used, with the first cell that says so."""
+    """Say why a row cannot be used, with the first cell that shows it."""
     if len(cells) != len(header):
         return f"it has {len(cells)} fields, the header {len(header)}"
     reason = clean.REASONS[row["reason"]]

@@ -120,7 +120,7 @@ def give_reasons(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) 
 
 
 def midnights(dates: pl.Series) -> pl.Series:
-    """When days such as 20220409 begin in Beijing, in ms since 1970; null for what is no day."""
+    """Give when days such as 20220409 begin in Beijing, in ms since 1970; null for what is no day."""
     start: dict[int, int] = {}
     for date in dates.unique().drop_nulls().to_list():
         with contextlib.suppress(ValueError):  # no day

@@ -148,7 +148,7 @@ def read_log(chunk: lines.Chunk) -> pl.DataFrame:
 
 
 def _read_numbers(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.DataFrame | None:
-    """The rows of lines without any fault; None where one has some."""
+    """Read lines of a log without any fault; None where one has some."""
     if b'"' in raw:
         return None
     if not raw.endswith(b"\n"):
@@ -173,7 +173,7 @@ def _read_numbers(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.Dat
 
 
 def _read_cells(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.DataFrame:
-    """The rows of lines that may have any fault, at a fifth of the speed."""
+    """Read lines of a log that may have any fault, at a fifth of the speed."""
     cells = lines.split(raw)
     full = cells.list.len() == len(header)
     rows: dict[str, pl.Series] = {}
@@ -192,7 +192,7 @@ def _read_cells(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.DataF
 
 
 def _narrow_ids(number: pl.Series) -> pl.Series:
-    """Ids as Int32 where all fit, null below 0."""
+    """Cast ids to Int32 where all fit; they are null below 0."""
     number = pl.select(pl.when(number >= 0).then(number).alias(number.name)).to_series()
     return number if (number >= 2**31).any() else number.cast(pl.Int32)
 
@@ -240,7 +240,7 @@ def read_videos(chunk: lines.Chunk) -> tuple[pl.DataFrame, CellCounts]:
 
 
 def add_cells(counts: Sequence[CellCounts]) -> CellCounts:
-    """The counts of several pieces of a file together."""
+    """Add the counts of several pieces of a file."""
     return {
         name: (
             sum(of[name][0] for of in counts),
@@ -277,7 +277,7 @@ def _parse_ids(text: pl.Series) -> pl.Series:
 
 
 def _parse_numbers(text: pl.Series) -> pl.Series:
-    """Cells as Float64, null where they are no finite number."""
+    """Parse cells as Float64, null where they are no finite number."""
     value = text.cast(pl.Float64, strict=False)
     if value.null_count() > text.null_count():
         value = text.str.strip_chars().cast(pl.Float64, strict=False)
@@ -285,7 +285,7 @@ def _parse_numbers(text: pl.Series) -> pl.Series:
 
 
 def _read_text(chunk: lines.Chunk, names: tuple[str, ...]) -> pl.DataFrame:
-    """Cells as text, a row per line that is not blank; null throughout where that has more or fewer fields."""
+    """Read cells as text, a row per line that is not blank; null throughout where the number of fields is wrong."""
     header = lines.read_header(chunk.path, names)
     raw = chunk.read()
     frame = _read_quoted(raw, header)
@@ -295,7 +295,7 @@ def _read_text(chunk: lines.Chunk, names: tuple[str, ...]) -> pl.DataFrame:
 
 
 def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
-    """The cells of lines without any fault; None where one has some."""
+    """Read lines of features without any fault; None where one has some."""
     if not raw.endswith(b"\n"):
         raw += b"\n"
     try:
@@ -309,7 +309,7 @@ def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
 
 
 def _read_all(raw: bytes, header: list[str], names: tuple[str, ...]) -> pl.DataFrame:
-    """The cells of lines that may have any fault."""
+    """Read lines of features that may have any fault."""
     cells = lines.split(raw)
     full = cells.list.len() == len(header)
     columns = [cells.list.get(header.index(name), null_on_oob=True).alias(name) for name in names]

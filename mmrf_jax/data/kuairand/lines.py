@@ -64,7 +64,7 @@ def chunks(path: pathlib.Path, size: int) -> list[Chunk]:
 
 
 def read_top(path: pathlib.Path) -> bytes:
-    """The header's line, and the blank lines before it."""
+    """Read the header's line, and the blank lines before it."""
     top = line = b""
     with open(path, "rb") as f:
         while line.strip() in (b"", b"\xef\xbb\xbf") and (line := f.readline(_LONGEST_HEADER)):
@@ -73,7 +73,7 @@ def read_top(path: pathlib.Path) -> bytes:
 
 
 def read_header(path: pathlib.Path, needed: Iterable[str]) -> list[str]:
-    """Column names of a CSV file, one per field; `column 3` stands for a third that has no name.
+    """Read the column names of a CSV file, one per field; `column 3` stands for a third that has no name.
 
     Raises:
       ValueError: for a file that is empty, no CSV, not separated by commas, lacks a column or has one twice.
@@ -101,7 +101,7 @@ def read_header(path: pathlib.Path, needed: Iterable[str]) -> list[str]:
 
 
 def cut(raw: bytes, size: int) -> list[bytes]:
-    """Pieces of whole lines, of about `size` bytes each; one at least."""
+    """Cut bytes into pieces of whole lines, of about `size` bytes each; one at least."""
     edges = [0]
     while end := raw.find(b"\n", edges[-1] + size - 1) + 1:
         edges.append(end)
@@ -109,7 +109,7 @@ def cut(raw: bytes, size: int) -> list[bytes]:
 
 
 def split(raw: bytes) -> pl.Series:
-    """The cells of each line that is not blank, as lists of strings without the quotes around them."""
+    """Split each line that is not blank into its cells, lists of strings without the quotes around them."""
     line = pl.Series("line", [raw.decode("utf-8", "replace")]).str.split("\n").explode()
     line = line.filter(line.str.strip_chars() != "").str.strip_suffix("\r")
     quoted = line.str.contains('"', literal=True)
@@ -127,7 +127,7 @@ def split(raw: bytes) -> pl.Series:
 
 
 def _split_quoted(line: str) -> list[str]:
-    """The cells of a line as the csv module reads them; split at all commas where its quotes are not in order."""
+    """Split a line as the csv module does; at all commas where its quotes are not in order."""
     try:
         return next(csv.reader([line], strict=True))
     except (csv.Error, StopIteration):
@@ -135,7 +135,7 @@ def _split_quoted(line: str) -> list[str]:
 
 
 def parse_whole_numbers(text: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Cells as Int64, and which of them lack digits that a spreadsheet cut off (`1.65061E+12`).
+    """Parse cells as Int64, and say which of them lack digits that a spreadsheet cut off (`1.65061E+12`).
 
     A cell that is no whole number is null, and so is one that lacks digits. `7`, ` 7`, `+7`, `007`, `7.0` and `7e0`
     are 7.

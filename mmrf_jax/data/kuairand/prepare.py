@@ -187,7 +187,7 @@ def _check_logs(job: Job) -> None:
 
 
 def _known_durations(job: Job) -> Callable[[np.ndarray], np.ndarray]:
-    """Gives the durations [n] in ms of video ids [n], 0 where the features have none."""
+    """Make a function from video ids [n] to durations [n] in ms, 0 where the features have none."""
     ids, duration = (np.load(job.work / f"featured_{name}.npy", mmap_mode="r") for name in ("id", "duration"))
 
     def known(video: np.ndarray) -> np.ndarray:
@@ -265,7 +265,7 @@ def _check_usable(job: Job) -> None:
 
 
 def describe_unused(counts: dict[str, int]) -> str:
-    """How many rows of a log are not used for each reason, such as `2 unparsable, 1 no_duration`."""
+    """Say how many rows of a log are not used for each reason, such as `2 unparsable, 1 no_duration`."""
     return ", ".join(f"{counts[key]:,} {key}" for key in (*clean.REASONS, "duplicates") if counts[key])
 
 
@@ -339,7 +339,7 @@ def fit(job: Job, task: int) -> None:
 
 
 def _number_users(job: Job, ids: np.ndarray) -> int:
-    """One more than the largest number of a user among `ids`, all there are, −1 included.
+    """Give one more than the largest number of a user among `ids`, all there are, −1 included.
 
     Users' numbers are their ids. Ids too large for int32 are numbered in their order, which is kept for `write_bucket`.
     """
