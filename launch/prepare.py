@@ -50,7 +50,11 @@ def main() -> None:
             engine = stack.enter_context(engines.processes(_WORKERS.value))
         memory = stack.enter_context(_Memory())
         made = builder.KuaiRand(
-            data_dir=_OUT.value, source=_SOURCE.value, config=wanted, engine=engine, progress=counted
+            data_dir=_OUT.value,
+            source=_SOURCE.value,
+            config=wanted,
+            engine=engine,
+            progress=counted,
         )
         before = made.data_path.exists()
         made.download_and_prepare()
