@@ -5,20 +5,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+#: Compiled programs, kept from one run of the tests to the next; of all workers and all processes that tests start.
+CACHE = Path(os.environ.get("MMRF_TEST_CACHE") or ROOT / ".cache" / "xla").absolute()
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")  # virtual CPU devices deadlock on few cores without it
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Compiling takes longer than what is compiled; what counts work asks for the fixture `optimised`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# The emitters of fusions take three quarters of a compilation's time.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 import processes
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
 def run_python():
     """Runs a Python script, given as text, in a process with a number of virtual CPU devices; gives its stdout."""
 
-    def run(script: str, *args: object, devices: int = 1, timeout: float = 240, expect: int = 0) -> str:
+    def run(script: str, *args: object, devices: int = 1, timeout: float = processes.HANG, expect: int = 0) -> str:
         env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "16"}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
         command = [sys.executable, "-c", script, *map(str, args)]
@@ -30,8 +38,6 @@ def run_python():
 
 
 @pytest.fixture(scope="session")
-def launch(tmp_path_factory) -> processes.Launcher:
+def launch() -> processes.Launcher:
     """Starts the mains, all with one compile cache."""
-    cache = tmp_path_factory.getbasetemp() / "xla_of_mains"
-    cache.mkdir(exist_ok=True)
-    return processes.Launcher(cache)
+    return processes.Launcher(CACHE)

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
+from processes import HANG
 
 from mmrf_jax.data import records
 from mmrf_jax.data.kuairand import builder as kr
@@ -187,13 +188,17 @@ def test_a_split_is_read_by_block(source, tmp_path):
         kr.Split(tmp_path / "nowhere", "train")
 
 
-def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, capfd):
-    begun, entered = threading.Event(), []
+def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, monkeypatch):
+    begun, waits, entered, said = threading.Event(), threading.Event(), [], []
+
+    def say(message):
+        said.append(message)
+        waits.set()
 
     def engine(task, job, todo, done):
         entered.append(task)
         begun.set()
-        time.sleep(0.2)
+        assert waits.wait(HANG)
         for ended, i in enumerate(todo, 1):
             task(job, i)
             done(ended)
@@ -203,13 +208,14 @@ def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, ca
             data_dir=tmp_path, source=source.logs[0].parent, config=CONFIG, engine=engine
         ).download_and_prepare()
 
+    monkeypatch.setattr(kr, "say", say)
     first = threading.Thread(target=build)
     first.start()
     begun.wait()
     build()
     first.join()
     assert len(entered) == 7  # stages, once each
-    assert f"another process prepares {tmp_path}; waiting for it" in capfd.readouterr().err
+    assert said == [f"another process prepares {tmp_path}; waiting for it"]
     assert kr.load(tmp_path)[0]["train"].num_sessions > 0 and not list(tmp_path.glob(".unfinished-*"))
 
 

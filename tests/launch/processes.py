@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Seconds after which a wait is given up. It only ends a hang: no test may pass or fail by the speed of the machine.
+HANG = 1_800.0
 
 #: A world job of a few seconds once it is compiled; all tests use these shapes, so that it is compiled once.
 TINY = (
@@ -31,7 +33,7 @@ class Launcher:
         if processes == 1:
             return [sys.executable, *main]
         # Whoever ends by himself does so in time, however busy the machine is.
-        shape = [f"--num_processes={processes}", f"--devices_per_process={devices}", "--grace_seconds=60"]
+        shape = [f"--num_processes={processes}", f"--devices_per_process={devices}", f"--grace_seconds={HANG}"]
         return [sys.executable, "-m", "launch.local", *shape, "--", *main]
 
     def environment(self, devices: int = 1) -> dict[str, str]:
@@ -39,7 +41,7 @@ class Launcher:
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return os.environ | fixed | cache
 
-    def __call__(self, name: str, *args: object, devices: int = 1, processes: int = 1, timeout: float = 400):
+    def __call__(self, name: str, *args: object, devices: int = 1, processes: int = 1, timeout: float = HANG):
         command = self.command(name, *args, processes=processes, devices=devices)
         return subprocess.run(
             command, env=self.environment(devices), cwd=ROOT, capture_output=True, text=True, timeout=timeout
@@ -101,7 +103,7 @@ def phases(log: Path) -> list[str]:
     return [line.removeprefix("phase: ") for line in lines if line.startswith("phase: ")]
 
 
-def wait_until(process: subprocess.Popen, condition, timeout: float = 240) -> bool:
+def wait_until(process: subprocess.Popen, condition, timeout: float = HANG) -> bool:
     """Waits until the condition holds; False if the process ended before."""
     end = time.monotonic() + timeout
     while process.poll() is None:

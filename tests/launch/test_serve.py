@@ -44,7 +44,7 @@ def start(launch, artifact, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
 
     def begin(*flags):
-        return serving.service(artifact, tmp_path / "log", tmp_path / "serve.log", *flags)
+        return serving.service(artifact, tmp_path / "log", tmp_path / "serve.log", f"--timeout={processes.HANG}", *flags)
 
     return begin
 
@@ -53,7 +53,7 @@ def post(url: str, path: str, body, headers=()) -> tuple[int, dict]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(url + path, data, {"content-type": "application/json", **dict(headers)})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=processes.HANG) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
@@ -179,7 +179,7 @@ def test_killed_under_load_it_loses_no_acknowledged_event(start, artifact, tmp_p
 )
 def test_a_start_that_cannot_be(launch, artifact, tmp_path, flags, said):
     given = [f"--artifact={artifact}", f"--log={tmp_path / 'log'}", "--port=0", *flags]
-    processes.error_line(launch("serve", *given, timeout=120), *said)
+    processes.error_line(launch("serve", *given), *said)
 
 
 def test_an_export_that_cannot_be(launch, finished, artifact, tmp_path):
@@ -235,9 +235,9 @@ def test_whatever_its_document_allows_is_no_error_of_the_service(start, tmp_path
         )
         command = [
             Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json", f"--checks={checks}",
-            "--phases=examples,coverage,fuzzing", "--max-examples=40", "--workers=1", "--generation-deterministic",
+            "--phases=examples,coverage,fuzzing", "--max-examples=40", f"--request-timeout={processes.HANG}", "--workers=1", "--generation-deterministic",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=processes.HANG)
         assert done.returncode == 0, done.stdout[-6000:]
         assert serving.health(server.url)["status"] == "ok"
 

@@ -68,9 +68,9 @@ def test_results_have_the_form_of_the_contract(finished):
 
 def test_a_finished_run_is_left_as_it_is_also_with_another_log_every(run, launch):
     before = snapshot(run)
-    launch.ok("train", *TINY, f"--workdir={run}", timeout=60)
+    launch.ok("train", *TINY, f"--workdir={run}")
     assert snapshot(run) == before
-    launch.ok("train", *TINY, "--config.log_every=3", f"--workdir={run}", timeout=60)
+    launch.ok("train", *TINY, "--config.log_every=3", f"--workdir={run}")
     assert snapshot(run) == before
 
 
