@@ -1,8 +1,11 @@
 """Defaults of the environment, set before JAX is imported. Tests of several devices start a process (`run_python`)."""
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,11 +29,11 @@ import pytest
 def run_python():
     """Runs a Python script, given as text, in a process with a number of virtual CPU devices; gives its stdout."""
 
-    def run(script: str, *args: object, devices: int = 1, timeout: float = processes.HANG, expect: int = 0) -> str:
+    def run(script: str, *args: object, devices: int = 1, expect: int = 0) -> str:
         env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "16"}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
         command = [sys.executable, "-c", script, *map(str, args)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=processes.HANG, cwd=ROOT)
         assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
         return done.stdout
 
@@ -38,6 +41,28 @@ def run_python():
 
 
 @pytest.fixture(scope="session")
-def launch() -> processes.Launcher:
+def once(tmp_path_factory, worker_id):
+    """once(name, make): a folder that `make` has filled for all workers, and that nobody may change: copy it first."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, whole = shared / name, shared / f"{name}.made"
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                whole.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def launch() -> Iterator[processes.Launcher]:
     """Starts the mains, all with one compile cache."""
-    return processes.Launcher(CACHE)
+    launcher = processes.Launcher(CACHE)
+    yield launcher
+    launcher.close()

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -22,11 +25,59 @@ TINY = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+#: Imports what the mains import, and then answers lines of [arguments, environment, output, errors] with an exit code.
+#: Each line is run by a fork that has nothing of JAX but its imports: the process that a main would be a second later.
+FORKS = """
+import importlib, json, os, runpy, sys
+for name in ("launch.common", "mmrf_jax.training.study", "mmrf_jax.serving.export", "mmrf_jax.data.kuairand.builder"):
+    importlib.import_module(name)
+for line in sys.stdin:
+    main, environment, *files = json.loads(line)
+    child = os.fork()
+    if not child:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+for number, name in enumerate([os.devnull, *files]):
+    opened = os.open(name, os.O_RDWR)
+    os.dup2(opened, number)
+    os.close(opened)
+os.environ.clear()
+os.environ.update(environment)
+sys.argv = main
+runpy.run_module(main[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@dataclasses.dataclass
 class Launcher:
-    """Runs `python -m launch.NAME`."""
+    """Runs `python -m launch.NAME`; with one process of one device it is forked, which saves its imports."""
 
     cache: Path
+    forks: subprocess.Popen | None = None
+
+    def forked(self, name: str, *args: object) -> subprocess.CompletedProcess:
+        """What a main did, said and ended with."""
+        if self.forks is None:
+            self.forks = subprocess.Popen(
+                [sys.executable, "-c", FORKS], env=self.environment(), cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, process_group=0,
+            )  # fmt: skip
+        command = [f"launch.{name}", *map(str, args)]
+        with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as error:
+            print(json.dumps([command, self.environment(), out.name, error.name]), file=self.forks.stdin, flush=True)
+            watch = threading.Timer(HANG, os.killpg, (self.forks.pid, signal.SIGKILL))
+            watch.start()
+            code = self.forks.stdout.readline()
+            watch.cancel()
+            assert code, f"{command} did not end\n{error.read()[-12000:]}"
+            return subprocess.CompletedProcess(command, int(code), out.read(), error.read())
+
+    def close(self) -> None:
+        if self.forks is not None:
+            self.forks.communicate()
+            self.forks = None
 
     def command(self, name: str, *args: object, processes: int = 1, devices: int = 1) -> list[str]:
         main = ["-m", f"launch.{name}", *map(str, args)]
@@ -41,10 +92,12 @@ class Launcher:
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return os.environ | fixed | cache
 
-    def __call__(self, name: str, *args: object, devices: int = 1, processes: int = 1, timeout: float = HANG):
+    def __call__(self, name: str, *args: object, devices: int = 1, processes: int = 1) -> subprocess.CompletedProcess:
+        if processes == devices == 1:
+            return self.forked(name, *args)
         command = self.command(name, *args, processes=processes, devices=devices)
         return subprocess.run(
-            command, env=self.environment(devices), cwd=ROOT, capture_output=True, text=True, timeout=timeout
+            command, env=self.environment(devices), cwd=ROOT, capture_output=True, text=True, timeout=HANG
         )
 
     def start(
@@ -103,9 +156,9 @@ def phases(log: Path) -> list[str]:
     return [line.removeprefix("phase: ") for line in lines if line.startswith("phase: ")]
 
 
-def wait_until(process: subprocess.Popen, condition, timeout: float = HANG) -> bool:
+def wait_until(process: subprocess.Popen, condition) -> bool:
     """Waits until the condition holds; False if the process ended before."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + HANG
     while process.poll() is None:
         if condition():
             return True

@@ -22,13 +22,6 @@ LIKE, WATCH, CLICK, LONG = (types.signal_index(name) for name in ("like", "watch
 
 
 @pytest.fixture(scope="module")
-def artifact(finished, launch, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page") / "artifact"
-    launch.ok("export", f"--workdir={finished}", f"--out={folder}")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def start(artifact, launch, tmp_path_factory):
     """Starts services of the artefact; gives their address and the folder of their log."""
     running = []

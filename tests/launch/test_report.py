@@ -78,6 +78,7 @@ def test_the_session_explorer_responds(finished, browser):
     assert buttons[0].get_attribute("aria-pressed") == "false"
 
 
+@pytest.mark.slow
 def test_report_of_a_run_by_itself(finished, launch, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     there = (run / "report.html").read_text()

@@ -30,13 +30,6 @@ from mmrf_jax.training import workdir as wd
 USERS = 40
 
 
-@pytest.fixture(scope="session")
-def artifact(launch, finished, tmp_path_factory):
-    out = tmp_path_factory.mktemp("artifact") / "made"
-    launch.ok("export", f"--workdir={finished}", f"--out={out}")
-    return out
-
-
 @pytest.fixture
 def start(launch, artifact, tmp_path, monkeypatch):
     """Starts services of one log; all of them end with the test."""
@@ -59,6 +52,7 @@ def post(url: str, path: str, body, headers=()) -> tuple[int, dict]:
         return error.code, json.loads(error.read())
 
 
+@pytest.mark.slow
 def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launch, finished, tmp_path):
     config = ml_collections.ConfigDict(wd.read_config(finished))
     mesh = par.make_mesh()

@@ -81,6 +81,7 @@ def test_another_config_is_refused(run, launch):
     assert snapshot(run) == before
 
 
+@pytest.mark.slow
 def test_myopic_runs(launch, tmp_path):
     args = ("--config.method=myopic", f"--workdir={tmp_path / 'run'}")
     # The run's own ranker is an arm without being named, and once if it is.
@@ -134,6 +135,7 @@ def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, tmp_path):
     assert offline["click"]["by_duration"] and set(offline["watch_time_median"]["against"]) == {"popularity"}
 
 
+@pytest.mark.slow
 def test_kuairand_without_a_random_log_trains_and_empty_days_are_refused(launch, tmp_path):
     frames = kuairand_files.write(tmp_path / "source")
     for path in (frames / "data").glob("log_random*"):
