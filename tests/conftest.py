@@ -8,6 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import processes
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 #: Compiled programs, kept from one run of the tests to the next; of all workers and all processes that tests start.
 CACHE = Path(os.environ.get("MMRF_TEST_CACHE") or ROOT / ".cache" / "xla").absolute()
@@ -20,9 +23,6 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # The emitters of fusions take three quarters of a compilation's time.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
-
-import processes
-import pytest
 
 
 @pytest.fixture

@@ -144,9 +144,7 @@ def test_video_values_are_the_slope_of_reward_and_staying():
     out = critic_output(rng, 6)
     w = rng.random(6)
     value = np.float64(out.value.min(axis=0))
-    q = video_values(
-        config, out, jnp.asarray(value, jnp.float32), stay_probability(out, jnp.float32(w)), SCALE
-    )
+    q = video_values(config, out, jnp.asarray(value, jnp.float32), stay_probability(out, jnp.float32(w)), SCALE)
     assert q.shape == (3, 6)
     expected = np.float64(expected_feedback(out.feedback, SCALE)) / SCALE[:, None]
     reward = np.stack([sign * expected[i] for ((i, sign),) in config.reward_terms])

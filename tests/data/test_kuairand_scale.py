@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -408,12 +409,15 @@ def test_killed_again_and_again_it_makes_the_same_files(tmp_path, launch):
         while process.poll() is None and (kills >= 6 or made() < enough):
             time.sleep(0.01)
         if process.poll() is not None:
-            break
+            assert process.returncode == 0
+            if kills >= 3:
+                break
+            shutil.rmtree(tmp_path / "killed")  # a busy machine let it end before: again
+            continue
         time.sleep(rng.uniform(0.0, 0.2))
         process.kill()
         process.wait()
         kills += 1
-    assert process.returncode == 0 and kills >= 3
     one, other = (next((tmp_path / name).glob("kuairand/*/*")) for name in ("whole", "killed"))
     names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
     assert names == sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file())

@@ -59,5 +59,7 @@ def test_a_signal_is_passed_on():
 
 
 def test_a_command_is_needed():
-    done = subprocess.run([sys.executable, "-m", "launch.local"], cwd=ROOT, capture_output=True, text=True, timeout=HANG)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.local"], cwd=ROOT, capture_output=True, text=True, timeout=HANG
+    )
     assert done.returncode != 0 and "no command" in done.stdout + done.stderr

@@ -37,7 +37,9 @@ def start(launch, artifact, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
 
     def begin(*flags):
-        return serving.service(artifact, tmp_path / "log", tmp_path / "serve.log", f"--timeout={processes.HANG}", *flags)
+        return serving.service(
+            artifact, tmp_path / "log", tmp_path / "serve.log", f"--timeout={processes.HANG}", *flags
+        )
 
     return begin
 
@@ -229,7 +231,8 @@ def test_whatever_its_document_allows_is_no_error_of_the_service(start, tmp_path
         )
         command = [
             Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json", f"--checks={checks}",
-            "--phases=examples,coverage,fuzzing", "--max-examples=40", f"--request-timeout={processes.HANG}", "--workers=1", "--generation-deterministic",
+            "--phases=examples,coverage,fuzzing", "--max-examples=40", "--workers=1", "--generation-deterministic",
+            f"--request-timeout={processes.HANG}",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=processes.HANG)
         assert done.returncode == 0, done.stdout[-6000:]

@@ -99,7 +99,14 @@ def stopped_in_fit(launch, args, once) -> tuple[Path, int]:
     return folder / "run", int(re.findall(r"saved step (\d+)", (folder / "log").read_text())[-1])
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (4, 1)])
+@pytest.mark.parametrize(
+    ("processes", "devices"),
+    [
+        (1, 1),
+        pytest.param(1, 4, marks=pytest.mark.nightly),
+        pytest.param(4, 1, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_stopped_run_goes_on_elsewhere(processes, devices, launch, args, stopped_in_fit, reference, tmp_path):
     before, step = stopped_in_fit
     workdir = tmp_path / "run"

@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(number: int, main: str, *flags: str) -> None:
     command = [sys.executable, "-m", "launch.local", f"--num_processes={number}", "--", "-m", f"launch.{main}"]
-    done = subprocess.run([*command, *processes.TINY, *flags], cwd=ROOT, capture_output=True, text=True, timeout=processes.HANG)
+    done = subprocess.run(
+        [*command, *processes.TINY, *flags], cwd=ROOT, capture_output=True, text=True, timeout=processes.HANG
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 

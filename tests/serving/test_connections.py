@@ -25,7 +25,9 @@ async def app(scope, receive, send):
 def port():
     listening = socket.create_server(("127.0.0.1", 0))
     limited = connections.protocol(SECONDS, MOST)
-    config = uvicorn.Config(app, http=limited, ws="none", lifespan="off", log_level="error", timeout_keep_alive=int(HANG))
+    config = uvicorn.Config(
+        app, http=limited, ws="none", lifespan="off", log_level="error", timeout_keep_alive=int(HANG)
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

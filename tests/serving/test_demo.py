@@ -35,7 +35,7 @@ def exported(folder, ids, config):
     ones = jnp.ones(len(types.SIGNALS))
     init = lambda key: alternation.init(key, plan, tiny.SCHEMA, tiny.make_items(), 0.3 * ones, ones, ones)
     key = jax.random.key(3)
-    state = jax.jit(init).lower(key).compile(tiny.QUICK)(key)
+    state = jax.jit(init)(key)
     export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), ids, state, {"config": config})
     return folder
 
