@@ -3,8 +3,7 @@
 import fcntl
 import os
 import shutil
-import subprocess
-import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,21 +22,6 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # The emitters of fusions take three quarters of a compilation's time.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
-
-
-@pytest.fixture
-def run_python():
-    """Runs a Python script, given as text, in a process with a number of virtual CPU devices; gives its stdout."""
-
-    def run(script: str, *args: object, devices: int = 1, expect: int = 0) -> str:
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "16"}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
-        command = [sys.executable, "-c", script, *map(str, args)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=processes.HANG, cwd=ROOT)
-        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
-        return done.stdout
-
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +50,18 @@ def launch() -> Iterator[processes.Launcher]:
     launcher = processes.Launcher(CACHE)
     yield launcher
     launcher.close()
+
+
+@pytest.fixture
+def run_python(launch):
+    """Runs a Python script, given as text, in a process with a number of virtual CPU devices; gives its stdout."""
+
+    def run(script: str, *args: object, devices: int = 1, expect: int = 0) -> str:
+        with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+            file.write(script)
+            file.flush()
+            done = launch.forked(file.name, *args, devices=devices)
+        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    return run

@@ -25,14 +25,15 @@ TINY = (
 )  # fmt: skip
 
 
-#: Imports what the mains import, and then answers lines of [arguments, environment, output, errors] with an exit code.
-#: Each line is run by a fork that has nothing of JAX but its imports: the process that a main would be a second later.
+#: Imports what the mains import, and answers lines of [program and arguments, environment, output, errors] with an exit
+#: code. A fork runs each, which has nothing of JAX but its imports: the process that a start would be a second later.
 FORKS = """
 import importlib, json, os, runpy, sys
+import jax
 for name in ("launch.common", "mmrf_jax.training.study", "mmrf_jax.serving.export", "mmrf_jax.data.kuairand.builder"):
     importlib.import_module(name)
 for line in sys.stdin:
-    main, environment, *files = json.loads(line)
+    program, environment, *files = json.loads(line)
     child = os.fork()
     if not child:
         break
@@ -45,33 +46,48 @@ for number, name in enumerate([os.devnull, *files]):
     os.close(opened)
 os.environ.clear()
 os.environ.update(environment)
-sys.argv = main
-runpy.run_module(main[0], run_name="__main__", alter_sys=True)
+jax.config.update("jax_num_cpu_devices", int(environment["JAX_NUM_CPU_DEVICES"]))  # JAX reads it when it is imported
+sys.argv = program
+if program[0].endswith(".py"):
+    runpy.run_path(program[0], run_name="__main__")
+else:
+    runpy.run_module(program[0], run_name="__main__", alter_sys=True)
 """
 
 
 @dataclasses.dataclass
 class Launcher:
-    """Runs `python -m launch.NAME`; with one process of one device it is forked, which saves its imports."""
+    """Runs `python -m launch.NAME`, one process of it in a fork, which saves its imports."""
 
     cache: Path
     forks: subprocess.Popen | None = None
 
-    def forked(self, name: str, *args: object) -> subprocess.CompletedProcess:
-        """What a main did, said and ended with."""
+    def forked(self, program: str, *args: object, devices: int = 1) -> subprocess.CompletedProcess:
+        """What a module or a file of Python did, said and ended with, as a process that is started with arguments."""
         if self.forks is None:
             self.forks = subprocess.Popen(
                 [sys.executable, "-c", FORKS], env=self.environment(), cwd=ROOT, text=True, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, process_group=0,
             )  # fmt: skip
-        command = [f"launch.{name}", *map(str, args)]
+        assert self.forks.stdin is not None and self.forks.stdout is not None
+        command = [program, *map(str, args)]
         with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as error:
-            print(json.dumps([command, self.environment(), out.name, error.name]), file=self.forks.stdin, flush=True)
+            print(
+                json.dumps([command, self.environment(devices), out.name, error.name]),
+                file=self.forks.stdin,
+                flush=True,
+            )
+            code = ""
             watch = threading.Timer(HANG, os.killpg, (self.forks.pid, signal.SIGKILL))
             watch.start()
-            code = self.forks.stdout.readline()
-            watch.cancel()
-            assert code, f"{command} did not end\n{error.read()[-12000:]}"
+            try:
+                code = self.forks.stdout.readline()
+            finally:
+                watch.cancel()
+                if not code:  # it hung, or somebody interrupts the tests
+                    os.killpg(self.forks.pid, signal.SIGKILL)
+                    self.close()
+            assert code, f"{command} was killed\n{error.read()[-12000:]}"
             return subprocess.CompletedProcess(command, int(code), out.read(), error.read())
 
     def close(self) -> None:
@@ -93,8 +109,8 @@ class Launcher:
         return os.environ | fixed | cache
 
     def __call__(self, name: str, *args: object, devices: int = 1, processes: int = 1) -> subprocess.CompletedProcess:
-        if processes == devices == 1:
-            return self.forked(name, *args)
+        if processes == 1:
+            return self.forked(f"launch.{name}", *args, devices=devices)
         command = self.command(name, *args, processes=processes, devices=devices)
         return subprocess.run(
             command, env=self.environment(devices), cwd=ROOT, capture_output=True, text=True, timeout=HANG
