@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
+from processes import HANG
 
 from mmrf_jax.data import records
 from mmrf_jax.data.kuairand import builder as kr
@@ -187,13 +189,17 @@ def test_a_split_is_read_by_block(source, tmp_path):
         kr.Split(tmp_path / "nowhere", "train")
 
 
-def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, capfd):
-    begun, entered = threading.Event(), []
+def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, monkeypatch):
+    begun, waits, entered, said = threading.Event(), threading.Event(), [], []
+
+    def say(message):
+        said.append(message)
+        waits.set()
 
     def engine(task, job, todo, done):
         entered.append(task)
         begun.set()
-        time.sleep(0.2)
+        assert waits.wait(HANG)
         for ended, i in enumerate(todo, 1):
             task(job, i)
             done(ended)
@@ -203,13 +209,14 @@ def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, ca
             data_dir=tmp_path, source=source.logs[0].parent, config=CONFIG, engine=engine
         ).download_and_prepare()
 
+    monkeypatch.setattr(kr, "say", say)
     first = threading.Thread(target=build)
     first.start()
     begun.wait()
     build()
     first.join()
     assert len(entered) == 7  # stages, once each
-    assert f"another process prepares {tmp_path}; waiting for it" in capfd.readouterr().err
+    assert said == [f"another process prepares {tmp_path}; waiting for it"]
     assert kr.load(tmp_path)[0]["train"].num_sessions > 0 and not list(tmp_path.glob(".unfinished-*"))
 
 
@@ -417,12 +424,15 @@ def test_killed_again_and_again_it_makes_the_same_files(tmp_path, launch):
         while process.poll() is None and (kills >= 6 or made() < enough):
             time.sleep(0.01)
         if process.poll() is not None:
-            break
+            assert process.returncode == 0
+            if kills >= 3:
+                break
+            shutil.rmtree(tmp_path / "killed")  # a busy machine let it end before: again
+            continue
         time.sleep(rng.uniform(0.0, 0.2))
         process.kill()
         process.wait()
         kills += 1
-    assert process.returncode == 0 and kills >= 3
     one, other = (next((tmp_path / name).glob("kuairand/*/*")) for name in ("whole", "killed"))
     names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
     assert names == sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file())

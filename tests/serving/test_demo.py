@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import uvicorn
+from processes import HANG
 
 from mmrf_jax import types
 from mmrf_jax.data import feedback_log
@@ -34,7 +35,7 @@ def exported(folder, ids, config):
     ones = jnp.ones(len(types.SIGNALS))
     init = lambda key: alternation.init(key, plan, tiny.SCHEMA, tiny.make_items(), 0.3 * ones, ones, ones)
     key = jax.random.key(3)
-    state = jax.jit(init).lower(key).compile(tiny.QUICK)(key)
+    state = jax.jit(init)(key)
     export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), ids, state, {"config": config})
     return folder
 
@@ -75,7 +76,7 @@ class Client:
             {"authorization": f"Bearer {self.token}"} if self.token else {}
         )
         try:
-            with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=60) as answer:
+            with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=HANG) as answer:
                 content = answer.read().decode()
                 return answer.status, content if text else json.loads(content)
         except urllib.error.HTTPError as error:
@@ -189,7 +190,7 @@ def test_a_simulated_user_answers_and_leaves(tmp_path):
     waiting = threading.Event()
 
     def make_world(config, slate):
-        assert waiting.wait(30)
+        assert waiting.wait(HANG)
         return make_toy(config, slate)
 
     exported(tmp_path / "artifact", None, WORLD)

@@ -16,6 +16,7 @@ import exporting
 import numpy as np
 import pytest
 import tiny
+from processes import HANG
 
 from mmrf_jax import types
 from mmrf_jax.data import feedback_log as fl
@@ -299,8 +300,8 @@ def test_a_full_disk_refuses_and_loses_nothing(settings, monkeypatch):
     assert len(list(fl.scan(settings.log))) == 4
 
 
-async def until(condition, seconds: float = 120.0, said=lambda: "") -> None:
-    for _ in range(int(seconds / 0.05)):
+async def until(condition, said=lambda: "") -> None:
+    for _ in range(int(HANG / 0.05)):
         if condition():
             return
         await asyncio.sleep(0.05)
@@ -331,7 +332,7 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
             first = s.ranker.id
             for folder, why in ((bad, "score.bin has 0 bytes"), (narrow, "another schema: profile=99")):
                 point(settings.artifact, folder)
-                await until(lambda why=why: why in (s.failed_swap or ""), 30.0, lambda: (s.failed_swap, s._tasks))
+                await until(lambda why=why: why in (s.failed_swap or ""), lambda: (s.failed_swap, s._tasks))
                 assert s.ranker.id == first and (await step(s, 1, 0 if folder is bad else 1)).artifact == first
             point(settings.artifact, other)
             served = []
@@ -368,15 +369,15 @@ def test_an_artefact_that_is_still_on_its_way_is_tried_again(settings, tmp_path,
             first = s.ranker.id
             (tmp_path / "round").symlink_to(tmp_path / "round")
             point(settings.artifact, tmp_path / "round")  # a link to itself
-            await until(lambda: s.failed_swap is not None, 30.0, lambda: s._tasks)
+            await until(lambda: s.failed_swap is not None, lambda: s._tasks)
             assert s.ranker.id == first and s.trouble is None
             point(settings.artifact, late)
-            await until(lambda: "no artefact" in (s.failed_swap or ""), 30.0, lambda: s.failed_swap)
+            await until(lambda: "no artefact" in (s.failed_swap or ""), lambda: s.failed_swap)
             shutil.copytree(other, late, dirs_exist_ok=True)
-            await until(lambda: s.ranker.id != first, 30.0, lambda: (s.failed_swap, s._tasks))
+            await until(lambda: s.ranker.id != first, lambda: (s.failed_swap, s._tasks))
             assert s.failed_swap is None and s.trouble is None
             s._tasks[-1].cancel()
-            await until(lambda: s.trouble is not None, 5.0, lambda: s._tasks)
+            await until(lambda: s.trouble is not None, lambda: s._tasks)
             assert s.trouble == "looking for artefacts has ended: stopped"
 
     asyncio.run(run())
@@ -391,7 +392,7 @@ def test_feedback_is_acknowledged_when_it_is_on_the_disk(settings, monkeypatch):
 
             def slow(file):
                 reached.set()
-                assert let.wait(30)
+                assert let.wait(HANG)
                 real(file)
 
             monkeypatch.setattr(os, "fdatasync", slow)
