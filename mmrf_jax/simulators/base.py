@@ -12,6 +12,7 @@ neither on the order of the users nor on how they are split over calls or device
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -151,7 +152,7 @@ class PolicyChoice:
 
 def choices(policies: Mapping[str, Policy]) -> dict[str, PolicyChoice]:
     """Each policy as a choice among all of them, so that they share one compiled rollout."""
-    together = tuple(p.replace(temperature=np.float32(p.temperature)) for p in policies.values())
+    together = tuple(dataclasses.replace(p, temperature=np.float32(p.temperature)) for p in policies.values())
     return {name: PolicyChoice(together, np.int32(i)) for i, name in enumerate(policies)}
 
 

@@ -222,7 +222,10 @@ def optimism(
     key = jax.random.fold_in(jax.random.key(config.seed), 13)
     chosen = base.choices({**arms_beside, config.method: policy})[config.method]
     world, capacity = _simulator(config, source)[0], arms.block_users(config.ab_test.sessions, mesh)
-    serving = {"model": (model, policy, number), "world": (world, chosen, capacity)}
+    serving: dict[str, tuple[base.Simulator, Any, int]] = {
+        "model": (model, policy, number),
+        "world": (world, chosen, capacity),
+    }
     earned, done = {}, counted("optimism", 2)
     for name, (sim, ranker, most) in serving.items():
         served = arms.serve(

@@ -67,7 +67,7 @@ def _embedded(figures: Mapping[str, charts.Figure]) -> tuple[str, dict[str, str]
     with document.models.freeze():  # else every chart added has Bokeh look through all those before it
         for figure in figures.values():
             document.add_root(figure)
-    return components(figures)
+    return components(dict(figures))
 
 
 def _section(part: contents.Part, boxes: Mapping[str, str]) -> str:
