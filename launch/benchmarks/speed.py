@@ -36,7 +36,7 @@ from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.feedback import session as feedback_session
 from mmrf_jax.simulators.world import params, session
-from mmrf_jax.training import alternation, arms, batches, loop, methods, rollout, runs, sources
+from mmrf_jax.training import ahead, alternation, arms, batches, methods, rollout, runs, sources
 
 USERS = 4_096  # in one call, where nothing else is said
 SIZES = (2**8, 2**12, 2**16, 2**20)  # users of a timing of the random policy
@@ -83,9 +83,9 @@ def fresh_run(**overrides: Any) -> Run:
     config.update_from_flattened_dict(overrides)
     source, plan = runs.source_of(config, mesh), alternation.plan_of(config)
     log = source.train()
-    return Run(
-        source, plan, loop.born(config, plan, source, batches.known(log, plan.agents.discount), mesh), log, config
-    )
+    start = ahead.initial(runs.state_shapes(config, source, mesh))
+    state = start(*ahead.initial_args(config, plan, source, batches.known(log, plan.agents.discount)))
+    return Run(source, plan, state, log, config)
 
 
 def _features(weights: dict, carry: Any, request: Any) -> jax.Array:

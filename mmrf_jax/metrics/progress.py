@@ -17,6 +17,8 @@ TTY_SECONDS, LOG_SECONDS = 2.0, 10.0
 class Progress:
     """Prints phase, done / total, rate and time left: `collect 512/2,048 users  25%  103.1/s  15 s left`.
 
+    Rate and time left are those of the units after the first update, whose time is mostly compilation.
+
     Args:
       phase: what is being done.
       total: units to do; None where it is not known, then no time left is printed.
@@ -42,12 +44,14 @@ class Progress:
         self._clock = clock
         self._started = clock()
         self._printed: float | None = None
+        self._base: tuple[float, int] | None = None  # time and units done at the first update
         self._tty = self._stream.isatty()
 
     def update(self, done: int) -> None:
         """Says how many units are done in all; prints if it is time to."""
         self._done = done
         now = self._clock()
+        self._base = self._base or (now, done)
         every = TTY_SECONDS if self._tty else LOG_SECONDS
         due = self._started + QUIET_SECONDS if self._printed is None else self._printed + every
         if now >= due:
@@ -70,13 +74,16 @@ class Progress:
             return
         self._printed = now
         elapsed = max(now - self._started, 1e-9)
-        rate = (self._done - self._first) / elapsed
+        since, before = self._base or (self._started, self._first)
+        rate = (self._done - before) / (now - since) if now > since and self._done > before else 0.0
+        if final and not rate:  # all was done by the first update
+            rate = (self._done - self._first) / elapsed
         line = f"{self._phase} {self._done:,}" + (f"/{self._total:,}" if self._total else "") + f" {self._unit}"
         line += f"  {self._done / self._total:.0%}" if self._total else ""
-        line += f"  {rate:,.1f}/s"
+        line += f"  {rate:,.1f}/s" if rate else ""
         if final:
             line += f"  took {_duration(elapsed)}"
-        elif self._total and rate > 0:
+        elif self._total and rate:
             line += f"  {_duration((self._total - self._done) / rate)} left"
         line = f"\r{line:<79}" if self._tty else line
         self._stream.write(line + ("\n" if final or not self._tty else ""))
@@ -91,6 +98,7 @@ def _duration(seconds: float) -> str:
 
 _muted = False
 _check: Callable[[], None] = lambda: None
+_begun: Callable[[str], None] = lambda name: None
 
 
 def mute() -> None:
@@ -110,6 +118,22 @@ def interruptible(check: Callable[[], None]) -> Iterator[None]:
         _check = before
 
 
+def check() -> None:
+    """Calls what `interruptible` was given."""
+    _check()
+
+
+@contextlib.contextmanager
+def observed(begun: Callable[[str], None]) -> Iterator[None]:
+    """Within it `begun` is called with the name of each `phase` that begins."""
+    global _begun
+    before, _begun = _begun, begun
+    try:
+        yield
+    finally:
+        _begun = before
+
+
 def say(line: str) -> None:
     """A line on stderr."""
     if not _muted:
@@ -119,6 +143,7 @@ def say(line: str) -> None:
 def phase(name: str) -> None:
     """Says which phase begins; `Progress` speaks only of what takes long."""
     say(f"phase: {name}")
+    _begun(name)
     _check()
 
 

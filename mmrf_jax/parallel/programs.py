@@ -60,13 +60,33 @@ def program(*, often: bool, **kwargs: Any) -> Callable[[Callable[..., Any]], Any
     return lambda function: Program(function, often, **kwargs)
 
 
+class CompileClock:
+    """Seconds that the main thread has spent on tracing, lowering and compiling since it was made; close it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/") and threading.current_thread() is threading.main_thread():
+            self.seconds += duration_secs
+
+    def close(self) -> None:
+        """Counts no more."""
+        jax.monitoring.unregister_event_duration_listener(self._add)
+
+
 class Ahead:
     """Compiles programs in threads, in the order given; a program is waited for before its first call."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, futures.Future[None]] = {}
-        self._gate = threading.BoundedSemaphore(os.cpu_count() or 1)
+        self._gate, self._closed = threading.BoundedSemaphore(os.cpu_count() or 1), False
         self.waited = 0.0  # seconds
+
+    def close(self) -> None:
+        """Begins to compile nothing more; what is being compiled has to be waited for when the process ends."""
+        self._closed = True
 
     def add(self, name: str, lower: Callable[[], Any]) -> None:
         """Begins to compile a program.
@@ -76,12 +96,12 @@ class Ahead:
         """
         job: futures.Future[None] = futures.Future()
         self._jobs[name] = job
-        # Daemons: a run that is told to stop does not wait for its compilers.
-        threading.Thread(target=self._compile, args=(job, lower), name=f"compile {name}", daemon=True).start()
+        threading.Thread(target=self._compile, args=(job, lower), name=f"compile {name}").start()
 
     def _compile(self, job: futures.Future[None], lower: Callable[[], Any]) -> None:
         with self._gate, contextlib.suppress(Exception):  # the call itself will say what is wrong
-            lower().compile()
+            if not self._closed:
+                lower().compile()
         job.set_result(None)
 
     def wait(self, name: str, check: Callable[[], None] = lambda: None) -> None:

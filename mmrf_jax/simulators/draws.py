@@ -32,6 +32,8 @@ def user_uniforms(key: types.Key, position: chex.Array, user_ids: chex.Array, nu
 
 def uniforms(key: types.Key, shape: tuple[int, ...]) -> chex.Array:
     """Uniforms [*shape] in (0, 1) by the same computation, in place of `jax.random.uniform`."""
+    if 0 in shape:
+        return jnp.zeros(shape)
     rows = jnp.arange(math.prod(shape[:-1]), dtype=jnp.int32)
     return user_uniforms(key, 0, rows, shape[-1]).reshape(shape)
 

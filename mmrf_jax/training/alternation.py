@@ -170,13 +170,18 @@ def fit_step(state: RunState, batch: types.SessionBatch, items: types.Items, pla
     return dataclasses.replace(state, feedback=feedback, done=state.done + 1), metrics
 
 
+def keeps_encodings(plan: Plan, items: types.Items) -> bool:
+    """Whether `kept_encodings` gives any."""
+    return plan.models and items.num_videos < tb.SPLIT_ROWS
+
+
 def kept_encodings(state: RunState, items: types.Items, plan: Plan) -> chex.Array | None:
     """Encodings [2, V, D] of all videos by the fitted feedback model, made once for the updates of a round.
 
     None without a model, and for catalogues of 2^20 videos and more, of which they would take gigabytes: the updates
     then encode their candidates.
     """
-    if not plan.models or items.num_videos >= tb.SPLIT_ROWS:
+    if not keeps_encodings(plan, items):
         return None
     return _encode_catalogue(model_of(state), items, plan.feedback)
 

@@ -57,16 +57,9 @@ def serve_users(
       capacity: at least n, the size compiled for: calls that share it share the computation.
     """
     devices, num_users = mesh.size, len(user_ids)
-    share = -(-max(capacity or 0, num_users, 1) // devices)
-    users, each = np.zeros((devices, share), np.int32), -(-num_users // devices)
-    queue = np.clip(num_users - each * np.arange(devices), 0, each).astype(np.int32)
-    users[np.arange(share) < queue[:, None]] = user_ids
-    most = _SLOTS if jax.default_backend() == "cpu" else _MANY_SLOTS
-    here = par.put_batch((par.own_part(users, mesh).reshape(-1), par.own_part(queue, mesh)), mesh)
-    sums, counts = _serve(
-        sim[:3], *par.put_replicated((sim[3:], policy, key), mesh), *here, np.int32(day),
-        num_users=share, slots=int(np.clip(share // 8, 16, most)), k=k, mesh=mesh,
-    )  # fmt: skip
+    args, sizes = _call(sim, policy, key, mesh, user_ids, day, k, capacity)
+    share, each = sizes["num_users"], -(-num_users // devices)
+    sums, counts = _serve(*args, **sizes)
     width = len(rollout.SUMS)  # written out: a size of -1 is unknown where nobody is served
     table = par.fetch(sums).astype(np.float64).reshape(devices, share, width)[:, :each]
     table = table.reshape(devices * each, width)[:num_users]
@@ -74,6 +67,25 @@ def serve_users(
     result["user_id"] = np.asarray(user_ids)
     result["exposures"] = functools.reduce(np.add, par.fetch(counts))  # of one device: no copy
     return result
+
+
+def lower(sim: base.Simulator, policy, key: types.Key, mesh, *, k: int, capacity: int):
+    """The program of `serve_users` for these arguments, lowered: to be compiled before it is called."""
+    args, sizes = _call(sim, policy, key, mesh, np.arange(1), 0, k, capacity)
+    return _serve.lower(*args, **sizes)
+
+
+def _call(sim, policy, key, mesh, user_ids: np.ndarray, day: int, k: int, capacity: int | None):
+    """Arguments of `_serve`: positional ones, and the sizes that it is compiled for."""
+    devices, num_users = mesh.size, len(user_ids)
+    share = -(-max(capacity or 0, num_users, 1) // devices)
+    users, each = np.zeros((devices, share), np.int32), -(-num_users // devices)
+    queue = np.clip(num_users - each * np.arange(devices), 0, each).astype(np.int32)
+    users[np.arange(share) < queue[:, None]] = user_ids
+    most = _SLOTS if jax.default_backend() == "cpu" else _MANY_SLOTS
+    here = par.put_batch((par.own_part(users, mesh).reshape(-1), par.own_part(queue, mesh)), mesh)
+    args = (sim[:3], *par.put_replicated((sim[3:], policy, key), mesh), *here, np.int32(day))
+    return args, {"num_users": share, "slots": int(np.clip(share // 8, 16, most)), "k": k, "mesh": mesh}
 
 
 def block_users(total: int, mesh) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions, stream
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.parallel import multihost
 
@@ -44,6 +44,26 @@ class Batches(Protocol):
 
     def held_out(self) -> tuple[SessionLog, np.ndarray]:
         """Sessions that the feedback model is not fitted on: a log and rows of its `segment_index`."""
+
+
+def example(schema: Schema, size: int, num_requests: int) -> types.SessionBatch:
+    """A batch of zeros with the shapes and types of a run's batches of `size` segments, to compile for."""
+    t, h, k, s = num_requests + 1, schema.history, schema.slate, len(types.SIGNALS)
+    zeros = lambda dtype, *shape: np.zeros((size, *shape), dtype)
+    return types.SessionBatch(
+        user_id=zeros(np.int32),
+        profile=zeros(np.float32, schema.profile),
+        history=types.Exposure(zeros(np.int32, h), zeros(np.float32, h, s), zeros(bool, h)),
+        context=zeros(np.float32, t, schema.context),
+        candidates=zeros(np.int32, t, schema.candidates),
+        slate=zeros(np.int32, t, k),
+        slate_mask=zeros(bool, t, k),
+        feedback=zeros(np.float32, t, k, s),
+        log_propensity=zeros(np.float32, t),
+        mask=zeros(bool, t),
+        terminated=zeros(bool, t),
+        truncated=zeros(bool, t),
+    )
 
 
 class Held:

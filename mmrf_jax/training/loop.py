@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -18,12 +17,12 @@ from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions, stream
 from mmrf_jax.data.schema import SessionLog
 from mmrf_jax.metrics import files, profile, writers
-from mmrf_jax.metrics.progress import counted, interruptible, phase, say
+from mmrf_jax.metrics.progress import check, counted, interruptible, observed, phase, say
 from mmrf_jax.parallel import mesh as par
-from mmrf_jax.parallel import multihost, preemption
+from mmrf_jax.parallel import multihost, preemption, programs
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.feedback import fitting
-from mmrf_jax.training import alternation, batches, configs, explain, judging, methods, runs, sources
+from mmrf_jax.training import ahead, alternation, batches, configs, explain, judging, methods, runs, sources, times
 from mmrf_jax.training import workdir as wd
 
 _KEEP = 3
@@ -53,8 +52,12 @@ def train(config, workdir: Path, brief: bool = False) -> dict[str, Any]:
         if finished is not None:
             say(f"{workdir} is finished; nothing to do")
             return finished
-        with preemption.watching() as watch, interruptible(watch.check):
-            return _run(config, plan, workdir, mesh, brief)
+        with (
+            contextlib.closing(programs.Ahead()) as compiled,
+            preemption.watching() as watch, interruptible(watch.check),
+            times.Times(compiled) as spent, observed(spent.begin),
+        ):  # fmt: skip
+            return _run(config, plan, workdir, mesh, brief, compiled, spent)
 
 
 def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> dict[str, Any] | None:
@@ -83,7 +86,9 @@ def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> N
             raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
 
 
-def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool) -> dict[str, Any]:
+def _run(
+    config, plan: alternation.Plan, workdir: Path, mesh, brief: bool, compiled: programs.Ahead, spent: times.Times
+) -> dict[str, Any]:
     """Everything between a claimed folder and its results. What is judged by each process alone, all judge alike."""
     phase("prepare")
     with preemption.at_once():
@@ -94,14 +99,15 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool) -> di
     with manager.Checkpoints(
         workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
     ) as checkpoints:
-        state, metrics = _learn(config, source, plan, workdir, checkpoints, mesh)
+        state, metrics = _learn(config, source, plan, workdir, checkpoints, mesh, compiled, policies)
     result = multihost.on_primary(lambda: _kept(workdir / "results.json"))  # of a start that was stopped at the report
     with preemption.at_once():
         if result is None:
-            result = {"train": metrics} | _judged(config, source, plan, policies, state, mesh, brief)
+            result = {"train": metrics} | _judged(config, source, plan, policies, state, mesh, brief, compiled)
             phase("results")
             if par.is_primary():
                 files.write_json(workdir / "results.json", result)
+                _write_times(config, workdir, metrics["steps"], spent.seconds())
         if not brief:
             source, state = _alone(source), par.local(state)
             source.test()  # is collected by all together, where nothing has asked for it yet
@@ -111,14 +117,25 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool) -> di
     return result
 
 
-def _judged(config, source, plan: alternation.Plan, policies, state, mesh, brief: bool) -> dict[str, Any]:
+def _write_times(config, workdir: Path, step: int, seconds: dict[str, float]) -> None:
+    """Says where the seconds of this start went, in a line and in a row of metrics.jsonl."""
+    say(times.describe(seconds))
+    with writers.MetricsWriter(workdir, start_step=step, seed=config.seed) as writer:
+        writer.write(step, "time", {f"seconds_{kind}": round(value, 3) for kind, value in seconds.items()})
+
+
+def _judged(
+    config, source, plan: alternation.Plan, policies, state, mesh, brief: bool, compiled: programs.Ahead
+) -> dict[str, Any]:
     """The results of a trained state: the A/B test where there is a simulator, then what is measured offline."""
     result: dict[str, Any] = {}
     if source.sim is not None:
         phase("ab_test")
-        policies[config.method] = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
-        result |= judging.compare(config, source, policies, mesh)
+        compiled.wait("A/B test", check)
+        own = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
+        result |= judging.compare(config, source, policies | {config.method: own}, mesh)
     phase("offline")
+    compiled.wait("offline", check)
     return result | judging.evaluate(config, _alone(source), par.local(state), par.local_mesh(), beside=not brief)
 
 
@@ -161,17 +178,22 @@ def _finite(tree) -> bool:
     return True
 
 
-def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: manager.Checkpoints, mesh):
+def _learn(
+    config, source, plan: alternation.Plan, workdir: Path, checkpoints: manager.Checkpoints, mesh,
+    compiled: programs.Ahead, policies: dict[str, base.Policy],
+):  # fmt: skip
     """The rounds of a run, from the newest checkpoint or a fresh state to the last update."""
     state: Any = None
     summary: dict[str, Any] | None
-    step = 0
+    step, shapes = 0, runs.state_shapes(config, source, mesh)
     if checkpoints.latest_step() is not None:
-        state, step = checkpoints.restore(runs.state_shapes(config, source, mesh))
+        state, step = checkpoints.restore(shapes)
         say(f"resumed at step {step}, round {min(int(state.round) + 1, plan.rounds)}")
         summary = multihost.on_primary(lambda: _kept(workdir / "learned.json"))
         if summary is not None and summary["steps"] == step:
             return state, summary
+    start = ahead.initial(shapes) if state is None else None
+    ahead.begin(compiled, config, plan, source, shapes, start, policies, mesh)
     writes = workdir if par.is_primary() else None
     writer = writers.MetricsWriter(writes, start_step=step if step else None, seed=config.seed)
     keeper = _Keeper(config, writer, checkpoints, step)
@@ -190,12 +212,14 @@ def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: m
                 phase("collect")
                 with preemption.at_once():
                     data = batches.Held(config, source.collect(_server(config, plan, source, state), number), mesh)
-            if state is None:
-                state = born(config, plan, source, data.known(plan.agents.discount), mesh)
+            if start is not None:
+                compiled.wait("initial state", check)
+                state = start(*ahead.initial_args(config, plan, source, data.known(plan.agents.discount)))
+                start = None
             logged = par.put_replicated(np.array([data.sessions, data.requests], np.int32), mesh)
             state = dataclasses.replace(state, logged=logged)
             keeper.hold(state)
-            state = _round(config, source, plan, state, data, keeper, traced, mesh)
+            state = _round(config, source, plan, state, data, keeper, traced, mesh, compiled, policies)
             state = alternation.next_round(state)
             keeper.hold(state)
             keeper.save(force=True, again=True)
@@ -238,15 +262,6 @@ def _given(config, plan: alternation.Plan, source: sources.Source, mesh) -> batc
     if (blocks := source.blocks()) is not None:
         return batches.Streamed(config, blocks, mesh, plan.agents.discount)
     return batches.Held(config, source.train(), mesh)
-
-
-def born(config, plan: alternation.Plan, source: sources.Source, known, mesh) -> alternation.RunState:
-    """A fresh state, where it lives; it knows the first log's means and returns (`batches.known`)."""
-    born = jax.jit(
-        lambda key, *known: alternation.init(key, plan, source.schema, source.items, *known),
-        out_shardings=jax.tree.map(lambda shape: shape.sharding, runs.state_shapes(config, source, mesh)),
-    )
-    return born(jax.random.key(config.seed), *(np.asarray(x, np.float32) for x in known))
 
 
 class _Keeper:
@@ -311,7 +326,10 @@ class _Keeper:
         self._checkpoints.save(self.step, self._state, force=force, again=again)
 
 
-def _round(config, source, plan: alternation.Plan, state, data: batches.Batches, keeper: _Keeper, traced, mesh):
+def _round(
+    config, source, plan: alternation.Plan, state, data: batches.Batches, keeper: _Keeper, traced, mesh,
+    compiled: programs.Ahead, policies: dict[str, base.Policy],
+):  # fmt: skip
     """One round: the steps that are left of its fit and its updates, then the optimism gap."""
     number, done = int(state.round), int(state.done)
     of_fit = config.feedback.epochs * data.per_epoch("feedback") if plan.models else 0
@@ -321,10 +339,11 @@ def _round(config, source, plan: alternation.Plan, state, data: batches.Batches,
         """Steps `first` … `total - 1` of a phase of this round, at rates that fall along the whole run."""
         if first < total:
             phase(name)
+            compiled.wait(name, check)
         update = counted(f"{name} {number + 1}/{plan.rounds}", total, done=first)
         with stream.ahead(lambda at: data.get(part, number, at), first, total) as coming:
             for at, batch in enumerate(coming, first):
-                rate = jnp.float32(alternation.rate((number + at / total) / plan.rounds))
+                rate = np.float32(alternation.rate((number + at / total) / plan.rounds))
                 traced.before(keeper.step + 1)
                 state, metrics = step(state, par.put_batch(batch, mesh), source.items, plan, rate)
                 keeper.hold(state)
@@ -338,16 +357,20 @@ def _round(config, source, plan: alternation.Plan, state, data: batches.Batches,
     if plan.models:
         state = run(state, "fit", "feedback", alternation.fit_step, done, of_fit)
         if done <= of_fit:
+            compiled.wait("measure", check)
             state = _measure(config, source, plan, state, data, mesh)
             keeper.hold(state)
     first = max(done - of_fit, 0)
-    update = functools.partial(alternation.update_step, encodings=alternation.kept_encodings(state, source.items, plan))
+    encodings = alternation.kept_encodings(state, source.items, plan)
+    encodings = None if encodings is None else par.put_replicated(encodings, mesh)
+    update = lambda *args: alternation.update_step(*args, encodings)
     state = run(state, "train", "train", update, first, of_updates)
     rows: dict[str, Any] = {}
     alone = lambda: (config, _alone(source), plan, par.local(state), data.log)
     if plan.models and config.alternation.gap_sessions and source.sim is not None:
         phase("optimism")
-        rows["optimism"] = judging.optimism(*alone(), par.local_mesh(), _arms(config, source.policies))
+        compiled.wait("A/B test", check)
+        rows["optimism"] = judging.optimism(*alone(), par.local_mesh(), policies)
     if config.alternation.conflict_batches:
         phase("conflict")
         rows["conflict"] = explain.conflicts(*alone())

@@ -68,7 +68,7 @@ def source_of(config, mesh, collects: bool = False) -> sources.Source:
     Raises:
       ValueError: where that run is of another source, or has no feedback model.
     """
-    own = functools.partial(_untrained_policy, config, mesh) if collects else None
+    own = functools.partial(untrained_policy, config, mesh) if collects else None
     source = sources.from_config(config, counted_in_parts, own)
     source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
     if config.simulator == "world":
@@ -95,7 +95,7 @@ def source_of(config, mesh, collects: bool = False) -> sources.Source:
     return sources.in_simulator(source, model, policies, None, counted_in_parts, own)
 
 
-def _untrained_policy(config, mesh, source: sources.Source) -> base.Policy:
+def untrained_policy(config, mesh, source: sources.Source) -> base.Policy:
     """A policy of the shapes of the run's own, all zeros."""
     make = functools.partial(methods.get(config.method).make_policy, config=alternation.agent_config(config))
     shapes = jax.eval_shape(lambda state: make(state, source.items), state_shapes(config, source, mesh).agents)

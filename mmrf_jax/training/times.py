@@ -1,0 +1,52 @@
+"""Where the seconds of a run go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from mmrf_jax.parallel import programs
+
+#: What each phase is counted as; phases that are not listed are counted as judging.
+_KINDS = {"prepare": "preparing", "read": "collecting", "collect": "collecting", "fit": "fitting", "train": "training"}
+
+
+class Times:
+    """Seconds of wall time since it was made, by what the run was doing; compilation apart.
+
+    Args:
+      ahead: what is waited for is compilation too. clock: seconds, monotonic.
+    """
+
+    def __init__(self, ahead: programs.Ahead, clock: Callable[[], float] = time.monotonic):
+        self._compiling = programs.CompileClock()
+        self._ahead, self._clock = ahead, clock
+        self._kind, self._since = "preparing", self._now()
+        self._spent = dict.fromkeys([*_KINDS.values(), "judging"], 0.0)
+
+    def __enter__(self) -> Times:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._compiling.close()
+
+    def begin(self, phase: str) -> None:
+        """From here on seconds are those of this phase."""
+        now = self._now()
+        self._spent[self._kind] += (now[0] - self._since[0]) - (now[1] - self._since[1])
+        self._kind, self._since = _KINDS.get(phase, "judging"), now
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds so far: "compiling", "preparing", "collecting", "fitting", "training" and "judging"."""
+        self.begin("results")
+        return {"compiling": self._now()[1], **self._spent}
+
+    def _now(self) -> tuple[float, float]:
+        """Seconds on the clock, and how many of them the run has waited for its compilers."""
+        return self._clock(), self._compiling.seconds + self._ahead.waited
+
+
+def describe(seconds: dict[str, float]) -> str:
+    """One line."""
+    total = sum(seconds.values())
+    return f"time: {total:.0f} s, of which " + ", ".join(f"{kind} {value:.0f}" for kind, value in seconds.items())
