@@ -20,7 +20,8 @@ from mmrf_jax.simulators import base
 from mmrf_jax.simulators.feedback import session as simulated
 from mmrf_jax.training import alternation, arms, estimates, long_run, methods, predicted, sources
 
-_GAP_POOL = 8_192  # requests of the log that the optimism gap's sessions start from
+#: Requests of the log that the optimism gap's sessions start from, at most: in all, and for each session of the log.
+_GAP_POOL, _GAP_POOL_A_SESSION = 8_192, 4
 _MAX_SESSION = 64  # requests, where a config names no longest session
 
 
@@ -217,7 +218,8 @@ def optimism(
     """
     assert source.sim is not None
     policy = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
-    model = feedback_simulator(source, plan, state, log, pool_requests=_GAP_POOL)
+    pool = min(_GAP_POOL, _GAP_POOL_A_SESSION * config.collect.sessions)  # the same for the log of any round
+    model = feedback_simulator(source, plan, state, log, pool_requests=pool)
     number = config.alternation.gap_sessions
     key = jax.random.fold_in(jax.random.key(config.seed), 13)
     chosen = base.choices({**arms_beside, config.method: policy})[config.method]

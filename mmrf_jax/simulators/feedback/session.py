@@ -111,7 +111,7 @@ def make(
         calibration=state.calibration,
         edges=state.edges,
         quantiles=state.quantiles,
-        pool=jax.tree.map(jnp.asarray, _pool(log, pool_requests)),
+        pool=jax.device_put(_pool(log, pool_requests)),
         config=config,
         max_requests=max_requests,
         answers=answers,
