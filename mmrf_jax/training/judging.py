@@ -24,7 +24,7 @@ _MAX_SESSION = 64  # requests, where a config names no longest session
 
 def ab_key(seed: int) -> types.Key:
     """Chance of the A/B test of a seed, whose users are 0, 1, …"""
-    return jax.random.fold_in(jax.random.key(seed), 12)
+    return jax.random.fold_in(types.make_key(seed), 12)
 
 
 def compare(
@@ -176,7 +176,7 @@ def _session_distances(config, source, plan, state, log: SessionLog, mesh) -> di
     """
     model = feedback_simulator(source, plan, state, log)
     policy = base.privileged_policy(simulated.logged_slates, 0.0)
-    key = jax.random.fold_in(jax.random.key(config.seed), 14)
+    key = jax.random.fold_in(types.make_key(config.seed), 14)
     served = arms.serve(
         model, policy, key, mesh, first_user=0, num_users=log.num_sessions, day=0, k=source.schema.slate
     )
@@ -226,7 +226,7 @@ def optimism(
     policy = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
     model = feedback_simulator(source, plan, state, log, pool_requests=_GAP_POOL)
     number = config.alternation.gap_sessions
-    key = jax.random.fold_in(jax.random.key(config.seed), 13)
+    key = jax.random.fold_in(types.make_key(config.seed), 13)
     sims, done = {"model": model, "world": source.sim._replace(items=source.items)}, counted("optimism", 2)
     earned = {}
     for name, sim in sims.items():

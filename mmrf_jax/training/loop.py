@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmrf_jax import types
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions, stream
 from mmrf_jax.data.schema import SessionLog
@@ -233,7 +234,7 @@ def born(config, plan: alternation.Plan, source: sources.Source, known, mesh) ->
         lambda key, *known: alternation.init(key, plan, source.schema, source.items, *known),
         out_shardings=jax.tree.map(lambda shape: shape.sharding, runs.state_shapes(config, source, mesh)),
     )
-    return born(jax.random.key(config.seed), *(jnp.asarray(x, jnp.float32) for x in known))
+    return born(types.make_key(config.seed), *(jnp.asarray(x, jnp.float32) for x in known))
 
 
 class _Keeper:

@@ -54,7 +54,7 @@ def make(config: p.WorldConfig) -> tuple[p.WorldParams, types.Items]:
         by_upload=jnp.asarray(num_popular + by_upload, jnp.int32),
         uploaded=jnp.asarray(uploaded, jnp.int32),
         popular_edges=jnp.asarray(_zipf_edges(num_popular, split(config.candidates)[1])),
-        user_key=jax.random.fold_in(jax.random.key(config.seed), 2),
+        user_key=jax.random.fold_in(types.make_key(config.seed), 2),
         behaviour=p.behaviour(config.variant),
         config=config,
     )
@@ -87,7 +87,7 @@ def _topic_weight(config: p.WorldConfig):
 @functools.partial(jax.jit, static_argnames=("num_videos",))
 def _draw(seed, num_videos: int):
     """Draws V videos in arbitrary order."""
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), 12)
+    keys = jax.random.split(jax.random.fold_in(types.make_key(seed), 1), 12)
     normal = lambda i, *shape: jax.random.normal(keys[i], shape)
     centroids = _unit(normal(0, p.TOPICS, p.LATENT))
     topic = jax.random.categorical(keys[1], -0.4 * jnp.log(1.0 + jnp.arange(p.TOPICS)), shape=(num_videos,))
