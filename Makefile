@@ -1,13 +1,17 @@
 # make train      set up .venv, then run the main job
-# make test       set up .venv, then the tests (without the slow ones)
-# make test-slow  the slow tests: real processes killed, several devices, learning
-# make lint       ruff and mypy
+# make test          set up .venv, then the tests (without those of the next two)
+# make test-slow     the slow tests: trainings, real processes killed, several devices, browsers
+# make test-nightly  what takes longer still: kills at random moments, more topologies, ten thousand updates
+# make lint          ruff and mypy
+# Programs that tests compile are kept in .cache/xla, or in the folder that MMRF_TEST_CACHE names.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/world
 
-.PHONY: train test test-slow lint clean
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: train test test-slow test-nightly lint clean
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,10 +26,13 @@ train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=experiments/world.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(PYTEST) -m "not slow and not nightly"
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow --durations=20
+	$(PYTEST) -m "slow and not nightly" --durations=20
+
+test-nightly: $(VENV)/.dev
+	$(PYTEST) -m nightly --durations=20
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -33,4 +40,4 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache

@@ -21,6 +21,7 @@ import psutil
 from absl import flags
 
 from launch import common
+from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted
 
 _CONFIG = common.define_config("experiments/kuairand.py")
@@ -49,7 +50,11 @@ def main() -> None:
             engine = stack.enter_context(engines.processes(_WORKERS.value))
         memory = stack.enter_context(_Memory())
         made = builder.KuaiRand(
-            data_dir=_OUT.value, source=_SOURCE.value, config=wanted, engine=engine, progress=counted
+            data_dir=_OUT.value,
+            source=_SOURCE.value,
+            config=wanted,
+            engine=engine,
+            progress=counted,
         )
         before = made.data_path.exists()
         made.download_and_prepare()
@@ -67,7 +72,8 @@ def _beam():
     try:
         from mmrf_jax.data.kuairand import beam
     except ImportError as error:
-        raise ValueError(f"--engine=beam lacks {error.name}; pip install -r requirements-beam.txt") from error
+        needed = files.shipped("requirements-beam.txt")
+        raise ValueError(f"--engine=beam lacks {error.name}; pip install -r {needed}") from error
     return beam
 
 

@@ -1,37 +1,67 @@
 """Defaults of the environment, set before JAX is imported. Tests of several devices start a process (`run_python`)."""
 
+import fcntl
 import os
-import subprocess
-import sys
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("NPROC", "16")  # virtual CPU devices deadlock on few cores without it
 
 import processes
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Compiled programs, kept from one run of the tests to the next; of all workers and all processes that tests start.
+CACHE = Path(os.environ.get("MMRF_TEST_CACHE") or ROOT / ".cache" / "xla").absolute()
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("NPROC", "16")  # virtual CPU devices deadlock on few cores without it
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Compiling takes longer than what is compiled; what counts work asks for the fixture `optimised`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# The emitters of fusions take three quarters of a compilation's time.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory, worker_id):
+    """once(name, make): a folder that `make` has filled for all workers, and that nobody may change: copy it first."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, whole = shared / name, shared / f"{name}.made"
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                whole.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def launch() -> Iterator[processes.Launcher]:
+    """Starts the mains, all with one compile cache."""
+    launcher = processes.Launcher(CACHE)
+    yield launcher
+    launcher.close()
 
 
 @pytest.fixture
-def run_python():
+def run_python(launch):
     """Runs a Python script, given as text, in a process with a number of virtual CPU devices; gives its stdout."""
 
-    def run(script: str, *args: object, devices: int = 1, timeout: float = 240, expect: int = 0) -> str:
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "16"}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
-        command = [sys.executable, "-c", script, *map(str, args)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+    def run(script: str, *args: object, devices: int = 1, expect: int = 0) -> str:
+        with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+            file.write(script)
+            file.flush()
+            done = launch.forked(file.name, *args, devices=devices)
         assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
         return done.stdout
 
     return run
-
-
-@pytest.fixture(scope="session")
-def launch(tmp_path_factory) -> processes.Launcher:
-    """Starts the mains, all with one compile cache."""
-    cache = tmp_path_factory.getbasetemp() / "xla_of_mains"
-    cache.mkdir(exist_ok=True)
-    return processes.Launcher(cache)

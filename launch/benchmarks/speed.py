@@ -124,13 +124,13 @@ def request_work(serving: Serving, slots: int = 256) -> cost.Work:
     begin = functools.partial(_begin, serving, slots)
     slots_now = jax.eval_shape(begin, types.make_key(0))
     step = lambda data, policy, key, now: rollout.advance(
-        base.Simulator(*serving.sim[:3], *data), policy, key, jnp.int32(0), now, serving.k, refill=False
+        base.Simulator(*serving.sim[:3], *data), policy, key, jnp.int32(0), now, serving.k
     )
     return cost.work(step, serving.sim[3:], serving.policy, types.make_key(0), slots_now).times(1 / slots)
 
 
 def _begin(serving: Serving, slots: int, key):
-    return rollout.start(serving.sim, serving.policy, key, 0, slots, jnp.int32(0), slots, keep_history=False)
+    return rollout.idle(serving.sim, serving.policy, key, 0, slots, jnp.int32(0), slots, keep_history=False)
 
 
 def _gathers(sim: base.Simulator, repeats: int) -> float:

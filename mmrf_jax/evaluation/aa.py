@@ -25,8 +25,8 @@ def coverage(sums: Mapping[str, np.ndarray], tests: int, covariate: np.ndarray |
 
     Returns:
       {"aa": {metric: {"coverage", "half_width": mean half-width of the intervals, in %}}, "tests": number,
-      "mismatches": share of tests whose sample ratio has a p-value below `assignment.MISMATCH`}. Metrics that some
-      control had nothing of, so that there is no difference in %, are left out.
+      "mismatches": share of tests whose sample ratio has a p-value below `assignment.MISMATCH`, "left_out": {metric:
+      why} of those that had no interval in some test}.
 
     Raises:
       ValueError: for fewer than one test, or fewer than two users in an arm.
@@ -36,6 +36,7 @@ def coverage(sums: Mapping[str, np.ndarray], tests: int, covariate: np.ndarray |
     values = {key: x for key, x in sums.items() if key not in ("user_id", "exposures")}
     inside: dict[str, list[bool]] = {}
     widths: dict[str, list[float]] = {}
+    left_out: dict[str, str] = {}
     mismatches = 0
     for number in range(tests):
         arm = assignment.assign(sums["user_id"], [0.5, 0.5], f"A/A test {number}")
@@ -46,7 +47,9 @@ def coverage(sums: Mapping[str, np.ndarray], tests: int, covariate: np.ndarray |
             None if covariate is None else {name: covariate[here] for name, here in rows.items()},
         )
         for metric, entry in test.ratios()["B"].items():
-            if entry["diff_pct"] is not None:
+            if entry["ci95"] is None:
+                left_out.setdefault(metric, entry["note"])
+            else:
                 low, high = entry["ci95"]
                 inside.setdefault(metric, []).append(low <= 0.0 <= high)
                 widths.setdefault(metric, []).append((high - low) / 2)
@@ -54,13 +57,14 @@ def coverage(sums: Mapping[str, np.ndarray], tests: int, covariate: np.ndarray |
     found = {
         metric: {"coverage": float(np.mean(hits)), "half_width": float(np.mean(widths[metric]))}
         for metric, hits in inside.items()
-        if len(hits) == tests
+        if metric not in left_out
     }
-    return {"aa": found, "tests": tests, "mismatches": mismatches / tests}
+    return {"aa": found, "tests": tests, "mismatches": mismatches / tests, "left_out": left_out}
 
 
 def format_table(result: Mapping[str, Any]) -> str:
     """`coverage` as a Markdown table."""
     lines = [f"| metric | coverage of {result['tests']} A/A tests | half-width, % |", "|---|---|---|"]
     lines += [f"| {name} | {x['coverage']:.3f} | {x['half_width']:.2f} |" for name, x in result["aa"].items()]
+    lines += [f"| {name} | {note} | – |" for name, note in result.get("left_out", {}).items()]
     return "\n".join(lines)

@@ -17,7 +17,8 @@ def describe(result: Mapping[str, Any]) -> str:
         said = f"right intervals have a coverage in .95 ± {chance:.3f} 95 times of a hundred"
         alarms = f"sample ratios with p < {assignment.MISMATCH}: {result['mismatches']:.2%}"
         return f"{aa.format_table(result)}\n{said}; {alarms}"
-    parts = [ab_test.format_table(result), _sample_ratio(result)]
+    parts = [ab_test.format_table(result), *filter(None, [_scarce(result), ab_test.too_small(result)])]
+    parts.append(_sample_ratio(result))
     cut = {name: round(value, 3) for name, value in result["truncated_pct"].items()}
     parts.append(f"sessions cut at their longest, %: {cut}")
     if "looks" in result:
@@ -27,6 +28,17 @@ def describe(result: Mapping[str, Any]) -> str:
     if "lasting" in result:
         parts.append(_lasting(result["lasting"], _DAILY))
     return "\n".join(parts)
+
+
+def _scarce(result: Mapping[str, Any]) -> str:
+    """The metrics that events are too few for, on one line."""
+    notes: dict[str, list[str]] = {}
+    for arm, metrics in result["ab_test"].items():
+        for metric, entry in metrics.items():
+            if "note" in entry:
+                notes.setdefault(ab_test.reason(entry), []).append(f"{metric} of {arm}")
+    said = [f"{why}: {', '.join(names)}" for why, names in notes.items()]
+    return f"no interval ({ab_test.MIN_EVENTS} users of each arm need to have any) — {'; '.join(said)}" if said else ""
 
 
 def _sample_ratio(result: Mapping[str, Any]) -> str:
@@ -43,15 +55,17 @@ def _looks(looks: Sequence[Mapping[str, Any]], metric: str = "watch_time") -> st
     """When each arm could have been stopped: the first look whose always-valid interval leaves zero out."""
     lines = []
     for arm, metrics in looks[-1]["ab_test"].items():
-        if metrics[metric]["always_valid95"] == [0.0, 0.0]:  # the control
+        entry = metrics[metric]
+        if entry["always_valid95"] == [0.0, 0.0]:  # the control
             continue
-        low, high = metrics[metric]["always_valid95"]
-        text = f"{arm}, {metric}, always valid at the end: " + (
-            "n/a" if low is None else f"{metrics[metric]['diff_pct']:+.2f} % [{low:+.2f}, {high:+.2f}]"
-        )
+        text = f"{arm}, {metric}, always valid at the end: "
+        if entry["always_valid95"] is None:
+            lines.append(text + ab_test.reason(entry))
+            continue
+        low, high = entry["always_valid95"]
+        text += f"{entry['diff_pct']:+.2f} % [{low:+.2f}, {high:+.2f}]"
         for number, look in enumerate(looks, 1):
-            low, high = look["ab_test"][arm][metric]["always_valid95"]
-            if low is not None and not low <= 0.0 <= high:
+            if ab_test.verdict(look["ab_test"][arm][metric]["always_valid95"]):
                 text += f"; leaves zero out from look {number} of {len(looks)} on, {look['users'][arm]} users"
                 break
         else:
@@ -66,7 +80,10 @@ def _lasting(lasting: Mapping[str, Any], metrics: Sequence[str]) -> str:
     for arm, entries in lasting.items():
         for metric in metrics:
             entry = entries[metric]
-            if entry["change"] is None or (entry["change"], entry["early"]) == (0.0, 0.0):  # of the control
+            if (entry["change"], entry["early"]) == (0.0, 0.0):  # of the control
+                continue
+            if entry["change"] is None:
+                lines.append(f"| {arm} | {metric} | – | – | {ab_test.reason(entry)} |")
                 continue
             low, high = entry["ci95"]
             change = f"{entry['change']:+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -1,8 +1,11 @@
 """Statistics of an A/B test: differences to the control in % with 95 % intervals.
 
-Every metric is a ratio of two sums over users — watch time by sessions, likes by exposed videos — so its interval is
+Every metric is a ratio of two sums over users — watch time by sessions, likes by exposed videos — so its error is
 the delta method's, users being the independent units (Deng, Knoblich and Lu, "Applying the Delta Method in Metric
-Analytics", KDD 2018). Only means and covariances of per-user sums are needed: `ABTest` collects them block by block,
+Analytics", KDD 2018). The interval is symmetric in the logarithm of the ratio to the control, as Katz's is for risk
+ratios: it never goes below −100 %, and for many events it is the one around the difference. Where fewer than
+`MIN_EVENTS` users of either arm have any of a metric there is no difference and no interval, but a note.
+Only means and covariances of per-user sums are needed: `ABTest` collects them block by block,
 `compare` does it in one call. Coverage and Gini are of `catalogue`, assignment to arms and its check of `assignment`,
 intervals that may be looked at again and again of `sequential`.
 
@@ -11,6 +14,7 @@ Letters: n users of an arm, A arms, M columns of per-user sums, P covariates, G 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +38,14 @@ RATIOS = {
 }
 #: Per-user sums an arm may have; `sessions` is 1 for every user if left out.
 SUMS = ("sessions", "watch_time", "depth", "requests", "returned", "ild", *BINARY_SIGNALS, "user_days")
+#: Metrics of which less is better; of all others more is.
+LOWER_IS_BETTER = ("hate", "truncated", "gini")
+#: Users of an arm with any of a metric, below which there is no difference. Several events of one user count once: only
+#: users are independent.
+MIN_EVENTS = 25
+MAX_ERROR = (
+    0.5  # of a ratio, relative to it: beyond, few users have most of the events, and no interval is to be trusted
+)
 _COVARIATE = "covariate"
 Z95 = float(special.ndtri(0.975))  # half-width of an interval in standard errors
 
@@ -60,6 +72,7 @@ class ABTest:
             raise ValueError(f"control {control!r} must be one of the arms {self.arms}, all different")
         self._columns: tuple[str, ...] = ()
         self._moments: dict[str, moments.Moments] = {}  # by arm, or under "" for the columns of all arms side by side
+        self._with_any: dict[str, np.ndarray] = {}  # arm -> [M] users whose sum is not 0
         self._exposures: dict[str, np.ndarray] = {}
 
     def update(
@@ -98,6 +111,9 @@ class ABTest:
                         f"paired arms need the same users in the same order: {arm!r} has {len(tables[arm])}, "
                         f"{control!r} {len(tables[control])}; use paired=False for different users"
                     )
+        for arm, table in tables.items():
+            self._with_any[arm] = self._with_any.get(arm, 0) + np.count_nonzero(table, axis=0)
+        if self.paired:
             tables = {"": np.concatenate([tables[arm] for arm in self.arms], axis=1)}
         for name, table in tables.items():
             self._moments.setdefault(name, moments.Moments(table.shape[1])).update(table)
@@ -114,15 +130,16 @@ class ABTest:
         """{"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}}, plain floats that JSON takes.
 
         `diff_pct` is 100 (mean / control's mean − 1) and `ci95` its interval [low, high]; the control has 0 and
-        [0, 0]. Where the control's mean is 0 there is no such difference: None and [None, None]. Metrics are those
-        whose sums were given.
+        [0, 0]. Where events are too few for that, both are None and `note` says why: a word or two, a colon and the
+        numbers. `mean` is None where an arm has nothing of the metric's denominator. Metrics are those whose sums were
+        given.
 
         Args:
           always_valid: half-width in standard errors (`sequential`) of a second interval, `always_valid95`; coverage
             and Gini, which are no means over users, have none.
 
         Raises:
-          ValueError: if an arm has fewer than two users, or no user has any of a metric's denominator.
+          ValueError: if an arm has fewer than two users.
         """
         result = self.ratios(always_valid)
         if self._exposures:
@@ -130,9 +147,9 @@ class ABTest:
                 raise ValueError(f"exposures are of the arms {sorted(self._exposures)}, expected {sorted(self.arms)}")
             found, quantile = catalogue.compare(self._exposures, self.control, self.paired)
             for metric, values in found.items():
-                base = values[self.control][0]
+                base, users = values[self.control][0], self.users()
                 for arm, (value, error) in values.items():
-                    result[arm][metric] = _entry(value, base, error, {"ci95": quantile}, arm == self.control)
+                    result[arm][metric] = self._entry(arm, value, base, error, {"ci95": quantile}, users)
         return {"ab_test": result}
 
     def ratios(self, always_valid: float | None = None) -> dict[str, dict[str, dict[str, Any]]]:
@@ -145,20 +162,54 @@ class ABTest:
                 continue
             values, gradients = self._ratio(metric, means)
             for arm in self.arms:
-                base, base_gradient = values[self.control], gradients[self.control]
+                base, base_gradient, error = values[self.control], gradients[self.control], 0.0
                 if base:
                     gradient = gradients[arm] / base - values[arm] / base**2 * base_gradient
                     error = np.sqrt(max(float(gradient @ covariance @ gradient), 0.0))
-                else:
-                    error = 0.0
-                result[arm][metric] = _entry(values[arm], base, error, quantiles, arm == self.control)
+                column = self._columns.index(numerator)
+                events = {name: int(self._with_any[name][column]) for name in (self.control, arm)}
+                result[arm][metric] = self._entry(arm, values[arm], base, error, quantiles, events)
         return result
+
+    def _entry(
+        self,
+        arm: str,
+        value: float,
+        base: float,
+        error: float,
+        quantiles: Mapping[str, float],
+        events: Mapping[str, int],
+    ) -> dict[str, Any]:
+        """A metric of an arm, see `results`.
+
+        Args:
+          value, base: the arm's and the control's, NaN for none. error: standard error of value / base.
+          quantiles: of the intervals by name. events: by arm, users who have any of the metric.
+        """
+        mean = None if math.isnan(value) else value
+        note = too_few({name: events[name] for name in (self.control, arm)})
+        if mean is None:
+            note = "none: the arm has nothing to divide by"
+        elif arm == self.control:
+            return {"mean": mean, "diff_pct": 0.0} | {name: [0.0, 0.0] for name in quantiles}
+        elif not note and not (value > 0.0 and base > 0.0):
+            note = f"none: {value:.4g} and {base:.4g} of {self.control} have no ratio"
+        elif not note and error * base > MAX_ERROR * value:
+            note = f"too wide: the ratio to {self.control} has an error of {100.0 * error * base / value:.0f} % of it"
+        if note:
+            return {"mean": mean, "diff_pct": None, **dict.fromkeys(quantiles), "note": note}
+        ratio = value / base
+        spread = {name: math.exp(quantile * float(error) / ratio) for name, quantile in quantiles.items()}
+        entry: dict[str, Any] = {"mean": mean, "diff_pct": 100.0 * (ratio - 1.0)}
+        return entry | {name: [100.0 * (ratio / x - 1.0), 100.0 * (ratio * x - 1.0)] for name, x in spread.items()}
 
     def _mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
         """Means [A M] of all arms' columns and the covariance [A M, A M] of these means."""
         for name, part in self._moments.items():
             if part.count < 2:
-                raise ValueError(f"arm {name or self.control!r} has {part.count} users, intervals need at least 2")
+                raise ValueError(
+                    f"arm {name or self.control!r} has {part.count} users, intervals need at least 2; use more sessions"
+                )
         if not self._moments:
             raise ValueError("no users yet: call update before results")
         if self.paired:
@@ -173,19 +224,19 @@ class ABTest:
         return np.concatenate([part.mean for part in parts]), covariance
 
     def _ratio(self, metric: str, means: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """A metric's value in every arm and its gradient [A M] with respect to the means."""
+        """A metric's value in every arm (NaN without a denominator) and its gradient [A M] in the means."""
         values, gradients, size = {}, {}, len(self._columns)
         top, bottom = (self._columns.index(key) for key in RATIOS[metric])
         for index, arm in enumerate(self.arms):
             mean = means[index * size : (index + 1) * size]
-            if not mean[bottom]:
-                raise ValueError(f"arm {arm!r} has no {RATIOS[metric][1]}, so no {metric}: let it serve more sessions")
-            values[arm] = float(mean[top] / mean[bottom])
             gradient = np.zeros((len(self.arms), size))
-            gradient[index, top] += 1.0 / mean[bottom]
-            gradient[index, bottom] -= values[arm] / mean[bottom]
+            values[arm] = math.nan
+            if mean[bottom]:
+                values[arm] = float(mean[top] / mean[bottom])
+                gradient[index, top] += 1.0 / mean[bottom]
+                gradient[index, bottom] -= values[arm] / mean[bottom]
             gradients[arm] = gradient.reshape(-1)
-        if any(key.startswith(_COVARIATE) for key in self._columns):
+        if any(key.startswith(_COVARIATE) for key in self._columns) and not np.isnan(list(values.values())).any():
             self._adjust(values, gradients, means)
         return values, gradients
 
@@ -230,7 +281,7 @@ def compare(
 
 
 def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None, width: int = 160) -> str:
-    """Arms × metrics as aligned text that is a Markdown table too; a cell is "mean, diff % [low, high]".
+    """Arms × metrics as aligned text that is a Markdown table too; a cell is that of `cell`.
 
     Args:
       results: what `compare` gives, or its "ab_test" entry.
@@ -251,7 +302,7 @@ def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = Non
             raise KeyError(
                 f"metric {metric!r} is not among the results of {missing}; choose among {list(results[missing[0]])}"
             )
-        cells = [metric, *(cell(results[arm][metric]) for arm in results)]
+        cells = [metric, *(cell(results[arm][metric], metric) for arm in results)]
         size = max(map(len, cells))
         if not tables or len(tables[-1][0]) + size + 3 > width:
             tables.append([f"| {name} |" for name in names])
@@ -287,21 +338,73 @@ def _table(
     return tuple(columns), np.stack(list(columns.values()), axis=1)
 
 
-def _entry(value: float, base: float, error: float, quantiles: Mapping[str, float], is_control: bool) -> dict[str, Any]:
-    """`error` is the standard error of value / base; `quantiles` are of the intervals by name."""
-    if is_control:
-        return {"mean": value, "diff_pct": 0.0} | {name: [0.0, 0.0] for name in quantiles}
-    if not base:
-        return {"mean": value, "diff_pct": None} | {name: [None, None] for name in quantiles}
-    diff = 100.0 * (value / base - 1.0)
-    half = {name: 100.0 * quantile * float(error) for name, quantile in quantiles.items()}
-    return {"mean": value, "diff_pct": diff} | {name: [diff - x, diff + x] for name, x in half.items()}
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return metric in LOWER_IS_BETTER
 
 
-def cell(entry: Mapping[str, Any]) -> str:
-    """A metric of an arm as "mean, diff % [low, high]"."""
-    mean = f"{entry['mean']:.4g}" if abs(entry["mean"]) < 1000 else f"{entry['mean']:,.0f}"
+def verdict(bounds: Sequence[float | None] | None, less: bool = False) -> str:
+    """What an interval of a difference says: "better", "worse", or "" where it holds 0 or there is none.
+
+    Args:
+      less: whether less is better.
+    """
+    if bounds is None or None in bounds:
+        return ""
+    low, high = bounds
+    if low <= 0.0 <= high:  # type: ignore[operator]
+        return ""
+    return "better" if (low > 0.0) != less else "worse"  # type: ignore[operator]
+
+
+def too_few(events: Mapping[str, int]) -> str:
+    """Why there is no interval where so many users of each arm have any of a metric; "" where they are enough."""
+    scarce = min(events, key=lambda arm: events[arm])
+    if events[scarce] >= MIN_EVENTS:
+        return ""
+    return f"too few: {events[scarce]} users of {scarce} have any, an interval needs {MIN_EVENTS}"
+
+
+def reason(entry: Mapping[str, Any]) -> str:
+    """Why an entry has no interval, in a word or two."""
+    return entry.get("note", "n/a").partition(":")[0]
+
+
+def control_of(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """The arm that the others are compared with: the first whose main metric has [0, 0]; "" where there is none."""
+    for arm, metrics in arms.items():
+        entry: Mapping[str, Any] = metrics.get("watch_time") or next(iter(metrics.values()), {})
+        if entry.get("ci95") == [0, 0]:
+            return arm
+    return ""
+
+
+def too_small(results: Mapping[str, Any], metric: str = "watch_time") -> str:
+    """One sentence on the arms that this test cannot tell from the control by a metric; "" where it can tell all.
+
+    Args:
+      results: what `compare` gives, or its "ab_test" entry.
+    """
+    arms = results.get("ab_test", results)
+    control = control_of(arms)
+    found = {arm: metrics[metric]["ci95"] for arm, metrics in arms.items() if arm != control and metric in metrics}
+    unsure = {arm: bounds for arm, bounds in found.items() if not verdict(bounds) and bounds != [0, 0]}
+    if not unsure:
+        return ""
+    text = f"Too small to tell {', '.join(unsure)} from {control or 'the control'} by {metric}: "
+    known = [max(abs(x) for x in bounds) for bounds in unsure.values() if bounds and None not in bounds]
+    if len(known) < len(unsure):
+        return f"{text}there are too few users for an interval; use more sessions."
+    return f"{text}the true difference may be 0, and as large as {max(known):.2g} %; use more sessions."
+
+
+def cell(entry: Mapping[str, Any], metric: str = "") -> str:
+    """A metric of an arm as "mean, diff % [low, high]", with "better" or "worse" where the interval leaves out 0."""
+    mean = "–" if entry["mean"] is None else f"{entry['mean']:.4g}"
+    if entry["mean"] is not None and abs(entry["mean"]) >= 1000:
+        mean = f"{entry['mean']:,.0f}"
     if entry["diff_pct"] is None:
-        return f"{mean}, n/a"
+        return f"{mean}, {reason(entry)}"
     low, high = entry["ci95"]
-    return f"{mean}, {entry['diff_pct']:+.2f} % [{low:+.2f}, {high:+.2f}]"
+    said = verdict(entry["ci95"], lower_is_better(metric))
+    return f"{mean}, {entry['diff_pct']:+.2f} % [{low:+.2f}, {high:+.2f}]" + (f" {said}" if said else "")

@@ -27,18 +27,23 @@ def change(
 
     Returns:
       {arm: {metric: {"early", "late", "change", "ci95"}}}: differences in %, the late one minus the early one in
-      percentage points, and the 95 % interval of that; 0 for the control, None where a control's mean is 0.
+      percentage points, and the 95 % interval of that; 0 for the control. All four are None, and "note" says why, where
+      fewer than `ab_test.MIN_EVENTS` users of the arm or the control have any of the metric in a part.
     """
     result: dict[str, dict[str, dict[str, Any]]] = {arm: {} for arm in early}
     for metric, (top, bottom) in ab_test.RATIOS.items():
         if top not in early[control] or bottom not in early[control]:
             continue
-        ratio = {a: [_ratio(part[a][top], part[a][bottom]) for part in (early, late)] for a in early}
-        bases = [base for base, _ in ratio[control]]
+        events = {arm: min(int(np.count_nonzero(part[arm][top])) for part in (early, late)) for arm in early}
         for arm in early:
-            if not all(bases):
-                result[arm][metric] = {"early": None, "late": None, "change": None, "ci95": [None, None]}
+            if arm == control:
+                result[arm][metric] = {"early": 0.0, "late": 0.0, "change": 0.0, "ci95": [0.0, 0.0]}
                 continue
+            if note := ab_test.too_few({name: events[name] for name in (control, arm)}):
+                result[arm][metric] = dict.fromkeys(("early", "late", "change", "ci95")) | {"note": note}
+                continue
+            ratio = {a: [_ratio(part[a][top], part[a][bottom]) for part in (early, late)] for a in (control, arm)}
+            bases = [base for base, _ in ratio[control]]
             diffs = [100.0 * (value / base - 1.0) for (value, _), base in zip(ratio[arm], bases, strict=True)]
             own = [100.0 * x / base for (_, x), base in zip(ratio[arm], bases, strict=True)]
             other = [
@@ -48,7 +53,7 @@ def change(
             if paired:
                 error = _error(own_change - other_change)
             else:
-                error = 0.0 if arm == control else float(np.hypot(_error(own_change), _error(other_change)))
+                error = float(np.hypot(_error(own_change), _error(other_change)))
             moved = diffs[1] - diffs[0]
             result[arm][metric] = {
                 "early": diffs[0], "late": diffs[1], "change": moved,
@@ -77,6 +82,6 @@ def format_table(result: Mapping[str, Any], metric: str) -> str:
     arms = list(result["ab_test"])
     lines = [f"| day | {' | '.join(f'{arm}, {metric}' for arm in arms)} |", "|---" * (1 + len(arms)) + "|"]
     for row in result["by_day"]:
-        cells = [ab_test.cell(row["ab_test"][arm][metric]) for arm in arms]
+        cells = [ab_test.cell(row["ab_test"][arm][metric], metric) for arm in arms]
         lines.append(f"| {row['day']} | {' | '.join(cells)} |")
     return "\n".join(lines)

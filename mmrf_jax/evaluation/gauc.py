@@ -37,6 +37,10 @@ class GroupedMetric:
         return len(self.users)
 
 
+#: A metric of which nobody is eligible.
+NOBODY = GroupedMetric(float("nan"), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate with a percentile interval of a bootstrap over users."""
@@ -145,10 +149,13 @@ def watch_time_median(
       left_out: the number of those users.
 
     Raises:
-      ValueError: for shapes that disagree, no training rows, or play times with NaN.
+      ValueError: for shapes that disagree, or play times with NaN.
     """
-    train_users, train_play = _check_rows(train_users, train_play, "train_users", "train_play")
     test_users, test_play = _check_rows(test_users, test_play, "test_users", "test_play")
+    if not len(train_users):
+        nobody = np.zeros(len(test_users), bool)
+        return nobody, nobody, len(np.unique(test_users))
+    train_users, train_play = _check_rows(train_users, train_play, "train_users", "train_play")
     order = np.lexsort((train_play, train_users))
     sorted_users, sorted_play = train_users[order], train_play[order]
     starts, sizes = _runs(_changes(sorted_users))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax import types
+from mmrf_jax.evaluation import ab_test
 
 CAPS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, np.inf)
 PRINTED_CAP = 10.0  # of the doubly robust estimate in the table
@@ -81,7 +82,8 @@ def estimate(
       "ess": effective sample size in rows (Kish), "capped": share of rows above the cap, "clipped_mass": share of the
       sum of the weights that the cap took}}, "signals": {signal: {"logged", "dm",
       "ips": {cap}, "ncis": {cap}, "dr": {cap}: each {"value", "ci95"}}}}; "dm" and "dr" where `rows` has a model. Caps
-      are named as "10" and "inf".
+      are named as "10" and "inf". Where fewer than `ab_test.MIN_EVENTS` users have any of a signal, "ci95" is None and
+      "note" says so, but for "dm", which does not count events.
 
     Raises:
       ValueError: for caps that are not positive, and as many names as signals.
@@ -121,7 +123,7 @@ def estimate(
         "rows": len(reward),
         "users": len(users),
         "weights": dict(zip(names, (_of_weights(weight, cap) for cap in caps), strict=True)),
-        "signals": _by_signal(values, signals, level),
+        "signals": _by_signal(values, signals, level, np.count_nonzero(sums[:, 1 : 1 + s], axis=0)),
     }
 
 
@@ -171,7 +173,8 @@ def per_decision(
     resampled = lambda sums: np.concatenate([sums.sum(axis=0, keepdims=True), _resampled(sums, draws, seed)])
     by_user = lambda x: np.add.reduceat(x.reshape(len(x), -1)[order], starts, axis=0)
 
-    plain = resampled(by_user(np.concatenate([gains.sum(axis=1), np.ones((len(gains), 1))], axis=1)))
+    earned = by_user(np.concatenate([gains.sum(axis=1), np.ones((len(gains), 1))], axis=1))
+    plain = resampled(earned)
     number = plain[:, -1:]
     values: dict[str, Any] = {"logged": plain[:, :-1] / number, "ips": {}, "ncis": {}}
     for name, cap in zip(names, caps, strict=True):
@@ -184,7 +187,7 @@ def per_decision(
         "rows": len(lengths),
         "users": len(users),
         "weights": dict(zip(names, (_of_weights(weight[:, -1], cap) for cap in caps), strict=True)),
-        "signals": _by_signal(values, signals, level),
+        "signals": _by_signal(values, signals, level, np.count_nonzero(earned[:, :-1], axis=0)),
     }
 
 
@@ -203,7 +206,6 @@ def format_table(units: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{entry['ess']:.1f}",
             ]
             lines.append(cells + [f"{100 * entry[key]:.2f}" for key in ("capped", "clipped_mass")])
-    cell = lambda x: "–" if x is None else f"{x['value']:.4g} [{x['ci95'][0]:.4g}, {x['ci95'][1]:.4g}]"
     caps = list(next(iter(units.values()))["weights"])
     printed = _cap_names([PRINTED_CAP])[0]
     header = ["unit", "signal", "logged", "DM", f"DR, cap {printed}", *(f"NCIS, cap {cap}" for cap in caps)]
@@ -212,9 +214,17 @@ def format_table(units: Mapping[str, Mapping[str, Any]]) -> str:
         for signal, entry in result["signals"].items():
             cells = [entry["logged"], entry.get("dm"), entry.get("dr", {}).get(printed)]
             cells += [entry["ncis"].get(cap) for cap in caps]
-            values.append([unit, signal, *(cell(x) for x in cells)])
+            values.append([unit, signal, *(_cell(x) for x in cells)])
     text = lambda rows: "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return text(lines) + "\n\n" + text(values)
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "–"
+    if entry["ci95"] is None:
+        return f"{entry['value']:.4g}, {ab_test.reason(entry)}"
+    return f"{entry['value']:.4g} [{entry['ci95'][0]:.4g}, {entry['ci95'][1]:.4g}]"
 
 
 def _weights(log_weight: np.ndarray) -> np.ndarray:
@@ -251,15 +261,26 @@ def _resampled(sums: np.ndarray, draws: int, seed: int) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty((0, sums.shape[1]))
 
 
-def _by_signal(values: dict[str, Any], signals: Sequence[str], level: float) -> dict[str, Any]:
-    """{signal: {estimator: entry, or {cap: entry}}} of values [1 + draws, S], the log's own first."""
+def _by_signal(values: dict[str, Any], signals: Sequence[str], level: float, events: np.ndarray) -> dict[str, Any]:
+    """{signal: {estimator: entry, or {cap: entry}}} of values [1 + draws, S], the log's own first.
 
-    def entries(x: np.ndarray) -> list[dict[str, Any]]:
+    Args:
+      events: [S] users who have any of a signal.
+    """
+    notes = [ab_test.too_few({"the log": int(number)}) for number in events]
+
+    def entries(estimator: str, x: np.ndarray) -> list[dict[str, Any]]:
         low, high = np.quantile(x[1:], [0.5 - level / 2, 0.5 + level / 2], axis=0)
-        return [{"value": float(v), "ci95": [float(a), float(b)]} for v, a, b in zip(x[0], low, high, strict=True)]
+        found: list[dict[str, Any]] = []
+        for value, bounds, note in zip(x[0], zip(low, high, strict=True), notes, strict=True):
+            if note and estimator != "dm":
+                found.append({"value": float(value), "ci95": None, "note": note})
+            else:
+                found.append({"value": float(value), "ci95": [float(bound) for bound in bounds]})
+        return found
 
     made = {
-        name: {cap: entries(x) for cap, x in value.items()} if isinstance(value, dict) else entries(value)
+        name: {cap: entries(name, x) for cap, x in value.items()} if isinstance(value, dict) else entries(name, value)
         for name, value in values.items()
     }
     pick = lambda made, i: {cap: x[i] for cap, x in made.items()} if isinstance(made, dict) else made[i]

@@ -17,7 +17,8 @@ from mmrf_jax.data.schema import SessionLog
 from mmrf_jax.evaluation import gauc
 
 MIN_USERS = 200  # no figure is given for fewer eligible users
-_BATCH = 512
+#: Segments scored at a time.
+BATCH = 512
 
 
 @dataclasses.dataclass
@@ -35,7 +36,7 @@ def score_log(
     log: SessionLog,
     *,
     num_requests: int,
-    batch: int = _BATCH,
+    batch: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Rows:
     """Scores of every exposure of a log.
@@ -109,10 +110,14 @@ def metrics(
 
     def measure(scores: np.ndarray, name: str) -> gauc.GroupedMetric:
         mask, label, metric = part(name)
+        if not mask.any():
+            return gauc.NOBODY
         return metric(rows.user_id[mask], scores[mask], label[mask])
 
     def by_duration(name: str) -> list[dict[str, Any]]:
         mask, label, metric = part(name)
+        if not mask.any():
+            return []
         deciles = gauc.by_decile(duration[mask], rows.user_id[mask], rows.scores[mask, -1], label[mask], metric)
         return [
             {

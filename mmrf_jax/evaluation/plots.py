@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrf_jax.evaluation import ab_test
+
 _METRICS = ("watch_time", "depth", "like", "follow", "hate", "return_rate")
 _DAILY = ("watch_time", "depth", "visits", "watch_time_per_day")
+_GAP = (math.nan, math.nan)
 _COLUMNS = 4  # of panels
 _MARKERS = "osD^vP"  # arms are told apart without colour
 
@@ -17,27 +21,34 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
     """Differences to the control with 95 % intervals, one panel a metric, written as a PNG.
 
     Args:
-      result: of `training.arms.compare`. path: file to write. metrics: keys; those without a difference are left out.
+      result: of `training.arms.compare`. path: file to write. metrics: keys; those without any interval are left out,
+        and where an arm alone has none its row says why.
     """
     from matplotlib.figure import Figure  # slow to import, and needed only here
 
     arms = result["ab_test"]
-    control = next(a for a, m in arms.items() if m["watch_time"]["diff_pct"] == 0 and m["watch_time"]["ci95"] == [0, 0])
+    control = ab_test.control_of(arms)
     names = [a for a in arms if a != control]
-    shown = [m for m in metrics if all(arms[a].get(m, {}).get("diff_pct") is not None for a in names)]
+    shown = [m for m in metrics if any(_there(arms[a].get(m)) for a in names)]
+    if not shown:
+        _save(_nothing(), path)
+        return
     figure = Figure(figsize=(2.2 * len(shown) + 1.4, 0.45 * len(names) + 1.3), layout="constrained")
     axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     rows = list(range(len(names)))[::-1]
     for axis, metric in zip(axes, shown, strict=True):
         for row, name in zip(rows, names, strict=True):
-            entry = arms[name][metric]
+            entry = arms[name].get(metric, {})
+            if not _there(entry):
+                axis.annotate(ab_test.reason(entry), (0.0, row), ha="center", fontsize=8)
+                continue
             low, high = entry["ci95"]
             axis.plot([low, high], [row, row], color="black", linewidth=1.5)
             axis.plot(entry["diff_pct"], row, marker="o", color="black")
             axis.annotate(f"{entry['diff_pct']:+.1f}", (entry["diff_pct"], row), (0, 6), textcoords="offset points",
                           ha="center", fontsize=8)  # fmt: skip
         axis.axvline(0.0, color="gray", linestyle=":")
-        axis.set_title(metric, fontsize=10)
+        axis.set_title(_title(metric), fontsize=10)
         axis.set_xlabel(f"% vs {control}", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.margins(x=0.25, y=0.35)
@@ -49,26 +60,30 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
     """Differences to the control by day with 95 % intervals, one panel a metric, written as a PNG.
 
     Args:
-      result: of `training.long_run.compare`. path: file to write. metrics: keys; those without a difference on some day
-        are left out.
+      result: of `training.long_run.compare`. path: file to write. metrics: keys; those without any interval are left
+        out, and days without one are gaps.
     """
     from matplotlib.figure import Figure
 
     rows = result["by_day"]
     arms = list(result["ab_test"])
-    shown = [m for m in metrics if all(row["ab_test"][a][m]["diff_pct"] is not None for row in rows for a in arms)]
+    control = ab_test.control_of(result["ab_test"])
+    shown = [m for m in metrics if any(_there(row["ab_test"][a].get(m)) for row in rows for a in arms if a != control)]
+    if not shown:
+        _save(_nothing(), path)
+        return
     figure = Figure(figsize=(2.8 * len(shown) + 0.6, 3.0), layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     at = [row["day"] for row in rows]
     for axis, metric in zip(axes, shown, strict=True):
         for number, arm in enumerate(arms):
             entries = [row["ab_test"][arm][metric] for row in rows]
-            low, high = zip(*(entry["ci95"] for entry in entries), strict=True)
+            low, high = zip(*(entry["ci95"] if _there(entry) else _GAP for entry in entries), strict=True)
             marker, line = _MARKERS[number % len(_MARKERS)], axis.plot([], [])[0]
             axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-            axis.plot(at, [entry["diff_pct"] for entry in entries], color=line.get_color(), marker=marker, label=arm,
-                      markersize=4)  # fmt: skip
-        axis.set_title(metric, fontsize=10)
+            diffs = [entry["diff_pct"] if _there(entry) else math.nan for entry in entries]
+            axis.plot(at, diffs, color=line.get_color(), marker=marker, label=arm, markersize=4)
+        axis.set_title(_title(metric), fontsize=10)
         axis.set_xlabel("day", fontsize=8)
         axis.locator_params(axis="x", integer=True)
         axis.tick_params(labelsize=8)
@@ -135,6 +150,24 @@ def limits(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
     axis.set_xlabel("share of the limit of this machine, measured in the same run")
     axis.tick_params(labelsize=8)
     _save(figure, path)
+
+
+def _there(entry: Mapping[str, Any] | None) -> bool:
+    """Whether an entry has an interval."""
+    return bool(entry) and entry["ci95"] is not None and None not in entry["ci95"]  # type: ignore[index]
+
+
+def _title(metric: str) -> str:
+    return f"{metric} (less is better)" if ab_test.lower_is_better(metric) else metric
+
+
+def _nothing() -> Any:
+    """A picture that says that there is nothing to draw."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0, 1.0))
+    figure.text(0.5, 0.5, "too few events for any interval", ha="center", va="center")
+    return figure
 
 
 def _save(figure, path: str | os.PathLike) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _HEARTBEAT_SECONDS = 20  # without a sign of a process until it counts as dead
-_SHUTDOWN_SECONDS = 600  # that a process waits for the others when it ends, as while the first writes the report
+_SHUTDOWN_SECONDS = 600  # that a process waits for the others when it ends
 
 
 class FailedElsewhere(RuntimeError):

@@ -7,11 +7,13 @@ at once, whatever it does. A thread listens for them, because Python's own handl
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -20,6 +22,7 @@ from mmrf_jax.parallel.ending import end_by
 
 EXIT_CODE = 75  # of a run that saved its state because it was told to stop; start it again (EX_TEMPFAIL)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_AGAIN_SECONDS = 0.1
 _watch: Watch | None = None  # of this process
 
 
@@ -41,15 +44,28 @@ class Watch:
     """
 
     def __init__(self, several: bool, at_once: bool) -> None:
-        self._several, self._at_once = several, at_once and not several
+        self.several, self._at_once = several, at_once
         self._asked = 0
         self._told: signal.Signals | None = None
 
     def told(self, number: int, _: object = None) -> None:
         """Handles a signal, in the main thread."""
         first, self._told = self._told is None, self._told or signal.Signals(number)
-        if first and self._at_once:
+        if first and self._at_once and not self.several:
             raise Preempted(self._told)
+
+    def again(self, *_: object) -> None:
+        """Handles SIGALRM: what was raised first got lost."""
+        if self._at_once and self._told and not self.several:
+            raise Preempted(self._told)
+
+    def lost(self, hook: Callable[[Any], object], unraisable: Any) -> None:
+        """A `sys.unraisablehook`, before another: an error that callbacks of Python's own cannot raise, as of its
+        garbage collection, is raised a little later."""
+        if isinstance(unraisable.exc_value, Preempted):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        else:
+            hook(unraisable)
 
     def check(self) -> None:
         """Asks whether to stop here.
@@ -58,24 +74,24 @@ class Watch:
           Preempted: if so.
         """
         self._asked += 1
-        if self._several and multihost_utils.reached_preemption_sync_point(self._asked):
+        if self.several and multihost_utils.reached_preemption_sync_point(self._asked):
             self._told = self._told or signal.SIGTERM
-        elif self._several:
+        elif self.several:
             return  # a signal of this process alone: the others do not know of it yet
         if self._told:
             raise Preempted(self._told)
 
     def alone(self) -> None:
         """From here on this process stops without the others, which it has parted from."""
-        if self._several and threading.current_thread() is threading.main_thread():
+        if self.several and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.told)
-        self._several = False
+        self.several = False
 
     @contextlib.contextmanager
     def stopping(self, at_once: bool) -> Iterator[Watch]:
         """Within it a signal raises `Preempted` wherever the program is, or only where it asks."""
-        before, self._at_once = self._at_once, at_once and not self._several
-        if self._at_once and self._told:
+        before, self._at_once = self._at_once, at_once
+        if at_once and self._told and not self.several:
             raise Preempted(self._told)
         try:
             yield self
@@ -106,16 +122,19 @@ def watching(at_once: bool = False) -> Iterator[Watch]:
         return
     # JAX's service has a handler of its own for SIGTERM, so of several processes it gets SIGINT as SIGTERM.
     heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN and not (several and n == signal.SIGTERM)]
-    before = {number: signal.signal(number, watch.told) for number in heard}
+    before: dict[int, Any] = {number: signal.signal(number, watch.told) for number in heard}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, watch.again)
+    hook, sys.unraisablehook = sys.unraisablehook, functools.partial(watch.lost, sys.unraisablehook)
     read, write = os.pipe()
     os.set_blocking(write, False)
     wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    threading.Thread(target=_listen, args=(read, several), name="signals", daemon=True).start()
+    threading.Thread(target=_listen, args=(read, watch), name="signals", daemon=True).start()
     _watch = watch
     try:
         yield watch
     finally:
-        _watch = None
+        _watch, sys.unraisablehook = None, hook
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.set_wakeup_fd(wakeup)
         os.close(write)
         for number, handler in before.items():
@@ -137,7 +156,7 @@ def at_once() -> Iterator[None]:
         yield
 
 
-def _listen(read: int, several: bool) -> None:
+def _listen(read: int, watch: Watch) -> None:
     """Hears the signals as they come, until the other end of the pipe is closed."""
     told = False
     with open(read, "rb", buffering=0) as coming:
@@ -147,7 +166,7 @@ def _listen(read: int, several: bool) -> None:
             if told:
                 end_by(byte[0])
             told = True
-            if several:
+            if watch.several:
                 os.kill(os.getpid(), signal.SIGTERM)
             with contextlib.suppress(OSError):
                 name = signal.Signals(byte[0]).name

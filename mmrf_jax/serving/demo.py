@@ -214,7 +214,6 @@ def router(service: Service, make_world: visits.MakeWorld = visits.world_of) -> 
     """Routes of the page of a service."""
     routes, demo, (html, policy) = fastapi.APIRouter(tags=["page"]), Demo(service, make_world), page()
 
-    @routes.head("/", include_in_schema=False)
     @routes.get("/", response_class=HTMLResponse)
     async def feed() -> HTMLResponse:
         """A feed to look at."""

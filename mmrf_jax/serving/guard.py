@@ -46,12 +46,16 @@ class Guard:
             return
         path = scope["path"]
         route = path if path in _ROUTES else "/demo" if path.startswith("/demo/") else "other"
-        status = 500
+        status, head = 500, scope["method"] == "HEAD"
+        if head:  # as GET, without the body
+            scope = scope | {"method": "GET"}
 
         async def counted(message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif head and message["type"] == "http.response.body":
+                message = message | {"body": b""}
             await send(message)
 
         began = time.perf_counter()
@@ -63,7 +67,7 @@ class Guard:
 
     async def _let_in(self, scope, receive, send, path: str) -> None:
         limits = self._limits
-        if path in _OPEN or (path in _PUBLIC and scope["method"] in ("GET", "HEAD")):
+        if path in _OPEN or (path in _PUBLIC and scope["method"] == "GET"):
             await self._app(scope, _nothing, send)
             return
         headers = dict(scope["headers"])

@@ -49,7 +49,8 @@ class Settings:
       log: the folder of the feedback log and the users' store.
       temperature: 0 serves the K best; above, Plackett–Luce on standardised scores over it, so that the log explores.
       max_candidates: of one request.
-      session_gap: seconds after which a user's next request begins a new session.
+      session_gap: seconds after which a user's next request begins a new session; so does a clock that is further back
+        than that.
       users_in_memory: users whose state is kept there, some 20 kB each; others are read from the store.
       seed: of the draws, with user and request.
     """
@@ -141,6 +142,7 @@ class Service:
         self._syncing: asyncio.Task | None = None
         self._appended = self._synced = 0
         self._tasks: list[asyncio.Task] = []
+        self._said_back = False
         self.failed_swap: str | None = None  # why the newest artefact is not the one that ranks
 
     @property
@@ -189,9 +191,13 @@ class Service:
         """
         async with self._alone(asked.user):
             serving, known = self._ranker, self._store.get(asked.user)
-            now = max(_now(), known.time)
-            start = asked.new_session or known.over or now - known.time > 1000.0 * self.settings.session_gap
+            clock, gap = _now(), 1000.0 * self.settings.session_gap
+            back = known.time - clock > gap  # the clock was ahead when the user was here last
+            now = clock if back else max(clock, known.time)
+            start = asked.new_session or known.over or back or now - known.time > gap
             start |= len(known.shown) >= _MOST_REQUESTS
+            if back:
+                self._say_back(known.time - clock)
             given = asked.history if start and not known.requests else None
             rows = serving.rows_of(asked.candidates)
             there = np.flatnonzero(rows >= 0)
@@ -244,6 +250,15 @@ class Service:
             scores=dict(zip(serving.agents, every, strict=True)),
             unknown=asked.candidates[rows < 0].tolist(),
         )
+
+    def _say_back(self, milliseconds: int) -> None:
+        """Says, once, that the clock was set back."""
+        if not self._said_back:
+            self._said_back = True
+            say(
+                f"the clock is {milliseconds / 1000:,.0f} s behind the time of a user's last request; such users begin "
+                "new sessions (said once)"
+            )
 
     async def feedback(self, event: str, request: str, videos: np.ndarray, signals: np.ndarray, left: bool) -> bool:
         """Takes feedback on a request; it is on the disk when this returns. False for an event that came before.

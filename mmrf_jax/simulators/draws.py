@@ -7,6 +7,7 @@ step it costs as much as all the rest of the step.
 from __future__ import annotations
 
 import functools
+import math
 
 import chex
 import jax
@@ -27,6 +28,12 @@ def user_uniforms(key: types.Key, position: chex.Array, user_ids: chex.Array, nu
     position = jnp.broadcast_to(position, user_ids.shape)
     other = functools.partial(base.user_uniforms, num=num)
     return jax.lax.platform_dependent(key, position, user_ids, cpu=functools.partial(_fused, num=num), default=other)
+
+
+def uniforms(key: types.Key, shape: tuple[int, ...]) -> chex.Array:
+    """Uniforms [*shape] in (0, 1) by the same computation, in place of `jax.random.uniform`."""
+    rows = jnp.arange(math.prod(shape[:-1]), dtype=jnp.int32)
+    return user_uniforms(key, 0, rows, shape[-1]).reshape(shape)
 
 
 def _fused(key: types.Key, position: chex.Array, user_ids: chex.Array, num: int) -> chex.Array:

@@ -21,6 +21,7 @@ from mmrf_jax.data.schema import Schema
 from mmrf_jax.embeddings import table
 from mmrf_jax.encoders import tables as tb
 from mmrf_jax.parallel import mesh as par
+from mmrf_jax.parallel import programs
 from mmrf_jax.simulators.feedback import fitting, network, sampling
 from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
 from mmrf_jax.training import methods
@@ -162,7 +163,7 @@ def rate(progress: float) -> float:
     return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-@functools.partial(jax.jit, static_argnames="plan", donate_argnums=0)
+@programs.program(often=True, static_argnames="plan", donate_argnums=0)
 def fit_step(state: RunState, batch: types.SessionBatch, items: types.Items, plan: Plan, rate: chex.Numeric):
     """One step of the feedback model's regression on the round's log: the next state, and metrics."""
     feedback, metrics = fitting.update(model_of(state), batch, items, plan.feedback, rate)
@@ -183,7 +184,7 @@ def kept_encodings(state: RunState, items: types.Items, plan: Plan) -> chex.Arra
 _encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")
 
 
-@functools.partial(jax.jit, static_argnames="plan", donate_argnums=0)
+@programs.program(often=True, static_argnames="plan", donate_argnums=0)
 def update_step(
     state: RunState,
     batch: types.SessionBatch,

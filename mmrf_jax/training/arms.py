@@ -13,17 +13,18 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.evaluation import ab_test, assignment, sequential
 from mmrf_jax.parallel import mesh as par
+from mmrf_jax.parallel import programs
 from mmrf_jax.simulators import base
 from mmrf_jax.training import rollout
 
 BLOCK = 50_000  # users of a device in one call: progress is seen, and the last sessions of a call cost little
 NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that are no metric's
-_SLOTS = 256  # on CPUs: the last sessions of a call cost less, the rest no more than with 1,024
+_SLOTS = 256  # on CPUs: what a step gathers stays in a cache
 _MANY_SLOTS = 8_192  # on accelerators, which would wait for the launches of small steps
 _LOOKS = 20  # at a test whose intervals are always valid
 
 
-@functools.partial(jax.jit, static_argnames=("sim_functions", "num_users", "slots", "k", "mesh"))
+@programs.program(often=True, static_argnames=("sim_functions", "num_users", "slots", "k", "mesh"))
 def _serve(sim_functions, sim_data, policy, key, users, queues, day, *, num_users, slots, k, mesh):
     def one_device(sim_data, policy, key, day, users, queue):
         sim = base.Simulator(*sim_functions, *sim_data)
@@ -38,7 +39,7 @@ def _serve(sim_functions, sim_data, policy, key, users, queues, day, *, num_user
 
 def serve_users(
     sim: base.Simulator,
-    policy: base.Policy,
+    policy: base.Policy | base.PolicyChoice,
     key: types.Key,
     mesh,
     *,
@@ -64,20 +65,25 @@ def serve_users(
     here = par.put_batch((par.own_part(users, mesh).reshape(-1), par.own_part(queue, mesh)), mesh)
     sums, counts = _serve(
         sim[:3], *par.put_replicated((sim[3:], policy, key), mesh), *here, np.int32(day),
-        num_users=share, slots=int(np.clip(share // 4, 16, most)), k=k, mesh=mesh,
+        num_users=share, slots=int(np.clip(share // 8, 16, most)), k=k, mesh=mesh,
     )  # fmt: skip
-    table = (
-        par.fetch(sums).astype(np.float64).reshape(devices, share, -1)[:, :each].reshape(devices * each, -1)[:num_users]
-    )
+    width = len(rollout.SUMS)  # written out: a size of -1 is unknown where nobody is served
+    table = par.fetch(sums).astype(np.float64).reshape(devices, share, width)[:, :each]
+    table = table.reshape(devices * each, width)[:num_users]
     result: dict[str, np.ndarray] = {name: table[:, i] for i, name in enumerate(rollout.SUMS)}
     result["user_id"] = np.asarray(user_ids)
     result["exposures"] = functools.reduce(np.add, par.fetch(counts))  # of one device: no copy
     return result
 
 
+def block_users(total: int, mesh) -> int:
+    """Users of all devices in one call, of a test of so many."""
+    return min(BLOCK * mesh.size, total)
+
+
 def serve(
     sim: base.Simulator,
-    policy: base.Policy,
+    policy: base.Policy | base.PolicyChoice,
     key: types.Key,
     mesh,
     *,
@@ -119,6 +125,20 @@ def users_of(names: list[str], user_ids: np.ndarray, salt: str | None) -> dict[s
     return {name: user_ids[arm == i] for i, name in enumerate(names)}
 
 
+def check_users(users: Mapping[str, np.ndarray]) -> None:
+    """Refuses arms that no interval can be given of, before anybody is served.
+
+    Args:
+      users: of the whole test, as `users_of` gives them.
+
+    Raises:
+      ValueError: for the first arm with fewer than two.
+    """
+    for name, ids in users.items():
+        if len(ids) < 2:
+            raise ValueError(f"arm {name!r} has {len(ids)} users, and needs at least 2; use more sessions")
+
+
 def sample_ratio(users: Mapping[str, int]) -> dict[str, Any]:
     """{"srm": {"users": {arm: number}, "p_value"}} of arms that should have equal shares."""
     p = assignment.sample_ratio_mismatch(list(users.values()), [1.0] * len(users)) if len(users) > 1 else 1.0
@@ -151,21 +171,25 @@ def compare(
       progress: called with the sessions served so far, of num_users × arms.
 
     Returns:
-      {"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}, "truncated_pct": {arm: share of sessions cut}}; by hash
+      {"ab_test": as `ab_test.ABTest.results`, "truncated_pct": {arm: share of sessions cut}}; by hash
       also "srm" (`sample_ratio`); if always valid, "always_valid95" beside "ci95", and "looks": [{"users": {arm: so
-      far}, "ab_test": as above without coverage and Gini}].
+      far}, "ab_test": as above without coverage and Gini}], from the first at which every arm has two users.
+
+    Raises:
+      ValueError: for an arm that gets fewer than two users.
     """
     names = list(arms)
-    test = ab_test.ABTest(names, control, paired=salt is None)
+    test, policies = ab_test.ABTest(names, control, paired=salt is None), base.choices(arms)
     total = num_users if salt is None else num_users * len(names)
-    block = min(BLOCK * mesh.size, total, -(-total // _LOOKS) if always_valid else total)
+    check_users(users_of(names, np.arange(total), salt))
+    block = min(block_users(total, mesh), -(-total // _LOOKS) if always_valid else total)
     cut, done, looks = dict.fromkeys(names, 0.0), 0, []
     for start in range(0, total, block):
         here = np.arange(start, min(start + block, total))
         means = history_means(sim, key, here, day, block) if cuped else None
         sums, covariate, quantile = {}, {}, None
         for name, ids in users_of(names, here, salt).items():
-            sums[name] = serve_users(sim, arms[name], key, mesh, user_ids=ids, day=day, k=k, capacity=block)
+            sums[name] = serve_users(sim, policies[name], key, mesh, user_ids=ids, day=day, k=k, capacity=block)
             cut[name] += float(sums[name]["truncated"].sum())
             for column in NOT_TESTED:
                 del sums[name][column]
@@ -174,7 +198,7 @@ def compare(
             done += len(ids)
             progress(done)
         test.update(sums, covariate or None)
-        if always_valid:
+        if always_valid and min(test.users().values()) >= 2:
             quantile = sequential.quantile(min(start + block, total) / total)
             looks.append({"users": test.users(), "ab_test": test.ratios(quantile)})
     truncated = {name: 100.0 * value / max(test.users()[name], 1) for name, value in cut.items()}

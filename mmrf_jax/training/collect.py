@@ -9,6 +9,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
 from mmrf_jax.training import rollout
 
@@ -16,15 +17,21 @@ _UNROLL = 16  # requests of every slot between two transfers to the host
 _SLOTS = 1024
 
 
+def slots_for(num_sessions: int) -> int:
+    """Users in flight at a time: few enough that most slots are busy while the last sessions end."""
+    return int(np.clip(num_sessions // 4, 16, _SLOTS))
+
+
 def collect(
     sim: base.Simulator,
-    policy: base.Policy,
+    policy: base.Policy | base.PolicyChoice,
     key: types.Key,
     *,
     first_user: int,
     num_sessions: int,
     day: int,
     k: int,
+    slots: int | None = None,
     keep_scores: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> SessionLog:
@@ -32,6 +39,7 @@ def collect(
 
     Args:
       sim: simulator. policy: ranker; its log-probabilities are logged as propensities.
+      slots: users in flight at a time, which is compiled for; None for `slots_for` the sessions.
       keep_scores: whether the log holds the policy's scores [r, C].
       progress: called with the number of sessions ended so far.
     """
@@ -39,12 +47,17 @@ def collect(
         raise ValueError(
             f"users {first_user} … {first_user + num_sessions - 1} are not all in [0, 2^31 - 1); lower first_user"
         )
-    slots_count = min(_SLOTS, max(16, num_sessions))
-    slots = rollout.begin(sim, policy, key, first_user, num_sessions, day, slots=slots_count)
+    size = slots_for(num_sessions) if slots is None else slots
+    # All on one device from the first call on, for where arrays lie is part of what a program is compiled for.
+    here = par.make_mesh(jax.local_devices()[:1])
+    data, policy, key = par.put_replicated((sim[3:], policy, key), here)
+    sim = base.Simulator(*sim[:3], *data)
+    state = rollout.begin(sim, policy, key, first_user, num_sessions, day, slots=size)
+    state = par.put_replicated(state, here)
     requests: list[dict[str, np.ndarray]] = []
     sessions: list[dict[str, np.ndarray]] = []
     while True:
-        slots, record = rollout.unroll(sim, policy, key, day, slots, num_steps=_UNROLL, k=k)
+        state, record = rollout.unroll(sim, policy, key, day, state, num_steps=_UNROLL, k=k)
         host = jax.tree.map(np.asarray, jax.device_get(record))
         live = host.live
         requests.append(
@@ -72,7 +85,7 @@ def collect(
                 "history_mask": host.history.mask[first],
             }
         )
-        ended = int(slots.started) - int(np.sum(np.asarray(slots.index) < num_sessions))
+        ended = int(state.started) - int(np.sum(np.asarray(state.index) < num_sessions))
         progress(ended)
         if ended >= num_sessions:
             break

@@ -46,8 +46,9 @@ def run(config, out: Path) -> dict[str, Any]:
     Returns:
       {"policies": {name: {signal: {"truth", "on_policy": of a session, "difference": of the truth to production's,
       relative}}}, "close": names, "logs", "log_users", "log_requests", "sessions", "estimators": {signal: {estimator:
-      {cap: {policy: {"pooled": the estimate on all logs at once, "coverage": share of the logs whose interval holds the
-      truth, "mean": of the logs' estimates}}}}}, "summary": {signal: {estimator: {cap: `_summary`}}}}.
+      {cap: {policy: {"pooled": the estimate on all logs at once, "coverage": share of the logs with an interval whose
+      interval holds the truth, None where no log has one, "mean": of the logs' estimates}}}}}, "summary": {signal:
+      {estimator: {cap: `_summary`}}}}.
 
     Raises:
       ValueError: for an unknown ranker, no policy named production, or numbers that are too small.
@@ -199,14 +200,20 @@ def _errors(rows: dict[str, np.ndarray], policy: int, truth: np.ndarray, logs: i
         for estimator in ("ips", "ncis"):
             for cap, entry in pooled[signal][estimator].items():
                 found = [x[signal][estimator][cap] for x in each]
-                inside = [x["ci95"][0] <= truth[j] <= x["ci95"][1] for x in found]
+                inside = [x["ci95"][0] <= truth[j] <= x["ci95"][1] for x in found if x["ci95"] is not None]
                 mean = float(np.mean([x["value"] for x in found]))
                 yield (
                     signal,
                     estimator,
                     cap,
-                    {"pooled": entry["value"], "coverage": float(np.mean(inside)), "mean": mean},
+                    {"pooled": entry["value"], "coverage": _mean(inside), "mean": mean},
                 )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of those that are there; None where none is."""
+    there = [x for x in values if x is not None]
+    return float(np.mean(there)) if there else None
 
 
 def _summary(entries: dict[str, Any], policies: dict[str, Any], signal: str, close: list[str]) -> dict[str, Any]:
@@ -219,7 +226,7 @@ def _summary(entries: dict[str, Any], policies: dict[str, Any], signal: str, clo
         ranks = lambda x, pooled=pooled: float(stats.spearmanr(pooled, x).statistic) if len(x) > 2 else None
         result[group] = {
             "error": float(np.mean(np.abs(pooled / truth - 1.0))),
-            "coverage": float(np.mean([entries[name]["coverage"] for name in names])),
+            "coverage": _mean([entries[name]["coverage"] for name in names]),
             "rank": ranks(truth),
             "rank_on_policy": ranks(earned),
         }
@@ -267,7 +274,7 @@ def format_table(table: dict[str, Any]) -> str:
             for cap, groups in caps.items():
                 cells = [signal, "SNIPS" if (estimator, cap) == ("ncis", "inf") else estimator.upper(), cap]
                 for x in groups.values():
-                    cells += [f"{100 * x['error']:.2f}", f"{x['coverage']:.3f}"]
+                    cells += [f"{100 * x['error']:.2f}", number(x["coverage"], ".3f")]
                     cells += [number(x["rank"], ".3f"), number(x["rank_on_policy"], ".3f")]
                 lines.append(cells)
     policies = [["policy", "watch time a video, s, truth (i)", "difference, %", "watch time a session, s, truth (ii)"]]
@@ -278,6 +285,6 @@ def format_table(table: dict[str, Any]) -> str:
         x = signals["watch_time"]
         cells = [name, f"{x['truth']:.2f}", f"{100 * x['difference']:+.1f}", f"{x['on_policy']:,.0f}"]
         cells += [f"{ncis[cap][name]['pooled']:.2f}" for cap in ("inf", "10")]
-        policies.append(cells + [f"{ncis[cap][name]['coverage']:.3f}" for cap in ("inf", "10")])
+        policies.append(cells + [number(ncis[cap][name]["coverage"], ".3f") for cap in ("inf", "10")])
     text = lambda rows: "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return "\n\n".join((head, text(lines), text(policies))) + "\n"

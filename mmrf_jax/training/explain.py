@@ -15,13 +15,15 @@ from mmrf_jax import types
 from mmrf_jax.agents import conflict
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.evaluation import offline
 from mmrf_jax.metrics import files
 from mmrf_jax.simulators.feedback import sampling
-from mmrf_jax.training import alternation, collect, judging, methods, sources
+from mmrf_jax.training import alternation, collect, judging, methods, predicted, sources
 from mmrf_jax.training import workdir as wd
 
 _BATCH, _BATCHES = 64, 16  # held-out segments at a time, and how many batches of them at most
-_USERS, _REQUESTS = 12, 8  # sessions to look at, and the first requests of each
+_TOGETHER = ("attention", "actors", "encoder")  # matrices of how agents depend on each other
+_USERS = 12  # sessions to look at; of each the requests of a segment
 _BEST = 9  # candidates listed by the main agent's score, those that were shown included
 
 _MEASURED = ("speed", "scale")  # suites of launch.benchmark, written into the run's folder as NAME.json
@@ -30,15 +32,23 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bo
 _predict = jax.jit(sampling.predict, static_argnames="config")
 
 
-def explain(config, source: sources.Source, state: alternation.RunState) -> dict[str, Any]:
+def explain(config, source: sources.Source, state: alternation.RunState, thorough: bool = True) -> dict[str, Any]:
     """Everything of a report that needs the trained state, as JSON.
+
+    Args:
+      thorough: whether to compute the attention and the gradients of single agents, which takes programs of its own.
 
     Returns:
       {"attention", "actors", "encoder": matrices, or {"missing": why there are none}, "sessions": see `look`}.
     """
     plan = alternation.plan_of(config)
     log = source.test()["test"]
-    return _together(config, plan, source, state, log, _BATCHES) | {"sessions": look(config, plan, source, state, log)}
+    if thorough:
+        together = _together(config, plan, source, state, log, _BATCHES)
+    else:
+        missing = {"missing": "python -m launch.report --workdir=RUN computes it, and writes this page again."}
+        together = dict.fromkeys(_TOGETHER, missing)
+    return together | {"sessions": look(config, plan, source, state, log)}
 
 
 def conflicts(
@@ -64,10 +74,10 @@ def _together(
     """Attention between agents and cosines of their gradients, over requests of a log."""
     if not methods.get(plan.method).simulates:
         missing = {"missing": f"method={plan.method} has no agents that work together, so there is nothing to compare."}
-        return dict.fromkeys(("attention", "actors", "encoder"), missing)
+        return dict.fromkeys(_TOGETHER, missing)
     if plan.agents.num_agents == 1:
         missing = {"missing": "This run has a single agent, so there is nobody to compare it with."}
-        return dict.fromkeys(("attention", "actors", "encoder"), missing)
+        return dict.fromkeys(_TOGETHER, missing)
     talks = plan.agents.communication == "attention" and plan.agents.ablation != "co"
     weights, acted, encoded, requests = [], [], [], 0
     for batch in _blocks(log, config.train.segment, batches):
@@ -128,14 +138,16 @@ def look(config, plan: alternation.Plan, source, state: alternation.RunState, lo
     if source.sim is not None:
         policy = method.make_policy(state.agents, source.items, plan.agents)
         log = collect.collect(
-            source.sim._replace(items=source.items), policy, judging.ab_key(config.seed), first_user=0,
+            source.sim, source.choose(policy), judging.ab_key(config.seed), first_user=0,
             num_sessions=_USERS, day=config.ab_test.day, k=source.schema.slate,
+            slots=collect.slots_for(config.collect.sessions),
         )  # fmt: skip
     else:
         log = sessions.select_sessions(log, _longest(log, _USERS))
     index = np.stack([np.arange(log.num_sessions), log.offsets[:-1]], axis=1)
-    batch = sessions.gather_segments(log, np.resize(index, (_USERS, 2)), _REQUESTS)
-    scores = np.asarray(methods.score_candidates(state.agents, batch, source.items, plan.agents, plan.method))
+    length_shown = config.train.segment
+    batch = sessions.gather_segments(log, np.resize(index, (offline.BATCH, 2)), length_shown)
+    scores = np.asarray(predicted.evaluate(state, batch, source.items, plan)["scores"])
     duration = np.asarray(source.items.duration)
     users = []
     for n in range(log.num_sessions):
@@ -148,7 +160,7 @@ def look(config, plan: alternation.Plan, source, state: alternation.RunState, lo
             "videos": int((log.slate[rows] >= 0).sum()),
             "seconds": float(np.where(log.slate[rows] >= 0, log.feedback[rows][..., types.WATCH_TIME], 0.0).sum()),
             "left": bool(log.terminated[n]),
-            "shown": [_request(batch, scores, duration, n, t) for t in range(min(length, _REQUESTS))],
+            "shown": [_request(batch, scores, duration, n, t) for t in range(min(length, length_shown))],
         }
         users.append(user)
     return {"served": source.sim is not None, "agents": list(method.signals(plan.agents)), "users": users}
@@ -187,8 +199,14 @@ def _request(batch: types.SessionBatch, scores: np.ndarray, duration: np.ndarray
     return rows
 
 
-def write_report(config, source: sources.Source, state: alternation.RunState, workdir: Path) -> Path:
-    """Writes WORKDIR/report.html of a run, from its files and its state. Returns the path."""
+def write_report(
+    config, source: sources.Source, state: alternation.RunState, workdir: Path, thorough: bool = True
+) -> Path:
+    """Writes WORKDIR/report.html of a run, from its files and its state. Returns the path.
+
+    Args:
+      thorough: see `explain`.
+    """
     from mmrf_jax.evaluation.report import contents, page  # Bokeh takes half a second to import
 
     metrics, results = workdir / "metrics.jsonl", workdir / "results.json"
@@ -199,7 +217,7 @@ def write_report(config, source: sources.Source, state: alternation.RunState, wo
         rows=[json.loads(line) for line in metrics.read_text().splitlines()],
         results=wd.read_json(results) if results.exists() else {},
         source=files.plain(source.report),
-        explained=explain(config, source, state),
+        explained=explain(config, source, state, thorough),
         measured={name: wd.read_json(path) for name in _MEASURED if (path := workdir / f"{name}.json").exists()},
     )
     path = workdir / "report.html"

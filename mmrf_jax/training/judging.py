@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -120,11 +122,10 @@ def evaluate(
     offlines, fidelities, certainties, distances, off_policies = {}, {}, {}, {}, {}
     for name, log in tests.items():
         per_segment = 1 if name == "test_frozen" else config.train.segment
-        rows = score(config, source, state, log, per_segment)
+        rows, found = score(source, plan, state, log, per_segment)
         duration = np.asarray(source.items.duration)[rows.video]
         before = _history_rows(log) if train is None else train
         offlines[name] = offline.metrics(rows, signals, before, duration, baselines.get(name))
-        found = predictions(source, plan, state, log, per_segment)
         if found or name in simple:
             fidelities[name] = fidelity.metrics(rows.user_id, rows.feedback, found | simple.get(name, {}))
         if thorough and name != "test_frozen":
@@ -138,23 +139,6 @@ def evaluate(
     result |= {"offline_other": offlines} if offlines else {}
     result |= {"fidelity": fidelities.pop("test")} if fidelities else {}
     return result | ({"fidelity_other": fidelities} if fidelities else {})
-
-
-def predictions(
-    source: sources.Source, plan: alternation.Plan, state: alternation.RunState, log: SessionLog, num_requests: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Expected feedback of every exposure of a log, {predictor: {signal: [n]}}, by each of `plan.predictors`."""
-    names = plan.predictors
-    if not names:
-        return {}
-
-    def one(batch):
-        out = predicted.feedback(state, batch, predicted.shown(batch), source.items, plan)
-        return np.concatenate([np.moveaxis(out[name], -1, -2) for name in names], axis=-2)
-
-    rows = offline.score_log(one, log, num_requests=num_requests)
-    each = np.split(rows.scores, len(names), axis=1)
-    return {name: dict(zip(types.SIGNALS, x.T, strict=True)) for name, x in zip(names, each, strict=True)}
 
 
 def _excess(feedback, found, source, plan, state, log, num_requests) -> dict[str, Any]:
@@ -215,9 +199,18 @@ def feedback_simulator(
 
 
 def optimism(
-    config, source: sources.Source, plan: alternation.Plan, state: alternation.RunState, log: SessionLog, mesh
+    config,
+    source: sources.Source,
+    plan: alternation.Plan,
+    state: alternation.RunState,
+    log: SessionLog,
+    mesh,
+    arms_beside: Mapping[str, base.Policy],
 ) -> dict[str, float]:
     """What the newest policy earns in the feedback model and in the source's simulator, in seconds a session.
+
+    Args:
+      arms_beside: the other arms of the run's A/B test, whose program serves here too.
 
     Returns:
       {"model", "world", "gap"}, the last their difference: how far the policy lives on the model's errors.
@@ -227,10 +220,17 @@ def optimism(
     model = feedback_simulator(source, plan, state, log, pool_requests=_GAP_POOL)
     number = config.alternation.gap_sessions
     key = jax.random.fold_in(types.make_key(config.seed), 13)
-    sims, done = {"model": model, "world": source.sim._replace(items=source.items)}, counted("optimism", 2)
-    earned = {}
-    for name, sim in sims.items():
-        served = arms.serve(sim, policy, key, mesh, first_user=0, num_users=number, day=0, k=source.schema.slate)
+    chosen = base.choices({**arms_beside, config.method: policy})[config.method]
+    world, capacity = _simulator(config, source)[0], arms.block_users(config.ab_test.sessions, mesh)
+    serving: dict[str, tuple[base.Simulator, Any, int]] = {
+        "model": (model, policy, number),
+        "world": (world, chosen, capacity),
+    }
+    earned, done = {}, counted("optimism", 2)
+    for name, (sim, ranker, most) in serving.items():
+        served = arms.serve(
+            sim, ranker, key, mesh, first_user=0, num_users=number, day=0, k=source.schema.slate, capacity=most
+        )
         earned[name] = float(served["watch_time"].mean())
         done(len(earned))
     return earned | {"gap": earned["model"] - earned["world"]}
@@ -260,13 +260,27 @@ def _history_rows(log: SessionLog) -> offline.Rows:
 
 
 def score(
-    config, source: sources.Source, state: alternation.RunState, log: SessionLog, num_requests: int
-) -> offline.Rows:
-    """Scores of a run for every exposure of a log, in segments of `num_requests`."""
-    agents = alternation.agent_config(config)
+    source: sources.Source, plan: alternation.Plan, state: alternation.RunState, log: SessionLog, num_requests: int
+) -> tuple[offline.Rows, dict[str, dict[str, np.ndarray]]]:
+    """Scores of a run for every exposure of a log, in segments of `num_requests`, and the feedback it expects.
+
+    Returns:
+      The exposures with scores, and {predictor: {signal: [n]}} of each of `plan.predictors`.
+    """
+
+    def one(batch):
+        out = jax.device_get(predicted.evaluate(state, batch, source.items, plan))
+        parts = [np.take_along_axis(out["scores"], batch.slate[..., None, :], axis=-1)]
+        return np.concatenate([*parts, *(np.moveaxis(out[name], -1, -2) for name in plan.predictors)], axis=-2)
+
     total = len(sessions.segment_index(log, num_requests))
-    one = lambda batch: methods.score_batch(state.agents, batch, source.items, agents, config.method)
-    return offline.score_log(one, log, num_requests=num_requests, progress=counted("offline", total))
+    rows = offline.score_log(one, log, num_requests=num_requests, progress=counted("offline", total))
+    num_agents = len(methods.get(plan.method).signals(plan.agents))
+    expected = np.split(rows.scores[:, num_agents:], max(len(plan.predictors), 1), axis=1)
+    found = {
+        name: dict(zip(types.SIGNALS, x.T, strict=True)) for name, x in zip(plan.predictors, expected, strict=False)
+    }
+    return dataclasses.replace(rows, scores=rows.scores[:, :num_agents]), found
 
 
 def print_results(result: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from mmrf_jax.evaluation import ab_test, by_day, sequential
 from mmrf_jax.simulators import base
 from mmrf_jax.training import arms as ab
+from mmrf_jax.training import rollout
 
 _NOT_SUMMED = ("user_id", "exposures", "next_visit")
 
@@ -47,13 +48,17 @@ def compare(
 
     Returns:
       "ab_test", "truncated_pct" and "srm" of all sessions of the test, and
-      "by_day": [{"day", "visitors": {arm: number}, "ab_test": metrics of the day's sessions}] and, of four days or
-      more, "lasting" (`by_day.change`): how the effects of the second half of the days differ from the first half's,
-      the first day left out, which everybody shares.
+      "by_day": [{"day", "visitors": {arm: number}, "ab_test": metrics of the day's sessions, None where it has none}]
+      and, of four days or more, "lasting" (`by_day.change`): how the effects of the second half of the days differ from
+      the first half's, the first day left out, which everybody shares.
+
+    Raises:
+      ValueError: for an arm that gets fewer than two users.
     """
-    names = list(arms)
+    names, policies = list(arms), base.choices(arms)
     total = num_users if salt is None else num_users * len(names)
     users = ab.users_of(names, np.arange(total), salt)
+    ab.check_users(users)
     cohorts = {name: _Cohort(ids, first_day) for name, ids in users.items()}
     means = ab.history_means(sim, key, np.arange(total), first_day, min(ab.BLOCK, total)) if cuped else None
     covariate = None if means is None else {name: means[ids] for name, ids in users.items()}
@@ -64,13 +69,10 @@ def compare(
     for day in range(first_day, first_day + days):
         today = {}
         for name, cohort in cohorts.items():
-            today[name] = cohort.serve(sim, arms[name], key, mesh, day, k, capacity=total)
+            today[name] = cohort.serve(sim, policies[name], key, mesh, day, k, capacity=total)
             done += len(cohort.user_ids)
             progress(done)
         visitors = {name: int(sums["sessions"].sum()) for name, sums in today.items()}
-        for name, number in visitors.items():
-            if not number:
-                raise ValueError(f"nobody of arm {name!r} comes on day {day}; use more sessions (users) or fewer days")
         found = _results(today, control, salt is None, covariate, quantile)
         rows.append({"day": day, "visitors": visitors, **found})
         for part, inside in ((early, 0 < day - first_day <= half), (late, first_day + days - day <= half)):
@@ -99,14 +101,16 @@ class _Cohort:
         """Sums of a day, [n] over all users of the arm, 0 of those who do not come; adds them to `sums`."""
         block = min(ab.BLOCK * mesh.size, capacity)
         coming = np.flatnonzero(self.due == day)
-        sums: dict[str, np.ndarray] = {"user_days": np.ones(len(self.due)), "sessions": 1.0 * (self.due == day)}
+        sums = {name: np.zeros(len(self.due)) for name in rollout.SUMS if name not in _NOT_SUMMED}
+        sums |= {"user_days": np.ones(len(self.due)), "sessions": 1.0 * (self.due == day)}
+        sums["exposures"] = np.zeros((rollout.EXPOSURE_GROUPS, sim.items.num_videos), np.int64)
         for start in range(0, len(coming), block):
             rows = coming[start : start + block]
             served = ab.serve_users(sim, policy, key, mesh, user_ids=self.user_ids[rows], day=day, k=k, capacity=block)
             for name, values in served.items():
                 if name not in _NOT_SUMMED:
-                    np.add.at(sums.setdefault(name, np.zeros(len(self.due))), rows, values)
-            sums["exposures"] = sums.get("exposures", 0) + served["exposures"].astype(np.int64)
+                    np.add.at(sums[name], rows, values)
+            sums["exposures"] += served["exposures"]
             self.due[rows] = day + served["next_visit"].astype(int)
         _add(self.sums, sums)
         return sums

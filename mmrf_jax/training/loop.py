@@ -28,6 +28,7 @@ from mmrf_jax.training import alternation, batches, configs, explain, judging, m
 from mmrf_jax.training import workdir as wd
 
 _KEEP = 3
+_LARGE = 2**22  # entries of an array; larger ones are looked through where they live
 _MEASURED = 16  # batches of sessions left out of the fit, on which the feedback model is measured
 
 
@@ -87,7 +88,7 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool) -> di
     """Everything between a claimed folder and its results. What is judged by each process alone, all judge alike."""
     phase("prepare")
     with preemption.at_once():
-        source = runs.source_of(config, mesh)
+        source = runs.source_of(config, mesh, collects=plan.closed_loop)
     if source.report:
         say(f"input: {json.dumps(source.report, default=str)}")
     policies = {} if source.sim is None else _arms(config, source.policies)
@@ -104,6 +105,7 @@ def _run(config, plan: alternation.Plan, workdir: Path, mesh, brief: bool) -> di
                 files.write_json(workdir / "results.json", result)
         if not brief:
             source, state = _alone(source), par.local(state)
+            source.test()  # is collected by all together, where nothing has asked for it yet
             preemption.part()
             if par.is_primary():
                 _report(config, source, state, workdir)
@@ -130,7 +132,7 @@ def _report(config, source: sources.Source, state: alternation.RunState, workdir
     """Writes the run's report. The results are kept by now, so whatever goes wrong here is said and no more."""
     try:
         phase("report")
-        explain.write_report(config, source, state, workdir)
+        explain.write_report(config, source, state, workdir, thorough=False)
     except Exception as error:
         fix = f"python -m launch.report --workdir={workdir} tries again"
         say(f"no report: {type(error).__name__}: {error}; {fix}")
@@ -144,10 +146,20 @@ def _arms(config, policies: dict[str, base.Policy]) -> dict[str, base.Policy]:
 
 
 @jax.jit
-def _finite(tree) -> jax.Array:
-    """Whether every floating-point number of a state is finite."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
+
+
+def _finite(tree) -> bool:
+    """Whether every floating-point number of a state is finite; all processes find the same."""
+    for x in jax.tree.leaves(tree):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            continue
+        # On the host a small array needs no program of its own; a large one may live in parts elsewhere.
+        small = x.size <= _LARGE and x.is_fully_replicated
+        if not (np.isfinite(np.asarray(x)).all() if small else _all_finite(x)):
+            return False
+    return True
 
 
 def _learn(config, source, plan: alternation.Plan, workdir: Path, checkpoints: manager.Checkpoints, mesh):
@@ -197,12 +209,13 @@ def _summarise(plan: alternation.Plan, state: alternation.RunState, workdir: Pat
     """Writes learned.json of a run that has learned to its end, and gives it."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     plain = lambda row: {name: value for name, value in row.items() if name != "seconds"}
+    logged = np.asarray(state.logged).tolist()
     summary = {
         "steps": step,
         "updates": int(state.agents.step),
         "rounds": plan.rounds,
-        "sessions_of_last_round": int(state.logged[0]),
-        "requests_of_last_round": int(state.logged[1]),
+        "sessions_of_last_round": logged[0],
+        "requests_of_last_round": logged[1],
         "optimism": [plain(row) for row in rows if row["phase"] == "optimism"],
         "conflict": [plain(row) for row in rows if row["phase"] == "conflict"],
         "final": plain(next(row for row in reversed(rows) if row["phase"] == "train")),
@@ -234,7 +247,7 @@ def born(config, plan: alternation.Plan, source: sources.Source, known, mesh) ->
         lambda key, *known: alternation.init(key, plan, source.schema, source.items, *known),
         out_shardings=jax.tree.map(lambda shape: shape.sharding, runs.state_shapes(config, source, mesh)),
     )
-    return born(types.make_key(config.seed), *(jnp.asarray(x, jnp.float32) for x in known))
+    return born(types.make_key(config.seed), *(np.asarray(x, np.float32) for x in known))
 
 
 class _Keeper:
@@ -335,7 +348,7 @@ def _round(config, source, plan: alternation.Plan, state, data: batches.Batches,
     alone = lambda: (config, _alone(source), plan, par.local(state), data.log)
     if plan.models and config.alternation.gap_sessions and source.sim is not None:
         phase("optimism")
-        rows["optimism"] = judging.optimism(*alone(), par.local_mesh())
+        rows["optimism"] = judging.optimism(*alone(), par.local_mesh(), _arms(config, source.policies))
     if config.alternation.conflict_batches:
         phase("conflict")
         rows["conflict"] = explain.conflicts(*alone())

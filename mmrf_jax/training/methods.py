@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from mmrf_jax import types
@@ -132,12 +131,3 @@ def score_candidates(
     r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
     candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
     return METHODS[method].score(config, state, r, candidates)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "method"))
-def score_batch(
-    state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
-) -> chex.Array:
-    """Scores [B, T+1, N, K] of what a batch of segments showed, without dropout; for `evaluation.offline`."""
-    scores = score_candidates(state, batch, items, config, method)
-    return jnp.take_along_axis(scores, batch.slate[..., None, :], axis=-1)

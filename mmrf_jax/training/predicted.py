@@ -12,6 +12,7 @@ from mmrf_jax import types
 from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
+from mmrf_jax.parallel import programs
 from mmrf_jax.simulators.feedback import network, sampling
 from mmrf_jax.training import alternation, methods
 
@@ -51,6 +52,19 @@ def feedback(
         out["model"] = network.expected(predicted, model.scale)
         out["log_seconds"] = predicted.extra[..., 0, :].mean(axis=0)
     return out
+
+
+@programs.program(often=False, static_argnames="plan")
+def evaluate(
+    state: alternation.RunState, batch: types.SessionBatch, items: types.Items, plan: alternation.Plan
+) -> dict[str, chex.Array]:
+    """All that offline evaluation needs of a batch of segments, in one program.
+
+    Returns:
+      "scores" [B, T+1, N, C] of all candidates, and `feedback` of what was shown.
+    """
+    scores = methods.score_candidates(state.agents, batch, items, plan.agents, plan.method)
+    return {"scores": scores} | feedback(state, batch, shown(batch), items, plan)
 
 
 @functools.partial(jax.jit, static_argnames="plan")

@@ -19,6 +19,7 @@ from flax import struct
 from mmrf_jax import types
 from mmrf_jax.agents import exposure
 from mmrf_jax.evaluation import diversity
+from mmrf_jax.parallel import programs
 from mmrf_jax.simulators import base, draws
 
 #: Columns of the per-user sums. Interactions are counts; `returned` is 1 where the user is back within a day, and
@@ -69,57 +70,63 @@ def _ids(users: chex.Array, number: chex.Array) -> chex.Array:
     return users.at[number].get(mode="clip") if users.ndim else users + number
 
 
-def act(policy: base.Policy, sim_params, state, carry, request: types.Request, user, position, key: types.Key, k: int):
+def act(policy, sim_params, state, carry, request: types.Request, user, position, key: types.Key, k: int):
     """Scores [B, C], the slate served [B, K] and its log-probability [B] (0 for a deterministic slate).
 
     Args:
+      policy: a `base.Policy` or `base.PolicyChoice`.
       user: [B] int32, ids in the queue, which chance follows from; a learned simulator's requests have logged ids.
     """
-    if policy.privileged:
-        scores = policy.score(sim_params, state)
-    else:
-        scores = policy.score(policy.params, carry, request)
-    if policy.temperature == 0.0:
-        return scores, exposure.top_k(scores, k), jnp.zeros(scores.shape[0])
-    scaled = scores / policy.temperature
-    u = draws.user_uniforms(jax.random.fold_in(key, 4), position, user, scores.shape[-1])
-    slate = exposure.top_k(scaled + base.to_gumbel(u), k)
-    return scores, slate, exposure.plackett_luce_log_prob(scaled, slate).sum(axis=-1)
+    scores = policy.scores(sim_params, state, carry, request)
+    temperature = jnp.asarray(policy.temperature, jnp.float32)
+    stochastic = temperature > 0.0
+    scaled = scores / jnp.where(stochastic, temperature, 1.0)
+
+    def perturbed() -> chex.Array:
+        u = draws.user_uniforms(jax.random.fold_in(key, 4), position, user, scores.shape[-1])
+        return scaled + base.to_gumbel(u)
+
+    slate = exposure.top_k(jax.lax.cond(stochastic, perturbed, lambda: scaled), k)
+    log_prob = jax.lax.cond(
+        stochastic,
+        lambda: exposure.plackett_luce_log_prob(scaled, slate).sum(axis=-1),
+        lambda: jnp.zeros(scores.shape[:1]),
+    )
+    return scores, slate, log_prob
 
 
-def start(
-    sim: base.Simulator,
-    policy: base.Policy,
-    key: types.Key,
-    users,
-    num_users,
-    day,
-    slots: int,
-    keep_history: bool = True,
-) -> Slots:
-    """All slots filled with the first users of the queue `users … users + num_users - 1`.
+def idle(sim: base.Simulator, policy, key: types.Key, users, num_users, day, slots: int, keep_history: bool) -> Slots:
+    """Slots without a user yet; `refill` gives them the first users of the queue.
 
-    `users` may also be an array of all their ids, `num_users` of them or more. Without `keep_history` the histories go
-    to `policy.init` alone; a policy that ignores them costs no draws for them.
+    Args:
+      users: int32, the queue is `users … users + num_users - 1`; or an array of all their ids, `num_users` of them or
+        more.
+      keep_history: where False, histories go to the policy's first carry alone; a policy that ignores them costs no
+        draws for them.
     """
+
+    def first_users():
+        state, request, history = sim.reset(key, jnp.zeros((slots,), jnp.int32), day, sim.params)
+        return state, request, policy.initial_carry(request, history), history if keep_history else None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first_users))
+    state, request, carry, history = zeros
     users, num_users = jnp.asarray(users, jnp.int32), jnp.asarray(num_users, jnp.int32)
-    number = jnp.arange(slots, dtype=jnp.int32)
-    state, request, history = sim.reset(key, _ids(users, number), day, sim.params)
     return Slots(
         state=state,
         request=request,
-        carry=policy.init(policy.params, request, history),
-        history=history if keep_history else None,
+        carry=carry,
+        history=history,
         position=jnp.zeros((slots,), jnp.int32),
-        index=jnp.where(number < num_users, number, num_users),
-        started=jnp.minimum(num_users, slots),
+        index=jnp.full((slots,), num_users),
+        started=jnp.zeros((), jnp.int32),
         num_users=num_users,
         users=users,
     )
 
 
-def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots: Slots, k: int, refill: bool = True):
-    """One request of every live slot, then idle slots are refilled.
+def advance(sim: base.Simulator, policy, key: types.Key, day, slots: Slots, k: int):
+    """Serves one request of every live slot.
 
     Returns the slots, a Record, the Exposure and, where a session ended, days [B] until the user is back, 0 elsewhere.
     """
@@ -155,16 +162,14 @@ def advance(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
         slots,
         state=state,
         request=result.request,
-        carry=policy.observe(policy.params, slots.carry, slots.request, result.exposure),
+        carry=policy.next_carry(slots.carry, slots.request, result.exposure),
         position=slots.position + 1,
         index=jnp.where(over, slots.num_users, slots.index),
     )
-    if refill:
-        slots = _refill(sim, policy, key, day, slots)
     return slots, record, result.exposure, jnp.where(over, days, 0)
 
 
-def _refill(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots: Slots) -> Slots:
+def refill(sim: base.Simulator, policy, key: types.Key, day, slots: Slots) -> Slots:
     """Puts waiting users into idle slots, a fixed number at a time, so that a reset is never made for nobody."""
     num_slots = slots.index.shape[0]
     chunk = max(1, num_slots // 8)
@@ -179,7 +184,7 @@ def _refill(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
         number = slots.started + jnp.arange(chunk, dtype=jnp.int32)
         where = jnp.where(number < slots.num_users, where, num_slots)
         state, request, history = sim.reset(key, _ids(slots.users, number), day, sim.params)
-        carry = policy.init(policy.params, request, history)
+        carry = policy.initial_carry(request, history)
         old = (slots.state, slots.request, slots.carry, slots.history, slots.position, slots.index)
         kept = None if slots.history is None else history
         new = (state, request, carry, kept, jnp.zeros_like(number), number)
@@ -199,16 +204,9 @@ def _refill(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots
     return jax.lax.while_loop(due, fill, slots)
 
 
-def _shrink(slots: Slots, size: int) -> Slots:
-    """The live slots moved to the front of `size` slots; for the end of the queue, when most slots are idle."""
-    where = jnp.argsort(slots.index >= slots.num_users, stable=True)[:size]
-    take = lambda x: x[where] if jnp.ndim(x) else x
-    return dataclasses.replace(jax.tree.map(take, dataclasses.replace(slots, users=None)), users=slots.users)
-
-
 def rollout(
     sim: base.Simulator,
-    policy: base.Policy,
+    policy,
     key: types.Key,
     users: chex.Array,
     day: chex.Array,
@@ -231,21 +229,24 @@ def rollout(
       Sums per user [num_users, len(SUMS)] float32, and exposure counts [EXPOSURE_GROUPS, V] int32 by user group.
     """
     columns = len(SUMS)
-    sums = jnp.zeros((num_users, columns))
+    sums = jnp.zeros((num_users, columns), jnp.float32)
     counts = jnp.zeros((EXPOSURE_GROUPS, sim.items.num_videos), jnp.int32)
-    state = start(sim, policy, key, users, num_users if queue is None else queue, day, slots, False)
+    state = idle(sim, policy, key, users, num_users if queue is None else queue, day, slots, keep_history=False)
 
-    def body(carry, refill):
+    def unfinished(carry):
+        state = carry[0]
+        return (state.started < state.num_users) | jnp.any(state.index < state.num_users)
+
+    def body(carry):
         state, sums, counts = carry
-        state, record, shown, days = advance(sim, policy, key, day, state, k, refill)
+        state = refill(sim, policy, key, day, state)
+        state, record, shown, days = advance(sim, policy, key, day, state, k)
         seen = record.feedback.sum(axis=1)  # [B, S]
-        ones = jnp.ones(seen.shape[0])
+        ones = jnp.ones(seen.shape[0], jnp.float32)
         ild = diversity.intra_list_diversity(sim.items.tag[shown.videos], shown.mask)
-        row = jnp.stack(
-            [seen[:, types.WATCH_TIME], shown.mask.sum(axis=1), ones, *seen[:, : len(types.BINARY_SIGNALS)].T]
-            + [ild, days == 1, record.truncated, days],
-            axis=-1,
-        )
+        columns_of_row = [seen[:, types.WATCH_TIME], shown.mask.sum(axis=1), ones]
+        columns_of_row += [*seen[:, : len(types.BINARY_SIGNALS)].T, ild, days == 1, record.truncated, days]
+        row = jnp.stack([column.astype(jnp.float32) for column in columns_of_row], axis=-1)
         index = jnp.where(record.live, record.index, num_users)
         sums = sums.at[index].add(row, mode="drop")
         group = jnp.where(record.live, exposure_group(_ids(state.users, record.index)), EXPOSURE_GROUPS)
@@ -253,43 +254,33 @@ def rollout(
         counts = counts.at[group[:, None], videos].add(1, mode="drop")
         return state, sums, counts
 
-    # While users wait all slots are in use; the last sessions go on in fewer, as soon as they fit there.
-    live = lambda carry: jnp.sum(carry[0].index < carry[0].num_users)
-    too_many = lambda carry, rest: live(carry) > rest
-    quarter, last = max(slots // 4, 1), max(slots // 16, 1)
-    carry = jax.lax.while_loop(
-        lambda c: (c[0].started < c[0].num_users) | (live(c) > quarter),
-        functools.partial(body, refill=True),
-        (state, sums, counts),
-    )
-    for size, rest in ((quarter, last), (last, 0)):
-        carry = (_shrink(carry[0], size), *carry[1:])
-        carry = jax.lax.while_loop(functools.partial(too_many, rest=rest), functools.partial(body, refill=False), carry)
-    _, sums, counts = carry
+    _, sums, counts = jax.lax.while_loop(unfinished, body, (state, sums, counts))
     return sums, counts
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "k", "sim_functions"))
+@functools.partial(jax.jit, static_argnames=("num_slots", "sim_functions"))
+def _idle(sim_functions, sim_data, policy, key, first_user, num_users, day, *, num_slots: int):
+    sim = base.Simulator(*sim_functions, *sim_data)
+    return idle(sim, policy, key, first_user, num_users, day, num_slots, keep_history=True)
+
+
+@programs.program(often=True, static_argnames=("num_steps", "k", "sim_functions"), donate_argnames="slots")
 def _unroll(sim_functions, sim_data, policy, key, day, slots, *, num_steps: int, k: int):
     sim = base.Simulator(*sim_functions, *sim_data)
 
     def body(slots, _):
+        slots = refill(sim, policy, key, day, slots)
         slots, record, _, _ = advance(sim, policy, key, day, slots, k)
         return slots, record
 
     return jax.lax.scan(body, slots, length=num_steps)
 
 
-def unroll(sim: base.Simulator, policy: base.Policy, key: types.Key, day, slots: Slots, *, num_steps: int, k: int):
-    """`num_steps` steps of all slots; returns the slots and a Record with leading axis [num_steps]."""
+def begin(sim: base.Simulator, policy, key: types.Key, first_user, num_users, day, *, slots: int) -> Slots:
+    """Idle slots of the queue `first_user … first_user + num_users - 1`, for `unroll`."""
+    return _idle(sim[:3], sim[3:], policy, key, first_user, num_users, day, num_slots=slots)
+
+
+def unroll(sim: base.Simulator, policy, key: types.Key, day, slots: Slots, *, num_steps: int, k: int):
+    """`num_steps` steps of all slots, which are donated: the slots, and a Record with leading axis [num_steps]."""
     return _unroll(sim[:3], sim[3:], policy, key, day, slots, num_steps=num_steps, k=k)
-
-
-@functools.partial(jax.jit, static_argnames=("num_slots", "sim_functions"))
-def _begin(sim_functions, sim_data, policy, key, first_user, num_users, day, *, num_slots: int):
-    return start(base.Simulator(*sim_functions, *sim_data), policy, key, first_user, num_users, day, num_slots)
-
-
-def begin(sim: base.Simulator, policy: base.Policy, key: types.Key, first_user, num_users, day, *, slots: int) -> Slots:
-    """`start`, compiled."""
-    return _begin(sim[:3], sim[3:], policy, key, first_user, num_users, day, num_slots=slots)

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.baselines import popularity
@@ -58,13 +59,17 @@ def load_state(config, source: sources.Source, workdir: Path, mesh) -> alternati
     return state
 
 
-def source_of(config, mesh) -> sources.Source:
+def source_of(config, mesh, collects: bool = False) -> sources.Source:
     """The source of a config, its items on the devices; with `simulator=feedback` in the model of another run.
+
+    Args:
+      collects: whether the run's own policy will collect logs of it too (see `sources.Source.choose`).
 
     Raises:
       ValueError: where that run is of another source, or has no feedback model.
     """
-    source = sources.from_config(config, counted_in_parts)
+    own = functools.partial(_untrained_policy, config, mesh) if collects else None
+    source = sources.from_config(config, counted_in_parts, own)
     source = dataclasses.replace(source, items=par.put_replicated(source.items, mesh))
     if config.simulator == "world":
         return source
@@ -87,7 +92,14 @@ def source_of(config, mesh) -> sources.Source:
         "logged": base.privileged_policy(session.logged_slates, 0.0),
         "random": base.privileged_policy(session.no_preference, 1.0),
     }
-    return sources.in_simulator(source, model, policies, None, counted_in_parts)
+    return sources.in_simulator(source, model, policies, None, counted_in_parts, own)
+
+
+def _untrained_policy(config, mesh, source: sources.Source) -> base.Policy:
+    """A policy of the shapes of the run's own, all zeros."""
+    make = functools.partial(methods.get(config.method).make_policy, config=alternation.agent_config(config))
+    shapes = jax.eval_shape(lambda state: make(state, source.items), state_shapes(config, source, mesh).agents)
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
 def _check_same_world(name: str, trained, source: sources.Source) -> None:

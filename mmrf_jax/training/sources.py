@@ -50,6 +50,8 @@ class Source:
         `train`, `valid` and `test` then make logs of at most some 2^20 sessions, of blocks spread evenly.
       valid: makes the log of the days to choose on; None where there is none.
       test: makes {name: held-out log}; called only for the final evaluation.
+      choose: makes a policy that collects, the first one or the run's own, a choice among these two, so that all
+        collections share one program.
       video_ids: makes the platform's own ids [V] of the videos; None where those are their rows.
     """
 
@@ -66,6 +68,7 @@ class Source:
     config: Any
     video_ids: Callable[[], np.ndarray] | None = None
     blocks: Callable[[], stream.Blocks | None] = lambda: None
+    choose: Callable[[base.Policy], base.Policy | base.PolicyChoice] = lambda policy: policy
 
 
 def world_schema(sim: base.Simulator, config: world_params.WorldConfig) -> Schema:
@@ -124,13 +127,14 @@ def log_key(seed: int) -> types.Key:
 
 def collect_log(
     sim: base.Simulator,
-    policy: base.Policy,
+    policy: base.Policy | base.PolicyChoice,
     seed: int,
     *,
     first_user: int,
     sessions: int,
     k: int,
     progress: Progress,
+    slots: int | None = None,
     keep_scores: bool = False,
 ) -> SessionLog:
     """A log of `sessions` users from `first_user` on; the same for the same seed. Of several processes each collects a
@@ -138,7 +142,7 @@ def collect_log(
     first, share = multihost.share(sessions)
     log = collect.collect(
         sim, policy, log_key(seed), first_user=first_user + first, num_sessions=share, day=0, k=k,
-        progress=progress("collect", share), keep_scores=keep_scores,
+        progress=progress("collect", share), slots=slots, keep_scores=keep_scores,
     )  # fmt: skip
     return _of_all(log)
 
@@ -151,21 +155,32 @@ def _of_all(log: SessionLog) -> SessionLog:
     return dataclasses.replace(log, offsets=offsets, **dict(zip(names, fields, strict=True)))
 
 
-def from_config(config, progress: Progress) -> Source:
-    """The source that a config describes (`config.source` is `world` or `kuairand`)."""
+def from_config(config, progress: Progress, own: Callable[[Source], base.Policy] | None = None) -> Source:
+    """The source that a config describes (`config.source` is `world` or `kuairand`).
+
+    Args:
+      own: gives a policy of the same shapes as the one that a run will collect with; see `Source.choose`.
+    """
     if config.source == "world":
-        return _world(config, progress)
+        return _world(config, progress, own)
     if config.source == "kuairand":
         return _kuairand(config)
     raise ValueError(f"unknown source {config.source!r}; use --config.source=world or kuairand")
 
 
 def in_simulator(
-    source: Source, sim: base.Simulator, policies: dict[str, base.Policy], truth, progress: Progress
+    source: Source,
+    sim: base.Simulator,
+    policies: dict[str, base.Policy],
+    truth,
+    progress: Progress,
+    own: Callable[[Source], base.Policy] | None = None,
 ) -> Source:
     """The source with its training logs collected in a simulator, those of the first round by the first policy."""
-    collect = functools.partial(_collect, source, sim, progress)
     first, size = next(iter(policies.values())), source.config.collect.sessions
+    if own is not None:
+        source = dataclasses.replace(source, choose=_chooser(first, functools.cache(lambda: own(source))))
+    collect = functools.partial(_collect, source, sim, progress)
     return dataclasses.replace(
         source,
         sim=sim,
@@ -175,6 +190,16 @@ def in_simulator(
         train=functools.cache(lambda: collect(first, _TRAIN_USERS, size)),
         blocks=lambda: None,
     )
+
+
+def _chooser(first: base.Policy, own: Callable[[], base.Policy]) -> Callable[[base.Policy], base.PolicyChoice]:
+    """Makes a policy the first or the second of `base.choices`."""
+
+    def choose(policy: base.Policy) -> base.PolicyChoice:
+        mine = own() if policy is first else policy
+        return base.choices({"first": first, "own": mine})["first" if policy is first else "own"]
+
+    return choose
 
 
 def _collect(
@@ -188,12 +213,13 @@ def _collect(
 ) -> SessionLog:
     offset = _USERS_A_SEED * (source.config.seed % _SEEDS_APART)
     return collect_log(
-        sim, policy, source.config.seed, first_user=first_user + offset, sessions=number, k=source.schema.slate,
-        progress=progress, keep_scores=keep_scores,
+        sim, source.choose(policy), source.config.seed, first_user=first_user + offset, sessions=number,
+        k=source.schema.slate, progress=progress, slots=collect.slots_for(source.config.collect.sessions),
+        keep_scores=keep_scores,
     )  # fmt: skip
 
 
-def _world(config, progress: Progress) -> Source:
+def _world(config, progress: Progress, own: Callable[[Source], base.Policy] | None) -> Source:
     world = world_params.WorldConfig(**config.world)
     sim = session.make(world)
     nothing: Callable[[], Any] = lambda: None
@@ -211,7 +237,7 @@ def _world(config, progress: Progress) -> Source:
         config=config,
     )
     policies = world_policies()
-    source = in_simulator(source, sim, policies, session.expected_feedback, progress)
+    source = in_simulator(source, sim, policies, session.expected_feedback, progress, own)
     test = functools.cache(  # with scores, for the propensities of single videos
         lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions, True)
     )

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from mmrf_jax.evaluation import seeds
+from mmrf_jax.evaluation import ab_test, seeds
 from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import say
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.training import alternation, configs, estimates, judging, loop, methods, runs, sources, truth
 from mmrf_jax.training import workdir as wd
 
-Rows = dict[str, dict[str, float]]  # {arm: {metric: value}}
+Rows = dict[str, dict[str, float | None]]  # {arm: {metric: value}}
 
 _AB_METRICS = (
     "watch_time", "depth", "return_rate", "click", "long_view", "like", "follow", "comment", "forward", "hate",
@@ -67,6 +67,7 @@ class Table(NamedTuple):
       of_runs: what it needs of each run, of `_OF_RUNS`; "" for nothing.
       reference: the name of the study's reference in the rows.
       serves: whether it is an A/B test.
+      lower_is_better: of a metric.
     """
 
     title: str
@@ -75,6 +76,7 @@ class Table(NamedTuple):
     of_runs: str = ""
     reference: Callable[[str], str] = lambda name: name
     serves: bool = False
+    lower_is_better: Callable[[str], bool] = ab_test.lower_is_better
 
 
 def run_config(config, variant: str, seed: int) -> ml_collections.ConfigDict:
@@ -218,7 +220,7 @@ def _by_day(study: Study, seed: int) -> Rows:
             row[metric] = sum(days) / len(days)
             row[f"{metric}, days 2 to {half + 1}"] = early
             row[f"{metric}, last {half} days"] = late
-            row[f"{metric}, late / early"] = late / early
+            row[f"{metric}, late / early"] = late / early if early else None
             row |= {f"{metric}, day {i}": value for i, value in enumerate(days, 1)}
     return result
 
@@ -292,6 +294,16 @@ def _offline(study: Study, seed: int, log: str = "test") -> Rows:
     return result
 
 
+def _of_errors(metric: str) -> bool:
+    """Whether less is better: of errors, always."""
+    return True
+
+
+def _of_offline(metric: str) -> bool:
+    """Whether less is better: of hates that a ranker would earn; its GAUC of hates is of how well it foresees them."""
+    return metric == "NCIS hate"
+
+
 TABLES = {
     "ab_test": Table("A/B test:", functools.partial(_means, name="ab_test", variant="base"), serves=True),
     "ab_test_users": Table(
@@ -310,19 +322,28 @@ TABLES = {
         _errors,
         of_runs="truth",
         reference=lambda name: f"agents of {name}",
+        lower_is_better=_of_errors,
     ),
-    "offline": Table(f"Held-out log (NCIS a video, cap {_CAP}):", _offline, of_world=False, of_runs="off_policy"),
+    "offline": Table(
+        f"Held-out log (NCIS a video, cap {_CAP}):",
+        _offline,
+        of_world=False,
+        of_runs="off_policy",
+        lower_is_better=_of_offline,
+    ),
     "offline_frozen": Table(
         "The held-out log, scored without any feedback of its days:",
         functools.partial(_offline, log="test_frozen"),
         of_world=False,
         of_runs="off_policy",
+        lower_is_better=_of_offline,
     ),
     "offline_random": Table(
         f"Random log of the test days (NCIS a video, cap {_CAP}):",
         functools.partial(_offline, log="random_test"),
         of_world=False,
         of_runs="off_policy",
+        lower_is_better=_of_offline,
     ),
 }
 #: Rows of a run by round, {table: title}; means over seeds.
@@ -345,14 +366,20 @@ def format_table(table: dict[str, Any]) -> str:
     """The tables of a study as Markdown."""
     sessions = f", {table['sessions']:,} sessions in each arm and seed" if table["sessions"] else ""
     others = "".join(f" {name} is compared with {other}." for name, other in table["against"].items())
-    parts = [f"{table['seeds']} seeds{sessions}; 95 % intervals over seeds.{others}"]
+    known = "95 % intervals over seeds"
+    if table["seeds"] < seeds.MIN_SEEDS:
+        known = f"too few for intervals, which need {seeds.MIN_SEEDS} seeds"
+    parts = [f"{table['seeds']} seeds{sessions}; {known}.{others}"]
     for name, entry in TABLES.items():
         if name in table:
             metrics = list(next(iter(table[name].values())))
             if name == "by_day":
                 metrics = [metric for metric in metrics if ", day " not in metric]
             parts.append(entry.title)
-            parts += [seeds.format_table(table[name], metrics[i : i + 4]) for i in range(0, len(metrics), 4)]
+            parts += [
+                seeds.format_table(table[name], metrics[i : i + 4], entry.lower_is_better)
+                for i in range(0, len(metrics), 4)
+            ]
     for name, title in _BY_ROUND.items():
         if table.get(name):
             keys = list({key: None for rows in table[name].values() for key in rows[0]})  # in order, each once

@@ -1,11 +1,24 @@
 """Attention between agents against its formula in NumPy float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmrf_jax.agents.collaboration import Collaboration
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(heads, params, h):
+    return Collaboration(heads).apply(params, h)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init(heads, h):
+    """(x, attention), params"""
+    return Collaboration(heads).init_with_output(jax.random.key(1), h)
 
 
 def reference(h, query, key, value, heads):
@@ -36,7 +49,7 @@ def given(dim, seed=0):
 def test_equals_the_formula_for_three_agents(heads):
     maps, params = given(4)
     h = np.random.default_rng(1).normal(size=(5, 3, 4))
-    x, attention = Collaboration(heads).apply(params, jnp.asarray(h, jnp.float32))
+    x, attention = apply(heads, params, jnp.asarray(h, jnp.float32))
     assert x.shape == (5, 3, 4) and attention.shape == (5, heads, 3, 3)
     for b in range(5):
         expected_x, expected_attention = reference(h[b], **maps, heads=heads)
@@ -47,7 +60,7 @@ def test_equals_the_formula_for_three_agents(heads):
 def test_by_hand_with_one_number_an_agent():
     one = {"kernel": jnp.ones((1, 1))}
     params = {"params": {"query": one, "key": one, "value": {"kernel": jnp.full((1, 1), 2.0)}}}
-    x, attention = Collaboration(1).apply(params, jnp.array([[1.0], [0.0], [np.log(3.0)]]))
+    x, attention = apply(1, params, jnp.array([[1.0], [0.0], [np.log(3.0)]]))
     # agent 0 (query 1): exp(0) : exp(log 3) = 1 : 3; agent 1 (query 0): even; agent 2 (query log 3): 3 : 1
     expected = [[0, 0.25, 0.75], [0.5, 0, 0.5], [0.75, 0.25, 0]]
     np.testing.assert_allclose(attention[0], expected, atol=1e-6)
@@ -57,7 +70,7 @@ def test_by_hand_with_one_number_an_agent():
 
 def test_each_agent_spreads_one_over_the_others():
     h = 5.0 * jax.random.normal(jax.random.key(0), (4, 6, 8))
-    _, attention = Collaboration(2).init_with_output(jax.random.key(1), h)[0]
+    _, attention = init(2, h)[0]
     np.testing.assert_allclose(attention.sum(-1), 1.0, atol=1e-5)
     np.testing.assert_array_equal(jnp.diagonal(attention, axis1=-2, axis2=-1), 0.0)
 
@@ -65,17 +78,16 @@ def test_each_agent_spreads_one_over_the_others():
 def test_two_agents_attend_to_each_other_fully():
     maps, params = given(4)
     h = np.random.default_rng(2).normal(size=(2, 4))
-    x, attention = Collaboration(2).apply(params, jnp.asarray(h, jnp.float32))
+    x, attention = apply(2, params, jnp.asarray(h, jnp.float32))
     np.testing.assert_allclose(attention, np.broadcast_to([[0.0, 1.0], [1.0, 0.0]], (2, 2, 2)), atol=1e-6)
     np.testing.assert_allclose(x, h[::-1] @ maps["value"], atol=1e-5)
 
 
 def test_maps_are_shared_so_permuting_agents_permutes_the_result():
-    module = Collaboration(2)
     h = jax.random.normal(jax.random.key(0), (3, 5, 8))
-    (x, attention), params = module.init_with_output(jax.random.key(1), h)
+    (x, attention), params = init(2, h)
     order = np.array([3, 0, 4, 1, 2])
-    moved_x, moved_attention = module.apply(params, h[:, order])
+    moved_x, moved_attention = apply(2, params, h[:, order])
     np.testing.assert_allclose(moved_x, x[:, order], atol=1e-5)
     np.testing.assert_allclose(moved_attention, attention[:, :, order][..., order], atol=1e-5)
     kernels = {name: p["kernel"].shape for name, p in params["params"].items()}
@@ -83,11 +95,10 @@ def test_maps_are_shared_so_permuting_agents_permutes_the_result():
 
 
 def test_a_single_agent_gathers_nothing():
-    module = Collaboration(2)
     h = jax.random.normal(jax.random.key(0), (3, 1, 8))
-    (x, attention), params = module.init_with_output(jax.random.key(1), h)
+    (x, attention), params = init(2, h)
     np.testing.assert_array_equal(x, np.zeros((3, 1, 8)))
     np.testing.assert_array_equal(attention, np.zeros((3, 2, 1, 1)))
-    loss = lambda p, h: jnp.sum((module.apply(p, h)[0] + 1.0) ** 2)
-    for leaf in jax.tree.leaves(jax.grad(loss, (0, 1))(params, h)):
+    loss = lambda p, h: jnp.sum((apply(2, p, h)[0] + 1.0) ** 2)
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1)))(params, h)):
         assert np.isfinite(leaf).all()

@@ -1,12 +1,13 @@
 """Gradients of single agents on what they share add up to the step that training takes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIG, QUICK, SIZES, make_batch, make_items, make_state
+from tiny import CONFIG, SIZES, make_batch, make_items, make_shapes, make_state
 
 from mmrf_jax import types
 from mmrf_jax.agents import conflict, update
@@ -26,7 +27,7 @@ def step():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(update, "PROJECTION_WEIGHT", 0.0)
         state, batch = make_state(EVERYONE), make_batch()
-        run = jax.jit(lambda s, b, i: update.update(s, b, i, EVERYONE)[0], compiler_options=QUICK)
+        run = jax.jit(lambda s, b, i: update.update(s, b, i, EVERYONE)[0])
         after = run(state, batch, make_items())
     return state, batch, jax.tree.map(lambda a, b: np.asarray(a - b), after.params, state.params)
 
@@ -60,8 +61,9 @@ def test_attention_is_shared_out_among_the_others():
 
 def test_without_collaboration_actors_share_nothing():
     config = dataclasses.replace(CONFIG, ablation="co")
+    gradients = functools.partial(conflict.actor_gradients, predicted=None, config=config)
     with pytest.raises(ValueError, match="co with 3 agents has no attention"):
-        conflict.actor_gradients(make_state(config), make_batch(), make_items(), None, config)
+        jax.eval_shape(gradients, make_shapes(config), make_batch(), make_items())
 
 
 def test_what_a_model_says_of_the_candidates_moves_the_actors():

@@ -11,6 +11,9 @@ from scipy.special import expit, logsumexp
 
 from mmrf_jax.agents import exposure
 
+relaxed, log_prob, entropy = map(jax.jit, (exposure.soft_top_k, exposure.plackett_luce_log_prob, exposure.entropy))
+top_k = jax.jit(exposure.top_k, static_argnums=1)
+
 
 def soft_top_k(scores, k, temperature):
     """The definition, by root finding in float64, for one row of scores."""
@@ -28,7 +31,7 @@ def objective(w, scores, temperature):
 @pytest.mark.parametrize(("c", "k"), [(12, 4), (5, 4), (7, 1), (100, 6)])
 def test_soft_top_k_is_its_definition_and_sums_to_k(c, k, temperature):
     scores = np.random.default_rng(c + k).normal(size=(3, 2, c)).astype(np.float32)
-    w = np.asarray(exposure.soft_top_k(scores, k, temperature))
+    w = np.asarray(relaxed(scores, k, temperature))
     assert w.shape == scores.shape and (w >= 0).all() and (w <= 1).all()
     np.testing.assert_allclose(w.sum(-1), k, atol=1e-3)
     expected = np.apply_along_axis(soft_top_k, -1, scores.astype(np.float64), k, temperature)
@@ -37,9 +40,9 @@ def test_soft_top_k_is_its_definition_and_sums_to_k(c, k, temperature):
 
 def test_soft_top_k_tends_to_the_hard_one():
     scores = np.random.default_rng(0).permutation(20).astype(np.float32)
-    w = exposure.soft_top_k(scores, 6, 0.01)
+    w = relaxed(scores, 6, 0.01)
     np.testing.assert_allclose(w, scores >= 14, atol=1e-6)
-    assert set(np.flatnonzero(np.asarray(w) > 0.5)) == set(np.asarray(exposure.top_k(scores, 6)))
+    assert set(np.flatnonzero(np.asarray(w) > 0.5)) == set(np.asarray(top_k(scores, 6)))
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0])
@@ -51,7 +54,7 @@ def test_soft_top_k_gradient_equals_finite_differences(c, k, temperature):
         (soft_top_k(scores + eps * e, k, temperature) - soft_top_k(scores - eps * e, k, temperature)) / (2 * eps)
         for e in np.eye(c)
     ]
-    got = jax.jacobian(lambda a: exposure.soft_top_k(a, k, temperature))(jnp.asarray(scores, jnp.float32))
+    got = jax.jit(jax.jacobian(lambda a: relaxed(a, k, temperature)))(jnp.asarray(scores, jnp.float32))
     np.testing.assert_allclose(got, np.stack(columns, axis=1), atol=5e-4 / temperature)
     np.testing.assert_allclose(np.asarray(got).sum(axis=0), 0.0, atol=1e-5)  # the sum stays K
 
@@ -60,7 +63,7 @@ def test_soft_top_k_maximises_value_plus_entropy():
     rng = np.random.default_rng(2)
     scores = rng.normal(size=9)
     for temperature in (0.1, 1.0):
-        w = np.asarray(exposure.soft_top_k(scores.astype(np.float32), 3, temperature), np.float64)
+        w = np.asarray(relaxed(scores.astype(np.float32), 3, temperature), np.float64)
         best = objective(w, scores, temperature)
         for scale in (1e-3, 1e-2, 0.1, 1.0):
             for _ in range(200):
@@ -80,19 +83,19 @@ def test_extreme_scores_stay_finite(k):
     rng = np.random.default_rng(3)
     scores = np.stack([rng.uniform(-1e4, 1e4, 8), np.where(np.arange(8) < 4, 1e4, -1e4), np.full(8, 1e4), np.zeros(8)])
     scores = scores.astype(np.float32)
-    w = np.asarray(exposure.soft_top_k(scores, k, 1.0))
+    w = np.asarray(relaxed(scores, k, 1.0))
     assert np.isfinite(w).all()
     np.testing.assert_allclose(w.sum(-1), k, atol=0.05)
     np.testing.assert_allclose(w[2:], k / 8, atol=1e-3)
-    gradient = jax.grad(lambda a: jnp.sum(jnp.sin(exposure.soft_top_k(a, k, 1.0))))(scores)
+    gradient = jax.jit(jax.grad(lambda a: jnp.sum(jnp.sin(relaxed(a, k, 1.0)))))(scores)
     assert np.isfinite(gradient).all()
 
 
 def test_top_k_breaks_ties_by_position_and_repeats_nothing():
-    assert exposure.top_k(jnp.array([1.0, 3.0, 3.0, 0.0, 3.0]), 3).tolist() == [1, 2, 4]
-    assert exposure.top_k(jnp.zeros((2, 5)), 4).tolist() == [[0, 1, 2, 3]] * 2
+    assert top_k(jnp.array([1.0, 3.0, 3.0, 0.0, 3.0]), 3).tolist() == [1, 2, 4]
+    assert top_k(jnp.zeros((2, 5)), 4).tolist() == [[0, 1, 2, 3]] * 2
     scores = np.random.default_rng(4).integers(0, 4, (200, 12)).astype(np.float32)
-    slate = np.asarray(exposure.top_k(scores, 6))
+    slate = np.asarray(top_k(scores, 6))
     assert all(len(set(row)) == 6 for row in slate)
     picked = np.take_along_axis(scores, slate, axis=-1)
     np.testing.assert_array_equal(picked, -np.sort(-scores, axis=-1)[:, :6])  # best first
@@ -102,24 +105,24 @@ def test_top_k_breaks_ties_by_position_and_repeats_nothing():
 def test_plackett_luce_over_all_ordered_slates(c, k):
     scores = np.random.default_rng(5).normal(size=c) * 1.5
     slates = np.array(list(itertools.permutations(range(c), k)))
-    got = exposure.plackett_luce_log_prob(jnp.broadcast_to(jnp.asarray(scores, jnp.float32), (len(slates), c)), slates)
+    got = log_prob(jnp.broadcast_to(jnp.asarray(scores, jnp.float32), (len(slates), c)), slates)
     for slate, row in zip(slates, np.asarray(got), strict=True):
         left = list(range(c))
-        for video, log_prob in zip(slate, row, strict=True):
-            assert log_prob == pytest.approx(scores[video] - logsumexp(scores[left]), abs=1e-5)
+        for video, found in zip(slate, row, strict=True):
+            assert found == pytest.approx(scores[video] - logsumexp(scores[left]), abs=1e-5)
             left.remove(video)
     assert np.exp(np.asarray(got, np.float64).sum(-1)).sum() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_plackett_luce_leaves_masked_slots_out():
     scores = jnp.asarray(np.random.default_rng(6).normal(size=(1, 6)), jnp.float32)
-    full = exposure.plackett_luce_log_prob(scores, jnp.array([[4, 2]]))
+    full = log_prob(scores, jnp.array([[4, 2]]))
     # A padded slot points at position 0, which is not taken by it.
-    padded = exposure.plackett_luce_log_prob(scores, jnp.array([[4, 0, 2]]), jnp.array([[True, False, True]]))
+    padded = log_prob(scores, jnp.array([[4, 0, 2]]), jnp.array([[True, False, True]]))
     np.testing.assert_allclose(padded, [[full[0, 0], 0.0, full[0, 1]]], atol=1e-6)
-    shown = exposure.plackett_luce_log_prob(scores, jnp.array([[4, 0, 2]]))
+    shown = log_prob(scores, jnp.array([[4, 0, 2]]))
     assert abs(float(shown[0, 2] - padded[0, 2])) > 1e-3
-    nothing = exposure.plackett_luce_log_prob(scores, jnp.zeros((1, 3), int), jnp.zeros((1, 3), bool))
+    nothing = log_prob(scores, jnp.zeros((1, 3), int), jnp.zeros((1, 3), bool))
     np.testing.assert_array_equal(nothing, 0.0)
 
 
@@ -128,17 +131,17 @@ def test_plackett_luce_with_scores_far_apart(spread):
     """Subtracting the weight of what is taken from the total would lose all that is left."""
     scores = np.float64(np.float32(spread * np.array([1.0, 0.5, 0.1, 0.0, -0.2, -1.0])))
     slates = np.array([[0, 1, 2], [0, 1, 5], [5, 4, 0], [2, 0, 1]])
-    got = np.asarray(exposure.plackett_luce_log_prob(np.tile(np.float32(scores), (4, 1)), slates))
+    got = np.asarray(log_prob(np.tile(np.float32(scores), (4, 1)), slates))
     for slate, row in zip(slates, got, strict=True):
         left = list(range(6))
-        for video, log_prob in zip(slate, row, strict=True):
-            assert log_prob == pytest.approx(scores[video] - logsumexp(scores[left]), rel=1e-5, abs=1e-4)
+        for video, found in zip(slate, row, strict=True):
+            assert found == pytest.approx(scores[video] - logsumexp(scores[left]), rel=1e-5, abs=1e-4)
             left.remove(video)
 
 
 def test_entropy_by_hand():
-    np.testing.assert_allclose(exposure.entropy(jnp.full((2, 4), 0.5)), 4 * np.log(2.0), rtol=1e-6)
+    np.testing.assert_allclose(entropy(jnp.full((2, 4), 0.5)), 4 * np.log(2.0), rtol=1e-6)
     w = np.array([0.2, 0.9])
     expected = -(0.2 * np.log(0.2) + 0.8 * np.log(0.8) + 0.9 * np.log(0.9) + 0.1 * np.log(0.1))
-    np.testing.assert_allclose(exposure.entropy(jnp.asarray(w, jnp.float32)), expected, rtol=1e-5)
-    np.testing.assert_allclose(exposure.entropy(jnp.array([0.0, 1.0])), 0.0, atol=1e-4)
+    np.testing.assert_allclose(entropy(jnp.asarray(w, jnp.float32)), expected, rtol=1e-5)
+    np.testing.assert_allclose(entropy(jnp.array([0.0, 1.0])), 0.0, atol=1e-4)

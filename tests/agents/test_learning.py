@@ -14,7 +14,6 @@ import tiny
 
 from mmrf_jax import types
 from mmrf_jax.agents import policy, update
-from mmrf_jax.agents import state as st
 from mmrf_jax.baselines import myopic
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import Schema, SessionLog
@@ -97,8 +96,7 @@ def random_log(world, seed, users):
 
 def learn(learner, log, updates, batch=128):
     seen = log.feedback.reshape(-1, tiny.S)
-    init = jax.jit(st.init, static_argnames=("config", "schema"), compiler_options=tiny.QUICK)
-    state = init(jax.random.key(0), CONFIG, SCHEMA, ITEMS, seen.mean(axis=0), seen.std(axis=0))
+    state = tiny.init(jax.random.key(0), CONFIG, SCHEMA, ITEMS, seen.mean(axis=0), seen.std(axis=0))
     fn = jax.jit(functools.partial(learner, config=CONFIG), donate_argnums=0)
     index, rng = sessions.segment_index(log, T), np.random.default_rng(0)
     for _ in range(updates):

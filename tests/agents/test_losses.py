@@ -16,6 +16,12 @@ from mmrf_jax.agents import exposure, losses
 from mmrf_jax.agents.networks import CriticOutput
 from mmrf_jax.encoders import heads
 
+rewards = jax.jit(losses.rewards, static_argnums=0)
+simulated_rewards = jax.jit(losses.simulated_rewards, static_argnums=0)
+video_values = jax.jit(losses.video_values, static_argnums=0)
+feedback_loss, expected_feedback = jax.jit(heads.feedback_loss), jax.jit(heads.expected_feedback)
+stay_probability, policy_objective = jax.jit(heads.stay_probability), jax.jit(losses.policy_objective)
+
 S, WATCH = tiny.S, types.WATCH_TIME
 SCALE = np.append(np.linspace(0.1, 0.8, S - 1), 20.0).astype(np.float32)
 
@@ -36,7 +42,7 @@ def critic_output(rng, m, n=3):
 def test_feedback_loss_is_log_loss_for_binary_signals():
     rng = np.random.default_rng(0)
     raw, feedback = rng.normal(size=(S, 40)).astype(np.float32) * 2, tiny.make_feedback(rng, (40,))
-    loss = np.asarray(heads.feedback_loss(raw, feedback, SCALE))
+    loss = np.asarray(feedback_loss(raw, feedback, SCALE))
     assert loss.shape == (40, S)
     for s in range(S - 1):
         assert loss[:, s].mean() == pytest.approx(log_loss(feedback[:, s], expit(np.float64(raw[s]))), rel=1e-5)
@@ -47,19 +53,19 @@ def test_feedback_loss_of_watch_time_by_hand():
     raw[WATCH] = [0.0, np.log(2.0), -1.0]
     feedback = np.zeros((3, S), np.float32)
     feedback[:, WATCH] = [20.0, 40.0, 0.0]  # 1, 2 and 0 in units of the scale
-    loss = heads.feedback_loss(raw, feedback, SCALE)[:, WATCH]
+    loss = feedback_loss(raw, feedback, SCALE)[:, WATCH]
     np.testing.assert_allclose(loss, [1.0, 2.0 - 2.0 * np.log(2.0), np.exp(-1.0)], rtol=1e-6)
     # Least where the mean is predicted, 40 s here, whatever the spread.
     some = np.zeros((4, S), np.float32)
     some[:, WATCH] = [0.0, 10.0, 30.0, 120.0]
-    mean_loss = lambda eta: heads.feedback_loss(jnp.full((S, 4), eta), some, SCALE)[:, WATCH].mean()
+    mean_loss = lambda eta: feedback_loss(jnp.full((S, 4), eta), some, SCALE)[:, WATCH].mean()
     assert float(jax.grad(mean_loss)(jnp.log(2.0))) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_feedback_loss_is_finite_for_wild_predictions():
     feedback = np.full((2, S), 1.0, np.float32)
     for wild in (-1e4, 1e4):
-        loss, gradient = jax.value_and_grad(lambda raw: heads.feedback_loss(raw, feedback, SCALE).sum())(
+        loss, gradient = jax.jit(jax.value_and_grad(lambda raw: feedback_loss(raw, feedback, SCALE).sum()))(
             jnp.full((S, 2), wild)
         )
         assert np.isfinite(loss) and np.isfinite(gradient).all()
@@ -69,7 +75,7 @@ def test_watch_time_can_be_rewarded_by_long_views():
     feedback = np.arange(1.0, S + 1)
     config = dataclasses.replace(tiny.CONFIG, watch_reward="long_view")
     index = [types.signal_index(s) for s in ("click", "hate", "long_view")]
-    np.testing.assert_allclose(losses.rewards(config, feedback, SCALE), feedback[index] * [1, -1, 1] / SCALE[index])
+    np.testing.assert_allclose(rewards(config, feedback, SCALE), feedback[index] * [1, -1, 1] / SCALE[index])
 
 
 def test_a_single_agent_can_stand_for_all():
@@ -78,11 +84,11 @@ def test_a_single_agent_can_stand_for_all():
     by_hand = {name: feedback[types.signal_index(name)] / SCALE[types.signal_index(name)] for name in types.SIGNALS}
     click, like, follow, comment, forward = (by_hand[n] for n in ("click", "like", "follow", "comment", "forward"))
     total = click + like + follow + comment + forward - by_hand["hate"] + by_hand["watch_time"]
-    np.testing.assert_allclose(losses.rewards(config, feedback, SCALE), [total], rtol=1e-6)
+    np.testing.assert_allclose(rewards(config, feedback, SCALE), [total], rtol=1e-6)
     # Widened by each signal's own size, whatever its sign.
     u = np.linspace(0.1, 0.9, S)
     width = sum(u[types.signal_index(n)] * by_hand[n] for n in types.AGENT_SIGNALS)
-    wide = losses.simulated_rewards(config, feedback, u, SCALE)
+    wide = simulated_rewards(config, feedback, u, SCALE)
     np.testing.assert_allclose(wide, [total + 0.5 * width], rtol=1e-6)
 
 
@@ -96,13 +102,13 @@ def test_expected_feedback_is_in_the_units_of_the_signals():
     raw = np.zeros((2, S, 4), np.float32)
     raw[:, :WATCH] = np.log(0.25 / 0.75)
     raw[:, WATCH] = np.log(1.5)
-    expected = np.asarray(heads.expected_feedback(raw, SCALE))
+    expected = np.asarray(expected_feedback(raw, SCALE))
     np.testing.assert_allclose(expected[:, :WATCH], 0.25, rtol=1e-6)  # one sigmoid, not two
     np.testing.assert_allclose(expected[:, WATCH], 30.0, rtol=1e-6)
     rng = np.random.default_rng(1)
     raw = rng.normal(size=(S, 5)).astype(np.float32)
-    np.testing.assert_allclose(heads.expected_feedback(raw, SCALE)[:WATCH], expit(raw[:WATCH]), rtol=1e-5)
-    np.testing.assert_allclose(heads.expected_feedback(raw, SCALE)[WATCH], 20.0 * np.exp(raw[WATCH]), rtol=1e-5)
+    np.testing.assert_allclose(expected_feedback(raw, SCALE)[:WATCH], expit(raw[:WATCH]), rtol=1e-5)
+    np.testing.assert_allclose(expected_feedback(raw, SCALE)[WATCH], 20.0 * np.exp(raw[WATCH]), rtol=1e-5)
 
 
 def test_rewards_by_name_and_a_hate_counts_negative():
@@ -114,7 +120,7 @@ def test_rewards_by_name_and_a_hate_counts_negative():
     feedback[1, WATCH] = 50.0
     per = {name: 1.0 / SCALE[types.signal_index(name)] for name in ("hate", "like", "click")}
     expected = [[-per["hate"], per["like"], 0.0, 0.0], [0.0, 0.0, per["click"], 2.5]]
-    np.testing.assert_allclose(losses.rewards(config, feedback, SCALE), expected, rtol=1e-6)
+    np.testing.assert_allclose(rewards(config, feedback, SCALE), expected, rtol=1e-6)
 
 
 def test_td_targets_do_not_bootstrap_from_the_end():
@@ -128,7 +134,7 @@ def test_stay_probability_adds_effects_of_what_is_exposed():
     out = critic_output(np.random.default_rng(2), 4).replace(
         stay_base=jnp.array(-1.0), stay_effect=jnp.array([0.5, 2.0, -3.0, 1.0])
     )
-    got = heads.stay_probability(out, jnp.array([1.0, 0.5, 0.0, 1.0]))
+    got = stay_probability(out, jnp.array([1.0, 0.5, 0.0, 1.0]))
     assert float(got) == pytest.approx(expit(-1.0 + 0.5 + 1.0 + 1.0), rel=1e-6)
 
 
@@ -138,11 +144,9 @@ def test_video_values_are_the_slope_of_reward_and_staying():
     out = critic_output(rng, 6)
     w = rng.random(6)
     value = np.float64(out.value.min(axis=0))
-    q = losses.video_values(
-        config, out, jnp.asarray(value, jnp.float32), heads.stay_probability(out, jnp.float32(w)), SCALE
-    )
+    q = video_values(config, out, jnp.asarray(value, jnp.float32), stay_probability(out, jnp.float32(w)), SCALE)
     assert q.shape == (3, 6)
-    expected = np.float64(heads.expected_feedback(out.feedback, SCALE)) / SCALE[:, None]
+    expected = np.float64(expected_feedback(out.feedback, SCALE)) / SCALE[:, None]
     reward = np.stack([sign * expected[i] for ((i, sign),) in config.reward_terms])
 
     def worth(w):
@@ -159,10 +163,10 @@ def test_video_values_with_batch_axes():
     outs = [critic_output(rng, 4) for _ in range(6)]
     batched = jax.tree.map(lambda *x: jnp.stack(x).reshape(2, 3, *x[0].shape), *outs)
     values, stay = rng.random((2, 3, 3)).astype(np.float32), rng.random((2, 3)).astype(np.float32)
-    got = losses.video_values(tiny.CONFIG, batched, values, stay, SCALE)
+    got = video_values(tiny.CONFIG, batched, values, stay, SCALE)
     assert got.shape == (2, 3, 3, 4)
     for i, out in enumerate(outs):
-        one = losses.video_values(tiny.CONFIG, out, values[i // 3, i % 3], stay[i // 3, i % 3], SCALE)
+        one = video_values(tiny.CONFIG, out, values[i // 3, i % 3], stay[i // 3, i % 3], SCALE)
         np.testing.assert_allclose(got[i // 3, i % 3], one, rtol=1e-5, atol=1e-6)
 
 
@@ -190,16 +194,16 @@ def test_policy_objective_teaches_the_order_of_all_candidates(tau):
     difference = np.asarray(scores - q / tau)
     np.testing.assert_allclose(difference - difference.mean(), 0.0, atol=0.02)
     # and at that point, the objective is above that of the start and flat
-    flat = jax.grad(lambda a: losses.policy_objective(a, q, 3, tau))(q / tau)
+    flat = jax.jit(jax.grad(lambda a: losses.policy_objective(a, q, 3, tau)))(q / tau)
     np.testing.assert_allclose(flat, 0.0, atol=2e-5)
-    assert float(losses.policy_objective(q / tau, q, 3, tau)) > float(losses.policy_objective(start, q, 3, tau))
+    assert float(policy_objective(q / tau, q, 3, tau)) > float(policy_objective(start, q, 3, tau))
 
 
 def test_policy_objective_by_hand():
     scores, q = jnp.array([3.0, 0.0, -1.0, 0.5]), jnp.array([1.0, 2.0, 3.0, 4.0])
     w = exposure.soft_top_k(scores, 2, 1.0)
     expected = (np.sum(np.asarray(w) * np.asarray(q)) + 0.5 * float(exposure.entropy(w))) / 2
-    assert float(losses.policy_objective(scores, q, 2, 0.5)) == pytest.approx(expected, rel=1e-6)
+    assert float(policy_objective(scores, q, 2, 0.5)) == pytest.approx(expected, rel=1e-6)
     # A video of more value: its score should rise, and the others' fall.
-    gradient = jax.grad(losses.policy_objective)(jnp.zeros(4), jnp.array([1.0, 0.0, 0.0, 0.0]), 2, 0.5)
+    gradient = jax.jit(jax.grad(losses.policy_objective))(jnp.zeros(4), jnp.array([1.0, 0.0, 0.0, 0.0]), 2, 0.5)
     assert gradient[0] > 0 and (gradient[1:] < 0).all()

@@ -12,7 +12,7 @@ import tiny
 from scipy.special import expit
 
 from mmrf_jax import types
-from mmrf_jax.agents import exposure, losses, networks, update
+from mmrf_jax.agents import exposure, losses, networks
 from mmrf_jax.agents import state as st
 from mmrf_jax.encoders import encoder as enc
 from mmrf_jax.encoders import heads
@@ -24,7 +24,6 @@ SGD = dataclasses.replace(
 )
 S, WATCH, N, M, K = tiny.S, types.WATCH_TIME, 3, 2, 3
 SCALE = np.append(np.linspace(0.1, 0.8, S - 1), 20.0).astype(np.float32)
-quick = functools.partial(jax.jit, compiler_options=tiny.QUICK)
 
 
 def make_simulated(batch: types.SessionBatch, seed: int = 0, num_slates: int = M) -> types.Simulated:
@@ -62,8 +61,7 @@ def before():
 @pytest.fixture(scope="module")
 def step(items):
     """A jitted SGD update, compiled once for the module: (state, batch, simulated) -> state, metrics."""
-    fn = quick(functools.partial(update.update, config=SGD))
-    return lambda state, batch, simulated: fn(state, batch, items, simulated=simulated)
+    return lambda state, batch, simulated: tiny.step(state, batch, items, config=SGD, simulated=simulated)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +70,7 @@ def critics(items, before):
     target critics on all candidates, 0.4 of them the model's, and the chance of staying after the main agent's slate
     [B, T+1], as float64."""
 
-    @functools.partial(quick, static_argnames="config")
+    @functools.partial(jax.jit, static_argnames="config")
     def answers(state, batch, simulated, unseen, config):
         rows = tb.lookup(state.tables, rep.ids(batch, items, unseen))
         r = rep.represent(config, state.params["encoder"], rows, batch, items, None, unseen)
@@ -194,7 +192,7 @@ def test_values_of_all_candidates_are_also_the_models(step, before, critics):
 def test_values_can_be_the_models_without_any_slates(items, before):
     """The model's view of the pool moves values, and through them base and actors; there are no terms of slates."""
     batch = tiny.make_batch()
-    fn = quick(functools.partial(update.update, config=SGD))
+    fn = functools.partial(tiny.step, config=SGD)
     ours, theirs = (make_simulated(batch, seed, num_slates=0) for seed in (0, 1))
     after, metrics = fn(before, batch, items, simulated=ours)
     assert not any("simulated" in name for name in metrics)
@@ -207,7 +205,7 @@ def test_values_can_be_the_models_without_any_slates(items, before):
 @pytest.mark.slow
 def test_without_weight_simulated_slates_change_nothing(items, before):
     config, batch = dataclasses.replace(SGD, non_impressions=0.0, model_weight=0.0), tiny.make_batch()
-    fn = quick(functools.partial(update.update, config=config))
+    fn = functools.partial(tiny.step, config=config)
     plain, metrics = fn(before, batch, items)
     after, more = fn(before, batch, items, simulated=make_simulated(batch))
     for name in ("params", "target", "tables", "q_mean", "q_scale"):
@@ -245,7 +243,7 @@ def test_feedback_staying_and_gap_by_hand(step, before, critics):
 def next_values(items, before):
     """V(s') [B, T, M, N] after each simulated slate: logs in which the slate was shown, through the batch encoder."""
 
-    @quick
+    @jax.jit
     def values(batch):
         rows = tb.lookup(before.tables, rep.ids(batch, items))
         r = rep.represent(SGD, before.params["encoder"], rows, batch, items, None)
@@ -347,7 +345,7 @@ def test_values_do_not_teach_the_encoder(step, before):
 def test_constant_negative_rewards_have_no_feedback(items, before, critics):
     """`ablation=ns`: of the model's answers nothing is learned from but the slates; the gap makes every reward -1."""
     config, batch = dataclasses.replace(SGD, ablation="ns"), tiny.make_batch()
-    fn = quick(functools.partial(update.update, config=config))
+    fn = functools.partial(tiny.step, config=config)
     simulated, other = make_simulated(batch), make_simulated(batch, seed=1)
     reference, metrics = fn(before, batch, items, simulated=simulated)
     assert {name for name in metrics if "simulated" in name} == {"loss/simulated_gap", "loss/simulated_base"}
@@ -383,12 +381,12 @@ def test_predictions_of_unseen_videos_become_the_labels(items, before):
     expected[..., WATCH] = np.where(odd, 30.0, 5.0)
     stay = expit(0.8 - 0.6 * odd.sum(axis=-1)).astype(np.float32)
     simulated = simulated.replace(slates=slates, expected=expected, uncertainty=np.ones_like(expected), stay=stay)
-    fn = jax.jit(functools.partial(update.update, config=config), compiler_options=tiny.QUICK)
+    fn = functools.partial(tiny.step, config=config)
     state = before.replace(optimizer=st.optimizer(config).init(before.params))
     for _ in range(200):
         state, _ = fn(state, batch, items, simulated=simulated)
 
-    @quick
+    @jax.jit
     def answers(state):
         rows = tb.lookup(state.tables, rep.ids(batch, items, videos[:, :, 0]))
         r = rep.represent(config, state.params["encoder"], rows, batch, items, None, videos[:, :, 0])

@@ -12,7 +12,6 @@ import tiny
 
 from mmrf_jax import types
 from mmrf_jax.agents import exposure, losses, networks, update
-from mmrf_jax.agents import state as st
 from mmrf_jax.encoders import encoder as enc
 from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
@@ -30,8 +29,7 @@ def items():
 @pytest.fixture(scope="module")
 def step(items):
     """A jitted SGD update, compiled once for the module: (state, batch) -> state, metrics."""
-    fn = jax.jit(functools.partial(update.update, config=SGD))
-    return lambda state, batch: fn(state, batch, items)
+    return lambda state, batch: tiny.step(state, batch, items, config=SGD)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +51,7 @@ def test_shapes_and_metrics(step, before):
 def test_values_start_from_the_returns_of_the_first_log(items):
     """Two requests of three videos a session, undiscounted: a slate's reward now and one later, or none."""
     mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.5), 20.0)
-    init = jax.jit(st.init, static_argnames=("config", "schema"), compiler_options=tiny.QUICK)
-    state = init(jax.random.key(0), SGD, tiny.SCHEMA, items, mean, std, mean_return=1.5 * 3 * mean)
+    state = tiny.init(jax.random.key(0), SGD, tiny.SCHEMA, items, mean, std, mean_return=1.5 * 3 * mean)
     z_size, dim = enc.sizes(SGD, tiny.SCHEMA)
     memory = jnp.zeros((1, len(SGD.decays), SGD.feedback_dim, dim))
     out = networks.Critic(SGD).apply(state.target, jnp.ones((1, z_size)), memory, jnp.zeros((1, 3, dim)))
@@ -65,7 +62,7 @@ def test_values_start_from_the_returns_of_the_first_log(items):
 
 def test_traces_once_over_batches_and_loss_decreases(items):
     chex.clear_trace_counter()
-    fn = jax.jit(chex.assert_max_traces(update.update, n=1), static_argnames="config", compiler_options=tiny.QUICK)
+    fn = jax.jit(chex.assert_max_traces(update.update, n=1), static_argnames="config")
     state, batch = tiny.make_state(ADAM), tiny.make_batch(users=16)
     names = [f"loss/{s}" for s in types.SIGNALS] + ["loss/stay"]
     history = []
@@ -191,7 +188,7 @@ def test_update_does_not_depend_on_the_order_of_users(step, before):
 
 def test_dropout_draws_anew_each_step_and_repeats_with_its_key(items):
     config = dataclasses.replace(SGD, dropout=0.3, learning_rate=0.0, table_learning_rate=0.0)
-    fn = jax.jit(functools.partial(update.update, config=config), compiler_options=tiny.QUICK)
+    fn = functools.partial(tiny.step, config=config)
     state, batch = tiny.make_state(SGD), tiny.make_batch()
     _, first = fn(state, batch, items)
     _, again = fn(state, batch, items)
@@ -226,12 +223,12 @@ def inputs(config, users=5):
     return normal(users, z_size), memory, items
 
 
-@functools.partial(jax.jit, static_argnames="config", compiler_options=tiny.QUICK)
+@functools.partial(jax.jit, static_argnames="config")
 def act(config, params):
     return networks.Actor(config).apply(params, *inputs(config))
 
 
-@functools.partial(jax.jit, static_argnames="config", compiler_options=tiny.QUICK)
+@functools.partial(jax.jit, static_argnames="config")
 def gradient_of_main_scores(config, params):
     """Gradient of a functional of the main agent's scores with respect to the actors."""
     value = lambda p: jnp.sum(jnp.sin(networks.Actor(config).apply(p, *inputs(config)).scores[:, -1]))
@@ -312,16 +309,12 @@ def test_actors_do_not_teach_the_encoder_or_the_critics(items):
     """The encoder learns from feedback; staying and values leave it alone, and so do the actors."""
     config = dataclasses.replace(SGD, signal_weights=(0.0,) * tiny.S)
     before = tiny.make_state(SGD)
-    fn = jax.jit(functools.partial(update.update, config=config), compiler_options=tiny.QUICK)
-    after, _ = fn(before, tiny.make_batch(), items)
+    after, _ = tiny.step(before, tiny.make_batch(), items, config=config)
     assert not tiny.differences(before.params["encoder"], after.params["encoder"])
     assert not tiny.differences(before.tables, after.tables)
     assert tiny.differences(before.params["actor"], after.params["actor"])
     moved = tiny.differences(before.params["critic"], after.params["critic"])
     assert moved and all(any(part in name for part in ("value", "stay", "gap")) for name in moved)
-
-
-quick = functools.partial(jax.jit, compiler_options=tiny.QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +341,7 @@ def drawn(items, before):
 
 def test_projection_is_the_distance_to_the_maximiser(step, drawn):
     state, batch, answers = drawn
-    scores, q = (np.asarray(x, np.float64) for x in quick(answers)(state.params["actor"]))
+    scores, q = (np.asarray(x, np.float64) for x in jax.jit(answers)(state.params["actor"]))
     mean, scale = (np.asarray(x, np.float64)[:, None] for x in (state.q_mean, state.q_scale))
     maximiser = (q - mean) / (scale * SGD.temperature)
     assert 0 < (np.abs(maximiser) > 20).mean() < 1
@@ -362,7 +355,7 @@ def test_projection_draws_the_actors_and_nothing_else(step, drawn, items, monkey
     state, batch, answers = drawn
     learned_with, _ = step(state, batch)
     monkeypatch.setattr(update, "PROJECTION_WEIGHT", 0.0)
-    without = jax.jit(functools.partial(update.update, config=SGD), compiler_options=tiny.QUICK)
+    without = jax.jit(functools.partial(update.update, config=SGD))
     learned_without, _ = without(state, batch, items)
 
     def distance(params):
@@ -371,7 +364,7 @@ def test_projection_draws_the_actors_and_nothing_else(step, drawn, items, monkey
         each = jnp.mean((scores - jnp.clip(maximiser, -20, 20)) ** 2, axis=-1).sum(axis=-1)
         return jnp.sum(each * batch.mask[:, :-1]) / batch.mask[:, :-1].sum()
 
-    distance = quick(jax.value_and_grad(distance))
+    distance = jax.jit(jax.value_and_grad(distance))
     before, gradient = distance(state.params["actor"])
     drawn_by = jax.tree.map(lambda a, b: a - b, learned_with.params["actor"], learned_without.params["actor"])
     expected = jax.tree.map(lambda g: -SGD.learning_rate * 0.1 * g, gradient)
@@ -398,7 +391,6 @@ from mmrf_jax.agents import update
 from mmrf_jax.parallel import mesh as meshes
 
 assert jax.device_count() == 4
-jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than the updates
 SGD = dataclasses.replace(tiny.CONFIG, optimizer="sgd", learning_rate=0.05)
 items = tiny.make_items()
 steps = int(sys.argv[1])

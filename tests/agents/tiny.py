@@ -7,14 +7,13 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.agents import state as st
+from mmrf_jax.agents import update
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.data.schema import Schema
 from mmrf_jax.simulators.feedback import network
 from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
 
 S = len(types.SIGNALS)
-#: Compiler options for what runs a few times.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 SIZES = {
     "slate": 3, "dim": 12, "id_dim": 4, "author_dim": 3, "tag_dim": 3, "user_dim": 3, "feedback_dim": 4,
     "state_dim": 10, "agent_dim": 8, "heads": 2,
@@ -91,12 +90,23 @@ def make_batch(seed: int = 0, users: int = 8, requests: int = 4, schema: Schema 
     )
 
 
+#: The agents' state and their update; the tests of a worker share what is traced and compiled of them.
+init = jax.jit(st.init, static_argnames=("config", "schema", "critic"))
+step = jax.jit(update.update, static_argnames=("config", "learner"))
+init_feedback_model = jax.jit(network.init, static_argnames=("config", "schema"))
+
+
+def make_shapes(config: AgentConfig, schema: Schema = SCHEMA) -> st.AgentState:
+    """The shapes of a state, of which nothing is compiled."""
+    start = lambda key: st.init(key, config, schema, make_items(schema), np.ones(S), np.ones(S))
+    return jax.eval_shape(start, jax.random.key(0))
+
+
 @functools.cache
 def make_state(config: AgentConfig = CONFIG, schema: Schema = SCHEMA, seed: int = 0) -> st.AgentState:
     """A fresh state whose zero-initialised weights are random, so that no path is silent."""
     mean = np.append(np.full(S - 1, 0.3), 15.0)
     std = np.append(np.full(S - 1, 0.46), 15.0)
-    init = jax.jit(st.init, static_argnames=("config", "schema"), compiler_options=QUICK)
     state = init(jax.random.key(seed), config, schema, make_items(schema), mean, std)
     rng = np.random.default_rng(seed)
     prior = state.params["critic"]["params"]["heads"]["prior"]
@@ -114,8 +124,7 @@ def make_feedback_model(config: FeedbackConfig = FEEDBACK, schema: Schema = SCHE
     """A fresh feedback model whose zero-initialised weights are random, with residuals as if measured."""
     mean = np.append(np.full(S - 1, 0.3), 15.0)
     std = np.append(np.full(S - 1, 0.46), 15.0)
-    init = jax.jit(network.init, static_argnames=("config", "schema"), compiler_options=QUICK)
-    state = jax.device_get(init(jax.random.key(seed), config, schema, make_items(schema), mean, std))
+    state = jax.device_get(init_feedback_model(jax.random.key(seed), config, schema, make_items(schema), mean, std))
     rng = np.random.default_rng(seed)
     fill = lambda x: x if np.any(x) else (0.1 * rng.normal(size=x.shape)).astype(np.float32)
     users = state.tables["user"]

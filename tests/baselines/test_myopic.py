@@ -30,7 +30,7 @@ def items():
 
 @pytest.fixture(scope="module")
 def step(items):
-    fn = jax.jit(functools.partial(myopic.update, config=CONFIG))
+    fn = functools.partial(jax.jit(myopic.update, static_argnames="config"), config=CONFIG)
     return lambda state, batch: fn(state, batch, items)
 
 
@@ -77,9 +77,9 @@ def test_loss_is_that_of_watch_time_over_exposures(items, step):
     batch, state = tiny.make_batch(), tiny.make_state()
     _, metrics = step(state, batch)
     rows = tb.lookup(state.tables, rep.ids(batch, items))
-    represent = jax.jit(rep.represent, static_argnums=0, compiler_options=tiny.QUICK)
+    represent = jax.jit(rep.represent, static_argnums=0)
     r = represent(CONFIG, state.params["encoder"], rows, batch, items, None)
-    critic = jax.jit(networks.Critic(CONFIG).apply, compiler_options=tiny.QUICK)
+    critic = jax.jit(networks.Critic(CONFIG).apply)
     raw = np.float64(critic(state.params["critic"], r.z, r.memory_mean, r.shown).feedback)
     total, count = 0.0, 0
     for b, t, k in zip(*np.nonzero(batch.slate_mask[:, :-1] & batch.mask[:, :-1, None]), strict=True):
@@ -109,7 +109,7 @@ def test_heads_of_the_future_get_no_gradient(items):
     """With plain SGD, which has no weight decay, only what predicts watch time moves."""
     config = dataclasses.replace(CONFIG, optimizer="sgd", learning_rate=0.05)
     before = tiny.make_state(config)
-    fn = jax.jit(functools.partial(myopic.update, config=config), compiler_options=tiny.QUICK)
+    fn = jax.jit(functools.partial(myopic.update, config=config))
     after, _ = fn(before, tiny.make_batch(), items)
     moved = tiny.differences(before.params, after.params)
     assert any("encoder" in name for name in moved) and any("signals" in name for name in moved)

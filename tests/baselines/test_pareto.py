@@ -54,7 +54,7 @@ def test_no_objective_falls():
         return out[0], out[1] | {"jacobian": jax.jacrev(objectives)(view.actor)}
 
     fn = functools.partial(up.update, config=CONFIG, learner=up.Learner(improve))
-    after, metrics = jax.jit(fn, compiler_options=tiny.QUICK)(state, batch, items)
+    after, metrics = jax.jit(fn)(state, batch, items)
     leaves = jax.tree.leaves(metrics["jacobian"])
     rows = np.concatenate([np.asarray(g).reshape(CONFIG.num_agents, -1) for g in leaves], axis=1)
     moved = jax.tree.map(lambda a, b: np.asarray(a - b), after.params["actor"], state.params["actor"])

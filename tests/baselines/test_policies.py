@@ -93,9 +93,7 @@ def test_iql_by_hand():
 def test_iql_values_are_expectiles_of_logged_slates(items):
     """V moves up by .7 of the shortfall and down by .3 of the excess; with .5 it is half of plain regression."""
     batch, state = tiny.make_batch(), tiny.make_state(ALONE)
-    take = lambda learner: jax.jit(
-        functools.partial(up.update, config=ALONE, learner=learner), compiler_options=tiny.QUICK
-    )(state, batch, items)[1]
+    take = lambda learner: tiny.step(state, batch, items, config=ALONE, learner=learner)[1]
     seven, five, three = (float(take(up.Learner(iql.improve, expectile=e))["loss/value"]) for e in (0.7, 0.5, 0.3))
     assert seven + three == pytest.approx(2.0 * five, rel=1e-4)
     assert abs(seven - three) > 1e-3 * five
@@ -106,7 +104,7 @@ def test_iql_never_values_what_was_not_logged(items):
     batch, state = tiny.make_batch(), tiny.make_state(ALONE)
     other = state.replace(params=state.params | {"actor": jax.tree.map(lambda x: x + 0.3, state.params["actor"])})
     for learner, same in ((up.Learner(iql.improve, expectile=0.7), True), (up.MMRF, False)):
-        fn = jax.jit(functools.partial(up.update, config=ALONE, learner=learner), compiler_options=tiny.QUICK)
+        fn = functools.partial(tiny.step, config=ALONE, learner=learner)
         a, b = fn(state, batch, items)[1], fn(other, batch, items)[1]
         for name in ("loss/base", "loss/value"):
             assert (float(a[name]) == pytest.approx(float(b[name]), rel=1e-6)) == same, name
@@ -162,7 +160,7 @@ def test_tscac_auxiliary_policies_are_stage_one(items):
             return loss + strength * pull, metrics
 
         fn = functools.partial(up.update, config=config, learner=up.Learner(improve))
-        return jax.jit(fn, compiler_options=tiny.QUICK)(tiny.make_state(config), batch, items)[0]
+        return jax.jit(fn)(tiny.make_state(config), batch, items)[0]
 
     assert set(state.params["actor"]["params"]) == {"agent_states", "main", "auxiliary", "trust"} | {
         "mix_in", "mix_bias", "mix_out"

@@ -24,9 +24,8 @@ NAMES = ("wide_deep", "deepfm", "ltr")
 @functools.cache
 def born(name: str) -> st.AgentState:
     mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.46), 15.0)
-    init = jax.jit(st.init, static_argnames=("config", "schema", "critic"), compiler_options=tiny.QUICK)
     critic = methods.get(name).critic
-    return init(jax.random.key(0), CONFIG, tiny.SCHEMA, tiny.make_items(), mean, std, critic=critic)
+    return tiny.init(jax.random.key(0), CONFIG, tiny.SCHEMA, tiny.make_items(), mean, std, critic=critic)
 
 
 def test_pairs_are_sums_of_products():
@@ -65,7 +64,7 @@ def test_starts_from_base_rates_and_learns_every_signal(name):
     mean = np.asarray(heads.expected_feedback(out.feedback, state.reward_scale)).mean(axis=(0, 1, 3))
     np.testing.assert_allclose(mean[:-1], 0.3, atol=0.12)
     assert mean[-1] == pytest.approx(15.0, rel=0.3)
-    step = jax.jit(functools.partial(method.update, config=CONFIG))
+    step = functools.partial(jax.jit(method.update, static_argnames="config"), config=CONFIG)
     _, first = step(state, batch, items)
     exposed = np.asarray(rep.learned(batch).exposed)[..., None]
     loss = np.asarray(heads.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale))
@@ -85,7 +84,7 @@ def test_serves_the_order_of_its_rule(name):
     """Served scores are the offline scores' last column, standardised and over tau."""
     items, batch, state = tiny.make_items(), tiny.make_batch(), born(name)
     method = methods.get(name)
-    step = jax.jit(functools.partial(method.update, config=CONFIG))
+    step = functools.partial(jax.jit(method.update, static_argnames="config"), config=CONFIG)
     for _ in range(20):
         state, _ = step(state, batch, items)
     served = method.make_policy(state, items, CONFIG)

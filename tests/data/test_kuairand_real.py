@@ -9,7 +9,7 @@ import pytest
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.kuairand import builder as kr
-from mmrf_jax.data.kuairand import clean, columns, engines, prepare, requests
+from mmrf_jax.data.kuairand import clean, columns, engines, lines, prepare, requests
 from mmrf_jax.data.kuairand.job import Job
 from mmrf_jax.metrics.progress import counted
 
@@ -57,7 +57,7 @@ def test_duplicates_and_unusable_rows(real):
 def test_rows_per_session(gap, rows_per_session):
     source = columns.find_source(SOURCE)
     rows = (
-        columns.read_log(columns.whole(source.logs[0])).unique().sort("user_id", "time_ms")
+        columns.read_log(lines.whole(source.logs[0])).unique().sort("user_id", "time_ms")
     )  # those without a duration too
     assert len(rows) == 180_384
     start = requests.session_starts(rows["user_id"].to_numpy(), rows["time_ms"].to_numpy(), gap)

@@ -83,13 +83,13 @@ def test_memory_over_requests_is_the_memory_before_each():
             expected = loop(items[b, t], feedback[b, t], mask[b, t], CONFIG.decays, expected)
 
 
-@functools.partial(jax.jit, static_argnames="config", compiler_options=tiny.QUICK)
+@functools.partial(jax.jit, static_argnames="config")
 def represent(config, state, batch, items, key=None):
     rows = tb.lookup(state.tables, rep.ids(batch, items))
     return rep.represent(config, state.params["encoder"], rows, batch, items, key)
 
 
-@functools.partial(jax.jit, static_argnames="config", compiler_options=tiny.QUICK)
+@functools.partial(jax.jit, static_argnames="config")
 def training_scores(config, state, batch, items, r):
     encodings = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
     return networks.Actor(config).apply(state.params["actor"], r.z, r.memory_mean, encodings).scores
@@ -113,10 +113,10 @@ def test_serving_sees_what_training_saw(ablation):
     r = represent(config, state, batch, items)
     trained = training_scores(config, state, batch, items, r)
     served = policy.make(state, items, config)
-    all_scores = jax.jit(functools.partial(policy.all_scores, config), compiler_options=tiny.QUICK)
-    score = jax.jit(served.score, compiler_options=tiny.QUICK)
-    observe = jax.jit(served.observe, compiler_options=tiny.QUICK)
-    memory = jax.jit(served.init, compiler_options=tiny.QUICK)(served.params, request_at(batch, 0), batch.history)
+    all_scores = jax.jit(functools.partial(policy.all_scores, config))
+    score = jax.jit(served.score)
+    observe = jax.jit(served.observe)
+    memory = jax.jit(served.init)(served.params, request_at(batch, 0), batch.history)
     for t in range(batch.mask.shape[1]):
         live = batch.mask[:, t]
         np.testing.assert_allclose(memory.mean()[live], r.memory_mean[live, t], atol=1e-5)
@@ -201,7 +201,7 @@ def test_blindness_hides_entries_and_keeps_their_means():
     shown = np.take_along_axis(batch.candidates, batch.slate, axis=-1)
     features, profile = np.asarray(items.features)[shown], np.asarray(batch.profile)[:, None]
 
-    @functools.partial(jax.jit, compiler_options=tiny.QUICK)
+    @jax.jit
     def seen(blind, key=None):
         rows = tb.lookup(state.tables, rep.ids(batch, items))
         return rep.represent(CONFIG, state.params["encoder"], rows, batch, items, key, None, blind)

@@ -17,6 +17,8 @@ def test_intervals_of_users_cover_zero_as_often_as_they_say():
     result = aa.coverage(users(), 500)
     assert result["tests"] == 500 and result["mismatches"] <= 0.01
     assert set(result["aa"]) == {"watch_time", "depth", "like"}  # nobody hates: no difference in %
+    assert result["left_out"] == {"hate": "too few: 0 users of A have any, an interval needs 25"}
+    assert "| hate | too few: 0 users of A" in aa.format_table(result)
     for metric, entry in result["aa"].items():
         assert 0.93 <= entry["coverage"] <= 0.97, metric
     assert "| like | 0.9" in aa.format_table(result)
@@ -38,3 +40,11 @@ def test_a_covariate_narrows_the_intervals_and_keeps_their_coverage():
 def test_no_tests_are_refused():
     with pytest.raises(ValueError, match="0 A/A tests"):
         aa.coverage(users(10), 0)
+
+
+def test_empty_groups_are_named():
+    few = {name: values[:3] for name, values in users().items()}
+    with pytest.raises(ValueError, match=r"arm '[AB]' has [01] users, intervals need at least 2; use more sessions"):
+        aa.coverage(few, 50)
+    result = aa.coverage({name: values[:30] for name, values in users().items()}, 20)
+    assert result["aa"] == {} and set(result["left_out"]) == {"watch_time", "depth", "like", "hate"}

@@ -31,3 +31,23 @@ def test_the_look_that_would_have_been_enough():
     assert "+2.75 % [+1.50, +4.00]; leaves zero out from look 2 of 3 on, 20 users" in text
     text = ab_report.describe(result(looks=[look(10, -5.0, 9.0)]))
     assert "holds zero at all 1 looks" in text and "production, watch_time, always" not in text
+
+
+def test_intervals_that_events_cannot_carry_are_said_in_words():
+    rng = np.random.default_rng(1)
+    arms = {
+        arm: {"watch_time": rng.lognormal(0, 1, 64), "depth": np.full(64, 50), "forward": rng.poisson(0.1, 64)}
+        for arm in ("production", "mmrf")
+    }
+    found = ab_test.compare(arms, "production", paired=False) | {"truncated_pct": {"mmrf": 0.0}}
+    text = ab_report.describe(found)
+    assert "no interval (25 users of each arm need to have any) — too few: forward of mmrf" in text
+    assert "Too small to tell mmrf from production by watch_time" in text
+    assert "Too small" not in ab_report.describe(result()) and "no interval" not in ab_report.describe(result())
+    looks = [look(10, 1.0, 2.0), look(20, 1.0, 2.0)]
+    for one in looks:
+        one["ab_test"]["mmrf"]["watch_time"] |= {"diff_pct": None, "always_valid95": None, "note": "too few: 3 users"}
+    assert "mmrf, watch_time, always valid at the end: too few" in ab_report.describe(result(looks=looks))
+    halves = {"early": None, "late": None, "change": None, "ci95": None, "note": "too few: 3 users"}
+    lasting = {"mmrf": dict.fromkeys(("watch_time", "depth", "visits", "watch_time_per_day"), halves)}
+    assert "| mmrf | depth | – | – | too few |" in ab_report.describe(result(lasting=lasting))

@@ -20,7 +20,8 @@ def parts(rng, n, lifts, paired):
     return [{arm: part(rng, x, 1.0 if arm == "production" else lift) for arm, x in tastes.items()} for lift in lifts]
 
 
-def test_values_by_hand():
+def test_values_by_hand(monkeypatch):
+    monkeypatch.setattr(ab_test, "MIN_EVENTS", 1)
     one = lambda *seconds: {"watch_time": np.array(seconds), "sessions": np.array([1, 1, 2])}
     early = {"production": one(1.0, 2.0, 5.0), "mmrf": one(3.0, 2.0, 5.0)}
     late = {"production": one(2.0, 2.0, 6.0), "mmrf": one(2.0, 3.0, 6.0)}
@@ -53,11 +54,17 @@ def test_intervals_cover_the_true_change(paired):
         assert 0.93 <= count / tests <= 0.97, metric
 
 
-def test_a_control_that_has_nothing_has_no_change():
-    nothing = {"watch_time": np.zeros(3), "sessions": np.ones(3)}
-    part = {"production": nothing, "mmrf": nothing}
-    entry = by_day.change(part, part, "production", paired=True)["mmrf"]["watch_time"]
-    assert entry == {"early": None, "late": None, "change": None, "ci95": [None, None]}
+@pytest.mark.parametrize("users", [0, 3, 24])
+def test_intervals_that_events_cannot_carry_are_none_with_a_reason(users):
+    """Of the half in which fewer users of either arm have any."""
+    many = {"watch_time": np.arange(1.0, 101.0), "sessions": np.ones(100)}
+    few = many | {"watch_time": many["watch_time"] * (np.arange(100) < users)}
+    nobody = few | {"sessions": 1.0 * (np.arange(100) < users)}  # of whom the others did not come
+    for scarce, name in ((few, "mmrf"), (nobody, "mmrf"), (few, "production"), (nobody, "production")):
+        late = {"production": many, "mmrf": many} | {name: scarce}
+        entry = by_day.change({"production": many, "mmrf": many}, late, "production", paired=True)["mmrf"]["watch_time"]
+        note = f"too few: {users} users of {name} have any, an interval needs 25"
+        assert entry == {"early": None, "late": None, "change": None, "ci95": None, "note": note}
 
 
 def test_table_by_day():
@@ -66,4 +73,4 @@ def test_table_by_day():
     rows = [{"day": i, "ab_test": result} for i, result in enumerate(days, 3)]
     lines = by_day.format_table({"ab_test": days[0], "by_day": rows}, "visits").splitlines()
     assert lines[0] == "| day | production, visits | mmrf, visits |" and len(lines) == 4
-    assert lines[3].startswith("| 4 | ") and ab_test.cell(days[1]["mmrf"]["visits"]) in lines[3]
+    assert lines[3].startswith("| 4 | ") and ab_test.cell(days[1]["mmrf"]["visits"], "visits") in lines[3]

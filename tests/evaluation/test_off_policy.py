@@ -1,6 +1,7 @@
 """Off-policy estimates against loops written from the definitions, cases by hand, and a bandit whose truth is known."""
 
 import itertools
+import json
 import math
 
 import jax
@@ -8,10 +9,16 @@ import numpy as np
 import pytest
 
 from mmrf_jax.agents import exposure
-from mmrf_jax.evaluation import off_policy, propensity
+from mmrf_jax.evaluation import ab_test, off_policy, propensity
 
 CAPS = (0.5, 1.0, 2.0, 10.0, math.inf)
 TIGHT = {"rtol": 1e-9, "atol": 1e-12}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Cases by hand are of a few users."""
+    monkeypatch.setattr(ab_test, "MIN_EVENTS", 0)
 
 
 def random_slates(rng, r, c, k):
@@ -127,7 +134,7 @@ def test_estimates_agree_with_loops(slates):
             np.testing.assert_allclose(got["weights"][f"{cap:g}"][name], expected[name], **TIGHT)
 
 
-def test_intervals_agree_with_a_loop_over_resampled_users():
+def test_intervals_agree_with_a_loop_over_resampled_users(few):
     rows, draws, seed = random_decisions(2), 50, 7
     got = off_policy.estimate(rows, ("a", "b"), (2.0,), draws=draws, seed=seed)["signals"]["b"]
     users = np.unique(rows.user_id)
@@ -177,7 +184,7 @@ def test_invariances():
     np.testing.assert_allclose(shifted["ncis"]["2"]["value"], got["a"]["ncis"]["2"]["value"] + 1.0, **TIGHT)
 
 
-def test_a_perfect_model_and_the_logging_policy_itself():
+def test_a_perfect_model_and_the_logging_policy_itself(few):
     rows = random_decisions(4)
     perfect = off_policy.Decisions(rows.user_id, rows.log_weight, rows.reward, rows.reward, rows.direct)
     entry = off_policy.estimate(perfect, ("a", "b"), CAPS)["signals"]["a"]
@@ -278,7 +285,7 @@ def loop_per_decision(lengths, log_weight, reward, discount, cap):
     return plain / len(lengths), sum(discount**t * a / b for t, (a, b) in enumerate(zip(top, bottom, strict=True)))
 
 
-def test_sessions_agree_with_loops():
+def test_sessions_agree_with_loops(few):
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 6, 25)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -297,7 +304,7 @@ def test_sessions_agree_with_loops():
     np.testing.assert_allclose(got["signals"]["a"]["logged"]["value"], same, **TIGHT)
 
 
-def test_sessions_of_one_request_are_slates():
+def test_sessions_of_one_request_are_slates(few):
     rows = random_decisions(6)
     got = off_policy.per_decision(rows.user_id, np.arange(61), rows.log_weight, rows.reward, 0.5, ("a", "b"), CAPS)
     rows = off_policy.Decisions(rows.user_id, rows.log_weight, rows.reward)
@@ -332,7 +339,32 @@ def test_sessions_in_which_an_action_moves_the_state():
         assert low < truth < high and high - low < 0.3
 
 
-def test_table_names_units_caps_and_signals():
+@pytest.mark.parametrize("users", [0, 24, 25])
+def test_intervals_that_events_cannot_carry_are_none_with_a_reason(users):
+    """Of a signal that so many users have; its direct estimate, of a model, counts no events."""
+    n = 200
+    reward = np.stack([np.arange(n) < users, np.ones(n)], axis=1) * 1.0
+    rows = off_policy.Decisions(np.arange(n), np.zeros(n), reward, reward + 0.1, reward + 0.1)
+    result = off_policy.estimate(rows, ("rare", "often"), draws=50)
+    sessions = off_policy.per_decision(
+        np.arange(n // 2), 2 * np.arange(n // 2 + 1), np.zeros(n), reward, 0.9, ("rare", "often"), draws=50
+    )
+    assert json.loads(json.dumps([result, sessions], allow_nan=False)) == [result, sessions]
+    text = off_policy.format_table({"video": result, "session": sessions})
+    for part, there in ((result, users), (sessions, -(-users // 2))):
+        for estimator in ("logged", "ips", "ncis", "dr") if part is result else ("logged", "ips", "ncis"):
+            for signal in ("rare", "often"):
+                entry = part["signals"][signal][estimator]
+                entry = entry if estimator == "logged" else entry["10"]
+                if signal == "rare" and there < 25:
+                    assert entry["ci95"] is None
+                    assert entry["note"] == f"too few: {there} users of the log have any, an interval needs 25"
+                else:
+                    assert len(entry["ci95"]) == 2 and "note" not in entry
+    assert result["signals"]["rare"]["dm"]["ci95"] is not None and ("too few" in text)
+
+
+def test_table_names_units_caps_and_signals(few):
     rows = random_decisions()
     units = {"video": off_policy.estimate(rows, ("a", "b"))}
     units["slate"] = off_policy.estimate(off_policy.Decisions(rows.user_id, rows.log_weight, rows.reward), ("a", "b"))

@@ -7,7 +7,9 @@ from mmrf_jax.evaluation import plots
 
 
 def entry(diff, half):
-    return {"mean": 1.0, "diff_pct": diff, "ci95": [None, None] if diff is None else [diff - half, diff + half]}
+    if diff is None:
+        return {"mean": 1.0, "diff_pct": None, "ci95": None, "note": "too few: 3 users of mmrf have any"}
+    return {"mean": 1.0, "diff_pct": diff, "ci95": [diff - half, diff + half]}
 
 
 def make_result(diff=5.0, arms=("mmrf", "random")):
@@ -46,3 +48,18 @@ def test_the_picture_is_of_the_result(tmp_path):
     assert draw("tall.png", make_result(arms=("a", "b", "c"))).shape[0] > first.shape[0]
     # One panel a metric; hate, which never happens in the control, has no difference to draw.
     assert draw("one.png", make_result(), metrics=["watch_time", "hate"]).shape[1] < first.shape[1]
+
+
+def test_intervals_that_events_cannot_carry_are_words_or_gaps(tmp_path):
+    """Of an arm or a day alone they are words and gaps; of all, the picture says so; no run fails for it."""
+    some, none = make_result(arms=("mmrf", "random")), make_result(diff=None)
+    some["ab_test"]["random"] = some["ab_test"]["random"] | {"watch_time": entry(None, 0)}
+    for name, result in (("some.png", some), ("all.png", make_result())):
+        plots.forest(result, tmp_path / name, metrics=["watch_time"])
+    assert not np.array_equal(image.imread(tmp_path / "some.png"), image.imread(tmp_path / "all.png"))
+    days = [{"day": i, "ab_test": x["ab_test"]} for i, x in enumerate((make_result(), none, make_result()))]
+    plots.days(make_result() | {"by_day": days}, tmp_path / "gap.png", metrics=["watch_time"])
+    for draw in (plots.forest, plots.days):
+        draw(none | {"by_day": days[1:2]}, tmp_path / "none.png", metrics=["watch_time", "hate"])
+        assert np.ptp(image.imread(tmp_path / "none.png")) > 0.5
+        (tmp_path / "none.png").unlink()

@@ -65,7 +65,7 @@ def make_run(**changes) -> contents.Run:
                 "mmrf": {
                     "watch_time": other,
                     "depth": surely,
-                    "like": {"mean": 0.0, "diff_pct": None, "ci95": [None, None]},
+                    "like": {"mean": 0.0, "diff_pct": None, "ci95": None, "note": "too few: 3 users of mmrf"},
                 },
             },
             "offline": {"click": {"gauc": 0.6282, "gauc_own": 0.6264, "ci95": [0.61, 0.64], "eligible_users": 4045}},
@@ -94,11 +94,36 @@ def test_every_section_is_there_and_figures_are_the_results():
     assert "990" in ab and "+10.00 % [−1.50, +21.50]" in ab and "−20.00 % [−21.00, −19.00]" in ab
     bold = [a for tag, a in found.elements if tag == "td" and a.get("class") == "sure"]
     assert len(bold) == 1  # depth alone is told apart from production
+    assert "−20.00 % [−21.00, −19.00] worse" in ab and "[−1.50, +21.50] " not in ab
+    assert "0too few" in ab and "Too few: fewer than 25 users of an arm have any" in ab
+    said = "Too small to tell mmrf from production by watch_time: the true difference may be 0, and as large as 22 %;"
+    assert said in ab.replace("\xa0", " ")
     assert "0.6282[0.6100, 0.6400]0.6264" in offline and "4,045" in offline
     assert "1,234" in found.sections["attention"] and "1,234" in found.sections["conflict"]
     assert "1.2.3" in found.sections["settings"]
     told = next(a for tag, a in found.elements if tag == "meta" and a.get("name") == "viewport")
     assert "width=device-width" in told["content"]
+
+
+def test_bold_is_better_or_worse_by_metric_and_section():
+    plain = make_run()
+    results = json.loads(json.dumps(plain.results))
+    more = {"mean": 2.0, "diff_pct": 20.0, "ci95": [10.0, 30.0]}
+    for name in ("hate", "gini", "follow"):
+        results["ab_test"]["production"][name] = {"mean": 1.0, "diff_pct": 0.0, "ci95": [0.0, 0.0]}
+        results["ab_test"]["mmrf"][name] = more
+    results["offline"]["click"]["against"] = {"popularity": {"gauc": 0.6, "diff": 0.02, "diff_ci95": [0.01, 0.03]}}
+    minus = {"logloss": {"diff": -0.1, "ci95": [-0.2, -0.1]}}
+    results["fidelity"]["click"]["agents"]["model_minus"] = minus
+    found = Page(page.build(make_run(results=results)))
+    ab = found.sections["ab-test"]
+    assert "follows a video12+20.00 % [+10.00, +30.00] better" in ab
+    for label in ("hates a video", "Gini index of exposures"):
+        assert f"{label} (less is better)12+20.00 % [+10.00, +30.00] worse" in ab
+    assert "0.6000[+0.0100, +0.0300] better" in found.sections["offline"]
+    assert "[−0.2000, −0.1000] better" in found.sections["fidelity"]
+    sure = sum(a.get("class") == "sure" for tag, a in found.elements if tag == "td")
+    assert sure == sum(text.count("] better") + text.count("] worse") for text in found.sections.values())
 
 
 def drawn(run: contents.Run) -> int:

@@ -9,11 +9,16 @@ from selenium import webdriver
 
 
 @pytest.fixture(scope="session")
-def finished(launch, tmp_path_factory) -> Path:
+def finished(launch, once) -> Path:
     """A run folder that nobody may change: copy it first."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    launch.ok("train", *processes.TINY, f"--workdir={workdir}")
-    return workdir
+    return once("finished", lambda folder: launch.ok("train", *processes.TINY, f"--workdir={folder / 'run'}")) / "run"
+
+
+@pytest.fixture(scope="session")
+def artifact(launch, finished, once) -> Path:
+    """The run, exported; nobody may change it."""
+    export = lambda folder: launch.ok("export", f"--workdir={finished}", f"--out={folder / 'artifact'}")
+    return once("exported", export) / "artifact"
 
 
 @pytest.fixture(scope="module")

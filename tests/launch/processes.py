@@ -3,12 +3,17 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Seconds after which a wait is given up. It only ends a hang: no test may pass or fail by the speed of the machine.
+HANG = 1_800.0
 
 #: A world job of a few seconds once it is compiled; all tests use these shapes, so that it is compiled once.
 TINY = (
@@ -20,18 +25,82 @@ TINY = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+#: Imports what the mains import, and answers lines of [program and arguments, environment, output, errors] with an exit
+#: code. A fork runs each, which has nothing of JAX but its imports: the process that a start would be a second later.
+FORKS = """
+import importlib, json, os, runpy, sys
+import jax
+for name in ("launch.common", "mmrf_jax.training.study", "mmrf_jax.serving.export", "mmrf_jax.data.kuairand.builder"):
+    importlib.import_module(name)
+for line in sys.stdin:
+    program, environment, *files = json.loads(line)
+    child = os.fork()
+    if not child:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+for number, name in enumerate([os.devnull, *files]):
+    opened = os.open(name, os.O_RDWR)
+    os.dup2(opened, number)
+    os.close(opened)
+os.environ.clear()
+os.environ.update(environment)
+jax.config.update("jax_num_cpu_devices", int(environment["JAX_NUM_CPU_DEVICES"]))  # JAX reads it when it is imported
+sys.argv = program
+if program[0].endswith(".py"):
+    runpy.run_path(program[0], run_name="__main__")
+else:
+    runpy.run_module(program[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@dataclasses.dataclass
 class Launcher:
-    """Runs `python -m launch.NAME`."""
+    """Runs `python -m launch.NAME`, one process of it in a fork, which saves its imports."""
 
     cache: Path
+    forks: subprocess.Popen | None = None
+
+    def forked(self, program: str, *args: object, devices: int = 1) -> subprocess.CompletedProcess:
+        """What a module or a file of Python did, said and ended with, as a process that is started with arguments."""
+        if self.forks is None:
+            self.forks = subprocess.Popen(
+                [sys.executable, "-c", FORKS], env=self.environment(), cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, process_group=0,
+            )  # fmt: skip
+        assert self.forks.stdin is not None and self.forks.stdout is not None
+        command = [program, *map(str, args)]
+        with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as error:
+            print(
+                json.dumps([command, self.environment(devices), out.name, error.name]),
+                file=self.forks.stdin,
+                flush=True,
+            )
+            code = ""
+            watch = threading.Timer(HANG, os.killpg, (self.forks.pid, signal.SIGKILL))
+            watch.start()
+            try:
+                code = self.forks.stdout.readline()
+            finally:
+                watch.cancel()
+                if not code:  # it hung, or somebody interrupts the tests
+                    os.killpg(self.forks.pid, signal.SIGKILL)
+                    self.close()
+            assert code, f"{command} was killed\n{error.read()[-12000:]}"
+            return subprocess.CompletedProcess(command, int(code), out.read(), error.read())
+
+    def close(self) -> None:
+        if self.forks is not None:
+            self.forks.communicate()
+            self.forks = None
 
     def command(self, name: str, *args: object, processes: int = 1, devices: int = 1) -> list[str]:
         main = ["-m", f"launch.{name}", *map(str, args)]
         if processes == 1:
             return [sys.executable, *main]
         # Whoever ends by himself does so in time, however busy the machine is.
-        shape = [f"--num_processes={processes}", f"--devices_per_process={devices}", "--grace_seconds=60"]
+        shape = [f"--num_processes={processes}", f"--devices_per_process={devices}", f"--grace_seconds={HANG}"]
         return [sys.executable, "-m", "launch.local", *shape, "--", *main]
 
     def environment(self, devices: int = 1) -> dict[str, str]:
@@ -39,10 +108,12 @@ class Launcher:
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return os.environ | fixed | cache
 
-    def __call__(self, name: str, *args: object, devices: int = 1, processes: int = 1, timeout: float = 400):
+    def __call__(self, name: str, *args: object, devices: int = 1, processes: int = 1) -> subprocess.CompletedProcess:
+        if processes == 1:
+            return self.forked(f"launch.{name}", *args, devices=devices)
         command = self.command(name, *args, processes=processes, devices=devices)
         return subprocess.run(
-            command, env=self.environment(devices), cwd=ROOT, capture_output=True, text=True, timeout=timeout
+            command, env=self.environment(devices), cwd=ROOT, capture_output=True, text=True, timeout=HANG
         )
 
     def start(
@@ -101,9 +172,9 @@ def phases(log: Path) -> list[str]:
     return [line.removeprefix("phase: ") for line in lines if line.startswith("phase: ")]
 
 
-def wait_until(process: subprocess.Popen, condition, timeout: float = 240) -> bool:
+def wait_until(process: subprocess.Popen, condition) -> bool:
     """Waits until the condition holds; False if the process ended before."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + HANG
     while process.poll() is None:
         if condition():
             return True

@@ -75,6 +75,7 @@ def damage(step_dir, how):
         path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["truncated", "missing", "flipped"])
 def test_a_damaged_checkpoint(how, finished, launch, tmp_path):
     """The one before serves, and the end is the same."""
@@ -108,6 +109,7 @@ def test_a_damaged_file_of_a_run(name, finished, launch, tmp_path):
 INFINITE = ("--config.feedback.learning_rate=1e39",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "parts"),
     [

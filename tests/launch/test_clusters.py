@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +31,7 @@ def calls(folder: Path, name: str) -> list[str]:
 
 def run(folder: Path, *command: object, **env: str) -> subprocess.CompletedProcess:
     env = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"} | env
-    return subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    return subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, cwd=ROOT, timeout=HANG)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_processes_that_slurm_started_find_each_other():
         env=os.environ | fixed | slurm | {"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)},
     )  # fmt: skip
     processes = [start(n) for n in range(2)]
-    said = [process.communicate(timeout=120) for process in processes]
+    said = [process.communicate(timeout=HANG) for process in processes]
     for n, (out, error) in enumerate(said):
         assert out.splitlines()[-1:] == [f"{n} ['of 0', 'of 1']"], error[-3000:]
 

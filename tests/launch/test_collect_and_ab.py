@@ -4,11 +4,13 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 from processes import TINY, error_line, results
 
 from mmrf_jax.data import records
 
 
+@pytest.mark.slow
 def test_a_collected_log_trains(launch, tmp_path):
     log_dir, run = tmp_path / "log", tmp_path / "run"
     done = launch.ok("collect", *TINY, "--sessions=200", f"--out={log_dir}")
@@ -31,6 +33,7 @@ def test_a_collected_log_trains(launch, tmp_path):
     error_line(launch("train", *TINY, f"--config.data.dir={log_dir}", f"--workdir={tmp_path / 'o'}"), "cannot be used")
 
 
+@pytest.mark.slow
 def test_ab_test_of_a_run_folder_gives_the_figures_of_its_results(launch, finished, tmp_path):
     out = tmp_path / "ab.json"
     launch.ok("ab_test", *TINY, f"--arms=production,{finished}", "--sessions=64", f"--out={out}")
@@ -63,6 +66,7 @@ def test_ab_test_of_a_run_folder_gives_the_figures_of_its_results(launch, finish
         assert 0 < entry["ci95"][0] < entry["value"] < entry["ci95"][1] < 1
 
 
+@pytest.mark.slow
 def test_tests_by_hash_over_days_and_of_no_difference(launch, tmp_path):
     arms = ("--arms=production,random", "--hashed", "--cuped", "--always_valid", "--sessions=300")
     done = launch.ok(

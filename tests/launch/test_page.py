@@ -8,7 +8,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from processes import wait_until
+from processes import HANG, wait_until
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -22,13 +22,6 @@ LIKE, WATCH, CLICK, LONG = (types.signal_index(name) for name in ("like", "watch
 
 
 @pytest.fixture(scope="module")
-def artifact(finished, launch, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page") / "artifact"
-    launch.ok("export", f"--workdir={finished}", f"--out={folder}")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def start(artifact, launch, tmp_path_factory):
     """Starts services of the artefact; gives their address and the folder of their log."""
     running = []
@@ -37,7 +30,7 @@ def start(artifact, launch, tmp_path_factory):
         folder = tmp_path_factory.mktemp("served")
         out = folder / "out"
         folders = f"--artifact={artifact}", f"--log={folder / 'log'}"
-        process = launch.start("serve", *folders, "--port=0", *flags, log=out)
+        process = launch.start("serve", *folders, "--port=0", f"--timeout={HANG}", *flags, log=out)
         running.append((process, out))
         assert wait_until(process, lambda: answers(out)), out.read_text()
         return address(out), folder / "log"
@@ -46,7 +39,7 @@ def start(artifact, launch, tmp_path_factory):
     for process, _ in running:
         process.send_signal(signal.SIGTERM)
     for process, out in running:
-        assert process.wait(30) in (0, -signal.SIGTERM), out.read_text()
+        assert process.wait(HANG) in (0, -signal.SIGTERM), out.read_text()
         assert "Traceback" not in out.read_text(), out.read_text()
 
 
@@ -60,7 +53,7 @@ def answers(out) -> bool:
     """Whether it does so by now."""
     url = address(out)
     with contextlib.suppress(urllib.error.URLError):
-        return url is not None and urllib.request.urlopen(url + "/healthz", timeout=10).status == 200
+        return url is not None and urllib.request.urlopen(url + "/healthz", timeout=HANG).status == 200
     return False
 
 
@@ -85,7 +78,7 @@ class Feed:
     def all(self, what: str, within=None):
         return (within or self.browser).find_elements(By.CSS_SELECTOR, what)
 
-    def until(self, condition, seconds: float = 90.0):
+    def until(self, condition, seconds: float = HANG):
         return WebDriverWait(self.browser, seconds, 0.05).until(lambda _: condition())
 
     def text(self, what: str) -> str:

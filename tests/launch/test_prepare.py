@@ -1,8 +1,11 @@
 """`launch.synthesize` writes what `launch.prepare` reads, and that writes records."""
 
+import os
 import re
+import subprocess
 
-from processes import error_line
+import pytest
+from processes import ROOT, error_line
 
 from mmrf_jax.data.kuairand import builder as kuairand
 
@@ -30,6 +33,22 @@ def test_a_synthetic_log_is_prepared(launch, tmp_path):
     assert "rows/s" not in launch.ok("prepare", *KUAIRAND, f"--source={log}", f"--out={out}").stdout
     other = launch("train", *KUAIRAND, f"--config.data.dir={out}", "--config.data.slate=3", f"--workdir={tmp_path}/run")
     error_line(other, "was prepared with other settings")
+
+
+@pytest.mark.slow
+def test_it_works_in_any_folder_and_with_any_path(launch, tmp_path):
+    """The config is found from the package; paths are expanded and otherwise taken literally."""
+    environment = launch.environment() | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+
+    def run(name, *args):
+        command = launch.command(name, *args)
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    run("synthesize", "--rows=2000", "--out=~/log [a]*")
+    run("prepare", "--source=~/log [a]*", "--out=x[3] 'é\"/records")
+    assert kuairand.read_report(tmp_path / "x[3] 'é\"" / "records")["log"]["standard"]["rows"] == 2_000
+    assert sorted(os.listdir(tmp_path)) == ["log [a]*", "x[3] 'é\""]
 
 
 def test_what_cannot_be_prepared_is_said_in_a_line(launch, tmp_path):

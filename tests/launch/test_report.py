@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from processes import error_line, results
+from processes import HANG, error_line, results
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
@@ -41,7 +41,7 @@ def test_the_page_draws_everything_without_an_error(finished, browser, width):
     places = len(browser.find_elements(By.CSS_SELECTOR, "[data-root-id]"))
     assert places > 30
     ready = lambda _: all(chart["inked"] for chart in browser.execute_script(DRAWN))
-    WebDriverWait(browser, 60).until(ready)
+    WebDriverWait(browser, HANG).until(ready)
     charts = browser.execute_script(DRAWN)
     assert len(charts) == places and all(c["width"] > 100 and c["height"] > 60 for c in charts)
     assert all(c["width"] <= width for c in charts)
@@ -78,6 +78,7 @@ def test_the_session_explorer_responds(finished, browser):
     assert buttons[0].get_attribute("aria-pressed") == "false"
 
 
+@pytest.mark.slow
 def test_report_of_a_run_by_itself(finished, launch, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     there = (run / "report.html").read_text()

@@ -30,13 +30,6 @@ from mmrf_jax.training import workdir as wd
 USERS = 40
 
 
-@pytest.fixture(scope="session")
-def artifact(launch, finished, tmp_path_factory):
-    out = tmp_path_factory.mktemp("artifact") / "made"
-    launch.ok("export", f"--workdir={finished}", f"--out={out}")
-    return out
-
-
 @pytest.fixture
 def start(launch, artifact, tmp_path, monkeypatch):
     """Starts services of one log; all of them end with the test."""
@@ -44,7 +37,9 @@ def start(launch, artifact, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
 
     def begin(*flags):
-        return serving.service(artifact, tmp_path / "log", tmp_path / "serve.log", *flags)
+        return serving.service(
+            artifact, tmp_path / "log", tmp_path / "serve.log", f"--timeout={processes.HANG}", *flags
+        )
 
     return begin
 
@@ -53,12 +48,13 @@ def post(url: str, path: str, body, headers=()) -> tuple[int, dict]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(url + path, data, {"content-type": "application/json", **dict(headers)})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=processes.HANG) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
 
 
+@pytest.mark.slow
 def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launch, finished, tmp_path):
     config = ml_collections.ConfigDict(wd.read_config(finished))
     mesh = par.make_mesh()
@@ -179,7 +175,7 @@ def test_killed_under_load_it_loses_no_acknowledged_event(start, artifact, tmp_p
 )
 def test_a_start_that_cannot_be(launch, artifact, tmp_path, flags, said):
     given = [f"--artifact={artifact}", f"--log={tmp_path / 'log'}", "--port=0", *flags]
-    processes.error_line(launch("serve", *given, timeout=120), *said)
+    processes.error_line(launch("serve", *given), *said)
 
 
 def test_an_export_that_cannot_be(launch, finished, artifact, tmp_path):
@@ -236,8 +232,9 @@ def test_whatever_its_document_allows_is_no_error_of_the_service(start, tmp_path
         command = [
             Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json", f"--checks={checks}",
             "--phases=examples,coverage,fuzzing", "--max-examples=40", "--workers=1", "--generation-deterministic",
+            f"--request-timeout={processes.HANG}",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=processes.HANG)
         assert done.returncode == 0, done.stdout[-6000:]
         assert serving.health(server.url)["status"] == "ok"
 

@@ -63,7 +63,7 @@ def test_an_error_is_one_line(launch, tmp_path):
 @pytest.mark.slow
 def test_a_study_writes_one_table_and_runs_nothing_twice(launch, tmp_path):
     out, runs = tmp_path / "out", tmp_path / "runs"
-    launch.ok("study", *EVERYTHING, f"--out={out}", f"--runs={runs}", timeout=1_500)
+    launch.ok("study", *EVERYTHING, f"--out={out}", f"--runs={runs}")
     table = json.loads((out / "table.json").read_text())
     variants = {"mmrf", "co", "da", "ns"}
     assert list(table["ab_test"]) == sorted(table["ab_test"])
@@ -95,7 +95,7 @@ def test_a_study_writes_one_table_and_runs_nothing_twice(launch, tmp_path):
     assert (out / "table.md").read_text().index("| mmrf |") < (out / "table.md").read_text().index("| da |")
     before = {path: path.read_bytes() for path in (out / "table.json", out / "table.md")}
     stamps = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*") if path.is_file()}
-    launch.ok("study", *EVERYTHING, f"--out={out}", f"--runs={runs}", timeout=300)
+    launch.ok("study", *EVERYTHING, f"--out={out}", f"--runs={runs}")
     assert before == {path: path.read_bytes() for path in before}
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
 
@@ -113,7 +113,7 @@ def test_a_study_of_real_logs(launch, tmp_path):
     )
     data = {"dir": os.environ["KUAIRAND_DIR"], "cache_dir": tmp_path / "cache", "max_sessions": 600}
     flags = ("--config.quick=True", *(f"--config.run.data.{name}={value}" for name, value in data.items()))
-    launch.ok("study", f"--config={config}", *flags, f"--out={out}", f"--runs={tmp_path / 'runs'}", timeout=1_500)
+    launch.ok("study", f"--config={config}", *flags, f"--out={out}", f"--runs={tmp_path / 'runs'}")
     table = json.loads((out / "table.json").read_text())
     for name in ("offline", "offline_frozen", "offline_random"):
         assert set(table[name]) == {"mmrf", "ltr"}
@@ -122,4 +122,4 @@ def test_a_study_of_real_logs(launch, tmp_path):
     assert table["offline"]["mmrf"]["GAUC click"] != table["offline_frozen"]["mmrf"]["GAUC click"]
     # feedback of the random log is worth something whoever ranks, and its propensities are known
     assert 0.0 < table["offline_random"]["mmrf"]["NCIS click"]["mean"] < 1.0
-    assert table["offline"]["ltr"]["GAUC click"]["ci95"] == [None, None]  # of one seed
+    assert table["offline"]["ltr"]["GAUC click"]["ci95"] is None  # of one seed

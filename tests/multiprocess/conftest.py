@@ -15,8 +15,6 @@ def args() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def reference(launch, tmp_path_factory) -> Path:
+def reference(launch, once) -> Path:
     """The run folder of the job run from start to end on one device."""
-    workdir = tmp_path_factory.mktemp("reference") / "run"
-    launch.ok("train", *ARGS, f"--workdir={workdir}")
-    return workdir
+    return once("reference", lambda folder: launch.ok("train", *ARGS, f"--workdir={folder / 'run'}")) / "run"

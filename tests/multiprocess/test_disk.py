@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from comparing import assert_same
-from processes import ROOT, error_line, steps
+from processes import HANG, ROOT, error_line, steps
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ def in_a_namespace(launch, *lines: str) -> subprocess.CompletedProcess:
     if subprocess.run([*namespace, "true"], capture_output=True).returncode:
         pytest.skip("this system gives no mount namespace to its users")
     command = [*namespace, "bash", "-c", "\n".join(lines)]
-    return subprocess.run(command, env=launch.environment(), cwd=ROOT, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, env=launch.environment(), cwd=ROOT, capture_output=True, text=True, timeout=HANG)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

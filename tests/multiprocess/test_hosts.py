@@ -28,13 +28,15 @@ def child(process: subprocess.Popen, number: int) -> int:
     raise AssertionError(f"no process {number}")
 
 
-@pytest.fixture(scope="module")
-def pair(launch, args, tmp_path_factory) -> Path:
+@pytest.fixture(scope="session")
+def pair(launch, args, once) -> Path:
     """The run folder of the job run by two processes from start to end, and what they said beside it."""
-    workdir = tmp_path_factory.mktemp("pair") / "run"
-    done = launch.ok("train", *args, f"--workdir={workdir}", processes=2)
-    (workdir.parent / "said").write_text(done.stdout)
-    return workdir
+
+    def run(folder: Path) -> None:
+        done = launch.ok("train", *args, f"--workdir={folder / 'run'}", processes=2)
+        (folder / "said").write_text(done.stdout)
+
+    return once("pair", run) / "run"
 
 
 def test_two_processes(pair, reference):
@@ -82,19 +84,29 @@ def test_told_to_stop_in_every_phase(processes, launch, args, reference, pair, t
     assert_same(workdir, reference if processes == 1 else pair)
 
 
-@pytest.fixture(scope="module")
-def stopped_in_fit(launch, args, tmp_path_factory) -> tuple[Path, int]:
+@pytest.fixture(scope="session")
+def stopped_in_fit(launch, args, once) -> tuple[Path, int]:
     """A run of 2 x 2 devices, stopped in its first fit, and the step that it saved."""
-    folder = tmp_path_factory.mktemp("stopped")
-    process = launch.start("train", *args, f"--workdir={folder / 'run'}", log=folder / "log", processes=2, devices=2)
-    log = lambda: (folder / "log").read_text()[-3000:]
-    assert wait_until(process, lambda: phases(folder / "log")[-1:] == ["fit"]), log()
-    os.kill(child(process, 1), signal.SIGTERM)
-    assert process.wait() == 75, log()
-    return folder / "run", int(re.findall(r"saved step (\d+)", log())[-1])
+
+    def run(folder: Path) -> None:
+        log, at = folder / "log", f"--workdir={folder / 'run'}"
+        process = launch.start("train", *args, at, log=log, processes=2, devices=2)
+        assert wait_until(process, lambda: phases(log)[-1:] == ["fit"]), log.read_text()[-3000:]
+        os.kill(child(process, 1), signal.SIGTERM)
+        assert process.wait() == 75, log.read_text()[-3000:]
+
+    folder = once("stopped", run)
+    return folder / "run", int(re.findall(r"saved step (\d+)", (folder / "log").read_text())[-1])
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (4, 1)])
+@pytest.mark.parametrize(
+    ("processes", "devices"),
+    [
+        (1, 1),
+        pytest.param(1, 4, marks=pytest.mark.nightly),
+        pytest.param(4, 1, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_stopped_run_goes_on_elsewhere(processes, devices, launch, args, stopped_in_fit, reference, tmp_path):
     before, step = stopped_in_fit
     workdir = tmp_path / "run"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import random
 import signal
@@ -150,10 +151,21 @@ def arrived(workdir, log, before: int, moment: tuple[int, int]) -> bool:
     return saved and at >= moment
 
 
+#: Phases that kills must meet; collecting is over in a moment once the round before is saved, so it may be missed.
+WANTED = {"fit", "train", "optimism", "ab_test", "offline"}
+
+
+@pytest.mark.nightly
 def test_killed_twenty_times_in_a_row(launch, reference, args, course, tmp_path):
-    """At random moments of its work, each after the first save of its start while there is something left to save."""
-    whole, met, ended = rows(reference), [], 0
-    for number, (moment, after) in enumerate(random_moments(course, random.Random(0))):
+    """At random moments of its work, each after the first save of its start while there is something left to save.
+
+    Where a busy machine made the kills come late, more of them follow until every phase was met.
+    """
+    whole, met, ended, draw = rows(reference), [], 0, random.Random(0)
+    again = itertools.chain.from_iterable(random_moments(course, draw) for _ in itertools.count())
+    for number, (moment, after) in enumerate(again):
+        if len(met) >= KILLS and set(met) >= WANTED:
+            break
         workdir, log = tmp_path / f"run{ended}", tmp_path / f"{number}.log"
         before = max(steps(workdir), default=-1)
         process = launch.start("train", *args, "--config.checkpoint_every=1", f"--workdir={workdir}", log=log)
@@ -167,8 +179,5 @@ def test_killed_twenty_times_in_a_row(launch, reference, args, course, tmp_path)
         assert process.returncode == -signal.SIGKILL, log.read_text()[-3000:]
         met.append(phases(log)[-1])
         assert rows(workdir) == whole[: len(rows(workdir))]
-    # Collecting is over in a moment once the round before is saved, so it may or may not be met.
-    assert {"fit", "train", "optimism", "ab_test", "offline"} <= set(met), met
-    assert len(met) >= KILLS - 2, met
     launch.ok("train", *args, f"--workdir={workdir}")
     assert_same(workdir, reference)

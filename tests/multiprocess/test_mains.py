@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(number: int, main: str, *flags: str) -> None:
     command = [sys.executable, "-m", "launch.local", f"--num_processes={number}", "--", "-m", f"launch.{main}"]
-    done = subprocess.run([*command, *processes.TINY, *flags], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [*command, *processes.TINY, *flags], cwd=ROOT, capture_output=True, text=True, timeout=processes.HANG
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -50,5 +52,5 @@ def test_steps_of_two_processes_are_timed(launch, args, monkeypatch):
 
 def test_other_mains_are_one_process(tmp_path):
     command = [sys.executable, "-m", "launch.benchmark", f"--out={tmp_path / 'file'}", "--multihost"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=processes.HANG)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "one process" in done.stderr, done.stderr

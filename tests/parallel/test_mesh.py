@@ -1,7 +1,11 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import HANG, ROOT
 
 from mmrf_jax.parallel import mesh as meshes
 
@@ -76,11 +80,13 @@ def test_one_device_is_a_mesh_too():
         meshes.make_mesh([])
 
 
-def test_importing_the_rooms_touches_no_device(run_python):
+def test_importing_the_rooms_touches_no_device():
     script = """
 import mmrf_jax.checkpointing.manager, mmrf_jax.embeddings.rowwise
 import mmrf_jax.metrics.progress, mmrf_jax.metrics.writers, mmrf_jax.parallel.mesh
+import mmrf_jax.training.study, mmrf_jax.serving.service
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()
 """
-    run_python(script)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=HANG)
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,6 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def mmrf(tmp_path_factory):
+def mmrf(once):
     """(plan, state, folder) that nobody may change: copy it first."""
-    return exporting.exported(tmp_path_factory.mktemp("export") / "mmrf")
+    return *exporting.planned(), once("mmrf", lambda folder: exporting.exported(folder / "mmrf")) / "mmrf"

@@ -31,9 +31,13 @@ def run_state(plan: alternation.Plan) -> alternation.RunState:
     return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(start))
 
 
-def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[alternation.Plan, alternation.RunState, Path]:
+def planned(method: str = "mmrf", **fields) -> tuple[alternation.Plan, alternation.RunState]:
     agents = methods.configured(method, dataclasses.replace(tiny.CONFIG, **fields))
     plan = dataclasses.replace(PLAN, method=method, agents=agents, slates=int(method == "mmrf"))
-    state = run_state(plan)
+    return plan, run_state(plan)
+
+
+def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[alternation.Plan, alternation.RunState, Path]:
+    plan, state = planned(method, **fields)
     export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), VIDEO_IDS, state, {"config": {"method": method}})
     return plan, state, folder

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import uvicorn
+from processes import HANG
 
 from mmrf_jax import types
 from mmrf_jax.data import feedback_log
@@ -34,7 +35,7 @@ def exported(folder, ids, config):
     ones = jnp.ones(len(types.SIGNALS))
     init = lambda key: alternation.init(key, plan, tiny.SCHEMA, tiny.make_items(), 0.3 * ones, ones, ones)
     key = jax.random.key(3)
-    state = jax.jit(init).lower(key).compile(tiny.QUICK)(key)
+    state = jax.jit(init)(key)
     export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), ids, state, {"config": config})
     return folder
 
@@ -75,7 +76,7 @@ class Client:
             {"authorization": f"Bearer {self.token}"} if self.token else {}
         )
         try:
-            with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=60) as answer:
+            with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=HANG) as answer:
                 content = answer.read().decode()
                 return answer.status, content if text else json.loads(content)
         except urllib.error.HTTPError as error:
@@ -189,7 +190,7 @@ def test_a_simulated_user_answers_and_leaves(tmp_path):
     waiting = threading.Event()
 
     def make_world(config, slate):
-        assert waiting.wait(30)
+        assert waiting.wait(HANG)
         return make_toy(config, slate)
 
     exported(tmp_path / "artifact", None, WORLD)
@@ -246,6 +247,38 @@ def test_the_page_needs_no_token_and_its_routes_do(kuairand):
         assert client("/demo/about")[0] == 401 and client("/demo/visits", {})[0] == 401
         client.token = TOKEN
         assert client("/demo/about")[0] == 200 and client("/demo/visits", {})[0] == 200
+
+
+def head_and_get(url: str, path: str, token: str) -> list[tuple[int, dict[str, str], bytes]]:
+    """(status, headers, all that came after them) of HEAD and of GET, read to the end of the connection."""
+    answers = []
+    for method in ("HEAD", "GET"):
+        with socket.create_connection(url.removeprefix("http://").split(":"), timeout=60) as connection:
+            token_line = f"authorization: Bearer {token}\r\n" if token else ""
+            connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: x\r\n{token_line}connection: close\r\n\r\n".encode())
+            received = b"".join(iter(lambda: connection.recv(65_536), b""))
+        head, _, body = received.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        answers.append((int(first.split()[1]), dict(line.lower().split(": ", 1) for line in lines), body))
+    return answers
+
+
+def test_http_habits_head_is_get_without_a_body(kuairand):
+    """On every route, those of no method GET or of no path, and what is refused for want of a token, too."""
+    with served(lambda: application(kuairand[0], token=TOKEN), "off") as client:
+        client.token = TOKEN
+        document = client("/openapi.json")[1]["paths"]
+        paths = [*(path for path, methods in document.items() if "get" in methods), "/openapi.json"]
+        assert {"/", "/healthz", "/metrics", "/demo/about", "/openapi.json"} == set(paths)
+        for path, status in [(path, 200) for path in paths] + [("/rank", 405), ("/demo/visits", 405), ("/none", 404)]:
+            (head, headers, nothing), (get, wanted, body) = head_and_get(client.url, path, TOKEN)
+            assert head == get == status and nothing == b"" != body, path
+            assert headers.keys() == wanted.keys() and headers["content-type"] == wanted["content-type"], path
+            if path != "/metrics":  # which counts these requests
+                assert headers["content-length"] == wanted["content-length"] == str(len(body)), path
+        for path, status in (("/", 200), ("/healthz", 200), ("/metrics", 401), ("/demo/about", 401)):
+            (head, _, nothing), (get, _, body) = head_and_get(client.url, path, "")
+            assert head == get == status and nothing == b"" != body, path
 
 
 def test_only_the_last_visits_are_kept(kuairand, monkeypatch):

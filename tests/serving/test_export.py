@@ -65,6 +65,12 @@ def call(loaded: artifact.Artifact, request: types.Request, history: types.Expos
     return weights, encodings, memory
 
 
+def served(live, request: types.Request, history: types.Exposure):
+    """What a policy scores the first request of a session."""
+    score = lambda params, request, history: live.score(params, live.init(params, request, history), request)
+    return jax.jit(score)(live.params, request, history)
+
+
 @pytest.mark.parametrize(("users", "candidates", "shown"), [(1, 1, 1), (3, 8, 4), (16, 30, 11)])
 def test_exported_scores_are_the_live_ones(mmrf, users, candidates, shown):
     plan, state, folder = mmrf
@@ -74,11 +80,11 @@ def test_exported_scores_are_the_live_ones(mmrf, users, candidates, shown):
     scores = jax.jit(loaded.functions["score"].call)(weights, memory, encodings, *arguments(request))
 
     live = methods.get("mmrf").make_policy(state.agents, tiny.make_items(), plan.agents)
-    carry = live.init(live.params, request, history)
+    carry = jax.jit(live.init)(live.params, request, history)
     assert scores.shape == (users, len(plan.agents.signals), candidates)
     np.testing.assert_allclose(memory["outer"], carry.outer, rtol=1e-5, atol=1e-6)
-    every = policy.all_scores(plan.agents, live.params, carry, request)
-    np.testing.assert_allclose(every[:, -1], live.score(live.params, carry, request), rtol=1e-6)
+    every = jax.jit(policy.all_scores, static_argnums=0)(plan.agents, live.params, carry, request)
+    np.testing.assert_allclose(every[:, -1], jax.jit(live.score)(live.params, carry, request), rtol=1e-6)
     np.testing.assert_allclose(scores, every, rtol=1e-5, atol=1e-5)
     assert np.asarray(scores).std(axis=-1).min() > 1e-3 or candidates == 1  # agents tell candidates apart
 
@@ -106,7 +112,7 @@ def test_other_methods_rank_as_they_do_live(tmp_path, method):
     weights, encodings, memory = call(loaded, request, history)
     scores = np.asarray(jax.jit(loaded.functions["score"].call)(weights, memory, encodings, *arguments(request)))[:, -1]
     live = methods.get(method).make_policy(state.agents, tiny.make_items(), plan.agents)
-    wanted = np.asarray(live.score(live.params, live.init(live.params, request, history), request))
+    wanted = np.asarray(served(live, request, history))
     unit = lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
     np.testing.assert_allclose(unit(scores), unit(wanted), rtol=1e-4, atol=1e-4)  # a policy may scale what it serves
 
@@ -122,14 +128,14 @@ def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, sh
     out = jax.jit(loaded.functions["model_predict"].call)(weights, memory, encodings, as_dict(request), exposed)
 
     model, items = state.feedback, tiny.make_items()
-    live = network.encode_catalogue(model, items, plan.feedback)
+    live = jax.jit(network.encode_catalogue, static_argnames="config")(model, items, config=plan.feedback)
     np.testing.assert_allclose(encodings, live, rtol=1e-5, atol=1e-5)
     params = model_session.FeedbackParams(
         params=model.params, encodings=live, users=network.twin_rows({"user": model.tables["user"].rows})["user"],
         duration=items.duration, scale=model.scale, calibration=model.calibration, edges=model.edges,
         quantiles=model.quantiles, pool=None, config=plan.feedback, max_requests=8, answers="expected",
     )  # fmt: skip
-    carried = model_session._write(params, None, history)
+    carried = jax.jit(lambda *x: model_session._write(x[0], None, x[1]))(params, history)
     np.testing.assert_allclose(memory["outer"], carried.outer, rtol=1e-5, atol=1e-5)
     pool = dataclasses.make_dataclass("Pool", ["user_id", "profile", "context", "candidates"])
     each = np.arange(users)
@@ -228,5 +234,5 @@ def test_bfloat16_tables_and_hashed_ids_are_exported(tmp_path):
     weights, encodings, memory = call(loaded, request, history)
     scores = jax.jit(loaded.functions["score"].call)(weights, memory, encodings, *arguments(request))
     live = methods.get("mmrf").make_policy(state.agents, tiny.make_items(), config)
-    wanted = live.score(live.params, live.init(live.params, request, history), request)
+    wanted = served(live, request, history)
     np.testing.assert_allclose(scores[:, -1], wanted, rtol=1e-5, atol=1e-5)

@@ -59,7 +59,8 @@ def test_only_so_many_at_once():
     async def run():
         asgi, app, metrics = guarded(in_flight=3)
         first = [asyncio.create_task(ask(asgi)) for _ in range(3)]
-        await asyncio.sleep(0.01)
+        while len(app.bodies) < 3:  # they are not answered yet
+            await asyncio.sleep(0.0)
         status, headers, body = await ask(asgi)
         assert status == 429 and headers[b"retry-after"] == b"1"
         assert "3 requests are in flight" in body["detail"][0]["msg"]
@@ -93,11 +94,11 @@ def test_large_bodies_are_refused_before_they_are_read_or_as_they_come():
 
 def test_time_is_limited():
     async def run():
-        asgi, app, metrics = guarded(seconds=0.05)
+        asgi, app, metrics = guarded(seconds=0.5)
         status, headers, _ = await ask(asgi)  # an app that never answers
         assert status == 503 and b"retry-after" in headers
-        status, _, body = await ask(asgi, parts=[b"1"] * 100, late=0.01)  # a body that never ends
-        assert status == 408 and "did not come within 0.05 s" in body["detail"][0]["msg"]
+        status, _, body = await ask(asgi, parts=[b"1"] * 1_000, late=0.01)  # a body that never ends
+        assert status == 408 and "did not come within 0.5 s" in body["detail"][0]["msg"]
         app.let.set()
         assert (await ask(asgi))[0] == 200
         assert metrics.registry.get_sample_value("mmrf_in_flight") == 0

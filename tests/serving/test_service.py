@@ -16,6 +16,7 @@ import exporting
 import numpy as np
 import pytest
 import tiny
+from processes import HANG
 
 from mmrf_jax import types
 from mmrf_jax.data import feedback_log as fl
@@ -95,6 +96,45 @@ def test_a_pause_ends_a_session(settings):
             assert (await step(s, 1, 1)).position == 0
 
     asyncio.run(run())
+
+
+YEAR = 365 * 86_400_000  # milliseconds
+
+
+@pytest.mark.parametrize("ahead", ["rank", "feedback", "both"])
+def test_the_wall_clock_is_not_monotonic(settings, monkeypatch, capfd, ahead):
+    """A clock a year ahead for one request: the user's session ends when it is set back, and later ones as ever."""
+    clock = [1_800_000_000_000]
+    monkeypatch.setattr(service, "_now", lambda: clock[0])
+
+    def seconds(number: float) -> None:
+        clock[0] += int(1000 * number)
+
+    async def run():
+        async with running(settings) as s:
+            for user in (1, 2):  # the second sees no wrong clock
+                assert (await step(s, user, 0)).position == 0
+            clock[0] += YEAR if ahead != "feedback" else 0
+            slate = await s.rank(asked(1, 1))
+            clock[0] += YEAR * ((ahead == "feedback") - (ahead == "rank"))
+            await s.feedback("1/1", slate.request, *answers(slate, 1), False)
+            clock[0] = 1_800_000_000_000
+            places = []
+            for pause in (5, 5, settings.session_gap + 5, 5, -(settings.session_gap - 5), 5):
+                seconds(pause)
+                places.append((await step(s, 1, len(places) + 2)).position)
+            assert places == [0, 1, 0, 1, 2, 3]  # back by less than the gap is none
+            clock[0] = 1_800_000_005_000
+            assert (await step(s, 2, 1)).position == 1
+            clock[0] += YEAR
+            assert [(await step(s, user, 20)).position for user in (1, 2)] == [0, 0]
+            clock[0] -= YEAR
+            assert [(await step(s, user, 21)).position for user in (1, 2)] == [0, 0]
+
+    asyncio.run(run())
+    assert capfd.readouterr().err.count("behind the time of a user's last request") == 1
+    times = [r["time"] for r, _ in fl.scan(settings.log) if r["kind"] == "rank" and r["user"] == 1]
+    assert times[-1] < 1_800_000_000_000 + YEAR  # a new session has the time that the clock says
 
 
 def test_a_history_is_taken_of_new_users_only(settings):
@@ -260,8 +300,8 @@ def test_a_full_disk_refuses_and_loses_nothing(settings, monkeypatch):
     assert len(list(fl.scan(settings.log))) == 4
 
 
-async def until(condition, seconds: float = 120.0, said=lambda: "") -> None:
-    for _ in range(int(seconds / 0.05)):
+async def until(condition, said=lambda: "") -> None:
+    for _ in range(int(HANG / 0.05)):
         if condition():
             return
         await asyncio.sleep(0.05)
@@ -292,7 +332,7 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
             first = s.ranker.id
             for folder, why in ((bad, "score.bin has 0 bytes"), (narrow, "another schema: profile=99")):
                 point(settings.artifact, folder)
-                await until(lambda why=why: why in (s.failed_swap or ""), 30.0, lambda: (s.failed_swap, s._tasks))
+                await until(lambda why=why: why in (s.failed_swap or ""), lambda: (s.failed_swap, s._tasks))
                 assert s.ranker.id == first and (await step(s, 1, 0 if folder is bad else 1)).artifact == first
             point(settings.artifact, other)
             served = []
@@ -329,15 +369,15 @@ def test_an_artefact_that_is_still_on_its_way_is_tried_again(settings, tmp_path,
             first = s.ranker.id
             (tmp_path / "round").symlink_to(tmp_path / "round")
             point(settings.artifact, tmp_path / "round")  # a link to itself
-            await until(lambda: s.failed_swap is not None, 30.0, lambda: s._tasks)
+            await until(lambda: s.failed_swap is not None, lambda: s._tasks)
             assert s.ranker.id == first and s.trouble is None
             point(settings.artifact, late)
-            await until(lambda: "no artefact" in (s.failed_swap or ""), 30.0, lambda: s.failed_swap)
+            await until(lambda: "no artefact" in (s.failed_swap or ""), lambda: s.failed_swap)
             shutil.copytree(other, late, dirs_exist_ok=True)
-            await until(lambda: s.ranker.id != first, 30.0, lambda: (s.failed_swap, s._tasks))
+            await until(lambda: s.ranker.id != first, lambda: (s.failed_swap, s._tasks))
             assert s.failed_swap is None and s.trouble is None
             s._tasks[-1].cancel()
-            await until(lambda: s.trouble is not None, 5.0, lambda: s._tasks)
+            await until(lambda: s.trouble is not None, lambda: s._tasks)
             assert s.trouble == "looking for artefacts has ended: stopped"
 
     asyncio.run(run())
@@ -352,7 +392,7 @@ def test_feedback_is_acknowledged_when_it_is_on_the_disk(settings, monkeypatch):
 
             def slow(file):
                 reached.set()
-                assert let.wait(30)
+                assert let.wait(HANG)
                 real(file)
 
             monkeypatch.setattr(os, "fdatasync", slow)

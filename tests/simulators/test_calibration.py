@@ -81,13 +81,14 @@ def standard(sim):
     def unroll(slots, key):
         def body(slots, _):
             policy = base.privileged_policy(rankers.production, 1.0)
-            slots, record, shown, _ = rollout.advance(sim, policy, key, 0, slots, K, refill=False)
+            slots, record, shown, _ = rollout.advance(sim, policy, key, 0, slots, K)
             return slots, (record.live, record.feedback, sim.items.duration[shown.videos])
 
         return jax.lax.scan(body, slots, length=sim.params.config.max_requests)
 
     key, policy = jax.random.key(1), base.privileged_policy(rankers.production, 1.0)
-    _, shown = unroll(rollout.begin(sim, policy, key, 0, USERS, 0, slots=USERS), key)
+    idle = rollout.begin(sim, policy, key, 0, USERS, 0, slots=USERS)
+    _, shown = unroll(jax.jit(lambda slots: rollout.refill(sim, policy, key, 0, slots))(idle), key)
     live, feedback, duration = map(np.asarray, shown)
     return feedback[live].reshape(-1, len(types.SIGNALS)), duration[live].ravel()
 

@@ -11,7 +11,7 @@ from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.world import params as p
 from mmrf_jax.simulators.world import rankers, session
-from mmrf_jax.training import arms
+from mmrf_jax.training import arms, rollout
 
 CONFIG = p.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
 USERS = 2000  # as in test_long_run, so that all is compiled once
@@ -141,3 +141,34 @@ def test_intervals_of_aa_tests_cover_zero_as_often_as_they_say(everyone, histori
         assert result["mismatches"] <= 0.01
         for metric in ("watch_time", "depth", "requests", "click", "long_view", "like", "return_rate"):
             assert 0.93 <= result["aa"][metric]["coverage"] <= 0.97, (metric, covariate is not None)
+
+
+def test_empty_groups_add_nothing(sim, policies, everyone):
+    """A look at four users, of whom an arm gets none; the whole is that of all users at once."""
+    served = arms.serve_users(
+        sim, policies["production"], KEY, par.make_mesh(), user_ids=np.arange(0), day=2, k=CONFIG.slate, capacity=51
+    )
+    assert {name: len(x) for name, x in served.items() if name != "exposures"} == dict.fromkeys(
+        (*rollout.SUMS, "user_id"), 0
+    )
+    assert served["exposures"].shape == everyone["production"]["exposures"].shape and not served["exposures"].any()
+    result = run(sim, policies, 40, salt="empty 2", always_valid=True)
+    arm = assignment.assign(np.arange(80), [0.5, 0.5], "empty 2")
+    assert {0, 4} & set(np.bincount(arm[:4]))  # the first block is of one arm alone
+    assert result["srm"]["users"] == {"production": (arm == 0).sum(), "oracle": (arm == 1).sum()}
+    assert result["looks"][-1]["users"] == result["srm"]["users"] and 0 < len(result["looks"]) < 20
+    rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(policies)}
+    expected = {name: columns(everyone[name], x) for name, x in rows.items()}
+    expected = ab_test.compare(expected, "production", False)["ab_test"]["oracle"]
+    for metric, entry in expected.items():
+        found = result["ab_test"]["oracle"][metric]
+        np.testing.assert_allclose(found["mean"], entry["mean"], rtol=1e-4)
+        assert (found["ci95"] is None) == (entry["ci95"] is None) and found.get("note") == entry.get("note"), metric
+
+
+@pytest.mark.parametrize("options", [{}, {"always_valid": True}, {"cuped": True}])
+def test_empty_groups_name_an_arm_that_stays_below_two_users(sim, policies, options):
+    served = []
+    with pytest.raises(ValueError, match=r"arm '(production|oracle)' has [01] users, and needs at least 2; use more"):
+        run(sim, policies, 1, salt="ranker", progress=served.append, **options)
+    assert not served  # said before anybody is served

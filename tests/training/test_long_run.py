@@ -1,15 +1,18 @@
 """Long-running A/B tests: who comes on which day, effects by day and as a whole, on one device and on several."""
 
+import json
+
 import jax
 import ml_collections
 import numpy as np
 import pytest
 
+from mmrf_jax.evaluation import ab_report, plots
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.world import params as p
 from mmrf_jax.simulators.world import rankers, session
-from mmrf_jax.training import arms, long_run, sources
+from mmrf_jax.training import arms, long_run, rollout, sources
 
 CONFIG = p.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
 USERS, FIRST, DAYS = 2000, 3, 6
@@ -123,14 +126,46 @@ def test_each_user_in_one_arm(sim, policies):
     assert found["lasting"]["production"]["depth"]["ci95"] == [0.0, 0.0]
 
 
-def test_a_day_without_anybody_is_refused(sim, policies, monkeypatch):
-    def serve_users(*_, user_ids, **__):
-        sums = {"watch_time": np.arange(1.0, 1 + len(user_ids)), "next_visit": np.full(len(user_ids), 30)}
-        return sums | {"user_id": user_ids, "truncated": np.zeros(len(user_ids)), "exposures": np.eye(2, dtype=int)}
+def serve_users(back: dict[str, int]):
+    """In the place of `arms.serve_users`: everybody of an arm is back after so many days."""
 
-    monkeypatch.setattr(arms, "serve_users", serve_users)
-    with pytest.raises(ValueError, match=r"nobody of arm 'production' comes on day 4; use more sessions"):
-        run(sim, policies, users=3)
+    def serve(sim, policy, *_, user_ids, **__):
+        n = len(user_ids)
+        sums = {name: 1.0 + np.arange(n) % 7 for name in rollout.SUMS} | {"truncated": np.zeros(n)}
+        exposures = np.ones((rollout.EXPOSURE_GROUPS, CONFIG.num_videos), np.int32)
+        return sums | {"user_id": user_ids, "next_visit": np.full(n, back[policy]), "exposures": exposures}
+
+    return serve
+
+
+@pytest.mark.parametrize("salt", [None, "empty"])
+@pytest.mark.parametrize("back", [{"production": 30, "oracle": 30}, {"production": 30, "oracle": 1},
+                                  {"production": 1, "oracle": 30}])  # fmt: skip
+def test_empty_groups_of_a_day_add_nothing(sim, monkeypatch, tmp_path, back, salt):
+    """Days on which an arm has no visitors: no mean of a session, 0 of a user and day, and every table and picture."""
+    monkeypatch.setattr(arms, "serve_users", serve_users(back))
+    found = run(sim, {name: name for name in back}, users=60, salt=salt, always_valid=True)
+    users = {"production": 60, "oracle": 60} if salt is None else found["srm"]["users"]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    for row in found["by_day"][1:]:
+        for name, days in back.items():
+            assert row["visitors"][name] == (users[name] if days == 1 else 0)
+            metrics = row["ab_test"][name]
+            assert (metrics["watch_time"]["mean"] is None) == (metrics["like"]["mean"] is None) == (days == 30)
+            assert metrics["visits"]["mean"] == (days == 1)
+        assert row["ab_test"]["oracle"]["visits"]["ci95"] is None
+    sessions = {name: users[name] * (DAYS if days == 1 else 1) for name, days in back.items()}
+    for name, metrics in found["ab_test"].items():
+        assert metrics["visits"]["mean"] == pytest.approx(sessions[name] / users[name] / DAYS)
+    assert found["lasting"]["oracle"]["visits"]["note"].startswith("too few: 0 users of ")
+    assert "too few" in ab_report.describe(found)
+    plots.days(found, tmp_path / "days.png")
+    plots.forest(found, tmp_path / "forest.png")
+
+
+def test_empty_groups_name_an_arm_that_stays_below_two_users(sim, policies):
+    with pytest.raises(ValueError, match=r"arm '(production|oracle)' has [01] users, and needs at least 2; use more"):
+        run(sim, policies, users=1, salt="long", always_valid=True)
 
 
 DEVICES = """

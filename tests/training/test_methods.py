@@ -9,7 +9,6 @@ import pytest
 import tiny
 
 from mmrf_jax import types
-from mmrf_jax.agents import state as st
 from mmrf_jax.training import methods
 
 
@@ -19,9 +18,8 @@ def test_trains_and_serves(name):
     config = methods.configured(name, tiny.CONFIG)
     items, batch = tiny.make_items(), tiny.make_batch()
     mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.46), 15.0)
-    init = jax.jit(st.init, static_argnames=("config", "schema", "critic"), compiler_options=tiny.QUICK)
-    state = init(jax.random.key(0), config, tiny.SCHEMA, items, mean, std, critic=method.critic)
-    step = jax.jit(functools.partial(method.update, config=config), compiler_options=tiny.QUICK)
+    state = tiny.init(jax.random.key(0), config, tiny.SCHEMA, items, mean, std, critic=method.critic)
+    step = functools.partial(jax.jit(method.update, static_argnames="config"), config=config)
     after = state
     for _ in range(2):
         after, metrics = step(after, batch, items)

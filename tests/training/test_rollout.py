@@ -120,6 +120,17 @@ class TestRollout:
         assert_same_sums(later[: N - 200], whole[200:])
         assert np.abs(later[:100] - whole[:100]).max() > 1  # other users, other sums
 
+    def test_a_choice_among_policies_serves_as_the_chosen_one(self, sim, policy, serve):
+        """One program for policies with and without a carry, deterministic or not, that see hidden truth or do not."""
+        policies = {"mine": policy, "oracle": base.privileged_policy(rankers.oracle_myopic, 0.0)}
+        run = jax.jit(
+            lambda policy: rollout.rollout(sim, policy, jax.random.key(0), 0, 0, num_users=N, slots=64, k=K)[0]
+        )
+        chosen = {name: np.asarray(run(choice)) for name, choice in base.choices(policies).items()}
+        assert run._cache_size() == 1
+        assert_same_sums(chosen["mine"], serve()[0])
+        assert_same_sums(chosen["oracle"], np.asarray(run(policies["oracle"])))
+
     def test_a_queue_of_any_ids(self, sim, policy, serve):
         """Ids in any order, fewer than there is room for: everybody's sums and exposures as in a queue of all."""
         rng = np.random.default_rng(0)
@@ -167,10 +178,9 @@ class TestRollout:
     def test_sampling_noise_is_new_every_day(self, sim):
         """Equal scores, so a slate is its noise alone."""
         policy = base.privileged_policy(rankers.random, 1.0)
-        go = jax.jit(
-            lambda day: rollout.advance(sim, policy, jax.random.key(0), day, begin(day), K, refill=False)[1].slate
-        )
-        begin = lambda day: rollout.start(sim, policy, jax.random.key(0), 0, 64, day, 64)
+        go = jax.jit(lambda day: rollout.advance(sim, policy, jax.random.key(0), day, begin(day), K)[1].slate)
+        idle = lambda day: rollout.idle(sim, policy, jax.random.key(0), 0, 64, day, 64, True)
+        begin = lambda day: rollout.refill(sim, policy, jax.random.key(0), day, idle(day))
         assert (go(0) != go(1)).any(axis=1).mean() > 0.9
 
 
@@ -279,9 +289,9 @@ class TestCollect:
                 carry = 0.9 * carry + log.feedback[r, :, types.WATCH_TIME].mean()
 
     def test_traces_once(self, sim, policy, log):
-        before = rollout._unroll._cache_size(), rollout._begin._cache_size()
+        before = rollout._unroll._cache_size(), rollout._idle._cache_size()
         other = collect.collect(sim, policy, jax.random.key(9), first_user=77, num_sessions=SESSIONS, day=4, k=K)
-        assert (rollout._unroll._cache_size(), rollout._begin._cache_size()) == before
+        assert (rollout._unroll._cache_size(), rollout._idle._cache_size()) == before
         assert other.scores is None and other.user_id[0] == 77 and (other.date == 4).all()
 
 

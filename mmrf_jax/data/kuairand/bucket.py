@@ -31,6 +31,7 @@ class Bucket:
       rows: as `clean.clean` gives them.
       pools: for each split.
       log_end: time (ms) of the last row of each split of the standard log, of any user.
+      user_ids: [U] int64 of all users, whose places are their numbers; None where ids are the numbers.
     """
 
     job: Job
@@ -39,6 +40,7 @@ class Bucket:
     profiles: Profiles
     pools: dict[str, candidates.Pool]
     log_end: dict[str, int]
+    user_ids: np.ndarray | None = None
 
     @functools.cached_property
     def _standard(self) -> requests.Rows:
@@ -86,12 +88,14 @@ class Bucket:
         drawn, slate = self.pools[split].sample(key, day, exposed, config.candidates)
         videos, history_feedback, mask = plan.history(sessions, config.history)
         start = plan.request_first[plan.session_first[sessions]]
+        user = plan.rows.user[start]
+        number = user if self.user_ids is None else np.searchsorted(self.user_ids, user).astype(np.int32)
         terminated = plan.terminated[sessions]
         known = -np.log(config.candidates) if split == RANDOM_SPLIT else np.nan
         return SessionLog(
-            user_id=plan.rows.user[start],
+            user_id=number,
             date=plan.rows.date[start],
-            profile=self.profiles.of(plan.rows.user[start]),
+            profile=self.profiles.of(user),
             history_videos=videos,
             history_feedback=history_feedback,
             history_mask=mask,

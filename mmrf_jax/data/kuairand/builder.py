@@ -39,7 +39,7 @@ from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.metrics.progress import counted, say
 
 #: Changes whenever the same files and config would give other records.
-FORMAT = 5
+FORMAT = 6
 #: Says how far it is and asks nobody: of several processes one alone prepares, and all must ask as often.
 unchecked = functools.partial(counted, checks=0)
 literal.make_globs_literal()
@@ -103,6 +103,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
                 with contextlib.ExitStack() as stack:
                     engine = self._engine or stack.enter_context(engines.processes())
                     self._made = prepare.run(job, engine, self._progress)
+                _say_unused(self._made["report"])
                 self._kept = job.records
                 with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of downloads
                     super().download_and_prepare(**kwargs)
@@ -133,6 +134,17 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
             schema=self._made["schema"],
             config=dataclasses.asdict(self.session_config),
         )
+
+
+def _say_unused(report: dict) -> None:
+    for name, counts in report["log"].items():
+        if counts["used"] < counts["rows"]:
+            unused = f"{counts['rows'] - counts['used']:,} of {counts['rows']:,} rows"
+            say(f"{unused} of the {name} log are not used: {prepare.describe_unused(counts)}")
+    for name, counts in report["features"].items():
+        if counts["unparsable"]:
+            unused = f"{counts['unparsable']:,} of {counts['rows']:,} rows"
+            say(f"{unused} of the features of {name} are not used: unparsable")
 
 
 @contextlib.contextmanager

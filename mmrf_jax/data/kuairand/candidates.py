@@ -64,13 +64,19 @@ class Pool:
         """[R] int64 number of videos live on dates [R]."""
         return np.searchsorted(self._days, dates, side="right")
 
-    def check(self, date: int, candidates: int) -> None:
+    def check(self, date: int, candidates: int, slate: int) -> None:
         """Raises ValueError where fewer than `candidates` videos are live on a date; on later ones there are more."""
         live = int(self.live(np.array(date)))
+        if live == 0:
+            raise ValueError(
+                f"no video is live on {date}, the first day of a split: none was uploaded or shown before; add video "
+                "features or earlier days of the log"
+            )
         if live < candidates:
+            fields = "candidates" if live >= slate else "slate and candidates"
             raise ValueError(
                 f"{live} videos are live on {date}, {candidates} candidates are asked for; "
-                f"set candidates to at most {live}"
+                f"set {fields} to at most {live}"
             )
 
     def sample(

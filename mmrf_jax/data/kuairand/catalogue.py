@@ -32,9 +32,10 @@ class Catalogue:
     of an earlier day moves when later days change. Arrays may be read-only maps of files (`read_catalogue`).
     """
 
-    video_id: np.ndarray  # [V] int32 of KuaiRand, −1 in row 0
-    first_id: np.ndarray  # [] int32, the least id
-    row_of: np.ndarray  # [ids] int32, the row of each id from the least to the largest; 0 where there is none
+    video_id: np.ndarray  # [V] int32 of KuaiRand, −1 in row 0; int64 where ids are too large for int32
+    first_id: np.ndarray  # [] the least id
+    row_of: np.ndarray  # [ids] int32, the row of each id from the least to the largest, 0 where there is none; or
+    sorted_id: np.ndarray | None  # [V − 1] int64, where that would be too many: all ids, whose rows are `row_of`
     items: types.Items  # of NumPy arrays, [V]
     live_from: np.ndarray  # [V] int32, first day on which it may be a candidate, or NEVER
     random_from: np.ndarray  # [V] int32, the day after its first random exposure, or NEVER
@@ -42,6 +43,9 @@ class Catalogue:
 
     def rows_of(self, video_id: np.ndarray) -> np.ndarray:
         """Item rows of KuaiRand video ids, int32; 0 where unknown."""
+        if self.sorted_id is not None:
+            place = np.minimum(np.searchsorted(self.sorted_id, video_id), len(self.sorted_id) - 1)
+            return np.where(self.sorted_id[place] == video_id, self.row_of[place], 0)
         place = video_id - np.int64(self.first_id)
         inside = (place >= 0) & (place < len(self.row_of))
         if inside.all():
@@ -55,7 +59,7 @@ def read_catalogue(folder: pathlib.Path) -> Catalogue:
     fields = {f.name: arrays.pop(f"items-{f.name}") for f in dataclasses.fields(types.Items)}
     known: dict[str, Any] = {name: value if value.ndim else int(value) for name, value in fields.items()}
     items = types.Items(**known)
-    return Catalogue(items=items, fitted=fitted, **arrays)
+    return Catalogue(items=items, fitted=fitted, sorted_id=arrays.pop("sorted_id", None), **arrays)
 
 
 def build_catalogue(
@@ -82,10 +86,15 @@ def build_catalogue(
 
 def _write_ids(table: _Table, folder: pathlib.Path) -> None:
     first, last = int(table.video_id[1:].min()), int(table.video_id[1:].max())
-    # of ids with gaps the file has holes
-    row_of = np.lib.format.open_memmap(folder / "row_of.npy", "w+", np.int32, (last - first + 1,))
-    row_of[table.video_id[1:] - np.int64(first)] = np.arange(1, table.size, dtype=np.int32)
-    row_of.flush()
+    if table.video_id.dtype == np.int32:
+        # of ids with gaps the file has holes
+        row_of = np.lib.format.open_memmap(folder / "row_of.npy", "w+", np.int32, (last - first + 1,))
+        row_of[table.video_id[1:] - np.int64(first)] = np.arange(1, table.size, dtype=np.int32)
+        row_of.flush()
+    else:
+        order = np.argsort(table.video_id[1:], kind="stable")
+        np.save(folder / "row_of.npy", (1 + order).astype(np.int32))
+        np.save(folder / "sorted_id.npy", table.video_id[1:][order])
     np.save(folder / "first_id.npy", first)
     np.save(folder / "video_id.npy", table.video_id)
 
@@ -181,7 +190,7 @@ class _Table:
         others = others[fits.order_of(seen[others], ids[others])]
         self._row = np.where(listed, place + 1, 0).astype(np.int32)
         self._row[others] = 1 + len(featured) + np.arange(len(others))
-        self.video_id = np.concatenate([[-1], featured, ids[others]], dtype=np.int32)
+        self.video_id = np.concatenate([[-1], featured, ids[others]], dtype=np.result_type(featured, ids))
         self.size = len(self.video_id)
 
     def featured(self, name: str, fill: int) -> np.ndarray:

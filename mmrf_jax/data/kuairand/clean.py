@@ -7,23 +7,37 @@ have one user, so all of this is done for some users at a time.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.kuairand import columns, fits
+from mmrf_jax.data.kuairand import columns, fits, requests
 
 #: Why a row is not used; a row counts under the first reason that holds.
-REASONS = ("unparsable", "bad_flag", "bad_date", "negative_play_time", "no_duration")
+REASONS = (
+    "lost_digits",
+    "unparsable",
+    "bad_flag",
+    "bad_date",
+    "time_not_on_date",
+    "negative_play_time",
+    "too_long",
+    "no_duration",
+)
+DAY_MS = 24 * 3_600_000
+#: The longest play or video in ms. Kuaishou's are shorter; what is longer is of another unit.
+LONGEST_MS = DAY_MS // 4
+_EPOCH = datetime.date(1970, 1, 1).toordinal()
 NOBODY = -(2**31)  # stands for a user id that cannot be read
 NEVER = 99999999  # a day after all others
 #: Bits of `mentions`: the log has the video at all, or in a row that can be used.
 IN_LOG = {"standard": 1, "random": 2}
 USED = {"standard": 4, "random": 8}
 
-_ALL_COLUMNS = (*columns.LOG_TYPES, *columns.EXTRA_LOG_TYPES, "random", "readable")
+_ALL_COLUMNS = (*columns.LOG_TYPES, *columns.EXTRA_LOG_TYPES, "lost_digits", "random", "readable")
 # by user, time and video; then by the others, the duration last, which may be repaired
 _ORDER = ("user_id", "time_ms", "video_id", *(n for n in _ALL_COLUMNS if n not in ("user_id", "time_ms", "video_id")))
 _ORDER = (*(n for n in _ORDER if n != "duration_ms"), "duration_ms")
@@ -57,24 +71,9 @@ def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tupl
     read = _by_log(rows)
     rows = _sorted(rows)
     again = pl.all_horizontal(pl.col(n).eq_missing(pl.col(n).shift()) for n in _ORDER) & (pl.int_range(pl.len()) > 0)
-    rows = rows.filter(~again)
+    rows = rows.filter(~(again & pl.col("readable")))  # lines that cannot be read may differ in what is not kept
     kept = _by_log(rows)
-    rows = _repair(rows, known)
-    dates = [d for d in rows["date"].unique().drop_nulls().to_list() if _is_date(d)]
-    flags = pl.all_horizontal(pl.col(name).is_in([0, 1]) for name in (*columns.SIGNAL_COLUMNS, "is_rand"))
-    reason = (
-        pl.when(~pl.col("readable"))
-        .then(0)
-        .when(~flags)
-        .then(1)
-        .when(~pl.col("date").is_in(dates))
-        .then(2)
-        .when(pl.col("play_time_ms") < 0)
-        .then(3)
-        .when(pl.col("duration_ms") <= 0)
-        .then(4)
-    )
-    rows = rows.with_columns(reason.cast(pl.Int8).alias("reason"))
+    rows = give_reasons(rows, known)
     report = {}
     for name, random in (("standard", False), ("random", True)):
         mine = rows.filter(pl.col("random") == random)
@@ -92,6 +91,41 @@ def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tupl
         }
     usable = rows.filter(pl.col("reason").is_null()).select(*columns.LOG_TYPES)
     return usable, rows, report
+
+
+def give_reasons(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> pl.DataFrame:
+    """Adds to rows `repaired`, whether the duration was missing and is that of the features now, and `reason`.
+
+    Args:
+      rows: as `mark` gives them. known: as for `clean`.
+
+    Returns:
+      The rows in their order; `reason` is the place in `REASONS` of why a row cannot be used, null where it can.
+    """
+    rows = _repair(rows, known)
+    midnight, time = midnights(rows["date"]), pl.col("time_ms")
+    faults: dict[str, pl.Expr] = {
+        "lost_digits": pl.col("lost_digits"),
+        "unparsable": ~pl.col("readable"),
+        "bad_flag": ~pl.all_horizontal(pl.col(name).is_in([0, 1]) for name in (*columns.SIGNAL_COLUMNS, "is_rand")),
+        "bad_date": pl.lit(midnight.is_null()),
+        # `date` and `time_ms` of the releases disagree near midnight; other platforms' days are of other time zones
+        "time_not_on_date": (time < midnight - DAY_MS) | (time >= midnight + 2 * DAY_MS),
+        "negative_play_time": pl.col("play_time_ms") < 0,
+        "too_long": pl.max_horizontal("play_time_ms", "duration_ms") > LONGEST_MS,
+        "no_duration": pl.col("duration_ms") <= 0,
+    }
+    reason = pl.coalesce(pl.when(faults[name]).then(pl.lit(i, pl.Int8)) for i, name in enumerate(REASONS))
+    return rows.with_columns(reason.alias("reason"))
+
+
+def midnights(dates: pl.Series) -> pl.Series:
+    """Give when days such as 20220409 begin in Beijing, in ms since 1970; null for what is no day."""
+    start: dict[int, int] = {}
+    for date in dates.unique().drop_nulls().to_list():
+        with contextlib.suppress(ValueError):  # no day
+            start[date] = (fits.day_number(date) - _EPOCH) * DAY_MS - requests.UTC_OFFSET_MS
+    return dates.replace_strict(start, default=None, return_dtype=pl.Int64)
 
 
 def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
@@ -180,11 +214,3 @@ def count_videos(mentions: np.ndarray) -> dict[str, dict[str, int]]:
         }
         for log in IN_LOG
     }
-
-
-def _is_date(date: int) -> bool:
-    try:
-        datetime.date(date // 10000, date // 100 % 100, date % 100)
-    except ValueError:
-        return False
-    return True

@@ -28,7 +28,7 @@ from absl import logging
 from array_record.python import array_record_module
 
 from mmrf_jax.data import records
-from mmrf_jax.data.kuairand import bucket, candidates, clean, columns, external
+from mmrf_jax.data.kuairand import bucket, candidates, checks, clean, columns, external, lines
 from mmrf_jax.data.kuairand.catalogue import build_catalogue, read_catalogue
 from mmrf_jax.data.kuairand.job import RANDOM_SPLIT, Engine, Job, Task, appearing, save_array, write_json
 from mmrf_jax.data.kuairand.profiles import build_profiles, read_profiles, write_profiles
@@ -56,8 +56,8 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
       and requests) and `counts`.
 
     Raises:
-      ValueError: for a file that is empty or lacks a column, no row on training days, or fewer live videos than
-        candidates.
+      ValueError: for a file that is no CSV or lacks a column, one most of whose rows are written in another way than
+        the release's (`checks`), no usable row on training days, or fewer live videos than candidates.
     """
 
     def stage(name: str, task: Task, count: int, suffix: str = "json") -> None:
@@ -77,11 +77,14 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
         stage("videos", sort_videos, len(_chunks(job, job.source.videos)), "arrow")
         cut("video_parts", "videos", "video_id")
         stage("feature", merge_videos, _parts(job, "video_parts"), "arrow")
+        columns.check_cells(job.source.videos[0], columns.add_cells([m["cells"] for m in job.read_all("videos")]))
         _save_durations(job)
         stage("sort", sort, len(_chunks(job, job.source.logs)), "arrow")
+        _check_logs(job)
         cut("buckets", "sort", "user_id")
         stage("clean", clean_bucket, _parts(job, "buckets"))
         write_json(job.work / "cleaned.json", _merge_counts(job))
+    _check_usable(job)
     with ThreadPoolExecutor(1) as aside:
         for done in ("sort", "videos"):
             aside.submit(shutil.rmtree, job.work / done, ignore_errors=True)
@@ -99,11 +102,11 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
     return {"report": report, "schema": fitted["schema"], "splits": splits}
 
 
-def _chunks(job: Job, paths: tuple[pathlib.Path, ...]) -> list[list[columns.Chunk]]:
+def _chunks(job: Job, paths: tuple[pathlib.Path, ...]) -> list[list[lines.Chunk]]:
     """The chunks of each task: one, or several that are small."""
-    tasks: list[list[columns.Chunk]] = []
+    tasks: list[list[lines.Chunk]] = []
     size = 0
-    for chunk in (chunk for path in paths for chunk in columns.chunks(path, job.chunk_bytes)):
+    for chunk in (chunk for path in paths for chunk in lines.chunks(path, job.chunk_bytes)):
         size += chunk.end - chunk.start
         if not tasks or size > job.chunk_bytes:
             tasks.append([])
@@ -131,8 +134,11 @@ def _fitted(job: Job) -> dict:
 
 def sort_videos(job: Job, task: int) -> None:
     """A chunk of the video features as a run, sorted by video."""
-    frames = [columns.read_videos(chunk) for chunk in _chunks(job, job.source.videos)[task]]
-    videos = pl.concat(frames).filter(pl.col("video_id").is_not_null())
+    read = [columns.read_videos(chunk) for chunk in _chunks(job, job.source.videos)[task]]
+    rows = pl.concat([frame for frame, _ in read], how="vertical_relaxed")
+    videos = rows.filter(pl.col("video_id").is_not_null())
+    cells = columns.add_cells([of for _, of in read])
+    write_json(job.path("videos", task, "json"), {"rows": len(rows), "used": len(videos), "cells": cells})
     external.write_run(videos.sort("video_id", maintain_order=True), job.path("videos", task))
 
 
@@ -144,32 +150,56 @@ def merge_videos(job: Job, task: int) -> None:
 
 
 def _save_durations(job: Job) -> None:
-    """Ids and durations (ms, 0 where there is none) of all videos with features, for tasks to map."""
+    """Ids and durations (ms, 0 where there is none) of all videos with features, for tasks to map.
+
+    Raises:
+      ValueError: where most are of another unit.
+    """
     ids, duration = (external.read_column(job.made("feature"), name) for name in ("video_id", "duration_ms"))
     # a last one, so that there is always one to look at
-    save_array(job.work / "featured_id.npy", np.append(ids.to_numpy(), np.int32(2**31 - 1)))
-    milliseconds = duration.fill_null(0).cast(pl.Int32).to_numpy()
+    last = np.array(np.iinfo(ids.to_numpy().dtype).max, ids.to_numpy().dtype)
+    save_array(job.work / "featured_id.npy", np.append(ids.to_numpy(), last))
+    milliseconds = duration.fill_null(0).clip(0, 2**31 - 1).cast(pl.Int32).to_numpy()
+    checks.check_durations(job.source.videos[0], milliseconds)
     save_array(job.work / "featured_duration.npy", np.append(milliseconds, np.int32(0)))
 
 
 def sort(job: Job, task: int) -> None:
     """A chunk of the log as a run, sorted by user."""
-    frames = [
-        clean.mark(columns.read_log(chunk), chunk.path.name.startswith("log_random"))
-        for chunk in _chunks(job, job.source.logs)[task]
-    ]
-    external.write_run(pl.concat(frames).sort("user_id"), job.path("sort", task))
+    frames, counts = [], []
+    for chunk in _chunks(job, job.source.logs)[task]:
+        random_file = checks.is_random(chunk.path)
+        frames.append(clean.mark(columns.read_log(chunk), random_file))
+        counts.append((chunk.path.name, checks.count(frames[-1], random_file)))
+    write_json(job.path("sort", task, "json"), counts)
+    external.write_run(pl.concat(frames, how="vertical_relaxed").sort("user_id"), job.path("sort", task))
 
 
-def clean_bucket(job: Job, task: int) -> None:
-    """The usable rows of a bucket's users, what they say of videos, and counts."""
-    config = job.config
+def _check_logs(job: Job) -> None:
+    """Raises ValueError for a file of the log most of whose rows are written in another way than the release's."""
+    counts = [pair for made in job.read_all("sort") for pair in made]
+    for path in job.source.logs:
+
+        def find(reason: str, path: pathlib.Path = path) -> str:
+            return checks.find_unusable(path, job.chunk_bytes, _known_durations(job), [reason]) or ""
+
+        checks.check(path, _sum([of for name, of in counts if name == path.name]), find)
+
+
+def _known_durations(job: Job) -> Callable[[np.ndarray], np.ndarray]:
+    """Make a function from video ids [n] to durations [n] in ms, 0 where the features have none."""
     ids, duration = (np.load(job.work / f"featured_{name}.npy", mmap_mode="r") for name in ("id", "duration"))
 
     def known(video: np.ndarray) -> np.ndarray:
         place = np.searchsorted(ids[:-1], video)  # of the last one, where there is none as large
         return np.where(ids[place] == video, duration[place], 0)
 
+    return known
+
+
+def clean_bucket(job: Job, task: int) -> None:
+    """The usable rows of a bucket's users, what they say of videos, and counts."""
+    config, known = job.config, _known_durations(job)
     rows = external.read_part(job.made("sort"), _cuts(job, "buckets"), task)
     rows, every, report = clean.clean(rows, known)
     told = clean.describe_videos(every, config.train_until)
@@ -188,13 +218,14 @@ def clean_bucket(job: Job, task: int) -> None:
         "between_splits": int((split < 0).sum()),
         "train_users": of_split["train"]["user_id"].unique().sort().to_list(),
         "other_users": standard.filter(split != 0)["user_id"].unique().sort().to_list(),
+        "random_users": random["user_id"].unique().sort().to_list(),
     }
     write_json(job.path("clean", task, "json"), made)
 
 
 def _merge_counts(job: Job) -> dict:
     """What `clean_bucket` says of single buckets, of all together."""
-    all_made = job.read_all("clean")
+    all_made, videos = job.read_all("clean"), job.read_all("videos")
     best = lambda field, name, of: of((v for m in all_made if (v := m[field][name]) is not None), default=None)
     return {
         "log": {log: _sum([m["log"][log] for m in all_made]) for log in all_made[0]["log"]},
@@ -202,9 +233,40 @@ def _merge_counts(job: Job) -> dict:
         "first_day": {name: best("first_day", name, min) for name in ALL_SPLITS},
         "first_standard_day": min((m["first_standard_day"] for m in all_made if m["first_standard_day"]), default=None),
         "between_splits": sum(m["between_splits"] for m in all_made),
-        "train_users": sorted(user for m in all_made for user in m["train_users"]),
-        "other_users": sorted(user for m in all_made for user in m["other_users"]),
+        **{
+            key: sorted(user for m in all_made for user in m[key])
+            for key in ("train_users", "other_users", "random_users")
+        },
+        "videos": {"rows": sum(m["rows"] for m in videos), "unparsable": sum(m["rows"] - m["used"] for m in videos)},
     }
+
+
+def _check_usable(job: Job) -> None:
+    """Raises ValueError where the standard log has no usable row on the training days."""
+    cleaned = job.read("cleaned.json")
+    if cleaned["train_users"]:
+        return
+    counts = cleaned["log"]["standard"]
+    if counts["used"]:
+        raise ValueError(
+            f"no standard-log row on or before train_until={job.config.train_until}; the first is of "
+            f"{cleaned['first_standard_day']}: set train_until to that day or later"
+        )
+    folder = job.source.logs[0].parent
+    if not counts["rows"]:
+        raise ValueError(f"{folder} holds no row of the standard log; copy log_standard_*.csv to it")
+    known = _known_durations(job)
+    found = ((path, checks.find_unusable(path, job.chunk_bytes, known, clean.REASONS)) for path in job.source.logs)
+    path, first = next((path, first) for path, first in found if first)
+    raise ValueError(
+        f"none of the {counts['rows']:,} rows of the standard log in {folder} can be used: {describe_unused(counts)}; "
+        f"the first is {path}, {first}; see docs/reading-logs.md"
+    )
+
+
+def describe_unused(counts: dict[str, int]) -> str:
+    """Say how many rows of a log are not used for each reason, such as `2 unparsable, 1 no_duration`."""
+    return ", ".join(f"{counts[key]:,} {key}" for key in (*clean.REASONS, "duplicates") if counts[key])
 
 
 def merge_told(job: Job, task: int) -> None:
@@ -216,11 +278,6 @@ def merge_told(job: Job, task: int) -> None:
 def fit(job: Job, task: int) -> None:
     """All that is fitted on the training days, as arrays in `job.records`; the report so far, and the schema."""
     config, cleaned = job.config, job.read("cleaned.json")
-    if not cleaned["train_users"]:
-        raise ValueError(
-            f"no standard-log row on or before train_until={config.train_until}; the first is of "
-            f"{cleaned['first_standard_day']}: set it later"
-        )
     for folder in (job.records / "catalogue", job.records / "profiles", job.work / "pools"):
         folder.mkdir(parents=True, exist_ok=True)
     told, videos = job.made("merge"), job.made("feature")
@@ -228,7 +285,9 @@ def fit(job: Job, task: int) -> None:
     by_log = clean.count_videos(external.read_column(told, "mentions").to_numpy())
     featured = len(external.read_column(videos, "video_id"))
     catalogue = read_catalogue(job.records / "catalogue")
-    profiles = build_profiles(columns.read_users(job.source.users), np.array(cleaned["train_users"]))
+    read_users, cells = columns.read_users(job.source.users)
+    columns.check_cells(job.source.users[0], cells)
+    profiles = build_profiles(read_users, np.array(cleaned["train_users"]))
     write_profiles(profiles, job.records / "profiles")
     # Pure is the pool of the random log, whole; in the larger releases that pool is known by its exposures only
     days = {"standard": catalogue.live_from, "random": catalogue.live_from}
@@ -238,14 +297,14 @@ def fit(job: Job, task: int) -> None:
         pool = candidates.make_pool(day, clean.NEVER)
         for split, first in cleaned["first_day"].items():
             if first is not None and log == ("random" if split == RANDOM_SPLIT else "standard"):
-                pool.check(first, config.candidates)
+                pool.check(first, config.candidates, config.slate)
         pool.save(job.work / "pools" / log)
     items, users = catalogue.items, np.array(sorted({*cleaned["train_users"], *cleaned["other_users"]}))
     schema = Schema(
         num_videos=len(catalogue.video_id),
         num_authors=items.num_authors,
         num_tags=items.num_tags,
-        num_users=int(profiles.user_id.max()) + 1,
+        num_users=_number_users(job, np.union1d(profiles.user_id, [*users, *cleaned["random_users"]])),
         item_features=items.features.shape[1],
         profile=profiles.values.shape[1],
         context=bucket.requests.CONTEXT,
@@ -253,6 +312,7 @@ def fit(job: Job, task: int) -> None:
         slate=config.slate,
         history=config.history,
     )
+    listed = read_users["user_id"].drop_nulls()
     report = {
         "variant": job.source.variant,
         "files": [path.name for path in job.source.files],
@@ -260,6 +320,15 @@ def fit(job: Job, task: int) -> None:
         "session_gap_minutes": job.session_gap_minutes,
         "standard_rows_between_splits": cleaned["between_splits"],
         "users_without_features": int((profiles.rows_of(users) == 0).sum()),
+        "features": {
+            "users": {
+                "rows": len(read_users),
+                "unparsable": len(read_users) - len(listed),
+                "duplicates": len(listed) - len(profiles.user_id) + 1,
+            },
+            "videos": cleaned["videos"]
+            | {"duplicates": cleaned["videos"]["rows"] - cleaned["videos"]["unparsable"] - featured},
+        },
         "videos": schema.num_videos - 1,
         "videos_without_features": schema.num_videos - 1 - featured,
         "videos_never_candidates": int((catalogue.live_from[1:] == clean.NEVER).sum()),
@@ -269,6 +338,17 @@ def fit(job: Job, task: int) -> None:
     write_json(job.path("fit", task, "json"), {"report": report, "schema": dataclasses.asdict(schema)})
 
 
+def _number_users(job: Job, ids: np.ndarray) -> int:
+    """Give one more than the largest number of a user among `ids`, all there are, −1 included.
+
+    Users' numbers are their ids. Ids too large for int32 are numbered in their order, which is kept for `write_bucket`.
+    """
+    if ids[-1] < 2**31 - 1:
+        return int(ids[-1]) + 1
+    save_array(job.records / "user_ids.npy", ids[1:])
+    return len(ids) - 1
+
+
 def shard_name(split: str, shard: int, shards: int) -> str:
     """As TFDS names it."""
     return f"kuairand-{split}.array_record-{shard:05d}-of-{shards:05d}"
@@ -276,14 +356,16 @@ def shard_name(split: str, shard: int, shards: int) -> str:
 
 def open_bucket(job: Job, task: int) -> bucket.Bucket:
     """A bucket of a job whose `fit` is done."""
+    numbered = job.records / "user_ids.npy"
     pools = {log: candidates.read_pool(job.work / "pools" / log) for log in ("standard", "random")}
     return bucket.Bucket(
         job,
-        rows=pl.scan_ipc(job.path("rows", task), glob=False).collect(),  # whose path is no pattern
+        rows=pl.scan_ipc(job.path("rows", task), glob=False).collect(),
         catalogue=read_catalogue(job.records / "catalogue"),
         profiles=read_profiles(job.records / "profiles"),
         pools={name: pools["random" if name == RANDOM_SPLIT else "standard"] for name in ALL_SPLITS},
         log_end=job.read("cleaned.json")["log_end"],
+        user_ids=np.load(numbered) if numbered.exists() else None,
     )
 
 

@@ -17,7 +17,7 @@ MAX_ONE_HOT = 16
 class Profiles:
     """User features by user id; users without any have zeros."""
 
-    user_id: np.ndarray  # [U + 1] int32, −1 in row 0
+    user_id: np.ndarray  # [U + 1] int32, or int64 where ids are too large for it; −1 in row 0
     values: np.ndarray  # [U + 1, Du] float32, zeros in row 0
     fitted: dict[str, np.ndarray]
 
@@ -53,10 +53,11 @@ def build_profiles(users: pl.DataFrame, train_users: np.ndarray) -> Profiles:
     one-hot anonymous codes, those with more than 16 values hashed to 16 buckets. What is missing is zeros.
 
     Args:
-      users: `columns.read_users`.
+      users: the rows of `columns.read_users`; of those that have the same user the first counts.
       train_users: ids of the users of the training rows, on whom everything is fitted.
     """
-    users = users.filter(pl.col("user_id").is_not_null()).sort("user_id")
+    users = users.filter(pl.col("user_id").is_not_null())
+    users = users.unique("user_id", keep="first", maintain_order=True).sort("user_id")
     user_id = users["user_id"].to_numpy()
     train = np.isin(user_id, train_users)
     fitted: dict[str, np.ndarray] = {}
@@ -81,7 +82,7 @@ def build_profiles(users: pl.DataFrame, train_users: np.ndarray) -> Profiles:
             parts.append(fits.one_hot(np.where(np.isnan(codes), -1, hashed), MAX_ONE_HOT))
     values = np.concatenate(parts, axis=1).astype(np.float32)
     return Profiles(
-        user_id=np.concatenate([[-1], user_id]).astype(np.int32),
+        user_id=np.concatenate([[-1], user_id]).astype(user_id.dtype),
         values=np.concatenate([np.zeros((1, values.shape[1]), np.float32), values]),
         fitted=fitted,
     )

@@ -21,6 +21,11 @@ from mmrf_jax.metrics import files
 
 #: Users, videos and random rows per standard row of the releases.
 OFFICIAL = {"pure": (27_285, 7_583, 0.8255), "1k": (1_000, 4_369_953, 0.0037), "27k": (27_285, 32_038_725, 0.0037)}
+#: Rows of the releases' standard logs, and rows per user of Pure's.
+OFFICIAL_ROWS = {"pure": 1_436_609, "1k": 11_713_045, "27k": 322_278_385}
+ROWS_PER_USER = 50
+#: What a short log has all the same, so that each request finds its candidates.
+FEWEST_VIDEOS, FEWEST_RANDOM_ROWS = 300, 600
 FIRST_DAY, DAYS = datetime.date(2022, 4, 8), 31
 SECOND_PERIOD = 14  # days before 22 April, when the second files and the random log begin
 RANDOM_POOL = 7_583
@@ -47,8 +52,8 @@ class SyntheticLog:
     """What to make up.
 
     Attributes:
-      rows: of the standard log; the random log has as many more as its share in the release.
-      users, videos: None for those of the release.
+      rows: of the standard log; the random log has as many more as its share in the release, some hundred at least.
+      users, videos: None for as many as `rows` of the release have, at most all of its own.
       variant: `pure`, `1k` or `27k`, whose files come in parts.
       seed: of everything.
 
@@ -92,7 +97,10 @@ class SyntheticLog:
     @property
     def _sizes(self) -> tuple[int, int, int]:
         users, videos, share = OFFICIAL[self.variant]
-        return self.users or users, self.videos or videos, max(1, round(self.rows * share))
+        users = min(users, max(1, self.rows // ROWS_PER_USER))
+        videos = min(videos, max(FEWEST_VIDEOS, videos * self.rows // OFFICIAL_ROWS[self.variant]))
+        random_rows = max(1, round(self.rows * share), min(self.rows, FEWEST_RANDOM_ROWS))
+        return self.users or users, self.videos or videos, random_rows
 
     @property
     def _total(self) -> int:

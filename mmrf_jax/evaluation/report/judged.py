@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmrf_jax import types
+from mmrf_jax.evaluation.ab_test import MIN_EVENTS, control_of, lower_is_better, reason, too_small
 from mmrf_jax.evaluation.report import charts
 from mmrf_jax.evaluation.report.contents import UNFINISHED, Part, Run, grid
-from mmrf_jax.evaluation.report.markup import NOTHING, Cell, escape, interval, leaves_out_zero, legend, number, table
+from mmrf_jax.evaluation.report.markup import NOTHING, Cell, escape, interval, judged, legend, number, table
 
 METRICS = {
     "watch_time": "watch time, s a session", "depth": "depth, videos a session", "requests": "requests a session",
@@ -29,7 +30,7 @@ _RANKERS = ("model", "agents", "per_video_mean", "logistic")
 def arms(run: Run) -> tuple[str, dict[str, Any]]:
     """The control of the A/B test, and the other arms, the run's own first."""
     arms = dict(run.results.get("ab_test", {}))
-    control = next((a for a, m in arms.items() if m["watch_time"]["ci95"] == [0, 0]), "")
+    control = control_of(arms)
     arms.pop(control, None)
     return control, dict(sorted(arms.items(), key=lambda item: (item[0] != run.config["method"], item[0])))
 
@@ -43,36 +44,40 @@ def ab_test(run: Run) -> Part:
             "There is no A/B test: this run has logs alone and no simulator whose users could be served."))  # fmt: skip
     everyone = run.results["ab_test"]
     rows: list[list[str | Cell]] = [
-        [label, number(everyone[control][name]["mean"]), *(_difference(arm.get(name)) for arm in others.values())]
-        for name, label in METRICS.items()
-        if name in everyone[control]
+        [_label(name), number(entry["mean"]), *(_difference(name, arm.get(name)) for arm in others.values())]
+        for name, entry in ((name, everyone[control][name]) for name in METRICS if name in everyone[control])
     ]
     figures = {}
     for name in _FOREST:
         shown = [
             (arm, m[name]["diff_pct"], *m[name]["ci95"])
             for arm, m in others.items()
-            if name in m and m[name]["diff_pct"] is not None
+            if name in m and m[name]["diff_pct"] is not None and m[name]["ci95"] is not None
         ]
         if shown:
-            figures[f"forest-{name}"] = charts.forest(METRICS[name], shown)
+            figures[f"forest-{name}"] = charts.forest(_label(name), shown)
     sessions = run.config["ab_test"]["sessions"]
     caption = (
         f"The same {sessions:,} users in every arm. Differences to {control} in %, with intervals of 95 %: a "
-        "filled point, and in the table a bold figure, is one whose interval leaves out 0."
-    )
+        "filled point, and in the table a bold figure, is one whose interval leaves out 0, better or worse as it says. "
+        f"Too few: fewer than {MIN_EVENTS} users of an arm have any, which carries no interval. "
+    ) + too_small(everyone)
     body = grid(list(figures), "forest") + "<h3>All metrics</h3>" + table(["metric", control, *others], rows)
     return Part("ab-test", "A/B test", caption, body, figures)
 
 
-def _difference(entry: Mapping[str, Any] | None) -> Cell:
-    """A mean, and how far it is from the control's, which may be 0."""
+def _label(metric: str) -> str:
+    return METRICS[metric] + (" (less is better)" if lower_is_better(metric) else "")
+
+
+def _difference(metric: str, entry: Mapping[str, Any] | None) -> Cell:
+    """A mean, and how far it is from the control's, or why that is not known."""
     if entry is None:
         return Cell(NOTHING)
     if entry["diff_pct"] is None:
-        return Cell(number(entry["mean"]))
-    detail = f"{charts.show(entry['diff_pct'], '+.2f')} % {interval(entry['ci95'], '+.2f')}"
-    return Cell(number(entry["mean"]), detail, leaves_out_zero(entry["ci95"]))
+        return Cell(number(entry["mean"]), reason(entry))
+    bounds, sure = judged(entry["ci95"], "+.2f", lower_is_better(metric))
+    return Cell(number(entry["mean"]), f"{charts.show(entry['diff_pct'], '+.2f')} % {bounds}", sure)
 
 
 def _in_order(entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -96,16 +101,15 @@ def offline(run: Run) -> Part:
             row += [Cell(gauc(entry["gauc"]), interval(entry["ci95"])), gauc(entry.get("gauc_own"))]
             for ranker in rankers:
                 other = entry.get("against", {}).get(ranker, {})
-                bounds = other.get("diff_ci95")
-                row.append(Cell(gauc(other.get("gauc")), interval(bounds, "+.4f"), leaves_out_zero(bounds)))
+                row.append(Cell(gauc(other.get("gauc")), *judged(other.get("diff_ci95"), "+.4f")))
             rows.append(row)
         head = ["signal", "users", "served ranking", "own agent", *rankers]
         body += (f"<h3>{escape(_LOGS.get(log, log))}</h3>" if len(logs) > 1 else "") + table(head, rows)
     caption = (
         "GAUC: how often a video with the signal stands above one without it, within a user; .5 is chance. "
         "watch_time_xauc is the same for pairs of play times. Small print: intervals of 95 % over users; under a "
-        "baseline, of how far the agents are ahead of it, bold where that leaves out 0. No figure for fewer than "
-        "200 users."
+        "baseline, of how far the agents are ahead of it, bold and better or worse where that leaves out 0. No figure "
+        "for fewer than 200 users."
     )
     return Part(identity, title, caption, body)
 
@@ -114,9 +118,9 @@ def fidelity(run: Run) -> Part:
     title, identity = "Predicted feedback", "fidelity"
     found = run.results.get("fidelity")
     if not found:
-        reason = UNFINISHED if not run.results else (
+        why = UNFINISHED if not run.results else (
             f"method={run.config['method']} predicts no feedback beyond the score it ranks by.")  # fmt: skip
-        return Part(identity, title, "", missing=reason)
+        return Part(identity, title, "", missing=why)
     there = dict.fromkeys(r for entry in found.values() for r in entry)
     rankers = [*(r for r in _RANKERS if r in there), *(r for r in there if r not in _RANKERS)]
     figures: dict[str, charts.Figure] = {}
@@ -128,11 +132,11 @@ def fidelity(run: Run) -> Part:
         figures[name] = charts.reliability(f"{signal}, s" if seconds else signal, series, share=not seconds)
         ranking, loss, last = ("xauc", "mae", "rmse") if seconds else ("gauc", "logloss", "ece")
         for ranker, entry in ((r, entries[r]) for r in rankers if r in entries):
-            bounds = entry.get("model_minus", {}).get(loss, {}).get("ci95")
+            bounds, sure = judged(entry.get("model_minus", {}).get(loss, {}).get("ci95"), "+.4f", less=True)
             rows.append([
                 signal, Cell(ranker, kind="text"), f"{entry['eligible_users']:,}",
                 Cell(number(entry[ranking]), interval(entry[f"{ranking}_ci95"])), number(entry[loss]),
-                number(entry[last]), Cell(interval(bounds, "+.4f") or NOTHING, sure=leaves_out_zero(bounds)),
+                number(entry[last]), Cell(bounds or NOTHING, sure=sure),
             ])  # fmt: skip
     head = ["signal", "predictor", "users", "GAUC / XAUC", "log-loss / MAE", "ECE / RMSE", "model − predictor, loss"]
     caption = (

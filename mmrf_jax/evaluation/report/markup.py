@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mmrf_jax.evaluation import ab_test
 from mmrf_jax.evaluation.report import charts
 
 NOTHING = "–"
@@ -18,7 +19,7 @@ class Cell:
     """A cell of a table: a figure, and in small print its interval.
 
     Attributes:
-      sure: the interval leaves out "no difference"; in bold.
+      sure: the interval leaves out "no difference"; in bold, and `detail` says whether that is better or worse.
     """
 
     text: str
@@ -42,8 +43,14 @@ def interval(bounds: Sequence[float] | None, form: str = ".4f") -> str:
     return "" if bounds is None or None in bounds else "[" + ", ".join(charts.show(x, form) for x in bounds) + "]"
 
 
-def leaves_out_zero(bounds: Sequence[float] | None) -> bool:
-    return bounds is not None and None not in bounds and (bounds[0] > 0 or bounds[1] < 0)
+def judged(bounds: Sequence[float] | None, form: str, less: bool = False) -> tuple[str, bool]:
+    """An interval of a difference, with "better" or "worse" where it leaves out 0, and whether it does.
+
+    Args:
+      less: whether less is better.
+    """
+    said = ab_test.verdict(bounds, less)
+    return " ".join(filter(None, [interval(bounds, form), said])), bool(said)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> str:

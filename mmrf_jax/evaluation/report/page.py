@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Callable, Mapping
 
+from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.resources import Resources
 
@@ -28,7 +29,7 @@ def build(run: contents.Run) -> str:
     )  # fmt: skip
     parts = [part for make in makers if (part := make(run)) is not None]
     figures = {name: figure for part in parts for name, figure in part.figures.items()}
-    script, boxes = components(figures) if figures else ("", {})
+    script, boxes = _embedded(figures) if figures else ("", {})
     sections = "\n".join(_section(part, boxes) for part in parts)
     links = "".join(f'<a href="#{part.identity}">{escape(part.title)}</a>' for part in parts)
     asset = lambda name: (importlib.resources.files("mmrf_jax.evaluation.report") / "assets" / name).read_text("utf-8")
@@ -58,6 +59,15 @@ def build(run: contents.Run) -> str:
 </body>
 </html>
 """
+
+
+def _embedded(figures: Mapping[str, charts.Figure]) -> tuple[str, dict[str, str]]:
+    """The script of all charts, and each one's place in the page."""
+    document = Document()
+    with document.models.freeze():  # else every chart added has Bokeh look through all those before it
+        for figure in figures.values():
+            document.add_root(figure)
+    return components(dict(figures))
 
 
 def _section(part: contents.Part, boxes: Mapping[str, str]) -> str:

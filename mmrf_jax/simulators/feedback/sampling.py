@@ -12,6 +12,7 @@ from mmrf_jax import types
 from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
+from mmrf_jax.simulators import base, draws
 from mmrf_jax.simulators.feedback import network
 from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
 
@@ -35,9 +36,9 @@ def draw(
     watch = uniforms[..., 0]
     place = watch * (quantiles.shape[-1] - 1)
     low = jnp.minimum(place.astype(jnp.int32), quantiles.shape[-1] - 2)
-    row = jnp.sum(log_seconds[..., None] > edges, axis=-1)
+    row = jnp.sum(log_seconds[..., None] > jnp.expand_dims(edges, tuple(range(log_seconds.ndim))), axis=-1)
     at = lambda i: quantiles.reshape(-1)[row * quantiles.shape[-1] + i]
-    residual = at(low) + (place - low) * (at(low + 1) - at(low))
+    residual = at(low) + (place - low.astype(jnp.float32)) * (at(low + 1) - at(low))
     seconds = jnp.maximum(jnp.expm1(log_seconds + residual), 0.0)
     out, number = [], 1
     for i, name in enumerate(types.BINARY_SIGNALS):
@@ -58,11 +59,13 @@ def unseen_slates(
       preference: [B, T+1, C]; its softmax are the chances of the first draw. None for equal ones.
     """
     c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
-    shown = jnp.any((batch.slate[..., None] == jnp.arange(c)) & batch.slate_mask[..., None], axis=-2)
+    shown = jnp.any(
+        (batch.slate[..., None] == jnp.arange(c).reshape(1, 1, 1, c)) & batch.slate_mask[..., None], axis=-2
+    )
     if preference is None:
-        order = jnp.where(shown, -1.0, jax.random.uniform(key, shown.shape))
+        order = jnp.where(shown, -1.0, draws.uniforms(key, shown.shape))
     else:  # Gumbel's trick
-        order = jnp.where(shown, -jnp.inf, preference + jax.random.gumbel(key, shown.shape))
+        order = jnp.where(shown, -jnp.inf, preference + base.to_gumbel(draws.uniforms(key, shown.shape)))
     return jax.lax.top_k(order, num_slates * k)[1].reshape(*shown.shape[:-1], num_slates, k)
 
 
@@ -97,7 +100,7 @@ def answer(
         u = uncertainty(state, batch, unseen, items, config, k_masks) / state.uncertainty_scale
     else:
         u = jnp.zeros_like(expected)
-    uniforms = jax.random.uniform(k_feedback, (*flat.shape, NUM_UNIFORMS), minval=1e-7)
+    uniforms = draws.uniforms(k_feedback, (*flat.shape, NUM_UNIFORMS))
     log_seconds = network.mean_of_twins(out.extra[..., 0, :])
     sampled = draw(expected, log_seconds, state.edges, state.quantiles, uniforms)
     apart = lambda x: x.reshape(*slates.shape, *x.shape[3:])

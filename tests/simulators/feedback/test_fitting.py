@@ -24,7 +24,6 @@ CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, types.WATCH_TIME
 STILL = dataclasses.replace(CONFIG, dropout=0.0, blindness=(0.0, 0.0))
 SCALE = np.append(np.full(S - 1, 0.5), 20.0).astype(np.float32)
 T, BATCH = 3, 96
-quick = functools.partial(jax.jit, compiler_options=tiny.QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def items():
     return tiny.make_items()
 
 
-@functools.partial(quick, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config")
 def predict(config, state, batch, items):
     rows = tb.lookup(state.tables, rep.ids(batch, items))
     r = network.represent(config, state.params, rows, batch, items, None)
@@ -60,7 +59,7 @@ def test_losses_of_one_exposure_by_hand(loss):
 
 @pytest.fixture(scope="module")
 def still_step(items):
-    fn = quick(functools.partial(fitting.update, config=STILL))
+    fn = jax.jit(functools.partial(fitting.update, config=STILL))
     return lambda state, batch: fn(state, batch, items)
 
 
@@ -91,7 +90,7 @@ def test_split_over_four_devices_has_the_same_gradient(still_step, items):
     whole, metrics = still_step(state, batch)
     split = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batch)
     mapped = jax.vmap(lambda b: fitting.update(state, b, items, STILL, axis_name="data"), axis_name="data")
-    parts, their_metrics = quick(mapped)(split)
+    parts, their_metrics = jax.jit(mapped)(split)
     moments = lambda s: [x for path, x in jax.tree.leaves_with_path(s.optimizer) if ".mu" in jax.tree_util.keystr(path)]
     largest = max(float(jnp.abs(x).max()) for x in moments(whole))
     assert largest > 1e-3 and len(moments(whole)) == len(jax.tree.leaves(state.params))
@@ -154,9 +153,9 @@ def fitted():
     log = world_log(0, 1500)
     config = dataclasses.replace(CONFIG, learning_rate=0.01, dropout=0.1)
     seen = log.feedback.reshape(-1, S)
-    init = quick(network.init, static_argnames=("config", "schema"))
+    init = jax.jit(network.init, static_argnames=("config", "schema"))
     state = init(jax.random.key(0), config, WORLD, WORLD_ITEMS, seen.mean(axis=0), seen.std(axis=0))
-    fn = quick(functools.partial(fitting.update, config=config))
+    fn = jax.jit(functools.partial(fitting.update, config=config))
     step = lambda state, batch: fn(state, batch, WORLD_ITEMS)
     index, rng = sessions.segment_index(log, T), np.random.default_rng(0)
     for _ in range(200):
@@ -270,7 +269,7 @@ def test_calibration_is_measured_when_asked_for_and_moves_predictions(fitted, me
     assert abs(after - actual) < 0.01 < 0.05 < before - actual
 
 
-@functools.partial(quick, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config")
 def _uncertainty_of(config, state, batch, items):
     rows = tb.lookup(state.tables, rep.ids(batch, items))
     key = jax.random.fold_in(state.key, 2**32 - 1)

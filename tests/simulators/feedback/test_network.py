@@ -18,7 +18,6 @@ from mmrf_jax.simulators.feedback import network
 
 CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, types.WATCH_TIME
 STILL = dataclasses.replace(CONFIG, dropout=0.0, blindness=(0.0, 0.0))
-quick = functools.partial(jax.jit, compiler_options=tiny.QUICK)
 
 
 def random_prediction(rng, *shape, videos=5) -> heads.Prediction:
@@ -37,13 +36,13 @@ def unseen():
     return tiny.make_batch().candidates[..., -2:]
 
 
-@functools.partial(quick, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config")
 def predict(config, params, rows, batch, items, key=None, unseen=None):
     r = network.represent(config, params, rows, batch, items, key, unseen)
     return network.predict(params, r.z, r.memory_mean, jnp.concatenate([r.shown, r.unseen], axis=-2))
 
 
-@functools.partial(quick, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config")
 def uncertainty(config, state, batch, items, key, unseen=None):
     rows = tb.lookup(state.tables, rep.ids(batch, items, unseen))
     return network.uncertainty(config, state, rows, batch, items, key, unseen)
@@ -78,7 +77,7 @@ def test_a_loss_of_one_twin_leaves_the_other_alone(items, unseen):
     state, batch = tiny.make_feedback_model(), tiny.make_batch()
     rows = tb.lookup(state.tables, rep.ids(batch, items, unseen))
 
-    @quick
+    @jax.jit
     def gradient(twin):
         def loss(params, rows):
             out = predict.__wrapped__(CONFIG, params, rows, batch, items, jax.random.key(0), unseen)
@@ -96,8 +95,8 @@ def test_a_loss_of_one_twin_leaves_the_other_alone(items, unseen):
 def test_twins_are_encoders_side_by_side(items):
     state, batch = tiny.make_feedback_model(), tiny.make_batch()
     rows = tb.lookup(state.tables, rep.ids(batch, items))
-    represent = jax.jit(network.represent, static_argnums=0, compiler_options=tiny.QUICK)
-    alone = jax.jit(rep.represent, static_argnums=0, compiler_options=tiny.QUICK)
+    represent = jax.jit(network.represent, static_argnums=0)
+    alone = jax.jit(rep.represent, static_argnums=0)
     both = represent(CONFIG, state.params, rows, batch, items, None)
     for twin in range(2):
         half = {name: np.split(np.asarray(row), 2, axis=-1)[twin] for name, row in rows.items()}

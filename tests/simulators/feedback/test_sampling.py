@@ -1,7 +1,5 @@
 """Feedback drawn from predictions, and slates of videos that were not shown."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +16,6 @@ from mmrf_jax.simulators.feedback import network, sampling
 CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, types.WATCH_TIME
 CLICK, LONG = types.signal_index("click"), types.signal_index("long_view")
 BINS, QUANTILES = network.BINS, network.QUANTILES
-quick = functools.partial(jax.jit, compiler_options=tiny.QUICK)
 
 
 def tables(rng):
@@ -60,7 +57,7 @@ def many():
     expected = np.append(rng.permutation(np.linspace(0.03, 0.8, S - 1)), 10.0).astype(np.float32)
     n = 200_000
     uniforms = rng.uniform(1e-7, 1.0, (n, sampling.NUM_UNIFORMS)).astype(np.float32)
-    draw = quick(sampling.draw)
+    draw = jax.jit(sampling.draw)
     drawn = draw(np.broadcast_to(expected, (n, S)), np.full(n, 2.0, np.float32), edges, quantiles, uniforms)
     return expected, np.asarray(drawn)
 
@@ -148,7 +145,7 @@ def answered():
     state, items = tiny.make_feedback_model(), tiny.make_items()
     batch = tiny.make_batch()
     batch = batch.replace(slate_mask=batch.slate_mask & (np.arange(3) < 2))
-    fn = quick(sampling.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
+    fn = jax.jit(sampling.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
     answer = lambda measure: jax.device_get(fn(state, batch, items, CONFIG, jax.random.key(4), 2, measure))
     return state, items, batch, answer(True), answer(False)
 
@@ -179,7 +176,7 @@ def test_answers_by_hand(answered):
     state, items, batch, simulated, _ = answered
     videos = np.take_along_axis(batch.candidates, simulated.slates.reshape(8, 5, 6), axis=-1)
 
-    @quick
+    @jax.jit
     def predict(state):
         rows = tb.lookup(state.tables, rep.ids(batch, items))
         r = network.represent(CONFIG, state.params, rows, batch, items, None)
@@ -205,7 +202,7 @@ def test_answers_by_hand(answered):
 
 def test_no_slates_leave_the_view_of_the_pool(answered):
     state, items, batch, simulated, _ = answered
-    fn = quick(sampling.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
+    fn = jax.jit(sampling.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
     alone = fn(state, batch, items, CONFIG, jax.random.key(4), 0, False)
     assert alone.slates.shape == (8, 5, 0, 3) and alone.stay.shape == (8, 5, 0)
     assert max(tiny.differences(alone.pool, simulated.pool).values(), default=0.0) < 1e-5
@@ -213,9 +210,9 @@ def test_no_slates_leave_the_view_of_the_pool(answered):
 
 def test_kept_encodings_answer_alike(answered):
     state, items, batch, simulated, _ = answered
-    kept = quick(network.encode_catalogue, static_argnames="config")(state, items, CONFIG)
+    kept = jax.jit(network.encode_catalogue, static_argnames="config")(state, items, CONFIG)
     assert kept.shape[:2] == (2, items.num_videos)
-    fn = quick(sampling.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
+    fn = jax.jit(sampling.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
     again = fn(state, batch, items, CONFIG, jax.random.key(4), 2, True, encodings=kept)
     assert max(tiny.differences(again, simulated).values(), default=0.0) < 1e-4
 
@@ -223,6 +220,6 @@ def test_kept_encodings_answer_alike(answered):
 def test_uncertainty_is_in_units_of_its_scale(answered):
     state, items, batch, simulated, _ = answered
     scale = state.uncertainty_scale * jnp.arange(1.0, S + 1)
-    fn = quick(sampling.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
+    fn = jax.jit(sampling.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
     other = fn(state.replace(uncertainty_scale=scale), batch, items, CONFIG, jax.random.key(4), 2, True)
     np.testing.assert_allclose(other.uncertainty * np.arange(1.0, S + 1), simulated.uncertainty, rtol=1e-4)

@@ -19,8 +19,7 @@ from mmrf_jax.training import rollout
 
 CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, types.WATCH_TIME
 B, C, K, MAX = 64, 8, 3, 4
-quick = functools.partial(jax.jit, compiler_options=tiny.QUICK)
-reset, step, predict = quick(session.reset), quick(session.step), quick(session.predict)
+reset, step, predict = jax.jit(session.reset), jax.jit(session.step), jax.jit(session.predict)
 KEY, IDS = jax.random.key(7), jnp.arange(B, dtype=jnp.int32)
 
 
@@ -253,7 +252,7 @@ def test_simulator_and_training_have_the_same_states(sim, items, model):
         terminated=np.zeros((B, 3), bool), truncated=np.zeros((B, 3), bool),
     )  # fmt: skip
 
-    @quick
+    @jax.jit
     def trained(state):
         rows = tb.lookup(state.tables, rep.ids(batch, items))
         r = network.represent(CONFIG, state.params, rows, batch, items, None)
@@ -276,7 +275,7 @@ def test_runs_in_rollouts_whatever_the_slots(sim, items):
     score = lambda params, carry, request: params[request.candidates] + 0.1 * request.context[:, :1]
     policy = base.Policy(weight, lambda *_: (), score, lambda *_: ())
 
-    @functools.partial(quick, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0)
     def run(slots, key):
         return rollout.rollout(sim, policy, key, 0, 0, num_users=40, slots=slots, k=K)
 

@@ -1,0 +1,238 @@
+"""How mains end: by signals, and where nobody reads what they say; and that they start from any folder."""
+
+import ast
+import functools
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import processes
+import pytest
+
+from launch import endings, loop
+from mmrf_jax.metrics import files
+from mmrf_jax.parallel import preemption
+
+ROOT = Path(__file__).resolve().parents[2]
+MAINS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if "__main__" in path.read_text())
+#: Mains whose same command goes on where a signal has stopped them.
+RESUME = {"train", "study", "loop", "prepare"}
+PATIENCE = 900  # seconds until a test that hangs ends
+
+
+def unread(stream: str, *command: str, **kwargs) -> subprocess.CompletedProcess:
+    """Runs a command of which nobody reads stdout or stderr, as its reader has gone."""
+    read, write = os.pipe()
+    os.close(read)
+    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+    try:
+        return subprocess.run(
+            [sys.executable, *command], **{stream: write, other: subprocess.PIPE}, cwd=ROOT, text=True,
+            timeout=PATIENCE, **kwargs,
+        )  # fmt: skip
+    finally:
+        os.close(write)
+
+
+def calls(path: Path, name: str) -> list[ast.Call]:
+    """The calls of a function in a source."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [node for node in nodes if ast.unparse(node.func) == name]
+
+
+@pytest.mark.parametrize("main", [main for main in MAINS if main != "local"])
+def test_every_main_ends_as_all_do(main):
+    """`common.run` hears signals and closed pipes; `launch.local`, which passes signals on, has tests of its own."""
+    (call,) = calls(ROOT / "launch" / f"{main}.py", "common.run")
+    assert ("resumes" in {keyword.arg for keyword in call.keywords}) == (main in RESUME)
+
+
+SAYS = """
+import sys
+from launch import endings
+with endings.of_closed_pipes():
+    {work}
+"""
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("work", ["print('a', file=sys.{stream})", "print('a', file=sys.{stream}); sys.exit(0)"])
+def test_closed_pipes_end_a_process_as_shells_expect(stream, work):
+    """Without a message, whether the line is written at once or as the process ends."""
+    done = unread(stream, "-c", SAYS.format(work=work.format(stream=stream)))
+    assert done.returncode == -signal.SIGPIPE and not done.stdout and not done.stderr
+
+
+def test_other_broken_pipes_are_errors():
+    with pytest.raises(BrokenPipeError), endings.of_closed_pipes():
+        raise BrokenPipeError
+
+
+def test_closed_pipes_of_several_processes():
+    """They are told to stop, and none is killed by what nobody reads."""
+    script = "import signal, time\nsignal.signal(signal.SIGTERM, lambda *_: exit(75))\nprint('a' * 9)\ntime.sleep(900)"
+    done = unread("stdout", "-m", "launch.local", "--num_processes=2", "--grace_seconds=900", "--", "-c", script)
+    assert done.returncode == -signal.SIGPIPE and not done.stderr
+
+
+def test_a_second_signal_ends_several_processes_at_once():
+    script = "import signal, time\nsignal.signal(signal.SIGINT, lambda *_: print('told'))\nprint('a')\ntime.sleep(900)"
+    script = script.replace("time.sleep(900)", "\nwhile True: time.sleep(0.01)")
+    command = [sys.executable, "-m", "launch.local", "--num_processes=2", "--", "-c", script]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for said in ("a", "told"):
+        assert sorted(process.stdout.readline() for _ in range(2)) == [f"[0] {said}\n", f"[1] {said}\n"]
+        process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 128 + signal.SIGKILL
+
+
+def test_the_loop_waits_for_what_its_process_saves(tmp_path, monkeypatch):
+    """It passes the signal on once, and stops when the process has ended by itself."""
+    script = "import os, pathlib, signal, sys\nsignal.signal(signal.SIGINT, lambda *_: (there.unlink(), exit(75)))\n"
+    script += "there = pathlib.Path(sys.argv[1])\nthere.touch()\nwhile True: signal.pause()"
+    monkeypatch.setattr(loop, "_python", lambda name, *args: [sys.executable, "-c", script, *args])
+    there = tmp_path / "there"
+
+    def stop() -> None:
+        while not there.exists():
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(preemption.Preempted), preemption.watching(at_once=True):
+        loop._call("train", str(there))
+    assert not there.exists()
+
+
+def test_files_of_the_project_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert files.shipped("experiments/world.py") == "experiments/world.py"
+    monkeypatch.chdir(tmp_path)
+    assert Path(files.shipped("experiments/world.py")) == ROOT / "experiments" / "world.py"
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "world.py").write_text("")  # another one
+    assert Path(files.shipped("experiments/world.py")) == ROOT / "experiments" / "world.py"
+
+
+def project_files_in(path: Path) -> list[str]:
+    """Texts that a source uses or says, and that name a file of the project as if the current folder had it."""
+    tree = ast.parse(path.read_text())
+    allowed: set[int] = set()  # docstrings and help give examples
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            allowed.add(id(node.value))
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func).rsplit(".", 1)[-1]
+            if name in ("shipped", "define_config"):
+                allowed |= {id(argument) for argument in node.args}
+            elif name.lower().startswith("define_"):
+                allowed |= {id(argument) for argument in node.args[2:]}
+    texts = [x for x in ast.walk(tree) if isinstance(x, ast.Constant) and isinstance(x.value, str)]
+    named = [x.value for x in texts if id(x) not in allowed]
+    return [text for text in named if any(part in text for part in ("experiments/", "requirements-"))]
+
+
+def test_no_default_and_no_message_names_a_file_relative_to_the_current_folder():
+    paths = [*(ROOT / "launch").rglob("*.py"), *(ROOT / "mmrf_jax").rglob("*.py")]
+    assert len(paths) > 100 and {path.stem: found for path in paths if (found := project_files_in(path))} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_closed_pipes_of_every_main(stream, launch):
+    """--help for stdout, an error for stderr: what each main says first."""
+    flag = {"stdout": "--help", "stderr": "--no_such_flag"}[stream]
+    for main in MAINS:
+        if (main, stream) == ("local", "stderr"):
+            continue  # absl tells it on stdout
+        done = unread(stream, "-m", f"launch.{main}", flag, env=launch.environment())
+        assert done.returncode == -signal.SIGPIPE, (main, done)
+        assert not done.stdout and not done.stderr, (main, done)
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_no_error_of_the_user_after_the_work(launch, tmp_path):
+    out = tmp_path / "log"
+    command = ("-m", "launch.synthesize", "--rows=200", "--users=10", "--videos=50", f"--out={out}")
+    done = unread("stdout", *command, env=launch.environment())
+    assert done.returncode == -signal.SIGPIPE and not done.stderr and list(out.iterdir())
+
+
+def hears(process: subprocess.Popen) -> bool:
+    """Whether a main listens for signals by now."""
+    tasks = Path(f"/proc/{process.pid}/task")
+    return any((task / "comm").read_text().strip() == "signals" for task in tasks.iterdir())
+
+
+@pytest.mark.slow
+def test_signals_stop_every_main_without_a_traceback(launch, tmp_path):
+    """What goes on by the same command exits with 75, anything else by the signal; nothing half-made stays."""
+    source = tmp_path / "csv"
+    launch.ok("synthesize", "--rows=20000", "--users=100", "--videos=5000", "--variant=pure", f"--out={source}")
+    world = [x for x in processes.TINY if not x.startswith("--config.collect.sessions")]
+    table = (f"--config={ROOT / 'experiments' / 'table_ablation.py'}", "--config.quick=True")
+    starts = {
+        "train": ([*world, "--config.collect.sessions=2000000", f"--workdir={tmp_path / 'train'}"], 75),
+        "study": ([*table, f"--out={tmp_path / 'study'}", f"--runs={tmp_path / 'runs'}"], 75),
+        "loop": ([*world, f"--workdir={tmp_path / 'loop'}"], 75),
+        "prepare": ([f"--source={source}", f"--out={tmp_path / 'records'}"], 75),
+        "collect": ([*world, "--sessions=2000000", f"--out={tmp_path / 'collect'}"], None),
+        "ab_test": ([*world, "--arms=production", "--sessions=2000000", f"--out={tmp_path / 'ab.json'}"], None),
+        "synthesize": (["--rows=900000000", "--users=10000", "--videos=1000", f"--out={tmp_path / 'syn'}"], None),
+        "benchmark": (["--suite=rollouts", f"--out={tmp_path / 'b.json'}"], None),
+    }
+    for number, (main, (args, code)) in zip(itertools.cycle((signal.SIGINT, signal.SIGTERM)), starts.items()):
+        log = tmp_path / f"{main}.log"
+        process = launch.start(main, *args, log=log)
+        assert processes.wait_until(process, functools.partial(hears, process), PATIENCE), log.read_text()
+        process.send_signal(number)
+        said = (main, log.read_text()[-2000:])
+        assert process.wait(PATIENCE) == (-number if code is None else code), said
+        assert "Traceback" not in log.read_text() and f"told to stop by {number.name}" in log.read_text(), said
+    assert not [path for main in ("train", "collect", "ab.json", "b.json") if (path := tmp_path / main).exists()]
+
+
+@pytest.mark.slow
+def test_mains_work_from_any_folder_on_paths_of_any_name(launch, tmp_path):
+    """The whole way of a run, in one folder whose name holds what some library takes for something else."""
+    folder = tmp_path / """x[3] *?'"{0}%d$H$ #é✓"""
+    folder.mkdir()
+    home = tmp_path / "home [me]"
+    home.mkdir()
+    env = launch.environment() | {"PYTHONPATH": str(ROOT), "HOME": str(home)}
+    world = [x.replace("--config=", f"--config={ROOT}/") for x in processes.TINY if x.startswith("--config=")]
+    world += [x for x in processes.TINY if not x.startswith("--config=")]
+
+    def ok(main: str, *args: object) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", f"launch.{main}", *map(str, args)], env=env, cwd=folder, capture_output=True,
+            text=True, timeout=4 * PATIENCE,
+        )  # fmt: skip
+        assert done.returncode == 0, (main, done.stderr[-3000:])
+        return done.stdout
+
+    log, run = folder / "[log]", folder / "[run]"
+    ok("collect", *world, "--sessions=200", f"--out={log}")
+    ok("train", *world, f"--config.data.dir={log}", "--config.alternation.closed_loop=False", "--workdir=[run]")
+    assert (run / "report.html").exists()
+    ok("evaluate", "--workdir=[run]")
+    ok("report", "--workdir=[run]")
+    ok("export", f"--workdir={run}", "--out=~/[artefact]")
+    assert (home / "[artefact]").is_dir()
+    arms = (f"--arms=production,{run}", "--sessions=64", "--out=[ab].json", "--plot=[ab].png")
+    ok("ab_test", *world, *arms)
+    assert (folder / "[ab].json").exists() and (folder / "[ab].png").exists()
+    model = ("--config.simulator=feedback", f"--config.simulator_checkpoint={run}")
+    ok("ab_test", *world, *model, "--arms=logged", "--sessions=64", "--out=[model].json")
+    small = ("--rows=3000", "--users=60", "--videos=300", "--variant=pure")
+    ok("synthesize", *small, "--out=[csv]")
+    said = ok("prepare", "--source=[csv]", "--out=[records]")  # with its default config
+    assert "3,0" in said and (folder / "[records]").is_dir()
+    ok("loop", *world[1:], "--sessions=64", "--rounds=1", "--workdir=[loop]")  # with its default config
+    assert (folder / "[loop]" / "current").resolve() == folder / "[loop]" / "artifacts" / "1"
+    assert {path.name for path in home.iterdir()} <= {"[artefact]", ".cache", ".config"}
