@@ -101,3 +101,8 @@ class Simulated:
 
 PyTree = chex.ArrayTree
 Key = jax.Array
+
+
+def make_key(seed: int) -> Key:
+    """Return the key of a seed. The same seed gives the same numbers whatever JAX's own default generator is."""
+    return jax.random.key(seed, impl="threefry2x32")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-import jax
 import numpy as np
 
+from mmrf_jax import types
 from mmrf_jax.metrics.progress import Progress
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators.world import params, session
@@ -21,7 +21,7 @@ def rollouts(repeats: int, max_users: int) -> list[dict]:
     mesh = par.make_mesh()
     sim, policy = session.make(params.WorldConfig()), sources.world_policies()["production"]
     sim = sim._replace(params=par.put_replicated(sim.params, mesh), items=par.put_replicated(sim.items, mesh))
-    key = jax.random.key(1)
+    key = types.make_key(1)
     sizes = [n for n in _USERS if n <= max_users]
     times: dict[int, list[tuple[float, float]]] = {n: [] for n in sizes}
     with Progress("rollouts", (repeats + 1) * sum(max(n, _CALL_USERS) for n in sizes), unit="users") as progress:

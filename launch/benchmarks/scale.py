@@ -19,6 +19,7 @@ import numpy as np
 
 from launch import common
 from launch.benchmarks import cost, speed
+from mmrf_jax import types
 from mmrf_jax.data import stream
 from mmrf_jax.data.kuairand import builder, synthetic
 from mmrf_jax.embeddings import rowwise, table
@@ -39,7 +40,7 @@ _BATCH, _SEGMENT, _BATCHES = 128, 4, 300  # segments and their requests, and how
 def tables(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
     """A lookup, its gradient and the update of the rows; ids by popularity (Zipf), and all rows alike."""
     step = jax.jit(_table_step, donate_argnums=0)
-    t = jax.jit(functools.partial(table.init, num_rows=rows, dim=_DIM, scale=0.02))(jax.random.key(0))
+    t = jax.jit(functools.partial(table.init, num_rows=rows, dim=_DIM, scale=0.02))(types.make_key(0))
     rng, cost = np.random.default_rng(0), {}
     place = lambda rank: (rank * 2654435761) % rows  # popular rows lie anywhere
     draws = {
@@ -78,7 +79,7 @@ def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     sim, mesh = session.make(params.WorldConfig()), par.make_mesh()
     policies = {"random": sources.world_policies()["random"]}
     compare = functools.partial(
-        arms.compare, sim, policies, jax.random.key(1), mesh, control="random", day=0, k=_SLATE
+        arms.compare, sim, policies, types.make_key(1), mesh, control="random", day=0, k=_SLATE
     )  # fmt: skip
     compare(num_users=min(number, arms.BLOCK))  # compiles
     start = time.perf_counter()

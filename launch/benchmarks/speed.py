@@ -27,6 +27,7 @@ import numpy as np
 from experiments import world as experiment
 from launch import common
 from launch.benchmarks import cost
+from mmrf_jax import types
 from mmrf_jax.agents import policy as agents_policy
 from mmrf_jax.data import sessions
 from mmrf_jax.data.kuairand import builder, synthetic
@@ -102,7 +103,7 @@ def random_policy(sim: base.Simulator) -> base.Policy:
 
 def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
     """Live requests a second, resets included, sessions of `users` users in one call."""
-    mesh, key = par.make_mesh(), jax.random.key(1)
+    mesh, key = par.make_mesh(), types.make_key(1)
     data = par.put_replicated((serving.sim[3:], serving.policy), mesh)
     sim, policy = base.Simulator(*serving.sim[:3], *data[0]), data[1]
     size = min(users, _LARGEST_CALL)
@@ -121,11 +122,11 @@ def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
 def request_work(serving: Serving, slots: int = 256) -> cost.Work:
     """What a live request must do: a step of full slots; arriving is left out, for sessions are of any length."""
     begin = functools.partial(_begin, serving, slots)
-    slots_now = jax.eval_shape(begin, jax.random.key(0))
+    slots_now = jax.eval_shape(begin, types.make_key(0))
     step = lambda data, policy, key, now: rollout.advance(
         base.Simulator(*serving.sim[:3], *data), policy, key, jnp.int32(0), now, serving.k
     )
-    return cost.work(step, serving.sim[3:], serving.policy, jax.random.key(0), slots_now).times(1 / slots)
+    return cost.work(step, serving.sim[3:], serving.policy, types.make_key(0), slots_now).times(1 / slots)
 
 
 def _begin(serving: Serving, slots: int, key):
@@ -134,7 +135,7 @@ def _begin(serving: Serving, slots: int, key):
 
 def _gathers(sim: base.Simulator, repeats: int) -> float:
     """Requests a second of a program that only gathers their candidates' features, more than caches hold."""
-    _, request, _ = jax.jit(sim.reset)(jax.random.key(0), jnp.arange(_GATHERED), jnp.int32(0), sim.params)
+    _, request, _ = jax.jit(sim.reset)(types.make_key(0), jnp.arange(_GATHERED), jnp.int32(0), sim.params)
     gather = jax.jit(lambda features, videos: features[videos])
     once = lambda: gather(sim.items.features, request.candidates)
     return _GATHERED / statistics.median(cost.seconds(once, 4 * repeats))

@@ -16,7 +16,7 @@ from mmrf_jax.encoders import heads
 
 def rewards(config: AgentConfig, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
     """Feedback [..., S], or its expectation -> normalised rewards of the agents [..., N]; a hate counts negative."""
-    normalised = feedback / reward_scale
+    normalised = feedback / jnp.broadcast_to(reward_scale, feedback.shape)
     return jnp.stack([sum(sign * normalised[..., i] for i, sign in terms) for terms in config.reward_terms], axis=-1)
 
 

@@ -46,7 +46,7 @@ class HiddenScores(nn.Module):
         """Vectors [..., n, D], each with weights of its own at the end, and items [..., C, D] -> [..., n, C]."""
         user = nn.Dense(self.width, name="user")(vectors)[..., None, :]
         video = nn.Dense(self.width, use_bias=False, name="video")(items)[..., None, :, :]
-        out = self.param("out", nn.initializers.normal(0.01), (vectors.shape[-2], self.width))
+        out = self.param("out", nn.initializers.normal(0.01), (vectors.shape[-2], self.width), jnp.float32)
         return jnp.einsum("nm,...ncm->...nc", out, nn.gelu(user + video))
 
 
@@ -73,7 +73,7 @@ class Actor(nn.Module):
             x = jnp.concatenate([x[..., :-1, :], gather(told)[0][..., -1:, :]], axis=-2)
             h = jnp.concatenate([h, x], axis=-1)
         else:
-            attention = jnp.zeros((*z.shape[:-1], c.heads, n, n))
+            attention = jnp.zeros((*z.shape[:-1], c.heads, n, n), jnp.float32)
         if c.communication == "signal":
             signal = nn.Dense(c.agent_dim, name="signal")(z)[..., None, :]
             h = jnp.concatenate([h, jnp.broadcast_to(signal, h.shape)], axis=-1)
@@ -99,10 +99,10 @@ class Actor(nn.Module):
         inputs = jnp.concatenate([own, _SCORE_SCALE * told], axis=-2)
         trust = nn.Dense(inputs.shape[-2], name="trust", kernel_init=nn.initializers.zeros)(state)
         linear = jnp.einsum("...i,...ic->...c", trust, inputs)
-        w1 = self.param("mix_in", nn.initializers.lecun_normal(), (16, inputs.shape[-2]))
-        b1 = self.param("mix_bias", nn.initializers.zeros, (16, 1))
-        w2 = self.param("mix_out", nn.initializers.normal(0.1), (16,))
-        hidden = nn.gelu(jnp.einsum("mi,...ic->...mc", w1, inputs) + b1)
+        w1 = self.param("mix_in", nn.initializers.lecun_normal(), (16, inputs.shape[-2]), jnp.float32)
+        b1 = self.param("mix_bias", nn.initializers.zeros, (16, 1), jnp.float32)
+        w2 = self.param("mix_out", nn.initializers.normal(0.1), (16,), jnp.float32)
+        hidden = nn.gelu(jnp.einsum("mi,...ic->...mc", w1, inputs) + jnp.expand_dims(b1, tuple(range(inputs.ndim - 2))))
         return (own[..., 0, :] + linear + jnp.einsum("m,...mc->...c", w2, hidden))[..., None, :]
 
 

@@ -97,8 +97,8 @@ def init(
         optimizer=optimizer(config).init(params),
         tables=tb.init(k_tables, config, schema, items),
         reward_scale=reward_scale,
-        q_mean=jnp.zeros((config.num_agents,)),
-        q_scale=jnp.ones((config.num_agents,)),
+        q_mean=jnp.zeros((config.num_agents,), jnp.float32),
+        q_scale=jnp.ones((config.num_agents,), jnp.float32),
         key=k_state,
     )
 

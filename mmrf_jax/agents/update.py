@@ -70,13 +70,13 @@ def policy_gradient(
 
 def objectives(config: AgentConfig, state: st.AgentState, scores: chex.Array, q: chex.Array) -> chex.Array:
     """What actors ascend [B, T, N]: the values q [B, T, N, C] of the relaxed exposures of scores [B, T, A, C]."""
-    scaled = jax.lax.stop_gradient(q / state.q_scale[:, None])
+    scaled = jax.lax.stop_gradient(q / state.q_scale[None, None, :, None])
     return losses.policy_objective(scores, scaled, config.slate, config.temperature)
 
 
 def maximiser(config: AgentConfig, state: st.AgentState, q: chex.Array) -> chex.Array:
     """The scores at which `losses.policy_objective` of q is largest, q / tau less a constant; both [B, T, N, C]."""
-    return (q - state.q_mean[:, None]) / (state.q_scale[:, None] * config.temperature)
+    return (q - state.q_mean[None, None, :, None]) / (state.q_scale[None, None, :, None] * config.temperature)
 
 
 def projection(scores: chex.Array, wanted: chex.Array) -> chex.Array:
@@ -223,7 +223,7 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     centred = q[:, :-1] - mean_q[..., None]
     average = reduction.sum(jnp.einsum("bt,btn->n", learn.request, mean_q)) / num_requests
     spread = reduction.sum(jnp.einsum("bt,btnc->n", learn.request, centred**2)) / (num_requests * q.shape[-1])
-    loss = jnp.sum(jnp.asarray(config.signal_weights) * feedback_loss) + stay_loss
+    loss = jnp.sum(jnp.asarray(config.signal_weights, jnp.float32) * feedback_loss) + stay_loss
     loss += _VALUE_WEIGHT * (base_loss + value_loss) + improvement
     if config.rewards_differ:
         loss += jnp.einsum("btk,btnk->", learn.exposed, shown.gap[:, :-1] ** 2) / num_exposed
@@ -254,7 +254,9 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     terms = {}
     if config.ablation != "ns":  # a constant reward is no feedback
         feedback = heads.feedback_loss(out.feedback, flat(s.expected), state.reward_scale)
-        terms["feedback"] = jnp.einsum("s,btms->bt", jnp.asarray(config.signal_weights), feedback) / (num_slates * k)
+        terms["feedback"] = jnp.einsum("s,btms->bt", jnp.asarray(config.signal_weights, jnp.float32), feedback) / (
+            num_slates * k
+        )
         logit = out.stay_base[..., None] + apart(out.stay_effect).sum(axis=-1)
         terms["stay"] = optax.sigmoid_binary_cross_entropy(logit, s.stay).mean(axis=-1)
     reward = losses.simulated_rewards(config, flat(s.expected), flat(s.uncertainty), state.reward_scale)

@@ -123,6 +123,11 @@ def init(key: types.Key, config: EncoderConfig, schema: Schema):
     )  # fmt: skip
 
 
+def _decays(config: EncoderConfig, ndim: int) -> chex.Array:
+    """[..., L] the decays of the memory, with as many axes as they are used with."""
+    return jnp.asarray(config.decays, jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
+
+
 def memory_write(
     config: EncoderConfig, memory: Memory | None, items: chex.Array, feedback: chex.Array, mask: chex.Array
 ) -> Memory:
@@ -131,16 +136,15 @@ def memory_write(
     Args:
       items: [..., K, D] encodings. feedback: [..., K, F] encodings. mask: [..., K] bool.
     """
-    decay = jnp.asarray(config.decays)
     shown = mask.astype(items.dtype)
     # Exposures after each one, which is its age when all K are in.
     age = jnp.cumsum(shown[..., ::-1], axis=-1)[..., ::-1] - shown
-    weight = shown[..., None] * decay ** age[..., None]  # [..., K, L]
+    weight = shown[..., None] * _decays(config, shown.ndim + 1) ** age[..., None]  # [..., K, L]
     outer = jnp.einsum("...kl,...kf,...kd->...lfd", weight, feedback, items)
     total = jnp.sum(weight, axis=-2)
     if memory is None:
         return Memory(outer, total)
-    keep = decay ** jnp.sum(shown, axis=-1, keepdims=True)  # [..., L]
+    keep = _decays(config, shown.ndim) ** jnp.sum(shown, axis=-1, keepdims=True)  # [..., L]
     return Memory(keep[..., None, None] * memory.outer + outer, keep * memory.weight + total)
 
 
@@ -159,7 +163,7 @@ def memory_over_requests(
     """
     written = memory_write(config, None, items, feedback, mask)
     count = jnp.sum(mask.astype(items.dtype), axis=-1, keepdims=True)
-    keep = jnp.asarray(config.decays) ** count  # [B, T, L]
+    keep = _decays(config, count.ndim) ** count  # [B, T, L]
 
     def body(memory, x):
         outer, weight, keep = x

@@ -34,12 +34,12 @@ class UserVectors(nn.Module):
         """
         init, dim = nn.initializers.zeros, memory_mean.shape[-1]
         if state.ndim == memory_mean.ndim - 1:
-            kernel = self.param("kernel", init, (self.num, state.shape[-1], dim))
+            kernel = self.param("kernel", init, (self.num, state.shape[-1], dim), jnp.float32)
             from_state = jnp.einsum("...nd,ndo->...no", state, kernel)
         else:
             from_state = nn.Dense(self.num * dim, kernel_init=init)(state).reshape(*state.shape[:-1], self.num, dim)
         reads = memory_mean.reshape(*memory_mean.shape[:-3], -1, memory_mean.shape[-1])
-        gate = self.param("reads", nn.initializers.normal(0.1), (self.num, reads.shape[-2]))
+        gate = self.param("reads", nn.initializers.normal(0.1), (self.num, reads.shape[-2]), jnp.float32)
         return from_state + jnp.einsum("nf,...fd->...nd", gate, reads)
 
 
@@ -74,20 +74,24 @@ class FeedbackHeads(nn.Module):
             jnp.concatenate([z, nn.gelu(nn.Dense(64, name="hidden")(z))], -1), memory_mean
         )
         # Set to the base rates of the first log.
-        prior = self.param("prior", nn.initializers.zeros, (num_signals + self.extra, 1))
-        raw = prior + jnp.einsum("...nd,...md->...nm", vectors, items)
+        prior = self.param("prior", nn.initializers.zeros, (num_signals + self.extra, 1), jnp.float32)
+        products = jnp.einsum("...nd,...md->...nm", vectors, items)
+        prior = jnp.expand_dims(prior, tuple(range(products.ndim - 2)))
+        raw = prior + products
         free, extra = raw[..., :num_signals, :], raw[..., num_signals:, :]
         feedback = free
         if self.ceilings:
-            ceiling = self.param("ceiling", nn.initializers.constant(_CEILING), (num_signals - 1, 1))
-            binary = below(free[..., : types.WATCH_TIME, :], _CEILING_PACE * ceiling)
+            ceiling = self.param("ceiling", nn.initializers.constant(_CEILING), (num_signals - 1, 1), jnp.float32)
+            binary = below(
+                free[..., : types.WATCH_TIME, :], _CEILING_PACE * jnp.expand_dims(ceiling, tuple(range(free.ndim - 2)))
+            )
             feedback = jnp.concatenate([binary, free[..., types.WATCH_TIME :, :]], axis=-2)
         # Staying is learned on few numbers of a video: its log-odds of feedback, before ceilings, and its encoding,
         # the same for all users. Free user x video effects fit noise here, for one slate moves the odds by
         # little.
-        few = jax.lax.stop_gradient(free - prior[:num_signals])
-        theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,))
-        direct = self.param("stay_items", nn.initializers.zeros, (items.shape[-1],))
+        few = jax.lax.stop_gradient(free - prior[..., :num_signals, :])
+        theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,), jnp.float32)
+        direct = self.param("stay_items", nn.initializers.zeros, (items.shape[-1],), jnp.float32)
         effect = jnp.einsum("n,...nm->...m", theta, few) + jax.lax.stop_gradient(items) @ direct
         state = jax.lax.stop_gradient(z)
         stay = nn.Dense(1, name="stay")(nn.gelu(nn.Dense(32, name="stay_hidden")(state)))[..., 0]

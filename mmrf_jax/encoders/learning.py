@@ -79,7 +79,8 @@ def step(
     grads, extra = jax.grad(loss_fn, (0, 1), has_aux=True)(learnable.params, rows)
     grads, row_grads = reduction.sum(grads[0]), reduction.gather(grads[1])
     ids = reduction.gather(ids)
-    updates, opt_state = optimizer.update(grads, learnable.optimizer, learnable.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax takes powers of floats by its whole count
+        updates, opt_state = optimizer.update(grads, learnable.optimizer, learnable.params)
     params = optax.apply_updates(learnable.params, jax.tree.map(lambda u: rate * u, updates))
     tables = {
         name: rowwise.row_update(

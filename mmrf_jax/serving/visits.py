@@ -14,6 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from mmrf_jax import types
 from mmrf_jax.metrics.progress import counted
 from mmrf_jax.serving.ranker import Ranker
 from mmrf_jax.serving.service import Refused
@@ -152,7 +153,7 @@ class SimulatedUser(Visit):
         super().__init__(user, slate)
         self.simulated = simulated
         self._world, self._limit = world, limit
-        self._key = jax.random.fold_in(jax.random.key(0), visit)
+        self._key = jax.random.fold_in(types.make_key(0), visit)
         self._state, request, history = world.reset(self._key, np.array([simulated], np.int32), 0, world.params)
         there = np.asarray(history.mask[0])
         self.history = np.asarray(history.videos[0], np.int64)[there], np.asarray(history.feedback[0])[there]

@@ -57,7 +57,7 @@ def user_uniforms(key: types.Key, position: chex.Array, user_ids: chex.Array, nu
 
     def one(position, user):
         folded = jax.random.fold_in(jax.random.fold_in(key, position), user)
-        return jax.random.uniform(folded, (num,), minval=1e-7, maxval=1.0)
+        return jax.random.uniform(folded, (num,), jnp.float32, minval=1e-7, maxval=1.0)
 
     return jax.vmap(one)(jnp.broadcast_to(position, user_ids.shape), user_ids)
 

@@ -41,7 +41,7 @@ def uniforms(key: types.Key, shape: tuple[int, ...]) -> chex.Array:
 def _fused(key: types.Key, position: chex.Array, user_ids: chex.Array, num: int) -> chex.Array:
     k0, k1 = jax.random.key_data(key)
     k0, k1 = _apart(lambda: _fold(*_fold(k0, k1, position), user_ids), user_ids)
-    number = jnp.arange(num)[None, :]
+    number = jnp.arange(num, dtype=jnp.uint32)[None, :]
     bits = _apart(lambda: jnp.bitwise_xor(*_fold(k0[:, None], k1[:, None], number)), user_ids)
     ones = jnp.uint32(0x3F800000)  # the exponent of [1, 2)
     unit = jax.lax.bitcast_convert_type(bits >> 9 | ones, jnp.float32) - 1.0

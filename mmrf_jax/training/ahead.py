@@ -25,7 +25,7 @@ def initial(shapes: alternation.RunState) -> programs.Program:
 def initial_args(config, plan: alternation.Plan, source: sources.Source, known) -> tuple:
     """Arguments of `initial`, from what is known of the first log (`batches.known`)."""
     floats = (np.asarray(x, np.float32) for x in known)
-    return jax.random.key(config.seed), plan, source.schema, source.items, *floats
+    return types.make_key(config.seed), plan, source.schema, source.items, *floats
 
 
 def begin(

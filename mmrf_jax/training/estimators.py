@@ -58,7 +58,7 @@ def run(config, out: Path) -> dict[str, Any]:
     scores = rankers_of(source)
     weights, names = mixes(config.policies, list(scores)), list(config.policies)
     users = config.logs * config.log_users
-    key = jax.random.fold_in(jax.random.key(config.run.seed), 15)
+    key = jax.random.fold_in(types.make_key(config.run.seed), 15)
     phase("logs")
     rows, truth = simulate_logs(source, scores, key, weights, users, config.log_requests)
     phase("sessions")

@@ -27,7 +27,7 @@ _MAX_SESSION = 64  # requests, where a config names no longest session
 
 def ab_key(seed: int) -> types.Key:
     """Chance of the A/B test of a seed, whose users are 0, 1, …"""
-    return jax.random.fold_in(jax.random.key(seed), 12)
+    return jax.random.fold_in(types.make_key(seed), 12)
 
 
 def compare(
@@ -161,7 +161,7 @@ def _session_distances(config, source, plan, state, log: SessionLog, mesh) -> di
     """
     model = feedback_simulator(source, plan, state, log)
     policy = base.privileged_policy(simulated.logged_slates, 0.0)
-    key = jax.random.fold_in(jax.random.key(config.seed), 14)
+    key = jax.random.fold_in(types.make_key(config.seed), 14)
     served = arms.serve(
         model, policy, key, mesh, first_user=0, num_users=log.num_sessions, day=0, k=source.schema.slate
     )
@@ -221,7 +221,7 @@ def optimism(
     pool = min(_GAP_POOL, _GAP_POOL_A_SESSION * config.collect.sessions)  # the same for the log of any round
     model = feedback_simulator(source, plan, state, log, pool_requests=pool)
     number = config.alternation.gap_sessions
-    key = jax.random.fold_in(jax.random.key(config.seed), 13)
+    key = jax.random.fold_in(types.make_key(config.seed), 13)
     chosen = base.choices({**arms_beside, config.method: policy})[config.method]
     world, capacity = _simulator(config, source)[0], arms.block_users(config.ab_test.sessions, mesh)
     serving: dict[str, tuple[base.Simulator, Any, int]] = {

@@ -229,7 +229,7 @@ def rollout(
       Sums per user [num_users, len(SUMS)] float32, and exposure counts [EXPOSURE_GROUPS, V] int32 by user group.
     """
     columns = len(SUMS)
-    sums = jnp.zeros((num_users, columns))
+    sums = jnp.zeros((num_users, columns), jnp.float32)
     counts = jnp.zeros((EXPOSURE_GROUPS, sim.items.num_videos), jnp.int32)
     state = idle(sim, policy, key, users, num_users if queue is None else queue, day, slots, keep_history=False)
 
@@ -242,13 +242,11 @@ def rollout(
         state = refill(sim, policy, key, day, state)
         state, record, shown, days = advance(sim, policy, key, day, state, k)
         seen = record.feedback.sum(axis=1)  # [B, S]
-        ones = jnp.ones(seen.shape[0])
+        ones = jnp.ones(seen.shape[0], jnp.float32)
         ild = diversity.intra_list_diversity(sim.items.tag[shown.videos], shown.mask)
-        row = jnp.stack(
-            [seen[:, types.WATCH_TIME], shown.mask.sum(axis=1), ones, *seen[:, : len(types.BINARY_SIGNALS)].T]
-            + [ild, days == 1, record.truncated, days],
-            axis=-1,
-        )
+        columns_of_row = [seen[:, types.WATCH_TIME], shown.mask.sum(axis=1), ones]
+        columns_of_row += [*seen[:, : len(types.BINARY_SIGNALS)].T, ild, days == 1, record.truncated, days]
+        row = jnp.stack([column.astype(jnp.float32) for column in columns_of_row], axis=-1)
         index = jnp.where(record.live, record.index, num_users)
         sums = sums.at[index].add(row, mode="drop")
         group = jnp.where(record.live, exposure_group(_ids(state.users, record.index)), EXPOSURE_GROUPS)

@@ -34,7 +34,7 @@ def state_shapes(config, source: sources.Source, mesh) -> alternation.RunState:
     ones = jnp.ones(len(types.SIGNALS))
     plan = alternation.plan_of(config)
     shapes = jax.eval_shape(
-        lambda: alternation.init(jax.random.key(0), plan, source.schema, source.items, ones, ones, ones)
+        lambda: alternation.init(types.make_key(0), plan, source.schema, source.items, ones, ones, ones)
     )
     return alternation.placed(shapes, mesh)
 

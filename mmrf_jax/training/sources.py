@@ -122,7 +122,7 @@ def check_days(config, days: int) -> None:
 
 def log_key(seed: int) -> types.Key:
     """Chance of the logs of a seed."""
-    return jax.random.fold_in(jax.random.key(seed), 11)
+    return jax.random.fold_in(types.make_key(seed), 11)
 
 
 def collect_log(

@@ -51,10 +51,10 @@ def update(
         out = jax.tree.map(lambda x: x[:, :, :-1], out)
         per_signal = losses(config, out, feedback, state.scale)  # [2, B, T, K, S + 1]
         per_signal = jnp.einsum("btk,nbtks->s", learn.exposed, per_signal) / num_exposed
-        logit = out.stay_base + jnp.sum(learn.exposed * out.stay_effect, axis=-1)
+        logit = out.stay_base + jnp.sum(learn.exposed[None] * out.stay_effect, axis=-1)
         stays = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
-        stay = jnp.sum(learn.known * optax.sigmoid_binary_cross_entropy(logit, stays)) / num_known
-        weights = jnp.asarray((*config.signal_weights, 0.3))
+        stay = jnp.sum(learn.known[None] * optax.sigmoid_binary_cross_entropy(logit, stays[None])) / num_known
+        weights = jnp.asarray((*config.signal_weights, 0.3), jnp.float32)
         metrics = {f"loss/{s}": per_signal[i] / network.TWINS for i, s in enumerate((*types.SIGNALS, "log_seconds"))}
         return jnp.sum(weights * per_signal) + stay, metrics | {"loss/stay": stay / network.TWINS}
 
@@ -71,7 +71,7 @@ def update(
 def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, scale: chex.Array) -> chex.Array:
     """Losses [2, ..., M, S + 1] of predictions of feedback [..., M, S]; the last is that of log1p seconds."""
     seconds = feedback[..., types.WATCH_TIME]
-    log_seconds = (out.extra[..., 0, :] - jnp.log1p(seconds)) ** 2
+    log_seconds = (out.extra[..., 0, :] - jnp.log1p(seconds)[None]) ** 2
     if config.loss == "likelihood":
         per_signal = heads.feedback_loss(
             out.feedback, jnp.broadcast_to(feedback, (network.TWINS, *feedback.shape)), scale
@@ -88,7 +88,9 @@ def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items
     rows = tb.lookup(state.tables, rep.ids(batch, items))
     r = network.represent(config, state.params, rows, batch, items, None)
     out = network.predict(state.params, r.z, r.memory_mean, r.shown)
-    unit = dataclasses.replace(state, residual=jnp.ones(()))  # divided by the residual's variance once it is known
+    unit = dataclasses.replace(
+        state, residual=jnp.ones((), jnp.float32)
+    )  # divided by the residual's variance once it is known
     key = jax.random.fold_in(state.key, 2**32 - 1)  # no update has this number
     p = jnp.clip(network.expected(out, state.scale)[..., : types.WATCH_TIME], 1e-6, 1.0 - 1e-6)
     log_odds = jnp.log(p) - jnp.log1p(-p)

@@ -75,7 +75,7 @@ def init(
         return {"encoder": enc.init(k1, config, schema), "heads": head}
 
     params = jax.vmap(one)(jax.random.split(k_params, TWINS))
-    ones = jnp.ones(len(types.SIGNALS))
+    ones = jnp.ones(len(types.SIGNALS), jnp.float32)
     return FeedbackState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -84,9 +84,9 @@ def init(
         scale=jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3),
         uncertainty_scale=ones,
         calibration=jnp.stack([ones[:-1], 0.0 * ones[:-1]]),
-        residual=jnp.ones(()),
-        edges=jnp.zeros((BINS - 1,)),
-        quantiles=jnp.zeros((BINS, QUANTILES)),
+        residual=jnp.ones((), jnp.float32),
+        edges=jnp.zeros((BINS - 1,), jnp.float32),
+        quantiles=jnp.zeros((BINS, QUANTILES), jnp.float32),
         key=k_state,
     )
 
@@ -117,7 +117,9 @@ def represent(
     one = lambda p, r, k, blind: rep.represent(config, p, r, batch, items, k, unseen, blind)
     keys = None if key is None else jax.random.split(key, TWINS)
     axes = (0, 0, None if key is None else 0, 0)
-    return jax.vmap(one, in_axes=axes)(params["encoder"], twin_rows(rows), keys, jnp.asarray(config.blindness))
+    return jax.vmap(one, in_axes=axes)(
+        params["encoder"], twin_rows(rows), keys, jnp.asarray(config.blindness, jnp.float32)
+    )
 
 
 def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
@@ -143,7 +145,9 @@ def represent_known(
     """`represent` without dropout, from the encodings [2, V, D] of `encode_catalogue`."""
     rows = twin_rows(tb.lookup(state.tables, {tb.USER_TABLE: batch.user_id}))[tb.USER_TABLE]
     # Looked up in one go in the order of the products they go into: as slices of one array they would be copied twice.
-    place = lambda videos: videos + encodings.shape[1] * jnp.arange(TWINS).reshape(TWINS, *(1 for _ in videos.shape))
+    place = lambda videos: (
+        videos[None] + encodings.shape[1] * jnp.arange(TWINS).reshape(TWINS, *(1 for _ in videos.shape))
+    )
     of = lambda videos: encodings.reshape(-1, encodings.shape[-1])[place(videos)]
     one = lambda p, seen, other, r: rep.of_encoded(config, p, seen, other, r, batch, items)
     return jax.vmap(one)(state.params["encoder"], of(rep.seen_videos(batch)), of(unseen), rows)
@@ -156,7 +160,7 @@ def predict(params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Ar
 
 def calibrated(out: heads.Prediction, calibration: chex.Array) -> heads.Prediction:
     """Predictions with the log-odds of binary signals scaled and moved (Platt, 1999)."""
-    slope, offset = calibration[..., None]
+    slope, offset = jnp.expand_dims(calibration[..., None], tuple(range(1, out.feedback.ndim - 1)))
     binary = slope * out.feedback[..., : types.WATCH_TIME, :] + offset
     feedback = jnp.concatenate([binary, out.feedback[..., types.WATCH_TIME :, :]], axis=-2)
     return dataclasses.replace(out, feedback=feedback)

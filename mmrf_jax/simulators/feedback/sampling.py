@@ -36,9 +36,9 @@ def draw(
     watch = uniforms[..., 0]
     place = watch * (quantiles.shape[-1] - 1)
     low = jnp.minimum(place.astype(jnp.int32), quantiles.shape[-1] - 2)
-    row = jnp.sum(log_seconds[..., None] > edges, axis=-1)
+    row = jnp.sum(log_seconds[..., None] > jnp.expand_dims(edges, tuple(range(log_seconds.ndim))), axis=-1)
     at = lambda i: quantiles.reshape(-1)[row * quantiles.shape[-1] + i]
-    residual = at(low) + (place - low) * (at(low + 1) - at(low))
+    residual = at(low) + (place - low.astype(jnp.float32)) * (at(low + 1) - at(low))
     seconds = jnp.maximum(jnp.expm1(log_seconds + residual), 0.0)
     out, number = [], 1
     for i, name in enumerate(types.BINARY_SIGNALS):
@@ -59,7 +59,9 @@ def unseen_slates(
       preference: [B, T+1, C]; its softmax are the chances of the first draw. None for equal ones.
     """
     c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
-    shown = jnp.any((batch.slate[..., None] == jnp.arange(c)) & batch.slate_mask[..., None], axis=-2)
+    shown = jnp.any(
+        (batch.slate[..., None] == jnp.arange(c).reshape(1, 1, 1, c)) & batch.slate_mask[..., None], axis=-2
+    )
     if preference is None:
         order = jnp.where(shown, -1.0, draws.uniforms(key, shown.shape))
     else:  # Gumbel's trick

@@ -80,7 +80,9 @@ def _authors(num_videos: int) -> int:
 def _order(arrays, order, topics, seed, variant: str):
     """Arrays of `_draw` with the videos in their final order, and what else needs no look at them; one program."""
     at = {name: arrays[name][order] for name in ("hidden", "topic", "author", "visible", "popularity")}
-    zipf = -0.4 * jnp.log(1.0 + topics)  # an argument, for constants are folded by another logarithm
+    zipf = -0.4 * jnp.log(
+        1.0 + topics.astype(jnp.float32)
+    )  # an argument, for constants are folded by another logarithm
     return {
         "hidden": at["hidden"],
         "topic": at["topic"],
@@ -89,41 +91,47 @@ def _order(arrays, order, topics, seed, variant: str):
         "features": jnp.concatenate([at["visible"], at["popularity"][:, None] / 2.0], axis=-1).astype(jnp.float32),
         # The shifted mix of users: the niche topics of the base world are its common ones.
         "topic_weight": zipf[::-1] if variant == "users" else zipf,
-        "user_key": jax.random.fold_in(jax.random.key(seed), 2),
+        "user_key": jax.random.fold_in(types.make_key(seed), 2),
     }
 
 
 @functools.partial(jax.jit, static_argnames=("num_videos",))
 def _draw(seed, num_videos: int):
     """Draws V videos in arbitrary order."""
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), 12)
-    normal = lambda i, *shape: jax.random.normal(keys[i], shape)
+    keys = jax.random.split(jax.random.fold_in(types.make_key(seed), 1), 12)
+    normal = lambda i, *shape: jax.random.normal(keys[i], shape, jnp.float32)
+    uniform = lambda i, **ends: jax.random.uniform(keys[i], (num_videos,), jnp.float32, **ends)
     centroids = _unit(normal(0, p.TOPICS, p.LATENT))
-    topic = jax.random.categorical(keys[1], -0.4 * jnp.log(1.0 + jnp.arange(p.TOPICS)), shape=(num_videos,))
+    topic = jax.random.categorical(
+        keys[1], -0.4 * jnp.log(1.0 + jnp.arange(p.TOPICS, dtype=jnp.float32)), shape=(num_videos,)
+    )
     taste = _unit(centroids[topic] + 0.5 * _unit(normal(2, num_videos, p.LATENT)))
     per_topic = _authors(num_videos)
     # Within a topic, author r has a share like 1 / r.
-    author = jnp.floor(jnp.exp(jax.random.uniform(keys[3], (num_videos,)) * jnp.log(per_topic + 1.0)) - 1.0)
+    author = jnp.floor(jnp.exp(uniform(3) * jnp.log(jnp.float32(per_topic + 1.0))) - 1.0)
+    topic = topic.astype(jnp.int32)
     author = topic * per_topic + jnp.clip(author.astype(jnp.int32), 0, per_topic - 1)
     author_quality, author_bait, appeal = normal(4, 3, p.TOPICS * per_topic)
     quality = 0.7 * author_quality[author] + 0.7 * normal(5, num_videos)
     clickbait = 0.7 * author_bait[author] + 0.7 * normal(6, num_videos)
-    u = jax.random.uniform(keys[7], (num_videos,))
-    log_duration = jnp.log(jnp.interp(u, jnp.array(_DURATION_Q), jnp.array(_DURATION_S)))
+    u = uniform(7)
+    log_duration = jnp.log(jnp.interp(u, jnp.array(_DURATION_Q, jnp.float32), jnp.array(_DURATION_S, jnp.float32)))
     popularity = 0.3 * quality + 0.3 * clickbait + normal(8, num_videos)
-    upload = jnp.floor(jax.random.uniform(keys[9], (num_videos,), minval=p.FIRST_DAY, maxval=p.LAST_DAY + 1))
+    upload = jnp.floor(uniform(9, minval=p.FIRST_DAY, maxval=p.LAST_DAY + 1))
     # What the platform's content models see: the taste vector, and mixtures of quality and clickbait, all with noise.
     # The production ranker knows no more of a video than this, so its choices hide nothing from the agents.
-    mix = jnp.array([[1.0, 0.6, -0.5, 0.8], [0.5, -0.9, 1.0, 0.7]])
+    mix = jnp.array([[1.0, 0.6, -0.5, 0.8], [0.5, -0.9, 1.0, 0.7]], jnp.float32)
     noisy = jnp.stack([quality, clickbait], -1) @ mix + 0.8 * normal(10, num_videos, 4)
     estimate = noisy @ jnp.linalg.pinv(mix)
     content = p.LATENT**0.5 * (taste + 0.06 * normal(11, num_videos, p.LATENT))
     scaled = log_duration[:, None] - 4.2
-    visible = jnp.concatenate([content, noisy, scaled, scaled**2 - 1.0, (u[:, None] < 0.25) * 1.0], axis=-1)
+    visible = jnp.concatenate(
+        [content, noisy, scaled, scaled**2 - 1.0, (u[:, None] < 0.25).astype(jnp.float32)], axis=-1
+    )
     truth = jnp.stack([quality, clickbait, log_duration, appeal[author]], axis=-1)
     hidden = jnp.concatenate([taste, truth, estimate], axis=-1)
     return {
-        "hidden": hidden, "topic": topic.astype(jnp.int32), "centroids": centroids, "author": author,
+        "hidden": hidden, "topic": topic, "centroids": centroids, "author": author,
         "popularity": popularity, "upload": upload.astype(jnp.int32), "visible": visible,
     }  # fmt: skip
 

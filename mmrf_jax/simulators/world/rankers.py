@@ -36,7 +36,7 @@ def production(params: p.WorldParams, state: WorldState) -> chex.Array:
 
 def random(params: p.WorldParams, state: WorldState) -> chex.Array:
     """Equal scores [B, C]: uniform slates when served as Plackett–Luce."""
-    return jnp.zeros(state.candidates.shape)
+    return jnp.zeros(state.candidates.shape, jnp.float32)
 
 
 def oracle_myopic(params: p.WorldParams, state: WorldState) -> chex.Array:

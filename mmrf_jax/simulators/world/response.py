@@ -89,7 +89,7 @@ def respond(params: p.WorldParams, traits: users.Traits, truth: Affinity, unifor
       uniforms: [B, K, NUM_UNIFORMS].
     """
     b = params.behaviour
-    position = jnp.arange(truth.drive.shape[1])
+    position = jnp.arange(truth.drive.shape[1], dtype=jnp.float32)[None, :]
     noise = base.to_normal(uniforms[..., 0])
     log_seconds = play_curve(b, truth.drive - b.drive_position * position + b.drive_noise * noise)
     log_seconds = jnp.where(uniforms[..., 1] > 1.0 - b.skip, b.skip_start + _SKIP_NOISE * noise, log_seconds)
@@ -97,7 +97,7 @@ def respond(params: p.WorldParams, traits: users.Traits, truth: Affinity, unifor
     longest = jnp.where(uniforms[..., 1] < b.replay, 2.0, 1.0) * truth.duration
     seconds = jnp.minimum(seconds, longest)
     log_seconds = jnp.log1p(seconds)
-    click, long_view = watch_rules(seconds, truth.duration)
+    click, long_view = (rule.astype(jnp.float32) for rule in watch_rules(seconds, truth.duration))
     out = {"click": click, "long_view": long_view, "watch_time": seconds}
     for i, name in enumerate(EXPLICIT):
         out[name] = uniforms[..., 2 + i] < jax.nn.sigmoid(explicit_logit(b, name, traits, truth, log_seconds, click))

@@ -71,8 +71,8 @@ def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: p.World
         position=jnp.zeros((num_users,), jnp.int32),
         traits=traits,
         interest=interest,
-        satiation=jnp.zeros((num_users, p.TOPICS)),
-        joy=jnp.zeros((num_users,)),
+        satiation=jnp.zeros((num_users, p.TOPICS), jnp.float32),
+        joy=jnp.zeros((num_users,), jnp.float32),
         candidates=_candidates(u[:, 1 + n_history :], traits, day, params),
     )
     history = _arriving_history(u[:, 1 : 1 + n_history].reshape(num_users, h, -1), state, params)
@@ -101,7 +101,7 @@ def step(key: types.Key, state: WorldState, exposed: chex.Array, params: p.World
     watched = feedback[..., types.WATCH_TIME] / (feedback[..., types.WATCH_TIME] + 20.0)
     taste = params.hidden[videos][..., : p.LATENT]
     interest = users.unit(state.interest + b.drift * jnp.einsum("bk,bkd->bd", watched, taste))
-    seen = jax.nn.one_hot(params.topic[videos], p.TOPICS).sum(axis=1)
+    seen = jax.nn.one_hot(params.topic[videos], p.TOPICS, dtype=jnp.float32).sum(axis=1)
     next_state = dataclasses.replace(
         state,
         position=position,
@@ -118,7 +118,7 @@ def next_visit(key: types.Key, state: WorldState, params: p.WorldParams):
     """Days [B] until the user comes back: a day where the session was enjoyed, up to a month where it was not."""
     b = params.behaviour
     u = draws.user_uniforms(jax.random.fold_in(key, 3), state.day, state.user_id, 1)[:, 0]
-    joy = state.joy / jnp.maximum(state.position, 1)
+    joy = state.joy / jnp.maximum(state.position, 1).astype(jnp.float32)
     daily = jax.nn.sigmoid(b.back + b.back_joy * (joy - b.stay_joy_centre) + 0.3 * state.traits.patience)
     days = 1.0 + jnp.floor(jnp.log(u) / jnp.log1p(-daily))
     days = jnp.clip(days, 1, 30).astype(jnp.int32)
@@ -132,7 +132,7 @@ def stay_logit(params: p.WorldParams, state: WorldState, enjoyment: chex.Array) 
         b.stay
         + b.stay_joy * (enjoyment.mean(axis=1) - b.stay_joy_centre)
         + b.stay_patience * state.traits.patience
-        - b.stay_fatigue * state.position
+        - b.stay_fatigue * state.position.astype(jnp.float32)
     )
 
 
@@ -181,14 +181,18 @@ def _candidates(u: chex.Array, traits: users.Traits, day: chex.Array, params: p.
     # Runs of neighbouring ids, so that gathering their features reads memory in order.
     length = -(-near // _RUNS)
     live = params.cluster_live[row[:, None], topics]
-    start = params.cluster_start[topics] + jnp.floor(u[:, :_RUNS] * (live - length + 1)).astype(jnp.int32)
-    runs = (start[..., None] + jnp.arange(length)).reshape(num_users, -1)[:, :near]
+    start = params.cluster_start[topics] + jnp.floor(u[:, :_RUNS] * (live - length + 1).astype(jnp.float32)).astype(
+        jnp.int32
+    )
+    runs = (start[..., None] + jnp.arange(length, dtype=jnp.int32)[None, None, :]).reshape(num_users, -1)[:, :near]
     # One video of each stratum: a density like 1 / rank without repeats.
-    low, high = params.popular_edges[:-1], params.popular_edges[1:]
+    low, high = (
+        edges.astype(jnp.float32) for edges in (params.popular_edges[None, :-1], params.popular_edges[None, 1:])
+    )
     hits = (low + jnp.floor(u[:, _RUNS : _RUNS + popular] * (high - low))).astype(jnp.int32)[:, :popular]
     first, last = params.uploaded[row - 3], params.uploaded[row]
-    offset = first + jnp.floor(u[:, -1] * (last - first - new + 1)).astype(jnp.int32)
-    fresh = params.by_upload[offset[:, None] + jnp.arange(new)]
+    offset = first + jnp.floor(u[:, -1] * (last - first - new + 1).astype(jnp.float32)).astype(jnp.int32)
+    fresh = params.by_upload[offset[:, None] + jnp.arange(new, dtype=jnp.int32)[None, :]]
     return jnp.concatenate([runs, hits, fresh], axis=1)
 
 
@@ -210,9 +214,9 @@ def _arriving_history(u: chex.Array, state: WorldState, params: p.WorldParams) -
     cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)[:, None, None, :]
     topics = jnp.sum(cumulative[..., :-1] < u[..., :t, None], axis=-1)  # [B, H, t], by inverse transform
     live = params.cluster_live[params.day_index(0), topics]
-    near = params.cluster_start[topics] + jnp.floor(u[..., t : 2 * t] * live).astype(jnp.int32)
+    near = params.cluster_start[topics] + jnp.floor(u[..., t : 2 * t] * live.astype(jnp.float32)).astype(jnp.int32)
     num_popular = params.popular_edges[-1]
-    popular = jnp.floor(num_popular ** u[..., t : 2 * t]).astype(jnp.int32) - 1
+    popular = jnp.floor(num_popular.astype(jnp.float32) ** u[..., t : 2 * t]).astype(jnp.int32) - 1
     # A small whole catalogue may have topics without a single video yet.
     drawn = jnp.where((u[..., 2 * t : 3 * t] < 0.7) & (live > 0), near, popular).reshape(num_users, -1)
     nobody = jnp.zeros_like(state.satiation)

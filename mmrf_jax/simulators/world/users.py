@@ -39,8 +39,10 @@ def draw(user_ids: chex.Array, params: p.WorldParams) -> tuple[Traits, chex.Arra
         base.to_normal(x) for x in jnp.split(u[:, cuts[0] :], [c - cuts[0] for c in cuts[1:]], -1)
     )
     b = params.behaviour
-    chosen = jax.lax.top_k(params.topic_weight + gumbel, _INTEREST_TOPICS)[1]  # [B, 3]
-    interest = unit(jnp.einsum("n,bnd->bd", jnp.array([1.0, 0.8, 0.6]), params.centroids[chosen]) + 0.12 * taste)
+    chosen = jax.lax.top_k(params.topic_weight[None, :] + gumbel, _INTEREST_TOPICS)[1]  # [B, 3]
+    interest = unit(
+        jnp.einsum("n,bnd->bd", jnp.array([1.0, 0.8, 0.6], jnp.float32), params.centroids[chosen]) + 0.12 * taste
+    )
     retrieval = unit(interest + b.retrieval_noise * 0.25 * view)
     activity, patience, bait, social = habits.T
     habits_seen = habits + b.profile_noise * noise
