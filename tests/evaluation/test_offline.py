@@ -207,3 +207,17 @@ def test_table():
         "| hate | 3 | – | – | – | – | – | – | – |",
     ]
     assert offline.format_table({"hate": result["watch_time_xauc"]}).splitlines()[0].count("|") == 6  # no baseline
+
+
+@pytest.mark.parametrize("train", [make_rows([], [], []), make_rows([8, 9], [0, 1], [3, 4])])
+def test_empty_groups_have_no_figure(few, train):
+    """No user of the test has a training row, or nobody has one at all; nor has anybody two kinds of labels."""
+    rows = make_test_rows()
+    found = offline.metrics(rows, SIGNALS, train, np.full(7, 30.0), {"popularity": {"watch_time": np.arange(7.0)}})
+    median = found["watch_time_median"]
+    assert median == {
+        "eligible_users": 0, "users_without_training_rows": 3, "gauc": None, "ci95": None, "by_duration": [],
+        "against": {"popularity": {"gauc": None, "diff": None, "diff_ci95": None}},
+    }  # fmt: skip
+    assert found["watch_time_xauc"]["gauc"] is not None and found["hate"]["eligible_users"] == 0
+    assert "| watch_time_median | 0 | – | – | – | – | – |" in offline.format_table(found)

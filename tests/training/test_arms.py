@@ -1,12 +1,14 @@
 """A/B tests in the world: who is in which arm, what is known of users before, looks, and A/A tests."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmrf_jax import types
-from mmrf_jax.evaluation import aa, ab_test, assignment, sequential
+from mmrf_jax.evaluation import aa, ab_report, ab_test, assignment, sequential
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.simulators import base
 from mmrf_jax.simulators.world import params as p
@@ -143,32 +145,48 @@ def test_intervals_of_aa_tests_cover_zero_as_often_as_they_say(everyone, histori
             assert 0.93 <= result["aa"][metric]["coverage"] <= 0.97, (metric, covariate is not None)
 
 
-def test_empty_groups_add_nothing(sim, policies, everyone):
-    """A look at four users, of whom an arm gets none; the whole is that of all users at once."""
+def test_empty_groups_of_a_call_are_served(sim, policies, everyone):
     served = arms.serve_users(
-        sim, policies["production"], KEY, par.make_mesh(), user_ids=np.arange(0), day=2, k=CONFIG.slate, capacity=51
+        sim, policies["production"], KEY, par.make_mesh(), user_ids=np.arange(0), day=2, k=CONFIG.slate, capacity=USERS
     )
-    assert {name: len(x) for name, x in served.items() if name != "exposures"} == dict.fromkeys(
-        (*rollout.SUMS, "user_id"), 0
-    )
+    lengths = {name: len(x) for name, x in served.items() if name != "exposures"}
+    assert lengths == dict.fromkeys((*rollout.SUMS, "user_id"), 0)
     assert served["exposures"].shape == everyone["production"]["exposures"].shape and not served["exposures"].any()
-    result = run(sim, policies, 40, salt="empty 2", always_valid=True)
-    arm = assignment.assign(np.arange(80), [0.5, 0.5], "empty 2")
-    assert {0, 4} & set(np.bincount(arm[:4]))  # the first block is of one arm alone
-    assert result["srm"]["users"] == {"production": (arm == 0).sum(), "oracle": (arm == 1).sum()}
-    assert result["looks"][-1]["users"] == result["srm"]["users"] and 0 < len(result["looks"]) < 20
-    rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(policies)}
-    expected = {name: columns(everyone[name], x) for name, x in rows.items()}
-    expected = ab_test.compare(expected, "production", False)["ab_test"]["oracle"]
+
+
+@pytest.mark.parametrize("always_valid", [False, True])
+@pytest.mark.parametrize("cuped", [False, True])
+@pytest.mark.parametrize("num_users", [1, 2, 3, 5, 40, 400])
+def test_empty_groups_add_nothing(sim, everyone, histories, monkeypatch, num_users, cuped, always_valid):
+    """Whatever blocks users come in, an arm gets none of some: the result is that of all users at once."""
+    exposures = np.ones((rollout.EXPOSURE_GROUPS, 5), np.int32)
+
+    def serve_users(sim, policy, *_, user_ids, **__):
+        sums = {name: x[user_ids] for name, x in everyone[policy].items() if name != "exposures"}
+        return sums | {"exposures": exposures * len(user_ids)}
+
+    monkeypatch.setattr(arms, "serve_users", serve_users)
+    monkeypatch.setattr(arms, "history_means", lambda sim, key, ids, *_: histories[ids])
+    names, done = {name: name for name in everyone}, []
+    options = {"salt": "empty 19", "cuped": cuped, "always_valid": always_valid, "progress": done.append}
+    arm = assignment.assign(np.arange(2 * num_users), [0.5, 0.5], "empty 19")
+    rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(names)}
+    if min(map(len, rows.values())) < 2:
+        with pytest.raises(ValueError, match=r"arm '(production|oracle)' has [01] users, and needs at least 2; use mo"):
+            run(sim, names, num_users, **options)
+        assert not done  # said before anybody is served
+        return
+    result = run(sim, names, num_users, **options)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result and ab_report.describe(result)
+    assert result["srm"]["users"] == {name: len(x) for name, x in rows.items()}
+    if always_valid:
+        assert result["looks"][-1]["users"] == result["srm"]["users"] and len(result["looks"]) <= 20
+    expected = ab_test.compare(
+        {name: columns(everyone[name], x) for name, x in rows.items()}, "production", False,
+        {name: histories[x] for name, x in rows.items()} if cuped else None,
+    )["ab_test"]["oracle"]  # fmt: skip
     for metric, entry in expected.items():
         found = result["ab_test"]["oracle"][metric]
-        np.testing.assert_allclose(found["mean"], entry["mean"], rtol=1e-4)
-        assert (found["ci95"] is None) == (entry["ci95"] is None) and found.get("note") == entry.get("note"), metric
-
-
-@pytest.mark.parametrize("options", [{}, {"always_valid": True}, {"cuped": True}])
-def test_empty_groups_name_an_arm_that_stays_below_two_users(sim, policies, options):
-    served = []
-    with pytest.raises(ValueError, match=r"arm '(production|oracle)' has [01] users, and needs at least 2; use more"):
-        run(sim, policies, 1, salt="ranker", progress=served.append, **options)
-    assert not served  # said before anybody is served
+        assert found.get("note") == entry.get("note") and (found["ci95"] is None) == (entry["ci95"] is None)
+        numbers = [[x["mean"], *(x["ci95"] or [])] for x in (found, entry)]
+        np.testing.assert_allclose(*numbers, rtol=1e-6, atol=1e-6)
