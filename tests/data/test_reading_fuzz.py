@@ -158,7 +158,8 @@ def rows_in(data: bytes) -> int:
 
 def check_message(error: Exception, seed: int) -> None:
     text = str(error)
-    assert text and "\n" not in text and "None" not in text and "to at most 0" not in text, (seed, text)
+    ours = text.replace("'None'", "")  # a cell of the file's
+    assert ours and "\n" not in ours and "None" not in ours and "to at most 0" not in ours, (seed, text)
 
 
 def read_source(seed: int, folder: pathlib.Path) -> None:
