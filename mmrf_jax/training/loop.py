@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmrf_jax import types
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions, stream
 from mmrf_jax.data.schema import SessionLog
