@@ -104,15 +104,16 @@ class Ahead:
                 lower().compile()
         job.set_result(None)
 
-    def wait(self, name: str, check: Callable[[], None] = lambda: None) -> None:
+    def wait(self, name: str, check: Callable[[], None] = lambda: None, say: Callable[[str], None] = print) -> None:
         """Returns when a program is compiled, or was never begun.
 
         Args:
-          check: called again and again; it may raise.
+          check: called again and again; it may raise. say: is given a line if there is something to wait for.
         """
         job = self._jobs.pop(name, None)
-        if job is None:
+        if job is None or job.done():
             return
+        say(f"compiling: {name}")
         start = time.monotonic()
         while not futures.wait([job], timeout=_PATIENCE).done:
             check()

@@ -131,11 +131,11 @@ def _judged(
     result: dict[str, Any] = {}
     if source.sim is not None:
         phase("ab_test")
-        compiled.wait("A/B test", check)
+        compiled.wait("A/B test", check, say)
         own = methods.get(plan.method).make_policy(state.agents, source.items, plan.agents)
         result |= judging.compare(config, source, policies | {config.method: own}, mesh)
     phase("offline")
-    compiled.wait("offline", check)
+    compiled.wait("offline", check, say)
     return result | judging.evaluate(config, _alone(source), par.local(state), par.local_mesh(), beside=not brief)
 
 
@@ -213,7 +213,7 @@ def _learn(
                 with preemption.at_once():
                     data = batches.Held(config, source.collect(_server(config, plan, source, state), number), mesh)
             if start is not None:
-                compiled.wait("initial state", check)
+                compiled.wait("initial state", check, say)
                 state = start(*ahead.initial_args(config, plan, source, data.known(plan.agents.discount)))
                 start = None
             logged = par.put_replicated(np.array([data.sessions, data.requests], np.int32), mesh)
@@ -339,7 +339,7 @@ def _round(
         """Steps `first` … `total - 1` of a phase of this round, at rates that fall along the whole run."""
         if first < total:
             phase(name)
-            compiled.wait(name, check)
+            compiled.wait(name, check, say)
         update = counted(f"{name} {number + 1}/{plan.rounds}", total, done=first)
         with stream.ahead(lambda at: data.get(part, number, at), first, total) as coming:
             for at, batch in enumerate(coming, first):
@@ -357,7 +357,7 @@ def _round(
     if plan.models:
         state = run(state, "fit", "feedback", alternation.fit_step, done, of_fit)
         if done <= of_fit:
-            compiled.wait("measure", check)
+            compiled.wait("measure", check, say)
             state = _measure(config, source, plan, state, data, mesh)
             keeper.hold(state)
     first = max(done - of_fit, 0)
@@ -369,7 +369,7 @@ def _round(
     alone = lambda: (config, _alone(source), plan, par.local(state), data.log)
     if plan.models and config.alternation.gap_sessions and source.sim is not None:
         phase("optimism")
-        compiled.wait("A/B test", check)
+        compiled.wait("A/B test", check, say)
         rows["optimism"] = judging.optimism(*alone(), par.local_mesh(), policies)
     if config.alternation.conflict_batches:
         phase("conflict")

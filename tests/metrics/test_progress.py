@@ -38,6 +38,21 @@ def test_one_line_overwritten_on_a_terminal():
     assert text.count("\r") == 5 and text.count("\n") == 1 and text.rstrip().endswith("took 12 s")
 
 
+def test_the_time_left_follows_from_units_after_the_first_whose_time_is_compilation():
+    now, stream = [0.0], Stream(tty=False)
+    progress = Progress("train", 100, stream=stream, clock=lambda: now[0])
+    for done, seconds in ((1, 60.0), (2, 10.0), (12, 10.0)):
+        now[0] += seconds
+        progress.update(done)
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        "train 1/100 steps  1%",
+        "train 2/100 steps  2%  0.1/s  16 min 20 s left",
+        "train 12/100 steps  12%  0.6/s  2 min 40 s left",
+        "train 12/100 steps  12%  0.6/s  took 1 min 20 s",
+    ]
+
+
 def test_rate_counts_only_this_run_and_total_may_be_unknown():
     assert "collect 65/100 users  65%  1.0/s  35 s left" in run(tty=False, seconds=6, done=60)
     assert run(tty=False, seconds=6, total=None).splitlines()[0] == "collect 5 users  1.0/s"

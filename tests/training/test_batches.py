@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ def config(share=1.0, batch=16):
 @pytest.fixture
 def both(log, blocks):
     return batches.Held(config(), log, par.make_mesh()), batches.Streamed(config(), blocks, par.make_mesh(), DISCOUNT)
+
+
+def test_an_example_is_like_any_batch(both):
+    """Programs are compiled for it before there is a log."""
+    example = batches.example(SCHEMA, 32, 3)
+    for data in both:
+        batch = data.get("train", 0, 0)
+        assert jax.tree.structure(batch) == jax.tree.structure(example)
+        for (path, x), y in zip(jax.tree.leaves_with_path(batch), jax.tree.leaves(example), strict=True):
+            assert (x.shape, x.dtype) == (y.shape, y.dtype), jax.tree_util.keystr(path)
 
 
 def test_they_know_the_same_of_a_log(both):
