@@ -291,7 +291,7 @@ def resolve(flag) -> ml_collections.ConfigDict:
             config.update_from_flattened_dict({name: value})
         configs.validate(config)
     if config.quick:  # its time goes into compilation, not into what is compiled
-        import jax
+        from mmrf_jax.parallel import programs
 
-        jax.config.update("jax_disable_most_optimizations", True)
+        programs.compile_quickly()
     return ml_collections.ConfigDict({name: v for name, v in config.to_dict().items() if name != "when_quick"})

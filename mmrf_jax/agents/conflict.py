@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
+from mmrf_jax.parallel import programs
 
 #: The parameters of the actors that all agents use alike: the query, key and value maps of their attention.
 _SHARED = "collaboration"
@@ -28,7 +27,7 @@ def _still(state: st.AgentState, batch: types.SessionBatch, items: types.Items, 
     return (r.z[:, :-1], r.memory_mean[:, :-1]), candidates[:, :-1]
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@programs.program(often=False, static_argnames="config")
 def attention(state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig) -> chex.Array:
     """Attention [heads, N, N], a row what an agent gives to the others, summed over the first T requests of a batch."""
     users, candidates = _still(state, batch, items, config)
@@ -36,7 +35,7 @@ def attention(state: st.AgentState, batch: types.SessionBatch, items: types.Item
     return jnp.einsum("bt,bthij->hij", rep.learned(batch).request, weights)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@programs.program(often=False, static_argnames="config")
 def actor_gradients(
     state: st.AgentState,
     batch: types.SessionBatch,
@@ -70,7 +69,7 @@ def actor_gradients(
     return _rows(jax.jacrev(total)(state.params["actor"]["params"][_SHARED]), config.num_agents)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@programs.program(often=False, static_argnames="config")
 def encoder_gradients(
     state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig
 ) -> chex.Array:

@@ -17,10 +17,20 @@ from typing import Any
 
 import jax
 
-#: Levels of LLVM on CPUs, measured on the update of the agents: 1 compiles in two thirds of the default's time to
-#: programs that are as fast; 0 in two fifths, to programs that take three times as long.
-_OFTEN, _ONCE = 1, 0
+# Options on CPUs, by processor time of the update of the agents: seconds to compile it, and milliseconds of a step.
+_OFTEN = {"xla_backend_optimization_level": 1}  # 11.9 and 101; the default compiles longer to programs as fast
+_SOME = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}  # 7.0 and 118
+_ONCE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # 3.0 and 313
 _PATIENCE = 0.5  # seconds between two looks at whether the run is told to stop
+
+
+_quick = False
+
+
+def compile_quickly() -> None:
+    """Lets hot programs be compiled for a hundred calls rather than thousands, from here on in this process."""
+    global _quick
+    _quick = True
 
 
 class Program:
@@ -39,7 +49,7 @@ class Program:
         """The jitted function."""
         options = None
         if jax.default_backend() == "cpu" and not jax.config.read("jax_disable_most_optimizations"):
-            options = {"xla_backend_optimization_level": _OFTEN if self._often else _ONCE}
+            options = (_SOME if _quick else _OFTEN) if self._often else _ONCE
         return jax.jit(self._function, compiler_options=options, **self._kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -17,6 +17,7 @@ from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
 from mmrf_jax.evaluation import offline
 from mmrf_jax.metrics import files
+from mmrf_jax.parallel import programs
 from mmrf_jax.simulators.feedback import sampling
 from mmrf_jax.training import alternation, collect, judging, methods, predicted, sources
 from mmrf_jax.training import workdir as wd
@@ -29,7 +30,7 @@ _BEST = 9  # candidates listed by the main agent's score, those that were shown 
 _MEASURED = ("speed", "scale")  # suites of launch.benchmark, written into the run's folder as NAME.json
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bokeh")
 
-_predict = jax.jit(sampling.predict, static_argnames="config")
+_predict = programs.Program(sampling.predict, often=False, static_argnames="config")
 
 
 def explain(config, source: sources.Source, state: alternation.RunState, thorough: bool = True) -> dict[str, Any]:
