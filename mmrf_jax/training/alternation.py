@@ -22,6 +22,7 @@ from mmrf_jax.embeddings import table
 from mmrf_jax.encoders import tables as tb
 from mmrf_jax.parallel import mesh as par
 from mmrf_jax.parallel import programs
+from mmrf_jax.simulators import draws
 from mmrf_jax.simulators.feedback import fitting, network, sampling
 from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
 from mmrf_jax.training import methods
@@ -51,6 +52,7 @@ class Plan:
       closed_loop: whether each round after the first has a log of its own: the newest policy's, or another of the first
         policy where the method does not collect its own (`methods.Method.collects`).
       slates: of unseen videos labelled by the feedback model at each request.
+      others: candidates of each request that an update looks at beside those shown; None for all.
     """
 
     method: str
@@ -59,6 +61,7 @@ class Plan:
     rounds: int
     closed_loop: bool
     slates: int
+    others: int | None = None
 
     @property
     def models(self) -> bool:
@@ -89,7 +92,25 @@ def plan_of(config) -> Plan:
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
         slates=agents.simulated_slates(candidates),
+        others=_others(config, agents, candidates),
     )
+
+
+def _others(config, agents: AgentConfig, candidates: int) -> int | None:
+    """`Plan.others`: at least the videos of the simulated slates, and none where all would be there anyway.
+
+    Raises:
+      ValueError: where unseen videos are to be drawn by a score, which all candidates must have.
+    """
+    wanted = config.train.candidates
+    if not wanted or wanted + agents.slate >= candidates:
+        return None
+    if agents.sampling != "uniform":
+        raise ValueError(
+            f"config.train.candidates={wanted} leaves out candidates that agents.sampling={agents.sampling!r} chooses "
+            "among; use 0"
+        )
+    return max(wanted, agents.simulated_slates(candidates) * agents.slate)
 
 
 def _fields(section) -> dict[str, Any]:
@@ -205,6 +226,9 @@ def update_step(
       encodings: `kept_encodings` of the state; None to make those of the batch's candidates here.
     """
     method = methods.get(plan.method)
+    if plan.others is not None:
+        key = jax.random.fold_in(jax.random.fold_in(state.agents.key, 1), state.agents.step)
+        batch = with_fewer_candidates(batch, key, plan.others)
     if plan.models:
         model = model_of(state)
         key = jax.random.fold_in(jax.random.fold_in(model.key, 1), state.agents.step)
@@ -217,6 +241,19 @@ def update_step(
     else:
         agents, metrics = method.update(state.agents, batch, items, plan.agents, rate)
     return dataclasses.replace(state, agents=agents, done=state.done + 1), metrics
+
+
+def with_fewer_candidates(batch: types.SessionBatch, key: types.Key, others: int) -> types.SessionBatch:
+    """The batch with K + others candidates of each request: those shown, in order, and others drawn at random."""
+    c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
+    shown = (batch.slate[..., None] == jnp.arange(c)) & batch.slate_mask[..., None]  # [B, T+1, K, C]
+    place = jnp.sum(shown * jnp.arange(k + 1.0, 1.0, -1.0)[:, None], axis=-2)  # above 1 for those shown, falling
+    chosen = exposure.top_k(jnp.where(place > 0, place, draws.uniforms(key, place.shape)), k + others)
+    return dataclasses.replace(
+        batch,
+        candidates=jnp.take_along_axis(batch.candidates, chosen, axis=-1),
+        slate=jnp.where(batch.slate_mask, jnp.cumsum(batch.slate_mask, axis=-1) - 1, 0),
+    )
 
 
 def preference(

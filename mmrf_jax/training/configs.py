@@ -85,6 +85,9 @@ class Train:
 
     batch: int = field(32, "segments of an update", fields.COUNT)
     segment: int = field(8, "requests of a segment", fields.COUNT)
+    candidates: int = field(
+        0, "of a request that an update looks at: those shown, and so many others at random; 0: all", fields.NATURAL
+    )
     epochs: int = field(1, "over each round's log", fields.COUNT)
 
 

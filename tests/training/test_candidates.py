@@ -1,0 +1,35 @@
+"""Updates on some of the candidates of each request."""
+
+import jax
+import numpy as np
+import tiny
+
+from mmrf_jax.training import alternation
+
+C, OTHERS = tiny.SCHEMA.candidates, 2
+
+
+def test_what_was_shown_stays_and_the_others_are_drawn_from_the_rest():
+    batch = tiny.make_batch()
+    fewer = jax.jit(alternation.with_fewer_candidates, static_argnums=2)
+    drawn = np.zeros(C)
+    for seed in range(300):
+        found = jax.device_get(fewer(batch, jax.random.key(seed), OTHERS))
+        k = batch.slate.shape[-1]
+        assert found.candidates.shape == (*batch.candidates.shape[:2], k + OTHERS)
+        shown, before = (np.take_along_axis(b.candidates, b.slate, axis=-1) for b in (found, batch))
+        np.testing.assert_array_equal(shown[batch.slate_mask], before[batch.slate_mask])
+        assert (np.diff(np.sort(found.candidates, axis=-1), axis=-1) > 0).all()  # none twice
+        assert np.isin(found.candidates[0, 0], batch.candidates[0, 0]).all()
+        drawn += np.isin(batch.candidates[0, 0], found.candidates[0, 0])
+    shown = np.isin(np.arange(C), batch.slate[0, 0][batch.slate_mask[0, 0]])
+    np.testing.assert_array_equal(drawn[shown], 300)
+    share = (batch.slate.shape[-1] + OTHERS - shown.sum()) / (C - shown.sum())
+    np.testing.assert_allclose(drawn[~shown] / 300, share, atol=4 * np.sqrt(share * (1 - share) / 300))
+
+
+def test_everything_else_of_the_batch_is_as_it_was():
+    batch = tiny.make_batch()
+    found = alternation.with_fewer_candidates(batch, jax.random.key(0), OTHERS)
+    for name in ("user_id", "profile", "context", "slate_mask", "feedback", "mask", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(batch, name))
