@@ -35,6 +35,16 @@ from mmrf_jax.parallel import ending
 from mmrf_jax.training import configs
 from mmrf_jax.training import workdir as wd
 
+#: JAX's settings that decide what the numbers of a run are, or only look at how code is written. The mains have these
+#: whatever the environment says, so that a run has the same numbers everywhere.
+_NUMBERS = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+}
 _LIBRARIES = ("orbax", "tensorflow_datasets", "etils", "matplotlib")
 
 _MULTIHOST = flags.DEFINE_bool(
@@ -118,7 +128,7 @@ def _is_ours(record) -> bool:
 
 
 def start_jax() -> None:
-    """Imports JAX and has it keep compiled programs, so that a second start compiles nothing anew.
+    """Imports JAX with the settings of the mains, and has it keep compiled programs for a second start.
 
     Raises:
       ValueError: where JAX cannot read a setting of the environment.
@@ -128,6 +138,10 @@ def start_jax() -> None:
     except ValueError as error:
         given = " ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_"))
         raise ValueError(f"JAX does not start with {given} ({error}); correct or unset it") from error
+    for name, value in _NUMBERS.items():
+        if getattr(jax.config, name) != value:
+            say(f"{name.upper()} is {getattr(jax.config, name)} here; the mains compute with {value}")
+            jax.config.update(name, value)
     if (cache := _cache_folder()) is None:
         jax.config.update("jax_enable_compilation_cache", False)
         return

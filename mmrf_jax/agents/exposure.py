@@ -22,7 +22,8 @@ def standardised(scores: chex.Array) -> chex.Array:
 
 def logged(slate: chex.Array, mask: chex.Array, num_candidates: int) -> chex.Array:
     """The exposure w [..., C] of a slate [..., K] of positions with `mask` [..., K]: 1 where a candidate was shown."""
-    shown = (slate[..., None] == jnp.arange(num_candidates)) & mask[..., None]
+    position = jax.lax.broadcast_to_rank(jnp.arange(num_candidates, dtype=jnp.int32), slate.ndim + 1)
+    shown = (slate[..., None] == position) & mask[..., None]
     return jnp.any(shown, axis=-2).astype(jnp.float32)
 
 
@@ -40,7 +41,7 @@ def plackett_luce_log_prob(scores: chex.Array, slate: chex.Array, mask: chex.Arr
     k = slate.shape[-1]
     shown = jnp.ones(slate.shape, bool) if mask is None else mask
     chosen = jnp.take_along_axis(scores, slate, axis=-1)
-    position = jnp.arange(scores.shape[-1]).reshape((1,) * (scores.ndim - 1) + (-1,))
+    position = jax.lax.broadcast_to_rank(jnp.arange(scores.shape[-1], dtype=jnp.int32), scores.ndim)
     taken = jnp.zeros(scores.shape, bool)
     for i in range(k):  # unrolled, it fuses with the sum below
         taken |= (slate[..., i : i + 1] == position) & shown[..., i : i + 1]
@@ -49,7 +50,7 @@ def plackett_luce_log_prob(scores: chex.Array, slate: chex.Array, mask: chex.Arr
     rest = jax.nn.logsumexp(scores, axis=-1, where=~taken, keepdims=True)
     terms = jnp.concatenate([chosen, rest], axis=-1)[..., None, :]  # [..., 1, K + 1]
     there = jnp.append(shown, jnp.ones_like(shown[..., :1]), axis=-1)
-    below = jnp.broadcast_to(jnp.triu(jnp.ones((k, k + 1), bool)), (*there.shape[:-1], k, k + 1)) & there[..., None, :]
+    below = jax.lax.broadcast_to_rank(jnp.triu(jnp.ones((k, k + 1), bool)), there.ndim + 1) & there[..., None, :]
     return jnp.where(shown, chosen - jax.nn.logsumexp(terms, axis=-1, where=below), 0.0)
 
 

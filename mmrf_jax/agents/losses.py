@@ -6,6 +6,7 @@ All functions return values per exposure or per request; `agents.update` masks a
 from __future__ import annotations
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from mmrf_jax.agents import exposure
@@ -16,7 +17,7 @@ from mmrf_jax.encoders import heads
 
 def rewards(config: AgentConfig, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
     """Feedback [..., S], or its expectation -> normalised rewards of the agents [..., N]; a hate counts negative."""
-    normalised = feedback / jnp.broadcast_to(reward_scale, feedback.shape)
+    normalised = feedback / jax.lax.broadcast_to_rank(reward_scale, feedback.ndim)
     return jnp.stack([sum(sign * normalised[..., i] for i, sign in terms) for terms in config.reward_terms], axis=-1)
 
 
@@ -61,7 +62,7 @@ def simulated_rewards(
     reward = rewards(config, feedback, reward_scale)
     if config.ablation == "ns":
         return jnp.full_like(reward, -1.0)
-    wide = uncertainty * jnp.abs(feedback) / reward_scale
+    wide = uncertainty * jnp.abs(feedback) / jax.lax.broadcast_to_rank(reward_scale, feedback.ndim)
     width = jnp.stack([sum(wide[..., i] for i, _ in terms) for terms in config.reward_terms], axis=-1)
     return reward + config.optimism * width
 

@@ -102,7 +102,7 @@ class Actor(nn.Module):
         w1 = self.param("mix_in", nn.initializers.lecun_normal(), (16, inputs.shape[-2]), jnp.float32)
         b1 = self.param("mix_bias", nn.initializers.zeros, (16, 1), jnp.float32)
         w2 = self.param("mix_out", nn.initializers.normal(0.1), (16,), jnp.float32)
-        hidden = nn.gelu(jnp.einsum("mi,...ic->...mc", w1, inputs) + jnp.expand_dims(b1, tuple(range(inputs.ndim - 2))))
+        hidden = nn.gelu(jnp.einsum("mi,...ic->...mc", w1, inputs) + jax.lax.broadcast_to_rank(b1, inputs.ndim))
         return (own[..., 0, :] + linear + jnp.einsum("m,...mc->...c", w2, hidden))[..., None, :]
 
 

@@ -74,9 +74,9 @@ def init(
     k_params, k_tables, k_state = jax.random.split(key, 3)
     k1, k2, k3 = jax.random.split(k_params, 3)
     z_size, dim = enc.sizes(config, schema)
-    z = jnp.zeros((1, z_size))
-    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim))
-    e = jnp.zeros((1, schema.slate, dim))
+    z = jnp.zeros((1, z_size), jnp.float32)
+    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim), jnp.float32)
+    e = jnp.zeros((1, schema.slate, dim), jnp.float32)
     params = {
         "encoder": enc.init(k1, config, schema),
         "critic": critic(config).init(k2, z, memory, e),

@@ -70,13 +70,14 @@ def policy_gradient(
 
 def objectives(config: AgentConfig, state: st.AgentState, scores: chex.Array, q: chex.Array) -> chex.Array:
     """What actors ascend [B, T, N]: the values q [B, T, N, C] of the relaxed exposures of scores [B, T, A, C]."""
-    scaled = jax.lax.stop_gradient(q / state.q_scale[None, None, :, None])
+    scaled = jax.lax.stop_gradient(q / jax.lax.broadcast_to_rank(state.q_scale[:, None], q.ndim))
     return losses.policy_objective(scores, scaled, config.slate, config.temperature)
 
 
 def maximiser(config: AgentConfig, state: st.AgentState, q: chex.Array) -> chex.Array:
     """The scores at which `losses.policy_objective` of q is largest, q / tau less a constant; both [B, T, N, C]."""
-    return (q - state.q_mean[None, None, :, None]) / (state.q_scale[None, None, :, None] * config.temperature)
+    mean, scale = state.q_mean[:, None], state.q_scale[:, None] * config.temperature
+    return (q - jax.lax.broadcast_to_rank(mean, q.ndim)) / jax.lax.broadcast_to_rank(scale, q.ndim)
 
 
 def projection(scores: chex.Array, wanted: chex.Array) -> chex.Array:
@@ -281,7 +282,7 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     row = tb.lookup(state.tables, {tb.USER_TABLE: batch.user_id})[tb.USER_TABLE]
     user = (tile(row[:, None, None]), tile(batch.profile[:, None, None]), tile(context[:, :, None]))
     z = encoder.apply(params["encoder"], after, *user, method="user")
-    nothing = jnp.zeros((*z.shape[:-1], 0, shown_next.shape[-1]))
+    nothing = jnp.zeros((*z.shape[:-1], 0, shown_next.shape[-1]), jnp.float32)
     value = critic.apply(state.target, z, after.mean(), nothing).value.min(axis=-2)  # [B, T, M, N]
     slate_reward = jnp.moveaxis(apart(reward).sum(axis=-1), -1, -2)  # [B, T, M, N]
     target = slate_reward + config.discount * s.stay[..., None] * value

@@ -7,6 +7,8 @@ videos like that one; carrying it over a slate costs O(K), whatever the length o
 
 from __future__ import annotations
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -115,17 +117,17 @@ def sizes(config: EncoderConfig, schema: Schema) -> tuple[int, int]:
 def init(key: types.Key, config: EncoderConfig, schema: Schema):
     """Fresh parameters of the encoder."""
     k = schema.slate
-    rows = {name: jnp.zeros((1, k, config.table_dims[name])) for name in ("author", "id", "tag")}
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    rows = {name: zeros((1, k, config.table_dims[name])) for name in ("author", "id", "tag")}
     return Encoder(config).init(
-        key, rows, jnp.zeros((1, config.user_dim)), jnp.zeros((1, k, schema.item_features)),
-        jnp.zeros((1, k, len(types.SIGNALS))), jnp.ones((1, k)), jnp.zeros((1, schema.profile)),
-        jnp.zeros((1, schema.context)),
+        key, rows, zeros((1, config.user_dim)), zeros((1, k, schema.item_features)), zeros((1, k, len(types.SIGNALS))),
+        jnp.ones((1, k), jnp.float32), zeros((1, schema.profile)), zeros((1, schema.context)),
     )  # fmt: skip
 
 
 def _decays(config: EncoderConfig, ndim: int) -> chex.Array:
     """[..., L] the decays of the memory, with as many axes as they are used with."""
-    return jnp.asarray(config.decays, jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
+    return jax.lax.broadcast_to_rank(jnp.asarray(config.decays, jnp.float32), ndim)
 
 
 def memory_write(

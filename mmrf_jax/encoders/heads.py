@@ -76,20 +76,17 @@ class FeedbackHeads(nn.Module):
         # Set to the base rates of the first log.
         prior = self.param("prior", nn.initializers.zeros, (num_signals + self.extra, 1), jnp.float32)
         products = jnp.einsum("...nd,...md->...nm", vectors, items)
-        prior = jnp.expand_dims(prior, tuple(range(products.ndim - 2)))
-        raw = prior + products
+        raw = jax.lax.broadcast_to_rank(prior, products.ndim) + products
         free, extra = raw[..., :num_signals, :], raw[..., num_signals:, :]
         feedback = free
         if self.ceilings:
             ceiling = self.param("ceiling", nn.initializers.constant(_CEILING), (num_signals - 1, 1), jnp.float32)
-            binary = below(
-                free[..., : types.WATCH_TIME, :], _CEILING_PACE * jnp.expand_dims(ceiling, tuple(range(free.ndim - 2)))
-            )
+            binary = below(free[..., : types.WATCH_TIME, :], _CEILING_PACE * ceiling)
             feedback = jnp.concatenate([binary, free[..., types.WATCH_TIME :, :]], axis=-2)
         # Staying is learned on few numbers of a video: its log-odds of feedback, before ceilings, and its encoding,
         # the same for all users. Free user x video effects fit noise here, for one slate moves the odds by
         # little.
-        few = jax.lax.stop_gradient(free - prior[..., :num_signals, :])
+        few = jax.lax.stop_gradient(free - jax.lax.broadcast_to_rank(prior[:num_signals], free.ndim))
         theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,), jnp.float32)
         direct = self.param("stay_items", nn.initializers.zeros, (items.shape[-1],), jnp.float32)
         effect = jnp.einsum("n,...nm->...m", theta, few) + jax.lax.stop_gradient(items) @ direct
@@ -100,14 +97,15 @@ class FeedbackHeads(nn.Module):
 
 def below(log_odds: chex.Array, ceiling: chex.Array) -> chex.Array:
     """Log-odds of c σ(log_odds), a probability below c = σ(ceiling)."""
-    return log_odds + jax.nn.log_sigmoid(ceiling) - jax.nn.softplus(log_odds + jax.nn.log_sigmoid(-ceiling))
+    least = lambda x: jax.lax.broadcast_to_rank(jax.nn.log_sigmoid(x), log_odds.ndim)
+    return log_odds + least(ceiling) - jax.nn.softplus(log_odds + least(-ceiling))
 
 
 def prior(feedback_mean: chex.Array, feedback_std: chex.Array) -> chex.Array:
     """Raw predictions [S] of the mean of each signal."""
     rate = jnp.clip(feedback_mean, 1e-5, None)
     log_odds = jnp.log(rate / (1 - jnp.minimum(rate, 0.999)))
-    return jnp.where(jnp.arange(len(rate)) == types.WATCH_TIME, jnp.log(rate / feedback_std), log_odds)
+    return jnp.where(jnp.arange(len(rate), dtype=jnp.int32) == types.WATCH_TIME, jnp.log(rate / feedback_std), log_odds)
 
 
 def stay_probability(out: Prediction, w: chex.Array) -> chex.Array:

@@ -86,6 +86,6 @@ def over_catalogue(encode: Callable[[chex.Array], chex.Array], num_videos: int) 
     """`encode(arange(num_videos))` in blocks: videos [n] -> [n, ...] for all V of them."""
     blocks = -(-num_videos // _BLOCK)
     size = -(-num_videos // blocks)
-    videos = jnp.minimum(jnp.arange(blocks * size), num_videos - 1).reshape(blocks, size)
+    videos = jnp.minimum(jnp.arange(blocks * size, dtype=jnp.int32), num_videos - 1).reshape(blocks, size)
     encoded = jax.lax.map(encode, videos)
     return encoded.reshape(-1, *encoded.shape[2:])[:num_videos]

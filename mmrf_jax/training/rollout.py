@@ -90,7 +90,7 @@ def act(policy, sim_params, state, carry, request: types.Request, user, position
     log_prob = jax.lax.cond(
         stochastic,
         lambda: exposure.plackett_luce_log_prob(scaled, slate).sum(axis=-1),
-        lambda: jnp.zeros(scores.shape[:1]),
+        lambda: jnp.zeros(scores.shape[:1], jnp.float32),
     )
     return scores, slate, log_prob
 
@@ -176,11 +176,11 @@ def refill(sim: base.Simulator, policy, key: types.Key, day, slots: Slots) -> Sl
 
     def due(slots):
         waiting = slots.num_users - slots.started
-        idle = jnp.sum(slots.index >= slots.num_users)
+        idle = jnp.sum(slots.index >= slots.num_users, dtype=jnp.int32)
         return (waiting > 0) & (idle >= jnp.minimum(chunk, waiting))
 
     def fill(slots):
-        where = jnp.nonzero(slots.index >= slots.num_users, size=chunk, fill_value=num_slots)[0]
+        where = jnp.nonzero(slots.index >= slots.num_users, size=chunk, fill_value=num_slots)[0].astype(jnp.int32)
         number = slots.started + jnp.arange(chunk, dtype=jnp.int32)
         where = jnp.where(number < slots.num_users, where, num_slots)
         state, request, history = sim.reset(key, _ids(slots.users, number), day, sim.params)

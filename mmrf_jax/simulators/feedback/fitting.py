@@ -51,9 +51,10 @@ def update(
         out = jax.tree.map(lambda x: x[:, :, :-1], out)
         per_signal = losses(config, out, feedback, state.scale)  # [2, B, T, K, S + 1]
         per_signal = jnp.einsum("btk,nbtks->s", learn.exposed, per_signal) / num_exposed
-        logit = out.stay_base + jnp.sum(learn.exposed[None] * out.stay_effect, axis=-1)
+        logit = out.stay_base + jnp.sum(jax.lax.broadcast_to_rank(learn.exposed, 4) * out.stay_effect, axis=-1)
         stays = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
-        stay = jnp.sum(learn.known[None] * optax.sigmoid_binary_cross_entropy(logit, stays[None])) / num_known
+        per_request = optax.sigmoid_binary_cross_entropy(logit, jax.lax.broadcast_to_rank(stays, 3))
+        stay = jnp.sum(jax.lax.broadcast_to_rank(learn.known, 3) * per_request) / num_known
         weights = jnp.asarray((*config.signal_weights, 0.3), jnp.float32)
         metrics = {f"loss/{s}": per_signal[i] / network.TWINS for i, s in enumerate((*types.SIGNALS, "log_seconds"))}
         return jnp.sum(weights * per_signal) + stay, metrics | {"loss/stay": stay / network.TWINS}
@@ -71,13 +72,13 @@ def update(
 def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, scale: chex.Array) -> chex.Array:
     """Losses [2, ..., M, S + 1] of predictions of feedback [..., M, S]; the last is that of log1p seconds."""
     seconds = feedback[..., types.WATCH_TIME]
-    log_seconds = (out.extra[..., 0, :] - jnp.log1p(seconds)[None]) ** 2
+    log_seconds = (out.extra[..., 0, :] - jax.lax.broadcast_to_rank(jnp.log1p(seconds), seconds.ndim + 1)) ** 2
     if config.loss == "likelihood":
         per_signal = heads.feedback_loss(
             out.feedback, jnp.broadcast_to(feedback, (network.TWINS, *feedback.shape)), scale
         )
     else:
-        unit = jnp.where(jnp.arange(len(types.SIGNALS)) == types.WATCH_TIME, scale, 1.0)
+        unit = jnp.where(jnp.arange(len(types.SIGNALS), dtype=jnp.int32) == types.WATCH_TIME, scale, 1.0)
         predicted = jnp.moveaxis(heads.expected_feedback(out.feedback, scale), -2, -1)
         per_signal = ((predicted - feedback) / unit) ** 2
     return jnp.concatenate([per_signal, log_seconds[..., None]], axis=-1)

@@ -64,13 +64,13 @@ def init(
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
     z_size, dim = enc.sizes(config, schema)
-    z = jnp.zeros((1, z_size))
-    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim))
+    z = jnp.zeros((1, z_size), jnp.float32)
+    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim), jnp.float32)
     prior = jnp.append(heads.prior(feedback_mean, feedback_std), jnp.log1p(feedback_mean[types.WATCH_TIME]) - 0.5)
 
     def one(key):
         k1, k2 = jax.random.split(key)
-        head = _HEADS.init(k2, z, memory, jnp.zeros((1, 1, dim)))
+        head = _HEADS.init(k2, z, memory, jnp.zeros((1, 1, dim), jnp.float32))
         head["params"]["prior"] = prior[:, None].astype(jnp.float32)
         return {"encoder": enc.init(k1, config, schema), "heads": head}
 
@@ -145,9 +145,12 @@ def represent_known(
     """`represent` without dropout, from the encodings [2, V, D] of `encode_catalogue`."""
     rows = twin_rows(tb.lookup(state.tables, {tb.USER_TABLE: batch.user_id}))[tb.USER_TABLE]
     # Looked up in one go in the order of the products they go into: as slices of one array they would be copied twice.
-    place = lambda videos: (
-        videos[None] + encodings.shape[1] * jnp.arange(TWINS).reshape(TWINS, *(1 for _ in videos.shape))
-    )
+    first = encodings.shape[1] * jnp.arange(TWINS, dtype=jnp.int32)
+
+    def place(videos):
+        twins = first.reshape(TWINS, *(1,) * videos.ndim)
+        return jax.lax.broadcast_to_rank(videos, twins.ndim) + twins
+
     of = lambda videos: encodings.reshape(-1, encodings.shape[-1])[place(videos)]
     one = lambda p, seen, other, r: rep.of_encoded(config, p, seen, other, r, batch, items)
     return jax.vmap(one)(state.params["encoder"], of(rep.seen_videos(batch)), of(unseen), rows)
@@ -160,7 +163,7 @@ def predict(params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Ar
 
 def calibrated(out: heads.Prediction, calibration: chex.Array) -> heads.Prediction:
     """Predictions with the log-odds of binary signals scaled and moved (Platt, 1999)."""
-    slope, offset = jnp.expand_dims(calibration[..., None], tuple(range(1, out.feedback.ndim - 1)))
+    slope, offset = (jax.lax.broadcast_to_rank(x, out.feedback.ndim) for x in calibration[..., None])
     binary = slope * out.feedback[..., : types.WATCH_TIME, :] + offset
     feedback = jnp.concatenate([binary, out.feedback[..., types.WATCH_TIME :, :]], axis=-2)
     return dataclasses.replace(out, feedback=feedback)

@@ -36,7 +36,8 @@ def draw(
     watch = uniforms[..., 0]
     place = watch * (quantiles.shape[-1] - 1)
     low = jnp.minimum(place.astype(jnp.int32), quantiles.shape[-1] - 2)
-    row = jnp.sum(log_seconds[..., None] > jnp.expand_dims(edges, tuple(range(log_seconds.ndim))), axis=-1)
+    above = log_seconds[..., None] > jax.lax.broadcast_to_rank(edges, log_seconds.ndim + 1)
+    row = jnp.sum(above, axis=-1, dtype=jnp.int32)
     at = lambda i: quantiles.reshape(-1)[row * quantiles.shape[-1] + i]
     residual = at(low) + (place - low.astype(jnp.float32)) * (at(low + 1) - at(low))
     seconds = jnp.maximum(jnp.expm1(log_seconds + residual), 0.0)
@@ -59,9 +60,8 @@ def unseen_slates(
       preference: [B, T+1, C]; its softmax are the chances of the first draw. None for equal ones.
     """
     c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
-    shown = jnp.any(
-        (batch.slate[..., None] == jnp.arange(c).reshape(1, 1, 1, c)) & batch.slate_mask[..., None], axis=-2
-    )
+    position = jax.lax.broadcast_to_rank(jnp.arange(c, dtype=jnp.int32), batch.slate.ndim + 1)
+    shown = jnp.any((batch.slate[..., None] == position) & batch.slate_mask[..., None], axis=-2)
     if preference is None:
         order = jnp.where(shown, -1.0, draws.uniforms(key, shown.shape))
     else:  # Gumbel's trick

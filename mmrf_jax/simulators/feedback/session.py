@@ -167,7 +167,7 @@ def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: Fee
     Of a slate as many videos are shown, the first, as the request that the candidates are of had in the log.
     """
     k = exposed.shape[1]
-    mask = jnp.arange(k) < (params.pool.slate[state.row] >= 0).sum(axis=1, keepdims=True)
+    mask = jnp.arange(k, dtype=jnp.int32) < (params.pool.slate[state.row] >= 0).sum(axis=1, keepdims=True)
     u = draws.user_uniforms(
         jax.random.fold_in(key, 2), state.day * 4096 + state.position, state.user_id, k * sampling.NUM_UNIFORMS + 2
     )
@@ -217,14 +217,14 @@ def predict(params: FeedbackParams, state: SimulatedState, videos: chex.Array):
 def logged_slates(params: FeedbackParams, state: SimulatedState) -> chex.Array:
     """Scores [B, C] that serve the slates of the log, in their order: the policy that collected it."""
     slate, c = params.pool.slate[state.row], params.pool.candidates.shape[1]
-    rank = jnp.arange(slate.shape[1])
-    hits = (slate[..., None] == jnp.arange(c)) * (slate.shape[1] - rank)[:, None]
+    rank = jnp.arange(slate.shape[1], dtype=jnp.int32)
+    hits = (slate[..., None] == jnp.arange(c, dtype=jnp.int32)) * (slate.shape[1] - rank)[:, None]
     return hits.sum(axis=1).astype(jnp.float32)
 
 
 def no_preference(params: FeedbackParams, state: SimulatedState) -> chex.Array:
     """Equal scores [B, C]: uniform slates when served as Plackett–Luce."""
-    return jnp.zeros((state.row.shape[0], params.pool.candidates.shape[1]))
+    return jnp.zeros((state.row.shape[0], params.pool.candidates.shape[1]), jnp.float32)
 
 
 def _twins_first(memory: enc.Memory) -> enc.Memory:

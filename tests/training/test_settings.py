@@ -1,0 +1,121 @@
+"""JAX's global settings: programs trace under all of them, with the dtypes and the random numbers of the defaults."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mmrf_jax import types
+from mmrf_jax.agents import policy
+from mmrf_jax.simulators import base, draws
+from mmrf_jax.simulators.world import params, session
+from mmrf_jax.training import alternation, rollout, sources
+
+SETTINGS = {
+    "x64": functools.partial(jax.enable_x64, True),
+    "rbg": functools.partial(jax.default_prng_impl, "rbg"),
+    "strict promotion": functools.partial(jax.numpy_dtype_promotion, "strict"),
+    "no rank promotion": functools.partial(jax.numpy_rank_promotion, "raise"),
+    "debug nans": functools.partial(jax.debug_nans, True),
+}
+PLAN = alternation.Plan("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=True, slates=1)
+
+
+@contextlib.contextmanager
+def under(*names):
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(SETTINGS[name]())
+        yield
+
+
+def streams():
+    """Random numbers of a step by both computations, and their transforms."""
+    users = np.arange(5, dtype=np.int32)
+    key = jax.random.fold_in(types.make_key(3), 7)
+    fused, plain = (draw(key, np.int32(2), users, 6) for draw in (draws.user_uniforms, base.user_uniforms))
+    return [np.asarray(x) for x in (fused, plain, base.to_normal(plain), base.to_gumbel(plain))]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_random_numbers_are_the_same_bits_under(name):
+    expected = streams()
+    np.testing.assert_array_equal(expected[0], expected[1])
+    with under(name):
+        for got, want in zip(streams(), expected, strict=True):
+            assert got.dtype == want.dtype == np.float32
+            np.testing.assert_array_equal(got, want)
+
+
+def wide(tree) -> list[str]:
+    """The leaves of 64 bits."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path) for path, x in leaves if np.dtype(getattr(x, "dtype", "i4")).itemsize == 8]
+
+
+def numbers(tree):
+    """The arrays of a tree but its keys."""
+    arrays = [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
+    keyed = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return [x for x in arrays if not keyed(x)]
+
+
+def test_fit_and_update_under_all_settings_at_once():
+    """Nothing of 64 bits, nothing that is only promoted by default; traced, not run."""
+    items, batch = tiny.make_items(), tiny.make_batch()
+    ones = np.ones(tiny.S, np.float32)
+    with under(*SETTINGS):
+        state = jax.eval_shape(lambda: alternation.init(types.make_key(0), PLAN, tiny.SCHEMA, items, ones, ones, ones))
+        assert not wide(numbers(state))
+        rate = jnp.float32(1.0)
+        fitted = jax.eval_shape(functools.partial(alternation.fit_step, plan=PLAN), state, batch, items, rate=rate)
+        assert not wide(numbers(fitted))
+        encodings = jax.eval_shape(lambda state: alternation.kept_encodings(state, items, PLAN), state)
+        updated = jax.eval_shape(
+            functools.partial(alternation.update_step, plan=PLAN), state, batch, items, rate=rate, encodings=encodings
+        )
+        assert not wide(numbers(updated))
+        assert not wide(numbers(jax.eval_shape(alternation.next_round, state)))
+
+
+def test_rollouts_under_all_settings_at_once():
+    config = params.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4, max_requests=6)
+    sim = session.make(config)
+    schema, ones = sources.world_schema(sim, config), np.ones(tiny.S, np.float32)
+
+    def serve(name: str):
+        ranker = sources.world_policies().get(name)
+        if ranker is None:
+            state = alternation.init(types.make_key(0), PLAN, schema, sim.items, ones, ones, ones)
+            ranker = policy.make(state.agents, sim.items, PLAN.agents)
+        zero = jnp.int32(0)
+        return rollout.rollout(sim, ranker, types.make_key(0), zero, zero, num_users=4, slots=4, k=3)
+
+    with under(*SETTINGS):
+        for name in (*sources.world_policies(), "agents"):
+            sums, counts = jax.eval_shape(functools.partial(serve, name))
+            assert (sums.dtype, counts.dtype) == (jnp.float32, jnp.int32)
+
+
+@pytest.mark.slow
+def test_the_world_is_the_same_bits_under_all_settings_at_once():
+    """Its videos, users, histories, candidates and answers."""
+
+    def look():
+        config = params.WorldConfig(num_videos=1000, candidates=20, history=4)
+        sim = session.make(config)
+        key, users = types.make_key(0), np.arange(50, dtype=np.int32)
+        state, request, history = jax.jit(sim.reset)(key, users, np.int32(0), sim.params)
+        slate = np.tile(np.arange(6, dtype=np.int32), (50, 1))
+        state, result = jax.jit(sim.step)(key, state, slate, sim.params)
+        return [np.asarray(x) for x in numbers((sim.params, sim.items, request, history, state, result))]
+
+    expected = look()
+    with under(*SETTINGS):
+        for got, want in zip(look(), expected, strict=True):
+            assert got.dtype == want.dtype
+            np.testing.assert_array_equal(got, want)
