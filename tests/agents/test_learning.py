@@ -5,7 +5,6 @@ chance. *Leaving*: one tag is watched longer and drives users away, the other ke
 """
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -97,10 +96,11 @@ def random_log(world, seed, users):
 def learn(learner, log, updates, batch=128):
     seen = log.feedback.reshape(-1, tiny.S)
     state = tiny.init(jax.random.key(0), CONFIG, SCHEMA, ITEMS, seen.mean(axis=0), seen.std(axis=0))
-    fn = jax.jit(functools.partial(learner, config=CONFIG), donate_argnums=0)
+    hot = {"xla_backend_optimization_level": 1}  # it runs hundreds of times
+    fn = jax.jit(learner, static_argnames="config", donate_argnums=0, compiler_options=hot)
     index, rng = sessions.segment_index(log, T), np.random.default_rng(0)
     for _ in range(updates):
-        state, metrics = fn(state, sessions.gather_segments(log, rng.choice(index, batch), T), ITEMS)
+        state, metrics = fn(state, sessions.gather_segments(log, rng.choice(index, batch), T), ITEMS, config=CONFIG)
     assert all(np.isfinite(x) for x in metrics.values())
     return state
 

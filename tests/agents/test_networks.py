@@ -23,7 +23,7 @@ def test_hidden_scores_are_those_of_an_mlp_over_both():
     user, video, bias, out = (RNG.normal(size=shape) for shape in ((4, 6), (4, 6), (6,), (3, 6)))
     params = {"user": {"kernel": user, "bias": bias}, "video": {"kernel": video}, "out": out}
     params = {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}
-    scores = HiddenScores(6).apply(params, jnp.asarray(vectors, jnp.float32), jnp.asarray(items, jnp.float32))
+    scores = jax.jit(HiddenScores(6).apply)(params, jnp.asarray(vectors, jnp.float32), jnp.asarray(items, jnp.float32))
     assert scores.shape == (2, 3, 5)
     both = np.concatenate([user, video])  # [2D, width], over the pair of vector and encoding
     for b in range(2):
@@ -37,10 +37,11 @@ def test_the_mlp_adds_to_the_products_of_all_agents():
     config = dataclasses.replace(tiny.CONFIG, score_hidden=5)
     z, memory, items = RNG.normal(size=(2, 7)), RNG.normal(size=(2, 1, 2, 12)), RNG.normal(size=(2, 8, 12))
     args = [jnp.asarray(x, jnp.float32) for x in (z, memory, items)]
-    params = Actor(config).init(jax.random.key(0), *args)["params"]
+    params = jax.jit(Actor(config).init)(jax.random.key(0), *args)["params"]
     hidden = params.pop("hidden")
-    products = Actor(tiny.CONFIG).apply({"params": params}, *args).scores
-    scores = lambda out: Actor(config).apply({"params": params | {"hidden": hidden | {"out": out}}}, *args).scores
+    products = jax.jit(Actor(tiny.CONFIG).apply)({"params": params}, *args).scores
+    apply = jax.jit(Actor(config).apply)
+    scores = lambda out: apply({"params": params | {"hidden": hidden | {"out": out}}}, *args).scores
     np.testing.assert_allclose(scores(jnp.zeros_like(hidden["out"])), products, atol=1e-6)
     assert (np.abs(scores(10.0 * hidden["out"]) - products).max(axis=(0, 2)) > 1e-3).all()
 

@@ -18,6 +18,10 @@ from mmrf_jax.encoders import tables as tb
 CONFIG = tiny.CONFIG
 F, D = 3, 5
 
+memory_write, memory_over_requests, encode_videos = (
+    jax.jit(function, static_argnums=0) for function in (enc.memory_write, enc.memory_over_requests, tb.encode_videos)
+)
+
 
 def loop(items, feedback, mask, decays, start=None):
     """Sums and weights after each exposure of one user, oldest first, in float64; start: (outer, weight)."""
@@ -39,10 +43,10 @@ def exposures(seed, *shape):
 
 def test_memory_slate_by_slate_equals_all_at_once_and_the_loop():
     items, feedback, mask = exposures(0, 4, 30)
-    at_once = enc.memory_write(CONFIG, None, items, feedback, mask)
+    at_once = memory_write(CONFIG, None, items, feedback, mask)
     memory = None
     for part in (slice(0, 6), slice(6, 12), slice(12, 13), slice(13, 30)):
-        memory = enc.memory_write(CONFIG, memory, items[:, part], feedback[:, part], mask[:, part])
+        memory = memory_write(CONFIG, memory, items[:, part], feedback[:, part], mask[:, part])
     for b in range(4):
         outer, weight = loop(items[b], feedback[b], mask[b], CONFIG.decays)
         for got in (at_once, memory):
@@ -60,11 +64,11 @@ def test_memory_by_hand():
 
 def test_memory_ignores_masked_entries_to_the_bit():
     items, feedback, mask = exposures(1, 3, 10)
-    clean = enc.memory_write(CONFIG, None, items, feedback, mask)
+    clean = memory_write(CONFIG, None, items, feedback, mask)
     noisy_items, noisy_feedback = np.where(mask[..., None], items, 1e6), np.where(mask[..., None], feedback, -1e6)
-    noisy = enc.memory_write(CONFIG, None, noisy_items, noisy_feedback, mask)
+    noisy = memory_write(CONFIG, None, noisy_items, noisy_feedback, mask)
     assert not tiny.differences(clean, noisy)
-    nothing = enc.memory_write(CONFIG, clean, items, feedback, np.zeros_like(mask))
+    nothing = memory_write(CONFIG, clean, items, feedback, np.zeros_like(mask))
     assert not tiny.differences(clean, nothing)
 
 
@@ -72,8 +76,8 @@ def test_memory_over_requests_is_the_memory_before_each():
     items, feedback, mask = exposures(2, 3, 5, 4)
     mask[1, 2] = False  # a request without exposures
     start_items, start_feedback, start_mask = exposures(3, 3, 7)
-    start = enc.memory_write(CONFIG, None, start_items, start_feedback, start_mask)
-    got = enc.memory_over_requests(CONFIG, start, items, feedback, mask)
+    start = memory_write(CONFIG, None, start_items, start_feedback, start_mask)
+    got = memory_over_requests(CONFIG, start, items, feedback, mask)
     assert got.outer.shape == (3, 5, len(CONFIG.decays), F, D) and got.weight.shape == (3, 5, len(CONFIG.decays))
     for b in range(3):
         expected = loop(start_items[b], start_feedback[b], start_mask[b], CONFIG.decays)
@@ -168,7 +172,7 @@ def test_dropout_in_training_only():
 def test_item_encoding_holds_a_one_the_row_of_the_id_and_the_features():
     items, state = tiny.make_items(), tiny.make_state()
     videos = np.array([3, 0, 29])
-    e = tb.encode_videos(CONFIG, state.params["encoder"], state.tables, items, videos)
+    e = encode_videos(CONFIG, state.params["encoder"], state.tables, items, videos)
     assert e.shape == (3, CONFIG.dim + 2) == (3, enc.sizes(CONFIG, tiny.SCHEMA)[1])
     np.testing.assert_array_equal(e[:, 0], 1.0)
     rows = state.tables["id"].rows[items.embedding_id[videos]]
@@ -179,7 +183,7 @@ def test_item_encoding_holds_a_one_the_row_of_the_id_and_the_features():
 
 def test_encodings_in_blocks_cover_the_whole_catalogue(monkeypatch):
     items, state = tiny.make_items(), tiny.make_state()
-    whole = tb.encode_videos(CONFIG, state.params["encoder"], state.tables, items, np.arange(30))
+    whole = encode_videos(CONFIG, state.params["encoder"], state.tables, items, np.arange(30))
     monkeypatch.setattr(tb, "_BLOCK", 7)  # 30 videos: 5 blocks of 6
     blocks = policy.catalogue_encodings.__wrapped__(state, items, CONFIG)
     np.testing.assert_allclose(blocks, whole, atol=1e-6)
