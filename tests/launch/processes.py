@@ -153,7 +153,7 @@ def rows(workdir: Path) -> list[dict]:
     """The complete rows of metrics.jsonl without their wall times."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds")} for line in lines]
 
 
 def results(workdir: Path) -> dict:

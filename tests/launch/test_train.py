@@ -30,7 +30,11 @@ def test_run_folder_holds_config_metrics_events_checkpoints_and_results(finished
         config["collect"]["sessions"] == 200 and config["alternation"]["rounds"] == 2
     )  # override above, overlay below
     assert "when_quick" not in config
-    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    *lines, last = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    kinds = ("compiling", "preparing", "collecting", "fitting", "training", "judging")
+    assert last["phase"] == "time" and last["step"] == lines[-1]["step"]
+    assert last.keys() - lines[-1].keys() == {f"seconds_{kind}" for kind in kinds}
+    assert 0 < sum(last[f"seconds_{kind}"] for kind in kinds) <= last["seconds"] + 1e-2
     assert lines and all({"step", "seed", "phase", "seconds"} <= row.keys() for row in lines)
     at = [(row["step"], row["phase"] == "optimism") for row in lines]
     assert at == sorted(set(at)) and {row["seed"] for row in lines} == {0}

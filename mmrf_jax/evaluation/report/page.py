@@ -80,7 +80,8 @@ def _section(part: contents.Part, boxes: Mapping[str, str]) -> str:
 
 
 def _lead(run: contents.Run) -> str:
-    train, seconds = run.results.get("train"), run.rows[-1]["seconds"] if run.rows else None
+    train, learning = run.results.get("train"), [row for row in run.rows if row["phase"] != "time"]
+    seconds = learning[-1]["seconds"] if learning else None
     said = [f"Seed {run.config['seed']}"]
     if train:
         said.append(f"{train['rounds']} rounds, {train['updates']:,} updates of the agents")
