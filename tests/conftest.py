@@ -65,3 +65,16 @@ def run_python(launch):
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+    """What is lowered and compiled by hand is compiled as users do, for tests of what that costs or looks like."""
+    import jax  # reads the environment that is set above
+
+    compile = jax.stages.Lowered.compile
+    options = {"xla_cpu_use_fusion_emitters": True}
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compile(lowered, options))
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

@@ -59,7 +59,7 @@ def batches(run):
 
 
 @pytest.mark.slow
-def test_the_work_of_hot_functions_does_not_grow(run, batches):
+def test_the_work_of_hot_functions_does_not_grow(run, batches, optimised):
     k, items, plan = run.plan.agents.slate, run.source.items, run.plan
     ranker = agents_policy.make(run.state.agents, items, plan.agents)
     model = feedback_session.make(alternation.model_of(run.state), items, plan.feedback, run.log, 64)

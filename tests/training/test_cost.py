@@ -57,7 +57,7 @@ def test_work_for_a_live_request_is_flat():
 
 
 @pytest.mark.slow
-def test_a_million_users_in_one_call_fit_8_gib():
+def test_a_million_users_in_one_call_fit_8_gib(optimised):
     sim, n = session.make(p.WorldConfig()), 2**20
 
     def run(params, items, key):
@@ -79,7 +79,7 @@ def test_draws_are_those_of_the_contract(num, first):
         np.testing.assert_array_equal(mine, base.user_uniforms(key, position, users, num))
 
 
-def test_draws_stay_apart_from_their_readers():
+def test_draws_stay_apart_from_their_readers(optimised):
     """The conditions that keep them apart are true of every id, and the compiler must not find out."""
     arguments = (jax.random.key(0), 0, jnp.arange(16, dtype=jnp.int32))
     compiled = jax.jit(lambda *x: draws.user_uniforms(*x, 8)).lower(*arguments).compile().as_text()
