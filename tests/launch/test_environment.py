@@ -153,20 +153,28 @@ def test_a_setting_that_jax_cannot_read_is_named(environment, parts, tmp_path):
     error_line(done, *parts)
 
 
+def train_under(launch, workdir: Path, **settings: str) -> subprocess.CompletedProcess:
+    command, environment = launch.command("train", *TINY, f"--workdir={workdir}"), launch.environment() | settings
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=HANG)
+    assert done.returncode == 0, done.stderr[-12000:]
+    return done
+
+
 @pytest.mark.slow
 def test_the_smallest_run_has_the_same_results_under_all_settings_of_jax(finished: Path, launch, tmp_path):
-    """x64, another generator, strict promotion of dtypes, none of ranks, and a look for NaN."""
-    settings = {
-        "JAX_ENABLE_X64": "1",
-        "JAX_DEFAULT_PRNG_IMPL": "rbg",
-        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
-        "JAX_NUMPY_RANK_PROMOTION": "raise",
-        "JAX_DEBUG_NANS": "1",
-    }
-    command = launch.command("train", *TINY, f"--workdir={tmp_path / 'run'}")
-    done = subprocess.run(
-        command, env=launch.environment() | settings, cwd=ROOT, capture_output=True, text=True, timeout=HANG
-    )
-    assert done.returncode == 0, done.stderr[-12000:]
+    """x64, another generator, strict promotion of dtypes, and none of ranks: to the bit."""
+    done = train_under(
+        launch, tmp_path / "run", JAX_ENABLE_X64="1", JAX_DEFAULT_PRNG_IMPL="rbg", JAX_NUMPY_DTYPE_PROMOTION="strict",
+        JAX_NUMPY_RANK_PROMOTION="raise",
+    )  # fmt: skip
     assert "JAX_ENABLE_X64 is True here; the mains compute with False" in done.stderr
     assert results(tmp_path / "run") == results(finished)
+
+
+@pytest.mark.slow
+def test_the_smallest_run_has_no_nan_on_its_way(finished: Path, launch, tmp_path):
+    """JAX compiles without donated arguments then, so numbers differ by rounding."""
+    train_under(launch, tmp_path / "run", JAX_DEBUG_NANS="1")
+    final = [results(folder)["train"]["final"] for folder in (tmp_path / "run", finished)]
+    losses = [{name: x for name, x in row.items() if name.startswith("loss/")} for row in final]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05, abs=0.05) and losses[0]

@@ -91,7 +91,7 @@ def test_a_field_that_no_config_has_is_named_with_those_like_it():
         ("agents.lerning_rate", "did you mean learning_rate"),
         ("agent.learning_rate", "did you mean agents?"),
         ("sed", "did you mean seed?"),
-        ("train.xyz", "there are batch, epochs, segment"),
+        ("collect.xyz", "there are sessions, test_sessions"),
         ("train.batch.size", "it has no fields of its own"),
     ],
 )
