@@ -276,7 +276,7 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     encoder = enc.Encoder(config)
     answered = encoder.apply(params["encoder"], s.sampled, duration.reshape(s.slates.shape), method="feedback")
     before = jax.tree.map(lambda x: jnp.repeat(x[:, :-1, None], num_slates, axis=2), r.memory)
-    after = enc.memory_write(config, before, shown_next, answered, jnp.ones(s.slates.shape, bool))
+    after = enc.memory_write(config, before, shown_next, answered)
     context = rep.next_context(batch)
     tile = lambda x: jnp.broadcast_to(x, (*s.stay.shape, x.shape[-1]))
     row = tb.lookup(state.tables, {tb.USER_TABLE: batch.user_id})[tb.USER_TABLE]

@@ -105,7 +105,7 @@ class Encoder(nn.Module):
     def __call__(self, rows, user_row, features, feedback, duration, profile, context):
         """Touches every parameter, for initialisation: K videos of one user."""
         e = self.items(rows, features)
-        memory = memory_write(self.config, None, e, self.feedback(feedback, duration), jnp.ones(e.shape[:-1], bool))
+        memory = memory_write(self.config, None, e, self.feedback(feedback, duration))
         return self.user(memory, user_row, profile, context)
 
 
@@ -131,19 +131,25 @@ def _decays(config: EncoderConfig, ndim: int) -> chex.Array:
 
 
 def memory_write(
-    config: EncoderConfig, memory: Memory | None, items: chex.Array, feedback: chex.Array, mask: chex.Array
+    config: EncoderConfig,
+    memory: Memory | None,
+    items: chex.Array,
+    feedback: chex.Array,
+    mask: chex.Array | None = None,
 ) -> Memory:
     """The memory after more exposures, oldest first; `None` is the empty memory.
 
     Args:
-      items: [..., K, D] encodings. feedback: [..., K, F] encodings. mask: [..., K] bool.
+      items: [..., K, D] encodings. feedback: [..., K, F] encodings. mask: [..., K] bool; None for all K.
     """
+    if mask is None:  # as large as the batch it would be a constant, from which XLA works out all that follows
+        mask = jnp.ones((*(1 for _ in items.shape[:-2]), items.shape[-2]), bool)
     shown = mask.astype(items.dtype)
     # Exposures after each one, which is its age when all K are in.
     age = jnp.cumsum(shown[..., ::-1], axis=-1)[..., ::-1] - shown
     weight = shown[..., None] * _decays(config, shown.ndim + 1) ** age[..., None]  # [..., K, L]
     outer = jnp.einsum("...kl,...kf,...kd->...lfd", weight, feedback, items)
-    total = jnp.sum(weight, axis=-2)
+    total = jnp.broadcast_to(jnp.sum(weight, axis=-2), outer.shape[:-2])
     if memory is None:
         return Memory(outer, total)
     keep = _decays(config, shown.ndim) ** jnp.sum(shown, axis=-1, keepdims=True)  # [..., L]

@@ -62,6 +62,16 @@ def test_memory_by_hand():
     assert memory.outer.item() == 0.5 * 1.0 + 300.0 and memory.weight.item() == 1.5  # the masked one does not age them
 
 
+def test_without_a_mask_all_exposures_count():
+    rng = np.random.default_rng(5)
+    items, feedback = rng.normal(size=(2, 3, 4, 6)), rng.normal(size=(2, 3, 4, 5))
+    start = memory_write(CONFIG, None, items, feedback)
+    for memory in (None, start):
+        found = memory_write(CONFIG, memory, items, feedback)
+        wanted = memory_write(CONFIG, memory, items, feedback, np.ones((2, 3, 4), bool))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, wanted)
+
+
 def test_memory_ignores_masked_entries_to_the_bit():
     items, feedback, mask = exposures(1, 3, 10)
     clean = memory_write(CONFIG, None, items, feedback, mask)
