@@ -16,6 +16,7 @@ CACHE = Path(os.environ.get("MMRF_TEST_CACHE") or ROOT / ".cache" / "xla").absol
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")  # virtual CPU devices deadlock on few cores without it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of scikit-learn that wait for a busy core burn another
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Compiling takes longer than what is compiled; what counts work asks for the fixture `optimised`.

@@ -96,8 +96,7 @@ def random_log(world, seed, users):
 def learn(learner, log, updates, batch=128):
     seen = log.feedback.reshape(-1, tiny.S)
     state = tiny.init(jax.random.key(0), CONFIG, SCHEMA, ITEMS, seen.mean(axis=0), seen.std(axis=0))
-    hot = {"xla_backend_optimization_level": 1}  # it runs hundreds of times
-    fn = jax.jit(learner, static_argnames="config", donate_argnums=0, compiler_options=hot)
+    fn = jax.jit(learner, static_argnames="config", donate_argnums=0, compiler_options=tiny.HOT)
     index, rng = sessions.segment_index(log, T), np.random.default_rng(0)
     for _ in range(updates):
         state, metrics = fn(state, sessions.gather_segments(log, rng.choice(index, batch), T), ITEMS, config=CONFIG)

@@ -90,6 +90,8 @@ def make_batch(seed: int = 0, users: int = 8, requests: int = 4, schema: Schema 
     )
 
 
+#: Compiler options for what runs for seconds.
+HOT = {"xla_backend_optimization_level": 1}
 #: The agents' state and their update; the tests of a worker share what is traced and compiled of them.
 init = jax.jit(st.init, static_argnames=("config", "schema", "critic"))
 step = jax.jit(update.update, static_argnames=("config", "learner"))

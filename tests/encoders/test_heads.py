@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tiny
 from scipy.special import expit, logit
 
 from mmrf_jax import types
@@ -36,7 +37,7 @@ def test_learned_ceilings_hold_for_videos_unlike_those_shown():
     nothing, memory = jnp.ones((1, 1)), jnp.zeros((1, 1, 1, 2))
     videos = lambda match: jnp.concatenate([jnp.ones_like(match), match], axis=-1)
 
-    @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.HOT)
     def error(ceilings):
         head = heads.FeedbackHeads(ceilings=ceilings)
         params = head.init(jax.random.key(0), nothing, memory, videos(jnp.asarray(shown)))

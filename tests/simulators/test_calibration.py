@@ -4,10 +4,13 @@ KuaiRand's figures are those of the slice described in its README: the standard 
 users, 180,384 rows) and the random log of 2022-04-22 … 2022-05-05 (982 users, 30,628 rows), exact duplicates dropped.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from mmrf_jax import types
 from mmrf_jax.simulators import base
@@ -47,7 +50,7 @@ def serve(sim):
         return rollout.rollout(world, policy, key, 0, 0, num_users=SERVED, slots=SLOTS, k=K)[0]
 
     groups = {1.0: (rankers.production, rankers.random), 0.0: (rankers.oracle_myopic, rankers.oracle_planning)}
-    compiled = {t: jax.jit(run, static_argnums=(0, 1)) for t in groups}
+    compiled = {t: jax.jit(run, static_argnums=(0, 1), compiler_options=tiny.HOT) for t in groups}
 
     def ask(ranker, params=sim.params):
         temperature = next(t for t, group in groups.items() if ranker in group)
@@ -77,7 +80,7 @@ def per_exposure(sums):
 def standard(sim):
     """Feedback [n, S] and durations [n] of whole sessions under production."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=tiny.HOT)
     def unroll(slots, key):
         def body(slots, _):
             policy = base.privileged_policy(rankers.production, 1.0)
@@ -97,7 +100,7 @@ def standard(sim):
 def uniform(sim):
     """Feedback [n, S] and durations [n] of slates drawn uniformly from the catalogue."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=tiny.HOT)
     def show(key):
         who, what = jax.random.split(key)
         traits, interest = users.draw(jnp.arange(UNIFORM_USERS), sim.params)
