@@ -24,6 +24,8 @@ def main() -> None:
 
     config, out = common.resolve(_CONFIG), _OUT.value
     common.check_output("out", out / "table.json")
+    if "policies" not in config:
+        study.check(study.Study(config, out, _RUNS.value))  # before the folder is made
     out.mkdir(parents=True, exist_ok=True)
     with files.held(out):
         if "policies" in config:

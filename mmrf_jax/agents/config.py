@@ -75,7 +75,7 @@ class AgentConfig(EncoderConfig):
     discount: float = field(0.95, "gamma of a request", fields.SHARE, internal=True)
     polyak: float = field(0.05, "rate at which target networks follow", fields.PART)
     actor_learning_rate: float = field(
-        3e-3, "of Adam, for actors; learning_rate is that of encoder and critics", fields.RATE
+        3e-3, "of Adam, for actors; learning_rate is that of encoder and critics", fields.NOT_NEGATIVE
     )
     communication: str = field("attention", "set by the method", among=COMMUNICATION, internal=True)
     one_actor: bool = field(

@@ -31,9 +31,9 @@ class EncoderConfig:
         (0.98, 0.8), "decays of the user memory, for each exposure", fields.SHARE, internal=True
     )
     state_dim: int = field(64, "width of a user state, profile and context not counted", fields.WIDTH, internal=True)
-    learning_rate: float = field(1.5e-3, "of Adam", fields.RATE)
+    learning_rate: float = field(1.5e-3, "of Adam", fields.NOT_NEGATIVE)
     weight_decay: float = field(1e-4, "decoupled weight decay of Adam", fields.NOT_NEGATIVE, internal=True)
-    table_learning_rate: float = field(0.02, "of row-wise Adagrad", fields.RATE)
+    table_learning_rate: float = field(0.02, "of row-wise Adagrad", fields.NOT_NEGATIVE)
     dropout: float = field(
         0.0,
         "of looked-up embedding rows and of the user state; in training, and where uncertainty is measured",

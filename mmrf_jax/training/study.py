@@ -103,7 +103,7 @@ def folder(config, runs: Path) -> Path:
     return runs / hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _check(study: Study) -> None:
+def check(study: Study) -> None:
     """Refuses before anything is trained what would fail after it."""
     config, names = study.config, study.names()
     configs.validate(config)
@@ -142,7 +142,7 @@ def run(config, out: Path, runs: Path) -> dict[str, Any]:
       config: of a study, see experiments/table_ablation.py. runs: folder of the runs, shared by studies.
     """
     study = Study(config, out, runs)
-    _check(study)
+    check(study)
     paths: dict[str, list[Path]] = {}
     for name in study.names():
         for seed in range(config.seeds):  # of one program

@@ -44,8 +44,18 @@ def test_every_number_of_an_experiment_has_a_range(name):
 @pytest.mark.parametrize(
     ("make", "field", "value", "message"),
     [
-        (world, "feedback.learning_rate", -0.003, "config.feedback.learning_rate is -0.003; use a number above 0"),
-        (world, "agents.learning_rate", math.nan, "config.agents.learning_rate is nan; use a number above 0"),
+        (
+            world,
+            "feedback.learning_rate",
+            -0.003,
+            "config.feedback.learning_rate is -0.003; use --config.feedback.learning_rate=0 or more",
+        ),
+        (
+            world,
+            "agents.learning_rate",
+            math.nan,
+            "config.agents.learning_rate is nan; use --config.agents.learning_rate=0 or more",
+        ),
         (world, "agents.temperature", math.inf, "config.agents.temperature is inf; use a number above 0"),
         (world, "agents.polyak", -1.0, "config.agents.polyak is -1.0; use a number in (0, 1]"),
         (world, "agents.id_dim", -1, "config.agents.id_dim is -1; use --config.agents.id_dim=1 or more"),

@@ -23,7 +23,7 @@ class FeedbackConfig(EncoderConfig):
     videos unlike those that were shown both err to the same side, and twins that differ by chance alone agree.
     """
 
-    learning_rate: float = field(3e-3, "of Adam", fields.RATE)
+    learning_rate: float = field(3e-3, "of Adam", fields.NOT_NEGATIVE)
     dropout: float = field(0.02, "of embedding rows and the user state", fields.DROPOUT)
     loss: str = field(
         "likelihood",
