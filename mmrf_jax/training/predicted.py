@@ -54,7 +54,7 @@ def feedback(
     return out
 
 
-@programs.program(often=False, static_argnames="plan")
+@programs.program(often=True, static_argnames="plan")
 def evaluate(
     state: alternation.RunState, batch: types.SessionBatch, items: types.Items, plan: alternation.Plan
 ) -> dict[str, chex.Array]:
