@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Compiled programs, kept from one run of the tests to the next; of all workers and all processes that tests start.
 CACHE = Path(os.environ.get("MMRF_TEST_CACHE") or ROOT / ".cache" / "xla").absolute()
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in jobs in the background: what tests start would ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")  # virtual CPU devices deadlock on few cores without it
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of scikit-learn that wait for a busy core burn another

@@ -229,3 +229,15 @@ def test_blindness_hides_entries_and_keeps_their_means():
     r = seen(0.25)
     np.testing.assert_array_equal(r.shown[..., -2:], features)
     np.testing.assert_array_equal(r.z[:, :, -5:-2], np.broadcast_to(profile, (40, 5, 3)))
+
+
+def test_dropout_keeps_its_share_independently_in_each_entry():
+    shape = (200, 40)
+    draws = np.stack([enc.kept(jax.random.key(seed), 0.25, shape) for seed in range(20)]).astype(float)
+    assert abs(draws.mean() - 0.75) < 4 * np.sqrt(0.25 * 0.75 / draws.size)
+    flat = draws.reshape(20, -1) - 0.75
+    bound = 4.5 * 0.25 * 0.75  # of a mean of products of independent entries, times the root of their number
+    for step in (1, 40):  # neighbours in a row and in a column
+        assert abs((flat[:, step:] * flat[:, :-step]).mean()) < bound / np.sqrt(flat.size)
+    assert abs((flat[1:] * flat[:-1]).mean()) < bound / np.sqrt(flat.size)  # the next key
+    assert enc.kept(jax.random.key(0), 0.0, shape).all()

@@ -116,10 +116,9 @@ def represent(
     """`encoders.representation.represent` of both twins, leading axis 2; `key` for dropout, with masks of their own."""
     one = lambda p, r, k, blind: rep.represent(config, p, r, batch, items, k, unseen, blind)
     keys = None if key is None else jax.random.split(key, TWINS)
-    axes = (0, 0, None if key is None else 0, 0)
-    return jax.vmap(one, in_axes=axes)(
-        params["encoder"], twin_rows(rows), keys, jnp.asarray(config.blindness, jnp.float32)
-    )
+    blind = jnp.asarray(config.blindness, jnp.float32) if any(config.blindness) else 0.0
+    axes = (0, 0, None if key is None else 0, 0 if any(config.blindness) else None)
+    return jax.vmap(one, in_axes=axes)(params["encoder"], twin_rows(rows), keys, blind)
 
 
 def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
