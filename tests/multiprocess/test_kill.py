@@ -41,7 +41,7 @@ SERVER = "mmrf_jax.training.alternation.server_state"  # right after
 COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is written, nothing committed
 SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit
 SERVE = "mmrf_jax.training.arms.serve_users"  # an arm of the A/B test
-SCORE = "mmrf_jax.training.methods.score_batch"  # offline
+SCORE = "mmrf_jax.training.predicted.evaluate"  # offline
 WRITE = "mmrf_jax.metrics.files.write_json"  # learned.json, results.json
 SYNC = "os.fsync"  # in write_json: the text is in a temporary file, and not yet in its place
 

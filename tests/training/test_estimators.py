@@ -55,7 +55,9 @@ def test_its_logs_are_those_that_collecting_gives(simulated):
         keep_scores=True,
     )
     early = np.concatenate([np.arange(a, min(a + 2, b)) for a, b in zip(log.offsets, log.offsets[1:], strict=False)])
-    np.testing.assert_array_equal(rows["reward"], log.feedback[early].reshape(-1, 9)[:, estimators._COLUMNS])
+    feedback = log.feedback[early].reshape(-1, 9)[:, estimators._COLUMNS]
+    np.testing.assert_array_equal(rows["reward"][:, :3], feedback[:, :3])
+    np.testing.assert_allclose(rows["reward"][:, 3], feedback[:, 3], rtol=1e-5)  # seconds, by two programs
     user = np.repeat(log.user_id, np.diff(log.offsets))[early] - estimators._LOG_USERS
     np.testing.assert_array_equal(rows["user"], np.repeat(user, 3))
     scores, slate = log.scores[early], log.slate[early]
