@@ -216,7 +216,8 @@ def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, mo
     build()
     first.join()
     assert len(entered) == 7  # stages, once each
-    assert said == [f"another process prepares {tmp_path}; waiting for it"]
+    waiting = [line for line in said if "another process" in line]
+    assert waiting == [f"another process prepares {tmp_path}; waiting for it"]
     assert kr.load(tmp_path)[0]["train"].num_sessions > 0 and not list(tmp_path.glob(".unfinished-*"))
 
 

@@ -97,7 +97,7 @@ def test_report_of_a_run_by_itself(finished, launch, tmp_path):
 
 
 def test_a_report_that_fails_loses_no_results(monkeypatch, capsys, tmp_path):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no room left")
 
     monkeypatch.setattr(explain, "write_report", broken)

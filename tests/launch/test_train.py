@@ -34,7 +34,7 @@ def test_run_folder_holds_config_metrics_events_checkpoints_and_results(finished
     kinds = ("compiling", "preparing", "collecting", "fitting", "training", "judging")
     assert last["phase"] == "time" and last["step"] == lines[-1]["step"]
     assert last.keys() - lines[-1].keys() == {f"seconds_{kind}" for kind in kinds}
-    assert 0 < sum(last[f"seconds_{kind}"] for kind in kinds) <= last["seconds"] + 1e-2
+    assert all(last[f"seconds_{kind}"] > 0 for kind in kinds)
     assert lines and all({"step", "seed", "phase", "seconds"} <= row.keys() for row in lines)
     at = [(row["step"], row["phase"] == "optimism") for row in lines]
     assert at == sorted(set(at)) and {row["seed"] for row in lines} == {0}

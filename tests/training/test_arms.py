@@ -168,6 +168,7 @@ def test_empty_groups_add_nothing(sim, everyone, histories, monkeypatch, num_use
         return sums | {"exposures": exposures * len(user_ids)}
 
     monkeypatch.setattr(arms, "serve_users", serve_users)
+    monkeypatch.setattr(base, "choices", dict)  # names stand for policies
     monkeypatch.setattr(arms, "history_means", lambda sim, key, ids, *_: histories[ids])
     names, done = {name: name for name in everyone}, []
     options = {"salt": "empty 19", "cuped": cuped, "always_valid": always_valid, "progress": done.append}

@@ -145,6 +145,7 @@ def serve_users(back: dict[str, int]):
 def test_empty_groups_of_a_day_add_nothing(sim, monkeypatch, tmp_path, back, salt):
     """Days on which an arm has no visitors: no mean of a session, 0 of a user and day, and every table and picture."""
     monkeypatch.setattr(arms, "serve_users", serve_users(back))
+    monkeypatch.setattr(base, "choices", dict)  # names stand for policies
     found = run(sim, {name: name for name in back}, users=60, salt=salt, always_valid=True)
     users = {"production": 60, "oracle": 60} if salt is None else found["srm"]["users"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
