@@ -95,7 +95,7 @@ class Train:
 class ABTest:
     """The A/B test at the end of a run."""
 
-    sessions: int = field(20_000, "of each arm", "[2, 2147483647]")
+    sessions: int = field(8_192, "of each arm", "[2, 2147483647]")
     day: int = field(0, "simulated day", fields.NATURAL)
     arms: tuple[str, ...] = field(("production", "random", "oracle_myopic", "oracle_planning"), "beside the run's own")
 
