@@ -190,7 +190,7 @@ def test_signals_stop_every_main_without_a_traceback(launch, tmp_path):
     for number, (main, (args, code)) in zip(itertools.cycle((signal.SIGINT, signal.SIGTERM)), starts.items()):
         log = tmp_path / f"{main}.log"
         process = launch.start(main, *args, log=log)
-        assert processes.wait_until(process, functools.partial(hears, process), PATIENCE), log.read_text()
+        assert processes.wait_until(process, functools.partial(hears, process)), log.read_text()
         process.send_signal(number)
         said = (main, log.read_text()[-2000:])
         assert process.wait(PATIENCE) == (-number if code is None else code), said

@@ -127,4 +127,4 @@ def test_a_second_signal_ends_at_once_whatever_the_program_does(number, run_pyth
     said = tmp_path / "said"
     said.write_text("")
     script = f"import os, sys\nos.dup2(os.open(sys.argv[2], os.O_WRONLY), 2)\n{SECOND}"
-    run_python(script, int(number), said, expect=-number, timeout=PATIENCE)
+    run_python(script, int(number), said, expect=-number)
