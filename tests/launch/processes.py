@@ -150,10 +150,11 @@ def error_line(done: subprocess.CompletedProcess, *parts: str) -> str:
 
 
 def rows(workdir: Path) -> list[dict]:
-    """The complete rows of metrics.jsonl without their wall times."""
+    """The complete rows of metrics.jsonl without wall times, and without the row of them at the end."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds")} for line in lines]
+    found = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in found if row["phase"] != "time"]
 
 
 def results(workdir: Path) -> dict:

@@ -51,7 +51,7 @@ def moments(whole: list[dict]) -> list[Moment]:
     at = [(row["step"], row["phase"]) for row in whole]
     middle, last = (step for step, phase in at if phase == "optimism")  # where the rounds end
     fits = sum(phase == "fit" for step, phase in at if step <= middle)
-    assert 5 < fits < middle - 5 and len(whole) == last + 3  # the last says where seconds went
+    assert 5 < fits < middle - 5 and len(whole) == last + 2
     end = sorted({*range(4, last, 4), middle, last})[-3:]  # what is kept in the end
     return [
         Moment("collect", ROLLOUT, 2, []),
