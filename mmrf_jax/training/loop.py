@@ -319,8 +319,9 @@ class _Keeper:
             return
         self.flush()
         if not _finite(self._state):
+            first = min(self._good + 1, self.step)  # its metrics may be finite all the same
             raise FloatingPointError(
-                f"steps {self._good + 1} to {self.step}: the state after step {self.step} is not finite and is not "
+                f"steps {first} to {self.step}: the state after step {self.step} is not finite and is not "
                 "saved; lower the learning rate"
             )
         self._checkpoints.save(self.step, self._state, force=force, again=again)

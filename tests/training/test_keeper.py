@@ -37,6 +37,13 @@ def test_a_state_that_is_not_finite_is_not_saved(keep):
     assert not keep.saved
 
 
+def test_a_state_whose_metrics_are_finite_is_named_by_its_step(keep):
+    keep(1.0, 0.5)
+    with pytest.raises(FloatingPointError, match="steps 2 to 2: the state after step 2 is not finite"):
+        keep(float("nan"), 0.5)
+    assert keep.saved == [1]
+
+
 def test_a_metric_that_is_not_finite_stops_before_the_state_is_saved(keep):
     keep(1.0, 0.5)
     with pytest.raises(FloatingPointError, match=r"steps 1 to 2: .*not finite at step 2 .*loss/click = nan"):
