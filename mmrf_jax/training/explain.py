@@ -44,7 +44,7 @@ def explain(config, source: sources.Source, state: alternation.RunState, thoroug
     """
     plan = alternation.plan_of(config)
     log = source.test()["test"]
-    if thorough:
+    if thorough or _alone(plan):
         together = _together(config, plan, source, state, log, _BATCHES)
     else:
         missing = {"missing": "python -m launch.report --workdir=RUN computes it, and writes this page again."}
@@ -73,12 +73,8 @@ def _together(
     config, plan: alternation.Plan, source, state: alternation.RunState, log: SessionLog, batches: int
 ) -> dict[str, Any]:
     """Attention between agents and cosines of their gradients, over requests of a log."""
-    if not methods.get(plan.method).simulates:
-        missing = {"missing": f"method={plan.method} has no agents that work together, so there is nothing to compare."}
-        return dict.fromkeys(_TOGETHER, missing)
-    if plan.agents.num_agents == 1:
-        missing = {"missing": "This run has a single agent, so there is nobody to compare it with."}
-        return dict.fromkeys(_TOGETHER, missing)
+    if reason := _alone(plan):
+        return dict.fromkeys(_TOGETHER, {"missing": reason})
     talks = plan.agents.communication == "attention" and plan.agents.ablation != "co"
     weights, acted, encoded, requests = [], [], [], 0
     for batch in _blocks(log, config.train.segment, batches):
@@ -98,6 +94,15 @@ def _together(
     mean = np.sum(weights, axis=0, dtype=np.float64).mean(axis=0) / requests
     result["attention"] = {"matrix": mean.tolist(), "requests": requests}
     return result | {"actors": agreement(np.stack(acted)) | {"requests": requests}}
+
+
+def _alone(plan: alternation.Plan) -> str:
+    """Why a run has no agents to compare with each other; empty where it has."""
+    if not methods.get(plan.method).simulates:
+        return f"method={plan.method} has no agents that work together, so there is nothing to compare."
+    if plan.agents.num_agents == 1:
+        return "This run has a single agent, so there is nobody to compare it with."
+    return ""
 
 
 def _blocks(log: SessionLog, num_requests: int, number: int):
