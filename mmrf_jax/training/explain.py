@@ -74,7 +74,7 @@ def _together(
 ) -> dict[str, Any]:
     """Attention between agents and cosines of their gradients, over requests of a log."""
     if reason := _alone(plan):
-        return dict.fromkeys(_TOGETHER, {"missing": reason})
+        return {name: {"missing": reason} for name in _TOGETHER}
     talks = plan.agents.communication == "attention" and plan.agents.ablation != "co"
     weights, acted, encoded, requests = [], [], [], 0
     for batch in _blocks(log, config.train.segment, batches):
