@@ -77,8 +77,6 @@ def define_config_file(default: str | None, text: str) -> flags.FlagHolder:
     """The --config flag of a file with get_config(); a default is read here, with the fields that are set."""
     try:
         return config_flags.DEFINE_config_file("config", default, text, lock_config=True)
-    except BrokenPipeError:  # nobody reads the help
-        raise
     except flags.Error as error:
         fail(_of_flag(error))
     except (AttributeError, KeyError) as error:
@@ -89,8 +87,6 @@ def define_config_dict(config: Any, text: str) -> flags.FlagHolder:
     """The --config flag of a config that is there."""
     try:
         return config_flags.DEFINE_config_dict("config", config, text, lock_config=True)
-    except BrokenPipeError:  # nobody reads the help
-        raise
     except flags.Error as error:
         fail(_of_flag(error))
     except (AttributeError, KeyError) as error:
