@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import chex
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from mmrf_jax.signals import AGENT_SIGNALS, BINARY_SIGNALS, SIGNALS, WATCH_TIME, signal_index  # noqa: F401 - part of the vocabulary
@@ -26,10 +27,28 @@ class Items:
     num_embeddings: int = struct.field(pytree_node=False)
     num_authors: int = struct.field(pytree_node=False)
     num_tags: int = struct.field(pytree_node=False)
+    dates: chex.Array | None = None  # [days] int32, in order; None without statistics
+    statistics: chex.Array | None = None  # [days + 1, V, F] float32, row i of the first i dates (`data.statistics`)
 
     @property
     def num_videos(self) -> int:
         return self.author.shape[0]
+
+    def features_of(self, videos: chex.Array, date: chex.Array | None = None) -> chex.Array:
+        """Features [..., Di + F] of videos [...]: those that stay, and the statistics of the days before a date.
+
+        Args:
+          date: [B] of the leading axis of `videos`; None for the newest statistics.
+        """
+        features = jnp.asarray(self.features)[videos]
+        if self.statistics is None:
+            return features
+        if date is None:
+            known = jnp.asarray(self.statistics)[-1][videos]
+        else:
+            day = jnp.searchsorted(jnp.asarray(self.dates), date)
+            known = jnp.asarray(self.statistics)[day.reshape(-1, *(1,) * (videos.ndim - 1)), videos]
+        return jnp.concatenate([features, known], axis=-1)
 
 
 @struct.dataclass
@@ -60,6 +79,7 @@ class SessionBatch:
     """
 
     user_id: chex.Array  # [B] int32
+    date: chex.Array  # [B] int32
     profile: chex.Array  # [B, Du] float32
     history: Exposure  # [B, H] exposures before the first request of the segment
     context: chex.Array  # [B, T+1, Dx] float32

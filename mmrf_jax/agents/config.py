@@ -65,6 +65,9 @@ class AgentConfig(EncoderConfig):
         "which are far cheaper (experiments/mlp_heads.py)",
         fields.WIDTH,
     )
+    residual_actor: bool = field(
+        True, "whether actors add a learned residual to their critics' values; else they learn scores from nothing"
+    )
     main_weight: float = field(
         0.1, "lambda, weight of the main agent's value in an auxiliary agent's objective", fields.NOT_NEGATIVE
     )
@@ -72,7 +75,11 @@ class AgentConfig(EncoderConfig):
     temperature: float = field(
         0.25, "tau of the relaxed exposure, in units of the spread of a critic over candidates", fields.RATE
     )
-    discount: float = field(0.95, "gamma of a request", fields.SHARE, internal=True)
+    discount: float = field(
+        0.95,
+        "gamma of a request; 0 where logs do not tell why sessions end: only the feedback of the slate counts",
+        fields.SHARE,
+    )
     polyak: float = field(0.05, "rate at which target networks follow", fields.PART)
     actor_learning_rate: float = field(
         3e-3, "of Adam, for actors; learning_rate is that of encoder and critics", fields.NOT_NEGATIVE

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import types
-from mmrf_jax.agents import networks, update
+from mmrf_jax.agents import acting, networks, update
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.encoders import heads
@@ -23,7 +23,7 @@ def _still(state: st.AgentState, batch: types.SessionBatch, items: types.Items, 
     """User states and memories at the first T requests, without dropout, and the encoded candidates."""
     rows = tb.lookup(state.tables, rep.ids(batch, items))
     r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
-    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
+    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates, batch.date)
     return (r.z[:, :-1], r.memory_mean[:, :-1]), candidates[:, :-1]
 
 
@@ -31,7 +31,7 @@ def _still(state: st.AgentState, batch: types.SessionBatch, items: types.Items, 
 def attention(state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig) -> chex.Array:
     """Attention [heads, N, N], a row what an agent gives to the others, summed over the first T requests of a batch."""
     users, candidates = _still(state, batch, items, config)
-    weights = networks.Actor(config).apply(state.params["actor"], *users, candidates).attention
+    weights = acting.act(config, state.params["actor"], None, *users, candidates).attention
     return jnp.einsum("bt,bthij->hij", rep.learned(batch).request, weights)
 
 
@@ -58,12 +58,15 @@ def actor_gradients(
     users, candidates = _still(state, batch, items, config)
     weight = rep.learned(batch).request
     first = jax.tree.map(lambda x: x[:, :-1], predicted)
+    pool = networks.Critic(config).apply(state.target, *users, candidates)
+    critics = acting.critics_of(state, config)
+    base = None if critics is None else acting.critic_scores(config, critics, pool)
 
     def total(shared):
         params = {"params": state.params["actor"]["params"] | {_SHARED: shared}}
-        scores = networks.Actor(config).apply(params, *users, candidates).scores
+        scores = networks.Actor(config).apply(params, *users, candidates, base).scores
         w = update.main_exposure(scores, config)
-        q = update.pool_values(state, users, candidates, w, first, config)[-1]
+        q = update.pool_values(state, pool, w, first, config)[-1]
         return jnp.einsum("bt,btn->n", weight, update.objectives(config, state, scores, q))
 
     return _rows(jax.jacrev(total)(state.params["actor"]["params"][_SHARED]), config.num_agents)

@@ -56,11 +56,14 @@ class Actor(nn.Module):
     config: AgentConfig
 
     @nn.compact
-    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> ActorOutput:
+    def __call__(
+        self, z: chex.Array, memory_mean: chex.Array, items: chex.Array, base: chex.Array | None = None
+    ) -> ActorOutput:
         """Scores of all agents for all candidates.
 
         Args:
           z: [..., Z]. memory_mean: [..., L, F, D]. items: [..., C, D].
+          base: [..., A, C], what is added to each agent's score (`acting.critic_scores`); None for nothing.
         """
         c = self.config
         n = c.num_actors
@@ -85,14 +88,18 @@ class Actor(nn.Module):
         if c.score_hidden is not None:
             products += HiddenScores(c.score_hidden, name="hidden")(vectors, items)
         own, auxiliary = products[..., :_OWN_VECTORS, :], products[..., _OWN_VECTORS:, :]
-        if n == 1:
-            return ActorOutput(self._mix(own, auxiliary, h[..., -1, :]), attention)
-        # The main value reaches an auxiliary actor through this path, weighted by lambda.
-        # Centred, it tells one candidate from another and no more.
+        # Centred, what the main agent is told of an actor's own part tells one candidate from another and no more. It
+        # is linear in the encodings, so padding by the mean encoding, as services do, changes nothing.
         told = auxiliary - auxiliary.mean(axis=-1, keepdims=True)
+        if base is not None:
+            auxiliary, told = auxiliary + base[..., :-1, :], told + base[..., :-1, :]
+        add = lambda score: score if base is None else score + base[..., -1:, :]
+        if n == 1:
+            return ActorOutput(add(self._mix(own, auxiliary, h[..., -1, :])), attention)
+        # The main value reaches an auxiliary actor through this path, weighted by lambda.
         told = _damp(told, c.main_weight)
         main = self._mix(own, told if c.collaborates else auxiliary[..., :0, :], h[..., -1, :])
-        return ActorOutput(jnp.concatenate([auxiliary, main], axis=-2), attention)
+        return ActorOutput(jnp.concatenate([auxiliary, add(main)], axis=-2), attention)
 
     def _mix(self, own: chex.Array, told: chex.Array, state: chex.Array) -> chex.Array:
         """The main score [..., 1, C] of its own products [..., 4, C] and what it is told [..., N - 1, C]."""

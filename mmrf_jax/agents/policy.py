@@ -8,7 +8,7 @@ import chex
 import jax
 
 from mmrf_jax import types
-from mmrf_jax.agents import networks
+from mmrf_jax.agents import acting
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.embeddings import table
@@ -29,6 +29,7 @@ def make(state: st.AgentState, items: types.Items, config: AgentConfig, temperat
     params = {
         "encoder": state.params["encoder"],
         "actor": state.params["actor"],
+        "critics": acting.critics_of(state, config),
         "encodings": catalogue_encodings(state, items, config),
         "duration": items.duration,
         "users": state.tables[tb.USER_TABLE],
@@ -63,7 +64,7 @@ def all_scores(config: AgentConfig, params, memory: enc.Memory, request: types.R
     """Scores [..., N, C] of every agent, the main one last."""
     z = user_state(config, params, memory, request)
     items = params["encodings"][request.candidates]
-    return networks.Actor(config).apply(params["actor"], z, memory.mean(), items).scores
+    return acting.act(config, params["actor"], params["critics"], z, memory.mean(), items).scores
 
 
 def user_state(config: AgentConfig, params, memory: enc.Memory, request: types.Request) -> chex.Array:

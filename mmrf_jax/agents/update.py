@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mmrf_jax import types
-from mmrf_jax.agents import exposure, losses, networks
+from mmrf_jax.agents import acting, exposure, losses, networks
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.encoders import encoder as enc
@@ -22,7 +22,6 @@ from mmrf_jax.encoders import tables as tb
 
 _SCALE_RATE = 0.01  # of the running spread of the critics
 _VALUE_WEIGHT = 0.1  # of the TD losses beside the feedback losses
-_MAX_SCORE = 20.0
 PROJECTION_WEIGHT = 0.1  # of the regression of scores on their maximiser
 
 
@@ -75,14 +74,13 @@ def objectives(config: AgentConfig, state: st.AgentState, scores: chex.Array, q:
 
 
 def maximiser(config: AgentConfig, state: st.AgentState, q: chex.Array) -> chex.Array:
-    """The scores at which `losses.policy_objective` of q is largest, q / tau less a constant; both [B, T, N, C]."""
-    mean, scale = state.q_mean[:, None], state.q_scale[:, None] * config.temperature
-    return (q - jax.lax.broadcast_to_rank(mean, q.ndim)) / jax.lax.broadcast_to_rank(scale, q.ndim)
+    """`acting.optimal_scores` of values [B, T, N, C]."""
+    return acting.optimal_scores(config, state.q_mean, state.q_scale, q)
 
 
 def projection(scores: chex.Array, wanted: chex.Array) -> chex.Array:
     """Mean squared distance [B, T, A] of scores [B, T, A, C] to what they should be."""
-    return jnp.mean((scores - jnp.clip(wanted, -_MAX_SCORE, _MAX_SCORE)) ** 2, axis=-1)
+    return jnp.mean((scores - jnp.clip(wanted, -acting.MAX_SCORE, acting.MAX_SCORE)) ** 2, axis=-1)
 
 
 MMRF = Learner(policy_gradient)
@@ -114,7 +112,7 @@ def update(
     """
     reduction = learning.Reduction(axis_name)
     key = reduction.fold(jax.random.fold_in(state.key, state.step))
-    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
+    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates, batch.date)
     unseen = None
     if simulated is not None:
         flat = simulated.slates.reshape(*simulated.slates.shape[:2], -1)
@@ -137,8 +135,7 @@ def update(
 
 def pool_values(
     state: st.AgentState,
-    users: tuple[chex.Array, chex.Array],
-    candidates: chex.Array,
+    pool: networks.CriticOutput,
     w: chex.Array,
     predicted: types.Predicted | None,
     config: AgentConfig,
@@ -146,14 +143,13 @@ def pool_values(
     """What all candidates are worth to each agent around an exposure, by the target critics.
 
     Args:
-      users: z [B, T, Z] and memory means. candidates: encodings [B, T, C, D]. w: [B, T, C], the exposure.
+      pool: what the target critics say of all candidates. w: [B, T, C], the exposure.
       predicted: what a feedback model says of the same candidates; None, or a config without use for it, for the
         critics alone.
 
     Returns:
       The critics' output, the chance of another request after the exposure [B, T], and q_i(s, c) [B, T, N, C].
     """
-    pool = networks.Critic(config).apply(state.target, *users, candidates)
     if predicted is not None and config.uses_model:
         pool = networks.blend(pool, predicted, config.model_weight)
     stay = heads.stay_probability(pool, w)
@@ -175,12 +171,15 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     # Critics on what was shown, with gradient; on all candidates, for targets and actors, without.
     shown = critic.apply(params["critic"], r.z, r.memory_mean, r.shown)
     still = jax.lax.stop_gradient((r.z, r.memory_mean))
-    act = lambda p: actor.apply(p, *still, candidates).scores
+    own = critic.apply(state.target, *still, candidates)
+    critics = acting.critics_of(state, config)
+    base = None if critics is None else acting.critic_scores(config, critics, own)
+    act = lambda p: actor.apply(p, *still, candidates, base).scores
     scores = act(params["actor"])  # [B, T+1, A, C]
     logged = exposure.logged(batch.slate, batch.slate_mask, batch.candidates.shape[-1])
     w_main = main_exposure(scores, config) if learner.expectile is None else logged
     predicted = None if simulated is None else simulated.pool
-    pool, stay_main, q = pool_values(state, still, candidates, w_main, predicted, config)
+    pool, stay_main, q = pool_values(state, own, w_main, predicted, config)
     value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the policy in force, or the log's
 
     # Feedback and staying, by supervision.

@@ -26,7 +26,8 @@ def update(
     """One step on the log-likelihood of each shown video given those above it; see `agents.update.update`."""
     reduction = learning.Reduction(axis_name)
     key = reduction.fold(jax.random.fold_in(state.key, state.step))
-    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates[:, :-1])
+    videos = batch.candidates[:, :-1]
+    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, videos, batch.date)
     learn = rep.learned(batch)
     count = jnp.maximum(reduction.sum(learn.exposed.sum()), 1.0)
 

@@ -89,7 +89,7 @@ def make(
         are sampled.
     """
     served = policy.make(state, items, config, temperature)
-    params = {name: value for name, value in served.params.items() if name != "actor"}
+    params = {name: value for name, value in served.params.items() if name not in ("actor", "critics")}
     params |= {"critic": state.params["critic"], "scale": state.reward_scale}
     return dataclasses.replace(served, params=params, score=_score(config, critic, rank))
 

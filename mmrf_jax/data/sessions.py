@@ -172,6 +172,7 @@ def gather_segments(log: SessionLog, index_rows: np.ndarray, num_requests: int) 
     feedback[~slate_mask] = 0
     return types.SessionBatch(
         user_id=log.user_id[session],
+        date=log.date[session],
         profile=log.profile[session],
         history=_history(log, session, first, start),
         context=at_requests(log.context),

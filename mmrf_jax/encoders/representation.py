@@ -96,7 +96,7 @@ def represent(
     rows = {name: rows[name] for name in tb.VIDEO_TABLES}
     rngs = {} if key is None else {"dropout": key}
     encode = functools.partial(enc.Encoder(config).apply, encoder_params, method="items", rngs=rngs)
-    e = encode(rows, items.features[videos], key is not None, blind)
+    e = encode(rows, items.features_of(videos, batch.date), key is not None, blind)
     num_seen = seen_videos(batch).shape[1]
     not_shown = e[:, num_seen:].reshape(*batch.slate.shape[:2], -1, e.shape[-1])
     return of_encoded(config, encoder_params, e[:, :num_seen], not_shown, user_rows, batch, items, key, blind)

@@ -75,10 +75,12 @@ def lookup(tables: dict[str, table.Table], ids: dict[str, chex.Array]) -> dict[s
     return {name: table.lookup(tables[name], i) for name, i in ids.items()}
 
 
-def encode_videos(config: EncoderConfig, params: Any, tables, items: types.Items, videos: chex.Array) -> chex.Array:
-    """Encodings [..., D] of videos [...] by encoder parameters, without gradient."""
+def encode_videos(
+    config: EncoderConfig, params: Any, tables, items: types.Items, videos: chex.Array, date: chex.Array | None = None
+) -> chex.Array:
+    """Encodings [..., D] of videos [...] by encoder parameters, without gradient; `date` as in `Items.features_of`."""
     rows = lookup(tables, video_ids(items, videos))
-    e = enc.Encoder(config).apply(params, rows, items.features[videos], method="items")
+    e = enc.Encoder(config).apply(params, rows, items.features_of(videos, date), method="items")
     return jax.lax.stop_gradient(e)
 
 

@@ -21,7 +21,7 @@ import optax
 
 from mmrf_jax import types
 from mmrf_jax.agents import exposure
-from mmrf_jax.baselines import boosting
+from mmrf_jax.data import statistics
 from mmrf_jax.data.schema import SessionLog
 from mmrf_jax.evaluation import gauc, propensity
 
@@ -123,14 +123,17 @@ class _VideoTables:
         self._session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
         self._days, day = np.unique(log.date, return_inverse=True)
         self._day = day[self._session]
-        seen = zip(*(boosting.exposures(p) for p in (*past, log)), strict=True)
-        seen_date, seen_video, label = (np.concatenate(x) for x in seen)
+        seen = statistics.exposures([*past, log])
+        seen = seen._replace(label=seen.label[:, :2])  # of clicks and long views
         known = [np.log1p(np.asarray(items.duration))[:, None], np.asarray(items.features)]
         every = np.arange(items.num_videos)
         self._tables = []  # [V, ...] of each day
         for date in self._days:
             today = np.full(len(every), date)
-            means = [boosting.running_means(key, seen_date, seen_video, label, today, every) for key in self._keys]
+            means = [
+                statistics.running_means(seen, key[seen.video], today, key[every], int(key.max()) + 1)
+                for key in self._keys
+            ]
             self._tables.append(np.concatenate([*means, *known], axis=1).astype(np.float32))
 
     def features(self, requests: np.ndarray) -> np.ndarray:

@@ -58,7 +58,10 @@ class _Trained:
     """The part of an `agents.state.AgentState` that a method scores by."""
 
     params: Any
+    target: Any
     reward_scale: chex.Array
+    q_mean: chex.Array
+    q_scale: chex.Array
 
 
 def export_run(
@@ -82,7 +85,8 @@ def export_run(
         "policy": _flat(_policy_weights(state.agents)),
         "catalogue": {
             "video_id": np.arange(v) if video_ids is None else np.asarray(video_ids, np.int64),
-            **{n: np.asarray(getattr(items, n)) for n in ("author", "tag", "duration", "features", "embedding_id")},
+            "features": np.asarray(items.features_of(np.arange(v))),
+            **{n: np.asarray(getattr(items, n)) for n in ("author", "tag", "duration", "embedding_id")},
         },
     }
     if plan.models:
@@ -104,8 +108,8 @@ def memory_shape(config: EncoderConfig, schema: Schema) -> list[int]:
 
 
 def _policy_weights(agents: st.AgentState) -> dict[str, Any]:
-    params = {name: value for name, value in agents.params.items() if name in ("encoder", "actor", "critic")}
-    return {"params": params, "reward_scale": agents.reward_scale, "tables": _rows(agents.tables)}
+    known = {name: getattr(agents, name) for name in ("params", "target", "reward_scale", "q_mean", "q_scale")}
+    return known | {"tables": _rows(agents.tables)}
 
 
 def _model_weights(model: network.FeedbackState) -> dict[str, Any]:
@@ -189,7 +193,7 @@ def _policy_functions(plan: alternation.Plan, schema: Schema, agents: st.AgentSt
         users = _tables(like, weights["tables"])[tb.USER_TABLE]
         asked, carried = types.Request(**request), enc.Memory(**memory)
         z = policy.user_state(config, {"encoder": weights["params"]["encoder"], "users": users}, carried, asked)
-        known = cast(st.AgentState, _Trained(weights["params"], weights["reward_scale"]))
+        known = cast(st.AgentState, _Trained(**{name: x for name, x in weights.items() if name != "tables"}))
         nothing = jnp.zeros((0,))
         # Actors centre what they tell each other over the candidates. It is linear in the encodings, so padding with
         # the mean encoding of the candidates changes nothing of it.

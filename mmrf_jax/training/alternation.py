@@ -97,19 +97,13 @@ def plan_of(config) -> Plan:
 
 
 def _others(config, agents: AgentConfig, candidates: int) -> int | None:
-    """`Plan.others`: at least the videos of the simulated slates, and none where all would be there anyway.
+    """`Plan.others`: at least the videos of the simulated slates.
 
-    Raises:
-      ValueError: where unseen videos are to be drawn by a score, which all candidates must have.
+    None where all would be there anyway, and where unseen videos are drawn by a score, which all candidates must have.
     """
     wanted = config.train.candidates
-    if not wanted or wanted + agents.slate >= candidates:
+    if not wanted or wanted + agents.slate >= candidates or agents.sampling != "uniform":
         return None
-    if agents.sampling != "uniform":
-        raise ValueError(
-            f"config.train.candidates={wanted} leaves out candidates that agents.sampling={agents.sampling!r} chooses "
-            "among; use 0"
-        )
     return max(wanted, agents.simulated_slates(candidates) * agents.slate)
 
 
@@ -193,14 +187,14 @@ def fit_step(state: RunState, batch: types.SessionBatch, items: types.Items, pla
 
 def keeps_encodings(plan: Plan, items: types.Items) -> bool:
     """Whether `kept_encodings` gives any."""
-    return plan.models and items.num_videos < tb.SPLIT_ROWS
+    return plan.models and items.statistics is None and items.num_videos < tb.SPLIT_ROWS
 
 
 def kept_encodings(state: RunState, items: types.Items, plan: Plan) -> chex.Array | None:
     """Encodings [2, V, D] of all videos by the fitted feedback model, made once for the updates of a round.
 
-    None without a model, and for catalogues of 2^20 videos and more, of which they would take gigabytes: the updates
-    then encode their candidates.
+    None without a model, where features change from day to day, and for catalogues of 2^20 videos and more, of which
+    they would take gigabytes: the updates then encode their candidates.
     """
     if not keeps_encodings(plan, items):
         return None

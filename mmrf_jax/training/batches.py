@@ -52,6 +52,7 @@ def example(schema: Schema, size: int, num_requests: int) -> types.SessionBatch:
     zeros = lambda dtype, *shape: np.zeros((size, *shape), dtype)
     return types.SessionBatch(
         user_id=zeros(np.int32),
+        date=zeros(np.int32),
         profile=zeros(np.float32, schema.profile),
         history=types.Exposure(zeros(np.int32, h), zeros(np.float32, h, s), zeros(bool, h)),
         context=zeros(np.float32, t, schema.context),

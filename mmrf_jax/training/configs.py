@@ -43,6 +43,9 @@ class KuaiRandData(KuaiRandConfig):
         0.0, "absence that ends a session; 0: a day for Pure, half an hour for 1K and 27K", fields.NOT_NEGATIVE
     )
     max_sessions: int = field(0, "of training; 0: all", fields.NATURAL)
+    statistics: bool = field(
+        True, "whether running means of videos, authors and tags up to the day before are features"
+    )
     stream: bool | None = field(None, _STREAM)
     served: str | None = field(None, "feedback log of launch.serve, to learn from instead of the training days")
 
@@ -86,7 +89,10 @@ class Train:
     batch: int = field(32, "segments of an update", fields.COUNT)
     segment: int = field(8, "requests of a segment", fields.COUNT)
     candidates: int = field(
-        0, "of a request that an update looks at: those shown, and so many others at random; 0: all", fields.NATURAL
+        32,
+        "of a request that an update looks at: those shown, and so many others at random; 0: all, as where "
+        "agents.sampling chooses among them",
+        fields.NATURAL,
     )
     epochs: int = field(1, "over each round's log", fields.COUNT)
 

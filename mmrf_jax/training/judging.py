@@ -118,7 +118,7 @@ def evaluate(
         train = offline.exposures(source.train())
         baselines = _baselines(source, tests) if beside else {}
         tests["test_frozen"] = sessions.freeze_histories(tests["test"])
-        for scores in (baselines, simple):  # these see no feedback of the test days anyway
+        for scores in (baselines, simple):  # these see no feedback of the test days
             scores |= {"test_frozen": scores["test"]} if beside else {}
     offlines, fidelities, certainties, distances, off_policies = {}, {}, {}, {}, {}
     for name, log in tests.items():
@@ -126,7 +126,11 @@ def evaluate(
         rows, found = score(source, plan, state, log, per_segment)
         duration = np.asarray(source.items.duration)[rows.video]
         before = _history_rows(log) if train is None else train
-        offlines[name] = offline.metrics(rows, signals, before, duration, baselines.get(name))
+        rankers = baselines.get(name)
+        if rankers is not None:  # on real logs also what the run itself predicts, and the logistic regression
+            mine = {"critics" if predictor == "agents" else "feedback_model": x for predictor, x in found.items()}
+            rankers = rankers | {"logistic": simple[name]["logistic"]} | mine
+        offlines[name] = offline.metrics(rows, signals, before, duration, rankers)
         if found or name in simple:
             fidelities[name] = fidelity.metrics(rows.user_id, rows.feedback, found | simple.get(name, {}))
         if thorough and name != "test_frozen":
@@ -186,7 +190,7 @@ def _simple_predictors(train: SessionLog, tests: dict[str, SessionLog], source: 
         video = offline.exposures(log).video
         result[name] = {
             "per_video_mean": fidelity.per_video_mean(rows.video, rows.feedback, video, source.items.num_videos),
-            "logistic": fidelity.logistic(at_train, rows.feedback, boosting.features(log, source.items, [*past, log])),
+            "logistic": fidelity.logistic(at_train, rows.feedback, boosting.features(log, source.items, past)),
         }
     return result
 

@@ -12,7 +12,7 @@ import jax
 from flax import linen as nn
 
 from mmrf_jax import types
-from mmrf_jax.agents import networks, policy, update
+from mmrf_jax.agents import acting, networks, policy, update
 from mmrf_jax.agents import state as st
 from mmrf_jax.agents.config import AgentConfig
 from mmrf_jax.baselines import (
@@ -34,7 +34,8 @@ from mmrf_jax.simulators import base
 
 
 def _actor_scores(config: AgentConfig, state: st.AgentState, r: rep.Representation, items) -> chex.Array:
-    return networks.Actor(config).apply(state.params["actor"], r.z, r.memory_mean, items).scores
+    critics = acting.critics_of(state, config)
+    return acting.act(config, state.params["actor"], critics, r.z, r.memory_mean, items).scores
 
 
 def _actors(config: AgentConfig) -> tuple[str, ...]:
@@ -79,17 +80,18 @@ def _supervised(module, critic: Callable[[AgentConfig], nn.Module], rank: superv
 
 _with = functools.partial(functools.partial, dataclasses.replace)
 _ALONE = _with(signals=("watch_time",))
+_ALONE_AND_FREE = _with(signals=("watch_time",), residual_actor=False)  # as published: actors that score by themselves
 
 METHODS = {
     "mmrf": Method(update.update, simulates=True),
-    "bc": Method(bc.update, configure=_ALONE, predicts=False, collects=False),
+    "bc": Method(bc.update, configure=_ALONE_AND_FREE, predicts=False, collects=False),
     "wide_deep": _supervised(wide_deep, wide_deep.critic, supervised.by_watch_time),
     "deepfm": _supervised(deepfm, deepfm.critic, supervised.by_watch_time),
     "pareto": Method(pareto.update, configure=_with(one_actor=True)),
     "tscac": Method(tscac.update, configure=_with(communication="none")),
     "massa": Method(massa.update, configure=_with(communication="signal"), simulates=True),
-    "td3_bc": Method(td3_bc.update, configure=_ALONE),
-    "iql": Method(iql.update, configure=_ALONE),
+    "td3_bc": Method(td3_bc.update, configure=_ALONE_AND_FREE),
+    "iql": Method(iql.update, configure=_ALONE_AND_FREE),
     "ltr": _supervised(ltr, networks.Critic, ltr.weighted_sum, collects=False),
     "myopic": _supervised(myopic, networks.Critic, supervised.by_watch_time, configure=_ALONE, predicts=False),
 }
@@ -129,5 +131,5 @@ def score_candidates(
     """Scores [B, T+1, N, C] of all candidates of a batch of segments, without dropout."""
     rows = tb.lookup(state.tables, rep.ids(batch, items))
     r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
-    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
+    candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates, batch.date)
     return METHODS[method].score(config, state, r, candidates)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data import feedback_log, feedback_sessions, records, stream
+from mmrf_jax.data import feedback_log, feedback_sessions, records, statistics, stream
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.metrics import files
 from mmrf_jax.metrics.progress import counted, say
@@ -337,14 +337,18 @@ def _kuairand(config) -> Source:
     there = lambda name: int(parts[name].sessions.sum()) > 0
     tests = [name for name in ("test", "random_test") if there(name)]
     items = kuairand.read_items(prepared)
-    items = jax.tree.map(jax.numpy.asarray, items)
     schema, ids = parts["test"].schema, lambda: kuairand.read_video_ids(prepared)
     if served := d.get("served"):
         logs["train"] = functools.cache(
             lambda: _served(files.user_path(served, "config.data.served"), schema, ids(), progress)
         )
+    if d.statistics:
+        past = [logs["train"](), *([logs["valid"]()] if there("valid") else [])]
+        dates, table = statistics.by_day(past, items)
+        items = dataclasses.replace(items, dates=dates, statistics=table)
+        schema = dataclasses.replace(schema, item_features=schema.item_features + table.shape[-1])
     return Source(
-        items=items,
+        items=jax.tree.map(jax.numpy.asarray, items),
         schema=schema,
         sim=None,
         policies={},

@@ -12,7 +12,7 @@ import tiny
 from scipy.special import expit
 
 from mmrf_jax import types
-from mmrf_jax.agents import exposure, losses, networks
+from mmrf_jax.agents import acting, exposure, losses, networks
 from mmrf_jax.agents import state as st
 from mmrf_jax.encoders import encoder as enc
 from mmrf_jax.encoders import heads
@@ -76,7 +76,8 @@ def critics(items, before):
         r = rep.represent(config, state.params["encoder"], rows, batch, items, None, unseen)
         candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
         critic = networks.Critic(config)
-        scores = networks.Actor(config).apply(state.params["actor"], r.z, r.memory_mean, candidates).scores
+        known = acting.critics_of(state, config)
+        scores = acting.act(config, state.params["actor"], known, r.z, r.memory_mean, candidates).scores
         pool = critic.apply(state.target, r.z, r.memory_mean, candidates)
         for name in ("feedback", "stay_base", "stay_effect"):
             mixed = 0.6 * getattr(pool, name) + 0.4 * getattr(simulated.pool, name)

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from mmrf_jax import types
-from mmrf_jax.agents import exposure, losses, networks, update
+from mmrf_jax.agents import acting, exposure, losses, networks, update
 from mmrf_jax.encoders import encoder as enc
 from mmrf_jax.encoders import heads
 from mmrf_jax.encoders import representation as rep
@@ -330,7 +330,7 @@ def drawn(items, before):
         rows = tb.lookup(state.tables, rep.ids(batch, items))
         r = rep.represent(SGD, state.params["encoder"], rows, batch, items, None)
         candidates = tb.encode_videos(SGD, state.params["encoder"], state.tables, items, batch.candidates)
-        scores = networks.Actor(SGD).apply(params, r.z, r.memory_mean, candidates).scores
+        scores = acting.act(SGD, params, acting.critics_of(state, SGD), r.z, r.memory_mean, candidates).scores
         pool = networks.Critic(SGD).apply(state.target, r.z, r.memory_mean, candidates)
         stay = heads.stay_probability(pool, exposure.soft_top_k(scores[..., -1, :], SGD.slate, 1.0))
         q = losses.video_values(SGD, pool, pool.value.min(axis=-2), stay, state.reward_scale)

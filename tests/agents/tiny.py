@@ -72,6 +72,7 @@ def make_batch(seed: int = 0, users: int = 8, requests: int = 4, schema: Schema 
     slate = rng.random((users, t, schema.candidates)).argsort(-1)[..., :k]
     return types.SessionBatch(
         user_id=np.arange(users, dtype=np.int32),
+        date=np.zeros(users, np.int32),
         profile=rng.normal(size=(users, schema.profile)).astype(np.float32),
         history=types.Exposure(
             videos=np.where(history_mask, rng.integers(0, schema.num_videos, (users, h)), 0).astype(np.int32),

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from mmrf_jax import types
-from mmrf_jax.agents import networks, policy
+from mmrf_jax.agents import acting, policy
 from mmrf_jax.encoders import encoder as enc
 from mmrf_jax.encoders import representation as rep
 from mmrf_jax.encoders import tables as tb
@@ -106,7 +106,8 @@ def represent(config, state, batch, items, key=None):
 @functools.partial(jax.jit, static_argnames="config")
 def training_scores(config, state, batch, items, r):
     encodings = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
-    return networks.Actor(config).apply(state.params["actor"], r.z, r.memory_mean, encodings).scores
+    known = acting.critics_of(state, config)
+    return acting.act(config, state.params["actor"], known, r.z, r.memory_mean, encodings).scores
 
 
 def request_at(batch, t):

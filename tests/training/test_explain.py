@@ -43,7 +43,7 @@ def test_a_request_lists_what_was_shown_then_what_agents_rank_high():
     feedback = np.zeros((1, 1, k, len(types.SIGNALS)), np.float32)
     feedback[0, 0, 0, [types.signal_index("like"), types.WATCH_TIME]] = 1.0, 12.34
     batch = types.SessionBatch(
-        user_id=np.zeros(1), profile=None, history=None, context=None,
+        user_id=np.zeros(1), date=np.zeros(1, np.int32), profile=None, history=None, context=None,
         candidates=100 + np.arange(candidates).reshape(1, 1, -1), slate=np.array([[[12, 3]]]),
         slate_mask=np.array([[[True, False]]]), feedback=feedback, log_propensity=None,
         mask=np.ones((1, 1), bool), terminated=None, truncated=None,

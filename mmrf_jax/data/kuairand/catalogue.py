@@ -56,7 +56,8 @@ class Catalogue:
 def read_catalogue(folder: pathlib.Path) -> Catalogue:
     """What `build_catalogue` wrote; large arrays are mapped, not read."""
     arrays, fitted = fits.read_arrays(folder)
-    fields = {f.name: arrays.pop(f"items-{f.name}") for f in dataclasses.fields(types.Items)}
+    names = [f.name for f in dataclasses.fields(types.Items) if f.name not in ("dates", "statistics")]
+    fields = {name: arrays.pop(f"items-{name}") for name in names}
     known: dict[str, Any] = {name: value if value.ndim else int(value) for name, value in fields.items()}
     items = types.Items(**known)
     return Catalogue(items=items, fitted=fitted, sorted_id=arrays.pop("sorted_id", None), **arrays)

@@ -127,7 +127,7 @@ def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackC
 
     def encode(videos):
         rows = twin_rows(tb.lookup(tables, tb.video_ids(items, videos)))
-        apply = lambda p, r: enc.Encoder(config).apply(p, r, items.features[videos], method="items")
+        apply = lambda p, r: enc.Encoder(config).apply(p, r, items.features_of(videos), method="items")
         return jnp.moveaxis(jax.vmap(apply)(state.params["encoder"], rows), 0, 1)
 
     return jnp.moveaxis(tb.over_catalogue(encode, items.num_videos), 1, 0)

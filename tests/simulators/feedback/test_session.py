@@ -244,7 +244,8 @@ def test_simulator_and_training_have_the_same_states(sim, items, model):
     stack = lambda x: np.stack([np.asarray(i) for i in x], axis=1)
     nothing = np.zeros((B, K, S), np.float32)
     batch = types.SessionBatch(
-        user_id=request.user_id, profile=request.profile, history=history,
+        user_id=request.user_id, date=np.zeros(len(request.user_id), np.int32), profile=request.profile,
+        history=history,
         context=stack([r.context for r in requests]), candidates=stack([r.candidates for r in requests]),
         slate=stack([*slates, slates[0]]), slate_mask=stack([*(x.mask for x in exposures), np.ones((B, K), bool)]),
         feedback=stack([*(x.feedback for x in exposures), nothing]),

@@ -1,0 +1,98 @@
+"""Running means of feedback: what videos, authors and tags earned on the days before a request.
+
+A row of a training day sees the days before it and never its own, so that no label is among its own features. Rows of
+later days see all training days.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.data import sessions
+from mmrf_jax.data.schema import SessionLog
+
+#: Signals whose means are features; watch time enters as log1p of its seconds.
+SIGNALS = ("click", "long_view", "like", "watch_time")
+#: Exposures' worth of the overall mean in each mean.
+PRIOR = 20.0
+NUM_FEATURES = 3 * (len(SIGNALS) + 1)  # of a video: of itself, its author and its tag
+
+
+class Exposures(NamedTuple):
+    """Exposures of logs, one row each."""
+
+    date: np.ndarray  # [n] int32
+    user: np.ndarray  # [n] int32
+    video: np.ndarray  # [n] int32
+    label: np.ndarray  # [n, L] float64, of `SIGNALS`
+
+
+def exposures(logs: list[SessionLog]) -> Exposures:
+    """All exposures of some logs."""
+    parts = []
+    for log in logs:
+        session, request, slot = sessions.exposure_index(log)
+        feedback = log.feedback[request, slot].astype(np.float64)
+        columns = [feedback[:, types.signal_index(name)] for name in SIGNALS]
+        label = np.stack([*columns[:-1], np.log1p(np.maximum(columns[-1], 0.0))], axis=1)
+        video = log.candidates[request, log.slate[request, slot]]
+        parts.append((log.date[session], log.user_id[session], video, label))
+    return Exposures(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+
+def shrunken_means(key: np.ndarray, label: np.ndarray, size: int, prior: float = PRIOR) -> np.ndarray:
+    """Means [size, L] of labels [n, L] by key [n], shrunk to the overall mean, and log1p of counts: [size, L + 1]."""
+    count = np.bincount(key, minlength=size).astype(np.float64)
+    overall = label.mean(axis=0) if len(label) else np.full(label.shape[1], np.nan)
+    total = np.stack([np.bincount(key, weights=column, minlength=size) for column in label.T], axis=1)
+    means = (total + prior * overall) / (count + prior)[:, None]
+    return np.concatenate([means, np.log1p(count)[:, None]], axis=1)
+
+
+def running_means(
+    past: Exposures, key: np.ndarray, date: np.ndarray, at: np.ndarray, size: int, prior: float = PRIOR
+) -> np.ndarray:
+    """`shrunken_means` of the keys of rows, each over the exposures of earlier days, [n, L + 1].
+
+    Args:
+      past: exposures that may be looked at. key: [past rows] the key of each. date, at: [n] day and key of each row.
+      size: number of keys.
+    """
+    out = np.empty((len(at), past.label.shape[1] + 1))
+    for day in np.unique(date):
+        earlier, now = past.date < day, date == day
+        if earlier.any():
+            out[now] = shrunken_means(key[earlier], past.label[earlier], size, prior)[at[now]]
+        else:
+            out[now] = [*np.full(past.label.shape[1], 0.5), 0.0]
+    return out
+
+
+def by_day(logs: list[SessionLog], items: types.Items) -> tuple[np.ndarray, np.ndarray]:
+    """What is known of every video after each day of some logs, for `types.Items.statistics`.
+
+    Returns:
+      Dates [n] int32, in order; and features [n + 1, V, F] float32, row i made of the first i of these days.
+      Means are differences to the overall mean of the same days, divided by their standard deviation over the exposures
+      of all days; counts likewise. Row 0, of nothing, is zeros.
+    """
+    rows = exposures(logs)
+    dates = np.unique(rows.date)
+    keys = [np.arange(items.num_videos), np.asarray(items.author), np.asarray(items.tag)]
+    out = np.zeros((len(dates) + 1, items.num_videos, NUM_FEATURES), np.float32)
+    for i in range(1, len(dates) + 1):
+        past = rows.date <= dates[i - 1]
+        overall = np.append(rows.label[past].mean(axis=0), 0.0)
+        parts = []
+        for key in keys:
+            means = shrunken_means(key[rows.video[past]], rows.label[past], int(key.max()) + 1)
+            parts.append((means - overall)[key])
+        out[i] = np.concatenate(parts, axis=1)
+    last = out[-1][rows.video] if len(dates) else np.zeros((1, NUM_FEATURES))
+    scale = np.maximum(last.std(axis=0), 1e-6)
+    centre = np.where(np.arange(NUM_FEATURES) % (len(SIGNALS) + 1) == len(SIGNALS), last.mean(axis=0), 0.0)
+    out[1:] = (out[1:] - centre) / scale
+    return dates.astype(np.int32), out
