@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -138,6 +139,8 @@ def start_jax() -> None:
     except ValueError as error:
         given = " ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_"))
         raise ValueError(f"JAX does not start with {given} ({error}); correct or unset it") from error
+    gc.freeze()  # tracing makes millions of objects: what is imported by now need not be looked at again and again
+    gc.set_threshold(100_000, 50, 1_000)
     for name, value in _NUMBERS.items():
         if getattr(jax.config, name) != value:
             say(f"{name.upper()} is {getattr(jax.config, name)} here; the mains compute with {value}")

@@ -91,6 +91,7 @@ class SessionBatch:
     mask: chex.Array  # [B, T+1] bool, False where there is no request
     terminated: chex.Array  # [B, T+1] bool, the user left after this request
     truncated: chex.Array  # [B, T+1] bool, the log ends here but the session did not
+    weight: chex.Array | None = None  # [B, T+1, C] float32, of how many candidates each is one; None for 1 each
 
     @property
     def num_requests(self) -> int:

@@ -44,15 +44,18 @@ def optimal_scores(config: AgentConfig, q_mean: chex.Array, q_scale: chex.Array,
     return jnp.clip(wanted, -MAX_SCORE, MAX_SCORE)
 
 
-def critic_scores(config: AgentConfig, critics: Critics, out: networks.CriticOutput) -> chex.Array:
+def critic_scores(
+    config: AgentConfig, critics: Critics, out: networks.CriticOutput, weight: chex.Array | None = None
+) -> chex.Array:
     """The scores [..., A, C] that critics alone would give C candidates, without gradient.
 
     Values are those around the uniform exposure, w = K / C, for nobody has chosen yet.
 
     Args:
-      out: of the target critics, for all candidates.
+      out: of the target critics, for all candidates. weight: [..., C], see `exposure.soft_top_k`.
     """
-    chance = jax.nn.sigmoid(out.stay_base + config.slate * out.stay_effect.mean(axis=-1))
+    effect = jnp.average(out.stay_effect, axis=-1, weights=weight)
+    chance = jax.nn.sigmoid(out.stay_base + config.slate * effect)
     q = losses.video_values(config, out, out.value.min(axis=-2), chance, critics.reward_scale)
     return jax.lax.stop_gradient(
         optimal_scores(config, critics.q_mean, critics.q_scale, q)[..., -config.num_actors :, :]

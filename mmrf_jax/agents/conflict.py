@@ -31,7 +31,7 @@ def _still(state: st.AgentState, batch: types.SessionBatch, items: types.Items, 
 def attention(state: st.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig) -> chex.Array:
     """Attention [heads, N, N], a row what an agent gives to the others, summed over the first T requests of a batch."""
     users, candidates = _still(state, batch, items, config)
-    weights = acting.act(config, state.params["actor"], None, *users, candidates).attention
+    weights = networks.Actor(config).apply(state.params["actor"], *users, candidates).attention
     return jnp.einsum("bt,bthij->hij", rep.learned(batch).request, weights)
 
 

@@ -54,7 +54,7 @@ def plackett_luce_log_prob(scores: chex.Array, slate: chex.Array, mask: chex.Arr
     return jnp.where(shown, chosen - jax.nn.logsumexp(terms, axis=-1, where=below), 0.0)
 
 
-def soft_top_k(scores: chex.Array, k: int, temperature: float) -> chex.Array:
+def soft_top_k(scores: chex.Array, k: int, temperature: float, weight: chex.Array | None = None) -> chex.Array:
     """The relaxed exposure w(a) in (0, 1)^C with sum K: sigmoid((a - nu) / temperature).
 
     It maximises <w, a> + temperature * H(w) over exposures of size K, H the sum of binary entropies; hard top-K is its
@@ -62,18 +62,22 @@ def soft_top_k(scores: chex.Array, k: int, temperature: float) -> chex.Array:
 
     Args:
       scores: [..., C] float.
+      weight: [..., C], of how many candidates each is one in a sample of them; w is then the exposure of all these, and
+        nu is that of all candidates. None for 1 each.
     """
-    nu = _threshold(jax.lax.stop_gradient(scores), k, temperature)
+    many = jnp.ones((), scores.dtype) if weight is None else weight
+    nu = _threshold(jax.lax.stop_gradient(scores), k, temperature, weight)
     w = jax.nn.sigmoid((jax.lax.stop_gradient(scores) - nu) / temperature)
-    slope = w * (1.0 - w)
+    slope = many * w * (1.0 - w)
     # d nu = sum(slope * d a) / sum(slope), from sum(w) = K.
     share = slope / (jnp.sum(slope, axis=-1, keepdims=True) + 1e-12)
     nu = nu + jnp.sum(share * (scores - jax.lax.stop_gradient(scores)), axis=-1, keepdims=True)
-    return jax.nn.sigmoid((scores - nu) / temperature)
+    return many * jax.nn.sigmoid((scores - nu) / temperature)
 
 
-def _threshold(scores: chex.Array, k: int, temperature: float) -> chex.Array:
-    c = scores.shape[-1]
+def _threshold(scores: chex.Array, k: int, temperature: float, weight: chex.Array | None) -> chex.Array:
+    c = scores.shape[-1] if weight is None else jnp.sum(weight, axis=-1, keepdims=True)
+    many = jnp.ones((), scores.dtype) if weight is None else weight
     # At these bounds every w is above / below K / C, so the sum is on either side of K.
     odds = jnp.log(k / (c - k + 1e-6))
     low = jnp.min(scores, axis=-1, keepdims=True) - temperature * odds - 1e-3
@@ -82,14 +86,15 @@ def _threshold(scores: chex.Array, k: int, temperature: float) -> chex.Array:
     def halve(_, bounds):
         low, high = bounds
         middle = 0.5 * (low + high)
-        too_many = jnp.sum(jax.nn.sigmoid((scores - middle) / temperature), axis=-1, keepdims=True) > k
+        too_many = jnp.sum(many * jax.nn.sigmoid((scores - middle) / temperature), axis=-1, keepdims=True) > k
         return jnp.where(too_many, middle, low), jnp.where(too_many, high, middle)
 
     low, high = jax.lax.fori_loop(0, _SEARCH_STEPS, halve, (low, high))
     return 0.5 * (low + high)
 
 
-def entropy(w: chex.Array) -> chex.Array:
-    """Sum over candidates of the binary entropies of an exposure [..., C], in nats."""
-    w = jnp.clip(w, 1e-6, 1.0 - 1e-6)
-    return -jnp.sum(w * jnp.log(w) + (1.0 - w) * jnp.log1p(-w), axis=-1)
+def entropy(w: chex.Array, weight: chex.Array | None = None) -> chex.Array:
+    """Sum over candidates of the binary entropies of an exposure [..., C], in nats; `weight` as in `soft_top_k`."""
+    many = jnp.ones((), w.dtype) if weight is None else weight
+    w = jnp.clip(w / many, 1e-6, 1.0 - 1e-6)
+    return -jnp.sum(many * (w * jnp.log(w) + (1.0 - w) * jnp.log1p(-w)), axis=-1)

@@ -72,14 +72,16 @@ def td_targets(reward: chex.Array, next_value: chex.Array, terminated: chex.Arra
     return reward + discount * jnp.where(terminated, 0.0, 1.0)[..., None] * next_value
 
 
-def policy_objective(scores: chex.Array, q: chex.Array, slate: int, temperature: float) -> chex.Array:
+def policy_objective(
+    scores: chex.Array, q: chex.Array, slate: int, temperature: float, weight: chex.Array | None = None
+) -> chex.Array:
     """Value of the relaxed exposure of scores, with an entropy bonus: sum_c w_c q_c + tau H(w), divided by K.
 
     Its maximiser over scores is q / tau plus a constant, so an actor is taught the order of all candidates and not only
     of those near the cut.
 
     Args:
-      scores, q: [..., C].
+      scores, q: [..., C]. weight: see `exposure.soft_top_k`.
     """
-    w = exposure.soft_top_k(scores, slate, 1.0)
-    return (jnp.sum(w * q, axis=-1) + temperature * exposure.entropy(w)) / slate
+    w = exposure.soft_top_k(scores, slate, 1.0, weight)
+    return (jnp.sum(w * q, axis=-1) + temperature * exposure.entropy(w, weight)) / slate

@@ -57,13 +57,19 @@ class Actor(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: chex.Array, memory_mean: chex.Array, items: chex.Array, base: chex.Array | None = None
+        self,
+        z: chex.Array,
+        memory_mean: chex.Array,
+        items: chex.Array,
+        base: chex.Array | None = None,
+        weight: chex.Array | None = None,
     ) -> ActorOutput:
         """Scores of all agents for all candidates.
 
         Args:
           z: [..., Z]. memory_mean: [..., L, F, D]. items: [..., C, D].
           base: [..., A, C], what is added to each agent's score (`acting.critic_scores`); None for nothing.
+          weight: [..., C], of how many candidates each is one (`exposure.soft_top_k`); None for 1 each.
         """
         c = self.config
         n = c.num_actors
@@ -90,7 +96,8 @@ class Actor(nn.Module):
         own, auxiliary = products[..., :_OWN_VECTORS, :], products[..., _OWN_VECTORS:, :]
         # Centred, what the main agent is told of an actor's own part tells one candidate from another and no more. It
         # is linear in the encodings, so padding by the mean encoding, as services do, changes nothing.
-        told = auxiliary - auxiliary.mean(axis=-1, keepdims=True)
+        shares = None if weight is None else jnp.broadcast_to(weight[..., None, :], auxiliary.shape)
+        told = auxiliary - jnp.average(auxiliary, axis=-1, weights=shares, keepdims=True)
         if base is not None:
             auxiliary, told = auxiliary + base[..., :-1, :], told + base[..., :-1, :]
         add = lambda score: score if base is None else score + base[..., -1:, :]

@@ -35,6 +35,7 @@ class View(NamedTuple):
     base: chex.Array  # [B, T, N], b_i(s)
     value: chex.Array  # [B, T, N], V_i(s) of the target critics
     logged: chex.Array  # [B, T, C], 1 where a candidate was shown
+    weight: chex.Array | None  # [B, T, C], of how many candidates each is one; None for 1 each
     batch: types.SessionBatch  # of T + 1 requests
     mean: Callable[[chex.Array], chex.Array]  # [B, T, ...] -> [...], this device's part of the mean over requests
 
@@ -60,17 +61,24 @@ def policy_gradient(
     It fades where w is near 0 or 1, and it leaves a request's mean score free. So scores are also drawn to the
     objective's maximiser: far from the cut, and so that different requests can be compared.
     """
-    objective = view.mean(objectives(config, state, view.scores, view.q))  # [N]
-    projected = view.mean(projection(view.scores, maximiser(config, state, view.q)).sum(axis=-1))
+    objective = view.mean(objectives(config, state, view.scores, view.q, view.weight))  # [N]
+    projected = view.mean(projection(view.scores, maximiser(config, state, view.q), view.weight).sum(axis=-1))
     metrics = {"loss/projection": projected}
     metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
     return PROJECTION_WEIGHT * projected - jnp.sum(objective), metrics
 
 
-def objectives(config: AgentConfig, state: st.AgentState, scores: chex.Array, q: chex.Array) -> chex.Array:
-    """What actors ascend [B, T, N]: the values q [B, T, N, C] of the relaxed exposures of scores [B, T, A, C]."""
+def objectives(
+    config: AgentConfig, state: st.AgentState, scores: chex.Array, q: chex.Array, weight: chex.Array | None = None
+) -> chex.Array:
+    """What actors ascend [B, T, N]: the values q [B, T, N, C] of the relaxed exposures of scores [B, T, A, C].
+
+    Args:
+      weight: [B, T, C], see `exposure.soft_top_k`.
+    """
+    weight = None if weight is None else weight[:, :, None]
     scaled = jax.lax.stop_gradient(q / jax.lax.broadcast_to_rank(state.q_scale[:, None], q.ndim))
-    return losses.policy_objective(scores, scaled, config.slate, config.temperature)
+    return losses.policy_objective(scores, scaled, config.slate, config.temperature, weight)
 
 
 def maximiser(config: AgentConfig, state: st.AgentState, q: chex.Array) -> chex.Array:
@@ -78,9 +86,17 @@ def maximiser(config: AgentConfig, state: st.AgentState, q: chex.Array) -> chex.
     return acting.optimal_scores(config, state.q_mean, state.q_scale, q)
 
 
-def projection(scores: chex.Array, wanted: chex.Array) -> chex.Array:
-    """Mean squared distance [B, T, A] of scores [B, T, A, C] to what they should be."""
-    return jnp.mean((scores - jnp.clip(wanted, -acting.MAX_SCORE, acting.MAX_SCORE)) ** 2, axis=-1)
+def projection(scores: chex.Array, wanted: chex.Array, weight: chex.Array | None = None) -> chex.Array:
+    """Mean squared distance [B, T, A] of scores [B, T, A, C] to what they should be; weight [B, T, C] or None."""
+    distance = (scores - jnp.clip(wanted, -acting.MAX_SCORE, acting.MAX_SCORE)) ** 2
+    return _mean(distance, weight)
+
+
+def _mean(x: chex.Array, weight: chex.Array | None) -> chex.Array:
+    """Mean of [B, T, N, C] over the candidates, by their weights [B, T, C]."""
+    if weight is None:
+        return jnp.mean(x, axis=-1)
+    return jnp.einsum("btnc,btc->btn", x, weight / weight.sum(axis=-1, keepdims=True))
 
 
 MMRF = Learner(policy_gradient)
@@ -156,9 +172,9 @@ def pool_values(
     return pool, stay, losses.video_values(config, pool, pool.value.min(axis=-2), stay, state.reward_scale)
 
 
-def main_exposure(scores: chex.Array, config: AgentConfig) -> chex.Array:
-    """The main agent's exposure [B, T, C] of scores [B, T, A, C], without gradient."""
-    return jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0))
+def main_exposure(scores: chex.Array, config: AgentConfig, weight: chex.Array | None = None) -> chex.Array:
+    """The main agent's exposure [B, T, C] of scores [B, T, A, C], without gradient; see `exposure.soft_top_k`."""
+    return jax.lax.stop_gradient(exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0, weight))
 
 
 def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key, config, reduction, learner):
@@ -173,11 +189,11 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     still = jax.lax.stop_gradient((r.z, r.memory_mean))
     own = critic.apply(state.target, *still, candidates)
     critics = acting.critics_of(state, config)
-    base = None if critics is None else acting.critic_scores(config, critics, own)
-    act = lambda p: actor.apply(p, *still, candidates, base).scores
+    base = None if critics is None else acting.critic_scores(config, critics, own, batch.weight)
+    act = lambda p: actor.apply(p, *still, candidates, base, batch.weight).scores
     scores = act(params["actor"])  # [B, T+1, A, C]
     logged = exposure.logged(batch.slate, batch.slate_mask, batch.candidates.shape[-1])
-    w_main = main_exposure(scores, config) if learner.expectile is None else logged
+    w_main = main_exposure(scores, config, batch.weight) if learner.expectile is None else logged
     predicted = None if simulated is None else simulated.pool
     pool, stay_main, q = pool_values(state, own, w_main, predicted, config)
     value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the policy in force, or the log's
@@ -214,15 +230,16 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
         base=base_[:, :-1],
         value=value_[:, :-1],
         logged=logged[:, :-1],
+        weight=None if batch.weight is None else batch.weight[:, :-1],
         batch=batch,
         mean=lambda x: jnp.einsum("bt,bt...->...", learn.request, x) / num_requests,
     )
     improvement, improved = learner.improve(config, state, view, reduction)
 
-    mean_q = q[:, :-1].mean(axis=-1)  # [B, T, N]
+    mean_q = _mean(q[:, :-1], view.weight)  # [B, T, N]
     centred = q[:, :-1] - mean_q[..., None]
     average = reduction.sum(jnp.einsum("bt,btn->n", learn.request, mean_q)) / num_requests
-    spread = reduction.sum(jnp.einsum("bt,btnc->n", learn.request, centred**2)) / (num_requests * q.shape[-1])
+    spread = reduction.sum(jnp.einsum("bt,btn->n", learn.request, _mean(centred**2, view.weight))) / num_requests
     loss = jnp.sum(jnp.asarray(config.signal_weights, jnp.float32) * feedback_loss) + stay_loss
     loss += _VALUE_WEIGHT * (base_loss + value_loss) + improvement
     if config.rewards_differ:

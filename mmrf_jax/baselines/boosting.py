@@ -111,7 +111,7 @@ def scores(
         for block in blocks:
             x = features(log, items, past, block)
             for name, (model, trees) in models.items():
-                scored[name].append(model.predict(x, num_iteration=trees, raw_score=True))
+                scored[name].append(np.asarray(model.predict(x, num_iteration=trees, raw_score=True)))
         result[log_name] = {signal: np.concatenate(parts) for signal, parts in scored.items()}
     return result
 

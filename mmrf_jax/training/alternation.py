@@ -92,7 +92,7 @@ def plan_of(config) -> Plan:
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
         slates=agents.simulated_slates(candidates),
-        others=_others(config, agents, candidates),
+        others=_others(config, agents, candidates) if methods.get(config.method).simulates else None,
     )
 
 
@@ -238,13 +238,19 @@ def update_step(
 
 
 def with_fewer_candidates(batch: types.SessionBatch, key: types.Key, others: int) -> types.SessionBatch:
-    """The batch with K + others candidates of each request: those shown, in order, and others drawn at random."""
+    """The batch with K + others candidates of each request: those shown, in order, and others drawn at random.
+
+    Those shown stand for themselves, the others together for all that were not shown.
+    """
     c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
     shown = (batch.slate[..., None] == jnp.arange(c)) & batch.slate_mask[..., None]  # [B, T+1, K, C]
     place = jnp.sum(shown * jnp.arange(k + 1.0, 1.0, -1.0)[:, None], axis=-2)  # above 1 for those shown, falling
     chosen = exposure.top_k(jnp.where(place > 0, place, draws.uniforms(key, place.shape)), k + others)
+    shown_there = jnp.take_along_axis(place > 0, chosen, axis=-1)
+    number = shown_there.sum(axis=-1, keepdims=True)
     return dataclasses.replace(
         batch,
+        weight=jnp.where(shown_there, 1.0, (c - number) / (k + others - number)),
         candidates=jnp.take_along_axis(batch.candidates, chosen, axis=-1),
         slate=jnp.where(batch.slate_mask, jnp.cumsum(batch.slate_mask, axis=-1) - 1, 0),
     )

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import expit, logsumexp
 
-from mmrf_jax.agents import exposure
+from mmrf_jax.agents import exposure, losses
 
 relaxed, log_prob, entropy = map(jax.jit, (exposure.soft_top_k, exposure.plackett_luce_log_prob, exposure.entropy))
 top_k = jax.jit(exposure.top_k, static_argnums=1)
@@ -25,6 +25,26 @@ def soft_top_k(scores, k, temperature):
 def objective(w, scores, temperature):
     w = np.clip(w, 1e-300, 1 - 1e-16)
     return np.sum(w * scores) - temperature * np.sum(w * np.log(w) + (1 - w) * np.log1p(-w))
+
+
+def test_a_weight_is_so_many_equal_candidates():
+    """Exposure, entropy, objective, and their gradients."""
+    rng = np.random.default_rng(0)
+    scores, q = (rng.normal(size=(4, 5)).astype(np.float32) for _ in range(2))
+    many = np.array([1, 3, 2, 1, 4])
+    weight = np.broadcast_to(many, scores.shape).astype(np.float32)
+    repeated = lambda x: np.repeat(x, many, axis=-1)
+    group = np.repeat(np.arange(5), many)
+    joined = lambda x: np.stack([x[:, group == i].sum(axis=-1) for i in range(5)], axis=-1)
+    w, each = exposure.soft_top_k(scores, 3, 0.7, weight), exposure.soft_top_k(repeated(scores), 3, 0.7)
+    np.testing.assert_allclose(w, joined(np.asarray(each)), atol=1e-4)
+    np.testing.assert_allclose(np.sum(w, axis=-1), 3.0, atol=1e-3)
+    np.testing.assert_allclose(exposure.entropy(w, weight), exposure.entropy(each), rtol=1e-4)
+    value = lambda a, b, c: losses.policy_objective(a, b, 3, 0.5, c).sum()
+    one, grad = jax.value_and_grad(value)(jnp.asarray(scores), q, weight)
+    two, grads = jax.value_and_grad(value)(jnp.asarray(repeated(scores)), repeated(q), None)
+    assert float(one) == pytest.approx(float(two), rel=1e-5)
+    np.testing.assert_allclose(grad, joined(np.asarray(grads)), atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.3, 1.0, 5.0])

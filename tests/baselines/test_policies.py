@@ -42,6 +42,7 @@ def view(config: AgentConfig, seed: int = 0) -> up.View:
         base=jnp.asarray(rng.normal(size=(B, T, n)), jnp.float32),
         value=jnp.asarray(rng.normal(size=(B, T, n)), jnp.float32),
         logged=exposure.logged(jnp.asarray(slate), jnp.asarray(mask), C)[:, :-1],
+        weight=None,
         batch=full.replace(slate=slate, slate_mask=mask),
         mean=lambda x: x.mean(axis=(0, 1)),
     )  # fmt: skip

@@ -28,6 +28,20 @@ def test_what_was_shown_stays_and_the_others_are_drawn_from_the_rest():
     np.testing.assert_allclose(drawn[~shown] / 300, share, atol=4 * np.sqrt(share * (1 - share) / 300))
 
 
+def test_those_that_are_left_stand_for_all():
+    batch = tiny.make_batch()
+    found = jax.device_get(alternation.with_fewer_candidates(batch, jax.random.key(0), OTHERS))
+    np.testing.assert_allclose(found.weight.sum(axis=-1), C, rtol=1e-6)
+    at = np.take_along_axis(found.weight, found.slate, axis=-1)
+    np.testing.assert_array_equal(at[batch.slate_mask], 1.0)
+    shown = np.zeros(found.weight.shape, bool)
+    np.put_along_axis(shown, np.where(batch.slate_mask, found.slate, found.slate[..., :1]), True, axis=-1)
+    others = np.where(batch.slate_mask.any(axis=-1, keepdims=True), ~shown, True)
+    assert (found.weight[others] >= 1.0).all()
+    for row, other in zip(found.weight.reshape(-1, found.weight.shape[-1]), others.reshape(-1, others.shape[-1])):
+        assert len(np.unique(row[other])) == 1
+
+
 def test_everything_else_of_the_batch_is_as_it_was():
     batch = tiny.make_batch()
     found = alternation.with_fewer_candidates(batch, jax.random.key(0), OTHERS)
