@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
             polyak=0.02,
             watch_reward="long_view",  # sessions of Pure are too short for seconds and their noise
             dropout=0.2,
+            residual_actor=True,
             discount=0.0,  # Pure holds a few videos of each feed: that a session ends there says little of the user
         ),
         alternation=configs.Alternation(closed_loop=False, gap_sessions=0),

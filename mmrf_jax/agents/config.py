@@ -66,7 +66,9 @@ class AgentConfig(EncoderConfig):
         fields.WIDTH,
     )
     residual_actor: bool = field(
-        True, "whether actors add a learned residual to their critics' values; else they learn scores from nothing"
+        False,
+        "whether actors add a learned residual to their critics' values; else they learn scores from nothing, as the "
+        "policies of simulators do best",
     )
     main_weight: float = field(
         0.1, "lambda, weight of the main agent's value in an auxiliary agent's objective", fields.NOT_NEGATIVE

@@ -80,7 +80,7 @@ def _supervised(module, critic: Callable[[AgentConfig], nn.Module], rank: superv
 
 _with = functools.partial(functools.partial, dataclasses.replace)
 _ALONE = _with(signals=("watch_time",))
-_ALONE_AND_FREE = _with(signals=("watch_time",), residual_actor=False)  # as published: actors that score by themselves
+_ALONE_AND_FREE = _with(signals=("watch_time",), residual_actor=False)  # as published, also where MMRF adds to critics
 
 METHODS = {
     "mmrf": Method(update.update, simulates=True),

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import tiny
 
-from mmrf_jax.agents import acting, exposure, networks
+from mmrf_jax.agents import acting, exposure, losses, networks
 from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.encoders import heads
+from mmrf_jax.encoders import representation as rep
+from mmrf_jax.encoders import tables as tb
 
-CONFIG = tiny.CONFIG
+CONFIG = dataclasses.replace(tiny.CONFIG, residual_actor=True)
 N, C = CONFIG.num_agents, 8
 
 
@@ -110,3 +113,29 @@ def test_no_gradient_reaches_the_critics():
 def test_scores_of_critics_are_bounded(value, score):
     got = acting.optimal_scores(CONFIG, jnp.zeros(N), jnp.ones(N), jnp.full((2, N, 3), value))
     np.testing.assert_array_equal(got, np.full((2, N, 3), score))
+
+
+def test_updates_and_policies_score_alike():
+    """The update draws to its targets the very scores that are served."""
+    config = dataclasses.replace(CONFIG, optimizer="sgd")
+    state, batch, items = tiny.make_state(config), tiny.make_batch(), tiny.make_items()
+    state = state.replace(q_mean=jnp.array([0.3, -0.2, 0.1]), q_scale=jnp.array([0.1, 0.5, 2.0]))
+
+    @jax.jit
+    def answers(state):
+        rows = tb.lookup(state.tables, rep.ids(batch, items))
+        r = rep.represent(config, state.params["encoder"], rows, batch, items, None)
+        candidates = tb.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
+        critics = acting.critics_of(state, config)
+        scores = acting.act(config, state.params["actor"], critics, r.z, r.memory_mean, candidates).scores
+        pool = networks.Critic(config).apply(state.target, r.z, r.memory_mean, candidates)
+        w = exposure.soft_top_k(scores[..., -1, :], config.slate, 1.0)
+        q = losses.video_values(
+            config, pool, pool.value.min(axis=-2), heads.stay_probability(pool, w), state.reward_scale
+        )
+        return scores, acting.optimal_scores(config, state.q_mean, state.q_scale, q)
+
+    scores, wanted = (np.asarray(x, np.float64)[:, :-1] for x in answers(state))
+    distance = ((scores - wanted) ** 2).mean(axis=-1).sum(axis=-1)[batch.mask[:, :-1]].mean()
+    _, metrics = tiny.step(state, batch, items, config=config)
+    assert float(metrics["loss/projection"]) == pytest.approx(distance, rel=1e-4)

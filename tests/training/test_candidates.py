@@ -38,7 +38,9 @@ def test_those_that_are_left_stand_for_all():
     np.put_along_axis(shown, np.where(batch.slate_mask, found.slate, found.slate[..., :1]), True, axis=-1)
     others = np.where(batch.slate_mask.any(axis=-1, keepdims=True), ~shown, True)
     assert (found.weight[others] >= 1.0).all()
-    for row, other in zip(found.weight.reshape(-1, found.weight.shape[-1]), others.reshape(-1, others.shape[-1])):
+    for row, other in zip(
+        found.weight.reshape(-1, found.weight.shape[-1]), others.reshape(-1, others.shape[-1]), strict=False
+    ):
         assert len(np.unique(row[other])) == 1
 
 
