@@ -99,10 +99,11 @@ def plan_of(config) -> Plan:
 def _others(config, agents: AgentConfig, candidates: int) -> int | None:
     """`Plan.others`: at least the videos of the simulated slates.
 
-    None where all would be there anyway, and where unseen videos are drawn by a score, which all candidates must have.
+    None where less than a quarter of the candidates would be left out, which saves nothing, and where unseen videos are
+    drawn by a score, which all candidates must have.
     """
     wanted = config.train.candidates
-    if not wanted or wanted + agents.slate >= candidates or agents.sampling != "uniform":
+    if not wanted or 4 * (wanted + agents.slate) > 3 * candidates or agents.sampling != "uniform":
         return None
     return max(wanted, agents.simulated_slates(candidates) * agents.slate)
 

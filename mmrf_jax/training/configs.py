@@ -91,7 +91,7 @@ class Train:
     candidates: int = field(
         32,
         "of a request that an update looks at: those shown, and so many others at random; 0: all, as where "
-        "agents.sampling chooses among them",
+        "agents.sampling chooses among them or these are three quarters of all",
         fields.NATURAL,
     )
     epochs: int = field(1, "over each round's log", fields.COUNT)

@@ -2,8 +2,10 @@
 
 import jax
 import numpy as np
+import pytest
 import tiny
 
+from experiments import world
 from mmrf_jax.training import alternation
 
 C, OTHERS = tiny.SCHEMA.candidates, 2
@@ -49,3 +51,21 @@ def test_everything_else_of_the_batch_is_as_it_was():
     found = alternation.with_fewer_candidates(batch, jax.random.key(0), OTHERS)
     for name in ("user_id", "profile", "context", "slate_mask", "feedback", "mask", "terminated", "truncated"):
         np.testing.assert_array_equal(getattr(found, name), getattr(batch, name))
+
+
+@pytest.mark.parametrize(
+    ("given", "candidates", "others"),
+    [
+        ({}, 100, 32),
+        ({}, 40, None),  # less than a quarter would be left out
+        ({"train.candidates": 0}, 100, None),
+        ({"train.candidates": 4}, 100, 18),  # three simulated slates of six
+        ({"agents.sampling": "score"}, 100, None),
+        ({"method": "pareto"}, 100, None),  # without a feedback model
+    ],
+)
+def test_how_many_others_an_update_looks_at(given, candidates, others):
+    config = world.get_config()
+    config.world.candidates = candidates
+    config.update_from_flattened_dict(given)
+    assert alternation.plan_of(config).others == others
