@@ -1,6 +1,8 @@
 """Defaults of the environment, set before JAX is imported. Tests of several devices start a process (`run_python`)."""
 
 import fcntl
+import functools
+import gc
 import os
 import shutil
 import signal
@@ -26,6 +28,28 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # The emitters of fusions take three quarters of a compilation's time.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+
+
+def pytest_collection_finish(session):
+    """What all tests share is made: the collector of garbage need not look at it again."""
+    from jax._src.interpreters import mlir  # reads the environment that is set above
+
+    # A context of MLIR takes a millisecond and a megabyte to make, and JAX makes one for each program it lowers.
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.freeze()  # pytest collects five times at its end, JAX once: seconds each, in what the process frees anyway
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage():
+    """What JAX keeps of a module's programs stays until the end: only what comes after it is looked at again."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -28,10 +28,14 @@ TINY = (
 #: Imports what the mains import, and answers lines of [program and arguments, environment, output, errors] with an exit
 #: code. A fork runs each, which has nothing of JAX but its imports: the process that a start would be a second later.
 FORKS = """
-import importlib, json, os, runpy, sys
+import functools, gc, importlib, json, os, runpy, sys
 import jax
+from jax._src.interpreters import mlir
 for name in ("launch.common", "mmrf_jax.training.study", "mmrf_jax.serving.export", "mmrf_jax.data.kuairand.builder"):
     importlib.import_module(name)
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)  # as in conftest.py
+gc.collect()
+gc.freeze()
 for line in sys.stdin:
     program, environment, *files = json.loads(line)
     child = os.fork()
