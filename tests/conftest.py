@@ -20,7 +20,6 @@ CACHE = Path(os.environ.get("MMRF_TEST_CACHE") or ROOT / ".cache" / "xla").absol
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in jobs in the background: what tests start would ignore it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("NPROC", "16")  # virtual CPU devices deadlock on few cores without it
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of scikit-learn that wait for a busy core burn another
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

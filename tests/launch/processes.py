@@ -108,7 +108,9 @@ class Launcher:
         return [sys.executable, "-m", "launch.local", *shape, "--", *main]
 
     def environment(self, devices: int = 1) -> dict[str, str]:
-        fixed = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "16"}
+        fixed = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        if devices > 1:  # which deadlock on few cores without it; one device has idle threads then, which look for work
+            fixed["NPROC"] = "16"
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return os.environ | fixed | cache
 
