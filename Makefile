@@ -9,6 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/world
 
+# Tests start many processes, and pytest rewrites every test file: what that compiles to is kept.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: train test test-slow test-nightly lint clean

@@ -1,6 +1,8 @@
 """Defaults of the environment, set before JAX is imported. Tests of several devices start a process (`run_python`)."""
 
 import fcntl
+import functools
+import gc
 import os
 import shutil
 import signal
@@ -18,7 +20,6 @@ CACHE = Path(os.environ.get("MMRF_TEST_CACHE") or ROOT / ".cache" / "xla").absol
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in jobs in the background: what tests start would ignore it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("NPROC", "16")  # virtual CPU devices deadlock on few cores without it
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of scikit-learn that wait for a busy core burn another
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -26,6 +27,28 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # The emitters of fusions take three quarters of a compilation's time.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+
+
+def pytest_collection_finish(session):
+    """What all tests share is made: the collector of garbage need not look at it again."""
+    from jax._src.interpreters import mlir  # reads the environment that is set above
+
+    # A context of MLIR takes a millisecond and a megabyte to make, and JAX makes one for each program it lowers.
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.freeze()  # pytest collects five times at its end, JAX once: seconds each, in what the process frees anyway
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage():
+    """What JAX keeps of a module's programs stays until the end: only what comes after it is looked at again."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

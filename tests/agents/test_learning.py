@@ -139,7 +139,10 @@ def right_share(tags, offered, live, wanted):
     return got / np.minimum((offered == wanted).sum(-1), K)[live].sum()
 
 
-@pytest.mark.parametrize(("learner", "make"), [(update.update, policy.make), (myopic.update, myopic.make)])
+LEARNERS = [pytest.param(update.update, policy.make, marks=pytest.mark.slow), (myopic.update, myopic.make)]
+
+
+@pytest.mark.parametrize(("learner", "make"), LEARNERS, ids=["mmrf", "myopic"])
 def test_finds_out_what_a_user_likes(learner, make):
     state = learn(learner, random_log(taste, 0, 1500), 300)
     profile, tags, offered, live, _ = outcome(taste, make(state, ITEMS, CONFIG))
@@ -149,6 +152,7 @@ def test_finds_out_what_a_user_likes(learner, make):
     assert right_share(tags, offered, first, wanted) > 0.95
 
 
+@pytest.mark.slow
 def test_far_sighted_agent_keeps_users_whom_the_myopic_one_drives_away():
     log = random_log(leaving, 1, 3000)
     _, tags, offered, live, seconds = outcome(leaving, policy.make(learn(update.update, log, 500), ITEMS, CONFIG))

@@ -62,7 +62,7 @@ def test_values_start_from_the_returns_of_the_first_log(items):
 
 def test_traces_once_over_batches_and_loss_decreases(items):
     chex.clear_trace_counter()
-    fn = jax.jit(chex.assert_max_traces(update.update, n=1), static_argnames="config")
+    fn = jax.jit(chex.assert_max_traces(update.update, n=1), static_argnames="config", compiler_options=tiny.HOT)
     state, batch = tiny.make_state(ADAM), tiny.make_batch(users=16)
     names = [f"loss/{s}" for s in types.SIGNALS] + ["loss/stay"]
     history = []

@@ -28,10 +28,14 @@ TINY = (
 #: Imports what the mains import, and answers lines of [program and arguments, environment, output, errors] with an exit
 #: code. A fork runs each, which has nothing of JAX but its imports: the process that a start would be a second later.
 FORKS = """
-import importlib, json, os, runpy, sys
+import functools, gc, importlib, json, os, runpy, sys
 import jax
+from jax._src.interpreters import mlir
 for name in ("launch.common", "mmrf_jax.training.study", "mmrf_jax.serving.export", "mmrf_jax.data.kuairand.builder"):
     importlib.import_module(name)
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)  # as in conftest.py
+gc.collect()
+gc.freeze()
 for line in sys.stdin:
     program, environment, *files = json.loads(line)
     child = os.fork()
@@ -104,7 +108,9 @@ class Launcher:
         return [sys.executable, "-m", "launch.local", *shape, "--", *main]
 
     def environment(self, devices: int = 1) -> dict[str, str]:
-        fixed = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "16"}
+        fixed = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        if devices > 1:  # which deadlock on few cores without it; one device has idle threads then, which look for work
+            fixed["NPROC"] = "16"
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return os.environ | fixed | cache
 

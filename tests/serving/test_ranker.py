@@ -43,11 +43,16 @@ def test_a_request_is_scored_alike_in_any_company(warm, mmrf):
     jobs = some_jobs(rng, 70)  # more than the largest batch
     together = warm.run(jobs)
     live = methods.get("mmrf").make_policy(state.agents, tiny.make_items(), plan.agents)
-    for job, (scores, memory) in zip(jobs, together, strict=True):
+    lengths = [len(job.videos) for job in jobs]
+    first = {lengths.index(length) for length in set(lengths)}  # one job of each length: live scores are compiled anew
+    assert len(first) == 7
+    for i, (job, (scores, memory)) in enumerate(zip(jobs, together, strict=True)):
         ((alone, alone_memory),) = warm.run([job])
         assert scores.shape == (3, len(job.candidates))
         np.testing.assert_allclose(scores, alone, rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(memory[0], alone_memory[0], rtol=1e-5, atol=1e-4)
+        if i not in first:
+            continue
         history = types.Exposure(job.videos[None], job.feedback[None], np.ones((1, len(job.videos)), bool))
         asked = types.Request(
             np.array([job.user_id], np.int32),
@@ -104,11 +109,13 @@ def test_slates_have_the_probability_that_is_logged():
         (a, b): odds[a] / odds.sum() * odds[b] / (odds.sum() - odds[a]) for a, b in itertools.permutations(range(4), 2)
     }
     counts = dict.fromkeys(expected, 0)
-    number = 20_000
-    for seed in range(number):
-        slate, said, log_propensity = ranker.choose(scores, 2, 0.7, np.random.default_rng([0, seed]))
+    number, rng, found, wanted = 20_000, np.random.default_rng(0), [], []
+    for _ in range(number):
+        slate, said, log_propensity = ranker.choose(scores, 2, 0.7, rng)
         counts[tuple(slate.tolist())] += 1
-        np.testing.assert_allclose(np.exp(log_propensity), expected[tuple(slate.tolist())], rtol=1e-5)
+        found.append(log_propensity)
+        wanted.append(expected[tuple(slate.tolist())])
+    np.testing.assert_allclose(np.exp(found), wanted, rtol=1e-5)
     np.testing.assert_allclose(said, logits, rtol=1e-5)
     for slate, p in expected.items():
         assert abs(counts[slate] / number - p) < 4.5 * np.sqrt(p * (1 - p) / number)

@@ -138,10 +138,10 @@ def test_a_paired_test_has_no_sample_ratio(sim, policies, everyone):
 
 
 def test_intervals_of_aa_tests_cover_zero_as_often_as_they_say(everyone, histories):
-    """Production's users assigned to two arms by 2,000 hashes, so that chance moves a coverage by .005 only."""
+    """Production's users assigned to two arms by 1,000 hashes, so that chance moves a coverage by .007 only."""
     sums = {name: x for name, x in everyone["production"].items() if name not in arms.NOT_TESTED}
     for covariate in (None, histories):
-        result = aa.coverage(sums, 2000, covariate)
+        result = aa.coverage(sums, 1000, covariate)
         assert result["mismatches"] <= 0.01
         for metric in ("watch_time", "depth", "requests", "click", "long_view", "like", "return_rate"):
             assert 0.93 <= result["aa"][metric]["coverage"] <= 0.97, (metric, covariate is not None)

@@ -155,7 +155,7 @@ def fitted():
     seen = log.feedback.reshape(-1, S)
     init = jax.jit(network.init, static_argnames=("config", "schema"))
     state = init(jax.random.key(0), config, WORLD, WORLD_ITEMS, seen.mean(axis=0), seen.std(axis=0))
-    fn = jax.jit(functools.partial(fitting.update, config=config))
+    fn = jax.jit(functools.partial(fitting.update, config=config), compiler_options=tiny.HOT)
     step = lambda state, batch: fn(state, batch, WORLD_ITEMS)
     index, rng = sessions.segment_index(log, T), np.random.default_rng(0)
     for _ in range(200):
