@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # TFDS and polars take half a second to import: where real lo
 #: User ids of the logs, far from each other and from the A/B tests, which start at 0.
 _TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
 _LARGE = 2**20  # sessions; longer logs are read as they are trained on
+_MOST_STATISTICS = 2**28  # entries of the table of running means
 _USERS_A_SEED, _SEEDS_APART = 1_000_000, 100  # seeds that far apart share users, not chance: the key differs
 
 Progress = Callable[[str, int], Callable[[int], None]]
@@ -311,6 +312,20 @@ def kuairand_config(config) -> KuaiRandConfig:
     )
 
 
+def _with_statistics(items: types.Items, past: list[SessionLog]) -> types.Items:
+    """The videos with running means of the feedback in past logs, where every device can hold those of all days."""
+    days = len(np.unique(np.concatenate([log.date for log in past])))
+    if (days + 1) * items.num_videos * statistics.NUM_FEATURES > _MOST_STATISTICS:
+        size = 4 * (days + 1) * items.num_videos * statistics.NUM_FEATURES / 2**30
+        say(
+            f"input: running means of {items.num_videos:,} videos over {days} days would take {size:.1f} GiB of each "
+            "device and are left out"
+        )
+        return items
+    dates, table = statistics.by_day(past, items)
+    return dataclasses.replace(items, dates=dates, statistics=table)
+
+
 def _kuairand(config) -> Source:
     from mmrf_jax.data.kuairand import builder as kuairand
     from mmrf_jax.data.kuairand.prepare import ALL_SPLITS
@@ -344,9 +359,9 @@ def _kuairand(config) -> Source:
         )
     if d.statistics:
         past = [logs["train"](), *([logs["valid"]()] if there("valid") else [])]
-        dates, table = statistics.by_day(past, items)
-        items = dataclasses.replace(items, dates=dates, statistics=table)
-        schema = dataclasses.replace(schema, item_features=schema.item_features + table.shape[-1])
+        items = _with_statistics(items, past)
+        added = 0 if items.statistics is None else statistics.NUM_FEATURES
+        schema = dataclasses.replace(schema, item_features=schema.item_features + added)
     return Source(
         items=jax.tree.map(jax.numpy.asarray, items),
         schema=schema,

@@ -4,8 +4,11 @@ import types
 
 import numpy as np
 import pytest
+import random_logs
+import tiny
 from ml_collections import ConfigDict
 
+from mmrf_jax.data import statistics
 from mmrf_jax.training import sources
 
 
@@ -25,3 +28,15 @@ def test_of_a_long_log_blocks_from_all_over_are_held(stream, large, read, monkey
     assert sources._held(ConfigDict({"data": {"stream": stream}}), blocks, "test") == read
     said = "of the test log, 500 of 1,000 sessions"
     assert (said in capfd.readouterr().err) == (len(read) < 4)
+
+
+@pytest.mark.parametrize("most", [10**9, 100])
+def test_running_means_are_left_out_where_they_are_too_large(most, monkeypatch, capfd):
+    monkeypatch.setattr(sources, "_MOST_STATISTICS", most)
+    items = tiny.make_items(random_logs.SCHEMA)
+    found = sources._with_statistics(items, [random_logs.make_log(0, 20)])
+    said = capfd.readouterr().err
+    if most == 100:
+        assert found.statistics is None and "running means of 50 videos over 2 days would take 0.0 GiB" in said
+    else:
+        assert found.statistics.shape == (3, 50, statistics.NUM_FEATURES) and not said
