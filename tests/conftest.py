@@ -35,6 +35,7 @@ def pytest_collection_finish(session):
 
     # A context of MLIR takes a millisecond and a megabyte to make, and JAX makes one for each program it lowers.
     mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+    gc.set_threshold(20_000, 20, 20)  # tracing makes many objects, and few of them in circles
     gc.collect()
     gc.freeze()
 

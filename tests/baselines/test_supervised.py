@@ -28,6 +28,12 @@ def born(name: str) -> st.AgentState:
     return tiny.init(jax.random.key(0), CONFIG, tiny.SCHEMA, tiny.make_items(), mean, std, critic=critic)
 
 
+@functools.cache
+def learner(name: str):
+    """The update of a method, jitted; traced once for all tests."""
+    return jax.jit(methods.get(name).update, static_argnames="config")
+
+
 def test_pairs_are_sums_of_products():
     fields = np.random.default_rng(0).normal(size=(3, 4, 5))
     expected = sum(fields[:, i] * fields[:, j] for i in range(4) for j in range(i))
@@ -64,7 +70,7 @@ def test_starts_from_base_rates_and_learns_every_signal(name):
     mean = np.asarray(heads.expected_feedback(out.feedback, state.reward_scale)).mean(axis=(0, 1, 3))
     np.testing.assert_allclose(mean[:-1], 0.3, atol=0.12)
     assert mean[-1] == pytest.approx(15.0, rel=0.3)
-    step = functools.partial(jax.jit(method.update, static_argnames="config"), config=CONFIG)
+    step = functools.partial(learner(name), config=CONFIG)
     _, first = step(state, batch, items)
     exposed = np.asarray(rep.learned(batch).exposed)[..., None]
     loss = np.asarray(heads.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale))
@@ -84,7 +90,7 @@ def test_serves_the_order_of_its_rule(name):
     """Served scores are the offline scores' last column, standardised and over tau."""
     items, batch, state = tiny.make_items(), tiny.make_batch(), born(name)
     method = methods.get(name)
-    step = functools.partial(jax.jit(method.update, static_argnames="config"), config=CONFIG)
+    step = functools.partial(learner(name), config=CONFIG)
     for _ in range(20):
         state, _ = step(state, batch, items)
     served = method.make_policy(state, items, CONFIG)

@@ -20,7 +20,9 @@ def boundary(fraction, rho2, alpha=0.05):
 
 @pytest.mark.parametrize("alpha", [0.05, 0.01])
 def test_quantile_is_where_the_mixture_rejects(alpha):
-    rho2 = optimize.minimize_scalar(lambda r: boundary(1.0, r, alpha), bounds=(1, 30), method="bounded").x
+    # The boundary is flat about its least: a hundredth of a variance moves it by 10^-6.
+    least = {"bounds": (1, 30), "method": "bounded", "options": {"xatol": 0.01}}
+    rho2 = optimize.minimize_scalar(lambda r: boundary(1.0, r, alpha), **least).x
     for fraction in (0.05, 0.3, 1.0, 1.5):
         assert sequential.quantile(fraction, alpha) == pytest.approx(boundary(fraction, rho2, alpha), rel=2e-3)
     for rho2 in (4.0, 16.0):  # any other mixture is wider at the end of the plan
@@ -34,7 +36,7 @@ def test_quantile_of_a_number_of_looks():
 
 def test_looking_often_keeps_the_coverage_where_a_fixed_interval_loses_it():
     """A/A tests with heavy tails and a ratio metric, looked at 50 times as users come."""
-    rng, tests, looks, users = np.random.default_rng(0), 400, 50, 4000
+    rng, tests, looks, users = np.random.default_rng(0), 300, 50, 4000
     held = {"ci95": 0, "always_valid95": 0}
     for _ in range(tests):
         test = ab_test.ABTest(("a", "b"), "a", paired=False)

@@ -34,6 +34,7 @@ from jax._src.interpreters import mlir
 for name in ("launch.common", "mmrf_jax.training.study", "mmrf_jax.serving.export", "mmrf_jax.data.kuairand.builder"):
     importlib.import_module(name)
 mlir.make_ir_context = functools.cache(mlir.make_ir_context)  # as in conftest.py
+gc.set_threshold(20_000, 20, 20)
 gc.collect()
 gc.freeze()
 for line in sys.stdin:

@@ -16,7 +16,7 @@ from mmrf_jax.simulators.world import rankers, session
 from mmrf_jax.training import arms, rollout
 
 CONFIG = p.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
-USERS = 2000  # as in test_long_run, so that all is compiled once
+USERS = 1200  # as in test_long_run, so that all is compiled once
 KEY = jax.random.key(5)
 
 

@@ -15,7 +15,7 @@ from mmrf_jax.simulators.world import rankers, session
 from mmrf_jax.training import arms, long_run, rollout, sources
 
 CONFIG = p.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
-USERS, FIRST, DAYS = 2000, 3, 6
+USERS, FIRST, DAYS = 1200, 3, 6
 KEY = jax.random.key(8)
 
 
