@@ -353,15 +353,14 @@ def _kuairand(config) -> Source:
     tests = [name for name in ("test", "random_test") if there(name)]
     items = kuairand.read_items(prepared)
     schema, ids = parts["test"].schema, lambda: kuairand.read_video_ids(prepared)
+    if d.statistics:  # of the platform's own logs, also where a service's are learned from
+        items = _with_statistics(items, [logs[name]() for name in ("train", "valid") if there(name)])
+        added = 0 if items.statistics is None else statistics.NUM_FEATURES
+        schema = dataclasses.replace(schema, item_features=schema.item_features + added)
     if served := d.get("served"):
         logs["train"] = functools.cache(
             lambda: _served(files.user_path(served, "config.data.served"), schema, ids(), progress)
         )
-    if d.statistics:
-        past = [logs["train"](), *([logs["valid"]()] if there("valid") else [])]
-        items = _with_statistics(items, past)
-        added = 0 if items.statistics is None else statistics.NUM_FEATURES
-        schema = dataclasses.replace(schema, item_features=schema.item_features + added)
     return Source(
         items=jax.tree.map(jax.numpy.asarray, items),
         schema=schema,
