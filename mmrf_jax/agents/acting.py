@@ -62,6 +62,13 @@ def critic_scores(
     )
 
 
+def base_scores(
+    config: AgentConfig, critics: Critics | None, out: networks.CriticOutput, weight: chex.Array | None = None
+) -> chex.Array | None:
+    """`critic_scores`, or None for actors that score alone."""
+    return None if critics is None else critic_scores(config, critics, out, weight)
+
+
 def act(
     config: AgentConfig,
     params: Any,

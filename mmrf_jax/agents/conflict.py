@@ -59,8 +59,7 @@ def actor_gradients(
     weight = rep.learned(batch).request
     first = jax.tree.map(lambda x: x[:, :-1], predicted)
     pool = networks.Critic(config).apply(state.target, *users, candidates)
-    critics = acting.critics_of(state, config)
-    base = None if critics is None else acting.critic_scores(config, critics, pool)
+    base = acting.base_scores(config, acting.critics_of(state, config), pool)
 
     def total(shared):
         params = {"params": state.params["actor"]["params"] | {_SHARED: shared}}

@@ -188,8 +188,7 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     shown = critic.apply(params["critic"], r.z, r.memory_mean, r.shown)
     still = jax.lax.stop_gradient((r.z, r.memory_mean))
     own = critic.apply(state.target, *still, candidates)
-    critics = acting.critics_of(state, config)
-    base = None if critics is None else acting.critic_scores(config, critics, own, batch.weight)
+    base = acting.base_scores(config, acting.critics_of(state, config), own, batch.weight)
     act = lambda p: actor.apply(p, *still, candidates, base, batch.weight).scores
     scores = act(params["actor"])  # [B, T+1, A, C]
     logged = exposure.logged(batch.slate, batch.slate_mask, batch.candidates.shape[-1])

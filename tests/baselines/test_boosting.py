@@ -15,15 +15,6 @@ MEASURE = lambda users, scores, labels: float(np.mean((scores > 0.0) == labels))
 MEANS = 4 * (len(statistics.SIGNALS) + 1)  # of video, author, tag and user
 
 
-def make_items() -> types.Items:
-    rng = np.random.default_rng(3)
-    return types.Items(
-        author=rng.integers(0, 5, V), tag=rng.integers(0, 4, V), duration=rng.uniform(5, 60, V).astype(np.float32),
-        features=rng.normal(size=(V, 3)).astype(np.float32), embedding_id=np.arange(V), num_embeddings=V,
-        num_authors=5, num_tags=4,
-    )  # fmt: skip
-
-
 def make_log(seed: int, count: int = 60, days=(1, 2, 3)):
     """A log of 0/1 feedback, and watch time, on given days."""
     log = random_logs.make_log(seed, count)
@@ -44,7 +35,7 @@ def one_by_one(log):
 
 
 def test_features_equal_a_loop_over_exposures():
-    log, past, items = make_log(0), make_log(1), make_items()
+    log, past, items = make_log(0), make_log(1), random_logs.make_items()
     got = boosting.features(log, items, [past, log])
     seen = [row[2:] for source in (past, log) for row in one_by_one(source)]
     rows = list(one_by_one(log))
@@ -63,7 +54,7 @@ def test_features_equal_a_loop_over_exposures():
 
 
 def test_features_do_not_see_their_own_day_or_later():
-    log, items = make_log(0, days=(1, 2)), make_items()
+    log, items = make_log(0, days=(1, 2)), random_logs.make_items()
     before = boosting.features(log, items, [log])
     late = log.date[sessions.exposure_index(log)[0]] == 2
     session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
@@ -77,7 +68,9 @@ def test_features_do_not_see_their_own_day_or_later():
 def test_scores_do_not_move_with_the_feedback_of_the_test_log():
     logs = [make_log(seed, days=days) for seed, days in ((5, (1, 2)), (6, (3,)), (7, (4, 5)))]
     other = dataclasses.replace(logs[2], feedback=np.where(logs[2].slate[..., None] >= 0, 1.0 - logs[2].feedback, 0.0))
-    got = boosting.scores(logs[0], logs[1], {"one": logs[2], "other": other}, make_items(), MEASURE, rounds=25)
+    got = boosting.scores(
+        logs[0], logs[1], {"one": logs[2], "other": other}, random_logs.make_items(), MEASURE, rounds=25
+    )
     for name, scores in got["one"].items():
         np.testing.assert_array_equal(scores, got["other"][name])
 
@@ -91,14 +84,16 @@ def test_the_number_of_trees_is_the_best_of_the_validation_log(chosen):
         looks.append(scores)
         return 1.0 if len(looks) % 3 == chosen // 25 else 0.0
 
-    got = boosting.scores(logs[0], logs[1], {"again": logs[1], "other": logs[2]}, make_items(), measure, rounds=75)
+    got = boosting.scores(
+        logs[0], logs[1], {"again": logs[1], "other": logs[2]}, random_logs.make_items(), measure, rounds=75
+    )
     assert len(looks) == 3 * len(boosting.SIGNALS)  # every 25 of 75 trees
     assert set(got) == {"again", "other"} and set(got["other"]) == set(boosting.SIGNALS)
     np.testing.assert_allclose(got["again"]["click"], looks[chosen // 25 - 1], rtol=1e-6)
 
 
 def test_finds_what_decides_a_click_and_leaves_out_what_never_happens():
-    items = make_items()
+    items = random_logs.make_items()
 
     def log(seed):
         made = make_log(seed, 200)

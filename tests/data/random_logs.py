@@ -1,4 +1,4 @@
-"""Random ragged session logs."""
+"""Random ragged session logs, and items for them."""
 
 import numpy as np
 
@@ -17,6 +17,15 @@ SCHEMA = Schema(
     slate=3,
     history=5,
 )
+
+
+def make_items() -> types.Items:
+    rng, v = np.random.default_rng(3), SCHEMA.num_videos
+    return types.Items(
+        author=rng.integers(0, 5, v), tag=rng.integers(0, 4, v), duration=rng.uniform(5, 60, v).astype(np.float32),
+        features=rng.normal(size=(v, 3)).astype(np.float32), embedding_id=np.arange(v), num_embeddings=v,
+        num_authors=5, num_tags=4,
+    )  # fmt: skip
 
 
 def make_log(seed: int, sessions: int, scores: bool = True, schema: Schema = SCHEMA, longest: int = 9) -> SessionLog:

@@ -15,15 +15,6 @@ DAYS = (20220428, 20220430, 20220502)
 L = len(statistics.SIGNALS)
 
 
-def make_items() -> types.Items:
-    rng = np.random.default_rng(3)
-    return types.Items(
-        author=rng.integers(0, 5, V), tag=rng.integers(0, 4, V), duration=rng.uniform(5, 60, V).astype(np.float32),
-        features=rng.normal(size=(V, 3)).astype(np.float32), embedding_id=np.arange(V), num_embeddings=V,
-        num_authors=5, num_tags=4,
-    )  # fmt: skip
-
-
 def make_log(seed: int, count: int = 40):
     log = random_logs.make_log(seed, count)
     return dataclasses.replace(log, date=np.resize(np.array(DAYS, np.int32), count))
@@ -51,7 +42,7 @@ def test_exposures_are_in_the_order_of_their_index():
 
 def test_running_means_equal_a_loop():
     rows = statistics.exposures([make_log(0)])
-    key = make_items().author
+    key = random_logs.make_items().author
     got = statistics.running_means(rows, key[rows.video], rows.date, key[rows.video], 5, prior=7.0)
     for i, (date, video) in enumerate(zip(rows.date, rows.video, strict=True)):
         earlier = rows.date < date
@@ -64,7 +55,7 @@ def test_running_means_equal_a_loop():
 
 
 def test_by_day_equals_a_loop_up_to_one_scale_a_column():
-    log, items = make_log(0), make_items()
+    log, items = make_log(0), random_logs.make_items()
     dates, got = statistics.by_day([log], items)
     assert dates.tolist() == sorted(DAYS) and got.shape == (4, V, statistics.NUM_FEATURES)
     assert not got[0].any()
@@ -86,7 +77,7 @@ def test_by_day_equals_a_loop_up_to_one_scale_a_column():
 
 
 def test_no_row_sees_its_own_day_or_a_later_one():
-    log, items = make_log(0), make_items()
+    log, items = make_log(0), random_logs.make_items()
     session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
     changed = np.where((log.date[session] >= DAYS[1])[:, None, None], 1.0 - log.feedback, log.feedback)
     dates, before = statistics.by_day([log], items)
@@ -99,7 +90,7 @@ def test_no_row_sees_its_own_day_or_a_later_one():
 
 
 def test_features_of_a_date_are_those_of_the_days_before():
-    items = make_items()
+    items = random_logs.make_items()
     dates, table = statistics.by_day([make_log(0)], items)
     items = jax.tree.map(jnp.asarray, dataclasses.replace(items, dates=dates, statistics=table))
     videos, date = np.arange(12, dtype=np.int32).reshape(4, 3), np.array([20220401, DAYS[0], DAYS[1], 20220601])
@@ -111,6 +102,6 @@ def test_features_of_a_date_are_those_of_the_days_before():
 
 
 def test_without_statistics_features_are_those_that_stay():
-    items = make_items()
+    items = random_logs.make_items()
     videos = np.array([[1, 4]])
     np.testing.assert_array_equal(items.features_of(videos, np.array([DAYS[0]])), items.features[videos])
