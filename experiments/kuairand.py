@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
             residual_actor=True,
             discount=0.0,  # Pure holds a few videos of each feed: that a session ends there says little of the user
         ),
-        alternation=configs.Alternation(closed_loop=False, gap_sessions=0),
+        alternation=configs.Alternation(closed_loop=False),
         feedback=configs.Feedback(**_SIZES, signal_weights=_WEIGHTS, dropout=0.4, batch=128),
         train=configs.Train(batch=128, segment=4),
         ab_test=configs.ABTest(arms=("logged", "random")),

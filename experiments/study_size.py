@@ -14,7 +14,6 @@ def get_config(**variants) -> ConfigDict:
     run = world.get_config()
     run.collect.sessions = 4_096
     run.collect.test_sessions = 2_048
-    run.alternation.gap_sessions = 0
     run.ab_test.sessions = 256  # studies have A/B tests of their own
     run.ab_test.arms = ("production",)
     return configs.to_config_dict(

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
         when_quick={
             "world": {"num_videos": 5_000, "candidates": 40},
             "collect": {"sessions": 1_024, "test_sessions": 1_024},  # alike, so that both share one compilation
-            "alternation": {"rounds": 2, "gap_sessions": 0},
+            "alternation": {"rounds": 2},
             "ab_test": {"sessions": 512, "arms": ("production",)},
             "log_every": 5,
             "checkpoint_every": 10,

@@ -176,7 +176,7 @@ def _train(folder: Path, number: int) -> None:
     given = [f"--config.{name}={value}" for name, value in config_flags.get_override_values(flag).items()]
     brief = ["--config.ab_test.sessions=2000", "--config.ab_test.arms=('production',)"]  # the rounds are the judge
     settings = {
-        "alternation.rounds": 1, "alternation.closed_loop": False, "alternation.gap_sessions": 0,
+        "alternation.rounds": 1, "alternation.closed_loop": False,
         "collect.sessions": _SESSIONS.value, "data.dir": folder / "served" if number else "",
     }  # fmt: skip
     arguments = [*brief, *given, *(f"--config.{name}={value}" for name, value in settings.items())]

@@ -216,13 +216,13 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
         limit = machine.rate(cost.work(functools.partial(step, plan=plan, rate=rate), run.state, batches[0], items))
         state = jax.tree.map(jnp.copy, run.state)
 
-        def steps(step=step):
+        def run_steps(step=step):
             nonlocal state
             for batch in batches:
                 state, _ = step(state, batch, items, plan=plan, rate=rate)
             return state
 
-        value = units / statistics.median(cost.seconds(steps, repeats))
+        value = units / statistics.median(cost.seconds(run_steps, repeats))
         yield Figure(name, value, unit, limit * units / len(batches))
     score = jax.jit(lambda *x: methods.score_candidates(*x, plan.agents, plan.method))
     scores = lambda: [score(run.state.agents, batch, items) for batch in batches]

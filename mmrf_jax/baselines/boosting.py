@@ -6,8 +6,8 @@ model for each signal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,19 +59,35 @@ def features(
     return np.concatenate([column.astype(np.float32) for column in columns], axis=1)
 
 
-def labels(log: SessionLog, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+class Table(NamedTuple):
+    """Exposures as simple predictors know them."""
+
+    user: np.ndarray  # [n] int32
+    video: np.ndarray  # [n] int32
+    features: np.ndarray  # [n, F] float32
+    feedback: np.ndarray  # [n, S] float32
+
+
+def table(log: SessionLog, items: types.Items, past: list[SessionLog], seed: int | None = None) -> Table:
+    """The exposures of a log, or with a seed a sample where there are more than a million; `past` as in `features`."""
+    rows = np.arange(num_exposures(log))
+    if seed is not None and len(rows) > _MAX_ROWS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, _MAX_ROWS, replace=False))
+    session, request, slot = (x[rows] for x in sessions.exposure_index(log))
+    video = log.candidates[request, log.slate[request, slot]]
+    return Table(log.user_id[session], video, features(log, items, past, rows), log.feedback[request, slot])
+
+
+def labels(rows: Table) -> dict[str, np.ndarray]:
     """What each model is fitted to, {signal: [n]}: 0 or 1, and log1p of seconds."""
-    _, request, slot = sessions.exposure_index(log)
-    feedback = log.feedback[request[rows], slot[rows]]
-    out = {name: feedback[:, types.signal_index(name)].astype(np.float64) for name in SIGNALS}
+    out = {name: rows.feedback[:, types.signal_index(name)].astype(np.float64) for name in SIGNALS}
     return out | {"watch_time": np.log1p(out["watch_time"])}
 
 
 def scores(
-    train: SessionLog,
-    valid: SessionLog | None,
-    tests: dict[str, SessionLog],
-    items: types.Items,
+    train: Table,
+    valid: Table | None,
+    tests: Mapping[str, np.ndarray],
     measure: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
     seed: int = 0,
     rounds: int = _ROUNDS,
@@ -81,48 +97,34 @@ def scores(
     A signal with a single label among the training rows has no scores.
 
     Args:
-      train: log to fit on, or a sample of its exposures where there are more than a million.
-      valid: log to choose the number of rounds on; None for all of them.
-      tests: logs to score. Their own feedback is never a feature.
-      items: of the videos; statistics are made here.
+      train: exposures to fit on.
+      valid: exposures to choose the number of rounds on; None for all of them.
+      tests: {log: features [n, F]} to score.
       measure: (users, scores, labels) [n] -> the figure that is chosen by; NaN where there is none.
       rounds: the most trees of a model.
     """
     import lightgbm
 
-    past = [train] if valid is None else [train, valid]
-    rows = np.arange(num_exposures(train))
-    if len(rows) > _MAX_ROWS:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, _MAX_ROWS, replace=False))
-    at_train, label = features(train, items, [train], rows), labels(train, rows)
-    at_valid = None if valid is None else features(valid, items, past)
-    models = {}
-    for name in SIGNALS:
-        if len(np.unique(label[name])) < 2:
+    result: dict[str, dict[str, np.ndarray]] = {log: {} for log in tests}
+    for name, label in labels(train).items():
+        if len(np.unique(label)) < 2:
             continue
         objective = "regression" if name == "watch_time" else "binary"
-        data = lightgbm.Dataset(at_train, label[name])
+        data = lightgbm.Dataset(train.features, label)
         model = lightgbm.train(_PARAMETERS | {"objective": objective, "seed": seed}, data, rounds)
-        models[name] = model, rounds if valid is None else _best(model, name, valid, at_valid, measure, rounds)
-    result: dict[str, dict[str, np.ndarray]] = {}
-    for log_name, log in tests.items():
-        blocks = np.array_split(np.arange(num_exposures(log)), -(-num_exposures(log) // _MAX_ROWS))
-        scored: dict[str, list[np.ndarray]] = {signal: [] for signal in models}
-        for block in blocks:
-            x = features(log, items, past, block)
-            for name, (model, trees) in models.items():
-                scored[name].append(np.asarray(model.predict(x, num_iteration=trees, raw_score=True)))
-        result[log_name] = {signal: np.concatenate(parts) for signal, parts in scored.items()}
+        trees = rounds if valid is None else _best(model, name, valid, measure, rounds)
+        for log, x in tests.items():
+            result[log][name] = np.asarray(model.predict(x, num_iteration=trees, raw_score=True))
     return result
 
 
-def _best(model, name: str, valid: SessionLog, at_valid: np.ndarray | None, measure, rounds: int) -> int:
+def _best(model, name: str, valid: Table, measure, rounds: int) -> int:
     """The number of trees with the best validation figure of a signal; all of them where there is no figure."""
-    users, label = valid.user_id[sessions.exposure_index(valid)[0]], labels(valid)[name]
+    label = labels(valid)[name]
     if name == "watch_time":  # above the median: pairs of all rows would take longer and choose alike
         label = label > np.median(label)
-    measured = [
-        (measure(users, model.predict(at_valid, num_iteration=n, raw_score=True), label > 0.5), n)
-        for n in range(_STEP, rounds + 1, _STEP)
-    ]
+    score, measured = np.zeros(len(label)), []
+    for start in range(0, rounds, _STEP):
+        score = score + model.predict(valid.features, start_iteration=start, num_iteration=_STEP, raw_score=True)
+        measured.append((measure(valid.user, score, label > 0.5), min(start + _STEP, rounds)))
     return max((m for m in measured if not np.isnan(m[0])), default=(0.0, rounds))[1]

@@ -99,10 +99,12 @@ def metrics(
         return _Measured(entry, ranked, np.bincount(user_row, weights=loss) / user_rows)
 
     def model_minus(signal: str, model: _Measured, other: _Measured) -> dict[str, Any]:
-        ranking, loss = ("xauc", "mae") if signal == _WATCH_TIME else ("gauc", "logloss")
-        result: dict[str, Any] = {ranking: {"diff": None, "ci95": None}}
-        if other.entry[ranking] is not None:
-            result[ranking] = _difference(model.ranked.per_user, other.ranked.per_user, model.ranked.impressions, draws)
+        rank_metric, loss = ("xauc", "mae") if signal == _WATCH_TIME else ("gauc", "logloss")
+        result: dict[str, Any] = {rank_metric: {"diff": None, "ci95": None}}
+        if other.entry[rank_metric] is not None:
+            result[rank_metric] = _difference(
+                model.ranked.per_user, other.ranked.per_user, model.ranked.impressions, draws
+            )
         result[loss] = _difference(model.losses, other.losses, user_rows, draws)
         return result
 
@@ -134,16 +136,16 @@ def per_video_mean(
 
 
 def logistic(
-    features: np.ndarray, feedback: np.ndarray, test_features: np.ndarray, seed: int = 0
-) -> dict[str, np.ndarray]:
+    features: np.ndarray, feedback: np.ndarray, tests: Mapping[str, np.ndarray], seed: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
     """Linear baselines on plain features: logistic regression for the binary signals, least squares for seconds.
 
     Args:
       features, feedback: [m, F] and [m, S] of the training exposures, of which 500,000 at most are fitted on.
-      test_features: [n, F] of the exposures to predict. seed: of the sample of training exposures.
+      tests: {log: [n, F]} of the exposures to predict. seed: of the sample of training exposures.
 
     Returns:
-      {signal: [n] float64}. A signal with one class among the rows fitted on gets its smoothed training mean.
+      {log: {signal: [n] float64}}. A signal with one class among the rows fitted on gets its smoothed training mean.
     """
     from sklearn.linear_model import LinearRegression, LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -153,20 +155,24 @@ def logistic(
     if len(rows) > _MAX_ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, _MAX_ROWS, replace=False))
     scaler = StandardScaler().fit(features[rows].astype(np.float64))
-    at_train, at_test = scaler.transform(features[rows].astype(np.float64)), scaler.transform(test_features)
-    result = {}
+    at_train = scaler.transform(features[rows].astype(np.float64))
+    at_tests = {log: scaler.transform(x) for log, x in tests.items()}
+    result: dict[str, dict[str, np.ndarray]] = {log: {} for log in tests}
     for i, signal in enumerate(types.BINARY_SIGNALS):
         label = feedback[:, i] > 0.5
         if label[rows].any() and not label[rows].all():
             model = LogisticRegression(max_iter=1000).fit(at_train, label[rows])
-            result[signal] = model.predict_proba(at_test)[:, 1].astype(np.float64)
+            for log, x in at_tests.items():
+                result[log][signal] = model.predict_proba(x)[:, 1].astype(np.float64)
         else:
             # One exposure of either class is added: a probability of 0 or 1 would be refuted by a single row.
-            result[signal] = np.full(len(at_test), (label.sum() + 1.0) / (len(label) + 2.0))
+            for log, x in at_tests.items():
+                result[log][signal] = np.full(len(x), (label.sum() + 1.0) / (len(label) + 2.0))
     # Least squares on the seconds themselves estimates their mean. Fitted to log1p it would estimate a median-like
     # value below the mean; a log link would estimate the mean but explode on features far from the training ones.
     line = LinearRegression().fit(at_train, feedback[rows, types.WATCH_TIME].astype(np.float64))
-    result[_WATCH_TIME] = np.maximum(line.predict(at_test), 0.0)
+    for log, x in at_tests.items():
+        result[log][_WATCH_TIME] = np.maximum(line.predict(x), 0.0)
     return result
 
 
@@ -242,11 +248,16 @@ def format_table(result: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     interval = lambda x: "–" if x is None else f"[{x[0]:+.4f}, {x[1]:+.4f}]"
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for signal, rankers in result.items():
-        ranking, loss, last = ("xauc", "mae", "rmse") if signal == _WATCH_TIME else ("gauc", "logloss", "ece")
+        rank_metric, loss, last = ("xauc", "mae", "rmse") if signal == _WATCH_TIME else ("gauc", "logloss", "ece")
         for ranker, entry in rankers.items():
             minus = entry.get("model_minus", {})
-            cells = [signal, ranker, str(entry["eligible_users"]), *(number(entry[k]) for k in (ranking, loss, last))]
-            cells += [interval(minus.get(key, {}).get("ci95")) for key in (ranking, loss)]
+            cells = [
+                signal,
+                ranker,
+                str(entry["eligible_users"]),
+                *(number(entry[k]) for k in (rank_metric, loss, last)),
+            ]
+            cells += [interval(minus.get(key, {}).get("ci95")) for key in (rank_metric, loss)]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -66,7 +66,7 @@ class Alternation:
     closed_loop: bool = field(True, "after the first round the newest policy serves and collects the round's log")
     temperature: float = field(1.0, "of that policy, as Plackett–Luce; 0: its best slate", fields.NOT_NEGATIVE)
     gap_sessions: int = field(
-        1_024, "served each round in the model and in the world, to compare; 0 for none", fields.NATURAL
+        0, "served each round in the model and in the world, to compare; 0 for none", fields.NATURAL
     )
     conflict_batches: int = field(
         0, "of each round, on which the agents' gradients are compared; 0 for none", fields.NATURAL

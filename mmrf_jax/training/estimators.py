@@ -65,11 +65,11 @@ def run(config, out: Path) -> dict[str, Any]:
     earned = _serve(source, scores, jax.random.fold_in(key, 1), weights, config.sessions)
     phase("estimates")
     difference = truth / truth[names.index("production")] - 1.0
-    estimators: dict[str, Any] = {signal: {} for signal in SIGNALS}
+    by_estimator: dict[str, Any] = {signal: {} for signal in SIGNALS}
     done = counted("estimates", len(names))
     for i, name in enumerate(names):
         for signal, estimator, cap, entry in _errors(rows, i, truth[i], config.logs, config.log_users):
-            estimators[signal].setdefault(estimator, {}).setdefault(cap, {})[name] = entry
+            by_estimator[signal].setdefault(estimator, {}).setdefault(cap, {})[name] = entry
         done(i + 1)
     close = [name for name, x in zip(names, difference[:, SIGNALS.index("watch_time")], strict=True) if abs(x) < CLOSE]
     policies = {
@@ -84,9 +84,9 @@ def run(config, out: Path) -> dict[str, Any]:
             estimator: {cap: _summary(entries, policies, signal, close) for cap, entries in caps.items()}
             for estimator, caps in of_signal.items()
         }
-        for signal, of_signal in estimators.items()
+        for signal, of_signal in by_estimator.items()
     }
-    table = {"policies": policies, "close": close, "estimators": estimators, "summary": summary}
+    table = {"policies": policies, "close": close, "estimators": by_estimator, "summary": summary}
     table |= {name: config[name] for name in ("logs", "log_users", "log_requests", "sessions")}
     files.write_json(out / "table.json", table)
     files.write_text(out / "table.md", format_table(table))

@@ -81,11 +81,11 @@ def _together(
         requests += int(batch.mask[:, :-1].sum())
         encoded.append(np.asarray(conflict.encoder_gradients(state.agents, batch, source.items, plan.agents)))
         if talks:
-            predicted = None
+            prediction = None
             if plan.models and plan.agents.uses_model:
-                predicted = _predict(alternation.model_of(state), batch, source.items, plan.feedback)
+                prediction = _predict(alternation.model_of(state), batch, source.items, plan.feedback)
             weights.append(np.asarray(conflict.attention(state.agents, batch, source.items, plan.agents)))
-            gradients = conflict.actor_gradients(state.agents, batch, source.items, predicted, plan.agents)
+            gradients = conflict.actor_gradients(state.agents, batch, source.items, prediction, plan.agents)
             acted.append(np.asarray(gradients))
     result: dict[str, Any] = {"encoder": agreement(np.stack(encoded)) | {"requests": requests}}
     if not talks:

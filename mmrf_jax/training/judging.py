@@ -113,10 +113,9 @@ def evaluate(
     tests = source.test()
     train, baselines, simple = None, {}, {}
     if (source.sim is None or thorough) and beside:
-        simple = _simple_predictors(source.train(), tests, source)
+        simple, baselines = _simple(source, tests)
     if source.sim is None:
         train = offline.exposures(source.train())
-        baselines = _baselines(source, tests) if beside else {}
         tests["test_frozen"] = sessions.freeze_histories(tests["test"])
         for scores in (baselines, simple):  # these see no feedback of the test days
             scores |= {"test_frozen": scores["test"]} if beside else {}
@@ -179,20 +178,39 @@ def _session_distances(config, source, plan, state, log: SessionLog, mesh) -> di
     return result
 
 
-def _simple_predictors(train: SessionLog, tests: dict[str, SessionLog], source: sources.Source) -> dict[str, Any]:
-    """The per-video mean and a logistic regression on plain features, {log: {predictor: {signal: [n]}}}."""
+def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What needs no training of ours.
+
+    Returns:
+      {log: {predictor: {signal: [n]}}} of the per-video mean and a logistic regression on plain features; and on real
+      logs {log: {ranker: {signal: [n]}}} of popularity and boosting.
+    """
     phase("logistic")
-    rows = offline.exposures(train)
-    past = [train] if source.valid is None else [train, source.valid()]
-    at_train = boosting.features(train, source.items, [train])
-    result = {}
-    for name, log in tests.items():
-        video = offline.exposures(log).video
-        result[name] = {
-            "per_video_mean": fidelity.per_video_mean(rows.video, rows.feedback, video, source.items.num_videos),
-            "logistic": fidelity.logistic(at_train, rows.feedback, boosting.features(log, source.items, past)),
+    train, valid, items = source.train(), None if source.valid is None else source.valid(), source.items
+    past = [train] if valid is None else [train, valid]
+    at_train, at_tests = (
+        boosting.table(train, items, [train], seed=0),
+        {name: boosting.table(log, items, past) for name, log in tests.items()},
+    )
+    features = {name: rows.features for name, rows in at_tests.items()}
+    linear = fidelity.logistic(at_train.features, at_train.feedback, features)
+    known = offline.exposures(train)
+    simple = {
+        name: {
+            "per_video_mean": fidelity.per_video_mean(known.video, known.feedback, rows.video, items.num_videos),
+            "logistic": linear[name],
         }
-    return result
+        for name, rows in at_tests.items()
+    }
+    if source.sim is not None:
+        return simple, {}
+    phase("boosting")
+    measure = lambda users, scores, labels: gauc.grouped_auc(users, scores, {"label": labels})["label"].value
+    at_valid = None if valid is None else boosting.table(valid, items, past)
+    boosted = boosting.scores(at_train, at_valid, features, measure)
+    means = popularity.smoothed_means(known.video, known.feedback, items.num_videos)
+    popular = {name: dict(zip(types.SIGNALS, means[rows.video].T, strict=True)) for name, rows in at_tests.items()}
+    return simple, {name: {"popularity": popular[name], "boosting": boosted[name]} for name in tests}
 
 
 def feedback_simulator(
@@ -240,21 +258,6 @@ def optimism(
         earned[name] = float(served["watch_time"].mean())
         done(len(earned))
     return earned | {"gap": earned["model"] - earned["world"]}
-
-
-def _baselines(source: sources.Source, tests: dict[str, SessionLog]) -> dict[str, Any]:
-    """Scores of popularity and boosting for the exposures of each log, {log: {ranker: {signal: [n]}}}."""
-    train, valid = source.train(), None if source.valid is None else source.valid()
-    rows = offline.exposures(train)
-    means = popularity.smoothed_means(rows.video, rows.feedback, source.items.num_videos)
-    measure = lambda users, scores, labels: gauc.grouped_auc(users, scores, {"label": labels})["label"].value
-    phase("boosting")
-    boosted = boosting.scores(train, valid, tests, source.items, measure)
-    popular = {name: means[offline.exposures(log).video].T for name, log in tests.items()}
-    return {
-        name: {"popularity": dict(zip(types.SIGNALS, popular[name], strict=True)), "boosting": boosted[name]}
-        for name in tests
-    }
 
 
 def _history_rows(log: SessionLog) -> offline.Rows:

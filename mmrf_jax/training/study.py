@@ -39,7 +39,7 @@ class Study(NamedTuple):
 
     config: Any
     out: Path
-    runs: Path
+    runs_dir: Path
 
     def names(self) -> list[str]:
         """The variants, the reference first."""
@@ -97,10 +97,10 @@ def run_config(config, variant: str, seed: int) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict({name: v for name, v in run.to_dict().items() if name != "when_quick"})
 
 
-def folder(config, runs: Path) -> Path:
+def folder(config, runs_dir: Path) -> Path:
     """Where the run of a config is kept: the same for all studies that need it."""
     fixed = {name: value for name, value in wd.flat(config.to_dict()).items() if not wd.is_free(name)}
-    return runs / hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+    return runs_dir / hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check(study: Study) -> None:
@@ -135,19 +135,19 @@ def check(study: Study) -> None:
             raise ValueError(f"config.days is {config.days}; use --config.days=5 or more")
 
 
-def run(config, out: Path, runs: Path) -> dict[str, Any]:
+def run(config, out: Path, runs_dir: Path) -> dict[str, Any]:
     """Runs what is not there yet, then writes OUT/table.json and OUT/table.md. Returns the table.
 
     Args:
-      config: of a study, see experiments/table_ablation.py. runs: folder of the runs, shared by studies.
+      config: of a study, see experiments/table_ablation.py. runs_dir: folder of the runs, shared by studies.
     """
-    study = Study(config, out, runs)
+    study = Study(config, out, runs_dir)
     check(study)
     paths: dict[str, list[Path]] = {}
     for name in study.names():
         for seed in range(config.seeds):  # of one program
             one = run_config(config, name, seed)
-            paths.setdefault(name, []).append(folder(one, runs))
+            paths.setdefault(name, []).append(folder(one, runs_dir))
             say(f"study: {name}, seed {seed + 1} of {config.seeds}, in {paths[name][-1]}")
             loop.train(one, paths[name][-1], brief=True)
             for kept in {TABLES[table].of_runs for table in config.tables if table in TABLES} - {""}:

@@ -23,6 +23,14 @@ def make_log(seed: int, count: int = 60, days=(1, 2, 3)):
     return dataclasses.replace(log, date=np.resize(np.array(days, np.int32), count), feedback=feedback)
 
 
+def score(train, valid, tests, items, measure, **options):
+    """`boosting.scores` of logs."""
+    past = [train, valid]
+    at_train, at_valid = boosting.table(train, items, [train]), boosting.table(valid, items, past)
+    features = {name: boosting.features(log, items, past) for name, log in tests.items()}
+    return boosting.scores(at_train, at_valid, features, measure, **options)
+
+
 def one_by_one(log):
     """(session, request, day, video, user, labels) of each exposure."""
     at = [types.signal_index(name) for name in statistics.SIGNALS]
@@ -53,6 +61,22 @@ def test_features_equal_a_loop_over_exposures():
         np.testing.assert_allclose(row, expected, rtol=1e-5)
 
 
+def test_a_table_holds_the_exposures_of_a_log_or_a_sample_of_them(monkeypatch):
+    log, items = make_log(0), random_logs.make_items()
+    full = boosting.table(log, items, [log], seed=0)
+    np.testing.assert_array_equal(full.features, boosting.features(log, items, [log]))
+    for got, (_, _, _, video, user, label) in zip(
+        zip(full.user, full.video, full.feedback[:, 0], strict=True), one_by_one(log), strict=True
+    ):
+        assert got == (user, video, label[0])
+    monkeypatch.setattr(boosting, "_MAX_ROWS", 40)
+    some = boosting.table(log, items, [log], seed=0)
+    every = {tuple(row) for row in np.column_stack([full.user, full.video, full.features, full.feedback])}
+    assert len(some.user) == 40
+    assert {tuple(row) for row in np.column_stack([some.user, some.video, some.features, some.feedback])} <= every
+    assert len(boosting.table(log, items, [log]).user) == len(full.user)  # without a seed, all
+
+
 def test_features_do_not_see_their_own_day_or_later():
     log, items = make_log(0, days=(1, 2)), random_logs.make_items()
     before = boosting.features(log, items, [log])
@@ -68,9 +92,7 @@ def test_features_do_not_see_their_own_day_or_later():
 def test_scores_do_not_move_with_the_feedback_of_the_test_log():
     logs = [make_log(seed, days=days) for seed, days in ((5, (1, 2)), (6, (3,)), (7, (4, 5)))]
     other = dataclasses.replace(logs[2], feedback=np.where(logs[2].slate[..., None] >= 0, 1.0 - logs[2].feedback, 0.0))
-    got = boosting.scores(
-        logs[0], logs[1], {"one": logs[2], "other": other}, random_logs.make_items(), MEASURE, rounds=25
-    )
+    got = score(logs[0], logs[1], {"one": logs[2], "other": other}, random_logs.make_items(), MEASURE, rounds=25)
     for name, scores in got["one"].items():
         np.testing.assert_array_equal(scores, got["other"][name])
 
@@ -84,9 +106,7 @@ def test_the_number_of_trees_is_the_best_of_the_validation_log(chosen):
         looks.append(scores)
         return 1.0 if len(looks) % 3 == chosen // 25 else 0.0
 
-    got = boosting.scores(
-        logs[0], logs[1], {"again": logs[1], "other": logs[2]}, random_logs.make_items(), measure, rounds=75
-    )
+    got = score(logs[0], logs[1], {"again": logs[1], "other": logs[2]}, random_logs.make_items(), measure, rounds=75)
     assert len(looks) == 3 * len(boosting.SIGNALS)  # every 25 of 75 trees
     assert set(got) == {"again", "other"} and set(got["other"]) == set(boosting.SIGNALS)
     np.testing.assert_allclose(got["again"]["click"], looks[chosen // 25 - 1], rtol=1e-6)
@@ -103,7 +123,7 @@ def test_finds_what_decides_a_click_and_leaves_out_what_never_happens():
         return made
 
     train, valid, test = log(1), log(2), log(3)
-    got = boosting.scores(train, valid, {"test": test}, items, MEASURE, rounds=100)["test"]
+    got = score(train, valid, {"test": test}, items, MEASURE, rounds=100)["test"]
     assert "like" not in got
     _, request, slot = sessions.exposure_index(test)
     assert np.mean((got["click"] > 0.0) == (test.feedback[request, slot, 0] > 0.5)) > 0.98

@@ -211,11 +211,11 @@ def test_intervals_tell_a_better_model_from_an_equal_one():
     }
     rankers = {"model": noisy(), "equal": noisy(), "worse": worse}
     result = fidelity.metrics(user_id, feedback, rankers, draws=DRAWS)
-    for signal, ranking, loss in (("click", "gauc", "logloss"), ("watch_time", "xauc", "mae")):
+    for signal, rank_metric, loss in (("click", "gauc", "logloss"), ("watch_time", "xauc", "mae")):
         assert "model_minus" not in result[signal]["model"]
         better, equal = (result[signal][ranker]["model_minus"] for ranker in ("worse", "equal"))
-        assert better[ranking]["ci95"][0] > 0 and better[loss]["ci95"][1] < 0
-        for name in (ranking, loss):
+        assert better[rank_metric]["ci95"][0] > 0 and better[loss]["ci95"][1] < 0
+        for name in (rank_metric, loss):
             low, high = equal[name]["ci95"]
             assert low < 0 < high
             for ranker in ("equal", "worse"):
@@ -284,7 +284,7 @@ def test_linear_baselines_are_scikit_learns():
     feedback[:, HATE] = 1.0
     feedback[:, types.WATCH_TIME] = np.maximum(5.0 + 6.0 * z[:, 2] + rng.normal(size=3000), 0.0)
     train, test = slice(0, 2000), slice(2000, None)
-    result = fidelity.logistic(x[train], feedback[train], x[test])
+    result = fidelity.logistic(x[train], feedback[train], {"other": x[train], "test": x[test]})["test"]
     assert set(result) == set(types.SIGNALS) and {v.shape for v in result.values()} == {(1000,)}
     center, scale = x[train].mean(axis=0, dtype=np.float64), x[train].std(axis=0, dtype=np.float64)
     at_train, at_test = (x[train] - center) / scale, (x[test] - center) / scale
@@ -300,9 +300,9 @@ def test_linear_baselines_are_scikit_learns():
 def test_linear_baselines_fit_on_a_seeded_sample(monkeypatch):
     _, feedback, truth = make_rows(11)
     x = np.stack([truth["click"], truth["watch_time"]], axis=1)
-    full = fidelity.logistic(x, feedback, x[:50])
+    full = fidelity.logistic(x, feedback, {"test": x[:50]})["test"]
     monkeypatch.setattr(fidelity, "_MAX_ROWS", 500)
-    first, again, other = (fidelity.logistic(x, feedback, x[:50], seed) for seed in (0, 0, 1))
+    first, again, other = (fidelity.logistic(x, feedback, {"test": x[:50]}, seed)["test"] for seed in (0, 0, 1))
     for signal in ("click", "watch_time"):
         np.testing.assert_array_equal(first[signal], again[signal])
         assert np.abs(first[signal] - other[signal]).max() > 0 and np.abs(first[signal] - full[signal]).max() > 0

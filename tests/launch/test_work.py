@@ -83,13 +83,13 @@ def test_the_work_of_hot_functions_does_not_grow(run, batches, optimised):
 @pytest.mark.slow
 def test_each_program_is_compiled_once(run, batches):
     """Whatever the batch, the users and their number."""
-    steps = (alternation.fit_step, alternation.update_step)
-    before = [step._cache_size() for step in steps]
+    hot = (alternation.fit_step, alternation.update_step)
+    before = [step._cache_size() for step in hot]
     state = par.put_replicated(jax.tree.map(jnp.copy, run.state), par.make_mesh())
     for batch in batches:
-        for step in steps:
+        for step in hot:
             state, _ = step(state, batch, run.source.items, run.plan, jnp.float32(1.0))
-    assert [step._cache_size() - old for step, old in zip(steps, before, strict=True)] == [1, 1]
+    assert [step._cache_size() - old for step, old in zip(hot, before, strict=True)] == [1, 1]
     before = arms._serve._cache_size()
     for first, number in ((0, 300), (1_000, 300), (5, 77)):
         arms.serve(

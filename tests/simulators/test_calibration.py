@@ -44,9 +44,9 @@ def sim():
 def serve(sim):
     """serve(ranker, world parameters) -> {column: per-user sums}; a program for sampled rankers, one for oracles."""
 
-    def run(privileged, temperature, params, items, which, key):
+    def run(privileged, temperature, params, videos, which, key):
         policy = base.privileged_policy(lambda *args: jax.lax.switch(which, privileged, *args), temperature)
-        world = base.Simulator(session.reset, session.step, session.next_visit, params, items)
+        world = base.Simulator(session.reset, session.step, session.next_visit, params, videos)
         return rollout.rollout(world, policy, key, 0, 0, num_users=SERVED, slots=SLOTS, k=K)[0]
 
     groups = {1.0: (rankers.production, rankers.random), 0.0: (rankers.oracle_myopic, rankers.oracle_planning)}
@@ -177,13 +177,13 @@ def test_an_enjoyed_slate_and_a_boring_one_differ_by_about_one_in_the_log_odds_o
 def shifted(sim):
     """Parameters and items of the two shifted worlds; static fields as in `sim`, so that nothing is recompiled."""
     worlds = {v: catalog.make(p.WorldConfig(variant=v)) for v in ("users", "leaving")}
-    return {v: (params.replace(config=sim.params.config), items) for v, (params, items) in worlds.items()}
+    return {v: (params.replace(config=sim.params.config), videos) for v, (params, videos) in worlds.items()}
 
 
 class TestVariants:
     def test_same_catalogue(self, sim, shifted):
-        for params, items in shifted.values():
-            jax.tree.map(np.testing.assert_array_equal, items, sim.items)
+        for params, videos in shifted.values():
+            jax.tree.map(np.testing.assert_array_equal, videos, sim.items)
             same = params.replace(behaviour=sim.params.behaviour, topic_weight=sim.params.topic_weight)
             for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(sim.params), strict=True):
                 if not jnp.issubdtype(getattr(a, "dtype", float), jax.dtypes.prng_key):

@@ -30,7 +30,7 @@ def build(run: contents.Run) -> str:
     parts = [part for make in makers if (part := make(run)) is not None]
     figures = {name: figure for part in parts for name, figure in part.figures.items()}
     script, boxes = _embedded(figures) if figures else ("", {})
-    sections = "\n".join(_section(part, boxes) for part in parts)
+    body = "\n".join(_section(part, boxes) for part in parts)
     links = "".join(f'<a href="#{part.identity}">{escape(part.title)}</a>' for part in parts)
     asset = lambda name: (importlib.resources.files("mmrf_jax.evaluation.report") / "assets" / name).read_text("utf-8")
     title = f"{run.name}: {run.config['method']} on {run.config['source']}"
@@ -52,7 +52,7 @@ def build(run: contents.Run) -> str:
 {_tiles(run)}
 <nav aria-label="sections">{links}</nav>
 <noscript><p class="missing">Charts and the session explorer need JavaScript; the tables do not.</p></noscript>
-{sections}
+{body}
 </main>
 {script}
 <script>{asset("explorer.js")}</script>

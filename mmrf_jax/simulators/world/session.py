@@ -37,7 +37,7 @@ class WorldState:
 
 def make(config: p.WorldConfig) -> base.Simulator:
     """The world of a config behind the simulators' contract."""
-    params, items = catalog.make(config)
+    params, videos = catalog.make(config)
     run = -(-catalog.split(config.candidates)[0] // _RUNS)
     today, new = -p.FIRST_DAY, catalog.split(config.candidates)[2]
     smallest = int(np.asarray(params.cluster_live)[today].min())
@@ -53,7 +53,7 @@ def make(config: p.WorldConfig) -> base.Simulator:
             f"world.num_videos={config.num_videos} has days with {fewest} new videos, but "
             f"world.candidates={config.candidates} needs {new}; use more videos or fewer candidates"
         )
-    return base.Simulator(reset, step, next_visit, params, items)
+    return base.Simulator(reset, step, next_visit, params, videos)
 
 
 def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: p.WorldParams):
