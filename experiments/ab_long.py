@@ -7,7 +7,7 @@ from experiments import study_size, table_ab
 
 
 def get_config():
-    config = study_size.get_config(ltr=table_ab.tuned("ltr"), da={"agents": {"ablation": "da"}})
+    config = study_size.get_config(ltr=table_ab.tuned("ltr"), da={"agents": {"ablation": "no_augmentation"}})
     config.reference = "ltr"
     config.tables = ("by_day",)
     config.sessions = 5_000  # users of each arm and seed

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.training import configs
 
 _SIZES: Any = {"dim": 48, "id_dim": 16, "user_dim": 16, "learning_rate": 1e-3, "table_learning_rate": 0.03}
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
             model_weight=0.0,  # its rows of users are not the actors', which then follow it less well
             actor_learning_rate=6e-3,
             polyak=0.02,
-            watch_reward="long_view",  # sessions of Pure are too short for seconds and their noise
+            reward="long_view",  # sessions of Pure are too short for seconds and their noise
             dropout=0.2,
             residual_actor=True,
             discount=0.0,  # Pure holds a few videos of each feed: that a session ends there says little of the user

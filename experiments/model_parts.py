@@ -9,8 +9,8 @@ from experiments import study_size
 def get_config():
     config = study_size.get_config(
         labels_only={"agents": {"model_weight": 0.0}},  # values are the critics' alone
-        values_only={"agents": {"non_impressions": 0.0}},  # nothing is labelled
-        da={"agents": {"ablation": "da"}},  # neither
+        values_only={"agents": {"counterfactual_weight": 0.0}},  # nothing is labelled
+        da={"agents": {"ablation": "no_augmentation"}},  # neither
     )
     config.tables = ("ab_test", "errors")
     return config

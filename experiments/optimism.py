@@ -9,8 +9,8 @@ from experiments import study_size
 
 def get_config():
     config = study_size.get_config(
-        share_33={"feedback": {"log_share": 1.0 / 3.0, "epochs": 3}},
-        share_10={"feedback": {"log_share": 0.1, "epochs": 10}},
+        share_33={"feedback": {"log_fraction": 1.0 / 3.0, "epochs": 3}},
+        share_10={"feedback": {"log_fraction": 0.1, "epochs": 10}},
     )
     config.run.alternation.gap_sessions = 4_096
     config.when_quick.run.alternation.gap_sessions = 64

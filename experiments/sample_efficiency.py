@@ -14,7 +14,7 @@ def get_config():
                 "collect": {"sessions": 1_024 * thousands // 3},  # of each of three rounds
             }
             for thousands in (4, 16, 64)
-            for name, ablation in (("mmrf", "none"), ("da", "da"))
+            for name, ablation in (("mmrf", "none"), ("da", "no_augmentation"))
         }
     )
     del config.variants["mmrf"]

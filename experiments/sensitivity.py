@@ -10,8 +10,8 @@ def get_config():
     # A dot in a variant's name would make it the name of a nested field.
     label = lambda name, value: f"{name}={value}".replace(".", "_")
     agents = lambda name, values: {label(name, value): {"agents": {name: value}} for value in values}
-    variants = agents("non_impressions", (0.0, 0.1, 0.5, 1.0)) | agents("sampling", ("score", "uncertainty"))
-    variants |= agents("optimism", (-1.0, -0.3, 0.3, 1.0))
+    variants = agents("counterfactual_weight", (0.0, 0.1, 0.5, 1.0)) | agents("sampling", ("score", "uncertainty"))
+    variants |= agents("uncertainty_bonus", (-1.0, -0.3, 0.3, 1.0))
     config = study_size.get_config(**variants)
     config.seeds = 2
     return config

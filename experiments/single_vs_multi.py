@@ -9,7 +9,7 @@ from mmrf_jax.signals import AGENT_SIGNALS
 
 def get_config():
     config = study_size.get_config(
-        sum={"agents": {"signals": ("watch_time",), "watch_reward": "sum"}},
+        sum={"agents": {"signals": ("watch_time",), "reward": "sum_of_signals"}},
         **{f"only_{name}": {"agents": {"signals": (name,)}} for name in AGENT_SIGNALS},
     )
     config.seeds = 2

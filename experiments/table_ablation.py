@@ -9,9 +9,9 @@ from experiments import study_size
 
 def get_config():
     config = study_size.get_config(
-        co={"agents": {"ablation": "co"}},
-        da={"agents": {"ablation": "da"}},
-        ns={"agents": {"ablation": "ns"}},
+        co={"agents": {"ablation": "no_collaboration"}},
+        da={"agents": {"ablation": "no_augmentation"}},
+        ns={"agents": {"ablation": "constant_negative"}},
     )
     config.tables = ("ab_test", "errors")
     return config

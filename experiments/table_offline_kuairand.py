@@ -10,7 +10,7 @@ from mmrf_jax.training import configs
 
 def get_config():
     run = kuairand.get_config()
-    run.alternation.rounds = 1  # one pass; more passes gain little but arithmetic (WORKSPACE.md, "What was tried")
+    run.alternation.rounds = 1  # one pass; more passes gain little but arithmetic (docs/negative-results.md)
     return configs.to_config_dict(
         configs.Study(tables=("offline", "offline_frozen", "offline_random")),
         without=("arms", "sessions", "days"),  # of A/B tests

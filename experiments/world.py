@@ -1,13 +1,13 @@
 """The main job: rounds of logs, feedback model and agents in the embedded world, then an A/B test against production.
 
   python -m launch.train --config=experiments/world.py --workdir=runs/world
-  python -m launch.train --config=experiments/world.py --config.agents.ablation=da --workdir=runs/da
+  python -m launch.train --config=experiments/world.py --config.agents.ablation=no_augmentation --workdir=runs/da
   python -m launch.train --config=experiments/world.py --config.method=myopic --workdir=runs/myopic
   python -m launch.train --config=experiments/world.py --config.quick=True --workdir=/tmp/look
 
 Shows what agents that learn for the session gain over the production ranker, over a supervised ranker of the next
-video's watch time (`method=myopic`), and over themselves without collaboration (`ablation=co`), without videos that
-were not shown (`da`), or with a constant negative reward for those (`ns`).
+video's watch time (`method=myopic`), and over themselves without collaboration (`ablation=no_collaboration`), without
+counterfactual slates (`no_augmentation`), or with a constant negative reward for those (`constant_negative`).
 
 The defaults of mmrf_jax/training/configs.py, where every field has its range and meaning, are those of this job.
 """

@@ -17,7 +17,7 @@ for each of so many A/A tests, and says how often the intervals hold zero.
 from absl import flags
 
 from launch import common
-from mmrf_jax.metrics import files
+from mmrf_jax.io import files
 
 _CONFIG = common.define_config()
 _ARMS = flags.DEFINE_list("arms", None, "Arms, the control first.", required=True)
@@ -32,9 +32,9 @@ _AA = flags.DEFINE_integer("aa", 0, "Number of A/A tests of the only arm, in the
 
 
 def main() -> None:
-    from mmrf_jax.evaluation import plots
-    from mmrf_jax.parallel import mesh as par
-    from mmrf_jax.training import judging, runs
+    from mmrf_jax.parallel import sharding
+    from mmrf_jax.report import plots
+    from mmrf_jax.training import evaluate, restore
 
     config = common.resolve(_CONFIG)
     common.check_world(config)
@@ -44,27 +44,33 @@ def main() -> None:
         if _PLOT.value.suffix != ".png":
             raise ValueError(f"--plot={_PLOT.value} is not the name of a PNG; let it end in .png")
     _check_options()
-    mesh = par.make_mesh()
-    source = runs.source_of(config, mesh)
-    policies = {_arm(name): runs.policy_of(name, source, mesh) for name in _ARMS.value}
+    mesh = sharding.make_mesh()
+    source = restore.source_of(config, mesh)
+    policies = {_arm(name): restore.policy_of(name, source, mesh) for name in _ARMS.value}
     if len(policies) < len(_ARMS.value):
         raise ValueError(f"--arms={','.join(_ARMS.value)} repeats a name; arms are named by their last folder")
     config.ab_test.sessions = _SESSIONS.value
     if _AA.value:
         (policy,) = policies.values()
-        result = judging.aa_tests(config, source, policy, mesh, _AA.value, _CUPED.value)
+        result = evaluate.aa_tests(config, source, policy, mesh, _AA.value, _CUPED.value)
     else:
-        result = judging.compare(
-            config, source, policies, mesh, days=_DAYS.value, hashed=_HASHED.value, cuped=_CUPED.value,
+        result = evaluate.compare(
+            config,
+            source,
+            policies,
+            mesh,
+            days=_DAYS.value,
+            hashed=_HASHED.value,
+            cuped=_CUPED.value,
             always_valid=_ALWAYS_VALID.value,
-        )  # fmt: skip
-    if not par.is_primary():
+        )
+    if not sharding.is_primary():
         return
     files.write_json(_OUT.value, result)
     if _PLOT.value:
         draw = plots.days if _DAYS.value > 1 else plots.forest
         draw(result, _PLOT.value)
-    judging.print_results(result)
+    evaluate.print_results(result)
 
 
 def _arm(name: str) -> str:

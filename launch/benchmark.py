@@ -19,7 +19,7 @@ import platform
 from absl import flags
 
 from launch import common
-from mmrf_jax.metrics import files
+from mmrf_jax.io import files
 
 _SUITE = flags.DEFINE_enum("suite", "speed", ["speed", "rollouts", "scale", "serve"], "What to measure.")
 _OUT = common.define_path("out", None, "JSON file to write.", required=True)
@@ -37,7 +37,7 @@ def main() -> None:
     import jax
 
     from launch.benchmarks import cost, rollouts, scale, speed
-    from mmrf_jax.evaluation import plots
+    from mmrf_jax.report import plots
 
     common.check_output("out", _OUT.value)
     if _PLOT.value and _SUITE.value not in ("speed", "scale"):

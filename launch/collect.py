@@ -17,23 +17,29 @@ _FIRST_USER = flags.DEFINE_integer("first_user", 100_000_000, "First user id.", 
 
 def main() -> None:
     from mmrf_jax.data import records
-    from mmrf_jax.parallel import mesh as par
-    from mmrf_jax.training import runs, sources
+    from mmrf_jax.parallel import sharding
+    from mmrf_jax.training import restore, sources
 
     config = common.resolve(_CONFIG)
     common.check_world(config)
     if _OUT.value.exists():
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
     common.check_output("out", _OUT.value)
-    mesh = par.make_mesh()
-    source = runs.source_of(config, mesh)
+    mesh = sharding.make_mesh()
+    source = restore.source_of(config, mesh)
     assert source.sim is not None
-    policy = runs.policy_of(_POLICY.value, source, mesh)
+    policy = restore.policy_of(_POLICY.value, source, mesh)
     log = sources.collect_log(
-        source.sim, policy, config.seed, first_user=_FIRST_USER.value, sessions=_SESSIONS.value, k=source.schema.slate,
-        progress=runs.counted_in_parts, keep_scores=True,
-    )  # fmt: skip
-    if not par.is_primary():
+        source.sim,
+        policy,
+        config.seed,
+        first_user=_FIRST_USER.value,
+        sessions=_SESSIONS.value,
+        k=source.schema.slate,
+        progress=restore.counted_in_parts,
+        keep_scores=True,
+    )
+    if not sharding.is_primary():
         return
     records.write_log(log, _OUT.value, source.schema, sources.world_origin(config))
     print(f"{log.num_sessions} sessions, {log.num_requests} requests -> {_OUT.value}")

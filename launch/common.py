@@ -30,11 +30,10 @@ from ml_collections import config_flags
 
 from launch import endings, parsing
 from launch.parsing import WORLD
-from mmrf_jax.metrics import files, progress
-from mmrf_jax.metrics.progress import say
+from mmrf_jax.io import files, progress
+from mmrf_jax.io.progress import say
 from mmrf_jax.parallel import ending
-from mmrf_jax.training import configs
-from mmrf_jax.training import workdir as wd
+from mmrf_jax.training import configs, run_folder
 
 #: JAX's settings that decide what the numbers of a run are, or only look at how code is written. The mains have these
 #: whatever the environment says, so that a run has the same numbers everywhere.
@@ -205,7 +204,7 @@ def _join(several: bool) -> None:
     Raises:
       ValueError: where the main does all of its work in one process.
     """
-    from mmrf_jax.parallel import mesh, multihost
+    from mmrf_jax.parallel import multihost, sharding
 
     given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not _MULTIHOST.value and given == (None, None, None):
@@ -216,7 +215,7 @@ def _join(several: bool) -> None:
             "--process_id, which are of launch.train, launch.ab_test and launch.collect"
         )
     multihost.join(*given)
-    if not mesh.is_primary():
+    if not sharding.is_primary():
         progress.mute()
 
 
@@ -285,7 +284,7 @@ def define_run_config(argv: list[str]):
     """A --config flag that starts from the config of the run named by --workdir; overrides go on top."""
     workdir = parsing.value_of(argv, "workdir")
     try:
-        values = {} if workdir is None else wd.read_config(files.user_path(workdir, "--workdir"))
+        values = {} if workdir is None else run_folder.read_config(files.user_path(workdir, "--workdir"))
     except (ValueError, OSError) as error:
         parsing.fail(parsing.one_line(error))
     text = "Fields that are not to be those of the run: --config.FIELD=VALUE."

@@ -7,27 +7,27 @@ python -m launch.evaluate --workdir=runs/kuairand [--config.data.dir=DIR]
 import sys
 
 from launch import common
-from mmrf_jax.metrics import files
-from mmrf_jax.metrics.progress import phase
+from mmrf_jax.io import files
+from mmrf_jax.io.progress import phase
 
 _WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
 _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    from mmrf_jax.parallel import mesh as par
-    from mmrf_jax.training import alternation, judging, runs, truth
+    from mmrf_jax.parallel import sharding
+    from mmrf_jax.training import evaluate, restore, steps, world_truth
 
     config, workdir = common.resolve(_CONFIG), _WORKDIR.value
-    mesh = par.make_mesh()
-    source = runs.source_of(config, mesh)
-    state = runs.load_state(config, source, workdir, mesh)
-    result = judging.evaluate(config, source, state, mesh, thorough=True)
+    mesh = sharding.make_mesh()
+    source = restore.source_of(config, mesh)
+    state = restore.load_state(config, source, workdir, mesh)
+    result = evaluate.evaluate(config, source, state, mesh, thorough=True)
     if source.truth is not None:
         phase("truth")
-        result |= truth.compare(source, alternation.plan_of(config), state, source.test()["test"], source.train)
+        result |= world_truth.compare(source, steps.plan_of(config), state, source.test()["test"], source.train)
     files.write_json(workdir / "evaluation.json", result)
-    judging.print_results(result)
+    evaluate.print_results(result)
 
 
 if __name__ == "__main__":

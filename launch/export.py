@@ -9,7 +9,7 @@ mmrf_jax/serving/export.py says how its functions are called elsewhere.
 import sys
 
 from launch import common
-from mmrf_jax.training import workdir as wd
+from mmrf_jax.training import run_folder
 
 _WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
 _OUT = common.define_path("out", None, "Folder to write; it must not exist.", required=True)
@@ -17,22 +17,22 @@ _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    from mmrf_jax.parallel import mesh as par
+    from mmrf_jax.parallel import sharding
     from mmrf_jax.serving import export
-    from mmrf_jax.training import alternation, runs
+    from mmrf_jax.training import restore, steps
 
     config, workdir, out = common.resolve(_CONFIG), _WORKDIR.value, _OUT.value
     if out.exists():
         raise ValueError(f"--out={out} exists; name a folder that does not")
     common.check_output("out", _OUT.value)
-    source = runs.source_of(config, par.make_mesh())
-    state = runs.load_state(config, source, workdir, par.make_mesh())
+    source = restore.source_of(config, sharding.make_mesh())
+    state = restore.load_state(config, source, workdir, sharding.make_mesh())
     about = {"config": config.to_dict(), "step": int(state.agents.step)}
     for name in ("learned", "results"):  # what there is of the run's metrics
         path = workdir / f"{name}.json"
-        about[name] = wd.read_json(path) if path.exists() else None
+        about[name] = run_folder.read_json(path) if path.exists() else None
     ids = None if source.video_ids is None else source.video_ids()
-    made = export.export_run(out, alternation.plan_of(config), source.schema, source.items, ids, state, about)
+    made = export.export_run(out, steps.plan_of(config), source.schema, source.items, ids, state, about)
     print(f"artefact {made} of {config.method}, step {about['step']} -> {out}")
 
 

@@ -86,8 +86,10 @@ def start(command: list[str], num_processes: int, devices: int) -> list[subproce
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
     env.setdefault("NPROC", str(max(16, 2 * devices)))
     flags_of = lambda n: [
-        f"--coordinator_address={address}", f"--num_processes={num_processes}", f"--process_id={n}",
-    ]  # fmt: skip
+        f"--coordinator_address={address}",
+        f"--num_processes={num_processes}",
+        f"--process_id={n}",
+    ]
     begin = lambda n: subprocess.Popen(
         [sys.executable, *command, *flags_of(n)],
         env=env,

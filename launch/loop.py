@@ -25,9 +25,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import common, serving
-from mmrf_jax.metrics import files
-from mmrf_jax.metrics.progress import counted, phase, say
-from mmrf_jax.training import workdir as wd
+from mmrf_jax.io import files
+from mmrf_jax.io.progress import counted, phase, say
+from mmrf_jax.training import run_folder
 
 _CONFIG = common.define_config("experiments/world.py")
 _WORKDIR = common.define_path("workdir", None, "Folder of the loop.", required=True)
@@ -40,7 +40,7 @@ _FIRST_USER, _USERS_A_ROUND, _USERS_A_TRY = 300_000_000, 20_000_000, 1_000_000
 
 def main() -> None:
     try:
-        from mmrf_jax.serving import clients
+        from mmrf_jax.serving.demo import clients
     except ImportError as error:
         needed = files.shipped("requirements-serve.txt")
         raise ValueError(f"{error.name} is missing; pip install -r {needed}") from error
@@ -55,13 +55,13 @@ def main() -> None:
 
 def _loop(config, folder: Path, clients) -> None:
     """The rounds that are left; `clients` is the module."""
-    from mmrf_jax.parallel import mesh as par
-    from mmrf_jax.training import runs, sources
+    from mmrf_jax.parallel import sharding
+    from mmrf_jax.training import restore, sources
 
     asked = {"config": config.to_dict(), "sessions": _SESSIONS.value, "temperature": _TEMPERATURE.value}
     done = _Done(folder / "loop.json", files.plain(asked))
     config.collect.sessions = _SESSIONS.value
-    source = runs.source_of(config, par.make_mesh())
+    source = restore.source_of(config, sharding.make_mesh())
     assert source.sim is not None
     if done.production is None:
         phase("production")
@@ -122,10 +122,10 @@ class _Done:
         self._path = path
         self._all: dict[str, Any] = {"asked": asked, "production": None, "rounds": [], "tries": {}, "served": {}}
         if path.exists():
-            self._all = wd.read_json(path)
-            before, now = wd.flat(self._all["asked"]), wd.flat(asked)
+            self._all = run_folder.read_json(path)
+            before, now = run_folder.flat(self._all["asked"]), run_folder.flat(asked)
             for name in sorted(before.keys() | now.keys()):
-                if before.get(name) != now.get(name) and not wd.is_free(name.removeprefix("config.")):
+                if before.get(name) != now.get(name) and not run_folder.is_free(name.removeprefix("config.")):
                     raise ValueError(
                         f"{path.parent} was made with {name}={before.get(name)!r}, now it is {now.get(name)!r}; use "
                         "another --workdir"
@@ -176,9 +176,11 @@ def _train(folder: Path, number: int) -> None:
     given = [f"--config.{name}={value}" for name, value in config_flags.get_override_values(flag).items()]
     brief = ["--config.ab_test.sessions=2000", "--config.ab_test.arms=('production',)"]  # the rounds are the judge
     settings = {
-        "alternation.rounds": 1, "alternation.closed_loop": False,
-        "collect.sessions": _SESSIONS.value, "data.dir": folder / "served" if number else "",
-    }  # fmt: skip
+        "alternation.rounds": 1,
+        "alternation.closed_loop": False,
+        "collect.sessions": _SESSIONS.value,
+        "data.dir": folder / "served" if number else "",
+    }
     arguments = [*brief, *given, *(f"--config.{name}={value}" for name, value in settings.items())]
     workdir = folder / "runs" / str(number)
     if workdir.exists():

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from launch import endings
 from mmrf_jax import fields
-from mmrf_jax.metrics import files
+from mmrf_jax.io import files
 from mmrf_jax.training import configs
 
 WORLD = files.shipped("experiments/world.py")  # what messages recommend

@@ -21,8 +21,8 @@ import psutil
 from absl import flags
 
 from launch import common
-from mmrf_jax.metrics import files
-from mmrf_jax.metrics.progress import counted
+from mmrf_jax.io import files
+from mmrf_jax.io.progress import counted
 
 _CONFIG = common.define_config("experiments/kuairand.py")
 _SOURCE = common.define_path("source", None, "Folder with KuaiRand's CSV files, or its parent.", required=True)
@@ -37,7 +37,7 @@ _OPTIONS = flags.DEFINE_multi_string("pipeline_option", [], "Of Beam's pipeline,
 def main() -> None:
     import tensorflow_datasets as tfds
 
-    from mmrf_jax.data.kuairand import builder, engines
+    from mmrf_jax.data.readers.kuairand import builder, engines
     from mmrf_jax.training import sources
 
     wanted = sources.kuairand_config(common.resolve(_CONFIG))
@@ -70,7 +70,7 @@ def main() -> None:
 
 def _beam():
     try:
-        from mmrf_jax.data.kuairand import beam
+        from mmrf_jax.data.readers.kuairand import beam
     except ImportError as error:
         needed = files.shipped("requirements-beam.txt")
         raise ValueError(f"--engine=beam lacks {error.name}; pip install -r {needed}") from error

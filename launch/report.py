@@ -14,14 +14,14 @@ _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    from mmrf_jax.parallel import mesh as par
-    from mmrf_jax.training import explain, runs
+    from mmrf_jax.parallel import sharding
+    from mmrf_jax.training import restore, run_report
 
     config, workdir = common.resolve(_CONFIG), _WORKDIR.value
-    mesh = par.make_mesh()
-    source = runs.source_of(config, mesh)
-    state = runs.load_state(config, source, workdir, mesh)
-    print(explain.write_report(config, source, state, workdir))
+    mesh = sharding.make_mesh()
+    source = restore.source_of(config, mesh)
+    state = restore.load_state(config, source, workdir, mesh)
+    print(run_report.write_report(config, source, state, workdir))
 
 
 if __name__ == "__main__":

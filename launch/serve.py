@@ -19,8 +19,8 @@ import socket
 from absl import flags
 
 from launch import common
-from mmrf_jax.metrics import files
-from mmrf_jax.metrics.progress import say
+from mmrf_jax.io import files
+from mmrf_jax.io.progress import say
 
 _ARTIFACT = common.define_path("artifact", None, "Folder of launch.export, or a link to one.", required=True)
 _LOG = common.define_path("log", "logs/served", "Folder of the feedback log and the users' state.")
@@ -46,7 +46,8 @@ def main() -> None:
     try:
         import uvicorn
 
-        from mmrf_jax.serving import app, connections, demo, guard, service
+        from mmrf_jax.serving import app, connections, guard, service
+        from mmrf_jax.serving.demo import page
     except ImportError as error:
         needed = files.shipped("requirements-serve.txt")
         raise ValueError(f"{error.name} is missing; pip install -r {needed}") from error
@@ -80,10 +81,16 @@ def main() -> None:
     listening.listen(1024)
     say(f"serving artefact {made.ranker.id} on http://{_HOST.value}:{listening.getsockname()[1]}")
     config = uvicorn.Config(
-        app.make(made, limits, (demo.router(made),)), http=connections.protocol(_TIMEOUT.value, _room()), ws="none",
-        log_level="warning", access_log=False, timeout_keep_alive=30, timeout_graceful_shutdown=10, lifespan="on",
+        app.make(made, limits, (page.router(made),)),
+        http=connections.protocol(_TIMEOUT.value, _room()),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=10,
+        lifespan="on",
         server_header=False,
-    )  # fmt: skip
+    )
     uvicorn.Server(config).run(sockets=[listening])
 
 

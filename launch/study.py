@@ -12,7 +12,7 @@ estimators against the world.
 """
 
 from launch import common
-from mmrf_jax.metrics import files
+from mmrf_jax.io import files
 
 _CONFIG = common.define_config()
 _OUT = common.define_path("out", None, "Folder of the tables.", required=True)
@@ -20,18 +20,18 @@ _RUNS = common.define_path("runs", "runs/study", "Folder of the runs, shared by 
 
 
 def main() -> None:
-    from mmrf_jax.training import estimators, study
+    from mmrf_jax.sweeps import off_policy_study, sweep
 
     config, out = common.resolve(_CONFIG), _OUT.value
     common.check_output("out", out / "table.json")
     if "policies" not in config:
-        study.check(study.Study(config, out, _RUNS.value))  # before the folder is made
+        sweep.check(sweep.Study(config, out, _RUNS.value))  # before the folder is made
     out.mkdir(parents=True, exist_ok=True)
     with files.held(out):
         if "policies" in config:
-            table = estimators.format_table(estimators.run(config, out))
+            table = off_policy_study.format_table(off_policy_study.run(config, out))
         else:
-            table = study.format_table(study.run(config, out, _RUNS.value))
+            table = sweep.format_table(sweep.run(config, out, _RUNS.value))
     print(table)
 
 

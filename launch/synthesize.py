@@ -11,7 +11,7 @@ of the real logs; there is nothing to learn in it. The files depend on the flags
 from absl import flags
 
 from launch import common
-from mmrf_jax.metrics.progress import counted
+from mmrf_jax.io.progress import counted
 
 _ROWS = flags.DEFINE_integer(
     "rows", None, "Rows of the standard log; random rows come on top.", lower_bound=1, required=True
@@ -28,7 +28,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", lower_bound=0)
 
 
 def main() -> None:
-    from mmrf_jax.data.kuairand import synthetic
+    from mmrf_jax.data.readers.kuairand import synthetic
 
     out = _OUT.value
     if out.exists():

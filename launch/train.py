@@ -14,12 +14,12 @@ _WORKDIR = common.define_path("workdir", None, "Run folder.", required=True)
 
 
 def main() -> None:
-    from mmrf_jax.parallel import mesh as par
-    from mmrf_jax.training import judging, loop
+    from mmrf_jax.parallel import sharding
+    from mmrf_jax.training import evaluate, train
 
-    results = loop.train(common.resolve(_CONFIG), _WORKDIR.value)
-    if par.is_primary():
-        judging.print_results(results)
+    results = train.train(common.resolve(_CONFIG), _WORKDIR.value)
+    if sharding.is_primary():
+        evaluate.print_results(results)
 
 
 if __name__ == "__main__":

@@ -100,16 +100,16 @@ class SessionBatch:
 
 
 @struct.dataclass
-class Predicted:
-    """What a feedback model predicts of all candidates, raw as in `encoders.heads.Prediction`."""
+class FeedbackPrediction:
+    """What a feedback model predicts of all candidates, raw as in `models.heads.Prediction`."""
 
     feedback: chex.Array  # [B, T+1, S, C] float32
-    stay_base: chex.Array  # [B, T+1] float32
-    stay_effect: chex.Array  # [B, T+1, C] float32
+    continue_logit: chex.Array  # [B, T+1] float32
+    continue_item_logit: chex.Array  # [B, T+1, C] float32
 
 
 @struct.dataclass
-class Simulated:
+class CounterfactualSlates:
     """Slates of videos that were not shown at the requests of a batch, answered by a feedback model."""
 
     slates: chex.Array  # [B, T+1, M, K] int32, positions in the request's candidates, all different
@@ -117,7 +117,7 @@ class Simulated:
     uncertainty: chex.Array  # [B, T+1, M, K, S] float32, over its mean on impressions
     sampled: chex.Array  # [B, T+1, M, K, S] float32, feedback drawn from the model: what the next state holds
     stay: chex.Array  # [B, T+1, M] float32, probability of another request after each slate
-    pool: Predicted  # of all candidates of the same requests
+    pool: FeedbackPrediction  # of all candidates of the same requests
 
 
 PyTree = chex.ArrayTree

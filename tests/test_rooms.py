@@ -9,16 +9,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: A room imports its own level and those before it; leaves import the vocabulary alone.
 LEVELS = (
-    {"types", "signals", "fields"},
-    {"data", "embeddings"},
-    {"encoders"},
-    {"simulators"},
-    {"agents", "baselines"},
-    {"training", "evaluation"},
-    {"serving"},
+    {"types", "signals", "fields", "random", "ops"},
+    {"data", "models", "metrics"},
+    {"envs"},
+    {"agents"},
+    {"ope", "abtest"},
+    {"report"},
+    {"training"},
+    {"sweeps", "serving"},
     {"launch", "experiments"},
 )
-LEAVES = {"parallel", "checkpointing", "metrics"}
+LEAVES = {"parallel", "checkpointing", "io"}
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 FILES = sorted(
@@ -27,7 +28,7 @@ FILES = sorted(
 
 
 def room_of(name: str) -> str | None:
-    """The room of a dotted name of the project: `mmrf_jax.agents.losses` is in agents, `launch.common` in launch."""
+    """The room of a dotted name of the project, as agents of `mmrf_jax.agents.mmrf.losses`."""
     first, *rest = name.split(".")
     if first == "mmrf_jax":
         return rest[0] if rest else None
@@ -70,8 +71,8 @@ def wrong_arrows(module: str, source: str) -> list[str]:
             allowed = there == "types"
         else:
             allowed = there in LEAVES or LEVEL[there] <= LEVEL[here]
-        concrete = name.startswith("mmrf_jax.simulators.world")
-        if not allowed or (concrete and here in ("agents", "baselines")):
+        concrete = name.startswith("mmrf_jax.envs.short_video")
+        if not allowed or (concrete and here == "agents"):
             wrong.append(f"{module} imports {name}")
     return wrong
 
@@ -106,9 +107,9 @@ def test_only_sources_and_mains_know_a_concrete_simulator():
     """Agents and rollouts serve any simulator of the contract."""
     knowing = set()
     for path in FILES:
-        if any(name.startswith("mmrf_jax.simulators.world") for name in imports((ROOT / path).read_text())):
+        if any(name.startswith("mmrf_jax.envs.short_video") for name in imports((ROOT / path).read_text())):
             knowing.add(module_of(path))
-    own = {name for name in knowing if name.startswith("mmrf_jax.simulators.world.")}
+    own = {name for name in knowing if name.startswith("mmrf_jax.envs.short_video.")}
     measuring = {name for name in knowing if name.startswith("launch.benchmarks.")}
     assert own and knowing - own - measuring <= {"mmrf_jax.training.sources", "mmrf_jax.training.configs"}
 
@@ -116,12 +117,12 @@ def test_only_sources_and_mains_know_a_concrete_simulator():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("mmrf_jax.agents.losses", "from mmrf_jax.training import loop"),
-        ("mmrf_jax.agents.losses", "def f():\n    from mmrf_jax.simulators.world import session"),
-        ("mmrf_jax.agents.losses", "import mmrf_jax.simulators.world.session as s"),
-        ("mmrf_jax.metrics.files", "from mmrf_jax.data import schema"),
+        ("mmrf_jax.agents.mmrf.losses", "from mmrf_jax.training import train"),
+        ("mmrf_jax.agents.mmrf.losses", "def f():\n    from mmrf_jax.envs.short_video import env"),
+        ("mmrf_jax.agents.mmrf.losses", "import mmrf_jax.envs.short_video.env as s"),
+        ("mmrf_jax.io.files", "from mmrf_jax.data import schema"),
         ("mmrf_jax.types", "from mmrf_jax.data.schema import Schema"),
-        ("mmrf_jax.training.loop", "from launch import common"),
+        ("mmrf_jax.training.train", "from launch import common"),
     ],
 )
 def test_a_wrong_arrow_is_found(module, source):

@@ -7,10 +7,11 @@ import time
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.metrics.progress import Progress
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.simulators.world import params, session
-from mmrf_jax.training import arms, sources
+from mmrf_jax.abtest import simulate
+from mmrf_jax.envs.short_video import env, parameters
+from mmrf_jax.io.progress import Progress
+from mmrf_jax.parallel import sharding
+from mmrf_jax.training import sources
 
 _USERS = tuple(2**e for e in (10, 12, 14, 17, 20))
 _CALL_USERS = 2**15  # fewer users are served in several calls to one timing, at most 16
@@ -18,9 +19,9 @@ _CALL_USERS = 2**15  # fewer users are served in several calls to one timing, at
 
 def rollouts(repeats: int, max_users: int) -> list[dict]:
     """Wall and processor time of a live request for each number of users; the sizes take turns."""
-    mesh = par.make_mesh()
-    sim, policy = session.make(params.WorldConfig()), sources.world_policies()["production"]
-    sim = sim._replace(params=par.put_replicated(sim.params, mesh), items=par.put_replicated(sim.items, mesh))
+    mesh = sharding.make_mesh()
+    sim, policy = env.make(parameters.WorldConfig()), sources.world_policies()["production"]
+    sim = sim._replace(params=sharding.put_replicated(sim.params, mesh), items=sharding.put_replicated(sim.items, mesh))
     key = types.make_key(1)
     sizes = [n for n in _USERS if n <= max_users]
     times: dict[int, list[tuple[float, float]]] = {n: [] for n in sizes}
@@ -32,7 +33,9 @@ def rollouts(repeats: int, max_users: int) -> list[dict]:
                 wall, cpu, live = time.perf_counter(), time.process_time(), 0.0
                 for call in range(calls):
                     first = (16 * repeat + call) * n % 2**26
-                    sums = arms.serve(sim, policy, key, mesh, first_user=first, num_users=n, day=0, k=6)
+                    sums = simulate.rollout_user_metrics(
+                        sim, policy, key, mesh, first_user=first, num_users=n, day=0, k=6
+                    )
                     live += sums["requests"].sum()
                 cost = ((time.perf_counter() - wall) / live, (time.process_time() - cpu) / live)
                 if repeat:

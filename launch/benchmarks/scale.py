@@ -20,14 +20,14 @@ import numpy as np
 from launch import common
 from launch.benchmarks import cost, speed
 from mmrf_jax import types
+from mmrf_jax.abtest import simulate
 from mmrf_jax.data import stream
-from mmrf_jax.data.kuairand import builder, synthetic
-from mmrf_jax.embeddings import rowwise, table
-from mmrf_jax.metrics.progress import counted, say
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.parallel import preemption
-from mmrf_jax.simulators.world import params, session
-from mmrf_jax.training import arms, sources
+from mmrf_jax.data.readers.kuairand import builder, synthetic
+from mmrf_jax.envs.short_video import env, parameters
+from mmrf_jax.io.progress import counted, say
+from mmrf_jax.models import embedding_table, rowwise
+from mmrf_jax.parallel import preemption, sharding
+from mmrf_jax.training import sources
 
 _IDS, _DIM = 8_192, 16  # of a batch, and of a row
 _STEPS = 50
@@ -40,7 +40,7 @@ _BATCH, _SEGMENT, _BATCHES = 128, 4, 300  # segments and their requests, and how
 def tables(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
     """A lookup, its gradient and the update of the rows; ids by popularity (Zipf), and all rows alike."""
     step = jax.jit(_table_step, donate_argnums=0)
-    t = jax.jit(functools.partial(table.init, num_rows=rows, dim=_DIM, scale=0.02))(types.make_key(0))
+    t = jax.jit(functools.partial(embedding_table.init, num_rows=rows, dim=_DIM, scale=0.02))(types.make_key(0))
     rng, cost = np.random.default_rng(0), {}
     place = lambda rank: (rank * 2654435761) % rows  # popular rows lie anywhere
     draws = {
@@ -61,14 +61,14 @@ def tables(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
     return cost
 
 
-def _table_step(t: table.Table, ids: jax.Array) -> table.Table:
-    grads = jax.grad(lambda rows: jnp.sum(jnp.sin(rows)))(table.lookup(t, ids))
+def _table_step(t: embedding_table.Table, ids: jax.Array) -> embedding_table.Table:
+    grads = jax.grad(lambda rows: jnp.sum(jnp.sin(rows)))(embedding_table.lookup(t, ids))
     return rowwise.row_update(t, ids, grads, 0.1)
 
 
 def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """A live request of a world with so many videos, under production's policy."""
-    sim = session.make(params.WorldConfig(num_videos=number))
+    sim = env.make(parameters.WorldConfig(num_videos=number))
     serving = speed.Serving(sim, sources.world_policies()["production"], _SLATE)
     return {"request": (1e6 / speed.requests_a_second(serving, _USERS, repeats), "us")}
 
@@ -76,12 +76,12 @@ def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
 def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """A live request of an A/B test of so many users, in blocks, under the random policy."""
     del repeats
-    sim, mesh = session.make(params.WorldConfig()), par.make_mesh()
+    sim, mesh = env.make(parameters.WorldConfig()), sharding.make_mesh()
     policies = {"random": sources.world_policies()["random"]}
     compare = functools.partial(
-        arms.compare, sim, policies, types.make_key(1), mesh, control="random", day=0, k=_SLATE
-    )  # fmt: skip
-    compare(num_users=min(number, arms.BLOCK))  # compiles
+        simulate.compare, sim, policies, types.make_key(1), mesh, control="random", day=0, k=_SLATE
+    )
+    compare(num_users=min(number, simulate.BLOCK))  # compiles
     start = time.perf_counter()
     result = compare(num_users=number)["ab_test"]["random"]
     live = number * result["requests"]["mean"]

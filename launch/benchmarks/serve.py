@@ -21,7 +21,7 @@ import psutil
 
 from launch import serving
 from launch.benchmarks import speed
-from mmrf_jax.metrics.progress import counted, say
+from mmrf_jax.io.progress import counted, say
 from mmrf_jax.serving import artifact, export, ranker
 
 CANDIDATES = 400
@@ -79,10 +79,14 @@ def _bare(folder: Path) -> list[dict[str, Any]]:
 
 def _job(schema, rng, memory) -> ranker.Job:
     return ranker.Job(
-        0, np.zeros(schema.profile, np.float32), np.zeros(schema.context, np.float32),
-        rng.integers(0, schema.num_videos, CANDIDATES), memory, rng.integers(0, schema.num_videos, schema.slate),
+        0,
+        np.zeros(schema.profile, np.float32),
+        np.zeros(schema.context, np.float32),
+        rng.integers(0, schema.num_videos, CANDIDATES),
+        memory,
+        rng.integers(0, schema.num_videos, schema.slate),
         np.zeros((schema.slate, ranker.S), np.float32),
-    )  # fmt: skip
+    )
 
 
 class _Load:

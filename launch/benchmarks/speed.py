@@ -28,16 +28,17 @@ from experiments import world as experiment
 from launch import common
 from launch.benchmarks import cost
 from mmrf_jax import types
-from mmrf_jax.agents import policy as agents_policy
+from mmrf_jax.abtest import simulate
+from mmrf_jax.agents import registry
+from mmrf_jax.agents.mmrf.policy import make as make_policy
 from mmrf_jax.data import sessions
-from mmrf_jax.data.kuairand import builder, synthetic
-from mmrf_jax.evaluation import gauc
-from mmrf_jax.metrics.progress import counted
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.simulators import base
-from mmrf_jax.simulators.feedback import session as feedback_session
-from mmrf_jax.simulators.world import params, session
-from mmrf_jax.training import ahead, alternation, arms, batches, methods, rollout, runs, sources
+from mmrf_jax.data.readers.kuairand import builder, synthetic
+from mmrf_jax.envs import base, learned, rollout
+from mmrf_jax.envs.short_video import env, parameters
+from mmrf_jax.io.progress import counted
+from mmrf_jax.metrics import ranking
+from mmrf_jax.parallel import sharding
+from mmrf_jax.training import batches, compilation, restore, sources, steps
 
 USERS = 4_096  # in one call, where nothing else is said
 SIZES = (2**8, 2**12, 2**16, 2**20)  # users of a timing of the random policy
@@ -72,20 +73,20 @@ class Run(NamedTuple):
     has learned."""
 
     source: sources.Source
-    plan: alternation.Plan
-    state: alternation.RunState
+    plan: steps.TrainConfig
+    state: steps.TrainState
     log: Any
     config: Any
 
 
 def fresh_run(**overrides: Any) -> Run:
-    config, mesh = experiment.get_config(), par.make_mesh()
+    config, mesh = experiment.get_config(), sharding.make_mesh()
     config.collect.sessions = _SESSIONS
     config.update_from_flattened_dict(overrides)
-    source, plan = runs.source_of(config, mesh), alternation.plan_of(config)
+    source, plan = restore.source_of(config, mesh), steps.plan_of(config)
     log = source.train()
-    start = ahead.initial(runs.state_shapes(config, source, mesh))
-    state = start(*ahead.initial_args(config, plan, source, batches.known(log, plan.agents.discount)))
+    start = compilation.initial(restore.state_shapes(config, source, mesh))
+    state = start(*compilation.initial_args(config, plan, source, batches.known(log, plan.agents.discount)))
     return Run(source, plan, state, log, config)
 
 
@@ -103,8 +104,8 @@ def random_policy(sim: base.Simulator) -> base.Policy:
 
 def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
     """Live requests a second, resets included, sessions of `users` users in one call."""
-    mesh, key = par.make_mesh(), types.make_key(1)
-    data = par.put_replicated((serving.sim[3:], serving.policy), mesh)
+    mesh, key = sharding.make_mesh(), types.make_key(1)
+    data = sharding.put_replicated((serving.sim[3:], serving.policy), mesh)
     sim, policy = base.Simulator(*serving.sim[:3], *data[0]), data[1]
     size = min(users, _LARGEST_CALL)
     calls = max(users, _LEAST_USERS) // size
@@ -113,7 +114,9 @@ def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
         start, live = time.perf_counter(), 0.0
         for call in range(calls if repeat else 1):
             first = (repeat * calls + call) * size
-            sums = arms.serve(sim, policy, key, mesh, first_user=first, num_users=size, day=0, k=serving.k)
+            sums = simulate.rollout_user_metrics(
+                sim, policy, key, mesh, first_user=first, num_users=size, day=0, k=serving.k
+            )
             live += float(sums["requests"].sum())
         rates.append(live / (time.perf_counter() - start))
     return statistics.median(rates[1:])
@@ -144,7 +147,7 @@ def _gathers(sim: base.Simulator, repeats: int) -> float:
 def world(repeats: int, max_users: int) -> Iterator[Figure]:
     """Rollouts of the random policy."""
     for candidates in (100, 400):
-        sim = session.make(params.WorldConfig(candidates=candidates))
+        sim = env.make(parameters.WorldConfig(candidates=candidates))
         limit = _gathers(sim, repeats)
         serving = Serving(sim, random_policy(sim), 6)
         for users in SIZES if candidates == 100 else (USERS,):
@@ -155,7 +158,7 @@ def world(repeats: int, max_users: int) -> Iterator[Figure]:
 
 def whole_catalogue(repeats: int, max_users: int) -> Iterator[Figure]:
     """Rollouts where every video is a candidate of every request: no gather."""
-    sim = session.make(params.WorldConfig(num_videos=100, candidates=100, slate=2))
+    sim = env.make(parameters.WorldConfig(num_videos=100, candidates=100, slate=2))
     serving = Serving(sim, sources.world_policies()["random"], 2)
     limit = cost.machine(repeats).rate(request_work(serving))
     yield Figure(f"world/whole/C=100/B={USERS}", requests_a_second(serving, USERS, repeats), "requests/s", limit)
@@ -166,7 +169,7 @@ def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
     machine = cost.machine(repeats)
     for candidates in (100, 400):
         run = fresh_run(**{"world.candidates": candidates})
-        policy = agents_policy.make(run.state.agents, run.source.items, run.plan.agents)
+        policy = make_policy(run.state.agents, run.source.items, run.plan.agents)
         serving = Serving(run.source.sim, policy, run.plan.agents.slate)
         limit = machine.rate(request_work(serving))
         for users in SIZES[:3] if candidates == 100 else (USERS,):
@@ -178,12 +181,12 @@ def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
 def model(repeats: int, max_users: int) -> Iterator[Figure]:
     """Rollouts in the feedback model."""
     run, machine = fresh_run(), cost.machine(repeats)
-    sim = feedback_session.make(
-        alternation.model_of(run.state), run.source.items, run.plan.feedback, run.log, run.config.world.max_requests
+    sim = learned.make(
+        steps.model_of(run.state), run.source.items, run.plan.feedback, run.log, run.config.world.max_requests
     )
     rankers = {
         "random": random_policy(sim),
-        "mmrf": agents_policy.make(run.state.agents, run.source.items, run.plan.agents),
+        "mmrf": make_policy(run.state.agents, run.source.items, run.plan.agents),
     }
     for name, policy in rankers.items():
         serving = Serving(sim, policy, run.plan.agents.slate)
@@ -198,19 +201,19 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
     run, machine = fresh_run(), cost.machine(repeats)
     index = sessions.segment_index(run.log, run.config.train.segment)
     index = index[np.random.default_rng(0).permutation(len(index))]
-    size, mesh = run.config.train.batch, par.make_mesh()
-    cut = lambda rows: par.put_batch(sessions.gather_segments(run.log, rows, run.config.train.segment), mesh)
+    size, mesh = run.config.train.batch, sharding.make_mesh()
+    cut = lambda rows: sharding.put_batch(sessions.gather_segments(run.log, rows, run.config.train.segment), mesh)
     batches = [cut(index[i * size : (i + 1) * size]) for i in range(min(_BATCHES, len(index) // size))]
     requests = sum(int(batch.mask[:, :-1].sum()) for batch in batches)
     cuts = lambda: [cut(index[i * size : (i + 1) * size]) for i in range(len(batches))]
     yield Figure("learning/input", requests / statistics.median(cost.seconds(cuts, repeats)), "requests/s")
     impressions = sum(int((batch.slate_mask[:, :-1] & batch.mask[:, :-1, None]).sum()) for batch in batches)
     items, plan, rate = run.source.items, run.plan, jnp.float32(1.0)
-    kept = alternation.kept_encodings(run.state, items, plan)
-    update = functools.partial(alternation.update_step, encodings=kept)
+    kept = steps.precompute_item_embeddings(run.state, items, plan)
+    update = functools.partial(steps.update_step, encodings=kept)
     step: Callable
     for name, step, units, unit in (
-        ("learning/fit", alternation.fit_step, impressions, "impressions/s"),
+        ("learning/fit", steps.fit_step, impressions, "impressions/s"),
         ("learning/update", update, requests, "requests/s"),
     ):
         limit = machine.rate(cost.work(functools.partial(step, plan=plan, rate=rate), run.state, batches[0], items))
@@ -224,7 +227,7 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
 
         value = units / statistics.median(cost.seconds(run_steps, repeats))
         yield Figure(name, value, unit, limit * units / len(batches))
-    score = jax.jit(lambda *x: methods.score_candidates(*x, plan.agents, plan.method))
+    score = jax.jit(lambda *x: registry.score_candidates(*x, plan.agents, plan.method))
     scores = lambda: [score(run.state.agents, batch, items) for batch in batches]
     value = impressions / statistics.median(cost.seconds(scores, repeats))
     limit = machine.rate(cost.work(score, run.state.agents, batches[0], items)) * impressions / len(batches)
@@ -236,7 +239,7 @@ def judging(repeats: int, max_users: int) -> Iterator[Figure]:
     rng = np.random.default_rng(0)
     users, scores = rng.integers(0, _ROWS // 20, _ROWS), rng.random(_ROWS, np.float32)
     labels = {str(i): rng.random(_ROWS) < 0.3 for i in range(8)}
-    measure = lambda: gauc.grouped_auc(users, scores, labels)["0"].value
+    measure = lambda: ranking.grouped_auc(users, scores, labels)["0"].value
     sort = statistics.median(cost.seconds(lambda: np.lexsort((scores, users)), repeats))
     yield Figure("offline/gauc", _ROWS / statistics.median(cost.seconds(measure, repeats)), "rows/s", _ROWS / sort)
 

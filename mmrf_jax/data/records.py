@@ -21,7 +21,7 @@ from array_record.python import array_record_module
 from mmrf_jax import types
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.data.sessions import num_exposures, select_sessions
-from mmrf_jax.metrics import files
+from mmrf_jax.io import files
 
 VERSION = 2
 MANIFEST = "manifest.json"

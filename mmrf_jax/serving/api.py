@@ -137,9 +137,13 @@ def models(schema: Schema, max_candidates: int) -> Models:
     fields: dict[str, Any] = {"id": (UserId, ...), "profile": (Profile | None, None), "history": (History | None, None)}
     user: Any = pydantic.create_model("User", __base__=Strict, **fields)
     fields = {
-        "user": (user, ...), "context": (Context, ...), "candidates": (Candidates, ...), "k": (K, schema.slate),
-        "new_session": (New, False), "scores": (Scores, False),
-    }  # fmt: skip
+        "user": (user, ...),
+        "context": (Context, ...),
+        "candidates": (Candidates, ...),
+        "k": (K, schema.slate),
+        "new_session": (New, False),
+        "scores": (Scores, False),
+    }
     rank: Any = pydantic.create_model("Rank", __base__=Strict, **fields)
     user.__doc__, rank.__doc__ = "Who asks.", "A request for a slate."
     return Models(rank)

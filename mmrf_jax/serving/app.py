@@ -56,9 +56,14 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
     # The guard asks for the token; this says so in the document. Its pages are not served, for they need the internet.
     token = [] if limits.token is None else [fastapi.Depends(HTTPBearer(auto_error=False))]
     app = fastapi.FastAPI(
-        title="mmrf_jax", description=_DESCRIPTION, version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="mmrf_jax",
+        description=_DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         dependencies=token,
-    )  # fmt: skip
+    )
 
     @app.exception_handler(Refused)
     async def refused(_, error: Refused):
@@ -131,9 +136,12 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
             raise Refused(503, service.trouble)
         about = service.ranker.manifest
         return {
-            "status": "ok", "artifact": service.ranker.id, "method": about["method"], "expires": about["expires"],
+            "status": "ok",
+            "artifact": service.ranker.id,
+            "method": about["method"],
+            "expires": about["expires"],
             "failed_swap": service.failed_swap,
-        }  # fmt: skip
+        }
 
     @app.get("/metrics", response_class=Response, responses=_refusals())
     async def metrics() -> Response:

@@ -28,7 +28,7 @@ import numpy as np
 from jax import export
 
 from mmrf_jax.data.schema import Schema
-from mmrf_jax.metrics import files
+from mmrf_jax.io import files
 
 VERSION = 1
 MANIFEST = "manifest.json"

@@ -1,6 +1,6 @@
 """From a trained run to an artefact: the ranker and the feedback model as functions of arrays.
 
-What a server calls, in the letters of `types` and L, F, D of `encoders.encoder`; every dictionary is of plain arrays:
+What a server calls, in the letters of `types` and L, F, D of `models.encoders`; every dictionary is of plain arrays:
 
     encode(weights, video)                        -> encodings [m, D] of m videos, new ones included
     observe(weights, memory, encodings, shown)    -> memory after more exposures, oldest first
@@ -36,26 +36,23 @@ from flax import traverse_util
 from jax import export
 
 from mmrf_jax import types
-from mmrf_jax.agents import policy
-from mmrf_jax.agents import state as st
-from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.agents import registry
+from mmrf_jax.agents.mmrf import agent_state, policy
+from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.schema import Schema
-from mmrf_jax.embeddings import table
-from mmrf_jax.encoders import encoder as enc
-from mmrf_jax.encoders import representation as rep
-from mmrf_jax.encoders import tables as tb
-from mmrf_jax.encoders.config import EncoderConfig
+from mmrf_jax.models import embedding_table, embeddings, encoders, representation
+from mmrf_jax.models.encoder_config import EncoderConfig
+from mmrf_jax.models.feedback_model import network
 from mmrf_jax.serving import artifact
 from mmrf_jax.serving.artifact import Arrays, Function
-from mmrf_jax.simulators.feedback import network
-from mmrf_jax.training import alternation, methods
+from mmrf_jax.training import steps
 
 _IDS = {"author": "author", "id": "embedding_id", "tag": "tag"}  # table -> field of a video
 
 
 @dataclasses.dataclass
 class _Trained:
-    """The part of an `agents.state.AgentState` that a method scores by."""
+    """The part of an `agents.mmrf.agent_state.AgentState` that a method scores by."""
 
     params: Any
     target: Any
@@ -66,11 +63,11 @@ class _Trained:
 
 def export_run(
     folder: Path,
-    plan: alternation.Plan,
+    plan: steps.TrainConfig,
     schema: Schema,
     items: types.Items,
     video_ids: np.ndarray | None,
-    state: alternation.RunState,
+    state: steps.TrainState,
     about: dict[str, Any],
 ) -> str:
     """Writes the artefact of a trained state; see `artifact.write` for errors. Returns its id.
@@ -89,13 +86,13 @@ def export_run(
             **{n: np.asarray(getattr(items, n)) for n in ("author", "tag", "duration", "embedding_id")},
         },
     }
-    if plan.models:
+    if plan.use_feedback_model:
         assert state.feedback is not None
         functions |= _model_functions(plan, schema, state.feedback)
         arrays["model"] = _flat(_model_weights(state.feedback))
     about = about | {
         "method": plan.method,
-        "agents": list(methods.get(plan.method).signals(plan.agents)),
+        "agents": list(registry.get(plan.method).signals(plan.agents)),
         "signals": list(types.SIGNALS),
         "memory": memory_shape(plan.agents, schema),
     }
@@ -104,10 +101,10 @@ def export_run(
 
 def memory_shape(config: EncoderConfig, schema: Schema) -> list[int]:
     """[L, F, D] of a user's memory."""
-    return [len(config.decays), config.feedback_dim, enc.sizes(config, schema)[1]]
+    return [len(config.decays), config.feedback_dim, encoders.sizes(config, schema)[1]]
 
 
-def _policy_weights(agents: st.AgentState) -> dict[str, Any]:
+def _policy_weights(agents: agent_state.AgentState) -> dict[str, Any]:
     known = {name: getattr(agents, name) for name in ("params", "target", "reward_scale", "q_mean", "q_scale")}
     return known | {"tables": _rows(agents.tables)}
 
@@ -117,11 +114,11 @@ def _model_weights(model: network.FeedbackState) -> dict[str, Any]:
     return {"params": model.params, **known, "tables": _rows(model.tables)}
 
 
-def _rows(tables: dict[str, table.Table]) -> dict[str, jax.Array]:
+def _rows(tables: dict[str, embedding_table.Table]) -> dict[str, jax.Array]:
     return {name: t.rows.astype(jnp.float32) for name, t in tables.items()}  # npz has no bfloat16
 
 
-def _tables(like: dict[str, table.Table], rows: dict[str, chex.Array]) -> dict[str, table.Table]:
+def _tables(like: dict[str, embedding_table.Table], rows: dict[str, chex.Array]) -> dict[str, embedding_table.Table]:
     """Tables of the rows, with the vocabularies of others; their optimiser's state is nobody's."""
     return {name: dataclasses.replace(t, rows=rows[name], accumulator=rows[name][:, 0]) for name, t in like.items()}
 
@@ -171,35 +168,37 @@ def _arguments(config: EncoderConfig, schema: Schema, twins: str) -> dict[str, A
     }
 
 
-def _as_dict(memory: enc.Memory) -> dict[str, chex.Array]:
+def _as_dict(memory: encoders.Memory) -> dict[str, chex.Array]:
     return {"outer": memory.outer, "weight": memory.weight}
 
 
-def _policy_functions(plan: alternation.Plan, schema: Schema, agents: st.AgentState) -> dict[str, Function]:
+def _policy_functions(plan: steps.TrainConfig, schema: Schema, agents: agent_state.AgentState) -> dict[str, Function]:
     config: AgentConfig = plan.agents
-    encoder, method, like = enc.Encoder(config), methods.get(plan.method), _shapes(agents.tables)
+    encoder, method, like = encoders.Encoder(config), registry.get(plan.method), _shapes(agents.tables)
 
     def encode(weights, video):
         tables = _tables(like, weights["tables"])
-        rows = tb.lookup(tables, {name: video[field] for name, field in _IDS.items()})
+        rows = embeddings.lookup(tables, {name: video[field] for name, field in _IDS.items()})
         return encoder.apply(weights["params"]["encoder"], rows, video["features"], method="items")
 
     def observe(weights, memory, encodings, shown):
         params = weights["params"]["encoder"]
         f = encoder.apply(params, shown["feedback"], shown["duration"], method="feedback")
-        return _as_dict(enc.memory_write(config, enc.Memory(**memory), encodings[shown["videos"]], f, shown["mask"]))
+        return _as_dict(
+            encoders.memory_write(config, encoders.Memory(**memory), encodings[shown["videos"]], f, shown["mask"])
+        )
 
     def score(weights, memory, encodings, request, there):
-        users = _tables(like, weights["tables"])[tb.USER_TABLE]
-        asked, carried = types.Request(**request), enc.Memory(**memory)
+        users = _tables(like, weights["tables"])[embeddings.USER_TABLE]
+        asked, carried = types.Request(**request), encoders.Memory(**memory)
         z = policy.user_state(config, {"encoder": weights["params"]["encoder"], "users": users}, carried, asked)
-        known = cast(st.AgentState, _Trained(**{name: x for name, x in weights.items() if name != "tables"}))
+        known = cast(agent_state.AgentState, _Trained(**{name: x for name, x in weights.items() if name != "tables"}))
         nothing = jnp.zeros((0,))
         # Actors centre what they tell each other over the candidates. It is linear in the encodings, so padding with
         # the mean encoding of the candidates changes nothing of it.
         e, real = encodings[asked.candidates], there[..., None]
         mean = jnp.sum(jnp.where(real, e, 0.0), axis=1, keepdims=True) / jnp.maximum(real.sum(axis=1, keepdims=True), 1)
-        before = rep.Representation(z, carried, nothing, nothing)
+        before = representation.Representation(z, carried, nothing, nothing)
         return method.score(config, known, before, jnp.where(real, e, mean))
 
     a, weights = _arguments(config, schema, ""), _shapes(_policy_weights(agents))
@@ -210,33 +209,35 @@ def _policy_functions(plan: alternation.Plan, schema: Schema, agents: st.AgentSt
     }
 
 
-def _model_functions(plan: alternation.Plan, schema: Schema, model: network.FeedbackState) -> dict[str, Function]:
+def _model_functions(plan: steps.TrainConfig, schema: Schema, model: network.FeedbackState) -> dict[str, Function]:
     config = plan.feedback
-    encoder, like = enc.Encoder(config), _shapes(model.tables)
+    encoder, like = encoders.Encoder(config), _shapes(model.tables)
     both = jax.vmap
 
     def encode(weights, video):
-        rows = tb.lookup(_tables(like, weights["tables"]), {name: video[field] for name, field in _IDS.items()})
+        rows = embeddings.lookup(_tables(like, weights["tables"]), {name: video[field] for name, field in _IDS.items()})
         apply = lambda p, r: encoder.apply(p, r, video["features"], method="items")
         return both(apply)(weights["params"]["encoder"], network.twin_rows(rows))
 
     def observe(weights, memory, encodings, shown):
         def one(p, outer, weight, e):
             f = encoder.apply(p, shown["feedback"], shown["duration"], method="feedback")
-            written = enc.memory_write(config, enc.Memory(outer, weight), e[shown["videos"]], f, shown["mask"])
+            written = encoders.memory_write(
+                config, encoders.Memory(outer, weight), e[shown["videos"]], f, shown["mask"]
+            )
             return _as_dict(written)
 
         axes = (0, 1, 1, 0)
         return both(one, axes, 1)(weights["params"]["encoder"], memory["outer"], memory["weight"], encodings)
 
     def predict(weights, memory, encodings, request, exposed):
-        rows = tb.lookup(_tables(like, weights["tables"]), {tb.USER_TABLE: request["user_id"]})
-        carried = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), enc.Memory(**memory))
+        rows = embeddings.lookup(_tables(like, weights["tables"]), {embeddings.USER_TABLE: request["user_id"]})
+        carried = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), encoders.Memory(**memory))
         user = lambda p, m, r: encoder.apply(p, m, r, request["profile"], request["context"], method="user")
-        z = both(user)(weights["params"]["encoder"], carried, network.twin_rows(rows)[tb.USER_TABLE])
+        z = both(user)(weights["params"]["encoder"], carried, network.twin_rows(rows)[embeddings.USER_TABLE])
         out = network.predict(weights["params"], z, carried.mean(), encodings[:, request["candidates"]])
         out = network.calibrated(out, weights["calibration"])
-        stay = network.stay_probability(out, exposed)
+        stay = network.continue_probability(out, exposed)
         return {"feedback": network.expected(out, weights["scale"]), "stay": stay}
 
     a, weights = _arguments(config, schema, "2"), _shapes(_model_weights(model))

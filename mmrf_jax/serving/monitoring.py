@@ -20,9 +20,12 @@ class Metrics:
         counter = lambda name, what, *labels: prometheus.Counter(name, what, labels, registry=registry)
         self.requests = counter("mmrf_requests", "HTTP requests.", "route", "status")
         self.seconds = prometheus.Histogram(
-            "mmrf_request_seconds", "From a request's first byte to its answer.", ["route"], registry=registry,
+            "mmrf_request_seconds",
+            "From a request's first byte to its answer.",
+            ["route"],
+            registry=registry,
             buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
-        )  # fmt: skip
+        )
         self.batch = prometheus.Histogram(
             "mmrf_batch_size", "Requests scored together.", registry=registry, buckets=ranker.BATCHES
         )

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data import feedback_log
-from mmrf_jax.evaluation import propensity
+from mmrf_jax.data.readers import feedback_log
+from mmrf_jax.ope import propensity
 from mmrf_jax.serving import artifact
 
 BATCHES = (1, 4, 16, 64)  # requests scored at a time are padded to one of these
@@ -89,9 +89,14 @@ class Ranker:
         for batch in BATCHES:
             for width in self.widths:
                 job = Job(
-                    0, np.zeros(self.schema.profile, np.float32), np.zeros(self.schema.context, np.float32),
-                    np.arange(width) % self.schema.num_videos, None, nothing, np.zeros((0, S), np.float32),
-                )  # fmt: skip
+                    0,
+                    np.zeros(self.schema.profile, np.float32),
+                    np.zeros(self.schema.context, np.float32),
+                    np.arange(width) % self.schema.num_videos,
+                    None,
+                    nothing,
+                    np.zeros((0, S), np.float32),
+                )
                 self._score([job] * batch, [self._nothing()] * batch)
             for length in self._lengths:
                 videos, feedback = np.zeros(length, np.int64), np.zeros((length, S), np.float32)

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from mmrf_jax.data import feedback_log
-from mmrf_jax.data.feedback_log import Record, UserLog
-from mmrf_jax.metrics.progress import say
+from mmrf_jax.data.readers import feedback_log
+from mmrf_jax.data.readers.feedback_log import Record, UserLog
+from mmrf_jax.io.progress import say
 from mmrf_jax.serving import artifact, monitoring, ranker, users
 from mmrf_jax.serving.ranker import Job, Ranker
 
@@ -301,10 +301,15 @@ class Service:
             raise Refused(409, f"request {request} has {_MOST_EVENTS} events, no more are taken", ("body", "event_id"))
         self._append(
             {
-                "kind": "feedback", "event": event, "request": request, "time": max(_now(), known.time),
-                "videos": _bytes(videos, "<i8"), "feedback": _bytes(signals, "<f4"), "left": left,
+                "kind": "feedback",
+                "event": event,
+                "request": request,
+                "time": max(_now(), known.time),
+                "videos": _bytes(videos, "<i8"),
+                "feedback": _bytes(signals, "<f4"),
+                "left": left,
             }
-        )  # fmt: skip
+        )
 
     def _append(self, record: Record) -> None:
         try:

@@ -16,9 +16,9 @@ from pathlib import Path
 import msgpack
 import numpy as np
 
-from mmrf_jax.data import feedback_log
-from mmrf_jax.data.feedback_log import Position, Record, Shown, UserLog
-from mmrf_jax.metrics.progress import counted, say
+from mmrf_jax.data.readers import feedback_log
+from mmrf_jax.data.readers.feedback_log import Position, Record, Shown, UserLog
+from mmrf_jax.io.progress import counted, say
 
 _VERSION = 1
 _AT_ONCE = 4_096  # users changed between two writes while a log is read
@@ -168,10 +168,15 @@ class UserStore:
 def pack(known: UserLog) -> bytes:
     """A user as bytes."""
     shown = [
-        (s.number, feedback_log.to_bytes(s.videos, "<i8"), feedback_log.to_bytes(s.feedback, "<f4"), s.answered,
-         sorted(s.events))
+        (
+            s.number,
+            feedback_log.to_bytes(s.videos, "<i8"),
+            feedback_log.to_bytes(s.feedback, "<f4"),
+            s.answered,
+            sorted(s.events),
+        )
         for s in known.shown
-    ]  # fmt: skip
+    ]
     profile = None if known.profile is None else feedback_log.to_bytes(known.profile, "<f4")
     history = feedback_log.to_bytes(known.history_videos, "<i8"), feedback_log.to_bytes(known.history_feedback, "<f4")
     return msgpack.packb((*history, shown, known.requests, profile, known.time, known.over))

@@ -10,12 +10,11 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import sessions, stream
 from mmrf_jax.data.schema import Schema, SessionLog
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.parallel import multihost
+from mmrf_jax.parallel import multihost, sharding
 
 _HELD_OUT = 20  # every so many sessions one is left out of the fit, to measure the feedback model
 _SAMPLED = 160  # blocks of a log that is not held, where a look at some of it will do
-_SHARE = 99  # tells the draw of `feedback.log_share` from others of a seed
+_SHARE = 99  # tells the draw of `feedback.log_fraction` from others of a seed
 _PARTS = ("feedback", "train")  # sections of the config with a batch: of the fit, and of the updates
 
 
@@ -88,7 +87,7 @@ class Held:
         epoch, position = divmod(at, len(rows) // size)
         order = _order(self._config.seed, number, part, epoch, len(rows))
         chosen = rows[order[position * size : (position + 1) * size]]
-        return sessions.gather_segments(self.log, par.own_part(chosen, self._mesh), self._config.train.segment)
+        return sessions.gather_segments(self.log, sharding.own_part(chosen, self._mesh), self._config.train.segment)
 
     def held_out(self) -> tuple[SessionLog, np.ndarray]:
         return self.log, self._held
@@ -110,16 +109,20 @@ class Streamed:
         """
         self._config, self._mesh, self._blocks = config, mesh, blocks
         sums = _Sums(discount)
-        slots = {part: par.own_part(np.arange(config[part].batch), mesh) for part in _PARTS}
+        slots = {part: sharding.own_part(np.arange(config[part].batch), mesh) for part in _PARTS}
         share = (int(slots["train"][0]) // len(slots["train"]), config.train.batch // len(slots["train"]))
         self._part = stream.Part(blocks, config.seed, share, sums.add)
         self._sums = np.sum(multihost.gather_rows([sums.values[None]])[0], axis=0)
         self.sessions, self.requests = self._part.total, int(self._sums[0])
         kept = {"feedback": self._fitted(self._part.number), "train": np.ones(len(self._part.number), bool)}
         make = lambda part, number: stream.Batches(
-            self._part, slots[part], config[part].batch, config.train.segment, kept[part],
+            self._part,
+            slots[part],
+            config[part].batch,
+            config.train.segment,
+            kept[part],
             [config.seed, number, part == "feedback"],
-        )  # fmt: skip
+        )
         self._make = functools.lru_cache(maxsize=1)(make)  # the segments in memory are those of one phase
         self._segments = {part: self._counted(part) for part in _PARTS}
 
@@ -136,7 +139,7 @@ class Streamed:
         """Whether the feedback model is fitted on sessions with these numbers in the log."""
         if self.sessions < _HELD_OUT:
             return np.ones(len(number), bool)
-        fitted, share = number % _HELD_OUT != _HELD_OUT - 1, self._config.feedback.log_share
+        fitted, share = number % _HELD_OUT != _HELD_OUT - 1, self._config.feedback.log_fraction
         if share < 1.0:
             fitted &= np.random.default_rng([self._config.seed, _SHARE]).random(self.sessions)[number] < share
         return fitted
@@ -193,7 +196,7 @@ def _fit_index(config, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if left_out.all() or not left_out.any():
         return index, index
     fit, held = index[~left_out], index[left_out]
-    share = config.feedback.log_share
+    share = config.feedback.log_fraction
     if share < 1.0:
         fit = fit[np.random.default_rng([config.seed, _SHARE]).random(int(index[:, 0].max()) + 1)[fit[:, 0]] < share]
     return fit, held

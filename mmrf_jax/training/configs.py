@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from mmrf_jax import fields
-from mmrf_jax.agents.config import AgentConfig
-from mmrf_jax.data.kuairand.config import KuaiRandConfig
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
+from mmrf_jax.envs.short_video.config import WorldConfig
 from mmrf_jax.fields import field
-from mmrf_jax.metrics import files
-from mmrf_jax.simulators.feedback.config import FeedbackConfig
-from mmrf_jax.simulators.world.config import WorldConfig
+from mmrf_jax.io import files
+from mmrf_jax.models.feedback_model.config import FeedbackConfig
 
 SOURCES, SIMULATORS, ANSWERS = ("world", "kuairand"), ("world", "feedback"), ("sampled", "expected")
 _STREAM = "whether logs are read as they are trained on; None: those above 2^20 sessions"
@@ -79,7 +79,7 @@ class Feedback(FeedbackConfig):
 
     batch: int = field(32, "segments of a step of the fit", fields.COUNT)
     epochs: int = field(1, "over each round's log", fields.COUNT)
-    log_share: float = field(1.0, "of the log's sessions, to see what less would do", fields.PART)
+    log_fraction: float = field(1.0, "of the log's sessions, to see what less would do", fields.PART)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Study:
 
     quick: bool = field(False, "one seed, tiny runs")
     reference: str = field("mmrf", "the variant that others are compared with")
-    tables: tuple[str, ...] = field(("ab_test",), "what is measured: see `mmrf_jax.training.study`")
+    tables: tuple[str, ...] = field(("ab_test",), "what is measured: see `mmrf_jax.sweeps.sweep`")
     arms: tuple[str, ...] = field(("production",), "of A/B tests, that need no training")
     seeds: int = field(5, "of each variant", fields.COUNT)
     sessions: int = field(20_000, "in each arm and seed", "[2, 2147483647]")

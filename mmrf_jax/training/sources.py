@@ -14,18 +14,17 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data import feedback_log, feedback_sessions, records, statistics, stream
+from mmrf_jax.data import records, statistics, stream
+from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.data.schema import Schema, SessionLog
-from mmrf_jax.metrics import files
-from mmrf_jax.metrics.progress import counted, say
+from mmrf_jax.envs import base, collect
+from mmrf_jax.envs.short_video import env, parameters, reference_policies
+from mmrf_jax.io import files
+from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
-from mmrf_jax.simulators import base
-from mmrf_jax.simulators.world import params as world_params
-from mmrf_jax.simulators.world import rankers, session
-from mmrf_jax.training import collect
 
 if TYPE_CHECKING:  # TFDS and polars take half a second to import: where real logs are read, and not before
-    from mmrf_jax.data.kuairand.job import KuaiRandConfig
+    from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
 
 #: User ids of the logs, far from each other and from the A/B tests, which start at 0.
 _TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
@@ -72,15 +71,15 @@ class Source:
     choose: Callable[[base.Policy], base.Policy | base.PolicyChoice] = lambda policy: policy
 
 
-def world_schema(sim: base.Simulator, config: world_params.WorldConfig) -> Schema:
+def world_schema(sim: base.Simulator, config: parameters.WorldConfig) -> Schema:
     return Schema(
         num_videos=sim.items.num_videos,
         num_authors=sim.items.num_authors,
         num_tags=sim.items.num_tags,
         num_users=0,
         item_features=sim.items.features.shape[1],
-        profile=world_params.PROFILE,
-        context=world_params.CONTEXT,
+        profile=parameters.PROFILE,
+        context=parameters.CONTEXT,
         candidates=config.candidates,
         slate=config.slate,
         history=config.history,
@@ -95,10 +94,10 @@ def world_origin(config) -> dict[str, Any]:
 def world_policies() -> dict[str, base.Policy]:
     """Arms that need no training: production serves Plackett–Luce, the oracles their best slate."""
     return {
-        "production": base.privileged_policy(rankers.production, 1.0),
-        "random": base.privileged_policy(rankers.random, 1.0),
-        "oracle_myopic": base.privileged_policy(rankers.oracle_myopic, 0.0),
-        "oracle_planning": base.privileged_policy(rankers.oracle_planning, 0.0),
+        "production": base.privileged_policy(reference_policies.production, 1.0),
+        "random": base.privileged_policy(reference_policies.random, 1.0),
+        "oracle_myopic": base.privileged_policy(reference_policies.oracle_myopic, 0.0),
+        "oracle_planning": base.privileged_policy(reference_policies.oracle_planning, 0.0),
     }
 
 
@@ -114,10 +113,10 @@ def check_days(config, days: int) -> None:
             f"{days} days; use --config.simulator=world"
         )
     first, last = config.ab_test.day, config.ab_test.day + days - 1
-    if last > world_params.LAST_DAY:
+    if last > parameters.LAST_DAY:
         raise ValueError(
-            f"days {first} to {last} end after day {world_params.LAST_DAY}, when no new videos come; "
-            f"use at most {max(world_params.LAST_DAY - first + 1, 0)} days"
+            f"days {first} to {last} end after day {parameters.LAST_DAY}, when no new videos come; "
+            f"use at most {max(parameters.LAST_DAY - first + 1, 0)} days"
         )
 
 
@@ -142,9 +141,17 @@ def collect_log(
     part, and all get the whole."""
     first, share = multihost.share(sessions)
     log = collect.collect(
-        sim, policy, log_key(seed), first_user=first_user + first, num_sessions=share, day=0, k=k,
-        progress=progress("collect", share), slots=slots, keep_scores=keep_scores,
-    )  # fmt: skip
+        sim,
+        policy,
+        log_key(seed),
+        first_user=first_user + first,
+        num_sessions=share,
+        day=0,
+        k=k,
+        progress=progress("collect", share),
+        slots=slots,
+        keep_scores=keep_scores,
+    )
     return _of_all(log)
 
 
@@ -214,15 +221,21 @@ def _collect(
 ) -> SessionLog:
     offset = _USERS_A_SEED * (source.config.seed % _SEEDS_APART)
     return collect_log(
-        sim, source.choose(policy), source.config.seed, first_user=first_user + offset, sessions=number,
-        k=source.schema.slate, progress=progress, slots=collect.slots_for(source.config.collect.sessions),
+        sim,
+        source.choose(policy),
+        source.config.seed,
+        first_user=first_user + offset,
+        sessions=number,
+        k=source.schema.slate,
+        progress=progress,
+        slots=collect.slots_for(source.config.collect.sessions),
         keep_scores=keep_scores,
-    )  # fmt: skip
+    )
 
 
 def _world(config, progress: Progress, own: Callable[[Source], base.Policy] | None) -> Source:
-    world = world_params.WorldConfig(**config.world)
-    sim = session.make(world)
+    world = parameters.WorldConfig(**config.world)
+    sim = env.make(world)
     nothing: Callable[[], Any] = lambda: None
     source = Source(
         items=sim.items,
@@ -238,7 +251,7 @@ def _world(config, progress: Progress, own: Callable[[Source], base.Policy] | No
         config=config,
     )
     policies = world_policies()
-    source = in_simulator(source, sim, policies, session.expected_feedback, progress, own)
+    source = in_simulator(source, sim, policies, env.expected_feedback, progress, own)
     test = functools.cache(  # with scores, for the propensities of single videos
         lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions, True)
     )
@@ -297,7 +310,7 @@ def _held(config, blocks: stream.Blocks, name: str) -> SessionLog:
 
 def kuairand_config(config) -> KuaiRandConfig:
     """What a config says of how KuaiRand's rows become sessions."""
-    from mmrf_jax.data.kuairand.job import KuaiRandConfig
+    from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
 
     d = config.data
     return KuaiRandConfig(
@@ -327,8 +340,8 @@ def _with_statistics(items: types.Items, past: list[SessionLog]) -> types.Items:
 
 
 def _kuairand(config) -> Source:
-    from mmrf_jax.data.kuairand import builder as kuairand
-    from mmrf_jax.data.kuairand.prepare import ALL_SPLITS
+    from mmrf_jax.data.readers.kuairand import builder
+    from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
 
     if not config.data.dir:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
@@ -336,9 +349,9 @@ def _kuairand(config) -> Source:
     wanted = kuairand_config(config)
     given = files.user_path(d.dir, "config.data.dir")
     cache = files.user_path(d.cache_dir, "config.data.cache_dir")
-    progress = counted if jax.process_count() == 1 else kuairand.unchecked
-    prepared = multihost.in_turn(lambda: kuairand.open_or_prepare(given, cache, wanted, progress=progress))
-    parts: dict[str, Any] = {name: kuairand.Split(prepared, name) for name in ALL_SPLITS}
+    progress = counted if jax.process_count() == 1 else builder.unchecked
+    prepared = multihost.in_turn(lambda: builder.open_or_prepare(given, cache, wanted, progress=progress))
+    parts: dict[str, Any] = {name: builder.Split(prepared, name) for name in ALL_SPLITS}
     if d.max_sessions:
         parts["train"] = stream.Beginning(parts["train"], d.max_sessions)
     logs = {name: functools.cache(functools.partial(_held, config, part, name)) for name, part in parts.items()}
@@ -351,8 +364,8 @@ def _kuairand(config) -> Source:
             )
     there = lambda name: int(parts[name].sessions.sum()) > 0
     tests = [name for name in ("test", "random_test") if there(name)]
-    items = kuairand.read_items(prepared)
-    schema, ids = parts["test"].schema, lambda: kuairand.read_video_ids(prepared)
+    items = builder.read_items(prepared)
+    schema, ids = parts["test"].schema, lambda: builder.read_video_ids(prepared)
     if d.statistics:  # of the platform's own logs, also where a service's are learned from
         items = _with_statistics(items, [logs[name]() for name in ("train", "valid") if there(name)])
         added = 0 if items.statistics is None else statistics.NUM_FEATURES
@@ -371,7 +384,7 @@ def _kuairand(config) -> Source:
         train=logs["train"],
         valid=logs["valid"] if there("valid") else None,
         test=lambda: {name: logs[name]() for name in tests},
-        report=kuairand.read_report(prepared),
+        report=builder.read_report(prepared),
         config=config,
         video_ids=ids,
         blocks=lambda: None if d.get("served") else _streamed(config, parts["train"]),

@@ -6,18 +6,25 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.agents import state as st
-from mmrf_jax.agents import update
-from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.agents.mmrf import agent_state, training_step
+from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.schema import Schema
-from mmrf_jax.simulators.feedback import network
-from mmrf_jax.simulators.feedback.network import FeedbackConfig, FeedbackState
+from mmrf_jax.models.feedback_model import network
+from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 
 S = len(types.SIGNALS)
 SIZES = {
-    "slate": 3, "dim": 12, "id_dim": 4, "author_dim": 3, "tag_dim": 3, "user_dim": 3, "feedback_dim": 4,
-    "state_dim": 10, "agent_dim": 8, "heads": 2,
-}  # fmt: skip
+    "slate": 3,
+    "dim": 12,
+    "id_dim": 4,
+    "author_dim": 3,
+    "tag_dim": 3,
+    "user_dim": 3,
+    "feedback_dim": 4,
+    "state_dim": 10,
+    "agent_dim": 8,
+    "heads": 2,
+}
 CONFIG = AgentConfig(signals=("click", "hate", "watch_time"), **SIZES)
 FEEDBACK = FeedbackConfig(
     **{name: size for name, size in SIZES.items() if name not in ("agent_dim", "heads")}, dropout=0.2
@@ -94,19 +101,19 @@ def make_batch(seed: int = 0, users: int = 8, requests: int = 4, schema: Schema 
 #: Compiler options for what runs for seconds.
 HOT = {"xla_backend_optimization_level": 1}
 #: The agents' state and their update; the tests of a worker share what is traced and compiled of them.
-init = jax.jit(st.init, static_argnames=("config", "schema", "critic"))
-step = jax.jit(update.update, static_argnames=("config", "learner"))
+init = jax.jit(agent_state.init, static_argnames=("config", "schema", "critic"))
+step = jax.jit(training_step.update, static_argnames=("config", "learner"))
 init_feedback_model = jax.jit(network.init, static_argnames=("config", "schema"))
 
 
-def make_shapes(config: AgentConfig, schema: Schema = SCHEMA) -> st.AgentState:
+def make_shapes(config: AgentConfig, schema: Schema = SCHEMA) -> agent_state.AgentState:
     """The shapes of a state, of which nothing is compiled."""
-    start = lambda key: st.init(key, config, schema, make_items(schema), np.ones(S), np.ones(S))
+    start = lambda key: agent_state.init(key, config, schema, make_items(schema), np.ones(S), np.ones(S))
     return jax.eval_shape(start, jax.random.key(0))
 
 
 @functools.cache
-def make_state(config: AgentConfig = CONFIG, schema: Schema = SCHEMA, seed: int = 0) -> st.AgentState:
+def make_state(config: AgentConfig = CONFIG, schema: Schema = SCHEMA, seed: int = 0) -> agent_state.AgentState:
     """A fresh state whose zero-initialised weights are random, so that no path is silent."""
     mean = np.append(np.full(S - 1, 0.3), 15.0)
     std = np.append(np.full(S - 1, 0.46), 15.0)

@@ -22,10 +22,15 @@ SCHEMA = Schema(
 def make_items() -> types.Items:
     rng, v = np.random.default_rng(3), SCHEMA.num_videos
     return types.Items(
-        author=rng.integers(0, 5, v), tag=rng.integers(0, 4, v), duration=rng.uniform(5, 60, v).astype(np.float32),
-        features=rng.normal(size=(v, 3)).astype(np.float32), embedding_id=np.arange(v), num_embeddings=v,
-        num_authors=5, num_tags=4,
-    )  # fmt: skip
+        author=rng.integers(0, 5, v),
+        tag=rng.integers(0, 4, v),
+        duration=rng.uniform(5, 60, v).astype(np.float32),
+        features=rng.normal(size=(v, 3)).astype(np.float32),
+        embedding_id=np.arange(v),
+        num_embeddings=v,
+        num_authors=5,
+        num_tags=4,
+    )
 
 
 def make_log(seed: int, sessions: int, scores: bool = True, schema: Schema = SCHEMA, longest: int = 9) -> SessionLog:

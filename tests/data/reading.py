@@ -8,7 +8,7 @@ import kuairand_files as files
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.kuairand import checks, clean, columns, lines
+from mmrf_jax.data.readers.kuairand import checks, clean, columns, lines
 
 NAME = "log_standard_4_22_to_5_08_pure.csv"
 HEADER = ",".join(files.LOG_COLUMNS)

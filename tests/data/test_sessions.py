@@ -9,7 +9,7 @@ import pytest
 from mmrf_jax import types
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.evaluation import gauc
+from mmrf_jax.metrics import ranking
 
 
 def reference_segments(log: SessionLog, t: int) -> list[dict]:
@@ -170,5 +170,5 @@ def test_a_score_that_follows_feedback_is_judged_by_arithmetic_alone():
     clicks = np.random.default_rng(0).integers(0, 2, (500, 2))
     users = np.repeat(np.arange(500), 2)
     before = np.stack([np.zeros(500), 2 * clicks[:, 0] - 1], axis=1)
-    ranked = lambda scores: gauc.grouped_auc(users, scores.reshape(-1), {"click": clicks.reshape(-1)})["click"].value
+    ranked = lambda scores: ranking.grouped_auc(users, scores.reshape(-1), {"click": clicks.reshape(-1)})["click"].value
     assert ranked(before) == 0.0 and ranked(-before) == 1.0

@@ -17,12 +17,20 @@ HANG = 1_800.0
 
 #: A world job of a few seconds once it is compiled; all tests use these shapes, so that it is compiled once.
 TINY = (
-    "--config=experiments/world.py", "--config.quick=True", "--config.world.num_videos=1000",
-    "--config.world.candidates=20", "--config.collect.sessions=200", "--config.collect.test_sessions=200",
-    "--config.ab_test.sessions=64", "--config.train.batch=32", "--config.feedback.batch=32",
-    "--config.agents.non_impressions=0.5", "--config.alternation.gap_sessions=64",
-    "--config.log_every=2", "--config.checkpoint_every=5",
-)  # fmt: skip
+    "--config=experiments/world.py",
+    "--config.quick=True",
+    "--config.world.num_videos=1000",
+    "--config.world.candidates=20",
+    "--config.collect.sessions=200",
+    "--config.collect.test_sessions=200",
+    "--config.ab_test.sessions=64",
+    "--config.train.batch=32",
+    "--config.feedback.batch=32",
+    "--config.agents.counterfactual_weight=0.5",
+    "--config.alternation.gap_sessions=64",
+    "--config.log_every=2",
+    "--config.checkpoint_every=5",
+)
 
 
 #: Imports what the mains import, and answers lines of [program and arguments, environment, output, errors] with an exit
@@ -31,7 +39,9 @@ FORKS = """
 import functools, gc, importlib, json, os, runpy, sys
 import jax
 from jax._src.interpreters import mlir
-for name in ("launch.common", "mmrf_jax.training.study", "mmrf_jax.serving.export", "mmrf_jax.data.kuairand.builder"):
+for name in ("launch.common", "mmrf_jax.data.readers.kuairand.builder"):
+    importlib.import_module(name)
+for name in ("mmrf_jax.sweeps.sweep", "mmrf_jax.serving.export"):
     importlib.import_module(name)
 mlir.make_ir_context = functools.cache(mlir.make_ir_context)  # as in conftest.py
 gc.set_threshold(20_000, 20, 20)
@@ -71,9 +81,14 @@ class Launcher:
         """What a module or a file of Python did, said and ended with, as a process that is started with arguments."""
         if self.forks is None:
             self.forks = subprocess.Popen(
-                [sys.executable, "-c", FORKS], env=self.environment(), cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, process_group=0,
-            )  # fmt: skip
+                [sys.executable, "-c", FORKS],
+                env=self.environment(),
+                cwd=ROOT,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                process_group=0,
+            )
         assert self.forks.stdin is not None and self.forks.stdout is not None
         command = [program, *map(str, args)]
         with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as error:
@@ -124,9 +139,14 @@ class Launcher:
         )
 
     def start(
-        self, name: str, *args: object, log: Path, devices: int = 1, processes: int = 1,
+        self,
+        name: str,
+        *args: object,
+        log: Path,
+        devices: int = 1,
+        processes: int = 1,
         stop_at: tuple[str, int] | None = None,
-    ):  # fmt: skip
+    ):
         """The process without waiting for it; its output goes to the new file `log`.
 
         `processes`: above 1, that of launch.local, with so many children of `devices` devices each.

@@ -37,16 +37,31 @@ def broken_csv(folder):
         ((*TINY, "--config.world.slate=0"), 1, ("world.slate is 0", "1 or more")),
         ((*TINY, "--config.simulator=nosuch"), 1, ("simulator", "'nosuch'", "feedback")),
         ((*TINY, "--config.simulator=feedback"), 1, ("--config.simulator_checkpoint=RUN",)),
-        ((*TINY, "--config.feedback.log_share=0.0"), 1, ("feedback.log_share", "0.0", "(0, 1]")),
-        ((*TINY, "--config.agents.ablation=nosuch"), 1, ("'nosuch'", "none, co, da, ns")),
+        ((*TINY, "--config.feedback.log_fraction=0.0"), 1, ("feedback.log_fraction", "0.0", "(0, 1]")),
+        ((*TINY, "--config.agents.ablation=nosuch"), 1, ("'nosuch'", "none, no_collaboration")),
         ((*TINY, "--config.train.batch=30"), 4, ("30", "4 devices", "--config.train.batch=32")),
     ],
     ids=[
-        "no-data-dir", "missing-column", "no-log", "no-config-file", "bad-config-file", "unknown-field",
-        "unknown-method", "unknown-arm", "unknown-source", "log-every", "profile", "seed", "slate", "simulator",
-        "no-model", "share", "ablation", "batch",
+        "no-data-dir",
+        "missing-column",
+        "no-log",
+        "no-config-file",
+        "bad-config-file",
+        "unknown-field",
+        "unknown-method",
+        "unknown-arm",
+        "unknown-source",
+        "log-every",
+        "profile",
+        "seed",
+        "slate",
+        "simulator",
+        "no-model",
+        "share",
+        "ablation",
+        "batch",
     ],
-)  # fmt: skip
+)
 def test_train_refuses_in_one_line_and_writes_nothing(args, devices, parts, launch, tmp_path):
     broken_csv(tmp_path / "broken")
     (tmp_path / "bad.py").write_text("def get_config(:\n")

@@ -42,6 +42,7 @@ def test_scale_measures_logs():
     assert all(value > 0.0 for value, _ in found.values())
 
 
+@pytest.mark.slow
 def test_speed_stands_beside_the_limit_of_the_machine(launch, tmp_path):
     out, plot = tmp_path / "speed.json", tmp_path / "speed.png"
     launch.ok("benchmark", "--suite=speed", "--parts=machine,judging", "--repeats=1", f"--out={out}", f"--plot={plot}")

@@ -15,7 +15,7 @@ import processes
 import pytest
 
 from launch import endings, loop
-from mmrf_jax.metrics import files
+from mmrf_jax.io import files
 from mmrf_jax.parallel import preemption
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,9 +32,13 @@ def unread(stream: str, *command: str, **kwargs) -> subprocess.CompletedProcess:
     other = {"stdout": "stderr", "stderr": "stdout"}[stream]
     try:
         return subprocess.run(
-            [sys.executable, *command], **{stream: write, other: subprocess.PIPE}, cwd=ROOT, text=True,
-            timeout=PATIENCE, **kwargs,
-        )  # fmt: skip
+            [sys.executable, *command],
+            **{stream: write, other: subprocess.PIPE},
+            cwd=ROOT,
+            text=True,
+            timeout=PATIENCE,
+            **kwargs,
+        )
     finally:
         os.close(write)
 
@@ -211,9 +215,13 @@ def test_mains_work_from_any_folder_on_paths_of_any_name(launch, tmp_path):
 
     def ok(main: str, *args: object) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", f"launch.{main}", *map(str, args)], env=env, cwd=folder, capture_output=True,
-            text=True, timeout=4 * PATIENCE,
-        )  # fmt: skip
+            [sys.executable, "-m", f"launch.{main}", *map(str, args)],
+            env=env,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=4 * PATIENCE,
+        )
         assert done.returncode == 0, (main, done.stderr[-3000:])
         return done.stdout
 

@@ -164,9 +164,13 @@ def train_under(launch, workdir: Path, **settings: str) -> subprocess.CompletedP
 def test_the_smallest_run_has_the_same_results_under_all_settings_of_jax(finished: Path, launch, tmp_path):
     """x64, another generator, strict promotion of dtypes, and none of ranks: to the bit."""
     done = train_under(
-        launch, tmp_path / "run", JAX_ENABLE_X64="1", JAX_DEFAULT_PRNG_IMPL="rbg", JAX_NUMPY_DTYPE_PROMOTION="strict",
+        launch,
+        tmp_path / "run",
+        JAX_ENABLE_X64="1",
+        JAX_DEFAULT_PRNG_IMPL="rbg",
+        JAX_NUMPY_DTYPE_PROMOTION="strict",
         JAX_NUMPY_RANK_PROMOTION="raise",
-    )  # fmt: skip
+    )
     assert "JAX_ENABLE_X64 is True here; the mains compute with False" in done.stderr
     assert results(tmp_path / "run") == results(finished)
 

@@ -41,9 +41,13 @@ for line in sys.stdin:
 def mains():
     """Gives (exit code, output) of `launch.NAME` with flags."""
     with subprocess.Popen(
-        [sys.executable, "-c", RUN % HEAVY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        [sys.executable, "-c", RUN % HEAVY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    ) as process:  # fmt: skip
+    ) as process:
 
         def start(name: str, *flags: object) -> tuple[int, str]:
             print(json.dumps([name, *map(str, flags)]), file=process.stdin, flush=True)

@@ -14,8 +14,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from mmrf_jax import types
-from mmrf_jax.data import feedback_log
-from mmrf_jax.simulators.world import response
+from mmrf_jax.data.readers import feedback_log
+from mmrf_jax.envs.short_video import response
 
 TOKEN = "a-word-of-sixteen-letters"
 LIKE, WATCH, CLICK, LONG = (types.signal_index(name) for name in ("like", "watch_time", "click", "long_view"))
@@ -250,8 +250,12 @@ def test_the_page_asks_for_the_token(start, browser, tmp_path):
         feed.until(lambda: feed("#token-form").is_displayed())
         feed("#token").clear()
         feed("#token").send_keys(token, Keys.ENTER)
-        feed.until(lambda told=token: feed("#problem").is_displayed() == (told != TOKEN) and not (
-            told == TOKEN and feed("#token-form").is_displayed()))  # fmt: skip
+        feed.until(
+            lambda told=token: (
+                feed("#problem").is_displayed() == (told != TOKEN)
+                and not (told == TOKEN and feed("#token-form").is_displayed())
+            )
+        )
     feed.begin()
     assert len(feed.all(".card")) == 6
     browser.refresh()

@@ -13,20 +13,40 @@ import pytest
 from experiments import kuairand, world
 from launch import common
 from mmrf_jax.checkpointing.manager import CheckpointError, Checkpoints, targets
-from mmrf_jax.data import feedback_log
-from mmrf_jax.data.kuairand import builder, engines, synthetic
-from mmrf_jax.metrics import files, writers
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import runs, sources
-from mmrf_jax.training import workdir as wd
+from mmrf_jax.data.readers import feedback_log
+from mmrf_jax.data.readers.kuairand import builder, engines, synthetic
+from mmrf_jax.io import files, metric_writer
+from mmrf_jax.parallel import sharding
+from mmrf_jax.training import restore, run_folder, sources
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = sorted(path for path in (ROOT / "launch").glob("*.py") if "__main__" in path.read_text())
 #: Names that some library below takes for something else than a name.
 AWKWARD = (
-    "x[3]", "x[1:3]", "a  b", " lead", "trail ", "it's", 'a"b', "ünï✓", "st*r?", "{0}{x}", "%d%s", "$HOME", "#&;|",
-    "new\nline", "-dash", "~x", "a:b", "run@2", "s@*", "a,b", "..x", "a=b", "back\\slash",
-)  # fmt: skip
+    "x[3]",
+    "x[1:3]",
+    "a  b",
+    " lead",
+    "trail ",
+    "it's",
+    'a"b',
+    "ünï✓",
+    "st*r?",
+    "{0}{x}",
+    "%d%s",
+    "$HOME",
+    "#&;|",
+    "new\nline",
+    "-dash",
+    "~x",
+    "a:b",
+    "run@2",
+    "s@*",
+    "a,b",
+    "..x",
+    "a=b",
+    "back\\slash",
+)
 #: One folder with all that checkpoints can be in.
 ALL = "".join(name for name in AWKWARD if "\\" not in name)
 #: Text flags that are no paths, and lists of which each item may be one.
@@ -74,7 +94,7 @@ def test_every_path_flag_of_every_main_means_what_it_says(main, flag, monkeypatc
 
 
 def strings(config: ml_collections.ConfigDict) -> dict[str, object]:
-    return {name: value for name, value in wd.flat(config.to_dict()).items() if isinstance(value, str)}
+    return {name: value for name, value in run_folder.flat(config.to_dict()).items() if isinstance(value, str)}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.stem)
@@ -112,10 +132,10 @@ def test_path_fields_mean_what_they_say(tmp_path, monkeypatch):
     assert str(home / "s[1]") in str(error.value)
     config.simulator, config.simulator_checkpoint = "feedback", "~/x[3]"
     with pytest.raises(ValueError) as refused:
-        runs.source_of(config, par.make_mesh())
+        restore.source_of(config, sharding.make_mesh())
     assert f"{home / 'x[3]'} is not a run folder" in str(refused.value)
     with pytest.raises(ValueError) as refused:
-        runs.policy_of("~/x[3]", types.SimpleNamespace(policies={}), par.make_mesh())
+        restore.policy_of("~/x[3]", types.SimpleNamespace(policies={}), sharding.make_mesh())
     assert f"{home / 'x[3]'} is not a run folder" in str(refused.value)
 
 
@@ -130,7 +150,7 @@ def test_what_libraries_write_into_a_folder_is_found_there_again(tmp_path):
         found, step = checkpoints.restore(targets(state))
         assert step == 3 and checkpoints.all_steps() == [2, 3]
     np.testing.assert_array_equal(found["a"], state["a"])
-    with writers.MetricsWriter(folder) as writer:
+    with metric_writer.MetricsWriter(folder) as writer:
         writer.write(1, "train", {"loss": 1.0})
     assert list((folder / "tensorboard").iterdir())
     with feedback_log.Writer(folder / "log"):
@@ -156,4 +176,4 @@ def test_what_a_library_cannot_take_is_refused_before_anything_is_written(tmp_pa
 def test_a_run_config_is_read_where_workdir_says(name, tmp_path):
     (tmp_path / name).mkdir()
     files.write_json(tmp_path / name / "config.json", {"seed": 3})
-    assert wd.read_config(files.user_path(str(tmp_path / name), "--workdir")) == {"seed": 3}
+    assert run_folder.read_config(files.user_path(str(tmp_path / name), "--workdir")) == {"seed": 3}

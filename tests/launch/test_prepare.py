@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from processes import ROOT, error_line
 
-from mmrf_jax.data.kuairand import builder as kuairand
+from mmrf_jax.data.readers.kuairand import builder
 
 KUAIRAND = ("--config=experiments/kuairand.py", "--config.quick=True", "--config.data.candidates=20")
 
@@ -24,8 +24,8 @@ def test_a_synthetic_log_is_prepared(launch, tmp_path):
     rows = 30_000 + 24_765
     assert re.search(rf"{rows:,} rows -> {out}/kuairand/\w+/\d", done.stdout)
     assert re.search(r"s, [\d,]+ rows/s; peak memory \d\.\d\d GiB", done.stdout)
-    splits = kuairand.load(out)[0]
-    counts = kuairand.read_report(out)["splits"]
+    splits = builder.load(out)[0]
+    counts = builder.read_report(out)["splits"]
     assert splits["train"].num_requests == counts["train"]["requests"] > 500
     assert f"train: {counts['train']['users']:,} users" in done.stdout
 
@@ -47,7 +47,7 @@ def test_it_works_in_any_folder_and_with_any_path(launch, tmp_path):
 
     run("synthesize", "--rows=2000", "--out=~/log [a]*")
     run("prepare", "--source=~/log [a]*", "--out=x[3] 'é\"/records")
-    assert kuairand.read_report(tmp_path / "x[3] 'é\"" / "records")["log"]["standard"]["rows"] == 2_000
+    assert builder.read_report(tmp_path / "x[3] 'é\"" / "records")["log"]["standard"]["rows"] == 2_000
     assert sorted(os.listdir(tmp_path)) == ["log [a]*", "x[3] 'é\""]
 
 

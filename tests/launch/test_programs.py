@@ -9,8 +9,15 @@ import pytest
 #: Programs that take more than a second to compile, and how often they are: sessions are served in the world and in the
 #: feedback model.
 LARGE = {
-    "_draw": 1, "_unroll": 1, "init": 1, "fit_step": 1, "_measure": 1, "update_step": 1, "_serve": 2, "evaluate": 1,
-}  # fmt: skip
+    "_draw": 1,
+    "_unroll": 1,
+    "init": 1,
+    "fit_step": 1,
+    "_measure": 1,
+    "update_step": 1,
+    "_serve": 2,
+    "evaluate": 1,
+}
 
 
 @pytest.mark.slow

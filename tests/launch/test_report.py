@@ -7,7 +7,7 @@ from processes import HANG, error_line, results
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from mmrf_jax.training import explain, loop
+from mmrf_jax.training import run_report, train
 
 #: What of the page's charts is drawn: every root's size, and whether its canvases hold anything but nothing.
 DRAWN = """
@@ -100,7 +100,7 @@ def test_a_report_that_fails_loses_no_results(monkeypatch, capsys, tmp_path):
     def broken(*_, **__):
         raise RuntimeError("no room left")
 
-    monkeypatch.setattr(explain, "write_report", broken)
-    loop._report(None, None, None, tmp_path)
+    monkeypatch.setattr(run_report, "write_report", broken)
+    train._report(None, None, None, tmp_path)
     told = capsys.readouterr().err
     assert "no report: RuntimeError: no room left" in told and f"launch.report --workdir={tmp_path}" in told

@@ -20,12 +20,14 @@ import pytest
 
 from launch import serving
 from mmrf_jax import types
-from mmrf_jax.data import feedback_log, feedback_sessions
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.serving import artifact as artifacts
-from mmrf_jax.serving import clients, service
-from mmrf_jax.training import alternation, collect, methods, runs, sources
-from mmrf_jax.training import workdir as wd
+from mmrf_jax.agents import registry
+from mmrf_jax.data.readers import feedback_log, feedback_sessions
+from mmrf_jax.envs import collect
+from mmrf_jax.parallel import sharding
+from mmrf_jax.serving import service
+from mmrf_jax.serving.artifact import load as load_artifact
+from mmrf_jax.serving.demo import clients
+from mmrf_jax.training import restore, run_folder, sources, steps
 
 USERS = 40
 
@@ -56,21 +58,27 @@ def post(url: str, path: str, body, headers=()) -> tuple[int, dict]:
 
 @pytest.mark.slow
 def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launch, finished, tmp_path):
-    config = ml_collections.ConfigDict(wd.read_config(finished))
-    mesh = par.make_mesh()
-    source = runs.source_of(config, mesh)
+    config = ml_collections.ConfigDict(run_folder.read_config(finished))
+    mesh = sharding.make_mesh()
+    source = restore.source_of(config, mesh)
     assert source.sim is not None
     key = sources.log_key(3)
     with start() as server:
         served = clients.Clients(source.sim, key, 0, server.url).visit(1_000, USERS, together=16)
     assert served.failed == 0 and len(served.watch_time) == USERS
 
-    state = runs.load_state(config, source, finished, mesh)
-    policy = methods.get(config.method).make_policy(state.agents, source.items, alternation.agent_config(config))
+    state = restore.load_state(config, source, finished, mesh)
+    policy = registry.get(config.method).make_policy(state.agents, source.items, steps.agent_config(config))
     wanted = collect.collect(
-        source.sim._replace(items=source.items), policy, key, first_user=1_000, num_sessions=USERS, day=0,
-        k=source.schema.slate, keep_scores=True,
-    )  # fmt: skip
+        source.sim._replace(items=source.items),
+        policy,
+        key,
+        first_user=1_000,
+        num_sessions=USERS,
+        day=0,
+        k=source.schema.slate,
+        keep_scores=True,
+    )
     rows_of = lambda videos: videos
     found, report = feedback_sessions.read(tmp_path / "log", source.schema, rows_of)
     assert sum(report["left_out"].values()) == 0 and report["requests"] == served.requests.sum()
@@ -120,10 +128,11 @@ def test_killed_under_load_it_loses_no_acknowledged_event(start, artifact, tmp_p
                 status, slate = post(url, "/rank", body(user, number, schema))
                 assert status == 200, slate
                 event = {
-                    "event_id": f"e{next(counter)}", "request_id": slate["request_id"],
+                    "event_id": f"e{next(counter)}",
+                    "request_id": slate["request_id"],
                     "videos": [{"video": shown["video"], "like": 1} for shown in slate["slate"]],
                     "left": number % 7 == 6,
-                }  # fmt: skip
+                }
                 sent.append(event)
                 status, answer = post(url, "/feedback", event)
                 assert status == 200 and not answer["duplicate"], answer
@@ -230,10 +239,16 @@ def test_whatever_its_document_allows_is_no_error_of_the_service(start, tmp_path
             "negative_data_rejection"
         )
         command = [
-            Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json", f"--checks={checks}",
-            "--phases=examples,coverage,fuzzing", "--max-examples=40", "--workers=1", "--generation-deterministic",
+            Path(sys.executable).with_name("schemathesis"),
+            "run",
+            f"{server.url}/openapi.json",
+            f"--checks={checks}",
+            "--phases=examples,coverage,fuzzing",
+            "--max-examples=40",
+            "--workers=1",
+            "--generation-deterministic",
             f"--request-timeout={processes.HANG}",
-        ]  # fmt: skip
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=processes.HANG)
         assert done.returncode == 0, done.stdout[-6000:]
         assert serving.health(server.url)["status"] == "ok"
@@ -244,13 +259,18 @@ def test_a_ranker_of_real_logs_learns_from_its_own_feedback(launch, tmp_path):
     """KuaiRand's layout: videos are called by its ids, from the files to the slates and back."""
     files = kuairand_files.write(tmp_path / "source")
     train = (
-        "train", "--config=experiments/kuairand.py", "--config.quick=True", f"--config.data.dir={files}",
-        f"--config.data.cache_dir={tmp_path / 'cache'}", "--config.data.candidates=20", "--config.train.batch=16",
+        "train",
+        "--config=experiments/kuairand.py",
+        "--config.quick=True",
+        f"--config.data.dir={files}",
+        f"--config.data.cache_dir={tmp_path / 'cache'}",
+        "--config.data.candidates=20",
+        "--config.train.batch=16",
         "--config.feedback.batch=16",
-    )  # fmt: skip
+    )
     launch.ok(*train, f"--workdir={tmp_path / 'run'}")
     launch.ok("export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'artifact'}")
-    made = artifacts.load(tmp_path / "artifact")
+    made = load_artifact(tmp_path / "artifact")
     ids = made.arrays["catalogue"]["video_id"][1:]  # row 0 is the unknown video
     schema, users, told = made.schema, 24, len(types.SIGNALS)
     assert len(ids) == schema.num_videos - 1 and ids.min() >= 0 and not np.array_equal(ids, np.arange(1, len(ids) + 1))

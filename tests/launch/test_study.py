@@ -7,31 +7,34 @@ import pytest
 from processes import TINY, error_line
 
 from experiments import table_ablation
-from mmrf_jax.training import study
+from mmrf_jax.sweeps import sweep
 
 #: The tiny world job as the run of a study.
 RUN = [flag.replace("--config.", "--config.run.") for flag in TINY[1:] if "quick" not in flag]
 STUDY = ("--config=experiments/table_ablation.py", "--config.quick=True", *RUN, "--config.sessions=64")
 TABLES = ("ab_test", "ab_test_leaving", "by_day", "errors", "offline", "optimism", "conflict")
 EVERYTHING = (
-    *STUDY, f"--config.tables={TABLES}", "--config.arms=('production','popularity')",
-    "--config.run.alternation.gap_sessions=64", "--config.run.alternation.conflict_batches=1",
-)  # fmt: skip
+    *STUDY,
+    f"--config.tables={TABLES}",
+    "--config.arms=('production','popularity')",
+    "--config.run.alternation.gap_sessions=64",
+    "--config.run.alternation.conflict_batches=1",
+)
 
 
 def test_runs_are_named_by_what_defines_them(tmp_path):
     config = table_ablation.get_config()
     config.run.update(config.when_quick.run)
-    ours, theirs = (study.run_config(config, name, 3) for name in ("mmrf", "da"))
-    assert ours.seed == 3 and ours.agents.ablation == "none" and theirs.agents.ablation == "da"
+    ours, theirs = (sweep.run_config(config, name, 3) for name in ("mmrf", "da"))
+    assert ours.seed == 3 and ours.agents.ablation == "none" and theirs.agents.ablation == "no_augmentation"
     assert ours.world.num_videos == 5_000 and "when_quick" not in ours
-    names = {study.folder(one, tmp_path) for one in (ours, theirs, study.run_config(config, "mmrf", 4))}
+    names = {sweep.folder(one, tmp_path) for one in (ours, theirs, sweep.run_config(config, "mmrf", 4))}
     assert len(names) == 3 and {path.parent for path in names} == {tmp_path}
     ours.log_every = 7  # may change between two starts of one run
-    assert study.folder(ours, tmp_path) in names
-    config.variants.da.agents.ablatoin = "da"
+    assert sweep.folder(ours, tmp_path) in names
+    config.variants.da.agents.ablatoin = "no_augmentation"
     with pytest.raises(ValueError, match=r"variant da sets agents\.ablatoin"):
-        study.run_config(config, "da", 0)
+        sweep.run_config(config, "da", 0)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,7 @@ def test_a_study_that_would_fail_does_not_begin(field, value, message, tmp_path)
     config = table_ablation.get_config()
     config.update_from_flattened_dict({field: value, "days": 4})
     with pytest.raises(ValueError, match=message):
-        study.run(config, tmp_path / "o", tmp_path / "r")
+        sweep.run(config, tmp_path / "o", tmp_path / "r")
     assert not list(tmp_path.iterdir())
 
 

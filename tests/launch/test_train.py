@@ -67,7 +67,7 @@ def test_results_have_the_form_of_the_contract(finished):
     assert {entry["diff_pct"] for entry in result["ab_test"]["production"].values()} <= {0}
     for name, entry in result["offline"].items():
         assert {"gauc", "ci95", "eligible_users"} <= entry.keys(), name
-    assert "gauc_own" in result["offline"]["click"] and "watch_time_xauc" in result["offline"]
+    assert "gauc_agent" in result["offline"]["click"] and "watch_time_xauc" in result["offline"]
     assert "seconds" not in (finished / "results.json").read_text()
 
 
@@ -109,10 +109,14 @@ def test_myopic_runs(launch, tmp_path):
 def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, tmp_path):
     workdir = tmp_path / "run"
     launch.ok(
-        "train", "--config=experiments/kuairand.py", "--config.quick=True", f"--workdir={workdir}",
-        f"--config.data.dir={os.environ['KUAIRAND_DIR']}", f"--config.data.cache_dir={tmp_path / 'cache'}",
+        "train",
+        "--config=experiments/kuairand.py",
+        "--config.quick=True",
+        f"--workdir={workdir}",
+        f"--config.data.dir={os.environ['KUAIRAND_DIR']}",
+        f"--config.data.cache_dir={tmp_path / 'cache'}",
         "--config.data.max_sessions=500",
-    )  # fmt: skip
+    )
     result = results(workdir)
     offline = result["offline"]
     assert "ab_test" not in result and result["train"]["sessions_of_last_round"] == 500
@@ -147,10 +151,15 @@ def test_kuairand_without_a_random_log_trains_and_empty_days_are_refused(launch,
     for path in (frames / "data").glob("log_random*"):
         path.unlink()
     args = (
-        "train", "--config=experiments/kuairand.py", "--config.quick=True", f"--config.data.dir={frames}",
-        f"--config.data.cache_dir={tmp_path / 'cache'}", "--config.data.candidates=20", "--config.train.batch=16",
+        "train",
+        "--config=experiments/kuairand.py",
+        "--config.quick=True",
+        f"--config.data.dir={frames}",
+        f"--config.data.cache_dir={tmp_path / 'cache'}",
+        "--config.data.candidates=20",
+        "--config.train.batch=16",
         "--config.agents.dropout=0.0",
-    )  # fmt: skip
+    )
     launch.ok(*args, "--config.data.stream=True", "--config.feedback.batch=16", f"--workdir={tmp_path / 'run'}")
     assert set(results(tmp_path / "run")["offline_other"]) == {"test_frozen"}
     page = (tmp_path / "run" / "report.html").read_text()

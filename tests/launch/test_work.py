@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from launch.benchmarks import cost, speed
-from mmrf_jax.agents import policy as agents_policy
+from mmrf_jax.abtest import simulate
+from mmrf_jax.agents.mmrf import policy
 from mmrf_jax.data import sessions
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.simulators.feedback import session as feedback_session
-from mmrf_jax.training import alternation, arms
+from mmrf_jax.envs import learned
+from mmrf_jax.parallel import sharding
+from mmrf_jax.training import steps
 
 #: Operations and bytes of a request (of steps: of a batch's, padding included), with jax 0.10.2 on a CPU.
 KEPT = {
@@ -55,18 +56,18 @@ def run():
 def batches(run):
     index = sessions.segment_index(run.log, run.config.train.segment)
     cut = lambda rows: sessions.gather_segments(run.log, rows, run.config.train.segment)
-    return [par.put_batch(cut(index[i * 32 : (i + 1) * 32]), par.make_mesh()) for i in range(3)]
+    return [sharding.put_batch(cut(index[i * 32 : (i + 1) * 32]), sharding.make_mesh()) for i in range(3)]
 
 
 @pytest.mark.slow
 def test_the_work_of_hot_functions_does_not_grow(run, batches, optimised):
     k, items, plan = run.plan.agents.slate, run.source.items, run.plan
-    ranker = agents_policy.make(run.state.agents, items, plan.agents)
-    model = feedback_session.make(alternation.model_of(run.state), items, plan.feedback, run.log, 64)
+    ranker = policy.make(run.state.agents, items, plan.agents)
+    model = learned.make(steps.model_of(run.state), items, plan.feedback, run.log, 64)
     update = functools.partial(
-        alternation.update_step, plan=plan, rate=1.0, encodings=alternation.kept_encodings(run.state, items, plan)
+        steps.update_step, plan=plan, rate=1.0, encodings=steps.precompute_item_embeddings(run.state, items, plan)
     )
-    fit = functools.partial(alternation.fit_step, plan=plan, rate=1.0)
+    fit = functools.partial(steps.fit_step, plan=plan, rate=1.0)
     share = 1.0 / batches[0].mask[:, :-1].size
     found = {
         "world/random": speed.request_work(speed.Serving(run.source.sim, speed.random_policy(run.source.sim), k)),
@@ -83,17 +84,24 @@ def test_the_work_of_hot_functions_does_not_grow(run, batches, optimised):
 @pytest.mark.slow
 def test_each_program_is_compiled_once(run, batches):
     """Whatever the batch, the users and their number."""
-    hot = (alternation.fit_step, alternation.update_step)
+    hot = (steps.fit_step, steps.update_step)
     before = [step._cache_size() for step in hot]
-    state = par.put_replicated(jax.tree.map(jnp.copy, run.state), par.make_mesh())
+    state = sharding.put_replicated(jax.tree.map(jnp.copy, run.state), sharding.make_mesh())
     for batch in batches:
         for step in hot:
             state, _ = step(state, batch, run.source.items, run.plan, jnp.float32(1.0))
     assert [step._cache_size() - old for step, old in zip(hot, before, strict=True)] == [1, 1]
-    before = arms._serve._cache_size()
+    before = simulate._serve._cache_size()
     for first, number in ((0, 300), (1_000, 300), (5, 77)):
-        arms.serve(
-            run.source.sim, run.source.policies["random"], jax.random.key(first), par.make_mesh(), first_user=first,
-            num_users=number, day=0, k=6, capacity=300,
-        )  # fmt: skip
-    assert arms._serve._cache_size() - before == 1
+        simulate.rollout_user_metrics(
+            run.source.sim,
+            run.source.policies["random"],
+            jax.random.key(first),
+            sharding.make_mesh(),
+            first_user=first,
+            num_users=number,
+            day=0,
+            k=6,
+            capacity=300,
+        )
+    assert simulate._serve._cache_size() - before == 1

@@ -1,6 +1,6 @@
 """Runs a main that stops itself by SIGSTOP right before a function is called for the Nth time.
 
-python stop_at.py mmrf_jax.training.rollout.unroll 2 launch.train --config=…
+python stop_at.py mmrf_jax.envs.rollout.unroll 2 launch.train --config=…
 """
 
 import importlib

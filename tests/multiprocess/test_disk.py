@@ -37,9 +37,11 @@ def test_a_full_disk(launch, args, reference, size, tmp_path):
     disk.mkdir()
     train = shlex.join(launch.command("train", *args, f"--workdir={disk / 'run'}"))
     done = in_a_namespace(
-        launch, f"mount -t tmpfs -o size={4 * size} none {disk} || exit 99", train,
+        launch,
+        f"mount -t tmpfs -o size={4 * size} none {disk} || exit 99",
+        train,
         f"code=$?; cp -r {disk / 'run'} {kept}; exit $code",
-    )  # fmt: skip
+    )
     error_line(done, "No space left", str(disk / "run"))
     before = steps(kept)
     assert before and before[-1] < steps(reference)[-1]
@@ -56,6 +58,6 @@ def test_a_folder_that_may_not_be_written(launch, args, reference, tmp_path):
     train = shlex.join(launch.command("train", *args, f"--workdir={workdir}"))
     done = in_a_namespace(
         launch, f"mount --bind {workdir} {workdir} && mount -o remount,bind,ro {workdir} || exit 99", train
-    )  # fmt: skip
+    )
     error_line(done, str(workdir), "Read-only file system")
     assert contents(workdir) == before

@@ -32,17 +32,17 @@ class Moment:
     result_begun: bool = False
 
 
-ROLLOUT = "mmrf_jax.training.rollout.unroll"  # of a block of requests of the log
-FIT, UPDATE = "mmrf_jax.training.alternation.fit_step", "mmrf_jax.training.alternation.update_step"
-MEASURE = "mmrf_jax.simulators.feedback.fitting.measure"  # between the two
-GAP = "mmrf_jax.training.judging.optimism"  # at the end of a round
-NEXT = "mmrf_jax.training.alternation.next_round"  # right before the round's end is saved
-SERVER = "mmrf_jax.training.alternation.server_state"  # right after
+ROLLOUT = "mmrf_jax.envs.rollout.unroll"  # of a block of requests of the log
+FIT, UPDATE = "mmrf_jax.training.steps.fit_step", "mmrf_jax.training.steps.update_step"
+MEASURE = "mmrf_jax.models.feedback_model.fitting.measure"  # between the two
+GAP = "mmrf_jax.training.evaluate.optimism"  # at the end of a round
+NEXT = "mmrf_jax.training.steps.next_round"  # right before the round's end is saved
+SERVER = "mmrf_jax.training.steps.behavior_state"  # right after
 COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is written, nothing committed
 SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit
-SERVE = "mmrf_jax.training.arms.serve_users"  # an arm of the A/B test
-SCORE = "mmrf_jax.training.predicted.evaluate"  # offline
-WRITE = "mmrf_jax.metrics.files.write_json"  # learned.json, results.json
+SERVE = "mmrf_jax.abtest.simulate.rollout_metrics_of_users"  # an arm of the A/B test
+SCORE = "mmrf_jax.training.predictions.evaluate"  # offline
+WRITE = "mmrf_jax.io.files.write_json"  # learned.json, results.json
 SYNC = "os.fsync"  # in write_json: the text is in a temporary file, and not yet in its place
 
 

@@ -16,9 +16,11 @@ SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit of a ch
 def test_a_log_read_as_it_is_trained_on(launch, args, tmp_path):
     launch.ok("collect", *args, "--sessions=300", f"--out={tmp_path / 'log'}")
     args += (
-        f"--config.data.dir={tmp_path / 'log'}", "--config.data.stream=True", "--config.alternation.rounds=1",
+        f"--config.data.dir={tmp_path / 'log'}",
+        "--config.data.stream=True",
+        "--config.alternation.rounds=1",
         "--config.alternation.gap_sessions=0",
-    )  # fmt: skip
+    )
     whole, stopped, one, two = (tmp_path / name for name in ("whole", "stopped", "one", "two"))
     launch.ok("train", *args, f"--workdir={whole}")
     assert results(whole)["train"]["sessions_of_last_round"] == 300

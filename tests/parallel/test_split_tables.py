@@ -6,36 +6,36 @@ FOUR_DEVICES = """
 import dataclasses, re, sys
 sys.path.insert(0, "tests/agents")
 import jax, jax.numpy as jnp, numpy as np, tiny
-from mmrf_jax.encoders import tables as tb
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.training import alternation
+from mmrf_jax.models import embeddings
+from mmrf_jax.parallel import sharding
+from mmrf_jax.training import steps
 
-tb.SPLIT_ROWS, tb.SPLITS = 3_000, 8
+embeddings.SPLIT_ROWS, embeddings.SPLITS = 3_000, 8
 VIDEOS = 4_001
 schema = dataclasses.replace(tiny.SCHEMA, num_videos=VIDEOS)
 config = dataclasses.replace(tiny.CONFIG, optimizer="sgd")
-plan = alternation.Plan("mmrf", config, tiny.FEEDBACK, rounds=1, closed_loop=True, slates=1)
+plan = steps.TrainConfig("mmrf", config, tiny.FEEDBACK, rounds=1, closed_loop=True, slates=1)
 items, ones = tiny.make_items(schema), jnp.ones(9)
 batches = [tiny.make_batch(seed, schema=schema) for seed in range(3)]
-init = lambda key: alternation.init(key, plan, schema, items, 0.3 * ones, ones, ones)
+init = lambda key: steps.init(key, plan, schema, items, 0.3 * ones, ones, ones)
 
 def learned(devices):
-    mesh = par.make_mesh(jax.devices()[:devices])
-    shapes = alternation.placed(jax.eval_shape(init, jax.random.key(0)), mesh)
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    shapes = steps.infer_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
     state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, shapes))(jax.random.key(0))
-    here = par.put_replicated(items, mesh)
+    here = sharding.put_replicated(items, mesh)
     for batch in batches:
-        placed = par.put_batch(batch, mesh)
-        state, _ = alternation.fit_step(state, placed, here, plan, 1.0)
-        state, _ = alternation.update_step(state, placed, here, plan, 1.0)
+        placed = sharding.put_batch(batch, mesh)
+        state, _ = steps.fit_step(state, placed, here, plan, 1.0)
+        state, _ = steps.update_step(state, placed, here, plan, 1.0)
     return state, mesh, here
 
 state, mesh, here = learned(4)
-split = [state.agents.tables["id"], state.server["tables"]["id"], state.feedback.tables["id"]]
+split = [state.agents.tables["id"], state.behavior_params["tables"]["id"], state.feedback.tables["id"]]
 for table in split:
     assert table.num_rows == 4_008
     for x in (table.rows, table.accumulator):
-        assert x.sharding.is_equivalent_to(par.sharded(mesh), x.ndim), x.sharding
+        assert x.sharding.is_equivalent_to(sharding.sharded(mesh), x.ndim), x.sharding
         assert [shard.data.shape[0] for shard in x.addressable_shards] == [1_002] * 4
 tags = state.agents.tables["tag"].rows
 assert tags.sharding.is_fully_replicated
@@ -43,9 +43,9 @@ whole, _, _ = learned(1)
 worst = max(tiny.differences(whole, state).values(), default=0.0)
 assert worst < 1e-5, worst
 
-COLLECTIVES = {alternation.fit_step: 5, alternation.update_step: 8}  # as few as they have been
+COLLECTIVES = {steps.fit_step: 5, steps.update_step: 8}  # as few as they have been
 for step, most in COLLECTIVES.items():
-    text = step.lower(state, par.put_batch(batches[0], mesh), here, plan, 1.0).compile().as_text()
+    text = step.lower(state, sharding.put_batch(batches[0], mesh), here, plan, 1.0).compile().as_text()
     kinds = "all-gather|all-reduce|all-to-all|collective-permute"
     moved = re.findall(rf"= \\w+\\[([\\d,]*)\\][^=]* (?:{kinds})[\\w-]*\\(", text)
     sizes = [int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for shape in moved]

@@ -9,17 +9,18 @@ import numpy as np
 import tiny
 
 from mmrf_jax import types
+from mmrf_jax.agents import registry
 from mmrf_jax.serving import export
-from mmrf_jax.training import alternation, methods
+from mmrf_jax.training import steps
 
-PLAN = alternation.Plan("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=1)
+PLAN = steps.TrainConfig("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=1)
 VIDEO_IDS = 7 * np.arange(tiny.SCHEMA.num_videos, dtype=np.int64) + 1_000_000_000_000
 
 
-def run_state(plan: alternation.Plan) -> alternation.RunState:
+def run_state(plan: steps.TrainConfig) -> steps.TrainState:
     """A state of random parameters and rows; all else is ones. Nothing is compiled for it."""
     ones = jnp.ones(len(types.SIGNALS))
-    start = lambda: alternation.init(jax.random.key(0), plan, tiny.SCHEMA, tiny.make_items(), ones, ones, ones)
+    start = lambda: steps.init(jax.random.key(0), plan, tiny.SCHEMA, tiny.make_items(), ones, ones, ones)
     rng = np.random.default_rng(0)
 
     def fill(path, x):
@@ -31,13 +32,13 @@ def run_state(plan: alternation.Plan) -> alternation.RunState:
     return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(start))
 
 
-def planned(method: str = "mmrf", **fields) -> tuple[alternation.Plan, alternation.RunState]:
-    agents = methods.configured(method, dataclasses.replace(tiny.CONFIG, **fields))
+def planned(method: str = "mmrf", **fields) -> tuple[steps.TrainConfig, steps.TrainState]:
+    agents = registry.configured(method, dataclasses.replace(tiny.CONFIG, **fields))
     plan = dataclasses.replace(PLAN, method=method, agents=agents, slates=int(method == "mmrf"))
     return plan, run_state(plan)
 
 
-def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[alternation.Plan, alternation.RunState, Path]:
+def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[steps.TrainConfig, steps.TrainState, Path]:
     plan, state = planned(method, **fields)
     export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), VIDEO_IDS, state, {"config": {"method": method}})
     return plan, state, folder

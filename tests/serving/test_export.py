@@ -15,12 +15,12 @@ import pytest
 import tiny
 
 from mmrf_jax import types
-from mmrf_jax.agents import policy
-from mmrf_jax.agents.config import AgentConfig
+from mmrf_jax.agents import registry
+from mmrf_jax.agents.mmrf import policy
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.envs import learned
+from mmrf_jax.models.feedback_model import network
 from mmrf_jax.serving import artifact, export
-from mmrf_jax.simulators.feedback import network
-from mmrf_jax.simulators.feedback import session as model_session
-from mmrf_jax.training import methods
 
 
 def asked(users: int, candidates: int, shown: int, seed: int = 0):
@@ -79,7 +79,7 @@ def test_exported_scores_are_the_live_ones(mmrf, users, candidates, shown):
     weights, encodings, memory = call(loaded, request, history)
     scores = jax.jit(loaded.functions["score"].call)(weights, memory, encodings, *arguments(request))
 
-    live = methods.get("mmrf").make_policy(state.agents, tiny.make_items(), plan.agents)
+    live = registry.get("mmrf").make_policy(state.agents, tiny.make_items(), plan.agents)
     carry = jax.jit(live.init)(live.params, request, history)
     assert scores.shape == (users, len(plan.agents.signals), candidates)
     np.testing.assert_allclose(memory["outer"], carry.outer, rtol=1e-5, atol=1e-6)
@@ -111,7 +111,7 @@ def test_other_methods_rank_as_they_do_live(tmp_path, method):
     request, history = asked(5, 9, 6)
     weights, encodings, memory = call(loaded, request, history)
     scores = np.asarray(jax.jit(loaded.functions["score"].call)(weights, memory, encodings, *arguments(request)))[:, -1]
-    live = methods.get(method).make_policy(state.agents, tiny.make_items(), plan.agents)
+    live = registry.get(method).make_policy(state.agents, tiny.make_items(), plan.agents)
     wanted = np.asarray(served(live, request, history))
     unit = lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
     np.testing.assert_allclose(unit(scores), unit(wanted), rtol=1e-4, atol=1e-4)  # a policy may scale what it serves
@@ -130,21 +130,30 @@ def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, sh
     model, items = state.feedback, tiny.make_items()
     live = jax.jit(network.encode_catalogue, static_argnames="config")(model, items, config=plan.feedback)
     np.testing.assert_allclose(encodings, live, rtol=1e-5, atol=1e-5)
-    params = model_session.FeedbackParams(
-        params=model.params, encodings=live, users=network.twin_rows({"user": model.tables["user"].rows})["user"],
-        duration=items.duration, scale=model.scale, calibration=model.calibration, edges=model.edges,
-        quantiles=model.quantiles, pool=None, config=plan.feedback, max_requests=8, answers="expected",
-    )  # fmt: skip
-    carried = jax.jit(lambda *x: model_session._write(x[0], None, x[1]))(params, history)
+    params = learned.FeedbackParams(
+        params=model.params,
+        encodings=live,
+        users=network.twin_rows({"user": model.tables["user"].rows})["user"],
+        duration=items.duration,
+        scale=model.scale,
+        calibration=model.calibration,
+        edges=model.edges,
+        quantiles=model.quantiles,
+        pool=None,
+        config=plan.feedback,
+        max_requests=8,
+        answers="expected",
+    )
+    carried = jax.jit(lambda *x: learned._write(x[0], None, x[1]))(params, history)
     np.testing.assert_allclose(memory["outer"], carried.outer, rtol=1e-5, atol=1e-5)
     pool = dataclasses.make_dataclass("Pool", ["user_id", "profile", "context", "candidates"])
     each = np.arange(users)
     params = params.replace(pool=pool(*(jnp.asarray(x) for x in as_dict(request).values())))
     at = dataclasses.make_dataclass("State", ["row", "session", "position", "memory"])
     here = at(each, each, jnp.expm1(request.context[:, -1]), carried)
-    predicted = model_session.predict(params, here, request.candidates)
+    predicted = learned.predict(params, here, request.candidates)
     np.testing.assert_allclose(out["feedback"], network.expected(predicted, model.scale), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(out["stay"], network.stay_probability(predicted, exposed), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out["stay"], network.continue_probability(predicted, exposed), rtol=1e-5, atol=1e-6)
 
 
 def test_what_an_artefact_holds(mmrf):
@@ -233,6 +242,6 @@ def test_bfloat16_tables_and_hashed_ids_are_exported(tmp_path):
     request, history = asked(4, 8, 3)
     weights, encodings, memory = call(loaded, request, history)
     scores = jax.jit(loaded.functions["score"].call)(weights, memory, encodings, *arguments(request))
-    live = methods.get("mmrf").make_policy(state.agents, tiny.make_items(), config)
+    live = registry.get("mmrf").make_policy(state.agents, tiny.make_items(), config)
     wanted = served(live, request, history)
     np.testing.assert_allclose(scores[:, -1], wanted, rtol=1e-5, atol=1e-5)

@@ -8,9 +8,9 @@ import pytest
 import tiny
 
 from mmrf_jax import types
+from mmrf_jax.agents import registry
 from mmrf_jax.serving import artifact, ranker
 from mmrf_jax.serving.ranker import Job
-from mmrf_jax.training import methods
 
 S = len(types.SIGNALS)
 
@@ -28,12 +28,15 @@ def some_jobs(rng, number: int) -> list[Job]:
         e = int(rng.choice([0, 1, 3, 5, 64, 65, 200]))
         jobs.append(
             Job(
-                user_id=int(rng.integers(0, 9)), profile=rng.normal(size=3).astype(np.float32),
+                user_id=int(rng.integers(0, 9)),
+                profile=rng.normal(size=3).astype(np.float32),
                 context=rng.normal(size=2).astype(np.float32),
-                candidates=rng.permutation(30)[: rng.integers(1, 21)], memory=None,
-                videos=rng.integers(0, 30, e), feedback=tiny.make_feedback(rng, (e,)),
+                candidates=rng.permutation(30)[: rng.integers(1, 21)],
+                memory=None,
+                videos=rng.integers(0, 30, e),
+                feedback=tiny.make_feedback(rng, (e,)),
             )
-        )  # fmt: skip
+        )
     return jobs
 
 
@@ -42,7 +45,7 @@ def test_a_request_is_scored_alike_in_any_company(warm, mmrf):
     rng = np.random.default_rng(0)
     jobs = some_jobs(rng, 70)  # more than the largest batch
     together = warm.run(jobs)
-    live = methods.get("mmrf").make_policy(state.agents, tiny.make_items(), plan.agents)
+    live = registry.get("mmrf").make_policy(state.agents, tiny.make_items(), plan.agents)
     lengths = [len(job.videos) for job in jobs]
     first = {lengths.index(length) for length in set(lengths)}  # one job of each length: live scores are compiled anew
     assert len(first) == 7

@@ -19,7 +19,7 @@ import tiny
 from processes import HANG
 
 from mmrf_jax import types
-from mmrf_jax.data import feedback_log as fl
+from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.serving import artifact, service, users
 from mmrf_jax.serving.service import Asked, Refused, Service, Settings
 
@@ -78,7 +78,7 @@ def test_a_session_by_hand(settings):
             assert (fourth.request, fourth.position) == ("5-3", 0)
 
     asyncio.run(run())
-    records = [record for record, _ in fl.scan(settings.log)]
+    records = [record for record, _ in feedback_log.scan(settings.log)]
     assert [r["kind"] for r in records] == ["rank", "feedback", "rank", "feedback", "rank", "rank"]
     assert [r["start"] for r in records if r["kind"] == "rank"] == [True, False, True, True]
     for record in records:
@@ -133,7 +133,7 @@ def test_the_wall_clock_is_not_monotonic(settings, monkeypatch, capfd, ahead):
 
     asyncio.run(run())
     assert capfd.readouterr().err.count("behind the time of a user's last request") == 1
-    times = [r["time"] for r, _ in fl.scan(settings.log) if r["kind"] == "rank" and r["user"] == 1]
+    times = [r["time"] for r, _ in feedback_log.scan(settings.log) if r["kind"] == "rank" and r["user"] == 1]
     assert times[-1] < 1_800_000_000_000 + YEAR  # a new session has the time that the clock says
 
 
@@ -164,8 +164,18 @@ def test_feedback_that_cannot_be_taken(settings):
         async with running(settings) as s:
             slate = await step(s, 1, 0)
             zero = np.zeros((1, S), np.float32)
-            for request in ("1-1", "2-0", "x", "1-0-0", "-1-0", "1-99999999999999999999999999999999999999999", "²-0",
-                            "99999999999999999999-0", "01-0", "1-00"):  # fmt: skip
+            for request in (
+                "1-1",
+                "2-0",
+                "x",
+                "1-0-0",
+                "-1-0",
+                "1-99999999999999999999999999999999999999999",
+                "²-0",
+                "99999999999999999999-0",
+                "01-0",
+                "1-00",
+            ):
                 await refused(s, 404, "e", request, slate.videos[:1], zero, False)
             strange = IDS[~np.isin(IDS, slate.videos)][:1]
             error = await refused(s, 422, "e", "1-0", np.append(slate.videos[:1], strange), np.zeros((2, S)), False)
@@ -183,7 +193,7 @@ def test_feedback_that_cannot_be_taken(settings):
 
     asyncio.run(run())
     counts: dict = {}
-    for record, _ in fl.scan(settings.log):
+    for record, _ in feedback_log.scan(settings.log):
         if record["kind"] == "feedback":
             counts[record["event"]] = counts.get(record["event"], 0) + 1
     assert set(counts.values()) == {1} and len(counts) == 3 + 64
@@ -202,7 +212,7 @@ def test_unknown_candidates_are_said(settings):
                 await s.rank(dataclasses.replace(some, user=3, candidates=np.array([5])))
 
     asyncio.run(run())
-    assert len(list(fl.scan(settings.log))) == 2  # nothing of what was refused
+    assert len(list(feedback_log.scan(settings.log))) == 2  # nothing of what was refused
 
 
 def traffic(rng, events: int):
@@ -277,7 +287,7 @@ def test_a_request_that_is_given_up_leaves_nothing(settings):
             assert (await s.rank(asked(1))).request == "1-0"
 
     asyncio.run(run())
-    assert len(list(fl.scan(settings.log))) == 1
+    assert len(list(feedback_log.scan(settings.log))) == 1
 
 
 def test_a_full_disk_refuses_and_loses_nothing(settings, monkeypatch):
@@ -297,7 +307,7 @@ def test_a_full_disk_refuses_and_loses_nothing(settings, monkeypatch):
             assert (await step(s, 1, 1)).request == "1-1"
 
     asyncio.run(run())
-    assert len(list(fl.scan(settings.log))) == 4
+    assert len(list(feedback_log.scan(settings.log))) == 4
 
 
 async def until(condition, said=lambda: "") -> None:
@@ -314,8 +324,9 @@ def point(link: Path, to: Path) -> None:
     os.replace(new, link)
 
 
+@pytest.mark.slow
 def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
-    _, _, other = exporting.exported(tmp_path / "other", "mmrf", communication="signal")
+    _, _, other = exporting.exported(tmp_path / "other", "mmrf", communication="shared_latent")
     bad = tmp_path / "bad"
     shutil.copytree(other, bad)
     (bad / "functions" / "score.bin").write_bytes(b"")
@@ -345,9 +356,9 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
     async def fresh():  # what the new artefact says of the same log without having seen the old one
         log = tmp_path / "copy"
         shutil.copytree(settings.log, log)
-        lines = [r for r, _ in fl.scan(log)]
+        lines = [r for r, _ in feedback_log.scan(log)]
         shutil.rmtree(log)
-        with fl.Writer(log) as writer:
+        with feedback_log.Writer(log) as writer:
             for record in lines[:-1]:
                 writer.append(record)
         async with running(dataclasses.replace(settings, log=log)) as s:
@@ -360,7 +371,7 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
 
 def test_an_artefact_that_is_still_on_its_way_is_tried_again(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(service, "_RETRY_SECONDS", 0.1)
-    _, _, other = exporting.exported(tmp_path / "other", "mmrf", communication="signal")
+    _, _, other = exporting.exported(tmp_path / "other", "mmrf", communication="shared_latent")
     late = tmp_path / "late"
     late.mkdir()
 

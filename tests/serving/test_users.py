@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from mmrf_jax import types
-from mmrf_jax.data import feedback_log as fl
+from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.serving import users
 
 S, WATCH = len(types.SIGNALS), types.WATCH_TIME
 HISTORY = 4
 
 
-def some_records(rng, number: int, num_users: int = 5) -> list[fl.Record]:
+def some_records(rng, number: int, num_users: int = 5) -> list[feedback_log.Record]:
     """Requests and feedback of a few users in turns: sessions of any length, events twice, requests without any."""
     requests, shown, records = [0] * num_users, {}, []
     over = [True] * num_users
@@ -25,13 +25,22 @@ def some_records(rng, number: int, num_users: int = 5) -> list[fl.Record]:
             start = over[user] or bool(rng.random() < 0.1)
             records.append(
                 {
-                    "kind": "rank", "request": fl.request_id(user, requests[user]), "user": user,
-                    "number": requests[user], "time": 1000 + len(records), "start": start, "history": None,
-                    "profile": fl.to_bytes(rng.normal(size=3), "<f4"), "context": fl.to_bytes(np.zeros(2), "<f4"),
-                    "candidates": fl.to_bytes(videos, "<i8"), "scores": fl.to_bytes(np.zeros(6), "<f4"),
-                    "slate": fl.to_bytes(slate, "<u2"), "log_propensity": 0.0, "artifact": "a",
+                    "kind": "rank",
+                    "request": feedback_log.request_id(user, requests[user]),
+                    "user": user,
+                    "number": requests[user],
+                    "time": 1000 + len(records),
+                    "start": start,
+                    "history": None,
+                    "profile": feedback_log.to_bytes(rng.normal(size=3), "<f4"),
+                    "context": feedback_log.to_bytes(np.zeros(2), "<f4"),
+                    "candidates": feedback_log.to_bytes(videos, "<i8"),
+                    "scores": feedback_log.to_bytes(np.zeros(6), "<f4"),
+                    "slate": feedback_log.to_bytes(slate, "<u2"),
+                    "log_propensity": 0.0,
+                    "artifact": "a",
                 }
-            )  # fmt: skip
+            )
             shown[user], over[user] = (requests[user], videos[slate]), False
             requests[user] += 1
         else:
@@ -40,11 +49,15 @@ def some_records(rng, number: int, num_users: int = 5) -> list[fl.Record]:
             feedback = rng.random((len(videos), S))
             records.append(
                 {
-                    "kind": "feedback", "event": str(rng.integers(40)), "request": fl.request_id(user, request),
-                    "time": 1000 + len(records), "videos": fl.to_bytes(videos, "<i8"),
-                    "feedback": fl.to_bytes(feedback, "<f4"), "left": left,
+                    "kind": "feedback",
+                    "event": str(rng.integers(40)),
+                    "request": feedback_log.request_id(user, request),
+                    "time": 1000 + len(records),
+                    "videos": feedback_log.to_bytes(videos, "<i8"),
+                    "feedback": feedback_log.to_bytes(feedback, "<f4"),
+                    "left": left,
                 }
-            )  # fmt: skip
+            )
             over[user] = over[user] or left
     return records
 
@@ -57,16 +70,16 @@ def state(store: users.UserStore, num_users: int = 5) -> list[bytes]:
 def log(tmp_path):
     """A log, and the users as its records make them one after another."""
     records = some_records(np.random.default_rng(0), 200)
-    with fl.Writer(tmp_path / "log") as writer:
+    with feedback_log.Writer(tmp_path / "log") as writer:
         for record in records:
             writer.append(record)
     return tmp_path / "log", records
 
 
 def by_hand(records) -> list[bytes]:
-    known = [fl.UserLog() for _ in range(5)]
+    known = [feedback_log.UserLog() for _ in range(5)]
     for record in records:
-        known[fl.user_of(record)].apply(record, HISTORY)
+        known[feedback_log.user_of(record)].apply(record, HISTORY)
     return [users.pack(k) for k in known]
 
 
@@ -74,13 +87,13 @@ def test_a_store_is_made_of_the_log(log, tmp_path):
     folder, records = log
     store = users.UserStore(tmp_path / "s", folder, HISTORY)
     assert state(store) == by_hand(records)
-    assert store.position == fl.end(folder)
+    assert store.position == feedback_log.end(folder)
 
 
 def test_users_may_change_while_they_are_written(log, tmp_path):
     """Rows that say more than the position beside them: what a start takes twice changes nothing."""
     _, records = log
-    with fl.Writer(tmp_path / "live") as writer:
+    with feedback_log.Writer(tmp_path / "live") as writer:
         store = users.UserStore(tmp_path / "s", tmp_path / "live", HISTORY)
         for record in records[:100]:
             writer.append(record)
@@ -110,9 +123,9 @@ def test_a_pass_that_is_given_up_loses_nobody(log, tmp_path):
     for record in records:
         store.apply(record)
     next(store.packed())
-    store.close(fl.end(folder))
+    store.close(feedback_log.end(folder))
     again = users.UserStore(tmp_path / "s", folder, HISTORY)
-    assert again.position == fl.end(folder) and again.in_memory == 0  # nothing was taken from the log
+    assert again.position == feedback_log.end(folder) and again.in_memory == 0  # nothing was taken from the log
     assert state(again) == by_hand(records)
 
 
@@ -127,9 +140,9 @@ def test_users_come_back_from_bytes(log):
 def test_it_goes_on_from_wherever_it_was_written(log, tmp_path, flushed, in_memory):
     """A killed process has not closed its store; what the log has behind it is taken."""
     folder, records = log
-    positions = [fl.START, *(position for _, position in fl.scan(folder))]
+    positions = [feedback_log.START, *(position for _, position in feedback_log.scan(folder))]
     first = tmp_path / "first"
-    with fl.Writer(first) as writer:
+    with feedback_log.Writer(first) as writer:
         store = users.UserStore(tmp_path / "s", first, HISTORY, in_memory)
         for record in records[:flushed]:
             writer.append(record)
@@ -151,14 +164,14 @@ def test_a_store_that_cannot_be_used_is_made_again(log, tmp_path, how, capfd):
     folder, records = log
     path = tmp_path / "s"
     store = users.UserStore(path, folder, HISTORY)
-    store.close(fl.end(folder))
+    store.close(feedback_log.end(folder))
     history = HISTORY
     if how == "garbage":
         path.write_bytes(b"no database at all" * 100)
     elif how == "cut":
         path.write_bytes(path.read_bytes()[:-5000])
     elif how == "another log":
-        with fl.Writer(tmp_path / "other") as writer:
+        with feedback_log.Writer(tmp_path / "other") as writer:
             for record in records[:10]:
                 writer.append(record)
         folder = tmp_path / "other"
@@ -168,9 +181,9 @@ def test_a_store_that_cannot_be_used_is_made_again(log, tmp_path, how, capfd):
     else:
         path.unlink()
     store = users.UserStore(path, folder, history)
-    known = [fl.UserLog() for _ in range(5)]
+    known = [feedback_log.UserLog() for _ in range(5)]
     for record in records:
-        known[fl.user_of(record)].apply(record, history)
+        known[feedback_log.user_of(record)].apply(record, history)
     assert state(store) == [users.pack(k) for k in known]
     assert ("it is made again" in capfd.readouterr().err) == (how != "gone")
 
@@ -185,7 +198,7 @@ def test_memory_is_bounded(log, tmp_path):
 
 
 def test_exposures_are_the_history_and_what_was_answered():
-    known = fl.UserLog()
+    known = feedback_log.UserLog()
     for record in some_records(np.random.default_rng(3), 400, num_users=1):
         before = known.exposures()
         known.apply(record, HISTORY)

@@ -9,7 +9,7 @@ import pytest
 from random_logs import SCHEMA, make_log
 
 from mmrf_jax.data import records, sessions
-from mmrf_jax.parallel import mesh as par
+from mmrf_jax.parallel import sharding
 from mmrf_jax.training import batches
 
 DISCOUNT, SESSIONS = 0.9, 900
@@ -30,13 +30,15 @@ def blocks(log, tmp_path_factory):
 
 def config(share=1.0, batch=16):
     return ml_collections.ConfigDict(
-        {"seed": 4, "train": {"batch": 32, "segment": 3}, "feedback": {"batch": batch, "log_share": share}}
+        {"seed": 4, "train": {"batch": 32, "segment": 3}, "feedback": {"batch": batch, "log_fraction": share}}
     )
 
 
 @pytest.fixture
 def both(log, blocks):
-    return batches.Held(config(), log, par.make_mesh()), batches.Streamed(config(), blocks, par.make_mesh(), DISCOUNT)
+    return batches.Held(config(), log, sharding.make_mesh()), batches.Streamed(
+        config(), blocks, sharding.make_mesh(), DISCOUNT
+    )
 
 
 def test_an_example_is_like_any_batch(both):
@@ -62,8 +64,8 @@ def test_they_know_the_same_of_a_log(both):
 def test_the_fit_never_sees_what_is_held_out(log, blocks, share):
     seen = []
     for data in (
-        batches.Held(config(share), log, par.make_mesh()),
-        batches.Streamed(config(share), blocks, par.make_mesh(), DISCOUNT),
+        batches.Held(config(share), log, sharding.make_mesh()),
+        batches.Streamed(config(share), blocks, sharding.make_mesh(), DISCOUNT),
     ):
         fitted = {int(u) for at in range(3 * data.per_epoch("feedback")) for u in data.get("feedback", 0, at).user_id}
         part, index = data.held_out()
@@ -95,7 +97,7 @@ def test_a_log_too_small_for_its_batches_is_refused(log, tmp_path):
     few = sessions.select_sessions(log, np.arange(20))
     records.write_log(few, tmp_path / "log", SCHEMA)
     with pytest.raises(ValueError, match=r"20 sessions give no segment to some of 32 slots.*--config.train.batch"):
-        batches.Streamed(config(), records.Blocks(tmp_path / "log"), par.make_mesh(), DISCOUNT)
+        batches.Streamed(config(), records.Blocks(tmp_path / "log"), sharding.make_mesh(), DISCOUNT)
     one = sessions.select_sessions(log, np.arange(2))
     with pytest.raises(ValueError, match="fewer than one batch of 32"):
-        batches.Held(config(), one, par.make_mesh()).per_epoch("train")
+        batches.Held(config(), one, sharding.make_mesh()).per_epoch("train")

@@ -6,14 +6,14 @@ import pytest
 import tiny
 
 from experiments import world
-from mmrf_jax.training import alternation
+from mmrf_jax.training import steps
 
 C, OTHERS = tiny.SCHEMA.candidates, 2
 
 
 def test_what_was_shown_stays_and_the_others_are_drawn_from_the_rest():
     batch = tiny.make_batch()
-    fewer = jax.jit(alternation.with_fewer_candidates, static_argnums=2)
+    fewer = jax.jit(steps.with_fewer_candidates, static_argnums=2)
     drawn = np.zeros(C)
     for seed in range(300):
         found = jax.device_get(fewer(batch, jax.random.key(seed), OTHERS))
@@ -32,7 +32,7 @@ def test_what_was_shown_stays_and_the_others_are_drawn_from_the_rest():
 
 def test_those_that_are_left_stand_for_all():
     batch = tiny.make_batch()
-    found = jax.device_get(alternation.with_fewer_candidates(batch, jax.random.key(0), OTHERS))
+    found = jax.device_get(steps.with_fewer_candidates(batch, jax.random.key(0), OTHERS))
     np.testing.assert_allclose(found.weight.sum(axis=-1), C, rtol=1e-6)
     at = np.take_along_axis(found.weight, found.slate, axis=-1)
     np.testing.assert_array_equal(at[batch.slate_mask], 1.0)
@@ -48,7 +48,7 @@ def test_those_that_are_left_stand_for_all():
 
 def test_everything_else_of_the_batch_is_as_it_was():
     batch = tiny.make_batch()
-    found = alternation.with_fewer_candidates(batch, jax.random.key(0), OTHERS)
+    found = steps.with_fewer_candidates(batch, jax.random.key(0), OTHERS)
     for name in ("user_id", "profile", "context", "slate_mask", "feedback", "mask", "terminated", "truncated"):
         np.testing.assert_array_equal(getattr(found, name), getattr(batch, name))
 
@@ -68,4 +68,4 @@ def test_how_many_others_an_update_looks_at(given, candidates, others):
     config = world.get_config()
     config.world.candidates = candidates
     config.update_from_flattened_dict(given)
-    assert alternation.plan_of(config).others == others
+    assert steps.plan_of(config).others == others

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrf_jax.parallel import mesh as par
-from mmrf_jax.simulators import base, draws
-from mmrf_jax.simulators.world import params as p
-from mmrf_jax.simulators.world import rankers, session
-from mmrf_jax.training import arms, rollout
+from mmrf_jax import random
+from mmrf_jax.abtest import simulate
+from mmrf_jax.envs import base, rollout
+from mmrf_jax.envs.short_video import env, parameters, reference_policies
+from mmrf_jax.parallel import sharding
 
 # In units of a slot's step, as measured on a CPU core: what a step costs whatever its slots, and a reset.
 STEP, RESET = 10, 2
@@ -19,7 +19,7 @@ LONGEST = 64  # requests of a session
 
 
 def production():
-    return base.privileged_policy(rankers.production, 1.0)
+    return base.privileged_policy(reference_policies.production, 1.0)
 
 
 @pytest.mark.slow
@@ -29,7 +29,10 @@ def test_work_for_a_live_request_is_flat():
     Of few users most are still flat but for the end of the queue: slots idle while the longest session goes on, and no
     longer.
     """
-    sim, mesh = session.make(p.WorldConfig(num_videos=3000, candidates=20, slate=3, history=2)), par.make_mesh()
+    sim, mesh = (
+        env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=2)),
+        sharding.make_mesh(),
+    )
     work = []
     count = lambda units: jax.debug.callback(functools.partial(work.append, units))
 
@@ -47,7 +50,9 @@ def test_work_for_a_live_request_is_flat():
     for n in (2**10, 2**12, 2**14, 2**16):
         work.clear()
         slots.clear()
-        sums = arms.serve(sim, policy, jax.random.key(0), mesh, first_user=0, num_users=n, day=0, k=3)
+        sums = simulate.rollout_user_metrics(
+            sim, policy, jax.random.key(0), mesh, first_user=0, num_users=n, day=0, k=3
+        )
         jax.effects_barrier()
         needed = sums["requests"].sum() + RESET * n
         cost[n] = sum(work) / needed
@@ -58,15 +63,15 @@ def test_work_for_a_live_request_is_flat():
 
 @pytest.mark.slow
 def test_a_million_users_in_one_call_fit_8_gib(optimised):
-    sim, n = session.make(p.WorldConfig()), 2**20
+    sim, n = env.make(parameters.WorldConfig()), 2**20
 
     def run(params, items, key):
         world = sim._replace(params=params, items=items)
-        return rollout.rollout(world, production(), key, 0, 0, num_users=n, slots=arms._SLOTS, k=6)
+        return rollout.rollout(world, production(), key, 0, 0, num_users=n, slots=simulate._SLOTS, k=6)
 
     memory = jax.jit(run).lower(sim.params, sim.items, jax.random.key(0)).compile().memory_analysis()
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    assert n * len(rollout.SUMS) * 4 < used < 2**30  # the sums, and little else
+    assert n * len(rollout.USER_METRICS) * 4 < used < 2**30  # the sums, and little else
 
 
 @pytest.mark.parametrize("first", [0, -1, -(2**31)])
@@ -75,12 +80,12 @@ def test_draws_are_those_of_the_contract(num, first):
     """One fused computation, the same bits, also of ids that have wrapped around."""
     key, users = jax.random.fold_in(jax.random.key(3), 2), first + jnp.arange(64, dtype=jnp.int32) * 33_554_431
     for position in (0, jnp.arange(64, dtype=jnp.int32) + 4096 * 7):
-        mine = jax.jit(lambda *x: draws.user_uniforms(*x, num))(key, position, users)
-        np.testing.assert_array_equal(mine, base.user_uniforms(key, position, users, num))
+        mine = jax.jit(lambda *x: random.per_user_uniform(*x, num))(key, position, users)
+        np.testing.assert_array_equal(mine, random.reference_per_user_uniform(key, position, users, num))
 
 
 def test_draws_stay_apart_from_their_readers(optimised):
     """The conditions that keep them apart are true of every id, and the compiler must not find out."""
     arguments = (jax.random.key(0), 0, jnp.arange(16, dtype=jnp.int32))
-    compiled = jax.jit(lambda *x: draws.user_uniforms(*x, 8)).lower(*arguments).compile().as_text()
+    compiled = jax.jit(lambda *x: random.per_user_uniform(*x, 8)).lower(*arguments).compile().as_text()
     assert compiled.count(" conditional(") == 2

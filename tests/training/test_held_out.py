@@ -6,7 +6,7 @@ import ml_collections
 import pytest
 
 from experiments import world
-from mmrf_jax.training import judging, loop, sources
+from mmrf_jax.training import evaluate, sources, train
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_the_test_split_is_not_read_before_the_final_evaluation(tmp_path, monkey
     config.ab_test.update({"sessions": 50})
     config.method = "ltr"
     config = ml_collections.ConfigDict({name: v for name, v in config.to_dict().items() if name != "when_quick"})
-    happened, of_config, compare = [], sources.from_config, judging.compare
+    happened, of_config, compare = [], sources.from_config, evaluate.compare
 
     def watched(*args):
         source = of_config(*args)
@@ -36,7 +36,7 @@ def test_the_test_split_is_not_read_before_the_final_evaluation(tmp_path, monkey
         return result
 
     monkeypatch.setattr(sources, "from_config", watched)
-    monkeypatch.setattr(judging, "compare", compared)
-    loop.train(config, tmp_path / "run")
+    monkeypatch.setattr(evaluate, "compare", compared)
+    train.train(config, tmp_path / "run")
     assert happened[:2] == [("ab_test", True), ("test", True)]
     assert all(entry == ("test", True) for entry in happened[1:])

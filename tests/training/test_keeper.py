@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from mmrf_jax.metrics import writers
-from mmrf_jax.training import loop
+from mmrf_jax.io import metric_writer
+from mmrf_jax.training import train
 
 
 class Saved(list):
@@ -19,8 +19,8 @@ class Saved(list):
 def keep(tmp_path):
     """keep(state, loss) takes a step that ends with these; `keep.saved` has the steps that were kept."""
     saved, config = Saved(), ml_collections.ConfigDict({"log_every": 2, "checkpoint_every": 1})
-    with writers.MetricsWriter(tmp_path, start_step=None, seed=0) as writer:
-        keeper = loop._Keeper(config, writer, saved, 0)
+    with metric_writer.MetricsWriter(tmp_path, start_step=None, seed=0) as writer:
+        keeper = train._Keeper(config, writer, saved, 0)
 
         def take(state: float, loss: float) -> None:
             keeper.hold({"w": jnp.array([1.0, state]), "n": jnp.int32(3)})

@@ -15,10 +15,14 @@ UPDATES = 10_000
 def test_memory_and_disk_stay_flat(launch, tmp_path):
     workdir, log, readings = tmp_path / "run", tmp_path / "log", tmp_path / "in_use"
     job = (
-        "--config.alternation.rounds=1", "--config.alternation.gap_sessions=0", "--config.train.segment=1",
-        "--config.train.batch=1", "--config.train.epochs=7", "--config.log_every=25",
+        "--config.alternation.rounds=1",
+        "--config.alternation.gap_sessions=0",
+        "--config.train.segment=1",
+        "--config.train.batch=1",
+        "--config.train.epochs=7",
+        "--config.log_every=25",
         "--config.checkpoint_every=500",
-    )  # fmt: skip
+    )
     script = Path(__file__).with_name("in_use.py")
     main = (script, readings, workdir / "metrics.jsonl", "launch.train", *TINY, *job, f"--workdir={workdir}")
     # One heap for all threads: in each of several, pages stay that hold little, and some other one is used next.

@@ -9,13 +9,13 @@ import pytest
 import tiny
 from jax import export
 
-from mmrf_jax.agents import policy
-from mmrf_jax.simulators.world import params as world
-from mmrf_jax.simulators.world import session
-from mmrf_jax.training import alternation, rollout
+from mmrf_jax.agents.mmrf import policy
+from mmrf_jax.envs import rollout
+from mmrf_jax.envs.short_video import env, parameters
+from mmrf_jax.training import steps
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PLAN = alternation.Plan("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=True, slates=1)
+PLAN = steps.TrainConfig("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=True, slates=1)
 
 
 def is_key(x) -> bool:
@@ -35,29 +35,35 @@ def flat(fn, *trees):
     return run, [np.asarray(jax.random.key_data(x)) if key else x for x, key in zip(leaves, keys, strict=True)]
 
 
-def run_state() -> alternation.RunState:
+def run_state() -> steps.TrainState:
     agents, zero = tiny.make_state(), jnp.zeros((), jnp.int32)
     server = {"params": agents.params, "tables": agents.tables}
-    return alternation.RunState(agents, tiny.make_feedback_model(), server, zero, zero, jnp.zeros((2,), jnp.int32))
+    return steps.TrainState(agents, tiny.make_feedback_model(), server, zero, zero, jnp.zeros((2,), jnp.int32))
 
 
 def fit():
-    step = lambda state, batch, items: alternation.fit_step.__wrapped__(state, batch, items, PLAN, 1.0)
+    step = lambda state, batch, items: steps.fit_step.__wrapped__(state, batch, items, PLAN, 1.0)
     return step, (run_state(), tiny.make_batch(), tiny.make_items())
 
 
 def update():
-    step = lambda state, batch, items: alternation.update_step.__wrapped__(state, batch, items, PLAN, 1.0)
+    step = lambda state, batch, items: steps.update_step.__wrapped__(state, batch, items, PLAN, 1.0)
     return step, (run_state(), tiny.make_batch(), tiny.make_items())
 
 
 def serve():
     """Sessions of the world, served by the agents."""
-    sim = session.make(world.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4))
+    sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4))
     schema = dataclasses.replace(
-        tiny.SCHEMA, num_videos=3000, num_authors=sim.items.num_authors, num_tags=sim.items.num_tags, num_users=0,
-        item_features=sim.items.features.shape[1], profile=world.PROFILE, context=world.CONTEXT,
-    )  # fmt: skip
+        tiny.SCHEMA,
+        num_videos=3000,
+        num_authors=sim.items.num_authors,
+        num_tags=sim.items.num_tags,
+        num_users=0,
+        item_features=sim.items.features.shape[1],
+        profile=parameters.PROFILE,
+        context=parameters.CONTEXT,
+    )
     ranker = policy.make(tiny.make_state(schema=schema), sim.items, tiny.CONFIG)
 
     def run(params, items, weights, key):
@@ -67,7 +73,10 @@ def serve():
     return run, (sim.params, sim.items, ranker.params, jax.random.key(0))
 
 
-@pytest.mark.parametrize("function", [fit, update, serve])
+SLOW = [pytest.param(function, marks=pytest.mark.slow) for function in (update, serve)]
+
+
+@pytest.mark.parametrize("function", [fit, *SLOW])
 def test_lowered_for_every_platform_and_read_back(function):
     fn, arguments = function()
     run, arrays = flat(fn, *arguments)
@@ -76,4 +85,4 @@ def test_lowered_for_every_platform_and_read_back(function):
     assert set(again.platforms) == set(PLATFORMS)
     assert [x.shape for x in again.out_avals] == [x.shape for x in lowered.out_avals]
     for found, wanted in zip(again.call(*arrays), jax.jit(run)(*arrays), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)

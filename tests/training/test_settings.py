@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from mmrf_jax import types
-from mmrf_jax.agents import policy
-from mmrf_jax.simulators import base, draws
-from mmrf_jax.simulators.world import params, session
-from mmrf_jax.training import alternation, rollout, sources
+from mmrf_jax import random, types
+from mmrf_jax.agents.mmrf import policy
+from mmrf_jax.envs import rollout
+from mmrf_jax.envs.short_video import env, parameters
+from mmrf_jax.training import sources, steps
 
 SETTINGS = {
     "x64": functools.partial(jax.enable_x64, True),
@@ -22,7 +22,7 @@ SETTINGS = {
     "no rank promotion": functools.partial(jax.numpy_rank_promotion, "raise"),
     "debug nans": functools.partial(jax.debug_nans, True),
 }
-PLAN = alternation.Plan("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=True, slates=1)
+PLAN = steps.TrainConfig("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=True, slates=1)
 
 
 @contextlib.contextmanager
@@ -37,8 +37,10 @@ def streams():
     """Random numbers of a step by both computations, and their transforms."""
     users = np.arange(5, dtype=np.int32)
     key = jax.random.fold_in(types.make_key(3), 7)
-    fused, plain = (draw(key, np.int32(2), users, 6) for draw in (draws.user_uniforms, base.user_uniforms))
-    return [np.asarray(x) for x in (fused, plain, base.to_normal(plain), base.to_gumbel(plain))]
+    fused, plain = (
+        draw(key, np.int32(2), users, 6) for draw in (random.per_user_uniform, random.reference_per_user_uniform)
+    )
+    return [np.asarray(x) for x in (fused, plain, random.to_normal(plain), random.to_gumbel(plain))]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -69,28 +71,28 @@ def test_fit_and_update_under_all_settings_at_once():
     items, batch = tiny.make_items(), tiny.make_batch()
     ones = np.ones(tiny.S, np.float32)
     with under(*SETTINGS):
-        state = jax.eval_shape(lambda: alternation.init(types.make_key(0), PLAN, tiny.SCHEMA, items, ones, ones, ones))
+        state = jax.eval_shape(lambda: steps.init(types.make_key(0), PLAN, tiny.SCHEMA, items, ones, ones, ones))
         assert not wide(numbers(state))
         rate = jnp.float32(1.0)
-        fitted = jax.eval_shape(functools.partial(alternation.fit_step, plan=PLAN), state, batch, items, rate=rate)
+        fitted = jax.eval_shape(functools.partial(steps.fit_step, plan=PLAN), state, batch, items, rate=rate)
         assert not wide(numbers(fitted))
-        encodings = jax.eval_shape(lambda state: alternation.kept_encodings(state, items, PLAN), state)
+        encodings = jax.eval_shape(lambda state: steps.precompute_item_embeddings(state, items, PLAN), state)
         updated = jax.eval_shape(
-            functools.partial(alternation.update_step, plan=PLAN), state, batch, items, rate=rate, encodings=encodings
+            functools.partial(steps.update_step, plan=PLAN), state, batch, items, rate=rate, encodings=encodings
         )
         assert not wide(numbers(updated))
-        assert not wide(numbers(jax.eval_shape(alternation.next_round, state)))
+        assert not wide(numbers(jax.eval_shape(steps.next_round, state)))
 
 
 def test_rollouts_under_all_settings_at_once():
-    config = params.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4, max_requests=6)
-    sim = session.make(config)
+    config = parameters.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4, max_requests=6)
+    sim = env.make(config)
     schema, ones = sources.world_schema(sim, config), np.ones(tiny.S, np.float32)
 
     def serve(name: str):
         ranker = sources.world_policies().get(name)
         if ranker is None:
-            state = alternation.init(types.make_key(0), PLAN, schema, sim.items, ones, ones, ones)
+            state = steps.init(types.make_key(0), PLAN, schema, sim.items, ones, ones, ones)
             ranker = policy.make(state.agents, sim.items, PLAN.agents)
         zero = jnp.int32(0)
         return rollout.rollout(sim, ranker, types.make_key(0), zero, zero, num_users=4, slots=4, k=3)
@@ -106,8 +108,8 @@ def test_the_world_is_the_same_bits_under_all_settings_at_once():
     """Its videos, users, histories, candidates and answers."""
 
     def look():
-        config = params.WorldConfig(num_videos=1000, candidates=20, history=4)
-        sim = session.make(config)
+        config = parameters.WorldConfig(num_videos=1000, candidates=20, history=4)
+        sim = env.make(config)
         key, users = types.make_key(0), np.arange(50, dtype=np.int32)
         state, request, history = jax.jit(sim.reset)(key, users, np.int32(0), sim.params)
         slate = np.tile(np.arange(6, dtype=np.int32), (50, 1))

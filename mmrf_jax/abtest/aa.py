@@ -1,0 +1,70 @@
+"""A/A tests: how often 95 % intervals hold the truth where there is no effect (Kohavi, Tang and Xu, 2020, chapter 19).
+
+Users are served once, by one policy, and then assigned to two arms anew for each test: whatever the metrics look like,
+the true difference is zero, so an interval that says what it is holds zero 95 times of a hundred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmrf_jax.abtest import assignment, statistics
+
+_ARMS = ("A", "B")
+
+
+def coverage(sums: Mapping[str, np.ndarray], tests: int, covariate: np.ndarray | None = None) -> dict[str, Any]:
+    """Shares of tests whose interval holds zero, by metric.
+
+    Args:
+      sums: `user_id` [n] and keys of `ab_test.SUMS`, [n] each. tests: assignments, each by a hash of its own.
+      covariate: [n] or [n, P], for CUPED.
+
+    Returns:
+      {"aa": {metric: {"coverage", "half_width": mean half-width of the intervals, in %}}, "tests": number,
+      "mismatches": share of tests whose sample ratio has a p-value below `assignment.MISMATCH`, "left_out": {metric:
+      why} of those that had no interval in some test}.
+
+    Raises:
+      ValueError: for fewer than one test, or fewer than two users in an arm.
+    """
+    if tests < 1:
+        raise ValueError(f"{tests} A/A tests; use 1 or more")
+    values = {key: x for key, x in sums.items() if key not in ("user_id", "exposures")}
+    inside: dict[str, list[bool]] = {}
+    widths: dict[str, list[float]] = {}
+    left_out: dict[str, str] = {}
+    mismatches = 0
+    for number in range(tests):
+        arm = assignment.assign(sums["user_id"], [0.5, 0.5], f"A/A test {number}")
+        rows = {name: arm == i for i, name in enumerate(_ARMS)}
+        test = statistics.ABTest(_ARMS, "A", paired=False)
+        test.update(
+            {name: {key: x[here] for key, x in values.items()} for name, here in rows.items()},
+            None if covariate is None else {name: covariate[here] for name, here in rows.items()},
+        )
+        for metric, entry in test.ratios()["B"].items():
+            if entry["ci95"] is None:
+                left_out.setdefault(metric, entry["note"])
+            else:
+                low, high = entry["ci95"]
+                inside.setdefault(metric, []).append(low <= 0.0 <= high)
+                widths.setdefault(metric, []).append((high - low) / 2)
+        mismatches += assignment.sample_ratio_mismatch(list(test.users().values()), [0.5, 0.5]) < assignment.MISMATCH
+    found = {
+        metric: {"coverage": float(np.mean(hits)), "half_width": float(np.mean(widths[metric]))}
+        for metric, hits in inside.items()
+        if metric not in left_out
+    }
+    return {"aa": found, "tests": tests, "mismatches": mismatches / tests, "left_out": left_out}
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """`coverage` as a Markdown table."""
+    lines = [f"| metric | coverage of {result['tests']} A/A tests | half-width, % |", "|---|---|---|"]
+    lines += [f"| {name} | {x['coverage']:.3f} | {x['half_width']:.2f} |" for name, x in result["aa"].items()]
+    lines += [f"| {name} | {note} | – |" for name, note in result.get("left_out", {}).items()]
+    return "\n".join(lines)

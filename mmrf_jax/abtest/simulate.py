@@ -1,0 +1,218 @@
+"""Serving policies to simulated users: the arms of an A/B test, users sharded over the devices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.abtest import assignment, sequential, statistics
+from mmrf_jax.envs import base, rollout
+from mmrf_jax.parallel import programs, sharding
+
+BLOCK = 50_000  # users of a device in one call: progress is seen, and the last sessions of a call cost little
+NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that are no metric's
+_SLOTS = 256  # on CPUs: what a step gathers stays in a cache
+_MANY_SLOTS = 8_192  # on accelerators, which would wait for the launches of small steps
+_LOOKS = 20  # at a test whose intervals are always valid
+
+
+@programs.program(often=True, static_argnames=("sim_functions", "num_users", "slots", "k", "mesh"))
+def _serve(sim_functions, sim_data, policy, key, users, queues, day, *, num_users, slots, k, mesh):
+    def one_device(sim_data, policy, key, day, users, queue):
+        sim = base.Simulator(*sim_functions, *sim_data)
+        sums, counts = rollout.rollout(
+            sim, policy, key, users, day, num_users=num_users, slots=slots, k=k, queue=queue[0]
+        )
+        return sums, counts[None]
+
+    run = sharding.shard_users(one_device, mesh, num_replicated=4)
+    return run(sim_data, policy, key, day, users, queues)
+
+
+def rollout_metrics_of_users(
+    sim: base.Simulator,
+    policy: base.Policy | base.PolicyChoice,
+    key: types.Key,
+    mesh,
+    *,
+    user_ids: np.ndarray,
+    day: int,
+    k: int,
+    capacity: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Sums over a session of each user, [n] by name of `rollout.USER_METRICS`, `user_id` [n] and `exposures` [G, V].
+
+    Every device serves as many users; what a user does depends on the key, the day and the user id alone.
+
+    Args:
+      user_ids: [n] integers, all different. day: simulated day.
+      capacity: at least n, the size compiled for: calls that share it share the computation.
+    """
+    devices, num_users = mesh.size, len(user_ids)
+    args, sizes = _call(sim, policy, key, mesh, user_ids, day, k, capacity)
+    share, each = sizes["num_users"], -(-num_users // devices)
+    sums, counts = _serve(*args, **sizes)
+    width = len(rollout.USER_METRICS)  # written out: a size of -1 is unknown where nobody is served
+    table = sharding.fetch(sums).astype(np.float64).reshape(devices, share, width)[:, :each]
+    table = table.reshape(devices * each, width)[:num_users]
+    result: dict[str, np.ndarray] = {name: table[:, i] for i, name in enumerate(rollout.USER_METRICS)}
+    result["user_id"] = np.asarray(user_ids)
+    result["exposures"] = functools.reduce(np.add, sharding.fetch(counts))  # of one device: no copy
+    return result
+
+
+def lower(sim: base.Simulator, policy, key: types.Key, mesh, *, k: int, capacity: int):
+    """The program of `rollout_metrics_of_users` for these arguments, lowered: to be compiled before it is called."""
+    args, sizes = _call(sim, policy, key, mesh, np.arange(1), 0, k, capacity)
+    return _serve.lower(*args, **sizes)
+
+
+def _call(sim, policy, key, mesh, user_ids: np.ndarray, day: int, k: int, capacity: int | None):
+    """Arguments of `_serve`: positional ones, and the sizes that it is compiled for."""
+    devices, num_users = mesh.size, len(user_ids)
+    share = -(-max(capacity or 0, num_users, 1) // devices)
+    users, each = np.zeros((devices, share), np.int32), -(-num_users // devices)
+    queue = np.clip(num_users - each * np.arange(devices), 0, each).astype(np.int32)
+    users[np.arange(share) < queue[:, None]] = user_ids
+    most = _SLOTS if jax.default_backend() == "cpu" else _MANY_SLOTS
+    here = sharding.put_batch((sharding.own_part(users, mesh).reshape(-1), sharding.own_part(queue, mesh)), mesh)
+    args = (sim[:3], *sharding.put_replicated((sim[3:], policy, key), mesh), *here, np.int32(day))
+    return args, {"num_users": share, "slots": int(np.clip(share // 8, 16, most)), "k": k, "mesh": mesh}
+
+
+def block_users(total: int, mesh) -> int:
+    """Users of all devices in one call, of a test of so many."""
+    return min(BLOCK * mesh.size, total)
+
+
+def rollout_user_metrics(
+    sim: base.Simulator,
+    policy: base.Policy | base.PolicyChoice,
+    key: types.Key,
+    mesh,
+    *,
+    first_user: int,
+    num_users: int,
+    day: int,
+    k: int,
+    capacity: int | None = None,
+) -> dict[str, np.ndarray]:
+    """`rollout_metrics_of_users` of the users `first_user … first_user + num_users - 1`."""
+    user_ids = first_user + np.arange(num_users)
+    return rollout_metrics_of_users(sim, policy, key, mesh, user_ids=user_ids, day=day, k=k, capacity=capacity)
+
+
+@functools.partial(jax.jit, static_argnames="reset")
+def _history_means(reset, params, key, users, day):
+    history = reset(key, users, day, params)[2]
+    shown = history.mask[..., None].astype(jnp.float32)
+    return (history.feedback * shown).sum(axis=1) / jnp.maximum(shown.sum(axis=1), 1.0)
+
+
+def history_means(sim: base.Simulator, key: types.Key, user_ids: np.ndarray, day: int, block: int) -> np.ndarray:
+    """Mean feedback [n, S] over the history that each user arrives with: known before a test, the same in every arm.
+
+    Args:
+      user_ids: [n]. day: of the arrival. block: users of one call.
+    """
+    padded = np.zeros(-(-len(user_ids) // block) * block, np.int32)
+    padded[: len(user_ids)] = user_ids
+    parts = [_history_means(sim.reset, sim.params, key, part, jnp.int32(day)) for part in padded.reshape(-1, block)]
+    return np.concatenate([np.zeros((0, len(types.SIGNALS))), *parts])[: len(user_ids)]
+
+
+def users_of(names: list[str], user_ids: np.ndarray, salt: str | None) -> dict[str, np.ndarray]:
+    """Who is in which arm, {arm: ids}: equal shares by hash, or everyone in every arm where there is no salt."""
+    if salt is None:
+        return dict.fromkeys(names, user_ids)
+    arm = assignment.assign(user_ids, [1.0 / len(names)] * len(names), salt)
+    return {name: user_ids[arm == i] for i, name in enumerate(names)}
+
+
+def check_users(users: Mapping[str, np.ndarray]) -> None:
+    """Refuses arms that no interval can be given of, before anybody is served.
+
+    Args:
+      users: of the whole test, as `users_of` gives them.
+
+    Raises:
+      ValueError: for the first arm with fewer than two.
+    """
+    for name, ids in users.items():
+        if len(ids) < 2:
+            raise ValueError(f"arm {name!r} has {len(ids)} users, and needs at least 2; use more sessions")
+
+
+def sample_ratio(users: Mapping[str, int]) -> dict[str, Any]:
+    """{"srm": {"users": {arm: number}, "p_value"}} of arms that should have equal shares."""
+    p = assignment.sample_ratio_mismatch(list(users.values()), [1.0] * len(users)) if len(users) > 1 else 1.0
+    return {"srm": {"users": dict(users), "p_value": p}}
+
+
+def compare(
+    sim: base.Simulator,
+    arms: Mapping[str, base.Policy],
+    key: types.Key,
+    mesh,
+    *,
+    control: str,
+    num_users: int,
+    day: int,
+    k: int,
+    salt: str | None = None,
+    cuped: bool = False,
+    always_valid: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict:
+    """An A/B test of one session a user.
+
+    Args:
+      num_users: of each arm; where users are assigned by hash, on average.
+      salt: None for a paired test, the same users with the same random numbers in every arm. Otherwise each user is in
+        one arm, by the hash of this name of the experiment.
+      cuped: whether to take out what the users' histories explain; of arms assigned by hash.
+      always_valid: whether to look at the test 20 times as users come, with intervals that allow for it.
+      progress: called with the sessions served so far, of num_users × arms.
+
+    Returns:
+      {"ab_test": as `ab_test.ABTest.results`, "truncated_pct": {arm: share of sessions cut}}; by hash
+      also "srm" (`sample_ratio`); if always valid, "always_valid95" beside "ci95", and "looks": [{"users": {arm: so
+      far}, "ab_test": as above without coverage and Gini}], from the first at which every arm has two users.
+
+    Raises:
+      ValueError: for an arm that gets fewer than two users.
+    """
+    names = list(arms)
+    test, policies = statistics.ABTest(names, control, paired=salt is None), base.choices(arms)
+    total = num_users if salt is None else num_users * len(names)
+    check_users(users_of(names, np.arange(total), salt))
+    block = min(block_users(total, mesh), -(-total // _LOOKS) if always_valid else total)
+    cut, done, looks = dict.fromkeys(names, 0.0), 0, []
+    for start in range(0, total, block):
+        here = np.arange(start, min(start + block, total))
+        means = history_means(sim, key, here, day, block) if cuped else None
+        sums, covariate, quantile = {}, {}, None
+        for name, ids in users_of(names, here, salt).items():
+            sums[name] = rollout_metrics_of_users(
+                sim, policies[name], key, mesh, user_ids=ids, day=day, k=k, capacity=block
+            )
+            cut[name] += float(sums[name]["truncated"].sum())
+            for column in NOT_TESTED:
+                del sums[name][column]
+            if means is not None:
+                covariate[name] = means[ids - start]
+            done += len(ids)
+            progress(done)
+        test.update(sums, covariate or None)
+        if always_valid and min(test.users().values()) >= 2:
+            quantile = sequential.quantile(min(start + block, total) / total)
+            looks.append({"users": test.users(), "ab_test": test.ratios(quantile)})
+    truncated = {name: 100.0 * value / max(test.users()[name], 1) for name, value in cut.items()}
+    result = test.results(quantile) | {"truncated_pct": truncated}
+    return result | ({} if salt is None else sample_ratio(test.users())) | ({"looks": looks} if looks else {})

@@ -1,0 +1,129 @@
+"""A long-running A/B test: users come back over simulated days, more or less readily as their sessions went.
+
+Everybody comes on the first day, and from then on when `next_visit` says, in every arm by its own sessions. So the days
+after the first tell what an arm does to visits, and sessions of a day are of those who came: a difference a session may
+be a difference of who came, while figures a user and day (`visits`, `watch_time_per_day`) are of all users of an arm.
+
+What is carried over from day to day is the day of the next visit, new videos, and who is in which arm. The world draws
+the arriving history of each day in closed form, by what users like at home: an arm does not find what it showed before
+in the histories, and interests that drifted in a session are back home on the next day. Agents do not learn on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from mmrf_jax.abtest import by_day, sequential, simulate, statistics
+from mmrf_jax.envs import base, rollout
+
+_NOT_SUMMED = ("user_id", "exposures", "next_visit")
+
+
+def compare(
+    sim: base.Simulator,
+    arms: Mapping[str, base.Policy],
+    key,
+    mesh,
+    *,
+    control: str,
+    num_users: int,
+    first_day: int,
+    days: int,
+    k: int,
+    salt: str | None = None,
+    cuped: bool = False,
+    always_valid: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict:
+    """An A/B test of `days` days, by day and as a whole; see `arms.compare` for what is not said here.
+
+    Args:
+      num_users: of each arm; all come on `first_day`.
+      always_valid: whether to give intervals that hold for all days at once, looked at as the days go by.
+      progress: called with users × days done so far, of num_users × arms × days, whether they came or not.
+
+    Returns:
+      "ab_test", "truncated_pct" and "srm" of all sessions of the test, and
+      "by_day": [{"day", "visitors": {arm: number}, "ab_test": metrics of the day's sessions, None where it has none}]
+      and, of four days or more, "lasting" (`by_day.change`): how the effects of the second half of the days differ from
+      the first half's, the first day left out, which everybody shares.
+
+    Raises:
+      ValueError: for an arm that gets fewer than two users.
+    """
+    names, policies = list(arms), base.choices(arms)
+    total = num_users if salt is None else num_users * len(names)
+    users = simulate.users_of(names, np.arange(total), salt)
+    simulate.check_users(users)
+    cohorts = {name: _Cohort(ids, first_day) for name, ids in users.items()}
+    means = simulate.history_means(sim, key, np.arange(total), first_day, min(simulate.BLOCK, total)) if cuped else None
+    covariate = None if means is None else {name: means[ids] for name, ids in users.items()}
+    quantile = sequential.quantile_of_looks(days) if always_valid else None
+    half, done, rows = (days - 1) // 2, 0, []
+    early: dict[str, dict[str, np.ndarray]] = {}
+    late: dict[str, dict[str, np.ndarray]] = {}
+    for day in range(first_day, first_day + days):
+        today = {}
+        for name, cohort in cohorts.items():
+            today[name] = cohort.serve(sim, policies[name], key, mesh, day, k, capacity=total)
+            done += len(cohort.user_ids)
+            progress(done)
+        visitors = {name: int(sums["sessions"].sum()) for name, sums in today.items()}
+        found = _results(today, control, salt is None, covariate, quantile)
+        rows.append({"day": day, "visitors": visitors, **found})
+        for part, inside in ((early, 0 < day - first_day <= half), (late, first_day + days - day <= half)):
+            if inside:
+                for name, sums in today.items():
+                    _add(part.setdefault(name, {}), {key: x for key, x in sums.items() if key != "exposures"})
+    whole = {name: cohort.sums for name, cohort in cohorts.items()}
+    cut = {name: float(100.0 * sums["truncated"].sum() / sums["sessions"].sum()) for name, sums in whole.items()}
+    result = _results(whole, control, salt is None, covariate, quantile) | {"truncated_pct": cut}
+    if salt is not None:
+        result |= simulate.sample_ratio({name: len(ids) for name, ids in users.items()})
+    if half:
+        result["lasting"] = by_day.change(early, late, control, paired=salt is None)
+    return result | {"by_day": rows}
+
+
+class _Cohort:
+    """The users of an arm: when they come next, and the sums of their sessions so far."""
+
+    def __init__(self, user_ids: np.ndarray, first_day: int):
+        self.user_ids = user_ids
+        self.due = np.full(len(user_ids), first_day)
+        self.sums: dict[str, np.ndarray] = {}
+
+    def serve(self, sim, policy, key, mesh, day: int, k: int, capacity: int) -> dict[str, np.ndarray]:
+        """Sums of a day, [n] over all users of the arm, 0 of those who do not come; adds them to `sums`."""
+        block = min(simulate.BLOCK * mesh.size, capacity)
+        coming = np.flatnonzero(self.due == day)
+        sums = {name: np.zeros(len(self.due)) for name in rollout.USER_METRICS if name not in _NOT_SUMMED}
+        sums |= {"user_days": np.ones(len(self.due)), "sessions": 1.0 * (self.due == day)}
+        sums["exposures"] = np.zeros((rollout.EXPOSURE_GROUPS, sim.items.num_videos), np.int64)
+        for start in range(0, len(coming), block):
+            rows = coming[start : start + block]
+            served = simulate.rollout_metrics_of_users(
+                sim, policy, key, mesh, user_ids=self.user_ids[rows], day=day, k=k, capacity=block
+            )
+            for name, values in served.items():
+                if name not in _NOT_SUMMED:
+                    np.add.at(sums[name], rows, values)
+            sums["exposures"] += served["exposures"]
+            self.due[rows] = day + served["next_visit"].astype(int)
+        _add(self.sums, sums)
+        return sums
+
+
+def _add(total: dict[str, np.ndarray], sums: Mapping[str, np.ndarray]) -> None:
+    for name, values in sums.items():
+        total[name] = total.get(name, 0) + values
+
+
+def _results(sums, control: str, paired: bool, covariate, quantile: float | None) -> dict:
+    """{"ab_test": …} of arms held in memory."""
+    test = statistics.ABTest(tuple(sums), control, paired)
+    tested = {arm: {name: x for name, x in own.items() if name not in simulate.NOT_TESTED} for arm, own in sums.items()}
+    test.update(tested, covariate)
+    return test.results(quantile)

@@ -1,0 +1,411 @@
+"""Statistics of an A/B test: differences to the control in % with 95 % intervals.
+
+Every metric is a ratio of two sums over users — watch time by sessions, likes by exposed videos — so its error is
+the delta method's, users being the independent units (Deng, Knoblich and Lu, "Applying the Delta Method in Metric
+Analytics", KDD 2018). The interval is symmetric in the logarithm of the ratio to the control, as Katz's is for risk
+ratios: it never goes below −100 %, and for many events it is the one around the difference. Where fewer than
+`MIN_EVENTS` users of either arm have any of a metric there is no difference and no interval, but a note.
+Only means and covariances of per-user sums are needed: `ABTest` collects them block by block,
+`compare` does it in one call. Coverage and Gini are of `catalogue`, assignment to arms and its check of `assignment`,
+intervals that may be looked at again and again of `sequential`.
+
+Letters: n users of an arm, A arms, M columns of per-user sums, P covariates, G groups of users, V videos.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from mmrf_jax.abtest import moments
+from mmrf_jax.metrics import coverage
+from mmrf_jax.types import BINARY_SIGNALS
+
+#: Metric -> (numerator, denominator), keys of per-user sums. Interaction rates are per exposed video.
+RATIOS = {
+    "watch_time": ("watch_time", "sessions"),  # seconds a session
+    "depth": ("depth", "sessions"),  # videos a session
+    "requests": ("requests", "sessions"),  # requests a session
+    **{signal: (signal, "depth") for signal in BINARY_SIGNALS},
+    "return_rate": ("returned", "sessions"),  # sessions followed by another within a day
+    "ild": ("ild", "requests"),  # intra-list diversity of a slate
+    # Of all users of an arm, those who did not come included; `user_days` is days under test, users × days in all.
+    "visits": ("sessions", "user_days"),  # sessions a user and day
+    "watch_time_per_day": ("watch_time", "user_days"),  # seconds a user and day
+}
+#: Per-user sums an arm may have; `sessions` is 1 for every user if left out.
+SUMS = ("sessions", "watch_time", "depth", "requests", "returned", "ild", *BINARY_SIGNALS, "user_days")
+#: Metrics of which less is better; of all others more is.
+LOWER_IS_BETTER = ("hate", "truncated", "gini")
+#: Users of an arm with any of a metric, below which there is no difference. Several events of one user count once: only
+#: users are independent.
+MIN_EVENTS = 25
+MAX_ERROR = (
+    0.5  # of a ratio, relative to it: beyond, few users have most of the events, and no interval is to be trusted
+)
+_COVARIATE = "covariate"
+Z95 = float(special.ndtri(0.975))  # half-width of an interval in standard errors
+
+
+class ABTest:
+    """Collects per-user sums of all arms, block by block, and compares the arms with the control.
+
+    Memory is (A M)² however many users there are. Results do not depend on the order of users or the cut into blocks,
+    beyond float64 rounding.
+
+    Args:
+      arms: names; the control is one of them.
+      control: name of the arm that the others are compared with.
+      paired: True if the arms hold the same users in the same order (a simulator can show every arm to everyone);
+        their covariance then narrows the intervals. False if each user is in one arm.
+
+    Raises:
+      ValueError: for a control that is not an arm or names that repeat.
+    """
+
+    def __init__(self, arms: Sequence[str], control: str, paired: bool):
+        self.arms, self.control, self.paired = tuple(arms), control, paired
+        if control not in self.arms or len(set(self.arms)) != len(self.arms):
+            raise ValueError(f"control {control!r} must be one of the arms {self.arms}, all different")
+        self._columns: tuple[str, ...] = ()
+        self._moments: dict[str, moments.Moments] = {}  # by arm, or under "" for the columns of all arms side by side
+        self._with_any: dict[str, np.ndarray] = {}  # arm -> [M] users whose sum is not 0
+        self._exposures: dict[str, np.ndarray] = {}
+
+    def update(
+        self, sums: Mapping[str, Mapping[str, np.ndarray]], covariate: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Adds users.
+
+        Args:
+          sums: arm -> key of `SUMS` -> [n] sums over the user's sessions; optionally `user_id` [n], checked to agree
+            when paired; optionally `exposures` [G, V], counts by group of users (`rollout.exposure_group`) and video.
+          covariate: arm -> [n] or [n, P], known before the test and going with the metrics, such as the watch time of
+            the history; CUPED then takes out what they explain.
+
+        Raises:
+          ValueError: for missing arms, unknown or differing keys, shapes that disagree, numbers that are not finite.
+        """
+        if set(sums) != set(self.arms):
+            raise ValueError(f"sums are of the arms {sorted(sums)}, expected {sorted(self.arms)}")
+        if covariate is not None and self.paired:
+            raise ValueError("paired arms have the same users, so a covariate has nothing to adjust; leave it out")
+        if covariate is not None and set(covariate) != set(self.arms):
+            raise ValueError(f"covariate is of the arms {sorted(covariate)}, expected {sorted(self.arms)}")
+        tables = {}
+        for arm in self.arms:
+            columns, tables[arm] = _table(arm, sums[arm], None if covariate is None else covariate[arm])
+            self._columns = self._columns or columns
+            if columns != self._columns:
+                raise ValueError(f"arm {arm!r} has sums {columns}, another arm or block has {self._columns}")
+        if self.paired:
+            control = self.control
+            for arm in self.arms:
+                if len(tables[arm]) != len(tables[control]) or not np.array_equal(
+                    sums[arm].get("user_id", ()), sums[control].get("user_id", ())
+                ):
+                    raise ValueError(
+                        f"paired arms need the same users in the same order: {arm!r} has {len(tables[arm])}, "
+                        f"{control!r} {len(tables[control])}; use paired=False for different users"
+                    )
+        for arm, table in tables.items():
+            self._with_any[arm] = self._with_any.get(arm, 0) + np.count_nonzero(table, axis=0)
+        if self.paired:
+            tables = {"": np.concatenate([tables[arm] for arm in self.arms], axis=1)}
+        for name, table in tables.items():
+            self._moments.setdefault(name, moments.Moments(table.shape[1])).update(table)
+        for arm in self.arms:
+            if "exposures" in sums[arm]:
+                counts = np.asarray(sums[arm]["exposures"], np.int64)
+                self._exposures[arm] = self._exposures.get(arm, 0) + counts
+
+    def users(self) -> dict[str, int]:
+        """Users of each arm so far."""
+        return {arm: self._moments["" if self.paired else arm].count for arm in self.arms} if self._moments else {}
+
+    def results(self, always_valid: float | None = None) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+        """{"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}}, plain floats that JSON takes.
+
+        `diff_pct` is 100 (mean / control's mean − 1) and `ci95` its interval [low, high]; the control has 0 and
+        [0, 0]. Where events are too few for that, both are None and `note` says why: a word or two, a colon and the
+        numbers. `mean` is None where an arm has nothing of the metric's denominator. Metrics are those whose sums were
+        given.
+
+        Args:
+          always_valid: half-width in standard errors (`sequential`) of a second interval, `always_valid95`; coverage
+            and Gini, which are no means over users, have none.
+
+        Raises:
+          ValueError: if an arm has fewer than two users.
+        """
+        result = self.ratios(always_valid)
+        if self._exposures:
+            if set(self._exposures) != set(self.arms):
+                raise ValueError(f"exposures are of the arms {sorted(self._exposures)}, expected {sorted(self.arms)}")
+            found, quantile = coverage.compare(self._exposures, self.control, self.paired)
+            for metric, values in found.items():
+                base, users = values[self.control][0], self.users()
+                for arm, (value, error) in values.items():
+                    result[arm][metric] = self._entry(arm, value, base, error, {"ci95": quantile}, users)
+        return {"ab_test": result}
+
+    def ratios(self, always_valid: float | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+        """`results` without coverage and Gini, {arm: {metric: entry}}: the same in a fraction of the time."""
+        quantiles = {"ci95": Z95} | ({} if always_valid is None else {"always_valid95": always_valid})
+        means, covariance = self._mean_and_covariance()
+        result: dict[str, dict[str, dict[str, Any]]] = {arm: {} for arm in self.arms}
+        for metric, (numerator, denominator) in RATIOS.items():
+            if numerator not in self._columns or denominator not in self._columns:
+                continue
+            values, gradients = self._ratio(metric, means)
+            for arm in self.arms:
+                base, base_gradient, error = values[self.control], gradients[self.control], 0.0
+                if base:
+                    gradient = gradients[arm] / base - values[arm] / base**2 * base_gradient
+                    error = np.sqrt(max(float(gradient @ covariance @ gradient), 0.0))
+                column = self._columns.index(numerator)
+                events = {name: int(self._with_any[name][column]) for name in (self.control, arm)}
+                result[arm][metric] = self._entry(arm, values[arm], base, error, quantiles, events)
+        return result
+
+    def _entry(
+        self,
+        arm: str,
+        value: float,
+        base: float,
+        error: float,
+        quantiles: Mapping[str, float],
+        events: Mapping[str, int],
+    ) -> dict[str, Any]:
+        """A metric of an arm, see `results`.
+
+        Args:
+          value, base: the arm's and the control's, NaN for none. error: standard error of value / base.
+          quantiles: of the intervals by name. events: by arm, users who have any of the metric.
+        """
+        mean = None if math.isnan(value) else value
+        note = too_few({name: events[name] for name in (self.control, arm)})
+        if mean is None:
+            note = "none: the arm has nothing to divide by"
+        elif arm == self.control:
+            return {"mean": mean, "diff_pct": 0.0} | {name: [0.0, 0.0] for name in quantiles}
+        elif not note and not (value > 0.0 and base > 0.0):
+            note = f"none: {value:.4g} and {base:.4g} of {self.control} have no ratio"
+        elif not note and error * base > MAX_ERROR * value:
+            note = f"too wide: the ratio to {self.control} has an error of {100.0 * error * base / value:.0f} % of it"
+        if note:
+            return {"mean": mean, "diff_pct": None, **dict.fromkeys(quantiles), "note": note}
+        ratio = value / base
+        spread = {name: math.exp(quantile * float(error) / ratio) for name, quantile in quantiles.items()}
+        entry: dict[str, Any] = {"mean": mean, "diff_pct": 100.0 * (ratio - 1.0)}
+        return entry | {name: [100.0 * (ratio / x - 1.0), 100.0 * (ratio * x - 1.0)] for name, x in spread.items()}
+
+    def _mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
+        """Means [A M] of all arms' columns and the covariance [A M, A M] of these means."""
+        for name, part in self._moments.items():
+            if part.count < 2:
+                raise ValueError(
+                    f"arm {name or self.control!r} has {part.count} users, intervals need at least 2; use more sessions"
+                )
+        if not self._moments:
+            raise ValueError("no users yet: call update before results")
+        if self.paired:
+            both = self._moments[""]
+            return both.mean, both.covariance() / both.count
+        parts = [self._moments[arm] for arm in self.arms]
+        size = len(self._columns)
+        covariance = np.zeros((len(parts) * size,) * 2)
+        for index, part in enumerate(parts):
+            block = slice(index * size, (index + 1) * size)
+            covariance[block, block] = part.covariance() / part.count
+        return np.concatenate([part.mean for part in parts]), covariance
+
+    def _ratio(self, metric: str, means: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """A metric's value in every arm (NaN without a denominator) and its gradient [A M] in the means."""
+        values, gradients, size = {}, {}, len(self._columns)
+        top, bottom = (self._columns.index(key) for key in RATIOS[metric])
+        for index, arm in enumerate(self.arms):
+            mean = means[index * size : (index + 1) * size]
+            gradient = np.zeros((len(self.arms), size))
+            values[arm] = math.nan
+            if mean[bottom]:
+                values[arm] = float(mean[top] / mean[bottom])
+                gradient[index, top] += 1.0 / mean[bottom]
+                gradient[index, bottom] -= values[arm] / mean[bottom]
+            gradients[arm] = gradient.reshape(-1)
+        if any(key.startswith(_COVARIATE) for key in self._columns) and not np.isnan(list(values.values())).any():
+            self._adjust(values, gradients, means)
+        return values, gradients
+
+    def _adjust(self, values: dict[str, float], gradients: dict[str, np.ndarray], means: np.ndarray) -> None:
+        """CUPED (Deng et al., WSDM 2013) on the linearised metric, in place: mean − θ (x̄ of the arm − x̄ of all).
+
+        θ [P] is one for all arms, the pooled within-arm regression of the metric on the covariates.
+        """
+        size = len(self._columns)
+        columns = [i for i, key in enumerate(self._columns) if key.startswith(_COVARIATE)]
+        counts = np.array([self._moments[arm].count for arm in self.arms], np.float64)
+        share = counts / counts.sum()
+        explained, spread = np.zeros(len(columns)), np.zeros((len(columns),) * 2)
+        for index, arm in enumerate(self.arms):
+            products = self._moments[arm].products
+            explained += gradients[arm].reshape(-1, size)[index] @ products[:, columns]
+            spread += products[np.ix_(columns, columns)]
+        scale = np.sqrt(spread.diagonal())  # likes and seconds differ by many powers of ten
+        scale = np.where(scale > 0, scale, 1.0)
+        theta = np.linalg.lstsq(spread / np.outer(scale, scale), explained / scale, rcond=1e-9)[0] / scale
+        x = means.reshape(-1, size)[:, columns]  # [A, P]
+        for index, arm in enumerate(self.arms):
+            weight = share - (np.arange(len(self.arms)) == index)  # x̄ of all − x̄ of the arm
+            values[arm] += float(weight @ x @ theta)
+            gradients[arm].reshape(-1, size)[:, columns] += np.outer(weight, theta)
+
+
+def compare(
+    arms: Mapping[str, Mapping[str, np.ndarray]],
+    control: str,
+    paired: bool,
+    covariate: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """{"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}} of arms held in memory; see `ABTest` for everything.
+
+    Example:
+      compare({"production": {"watch_time": seconds, "depth": videos}, "mmrf": {…}}, "production", paired=True)
+    """
+    test = ABTest(tuple(arms), control, paired)
+    test.update(arms, covariate)
+    return test.results()
+
+
+def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None, width: int = 160) -> str:
+    """Arms × metrics as aligned text that is a Markdown table too; a cell is that of `cell`.
+
+    Args:
+      results: what `compare` gives, or its "ab_test" entry.
+      metrics: columns, in this order; all of the first arm if left out.
+      width: characters of a line; further metrics go into further tables below.
+
+    Raises:
+      KeyError: for a metric that an arm does not have.
+    """
+    results = results.get("ab_test", results)
+    metrics = list(next(iter(results.values()))) if metrics is None else list(metrics)
+    names = ["arm", *results]
+    names = [name.ljust(max(map(len, names))) for name in names]
+    tables: list[list[str]] = []
+    for metric in metrics:
+        missing = [arm for arm in results if metric not in results[arm]]
+        if missing:
+            raise KeyError(
+                f"metric {metric!r} is not among the results of {missing}; choose among {list(results[missing[0]])}"
+            )
+        cells = [metric, *(cell(results[arm][metric], metric) for arm in results)]
+        size = max(map(len, cells))
+        if not tables or len(tables[-1][0]) + size + 3 > width:
+            tables.append([f"| {name} |" for name in names])
+        tables[-1] = [f"{line} {cell.ljust(size)} |" for line, cell in zip(tables[-1], cells, strict=True)]
+    for table in tables:
+        table.insert(1, "".join("|" if char == "|" else "-" for char in table[0]))
+    return "\n\n".join("\n".join(table) for table in tables)
+
+
+def _table(
+    arm: str, sums: Mapping[str, np.ndarray], covariate: np.ndarray | None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Column names and [n, M] float64 of an arm, checked."""
+    given = [key for key in sums if key not in ("user_id", "exposures")]
+    unknown = [key for key in given if key not in SUMS]
+    if unknown or not given:
+        raise ValueError(f"arm {arm!r} has sums {given}; choose among {', '.join(SUMS)}")
+    columns = {key: np.asarray(sums[key], np.float64) for key in SUMS if key in given}
+    columns.setdefault("sessions", np.ones_like(columns[given[0]]))
+    if covariate is not None:
+        covariate = np.asarray(covariate, np.float64)
+        for i, values in enumerate(covariate.T if covariate.ndim == 2 else [covariate]):
+            columns[f"{_COVARIATE} {i}"] = values
+    for key, values in columns.items():
+        if values.ndim != 1 or values.shape != columns[given[0]].shape:
+            raise ValueError(
+                f"{key} of arm {arm!r} has shape {values.shape}, {given[0]} {columns[given[0]].shape}: want [n]"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{key} of arm {arm!r} has {int((~np.isfinite(values)).sum())} numbers that are not finite"
+            )
+    return tuple(columns), np.stack(list(columns.values()), axis=1)
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return metric in LOWER_IS_BETTER
+
+
+def verdict(bounds: Sequence[float | None] | None, less: bool = False) -> str:
+    """What an interval of a difference says: "better", "worse", or "" where it holds 0 or there is none.
+
+    Args:
+      less: whether less is better.
+    """
+    if bounds is None or None in bounds:
+        return ""
+    low, high = bounds
+    if low <= 0.0 <= high:  # type: ignore[operator]
+        return ""
+    return "better" if (low > 0.0) != less else "worse"  # type: ignore[operator]
+
+
+def too_few(events: Mapping[str, int]) -> str:
+    """Why there is no interval where so many users of each arm have any of a metric; "" where they are enough."""
+    scarce = min(events, key=lambda arm: events[arm])
+    if events[scarce] >= MIN_EVENTS:
+        return ""
+    return f"too few: {events[scarce]} users of {scarce} have any, an interval needs {MIN_EVENTS}"
+
+
+def reason(entry: Mapping[str, Any]) -> str:
+    """Why an entry has no interval, in a word or two."""
+    return entry.get("note", "n/a").partition(":")[0]
+
+
+def control_of(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """The arm that the others are compared with: the first whose main metric has [0, 0]; "" where there is none."""
+    for arm, metrics in arms.items():
+        entry: Mapping[str, Any] = metrics.get("watch_time") or next(iter(metrics.values()), {})
+        if entry.get("ci95") == [0, 0]:
+            return arm
+    return ""
+
+
+def too_small(results: Mapping[str, Any], metric: str = "watch_time") -> str:
+    """One sentence on the arms that this test cannot tell from the control by a metric; "" where it can tell all.
+
+    Args:
+      results: what `compare` gives, or its "ab_test" entry.
+    """
+    arms = results.get("ab_test", results)
+    control = control_of(arms)
+    found = {arm: metrics[metric]["ci95"] for arm, metrics in arms.items() if arm != control and metric in metrics}
+    unsure = {arm: bounds for arm, bounds in found.items() if not verdict(bounds) and bounds != [0, 0]}
+    if not unsure:
+        return ""
+    text = f"Too small to tell {', '.join(unsure)} from {control or 'the control'} by {metric}: "
+    known = [max(abs(x) for x in bounds) for bounds in unsure.values() if bounds and None not in bounds]
+    if len(known) < len(unsure):
+        return f"{text}there are too few users for an interval; use more sessions."
+    return f"{text}the true difference may be 0, and as large as {max(known):.2g} %; use more sessions."
+
+
+def cell(entry: Mapping[str, Any], metric: str = "") -> str:
+    """A metric of an arm as "mean, diff % [low, high]", with "better" or "worse" where the interval leaves out 0."""
+    mean = "–" if entry["mean"] is None else f"{entry['mean']:.4g}"
+    if entry["mean"] is not None and abs(entry["mean"]) >= 1000:
+        mean = f"{entry['mean']:,.0f}"
+    if entry["diff_pct"] is None:
+        return f"{mean}, {reason(entry)}"
+    low, high = entry["ci95"]
+    said = verdict(entry["ci95"], lower_is_better(metric))
+    return f"{mean}, {entry['diff_pct']:+.2f} % [{low:+.2f}, {high:+.2f}]" + (f" {said}" if said else "")

@@ -1,0 +1,93 @@
+"""An A/B test in words and tables: metrics, sample ratio, looks, days."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmrf_jax.abtest import aa, assignment, by_day, statistics
+
+_DAILY = ("watch_time", "depth", "visits", "watch_time_per_day")
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """The text of what `abtest.simulate.compare`, `abtest.simulate_days.compare` or `aa.coverage` gives."""
+    if "aa" in result:
+        chance = 1.96 * (0.95 * 0.05 / result["tests"]) ** 0.5
+        said = f"right intervals have a coverage in .95 ± {chance:.3f} 95 times of a hundred"
+        alarms = f"sample ratios with p < {assignment.MISMATCH}: {result['mismatches']:.2%}"
+        return f"{aa.format_table(result)}\n{said}; {alarms}"
+    parts = [statistics.format_table(result), *filter(None, [_scarce(result), statistics.too_small(result)])]
+    parts.append(_sample_ratio(result))
+    cut = {name: round(value, 3) for name, value in result["truncated_pct"].items()}
+    parts.append(f"sessions cut at their longest, %: {cut}")
+    if "looks" in result:
+        parts.append(_looks(result["looks"]))
+    if "by_day" in result:
+        parts += [f"\n{by_day.format_table(result, metric)}" for metric in _DAILY]
+    if "lasting" in result:
+        parts.append(_lasting(result["lasting"], _DAILY))
+    return "\n".join(parts)
+
+
+def _scarce(result: Mapping[str, Any]) -> str:
+    """The metrics that events are too few for, on one line."""
+    notes: dict[str, list[str]] = {}
+    for arm, metrics in result["ab_test"].items():
+        for metric, entry in metrics.items():
+            if "note" in entry:
+                notes.setdefault(statistics.reason(entry), []).append(f"{metric} of {arm}")
+    said = [f"{why}: {', '.join(names)}" for why, names in notes.items()]
+    return (
+        f"no interval ({statistics.MIN_EVENTS} users of each arm need to have any) — {'; '.join(said)}" if said else ""
+    )
+
+
+def _sample_ratio(result: Mapping[str, Any]) -> str:
+    if "srm" not in result:
+        return "sample ratio: not applicable, every arm has the same users"
+    p, users = result["srm"]["p_value"], result["srm"]["users"]
+    line = f"sample ratio: users {users}, p = {p:.4f}"
+    if p < assignment.MISMATCH:
+        line += f"\nWARNING: sample ratio mismatch (p < {assignment.MISMATCH}): trust no metric of this test"
+    return line
+
+
+def _looks(looks: Sequence[Mapping[str, Any]], metric: str = "watch_time") -> str:
+    """When each arm could have been stopped: the first look whose always-valid interval leaves zero out."""
+    lines = []
+    for arm, metrics in looks[-1]["ab_test"].items():
+        entry = metrics[metric]
+        if entry["always_valid95"] == [0.0, 0.0]:  # the control
+            continue
+        text = f"{arm}, {metric}, always valid at the end: "
+        if entry["always_valid95"] is None:
+            lines.append(text + statistics.reason(entry))
+            continue
+        low, high = entry["always_valid95"]
+        text += f"{entry['diff_pct']:+.2f} % [{low:+.2f}, {high:+.2f}]"
+        for number, look in enumerate(looks, 1):
+            if statistics.verdict(look["ab_test"][arm][metric]["always_valid95"]):
+                text += f"; leaves zero out from look {number} of {len(looks)} on, {look['users'][arm]} users"
+                break
+        else:
+            text += f"; holds zero at all {len(looks)} looks"
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def _lasting(lasting: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    lines = ["\ndifferences to the control, %, in the first and in the second half of the days after the first:"]
+    lines += ["| arm | metric | first half | second half | change, points |", "|---|---|---|---|---|"]
+    for arm, entries in lasting.items():
+        for metric in metrics:
+            entry = entries[metric]
+            if (entry["change"], entry["early"]) == (0.0, 0.0):  # of the control
+                continue
+            if entry["change"] is None:
+                lines.append(f"| {arm} | {metric} | – | – | {statistics.reason(entry)} |")
+                continue
+            low, high = entry["ci95"]
+            change = f"{entry['change']:+.2f} [{low:+.2f}, {high:+.2f}]"
+            lines.append(f"| {arm} | {metric} | {entry['early']:+.2f} | {entry['late']:+.2f} | {change} |")
+    return "\n".join(lines)

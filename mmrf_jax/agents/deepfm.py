@@ -1,0 +1,60 @@
+"""DeepFM (Guo et al., 2017): a factorisation machine and a deep part over the same fields, one output a signal.
+
+Fields are the user state, the crosses of the user's memory with the video, and the video's encoding in two parts, the
+id's row and the rest. Videos are ranked by the watch time that is expected. The same encoders as MMRF.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmrf_jax import types
+from mmrf_jax.agents import supervised
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.agents.wide_deep import Deep, crosses, prediction
+from mmrf_jax.models import heads
+
+_FACTORS = 16
+
+
+def pairs(fields: chex.Array) -> chex.Array:
+    """Sum over pairs of fields [..., F, k] of their elementwise products, [..., k]: ((Σ v)² − Σ v²) / 2."""
+    return 0.5 * (fields.sum(axis=-2) ** 2 - (fields**2).sum(axis=-2))
+
+
+class Heads(nn.Module):
+    """First order, second order and deep parts, added.
+
+    Attributes:
+      id_dim: width of the id's row within an encoding, which it follows a constant in.
+    """
+
+    id_dim: int
+
+    @nn.compact
+    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> heads.Prediction:
+        """z [..., Z], memory_mean [..., L, F, D], items [..., M, D]."""
+        num_signals, zeros = len(types.SIGNALS), nn.initializers.zeros
+        prior = self.param("prior", zeros, (num_signals, 1))  # set to the base rates of the first log
+        crossed = crosses(memory_mean, items)
+        row, rest = items[..., 1 : 1 + self.id_dim], items[..., 1 + self.id_dim :]
+        factors = lambda name, x: nn.Dense(_FACTORS, name=name)(x)
+        user = jnp.broadcast_to(factors("user", z)[..., None, :], (*items.shape[:-1], _FACTORS))
+        fields = jnp.stack([user, factors("memory", crossed), factors("id", row), factors("video", rest)], axis=-2)
+        linear = lambda name: nn.Dense(num_signals, use_bias=False, kernel_init=zeros, name=name)
+        raw = linear("first_user")(z)[..., None, :]
+        raw = raw + linear("first_video")(jnp.concatenate([crossed, items], axis=-1)) + linear("second")(pairs(fields))
+        return prediction(prior, raw + Deep(name="deep")(z, crossed, items))
+
+
+def critic(config: AgentConfig) -> nn.Module:
+    """What predicts."""
+    return supervised.Predictor(config, functools.partial(Heads, config.id_dim))
+
+
+update = functools.partial(supervised.update, critic=critic)
+make = functools.partial(supervised.make, critic=critic, rank=supervised.by_watch_time)

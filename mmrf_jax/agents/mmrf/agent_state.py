@@ -1,0 +1,122 @@
+"""The state of the agents, born and stepped: Flax parameters, target networks, embedding tables and optimisers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from mmrf_jax import types
+from mmrf_jax.agents.mmrf import losses, networks
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.data.schema import Schema
+from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization
+
+
+@struct.dataclass
+class AgentState:
+    """Everything that learning changes; all of it is checkpointed."""
+
+    step: chex.Array  # int32, updates so far
+    params: Any  # {"encoder", "critic", "actor"}
+    target: Any  # Polyak average of params["critic"]
+    optimizer: Any
+    tables: dict[str, embedding_table.Table]  # embedding tables, outside the Flax params
+    reward_scale: chex.Array  # [S] standard deviation of each signal in the first log
+    q_mean: chex.Array  # [N] running mean of each critic over candidates
+    q_scale: chex.Array  # [N] running spread of each critic over candidates
+    key: chex.Array  # typed key
+
+
+def optimizer(config: AgentConfig) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay, clipped apart for actors and critics; plain SGD for invariance tests."""
+    if config.optimizer == "sgd":
+        return optax.sgd(config.learning_rate)
+    labels = {"encoder": "critic", "critic": "critic", "actor": "actor"}
+    return optax.multi_transform(
+        {
+            "critic": optimization.adam(config.learning_rate, config.weight_decay),
+            "actor": optimization.adam(config.actor_learning_rate, config.weight_decay),
+        },
+        labels,
+    )
+
+
+def init(
+    key: types.Key,
+    config: AgentConfig,
+    schema: Schema,
+    items: types.Items,
+    feedback_mean: chex.Array,
+    feedback_std: chex.Array,
+    critic: Callable[[AgentConfig], nn.Module] = networks.Critic,
+    mean_return: chex.Array | None = None,
+) -> AgentState:
+    """A fresh state; jit it with `out_shardings` so that it is born where it lives.
+
+    Args:
+      feedback_mean, feedback_std: [S] of the exposures in the first log; rewards are divided by the second, and the
+        critics start from the first.
+      critic: what takes the critics' place; its heads have a `prior`, as `models.heads.FeedbackHeads`.
+      mean_return: [S] discounted feedback from a request of that log to its session's end, where values start from;
+        None for 0. Bootstrapped from 0 they would need hundreds of updates to get there.
+    """
+    k_params, k_tables, k_state = jax.random.split(key, 3)
+    k1, k2, k3 = jax.random.split(k_params, 3)
+    z_size, dim = encoders.sizes(config, schema)
+    z = jnp.zeros((1, z_size), jnp.float32)
+    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim), jnp.float32)
+    e = jnp.zeros((1, schema.slate, dim), jnp.float32)
+    params = {
+        "encoder": encoders.init(k1, config, schema),
+        "critic": critic(config).init(k2, z, memory, e),
+        "actor": networks.Actor(config).init(k3, z, memory, e),
+    }
+    prior = heads.prior(feedback_mean, feedback_std)
+    params["critic"]["params"]["heads"]["prior"] = prior[:, None].astype(jnp.float32)
+    reward_scale = jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3)
+    if mean_return is not None and "values" in params["critic"]["params"]:
+        value = losses.rewards(config, mean_return, reward_scale)
+        base = value - schema.slate * losses.rewards(config, feedback_mean, reward_scale)
+        bias = params["critic"]["params"]["values"]["bias"]  # of twin bases, then twin values
+        params["critic"]["params"]["values"]["bias"] = jnp.concatenate([base, base, value, value]).astype(bias.dtype)
+    return AgentState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        target=jax.tree.map(jnp.copy, params["critic"]),
+        optimizer=optimizer(config).init(params),
+        tables=embeddings.init(k_tables, config, schema, items),
+        reward_scale=reward_scale,
+        q_mean=jnp.zeros((config.num_agents,), jnp.float32),
+        q_scale=jnp.ones((config.num_agents,), jnp.float32),
+        key=k_state,
+    )
+
+
+def step(
+    state: AgentState,
+    ids: dict[str, chex.Array],
+    loss_fn: Callable[[Any, dict[str, chex.Array]], tuple[chex.Array, Any]],
+    config: AgentConfig,
+    reduction: optimization.Reduction,
+    rate: chex.Numeric = 1.0,
+) -> tuple[AgentState, Any, chex.Array]:
+    """`models.optimization.step` on a state: parameters, target, optimiser and tables are replaced."""
+    learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
+    learned, extra, norm = optimization.step(learnable, ids, loss_fn, config, optimizer(config), reduction, rate)
+    state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=learned.params,
+        target=optax.incremental_update(learned.params["critic"], state.target, config.polyak),
+        optimizer=learned.optimizer,
+        tables=learned.tables,
+    )
+    return state, extra, norm

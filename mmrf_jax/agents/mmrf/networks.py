@@ -1,0 +1,175 @@
+"""Actors and critics: heads over the shared user state z and item encodings e.
+
+Every head scores all candidates by one batched product of a few user vectors with the item encodings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from mmrf_jax import types
+from mmrf_jax.agents.mmrf.collaboration import Collaboration
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.models import heads
+from mmrf_jax.models.heads import UserVectors
+
+_OWN_VECTORS = 4  # user vectors of the main agent, besides the auxiliary agents' scores
+_SCORE_SCALE = 0.2  # of auxiliary scores where they enter the main actor
+
+
+def _scale_gradient(x: chex.Array, weight: float) -> chex.Array:
+    """x, whose gradient is multiplied by `weight`."""
+    return x * weight + jax.lax.stop_gradient(x * (1.0 - weight))
+
+
+@struct.dataclass
+class ActorOutput:
+    """What the actors say of one request; `...` are batch axes."""
+
+    scores: chex.Array  # [..., N, C], ordered as the agents, the main one last
+    attention: chex.Array  # [..., heads, N, N] between agents
+
+
+class HiddenScores(nn.Module):
+    """What an MLP with one hidden layer, over a user vector and an encoding, gives each candidate."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, vectors: chex.Array, items: chex.Array) -> chex.Array:
+        """Vectors [..., n, D], each with weights of its own at the end, and items [..., C, D] -> [..., n, C]."""
+        user = nn.Dense(self.width, name="user")(vectors)[..., None, :]
+        video = nn.Dense(self.width, use_bias=False, name="video")(items)[..., None, :, :]
+        out = self.param("out", nn.initializers.normal(0.01), (vectors.shape[-2], self.width), jnp.float32)
+        return jnp.einsum("nm,...ncm->...nc", out, nn.gelu(user + video))
+
+
+class Actor(nn.Module):
+    """The N actors, or the main one alone (`AgentConfig.one_actor`)."""
+
+    config: AgentConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        z: chex.Array,
+        memory_mean: chex.Array,
+        items: chex.Array,
+        base: chex.Array | None = None,
+        weight: chex.Array | None = None,
+    ) -> ActorOutput:
+        """Scores of all agents for all candidates.
+
+        Args:
+          z: [..., Z]. memory_mean: [..., L, F, D]. items: [..., C, D].
+          base: [..., A, C], what is added to each agent's score (`acting.critic_scores`); None for nothing.
+          weight: [..., C], of how many candidates each is one (`exposure.soft_top_k`); None for 1 each.
+        """
+        c = self.config
+        n = c.num_actors
+        h = nn.Dense(n * c.agent_dim, name="agent_states")(z).reshape(*z.shape[:-1], n, c.agent_dim)
+        if c.collaborates:
+            gather = Collaboration(c.heads, name="collaboration")
+            x, attention = gather(h)
+            # What the main agent gathers, it gathers from states through which its value flows back weighted by lambda.
+            told = jnp.concatenate([_scale_gradient(h[..., :-1, :], c.main_objective_weight), h[..., -1:, :]], axis=-2)
+            x = jnp.concatenate([x[..., :-1, :], gather(told)[0][..., -1:, :]], axis=-2)
+            h = jnp.concatenate([h, x], axis=-1)
+        else:
+            attention = jnp.zeros((*z.shape[:-1], c.heads, n, n), jnp.float32)
+        if c.communication == "shared_latent":
+            signal = nn.Dense(c.agent_dim, name="signal")(z)[..., None, :]
+            h = jnp.concatenate([h, jnp.broadcast_to(signal, h.shape)], axis=-1)
+        vectors = UserVectors(_OWN_VECTORS, name="main")(h[..., -1, :], memory_mean)
+        if n > 1:
+            auxiliary = UserVectors(n - 1, name="auxiliary")(h[..., :-1, :], memory_mean)
+            vectors = jnp.concatenate([vectors, auxiliary], axis=-2)
+        products = jnp.einsum("...nd,...cd->...nc", vectors, items)  # one pass over the items, the dearest array here
+        if c.score_hidden is not None:
+            products += HiddenScores(c.score_hidden, name="hidden")(vectors, items)
+        own, auxiliary = products[..., :_OWN_VECTORS, :], products[..., _OWN_VECTORS:, :]
+        # Centred, what the main agent is told of an actor's own part tells one candidate from another and no more. It
+        # is linear in the encodings, so padding by the mean encoding, as services do, changes nothing.
+        shares = None if weight is None else jnp.broadcast_to(weight[..., None, :], auxiliary.shape)
+        told = auxiliary - jnp.average(auxiliary, axis=-1, weights=shares, keepdims=True)
+        if base is not None:
+            auxiliary, told = auxiliary + base[..., :-1, :], told + base[..., :-1, :]
+        add = lambda score: score if base is None else score + base[..., -1:, :]
+        if n == 1:
+            return ActorOutput(add(self._mix(own, auxiliary, h[..., -1, :])), attention)
+        # The main value reaches an auxiliary actor through this path, weighted by lambda.
+        told = _scale_gradient(told, c.main_objective_weight)
+        main = self._mix(own, told if c.collaborates else auxiliary[..., :0, :], h[..., -1, :])
+        return ActorOutput(jnp.concatenate([auxiliary, add(main)], axis=-2), attention)
+
+    def _mix(self, own: chex.Array, told: chex.Array, state: chex.Array) -> chex.Array:
+        """The main score [..., 1, C] of its own products [..., 4, C] and what it is told [..., N - 1, C]."""
+        inputs = jnp.concatenate([own, _SCORE_SCALE * told], axis=-2)
+        trust = nn.Dense(inputs.shape[-2], name="trust", kernel_init=nn.initializers.zeros)(state)
+        linear = jnp.einsum("...i,...ic->...c", trust, inputs)
+        w1 = self.param("mix_in", nn.initializers.lecun_normal(), (16, inputs.shape[-2]), jnp.float32)
+        b1 = self.param("mix_bias", nn.initializers.zeros, (16, 1), jnp.float32)
+        w2 = self.param("mix_out", nn.initializers.normal(0.1), (16,), jnp.float32)
+        hidden = nn.gelu(jnp.einsum("mi,...ic->...mc", w1, inputs) + jax.lax.broadcast_to_rank(b1, inputs.ndim))
+        return (own[..., 0, :] + linear + jnp.einsum("m,...mc->...c", w2, hidden))[..., None, :]
+
+
+@struct.dataclass
+class CriticOutput(heads.Prediction):
+    """What the critics say of one request: predictions, and values; `...` are batch axes."""
+
+    gap: chex.Array | None  # [..., N, M] what a reward is beyond expected feedback; None where nothing is
+    base: chex.Array  # [..., 2, N] twin b_i(s)
+    value: chex.Array  # [..., 2, N] twin V_i(s) of the policy in force
+
+
+def blend(out: CriticOutput, model: types.FeedbackPrediction, weight: float) -> CriticOutput:
+    """Critics whose r̂ and p̂_stay are also a feedback model's: raw predictions averaged, the model's with `weight`.
+
+    The r̂ and p̂_stay of Q_i = Σ_c w_c r̂_i,c + γ p̂_stay V_i. Predictors that were fitted apart
+    err apart, and on videos that were not shown they err most.
+    """
+    mix = lambda own, theirs: (1.0 - weight) * own + weight * theirs
+    return dataclasses.replace(
+        out,
+        feedback=mix(out.feedback, model.feedback),
+        continue_logit=mix(out.continue_logit, model.continue_logit),
+        continue_item_logit=mix(out.continue_item_logit, model.continue_item_logit),
+    )
+
+
+class Critic(nn.Module):
+    """One critic an agent, additive over the slate: Q_i(s, w) = b_i(s) + sum_c w_c q_i(s, c)."""
+
+    config: AgentConfig
+
+    @nn.compact
+    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> CriticOutput:
+        """z [..., Z], memory_mean [..., L, F, D], items [..., M, D]."""
+        c = self.config
+        predicted = heads.FeedbackHeads(name="heads")(z, memory_mean, items)
+        state = jax.lax.stop_gradient(z)
+        hidden = nn.gelu(nn.Dense(64, name="value_hidden")(state))
+        values = nn.Dense(4 * c.num_agents, kernel_init=nn.initializers.zeros, name="values")(hidden)
+        values = values.reshape(*values.shape[:-1], 2, 2, c.num_agents)
+        gap = None
+        if c.rewards_differ:
+            dim = items.shape[-1]
+            vectors = nn.Dense(c.num_agents * dim, kernel_init=nn.initializers.zeros, name="gap")(state)
+            vectors = vectors.reshape(*vectors.shape[:-1], c.num_agents, dim)
+            gap = jnp.einsum("...nd,...md->...nm", vectors, jax.lax.stop_gradient(items))
+        return CriticOutput(
+            predicted.feedback,
+            predicted.extra,
+            predicted.continue_logit,
+            predicted.continue_item_logit,
+            gap,
+            values[..., 0, :, :],
+            values[..., 1, :, :],
+        )

@@ -1,0 +1,72 @@
+"""A trained state as a policy that simulators can serve: videos encoded once, the memory carried over slates."""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+
+from mmrf_jax import types
+from mmrf_jax.agents.mmrf import acting, agent_state
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.envs import base
+from mmrf_jax.models import embedding_table, embeddings, encoders
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def catalogue_encodings(state: agent_state.AgentState, items: types.Items, config: AgentConfig) -> chex.Array:
+    """Encodings [V, D] of the whole catalogue."""
+    encode = lambda v: embeddings.encode_videos(config, state.params["encoder"], state.tables, items, v)
+    return embeddings.over_catalogue(encode, items.num_videos)
+
+
+def make(
+    state: agent_state.AgentState, items: types.Items, config: AgentConfig, temperature: float = 0.0
+) -> base.Policy:
+    """The main agent's ranking as a policy; see `envs.base.Policy`."""
+    params = {
+        "encoder": state.params["encoder"],
+        "actor": state.params["actor"],
+        "critics": acting.critics_of(state, config),
+        "encodings": catalogue_encodings(state, items, config),
+        "duration": items.duration,
+        "users": state.tables[embeddings.USER_TABLE],
+    }
+    start, score, observe = _functions(config)
+    return base.Policy(params, start, score, observe, temperature)
+
+
+@functools.cache
+def _functions(config: AgentConfig):
+    """The policy's functions, the same objects for equal configs, so that jitted rollouts are compiled once."""
+    encoder = encoders.Encoder(config)
+
+    def write(params, memory, shown: types.Exposure):
+        e = params["encodings"][shown.videos]
+        f = encoder.apply(params["encoder"], shown.feedback, params["duration"][shown.videos], method="feedback")
+        return encoders.memory_write(config, memory, e, f, shown.mask)
+
+    def start(params, request, history):
+        return write(params, None, history)
+
+    def score(params, memory, request):
+        return all_scores(config, params, memory, request)[:, -1]
+
+    def observe(params, memory, request, shown):
+        return write(params, memory, shown)
+
+    return start, score, observe
+
+
+def all_scores(config: AgentConfig, params, memory: encoders.Memory, request: types.Request) -> chex.Array:
+    """Scores [..., N, C] of every agent, the main one last."""
+    z = user_state(config, params, memory, request)
+    items = params["encodings"][request.candidates]
+    return acting.act(config, params["actor"], params["critics"], z, memory.mean(), items).scores
+
+
+def user_state(config: AgentConfig, params, memory: encoders.Memory, request: types.Request) -> chex.Array:
+    """z [..., Z] of users at a request."""
+    user = (embedding_table.lookup(params["users"], request.user_id), request.profile, request.context)
+    return encoders.Encoder(config).apply(params["encoder"], memory, *user, method="user")

@@ -1,0 +1,127 @@
+"""The rankers that can be trained, by name: how each learns, serves and scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+from flax import linen as nn
+
+from mmrf_jax import types
+from mmrf_jax.agents import bc, deepfm, iql, ltr, massa, myopic, pareto, supervised, td3_bc, tscac, wide_deep
+from mmrf_jax.agents.mmrf import acting, agent_state, networks, policy, training_step
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.envs import base
+from mmrf_jax.models import embeddings, representation
+
+
+def _actor_scores(
+    config: AgentConfig, state: agent_state.AgentState, r: representation.Representation, items
+) -> chex.Array:
+    critics = acting.critics_of(state, config)
+    return acting.act(config, state.params["actor"], critics, r.z, r.memory_mean, items).scores
+
+
+def _actors(config: AgentConfig) -> tuple[str, ...]:
+    return config.signals[-config.num_actors :]
+
+
+class Method(NamedTuple):
+    """A trainable ranker.
+
+    Attributes:
+      update: (state, batch, items, config, rate[, simulated]) -> the next state, and metrics.
+      make_policy: (state, items, config[, temperature]) -> `envs.base.Policy`.
+      score: (config, state, Representation, items [B, T+1, C, D]) -> [B, T+1, N, C].
+      signals: config -> those of the score columns; the last column is served.
+      critic: the module of `state.params["critic"]`.
+      configure: makes a run's agents those of this method.
+      simulates: whether `update` takes what a feedback model says (`types.CounterfactualSlates`).
+      predicts: whether its critic is fitted to every signal.
+      collects: whether it collects the logs it learns from, in a closed loop; if not, the first policy goes on.
+    """
+
+    update: Callable[..., tuple[agent_state.AgentState, dict[str, chex.Array]]]
+    make_policy: Callable[..., base.Policy] = policy.make
+    score: Callable[..., chex.Array] = _actor_scores
+    signals: Callable[[AgentConfig], tuple[str, ...]] = _actors
+    critic: Callable[[AgentConfig], nn.Module] = networks.Critic
+    configure: Callable[[AgentConfig], AgentConfig] = lambda config: config
+    simulates: bool = False
+    predicts: bool = True
+    collects: bool = True
+
+
+def _supervised(module, critic: Callable[[AgentConfig], nn.Module], rank: supervised.Rank, **fields) -> Method:
+    """A ranker by predictions; its columns are the agents' signals."""
+
+    def score(config, state, r, items):
+        raw = critic(config).apply(state.params["critic"], r.z, r.memory_mean, items).feedback
+        return supervised.scores(config, raw, rank(raw, state.reward_scale))
+
+    return Method(module.update, module.make, score, lambda config: config.signals, critic, **fields)
+
+
+_with = functools.partial(functools.partial, dataclasses.replace)
+_ALONE = _with(signals=("watch_time",))
+_ALONE_AND_FREE = _with(signals=("watch_time",), residual_actor=False)  # as published, also where MMRF adds to critics
+
+METHODS = {
+    "mmrf": Method(training_step.update, simulates=True),
+    "bc": Method(bc.update, configure=_ALONE_AND_FREE, predicts=False, collects=False),
+    "wide_deep": _supervised(wide_deep, wide_deep.critic, supervised.by_watch_time),
+    "deepfm": _supervised(deepfm, deepfm.critic, supervised.by_watch_time),
+    "pareto": Method(pareto.update, configure=_with(one_actor=True)),
+    "tscac": Method(tscac.update, configure=_with(communication="none")),
+    "massa": Method(massa.update, configure=_with(communication="shared_latent"), simulates=True),
+    "td3_bc": Method(td3_bc.update, configure=_ALONE_AND_FREE),
+    "iql": Method(iql.update, configure=_ALONE_AND_FREE),
+    "ltr": _supervised(ltr, networks.Critic, ltr.weighted_sum, collects=False),
+    "myopic": _supervised(myopic, networks.Critic, supervised.by_watch_time, configure=_ALONE, predicts=False),
+}
+
+
+def get(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; use --config.method= one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def configured(name: str, config: AgentConfig) -> AgentConfig:
+    """The agents of a method.
+
+    Raises:
+      ValueError: for an ablation of what the method does not have.
+    """
+    method = get(name)
+    if config.ablation != "none" and (
+        not method.simulates or (name != "mmrf" and config.ablation == "no_collaboration")
+    ):
+        raise ValueError(
+            f"agents.ablation={config.ablation!r} takes away what method {name!r} does not have; leave it at 'none'"
+        )
+    # No feedback model is as nothing learned from videos that were not shown.
+    config = config if method.simulates else dataclasses.replace(config, ablation="no_augmentation")
+    return method.configure(config)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "method"))
+def score_candidates(
+    state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
+) -> chex.Array:
+    """Scores [B, T+1, N, C] of all candidates of a batch of segments, without dropout."""
+    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
+    r = representation.represent(config, state.params["encoder"], rows, batch, items, None)
+    candidates = embeddings.encode_videos(
+        config, state.params["encoder"], state.tables, items, batch.candidates, batch.date
+    )
+    return METHODS[method].score(config, state, r, candidates)

@@ -1,0 +1,121 @@
+"""What supervised rankers share: feedback regressed on what was shown, and a rule that ranks by the predictions.
+
+They have the encoders, the logs and the number of updates of MMRF, and no future: nothing is learned of staying.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmrf_jax import types
+from mmrf_jax.agents.mmrf import agent_state, policy
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.envs import base
+from mmrf_jax.models import heads, optimization, representation
+
+Rank = Callable[[chex.Array, chex.Array], chex.Array]  # raw predictions [..., S, C], scale [S] -> scores [..., C]
+
+
+class Predictor(nn.Module):
+    """Heads in the place of critics.
+
+    Attributes:
+      config: of the agents whose encoders are used.
+      module: of heads, as `models.heads.FeedbackHeads`.
+    """
+
+    config: AgentConfig
+    module: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> heads.Prediction:
+        """z [..., Z], memory_mean [..., L, F, D], items [..., M, D]."""
+        return self.module(name="heads")(z, memory_mean, items)
+
+
+def update(
+    state: agent_state.AgentState,
+    batch: types.SessionBatch,
+    items: types.Items,
+    config: AgentConfig,
+    rate: chex.Numeric = 1.0,
+    axis_name: str | None = None,
+    *,
+    critic: Callable[[AgentConfig], nn.Module],
+    signals: Sequence[str] = types.SIGNALS,
+) -> tuple[agent_state.AgentState, dict[str, chex.Array]]:
+    """One step of the regression of `signals` on what was shown; see `agents.mmrf.training_step.update`."""
+    reduction = optimization.Reduction(axis_name)
+    key = reduction.fold(jax.random.fold_in(state.key, state.step))
+    learn = representation.loss_masks(batch)
+    count = jnp.maximum(reduction.sum(learn.exposed.sum()), 1.0)
+    index = jnp.array([types.signal_index(s) for s in signals])
+    weights = jnp.asarray(config.signal_weights)[index]
+
+    def loss_fn(params, rows):
+        r = representation.represent(config, params["encoder"], rows, batch, items, key)
+        out = critic(config).apply(params["critic"], r.z, r.memory_mean, r.shown)
+        loss = heads.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
+        loss = jnp.einsum("btk,btks->s", learn.exposed, loss[..., index]) / count
+        return weights @ loss, {f"loss/{s}": loss[i] for i, s in enumerate(signals)}
+
+    state, metrics, grad_norm = agent_state.step(
+        state, representation.ids(batch, items), loss_fn, config, reduction, rate
+    )
+    return state, reduction.sum(metrics) | {"grad_norm": grad_norm}
+
+
+def make(
+    state: agent_state.AgentState,
+    items: types.Items,
+    config: AgentConfig,
+    temperature: float = 0.0,
+    *,
+    critic: Callable[[AgentConfig], nn.Module],
+    rank: Rank,
+) -> base.Policy:
+    """Ranks by predictions; see `envs.base.Policy`.
+
+    Args:
+      critic: the module of `state.params["critic"]`.
+      rank: its scores are served with the spread 1 / tau of a trained actor's, so that rankers explore alike where they
+        are sampled.
+    """
+    served = policy.make(state, items, config, temperature)
+    params = {name: value for name, value in served.params.items() if name not in ("actor", "critics")}
+    params |= {"critic": state.params["critic"], "scale": state.reward_scale}
+    return dataclasses.replace(served, params=params, score=_score(config, critic, rank))
+
+
+@functools.cache
+def _score(config: AgentConfig, critic, rank):
+    """The same object for equal arguments, so that jitted rollouts are compiled once."""
+
+    def score(params, memory, request):
+        z = policy.user_state(config, params, memory, request)
+        out = critic(config).apply(params["critic"], z, memory.mean(), params["encodings"][request.candidates])
+        scores = rank(out.feedback, params["scale"])
+        scores = scores - scores.mean(axis=-1, keepdims=True)
+        return scores / (config.temperature * (scores.std(axis=-1, keepdims=True) + 1e-6))
+
+    return score
+
+
+def by_watch_time(raw: chex.Array, scale: chex.Array) -> chex.Array:
+    """A `Rank`: the log of the normalised watch time that is expected."""
+    del scale
+    return raw[..., types.WATCH_TIME, :]
+
+
+def scores(config: AgentConfig, raw: chex.Array, main: chex.Array) -> chex.Array:
+    """Score columns [..., N, C]: raw predictions [..., S, C] of the auxiliary agents' signals, then `main` [..., C]."""
+    index = jnp.array([types.signal_index(s) for s in config.signals[:-1]], jnp.int32)
+    signs = jnp.array([terms[0][1] for terms in config.reward_terms[:-1]])[:, None]
+    return jnp.concatenate([signs * raw[..., index, :], main[..., None, :]], axis=-2)

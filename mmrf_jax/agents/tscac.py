@@ -1,0 +1,58 @@
+"""TSCAC (Cai et al., 2023): two-stage constrained actor-critic.
+
+Stage one: a policy for each auxiliary signal, with a critic of its own. Stage two: the main policy maximises watch
+time and stays close to those policies,
+
+  maximise  ⟨w, q_N⟩ + tau H(w) − Σ_i lambda_i KL(w ‖ w_i),
+
+whose solution is the paper's, w ∝ Π_i w_i^(lambda_i / Λ) exp(q_N / Λ), Λ = tau + Σ_i lambda_i, with the entropy's tau
+as the weight of one more, uniform policy. Both stages step together: stage two takes stage one's policies as they are.
+Encoders and critics are MMRF's; there is no feedback model, and agents do not communicate.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import ops
+from mmrf_jax.agents.mmrf import agent_state, training_step
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.models import optimization
+
+CLOSENESS = 0.01  # lambda_i, of each auxiliary policy; tau is 0.25
+
+
+def closeness(scores: chex.Array, others: chex.Array, slate: int) -> chex.Array:
+    """Σ_c KL of the relaxed exposure of scores [..., C] from those of `others` [..., A, C], binary each: [..., A]."""
+    w = ops.soft_top_k(scores, slate, 1.0)[..., None, :]
+    v = ops.soft_top_k(others, slate, 1.0)
+    w, v = (jnp.clip(x, 1e-6, 1.0 - 1e-6) for x in (w, v))
+    return jnp.sum(w * jnp.log(w / v) + (1.0 - w) * jnp.log((1.0 - w) / (1.0 - v)), axis=-1)
+
+
+def improve(
+    config: AgentConfig,
+    state: agent_state.AgentState,
+    view: training_step.ActorBatch,
+    reduction: optimization.Reduction,
+) -> tuple[chex.Array, dict[str, chex.Array]]:
+    """See `agents.mmrf.training_step.Algorithm`."""
+    del reduction
+    objective = view.mean(training_step.objectives(config, state, view.scores, view.q))  # [N]
+    stage_one = jax.lax.stop_gradient(view.scores[..., :-1, :])
+    distance = view.mean(closeness(view.scores[..., -1, :], stage_one, config.slate)) / config.slate  # [N - 1]
+    wanted = training_step.maximiser(config, state, view.q)
+    total = config.temperature + CLOSENESS * stage_one.shape[-2]
+    main = config.temperature * wanted[..., -1, :] + CLOSENESS * stage_one.sum(axis=-2)
+    wanted = jnp.concatenate([wanted[..., :-1, :], main[..., None, :] / total], axis=-2)
+    projected = view.mean(training_step.projection(view.scores, wanted).sum(axis=-1))
+    metrics = {"loss/projection": projected, "loss/distance": distance.sum()}
+    metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
+    return training_step.PROJECTION_WEIGHT * projected + CLOSENESS * distance.sum() - objective.sum(), metrics
+
+
+update = functools.partial(training_step.update, learner=training_step.Algorithm(improve))

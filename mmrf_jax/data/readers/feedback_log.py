@@ -1,0 +1,389 @@
+"""The log of a ranking service: what was asked, shown and answered, appended as it happens.
+
+A log is a folder: `feedback_log.json`, which says what the records are made of, and segments `feedback-000000.log`, …
+of about `SEGMENT_BYTES`. A segment is a sequence of frames,
+
+    length of the record [u32] | CRC-32 of that length [u32] | CRC-32 of the record [u32] | record: a MessagePack map
+
+little-endian, of two kinds of records. Arrays in them are the bytes of little-endian numbers; videos are called by the
+platform's own ids.
+
+    kind "rank"       request (its id), user, number (of the user's requests, from 0), time (ms since 1970, UTC),
+                      start (bool, of a session), history: null or {videos [h] i64, feedback [h, S] f32} as the user
+                      arrived with, profile [Du] f32, context [Dx] f32, candidates [c] i64, scores [c] f32 (the logits
+                      of the slate, a Plackett–Luce draw, or its ranking where the draw had no chance in it), slate [k]
+                      u16 positions in the candidates, log_propensity (of the slate), artifact (id of the ranker)
+    kind "feedback"   event (its id), request, time, videos [m] i64, feedback [m, S] f32, left (bool: the session ends)
+
+A record is in the log before its request is answered; a feedback is on the disk before it is acknowledged. An event
+counts once. What several events say of a video counts by the largest value of each signal. A process that is killed can
+cut the last frame short, a loss of power can leave zeros behind the last: neither was acknowledged, both are dropped.
+Whatever else is not as it was written is damage, and an error.
+
+`feedback_sessions` reads a log as sessions to learn from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.io import files
+from mmrf_jax.io.progress import say
+
+VERSION = 1
+MANIFEST = "feedback_log.json"
+SEGMENT_BYTES = 256 * 2**20
+_FRAME = struct.Struct("<III")
+S = len(types.SIGNALS)
+
+Record = dict[str, Any]
+RowsOf = Callable[[np.ndarray], np.ndarray]
+
+
+class Position(NamedTuple):
+    """A place between two records; positions of one log are in its order."""
+
+    segment: int
+    offset: int
+
+
+START = Position(0, 0)
+
+
+def is_log(folder: str | os.PathLike) -> bool:
+    """Whether a folder is such a log."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def rows_by_id(video_ids: np.ndarray) -> RowsOf:
+    """What finds the rows [n] of the catalogue for the platform's ids [n], −1 for a video that it does not have.
+
+    Args:
+      video_ids: [V] int64, of the catalogue's rows, all different, in any order.
+    """
+    order = np.argsort(video_ids, kind="stable")
+    ids = np.asarray(video_ids, np.int64)[order]
+
+    def rows_of(videos: np.ndarray) -> np.ndarray:
+        place = np.minimum(np.searchsorted(ids, videos), len(ids) - 1)
+        return np.where(ids[place] == videos, order[place], -1)
+
+    return rows_of
+
+
+def to_bytes(values: np.ndarray, dtype: str) -> bytes:
+    """An array as records hold it."""
+    return np.ascontiguousarray(values, dtype).tobytes()
+
+
+class Writer:
+    """Appends to a log; one at a time, over all processes."""
+
+    def __init__(
+        self, folder: str | os.PathLike, sizes: dict[str, int] | None = None, segment_bytes: int = SEGMENT_BYTES
+    ):
+        """
+        Args:
+          sizes: of the arrays in records, such as {"profile": 20}, which all of a log have; kept with it.
+
+        Raises:
+          ValueError: where another process has the log, or it is damaged, of another version or of other sizes.
+        """
+        self.folder, self._limit = Path(folder), segment_bytes
+        self._failed: OSError | None = None
+        self._full: list[int] = []  # files of segments before the last, which `sync` ends
+        self._syncing = threading.Lock()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(files.held(self.folder))
+            self._open(sizes)
+            self._lock = stack.pop_all()
+
+    def _open(self, sizes: dict[str, int] | None) -> None:
+        if not is_log(self.folder):
+            about = {"version": VERSION, "signals": list(types.SIGNALS), "sizes": sizes or {}}
+            files.write_json(self.folder / MANIFEST, about)
+        check(self.folder, sizes)
+        paths = segments(self.folder)
+        number, end = max(len(paths) - 1, 0), 0
+        if paths:
+            for _, position in scan(self.folder, Position(number, 0)):
+                end = position.offset
+            if cut := paths[-1].stat().st_size - end:
+                say(f"{paths[-1]}: the last {cut} bytes are of a record that was cut short, and are dropped")
+        self._file = self._opened(number, end)
+        self._sync_folder()
+
+    def _opened(self, number: int, end: int) -> int:
+        file = os.open(_path(self.folder, number), os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(file, end)
+        os.lseek(file, end, os.SEEK_SET)
+        self.position = Position(number, end)
+        return file
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def append(self, record: Record) -> Position:
+        """Hands a record to the system, which keeps it if this process dies; returns the position after it.
+
+        Raises:
+          OSError: where the disk is full, and nothing of the record is left then; or where `sync` has failed.
+        """
+        if self._failed is not None:
+            raise self._failed
+        if self.position.offset >= self._limit:
+            new = self._opened(self.position.segment + 1, 0)
+            # In this order, for `sync` in another thread: it takes the last file first, then those that are full.
+            self._full.append(self._file)
+            self._file = new
+        frame = encode(record)
+        written = 0
+        try:
+            while written < len(frame):
+                written += os.write(self._file, frame[written:])
+        except OSError:
+            os.ftruncate(self._file, self.position.offset)
+            os.lseek(self._file, self.position.offset, os.SEEK_SET)
+            raise
+        self.position = Position(self.position.segment, self.position.offset + len(frame))
+        return self.position
+
+    def sync(self) -> None:
+        """Returns when all that was appended is on the disk; another thread may call it.
+
+        Raises:
+          OSError: where it cannot be known to be. The system may have dropped what was not written and say nothing of
+            it the next time, so from then on nothing is taken: a new start reads what is there.
+        """
+        with self._syncing:
+            if self._failed is not None:
+                raise self._failed
+            try:
+                os.fdatasync(self._file)
+                if full := list(self._full):
+                    self._sync_folder()  # where the segment after them begins
+                for file in full:
+                    os.fdatasync(file)
+                    os.close(file)
+                    self._full.remove(file)
+            except OSError as error:
+                self._failed = error
+                raise
+
+    @property
+    def failed(self) -> OSError | None:
+        """Why nothing can be taken any more."""
+        return self._failed
+
+    def close(self) -> None:
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+            self._lock.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def encode(record: Record) -> bytes:
+    """A record as a frame."""
+    packed = msgpack.packb(record)
+    return _FRAME.pack(len(packed), _crc_of(len(packed)), zlib.crc32(packed)) + packed
+
+
+def _crc_of(length: int) -> int:
+    return zlib.crc32(length.to_bytes(4, "little"))
+
+
+def scan(folder: str | os.PathLike, after: Position = START) -> Iterator[tuple[Record, Position]]:
+    """The records after a position, and the position behind each; a frame cut short at the very end is none.
+
+    Raises:
+      ValueError: for a damaged frame, naming file and offset.
+    """
+    folder = Path(folder)
+    paths = segments(folder)
+    for number in range(after.segment, len(paths)):
+        data = paths[number].read_bytes()
+        at = after.offset if number == after.segment else 0
+        while at < len(data):
+            start = at + _FRAME.size
+            cut, whole = start > len(data), False
+            if not cut:
+                length, crc_of_length, crc = _FRAME.unpack_from(data, at)
+                if length and crc_of_length == _crc_of(length):
+                    cut = start + length > len(data)
+                    whole = not cut and zlib.crc32(data[start : start + length]) == crc
+            if whole:
+                at = start + length
+                yield msgpack.unpackb(data[start:at]), Position(number, at)
+                continue
+            if number == len(paths) - 1 and (cut or not any(data[at:])):
+                return
+            raise ValueError(
+                f"{paths[number]} is damaged at byte {at} of {len(data)}; restore it from a copy, or cut it there and "
+                "lose what follows"
+            )
+
+
+def end(folder: str | os.PathLike) -> Position:
+    """The position behind the last byte of a log, or behind the last whole record where a writer has it."""
+    paths = segments(Path(folder))
+    return Position(len(paths) - 1, paths[-1].stat().st_size) if paths else Position(0, 0)
+
+
+def segments(folder: Path) -> list[Path]:
+    """The files of a log, in order.
+
+    Raises:
+      ValueError: where one is missing.
+    """
+    paths = sorted(folder.glob("feedback-*.log"))
+    for number, path in enumerate(paths):
+        if path != _path(folder, number):
+            raise ValueError(f"{_path(folder, number)} is missing though {path.name} is there; restore it from a copy")
+    return paths
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"feedback-{number:06d}.log"
+
+
+def check(folder: Path, sizes: dict[str, int] | None = None) -> None:
+    """Refuses a log of another version, or of other sizes than those wanted.
+
+    Raises:
+      ValueError: naming what differs.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if manifest.get("version") != VERSION or tuple(manifest.get("signals", ())) != types.SIGNALS:
+        raise ValueError(
+            f"{folder / MANIFEST} says {manifest}, this code has version {VERSION} and signals {types.SIGNALS}; "
+            "use the code that wrote the log"
+        )
+    for name, wanted in (sizes or {}).items():
+        found = manifest["sizes"].get(name, wanted)
+        if found != wanted:
+            raise ValueError(
+                f"{folder} is the log of rankers with {name}={found}, not {wanted}; name another log, or a ranker that "
+                "was trained on the same kind of data"
+            )
+
+
+class Shown:
+    """A request of a session that goes on, and what its slate got."""
+
+    __slots__ = ("answered", "events", "feedback", "number", "videos")
+
+    def __init__(self, number: int, videos: np.ndarray):
+        self.number = number  # of the user's requests
+        self.videos = videos  # [k] int64, as shown
+        self.feedback = np.zeros((len(videos), S), np.float32)
+        self.answered = False  # whether any feedback has come
+        self.events: set[str] = set()
+
+
+class UserLog:
+    """What a log says of one user: how the session began that goes on, and its requests. Records make it, in order.
+
+    Attributes:
+      history_videos [h ≤ H] int64, history_feedback [h, S]: exposures before the session, oldest first.
+      shown: the session's requests. requests: how many the user has made in all. profile: [Du], the last one given.
+      time: of the last record, ms. over: whether the user has left the session.
+    """
+
+    __slots__ = ("history_feedback", "history_videos", "over", "profile", "requests", "shown", "time")
+
+    def __init__(self) -> None:
+        self.history_videos = np.zeros(0, np.int64)
+        self.history_feedback = np.zeros((0, S), np.float32)
+        self.shown: list[Shown] = []
+        self.requests = 0
+        self.profile: np.ndarray | None = None
+        self.time = 0
+        self.over = True
+
+    def exposures(self) -> tuple[np.ndarray, np.ndarray]:
+        """(videos [e], feedback [e, S]) of the history and the session, oldest first; what got no answer left out."""
+        told = [s for s in self.shown if s.answered]
+        videos = np.concatenate([self.history_videos, *(s.videos for s in told)])
+        return videos, np.concatenate([self.history_feedback, *(s.feedback for s in told)])
+
+    def apply(self, record: Record, history: int) -> Shown | None:
+        """Takes the next record of the user; one that was taken before changes nothing.
+
+        Args:
+          history: H, exposures kept of what was before a session.
+
+        Returns:
+          The request that a feedback is about, where it says something new of it; None for a feedback that came before
+          or whose session is over, and for requests.
+        """
+        if record["kind"] == "rank":
+            if record["number"] < self.requests:
+                return None  # taken before
+            if record["start"]:
+                given = record["history"]
+                if given is None:
+                    videos, feedback = self.exposures()
+                else:
+                    videos = np.frombuffer(given["videos"], "<i8")
+                    feedback = np.frombuffer(given["feedback"], "<f4").reshape(-1, S)
+                # copies: views would keep all of the session before
+                self.history_videos = videos[max(len(videos) - history, 0) :].copy()
+                self.history_feedback = feedback[max(len(videos) - history, 0) :].copy()
+                self.shown, self.over = [], False
+            candidates = np.frombuffer(record["candidates"], "<i8")
+            self.shown.append(Shown(record["number"], candidates[np.frombuffer(record["slate"], "<u2")]))
+            self.requests = record["number"] + 1
+            self.profile = np.frombuffer(record["profile"], "<f4")
+            self.time = record["time"]
+            return None
+        shown = self.request(int(record["request"].rpartition("-")[2]))
+        if shown is None or record["event"] in shown.events:
+            return None
+        shown.events.add(record["event"])
+        shown.answered = True
+        place = {int(v): i for i, v in enumerate(shown.videos)}
+        told = np.frombuffer(record["feedback"], "<f4").reshape(-1, S)
+        for video, signals in zip(np.frombuffer(record["videos"], "<i8"), told, strict=True):
+            i = place[int(video)]
+            shown.feedback[i] = np.maximum(shown.feedback[i], signals)
+        self.over |= record["left"]
+        self.time = record["time"]
+        return shown
+
+    def request(self, number: int) -> Shown | None:
+        """The request of a number where it is of the last session."""
+        place = number - self.shown[0].number if self.shown else -1
+        return self.shown[place] if 0 <= place < len(self.shown) else None
+
+
+def request_id(user: int, number: int) -> str:
+    return f"{user}-{number}"
+
+
+def user_of(record: Record) -> int:
+    """The user of a record."""
+    return record["user"] if record["kind"] == "rank" else int(record["request"].rpartition("-")[0])

@@ -1,0 +1,206 @@
+"""A service's feedback log as sessions to learn from."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmrf_jax.data import sessions
+from mmrf_jax.data.readers import feedback_log
+from mmrf_jax.data.readers.feedback_log import Record, RowsOf, S, Shown, UserLog
+from mmrf_jax.data.schema import Schema, SessionLog
+
+Progress = Callable[[str, int], Callable[[int], None]]
+
+
+def read(
+    folder: str | os.PathLike,
+    schema: Schema,
+    rows_of: RowsOf,
+    progress: Progress = lambda name, total: lambda done: None,
+) -> tuple[SessionLog, Record]:
+    """A whole log as sessions to learn from.
+
+    A request without any feedback is left out, and the session goes on behind it as another: nobody knows what the
+    user did. Of a request with more candidates than the schema's C the slate is kept and C − k others drawn; one with
+    fewer is left out. A session that the user has not left counts as truncated.
+
+    Args:
+      schema: of the sessions wanted.
+      rows_of: videos [n] int64 by the platform's ids -> rows of the catalogue [n], −1 where it has none; candidates
+        that it does not have are left out, and so is a request that showed one.
+      progress: (name, bytes) -> what is called with the bytes read so far.
+
+    Returns:
+      The log, in the order of users and times, and a report: {"records", "requests", "feedback", "sessions",
+      "left_out": {why: requests}}.
+
+    Raises:
+      ValueError: for a log of another version or schema, a damaged one, or one without a session to learn from.
+    """
+    folder = Path(folder)
+    feedback_log.check(folder)
+    cut, number = _Cutter(schema, rows_of), 0
+    before = np.cumsum([0, *(path.stat().st_size for path in feedback_log.segments(folder))])
+    report = progress("read", max(int(before[-1]), 1))
+    for number, (record, position) in enumerate(feedback_log.scan(folder), 1):
+        cut.take(record)
+        if number % 256 == 0:
+            report(int(before[position.segment]) + position.offset)
+    report(max(int(before[-1]), 1))
+    log = cut.log()
+    if not log.num_sessions:
+        raise ValueError(f"{folder} has no session to learn from ({cut.report}); collect feedback first")
+    return log, cut.report | {"records": number, "sessions": log.num_sessions}
+
+
+class _Asked(NamedTuple):
+    """A request of a session that is being read."""
+
+    context: np.ndarray
+    candidates: np.ndarray  # rows, C of them
+    slate: np.ndarray  # [K] positions, −1 where fewer were shown
+    scores: np.ndarray
+    log_propensity: float
+    shown: Shown
+
+
+class _Cutter:
+    """Puts the records of all users together into sessions."""
+
+    def __init__(self, schema: Schema, rows_of: RowsOf):
+        self._schema, self._rows_of = schema, rows_of
+        self._users: dict[int, UserLog] = {}
+        self._open: dict[int, tuple[Record, UserLog, list[_Asked | None]]] = {}
+        self._sessions: list[dict[str, Any]] = []
+        self._requests: list[_Asked] = []
+        self.report: Record = {
+            "requests": 0,
+            "feedback": 0,
+            "left_out": {"unanswered": 0, "few_candidates": 0, "unknown_videos": 0},
+        }
+
+    def take(self, record: Record) -> None:
+        user = feedback_log.user_of(record)
+        known = self._users.setdefault(user, UserLog())
+        if record["kind"] == "feedback":
+            self.report["feedback"] += known.apply(record, self._schema.history) is not None
+            return
+        if record["start"]:
+            self._close(user)
+        known.apply(record, self._schema.history)
+        self.report["requests"] += 1
+        if record["start"] or user not in self._open:
+            self._open[user] = (record, known, [])
+        self._open[user][2].append(self._asked(record, known.shown[-1]))
+
+    def _asked(self, record: Record, shown: Shown) -> _Asked | None:
+        s = self._schema
+        context = np.frombuffer(record["context"], "<f4")
+        for name, found, wanted in (
+            ("profile", len(record["profile"]) // 4, s.profile),
+            ("context", len(context), s.context),
+        ):
+            if found != wanted:
+                raise ValueError(
+                    f"request {record['request']} has {name} of {found} numbers, the config's schema has {wanted}; use "
+                    "the config of the run that was served"
+                )
+        slate = np.frombuffer(record["slate"], "<u2").astype(np.int64)
+        rows = np.asarray(self._rows_of(np.frombuffer(record["candidates"], "<i8")), np.int64)
+        scores = np.frombuffer(record["scores"], "<f4")
+        if (rows[slate] < 0).any() or len(slate) > s.slate:
+            self.report["left_out"]["unknown_videos"] += 1
+            return None
+        others = np.setdiff1d(np.flatnonzero(rows >= 0), slate)
+        if len(slate) + len(others) < s.candidates:
+            self.report["left_out"]["few_candidates"] += 1
+            return None
+        if len(slate) + len(others) > s.candidates:
+            rng = np.random.default_rng([record["user"], record["number"]])
+            others = rng.choice(others, s.candidates - len(slate), replace=False)
+        kept = np.sort(np.concatenate([slate, others]))
+        positions = np.full(s.slate, -1, np.int32)
+        positions[: len(slate)] = np.searchsorted(kept, slate)
+        return _Asked(context, rows[kept].astype(np.int32), positions, scores[kept], record["log_propensity"], shown)
+
+    def _close(self, user: int) -> None:
+        """Ends the session of a user: one session of the log for each stretch of requests that can be used."""
+        if user not in self._open:
+            return
+        record, known, asked = self._open.pop(user)
+        videos, feedback = known.history_videos, known.history_feedback
+        stretch: list[_Asked] = []
+        for i, request in enumerate([*asked, None]):
+            shown = known.shown[i] if i < len(asked) else None
+            if request is not None and request.shown.answered:
+                if not stretch:
+                    before = videos, feedback
+                stretch.append(request)
+            else:
+                if request is not None:
+                    self.report["left_out"]["unanswered"] += 1
+                if stretch:
+                    self._emit(user, record, before, stretch, known.over and shown is None)
+                    stretch = []
+            if shown is not None and shown.answered:
+                videos, feedback = np.concatenate([videos, shown.videos]), np.concatenate([feedback, shown.feedback])
+
+    def _emit(self, user, record, before, stretch, terminated) -> None:
+        s = self._schema
+        videos, feedback = before
+        rows = np.asarray(self._rows_of(videos), np.int64)
+        rows, feedback = rows[rows >= 0][-s.history :], feedback[rows >= 0][-s.history :]
+        empty = s.history - len(rows)
+        day = datetime.datetime.fromtimestamp(record["time"] / 1000, datetime.UTC)
+        self._sessions.append(
+            {
+                "user_id": user,
+                "date": int(day.strftime("%Y%m%d")),
+                "time": record["time"],
+                "profile": np.frombuffer(record["profile"], "<f4"),
+                "history_videos": np.concatenate([np.zeros(empty, np.int32), rows]),
+                "history_feedback": np.concatenate([np.zeros((empty, S), np.float32), feedback]),
+                "history_mask": np.arange(s.history) >= empty,
+                "terminated": terminated,
+                "requests": len(stretch),
+            }
+        )
+        self._requests += stretch
+
+    def log(self) -> SessionLog:
+        """All sessions; those that go on are cut."""
+        for user in list(self._open):
+            self._close(user)
+        s, made = self._schema, self._sessions
+        column = lambda name, shape, dtype: np.array([x[name] for x in made], dtype).reshape(len(made), *shape)
+        lengths = column("requests", (), np.int64)
+        slots = [np.zeros((s.slate, S), np.float32) for _ in self._requests]
+        for slot, request in zip(slots, self._requests, strict=True):
+            slot[: len(request.shown.feedback)] = request.shown.feedback
+        rows = lambda values, shape, dtype: np.array(values, dtype).reshape(len(self._requests), *shape)
+        terminated = column("terminated", (), bool)
+        log = SessionLog(
+            user_id=column("user_id", (), np.int32),
+            date=column("date", (), np.int32),
+            profile=column("profile", (s.profile,), np.float32),
+            history_videos=column("history_videos", (s.history,), np.int32),
+            history_feedback=column("history_feedback", (s.history, S), np.float32),
+            history_mask=column("history_mask", (s.history,), bool),
+            terminated=terminated,
+            truncated=~terminated,
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            context=rows([r.context for r in self._requests], (s.context,), np.float32),
+            candidates=rows([r.candidates for r in self._requests], (s.candidates,), np.int32),
+            slate=rows([r.slate for r in self._requests], (s.slate,), np.int32),
+            feedback=rows(slots, (s.slate, S), np.float32),
+            log_propensity=rows([r.log_propensity for r in self._requests], (), np.float32),
+            scores=rows([r.scores for r in self._requests], (s.candidates,), np.float32),
+        )
+        order = np.lexsort((column("time", (), np.int64), log.user_id))
+        return sessions.select_sessions(log, order)

@@ -1,0 +1,316 @@
+"""A TFDS builder for KuaiRand-Pure, -1K and -27K: official CSV files in, session logs out; no TensorFlow.
+
+    builder = KuaiRand(data_dir=cache, source=kuairand_dir, config=KuaiRandConfig())
+    builder.download_and_prepare()  # downloads nothing; a second call does nothing
+    splits, items, schema, report = load(builder)
+
+Splits: `train`, `valid`, `test` are sessions of the standard log by date, in the order of users and times;
+`random_test` are random exposures of the test days, for testing only. An example is one feature: a packed block of
+sessions (`mmrf_jax.data.records`), which reads hundreds of times faster than a feature per field.
+
+A log may be of any size: see `prepare`. What is unfinished lies in `data_dir`/.unfinished-*, until the same builder
+finishes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_builder
+
+from mmrf_jax import types
+from mmrf_jax.checkpointing import literal
+from mmrf_jax.data import records
+from mmrf_jax.data.readers.kuairand import columns, engines, prepare
+from mmrf_jax.data.readers.kuairand.catalogue import read_catalogue
+from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig, digest
+from mmrf_jax.data.readers.kuairand.job import Engine, Job
+from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.io.progress import counted, say
+
+#: Changes whenever the same files and config would give other records.
+FORMAT = 6
+#: Says how far it is and asks nobody: of several processes one alone prepares, and all must ask as often.
+unchecked = functools.partial(counted, checks=0)
+literal.make_globs_literal()
+
+
+class KuaiRand(dataset_builder.FileReaderBuilder):
+    """Session logs of KuaiRand (Gao et al., CIKM 2022), read from a folder of the official files."""
+
+    name = "kuairand"
+    VERSION = tfds.core.Version(f"{FORMAT}.0.0")
+
+    def __init__(
+        self,
+        *,
+        data_dir: str | os.PathLike,
+        source: str | os.PathLike,
+        config: KuaiRandConfig | None = None,
+        engine: Engine | None = None,
+        progress: Callable[..., Callable[[int], None]] = unchecked,
+        **kwargs,
+    ):
+        """
+        Args:
+          data_dir: where records are written.
+          source: folder of the official CSV files, or the folder above their `data`.
+          config: see `KuaiRandConfig`.
+          engine: what runs the tasks; `engines.processes()` by default.
+          progress: as `io.progress.counted`, which also asks whether to stop; by default nobody is asked.
+        """
+        self.source_dir = os.path.abspath(source)  # tasks may run elsewhere
+        self.session_config = config or KuaiRandConfig()
+        self._engine, self._progress = engine, progress
+        tfds_config = tfds.core.BuilderConfig(
+            name=self.session_config.fingerprint(), description="sessions of requests"
+        )
+        super().__init__(data_dir=os.path.abspath(data_dir), config=tfds_config, file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="KuaiRand as sessions of requests with candidates.",
+            features=prepare.FEATURES,
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def download_and_prepare(self, **kwargs) -> None:
+        """Prepares the records where they are not; goes on where an earlier call was stopped.
+
+        Processes that prepare at once wait for each other: the first does it all.
+        """
+        if self.data_path.exists():
+            return
+        source = columns.find_source(self.source_dir)
+        name = digest([FORMAT, records.VERSION, dataclasses.asdict(self.session_config), _stats(source)])
+        job = Job(source, self.session_config, pathlib.Path(self.data_dir_root) / f".unfinished-{name}")
+        with _alone(job.work):
+            if self.data_path.exists():
+                return
+            try:
+                with contextlib.ExitStack() as stack:
+                    engine = self._engine or stack.enter_context(engines.processes())
+                    self._made = prepare.run(job, engine, self._progress)
+                _say_unused(self._made["report"])
+                self._kept = job.records
+                with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of downloads
+                    super().download_and_prepare(**kwargs)
+            except ValueError:  # nothing that goes on: the files or the config are to be changed
+                shutil.rmtree(job.work)
+                raise
+            shutil.rmtree(job.work)
+
+    def _download_and_prepare(self, dl_manager, download_config) -> None:
+        del dl_manager, download_config
+        into = pathlib.Path(self.data_path)
+        half_written = shutil.ignore_patterns(".*")  # by tasks that were killed
+        shutil.copytree(self._kept, into, copy_function=_link, dirs_exist_ok=True, ignore=half_written)
+        infos = []
+        for name, shards in self._made["splits"].items():
+            np.save(into / f"blocks-{name}.npy", np.concatenate([np.array(s["blocks"], np.int32) for s in shards]))
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=name,
+                    shard_lengths=[len(shard["blocks"]) for shard in shards],
+                    num_bytes=sum(shard["bytes"] for shard in shards),
+                    filename_template=self._get_filename_template(split_name=name),
+                )
+            )
+        self.info.set_splits(tfds.core.splits.SplitDict(infos))
+        self.info.metadata.update(
+            report=self._made["report"],
+            schema=self._made["schema"],
+            config=dataclasses.asdict(self.session_config),
+        )
+
+
+def _say_unused(report: dict) -> None:
+    for name, counts in report["log"].items():
+        if counts["used"] < counts["rows"]:
+            unused = f"{counts['rows'] - counts['used']:,} of {counts['rows']:,} rows"
+            say(f"{unused} of the {name} log are not used: {prepare.describe_unused(counts)}")
+    for name, counts in report["features"].items():
+        if counts["unparsable"]:
+            unused = f"{counts['unparsable']:,} of {counts['rows']:,} rows"
+            say(f"{unused} of the features of {name} are not used: unparsable")
+
+
+@contextlib.contextmanager
+def _alone(work: pathlib.Path) -> Iterator[None]:
+    """Within it this is the only process that has the work folder; another ends or is killed before."""
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process prepares {work.parent}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _link(source: str, target: str) -> None:
+    """The same file at two places, so that what is stopped here has lost nothing; a copy where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _stats(source: columns.Source) -> list:
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
+
+
+def _finished(root: pathlib.Path) -> list[pathlib.Path]:
+    """The descriptions of the datasets that were prepared in a folder."""
+    found = [root / "dataset_info.json", *root.glob("kuairand/*/[0-9]*/dataset_info.json")]
+    return [path for path in found if path.exists()]
+
+
+def _open(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> dataset_builder.DatasetBuilder:
+    """The finished dataset of a builder or folder; raises as `load`."""
+    if isinstance(prepared, dataset_builder.DatasetBuilder):
+        root = pathlib.Path(prepared.data_path)
+        if not root.exists():
+            raise FileNotFoundError(f"{root} is not prepared; call download_and_prepare() first")
+    else:
+        root = pathlib.Path(prepared)
+    finished = _finished(root)
+    if not finished:
+        raise FileNotFoundError(f"{root} holds no prepared KuaiRand; prepare it or name the folder of the records")
+    if len(finished) > 1:
+        raise ValueError(f"{root} holds {len(finished)} prepared datasets; name one, such as {finished[0].parent}")
+    builder = tfds.builder_from_directory(str(finished[0].parent))
+    if builder.version.major != FORMAT:
+        raise ValueError(
+            f"{builder.data_path} has format {builder.version.major}, this code reads {FORMAT}; prepare it again"
+        )
+    return builder
+
+
+class Split:
+    """The blocks of sessions of a split, read when they are asked for, so that a process reads only its own."""
+
+    def __init__(self, prepared: dataset_builder.DatasetBuilder | str | os.PathLike, name: str):
+        """
+        Args:
+          prepared, name: the builder or folder, as for `load`, and the split.
+
+        Raises:
+          FileNotFoundError, ValueError: as `load`.
+        """
+        builder = _open(prepared)
+        self._source = builder.as_data_source(name)
+        self.schema = Schema(**builder.info.metadata["schema"])
+        blocks = np.load(pathlib.Path(builder.data_path) / f"blocks-{name}.npy")
+        #: [blocks] int32 of each block, known without reading it
+        self.sessions, self.requests = blocks[:, 0], blocks[:, 1]
+
+    def __len__(self) -> int:
+        """Number of blocks."""
+        return len(self.sessions)
+
+    def read(self, blocks: Sequence[int] | np.ndarray) -> SessionLog:
+        """The sessions of some blocks, in the order given.
+
+        Raises:
+          IndexError: for a block that there is not.
+        """
+        wrong = [int(b) for b in blocks if not 0 <= b < len(self)]
+        if wrong:
+            raise IndexError(f"block {wrong[0]} is not among the {len(self)} of the split; count them from 0")
+        examples = self._source.__getitems__([int(b) for b in blocks])
+        return records.unpack([example["block"] for example in examples], self.schema)
+
+    def read_all(self) -> SessionLog:
+        """All sessions."""
+        return self.read(np.arange(len(self)))
+
+
+def load(
+    prepared: dataset_builder.DatasetBuilder | str | os.PathLike,
+) -> tuple[dict[str, SessionLog], types.Items, Schema, dict]:
+    """Reads what a `KuaiRand` builder prepared, all of it.
+
+    Args:
+      prepared: the builder, or the folder that it wrote (its `data_path` or, where that holds one dataset, its
+        `data_dir`).
+
+    Returns:
+      `{split: SessionLog}`, the items (NumPy arrays), the schema, and the report of rows read, left out and used.
+
+    Raises:
+      FileNotFoundError: where nothing (or something unfinished) was prepared.
+      ValueError: where the folder holds several datasets, or one of another format version.
+    """
+    builder = _open(prepared)
+    metadata = builder.info.metadata
+    parts = {name: Split(builder, name) for name in prepare.ALL_SPLITS}
+    splits = {name: part.read_all() for name, part in parts.items()}
+    return splits, read_items(builder), Schema(**metadata["schema"]), metadata["report"]
+
+
+def read_items(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> types.Items:
+    """The items of what a builder prepared, as read-only maps of files; errors as `load`."""
+    return read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").items
+
+
+def read_video_ids(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> np.ndarray:
+    """KuaiRand's ids [V] of what a builder prepared, −1 for row 0, the unknown video; errors as `load`."""
+    return read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").video_id
+
+
+def read_report(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> dict:
+    """The report of rows read, left out and used; errors as `load`."""
+    return _open(prepared).info.metadata["report"]
+
+
+def load_or_prepare(
+    source: str | os.PathLike,
+    cache_dir: str | os.PathLike,
+    config: KuaiRandConfig | None = None,
+    engine: Engine | None = None,
+    progress: Callable[..., Callable[[int], None]] = unchecked,
+) -> tuple[dict[str, SessionLog], types.Items, Schema, dict]:
+    """`load` of `open_or_prepare`."""
+    return load(open_or_prepare(source, cache_dir, config, engine, progress))
+
+
+def open_or_prepare(
+    source: str | os.PathLike,
+    cache_dir: str | os.PathLike,
+    config: KuaiRandConfig | None = None,
+    engine: Engine | None = None,
+    progress: Callable[..., Callable[[int], None]] = unchecked,
+) -> dataset_builder.DatasetBuilder | str | os.PathLike:
+    """The records of some files, prepared where no earlier call did so for the same files, config and format.
+
+    `source` is the folder of the official files, or one that a builder wrote with the same config. Files are the same
+    where their names, sizes and times of change are. `engine` and `progress` are those of `KuaiRand`.
+
+    Raises:
+      FileNotFoundError, ValueError: as `columns.find_source` and `prepare.run`.
+    """
+    config = config or KuaiRandConfig()
+    if finished := _finished(pathlib.Path(source)):
+        made = finished[0].parent.parent.name
+        if made != config.fingerprint():
+            raise ValueError(f"{source} was prepared with other settings ({made}); name the folder of the CSV files")
+        return source
+    stats = _stats(columns.find_source(source))
+    cache = pathlib.Path(cache_dir) / digest([FORMAT, records.VERSION, dataclasses.asdict(config), stats])
+    tfds.disable_progress_bar()
+    builder = KuaiRand(data_dir=cache, source=source, config=config, engine=engine, progress=progress)
+    builder.download_and_prepare()
+    return builder

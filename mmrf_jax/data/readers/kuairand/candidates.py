@@ -1,0 +1,159 @@
+"""Candidates of a request: the videos it exposed and others drawn uniformly from the pool that was live that day.
+
+KuaiRand does not log what a request could have shown. The draws are a hash of (seed, request), so they depend neither
+on the order nor on the presence of other requests.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+
+from mmrf_jax.data.readers.kuairand import fits
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_AT_ONCE = 256  # requests whose draws stay in a core's cache
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64 finaliser: uint64 to uint64, every output bit depends on every input bit."""
+    y = x >> np.uint64(30)
+    y ^= x
+    y *= np.uint64(0xBF58476D1CE4E5B9)
+    y ^= y >> np.uint64(27)
+    y *= np.uint64(0x94D049BB133111EB)
+    y ^= y >> np.uint64(31)
+    return y
+
+
+def request_keys(seed: int, *parts: np.ndarray) -> np.ndarray:
+    """[R] uint64 keys of requests, from the seed and integers [R] that identify a request."""
+    key: np.ndarray = np.full(len(parts[0]), seed, np.uint64)
+    for part in parts:
+        key = mix(key + _GOLDEN) ^ part.astype(np.uint64)
+    return mix(key + _GOLDEN)
+
+
+def _draw(key: np.ndarray, count: int, size: np.ndarray) -> np.ndarray:
+    """The first numbers of the streams of keys [R], uniform in [0, size): [R, count]; `size` uint64 fits that shape."""
+    bits = mix(key[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
+    bits >>= np.uint64(32)
+    bits *= size
+    bits >>= np.uint64(32)
+    return bits.view(np.int64)
+
+
+class Pool:
+    """The videos that are live on each day: those whose first day is that day or before it."""
+
+    def __init__(self, videos: np.ndarray, days: np.ndarray):
+        """Args: videos: [P] int32 item rows in the order of their first days [P] int32; `make_pool` gives both."""
+        self._order, self._days = videos, days
+
+    @property
+    def size(self) -> int:
+        return len(self._order)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes the pool beside `path`, whose name is the beginning of its files' names; see `read_pool`."""
+        np.save(f"{path}-videos.npy", self._order)
+        np.save(f"{path}-days.npy", self._days)
+
+    def live(self, dates: np.ndarray) -> np.ndarray:
+        """[R] int64 number of videos live on dates [R]."""
+        return np.searchsorted(self._days, dates, side="right")
+
+    def check(self, date: int, candidates: int, slate: int) -> None:
+        """Raises ValueError where fewer than `candidates` videos are live on a date; on later ones there are more."""
+        live = int(self.live(np.array(date)))
+        if live == 0:
+            raise ValueError(
+                f"no video is live on {date}, the first day of a split: none was uploaded or shown before; add video "
+                "features or earlier days of the log"
+            )
+        if live < candidates:
+            fields = "candidates" if live >= slate else "slate and candidates"
+            raise ValueError(
+                f"{live} videos are live on {date}, {candidates} candidates are asked for; "
+                f"set {fields} to at most {live}"
+            )
+
+    def sample(
+        self, key: np.ndarray, dates: np.ndarray, exposed: np.ndarray, candidates: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws the candidates of R requests.
+
+        Args:
+          key: [R] uint64, `request_keys`.
+          dates: [R] the day of each request; `check` must accept them.
+          exposed: [R, K] int32 item rows, different within a request; −1 at its end where fewer were shown.
+          candidates: C.
+
+        Returns:
+          Candidates [R, C] int32, all different, the exposed ones at random places; and slate [R, K] int32, the places
+          of the exposed ones in the order given, −1 where there is none.
+        """
+        found = np.empty((len(key), candidates), np.int32)
+        size = self.live(dates).astype(np.uint64)
+        for start in range(0, len(key), _AT_ONCE):
+            at = slice(start, start + _AT_ONCE)
+            self._different(key[at], size[at], exposed[at], found[at])
+        return found, _place(key, found, exposed)
+
+    def _different(self, key: np.ndarray, size: np.ndarray, exposed: np.ndarray, found: np.ndarray) -> None:
+        """Fills `found` [R, C] with the exposed videos and then with the first of each key's draws, all different."""
+        (_, k), c = exposed.shape, found.shape[1]
+        shown = (exposed >= 0).sum(1).astype(np.uint64)
+        shifted = key - shown * _GOLDEN  # so that the first draw comes after the exposed
+        np.take(self._order, _draw(shifted, c, size[:, None]), out=found, mode="clip")
+        found[:, :k] = np.where(exposed >= 0, exposed, found[:, :k])
+        ranked = np.sort(found, axis=1)
+        todo, count = np.flatnonzero((ranked[:, 1:] == ranked[:, :-1]).any(1)), c + c // 4 + 16
+        absent = -1 - np.arange(k)  # different from each other, so that none counts as a repetition
+        while len(todo):  # those with a repetition: more draws
+            others = self._order[_draw(key[todo], count, size[todo, None])]
+            drawn = np.concatenate([np.where(exposed[todo] >= 0, exposed[todo], absent), others], axis=1)
+            order = np.argsort(drawn, axis=1, kind="stable")
+            ranked = np.take_along_axis(drawn, order, 1)
+            repeated = np.zeros(drawn.shape, bool)
+            np.put_along_axis(repeated, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], 1)
+            fresh = ~repeated & (drawn >= 0)
+            rank = np.cumsum(fresh, axis=1)
+            enough = rank[:, -1] >= c
+            fresh &= (rank <= c) & enough[:, None]
+            found[todo[enough]] = drawn[fresh].reshape(-1, c)
+            todo, count = todo[~enough], count * 2
+
+
+def make_pool(live_from: np.ndarray, never: int) -> Pool:
+    """The pool of item rows [V] by the day from which each is live, int32; rows with `never` are not in it."""
+    order = fits.order_of(live_from)
+    days = live_from[order]
+    size = int(np.searchsorted(days, never))
+    return Pool(order[:size].astype(np.int32), days[:size])
+
+
+def read_pool(path: pathlib.Path) -> Pool:
+    """What `Pool.save` wrote, as read-only maps of its files."""
+    return Pool(np.load(f"{path}-videos.npy", mmap_mode="r"), np.load(f"{path}-days.npy", mmap_mode="r"))
+
+
+def _place(key: np.ndarray, found: np.ndarray, exposed: np.ndarray) -> np.ndarray:
+    """Moves the exposed videos, the first of each row of `found`, to random places: K steps of a Fisher–Yates shuffle.
+
+    Returns the places of the exposed ones [R, K] int32, −1 where there is none.
+    """
+    (r, c), k = found.shape, exposed.shape[1]
+    step = np.arange(k)
+    other = step + _draw(mix(key ^ _GOLDEN), k, (c - step).astype(np.uint64))
+    first = np.arange(r) * c
+    place = np.tile(np.arange(c, dtype=np.int32), r)
+    for i in range(k):
+        here, there = first + i, first + other[:, i]
+        place[here], place[there] = place[there], place[here]
+    # a video that no step has moved has its place
+    moved = first[:, None] + np.concatenate([np.broadcast_to(step, (r, k)), other], axis=1)
+    flat = found.reshape(-1)
+    flat[first[:, None] + place[moved]] = flat[moved]
+    return np.where(exposed >= 0, place.reshape(r, c)[:, :k], -1)

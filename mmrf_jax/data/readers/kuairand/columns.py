@@ -1,0 +1,316 @@
+"""The official file layout of KuaiRand-Pure, -1K and -27K: which files there are and which columns they hold.
+
+Every reader returns a polars frame in which a cell that is no number is null; `clean` counts what cannot be used.
+What each fault of a file leads to: docs/reading-logs.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from mmrf_jax.data.readers.kuairand import lines
+
+#: Column of the log for each binary signal, in the order of `types.SIGNALS`; watch time is `play_time_ms`.
+SIGNAL_COLUMNS = (
+    "is_click",
+    "long_view",
+    "is_like",
+    "is_follow",
+    "is_comment",
+    "is_forward",
+    "is_hate",
+    "is_profile_enter",
+)
+#: Log columns that must be there, with the narrowest type that holds them.
+LOG_TYPES = {
+    "user_id": pl.Int32,
+    "video_id": pl.Int32,
+    "date": pl.Int32,
+    "time_ms": pl.Int64,
+    **dict.fromkeys(SIGNAL_COLUMNS, pl.Int8),
+    "play_time_ms": pl.Int32,
+    "duration_ms": pl.Int32,
+    "is_rand": pl.Int8,
+    "tab": pl.Int16,
+}
+#: Log columns that only serve to tell exact duplicates from rows that differ.
+EXTRA_LOG_TYPES = {"hourmin": pl.Int32, "profile_stay_time": pl.Int64, "comment_stay_time": pl.Int64}
+IDS = ("user_id", "video_id")
+_PIECE = 4 << 20  # bytes of lines with faults among them that are looked at at once, for each takes fifty times as many
+_OPTIONS: dict[str, Any] = {"has_header": False, "quote_char": None, "encoding": "utf8-lossy"}
+USER_FLAGS = ("is_lowactive_period", "is_live_streamer", "is_video_author")
+USER_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+USER_CODES = tuple(f"onehot_feat{i}" for i in range(18))
+USER_COLUMNS = ("user_id", "user_active_degree", *USER_FLAGS, *USER_COUNTS, *USER_CODES)
+VIDEO_COLUMNS = ("video_id", "author_id", "video_type", "upload_dt", "upload_type", "video_duration", "tag")
+
+_NAME = re.compile(
+    r"(log_standard|log_random|user_features|video_features_basic)(?:_\d_\d\d_to_\d_\d\d)?_(pure|1k|27k)(_part\d+)?\.csv"
+    r"(\.(?:gz|bz2|xz|zst|zip))?"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The files of one KuaiRand release; `logs` are standard and random (`is_rand` tells rows apart)."""
+
+    variant: str  # "pure", "1k" or "27k"
+    logs: tuple[pathlib.Path, ...]
+    users: tuple[pathlib.Path, ...]
+    videos: tuple[pathlib.Path, ...]
+
+    @property
+    def files(self) -> tuple[pathlib.Path, ...]:
+        return (*self.logs, *self.users, *self.videos)
+
+
+def find_source(directory: str | os.PathLike) -> Source:
+    """Finds the official files in `directory` or `directory`/data.
+
+    Raises:
+      FileNotFoundError: for a missing directory, no log file at all, or no user or basic video features.
+      ValueError: where files of two releases lie together, or one is compressed.
+    """
+    root = pathlib.Path(directory)
+    if not root.is_dir():
+        raise FileNotFoundError(f"KuaiRand directory {root} does not exist; name the folder of the unpacked download")
+    folder = root / "data" if (root / "data").is_dir() else root
+    found: dict[str, list[pathlib.Path]] = {}
+    variants = set()
+    for path in sorted(folder.iterdir()):
+        if match := _NAME.fullmatch(path.name):
+            if match[4] and not path.with_suffix("").exists():
+                raise ValueError(f"{path} is compressed; unpack it")
+            if match[4]:
+                continue
+            found.setdefault(match[1], []).append(path)
+            variants.add(match[2])
+    logs = (*found.get("log_standard", ()), *found.get("log_random", ()))
+    if not logs:
+        raise FileNotFoundError(
+            f"{folder} holds no log_standard_*.csv or log_random_*.csv of KuaiRand; name the unpacked download"
+        )
+    if len(variants) > 1:
+        raise ValueError(
+            f"{folder} holds files of {' and '.join(sorted(variants))}; keep each release in its own folder"
+        )
+    variant = variants.pop()
+    for kind in ("user_features", "video_features_basic"):
+        if kind not in found:
+            raise FileNotFoundError(
+                f"{folder / f'{kind}_{variant}.csv'} is missing; copy it from the KuaiRand download"
+            )
+    return Source(variant, logs, tuple(found["user_features"]), tuple(found["video_features_basic"]))
+
+
+def check(source: Source) -> None:
+    """Raises ValueError for a file that is empty, no CSV, or whose header lacks a column or has one twice."""
+    for paths, needed in (
+        (source.logs, LOG_TYPES),
+        (source.users, USER_COLUMNS),
+        (source.videos, VIDEO_COLUMNS),
+    ):
+        for path in paths:
+            lines.read_header(path, needed)
+
+
+def read_log(chunk: lines.Chunk) -> pl.DataFrame:
+    """Reads lines of a log file.
+
+    Returns:
+      A row per line that is not blank: the columns of `LOG_TYPES` and `EXTRA_LOG_TYPES` (zeros where the file lacks one
+      of these) and `lost_digits`. A cell that is no whole number in its column's range is null, and so are all cells
+      of a line with more or fewer fields than the header, its user excepted. Ids are Int64 where Int32 is too narrow
+      for one of the chunk, and null below 0. `lost_digits`: a cell of `LOG_TYPES` is null since a spreadsheet rounded
+      it, as in 1.65061E+12.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    header = lines.read_header(chunk.path, LOG_TYPES)
+    kept = {name: kind for name, kind in {**LOG_TYPES, **EXTRA_LOG_TYPES}.items() if name in header}
+    raw = chunk.read()
+    rows = _read_numbers(raw, header, kept)
+    if rows is None:  # some pieces of it have no fault
+        pieces = lines.cut(raw, _PIECE)
+        read = [_read_numbers(piece, header, kept) if len(pieces) > 1 else None for piece in pieces]
+        cells = [_read_cells(p, header, kept) if of is None else of for p, of in zip(pieces, read, strict=True)]
+        rows = pl.concat(cells, how="vertical_relaxed")
+    absent = [pl.lit(0, dtype=kind).alias(name) for name, kind in EXTRA_LOG_TYPES.items() if name not in kept]
+    return rows.with_columns(*absent).select(*LOG_TYPES, *EXTRA_LOG_TYPES, "lost_digits")
+
+
+def _read_numbers(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.DataFrame | None:
+    """Read lines of a log without any fault; None where one has some."""
+    if b'"' in raw:
+        return None
+    if not raw.endswith(b"\n"):
+        raw += b"\n"  # without it polars takes a comma at the end for none
+    for id_type in (pl.Int32, pl.Int64):
+        types = kept | dict.fromkeys(IDS, id_type)
+        try:
+            schema = {name: types.get(name, pl.String) for name in header}
+            frame = pl.read_csv(raw, schema=schema, ignore_errors=True, **_OPTIONS)
+        except pl.exceptions.PolarsError:  # the first line, or one with too many fields
+            return None
+        unread = {name for name in kept if frame[name].null_count()}
+        if not unread:
+            break
+        if unread - set(IDS):
+            return None
+    if unread or any((frame[name] < 0).any() for name in IDS):
+        return None
+    if header[-1] not in kept and raw.count(b",") != len(frame) * (len(header) - 1):
+        return None  # a line has too few fields, the last of which are not looked at
+    return frame.select(*kept, pl.lit(False).alias("lost_digits"))
+
+
+def _read_cells(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.DataFrame:
+    """Read lines of a log that may have any fault, at a fifth of the speed."""
+    cells = lines.split(raw)
+    full = cells.list.len() == len(header)
+    rows: dict[str, pl.Series] = {}
+    lost = full ^ full
+    for name in kept:
+        number, rounded = lines.parse_whole_numbers(cells.list.get(header.index(name), null_on_oob=True).alias(name))
+        if name in LOG_TYPES:
+            lost |= rounded
+        if name in IDS:
+            rows[name] = _narrow_ids(number)
+        else:
+            rows[name] = number.cast(kept[name], strict=False)
+    frame = pl.DataFrame(rows).with_columns(full.alias("full"), lost.alias("lost_digits"))
+    others = pl.when("full").then(pl.exclude("user_id", "full", "lost_digits"))
+    return frame.select("user_id", others, pl.col("lost_digits") & pl.col("full"))
+
+
+def _narrow_ids(number: pl.Series) -> pl.Series:
+    """Cast ids to Int32 where all fit; they are null below 0."""
+    number = pl.select(pl.when(number >= 0).then(number).alias(number.name)).to_series()
+    return number if (number >= 2**31).any() else number.cast(pl.Int32)
+
+
+#: Of columns of features: how many cells are not empty, how many of those were not understood, and the first of these.
+CellCounts = dict[str, tuple[int, int, str | None]]
+
+
+def read_users(paths: tuple[pathlib.Path, ...]) -> tuple[pl.DataFrame, CellCounts]:
+    """Reads user features.
+
+    Returns:
+      A row per line that is not blank: `user_id` as `read_log` has it (null where it or the number of fields is wrong),
+      `user_active_degree` String, the others Float64; and what was not understood.
+    """
+    text = pl.concat([_read_text(lines.whole(path), USER_COLUMNS) for path in paths])
+    numbers = [name for name in USER_COLUMNS if name not in ("user_id", "user_active_degree")]
+    frame = text.with_columns(
+        _parse_ids(text["user_id"]), *(_parse_numbers(text[name]).alias(name) for name in numbers)
+    )
+    return frame, _count_cells(text, {name: frame[name] for name in numbers})
+
+
+def read_videos(chunk: lines.Chunk) -> tuple[pl.DataFrame, CellCounts]:
+    """Reads lines of basic video features.
+
+    Returns:
+      A row per line that is not blank: `video_id` as `read_log` has it (null where it or the number of fields is
+      wrong), `author_id` Int64, `video_type` and `upload_type` String, `upload_dt` Int32 (20220409), `duration_ms`
+      Float64 (null unless positive), `tag` Int32 (the first of the video's tags); and what was not understood.
+    """
+    text = _read_text(chunk, VIDEO_COLUMNS)
+    day = pl.col("upload_dt").str.slice(0, 10).str.replace_all("-", "", literal=True).cast(pl.Int32, strict=False)
+    frame = text.select(
+        _parse_ids(text["video_id"]),
+        lines.parse_whole_numbers(text["author_id"])[0],
+        pl.col("video_type", "upload_type"),
+        pl.when(day > 10_000_000).then(day).alias("upload_dt"),
+        _parse_numbers(text["video_duration"]).alias("duration_ms"),
+        pl.col("tag").str.extract(r"^\s*(\d+)").cast(pl.Int32, strict=False),
+    )
+    parsed = {"author_id": "author_id", "upload_dt": "upload_dt", "video_duration": "duration_ms", "tag": "tag"}
+    counts = _count_cells(text, {name: frame[of] for name, of in parsed.items()})
+    return frame.with_columns(pl.when(pl.col("duration_ms") > 0).then("duration_ms").alias("duration_ms")), counts
+
+
+def add_cells(counts: Sequence[CellCounts]) -> CellCounts:
+    """Add the counts of several pieces of a file."""
+    return {
+        name: (
+            sum(of[name][0] for of in counts),
+            sum(of[name][1] for of in counts),
+            next((of[name][2] for of in counts if of[name][2] is not None), None),
+        )
+        for name in counts[0]
+    }
+
+
+def check_cells(path: pathlib.Path, counts: CellCounts) -> None:
+    """Raises ValueError where most cells of a column of features are written in another way than in the release."""
+    for name, (filled, unread, example) in counts.items():
+        if 2 * unread > filled:
+            form = "a day such as 2022-04-10" if name == "upload_dt" else "a number"
+            raise ValueError(
+                f"{path}: {unread:,} of {filled:,} cells of {name} cannot be read, the first is {example!r}; write "
+                f"{form}, or leave empty what is not known"
+            )
+
+
+def _count_cells(text: pl.DataFrame, parsed: dict[str, pl.Series]) -> CellCounts:
+    counts: CellCounts = {}
+    for name, values in parsed.items():
+        wrong = text[name].filter(values.is_null() & text[name].is_not_null())
+        not_blank = wrong.filter(wrong.str.strip_chars() != "")
+        filled = len(text) - text[name].null_count() - (len(wrong) - len(not_blank))
+        counts[name] = filled, len(not_blank), not_blank[0] if len(not_blank) else None
+    return counts
+
+
+def _parse_ids(text: pl.Series) -> pl.Series:
+    return _narrow_ids(lines.parse_whole_numbers(text)[0])
+
+
+def _parse_numbers(text: pl.Series) -> pl.Series:
+    """Parse cells as Float64, null where they are no finite number."""
+    value = text.cast(pl.Float64, strict=False)
+    if value.null_count() > text.null_count():
+        value = text.str.strip_chars().cast(pl.Float64, strict=False)
+    return value if value.is_finite().all() else pl.select(pl.when(value.is_finite()).then(value)).to_series()
+
+
+def _read_text(chunk: lines.Chunk, names: tuple[str, ...]) -> pl.DataFrame:
+    """Read cells as text, a row per line that is not blank; null throughout where the number of fields is wrong."""
+    header = lines.read_header(chunk.path, names)
+    raw = chunk.read()
+    frame = _read_quoted(raw, header)
+    if frame is not None:
+        return frame.select(names)
+    return pl.concat([_read_all(piece, header, names) for piece in lines.cut(raw, _PIECE)])
+
+
+def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
+    """Read lines of features without any fault; None where one has some."""
+    if not raw.endswith(b"\n"):
+        raw += b"\n"
+    try:
+        frame = pl.read_csv(raw, has_header=False, schema=dict.fromkeys(header, pl.String), encoding="utf8-lossy")
+    except pl.exceptions.PolarsError:  # the first line, or one with too many fields
+        return None
+    within = frame.select(pl.all().str.count_matches(",", literal=True).sum()).row(0) if b'"' in raw else (0,)
+    separating = raw.count(b",") - sum(within)
+    whole_lines = raw.count(b"\n") == len(frame) and raw.count(b"\r") == raw.count(b"\r\n")
+    return frame if whole_lines and separating == len(frame) * (len(header) - 1) else None
+
+
+def _read_all(raw: bytes, header: list[str], names: tuple[str, ...]) -> pl.DataFrame:
+    """Read lines of features that may have any fault."""
+    cells = lines.split(raw)
+    full = cells.list.len() == len(header)
+    columns = [cells.list.get(header.index(name), null_on_oob=True).alias(name) for name in names]
+    return pl.DataFrame(columns).with_columns(full.alias("full")).select(pl.when("full").then(pl.col(names)))

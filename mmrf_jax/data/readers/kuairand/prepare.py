@@ -1,0 +1,390 @@
+"""From official files to record shards, in tasks that each hold a small part of the log.
+
+    videos    a chunk of the video features, sorted by video                                  one task a chunk
+    feature   the features of some videos, each once                                          one task a part
+    sort      a chunk of the log's lines, sorted by user                                      one task a chunk
+    clean     some users' rows of all chunks: duplicates, reasons, what they say of videos    one task a bucket
+    merge     what all buckets say of some videos                                             one task a part
+    fit       vocabularies, features, profiles, pools, the report                             one task
+    write     sessions of a bucket's users with candidates and histories, a shard a split     one task a bucket
+
+What a task made appears by renames, the last of which says that it is done, so that a job that was stopped goes on with
+the tasks that are missing. Any `Engine` may run the tasks of a stage, in any order and number at once: chunks, buckets
+and parts depend on the files alone, and so do the records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import polars as pl
+import tensorflow_datasets as tfds
+from absl import logging
+from array_record.python import array_record_module
+
+from mmrf_jax.data import records
+from mmrf_jax.data.readers.kuairand import bucket, candidates, checks, clean, columns, external, lines
+from mmrf_jax.data.readers.kuairand.catalogue import build_catalogue, read_catalogue
+from mmrf_jax.data.readers.kuairand.job import RANDOM_SPLIT, Engine, Job, Task, appearing, save_array, write_json
+from mmrf_jax.data.readers.kuairand.profiles import build_profiles, read_profiles, write_profiles
+from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.splits import SPLITS
+
+ALL_SPLITS = (*SPLITS, RANDOM_SPLIT)
+#: An example of the TFDS dataset: a packed block of sessions.
+FEATURES = tfds.features.FeaturesDict(
+    {"block": tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)}
+)
+_SERIALIZER = tfds.core.example_serializer.ExampleSerializer(FEATURES.get_serialized_info())
+#: zstd's level 1 takes a third of the time of its default, for 7 % more bytes.
+WRITER_OPTIONS = "group_size:1,zstd:1"
+
+
+def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]) -> dict:
+    """Runs what was not run before; all that is kept is then in `job.records`.
+
+    Args:
+      progress: as `io.progress.counted`.
+
+    Returns:
+      `report`, `schema` (its fields), and `splits`: for each shard of a split its `bytes`, `blocks` (pairs of sessions
+      and requests) and `counts`.
+
+    Raises:
+      ValueError: for a file that is no CSV or lacks a column, one most of whose rows are written in another way than
+        the release's (`checks`), no usable row on training days, or fewer live videos than candidates.
+    """
+
+    def stage(name: str, task: Task, count: int, suffix: str = "json") -> None:
+        (job.work / name).mkdir(parents=True, exist_ok=True)
+        todo = [i for i in range(count) if not job.path(name, i, suffix).exists()]
+        if todo:
+            before = count - len(todo)
+            update = progress(f"prepare: {name}", count, done=before)
+            engine(task, job, todo, lambda done: update(before + done))
+
+    def cut(name: str, of: str, key: str) -> None:
+        if not (job.work / f"{name}.npy").exists():
+            save_array(job.work / f"{name}.npy", external.cut(job.made(of), key, job.bucket_rows))
+
+    columns.check(job.source)
+    if not (job.work / "cleaned.json").exists():
+        stage("videos", sort_videos, len(_chunks(job, job.source.videos)), "arrow")
+        cut("video_parts", "videos", "video_id")
+        stage("feature", merge_videos, _parts(job, "video_parts"), "arrow")
+        columns.check_cells(job.source.videos[0], columns.add_cells([m["cells"] for m in job.read_all("videos")]))
+        _save_durations(job)
+        stage("sort", sort, len(_chunks(job, job.source.logs)), "arrow")
+        _check_logs(job)
+        cut("buckets", "sort", "user_id")
+        stage("clean", clean_bucket, _parts(job, "buckets"))
+        write_json(job.work / "cleaned.json", _merge_counts(job))
+    _check_usable(job)
+    with ThreadPoolExecutor(1) as aside:
+        for done in ("sort", "videos"):
+            aside.submit(shutil.rmtree, job.work / done, ignore_errors=True)
+        cut("told_parts", "told", "video_id")
+        stage("merge", merge_told, _parts(job, "told_parts"), "arrow")
+    stage("fit", fit, 1)
+    stage("write", write_bucket, _parts(job, "buckets"))
+    shards = job.read_all("write")
+    splits = {name: [shard[name] for shard in shards] for name in ALL_SPLITS}
+    fitted = _fitted(job)
+    counts = {name: _sum([shard["counts"] for shard in of]) for name, of in splits.items()}
+    report = fitted["report"] | {"splits": counts}
+    for name, of in report["splits"].items():
+        logging.info("KuaiRand %s: %s", name, ", ".join(f"{v} {k}" for k, v in of.items()))
+    return {"report": report, "schema": fitted["schema"], "splits": splits}
+
+
+def _chunks(job: Job, paths: tuple[pathlib.Path, ...]) -> list[list[lines.Chunk]]:
+    """The chunks of each task: one, or several that are small."""
+    tasks: list[list[lines.Chunk]] = []
+    size = 0
+    for chunk in (chunk for path in paths for chunk in lines.chunks(path, job.chunk_bytes)):
+        size += chunk.end - chunk.start
+        if not tasks or size > job.chunk_bytes:
+            tasks.append([])
+            size = chunk.end - chunk.start
+        tasks[-1].append(chunk)
+    return tasks
+
+
+def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
+    return {key: sum(of[key] for of in counts) for key in counts[0]}
+
+
+def _cuts(job: Job, name: str) -> np.ndarray:
+    return np.load(job.work / f"{name}.npy")
+
+
+def _parts(job: Job, name: str) -> int:
+    return _cuts(job, name).shape[1] - 1
+
+
+def _fitted(job: Job) -> dict:
+    """What `fit` says beside its arrays."""
+    return job.read_all("fit")[0]
+
+
+def sort_videos(job: Job, task: int) -> None:
+    """A chunk of the video features as a run, sorted by video."""
+    read = [columns.read_videos(chunk) for chunk in _chunks(job, job.source.videos)[task]]
+    rows = pl.concat([frame for frame, _ in read], how="vertical_relaxed")
+    videos = rows.filter(pl.col("video_id").is_not_null())
+    cells = columns.add_cells([of for _, of in read])
+    write_json(job.path("videos", task, "json"), {"rows": len(rows), "used": len(videos), "cells": cells})
+    external.write_run(videos.sort("video_id", maintain_order=True), job.path("videos", task))
+
+
+def merge_videos(job: Job, task: int) -> None:
+    """The features of some videos; of those that are listed more than once, the first."""
+    part = external.read_part(job.made("videos"), _cuts(job, "video_parts"), task)
+    part = part.sort("video_id", maintain_order=True)
+    external.write_run(part.filter(pl.col("video_id").is_first_distinct()), job.path("feature", task))
+
+
+def _save_durations(job: Job) -> None:
+    """Ids and durations (ms, 0 where there is none) of all videos with features, for tasks to map.
+
+    Raises:
+      ValueError: where most are of another unit.
+    """
+    ids, duration = (external.read_column(job.made("feature"), name) for name in ("video_id", "duration_ms"))
+    # a last one, so that there is always one to look at
+    last = np.array(np.iinfo(ids.to_numpy().dtype).max, ids.to_numpy().dtype)
+    save_array(job.work / "featured_id.npy", np.append(ids.to_numpy(), last))
+    milliseconds = duration.fill_null(0).clip(0, 2**31 - 1).cast(pl.Int32).to_numpy()
+    checks.check_durations(job.source.videos[0], milliseconds)
+    save_array(job.work / "featured_duration.npy", np.append(milliseconds, np.int32(0)))
+
+
+def sort(job: Job, task: int) -> None:
+    """A chunk of the log as a run, sorted by user."""
+    frames, counts = [], []
+    for chunk in _chunks(job, job.source.logs)[task]:
+        random_file = checks.is_random(chunk.path)
+        frames.append(clean.mark(columns.read_log(chunk), random_file))
+        counts.append((chunk.path.name, checks.count(frames[-1], random_file)))
+    write_json(job.path("sort", task, "json"), counts)
+    external.write_run(pl.concat(frames, how="vertical_relaxed").sort("user_id"), job.path("sort", task))
+
+
+def _check_logs(job: Job) -> None:
+    """Raises ValueError for a file of the log most of whose rows are written in another way than the release's."""
+    counts = [pair for made in job.read_all("sort") for pair in made]
+    for path in job.source.logs:
+
+        def find(reason: str, path: pathlib.Path = path) -> str:
+            return checks.find_unusable(path, job.chunk_bytes, _known_durations(job), [reason]) or ""
+
+        checks.check(path, _sum([of for name, of in counts if name == path.name]), find)
+
+
+def _known_durations(job: Job) -> Callable[[np.ndarray], np.ndarray]:
+    """Make a function from video ids [n] to durations [n] in ms, 0 where the features have none."""
+    ids, duration = (np.load(job.work / f"featured_{name}.npy", mmap_mode="r") for name in ("id", "duration"))
+
+    def known(video: np.ndarray) -> np.ndarray:
+        place = np.searchsorted(ids[:-1], video)  # of the last one, where there is none as large
+        return np.where(ids[place] == video, duration[place], 0)
+
+    return known
+
+
+def clean_bucket(job: Job, task: int) -> None:
+    """The usable rows of a bucket's users, what they say of videos, and counts."""
+    config, known = job.config, _known_durations(job)
+    rows = external.read_part(job.made("sort"), _cuts(job, "buckets"), task)
+    rows, every, report = clean.clean(rows, known)
+    told = clean.describe_videos(every, config.train_until)
+    standard = rows.filter(pl.col("is_rand") == 0)
+    split = config.dates.split_of(standard["date"].to_numpy())
+    of_split = {name: standard.filter(split == i) for i, name in enumerate(SPLITS)}
+    random = bucket.random_test_rows(rows, config.test_from)
+    for folder, frame in (("rows", rows), ("told", told)):
+        (job.work / folder).mkdir(exist_ok=True)
+        external.write_run(frame, job.path(folder, task))
+    made = {
+        "log": report,
+        "log_end": {name: of["time_ms"].max() for name, of in of_split.items()},
+        "first_day": {name: of["date"].min() for name, of in (*of_split.items(), (RANDOM_SPLIT, random))},
+        "first_standard_day": standard["date"].min(),
+        "between_splits": int((split < 0).sum()),
+        "train_users": of_split["train"]["user_id"].unique().sort().to_list(),
+        "other_users": standard.filter(split != 0)["user_id"].unique().sort().to_list(),
+        "random_users": random["user_id"].unique().sort().to_list(),
+    }
+    write_json(job.path("clean", task, "json"), made)
+
+
+def _merge_counts(job: Job) -> dict:
+    """What `clean_bucket` says of single buckets, of all together."""
+    all_made, videos = job.read_all("clean"), job.read_all("videos")
+    best = lambda field, name, of: of((v for m in all_made if (v := m[field][name]) is not None), default=None)
+    return {
+        "log": {log: _sum([m["log"][log] for m in all_made]) for log in all_made[0]["log"]},
+        "log_end": {name: best("log_end", name, max) or 0 for name in SPLITS},
+        "first_day": {name: best("first_day", name, min) for name in ALL_SPLITS},
+        "first_standard_day": min((m["first_standard_day"] for m in all_made if m["first_standard_day"]), default=None),
+        "between_splits": sum(m["between_splits"] for m in all_made),
+        **{
+            key: sorted(user for m in all_made for user in m[key])
+            for key in ("train_users", "other_users", "random_users")
+        },
+        "videos": {"rows": sum(m["rows"] for m in videos), "unparsable": sum(m["rows"] - m["used"] for m in videos)},
+    }
+
+
+def _check_usable(job: Job) -> None:
+    """Raises ValueError where the standard log has no usable row on the training days."""
+    cleaned = job.read("cleaned.json")
+    if cleaned["train_users"]:
+        return
+    counts = cleaned["log"]["standard"]
+    if counts["used"]:
+        raise ValueError(
+            f"no standard-log row on or before train_until={job.config.train_until}; the first is of "
+            f"{cleaned['first_standard_day']}: set train_until to that day or later"
+        )
+    folder = job.source.logs[0].parent
+    if not counts["rows"]:
+        raise ValueError(f"{folder} holds no row of the standard log; copy log_standard_*.csv to it")
+    known = _known_durations(job)
+    found = ((path, checks.find_unusable(path, job.chunk_bytes, known, clean.REASONS)) for path in job.source.logs)
+    path, first = next((path, first) for path, first in found if first)
+    raise ValueError(
+        f"none of the {counts['rows']:,} rows of the standard log in {folder} can be used: {describe_unused(counts)}; "
+        f"the first is {path}, {first}; see docs/reading-logs.md"
+    )
+
+
+def describe_unused(counts: dict[str, int]) -> str:
+    """Say how many rows of a log are not used for each reason, such as `2 unparsable, 1 no_duration`."""
+    return ", ".join(f"{counts[key]:,} {key}" for key in (*clean.REASONS, "duplicates") if counts[key])
+
+
+def merge_told(job: Job, task: int) -> None:
+    """What all buckets say of some videos."""
+    part = external.read_part(job.made("told"), _cuts(job, "told_parts"), task)
+    external.write_run(clean.fold_videos(part), job.path("merge", task))
+
+
+def fit(job: Job, task: int) -> None:
+    """All that is fitted on the training days, as arrays in `job.records`; the report so far, and the schema."""
+    config, cleaned = job.config, job.read("cleaned.json")
+    for folder in (job.records / "catalogue", job.records / "profiles", job.work / "pools"):
+        folder.mkdir(parents=True, exist_ok=True)
+    told, videos = job.made("merge"), job.made("feature")
+    build_catalogue(told, videos, config.train_until, job.records / "catalogue")
+    by_log = clean.count_videos(external.read_column(told, "mentions").to_numpy())
+    featured = len(external.read_column(videos, "video_id"))
+    catalogue = read_catalogue(job.records / "catalogue")
+    read_users, cells = columns.read_users(job.source.users)
+    columns.check_cells(job.source.users[0], cells)
+    profiles = build_profiles(read_users, np.array(cleaned["train_users"]))
+    write_profiles(profiles, job.records / "profiles")
+    # Pure is the pool of the random log, whole; in the larger releases that pool is known by its exposures only
+    days = {"standard": catalogue.live_from, "random": catalogue.live_from}
+    if job.source.variant != "pure":
+        days["random"] = np.maximum(catalogue.live_from, catalogue.random_from)
+    for log, day in days.items():
+        pool = candidates.make_pool(day, clean.NEVER)
+        for split, first in cleaned["first_day"].items():
+            if first is not None and log == ("random" if split == RANDOM_SPLIT else "standard"):
+                pool.check(first, config.candidates, config.slate)
+        pool.save(job.work / "pools" / log)
+    items, users = catalogue.items, np.array(sorted({*cleaned["train_users"], *cleaned["other_users"]}))
+    schema = Schema(
+        num_videos=len(catalogue.video_id),
+        num_authors=items.num_authors,
+        num_tags=items.num_tags,
+        num_users=_number_users(job, np.union1d(profiles.user_id, [*users, *cleaned["random_users"]])),
+        item_features=items.features.shape[1],
+        profile=profiles.values.shape[1],
+        context=bucket.requests.CONTEXT,
+        candidates=config.candidates,
+        slate=config.slate,
+        history=config.history,
+    )
+    listed = read_users["user_id"].drop_nulls()
+    report = {
+        "variant": job.source.variant,
+        "files": [path.name for path in job.source.files],
+        "log": {log: counts | by_log[log] for log, counts in cleaned["log"].items()},
+        "session_gap_minutes": job.session_gap_minutes,
+        "standard_rows_between_splits": cleaned["between_splits"],
+        "users_without_features": int((profiles.rows_of(users) == 0).sum()),
+        "features": {
+            "users": {
+                "rows": len(read_users),
+                "unparsable": len(read_users) - len(listed),
+                "duplicates": len(listed) - len(profiles.user_id) + 1,
+            },
+            "videos": cleaned["videos"]
+            | {"duplicates": cleaned["videos"]["rows"] - cleaned["videos"]["unparsable"] - featured},
+        },
+        "videos": schema.num_videos - 1,
+        "videos_without_features": schema.num_videos - 1 - featured,
+        "videos_never_candidates": int((catalogue.live_from[1:] == clean.NEVER).sum()),
+    }
+    for log, counts in report["log"].items():
+        logging.info("KuaiRand %s log: %s", log, ", ".join(f"{k} {v}" for k, v in counts.items()))
+    write_json(job.path("fit", task, "json"), {"report": report, "schema": dataclasses.asdict(schema)})
+
+
+def _number_users(job: Job, ids: np.ndarray) -> int:
+    """Give one more than the largest number of a user among `ids`, all there are, −1 included.
+
+    Users' numbers are their ids. Ids too large for int32 are numbered in their order, which is kept for `write_bucket`.
+    """
+    if ids[-1] < 2**31 - 1:
+        return int(ids[-1]) + 1
+    save_array(job.records / "user_ids.npy", ids[1:])
+    return len(ids) - 1
+
+
+def shard_name(split: str, shard: int, shards: int) -> str:
+    """As TFDS names it."""
+    return f"kuairand-{split}.array_record-{shard:05d}-of-{shards:05d}"
+
+
+def open_bucket(job: Job, task: int) -> bucket.Bucket:
+    """A bucket of a job whose `fit` is done."""
+    numbered = job.records / "user_ids.npy"
+    pools = {log: candidates.read_pool(job.work / "pools" / log) for log in ("standard", "random")}
+    return bucket.Bucket(
+        job,
+        rows=pl.scan_ipc(job.path("rows", task), glob=False).collect(),
+        catalogue=read_catalogue(job.records / "catalogue"),
+        profiles=read_profiles(job.records / "profiles"),
+        pools={name: pools["random" if name == RANDOM_SPLIT else "standard"] for name in ALL_SPLITS},
+        log_end=job.read("cleaned.json")["log_end"],
+        user_ids=np.load(numbered) if numbered.exists() else None,
+    )
+
+
+def write_bucket(job: Job, task: int) -> None:
+    """The shards of a bucket's users, one a split, and their counts."""
+    opened, schema = open_bucket(job, task), Schema(**_fitted(job)["schema"])
+    shards, made = _parts(job, "buckets"), {}
+    for name in ALL_SPLITS:
+        plan = opened.plan(name)
+        size, blocks = 0, []
+        with appearing(job.records / shard_name(name, task, shards)) as temporary:
+            writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+            for log in opened.blocks(name, plan):
+                example = _SERIALIZER.get_tf_example({"block": b""})  # filled below: it copies a block five times
+                example.features.feature["block"].bytes_list.value[0] = records.pack(log, schema)
+                serialized = example.SerializeToString()
+                writer.write(serialized)
+                size += len(serialized)
+                blocks.append((log.num_sessions, log.num_requests))
+            writer.close()
+        made[name] = {"bytes": size, "blocks": blocks, "counts": bucket.counts(plan)}
+    write_json(job.path("write", task, "json"), made)

@@ -1,0 +1,140 @@
+"""The contract of everything that answers a slate: the world, and the learned feedback model.
+
+A simulator is three pure functions over batches of users:
+
+    reset(key, user_ids, day, params)  -> state, Request, history (Exposure [B, H])
+    step(key, state, exposed, params)  -> state, StepResult
+    next_visit(key, state, params)     -> state, days until the user's next visit [B] (int32)
+
+All randomness comes from `key` folded by the user's position in the session and the user id, so that results depend
+neither on the order of the users nor on how they are split over calls or devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mmrf_jax import types
+
+
+@struct.dataclass
+class StepResult:
+    """What a slate brought."""
+
+    exposure: types.Exposure  # [B, K], with feedback
+    request: types.Request  # the next request; meaningless where the session is over
+    terminated: chex.Array  # [B] bool, the user left
+    truncated: chex.Array  # [B] bool, the session was cut at its longest
+
+
+class Simulator(NamedTuple):
+    """The three functions, the parameters they take and what a platform may see of the videos."""
+
+    reset: Callable[..., tuple[Any, types.Request, types.Exposure]]
+    step: Callable[..., tuple[Any, StepResult]]
+    next_visit: Callable[..., tuple[Any, chex.Array]]
+    params: Any
+    items: types.Items
+
+
+@struct.dataclass
+class Policy:
+    """A ranker as data and pure functions; `envs.rollout` serves it in any simulator.
+
+    Attributes:
+      params: whatever the functions need.
+      init: (params, request, history) -> carry, the user state at the start of a session.
+      score: (params, carry, request) -> scores [B, C]. A privileged policy is given the simulator's parameters and
+        hidden state instead of `params` and `carry`; only oracles and the production ranker are.
+      observe: (params, carry, request, exposure) -> carry, after feedback; O(K), never O(history).
+      temperature: scalar; 0 serves the K best, in order; above 0 serves Plackett–Luce on scores / temperature.
+    """
+
+    params: Any
+    init: Callable = struct.field(pytree_node=False)
+    score: Callable = struct.field(pytree_node=False)
+    observe: Callable = struct.field(pytree_node=False)
+    temperature: chex.Numeric = 0.0
+    privileged: bool = struct.field(pytree_node=False, default=False)
+
+    def initial_carry(self, request: types.Request, history: types.Exposure) -> Any:
+        """The user state at the start of a session."""
+        return self.init(self.params, request, history)
+
+    def scores(self, sim_params: Any, state: Any, carry: Any, request: types.Request) -> chex.Array:
+        """Scores [B, C] of the candidates of a request."""
+        if self.privileged:
+            return self.score(sim_params, state)
+        return self.score(self.params, carry, request)
+
+    def next_carry(self, carry: Any, request: types.Request, exposure: types.Exposure) -> Any:
+        """The user state after feedback."""
+        return self.observe(self.params, carry, request, exposure)
+
+
+@struct.dataclass
+class PolicyChoice:
+    """One of several policies, chosen by an array: a compiled rollout serves any of them.
+
+    Attributes:
+      policies: the policies. index: int32 scalar, which of them ranks.
+    """
+
+    policies: tuple[Policy, ...]
+    index: chex.Numeric
+
+    @property
+    def temperature(self) -> chex.Array:
+        """That of the chosen policy."""
+        return jnp.stack([jnp.asarray(policy.temperature, jnp.float32) for policy in self.policies])[self.index]
+
+    def initial_carry(self, request: types.Request, history: types.Exposure) -> tuple:
+        """A carry for each policy; zeros but for the chosen one."""
+
+        def chosen(i: int) -> tuple:
+            carries = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape) for shape in shapes]
+            carries[i] = self.policies[i].initial_carry(request, history)
+            return tuple(carries)
+
+        shapes = [jax.eval_shape(policy.initial_carry, request, history) for policy in self.policies]
+        return self._switch(chosen)
+
+    def scores(self, sim_params: Any, state: Any, carry: tuple, request: types.Request) -> chex.Array:
+        """Scores [B, C] of the chosen policy; no other one is computed."""
+        return self._switch(lambda i: self.policies[i].scores(sim_params, state, carry[i], request))
+
+    def next_carry(self, carry: tuple, request: types.Request, exposure: types.Exposure) -> tuple:
+        """The carries, the chosen policy's after feedback."""
+
+        def chosen(i: int) -> tuple:
+            return *carry[:i], self.policies[i].next_carry(carry[i], request, exposure), *carry[i + 1 :]
+
+        return self._switch(chosen)
+
+    def _switch(self, branch: Callable[[int], Any]) -> Any:
+        return jax.lax.switch(self.index, [functools.partial(branch, i) for i in range(len(self.policies))])
+
+
+def choices(policies: Mapping[str, Policy]) -> dict[str, PolicyChoice]:
+    """Each policy as a choice among all of them, so that they share one compiled rollout."""
+    together = tuple(dataclasses.replace(p, temperature=np.float32(p.temperature)) for p in policies.values())
+    return {name: PolicyChoice(together, np.int32(i)) for i, name in enumerate(policies)}
+
+
+def privileged_policy(score: Callable, temperature: float) -> Policy:
+    """A policy that ranks by hidden truth: `score(simulator parameters, simulator state) -> [B, C]`."""
+    return Policy((), nothing, score, nothing, temperature, privileged=True)
+
+
+def nothing(*_):
+    """The empty carry; one function, so that equal policies are the same to jit."""
+    return ()

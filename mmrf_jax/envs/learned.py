@@ -1,0 +1,257 @@
+"""The learned simulator: reset, step and next_visit by g, over session starts and candidates of a log.
+
+A simulated user is a logged session start. Request t of the session has the candidates of that session's request t
+while the log goes on, then those of requests of the log drawn at random. See `envs.base` for the contract.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mmrf_jax import random, types
+from mmrf_jax.data import sessions
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.envs import base
+from mmrf_jax.models import embeddings, encoders
+from mmrf_jax.models.feedback_model import counterfactuals, network
+from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
+
+ANSWERS = ("sampled", "expected")
+_MAX_REQUESTS = 65_536  # of the log, kept on the device
+_REQUESTS_A_SESSION = 4  # a longer log gives at most one session to so many requests
+
+
+_encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")
+
+
+@struct.dataclass
+class Pool:
+    """The part of a log that simulated sessions start from and are filled with: n sessions, r requests, padding."""
+
+    user_id: chex.Array  # [n] int32
+    profile: chex.Array  # [n, Du]
+    history: types.Exposure  # [n, H]
+    first: chex.Array  # [n + 1] int32, first request of each session
+    context: chex.Array  # [r, Dx]
+    candidates: chex.Array  # [r, C]
+    slate: chex.Array  # [r, K] positions in candidates, -1 where fewer than K were shown
+    num_sessions: chex.Array  # int32, n
+    num_requests: chex.Array  # int32, r
+
+
+@struct.dataclass
+class FeedbackParams:
+    """g as the parameters of a simulator."""
+
+    params: Any  # of the twins
+    encodings: chex.Array  # [2, V, D]
+    users: chex.Array  # [2, U, d] embedding rows
+    duration: chex.Array  # [V] seconds
+    scale: chex.Array
+    calibration: chex.Array
+    edges: chex.Array
+    quantiles: chex.Array
+    pool: Pool
+    config: FeedbackConfig = struct.field(pytree_node=False)
+    max_requests: int = struct.field(pytree_node=False)
+    answers: str = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class SimulatedState:
+    """B simulated users in their sessions."""
+
+    user_id: chex.Array  # [B] int32, of the simulation; chance follows from it
+    day: chex.Array  # [B] int32
+    position: chex.Array  # [B] int32, requests answered so far
+    session: chex.Array  # [B] int32, of the pool
+    row: chex.Array  # [B] int32, request of the pool that the candidates are of
+    memory: encoders.Memory  # [B, 2, L, F, D], the user's axis first as everywhere in a state
+
+
+def make(
+    state: FeedbackState,
+    items: types.Items,
+    config: FeedbackConfig,
+    log: SessionLog,
+    max_requests: int,
+    answers: str = "sampled",
+    pool_requests: int = _MAX_REQUESTS,
+) -> base.Simulator:
+    """g behind the simulators' contract.
+
+    Args:
+      log: whose session starts are simulated.
+      max_requests: longer sessions are cut and count as truncated.
+      pool_requests: of a longer log the first sessions are taken that have so many requests; the shapes of the
+        simulator are then the same for any log.
+      answers: `sampled` feedback, or `expected`: probabilities in the place of 0 and 1, and mean seconds.
+
+    Raises:
+      ValueError: for a log without sessions, or unknown answers.
+    """
+    if answers not in ANSWERS:
+        raise ValueError(f"unknown answers {answers!r} of the feedback simulator; use {' or '.join(ANSWERS)}")
+    if not log.num_sessions:
+        raise ValueError("the feedback simulator starts from logged sessions, but the log has none; use another log")
+    params = FeedbackParams(
+        params=state.params,
+        encodings=_encode_catalogue(state, items, config),
+        users=network.twin_rows({"user": state.tables[embeddings.USER_TABLE].rows})["user"],
+        duration=items.duration,
+        scale=state.scale,
+        calibration=state.calibration,
+        edges=state.edges,
+        quantiles=state.quantiles,
+        pool=jax.device_put(_pool(log, pool_requests)),
+        config=config,
+        max_requests=max_requests,
+        answers=answers,
+    )
+    return base.Simulator(reset, step, next_visit, params, items)
+
+
+def _pool(log: SessionLog, pool_requests: int) -> Pool:
+    pad = lambda x, size: x
+    if log.num_requests > pool_requests:
+        most = pool_requests // _REQUESTS_A_SESSION
+        fitting = int(np.searchsorted(log.offsets, pool_requests, side="right")) - 1
+        log = sessions.select_sessions(log, np.arange(max(min(fitting, most), 1)))
+        pad = lambda x, size: np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
+    else:
+        most = log.num_sessions
+    history = types.Exposure(log.history_videos, log.history_feedback, log.history_mask.astype(bool))
+    return Pool(
+        user_id=pad(log.user_id, most),
+        profile=pad(log.profile, most),
+        history=jax.tree.map(lambda x: pad(x, most), history),
+        first=pad(log.offsets.astype(np.int32), most + 1),
+        context=pad(log.context, pool_requests),
+        candidates=pad(log.candidates, pool_requests),
+        slate=pad(log.slate, pool_requests),
+        num_sessions=np.int32(log.num_sessions),
+        num_requests=np.int32(log.num_requests),
+    )
+
+
+def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: FeedbackParams):
+    """Users arrive as logged users did. See `envs.base` for shapes."""
+    pool = params.pool
+    num = pool.num_sessions
+    day = jnp.broadcast_to(jnp.asarray(day, jnp.int32), user_ids.shape)
+    u = random.per_user_uniform(jax.random.fold_in(key, 1), day, user_ids, 1)[:, 0]
+    session = jnp.minimum((u * num).astype(jnp.int32), num - 1)
+    history = jax.tree.map(lambda x: x[session], pool.history)
+    state = SimulatedState(
+        user_id=user_ids,
+        day=day,
+        position=jnp.zeros_like(user_ids),
+        session=session,
+        row=pool.first[session],
+        memory=_write(params, None, history),
+    )
+    return state, _request(params, state), history
+
+
+def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: FeedbackParams):
+    """The users answer slates `exposed` [B, K] (positions in the candidates) and stay or leave.
+
+    Of a slate as many videos are shown, the first, as the request that the candidates are of had in the log.
+    """
+    k = exposed.shape[1]
+    mask = jnp.arange(k, dtype=jnp.int32) < (params.pool.slate[state.row] >= 0).sum(axis=1, keepdims=True)
+    u = random.per_user_uniform(
+        jax.random.fold_in(key, 2),
+        state.day * 4096 + state.position,
+        state.user_id,
+        k * counterfactuals.NUM_UNIFORMS + 2,
+    )
+    videos = jnp.take_along_axis(params.pool.candidates[state.row], exposed, axis=1)
+    out = predict(params, state, videos)
+    feedback = network.expected(out, params.scale)
+    if params.answers == "sampled":
+        numbers = u[:, : k * counterfactuals.NUM_UNIFORMS].reshape(*videos.shape, -1)
+        log_seconds = network.mean_of_twins(out.extra[..., 0, :])
+        feedback = counterfactuals.draw(feedback, log_seconds, params.edges, params.quantiles, numbers)
+    stays = u[:, -2] < network.continue_probability(out, mask.astype(feedback.dtype))
+    shown = types.Exposure(videos=videos, feedback=jnp.where(mask[..., None], feedback, 0.0), mask=mask)
+    position = state.position + 1
+    pool, num_rows = params.pool, params.pool.num_requests
+    own = pool.first[state.session] + position
+    other = jnp.minimum((u[:, -1] * num_rows).astype(jnp.int32), num_rows - 1)
+    next_state = dataclasses.replace(
+        state,
+        position=position,
+        row=jnp.where(own < pool.first[state.session + 1], own, other),
+        memory=_write(params, state.memory, shown),
+    )
+    truncated = stays & (position >= params.max_requests)
+    return next_state, base.StepResult(shown, _request(params, next_state), ~stays, truncated)
+
+
+def next_visit(key: types.Key, state: SimulatedState, params: FeedbackParams):
+    """A day later for everybody: logs of single sessions do not say when users come back."""
+    days = jnp.ones_like(state.day)
+    return dataclasses.replace(state, day=state.day + days), days
+
+
+def predict(params: FeedbackParams, state: SimulatedState, videos: chex.Array):
+    """Predictions of both twins for videos [B, M] at the users' next request."""
+    request = _request(params, state)
+    encoder, memory = encoders.Encoder(params.config), _twins_first(state.memory)
+
+    def user(p, memory, users):
+        row = users.at[request.user_id].get(mode="fill", fill_value=0)
+        return encoder.apply(p, memory, row, request.profile, request.context, method="user")
+
+    z = jax.vmap(user)(params.params["encoder"], memory, params.users)
+    out = network.predict(params.params, z, memory.mean(), params.encodings[:, videos])
+    return network.calibrated(out, params.calibration)
+
+
+def logged_slates(params: FeedbackParams, state: SimulatedState) -> chex.Array:
+    """Scores [B, C] that serve the slates of the log, in their order: the policy that collected it."""
+    slate, c = params.pool.slate[state.row], params.pool.candidates.shape[1]
+    rank = jnp.arange(slate.shape[1], dtype=jnp.int32)
+    hits = (slate[..., None] == jnp.arange(c, dtype=jnp.int32)) * (slate.shape[1] - rank)[:, None]
+    return hits.sum(axis=1).astype(jnp.float32)
+
+
+def no_preference(params: FeedbackParams, state: SimulatedState) -> chex.Array:
+    """Equal scores [B, C]: uniform slates when served as Plackett–Luce."""
+    return jnp.zeros((state.row.shape[0], params.pool.candidates.shape[1]), jnp.float32)
+
+
+def _twins_first(memory: encoders.Memory) -> encoders.Memory:
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), memory)
+
+
+def _write(params: FeedbackParams, memory: encoders.Memory | None, shown: types.Exposure) -> encoders.Memory:
+    """The memory [B, 2, ...] after more exposures."""
+    encoder = encoders.Encoder(params.config)
+
+    def one(p, encodings, memory):
+        f = encoder.apply(p, shown.feedback, params.duration[shown.videos], method="feedback")
+        return encoders.memory_write(params.config, memory, encodings[shown.videos], f, shown.mask)
+
+    write = jax.vmap(one, in_axes=(0, 0, None if memory is None else 1), out_axes=1)
+    return write(params.params["encoder"], params.encodings, memory)
+
+
+def _request(params: FeedbackParams, state: SimulatedState) -> types.Request:
+    pool = params.pool
+    context = pool.context[state.row]
+    context = context.at[:, -1].set(jnp.log1p(state.position.astype(jnp.float32)))
+    return types.Request(
+        user_id=pool.user_id[state.session],
+        profile=pool.profile[state.session],
+        context=context,
+        candidates=pool.candidates[state.row],
+    )

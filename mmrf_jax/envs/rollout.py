@@ -1,0 +1,287 @@
+"""Policy x simulator as jitted loops: per-user sums over huge batches, and unrolls that become logs.
+
+Slots whose session ended are refilled with the next user id, so the work per live request is the same for a thousand
+users and for a million, and memory does not grow with the users beyond their sums. What happens to a user depends on
+the key and the user id alone, never on the slot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mmrf_jax import ops, random, types
+from mmrf_jax.envs import base
+from mmrf_jax.metrics import diversity
+from mmrf_jax.parallel import programs
+
+#: Columns of the per-user sums. Interactions are counts; `returned` is 1 where the user is back within a day, and
+#: `next_visit` the days until then.
+USER_METRICS = ("watch_time", "depth", "requests", *types.BINARY_SIGNALS, "ild", "returned", "truncated", "next_visit")
+EXPOSURE_GROUPS = 20  # user groups with exposure counts of their own, for the intervals of coverage and Gini
+
+
+@struct.dataclass
+class EnvState:
+    """B users in their sessions, and the queue of those who have not come yet."""
+
+    state: Any  # of the simulator
+    request: types.Request
+    carry: Any  # of the policy
+    history: types.Exposure | None  # [B, H], what the user arrived with, for logs
+    position: chex.Array  # [B] int32, requests of the session so far
+    index: chex.Array  # [B] int32, number of the user in the queue; `num_users` where the slot is idle
+    started: chex.Array  # int32, users taken from the queue
+    num_users: chex.Array  # int32, length of the queue
+    users: chex.Array  # int32, its first user id, or [num_users] all of them
+
+
+@struct.dataclass
+class Transition:
+    """One step of all slots, as it enters a log; `live` tells which slots held a session."""
+
+    live: chex.Array  # [B] bool
+    index: chex.Array  # [B] int32
+    position: chex.Array  # [B] int32, requests of the session before this one
+    request: types.Request
+    history: types.Exposure | None
+    scores: chex.Array  # [B, C]
+    slate: chex.Array  # [B, K], -1 where less was shown
+    log_propensity: chex.Array  # [B], of whole slates
+    feedback: chex.Array  # [B, K, S]
+    terminated: chex.Array  # [B] bool
+    truncated: chex.Array  # [B] bool
+
+
+def exposure_group(user_ids: chex.Array) -> chex.Array:
+    """Group [B] in [0, EXPOSURE_GROUPS) of users [B], by a multiplicative hash: the same wherever they queue."""
+    return (user_ids.astype(jnp.uint32) * jnp.uint32(2654435769) >> 16).astype(jnp.int32) % EXPOSURE_GROUPS
+
+
+def _ids(users: chex.Array, number: chex.Array) -> chex.Array:
+    """Ids [B] of the users with these numbers in the queue; of nobody in particular past its end."""
+    return users.at[number].get(mode="clip") if users.ndim else users + number
+
+
+def act(policy, sim_params, state, carry, request: types.Request, user, position, key: types.Key, k: int):
+    """Scores [B, C], the slate served [B, K] and its log-probability [B] (0 for a deterministic slate).
+
+    Args:
+      policy: a `base.Policy` or `base.PolicyChoice`.
+      user: [B] int32, ids in the queue, which chance follows from; a learned simulator's requests have logged ids.
+    """
+    scores = policy.scores(sim_params, state, carry, request)
+    temperature = jnp.asarray(policy.temperature, jnp.float32)
+    stochastic = temperature > 0.0
+    scaled = scores / jnp.where(stochastic, temperature, 1.0)
+
+    def perturbed() -> chex.Array:
+        u = random.per_user_uniform(jax.random.fold_in(key, 4), position, user, scores.shape[-1])
+        return scaled + random.to_gumbel(u)
+
+    slate = ops.top_k(jax.lax.cond(stochastic, perturbed, lambda: scaled), k)
+    log_prob = jax.lax.cond(
+        stochastic,
+        lambda: ops.plackett_luce_log_prob(scaled, slate).sum(axis=-1),
+        lambda: jnp.zeros(scores.shape[:1], jnp.float32),
+    )
+    return scores, slate, log_prob
+
+
+def idle(
+    sim: base.Simulator, policy, key: types.Key, users, num_users, day, slots: int, keep_history: bool
+) -> EnvState:
+    """Slots without a user yet; `refill` gives them the first users of the queue.
+
+    Args:
+      users: int32, the queue is `users … users + num_users - 1`; or an array of all their ids, `num_users` of them or
+        more.
+      keep_history: where False, histories go to the policy's first carry alone; a policy that ignores them costs no
+        draws for them.
+    """
+
+    def first_users():
+        state, request, history = sim.reset(key, jnp.zeros((slots,), jnp.int32), day, sim.params)
+        return state, request, policy.initial_carry(request, history), history if keep_history else None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first_users))
+    state, request, carry, history = zeros
+    users, num_users = jnp.asarray(users, jnp.int32), jnp.asarray(num_users, jnp.int32)
+    return EnvState(
+        state=state,
+        request=request,
+        carry=carry,
+        history=history,
+        position=jnp.zeros((slots,), jnp.int32),
+        index=jnp.full((slots,), num_users),
+        started=jnp.zeros((), jnp.int32),
+        num_users=num_users,
+        users=users,
+    )
+
+
+def advance(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, k: int):
+    """Serves one request of every live slot.
+
+    Returns the slots, a Transition, the Exposure and, where a session ended, days [B] until the user is back, else 0.
+    """
+    live = slots.index < slots.num_users
+    scores, slate, log_propensity = act(
+        policy,
+        sim.params,
+        slots.state,
+        slots.carry,
+        slots.request,
+        _ids(slots.users, slots.index),
+        day * 4096 + slots.position,
+        key,
+        k,
+    )
+    state, result = sim.step(key, slots.state, slate, sim.params)
+    _, days = sim.next_visit(key, state, sim.params)
+    record = Transition(
+        live=live,
+        index=slots.index,
+        position=slots.position,
+        request=slots.request,
+        history=slots.history,
+        scores=scores,
+        slate=jnp.where(result.exposure.mask, slate, -1),
+        log_propensity=jnp.where(result.exposure.mask.all(axis=1), log_propensity, jnp.nan),
+        feedback=result.exposure.feedback,
+        terminated=result.terminated,
+        truncated=result.truncated,
+    )
+    over = result.terminated | result.truncated
+    slots = dataclasses.replace(
+        slots,
+        state=state,
+        request=result.request,
+        carry=policy.next_carry(slots.carry, slots.request, result.exposure),
+        position=slots.position + 1,
+        index=jnp.where(over, slots.num_users, slots.index),
+    )
+    return slots, record, result.exposure, jnp.where(over, days, 0)
+
+
+def refill(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState) -> EnvState:
+    """Puts waiting users into idle slots, a fixed number at a time, so that a reset is never made for nobody."""
+    num_slots = slots.index.shape[0]
+    chunk = max(1, num_slots // 8)
+
+    def due(slots):
+        waiting = slots.num_users - slots.started
+        idle = jnp.sum(slots.index >= slots.num_users, dtype=jnp.int32)
+        return (waiting > 0) & (idle >= jnp.minimum(chunk, waiting))
+
+    def fill(slots):
+        where = jnp.nonzero(slots.index >= slots.num_users, size=chunk, fill_value=num_slots)[0].astype(jnp.int32)
+        number = slots.started + jnp.arange(chunk, dtype=jnp.int32)
+        where = jnp.where(number < slots.num_users, where, num_slots)
+        state, request, history = sim.reset(key, _ids(slots.users, number), day, sim.params)
+        carry = policy.initial_carry(request, history)
+        old = (slots.state, slots.request, slots.carry, slots.history, slots.position, slots.index)
+        kept = None if slots.history is None else history
+        new = (state, request, carry, kept, jnp.zeros_like(number), number)
+        put = lambda a, b: a.at[where].set(b, mode="drop")
+        state, request, carry, history, position, index = jax.tree.map(put, old, new)
+        return dataclasses.replace(
+            slots,
+            state=state,
+            request=request,
+            carry=carry,
+            history=history,
+            position=position,
+            index=index,
+            started=jnp.minimum(slots.started + chunk, slots.num_users),
+        )
+
+    return jax.lax.while_loop(due, fill, slots)
+
+
+def rollout(
+    sim: base.Simulator,
+    policy,
+    key: types.Key,
+    users: chex.Array,
+    day: chex.Array,
+    *,
+    num_users: int,
+    slots: int,
+    k: int,
+    queue: chex.Array | None = None,
+) -> tuple[chex.Array, chex.Array]:
+    """Every user of a queue serves a whole session.
+
+    Args:
+      sim: simulator. policy: ranker. key: typed key of the rollout; the same key pairs the users of two policies.
+      users: int32, the queue is `users … users + num_users - 1`; or [num_users] ids in any order, all different.
+      day: int32, simulated day.
+      num_users: rows of the result. slots: users in flight at a time. k: K, size of a slate.
+      queue: int32, length of the queue where it is shorter than num_users; the rows past it are 0.
+
+    Returns:
+      Sums per user [num_users, len(USER_METRICS)] float32, and exposure counts [EXPOSURE_GROUPS, V] int32 by group.
+    """
+    columns = len(USER_METRICS)
+    sums = jnp.zeros((num_users, columns), jnp.float32)
+    counts = jnp.zeros((EXPOSURE_GROUPS, sim.items.num_videos), jnp.int32)
+    state = idle(sim, policy, key, users, num_users if queue is None else queue, day, slots, keep_history=False)
+
+    def unfinished(carry):
+        state = carry[0]
+        return (state.started < state.num_users) | jnp.any(state.index < state.num_users)
+
+    def body(carry):
+        state, sums, counts = carry
+        state = refill(sim, policy, key, day, state)
+        state, record, shown, days = advance(sim, policy, key, day, state, k)
+        seen = record.feedback.sum(axis=1)  # [B, S]
+        ones = jnp.ones(seen.shape[0], jnp.float32)
+        ild = diversity.intra_list_diversity(sim.items.tag[shown.videos], shown.mask)
+        columns_of_row = [seen[:, types.WATCH_TIME], shown.mask.sum(axis=1), ones]
+        columns_of_row += [*seen[:, : len(types.BINARY_SIGNALS)].T, ild, days == 1, record.truncated, days]
+        row = jnp.stack([column.astype(jnp.float32) for column in columns_of_row], axis=-1)
+        index = jnp.where(record.live, record.index, num_users)
+        sums = sums.at[index].add(row, mode="drop")
+        group = jnp.where(record.live, exposure_group(_ids(state.users, record.index)), EXPOSURE_GROUPS)
+        videos = jnp.where(shown.mask, shown.videos, counts.shape[1])
+        counts = counts.at[group[:, None], videos].add(1, mode="drop")
+        return state, sums, counts
+
+    _, sums, counts = jax.lax.while_loop(unfinished, body, (state, sums, counts))
+    return sums, counts
+
+
+@functools.partial(jax.jit, static_argnames=("num_slots", "sim_functions"))
+def _idle(sim_functions, sim_data, policy, key, first_user, num_users, day, *, num_slots: int):
+    sim = base.Simulator(*sim_functions, *sim_data)
+    return idle(sim, policy, key, first_user, num_users, day, num_slots, keep_history=True)
+
+
+@programs.program(often=True, static_argnames=("num_steps", "k", "sim_functions"), donate_argnames="slots")
+def _unroll(sim_functions, sim_data, policy, key, day, slots, *, num_steps: int, k: int):
+    sim = base.Simulator(*sim_functions, *sim_data)
+
+    def body(slots, _):
+        slots = refill(sim, policy, key, day, slots)
+        slots, record, _, _ = advance(sim, policy, key, day, slots, k)
+        return slots, record
+
+    return jax.lax.scan(body, slots, length=num_steps)
+
+
+def begin(sim: base.Simulator, policy, key: types.Key, first_user, num_users, day, *, slots: int) -> EnvState:
+    """Idle slots of the queue `first_user … first_user + num_users - 1`, for `unroll`."""
+    return _idle(sim[:3], sim[3:], policy, key, first_user, num_users, day, num_slots=slots)
+
+
+def unroll(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, *, num_steps: int, k: int):
+    """`num_steps` steps of all slots, which are donated: the slots, and a Transition with leading axis [num_steps]."""
+    return _unroll(sim[:3], sim[3:], policy, key, day, slots, num_steps=num_steps, k=k)

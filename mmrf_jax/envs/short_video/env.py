@@ -1,0 +1,236 @@
+"""reset, step and next_visit of the world: a session from arrival to leaving, and the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mmrf_jax import random, types
+from mmrf_jax.envs import base
+from mmrf_jax.envs.short_video import items, parameters, response, users
+
+_RUNS = 6  # clusters that a request retrieves from
+_RETRIEVAL_SHARPNESS = 6.0
+_TOURNAMENT = 3  # the arriving history shows the best of so many draws, as a ranker would have
+
+
+@struct.dataclass
+class WorldState:
+    """Everything about B users in their sessions; hidden from the agents."""
+
+    user_id: chex.Array  # [B] int32
+    day: chex.Array  # [B] int32
+    hour: chex.Array  # [B] float32 in [0, 24)
+    position: chex.Array  # [B] int32, requests answered so far
+    traits: users.Traits
+    interest: chex.Array  # [B, LATENT] unit vectors, drifting
+    satiation: chex.Array  # [B, TOPICS]
+    joy: chex.Array  # [B] mean enjoyment per request, summed over the session
+    candidates: chex.Array  # [B, C] int32
+
+
+def make(config: parameters.WorldConfig) -> base.Simulator:
+    """The world of a config behind the simulators' contract."""
+    params, videos = items.make(config)
+    run = -(-items.split(config.candidates)[0] // _RUNS)
+    today, new = -parameters.FIRST_DAY, items.split(config.candidates)[2]
+    smallest = int(np.asarray(params.cluster_live)[today].min())
+    if config.candidates != config.num_videos and smallest < run:
+        raise ValueError(
+            f"world.num_videos={config.num_videos} leaves a topic with {smallest} videos, but "
+            f"world.candidates={config.candidates} needs {run} of one topic; use more videos or fewer candidates"
+        )
+    uploaded = np.asarray(params.uploaded)
+    fewest = int((uploaded[today:] - uploaded[today - 3 : -3]).min())
+    if config.candidates != config.num_videos and fewest < new:
+        raise ValueError(
+            f"world.num_videos={config.num_videos} has days with {fewest} new videos, but "
+            f"world.candidates={config.candidates} needs {new}; use more videos or fewer candidates"
+        )
+    return base.Simulator(reset, step, next_visit, params, videos)
+
+
+def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: parameters.WorldParams):
+    """Users arrive with a history and ask for their first slate. See `envs.base` for shapes."""
+    config = params.config
+    num_users, h = user_ids.shape[0], config.history
+    traits, interest = users.draw(user_ids, params)
+    day = jnp.broadcast_to(jnp.asarray(day, jnp.int32), (num_users,))
+    n_history = h * (3 * _TOURNAMENT + response.NUM_UNIFORMS)
+    u = random.per_user_uniform(
+        jax.random.fold_in(key, 1), day, user_ids, 1 + n_history + _num_candidate_uniforms(config)
+    )
+    state = WorldState(
+        user_id=user_ids,
+        day=day,
+        hour=24.0 * jnp.sqrt(u[:, 0]),  # busier evenings
+        position=jnp.zeros((num_users,), jnp.int32),
+        traits=traits,
+        interest=interest,
+        satiation=jnp.zeros((num_users, parameters.TOPICS), jnp.float32),
+        joy=jnp.zeros((num_users,), jnp.float32),
+        candidates=_candidates(u[:, 1 + n_history :], traits, day, params),
+    )
+    history = _arriving_history(u[:, 1 : 1 + n_history].reshape(num_users, h, -1), state, params)
+    return state, _request(state), history
+
+
+def step(key: types.Key, state: WorldState, exposed: chex.Array, params: parameters.WorldParams):
+    """The users answer slates `exposed` [B, K] (positions in the candidates) and stay or leave."""
+    config, b = params.config, params.behaviour
+    num_users, k = exposed.shape
+    n_answer = k * response.NUM_UNIFORMS
+    u = random.per_user_uniform(
+        jax.random.fold_in(key, 2),
+        state.day * 4096 + state.position,
+        state.user_id,
+        n_answer + 1 + _num_candidate_uniforms(config),
+    )
+    videos = jnp.take_along_axis(state.candidates, exposed, axis=1)
+    truth = truth_of(params, state, videos)
+    feedback = response.respond(params, state.traits, truth, u[:, :n_answer].reshape(num_users, k, -1))
+    stays = u[:, n_answer] < jax.nn.sigmoid(stay_logit(params, state, truth.enjoyment))
+    position = state.position + 1
+    terminated = ~stays
+    truncated = stays & (position >= config.max_requests)
+
+    watched = feedback[..., types.WATCH_TIME] / (feedback[..., types.WATCH_TIME] + 20.0)
+    taste = params.hidden[videos][..., : parameters.LATENT]
+    interest = users.unit(state.interest + b.drift * jnp.einsum("bk,bkd->bd", watched, taste))
+    seen = jax.nn.one_hot(params.topic[videos], parameters.TOPICS, dtype=jnp.float32).sum(axis=1)
+    next_state = dataclasses.replace(
+        state,
+        position=position,
+        interest=interest,
+        satiation=b.satiation_decay * state.satiation + b.satiation_gain * seen,
+        joy=state.joy + truth.enjoyment.mean(axis=1),
+        candidates=_candidates(u[:, n_answer + 1 :], state.traits, state.day, params),
+    )
+    exposure = types.Exposure(videos=videos, feedback=feedback, mask=jnp.ones(videos.shape, bool))
+    return next_state, base.StepResult(exposure, _request(next_state), terminated, truncated)
+
+
+def next_visit(key: types.Key, state: WorldState, params: parameters.WorldParams):
+    """Days [B] until the user comes back: a day where the session was enjoyed, up to a month where it was not."""
+    b = params.behaviour
+    u = random.per_user_uniform(jax.random.fold_in(key, 3), state.day, state.user_id, 1)[:, 0]
+    joy = state.joy / jnp.maximum(state.position, 1).astype(jnp.float32)
+    daily = jax.nn.sigmoid(b.back + b.back_joy * (joy - b.stay_joy_centre) + 0.3 * state.traits.patience)
+    days = 1.0 + jnp.floor(jnp.log(u) / jnp.log1p(-daily))
+    days = jnp.clip(days, 1, 30).astype(jnp.int32)
+    return dataclasses.replace(state, day=state.day + days), days
+
+
+def stay_logit(params: parameters.WorldParams, state: WorldState, enjoyment: chex.Array) -> chex.Array:
+    """Log-odds [B] of another request after a slate with these enjoyments [B, K]."""
+    b = params.behaviour
+    return (
+        b.stay
+        + b.stay_joy * (enjoyment.mean(axis=1) - b.stay_joy_centre)
+        + b.stay_patience * state.traits.patience
+        - b.stay_fatigue * state.position.astype(jnp.float32)
+    )
+
+
+def truth_of(params: parameters.WorldParams, state: WorldState, videos: chex.Array) -> response.Affinity:
+    """True affinities of videos [B, M] for the users as they are now."""
+    return response.affinity(params, state.traits, state.interest, state.satiation, videos)
+
+
+def expected_feedback(
+    params: parameters.WorldParams, state: WorldState, slot: chex.Numeric = 0
+) -> tuple[chex.Array, chex.Array]:
+    """True expected feedback [B, C, S] of each candidate, were it shown now in this slot, and log1p seconds [B, C]."""
+    truth = truth_of(params, state, state.candidates)
+    truth = dataclasses.replace(truth, drive=truth.drive - params.behaviour.drive_position * slot)
+    return response.expected_feedback(params, state.traits, truth)
+
+
+def true_stay(params: parameters.WorldParams, state: WorldState, exposed: chex.Array) -> chex.Array:
+    """Probability [B] that the user stays after the slate `exposed` [B, K], positions in the candidates."""
+    videos = jnp.take_along_axis(state.candidates, exposed, axis=1)
+    return jax.nn.sigmoid(stay_logit(params, state, truth_of(params, state, videos).enjoyment))
+
+
+def _request(state: WorldState) -> types.Request:
+    angle = 2.0 * jnp.pi * state.hour / 24.0
+    position = jnp.log1p(state.position.astype(jnp.float32))
+    context = jnp.stack([jnp.sin(angle), jnp.cos(angle), position], axis=-1)
+    return types.Request(state.user_id, state.traits.profile, context, state.candidates)
+
+
+def _num_candidate_uniforms(config: parameters.WorldConfig) -> int:
+    if config.candidates == config.num_videos:
+        return 0
+    return parameters.TOPICS + _RUNS + items.split(config.candidates)[1] + 1
+
+
+def _candidates(u: chex.Array, traits: users.Traits, day: chex.Array, params: parameters.WorldParams) -> chex.Array:
+    """Candidates [B, C], all different: clusters near the platform's view of the user, popular ones, new ones."""
+    c, num_users = params.config.candidates, day.shape[0]
+    if c == params.config.num_videos:
+        return jnp.broadcast_to(jnp.arange(c, dtype=jnp.int32), (num_users, c))
+    near, popular, new = items.split(c)
+    row = params.day_index(day)
+    topics = _near_topics(u[:, : parameters.TOPICS], traits, params)  # [B, _RUNS]
+    u = u[:, parameters.TOPICS :]
+    # Runs of neighbouring ids, so that gathering their features reads memory in order.
+    length = -(-near // _RUNS)
+    live = params.cluster_live[row[:, None], topics]
+    start = params.cluster_start[topics] + jnp.floor(u[:, :_RUNS] * (live - length + 1).astype(jnp.float32)).astype(
+        jnp.int32
+    )
+    runs = (start[..., None] + jnp.arange(length, dtype=jnp.int32)[None, None, :]).reshape(num_users, -1)[:, :near]
+    # One video of each stratum: a density like 1 / rank without repeats.
+    low, high = (
+        edges.astype(jnp.float32) for edges in (params.popular_edges[None, :-1], params.popular_edges[None, 1:])
+    )
+    hits = (low + jnp.floor(u[:, _RUNS : _RUNS + popular] * (high - low))).astype(jnp.int32)[:, :popular]
+    first, last = params.uploaded[row - 3], params.uploaded[row]
+    offset = first + jnp.floor(u[:, -1] * (last - first - new + 1).astype(jnp.float32)).astype(jnp.int32)
+    fresh = params.by_upload[offset[:, None] + jnp.arange(new, dtype=jnp.int32)[None, :]]
+    return jnp.concatenate([runs, hits, fresh], axis=1)
+
+
+def _near_topics(u: chex.Array, traits: users.Traits, params: parameters.WorldParams) -> chex.Array:
+    """_RUNS different topics [B, _RUNS] near the platform's view of the user's interests."""
+    logits = _RETRIEVAL_SHARPNESS * traits.retrieval @ params.centroids.T
+    return jax.lax.top_k(logits + random.to_gumbel(u), _RUNS)[1]
+
+
+def _arriving_history(u: chex.Array, state: WorldState, params: parameters.WorldParams) -> types.Exposure:
+    """Earlier exposures [B, H] with feedback, in closed form: good draws from near topics, answered without satiation.
+
+    Args:
+      u: [B, H, 3 * _TOURNAMENT + response.NUM_UNIFORMS].
+    """
+    num_users, h = u.shape[:2]
+    t = _TOURNAMENT
+    logits = _RETRIEVAL_SHARPNESS * state.traits.retrieval @ params.centroids.T
+    cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)[:, None, None, :]
+    topics = jnp.sum(cumulative[..., :-1] < u[..., :t, None], axis=-1)  # [B, H, t], by inverse transform
+    live = params.cluster_live[params.day_index(0), topics]
+    near = params.cluster_start[topics] + jnp.floor(u[..., t : 2 * t] * live.astype(jnp.float32)).astype(jnp.int32)
+    num_popular = params.popular_edges[-1]
+    popular = jnp.floor(num_popular.astype(jnp.float32) ** u[..., t : 2 * t]).astype(jnp.int32) - 1
+    # A small whole catalogue may have topics without a single video yet.
+    drawn = jnp.where((u[..., 2 * t : 3 * t] < 0.7) & (live > 0), near, popular).reshape(num_users, -1)
+    nobody = jnp.zeros_like(state.satiation)
+    truth = response.affinity(params, state.traits, state.interest, nobody, drawn)
+    shape = (num_users, h, t)
+    best = jnp.argmax(truth.drive.reshape(shape), axis=-1)[..., None]
+    pick = lambda x: jnp.take_along_axis(x.reshape(shape), best, axis=-1)[..., 0]
+    chosen = jax.tree.map(pick, truth)
+    # Positions within the old slates are not kept: the history is answered as if each video had come first.
+    feedback = response.respond(
+        dataclasses.replace(params, behaviour=dataclasses.replace(params.behaviour, drive_position=0.0)),
+        state.traits,
+        chosen,
+        u[..., 3 * t :],
+    )
+    return types.Exposure(videos=pick(drawn), feedback=feedback, mask=jnp.ones((num_users, h), bool))

@@ -1,0 +1,67 @@
+"""Procedural users: every hidden trait of user u follows from `fold_in(key, u)`, so 10^8 users cost no memory."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mmrf_jax import random
+from mmrf_jax.envs.short_video import parameters
+
+MATCH_SCALE = 4.0  # <interest, taste> of unit vectors in LATENT dimensions, times this, has unit spread at random
+_INTEREST_TOPICS = 3
+
+
+@struct.dataclass
+class Traits:
+    """What does not change within a session; hidden but for the profile."""
+
+    activity: chex.Array  # [B] how much the user watches of anything
+    patience: chex.Array  # [B] how readily the user stays
+    susceptibility: chex.Array  # [B] how well clickbait works, >= 0
+    sociability: chex.Array  # [B] how readily the user gives explicit feedback
+    retrieval: chex.Array  # [B, LATENT] the platform's noisy view of the user's interests at arrival
+    profile: chex.Array  # [B, Du] what the agents see
+
+
+_HABITS = 4
+NUM_UNIFORMS = parameters.TOPICS + 2 * parameters.LATENT + 2 * _HABITS
+
+
+def draw(user_ids: chex.Array, params: parameters.WorldParams) -> tuple[Traits, chex.Array]:
+    """Traits and the interests at home [B, LATENT] (unit) of users [B]."""
+    u = random.per_user_uniform(params.user_key, 0, user_ids, NUM_UNIFORMS)
+    cuts = [
+        parameters.TOPICS,
+        parameters.TOPICS + parameters.LATENT,
+        parameters.TOPICS + 2 * parameters.LATENT,
+        parameters.TOPICS + 2 * parameters.LATENT + _HABITS,
+    ]
+    gumbel = random.to_gumbel(u[:, : cuts[0]])
+    taste, view, habits, noise = (
+        random.to_normal(x) for x in jnp.split(u[:, cuts[0] :], [c - cuts[0] for c in cuts[1:]], -1)
+    )
+    b = params.behaviour
+    chosen = jax.lax.top_k(params.topic_weight[None, :] + gumbel, _INTEREST_TOPICS)[1]  # [B, 3]
+    interest = unit(
+        jnp.einsum("n,bnd->bd", jnp.array([1.0, 0.8, 0.6], jnp.float32), params.centroids[chosen]) + 0.12 * taste
+    )
+    retrieval = unit(interest + b.retrieval_noise * 0.25 * view)
+    activity, patience, bait, social = habits.T
+    habits_seen = habits + b.profile_noise * noise
+    traits = Traits(
+        activity=activity,
+        patience=patience,
+        susceptibility=jnp.exp(b.susceptibility * bait),
+        sociability=social,
+        retrieval=retrieval,
+        profile=jnp.concatenate([MATCH_SCALE * retrieval, habits_seen], axis=-1),
+    )
+    return traits, interest
+
+
+def unit(x: chex.Array) -> chex.Array:
+    """Vectors scaled to length one."""
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-9)

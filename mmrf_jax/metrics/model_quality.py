@@ -1,0 +1,314 @@
+"""How well predicted feedback matches observed feedback: ranking within users, and the values themselves.
+
+A prediction is of the *expected* feedback of an exposure: a probability for the binary signals, mean seconds for
+watch time. `metrics` judges it on a log; `uncertainty_ranks` and `selection_bias` need the simulator's truth.
+Everything is NumPy on the host. Letters: n exposures, S signals, U users.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import scipy
+
+from mmrf_jax import types
+from mmrf_jax.data import statistics
+from mmrf_jax.metrics import ranking
+from mmrf_jax.metrics.offline import MIN_USERS
+
+_SMALLEST = 1e-7  # probabilities are clipped to this and its complement before the logarithm
+_MAX_ROWS = 500_000  # exposures the linear baselines are fitted on
+_MIN_ROWS = 10  # of a decile, for a rank correlation within it
+_WATCH_TIME = types.SIGNALS[types.WATCH_TIME]
+
+
+@dataclasses.dataclass(eq=False)
+class _Measured:
+    """One ranker's prediction of one signal, measured."""
+
+    entry: dict[str, Any]
+    ranked: ranking.GroupedMetric
+    losses: np.ndarray  # [U] mean log-loss or absolute error of every user, ascending
+
+
+def metrics(
+    user_id: np.ndarray,
+    feedback: np.ndarray,
+    predicted: Mapping[str, Mapping[str, np.ndarray]],
+    duration: np.ndarray | None = None,
+    draws: int = 1000,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Ranking and calibration of each ranker's predictions; the first ranker is the model, set against the others.
+
+    Args:
+      user_id: [n] integers.
+      feedback: [n, S] in SIGNALS order, watch time in seconds.
+      predicted: {ranker: {signal: expected feedback [n]}}; a ranker may leave signals out.
+      duration: [n] seconds, of the videos; with it watch time is also measured within deciles of duration.
+      draws: of the bootstraps over users.
+
+    Returns:
+      {signal: {ranker: {...}}}, of the signals that somebody predicts.
+
+      Binary signals: "auc" over all rows, "gauc", "gauc_ci95", "eligible_users", "logloss" in nats, "ece" (mean of
+      |mean predicted − actual rate| over deciles of the prediction, weighted by rows), "by_decile".
+      Watch time: "xauc", "xauc_ci95", "eligible_users", "mae" and "rmse" in seconds, "by_decile" and, given
+      `duration`, "by_duration", where a ranker by duration gains nothing.
+      "by_decile": [{"predicted", "actual": means, "rows"}], ascending; equal predictions share a bin.
+      "model_minus", of the rankers after the first where that predicts the signal too: {"gauc" and "logloss", or
+      "xauc" and "mae": {"diff", "ci95"}}, paired over users; the loss of a user is weighted by the user's rows, so
+      that "diff" is the difference of the two figures.
+
+      AUC, GAUC and XAUC are None with fewer than MIN_USERS eligible users, all intervals with fewer users.
+
+    Raises:
+      ValueError: for shapes that disagree, an unknown signal, labels other than 0 and 1, or numbers not finite.
+    """
+    user_id, feedback = np.asarray(user_id), np.asarray(feedback)
+    if feedback.shape != (*user_id.shape, len(types.SIGNALS)):
+        raise ValueError(f"feedback has shape {feedback.shape}, expected [n, S] for user_id {user_id.shape}")
+    _check_finite("feedback", feedback)
+    for ranker, signals in predicted.items():
+        for signal, values in signals.items():
+            types.signal_index(signal)
+            _check_finite(f"{signal} predicted by {ranker}", values)
+    from sklearn.metrics import roc_auc_score  # a second to import: not when a run starts
+
+    _, user_row, user_rows = np.unique(user_id, return_inverse=True, return_counts=True)
+
+    def measure(signal: str, values: np.ndarray) -> _Measured:
+        values, target = np.asarray(values, np.float64), feedback[:, types.signal_index(signal)].astype(np.float64)
+        if signal == _WATCH_TIME:
+            ranked = ranking.grouped_xauc(user_id, values, target)
+            loss = np.abs(values - target)
+            entry = _ranking("xauc", ranked, draws)
+            entry |= {"mae": float(loss.mean()), "rmse": float(np.sqrt(np.mean(loss**2)))}
+            if duration is not None:
+                entry["by_duration"] = _by_duration(user_id, values, target, duration)
+        else:
+            ranked = ranking.grouped_auc(user_id, values, target[:, None])[0]
+            loss = _logloss(values, target)
+            entry = _ranking("gauc", ranked, draws) | {"logloss": float(loss.mean())}
+            entry["auc"] = float(roc_auc_score(target, values)) if entry["gauc"] is not None else None
+        entry["by_decile"] = bins = [_means(values[rows], target[rows]) for rows in _deciles(values)]
+        if signal != _WATCH_TIME:
+            entry["ece"] = sum(abs(b["predicted"] - b["actual"]) * b["rows"] for b in bins) / len(values)
+        return _Measured(entry, ranked, np.bincount(user_row, weights=loss) / user_rows)
+
+    def model_minus(signal: str, model: _Measured, other: _Measured) -> dict[str, Any]:
+        rank_metric, loss = ("xauc", "mae") if signal == _WATCH_TIME else ("gauc", "logloss")
+        result: dict[str, Any] = {rank_metric: {"diff": None, "ci95": None}}
+        if other.entry[rank_metric] is not None:
+            result[rank_metric] = _difference(
+                model.ranked.per_user, other.ranked.per_user, model.ranked.impressions, draws
+            )
+        result[loss] = _difference(model.losses, other.losses, user_rows, draws)
+        return result
+
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    first = next(iter(predicted), None)
+    for signal in types.SIGNALS:
+        measured = {ranker: measure(signal, s[signal]) for ranker, s in predicted.items() if signal in s}
+        for ranker, other in measured.items():
+            if first in measured and ranker != first:
+                other.entry["model_minus"] = model_minus(signal, measured[first], other)
+        if measured:
+            result[signal] = {ranker: m.entry for ranker, m in measured.items()}
+    return result
+
+
+def per_video_mean(
+    train_video: np.ndarray, train_feedback: np.ndarray, video: np.ndarray, num_videos: int
+) -> dict[str, np.ndarray]:
+    """Smoothed mean of each video's training feedback, {signal: [n] float64}; the same for all users.
+
+    Args:
+      train_video, train_feedback: [m] and [m, S] of the training exposures.
+      video: [n] of the exposures to predict. num_videos: V.
+    """
+    feedback = np.asarray(train_feedback, np.float64)
+    means = statistics.shrunken_means(np.asarray(train_video), feedback, num_videos)[np.asarray(video)]
+    return {signal: means[:, i] for i, signal in enumerate(types.SIGNALS)}
+
+
+def logistic(
+    features: np.ndarray, feedback: np.ndarray, tests: Mapping[str, np.ndarray], seed: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
+    """Linear baselines on plain features: logistic regression for the binary signals, least squares for seconds.
+
+    Args:
+      features, feedback: [m, F] and [m, S] of the training exposures, of which 500,000 at most are fitted on.
+      tests: {log: [n, F]} of the exposures to predict. seed: of the sample of training exposures.
+
+    Returns:
+      {log: {signal: [n] float64}}. A signal with one class among the rows fitted on gets its smoothed training mean.
+    """
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    features, feedback = np.asarray(features), np.asarray(feedback)
+    rows = np.arange(len(features))
+    if len(rows) > _MAX_ROWS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, _MAX_ROWS, replace=False))
+    scaler = StandardScaler().fit(features[rows].astype(np.float64))
+    at_train = scaler.transform(features[rows].astype(np.float64))
+    at_tests = {log: scaler.transform(x) for log, x in tests.items()}
+    result: dict[str, dict[str, np.ndarray]] = {log: {} for log in tests}
+    for i, signal in enumerate(types.BINARY_SIGNALS):
+        label = feedback[:, i] > 0.5
+        if label[rows].any() and not label[rows].all():
+            model = LogisticRegression(max_iter=1000).fit(at_train, label[rows])
+            for log, x in at_tests.items():
+                result[log][signal] = model.predict_proba(x)[:, 1].astype(np.float64)
+        else:
+            # One exposure of either class is added: a probability of 0 or 1 would be refuted by a single row.
+            for log, x in at_tests.items():
+                result[log][signal] = np.full(len(x), (label.sum() + 1.0) / (len(label) + 2.0))
+    # Least squares on the seconds themselves estimates their mean. Fitted to log1p it would estimate a median-like
+    # value below the mean; a log link would estimate the mean but explode on features far from the training ones.
+    line = LinearRegression().fit(at_train, feedback[rows, types.WATCH_TIME].astype(np.float64))
+    for log, x in at_tests.items():
+        result[log][_WATCH_TIME] = np.maximum(line.predict(x), 0.0)
+    return result
+
+
+def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Kolmogorov–Smirnov distance of two samples, [n] and [m]: the largest gap of their distributions, in [0, 1].
+
+    Raises:
+      ValueError: for an empty sample or numbers that are not finite.
+    """
+    _check_finite("a", a)
+    _check_finite("b", b)
+    return float(scipy.stats.ks_2samp(a, b, method="asymp").statistic)  # the method is that of the p-value, unused here
+
+
+def excess_logloss_by_decile(
+    uncertainty: np.ndarray, predicted: np.ndarray, label: np.ndarray
+) -> list[dict[str, float]]:
+    """Log-loss beyond what the predictions themselves expect, within deciles of their uncertainty.
+
+    Args:
+      uncertainty, predicted, label: [n]; probabilities and 0/1 labels.
+
+    Returns:
+      Ascending [{"uncertainty", "logloss", "expected", "excess", "rows"}], means in nats: "expected" is the entropy of
+      the predicted probabilities, the log-loss were they true, and "excess" is the rest.
+    """
+    uncertainty, predicted = np.asarray(uncertainty, np.float64), np.asarray(predicted, np.float64)
+    loss, entropy = _logloss(predicted, np.asarray(label)), _logloss(predicted, np.clip(predicted, 0.0, 1.0))
+    columns = {"uncertainty": uncertainty, "logloss": loss, "expected": entropy, "excess": loss - entropy}
+    means = lambda rows: {name: float(column[rows].mean()) for name, column in columns.items()}
+    return [means(rows) | {"rows": len(rows)} for rows in _deciles(uncertainty)]
+
+
+def uncertainty_ranks(uncertainty: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
+    """Whether uncertainty ranks the errors |predicted − truth|; all [n], truth being the expected feedback.
+
+    Returns:
+      "spearman" of uncertainty and error; "spearman_of_prediction", that of the prediction itself and the error, which
+      is to be beaten since rare feedback has small errors; "within_deciles", the first within deciles of the
+      prediction, weighted by rows, leaving out deciles of fewer than 10 rows. A correlation with a constant is None.
+    """
+    uncertainty, predicted = np.asarray(uncertainty, np.float64), np.asarray(predicted, np.float64)
+    error = np.abs(predicted - np.asarray(truth, np.float64))
+    within = [(_spearman(uncertainty[rows], error[rows]), len(rows)) for rows in _deciles(predicted)]
+    known = [(rho, count) for rho, count in within if rho is not None and count >= _MIN_ROWS]
+    weight = sum(count for _, count in known)
+    return {
+        "spearman": _spearman(uncertainty, error),
+        "spearman_of_prediction": _spearman(predicted, error),
+        "within_deciles": sum(rho * count for rho, count in known) / weight if known else None,
+    }
+
+
+def selection_bias(predicted: np.ndarray, truth: np.ndarray, shown: np.ndarray) -> dict[str, float | None]:
+    """Mean |predicted − truth| of the videos that were shown and of those that were not; all [n], `shown` bool.
+
+    Returns:
+      "impressions", "non_impressions" and "ratio", the second over the first; None where there is nothing to average
+      or to divide by.
+    """
+    error, shown = np.abs(np.asarray(predicted, np.float64) - np.asarray(truth, np.float64)), np.asarray(shown, bool)
+    seen = float(error[shown].mean()) if shown.any() else None
+    unseen = float(error[~shown].mean()) if not shown.all() else None
+    ratio = unseen / seen if seen and unseen is not None else None
+    return {"impressions": seen, "non_impressions": unseen, "ratio": ratio}
+
+
+def format_table(result: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """`metrics` as a Markdown table, one row for each signal and ranker; "model −" are intervals of 95 %."""
+    header = ["signal", "ranker", "users", "GAUC / XAUC", "log-loss / MAE", "ECE / RMSE"]
+    header += ["model − ranker, GAUC / XAUC", "model − ranker, log-loss / MAE"]
+    number = lambda x: "–" if x is None else f"{x:.4f}"
+    interval = lambda x: "–" if x is None else f"[{x[0]:+.4f}, {x[1]:+.4f}]"
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for signal, rankers in result.items():
+        rank_metric, loss, last = ("xauc", "mae", "rmse") if signal == _WATCH_TIME else ("gauc", "logloss", "ece")
+        for ranker, entry in rankers.items():
+            minus = entry.get("model_minus", {})
+            cells = [
+                signal,
+                ranker,
+                str(entry["eligible_users"]),
+                *(number(entry[k]) for k in (rank_metric, loss, last)),
+            ]
+            cells += [interval(minus.get(key, {}).get("ci95")) for key in (rank_metric, loss)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if not np.size(values) or not np.isfinite(values).all():
+        raise ValueError(f"{name}, of shape {np.shape(values)}, must have numbers and all of them finite")
+
+
+def _logloss(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Cross-entropy [n] of labels, or of the probabilities they are drawn from, under the prediction; nats."""
+    p = np.clip(predicted, _SMALLEST, 1.0 - _SMALLEST)
+    return -(label * np.log(p) + (1.0 - label) * np.log1p(-p))
+
+
+def _deciles(values: np.ndarray) -> list[np.ndarray]:
+    """Rows of each decile of `values` [n], ascending; equal values stay together, so there may be fewer than ten."""
+    rows = np.arange(len(values))
+    return [
+        decile.metric for decile in ranking.by_decile(values, rows, values, rows, lambda groups, scores, part: part)
+    ]
+
+
+def _means(predicted: np.ndarray, target: np.ndarray) -> dict[str, Any]:
+    return {"predicted": float(predicted.mean()), "actual": float(target.mean()), "rows": len(target)}
+
+
+def _ranking(name: str, ranked: ranking.GroupedMetric, draws: int) -> dict[str, Any]:
+    """A ranking figure with its interval; None of both below MIN_USERS."""
+    entry: dict[str, Any] = {name: None, f"{name}_ci95": None, "eligible_users": ranked.eligible_users}
+    if ranked.eligible_users >= MIN_USERS:
+        interval = ranking.bootstrap_interval(ranked.per_user, ranked.impressions, draws)
+        entry |= {name: ranked.value, f"{name}_ci95": [interval.low, interval.high]}
+    return entry
+
+
+def _difference(model: np.ndarray, other: np.ndarray, weights: np.ndarray, draws: int) -> dict[str, Any]:
+    """Weighted mean of model − other over the same users [U], with its interval from MIN_USERS users on."""
+    diff = ranking.paired_bootstrap(model, other, weights, draws)
+    return {"diff": diff.estimate, "ci95": [diff.low, diff.high] if len(model) >= MIN_USERS else None}
+
+
+def _by_duration(user_id, predicted, target, duration) -> list[dict[str, Any]]:
+    def measure(users: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+        xauc = ranking.grouped_xauc(users, scores, targets)
+        enough = xauc.eligible_users >= MIN_USERS
+        return _means(scores, targets) | {"xauc": xauc.value if enough else None, "eligible_users": xauc.eligible_users}
+
+    deciles = ranking.by_decile(duration, user_id, predicted, target, measure)
+    return [{"duration": [decile.low, decile.high], **decile.metric} for decile in deciles]
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+    constant = len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0
+    return None if constant else float(scipy.stats.spearmanr(a, b).statistic)

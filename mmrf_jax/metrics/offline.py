@@ -1,0 +1,175 @@
+"""Offline metrics of a ranker on a session log: its scores for what was shown, and GAUC for each signal.
+
+`gauc` ranks by the served (main) score, `gauc_agent` by the score of the signal's own agent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.data import sessions
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.metrics import ranking
+
+MIN_USERS = 200  # no figure is given for fewer eligible users
+#: Segments scored at a time.
+BATCH = 512
+
+
+@dataclasses.dataclass
+class Rows:
+    """Exposures of a log, one row each."""
+
+    user_id: np.ndarray  # [n] int32
+    video: np.ndarray  # [n] int32
+    feedback: np.ndarray  # [n, S] float32
+    scores: np.ndarray  # [n, N] float32 of every agent, the main one last
+
+
+def score_log(
+    score: Callable[[types.SessionBatch], Any],
+    log: SessionLog,
+    *,
+    num_requests: int,
+    batch: int = BATCH,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Rows:
+    """Scores of every exposure of a log.
+
+    Args:
+      score: jitted, SessionBatch -> scores [B, T+1, N, K] of the slates, each seen from before its request.
+      num_requests: T of a segment. batch: segments scored at a time; the last batch is padded, so one trace serves all.
+      progress: called with the number of segments scored.
+    """
+    index = sessions.segment_index(log, num_requests)
+    parts: list[Rows] = []
+    for start in range(0, len(index), batch):
+        rows = index[start : start + batch]
+        padded = np.concatenate([rows, np.repeat(rows[:1], batch - len(rows), axis=0)])
+        data = sessions.gather_segments(log, padded, num_requests)
+        scores = np.moveaxis(np.asarray(score(data)), -2, -1)  # [B, T+1, K, N]
+        keep = np.array(data.slate_mask & data.mask[..., None])
+        keep[:, -1] = False  # the last request is the first of the next segment
+        keep[len(rows) :] = False
+        video = np.take_along_axis(data.candidates, data.slate, axis=-1)
+        user = np.broadcast_to(data.user_id[:, None, None], keep.shape)
+        parts.append(Rows(user[keep], video[keep], data.feedback[keep], scores[keep]))
+        progress(min(start + batch, len(index)))
+    fields = [f.name for f in dataclasses.fields(Rows)]
+    return Rows(*(np.concatenate([getattr(p, name) for p in parts]) for name in fields))
+
+
+def exposures(log: SessionLog) -> Rows:
+    """The exposures of a log with no scores."""
+    session, request, slot = sessions.exposure_index(log)
+    video = log.candidates[request, log.slate[request, slot]]
+    return Rows(log.user_id[session], video, log.feedback[request, slot], np.zeros((len(video), 0), np.float32))
+
+
+def metrics(
+    rows: Rows,
+    signals: tuple[str, ...],
+    train: Rows,
+    duration: np.ndarray,
+    baselines: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    draws: int = 1000,
+) -> dict[str, dict[str, Any]]:
+    """GAUC of each signal, watch time by its three measures, all with intervals over users.
+
+    Args:
+      rows: scored test exposures. signals: of the agents, as ordered in `rows.scores`.
+      train: training exposures, for the users' medians of watch time.
+      duration: [n] seconds, of the videos.
+      baselines: {ranker: {signal: scores [n]}}, compared with by a paired bootstrap.
+      draws: of the bootstrap.
+
+    Returns:
+      {signal: {"gauc", "gauc_agent" where the signal has an agent, "ci95", "eligible_users", "by_duration"}}, the
+      last the served GAUC within deciles of duration, where a ranker by duration gains nothing; where a baseline scores
+      the signal also "against" {ranker: {"gauc", "diff", "diff_ci95"}}, diff being gauc_agent (else gauc) minus that of
+      the ranker. A figure with fewer than MIN_USERS eligible users is None.
+    """
+    seconds = rows.feedback[:, types.WATCH_TIME]
+    labels = {s: rows.feedback[:, i] > 0.5 for i, s in enumerate(types.BINARY_SIGNALS)}
+    longer, known, left_out = ranking.watch_time_median(
+        train.user_id, train.feedback[:, types.WATCH_TIME], rows.user_id, seconds
+    )
+    everyone = np.ones(len(seconds), bool)
+
+    def part(name: str) -> tuple[np.ndarray, np.ndarray, Callable[..., ranking.GroupedMetric]]:
+        """(rows that count, labels or targets, metric) of a signal."""
+        if name == "watch_time_xauc":
+            return everyone, seconds, ranking.grouped_xauc
+        auc = lambda groups, scores, label: ranking.grouped_auc(groups, scores, label[:, None])[0]
+        return (known, longer, auc) if name == "watch_time_median" else (everyone, labels[name], auc)
+
+    def measure(scores: np.ndarray, name: str) -> ranking.GroupedMetric:
+        mask, label, metric = part(name)
+        if not mask.any():
+            return ranking.NOBODY
+        return metric(rows.user_id[mask], scores[mask], label[mask])
+
+    def by_duration(name: str) -> list[dict[str, Any]]:
+        mask, label, metric = part(name)
+        if not mask.any():
+            return []
+        deciles = ranking.by_decile(duration[mask], rows.user_id[mask], rows.scores[mask, -1], label[mask], metric)
+        return [
+            {
+                "duration": [decile.low, decile.high],
+                "gauc": decile.metric.value if decile.metric.eligible_users >= MIN_USERS else None,
+                "eligible_users": int(decile.metric.eligible_users),
+            }
+            for decile in deciles
+        ]
+
+    result: dict[str, dict[str, Any]] = {}
+    for name in (*types.BINARY_SIGNALS, "watch_time_median", "watch_time_xauc"):
+        served = measure(rows.scores[:, -1], name)
+        entry: dict[str, Any] = {"eligible_users": int(served.eligible_users)}
+        if name == "watch_time_median":
+            entry["users_without_training_rows"] = int(left_out)
+        enough = served.eligible_users >= MIN_USERS
+        interval = ranking.bootstrap_interval(served.per_user, served.impressions, draws) if enough else None
+        entry["gauc"] = served.value if enough else None
+        entry["ci95"] = [interval.low, interval.high] if interval else None
+        entry["by_duration"] = by_duration(name)
+        judged = served
+        if name in signals:
+            judged = measure(rows.scores[:, signals.index(name)], name)
+            entry["gauc_agent"] = judged.value if enough else None
+        signal = types.SIGNALS[types.WATCH_TIME] if name.startswith("watch_time") else name
+        for ranker, scores in (baselines or {}).items():
+            if signal not in scores:
+                continue
+            other = measure(scores[signal], name)
+            against: dict[str, Any] = {"gauc": other.value if enough else None, "diff": None, "diff_ci95": None}
+            if enough:
+                diff = ranking.paired_bootstrap(judged.per_user, other.per_user, judged.impressions, draws)
+                against |= {"diff": diff.estimate, "diff_ci95": [diff.low, diff.high]}
+            entry.setdefault("against", {})[ranker] = against
+        result[name] = entry
+    return result
+
+
+def format_table(result: dict[str, dict[str, Any]]) -> str:
+    """Metrics as a Markdown table; differences are to the baseline on their left, with their 95 % interval."""
+    rankers = list(dict.fromkeys(ranker for entry in result.values() for ranker in entry.get("against", {})))
+    header = ["signal", "users", "GAUC (served)", "95 %", "GAUC (own agent)"]
+    header += [cell for ranker in rankers for cell in (ranker, "difference")]
+    number = lambda x: "–" if x is None else f"{x:.4f}"
+    interval = lambda x, sign="": "–" if x is None else f"[{x[0]:{sign}.4f}, {x[1]:{sign}.4f}]"
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for name, entry in result.items():
+        cells = [name, str(entry["eligible_users"]), number(entry["gauc"]), interval(entry["ci95"])]
+        cells.append(number(entry.get("gauc_agent")))
+        for ranker in rankers:
+            other = entry.get("against", {}).get(ranker, {})
+            cells += [number(other.get("gauc")), interval(other.get("diff_ci95"), "+")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

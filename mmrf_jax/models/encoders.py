@@ -1,0 +1,200 @@
+"""Encoders shared by agents, critics and the feedback model: videos, and the user state carried over exposures.
+
+The user memory is a linear attention over everything the user was shown: for each decay rate l it holds the decayed
+mean of feedback ⊗ item encoding, M_l [F, D]. Reading it at a candidate, M_l e_c, says how the user answered to
+videos like that one; carrying it over a slate costs O(K), whatever the length of the history.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from mmrf_jax import types
+from mmrf_jax.data.schema import Schema
+from mmrf_jax.models import embedding_table
+from mmrf_jax.models.encoder_config import EncoderConfig
+
+_PRIOR_WEIGHT = 2.0  # exposures' worth of nothing in the decayed means, so that short histories shrink to 0
+
+
+@struct.dataclass
+class Memory:
+    """Decayed sums over exposures for L decay rates."""
+
+    outer: chex.Array  # [..., L, F, D], of feedback ⊗ item encoding
+    weight: chex.Array  # [..., L], of ones
+
+    def mean(self) -> chex.Array:
+        """[..., L, F, D]."""
+        return self.outer / (self.weight + _PRIOR_WEIGHT)[..., None, None]
+
+
+class Encoder(nn.Module):
+    """Linen modules of the shared representation; embedding rows come in, tables stay outside."""
+
+    config: EncoderConfig
+
+    def setup(self):
+        c = self.config
+        self.item_hidden = nn.Dense(64)
+        self.item_out = nn.Dense(c.dim - 1 - c.id_dim)
+        self.feedback_out = nn.Dense(c.feedback_dim - 1)
+        self.user_hidden = nn.Dense(128)
+        self.user_out = nn.Dense(c.state_dim)
+        self.user_skip = nn.Dense(c.state_dim, use_bias=False)
+
+    def items(
+        self, rows: dict[str, chex.Array], features: chex.Array, train: bool = False, blind: chex.Numeric = 0.0
+    ) -> chex.Array:
+        """Embedding rows {table: [..., d]} and features [..., Di] -> encodings e [..., D].
+
+        The first dimension is 1, the next are the id's row itself, the last the features: one product away from every
+        head, a video's own bias is learned from few exposures, and a taste for a feature holds for videos unlike those
+        that were shown.
+        """
+        rows = {name: self._hide(row, train, self.config.dropout) for name, row in sorted(rows.items())}
+        features = self._hide(features, train, blind)
+        x = jnp.concatenate([*rows.values(), features], axis=-1)
+        e = self.item_out(nn.gelu(self.item_hidden(x)))
+        return jnp.concatenate([jnp.ones_like(e[..., :1]), rows["id"], e, features], axis=-1)
+
+    def feedback(self, feedback: chex.Array, duration: chex.Array) -> chex.Array:
+        """Feedback [..., S] on videos of these durations (seconds) -> [..., F]; the first dimension is 1."""
+        seconds = feedback[..., types.WATCH_TIME]
+        watched = jnp.stack([jnp.log1p(seconds) / 4.0, jnp.minimum(seconds / jnp.maximum(duration, 1.0), 2.0)], axis=-1)
+        x = jnp.concatenate([feedback[..., : types.WATCH_TIME], watched], axis=-1)
+        f = jnp.tanh(self.feedback_out(x))
+        return jnp.concatenate([jnp.ones_like(f[..., :1]), f], axis=-1)
+
+    def user(
+        self,
+        memory: Memory,
+        row: chex.Array,
+        profile: chex.Array,
+        context: chex.Array,
+        train: bool = False,
+        blind: chex.Numeric = 0.0,
+    ) -> chex.Array:
+        """Memory, the user's embedding row [..., d], profile [..., Du], context [..., Dx] -> z [..., Z].
+
+        z ends with profile and context. When training, a share `blind` of the profile's entries is hidden, and of the
+        features' in `items`.
+        """
+        profile = self._hide(profile, train, blind)
+        mean = memory.mean().reshape(*memory.outer.shape[:-3], -1)
+        x = jnp.concatenate([mean, jnp.log1p(memory.weight), row, profile, context], axis=-1)
+        x = self._hide(x, train, self.config.dropout)
+        # The linear path learns taste x topic products quickly; the other one what depends on several inputs at once.
+        z = self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)
+        return jnp.concatenate([z, profile, context], axis=-1)
+
+    def _hide(self, x: chex.Array, train: bool, rate: chex.Numeric) -> chex.Array:
+        """Dropout whose rate may be traced, unlike that of `nn.Dropout`."""
+        if not train or (isinstance(rate, float) and rate == 0.0):
+            return x
+        seen = kept(self.make_rng("dropout"), rate, x.shape)
+        return jnp.where(seen, x / (1.0 - rate), 0.0)
+
+    def __call__(self, rows, user_row, features, feedback, duration, profile, context):
+        """Touches every parameter, for initialisation: K videos of one user."""
+        e = self.items(rows, features)
+        memory = memory_write(self.config, None, e, self.feedback(feedback, duration))
+        return self.user(memory, user_row, profile, context)
+
+
+def kept(key: types.Key, rate: chex.Numeric, shape: tuple[int, ...]) -> chex.Array:
+    """Which entries [*shape] dropout of a rate in [0, 1) keeps.
+
+    A hash of their numbers: one fused computation, where on CPUs `jax.random.bernoulli` takes as long as the layer.
+    """
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    number = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    bits = embedding_table.mix(embedding_table.mix(number + first) ^ second)
+    return bits >= jnp.asarray(rate * 2.0**32, jnp.float32).astype(jnp.uint32)
+
+
+def sizes(config: EncoderConfig, schema: Schema) -> tuple[int, int]:
+    """Z and D: sizes of a user state and of an encoding."""
+    return config.state_dim + schema.profile + schema.context, config.dim + schema.item_features
+
+
+def init(key: types.Key, config: EncoderConfig, schema: Schema):
+    """Fresh parameters of the encoder."""
+    k = schema.slate
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    rows = {name: zeros((1, k, config.table_dims[name])) for name in ("author", "id", "tag")}
+    return Encoder(config).init(
+        key,
+        rows,
+        zeros((1, config.user_dim)),
+        zeros((1, k, schema.item_features)),
+        zeros((1, k, len(types.SIGNALS))),
+        jnp.ones((1, k), jnp.float32),
+        zeros((1, schema.profile)),
+        zeros((1, schema.context)),
+    )
+
+
+def _decays(config: EncoderConfig, ndim: int) -> chex.Array:
+    """[..., L] the decays of the memory, with as many axes as they are used with."""
+    return jax.lax.broadcast_to_rank(jnp.asarray(config.decays, jnp.float32), ndim)
+
+
+def memory_write(
+    config: EncoderConfig,
+    memory: Memory | None,
+    items: chex.Array,
+    feedback: chex.Array,
+    mask: chex.Array | None = None,
+) -> Memory:
+    """The memory after more exposures, oldest first; `None` is the empty memory.
+
+    Args:
+      items: [..., K, D] encodings. feedback: [..., K, F] encodings. mask: [..., K] bool; None for all K.
+    """
+    if mask is None:  # as large as the batch it would be a constant, from which XLA works out all that follows
+        mask = jnp.ones((*(1 for _ in items.shape[:-2]), items.shape[-2]), bool)
+    shown = mask.astype(items.dtype)
+    # Exposures after each one, which is its age when all K are in.
+    age = jnp.cumsum(shown[..., ::-1], axis=-1)[..., ::-1] - shown
+    weight = shown[..., None] * _decays(config, shown.ndim + 1) ** age[..., None]  # [..., K, L]
+    outer = jnp.einsum("...kl,...kf,...kd->...lfd", weight, feedback, items)
+    total = jnp.broadcast_to(jnp.sum(weight, axis=-2), outer.shape[:-2])
+    if memory is None:
+        return Memory(outer, total)
+    keep = _decays(config, shown.ndim) ** jnp.sum(shown, axis=-1, keepdims=True)  # [..., L]
+    return Memory(keep[..., None, None] * memory.outer + outer, keep * memory.weight + total)
+
+
+def memory_over_requests(
+    config: EncoderConfig, start: Memory, items: chex.Array, feedback: chex.Array, mask: chex.Array
+) -> Memory:
+    """The memory before each of T requests.
+
+    All products are made outside the scan, which only adds and decays.
+
+    Args:
+      start: memory [B, ...] before the first request. items: [B, T, K, D]. feedback: [B, T, K, F]. mask: [B, T, K].
+
+    Returns:
+      Memory with shapes [B, T, L, F, D] and [B, T, L].
+    """
+    written = memory_write(config, None, items, feedback, mask)
+    count = jnp.sum(mask.astype(items.dtype), axis=-1, keepdims=True)
+    keep = _decays(config, count.ndim) ** count  # [B, T, L]
+
+    def body(memory, x):
+        outer, weight, keep = x
+        after = Memory(keep[..., None, None] * memory.outer + outer, keep * memory.weight + weight)
+        return after, memory
+
+    time_major = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (written.outer, written.weight, keep))
+    _, before = jax.lax.scan(body, start, time_major)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), before)

@@ -1,0 +1,52 @@
+"""What defines the feedback model: its sizes and the numbers of its fit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mmrf_jax import fields
+from mmrf_jax.fields import field
+from mmrf_jax.models.encoder_config import EncoderConfig
+
+TWINS = 2
+LOSSES = ("likelihood", "mse")
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig(EncoderConfig):
+    """Static configuration of the feedback model.
+
+    Dropout acts in fitting and where uncertainty is measured, never in predictions.
+
+    `twin_feature_dropout` is, for each twin, the share of profile and feature entries hidden from it, always the same.
+    One twin trusts them whole, the other less, so they part where a prediction rests on what the log hardly varied: on
+    videos unlike those that were shown both err to the same side, and twins that differ by chance alone agree.
+    """
+
+    learning_rate: float = field(3e-3, "of Adam", fields.NOT_NEGATIVE)
+    dropout: float = field(0.02, "of embedding rows and the user state", fields.DROPOUT)
+    loss: str = field(
+        "likelihood",
+        "`likelihood`: Bernoulli, and quasi-Poisson for watch time; `mse`: the paper's squared errors",
+        among=LOSSES,
+    )
+    twin_feature_dropout: tuple[float, float] = field(
+        (0.0, 0.0),
+        "what each twin does not see; (0.0, 0.25): uncertainty ranks errors better, and errors are larger",
+        fields.DROPOUT,
+    )
+    num_mc_dropout_samples: int = field(
+        1, "dropout masks that the uncertainty of a video is averaged over", fields.COUNT
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.twin_feature_dropout) != TWINS:
+            raise ValueError(
+                f"feedback.twin_feature_dropout={self.twin_feature_dropout} must be two shares in [0, 1), one for each "
+                "twin"
+            )
+
+    @property
+    def room(self) -> str:
+        return "feedback"

@@ -1,0 +1,154 @@
+"""Feedback drawn from predictions, and slates of videos that were not shown, answered by g."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import random, types
+from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.models.feedback_model import network
+from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
+
+#: Uniforms of one exposure: one for watch time and what follows from it, one for each other signal.
+NUM_UNIFORMS = len(types.SIGNALS) - 2
+_WATCHED = ("click", "long_view")  # larger the longer the play, so drawn by the same number
+
+
+def draw(
+    expected: chex.Array, log_seconds: chex.Array, edges: chex.Array, quantiles: chex.Array, uniforms: chex.Array
+) -> chex.Array:
+    """Feedback [..., S] with the predicted means.
+
+    Watch time is the prediction of log1p seconds plus a residual of like predictions; click and long_view happen in
+    the longest plays, as many of them as predicted; the other signals are drawn apart.
+
+    Args:
+      expected: [..., S]. log_seconds: [...] predicted mean. edges, quantiles: of a `FeedbackState`.
+      uniforms: [..., NUM_UNIFORMS] in (0, 1).
+    """
+    watch = uniforms[..., 0]
+    place = watch * (quantiles.shape[-1] - 1)
+    low = jnp.minimum(place.astype(jnp.int32), quantiles.shape[-1] - 2)
+    above = log_seconds[..., None] > jax.lax.broadcast_to_rank(edges, log_seconds.ndim + 1)
+    row = jnp.sum(above, axis=-1, dtype=jnp.int32)
+    at = lambda i: quantiles.reshape(-1)[row * quantiles.shape[-1] + i]
+    residual = at(low) + (place - low.astype(jnp.float32)) * (at(low + 1) - at(low))
+    seconds = jnp.maximum(jnp.expm1(log_seconds + residual), 0.0)
+    out, number = [], 1
+    for i, name in enumerate(types.BINARY_SIGNALS):
+        if name in _WATCHED:
+            out.append(watch > 1.0 - expected[..., i])
+        else:
+            out.append(uniforms[..., number] < expected[..., i])
+            number += 1
+    return jnp.stack([*(x.astype(jnp.float32) for x in out), seconds], axis=-1)
+
+
+def unseen_slates(
+    key: types.Key, batch: types.SessionBatch, num_slates: int, preference: chex.Array | None = None
+) -> chex.Array:
+    """Slates [B, T+1, num_slates, K] of candidates that were not shown, drawn without replacement.
+
+    Args:
+      preference: [B, T+1, C]; its softmax are the chances of the first draw. None for equal ones.
+    """
+    c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
+    position = jax.lax.broadcast_to_rank(jnp.arange(c, dtype=jnp.int32), batch.slate.ndim + 1)
+    shown = jnp.any((batch.slate[..., None] == position) & batch.slate_mask[..., None], axis=-2)
+    if preference is None:
+        order = jnp.where(shown, -1.0, random.uniforms(key, shown.shape))
+    else:  # Gumbel's trick
+        order = jnp.where(shown, -jnp.inf, preference + random.to_gumbel(random.uniforms(key, shown.shape)))
+    return jax.lax.top_k(order, num_slates * k)[1].reshape(*shown.shape[:-1], num_slates, k)
+
+
+def answer(
+    state: FeedbackState,
+    batch: types.SessionBatch,
+    items: types.Items,
+    config: FeedbackConfig,
+    key: types.Key,
+    num_slates: int,
+    measure_uncertainty: bool = True,
+    preference: chex.Array | None = None,
+    encodings: chex.Array | None = None,
+) -> types.CounterfactualSlates:
+    """`num_slates` unseen slates of every request of a batch, each stepped once through g, and g's view of the pool.
+
+    Args:
+      key: typed key of this update. measure_uncertainty: where False, it is 0 and costs nothing. preference: see
+        `unseen_slates`. encodings: [2, V, D] of all videos by `state`, where they are kept; None to make those needed.
+    """
+    k_slates, k_masks, k_feedback = jax.random.split(key, 3)
+    slates = unseen_slates(k_slates, batch, num_slates, preference)
+    flat = slates.reshape(*slates.shape[:2], -1)
+    pool = _of_candidates(state, batch, items, config, encodings)
+    at = lambda x, axes: jnp.take_along_axis(x, jnp.expand_dims(flat, axes), axis=-1)
+    out = dataclasses.replace(
+        pool,
+        feedback=at(pool.feedback, (0, 3)),
+        extra=at(pool.extra, (0, 3)),
+        continue_item_logit=at(pool.continue_item_logit, 0),
+    )
+    expected = network.expected(out, state.scale)  # [B, T+1, M K, S]
+    if measure_uncertainty:
+        unseen = jnp.take_along_axis(batch.candidates, flat, axis=-1)
+        u = uncertainty(state, batch, unseen, items, config, k_masks) / state.uncertainty_scale
+    else:
+        u = jnp.zeros_like(expected)
+    uniforms = random.uniforms(k_feedback, (*flat.shape, NUM_UNIFORMS))
+    log_seconds = network.mean_of_twins(out.extra[..., 0, :])
+    sampled = draw(expected, log_seconds, state.edges, state.quantiles, uniforms)
+    apart = lambda x: x.reshape(*slates.shape, *x.shape[3:])
+    effect = apart(jnp.moveaxis(out.continue_item_logit, 0, -1)).sum(axis=-2)  # [B, T+1, M, 2]
+    stay = jax.nn.sigmoid(jnp.moveaxis(out.continue_logit, 0, -1)[:, :, None] + effect).mean(axis=-1)
+    answered = types.CounterfactualSlates(slates, apart(expected), apart(u), apart(sampled), stay, _mean(pool))
+    return jax.lax.stop_gradient(answered)
+
+
+def uncertainty(
+    state: FeedbackState,
+    batch: types.SessionBatch,
+    videos: chex.Array,
+    items: types.Items,
+    config: FeedbackConfig,
+    key: types.Key,
+) -> chex.Array:
+    """Uncertainty [B, T+1, M, S] of g's predictions of videos [B, T+1, M]; the key is of the masks."""
+    rows = embeddings.lookup(state.tables, representation.ids(batch, items, videos))
+    u = network.uncertainty(config, state, rows, batch, items, key, videos)
+    return u[..., batch.slate.shape[-1] :, :]
+
+
+def predict(
+    state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig
+) -> types.FeedbackPrediction:
+    """g's view of all candidates of a batch, as in `answer`."""
+    return jax.lax.stop_gradient(_mean(_of_candidates(state, batch, items, config)))
+
+
+def _of_candidates(
+    state: FeedbackState,
+    batch: types.SessionBatch,
+    items: types.Items,
+    config: FeedbackConfig,
+    encodings: chex.Array | None = None,
+) -> heads.Prediction:
+    """Raw predictions of all candidates, calibrated, the twins on the first axis."""
+    if encodings is None:
+        rows = embeddings.lookup(state.tables, representation.ids(batch, items, batch.candidates))
+        r = network.represent(config, state.params, rows, batch, items, None, batch.candidates)
+    else:
+        r = network.represent_known(config, state, encodings, batch, items, batch.candidates)
+    return network.calibrated(network.predict(state.params, r.z, r.memory_mean, r.unseen), state.calibration)
+
+
+def _mean(out: heads.Prediction) -> types.FeedbackPrediction:
+    """Twins' raw predictions averaged."""
+    return types.FeedbackPrediction(
+        *map(network.mean_of_twins, (out.feedback, out.continue_logit, out.continue_item_logit))
+    )

@@ -1,0 +1,166 @@
+"""Fitting g: regression on logged exposures, and what is measured afterwards on sessions that were left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmrf_jax import types
+from mmrf_jax.models import embeddings, heads, optimization, representation
+from mmrf_jax.models.feedback_model import network
+from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
+from mmrf_jax.parallel import programs
+
+_PLATT_PRIOR = 10.0  # exposures
+
+
+def update(
+    state: FeedbackState,
+    batch: types.SessionBatch,
+    items: types.Items,
+    config: FeedbackConfig,
+    rate: chex.Numeric = 1.0,
+    axis_name: str | None = None,
+) -> tuple[FeedbackState, dict[str, chex.Array]]:
+    """One step of the regression of both twins on what was shown; jit it with `config` static and `state` donated.
+
+    Args:
+      rate: factor on the learning rate. axis_name: see `learning.Reduction`.
+
+    Returns:
+      The next state and scalar metrics, means over the twins.
+    """
+    reduction = optimization.Reduction(axis_name)
+    key = reduction.fold(jax.random.fold_in(state.key, state.step))
+    learn = representation.loss_masks(batch)
+    num_exposed = jnp.maximum(reduction.sum(learn.exposed.sum()), 1.0)
+    num_known = jnp.maximum(reduction.sum(learn.known.sum()), 1.0)
+    feedback = jnp.asarray(batch.feedback)[:, :-1]
+
+    def loss_fn(params, rows):
+        r = network.represent(config, params, rows, batch, items, key)
+        out = network.predict(params, r.z, r.memory_mean, r.shown)
+        out = jax.tree.map(lambda x: x[:, :, :-1], out)
+        per_signal = losses(config, out, feedback, state.scale)  # [2, B, T, K, S + 1]
+        per_signal = jnp.einsum("btk,nbtks->s", learn.exposed, per_signal) / num_exposed
+        logit = out.continue_logit + jnp.sum(
+            jax.lax.broadcast_to_rank(learn.exposed, 4) * out.continue_item_logit, axis=-1
+        )
+        stays = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
+        per_request = optax.sigmoid_binary_cross_entropy(logit, jax.lax.broadcast_to_rank(stays, 3))
+        stay = jnp.sum(jax.lax.broadcast_to_rank(learn.known, 3) * per_request) / num_known
+        weights = jnp.asarray((*config.signal_weights, 0.3), jnp.float32)
+        metrics = {f"loss/{s}": per_signal[i] / network.TWINS for i, s in enumerate((*types.SIGNALS, "log_seconds"))}
+        return jnp.sum(weights * per_signal) + stay, metrics | {"loss/stay": stay / network.TWINS}
+
+    learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
+    learned, metrics, norm = optimization.step(
+        learnable, representation.ids(batch, items), loss_fn, config, network.optimizer(config), reduction, rate
+    )
+    state = dataclasses.replace(
+        state, step=state.step + 1, params=learned.params, optimizer=learned.optimizer, tables=learned.tables
+    )
+    return state, reduction.sum(metrics) | {"grad_norm": norm}
+
+
+def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, scale: chex.Array) -> chex.Array:
+    """Losses [2, ..., M, S + 1] of predictions of feedback [..., M, S]; the last is that of log1p seconds."""
+    seconds = feedback[..., types.WATCH_TIME]
+    log_seconds = (out.extra[..., 0, :] - jax.lax.broadcast_to_rank(jnp.log1p(seconds), seconds.ndim + 1)) ** 2
+    if config.loss == "likelihood":
+        per_signal = heads.feedback_loss(
+            out.feedback, jnp.broadcast_to(feedback, (network.TWINS, *feedback.shape)), scale
+        )
+    else:
+        unit = jnp.where(jnp.arange(len(types.SIGNALS), dtype=jnp.int32) == types.WATCH_TIME, scale, 1.0)
+        predicted = jnp.moveaxis(heads.expected_feedback(out.feedback, scale), -2, -1)
+        per_signal = ((predicted - feedback) / unit) ** 2
+    return jnp.concatenate([per_signal, log_seconds[..., None]], axis=-1)
+
+
+@programs.program(often=False, static_argnames="config")
+def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig):
+    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
+    r = network.represent(config, state.params, rows, batch, items, None)
+    out = network.predict(state.params, r.z, r.memory_mean, r.shown)
+    unit = dataclasses.replace(
+        state, residual=jnp.ones((), jnp.float32)
+    )  # divided by the residual's variance once it is known
+    key = jax.random.fold_in(state.key, 2**32 - 1)  # no update has this number
+    p = jnp.clip(network.expected(out, state.scale)[..., : types.WATCH_TIME], 1e-6, 1.0 - 1e-6)
+    log_odds = jnp.log(p) - jnp.log1p(-p)
+    return (
+        network.mean_of_twins(out.extra[..., 0, :]),
+        network.uncertainty(config, unit, rows, batch, items, key),
+        log_odds,
+    )
+
+
+def measure(
+    state: FeedbackState,
+    batches: Iterable[types.SessionBatch],
+    items: types.Items,
+    config: FeedbackConfig,
+    calibrate: bool = False,
+) -> FeedbackState:
+    """The state with its scales of uncertainty and its residuals of log1p seconds, from sessions not fitted on.
+
+    Args:
+      calibrate: whether the log-odds of binary signals are also scaled and moved to what these sessions hold. Users
+        whose own rates were fitted are overrated on later days.
+    """
+    predicted, observed, divergence, log_odds = [], [], [], []
+    for batch in batches:
+        mean, u, raw = (np.asarray(x)[:, :-1] for x in _measure(state, batch, items, config))
+        batch = jax.device_get(batch)
+        shown = representation.loss_masks(batch).exposed > 0
+        predicted.append(mean[shown])
+        observed.append(batch.feedback[:, :-1][shown])
+        divergence.append(u[shown].astype(np.float64))
+        log_odds.append(raw[shown])
+    actual = np.concatenate(observed)
+    mean, error = np.concatenate(predicted), np.log1p(actual[:, types.WATCH_TIME]) - np.concatenate(predicted)
+    residual = max(float(error.std()), 1e-3)
+    scale = np.concatenate(divergence).mean(axis=0)
+    scale[types.WATCH_TIME] /= residual**2
+    order = np.argsort(mean, kind="stable")
+    parts = np.array_split(error[order], network.BINS)
+    grid = np.linspace(0.0, 1.0, network.QUANTILES)
+    quantiles = np.stack([np.quantile(part if len(part) else error, grid) for part in parts])
+    edges = np.quantile(mean, np.arange(1, network.BINS) / network.BINS)
+    calibration = np.asarray(state.calibration)
+    if calibrate:
+        calibration = np.stack(
+            [platt(x, y) for x, y in zip(np.concatenate(log_odds).T, actual.T, strict=False)], axis=1
+        )
+    put = lambda new, old: jax.device_put(np.asarray(new, np.float32), old.sharding)
+    return dataclasses.replace(
+        state,
+        uncertainty_scale=put(np.maximum(scale, 1e-12), state.uncertainty_scale),
+        calibration=put(calibration, state.calibration),
+        residual=put(residual, state.residual),
+        edges=put(edges, state.edges),
+        quantiles=put(quantiles, state.quantiles),
+    )
+
+
+def platt(log_odds: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Slope and offset [2] of the log-odds [n] of labels [n], by Newton's method on the log-loss (Platt, 1999).
+
+    Drawn to slope 1 and offset 0 as by `_PLATT_PRIOR` exposures, so that signals with few positives stay as they are.
+    """
+    x = np.stack([log_odds, np.ones_like(log_odds)], axis=1).astype(np.float64)
+    start = np.array([1.0, 0.0])
+    weights = start.copy()
+    for _ in range(20):
+        p = 0.5 * (1.0 + np.tanh(0.5 * (x @ weights)))
+        gradient = x.T @ (p - label) + _PLATT_PRIOR * (weights - start)
+        hessian = (x.T * (p * (1.0 - p))) @ x + _PLATT_PRIOR * np.eye(2)
+        weights -= np.linalg.solve(hessian, gradient)
+    return weights

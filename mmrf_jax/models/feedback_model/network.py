@@ -1,0 +1,212 @@
+"""The feedback fitting model g: twin predictors of every signal and of staying (MMRF, section 4).
+
+The recurrence over the session is the user memory of `models.encoders`: a scan over requests that only adds and
+decays, with all products outside it. All candidates of a request are scored by one batched product. The twins have
+parameters and embedding rows of their own; wherever they stand side by side, they are the first axis, 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from mmrf_jax import types
+from mmrf_jax.data.schema import Schema
+from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation
+from mmrf_jax.models.feedback_model.config import TWINS, FeedbackConfig
+
+BINS, QUANTILES = 16, 65  # of the residuals of log1p seconds: bins of the prediction, quantiles in each
+
+
+@struct.dataclass
+class FeedbackState:
+    """Everything that fitting changes; all of it is checkpointed."""
+
+    step: chex.Array  # int32, updates so far
+    params: Any  # {"encoder", "heads"}, leading axis TWINS
+    optimizer: Any
+    tables: dict[str, embedding_table.Table]  # rows of both twins side by side
+    scale: chex.Array  # [S] standard deviation of each signal in the first log
+    uncertainty_scale: chex.Array  # [S] mean uncertainty on impressions
+    calibration: chex.Array  # [2, S - 1] slope and offset of the log-odds of binary signals, on days not fitted on
+    residual: chex.Array  # [] standard deviation of the residuals of log1p seconds
+    edges: chex.Array  # [BINS - 1] of the predicted mean of log1p seconds
+    quantiles: chex.Array  # [BINS, QUANTILES] of the residuals in each bin
+    key: chex.Array  # typed key
+
+
+_HEADS = heads.FeedbackHeads(extra=1, ceilings=True)  # the mean of log1p seconds
+
+
+def init(
+    key: types.Key,
+    config: FeedbackConfig,
+    schema: Schema,
+    items: types.Items,
+    feedback_mean: chex.Array,
+    feedback_std: chex.Array,
+) -> FeedbackState:
+    """A fresh state.
+
+    Args:
+      feedback_mean, feedback_std: [S] of the exposures in the first log; the heads start from them, chances from 0.88
+        of theirs (the first ceiling).
+    """
+    k_params, k_tables, k_state = jax.random.split(key, 3)
+    z_size, dim = encoders.sizes(config, schema)
+    z = jnp.zeros((1, z_size), jnp.float32)
+    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim), jnp.float32)
+    prior = jnp.append(heads.prior(feedback_mean, feedback_std), jnp.log1p(feedback_mean[types.WATCH_TIME]) - 0.5)
+
+    def one(key):
+        k1, k2 = jax.random.split(key)
+        head = _HEADS.init(k2, z, memory, jnp.zeros((1, 1, dim), jnp.float32))
+        head["params"]["prior"] = prior[:, None].astype(jnp.float32)
+        return {"encoder": encoders.init(k1, config, schema), "heads": head}
+
+    params = jax.vmap(one)(jax.random.split(k_params, TWINS))
+    ones = jnp.ones(len(types.SIGNALS), jnp.float32)
+    return FeedbackState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=optimizer(config).init(params),
+        tables=embeddings.init(k_tables, config, schema, items, copies=TWINS),
+        scale=jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3),
+        uncertainty_scale=ones,
+        calibration=jnp.stack([ones[:-1], 0.0 * ones[:-1]]),
+        residual=jnp.ones((), jnp.float32),
+        edges=jnp.zeros((BINS - 1,), jnp.float32),
+        quantiles=jnp.zeros((BINS, QUANTILES), jnp.float32),
+        key=k_state,
+    )
+
+
+def optimizer(config: FeedbackConfig) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay, its gradient clipped by the norm over both twins; plain SGD for tests."""
+    if config.optimizer == "sgd":
+        return optax.sgd(config.learning_rate)
+    return optimization.adam(config.learning_rate, config.weight_decay)
+
+
+def twin_rows(rows: dict[str, chex.Array]) -> dict[str, chex.Array]:
+    """Looked-up rows [..., 2 d] -> [2, ..., d]."""
+    apart = lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], TWINS, x.shape[-1] // TWINS), -2, 0)
+    return {name: apart(row) for name, row in rows.items()}
+
+
+def represent(
+    config: FeedbackConfig,
+    params: Any,
+    rows: dict[str, chex.Array],
+    batch: types.SessionBatch,
+    items: types.Items,
+    key: types.Key | None,
+    unseen: chex.Array | None = None,
+) -> representation.Representation:
+    """`models.representation.represent` of both twins, leading axis 2; `key` for dropout, with masks of their own."""
+    one = lambda p, r, k, blind: representation.represent(config, p, r, batch, items, k, unseen, blind)
+    keys = None if key is None else jax.random.split(key, TWINS)
+    blind = jnp.asarray(config.twin_feature_dropout, jnp.float32) if any(config.twin_feature_dropout) else 0.0
+    axes = (0, 0, None if key is None else 0, 0 if any(config.twin_feature_dropout) else None)
+    return jax.vmap(one, in_axes=axes)(params["encoder"], twin_rows(rows), keys, blind)
+
+
+def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
+    """Encodings [2, V, D] of the whole catalogue by both twins."""
+    tables = {name: state.tables[name] for name in embeddings.VIDEO_TABLES}
+
+    def encode(videos):
+        rows = twin_rows(embeddings.lookup(tables, embeddings.video_ids(items, videos)))
+        apply = lambda p, r: encoders.Encoder(config).apply(p, r, items.features_of(videos), method="items")
+        return jnp.moveaxis(jax.vmap(apply)(state.params["encoder"], rows), 0, 1)
+
+    return jnp.moveaxis(embeddings.over_catalogue(encode, items.num_videos), 1, 0)
+
+
+def represent_known(
+    config: FeedbackConfig,
+    state: FeedbackState,
+    encodings: chex.Array,
+    batch: types.SessionBatch,
+    items: types.Items,
+    unseen: chex.Array,
+) -> representation.Representation:
+    """`represent` without dropout, from the encodings [2, V, D] of `encode_catalogue`."""
+    rows = twin_rows(embeddings.lookup(state.tables, {embeddings.USER_TABLE: batch.user_id}))[embeddings.USER_TABLE]
+    # Looked up in one go in the order of the products they go into: as slices of one array they would be copied twice.
+    first = encodings.shape[1] * jnp.arange(TWINS, dtype=jnp.int32)
+
+    def place(videos):
+        twins = first.reshape(TWINS, *(1,) * videos.ndim)
+        return jax.lax.broadcast_to_rank(videos, twins.ndim) + twins
+
+    of = lambda videos: encodings.reshape(-1, encodings.shape[-1])[place(videos)]
+    one = lambda p, seen, other, r: representation.of_encoded(config, p, seen, other, r, batch, items)
+    return jax.vmap(one)(state.params["encoder"], of(representation.seen_videos(batch)), of(unseen), rows)
+
+
+def predict(params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
+    """Predictions of both twins: z [2, ..., Z], memory [2, ..., L, F, D], encodings [2, ..., M, D]."""
+    return jax.vmap(_HEADS.apply)(params["heads"], z, memory_mean, videos)
+
+
+def calibrated(out: heads.Prediction, calibration: chex.Array) -> heads.Prediction:
+    """Predictions with the log-odds of binary signals scaled and moved (Platt, 1999)."""
+    slope, offset = (jax.lax.broadcast_to_rank(x, out.feedback.ndim) for x in calibration[..., None])
+    binary = slope * out.feedback[..., : types.WATCH_TIME, :] + offset
+    feedback = jnp.concatenate([binary, out.feedback[..., types.WATCH_TIME :, :]], axis=-2)
+    return dataclasses.replace(out, feedback=feedback)
+
+
+def mean_of_twins(x: chex.Array) -> chex.Array:
+    """[2, ...] -> [...]; a reduction over so short an axis is slower than a sum that joins what comes before it."""
+    return 0.5 * (x[0] + x[1])
+
+
+def expected(out: heads.Prediction, scale: chex.Array) -> chex.Array:
+    """Expected feedback [..., M, S]: the mean of the twins, probabilities and seconds."""
+    return jnp.moveaxis(mean_of_twins(heads.expected_feedback(out.feedback, scale)), -2, -1)
+
+
+def continue_probability(out: heads.Prediction, w: chex.Array) -> chex.Array:
+    """Probability [...] of another request after exposures w [..., M]: the mean of the twins."""
+    return mean_of_twins(heads.continue_probability(out, w))
+
+
+def divergence(out: heads.Prediction, residual: chex.Array) -> chex.Array:
+    """KL divergence between the twins [..., M, S], the mean of both directions.
+
+    Bernoulli for binary signals; for watch time Gaussian on log1p seconds, both with the standard deviation `residual`.
+    """
+    log_odds = out.feedback[..., : types.WATCH_TIME, :]
+    p = jax.nn.sigmoid(log_odds)
+    # KL(p || q) + KL(q || p) = (p - q) (logit p - logit q)
+    binary = 0.5 * (p[0] - p[1]) * (log_odds[0] - log_odds[1])
+    mean = out.extra[..., 0, :]
+    seconds = (mean[0] - mean[1]) ** 2 / (2.0 * residual**2)
+    return jnp.moveaxis(jnp.concatenate([binary, seconds[..., None, :]], axis=-2), -2, -1)
+
+
+def uncertainty(
+    config: FeedbackConfig,
+    state: FeedbackState,
+    rows: dict[str, chex.Array],
+    batch: types.SessionBatch,
+    items: types.Items,
+    key: types.Key,
+    unseen: chex.Array | None = None,
+) -> chex.Array:
+    """Divergence of the twins under dropout, averaged over masks: [B, T+1, K + M, S], shown videos first."""
+
+    def one(key):
+        r = represent(config, state.params, rows, batch, items, key, unseen)
+        videos = jnp.concatenate([r.shown, r.unseen], axis=-2)
+        return divergence(predict(state.params, r.z, r.memory_mean, videos), state.residual)
+
+    return jax.vmap(one)(jax.random.split(key, config.num_mc_dropout_samples)).mean(axis=0)

@@ -1,0 +1,135 @@
+"""Heads that predict feedback and staying from a user state, and the losses they are fitted by.
+
+Every head scores all candidates by one batched product of a few user vectors with the item encodings.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from mmrf_jax import types
+
+_MAX_LOG_WATCH = 5.0  # of watch time over its standard deviation
+_CEILING, _CEILING_PACE = 0.5, 4.0  # first ceilings are sigmoid(2) = .88; their log-odds move so much faster
+
+
+class UserVectors(nn.Module):
+    """n user vectors in the space of item encodings: from a state, plus reads of the memory.
+
+    <state vector, e_c> + sum_lf g_lf (M_lf . e_c): the second part is linear attention over the user's history.
+    """
+
+    num: int
+
+    @nn.compact
+    def __call__(self, state: chex.Array, memory_mean: chex.Array) -> chex.Array:
+        """State [..., d] (or [..., n, d], one for each vector) and memory means [..., L, F, D] -> [..., n, D].
+
+        They start from 0: a random product of user and video is unlearned only where logs have such pairs.
+        """
+        init, dim = nn.initializers.zeros, memory_mean.shape[-1]
+        if state.ndim == memory_mean.ndim - 1:
+            kernel = self.param("kernel", init, (self.num, state.shape[-1], dim), jnp.float32)
+            from_state = jnp.einsum("...nd,ndo->...no", state, kernel)
+        else:
+            from_state = nn.Dense(self.num * dim, kernel_init=init)(state).reshape(*state.shape[:-1], self.num, dim)
+        reads = memory_mean.reshape(*memory_mean.shape[:-3], -1, memory_mean.shape[-1])
+        gate = self.param("reads", nn.initializers.normal(0.1), (self.num, reads.shape[-2]), jnp.float32)
+        return from_state + jnp.einsum("nf,...fd->...nd", gate, reads)
+
+
+@struct.dataclass
+class Prediction:
+    """What the heads say of one request; `...` are batch axes."""
+
+    feedback: chex.Array  # [..., S, M] raw predictions of the M videos: log-odds, and log of normalised watch time
+    extra: chex.Array  # [..., E, M] raw predictions with no loss of their own here
+    continue_logit: chex.Array  # [...] log-odds of another request, before the slate's effect
+    continue_item_logit: chex.Array  # [..., M] what each video adds to those log-odds when shown
+
+
+class FeedbackHeads(nn.Module):
+    """One head a signal plus staying or leaving.
+
+    Attributes:
+      extra: raw predictions beside those of the signals.
+      ceilings: whether the chance of a binary signal stays below a learned bound, as where a share of videos is swiped
+        away unseen however well they match. The log-odds of what was shown flatten towards it; without a bound they
+        are continued as flatly to videos unlike those, whose chances are then predicted too high.
+    """
+
+    extra: int = 0
+    ceilings: bool = False
+
+    @nn.compact
+    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> Prediction:
+        """z [..., Z], memory_mean [..., L, F, D], items [..., M, D]."""
+        num_signals = len(types.SIGNALS)
+        vectors = UserVectors(num_signals + self.extra, name="signals")(
+            jnp.concatenate([z, nn.gelu(nn.Dense(64, name="hidden")(z))], -1), memory_mean
+        )
+        # Set to the base rates of the first log.
+        prior = self.param("prior", nn.initializers.zeros, (num_signals + self.extra, 1), jnp.float32)
+        products = jnp.einsum("...nd,...md->...nm", vectors, items)
+        raw = jax.lax.broadcast_to_rank(prior, products.ndim) + products
+        free, extra = raw[..., :num_signals, :], raw[..., num_signals:, :]
+        feedback = free
+        if self.ceilings:
+            ceiling = self.param("ceiling", nn.initializers.constant(_CEILING), (num_signals - 1, 1), jnp.float32)
+            binary = below(free[..., : types.WATCH_TIME, :], _CEILING_PACE * ceiling)
+            feedback = jnp.concatenate([binary, free[..., types.WATCH_TIME :, :]], axis=-2)
+        # Staying is learned on few numbers of a video: its log-odds of feedback, before ceilings, and its encoding,
+        # the same for all users. Free user x video effects fit noise here, for one slate moves the odds by
+        # little.
+        few = jax.lax.stop_gradient(free - jax.lax.broadcast_to_rank(prior[:num_signals], free.ndim))
+        theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,), jnp.float32)
+        direct = self.param("stay_items", nn.initializers.zeros, (items.shape[-1],), jnp.float32)
+        effect = jnp.einsum("n,...nm->...m", theta, few) + jax.lax.stop_gradient(items) @ direct
+        state = jax.lax.stop_gradient(z)
+        stay = nn.Dense(1, name="stay")(nn.gelu(nn.Dense(32, name="stay_hidden")(state)))[..., 0]
+        return Prediction(feedback, extra, stay, effect)
+
+
+def below(log_odds: chex.Array, ceiling: chex.Array) -> chex.Array:
+    """Log-odds of c σ(log_odds), a probability below c = σ(ceiling)."""
+    least = lambda x: jax.lax.broadcast_to_rank(jax.nn.log_sigmoid(x), log_odds.ndim)
+    return log_odds + least(ceiling) - jax.nn.softplus(log_odds + least(-ceiling))
+
+
+def prior(feedback_mean: chex.Array, feedback_std: chex.Array) -> chex.Array:
+    """Raw predictions [S] of the mean of each signal."""
+    rate = jnp.clip(feedback_mean, 1e-5, None)
+    log_odds = jnp.log(rate / (1 - jnp.minimum(rate, 0.999)))
+    return jnp.where(jnp.arange(len(rate), dtype=jnp.int32) == types.WATCH_TIME, jnp.log(rate / feedback_std), log_odds)
+
+
+def continue_probability(out: Prediction, w: chex.Array) -> chex.Array:
+    """Probability [...] of another request after the exposure w [..., M]."""
+    return jax.nn.sigmoid(out.continue_logit + jnp.sum(w * out.continue_item_logit, axis=-1))
+
+
+def feedback_loss(predicted: chex.Array, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
+    """Loss of each signal [..., M, S]: Bernoulli for binary signals, quasi-Poisson (log link) for watch time.
+
+    Both are proper for the mean, which is what rewards need (the paper regresses by MSE).
+
+    Args:
+      predicted: [..., S, M] raw outputs of the critic. feedback: [..., M, S]. reward_scale: [S].
+    """
+    raw = jnp.moveaxis(predicted, -2, -1)
+    binary = optax.sigmoid_binary_cross_entropy(raw[..., : types.WATCH_TIME], feedback[..., : types.WATCH_TIME])
+    eta = jnp.clip(raw[..., types.WATCH_TIME :], -8.0, _MAX_LOG_WATCH)
+    watched = feedback[..., types.WATCH_TIME :] / reward_scale[types.WATCH_TIME]
+    return jnp.concatenate([binary, jnp.exp(eta) - watched * eta], axis=-1)
+
+
+def expected_feedback(predicted: chex.Array, reward_scale: chex.Array) -> chex.Array:
+    """Raw outputs [..., S, M] -> means in the signals' units (probabilities, seconds), [..., S, M]."""
+    binary = jax.nn.sigmoid(predicted[..., : types.WATCH_TIME, :])
+    seconds = jnp.exp(jnp.clip(predicted[..., types.WATCH_TIME :, :], -8.0, _MAX_LOG_WATCH))
+    return jnp.concatenate([binary, reward_scale[types.WATCH_TIME] * seconds], axis=-2)

@@ -1,0 +1,200 @@
+"""Propensities of a log whose ranker is unknown: a behaviour model fitted to what it showed, and its calibration.
+
+A conditional logit over the candidates of each request (McFadden 1974), with one hidden layer: each slot chooses among
+what the slots above it left, which is Plackett–Luce. A fitted share of the slots is filled at random: without it single
+propensities are far too small, and the weights of those videos decide everything. KuaiRand's candidates are what was
+shown and uniform draws of what was live; with such sampled alternatives the likelihood among them estimates the choice
+among all (McFadden 1978), and propensities are relative to the set, as the evaluated ranker's probabilities are.
+Cross-fitted: the propensities of a user come from a model that saw none of the user's requests.
+Letters: r requests, F features, and C, K, V of `types`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmrf_jax import ops, types
+from mmrf_jax.data import statistics
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.metrics import ranking
+from mmrf_jax.ope import propensity
+
+_HIDDEN, _BATCH, _EPOCHS, _RATE, _DECAY = 32, 256, 5, 0.01, 1e-3
+_OPTIMISER = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(_DECAY))
+_MAX_REQUESTS = 20_000  # fitted on, and looked at for the calibration
+_BLOCK = 4_096  # requests whose features are held at a time
+
+
+def log_propensities(
+    log: SessionLog, items: types.Items, past: list[SessionLog], folds: int = 3, seed: int = 0
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Fits the behaviour of a log, by folds of users.
+
+    Args:
+      past: logs of earlier days, for the running means; the log's own earlier days are added.
+      folds: of users, at least 2. seed: of the folds, the sample that is fitted on and the order of batches.
+
+    Returns:
+      Log-propensity [r, K] of each slot given the slots above it, 0 where nothing was shown; and {"nats": of each
+      exposure, its mean −log-propensity, "nats_uniform": the same of equal scores, "random": share of slots filled at
+      random, "requests_fitted", "by_decile": [{"predicted", "actual": mean propensity and share that was exposed,
+      "rows"}]}, the deciles being of the predicted propensities of all candidates that could fill a slot.
+
+    Raises:
+      ValueError: for fewer than 2 folds, or fewer users than folds.
+    """
+    users, user = np.unique(log.user_id, return_inverse=True)
+    if not 2 <= folds <= len(users):
+        raise ValueError(f"{folds} folds of {len(users)} users; use at least 2 folds and as many users")
+    rng = np.random.default_rng(seed)
+    fold = (rng.permutation(len(users)) % folds)[user][np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))]
+    tables = _VideoTables(log, items, past)
+    fitted = np.sort(rng.permutation(log.num_requests)[:_MAX_REQUESTS])
+    x = tables.features(fitted)
+    mean, std = x.mean(axis=(0, 1)), x.std(axis=(0, 1)) + 1e-6
+    x = (x - mean) / std
+    models = [_fit(x[fold[fitted] != f], log.slate[fitted[fold[fitted] != f]], rng) for f in range(folds)]
+    parts, block = [], min(_BLOCK, log.num_requests)
+    for first in range(0, log.num_requests, block):
+        rows = np.arange(first, first + block) % log.num_requests  # blocks of one size: compiled once
+        each = np.stack([_scores(model, (tables.features(rows) - mean) / std) for model in models])
+        parts.append(each[fold[rows], np.arange(block)])
+    scores = np.concatenate(parts)[: log.num_requests]
+    random = np.array([1.0 / (1.0 + np.exp(-float(model["random"]))) for model in models])
+    result = {"requests_fitted": len(fitted), "random": float(random.mean())}
+    random = random[fold]
+    return log_prob(scores, log.slate, random), result | calibration(scores, log.slate, random)
+
+
+def log_prob(scores: np.ndarray, slate: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """`propensity.log_prob` [r, K] where a share `random` [r] of the slots is filled with any video that is left."""
+    shown = slate >= 0
+    return _mixed(np, propensity.log_prob(scores, slate), shown, random[:, None], scores.shape[1])
+
+
+def calibration(scores: np.ndarray, slate: np.ndarray, random: np.ndarray) -> dict[str, Any]:
+    """Whether `log_prob` is how slates [r, K] were made; see `log_propensities`."""
+    scores, slate, random = np.array(scores[:_MAX_REQUESTS], np.float64), slate[:_MAX_REQUESTS], random[:_MAX_REQUESTS]
+    of = lambda scores: float(-log_prob(scores, slate, random)[slate >= 0].mean())
+    predicted, actual = [], []
+    result: dict[str, Any] = {"nats": of(scores), "nats_uniform": of(np.zeros_like(scores))}
+    odds, taken = np.exp(scores - scores.max(axis=1, keepdims=True)), np.zeros(scores.shape, bool)
+    for slot in range(slate.shape[1]):
+        rows = np.flatnonzero(slate[:, slot] >= 0)
+        left = ~taken[rows]
+        chosen = slate[rows, slot][:, None] == np.arange(odds.shape[1])
+        by_score = np.where(left, odds[rows], 0.0)
+        share = random[rows, None]
+        p = (1.0 - share) * by_score / by_score.sum(axis=1, keepdims=True) + share / left.sum(axis=1, keepdims=True)
+        predicted.append(p[left])
+        actual.append(chosen[left])
+        taken[rows, slate[rows, slot]] = True
+    p, shown = np.concatenate(predicted), np.concatenate(actual)
+    means = lambda groups, scores, part: {
+        "predicted": float(p[part].mean()),
+        "actual": float(shown[part].mean()),
+        "rows": len(part),
+    }
+    rows = np.arange(len(p))
+    result["by_decile"] = [decile.metric for decile in ranking.by_decile(p, rows, p, rows, means)]
+    return result
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """`calibration` as a Markdown table, a row for each decile of the propensities."""
+    lines = ["| decile | mean propensity | share exposed | ratio |", "|---|---|---|---|"]
+    for i, entry in enumerate(result["by_decile"], 1):
+        predicted, actual = entry["predicted"], entry["actual"]
+        lines.append(f"| {i} | {predicted:.5f} | {actual:.5f} | {actual / predicted:.3f} |")
+    nats = f"mean −log-propensity of an exposure {result['nats']:.4f}, uniform {result['nats_uniform']:.4f}"
+    return "\n".join(lines) + f"\n{nats}; slots filled at random {100 * result['random']:.2f} %"
+
+
+class _VideoTables:
+    """Features of the candidates of a log: of the video on the request's day, and of its match with the user."""
+
+    def __init__(self, log: SessionLog, items: types.Items, past: list[SessionLog]):
+        self._log = log
+        self._keys = [np.arange(items.num_videos), np.asarray(items.author), np.asarray(items.tag)]
+        self._session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
+        self._days, day = np.unique(log.date, return_inverse=True)
+        self._day = day[self._session]
+        seen = statistics.exposures([*past, log])
+        seen = seen._replace(label=seen.label[:, :2])  # of clicks and long views
+        known = [np.log1p(np.asarray(items.duration))[:, None], np.asarray(items.features)]
+        every = np.arange(items.num_videos)
+        self._tables = []  # [V, ...] of each day
+        for date in self._days:
+            today = np.full(len(every), date)
+            means = [
+                statistics.running_means(seen, key[seen.video], today, key[every], int(key.max()) + 1)
+                for key in self._keys
+            ]
+            self._tables.append(np.concatenate([*means, *known], axis=1).astype(np.float32))
+
+    def features(self, requests: np.ndarray) -> np.ndarray:
+        """[r, C, F] float32: running means and counts of the days before of video, author and tag, what is known of the
+        video, and how often the user has seen, and watched long, the same video, author and tag."""
+        videos, session = self._log.candidates[requests], self._session[requests]
+        own = np.empty((*videos.shape, self._tables[0].shape[1]), np.float32)
+        for i, table in enumerate(self._tables):
+            now = self._day[requests] == i
+            own[now] = table[videos[now]]
+        seen = self._log.history_videos[session]
+        mask = self._log.history_mask[session].astype(bool)
+        liked = self._log.history_feedback[session, :, types.signal_index("long_view")] > 0.5
+        columns = [own]
+        for key in self._keys:
+            same = (key[videos][:, :, None] == key[seen][:, None]) & mask[:, None]  # [r, C, H]
+            columns += [np.log1p(x.sum(axis=-1, dtype=np.float32))[..., None] for x in (same, same & liked[:, None])]
+        return np.concatenate(columns, axis=-1)
+
+
+def _mixed(xp, log_prob, shown, random, candidates: int):
+    """Log of (1 − random) exp(log_prob) + random / candidates left, in NumPy or JAX; 0 where nothing was shown."""
+    left = candidates - xp.cumsum(shown, axis=-1) + shown
+    return xp.where(shown, xp.logaddexp(xp.log1p(-random) + log_prob, xp.log(random / left)), 0.0)
+
+
+@jax.jit
+def _scores(params: Any, x: chex.Array) -> chex.Array:
+    """Scores [r, C] of features [r, C, F]; a constant within a request makes no difference, so there is no bias."""
+    hidden = jax.nn.gelu(x @ params["in"] + params["shift"])
+    return hidden @ params["out"] + x @ params["line"]
+
+
+def _fit(x: np.ndarray, slate: np.ndarray, rng: np.random.Generator) -> Any:
+    """Parameters of most likelihood; epochs of Adam with weight decay, its rate falling along a cosine."""
+    features = x.shape[-1]
+    params = {
+        "in": jnp.asarray(rng.normal(size=(features, _HIDDEN)) / np.sqrt(features), jnp.float32),
+        "shift": jnp.zeros(_HIDDEN),
+        "out": jnp.zeros(_HIDDEN),
+        "line": jnp.zeros(features),
+        "random": jnp.asarray(-4.0),  # log-odds of a slot that is filled at random
+    }
+    batch = min(_BATCH, len(x))
+    state = _OPTIMISER.init(params)
+    order = np.concatenate([rng.permutation(len(x))[: len(x) // batch * batch] for _ in range(_EPOCHS)])
+    batches = order.reshape(-1, batch)
+    for i, rows in enumerate(batches):
+        rate = _RATE * 0.5 * (1.0 + np.cos(np.pi * i / len(batches)))
+        params, state = _step(params, state, x[rows], slate[rows], rate)
+    return params
+
+
+@jax.jit
+def _step(params: Any, state: Any, x: chex.Array, slate: chex.Array, rate: chex.Numeric):
+    def loss(params):
+        shown = slate >= 0
+        each = ops.plackett_luce_log_prob(_scores(params, x), jnp.maximum(slate, 0), shown)
+        return -_mixed(jnp, each, shown, jax.nn.sigmoid(params["random"]), x.shape[1]).sum() / shown.sum()
+
+    updates, state = _OPTIMISER.update(jax.grad(loss)(params), state, params)
+    return jax.tree.map(lambda p, u: p - rate * u, params, updates), state

@@ -1,0 +1,107 @@
+"""Sections of a report: attention and conflict between the agents, sessions to look at, and the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmrf_jax.report import charts
+from mmrf_jax.report.markup import Cell, data, escape, table
+from mmrf_jax.report.sections import Part, Run, grid
+
+
+def _agents(run: Run) -> list[str]:
+    return list(run.explained["sessions"]["agents"])
+
+
+def attention(run: Run) -> Part:
+    found, title = run.explained["attention"], "Attention between agents"
+    if "missing" in found:
+        return Part("attention", title, "", missing=found["missing"])
+    agents = _agents(run)
+    values = [[None if i == j else x for j, x in enumerate(row)] for i, row in enumerate(found["matrix"])]
+    shares = [x for row in values for x in row if x is not None]
+    figure = charts.heat("who listens (row) to whom (column)", agents, agents, values, min(shares), max(shares))
+    caption = (
+        "A row sums to 1: how an agent shares its attention among the others, on average over "
+        f"{found['requests']:,} held-out requests and all heads. Even shares would be {1 / (len(agents) - 1):.2f}; "
+        "look for columns that are dark throughout, agents that everybody listens to. The last row is the main "
+        "agent's."
+    )
+    return Part("attention", title, caption, grid(["attention-map"], "pair"), {"attention-map": figure})
+
+
+def conflict(run: Run) -> Part:
+    title, agents = "Conflict of gradients", _agents(run)
+    figures, notes = {}, ""
+    for name, label in (("actors", "actors: maps of the attention"), ("encoder", "critics: the shared encoder")):
+        found = run.explained[name]
+        if "missing" in found:
+            notes += f'<p class="missing">{escape(found["missing"])}</p>'
+            continue
+        rows, values = list(agents), [*found["matrix"]]
+        if found["itself"] is not None:
+            rows, values = [*rows, "itself, other half"], [*values, found["itself"]]
+        figures[f"conflict-{name}"] = charts.heat(label, rows, agents, values, -1.0, 1.0)
+    if not figures:
+        return Part("conflict", title, "", missing=run.explained["actors"]["missing"])
+    requests = run.explained["encoder"]["requests"]
+    caption = (
+        f"Cosines between what two agents want of the same parameters, over {requests:,} held-out requests: blue, "
+        "they pull the same way; orange, against each other. The actors by their policy objectives, on the query, "
+        "key and value maps of the attention (the rest of an actor is its own); the critics by the losses of "
+        "each agent's own feedback, on the encoder. The last row is an agent with itself on the other half of the "
+        "requests: where that is small, its column is chance."
+    )
+    return Part("conflict", title, caption, notes + grid(list(figures), "pair"), figures)
+
+
+def explorer(run: Run) -> Part:
+    found = run.explained["sessions"]
+    if not found["users"]:
+        return Part("explorer", "Session explorer", "", missing="There is no session to look at.")
+    whose = (
+        "Users of the A/B test, served by this run's ranker: what it shows are the main agent's best."
+        if found["served"]
+        else "The longest sessions of the held-out log, as they were logged: another ranker chose what was shown. "
+        "Users and videos have the numbers of the prepared log."
+    )
+    main = found["agents"][-1]
+    caption = (
+        f"{whose} Listed are the videos that were shown, with what the user did, then others that {main} or "
+        "another agent ranks high. Scores are compared within a column only; no. is the place among all "
+        "candidates, and a frame marks those that the agent alone would have shown. The agent of hate ranks high "
+        "what it expects nobody to hate."
+    )
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in found["agents"])
+    body = f"""<div class="controls"><label>User <select id="user"></select></label>
+<div><label id="requests-label">Request</label>
+<div id="requests" role="group" aria-labelledby="requests-label"></div></div></div>
+<p id="session" aria-live="polite"></p>
+<div class="scroll" tabindex="0" role="region" aria-label="candidates"><table id="candidates">
+<thead><tr><th scope="col">shown</th><th scope="col" class="text">what the user did</th>{heads}</tr></thead>
+<tbody></tbody></table></div>
+{data("explorer-data", {"users": found["users"]})}"""
+    return Part("explorer", "Session explorer", caption, body)
+
+
+def settings(run: Run) -> Part:
+    body = "<h3>Versions that wrote this page</h3>" + table(["library", "version"], run.versions.items())
+    body += f"<details><summary>Config</summary>{table(['field', 'value'], _lines(run.config))}</details>"
+    if run.source:
+        body += f"<details><summary>Input, as counted</summary>{table(['what', 'value'], _lines(run.source))}</details>"
+    return Part("settings", "What was run", "The config starts the same run again.", body)
+
+
+def _lines(tree: Mapping[str, Any]) -> list[list[str | Cell]]:
+    plain = lambda x: ", ".join(map(str, x)) if isinstance(x, list | tuple) else str(x)
+    return [[name, Cell(plain(value), kind="text wrap")] for name, value in _flat(tree)]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by dotted names."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

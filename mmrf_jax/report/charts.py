@@ -1,0 +1,296 @@
+"""Charts of a report, as Bokeh figures: as wide as their column, told apart by marker and label, not colour alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bokeh.core.properties import value
+from bokeh.models import BasicTickFormatter, ColumnDataSource, HoverTool
+from bokeh.models.annotations import Span, Title, Whisker
+from bokeh.palettes import Blues256
+from bokeh.plotting import figure
+
+#: Okabe and Ito's colours, and a marker and a dash for each: every series differs in all three.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
+_DASHES = ("solid", "dashed", "dotdash", "dotted", "solid", "dashed", "dotdash")
+_INK, _GRID = "#1f2933", "#e4e7eb"
+_FONT = "system-ui, sans-serif"
+_POINTS = 120  # of a curve: more are averaged
+
+Figure = Any  # Bokeh's figures have no useful types
+
+
+def style(index: int) -> dict[str, str]:
+    """Colour, marker and dash of a series."""
+    i = index % len(COLOURS)
+    return {"colour": COLOURS[i], "marker": MARKERS[i], "dash": _DASHES[i]}
+
+
+def _blank(title: str, height: int, **options) -> Figure:
+    plot = figure(
+        height=height,
+        sizing_mode="stretch_width",
+        tools="",
+        toolbar_location=None,
+        min_border=2,
+        outline_line_color=None,
+        background_fill_color=None,
+        border_fill_color=None,
+        **options,
+    )
+    plot.title = Title(text=title, text_font=_FONT, text_font_size="12px", text_color=_INK)
+    plot.grid.grid_line_color = _GRID
+    for axis in plot.axis:
+        axis.update(
+            axis_line_color="#9aa5b1",
+            major_tick_line_color="#9aa5b1",
+            minor_tick_line_color=None,
+            major_label_text_font=_FONT,
+            major_label_text_font_size="11px",
+            major_label_text_color=_INK,
+            axis_label_text_font=_FONT,
+            axis_label_text_font_size="11px",
+            axis_label_text_font_style="normal",
+            axis_label_text_color=_INK,
+        )
+    return plot
+
+
+def show(x: float, form: str) -> str:
+    """A formatted number, its minus sign as wide as a plus."""
+    text = f"{x:{form}}"
+    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
+
+
+def _hover(plot: Figure, renderers: list, tips: list[tuple[str, str]]) -> None:
+    plot.add_tools(HoverTool(renderers=renderers, tooltips=tips))
+
+
+def thinned(x: Sequence[float], y: Sequence[float], breaks: Sequence[float]) -> tuple[list[float], list[float]]:
+    """A curve of a hundred points or so, means of neighbours, with a gap (NaN) at every break."""
+    size = max(-(-len(x) // _POINTS), 1)
+    edges = [-math.inf, *breaks, math.inf]
+    out: tuple[list[float], list[float]] = ([], [])
+    for low, high in itertools.pairwise(edges):
+        piece = [(a, b) for a, b in zip(x, y, strict=True) if low < a <= high]
+        for start in range(0, len(piece), size):
+            near = piece[start : start + size]
+            for column, values in zip(out, zip(*near, strict=True), strict=True):
+                column.append(sum(values) / len(near))
+        if piece:
+            for column in out:
+                column.append(math.nan)
+    return out[0][:-1], out[1][:-1]
+
+
+def curves(title: str, series: Mapping[str, tuple[int, list, list]], breaks: Sequence[float]) -> Figure:
+    """Curves over steps.
+
+    Args:
+      series: {name: (number of its style, steps, values)}. breaks: steps at which a round ended, dotted.
+    """
+    plot = _blank(title, 150)
+    plot.xaxis.ticker.desired_num_ticks = plot.yaxis.ticker.desired_num_ticks = 3
+    plot.xgrid.grid_line_color = None
+    for at in breaks:
+        plot.add_layout(Span(location=at, dimension="height", line_color="#9aa5b1", line_dash="dotted"))
+    drawn = []
+    for name, (number, x, y) in series.items():
+        look, (x, y) = style(number), thinned(x, y, breaks)
+        data = ColumnDataSource({"x": x, "y": y, "name": [name] * len(x)})
+        drawn.append(
+            plot.line("x", "y", source=data, line_color=look["colour"], line_dash=look["dash"], line_width=1.5)
+        )
+        every = max(len(x) // 6, 1)
+        plot.scatter(x[::every], y[::every], marker=look["marker"], size=6, color=look["colour"])
+    _hover(plot, drawn, [("", "@name"), ("step", "@x{0,0}"), ("value", "@y{0.[0000]}")])
+    return plot
+
+
+def forest(title: str, rows: Sequence[tuple[str, float, float, float]]) -> Figure:
+    """Differences with their intervals (name, difference, low, high), the first on top."""
+    names = [row[0] for row in rows]
+    plot = _blank(title, 58 + 34 * len(rows), y_range=names[::-1])
+    plot.ygrid.grid_line_color = None
+    plot.xaxis.ticker.desired_num_ticks = 4
+    plot.add_layout(Span(location=0, dimension="height", line_color=_INK, line_dash="dashed"))
+    columns = dict(zip(("name", "diff", "low", "high"), map(list, zip(*rows, strict=True)), strict=True))
+    columns["text"] = [f"{show(diff, '+.1f')} %" for diff in columns["diff"]]
+    # Filled where the interval leaves out 0, hollow where it does not.
+    columns["fill"] = [
+        COLOURS[0] if low > 0 or high < 0 else "#ffffff"
+        for low, high in zip(columns["low"], columns["high"], strict=True)
+    ]
+    data = ColumnDataSource(columns)
+    plot.segment("low", "name", "high", "name", source=data, line_color=COLOURS[0], line_width=2.5)
+    points = plot.scatter(
+        "diff", "name", source=data, marker="circle", size=9, line_color=COLOURS[0], fill_color="fill", line_width=2
+    )
+    plot.text(
+        "diff",
+        "name",
+        "text",
+        source=data,
+        y_offset=-7,
+        text_align="center",
+        text_baseline="bottom",
+        text_font=value(_FONT),
+        text_font_size="11px",
+        text_color=_INK,
+    )
+    low, high = min([0.0, *columns["low"]]), max([0.0, *columns["high"]])
+    margin = 0.3 * (high - low or 1.0)
+    plot.x_range.start, plot.x_range.end = low - margin, high + margin
+    _hover(
+        plot, [points], [("", "@name"), ("difference", "@text"), ("from", "@low{+0.00} %"), ("to", "@high{+0.00} %")]
+    )
+    return plot
+
+
+def shares(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
+    """Shares of a limit (name, share, label) on a logarithmic axis, the limit a line at 1, the first on top."""
+    names = [row[0] for row in rows]
+    low, high = min(0.1, *(row[1] for row in rows)), max(1.0, *(row[1] for row in rows))
+    plot = _blank(title, 70 + 26 * len(rows), y_range=names[::-1], x_axis_type="log", x_range=(0.5 * low, 30.0 * high))
+    plot.ygrid.grid_line_color = None
+    plot.add_layout(Span(location=1.0, dimension="height", line_color=_INK, line_dash="dashed"))
+    columns = dict(zip(("name", "share", "text"), map(list, zip(*rows, strict=True)), strict=True))
+    data = ColumnDataSource(columns | {"from": [0.5 * low] * len(rows)})
+    bars = plot.hbar(left="from", right="share", y="name", height=0.55, source=data, color=COLOURS[0])
+    plot.text(
+        "share",
+        "name",
+        "text",
+        source=data,
+        x_offset=5,
+        text_baseline="middle",
+        text_font=value(_FONT),
+        text_font_size="11px",
+        text_color=_INK,
+    )
+    _hover(plot, [bars], [("", "@name"), ("measured", "@text"), ("share of the limit", "@share{0.00}")])
+    return plot
+
+
+def growth(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """Costs (size, cost) by size, which is on a logarithmic axis."""
+    plot = _blank(title, 240, x_axis_type="log")
+    for index, (name, points) in enumerate(series.items()):
+        look = style(index)
+        x, y = map(list, zip(*points, strict=True))
+        data = ColumnDataSource({"x": x, "y": y})
+        plot.line("x", "y", source=data, color=look["colour"], line_dash=look["dash"], line_width=2, legend_label=name)
+        dots = plot.scatter(
+            "x", "y", source=data, marker=look["marker"], size=8, color=look["colour"], legend_label=name
+        )
+        _hover(plot, [dots], [("", name), ("size", "@x{0,0}"), ("cost", "@y{0.000}")])
+    plot.y_range.start = 0.0
+    plot.y_range.end = 1.3 * max(cost for points in series.values() for _, cost in points)
+    plot.legend.update(
+        location="bottom_right", label_text_font=_FONT, label_text_font_size="11px", background_fill_alpha=0.8
+    )
+    return plot
+
+
+def reliability(title: str, series: Mapping[str, tuple[int, list[Mapping[str, float]]]], share: bool) -> Figure:
+    """Observed against predicted means by decile; on the diagonal they agree.
+
+    Args:
+      series: {name: (number of its style, [{"predicted", "actual", "rows"}])}. share: whether means are of 0 and 1, so
+        that the first series has intervals of 95 %.
+    """
+    plot = _blank(title, 210)
+    plot.xaxis.ticker.desired_num_ticks = plot.yaxis.ticker.desired_num_ticks = 3
+    plot.axis.formatter = BasicTickFormatter(use_scientific=False)
+    plot.xaxis.axis_label, plot.yaxis.axis_label = "predicted", "observed"
+    drawn, top = [], 1e-9
+    for place, (name, (number, bins)) in enumerate(series.items()):
+        look = style(number)
+        x, y, rows = ([b[key] for b in bins] for key in ("predicted", "actual", "rows"))
+        data = ColumnDataSource({"x": x, "y": y, "rows": rows, "name": [name] * len(x)})
+        if share and place == 0:
+            bounds = [wilson(share_of, n) for share_of, n in zip(y, rows, strict=True)]
+            spread = ColumnDataSource({"x": x, "low": [b[0] for b in bounds], "high": [b[1] for b in bounds]})
+            plot.add_layout(Whisker(base="x", lower="low", upper="high", source=spread, line_color=look["colour"]))
+            top = max([top, *(b[1] for b in bounds)])
+        plot.line("x", "y", source=data, line_color=look["colour"], line_dash=look["dash"])
+        drawn.append(plot.scatter("x", "y", source=data, marker=look["marker"], size=7, color=look["colour"]))
+        top = max([top, *x, *y])
+    plot.line([0, top], [0, top], line_color="#7b8794", line_dash="dashed")
+    plot.x_range.start = plot.y_range.start = 0
+    plot.x_range.end = plot.y_range.end = 1.05 * top
+    tips = [("", "@name"), ("predicted", "@x{0.[0000]}"), ("observed", "@y{0.[0000]}"), ("videos", "@rows{0,0}")]
+    _hover(plot, drawn, tips)
+    return plot
+
+
+def wilson(share: float, rows: float, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share of `rows` independent exposures."""
+    centre, scale = share + z * z / (2 * rows), 1 + z * z / rows
+    half = z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
+    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+
+
+def heat(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    low: float,
+    high: float,
+) -> Figure:
+    """A matrix with its numbers in its cells, rows from the top; None stays blank.
+
+    Args:
+      low, high: what the ends of the colours stand for: light to dark blue, or from dark orange where low is below 0.
+    """
+    plot = _blank(title, 90 + 34 * len(rows), x_range=list(columns), y_range=list(rows)[::-1])
+    plot.grid.grid_line_color = None
+    for axis in plot.axis:
+        axis.update(major_tick_line_color=None, axis_line_color=None)
+    plot.xaxis.major_label_orientation = 0.9
+    every = ((r, c, values[i][j]) for i, r in enumerate(rows) for j, c in enumerate(columns))
+    cells = [(r, c, x) for r, c, x in every if x is not None]
+    data = ColumnDataSource(
+        {
+            "row": [r for r, _, _ in cells],
+            "column": [c for _, c, _ in cells],
+            "value": [x for _, _, x in cells],
+            "text": [show(x, ".2f") for _, _, x in cells],
+            "fill": [_shade(x, low, high)[0] for _, _, x in cells],
+            "ink": [_shade(x, low, high)[1] for _, _, x in cells],
+        }
+    )
+    drawn = plot.rect("column", "row", 0.96, 0.94, source=data, fill_color="fill", line_color=None)
+    plot.text(
+        "column",
+        "row",
+        "text",
+        source=data,
+        text_align="center",
+        text_baseline="middle",
+        text_color="ink",
+        text_font=value(_FONT),
+        text_font_size="11px",
+    )
+    _hover(plot, [drawn], [("", "@row, @column"), ("value", "@value{0.000}")])
+    return plot
+
+
+_ORANGES = ("#fff3e0", "#fddcb5", "#f7bd84", "#ee9a55", "#d9752b", "#b35806", "#8a4200")
+
+
+def _shade(x: float, low: float, high: float) -> tuple[str, str]:
+    """The colour of a cell, and of the number in it."""
+    if low < 0 and x < 0:
+        size = min(x / low, 1.0)
+        fill = _ORANGES[round(size * (len(_ORANGES) - 1))]
+    else:
+        start = max(low, 0.0)
+        size = min(max((x - start) / (high - start or 1.0), 0.0), 1.0)
+        fill = Blues256[250 - round(size * 220)]
+    return fill, "#ffffff" if size > 0.6 else _INK

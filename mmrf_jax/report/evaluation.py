@@ -1,0 +1,171 @@
+"""Sections of a report: how a run was judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmrf_jax import types
+from mmrf_jax.abtest.statistics import MIN_EVENTS, control_of, lower_is_better, reason, too_small
+from mmrf_jax.report import charts
+from mmrf_jax.report.markup import NOTHING, Cell, escape, interval, judged, legend, number, table
+from mmrf_jax.report.sections import UNFINISHED, Part, Run, grid
+
+METRICS = {
+    "watch_time": "watch time, s a session",
+    "depth": "depth, videos a session",
+    "requests": "requests a session",
+    "return_rate": "back within a day",
+    "click": "clicks a video",
+    "long_view": "long views a video",
+    "like": "likes a video",
+    "follow": "follows a video",
+    "comment": "comments a video",
+    "forward": "forwards a video",
+    "hate": "hates a video",
+    "profile_enter": "profiles entered a video",
+    "coverage": "coverage of the catalogue",
+    "gini": "Gini index of exposures",
+    "ild": "diversity in a slate",
+}
+_FOREST = ("watch_time", "depth", "return_rate", "click", "like", "follow", "hate", "coverage")
+_LOGS = {
+    "test": "The held-out days",
+    "test_frozen": "The held-out days, with no feedback of those days in what the agents remember",
+    "random_test": "The random log of the held-out days",
+}
+_RANKERS = ("model", "agents", "per_video_mean", "logistic")
+
+
+def arms(run: Run) -> tuple[str, dict[str, Any]]:
+    """The control of the A/B test, and the other arms, the run's own first."""
+    arms = dict(run.results.get("ab_test", {}))
+    control = control_of(arms)
+    arms.pop(control, None)
+    return control, dict(sorted(arms.items(), key=lambda item: (item[0] != run.config["method"], item[0])))
+
+
+def ab_test(run: Run) -> Part:
+    if not run.results:
+        return Part("ab-test", "A/B test", "", missing=UNFINISHED)
+    control, others = arms(run)
+    if not others:
+        return Part(
+            "ab-test",
+            "A/B test",
+            "",
+            missing=("There is no A/B test: this run has logs alone and no simulator whose users could be served."),
+        )
+    everyone = run.results["ab_test"]
+    rows: list[list[str | Cell]] = [
+        [_label(name), number(entry["mean"]), *(_difference(name, arm.get(name)) for arm in others.values())]
+        for name, entry in ((name, everyone[control][name]) for name in METRICS if name in everyone[control])
+    ]
+    figures = {}
+    for name in _FOREST:
+        shown = [
+            (arm, m[name]["diff_pct"], *m[name]["ci95"])
+            for arm, m in others.items()
+            if name in m and m[name]["diff_pct"] is not None and m[name]["ci95"] is not None
+        ]
+        if shown:
+            figures[f"forest-{name}"] = charts.forest(_label(name), shown)
+    sessions = run.config["ab_test"]["sessions"]
+    caption = (
+        f"The same {sessions:,} users in every arm. Differences to {control} in %, with intervals of 95 %: a "
+        "filled point, and in the table a bold figure, is one whose interval leaves out 0, better or worse as it says. "
+        f"Too few: fewer than {MIN_EVENTS} users of an arm have any, which carries no interval. "
+    ) + too_small(everyone)
+    body = grid(list(figures), "forest") + "<h3>All metrics</h3>" + table(["metric", control, *others], rows)
+    return Part("ab-test", "A/B test", caption, body, figures)
+
+
+def _label(metric: str) -> str:
+    return METRICS[metric] + (" (less is better)" if lower_is_better(metric) else "")
+
+
+def _difference(metric: str, entry: Mapping[str, Any] | None) -> Cell:
+    """A mean, and how far it is from the control's, or why that is not known."""
+    if entry is None:
+        return Cell(NOTHING)
+    if entry["diff_pct"] is None:
+        return Cell(number(entry["mean"]), reason(entry))
+    bounds, sure = judged(entry["ci95"], "+.2f", lower_is_better(metric))
+    return Cell(number(entry["mean"]), f"{charts.show(entry['diff_pct'], '+.2f')} % {bounds}", sure)
+
+
+def _in_order(entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The entries of signals as the signals are ordered everywhere, what is none of them last."""
+    place = lambda name: types.SIGNALS.index(name) if name in types.SIGNALS else len(types.SIGNALS)
+    return sorted(entries.items(), key=lambda item: place(item[0]))
+
+
+def offline(run: Run) -> Part:
+    title, identity = "Ranking of held-out sessions", "offline"
+    if not run.results:
+        return Part(identity, title, "", missing=UNFINISHED)
+    logs = {"test": run.results["offline"], **run.results.get("offline_other", {})}
+    body = ""
+    gauc = lambda x: NOTHING if x is None else charts.show(x, ".4f")
+    for log, entries in logs.items():
+        rankers = list(dict.fromkeys(r for entry in entries.values() for r in entry.get("against", {})))
+        rows: list[list[str | Cell]] = []
+        for signal, entry in _in_order(entries):
+            row: list[str | Cell] = [signal, f"{entry['eligible_users']:,}"]
+            row += [Cell(gauc(entry["gauc"]), interval(entry["ci95"])), gauc(entry.get("gauc_agent"))]
+            for ranker in rankers:
+                other = entry.get("against", {}).get(ranker, {})
+                row.append(Cell(gauc(other.get("gauc")), *judged(other.get("diff_ci95"), "+.4f")))
+            rows.append(row)
+        head = ["signal", "users", "served ranking", "own agent", *rankers]
+        body += (f"<h3>{escape(_LOGS.get(log, log))}</h3>" if len(logs) > 1 else "") + table(head, rows)
+    caption = (
+        "GAUC: how often a video with the signal stands above one without it, within a user; .5 is chance. "
+        "watch_time_xauc is the same for pairs of play times. Small print: intervals of 95 % over users; under a "
+        "baseline, of how far the agents are ahead of it, bold and better or worse where that leaves out 0. No figure "
+        "for fewer than 200 users."
+    )
+    return Part(identity, title, caption, body)
+
+
+def fidelity(run: Run) -> Part:
+    title, identity = "Predicted feedback", "fidelity"
+    found = run.results.get("fidelity")
+    if not found:
+        why = (
+            UNFINISHED
+            if not run.results
+            else (f"method={run.config['method']} predicts no feedback beyond the score it ranks by.")
+        )
+        return Part(identity, title, "", missing=why)
+    there = dict.fromkeys(r for entry in found.values() for r in entry)
+    rankers = [*(r for r in _RANKERS if r in there), *(r for r in there if r not in _RANKERS)]
+    figures: dict[str, charts.Figure] = {}
+    rows: list[list[str | Cell]] = []
+    for signal, entries in _in_order(found):
+        series = {r: (i, entries[r]["by_decile"]) for i, r in enumerate(rankers) if r in entries}
+        seconds = signal == "watch_time"
+        name = f"reliability-{signal}"
+        figures[name] = charts.reliability(f"{signal}, s" if seconds else signal, series, share=not seconds)
+        ranking, loss, last = ("xauc", "mae", "rmse") if seconds else ("gauc", "logloss", "ece")
+        for ranker, entry in ((r, entries[r]) for r in rankers if r in entries):
+            bounds, sure = judged(entry.get("model_minus", {}).get(loss, {}).get("ci95"), "+.4f", less=True)
+            rows.append(
+                [
+                    signal,
+                    Cell(ranker, kind="text"),
+                    f"{entry['eligible_users']:,}",
+                    Cell(number(entry[ranking]), interval(entry[f"{ranking}_ci95"])),
+                    number(entry[loss]),
+                    number(entry[last]),
+                    Cell(bounds or NOTHING, sure=sure),
+                ]
+            )
+    head = ["signal", "predictor", "users", "GAUC / XAUC", "log-loss / MAE", "ECE / RMSE", "model − predictor, loss"]
+    caption = (
+        "Each point is a tenth of the held-out videos, by what was predicted of them: on the dashed diagonal as much "
+        "happens as was predicted, below it less. Bars: intervals of 95 % of the first predictor's shares, as if "
+        "exposures were independent."
+    )
+    body = legend(rankers) + grid(list(figures), "wide") + "<h3>In figures</h3>" + table(head, rows)
+    return Part(identity, title, caption, body, figures)

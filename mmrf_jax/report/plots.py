@@ -1,0 +1,181 @@
+"""Pictures of results."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmrf_jax.abtest import statistics
+
+_METRICS = ("watch_time", "depth", "like", "follow", "hate", "return_rate")
+_DAILY = ("watch_time", "depth", "visits", "watch_time_per_day")
+_GAP = (math.nan, math.nan)
+_COLUMNS = 4  # of panels
+_MARKERS = "osD^vP"  # arms are told apart without colour
+
+
+def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _METRICS) -> None:
+    """Differences to the control with 95 % intervals, one panel a metric, written as a PNG.
+
+    Args:
+      result: of `abtest.simulate.compare`. path: file to write. metrics: keys; those without any interval are left out,
+        and where an arm alone has none its row says why.
+    """
+    from matplotlib.figure import Figure  # slow to import, and needed only here
+
+    arms = result["ab_test"]
+    control = statistics.control_of(arms)
+    names = [a for a in arms if a != control]
+    shown = [m for m in metrics if any(_there(arms[a].get(m)) for a in names)]
+    if not shown:
+        _save(_nothing(), path)
+        return
+    figure = Figure(figsize=(2.2 * len(shown) + 1.4, 0.45 * len(names) + 1.3), layout="constrained")
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    rows = list(range(len(names)))[::-1]
+    for axis, metric in zip(axes, shown, strict=True):
+        for row, name in zip(rows, names, strict=True):
+            entry = arms[name].get(metric, {})
+            if not _there(entry):
+                axis.annotate(statistics.reason(entry), (0.0, row), ha="center", fontsize=8)
+                continue
+            low, high = entry["ci95"]
+            axis.plot([low, high], [row, row], color="black", linewidth=1.5)
+            axis.plot(entry["diff_pct"], row, marker="o", color="black")
+            axis.annotate(
+                f"{entry['diff_pct']:+.1f}",
+                (entry["diff_pct"], row),
+                (0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        axis.axvline(0.0, color="gray", linestyle=":")
+        axis.set_title(_title(metric), fontsize=10)
+        axis.set_xlabel(f"% vs {control}", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.margins(x=0.25, y=0.35)
+    axes[0].set_yticks(rows, names)
+    _save(figure, path)
+
+
+def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _DAILY) -> None:
+    """Differences to the control by day with 95 % intervals, one panel a metric, written as a PNG.
+
+    Args:
+      result: of `abtest.simulate_days.compare`. path: file to write. metrics: keys; those without any interval are left
+        out, and days without one are gaps.
+    """
+    from matplotlib.figure import Figure
+
+    rows = result["by_day"]
+    arms = list(result["ab_test"])
+    control = statistics.control_of(result["ab_test"])
+    shown = [m for m in metrics if any(_there(row["ab_test"][a].get(m)) for row in rows for a in arms if a != control)]
+    if not shown:
+        _save(_nothing(), path)
+        return
+    figure = Figure(figsize=(2.8 * len(shown) + 0.6, 3.0), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    at = [row["day"] for row in rows]
+    for axis, metric in zip(axes, shown, strict=True):
+        for number, arm in enumerate(arms):
+            entries = [row["ab_test"][arm][metric] for row in rows]
+            low, high = zip(*(entry["ci95"] if _there(entry) else _GAP for entry in entries), strict=True)
+            marker, line = _MARKERS[number % len(_MARKERS)], axis.plot([], [])[0]
+            axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            diffs = [entry["diff_pct"] if _there(entry) else math.nan for entry in entries]
+            axis.plot(at, diffs, color=line.get_color(), marker=marker, label=arm, markersize=4)
+        axis.set_title(_title(metric), fontsize=10)
+        axis.set_xlabel("day", fontsize=8)
+        axis.locator_params(axis="x", integer=True)
+        axis.tick_params(labelsize=8)
+    axes[0].set_ylabel("% vs control", fontsize=8)
+    axes[0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Costs by size, which is on a logarithmic axis, one panel for each part and unit, written as a PNG.
+
+    Args:
+      results: [{"name": "part/what/size", "value", "unit"}] of `launch.benchmark --suite=scale`.
+    """
+    from matplotlib.figure import Figure
+
+    panels: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = {}
+    for entry in results:
+        part, what, size = entry["name"].split("/")
+        if size.isdigit():
+            panels.setdefault((part, entry["unit"]), {}).setdefault(what, []).append((int(size), entry["value"]))
+    columns = min(len(panels), _COLUMNS)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns + 0.4, 2.6 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, ((part, unit), curves) in zip(axes, panels.items(), strict=False):
+        for (what, points), marker in zip(curves.items(), _MARKERS, strict=False):
+            axis.plot(*zip(*points, strict=True), marker=marker, color="black", linewidth=1.0, label=what)
+        axis.set_xscale("log")
+        sizes = sorted({size for points in curves.values() for size, _ in points})
+        if sizes[-1] < 100:  # a few processes: no powers of ten
+            axis.set_xticks(sizes, [str(size) for size in sizes])
+            axis.minorticks_off()
+        axis.set_xlabel(part)
+        axis.set_ylim(0.0, 1.3 * max(value for points in curves.values() for _, value in points))
+        axis.set_ylabel(unit)
+        axis.legend(fontsize=8)
+        axis.tick_params(labelsize=8)
+    _save(figure, path)
+
+
+def limits(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Rates as shares of the machine's limits, which are the line at 1, written as a PNG.
+
+    Args:
+      results: [{"name", "value", "unit", "limit", "fraction_of_limit"}] of `launch.benchmark --suite=speed`; entries
+        without a limit are left out.
+    """
+    from matplotlib.figure import Figure
+
+    entries = [entry for entry in results if "limit" in entry][::-1]
+    figure = Figure(figsize=(7.6, 0.32 * len(entries) + 1.0), layout="constrained")
+    axis = figure.subplots()
+    axis.barh([entry["name"] for entry in entries], [entry["fraction_of_limit"] for entry in entries], color="0.6")
+    for row, entry in enumerate(entries):
+        axis.text(
+            entry["fraction_of_limit"] * 1.08, row, f"{entry['value']:,.0f} {entry['unit']}", va="center", fontsize=7
+        )
+    axis.axvline(1.0, color="black", linewidth=1.0)
+    axis.set_xscale("log")
+    axis.set_xlim(right=10.0 * max([1.0, *(entry["fraction_of_limit"] for entry in entries)]))
+    axis.set_xlabel("share of the limit of this machine, measured in the same run")
+    axis.tick_params(labelsize=8)
+    _save(figure, path)
+
+
+def _there(entry: Mapping[str, Any] | None) -> bool:
+    """Whether an entry has an interval."""
+    return bool(entry) and entry["ci95"] is not None and None not in entry["ci95"]  # type: ignore[index]
+
+
+def _title(metric: str) -> str:
+    return f"{metric} (less is better)" if statistics.lower_is_better(metric) else metric
+
+
+def _nothing() -> Any:
+    """A picture that says that there is nothing to draw."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0, 1.0))
+    figure.text(0.5, 0.5, "too few events for any interval", ha="center", va="center")
+    return figure
+
+
+def _save(figure, path: str | os.PathLike) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,162 @@
+"""Simulated users as HTTP clients of a ranking service: they ask for slates, answer them, and leave."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import jax
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.envs import base
+
+_AT_ONCE = 64  # requests in flight
+_WAIT = 0.2  # seconds until a refused request is sent again
+_TRIES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Visits:
+    """What the sessions of some users were.
+
+    Attributes:
+      watch_time: [n] seconds of each session. depth: [n] videos. requests: [n].
+      failed: requests that were not answered as they should be, however often they were sent again.
+      seconds: in all.
+    """
+
+    watch_time: np.ndarray
+    depth: np.ndarray
+    requests: np.ndarray
+    failed: int
+    seconds: float
+
+
+class Clients:
+    """Users of a simulator who reach a service by HTTP."""
+
+    def __init__(self, sim: base.Simulator, key: types.Key, day: int, url: str, token: str | None = None):
+        """
+        Args:
+          sim: whose users they are; its videos are called by their rows. key: of all chance.
+          url: of the service, as http://127.0.0.1:8080.
+        """
+        self._sim, self._key, self._day, self._url = sim, key, day, url
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._reset, self._step = jax.jit(sim.reset), jax.jit(sim.step)
+
+    def visit(
+        self,
+        first_user: int,
+        number: int,
+        together: int = 256,
+        progress: Callable[[int], None] = lambda done: None,
+        until: Callable[[], bool] = lambda: False,
+    ) -> Visits:
+        """One session of each of the users `first_user … first_user + number − 1`, so many `together`.
+
+        Args:
+          progress: called with the number of users who are done.
+          until: asked before each group of users; True ends early.
+        """
+        return asyncio.run(self._visit(first_user, number, together, progress, until))
+
+    async def _visit(self, first_user, number, together, progress, until) -> Visits:
+        began, parts = time.perf_counter(), []
+        self._failed = 0
+        self._room = asyncio.Semaphore(_AT_ONCE)
+        connector = aiohttp.TCPConnector(limit=_AT_ONCE)
+        async with aiohttp.ClientSession(self._url, headers=self._headers, connector=connector) as self._http:
+            for start in range(0, number, together):
+                if until():
+                    break
+                parts.append(await self._group(first_user + start, min(together, number - start), together))
+                progress(start + len(parts[-1]))
+        sums = np.concatenate(parts) if parts else np.zeros((0, 3))
+        took = time.perf_counter() - began
+        return Visits(sums[:, 0], sums[:, 1], sums[:, 2], self._failed, took)
+
+    async def _group(self, first_user: int, number: int, slots: int) -> np.ndarray:
+        """[number, 3] watch time, videos and requests of users who come at once; idle slots are nobody's."""
+        users = np.arange(first_user, first_user + slots, dtype=np.int32)
+        state, request, history = self._reset(self._key, users, self._day, self._sim.params)
+        arrived = jax.device_get(history)
+        live = np.arange(slots) < number
+        sums = np.zeros((slots, 3))
+        first = True
+        while live.any():
+            asked = jax.device_get(request)
+            bodies = {int(u): _rank(asked, int(u), arrived if first else None) for u in np.flatnonzero(live)}
+            answers = zip(bodies, await self._all("/rank", bodies.values()), strict=True)
+            slates = {u: answer for u, answer in answers if answer is not None}  # nobody can answer a failure
+            if not slates:
+                break
+            live = np.isin(np.arange(slots), list(slates))
+            exposed = np.zeros((slots, max(len(x["slate"]) for x in slates.values())), np.int32)
+            for u, answer in slates.items():
+                place = {int(v): i for i, v in enumerate(asked.candidates[u])}
+                exposed[u] = [place[shown["video"]] for shown in answer["slate"]]
+            state, result = self._step(self._key, state, exposed, self._sim.params)
+            request, told = result.request, jax.device_get(result)
+            over = told.terminated | told.truncated
+            await self._all("/feedback", [_feedback(told, answer, u) for u, answer in slates.items()])
+            seconds = np.where(told.exposure.mask, told.exposure.feedback[..., types.WATCH_TIME], 0.0).sum(axis=1)
+            shown = told.exposure.mask.sum(axis=1)
+            sums += np.where(live[:, None], np.stack([seconds, shown, np.ones(slots)], axis=1), 0.0)
+            live = live & ~over
+            first = False
+        return sums[:number]
+
+    async def _all(self, path: str, bodies) -> list[dict[str, Any] | None]:
+        return await asyncio.gather(*(self._post(path, body) for body in bodies))
+
+    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """The answer; None where there is none. Feedback may be sent twice: its id counts once."""
+        for _ in range(_TRIES):
+            try:
+                async with self._room, self._http.post(path, json=body) as answer:
+                    if answer.status == 200:
+                        return await answer.json()
+                    if answer.status != 429:
+                        break
+            except (aiohttp.ClientError, TimeoutError):
+                break
+            await asyncio.sleep(_WAIT)
+        self._failed += 1
+        return None
+
+
+def _rank(asked: types.Request, u: int, arrived: types.Exposure | None) -> dict[str, Any]:
+    """The body of a request for a slate; with the history that the user arrives with, at the first."""
+    user: dict[str, Any] = {"id": int(asked.user_id[u])}
+    if arrived is not None:
+        user["profile"] = asked.profile[u].tolist()
+        there = np.flatnonzero(arrived.mask[u])
+        user["history"] = [_answers(arrived.videos[u, h], arrived.feedback[u, h]) for h in there]
+    return {
+        "user": user,
+        "context": asked.context[u, :-1].tolist(),
+        "candidates": asked.candidates[u].tolist(),
+        "new_session": arrived is not None,
+    }
+
+
+def _feedback(told: base.StepResult, slate: dict[str, Any], u: int) -> dict[str, Any]:
+    shown = told.exposure
+    answers = [_answers(v, f) for v, f, m in zip(shown.videos[u], shown.feedback[u], shown.mask[u], strict=True) if m]
+    left = bool(told.terminated[u])
+    return {"event_id": slate["request_id"], "request_id": slate["request_id"], "videos": answers, "left": left}
+
+
+def _answers(video, feedback: np.ndarray) -> dict[str, Any]:
+    """Feedback on a video as the service takes it; what is 0 is left out."""
+    told: dict[str, Any] = {"video": int(video)}
+    for name, value in zip(types.SIGNALS, feedback, strict=True):
+        if value:
+            told[name] = float(value) if name == types.SIGNALS[types.WATCH_TIME] else int(value)
+    return told

@@ -1,0 +1,256 @@
+"""The page of the service: a feed as a person would meet it, and the routes that stand for a recall stage and an app.
+
+The page asks the service itself for slates and tells it the feedback, by POST /rank and POST /feedback as any app does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import collections
+import hashlib
+import importlib.resources
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+import fastapi
+import numpy as np
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel, Field
+
+from mmrf_jax import types
+from mmrf_jax.serving import api
+from mmrf_jax.serving.demo import visits
+from mmrf_jax.serving.service import Refused, Service
+
+FIRST_USER, _USERS = 2_000_000_000, 147_000_000  # ids of visits: far from those of an app and of the world's logs
+_MOST_VISITS = 256
+_PATIENCE = 1.0  # seconds that a request waits for the world before it says that it is still being made
+
+UserId = Annotated[int, fastapi.Path(ge=FIRST_USER, le=api.MAX_USER, description="Of the visit.")]
+
+
+class Start(api.Strict):
+    """Who begins to watch."""
+
+    simulated: Annotated[int, Field(ge=0, le=api.MAX_USER, strict=True)] | None = Field(
+        default=None, description="Id of a simulated user; left out, it is a visitor of whom nothing is known."
+    )
+
+
+class Videos(BaseModel):
+    """What the catalogue says of videos, column by column."""
+
+    video: list[int]
+    tag: list[int]
+    author: list[int]
+    duration: list[float] = Field(description="Seconds.")
+
+
+class Turn(BaseModel):
+    """A request that may be ranked."""
+
+    position: int
+    context: list[float]
+    candidates: list[int]
+    videos: Videos = Field(description="Of the candidates, and with the first request of the history.")
+
+
+class Visit(BaseModel):
+    """A visit has begun."""
+
+    user: int = Field(description="Id to ask /rank with.")
+    simulated: int | None
+    profile: list[float] | None
+    history: list[api.VideoFeedback] = Field(description="What the user was shown before, oldest first.")
+    turn: Turn
+
+
+class Preparing(BaseModel):
+    """Not yet: come again."""
+
+    preparing: str
+
+
+class Shown(api.Strict):
+    """The slate of a request."""
+
+    position: Annotated[int, Field(ge=0, le=2**31, strict=True, description="Of the request.")]
+    slate: Annotated[list[api.VideoId], Field(min_length=1, max_length=64, description="In the order shown.")]
+    reacted: list[api.VideoId] = Field(
+        default=[], max_length=64, description="Videos of it that a visitor was taken by."
+    )
+
+
+class Answered(BaseModel):
+    """How a simulated user answers, and what may be ranked next."""
+
+    answers: list[api.VideoFeedback] | None = Field(description="Of the slate, in its order; null for a visitor.")
+    leaves: bool
+    turn: Turn
+
+
+class About(BaseModel):
+    """What the page must know."""
+
+    artifact: str
+    method: str
+    agents: list[str] = Field(description="The last one ranks.")
+    slate: int
+    candidates: int
+    no_simulated: str | None = Field(description="Why there are no simulated users; null where there are.")
+
+
+class Demo:
+    """Visits, and the world that simulated users come from, which is made when the first of them is asked for."""
+
+    def __init__(self, service: Service, make_world: visits.MakeWorld):
+        self._service, self._make_world = service, make_world
+        self._visits: collections.OrderedDict[int, visits.Visit] = collections.OrderedDict()
+        self._begun = 0
+        self._world: tuple[Any, asyncio.Future[visits.World]] | None = None
+        self._thread = ThreadPoolExecutor(1, "demo")  # what visits compute, one after the other
+
+    def about(self) -> dict[str, Any]:
+        ranker = self._service.ranker
+        return {
+            "artifact": ranker.id,
+            "method": ranker.manifest["method"],
+            "agents": ranker.agents,
+            "slate": ranker.schema.slate,
+            "candidates": self._candidates,
+            "no_simulated": visits.why_not(self._config),
+        }
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        return self._service.ranker.manifest.get("config", {})
+
+    @property
+    def _candidates(self) -> int:
+        return min(self._service.ranker.schema.candidates, self._service.settings.max_candidates)
+
+    async def begin(self, simulated: int | None) -> dict[str, Any] | None:
+        """A new visit; None while the world is being made."""
+        user, ranker, most = FIRST_USER + secrets.randbelow(_USERS), self._service.ranker, self._candidates
+        if simulated is None:
+            visit = await self._run(visits.Visitor, user, ranker, most)
+        else:
+            world = await self._ready_world()
+            if world is None:
+                return None
+            self._begun += 1
+            visit = await self._run(
+                visits.SimulatedUser, user, world, simulated, self._begun, ranker.schema.slate, most
+            )
+        self._visits[user] = visit
+        while len(self._visits) > _MOST_VISITS:
+            self._visits.popitem(last=False)
+        none = np.zeros(0, np.int64), np.zeros((0, len(types.SIGNALS)), np.float32)
+        videos, feedback = visit.history or none
+        return {
+            "user": user,
+            "simulated": simulated,
+            "history": _told(videos, feedback),
+            "profile": None if visit.profile is None else visit.profile.tolist(),
+            "turn": self._turn(visit, videos),
+        }
+
+    async def step(self, user: int, shown: Shown) -> dict[str, Any]:
+        """The answer to a slate, and the next request."""
+        visit = self._visits.get(user)
+        if visit is None:
+            raise Refused(404, f"there is no visit of user {user} any more; begin another", ("path", "user"))
+        self._visits.move_to_end(user)
+        answer = await self._run(visit.step, self._service.ranker, shown.position, shown.slate, shown.reacted)
+        told = None if answer.feedback is None else _told(np.array(shown.slate), answer.feedback)
+        return {"answers": told, "leaves": answer.leaves, "turn": self._turn(visit)}
+
+    def _turn(self, visit: visits.Visit, more: np.ndarray | tuple = ()) -> dict[str, Any]:
+        ranker, ids = self._service.ranker, np.unique(np.concatenate([visit.candidates, np.array(more, np.int64)]))
+        rows = ranker.rows_of(ids)
+        columns = {name: ranker.catalogue[name][rows[rows >= 0]].tolist() for name in ("tag", "author", "duration")}
+        return {
+            "position": visit.position,
+            "context": visit.context.tolist(),
+            "candidates": visit.candidates.tolist(),
+            "videos": columns | {"video": ids[rows >= 0].tolist()},
+        }
+
+    async def _ready_world(self) -> visits.World | None:
+        config, slate = self._config, self._service.ranker.schema.slate
+        if (why := visits.why_not(config)) is not None:
+            raise Refused(409, f"there are no simulated users: {why}", ("body", "simulated"))
+        key = config["world"]
+        if self._world is None or self._world[0] != key:  # an artefact of another world may have come
+            making = asyncio.get_running_loop().run_in_executor(None, self._make_world, config, slate)
+            self._world = key, making
+        world = self._world[1]
+        await asyncio.wait({world}, timeout=_PATIENCE)
+        if not world.done():
+            return None
+        try:
+            return world.result()
+        except Exception as error:  # whatever it is, visitors need no world
+            raise Refused(409, f"there are no simulated users: {error}", ("body", "simulated")) from error
+
+    async def _run(self, function, *arguments) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+
+def _told(videos: np.ndarray, feedback: np.ndarray) -> list[dict[str, Any]]:
+    """Videos [m] and their feedback [m, S] as `api.VideoFeedback`s, with what is not 0."""
+    value = lambda name, x: int(x) if name in types.BINARY_SIGNALS else float(x)
+    return [
+        {"video": int(v)} | {name: value(name, x) for name, x in zip(types.SIGNALS, row, strict=True) if x}
+        for v, row in zip(videos, feedback, strict=True)
+    ]
+
+
+def page() -> tuple[str, str]:
+    """The page, one document that fetches nothing but the service's answers, and its Content-Security-Policy."""
+    folder = importlib.resources.files("mmrf_jax.serving.demo") / "assets"
+    html, script, style = ((folder / f"feed.{kind}").read_text("utf-8") for kind in ("html", "js", "css"))
+    digest = lambda text: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    policy = (
+        f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return html.replace("/* style */", style).replace("/* script */", script), policy
+
+
+def router(service: Service, make_world: visits.MakeWorld = visits.world_of) -> fastapi.APIRouter:
+    """Routes of the page of a service."""
+    routes, demo, (html, policy) = fastapi.APIRouter(tags=["page"]), Demo(service, make_world), page()
+
+    @routes.get("/", response_class=HTMLResponse)
+    async def feed() -> HTMLResponse:
+        """A feed to look at."""
+        return HTMLResponse(html, headers={"content-security-policy": policy, "cache-control": "no-cache"})
+
+    @routes.get("/demo/about", response_model=About)
+    async def about() -> Any:
+        """What the page must know of the artefact."""
+        return JSONResponse(demo.about())
+
+    again = {"model": Preparing, "description": "The world is being made, which takes seconds; ask again."}
+    none = {"model": api.Error, "description": "The artefact has no simulated users."}
+
+    @routes.post("/demo/visits", response_model=Visit, responses={202: again, 409: none})
+    async def begin(start: Start) -> Any:
+        """Begins a visit, of a visitor or of a simulated user."""
+        visit = await demo.begin(start.simulated)
+        if visit is None:
+            return JSONResponse({"preparing": "the world of the simulated users"}, 202, {"retry-after": "1"})
+        return JSONResponse(visit)
+
+    gone = {"model": api.Error, "description": "There is no such visit any more."}
+    other = {"model": api.Error, "description": "Another request of the visit waits for an answer."}
+
+    @routes.post("/demo/visits/{user}/steps", response_model=Answered, responses={404: gone, 409: other})
+    async def step(user: UserId, shown: Shown) -> Any:
+        """Says what was shown: a simulated user answers, and the candidates of the next request follow."""
+        return JSONResponse(await demo.step(user, shown))
+
+    return routes

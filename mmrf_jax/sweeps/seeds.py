@@ -1,0 +1,104 @@
+"""Results of several seeds in one table: means, and differences to a reference with intervals over the seeds.
+
+A seed is a whole repetition: logs, initial parameters and the users of its A/B test. Within a seed arms share users and
+chance, so a seed gives one paired difference; the interval is Student's over those, and holds the chance of training
+as well as that of users. Fewer than `MIN_SEEDS` seeds have no interval; nor is one given that holds 0 and is wider than
+`TOO_WIDE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from mmrf_jax.abtest import statistics
+
+MIN_SEEDS = 3  # of two, Student's interval is 12.7 standard errors to either side
+TOO_WIDE = 100.0  # percentage points
+
+
+def across(
+    by_seed: Sequence[Mapping[str, Mapping[str, float | None]]],
+    reference: str,
+    against: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Means over seeds, and what each arm has more than the reference.
+
+    Args:
+      by_seed: for each seed, {arm: {metric: value}}, None where there is none.
+      reference: one of the arms. against: another one in its place for some of the arms, {arm: its reference}.
+
+    Returns:
+      {arm: {metric: {"mean", "diff_pct", "ci95", "by_seed"}}}; `diff_pct` is the mean over seeds of
+      100 (value / the reference's − 1), `ci95` its 95 % interval, not below −100 % where values are not below 0. It is
+      None, and `note` says why, where the reference is 0 or None, for few seeds, and where it is too wide to say
+      anything. `by_seed` are the values; where one is None, so is the mean.
+
+    Raises:
+      ValueError: for no seeds, or a reference that is no arm.
+    """
+    if not by_seed or reference not in by_seed[0]:
+        raise ValueError(f"{len(by_seed)} seeds, and reference {reference!r}; name an arm of at least one seed")
+    against, result = against or {}, dict[str, dict[str, Any]]()
+    for arm, metrics in by_seed[0].items():
+        result[arm], names = {}, (arm, against.get(arm, reference))
+        for metric in metrics:
+            # None becomes NaN, and then the mean of all is None again.
+            values, base = (np.array([seed[name][metric] for seed in by_seed], float) for name in names)
+            mean = None if np.isnan(values).any() else values.mean()
+            entry: dict[str, Any] = {"mean": mean, "diff_pct": None, "ci95": None}
+            if np.isnan(base + values).any():
+                entry["note"] = "none: a seed has no value"
+            elif not base.all():
+                entry["note"] = "none: the reference is 0"
+            else:
+                entry |= _interval(100.0 * (values / base - 1.0), bool((values >= 0.0).all() and (base > 0.0).all()))
+            result[arm][metric] = entry | {"by_seed": [None if np.isnan(x) else x for x in values.tolist()]}
+    return result
+
+
+def _interval(diff: np.ndarray, bounded: bool) -> dict[str, Any]:
+    """Mean of differences [seeds] in % and its interval; `bounded` where none can be below −100 %."""
+    mean, seeds = float(diff.mean()), len(diff)
+    if seeds < MIN_SEEDS:
+        return {"diff_pct": mean, "note": f"too few seeds: {seeds}, an interval needs {MIN_SEEDS}"}
+    half = float(stats.t.ppf(0.975, seeds - 1) * diff.std(ddof=1) / np.sqrt(seeds))
+    low, high = max(mean - half, -100.0) if bounded else mean - half, mean + half
+    if low <= 0.0 <= high and high - low > TOO_WIDE:
+        return {"diff_pct": mean, "note": f"too wide: [{low:+.0f}, {high:+.0f}] says nothing"}
+    return {"diff_pct": mean, "ci95": [low, high]}
+
+
+def format_table(
+    table: Mapping[str, Mapping[str, Any]],
+    metrics: Sequence[str],
+    lower_is_better: Callable[[str], bool] = statistics.lower_is_better,
+) -> str:
+    """Arms × metrics in Markdown; a cell is "mean (diff % [low, high])", "better" or "worse" where that leaves out 0.
+
+    Args:
+      lower_is_better: of a metric.
+    """
+    lines = ["| arm | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    lines += [
+        f"| {arm} | " + " | ".join(_cell(row[name], lower_is_better(name)) for name in metrics) + " |"
+        for arm, row in table.items()
+    ]
+    return "\n".join(lines)
+
+
+def _cell(entry: Mapping[str, Any], lower_is_better: bool) -> str:
+    if entry["mean"] is None:
+        return "–"
+    text = f"{entry['mean']:.4g}" if entry["mean"] < 1_000 else f"{entry['mean']:,.0f}"
+    if not entry["diff_pct"]:
+        return text
+    text += f" ({entry['diff_pct']:+.2f} %"
+    if entry["ci95"] is None:
+        return f"{text}, {statistics.reason(entry)})"
+    low, high = entry["ci95"]
+    said = statistics.verdict(entry["ci95"], lower_is_better)
+    return f"{text} [{low:+.2f}, {high:+.2f}]" + (f" {said})" if said else ")")

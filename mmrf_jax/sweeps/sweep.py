@@ -1,0 +1,411 @@
+"""Studies: every variant of a run with every seed, and tables of them all."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from mmrf_jax.abtest import statistics
+from mmrf_jax.agents import registry
+from mmrf_jax.io import files
+from mmrf_jax.io.progress import say
+from mmrf_jax.parallel import sharding
+from mmrf_jax.sweeps import seeds
+from mmrf_jax.training import configs, evaluate, off_policy, restore, run_folder, sources, steps, train, world_truth
+
+Rows = dict[str, dict[str, float | None]]  # {arm: {metric: value}}
+
+_AB_METRICS = (
+    "watch_time",
+    "depth",
+    "return_rate",
+    "click",
+    "long_view",
+    "like",
+    "follow",
+    "comment",
+    "forward",
+    "hate",
+    "coverage",
+    "gini",
+    "ild",
+)
+_DAILY = ("watch_time_per_day", "visits")
+_ERRORS = ("click", "long_view", "like", "watch_time")
+#: Who is ranked by the served scores; all other signals are by their agent's own.
+_SERVED = ("long_view", "watch_time_median", "watch_time_xauc")
+_ESTIMATED = ("watch_time", "click", "like", "follow", "comment", "forward", "hate")
+_CAP = "10"  # of NCIS in the tables; `launch.evaluate` sweeps it
+
+
+class Study(NamedTuple):
+    """A study's config, where it is kept, and where its runs are."""
+
+    config: Any
+    out: Path
+    runs_dir: Path
+
+    def names(self) -> list[str]:
+        """The variants, the reference first."""
+        return sorted(self.config.variants, key=lambda name: (name != self.config.reference, name))
+
+    def against(self) -> dict[str, str]:
+        """What variants are compared with that are not compared with the reference."""
+        return dict(self.config.get("against", {}))
+
+    def arms(self) -> list[str]:
+        """Those of the A/B tests, in the order of the tables."""
+        return [*self.names(), *self.config.arms]
+
+    def configs(self, seed: int) -> dict[str, ml_collections.ConfigDict]:
+        return {name: run_config(self.config, name, seed) for name in self.names()}
+
+
+class Table(NamedTuple):
+    """What a study can measure.
+
+    Attributes:
+      title: a line above the table.
+      measure: (study, seed) -> values of each arm.
+      of_world: whether it needs the world's truth or its users.
+      of_runs: what it needs of each run, of `_OF_RUNS`; "" for nothing.
+      reference: the name of the study's reference in the rows.
+      serves: whether it is an A/B test.
+      lower_is_better: of a metric.
+    """
+
+    title: str
+    measure: Callable[[Study, int], Rows]
+    of_world: bool = True
+    of_runs: str = ""
+    reference: Callable[[str], str] = lambda name: name
+    serves: bool = False
+    lower_is_better: Callable[[str], bool] = statistics.lower_is_better
+
+
+def run_config(config, variant: str, seed: int) -> ml_collections.ConfigDict:
+    """The config of one run of a study.
+
+    Raises:
+      ValueError: where a variant sets a field that runs do not have.
+    """
+    run = ml_collections.ConfigDict(config.run.to_dict()).lock()
+    for name, value in run_folder.flat(config.variants[variant].to_dict()).items():
+        try:
+            run.update_from_flattened_dict({name: value})
+        except (AttributeError, KeyError) as error:
+            raise ValueError(
+                f"variant {variant} sets {name}, which runs do not have; the fields are those of config.run"
+            ) from error
+    run.seed = seed
+    return ml_collections.ConfigDict({name: v for name, v in run.to_dict().items() if name != "when_quick"})
+
+
+def folder(config, runs_dir: Path) -> Path:
+    """Where the run of a config is kept: the same for all studies that need it."""
+    fixed = {name: value for name, value in run_folder.flat(config.to_dict()).items() if not run_folder.is_free(name)}
+    return runs_dir / hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check(study: Study) -> None:
+    """Refuses before anything is trained what would fail after it."""
+    config, names = study.config, study.names()
+    configs.validate(config)
+    if config.reference not in names:
+        raise ValueError(f"config.reference={config.reference!r} is no variant; choose among {', '.join(names)}")
+    for name in itertools.chain(*study.against().items()):
+        if name not in names:
+            raise ValueError(f"{name!r} in config.against is no variant; choose among {', '.join(names)}")
+    for name in config.tables:
+        if name not in (*TABLES, *_BY_ROUND):
+            raise ValueError(
+                f"unknown table {name!r} in config.tables; choose among {', '.join((*TABLES, *_BY_ROUND))}"
+            )
+    needed = [name for name in config.tables if name in TABLES and TABLES[name].of_world]
+    for name in names:
+        one = run_config(config, name, 0)
+        configs.validate(one)
+        if needed and (one.source != "world" or one.simulator != "world"):
+            raise ValueError(
+                f"variant {name} is not of the world, which {needed[0]} needs; leave it out of config.tables"
+            )
+        if "errors" in needed and not registry.get(one.method).predicts and name == config.reference:
+            raise ValueError(f"config.reference={name!r} predicts no feedback; compare with another variant")
+    if needed:
+        train.check_arms(config.arms, [*sources.world_policies(), restore.POPULARITY], "config.arms")
+    if "by_day" in needed:
+        sources.check_days(config.run, config.days)
+        if config.days < 5:
+            raise ValueError(f"config.days is {config.days}; use --config.days=5 or more")
+
+
+def run(config, out: Path, runs_dir: Path) -> dict[str, Any]:
+    """Runs what is not there yet, then writes OUT/table.json and OUT/table.md. Returns the table.
+
+    Args:
+      config: of a study, see experiments/table_ablation.py. runs_dir: folder of the runs, shared by studies.
+    """
+    study = Study(config, out, runs_dir)
+    check(study)
+    paths: dict[str, list[Path]] = {}
+    for name in study.names():
+        for seed in range(config.seeds):  # of one program
+            one = run_config(config, name, seed)
+            paths.setdefault(name, []).append(folder(one, runs_dir))
+            say(f"study: {name}, seed {seed + 1} of {config.seeds}, in {paths[name][-1]}")
+            train.train(one, paths[name][-1], brief=True)
+            for kept in {TABLES[table].of_runs for table in config.tables if table in TABLES} - {""}:
+                _measured(one, paths[name][-1], kept)
+        _forget()
+    table: dict[str, Any] = {}
+    for name in (name for name in config.tables if name in TABLES):
+        measured = [TABLES[name].measure(study, seed) for seed in range(config.seeds)]
+        table[name] = seeds.across(measured, TABLES[name].reference(config.reference), study.against())
+        _forget()
+    for name in (name for name in config.tables if name in _BY_ROUND):
+        table[name] = {arm: rows for arm, places in paths.items() if (rows := _by_round(places, name))}
+    served = any(TABLES[name].serves for name in config.tables if name in TABLES)
+    table |= {"seeds": config.seeds, "sessions": config.sessions if served else None}
+    table["against"] = study.against()
+    table["runs"] = {name: [path.name for path in places] for name, places in paths.items()}
+    files.write_json(out / "table.json", table)
+    files.write_text(out / "table.md", format_table(table))
+    return table
+
+
+def _forget() -> None:
+    """Frees compiled programs: each holds memory maps, and the system's limit on those ends a process of many runs."""
+    jax.clear_caches()
+
+
+def _learned(folder: Path) -> str:
+    """Tells one training of a run from another."""
+    return hashlib.sha256((folder / "learned.json").read_bytes()).hexdigest()
+
+
+def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1) -> dict[str, Any]:
+    """The seed's paired A/B test in a variant of the world, kept in OUT/NAME_SEED.json."""
+    config, configs, path = study.config, study.configs(seed), study.out / f"{name}_{seed}.json"
+    places = {name: folder(one, study.runs_dir) for name, one in configs.items()}
+    played_in = configs[config.reference].copy_and_resolve_references()
+    played_in.ab_test.sessions, played_in.world.variant = config.sessions, variant
+    arms = study.arms()
+    wanted = {
+        "arms": arms,
+        "learned": {name: _learned(place) for name, place in places.items()},
+        "played_in": folder(played_in, study.runs_dir).name,
+        "days": days,
+    }
+    kept = run_folder.read_json(path) if path.exists() else {}
+    if {name: kept.get(name) for name in wanted} != wanted:
+        mesh = sharding.make_mesh()
+        source = restore.source_of(played_in, mesh)
+        policies = {name: restore.policy_of(str(places.get(name, name)), source, mesh) for name in arms}
+        kept = wanted | evaluate.compare(played_in, source, policies, mesh, days=days)
+        files.write_json(path, kept)
+    return kept
+
+
+def _means(study: Study, seed: int, *, name: str, variant: str) -> Rows:
+    """What each arm earns in an A/B test."""
+    test = _ab_test(study, seed, name=name, variant=variant)["ab_test"]
+    return {arm: {metric: test[arm][metric]["mean"] for metric in _AB_METRICS} for arm in study.arms()}
+
+
+def _by_day(study: Study, seed: int) -> Rows:
+    """What each arm earns a user and day: on all days, in the first and the second half of those after the first day,
+    how the second half compares with the first, and by day."""
+    kept = _ab_test(study, seed, name="by_day", variant="base", days=study.config.days)
+    result: Rows = {}
+    for arm in study.arms():
+        result[arm] = row = {}
+        for metric in _DAILY:
+            days = [day["ab_test"][arm][metric]["mean"] for day in kept["by_day"]]
+            half = (len(days) - 1) // 2
+            early, late = sum(days[1 : half + 1]) / half, sum(days[-half:]) / half
+            row[metric] = sum(days) / len(days)
+            row[f"{metric}, days 2 to {half + 1}"] = early
+            row[f"{metric}, last {half} days"] = late
+            row[f"{metric}, late / early"] = late / early if early else None
+            row |= {f"{metric}, day {i}": value for i, value in enumerate(days, 1)}
+    return result
+
+
+#: What is measured of a single run, {file in its folder, without .json: (config, source, plan, state) -> JSON}.
+_OF_RUNS: dict[str, Callable[..., dict[str, Any]]] = {
+    "truth": lambda config, source, plan, state: world_truth.compare(
+        source, plan, state, source.test()["test"], source.train
+    ),
+    "off_policy": lambda config, source, plan, state: {
+        name: off_policy.evaluate(config, source, plan, state, log, _propensities(config, source, name, log))
+        for name, log in source.test().items()
+    },
+}
+_fitted: dict[tuple[str, str], off_policy.Propensities] = {}  # of real logs, which all runs of a study share
+
+
+def _propensities(config, source: sources.Source, name: str, log) -> off_policy.Propensities:
+    """The log's, which take a fit of its own where the log is real."""
+    if config.source == "world":
+        return off_policy.propensities(source, log)
+    key = (json.dumps(config.data.to_dict(), sort_keys=True), name)
+    if key not in _fitted:
+        _fitted[key] = off_policy.propensities(source, log)
+    return _fitted[key]
+
+
+def _measured(config, place: Path, name: str) -> dict[str, Any]:
+    """One of `_OF_RUNS` of a run, kept in its folder."""
+    path, learned = place / f"{name}.json", _learned(place)
+    kept = run_folder.read_json(path) if path.exists() else {}
+    if kept.get("learned") != learned:
+        mesh = sharding.make_mesh()
+        source = restore.source_of(config, mesh)
+        state = restore.load_state(config, source, place, mesh)
+        kept = _OF_RUNS[name](config, source, steps.plan_of(config), state) | {"learned": learned}
+        files.write_json(path, kept)
+    return kept
+
+
+def _errors(study: Study, seed: int) -> Rows:
+    """Mean errors of each predictor of each variant, on videos that were shown and that were not."""
+    return {
+        f"{predictor} of {variant}": {
+            f"{signal}, {kind}": signals[signal][key]
+            for signal in _ERRORS
+            for kind, key in (("shown", "impressions"), ("not shown", "non_impressions"))
+        }
+        for variant, config in study.configs(seed).items()
+        for predictor, signals in sorted(  # the order that a kept file has
+            _measured(config, folder(config, study.runs_dir), "truth")["selection_bias"].items()
+        )
+    }
+
+
+def _offline(study: Study, seed: int, log: str = "test") -> Rows:
+    """GAUC of each variant on a held-out log, and NCIS of its stochastic ranker."""
+    result: Rows = {}
+    for variant, config in study.configs(seed).items():
+        place = folder(config, study.runs_dir)
+        estimated, results = _measured(config, place, "off_policy"), run_folder.read_json(place / "results.json")
+        entries = results["offline"] if log == "test" else results["offline_other"][log]
+        row = {f"GAUC {name}": entries[name]["gauc"] for name in _SERVED}
+        for name in ("click", "like", "follow", "comment", "forward", "hate"):
+            own = entries[name].get("gauc_agent")  # of an agent of its own, where there is one
+            row[f"GAUC {name}"] = entries[name]["gauc"] if own is None else own
+        if log in estimated:
+            signals = estimated[log]["units"]["video"]["signals"]
+            row |= {f"NCIS {name}": signals[name]["ncis"][_CAP]["value"] for name in _ESTIMATED}
+        result[variant] = row
+    return result
+
+
+def _of_errors(metric: str) -> bool:
+    """Whether less is better: of errors, always."""
+    return True
+
+
+def _of_offline(metric: str) -> bool:
+    """Whether less is better: of hates that a ranker would earn; its GAUC of hates is of how well it foresees them."""
+    return metric == "NCIS hate"
+
+
+TABLES = {
+    "ab_test": Table("A/B test:", functools.partial(_means, name="ab_test", variant="base"), serves=True),
+    "ab_test_users": Table(
+        "A/B test in the world with another mix of users:",
+        functools.partial(_means, name="ab_test_users", variant="users"),
+        serves=True,
+    ),
+    "ab_test_leaving": Table(
+        "A/B test in the world with another leaving hazard:",
+        functools.partial(_means, name="ab_test_leaving", variant="leaving"),
+        serves=True,
+    ),
+    "by_day": Table("A/B test over days, of all users of an arm:", _by_day, serves=True),
+    "errors": Table(
+        "Mean |predicted − true| on production's held-out log:",
+        _errors,
+        of_runs="truth",
+        reference=lambda name: f"agents of {name}",
+        lower_is_better=_of_errors,
+    ),
+    "offline": Table(
+        f"Held-out log (NCIS a video, cap {_CAP}):",
+        _offline,
+        of_world=False,
+        of_runs="off_policy",
+        lower_is_better=_of_offline,
+    ),
+    "offline_frozen": Table(
+        "The held-out log, scored without any feedback of its days:",
+        functools.partial(_offline, log="test_frozen"),
+        of_world=False,
+        of_runs="off_policy",
+        lower_is_better=_of_offline,
+    ),
+    "offline_random": Table(
+        f"Random log of the test days (NCIS a video, cap {_CAP}):",
+        functools.partial(_offline, log="random_test"),
+        of_world=False,
+        of_runs="off_policy",
+        lower_is_better=_of_offline,
+    ),
+}
+#: Rows of a run by round, {table: title}; means over seeds.
+_BY_ROUND = {
+    "optimism": "What the newest policy earns in the feedback model and in the world, seconds a session:",
+    "conflict": "Cosine of each agent's gradient and the main agent's, on what actors share and on the encoder, and "
+    "the attention that the main agent gives it:",
+}
+
+
+def _by_round(folders: Iterable[Path], name: str) -> list[dict[str, float]]:
+    """The rows of each round, means over seeds; none where the runs have none."""
+    by_seed = [run_folder.read_json(path / "learned.json")[name] for path in folders]
+    mean = lambda rows, key: sum(row[key] for row in rows) / len(rows)
+    keys = [key for key in (by_seed[0][0] if by_seed[0] else ()) if key not in ("step", "seed", "phase")]
+    return [{key: mean(rows, key) for key in keys} for rows in zip(*by_seed, strict=True)]
+
+
+def format_table(table: dict[str, Any]) -> str:
+    """The tables of a study as Markdown."""
+    sessions = f", {table['sessions']:,} sessions in each arm and seed" if table["sessions"] else ""
+    others = "".join(f" {name} is compared with {other}." for name, other in table["against"].items())
+    known = "95 % intervals over seeds"
+    if table["seeds"] < seeds.MIN_SEEDS:
+        known = f"too few for intervals, which need {seeds.MIN_SEEDS} seeds"
+    parts = [f"{table['seeds']} seeds{sessions}; {known}.{others}"]
+    for name, entry in TABLES.items():
+        if name in table:
+            metrics = list(next(iter(table[name].values())))
+            if name == "by_day":
+                metrics = [metric for metric in metrics if ", day " not in metric]
+            parts.append(entry.title)
+            parts += [
+                seeds.format_table(table[name], metrics[i : i + 4], entry.lower_is_better)
+                for i in range(0, len(metrics), 4)
+            ]
+    for name, title in _BY_ROUND.items():
+        if table.get(name):
+            keys = list({key: None for rows in table[name].values() for key in rows[0]})  # in order, each once
+            lines = ["| arm | round | " + " | ".join(keys) + " |", "|---" * (len(keys) + 2) + "|"]
+            for arm, rows in table[name].items():
+                for number, row in enumerate(rows, 1):
+                    lines.append(f"| {arm} | {number} | " + " | ".join(_number(row.get(key)) for key in keys) + " |")
+            parts += [title, "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:+.3f}" if abs(value) < 10.0 else f"{value:,.0f}"

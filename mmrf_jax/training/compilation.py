@@ -1,0 +1,71 @@
+"""What a run compiles while its first log is collected."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.abtest import simulate
+from mmrf_jax.envs import base
+from mmrf_jax.metrics import offline
+from mmrf_jax.models import encoders
+from mmrf_jax.models.feedback_model import fitting
+from mmrf_jax.parallel import programs, sharding
+from mmrf_jax.training import batches, evaluate, predictions, restore, sources, steps
+
+
+def initial(shapes: steps.TrainState) -> programs.Program:
+    """The program of a fresh state: `alternation.init`, each array made where it lives."""
+    shardings = jax.tree.map(lambda shape: shape.sharding, shapes)
+    return programs.Program(steps.init, often=False, static_argnames=("plan", "schema"), out_shardings=shardings)
+
+
+def initial_args(config, plan: steps.TrainConfig, source: sources.Source, known) -> tuple:
+    """Arguments of `initial`, from what is known of the first log (`batches.known`)."""
+    floats = (np.asarray(x, np.float32) for x in known)
+    return types.make_key(config.seed), plan, source.schema, source.items, *floats
+
+
+def begin(
+    ahead: programs.Ahead,
+    config,
+    plan: steps.TrainConfig,
+    source: sources.Source,
+    shapes: steps.TrainState,
+    start: programs.Program | None,
+    policies: dict[str, base.Policy],
+    mesh,
+) -> None:
+    """Begins to compile the programs of a run in the order of their first calls.
+
+    Args:
+      shapes: of the state, with shardings. start: `initial` of them; None where the state is there already.
+      policies: arms of the A/B test beside the run's own.
+    """
+    if jax.process_count() > 1:
+        return  # processes would compile in orders of their own
+    items, schema, segment = source.items, source.schema, config.train.segment
+    part = lambda name: sharding.put_batch(batches.example(schema, config[name].batch, segment), mesh)
+    rate = np.float32(1.0)
+    if start is not None:
+        known = (np.ones(len(types.SIGNALS)),) * 3
+        ahead.add("initial state", lambda: start.lower(*initial_args(config, plan, source, known)))
+    encodings = None
+    if plan.use_feedback_model:
+        ahead.add("fit", lambda: steps.fit_step.lower(shapes, part("feedback"), items, plan, rate))
+        ahead.add("measure", lambda: fitting._measure.lower(shapes.feedback, part("feedback"), items, plan.feedback))
+        if steps.precomputes_item_embeddings(plan, items):
+            size = (2, items.num_videos, encoders.sizes(plan.feedback, schema)[1])
+            encodings = jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding.replicated(mesh))
+    ahead.add("train", lambda: steps.update_step.lower(shapes, part("train"), items, plan, rate, encodings))
+    if source.sim is not None:
+        policy = base.choices({**policies, config.method: restore.untrained_policy(config, mesh, source)})[
+            config.method
+        ]
+        world, capacity = source.sim._replace(items=items), simulate.block_users(config.ab_test.sessions, mesh)
+        key = evaluate.ab_key(config.seed)
+        ahead.add("A/B test", lambda: simulate.lower(world, policy, key, mesh, k=schema.slate, capacity=capacity))
+    batch = batches.example(schema, offline.BATCH, segment)
+    ahead.add("offline", lambda: predictions.evaluate.lower(shapes, batch, items, plan))

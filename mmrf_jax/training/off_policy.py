@@ -1,0 +1,139 @@
+"""Off-policy estimates of a run's ranker on a held-out log: its probabilities, the log's propensities, its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mmrf_jax.agents import registry
+from mmrf_jax.data import sessions
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.io.progress import counted, phase
+from mmrf_jax.ope import behavior_policy, estimators, propensity
+from mmrf_jax.training import predictions, sources, steps
+
+#: How a log's propensities are known, their logarithms [r, K] given the slots above, and a fit's calibration.
+Propensities = tuple[str, np.ndarray, dict[str, Any] | None]
+
+_BATCH = 64  # segments whose candidates are scored at a time
+
+
+def evaluate(
+    config,
+    source: sources.Source,
+    plan: steps.TrainConfig,
+    state: steps.TrainState,
+    log: SessionLog,
+    known: Propensities | None = None,
+) -> dict[str, Any]:
+    """Estimates of all signals for the served stochastic ranker of a run.
+
+    Args:
+      known: the log's propensities, where they are at hand; else they are made here.
+
+    Returns:
+      {"propensities": "logged", "known" or "fitted", "behaviour": its calibration, where fitted, "units": {"video",
+      "slate" where some hold more than one, "session" where some hold more than one request: as
+      `off_policy.estimate`}}; per video, and for "session" discounted sums of a session. "dm" and "dr" are given by
+      the first of `plan.predictors`.
+    """
+    kind, log_propensity, calibration = propensities(source, log) if known is None else known
+    phase("off_policy")
+    log_probability, expected, direct = _policy(config, source, plan, state, log)
+    weight = np.where(log.slate >= 0, propensity.log_ratio(log_probability, log_propensity), 0.0)  # [r, K]
+    units = estimates(log, weight, plan.agents.discount, expected, direct)
+    return {"propensities": kind, "units": units} | ({"behaviour": calibration} if calibration else {})
+
+
+def estimates(
+    log: SessionLog,
+    weight: np.ndarray,
+    discount: float,
+    expected: np.ndarray | None = None,
+    direct: np.ndarray | None = None,
+    **options,
+) -> dict[str, Any]:
+    """`off_policy.estimate` by unit: "video", "slate" and "session".
+
+    Args:
+      weight: [r, K] logarithms, 0 where nothing was shown. discount: of a request.
+      expected, direct: [r, K, S] a model's feedback of what was shown, and in expectation over the policy.
+      options: of `off_policy.estimate`.
+    """
+    session, request, slot = sessions.exposure_index(log)
+    at: Callable[[Any], Any] = lambda x: None if x is None else x[request, slot]
+    user = np.repeat(log.user_id, np.diff(log.offsets))
+    rows = estimators.LoggedDecisions(
+        log.user_id[session], weight[request, slot], at(log.feedback), at(expected), at(direct)
+    )
+    units = {"video": estimators.estimate(rows, **options)}
+    shown = log.slate >= 0
+    reward = np.where(shown[..., None], log.feedback, 0.0).sum(axis=1, dtype=np.float64)
+    if (shown.sum(axis=1) > 1).any():
+        rows = estimators.LoggedDecisions(user, weight.sum(axis=1), reward, videos=shown.sum(axis=1))
+        units["slate"] = estimators.estimate(rows, **options)
+    if log.num_requests > log.num_sessions:
+        units["session"] = estimators.per_decision(
+            log.user_id, log.offsets, weight.sum(axis=1), reward, discount, **options
+        )
+    return units
+
+
+def propensities(source: sources.Source, log: SessionLog) -> Propensities:
+    """How the log's propensities are known, their logarithms [r, K] given the slots above, and a fit's calibration.
+
+    Raises:
+      ValueError: where a log's scores do not give the slates' propensities that it holds, or only some are known.
+    """
+    shown = log.slate >= 0
+    if log.scores is not None:
+        each = propensity.log_prob(log.scores, log.slate)
+        error = float(np.abs(each.sum(axis=1) - log.log_propensity).max())
+        if not error < 1e-2:
+            raise ValueError(
+                f"the log's scores give log-propensities of slates up to {error:.3g} from the logged ones; log the "
+                "scores divided by the temperature"
+            )
+        return "logged", each, None
+    known = np.isfinite(log.log_propensity)
+    if known.all() and (shown.sum(axis=1) == 1).all():
+        return "known", np.where(shown, log.log_propensity[:, None], 0.0), None
+    if known.any():
+        raise ValueError(
+            f"{int(known.sum())} of {len(known)} slates have a propensity, but no scores to split it over their "
+            "videos; collect the log with keep_scores=True"
+        )
+    phase("behaviour")
+    past = [source.train()] + ([] if source.valid is None else [source.valid()])
+    each, calibration = behavior_policy.log_propensities(log, source.items, past)
+    return "fitted", each, calibration
+
+
+def _policy(
+    config, source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Log-probabilities [r, K] of what was shown and, by the run's first predictor, expected feedback [r, K, S] of what
+    was shown and of what the policy would show."""
+    segment = config.train.segment
+    index = sessions.segment_index(log, segment)
+    done, predictor = counted("off_policy", len(index)), next(iter(plan.predictors), None)
+    parts: list[tuple[np.ndarray, ...]] = []
+    for start in range(0, len(index), _BATCH):
+        rows = index[start : start + _BATCH]
+        batch = sessions.gather_segments(log, np.resize(rows, (_BATCH, 2)), segment)
+        live = batch.mask[:, :-1] & (np.arange(_BATCH) < len(rows))[:, None]
+        requests = lambda x, live=live: np.asarray(x)[:, :-1][live]
+        slate = np.where(requests(batch.slate_mask), requests(batch.slate), -1)
+        scores = registry.score_candidates(state.agents, batch, source.items, plan.agents, plan.method)
+        scores = propensity.standardised(requests(scores[..., -1, :]))
+        part = [propensity.log_prob(scores, slate)]
+        if predictor:
+            values = requests(predictions.feedback(state, batch, batch.candidates, source.items, plan)[predictor])
+            part.append(np.take_along_axis(values, np.maximum(slate, 0)[..., None], axis=1))
+            part.append(propensity.expectation(scores, slate, values))
+        parts.append(tuple(part))
+        done(start + len(rows))
+    joined = [np.concatenate(x) for x in zip(*parts, strict=True)]
+    return (joined[0], joined[1], joined[2]) if predictor else (joined[0], None, None)

@@ -1,0 +1,79 @@
+"""What a run predicts of any videos at the requests of a batch: its feedback model, and the critics of its agents."""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mmrf_jax import types
+from mmrf_jax.agents import registry
+from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.models.feedback_model import counterfactuals, network
+from mmrf_jax.parallel import programs
+from mmrf_jax.training import steps
+
+
+def shown(batch: types.SessionBatch) -> chex.Array:
+    """Ids [B, T+1, K] of what was shown."""
+    return jnp.take_along_axis(jnp.asarray(batch.candidates), jnp.asarray(batch.slate), axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def feedback(
+    state: steps.TrainState,
+    batch: types.SessionBatch,
+    videos: chex.Array,
+    items: types.Items,
+    plan: steps.TrainConfig,
+) -> dict[str, chex.Array]:
+    """Expected feedback of videos [B, T+1, M].
+
+    Returns:
+      {predictor: [B, T+1, M, S]} for those in `plan.predictors`; with a feedback model also "log_seconds" [B, T+1, M].
+    """
+    out = {}
+    if "agents" in plan.predictors:
+        agents = state.agents
+        rows = embeddings.lookup(agents.tables, representation.ids(batch, items, videos))
+        r = representation.represent(plan.agents, agents.params["encoder"], rows, batch, items, None, videos)
+        critic = registry.get(plan.method).critic(plan.agents)
+        critic = critic.apply(agents.params["critic"], r.z, r.memory_mean, r.unseen)
+        out["agents"] = jnp.moveaxis(heads.expected_feedback(critic.feedback, agents.reward_scale), -2, -1)
+    if plan.use_feedback_model:
+        model = steps.model_of(state)
+        rows = embeddings.lookup(model.tables, representation.ids(batch, items, videos))
+        r = network.represent(plan.feedback, model.params, rows, batch, items, None, videos)
+        predicted = network.predict(model.params, r.z, r.memory_mean, r.unseen)
+        predicted = network.calibrated(predicted, model.calibration)
+        out["model"] = network.expected(predicted, model.scale)
+        out["log_seconds"] = predicted.extra[..., 0, :].mean(axis=0)
+    return out
+
+
+@programs.program(often=True, static_argnames="plan")
+def evaluate(
+    state: steps.TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig
+) -> dict[str, chex.Array]:
+    """All that offline evaluation needs of a batch of segments, in one program.
+
+    Returns:
+      "scores" [B, T+1, N, C] of all candidates, and `feedback` of what was shown.
+    """
+    scores = registry.score_candidates(state.agents, batch, items, plan.agents, plan.method)
+    return {"scores": scores} | feedback(state, batch, shown(batch), items, plan)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def uncertainty(
+    state: steps.TrainState,
+    batch: types.SessionBatch,
+    videos: chex.Array,
+    items: types.Items,
+    plan: steps.TrainConfig,
+) -> chex.Array:
+    """The feedback model's uncertainty [B, T+1, M, S] of its predictions of videos [B, T+1, M]."""
+    model = steps.model_of(state)
+    return counterfactuals.uncertainty(model, batch, videos, items, plan.feedback, model.key)

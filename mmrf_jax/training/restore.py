@@ -1,0 +1,131 @@
+"""What is made of a config or of a run's folder: its source of sessions, its trained state, its ranker as an arm."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.agents import popularity, registry
+from mmrf_jax.checkpointing import manager
+from mmrf_jax.envs import base, learned
+from mmrf_jax.io import files
+from mmrf_jax.io.progress import counted, say
+from mmrf_jax.metrics import offline
+from mmrf_jax.parallel import multihost, sharding
+from mmrf_jax.training import evaluate, run_folder, sources, steps
+
+POPULARITY = "popularity"  # an arm that is made of a log, not of the simulator
+#: Of the progress of a log's collection, in which each process has a part of its own.
+counted_in_parts = functools.partial(counted, checks=32)
+
+
+def state_shapes(config, source: sources.Source, mesh) -> steps.TrainState:
+    """Shapes, types and shardings of a state, to restore onto; nothing is computed."""
+    ones = jnp.ones(len(types.SIGNALS))
+    plan = steps.plan_of(config)
+    shapes = jax.eval_shape(lambda: steps.init(types.make_key(0), plan, source.schema, source.items, ones, ones, ones))
+    return steps.infer_shardings(shapes, mesh)
+
+
+def load_state(config, source: sources.Source, workdir: Path, mesh) -> steps.TrainState:
+    """The newest state of a run.
+
+    Raises:
+      ValueError: where the run has no checkpoint yet.
+      CheckpointError: where all of them are damaged.
+    """
+    nothing = ValueError(f"{workdir} has no checkpoint; run launch.train with --workdir={workdir} first")
+    if not (workdir / "checkpoints").exists():
+        raise nothing
+    with manager.Checkpoints(workdir / "checkpoints", read_only=True, agree=multihost.on_primary) as checkpoints:
+        if checkpoints.latest_step() is None:
+            raise nothing
+        state, step = checkpoints.restore(state_shapes(config, source, mesh))
+    done = workdir / "learned.json"
+    if not done.exists() or run_folder.read_json(done)["steps"] != step:
+        say(f"{workdir} has not learned to its end: this is step {step}")
+    return state
+
+
+def source_of(config, mesh, collects: bool = False) -> sources.Source:
+    """The source of a config, its items on the devices; with `simulator=feedback` in the model of another run.
+
+    Args:
+      collects: whether the run's own policy will collect logs of it too (see `sources.Source.choose`).
+
+    Raises:
+      ValueError: where that run is of another source, or has no feedback model.
+    """
+    own = functools.partial(untrained_policy, config, mesh) if collects else None
+    source = sources.from_config(config, counted_in_parts, own)
+    source = dataclasses.replace(source, items=sharding.put_replicated(source.items, mesh))
+    if config.simulator == "world":
+        return source
+    if config.simulator != "feedback":
+        raise ValueError(f"unknown simulator {config.simulator!r}; use --config.simulator=world or feedback")
+    if not config.simulator_checkpoint:
+        raise ValueError("config.simulator=feedback needs a model; use --config.simulator_checkpoint=RUN")
+    path = files.user_path(config.simulator_checkpoint, "config.simulator_checkpoint")
+    fitted = ml_collections.ConfigDict(run_folder.read_config(path))
+    _check_same_world(str(path), fitted, source)
+    plan = steps.plan_of(fitted)
+    if not plan.use_feedback_model:
+        raise ValueError(
+            f"run {path} has no feedback model: its method is {fitted.method}, its ablation {fitted.agents.ablation}; "
+            "name another run"
+        )
+    state = load_state(fitted, source, path, mesh)
+    model = evaluate.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
+    policies = {
+        "logged": base.privileged_policy(learned.logged_slates, 0.0),
+        "random": base.privileged_policy(learned.no_preference, 1.0),
+    }
+    return sources.in_simulator(source, model, policies, None, counted_in_parts, own)
+
+
+def untrained_policy(config, mesh, source: sources.Source) -> base.Policy:
+    """A policy of the shapes of the run's own, all zeros."""
+    make = functools.partial(registry.get(config.method).make_policy, config=steps.agent_config(config))
+    shapes = jax.eval_shape(lambda state: make(state, source.items), state_shapes(config, source, mesh).agents)
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
+def _check_same_world(name: str, trained, source: sources.Source) -> None:
+    """Refuses a run that was trained on something else than the source."""
+    if trained.source != source.config.source:
+        raise ValueError(
+            f"run {name} was trained on {trained.source}, it cannot act in {source.config.source}; name another run"
+        )
+    if trained.source == "world":
+        here, there = sources.world_origin(source.config), sources.world_origin(trained)
+        if differing := [n for n in there if there[n] != here.get(n)]:
+            flags = " ".join(f"--config.world.{n}={there[n]}" for n in differing)
+            raise ValueError(f"run {name} was trained in another world; add {flags}")
+
+
+def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
+    """The policy of an arm: a name of the simulator's own rankers, `popularity`, or a run folder.
+
+    Raises:
+      ValueError: for a name that is neither, or a run trained on something else.
+    """
+    if name in source.policies:
+        return source.policies[name]
+    if name == POPULARITY:
+        rows = offline.exposures(source.train())
+        return popularity.make(popularity.smoothed_means(rows.video, rows.feedback, source.items.num_videos))
+    path = files.user_path(name, "policy")
+    if not path.is_dir():
+        known = ", ".join([*source.policies, POPULARITY])
+        raise ValueError(f"unknown policy {name!r}: neither a run folder nor one of {known}")
+    config = ml_collections.ConfigDict(run_folder.read_config(path))
+    _check_same_world(name, config, source)
+    state = load_state(config, source, path, mesh)
+    return registry.get(config.method).make_policy(state.agents, source.items, steps.agent_config(config))

@@ -1,0 +1,149 @@
+"""The run folder: which config it belongs to, and the state of a finished run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmrf_jax.io import files
+
+_FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
+#: What a run writes into its folder, beside config.json.
+_FOLDERS = ("checkpoints", "tensorboard", "profile")
+_FILES = ("metrics.jsonl", "learned.json", "results.json", "truth.json", "off_policy.json", "report.html")
+
+
+def is_free(name: str) -> bool:
+    """Whether a field may change between two starts of one run."""
+    return name.startswith(_FREE_PREFIXES)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries with dotted names. A field that is None is left out: what older configs did not have yet."""
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            out[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, config: dict[str, Any]) -> Iterator[None]:
+    """Makes the folder that of this config, and of this process alone, until the end of the block.
+
+    Where the block ends with an error before the first checkpoint, the folder is given up (`release`). Where the
+    process is killed there, the next one takes the folder over, whatever its config.
+
+    Raises:
+      ValueError: where another process uses it, or as `claim`.
+      OSError: where the folder cannot be written.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir} is a file; name a folder")
+    made = [folder for folder in (*reversed(workdir.parents), workdir) if not folder.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
+    with files.held(workdir):
+        ours = False
+        try:
+            claim(workdir, config)
+            ours = True
+            yield
+        except BaseException:
+            if ours or made:
+                release(workdir, made)
+            raise
+
+
+def claim(workdir: Path, config: dict[str, Any]) -> None:
+    """Makes an existing folder that of this config, or checks that it is.
+
+    Raises:
+      ValueError: where it was made by another config, naming the first field that differs and both values.
+      OSError: where the folder cannot be written.
+    """
+    path = workdir / "config.json"
+    if path.exists() and has_learned(workdir):
+        check(workdir, config)
+        return
+    if path.exists():
+        release(workdir, [])  # of a start that was killed before its first checkpoint
+    if found := [name for name in (*_FOLDERS, *_FILES) if (workdir / name).exists()]:
+        raise ValueError(f"--workdir={workdir} holds {found[0]} but no config.json; use another --workdir")
+    files.write_json(path, config)
+
+
+def check(workdir: Path, config: dict[str, Any]) -> None:
+    """Refuses a config that is not that of a run.
+
+    Raises:
+      ValueError: naming the first field that differs and both values.
+    """
+    before, now = flat(read_config(workdir)), flat(config)
+    for name in sorted(before.keys() | now.keys()):
+        if is_free(name):
+            continue
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"--workdir={workdir} was made by another config: config.{name} was {before.get(name)!r}, "
+                f"now {now.get(name)!r}; use another --workdir or the old value"
+            )
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has a committed checkpoint."""
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+
+
+def has_learned(workdir: Path) -> bool:
+    """Whether a run has something to lose: a committed checkpoint, or what it says at its end."""
+    return has_checkpoint(workdir) or any((workdir / name).exists() for name in ("learned.json", "results.json"))
+
+
+def release(workdir: Path, made: list[Path]) -> None:
+    """Gives up a folder whose run failed before its first checkpoint, so that the corrected command can have it.
+
+    What the run wrote goes, and of the folders those in `made`, the outermost first. A run with a checkpoint is left as
+    it is.
+    """
+    if has_learned(workdir):
+        return
+    for name in _FOLDERS:
+        shutil.rmtree(workdir / name, ignore_errors=True)
+    for name in (*_FILES, "config.json"):
+        (workdir / name).unlink(missing_ok=True)
+    for folder in reversed(made):
+        if any(path.name != files.LOCK for path in folder.iterdir()):
+            return
+        (folder / files.LOCK).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The config of a run.
+
+    Raises:
+      ValueError: where there is none or it is damaged.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ValueError(f"{workdir} is not a run folder: it has no config.json; name the --workdir of launch.train")
+    return read_json(path, "restore it or use another --workdir")
+
+
+def read_json(path: Path, fix: str = "remove it, and the same command writes it again") -> dict[str, Any]:
+    """A JSON file of a run.
+
+    Raises:
+      ValueError: where it is damaged, saying what to do.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {fix}") from error

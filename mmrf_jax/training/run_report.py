@@ -1,0 +1,243 @@
+"""What a report shows of a trained run beside its results: attention, conflict of gradients, sessions to look at."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.agents import registry
+from mmrf_jax.agents.mmrf import diagnostics
+from mmrf_jax.data import sessions
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.envs import collect
+from mmrf_jax.io import files
+from mmrf_jax.metrics import offline
+from mmrf_jax.models.feedback_model import counterfactuals
+from mmrf_jax.parallel import programs
+from mmrf_jax.training import evaluate, predictions, run_folder, sources, steps
+
+_BATCH, _BATCHES = 64, 16  # held-out segments at a time, and how many batches of them at most
+_TOGETHER = ("attention", "actors", "encoder")  # matrices of how agents depend on each other
+_USERS = 12  # sessions to look at; of each the requests of a segment
+_BEST = 9  # candidates listed by the main agent's score, those that were shown included
+
+_MEASURED = ("speed", "scale")  # suites of launch.benchmark, written into the run's folder as NAME.json
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bokeh")
+
+_predict = programs.Program(counterfactuals.predict, often=False, static_argnames="config")
+
+
+def explain(config, source: sources.Source, state: steps.TrainState, thorough: bool = True) -> dict[str, Any]:
+    """Everything of a report that needs the trained state, as JSON.
+
+    Args:
+      thorough: whether to compute the attention and the gradients of single agents, which takes programs of its own.
+
+    Returns:
+      {"attention", "actors", "encoder": matrices, or {"missing": why there are none}, "sessions": see `look`}.
+    """
+    plan = steps.plan_of(config)
+    log = source.test()["test"]
+    if thorough or _alone(plan):
+        together = _together(config, plan, source, state, log, _BATCHES)
+    else:
+        missing = {"missing": "python -m launch.report --workdir=RUN computes it, and writes this page again."}
+        together = dict.fromkeys(_TOGETHER, missing)
+    return together | {"sessions": look(config, plan, source, state, log)}
+
+
+def conflicts(
+    config, source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog
+) -> dict[str, float]:
+    """Cosine of the gradients of each agent and the main one, and what attention that one gives it, on a round's log.
+
+    Returns:
+      {"actors | encoder | attention/signal": of each auxiliary agent}, without those that a method does not have.
+    """
+    found = _together(config, plan, source, state, log, config.alternation.conflict_batches)
+    return {
+        f"{name}/{signal}": found[name]["matrix"][-1][i]
+        for name in ("actors", "encoder", "attention")
+        if "matrix" in found[name]
+        for i, signal in enumerate(plan.agents.signals[:-1])
+    }
+
+
+def _together(
+    config, plan: steps.TrainConfig, source, state: steps.TrainState, log: SessionLog, batches: int
+) -> dict[str, Any]:
+    """Attention between agents and cosines of their gradients, over requests of a log."""
+    if reason := _alone(plan):
+        return {name: {"missing": reason} for name in _TOGETHER}
+    talks = plan.agents.communication == "attention" and plan.agents.ablation != "no_collaboration"
+    weights, acted, encoded, requests = [], [], [], 0
+    for batch in _blocks(log, config.train.segment, batches):
+        requests += int(batch.mask[:, :-1].sum())
+        encoded.append(np.asarray(diagnostics.encoder_gradients(state.agents, batch, source.items, plan.agents)))
+        if talks:
+            prediction = None
+            if plan.use_feedback_model and plan.agents.uses_model:
+                prediction = _predict(steps.model_of(state), batch, source.items, plan.feedback)
+            weights.append(np.asarray(diagnostics.attention(state.agents, batch, source.items, plan.agents)))
+            gradients = diagnostics.actor_gradients(state.agents, batch, source.items, prediction, plan.agents)
+            acted.append(np.asarray(gradients))
+    result: dict[str, Any] = {"encoder": agreement(np.stack(encoded)) | {"requests": requests}}
+    if not talks:
+        missing = {"missing": "These agents have no attention between them, so their actors share nothing."}
+        return result | {"attention": missing, "actors": missing}
+    mean = np.sum(weights, axis=0, dtype=np.float64).mean(axis=0) / requests
+    result["attention"] = {"matrix": mean.tolist(), "requests": requests}
+    return result | {"actors": agreement(np.stack(acted)) | {"requests": requests}}
+
+
+def _alone(plan: steps.TrainConfig) -> str:
+    """Why a run has no agents to compare with each other; empty where it has."""
+    if not registry.get(plan.method).simulates:
+        return f"method={plan.method} has no agents that work together, so there is nothing to compare."
+    if plan.agents.num_agents == 1:
+        return "This run has a single agent, so there is nobody to compare it with."
+    return ""
+
+
+def _blocks(log: SessionLog, num_requests: int, number: int):
+    """A number of batches of segments spread over a log; a short one is repeated to a whole batch."""
+    index = sessions.segment_index(log, num_requests)
+    index = index[:: max(len(index) // (number * _BATCH), 1)]
+    blocks = [index[i : i + _BATCH] for i in range(0, len(index) - _BATCH + 1, _BATCH)]
+    for rows in (blocks or [np.resize(index, (_BATCH, 2))])[:number]:
+        yield sessions.gather_segments(log, rows, num_requests)
+
+
+def agreement(gradients: np.ndarray) -> dict[str, Any]:
+    """Cosines between the agents' gradients [M, N, P] summed over M batches.
+
+    Returns:
+      {"matrix": [N, N], "itself": [N]}: the second is the cosine of an agent's gradients on two halves of the batches,
+      None with a single batch: how much of a gradient is not chance. A cosine with a gradient of 0 is 0.
+    """
+    gradients = gradients.astype(np.float64)
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
+    every, even, odd = (unit(x.sum(axis=0)) for x in (gradients, gradients[::2], gradients[1::2]))
+    itself = (even * odd).sum(axis=-1).tolist() if len(gradients) > 1 else None
+    return {"matrix": (every @ every.T).tolist(), "itself": itself}
+
+
+def look(config, plan: steps.TrainConfig, source, state: steps.TrainState, log: SessionLog) -> dict[str, Any]:
+    """Sessions to look at, with what each agent said of their candidates.
+
+    Where there is a simulator, the first users of the A/B test, served by the run's own ranker as they are there;
+    else the longest sessions of the held-out log, one a user, as they were logged.
+
+    Returns:
+      {"served": whether the run's ranker chose what was shown, "agents": names of the score columns, "users": [{"user",
+      "date", "requests", "videos", "seconds": of the whole session, "left", "shown": [[candidate]] of each of its first
+      requests}]}. A candidate is {"video", "duration", "slot": 0 … K − 1 or None, "scores": one an agent, "ranks" among
+      all candidates from 1 on} and, where it was shown, {"signals": those that it got, "seconds"}.
+    """
+    method = registry.get(plan.method)
+    if source.sim is not None:
+        policy = method.make_policy(state.agents, source.items, plan.agents)
+        log = collect.collect(
+            source.sim,
+            source.choose(policy),
+            evaluate.ab_key(config.seed),
+            first_user=0,
+            num_sessions=_USERS,
+            day=config.ab_test.day,
+            k=source.schema.slate,
+            slots=collect.slots_for(config.collect.sessions),
+        )
+    else:
+        log = sessions.select_sessions(log, _longest(log, _USERS))
+    index = np.stack([np.arange(log.num_sessions), log.offsets[:-1]], axis=1)
+    length_shown = config.train.segment
+    batch = sessions.gather_segments(log, np.resize(index, (offline.BATCH, 2)), length_shown)
+    scores = np.asarray(predictions.evaluate(state, batch, source.items, plan)["scores"])
+    duration = np.asarray(source.items.duration)
+    users = []
+    for n in range(log.num_sessions):
+        rows = slice(int(log.offsets[n]), int(log.offsets[n + 1]))
+        length = rows.stop - rows.start
+        user = {
+            "user": int(log.user_id[n]),
+            "date": int(log.date[n]),
+            "requests": length,
+            "videos": int((log.slate[rows] >= 0).sum()),
+            "seconds": float(np.where(log.slate[rows] >= 0, log.feedback[rows][..., types.WATCH_TIME], 0.0).sum()),
+            "left": bool(log.terminated[n]),
+            "shown": [_request(batch, scores, duration, n, t) for t in range(min(length, length_shown))],
+        }
+        users.append(user)
+    return {"served": source.sim is not None, "agents": list(method.signals(plan.agents)), "users": users}
+
+
+def _longest(log: SessionLog, number: int) -> np.ndarray:
+    """The longest session of each of the users with the longest ones, in the log's order."""
+    order = np.argsort(-np.diff(log.offsets), kind="stable")
+    _, first = np.unique(log.user_id[order], return_index=True)
+    return np.sort(order[np.sort(first)[:number]])
+
+
+def _request(batch: types.SessionBatch, scores: np.ndarray, duration: np.ndarray, n: int, t: int) -> list[dict]:
+    """The candidates of a request that are worth a look: those shown, the main agent's best, each agent's first."""
+    said = scores[n, t]  # [N, C]
+    order = np.argsort(-said, axis=-1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(said.shape[-1])[None], axis=-1)
+    slots = {int(c): slot for slot, c in enumerate(batch.slate[n, t]) if batch.slate_mask[n, t, slot]}
+    chosen = list(dict.fromkeys([*slots, *order[-1, :_BEST].tolist(), *order[:, 0].tolist()]))
+    rows = []
+    for c in chosen:
+        video = int(batch.candidates[n, t, c])
+        row = {
+            "video": video,
+            "duration": round(float(duration[video]), 1),
+            "slot": slots.get(c),
+            "scores": [round(float(x), 3) for x in said[:, c]],
+            "ranks": (ranks[:, c] + 1).tolist(),
+        }
+        if c in slots:
+            feedback = batch.feedback[n, t, slots[c]]
+            got = [signal for signal, x in zip(types.BINARY_SIGNALS, feedback, strict=False) if x > 0.5]
+            row |= {"signals": got, "seconds": round(float(feedback[types.WATCH_TIME]), 1)}
+        rows.append(row)
+    return rows
+
+
+def write_report(config, source: sources.Source, state: steps.TrainState, workdir: Path, thorough: bool = True) -> Path:
+    """Writes WORKDIR/report.html of a run, from its files and its state. Returns the path.
+
+    Args:
+      thorough: see `explain`.
+    """
+    from mmrf_jax.report import page, sections  # Bokeh takes half a second to import
+
+    metrics, results = workdir / "metrics.jsonl", workdir / "results.json"
+    run = sections.Run(
+        name=workdir.resolve().name,
+        config=config.to_dict(),
+        versions=_versions(),
+        rows=[json.loads(line) for line in metrics.read_text().splitlines()],
+        results=run_folder.read_json(results) if results.exists() else {},
+        source=files.plain(source.report),
+        explained=explain(config, source, state, thorough),
+        measured={
+            name: run_folder.read_json(path) for name in _MEASURED if (path := workdir / f"{name}.json").exists()
+        },
+    )
+    path = workdir / "report.html"
+    files.write_text(path, page.build(run))
+    return path
+
+
+def _versions() -> dict[str, str]:
+    device = jax.devices()[0]
+    found = {"python": platform.python_version()} | {name: metadata.version(name) for name in _LIBRARIES}
+    return found | {"devices": f"{jax.device_count()} × {device.device_kind}"}

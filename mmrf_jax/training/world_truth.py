@@ -1,0 +1,152 @@
+"""Predicted feedback against the truth that only the world knows, on videos that were shown and that were not.
+
+The sessions of a log are replayed in the world: users, chance and slates are the log's, so hidden states are too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.data import sessions
+from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.io.progress import counted
+from mmrf_jax.metrics import model_quality
+from mmrf_jax.models.feedback_model import counterfactuals
+from mmrf_jax.training import predictions, sources, steps
+
+_SESSIONS, _REQUESTS, _BATCH = 1_024, 4, 64  # of the log, the first requests of each; sessions at a time
+_RANKED = 200_000  # (user, video) pairs whose uncertainty is ranked
+CALIBRATED = ("click", "long_view", "like", "watch_time")
+
+
+def replay(source: sources.Source, log: SessionLog, num_requests: int) -> tuple[np.ndarray, np.ndarray]:
+    """True expected feedback [n, T, C, S] and log1p seconds [n, T, C] of the candidates of the first requests of each
+    session; zeros past its end.
+
+    Raises:
+      ValueError: where the world does not answer as it did when the log was collected.
+    """
+    assert source.sim is not None and source.truth is not None
+    sim, truth = source.sim, source.truth
+    key = sources.log_key(source.config.seed)
+    step = jax.jit(lambda params, state, slate: (truth(params, state), sim.step(key, state, slate, params)[0]))
+    state, _, _ = jax.jit(sim.reset)(key, jnp.asarray(log.user_id), jnp.int32(0), sim.params)
+    length = np.diff(log.offsets)
+    feedback, log_seconds = [], []
+    for t in range(num_requests):
+        live = t < length
+        rows = np.where(live, log.offsets[:-1] + t, 0)
+        if not (np.asarray(state.candidates)[live] == log.candidates[rows][live]).all():
+            raise ValueError("the log was not collected in this world with this seed; collect it again")
+        (expected, seconds), state = step(sim.params, state, jnp.asarray(np.maximum(log.slate[rows], 0)))
+        feedback.append(np.where(live[:, None, None], expected, 0.0))
+        log_seconds.append(np.where(live[:, None], seconds, 0.0))
+    return np.stack(feedback, axis=1), np.stack(log_seconds, axis=1)
+
+
+def _predict(state: steps.TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig):
+    """`predicted.feedback` of all candidates of the first T requests, and which of them non-impressions would be."""
+    out = predictions.feedback(state, batch, batch.candidates, items, plan)
+    if plan.use_feedback_model:
+        out["uncertainty"] = predictions.uncertainty(state, batch, batch.candidates, items, plan)
+    if plan.slates:
+        key = steps.model_of(state).key
+        preferred = steps.preference(state, batch, items, plan, key)
+        slates = np.asarray(counterfactuals.unseen_slates(key, batch, plan.slates, preferred))
+        c = batch.candidates.shape[-1]
+        out["sampled"] = (slates.reshape(*slates.shape[:2], -1, 1) == np.arange(c)).any(axis=-2)
+    return {name: np.asarray(x)[:, :-1] for name, x in out.items()}
+
+
+def compare(
+    source: sources.Source,
+    plan: steps.TrainConfig,
+    state: steps.TrainState,
+    log: SessionLog,
+    train: Callable[[], SessionLog],
+) -> dict[str, Any]:
+    """The figures of the world alone.
+
+    Args:
+      log: held-out, collected by the source's first policy.
+      train: makes the log that tells which videos were exposed in training; called with a feedback model only.
+
+    Returns:
+      {"selection_bias": {predictor: {signal: errors on impressions and non-impressions and their ratio}}} and, with a
+      feedback model, {"uncertainty": {signal: rank correlations with the error, on videos with training exposures;
+      `watch_time` on the scale of log1p seconds, that the uncertainty is defined on, and `watch_time_seconds`},
+      "sample_auc": of a classifier that tells sampled non-impressions from the whole pool}.
+    """
+    log = sessions.select_sessions(log, np.arange(min(_SESSIONS, log.num_sessions)))
+    truth, true_log_seconds = replay(source, log, _REQUESTS)
+    index = np.stack([np.arange(log.num_sessions), log.offsets[:-1]], axis=1)
+    done, parts = counted("truth", len(index)), []
+    for start in range(0, len(index), _BATCH):
+        batch = sessions.gather_segments(log, np.resize(index[start : start + _BATCH], (_BATCH, 2)), _REQUESTS)
+        out = _predict(state, batch, source.items, plan)
+        out["shown"] = (batch.slate[..., None] == np.arange(batch.candidates.shape[-1])) & batch.slate_mask[..., None]
+        out["shown"] = out["shown"].any(axis=-2)[:, :-1]
+        out["video"] = batch.candidates[:, :-1]
+        live, size = batch.mask[:, :-1], len(index[start : start + _BATCH])
+        live = live & (np.arange(_BATCH) < size)[:, None]
+        rows = slice(start, start + size)
+        parts.append({name: x[live] for name, x in out.items()})
+        parts[-1] |= {"truth": truth[rows][live[:size]], "true_log_seconds": true_log_seconds[rows][live[:size]]}
+        done(start + size)
+    flat = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # [requests, C, …]
+    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in flat.items()}
+    result: dict[str, Any] = {
+        "selection_bias": {
+            name: {
+                signal: model_quality.selection_bias(flat[name][:, i], flat["truth"][:, i], flat["shown"])
+                for i, signal in enumerate(types.SIGNALS)
+            }
+            for name in plan.predictors
+        }
+    }
+    if plan.use_feedback_model:
+        result["uncertainty"] = _uncertainty(flat, train(), source.items.num_videos)
+    if plan.slates:
+        result["sample_auc"] = _sample_auc(flat, source.items)
+    return result
+
+
+def _uncertainty(flat: dict[str, np.ndarray], train: SessionLog, num_videos: int) -> dict[str, Any]:
+    _, request, slot = sessions.exposure_index(train)
+    exposures = np.bincount(train.candidates[request, train.slate[request, slot]], minlength=num_videos)
+    rows = np.flatnonzero(exposures[flat["video"]] > 0)
+    rows = np.random.default_rng(0).permutation(rows)[:_RANKED]
+    result = {}
+    for signal in CALIBRATED:
+        i = types.signal_index(signal)
+        u, mean, truth = (flat[name][rows, i] for name in ("uncertainty", "model", "truth"))
+        if signal == "watch_time":
+            result["watch_time_seconds"] = model_quality.uncertainty_ranks(u, mean, truth)
+            mean, truth = flat["log_seconds"][rows], flat["true_log_seconds"][rows]
+        result[signal] = model_quality.uncertainty_ranks(u, mean, truth)
+    return result
+
+
+def _sample_auc(flat: dict[str, np.ndarray], items: types.Items) -> float:
+    """AUC, on the second half, of boosting that tells sampled non-impressions from all candidates; 0.5 where alike."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import roc_auc_score
+
+    video = flat["video"]
+    pool = np.random.default_rng(1).random(len(video)) < flat["sampled"].mean()
+    rows = np.concatenate([np.flatnonzero(flat["sampled"]), np.flatnonzero(pool)])
+    label = np.repeat([1, 0], [int(flat["sampled"].sum()), int(pool.sum())])
+    features = np.concatenate(
+        [np.asarray(items.features)[video[rows]], np.asarray(items.duration)[video[rows], None], flat["model"][rows]],
+        axis=1,
+    )
+    order = np.random.default_rng(2).permutation(len(rows))
+    fit, test = order[: len(rows) // 2], order[len(rows) // 2 :]
+    model = HistGradientBoostingClassifier(random_state=0).fit(features[fit], label[fit])
+    return float(roc_auc_score(label[test], model.predict_proba(features[test])[:, 1]))

@@ -1,0 +1,140 @@
+"""What actors take of their critics: against float64 by hand, and what follows for actors without a residual."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mmrf_jax import ops
+from mmrf_jax.agents.mmrf import acting, losses, networks
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.models import embeddings, heads, representation
+
+CONFIG = dataclasses.replace(tiny.CONFIG, residual_actor=True)
+N, C = CONFIG.num_agents, 8
+
+
+def make_inputs(seed: int, config: AgentConfig = CONFIG):
+    """A state, and user states, memories and encodings of five requests."""
+    state = tiny.make_state(config)
+    state = state.replace(q_mean=jnp.array([0.3, -0.2, 0.1])[:N], q_scale=jnp.array([0.1, 0.5, 2.0])[:N])
+    rng = np.random.default_rng(seed)
+    z_size = state.params["actor"]["params"]["agent_states"]["kernel"].shape[0]
+    dim = state.params["critic"]["params"]["heads"]["stay_items"].shape[0]
+    arrays = (
+        rng.normal(size=(5, z_size)),
+        rng.normal(size=(5, 2, config.feedback_dim, dim)),
+        rng.normal(size=(5, C, dim)),
+    )
+    return state, tuple(x.astype(np.float32) for x in arrays)
+
+
+def test_critic_scores_by_hand():
+    state, inputs = make_inputs(0)
+    out = networks.Critic(CONFIG).apply(state.target, *inputs)
+    got = acting.critic_scores(CONFIG, acting.critics_of(state, CONFIG), out)
+    raw, scale = np.float64(out.feedback), np.float64(state.reward_scale)
+    chance = lambda i: 1.0 / (1.0 + np.exp(-raw[:, i]))
+    reward = np.stack([chance(0) / scale[0], -chance(6) / scale[6], np.exp(np.clip(raw[:, 8], -8, 5))], axis=1)
+    shown = np.float64(out.continue_logit) + CONFIG.slate / C * np.float64(out.continue_item_logit).sum(axis=-1)
+    stay = 1.0 / (1.0 + np.exp(-shown))
+    value = np.float64(out.value).min(axis=-2)
+    slope = CONFIG.discount * (stay * (1 - stay))[:, None] * value
+    q = reward + slope[..., None] * np.float64(out.continue_item_logit)[:, None]
+    centred = (q - np.float64(state.q_mean)[:, None]) / (np.float64(state.q_scale)[:, None] * CONFIG.temperature)
+    np.testing.assert_allclose(got, np.clip(centred, -20, 20), rtol=1e-4, atol=1e-5)
+
+
+def silenced(params):
+    """Parameters of actors whose residual is 0."""
+    actor = dict(params["params"])
+    for name in ("main", "auxiliary"):
+        actor[name] = jax.tree.map(jnp.zeros_like, actor[name])
+    actor |= {"mix_out": jnp.zeros_like(actor["mix_out"]), "trust": jax.tree.map(jnp.zeros_like, actor["trust"])}
+    return {"params": actor}
+
+
+def test_without_a_residual_actors_are_their_critics():
+    state, inputs = make_inputs(1)
+    critics = acting.critics_of(state, CONFIG)
+    got = acting.act(CONFIG, silenced(state.params["actor"]), critics, *inputs).scores
+    out = networks.Critic(CONFIG).apply(state.target, *inputs)
+    np.testing.assert_allclose(got, acting.critic_scores(CONFIG, critics, out), rtol=1e-5, atol=1e-5)
+
+
+def test_critics_enter_as_the_only_thing_that_the_flag_changes():
+    state, inputs = make_inputs(2)
+    free = dataclasses.replace(CONFIG, residual_actor=False)
+    assert acting.critics_of(state, free) is None
+    alone = acting.act(free, state.params["actor"], None, *inputs).scores
+    np.testing.assert_array_equal(alone, networks.Actor(free).apply(state.params["actor"], *inputs).scores)
+    critics = acting.critics_of(state, CONFIG)
+    base = acting.critic_scores(CONFIG, critics, networks.Critic(CONFIG).apply(state.target, *inputs))
+    both = acting.act(CONFIG, state.params["actor"], critics, *inputs).scores
+    np.testing.assert_allclose(both[:, :-1] - alone[:, :-1], base[:, :-1], rtol=1e-4, atol=1e-4)
+
+
+def test_one_actor_takes_the_main_critic():
+    config = dataclasses.replace(CONFIG, one_actor=True)
+    state, inputs = make_inputs(3)
+    critics = acting.critics_of(state, config)
+    out = networks.Critic(config).apply(state.target, *inputs)
+    one = acting.critic_scores(config, critics, out)
+    assert one.shape == (5, 1, C)
+    np.testing.assert_array_equal(one[:, 0], acting.critic_scores(CONFIG, critics, out)[:, -1])
+
+
+def test_candidates_of_the_mean_encoding_change_nothing():
+    """Services pad requests with them."""
+    state, (z, memory, items) = make_inputs(4)
+    padded = np.concatenate([items, np.repeat(items.mean(axis=1, keepdims=True), 3, axis=1)], axis=1)
+    critics = acting.critics_of(state, CONFIG)
+    score = lambda e: acting.act(CONFIG, state.params["actor"], critics, z, memory, e).scores
+    np.testing.assert_allclose(score(padded)[..., :C], score(items), rtol=1e-4, atol=1e-4)
+
+
+def test_no_gradient_reaches_the_critics():
+    state, inputs = make_inputs(5)
+
+    def total(target):
+        critics = dataclasses.replace(acting.critics_of(state, CONFIG), params=target)
+        scores = acting.act(CONFIG, state.params["actor"], critics, *inputs).scores
+        return jnp.sum(ops.soft_top_k(scores, CONFIG.slate, 1.0) ** 2)
+
+    gradient = jax.grad(total)(state.target)
+    assert all(not np.asarray(g).any() for g in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("value, score", [(1e6, 20.0), (-1e6, -20.0)])
+def test_scores_of_critics_are_bounded(value, score):
+    got = acting.optimal_scores(CONFIG, jnp.zeros(N), jnp.ones(N), jnp.full((2, N, 3), value))
+    np.testing.assert_array_equal(got, np.full((2, N, 3), score))
+
+
+def test_updates_and_policies_score_alike():
+    """The update draws to its targets the very scores that are served."""
+    config = dataclasses.replace(CONFIG, optimizer="sgd")
+    state, batch, items = tiny.make_state(config), tiny.make_batch(), tiny.make_items()
+    state = state.replace(q_mean=jnp.array([0.3, -0.2, 0.1]), q_scale=jnp.array([0.1, 0.5, 2.0]))
+
+    @jax.jit
+    def answers(state):
+        rows = embeddings.lookup(state.tables, representation.ids(batch, items))
+        r = representation.represent(config, state.params["encoder"], rows, batch, items, None)
+        candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
+        critics = acting.critics_of(state, config)
+        scores = acting.act(config, state.params["actor"], critics, r.z, r.memory_mean, candidates).scores
+        pool = networks.Critic(config).apply(state.target, r.z, r.memory_mean, candidates)
+        w = ops.soft_top_k(scores[..., -1, :], config.slate, 1.0)
+        q = losses.video_values(
+            config, pool, pool.value.min(axis=-2), heads.continue_probability(pool, w), state.reward_scale
+        )
+        return scores, acting.optimal_scores(config, state.q_mean, state.q_scale, q)
+
+    scores, wanted = (np.asarray(x, np.float64)[:, :-1] for x in answers(state))
+    distance = ((scores - wanted) ** 2).mean(axis=-1).sum(axis=-1)[batch.mask[:, :-1]].mean()
+    _, metrics = tiny.step(state, batch, items, config=config)
+    assert float(metrics["loss/projection"]) == pytest.approx(distance, rel=1e-4)

@@ -1,0 +1,74 @@
+"""Pareto: min-norm weights against SciPy and by hand, and a step along which no objective falls."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+import tiny
+
+from mmrf_jax.agents import pareto
+from mmrf_jax.agents.mmrf import training_step
+
+CONFIG = dataclasses.replace(
+    tiny.CONFIG, one_actor=True, ablation="no_augmentation", optimizer="sgd", learning_rate=1e-3
+)
+
+
+def test_min_norm_weights_by_hand():
+    orthogonal = jnp.diag(jnp.array([1.0, 4.0]))  # the nearest point of the segment weighs by inverse squared norms
+    np.testing.assert_allclose(pareto.min_norm_weights(orthogonal), [0.8, 0.2], atol=1e-5)
+    short, long = np.array([1.0, 0.0]), np.array([3.0, 1.0])  # the short one is the nearest point itself
+    g = np.stack([short, long])
+    np.testing.assert_allclose(pareto.min_norm_weights(jnp.asarray(g @ g.T)), [1.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(pareto.min_norm_weights(jnp.ones((3, 3))), np.full(3, 1 / 3), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_min_norm_weights_against_scipy(seed):
+    g = np.random.default_rng(seed).normal(size=(5, 7)) + 0.5
+    gram = g @ g.T
+    found = np.asarray(pareto.min_norm_weights(jnp.asarray(gram)), np.float64)
+    assert found.min() >= 0.0 and found.sum() == pytest.approx(1.0, abs=1e-5)
+    best = scipy.optimize.minimize(
+        lambda a: a @ gram @ a,
+        np.full(5, 0.2),
+        jac=lambda a: 2 * gram @ a,
+        bounds=[(0, 1)] * 5,
+        constraints={"type": "eq", "fun": lambda a: a.sum() - 1.0},
+        options={"ftol": 1e-12},
+    )
+    assert found @ gram @ found <= best.fun * 1.001 + 1e-9
+
+
+def test_no_objective_falls():
+    """The step of the actor is along the weighted gradient, whose product with each objective's is not negative."""
+    items, batch, state = tiny.make_items(), tiny.make_batch(), tiny.make_state(CONFIG)
+
+    def improve(config, state, view, reduction):
+        out = pareto.improve(config, state, view, reduction)
+        scaled = view.q / state.q_scale[:, None]
+
+        def objectives(actor):
+            value = training_step.losses.policy_objective(view.act(actor), scaled, config.slate, config.temperature)
+            wanted = training_step.maximiser(config, state, view.q)
+            return view.mean(
+                value - training_step.PROJECTION_WEIGHT * training_step.projection(view.act(actor), wanted)
+            )
+
+        return out[0], out[1] | {"jacobian": jax.jacrev(objectives)(view.actor)}
+
+    fn = functools.partial(training_step.update, config=CONFIG, learner=training_step.Algorithm(improve))
+    after, metrics = jax.jit(fn)(state, batch, items)
+    leaves = jax.tree.leaves(metrics["jacobian"])
+    rows = np.concatenate([np.asarray(g).reshape(CONFIG.num_agents, -1) for g in leaves], axis=1)
+    moved = jax.tree.map(lambda a, b: np.asarray(a - b), after.params["actor"], state.params["actor"])
+    step = np.concatenate([x.reshape(-1) for x in jax.tree.leaves(moved)])
+    assert np.linalg.norm(step) > 1e-6
+    rise = rows @ step / (np.linalg.norm(rows, axis=1) * np.linalg.norm(step))
+    assert rise.min() > -0.02
+    weights = pareto.min_norm_weights(jnp.asarray(rows @ rows.T))
+    np.testing.assert_allclose(step, CONFIG.learning_rate * np.asarray(weights) @ rows, rtol=2e-2, atol=1e-6)

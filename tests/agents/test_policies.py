@@ -1,0 +1,218 @@
+"""TSCAC, TD3+BC, IQL, BC and MASSA: their losses by hand, and what of a state they move."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mmrf_jax import ops
+from mmrf_jax.agents import bc, iql, massa, td3_bc, tscac
+from mmrf_jax.agents.mmrf import networks, training_step
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.models import embeddings, optimization, representation
+
+ALONE = dataclasses.replace(tiny.CONFIG, signals=("watch_time",), ablation="no_augmentation")
+QUIET = dataclasses.replace(tiny.CONFIG, communication="none", ablation="no_augmentation")
+MASSA = dataclasses.replace(tiny.CONFIG, communication="shared_latent", ablation="no_augmentation")
+B, T, C, K = 2, 3, 6, 2
+
+
+@pytest.fixture(scope="module")
+def items():
+    return tiny.make_items()
+
+
+def view(config: AgentConfig, seed: int = 0) -> training_step.ActorBatch:
+    """Random critics and scores of a batch in which every request is there."""
+    rng = np.random.default_rng(seed)
+    n, a = config.num_agents, config.num_actors
+    slate = rng.random((B, T + 1, C)).argsort(-1)[..., :K].astype(np.int32)
+    mask = np.ones((B, T + 1, K), bool)
+    mask[0, 1, 1] = False
+    full = tiny.make_batch(users=B, requests=T, schema=dataclasses.replace(tiny.SCHEMA, candidates=C, slate=K))
+    return training_step.ActorBatch(
+        actor=None,
+        act=None,
+        scores=jnp.asarray(rng.normal(size=(B, T, a, C)), jnp.float32),
+        q=jnp.asarray(rng.normal(size=(B, T, n, C)), jnp.float32),
+        base=jnp.asarray(rng.normal(size=(B, T, n)), jnp.float32),
+        value=jnp.asarray(rng.normal(size=(B, T, n)), jnp.float32),
+        logged=ops.slate_to_multihot(jnp.asarray(slate), jnp.asarray(mask), C)[:, :-1],
+        weight=None,
+        batch=full.replace(slate=slate, slate_mask=mask),
+        mean=lambda x: x.mean(axis=(0, 1)),
+    )
+
+
+def relaxed(scores, k):
+    """w with sum k by bisection, float64, NumPy."""
+    low, high = scores.min() - 30.0, scores.max() + 30.0
+    for _ in range(200):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if (1 / (1 + np.exp(middle - scores))).sum() > k else (low, middle)
+    return 1 / (1 + np.exp(low - scores))
+
+
+def test_td3_bc_by_hand():
+    config = dataclasses.replace(ALONE, slate=K)
+    v, state = view(config), tiny.make_state(ALONE)
+    loss, metrics = td3_bc.improve(config, state, v, optimization.Reduction())
+    value, distance = np.zeros((B, T)), np.zeros((B, T))
+    for b in range(B):
+        for t in range(T):
+            w = relaxed(np.float64(v.scores[b, t, 0]), K)
+            q = np.float64(v.q[b, t, 0])
+            value[b, t] = w @ (q - q.mean())
+            distance[b, t] = ((w - np.float64(v.logged[b, t])) ** 2).sum() / K
+    ascended = value.mean() / np.abs(value).mean()
+    assert float(loss) == pytest.approx(distance.mean() - 2.5 * ascended, rel=1e-3)
+    assert float(metrics["loss/distance"]) == pytest.approx(distance.mean(), rel=1e-3)
+
+
+def test_iql_by_hand():
+    config = dataclasses.replace(ALONE, slate=K)
+    v, state = view(config), tiny.make_state(ALONE).replace(q_scale=jnp.array([0.5]))
+    loss, _ = iql.improve(config, state, v, optimization.Reduction())
+    total = 0.0
+    for b in range(B):
+        for t in range(T):
+            scores, q = np.float64(v.scores[b, t, 0]), np.float64(v.q[b, t, 0])
+            shown = [c for c, there in zip(v.batch.slate[b, t], v.batch.slate_mask[b, t], strict=True) if there]
+            left = list(range(C))
+            for c in shown:
+                advantage = q[c] + (float(v.base[b, t, 0]) - float(v.value[b, t, 0])) / len(shown)
+                log_prob = scores[c] - np.log(np.exp(scores[left]).sum())
+                total -= min(np.exp(3.0 * advantage / 0.5), 100.0) * log_prob
+                left.remove(c)
+    assert float(loss) == pytest.approx(total / (B * T * K), rel=1e-3)
+
+
+def test_iql_values_are_expectiles_of_logged_slates(items):
+    """V moves up by .7 of the shortfall and down by .3 of the excess; with .5 it is half of plain regression."""
+    batch, state = tiny.make_batch(), tiny.make_state(ALONE)
+    take = lambda learner: tiny.step(state, batch, items, config=ALONE, learner=learner)[1]
+    seven, five, three = (
+        float(take(training_step.Algorithm(iql.improve, expectile=e))["loss/value"]) for e in (0.7, 0.5, 0.3)
+    )
+    assert seven + three == pytest.approx(2.0 * five, rel=1e-4)
+    assert abs(seven - three) > 1e-3 * five
+
+
+def test_iql_never_values_what_was_not_logged(items):
+    """Other scores of the actor change neither targets nor values; in the policy-gradient learner they do."""
+    batch, state = tiny.make_batch(), tiny.make_state(ALONE)
+    other = state.replace(params=state.params | {"actor": jax.tree.map(lambda x: x + 0.3, state.params["actor"])})
+    for learner, same in ((training_step.Algorithm(iql.improve, expectile=0.7), True), (training_step.MMRF, False)):
+        fn = functools.partial(tiny.step, config=ALONE, learner=learner)
+        a, b = fn(state, batch, items)[1], fn(other, batch, items)[1]
+        for name in ("loss/base", "loss/value"):
+            assert (float(a[name]) == pytest.approx(float(b[name]), rel=1e-6)) == same, name
+
+
+def test_tscac_closeness_by_hand():
+    rng = np.random.default_rng(0)
+    scores, others = rng.normal(size=C), rng.normal(size=(3, C))
+    w = relaxed(scores, K)
+    expected = []
+    for other in others:
+        o = relaxed(other, K)
+        expected.append((w * np.log(w / o) + (1 - w) * np.log((1 - w) / (1 - o))).sum())
+    np.testing.assert_allclose(tscac.closeness(jnp.asarray(scores), jnp.asarray(others), K), expected, rtol=1e-3)
+    assert float(tscac.closeness(jnp.asarray(scores), jnp.asarray(scores[None]) + 7.0, K)[0]) == pytest.approx(
+        0, abs=1e-4
+    )
+
+
+def test_tscac_settles_at_the_papers_solution(monkeypatch):
+    """Ascending stage two's objective alone leads to w ∝ Π w_i^(lambda_i / Λ) exp(q / Λ)."""
+    monkeypatch.setattr(training_step, "PROJECTION_WEIGHT", 0.0)
+    monkeypatch.setattr(tscac, "CLOSENESS", 0.2)
+    config = dataclasses.replace(QUIET, slate=K)
+    v = view(config)
+    state = tiny.make_state(QUIET)
+    loss = lambda main: tscac.improve(
+        config, state, v._replace(scores=v.scores.at[..., -1, :].set(main)), optimization.Reduction()
+    )[0]
+    step = jax.jit(lambda main: main - 20.0 * jax.grad(loss)(main))
+    main = v.scores[..., -1, :]
+    for _ in range(3000):
+        main = step(main)
+    tau, closeness = config.temperature, 0.2
+    stage_one = np.asarray(v.scores[..., :-1, :], np.float64)
+    q = np.asarray(v.q / state.q_scale[:, None], np.float64)[..., -1, :]
+    wanted = (q + closeness * stage_one.sum(axis=-2)) / (tau + closeness * stage_one.shape[-2])
+    for b in range(B):
+        for t in range(T):
+            np.testing.assert_allclose(relaxed(np.float64(main[b, t]), K), relaxed(wanted[b, t], K), atol=5e-3)
+
+
+def test_tscac_auxiliary_policies_are_stage_one(items):
+    """What the main policy is held to does not move the others: they learn from their own critics alone."""
+    batch, state = tiny.make_batch(), tiny.make_state(QUIET)
+    config = dataclasses.replace(QUIET, optimizer="sgd", learning_rate=0.05)
+
+    def step(strength):
+        def improve(config, state, view, reduction):
+            others = jax.lax.stop_gradient(view.scores[..., :-1, :])
+            pull = view.mean(tscac.closeness(view.scores[..., -1, :], others, config.slate)).sum()
+            loss, metrics = tscac.improve(config, state, view, reduction)
+            return loss + strength * pull, metrics
+
+        fn = functools.partial(training_step.update, config=config, learner=training_step.Algorithm(improve))
+        return jax.jit(fn)(tiny.make_state(config), batch, items)[0]
+
+    assert set(state.params["actor"]["params"]) == {"agent_states", "main", "auxiliary", "trust"} | {
+        "mix_in",
+        "mix_bias",
+        "mix_out",
+    }
+    a, b = step(0.0), step(1.0)
+    moved = tiny.differences(a.params["actor"], b.params["actor"])
+    assert moved and not any("auxiliary" in name for name in moved)
+
+
+def test_bc_is_the_likelihood_of_logged_slates(items):
+    batch, state = tiny.make_batch(), tiny.make_state(ALONE)
+    fn = jax.jit(functools.partial(bc.update, config=ALONE))
+    _, metrics = fn(state, batch, items)
+    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
+    r = jax.jit(representation.represent, static_argnums=0)(ALONE, state.params["encoder"], rows, batch, items, None)
+    e = embeddings.encode_videos(ALONE, state.params["encoder"], state.tables, items, batch.candidates)
+    scores = np.float64(networks.Actor(ALONE).apply(state.params["actor"], r.z, r.memory_mean, e).scores[..., 0, :])
+    total, count = 0.0, 0
+    for b, t in zip(*np.nonzero(batch.mask[:, :-1]), strict=True):
+        left = list(range(scores.shape[-1]))
+        for c in batch.slate[b, t][batch.slate_mask[b, t]]:
+            total -= scores[b, t, c] - np.log(np.exp(scores[b, t, left]).sum())
+            left.remove(c)
+            count += 1
+    assert float(metrics["loss/imitation"]) == pytest.approx(total / count, rel=1e-4)
+    first = float(metrics["loss/imitation"])
+    for _ in range(60):
+        state, metrics = fn(state, batch, items)
+    assert float(metrics["loss/imitation"]) < first - 0.3
+
+
+def test_massa_differs_from_mmrf_in_communication_only(items):
+    assert massa.update is training_step.update
+    actor = networks.Actor(MASSA).apply
+    state = tiny.make_state(MASSA)
+    params = state.params["actor"]
+    assert "signal" in params["params"] and "collaboration" not in params["params"]
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(4, *params["params"]["signal"]["kernel"].shape[:1])).astype(np.float32)
+    memory = rng.normal(size=(4, 2, 4, 14)).astype(np.float32)
+    e = rng.normal(size=(4, 8, 14)).astype(np.float32)
+    before = actor(params, z, memory, e).scores
+    louder = jax.tree.map(lambda x: x, params)
+    louder["params"]["signal"]["bias"] = louder["params"]["signal"]["bias"] + 1.0
+    moved = np.abs(np.asarray(actor(louder, z, memory, e).scores - before)).max(axis=(0, 2))
+    assert (moved > 1e-4).all()  # one signal for all agents
+    told = jax.tree.map(lambda x: x, params)
+    told["params"]["auxiliary"] = jax.tree.map(lambda x: x + 0.5, told["params"]["auxiliary"])
+    moved = np.abs(np.asarray(actor(told, z, memory, e).scores - before)).max(axis=(0, 2))
+    assert (moved[:-1] > 1e-4).all() and moved[-1] == 0.0  # the main agent does not see the others' scores

@@ -1,0 +1,111 @@
+"""Wide & Deep, DeepFM and LTR: their parts by hand, what they regress, and what they rank by."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mmrf_jax import types
+from mmrf_jax.agents import deepfm, ltr, registry, supervised, wide_deep
+from mmrf_jax.agents.mmrf import agent_state
+from mmrf_jax.models import embeddings, heads, representation
+
+CONFIG = dataclasses.replace(tiny.CONFIG, ablation="no_augmentation")
+NAMES = ("wide_deep", "deepfm", "ltr")
+
+
+@functools.cache
+def born(name: str) -> agent_state.AgentState:
+    mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.46), 15.0)
+    critic = registry.get(name).critic
+    return tiny.init(jax.random.key(0), CONFIG, tiny.SCHEMA, tiny.make_items(), mean, std, critic=critic)
+
+
+@functools.cache
+def learner(name: str):
+    """The update of a method, jitted; traced once for all tests."""
+    return jax.jit(registry.get(name).update, static_argnames="config")
+
+
+def test_pairs_are_sums_of_products():
+    fields = np.random.default_rng(0).normal(size=(3, 4, 5))
+    expected = sum(fields[:, i] * fields[:, j] for i in range(4) for j in range(i))
+    np.testing.assert_allclose(deepfm.pairs(jnp.asarray(fields)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_crosses_read_the_memory_at_each_video():
+    rng = np.random.default_rng(0)
+    memory, items = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 6, 5))
+    out = np.asarray(wide_deep.crosses(jnp.asarray(memory), jnp.asarray(items)))
+    assert out.shape == (2, 6, 12)
+    assert out[1, 2, 4 * 2 + 3] == pytest.approx(memory[1, 2, 3] @ items[1, 2], rel=1e-4)
+
+
+def test_weighted_sum_by_hand():
+    rng = np.random.default_rng(0)
+    raw, scale = rng.normal(size=(tiny.S, 4)), rng.uniform(0.1, 1.0, tiny.S)
+    expected = np.zeros(4)
+    for name, weight in ltr.WEIGHTS.items():
+        x = raw[types.signal_index(name)]
+        expected += weight * (
+            np.exp(x) if name == "watch_time" else 1 / (1 + np.exp(-x)) / scale[types.signal_index(name)]
+        )
+    np.testing.assert_allclose(ltr.weighted_sum(jnp.asarray(raw), jnp.asarray(scale)), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_starts_from_base_rates_and_learns_every_signal(name):
+    items, batch, state = tiny.make_items(), tiny.make_batch(), born(name)
+    method = registry.get(name)
+    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
+    r = representation.represent(CONFIG, state.params["encoder"], rows, batch, items, None)
+    out = method.critic(CONFIG).apply(state.params["critic"], r.z, r.memory_mean, r.shown)
+    mean = np.asarray(heads.expected_feedback(out.feedback, state.reward_scale)).mean(axis=(0, 1, 3))
+    np.testing.assert_allclose(mean[:-1], 0.3, atol=0.12)
+    assert mean[-1] == pytest.approx(15.0, rel=0.3)
+    step = functools.partial(learner(name), config=CONFIG)
+    _, first = step(state, batch, items)
+    exposed = np.asarray(representation.loss_masks(batch).exposed)[..., None]
+    loss = np.asarray(heads.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale))
+    by_hand = (exposed * loss).sum(axis=(0, 1, 2)) / exposed.sum()
+    for i, s in enumerate(types.SIGNALS):
+        assert float(first[f"loss/{s}"]) == pytest.approx(by_hand[i], rel=1e-4), s
+    moved = tiny.differences(state.params, step(state, batch, items)[0].params)
+    assert any("encoder" in path for path in moved)
+    for _ in range(150):
+        state, metrics = step(state, batch, items)
+    for s in types.SIGNALS:
+        assert float(metrics[f"loss/{s}"]) < float(first[f"loss/{s}"]), s
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_serves_the_order_of_its_rule(name):
+    """Served scores are the offline scores' last column, standardised and over tau."""
+    items, batch, state = tiny.make_items(), tiny.make_batch(), born(name)
+    method = registry.get(name)
+    step = functools.partial(learner(name), config=CONFIG)
+    for _ in range(20):
+        state, _ = step(state, batch, items)
+    served = method.make_policy(state, items, CONFIG)
+    request = types.Request(batch.user_id, batch.profile, batch.context[:, 0], batch.candidates[:, 0])
+    memory = served.init(served.params, request, batch.history)
+    scores = np.float64(served.score(served.params, memory, request))
+    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
+    r = representation.represent(CONFIG, state.params["encoder"], rows, batch, items, None)
+    e = embeddings.encode_videos(CONFIG, state.params["encoder"], state.tables, items, batch.candidates)
+    offline = np.float64(method.score(CONFIG, state, r, e))[:, 0]
+    assert offline.shape == (8, CONFIG.num_agents, 8) and method.signals(CONFIG) == CONFIG.signals
+    main = offline[:, -1]
+    expected = (main - main.mean(-1, keepdims=True)) / (main.std(-1, keepdims=True) + 1e-6) / CONFIG.temperature
+    np.testing.assert_allclose(scores, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_columns_of_hate_count_negative():
+    raw = jnp.asarray(np.random.default_rng(0).normal(size=(tiny.S, 4)))
+    out = supervised.scores(CONFIG, raw, raw[0])
+    np.testing.assert_array_equal(out[1], -raw[types.signal_index("hate")])  # signals: click, hate, watch_time
+    np.testing.assert_array_equal(out[0], raw[types.signal_index("click")])

@@ -1,0 +1,146 @@
+"""What the world says to expect, against the frequencies of what it does: feedback of a video and leaving."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrf_jax import types
+from mmrf_jax.envs.short_video import env, parameters, reference_policies, response
+
+TINY = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=6)
+B, USERS, DRAWS = 256, 3, 50_000
+#: Under a second, up to 7 s, up to 18 s and beyond, each by users of little, fair and much drive.
+DURATION = (0.8, 5.0, 6.9, 7.0, 7.1, 12.0, 17.9, 18.5, 60.0, 400.0)
+#: Explicit signals made common, and all but one moved by both the seconds and the click.
+COMMON = {
+    "like": (-0.5, 0.8, 0.0, 0.2, 0.0, -2.2),
+    "follow": (-1.5, 0.8, 0.1, 0.3, 0.0, -0.5),
+    "comment": (-2.5, 0.2, 1.0, 0.6, 0.0, -1.5),
+    "forward": (-2.0, 0.6, 0.0, 0.0, 0.2, -0.8),
+    "hate": (-2.0, -0.7, 0.0, 0.5, 0.9, 0.4),
+    "profile_enter": (0.0, 0.5, 0.2, -0.4, 0.0, 1.0),
+}
+
+expected_feedback = jax.jit(response.expected_feedback)
+respond = jax.jit(response.respond)
+reset = jax.jit(env.reset)
+step = jax.jit(env.step)
+of_candidates = jax.jit(env.expected_feedback)
+true_stay = jax.jit(env.true_stay)
+
+
+@pytest.fixture(scope="module")
+def sim():
+    return env.make(TINY)
+
+
+@pytest.fixture(scope="module")
+def arrived(sim):
+    return reset(jax.random.key(0), jnp.arange(B), 2, sim.params)[0]
+
+
+@pytest.fixture(scope="module")
+def shown(arrived):
+    """Traits of the users and affinities [USERS, videos]."""
+    traits = jax.tree.map(lambda x: x[:USERS], arrived.traits).replace(sociability=jnp.array([-1.5, 0.0, 1.5]))
+    shape = (USERS, len(DURATION))
+    rng = np.random.default_rng(0)
+    match, enjoyment, clickbait, appeal = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
+    drive = jnp.asarray(np.array([-1.5, 0.3, 1.8])[:, None] + rng.normal(size=shape), jnp.float32)
+    duration = jnp.broadcast_to(jnp.array(DURATION), shape)
+    return traits, response.Affinity(match, drive, enjoyment, duration, clickbait, appeal)
+
+
+@pytest.fixture(scope="module")
+def answer(shown):
+    """Answers [USERS, videos, DRAWS, S] to each video at the first position, and what they were drawn from, flat."""
+    traits, truth = shown
+    shape = (*truth.drive.shape, DRAWS)
+    flat = lambda x: jnp.broadcast_to(x[..., None], shape).reshape(-1, 1)
+    whose = jnp.repeat(jnp.arange(USERS), shape[1] * DRAWS)
+    traits, truth = jax.tree.map(lambda x: x[whose], traits), jax.tree.map(flat, truth)
+    # Of every video, the noise of watching and the choice to skip are spread evenly over the square (a golden lattice).
+    uniforms = jax.random.uniform(jax.random.key(1), (whose.size, 1, response.NUM_UNIFORMS), minval=1e-7)
+    i = np.arange(DRAWS)
+    even = np.stack([(i + 0.5) / DRAWS, i * (5**0.5 - 1) / 2 % 1], axis=-1).astype(np.float32)
+    uniforms = uniforms.at[:, 0, :2].set(np.tile(even, (shape[0] * shape[1], 1)))
+    return lambda params: (respond(params, traits, truth, uniforms).reshape(*shape, -1), traits, truth)
+
+
+def with_behaviour(params, **changes):
+    return params.replace(behaviour=params.behaviour.replace(**changes))
+
+
+class TestFeedback:
+    @pytest.mark.parametrize("changes", [{}, {"skip": 0.1, "replay": 0.6, "drive_noise": 0.7}])
+    def test_frequencies_of_every_signal(self, sim, shown, answer, changes):
+        params = with_behaviour(sim.params, **COMMON, **changes)
+        expected = np.asarray(expected_feedback(params, *shown)[0], np.float64)[..., :-1]
+        assert expected.shape == (USERS, len(DURATION), len(types.BINARY_SIGNALS))
+        assert expected.min() >= 0 and expected.max() <= 1 and np.ptp(expected, axis=(0, 1)).min() > 0.1
+        frequency = np.asarray(answer(params)[0]).mean(axis=2, dtype=np.float64)[..., :-1]
+        error = np.sqrt(expected * (1 - expected) / DRAWS)
+        off = np.abs(frequency - expected) / (error + 2e-5)
+        for i, name in enumerate(types.BINARY_SIGNALS):
+            assert off[..., i].max() < 4.5, (name, np.round(off[..., i], 1))
+
+    def test_rare_signals_to_a_per_cent(self, sim, shown, answer):
+        """With the world's own numbers: the mean chance of each signal, given the seconds that users answered with."""
+        expected = np.asarray(expected_feedback(sim.params, *shown)[0], np.float64)
+        feedback, traits, truth = answer(sim.params)
+        seconds, click = (feedback.reshape(-1, 1, len(types.SIGNALS))[..., i] for i in (types.WATCH_TIME, 0))
+        for name in response.EXPLICIT:
+            logit = response.explicit_logit(sim.params.behaviour, name, traits, truth, jnp.log1p(seconds), click)
+            chance = np.asarray(jax.nn.sigmoid(logit), np.float64).reshape(USERS, len(DURATION), DRAWS).mean(axis=2)
+            np.testing.assert_allclose(expected[..., types.signal_index(name)], chance, rtol=0.01, err_msg=name)
+
+    def test_watch_time_and_its_logarithm(self, sim, shown, answer):
+        expected, log_seconds = expected_feedback(sim.params, *shown)
+        seconds = np.asarray(answer(sim.params)[0], np.float64)[..., types.WATCH_TIME]  # [U, videos, DRAWS]
+        for found, drawn in ((expected[..., types.WATCH_TIME], seconds), (log_seconds, np.log1p(seconds))):
+            error = drawn.std(axis=2) / np.sqrt(DRAWS)
+            assert (np.abs(np.asarray(found) - drawn.mean(axis=2)) < 4.5 * error + 1e-3 * drawn.mean(axis=2)).all()
+
+    def test_drive_for_inverts_the_play_curve(self, sim):
+        b = sim.params.behaviour
+        drive = jnp.linspace(-1.4, 6.0, 50)
+        np.testing.assert_allclose(response.drive_for(b, response.play_curve(b, drive)), drive, atol=1e-5)
+        assert np.isneginf(response.drive_for(b, jnp.array([-0.5, b.curve_start]))).all()
+
+    def test_candidates_of_a_state(self, sim, arrived):
+        """A state that is tired of topics; each candidate as if it came first."""
+        tired = jnp.asarray(np.random.default_rng(2).uniform(0, 2, arrived.satiation.shape), jnp.float32)
+        state = arrived.replace(satiation=tired)
+        params = with_behaviour(sim.params, **COMMON)
+        expected = np.asarray(of_candidates(params, state)[0], np.float64)
+        assert expected.shape == (B, TINY.candidates, len(types.SIGNALS))
+        np.testing.assert_allclose(expected[..., -1], reference_policies.oracle_myopic(params, state), rtol=0.1)
+        truth = response.affinity(params, state.traits, state.interest, state.satiation, state.candidates)
+        first = with_behaviour(params, drive_position=0.0)
+        seen, repeats, rng = 0.0, 12, np.random.default_rng(3)
+        for _ in range(repeats):
+            uniforms = rng.uniform(1e-7, 1 - 1e-7, (*state.candidates.shape, response.NUM_UNIFORMS))
+            seen += np.asarray(respond(first, state.traits, truth, jnp.asarray(uniforms, jnp.float32))) / repeats
+        for i, name in enumerate(types.BINARY_SIGNALS):
+            x, y = expected[..., i], seen[..., i]
+            for weight in (np.ones_like(x), x - x.mean(), np.asarray(truth.drive, np.float64)):
+                error = np.sqrt((weight**2 * x * (1 - x)).sum() / repeats)
+                assert abs((weight * (y - x)).sum()) < 4 * error, name
+
+
+class TestStay:
+    def test_frequency_of_leaving(self, sim, arrived):
+        """Later in a session, by slates that differ from user to user."""
+        slates = np.random.default_rng(4).permuted(np.tile(np.arange(TINY.candidates), (B, 1)), axis=1)
+        state, _ = step(jax.random.key(0), arrived, slates[:, 6:9], sim.params)
+        stay, other = (np.asarray(true_stay(sim.params, state, slates[:, i : i + 3]), np.float64) for i in (0, 3))
+        assert stay.shape == (B,)
+        keys = jax.random.split(jax.random.key(2), 48)
+        left = [step(key, state, slates[:, :3], sim.params)[1].terminated for key in keys]
+        stayed = 1.0 - np.mean(left, axis=0)
+        # On average, by how likely it was, and by how much this slate, and no other, made it so.
+        for weight in (np.ones(B), stay - stay.mean(), stay - other):
+            error = np.sqrt((weight**2 * stay * (1 - stay)).sum() / len(keys))
+            assert abs((weight * (stayed - stay)).sum()) < 4 * error
+        assert np.abs(stay - other).mean() > 0.03

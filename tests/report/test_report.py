@@ -1,0 +1,245 @@
+"""The page of a report: no text becomes markup, nothing is fetched, no section is silently empty."""
+
+import json
+import math
+from html.parser import HTMLParser
+
+import pytest
+
+from mmrf_jax.report import charts, page, sections
+
+NASTY = "</script><script>alert(1)</script><img src=http://example.com/x onerror=alert(1)>"
+SECTIONS = ["ab-test", "offline", "fidelity", "curves", "attention", "conflict", "explorer", "settings"]
+
+
+class Page(HTMLParser):
+    """The elements of a page, and the text of each section outside of scripts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.sections: dict[str, str] = {}
+        self.scripts: list[str] = []
+        self._section = self._inside = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._inside = tag
+        if tag == "section":
+            self._section = dict(attributes)["id"]
+            self.sections[self._section] = ""
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = None
+        self._section = None if tag == "section" else self._section
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._section:
+            self.sections[self._section] += data
+
+
+def make_run(**changes) -> sections.Run:
+    same = {"mean": 900.0, "diff_pct": 0.0, "ci95": [0.0, 0.0]}
+    other = {"mean": 990.0, "diff_pct": 10.0, "ci95": [-1.5, 21.5]}
+    surely = {"mean": 0.5, "diff_pct": -20.0, "ci95": [-21.0, -19.0]}
+    bins = [{"predicted": 0.1, "actual": 0.2, "rows": 50}, {"predicted": 0.5, "actual": 0.4, "rows": 50}]
+    figure = {"eligible_users": 300, "gauc": 0.61, "gauc_ci95": [0.6, 0.62], "logloss": 0.5, "ece": 0.01}
+    video = {"video": 7, "duration": 20.0, "slot": 0, "scores": [1.0, 2.0], "ranks": [1, 2], "signals": ["click"]}
+    user = {"user": 3, "date": 0, "requests": 1, "videos": 1, "seconds": 9.0, "left": True}
+    losses = {"loss/click": 0.5, "objective/click": 1.0, "grad_norm": 2.0, "seed": 0, "seconds": 61.0}
+    matrix = {"matrix": [[1.0, -0.25], [-0.25, 1.0]], "requests": 1234}
+    fields = {
+        "name": "run",
+        "config": {"method": "mmrf", "source": "world", "seed": 0, "ab_test": {"sessions": 64}},
+        "versions": {"jax": "1.2.3"},
+        "rows": [{"step": i, "phase": "fit" if i < 3 else "train"} | losses for i in range(1, 6)],
+        "results": {
+            "train": {"rounds": 1, "updates": 3, "sessions_of_last_round": 200},
+            "ab_test": {
+                "production": {"watch_time": same, "depth": same, "like": same},
+                "mmrf": {
+                    "watch_time": other,
+                    "depth": surely,
+                    "like": {"mean": 0.0, "diff_pct": None, "ci95": None, "note": "too few: 3 users of mmrf"},
+                },
+            },
+            "offline": {"click": {"gauc": 0.6282, "gauc_agent": 0.6264, "ci95": [0.61, 0.64], "eligible_users": 4045}},
+            "fidelity": {"click": {"model": figure | {"by_decile": bins}, "agents": figure | {"by_decile": bins}}},
+        },
+        "source": {},
+        "explained": {
+            "attention": {"matrix": [[0.0, 1.0], [1.0, 0.0]], "requests": 1234},
+            "actors": matrix | {"itself": [0.9, 0.8]},
+            "encoder": matrix | {"itself": None},
+            "sessions": {
+                "served": True,
+                "agents": ["click", "watch_time"],
+                "users": [user | {"shown": [[video | {"seconds": 9.0}]]}],
+            },
+        },
+    }
+    return sections.Run(**(fields | changes))
+
+
+def test_every_section_is_there_and_figures_are_the_results():
+    found = Page(page.build(make_run()))
+    assert list(found.sections) == SECTIONS
+    assert sum(a.get("class") == "missing" for _, a in found.elements) == 1  # that of a browser without scripts
+    ab, offline = found.sections["ab-test"], found.sections["offline"]
+    assert "990" in ab and "+10.00 % [−1.50, +21.50]" in ab and "−20.00 % [−21.00, −19.00]" in ab
+    bold = [a for tag, a in found.elements if tag == "td" and a.get("class") == "sure"]
+    assert len(bold) == 1  # depth alone is told apart from production
+    assert "−20.00 % [−21.00, −19.00] worse" in ab and "[−1.50, +21.50] " not in ab
+    assert "0too few" in ab and "Too few: fewer than 25 users of an arm have any" in ab
+    said = "Too small to tell mmrf from production by watch_time: the true difference may be 0, and as large as 22 %;"
+    assert said in ab.replace("\xa0", " ")
+    assert "0.6282[0.6100, 0.6400]0.6264" in offline and "4,045" in offline
+    assert "1,234" in found.sections["attention"] and "1,234" in found.sections["conflict"]
+    assert "1.2.3" in found.sections["settings"]
+    told = next(a for tag, a in found.elements if tag == "meta" and a.get("name") == "viewport")
+    assert "width=device-width" in told["content"]
+
+
+def test_bold_is_better_or_worse_by_metric_and_section():
+    plain = make_run()
+    results = json.loads(json.dumps(plain.results))
+    more = {"mean": 2.0, "diff_pct": 20.0, "ci95": [10.0, 30.0]}
+    for name in ("hate", "gini", "follow"):
+        results["ab_test"]["production"][name] = {"mean": 1.0, "diff_pct": 0.0, "ci95": [0.0, 0.0]}
+        results["ab_test"]["mmrf"][name] = more
+    results["offline"]["click"]["against"] = {"popularity": {"gauc": 0.6, "diff": 0.02, "diff_ci95": [0.01, 0.03]}}
+    minus = {"logloss": {"diff": -0.1, "ci95": [-0.2, -0.1]}}
+    results["fidelity"]["click"]["agents"]["model_minus"] = minus
+    found = Page(page.build(make_run(results=results)))
+    ab = found.sections["ab-test"]
+    assert "follows a video12+20.00 % [+10.00, +30.00] better" in ab
+    for label in ("hates a video", "Gini index of exposures"):
+        assert f"{label} (less is better)12+20.00 % [+10.00, +30.00] worse" in ab
+    assert "0.6000[+0.0100, +0.0300] better" in found.sections["offline"]
+    assert "[−0.2000, −0.1000] better" in found.sections["fidelity"]
+    sure = sum(a.get("class") == "sure" for tag, a in found.elements if tag == "td")
+    assert sure == sum(text.count("] better") + text.count("] worse") for text in found.sections.values())
+
+
+def drawn(run: sections.Run) -> int:
+    return sum("data-root-id" in a for _, a in Page(page.build(run)).elements)
+
+
+def test_each_chart_has_a_place():
+    # Two differences, one reliability, three curves, attention and two conflicts.
+    assert drawn(make_run()) == 2 + 1 + 3 + 1 + 2
+
+
+def test_what_a_run_does_not_have_is_explained():
+    run = make_run()
+    missing = {"missing": "because of co"}
+    alone = run.explained | {"attention": missing, "actors": missing}
+    found = Page(page.build(make_run(explained=alone)))
+    assert "because of co" in found.sections["attention"] and "because of co" in found.sections["conflict"]
+    assert drawn(make_run(explained=alone)) == drawn(run) - 2  # the critics' conflict stays
+
+    nobody = run.explained | {name: {"missing": "a single ranker"} for name in ("attention", "actors", "encoder")}
+    results = {name: value for name, value in run.results.items() if name not in ("ab_test", "fidelity")}
+    config = run.config | {"method": "myopic", "source": "kuairand"}
+    found = Page(page.build(make_run(explained=nobody, results=results, config=config)))
+    assert "logs alone" in found.sections["ab-test"] and "method=myopic" in found.sections["fidelity"]
+    assert "a single ranker" in found.sections["attention"] and "a single ranker" in found.sections["conflict"]
+
+    found = Page(page.build(make_run(results={}, rows=[])))
+    assert list(found.sections) == SECTIONS
+    for name in ("ab-test", "offline", "fidelity"):
+        assert "results.json is not there yet" in found.sections[name]
+    assert "no steps" in found.sections["curves"]
+
+
+def test_text_is_never_markup():
+    plain = make_run()
+    sessions = json.loads(json.dumps(plain.explained["sessions"]))
+    sessions["agents"][0] = NASTY
+    sessions["users"][0]["shown"][0][0]["signals"] = [NASTY]
+    results = json.loads(json.dumps(plain.results))
+    results["ab_test"][NASTY] = results["ab_test"]["mmrf"]
+    results["offline"][NASTY] = results["offline"]["click"]
+    nasty = make_run(
+        name=NASTY,
+        config=plain.config | {NASTY: NASTY},
+        versions={NASTY: NASTY},
+        rows=[row | {NASTY: 1.0} for row in plain.rows],
+        results=results,
+        explained=plain.explained | {"sessions": sessions, "attention": {"missing": NASTY}},
+        source={NASTY: 1},
+    )
+    before, after = Page(page.build(plain)), Page(page.build(nasty))
+    count = lambda found, tag: sum(name == tag for name, _ in found.elements)
+    assert count(after, "script") == count(before, "script") and count(after, "img") == 0
+    assert not any("onerror" in attributes for _, attributes in after.elements)
+    assert "<img src=http" in after.sections["settings"] and "<img src=http" in after.sections["attention"]
+    data = json.loads(next(text for text in after.scripts if text.startswith('{"users"')))
+    assert data["users"][0]["shown"][0][0]["signals"] == [NASTY]
+
+
+def test_nothing_is_fetched():
+    found = Page(page.build(make_run()))
+    for tag, attributes in found.elements:
+        for name in ("src", "href", "data", "action", "poster", "srcset"):
+            where = attributes.get(name, "#")
+            assert where.startswith("#") or where == "data:,", (tag, where)
+    policy = next(a["content"] for _, a in found.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none';") and "http" not in policy and "*" not in policy
+
+
+def test_curves_are_means_of_neighbours_with_a_gap_between_rounds():
+    x, y = charts.thinned([1, 2, 3, 4], [10.0, 20.0, 30.0, 50.0], [2])
+    assert x[:2] == [1, 2] and math.isnan(x[2]) and x[3:] == [3, 4]
+    assert y[:2] == [10, 20] and math.isnan(y[2]) and y[3:] == [30, 50]
+    many = [float(i) for i in range(1000)]
+    x, y = charts.thinned(many, many, [499])
+    assert len(x) <= 125 and x[0] == 4.0 and y == pytest.approx(x, nan_ok=True)  # the mean of 0 … 8
+
+
+def test_wilson_by_hand():
+    low, high = charts.wilson(0.5, 100)
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert charts.wilson(0.0, 10)[0] == 0.0 and charts.wilson(0.0, 10)[1] == pytest.approx(0.2775, abs=1e-3)
+
+
+def test_a_forest_holds_the_differences_and_is_filled_where_they_are_sure():
+    plot = charts.forest("depth", [("a", 5.0, 4.0, 6.0), ("b", -1.0, -3.0, 1.0)])
+    data = plot.renderers[0].data_source.data
+    assert data["text"] == ["+5.0 %", "−1.0 %"] and data["low"] == [4.0, -3.0]
+    assert data["fill"][1] == "#ffffff" != data["fill"][0]
+    assert list(plot.y_range.factors) == ["b", "a"]  # from below
+
+
+def test_series_differ_without_colour():
+    looks = [charts.style(i) for i in range(4)]
+    assert len({look["marker"] for look in looks}) == len({look["dash"] for look in looks}) == 4
+
+
+def test_signs_differ_in_a_matrix_and_the_empty_stay_out():
+    plot = charts.heat("m", ["a", "b"], ["a", "b"], [[None, -1.0], [0.5, None]], -1.0, 1.0)
+    data = plot.renderers[0].data_source.data
+    assert data["text"] == ["−1.00", "0.50"] and list(zip(data["row"], data["column"], strict=True)) == [
+        ("a", "b"),
+        ("b", "a"),
+    ]
+    assert len(set(data["fill"])) == 2 and data["ink"][0] == "#ffffff"
+
+
+def test_what_the_machine_did_is_shown_where_it_was_measured():
+    machine = {"cores": 2, "devices": ["cpu:0"], "jax": "1.2.3"}
+    limited = {"name": "world/random", "value": 250_435.4, "unit": "requests/s", "limit": 309_144.0}
+    speed = [{"name": "world/memory", "value": 1.85, "unit": "GiB"}, limited | {"fraction_of_limit": 0.81}]
+    scale = [{"name": f"tables/update/{rows}", "value": 2.5, "unit": "ms"} for rows in (10**5, 10**8)]
+    scale.append({"name": "tables/update/growth", "value": 1.1, "unit": "ratio"})
+    measured = {"speed": {"results": speed, "machine": machine}, "scale": {"results": scale, "machine": machine}}
+    found = Page(page.build(make_run(measured=measured)))
+    assert list(found.sections) == [*SECTIONS[:-1], "speed", "scale", SECTIONS[-1]]
+    assert "1.85 GiB" in found.sections["speed"] and "2 cores, cpu:0" in found.sections["speed"]
+    script = "".join(found.scripts)
+    assert "250,435 requests/s" in script and "tables, ms" in script and "tables, ratio" not in script
