@@ -7,6 +7,8 @@ request, **K** videos exposed of them, **H** exposures of the history a user arr
 
 from __future__ import annotations
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -97,6 +99,17 @@ class SessionBatch:
     def num_requests(self) -> int:
         """T, the requests of a segment that are trained on."""
         return self.mask.shape[-1] - 1
+
+    def without_last(self) -> SessionBatch:
+        """The T requests that are trained on, without the one to bootstrap from."""
+        at_requests = {name: x[:, :-1] for name in _OF_REQUESTS if (x := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **at_requests)
+
+
+_OF_REQUESTS = (
+    *("context", "candidates", "slate", "slate_mask", "feedback", "log_propensity"),
+    *("mask", "terminated", "truncated", "weight"),
+)
 
 
 @struct.dataclass

@@ -55,7 +55,7 @@ class Collect:
     """Logs that are collected in a simulator."""
 
     sessions: int = field(8_192, "of each round's log", fields.COUNT)
-    test_sessions: int = field(4_096, "of the held-out log", fields.COUNT)
+    test_sessions: int = field(2_048, "of the held-out log", fields.COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Train:
 class ABTest:
     """The A/B test at the end of a run."""
 
-    sessions: int = field(8_192, "of each arm", "[2, 2147483647]")
+    sessions: int = field(4_096, "of each arm", "[2, 2147483647]")
     day: int = field(0, "simulated day", fields.NATURAL)
     arms: tuple[str, ...] = field(("production", "random", "oracle_myopic", "oracle_planning"), "beside the run's own")
 
@@ -128,7 +128,7 @@ class Run:
     train: Train = dataclasses.field(default_factory=Train)
     ab_test: ABTest = dataclasses.field(default_factory=ABTest)
     log_every: int = field(50, "steps", fields.COUNT)
-    checkpoint_every: int = field(200, "steps", fields.COUNT)
+    checkpoint_every: int = field(500, "steps", fields.COUNT)
     profile_steps: str = field("", "or FIRST:LAST, such as 100:110: a trace of these steps in the run folder")
 
 

@@ -41,18 +41,17 @@ def update(
     learn = representation.loss_masks(batch)
     num_exposed = jnp.maximum(reduction.sum(learn.exposed.sum()), 1.0)
     num_known = jnp.maximum(reduction.sum(learn.known.sum()), 1.0)
-    feedback = jnp.asarray(batch.feedback)[:, :-1]
+    stays = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
+    batch = batch.without_last()
 
     def loss_fn(params, rows):
         r = network.represent(config, params, rows, batch, items, key)
         out = network.predict(params, r.z, r.memory_mean, r.shown)
-        out = jax.tree.map(lambda x: x[:, :, :-1], out)
-        per_signal = losses(config, out, feedback, state.scale)  # [2, B, T, K, S + 1]
+        per_signal = losses(config, out, jnp.asarray(batch.feedback), state.scale)  # [2, B, T, K, S + 1]
         per_signal = jnp.einsum("btk,nbtks->s", learn.exposed, per_signal) / num_exposed
         logit = out.continue_logit + jnp.sum(
             jax.lax.broadcast_to_rank(learn.exposed, 4) * out.continue_item_logit, axis=-1
         )
-        stays = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
         per_request = optax.sigmoid_binary_cross_entropy(logit, jax.lax.broadcast_to_rank(stays, 3))
         stay = jnp.sum(jax.lax.broadcast_to_rank(learn.known, 3) * per_request) / num_known
         weights = jnp.asarray((*config.signal_weights, 0.3), jnp.float32)
