@@ -46,6 +46,12 @@ class KuaiRandData(KuaiRandConfig):
     statistics: bool = field(
         True, "whether running means of videos, authors and tags up to the day before are features"
     )
+    random_log: str = field(
+        "off",
+        "`train` also learns from the random exposures of the training days; every request then says in its context "
+        "whether it was exposed at random",
+        among=("off", "train"),
+    )
     stream: bool | None = field(None, _STREAM)
     served: str | None = field(None, "feedback log of launch.serve, to learn from instead of the training days")
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data import records, statistics, stream
+from mmrf_jax.data import records, sessions, statistics, stream
 from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.envs import base, collect
@@ -339,6 +339,23 @@ def _with_statistics(items: types.Items, past: list[SessionLog]) -> types.Items:
     return dataclasses.replace(items, dates=dates, statistics=table)
 
 
+def _with_random_log(logs: dict[str, Callable[[], SessionLog]]) -> dict[str, Callable[[], SessionLog]]:
+    """The logs, each request saying first in its context whether it was exposed at random (1 or 0).
+
+    The training log holds the random exposures of its days too, each a session of one request.
+    """
+
+    def said(name: str) -> SessionLog:
+        log = logs[name]()
+        flag = np.full((log.num_requests, 1), name.startswith("random"), log.context.dtype)
+        return dataclasses.replace(log, context=np.concatenate([flag, log.context], axis=1))
+
+    together = lambda: sessions.concatenate([said("train"), said("random_train")])
+    return {name: functools.cache(functools.partial(said, name)) for name in logs} | {
+        "train": functools.cache(together)
+    }
+
+
 def _kuairand(config) -> Source:
     from mmrf_jax.data.readers.kuairand import builder
     from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
@@ -370,6 +387,9 @@ def _kuairand(config) -> Source:
         items = _with_statistics(items, [logs[name]() for name in ("train", "valid") if there(name)])
         added = 0 if items.statistics is None else statistics.NUM_FEATURES
         schema = dataclasses.replace(schema, item_features=schema.item_features + added)
+    if d.random_log == "train":
+        schema = dataclasses.replace(schema, context=schema.context + 1)
+        logs = _with_random_log(logs)
     if served := d.get("served"):
         logs["train"] = functools.cache(
             lambda: _served(files.user_path(served, "config.data.served"), schema, ids(), progress)
@@ -387,5 +407,5 @@ def _kuairand(config) -> Source:
         report=builder.read_report(prepared),
         config=config,
         video_ids=ids,
-        blocks=lambda: None if d.get("served") else _streamed(config, parts["train"]),
+        blocks=lambda: None if d.get("served") or d.random_log == "train" else _streamed(config, parts["train"]),
     )

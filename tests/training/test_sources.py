@@ -1,5 +1,6 @@
 """What is read whole of logs that are too long for it."""
 
+import functools
 import types
 
 import numpy as np
@@ -28,6 +29,24 @@ def test_of_a_long_log_blocks_from_all_over_are_held(stream, large, read, monkey
     assert sources._held(ConfigDict({"data": {"stream": stream}}), blocks, "test") == read
     said = "of the test log, 500 of 1,000 sessions"
     assert (said in capfd.readouterr().err) == (len(read) < 4)
+
+
+def test_requests_say_whether_they_were_exposed_at_random():
+    logs = {
+        name: functools.partial(random_logs.make_log, seed, 5 + seed)
+        for seed, name in enumerate(("train", "valid", "test", "random_train", "random_valid", "random_test"))
+    }
+    before = {name: make() for name, make in logs.items()}
+    after = {name: make() for name, make in sources._with_random_log(logs).items()}
+    for name in ("valid", "test", "random_test"):
+        flag = name == "random_test"
+        assert (after[name].context[:, 0] == flag).all()
+        np.testing.assert_array_equal(after[name].context[:, 1:], before[name].context)
+        np.testing.assert_array_equal(after[name].feedback, before[name].feedback)
+    train, standard, random = after["train"], before["train"], before["random_train"]
+    assert train.num_sessions == standard.num_sessions + random.num_sessions
+    np.testing.assert_array_equal(train.context[:, 0], np.repeat([0, 1], [standard.num_requests, random.num_requests]))
+    np.testing.assert_array_equal(train.feedback, np.concatenate([standard.feedback, random.feedback]))
 
 
 @pytest.mark.parametrize("most", [10**9, 100])

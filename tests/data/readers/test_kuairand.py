@@ -138,15 +138,21 @@ def test_sessions_end_with_an_absence_or_are_truncated(small):
         assert 0 < log.truncated.sum() <= len(np.unique(log.user_id))
 
 
-def test_the_random_log_is_for_testing_only(small):
+def test_random_exposures_are_sessions_of_one_request_apart_from_the_standard_log(small):
     splits = small[1]
-    random = files.make_log(9, 300, is_rand=1)
-    log = splits["random_test"]
-    assert log.num_sessions == (random.date >= 20220504).sum() == log.num_requests
-    assert (log.slate[:, 0] >= 0).all() and (log.slate[:, 1:] == -1).all() and log.truncated.all()
-    np.testing.assert_allclose(log.log_propensity, -np.log(20), rtol=1e-6)
+    date = files.make_log(9, 300, is_rand=1).date
+    of = {
+        "random_train": date <= 20220502,
+        "random_valid": date == 20220503,
+        "random_test": date >= 20220504,
+    }
+    for name, chosen in of.items():
+        log = splits[name]
+        assert log.num_sessions == chosen.sum() == log.num_requests > 0
+        assert (log.slate[:, 0] >= 0).all() and (log.slate[:, 1:] == -1).all() and log.truncated.all()
+        np.testing.assert_allclose(log.log_propensity, -np.log(20), rtol=1e-6)
+        assert log.date.min() == date[chosen].min() and log.date.max() == date[chosen].max()
     assert all(np.isnan(splits[name].log_propensity).all() for name in ("train", "valid", "test"))
-    assert log.date.min() >= 20220504
 
 
 @pytest.mark.parametrize("day", ["valid and test", "test"])

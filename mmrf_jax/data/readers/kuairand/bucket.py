@@ -12,15 +12,16 @@ import polars as pl
 from mmrf_jax.data import records
 from mmrf_jax.data.readers.kuairand import candidates, clean, requests
 from mmrf_jax.data.readers.kuairand.catalogue import Catalogue
-from mmrf_jax.data.readers.kuairand.job import RANDOM_SPLIT, Job
+from mmrf_jax.data.readers.kuairand.job import RANDOM_SPLITS, Job
 from mmrf_jax.data.readers.kuairand.profiles import Profiles
 from mmrf_jax.data.schema import SessionLog
-from mmrf_jax.data.splits import SPLITS
+from mmrf_jax.data.splits import SPLITS, SplitDates
 
 
-def random_test_rows(rows: pl.DataFrame, test_from: int) -> pl.DataFrame:
-    """Rows of the random log on test days; those of other days are in no split."""
-    return rows.filter((pl.col("is_rand") == 1) & (pl.col("date") >= test_from))
+def random_rows(rows: pl.DataFrame, dates: SplitDates, split: str) -> pl.DataFrame:
+    """Rows of the random log on the days of one of `RANDOM_SPLITS`."""
+    random = rows.filter(pl.col("is_rand") == 1)
+    return random.filter(dates.split_of(random["date"].to_numpy()) == SPLITS.index(RANDOM_SPLITS[split]))
 
 
 @dataclasses.dataclass
@@ -52,8 +53,8 @@ class Bucket:
     def plan(self, split: str) -> requests.Plan:
         """The sessions of a split."""
         config = self.job.config
-        if split == RANDOM_SPLIT:
-            return requests.plan_random(self._read(random_test_rows(self.rows, config.test_from)), self._standard)
+        if split in RANDOM_SPLITS:
+            return requests.plan_random(self._read(random_rows(self.rows, config.dates, split)), self._standard)
         last = {"train": config.train_until, "valid": config.valid_until}.get(split, clean.NEVER)
         past = self._standard.take(self._standard.date <= last)
         own = config.dates.split_of(past.date) == SPLITS.index(split)
@@ -91,7 +92,7 @@ class Bucket:
         user = plan.rows.user[start]
         number = user if self.user_ids is None else np.searchsorted(self.user_ids, user).astype(np.int32)
         terminated = plan.terminated[sessions]
-        known = -np.log(config.candidates) if split == RANDOM_SPLIT else np.nan
+        known = -np.log(config.candidates) if split in RANDOM_SPLITS else np.nan
         return SessionLog(
             user_id=number,
             date=plan.rows.date[start],

@@ -39,7 +39,7 @@ from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.io.progress import counted, say
 
 #: Changes whenever the same files and config would give other records.
-FORMAT = 6
+FORMAT = 7
 #: Says how far it is and asks nobody: of several processes one alone prepares, and all must ask as often.
 unchecked = functools.partial(counted, checks=0)
 literal.make_globs_literal()

@@ -16,7 +16,8 @@ from mmrf_jax.data.readers.kuairand import columns
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 
 SESSION_GAP_MINUTES = {"pure": 24 * 60, "1k": 30, "27k": 30}
-RANDOM_SPLIT = "random_test"
+#: Random exposures of the days of each split of the standard log.
+RANDOM_SPLITS = {"random_train": "train", "random_valid": "valid", "random_test": "test"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,12 +30,12 @@ from array_record.python import array_record_module
 from mmrf_jax.data import records
 from mmrf_jax.data.readers.kuairand import bucket, candidates, checks, clean, columns, external, lines
 from mmrf_jax.data.readers.kuairand.catalogue import build_catalogue, read_catalogue
-from mmrf_jax.data.readers.kuairand.job import RANDOM_SPLIT, Engine, Job, Task, appearing, save_array, write_json
+from mmrf_jax.data.readers.kuairand.job import RANDOM_SPLITS, Engine, Job, Task, appearing, save_array, write_json
 from mmrf_jax.data.readers.kuairand.profiles import build_profiles, read_profiles, write_profiles
 from mmrf_jax.data.schema import Schema
 from mmrf_jax.data.splits import SPLITS
 
-ALL_SPLITS = (*SPLITS, RANDOM_SPLIT)
+ALL_SPLITS = (*SPLITS, *RANDOM_SPLITS)
 #: An example of the TFDS dataset: a packed block of sessions.
 FEATURES = tfds.features.FeaturesDict(
     {"block": tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)}
@@ -206,19 +206,19 @@ def clean_bucket(job: Job, task: int) -> None:
     standard = rows.filter(pl.col("is_rand") == 0)
     split = config.dates.split_of(standard["date"].to_numpy())
     of_split = {name: standard.filter(split == i) for i, name in enumerate(SPLITS)}
-    random = bucket.random_test_rows(rows, config.test_from)
+    random = {name: bucket.random_rows(rows, config.dates, name) for name in RANDOM_SPLITS}
     for folder, frame in (("rows", rows), ("told", told)):
         (job.work / folder).mkdir(exist_ok=True)
         external.write_run(frame, job.path(folder, task))
     made = {
         "log": report,
         "log_end": {name: of["time_ms"].max() for name, of in of_split.items()},
-        "first_day": {name: of["date"].min() for name, of in (*of_split.items(), (RANDOM_SPLIT, random))},
+        "first_day": {name: of["date"].min() for name, of in (*of_split.items(), *random.items())},
         "first_standard_day": standard["date"].min(),
         "between_splits": int((split < 0).sum()),
         "train_users": of_split["train"]["user_id"].unique().sort().to_list(),
         "other_users": standard.filter(split != 0)["user_id"].unique().sort().to_list(),
-        "random_users": random["user_id"].unique().sort().to_list(),
+        "random_users": pl.concat(random.values())["user_id"].unique().sort().to_list(),
     }
     write_json(job.path("clean", task, "json"), made)
 
@@ -296,7 +296,7 @@ def fit(job: Job, task: int) -> None:
     for log, day in days.items():
         pool = candidates.make_pool(day, clean.NEVER)
         for split, first in cleaned["first_day"].items():
-            if first is not None and log == ("random" if split == RANDOM_SPLIT else "standard"):
+            if first is not None and log == _pool_of(split):
                 pool.check(first, config.candidates, config.slate)
         pool.save(job.work / "pools" / log)
     items, users = catalogue.items, np.array(sorted({*cleaned["train_users"], *cleaned["other_users"]}))
@@ -349,6 +349,11 @@ def _number_users(job: Job, ids: np.ndarray) -> int:
     return len(ids) - 1
 
 
+def _pool_of(split: str) -> str:
+    """Whose videos are the candidates of a split. The pool of the random log is judged on; early on it is not known."""
+    return "random" if split == "random_test" else "standard"
+
+
 def shard_name(split: str, shard: int, shards: int) -> str:
     """As TFDS names it."""
     return f"kuairand-{split}.array_record-{shard:05d}-of-{shards:05d}"
@@ -363,7 +368,7 @@ def open_bucket(job: Job, task: int) -> bucket.Bucket:
         rows=pl.scan_ipc(job.path("rows", task), glob=False).collect(),
         catalogue=read_catalogue(job.records / "catalogue"),
         profiles=read_profiles(job.records / "profiles"),
-        pools={name: pools["random" if name == RANDOM_SPLIT else "standard"] for name in ALL_SPLITS},
+        pools={name: pools[_pool_of(name)] for name in ALL_SPLITS},
         log_end=job.read("cleaned.json")["log_end"],
         user_ids=np.load(numbered) if numbered.exists() else None,
     )
