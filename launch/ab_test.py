@@ -34,9 +34,9 @@ _AA = flags.DEFINE_integer("aa", 0, "Number of A/A tests of the only arm, in the
 def main() -> None:
     from mmrf_jax.parallel import sharding
     from mmrf_jax.report import plots
-    from mmrf_jax.training import evaluate, restore
+    from mmrf_jax.training import configs, evaluate, restore
 
-    config = common.resolve(_CONFIG)
+    config = configs.override(common.resolve_run(_CONFIG), ab_test={"sessions": _SESSIONS.value})
     common.check_world(config)
     common.check_output("out", _OUT.value)
     if _PLOT.value:
@@ -49,7 +49,6 @@ def main() -> None:
     policies = {_arm(name): restore.policy_of(name, source, mesh) for name in _ARMS.value}
     if len(policies) < len(_ARMS.value):
         raise ValueError(f"--arms={','.join(_ARMS.value)} repeats a name; arms are named by their last folder")
-    config.ab_test.sessions = _SESSIONS.value
     if _AA.value:
         (policy,) = policies.values()
         result = evaluate.aa_tests(config, source, policy, mesh, _AA.value, _CUPED.value)

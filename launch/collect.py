@@ -20,7 +20,7 @@ def main() -> None:
     from mmrf_jax.parallel import sharding
     from mmrf_jax.training import restore, sources
 
-    config = common.resolve(_CONFIG)
+    config = common.resolve_run(_CONFIG)
     common.check_world(config)
     if _OUT.value.exists():
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")

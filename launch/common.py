@@ -273,7 +273,7 @@ def check_world(config) -> None:
     """
     if config.simulator == "feedback":
         return
-    if config.source != "world" or "world" not in config:
+    if config.source != "world":
         raise ValueError(
             f"this needs the world, not config.source={config.source!r}; use --config={WORLD}, or "
             "--config.simulator=feedback with --config.simulator_checkpoint=RUN"
@@ -291,6 +291,11 @@ def define_run_config(argv: list[str]):
     return parsing.define_config_dict(ml_collections.ConfigDict(values), text)
 
 
+def resolve_run(flag) -> configs.Run:
+    """`resolve` of the config of a run, typed."""
+    return configs.run_of(resolve(flag).to_dict())
+
+
 def resolve(flag) -> ml_collections.ConfigDict:
     """The config of a flag with the quick overlay put beneath the explicit overrides.
 
@@ -305,7 +310,7 @@ def resolve(flag) -> ml_collections.ConfigDict:
         config.update(config.when_quick)
         for name, value in explicit.items():
             config.update_from_flattened_dict({name: value})
-        configs.validate(config)
+        configs.validate(config.to_dict())
     if config.quick:  # its time goes into compilation, not into what is compiled
         from mmrf_jax.parallel import programs
 

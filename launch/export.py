@@ -9,7 +9,7 @@ mmrf_jax/serving/export.py says how its functions are called elsewhere.
 import sys
 
 from launch import common
-from mmrf_jax.training import run_folder
+from mmrf_jax.training import configs, run_folder
 
 _WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
 _OUT = common.define_path("out", None, "Folder to write; it must not exist.", required=True)
@@ -21,13 +21,13 @@ def main() -> None:
     from mmrf_jax.serving import export
     from mmrf_jax.training import restore, steps
 
-    config, workdir, out = common.resolve(_CONFIG), _WORKDIR.value, _OUT.value
+    config, workdir, out = common.resolve_run(_CONFIG), _WORKDIR.value, _OUT.value
     if out.exists():
         raise ValueError(f"--out={out} exists; name a folder that does not")
     common.check_output("out", _OUT.value)
     source = restore.source_of(config, sharding.make_mesh())
     state = restore.load_state(config, source, workdir, sharding.make_mesh())
-    about = {"config": config.to_dict(), "step": int(state.agents.step)}
+    about = {"config": configs.as_dict(config), "step": int(state.agents.step)}
     for name in ("learned", "results"):  # what there is of the run's metrics
         path = workdir / f"{name}.json"
         about[name] = run_folder.read_json(path) if path.exists() else None

@@ -27,7 +27,7 @@ from ml_collections import config_flags
 from launch import common, serving
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, phase, say
-from mmrf_jax.training import run_folder
+from mmrf_jax.training import configs, run_folder
 
 _CONFIG = common.define_config("experiments/world.py")
 _WORKDIR = common.define_path("workdir", None, "Folder of the loop.", required=True)
@@ -44,7 +44,7 @@ def main() -> None:
     except ImportError as error:
         needed = files.shipped("requirements-serve.txt")
         raise ValueError(f"{error.name} is missing; pip install -r {needed}") from error
-    config, folder = common.resolve(_CONFIG), _WORKDIR.value
+    config, folder = common.resolve_run(_CONFIG), _WORKDIR.value
     common.check_world(config)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir={folder} is a file; name a folder")
@@ -58,9 +58,9 @@ def _loop(config, folder: Path, clients) -> None:
     from mmrf_jax.parallel import sharding
     from mmrf_jax.training import restore, sources
 
-    asked = {"config": config.to_dict(), "sessions": _SESSIONS.value, "temperature": _TEMPERATURE.value}
+    asked = {"config": configs.as_dict(config), "sessions": _SESSIONS.value, "temperature": _TEMPERATURE.value}
     done = _Done(folder / "loop.json", files.plain(asked))
-    config.collect.sessions = _SESSIONS.value
+    config = configs.override(config, collect={"sessions": _SESSIONS.value})
     source = restore.source_of(config, sharding.make_mesh())
     assert source.sim is not None
     if done.production is None:

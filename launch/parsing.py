@@ -58,7 +58,7 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and (config := flags.FLAGS["config"].value) is not None:
-            configs.validate(config)
+            configs.validate(config.to_dict())
     except BrokenPipeError:  # nobody reads the help
         raise
     except flags.Error as error:

@@ -40,7 +40,7 @@ def main() -> None:
     from mmrf_jax.data.readers.kuairand import builder, engines
     from mmrf_jax.training import sources
 
-    wanted = sources.kuairand_config(common.resolve(_CONFIG))
+    wanted = sources.kuairand_config(common.resolve_run(_CONFIG))
     start = time.monotonic()
     tfds.disable_progress_bar()
     with contextlib.ExitStack() as stack:

@@ -17,7 +17,7 @@ def main() -> None:
     from mmrf_jax.parallel import sharding
     from mmrf_jax.training import restore, run_report
 
-    config, workdir = common.resolve(_CONFIG), _WORKDIR.value
+    config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
     mesh = sharding.make_mesh()
     source = restore.source_of(config, mesh)
     state = restore.load_state(config, source, workdir, mesh)

@@ -17,7 +17,7 @@ def main() -> None:
     from mmrf_jax.parallel import sharding
     from mmrf_jax.training import evaluate, train
 
-    results = train.train(common.resolve(_CONFIG), _WORKDIR.value)
+    results = train.train(common.resolve_run(_CONFIG), _WORKDIR.value)
     if sharding.is_primary():
         evaluate.print_results(results)
 

@@ -38,7 +38,7 @@ from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import counted
 from mmrf_jax.metrics import ranking
 from mmrf_jax.parallel import sharding
-from mmrf_jax.training import batches, compilation, restore, sources, steps
+from mmrf_jax.training import batches, compilation, configs, restore, sources, steps
 
 USERS = 4_096  # in one call, where nothing else is said
 SIZES = (2**8, 2**12, 2**16, 2**20)  # users of a timing of the random policy
@@ -83,6 +83,7 @@ def fresh_run(**overrides: Any) -> Run:
     config, mesh = experiment.get_config(), sharding.make_mesh()
     config.collect.sessions = _SESSIONS
     config.update_from_flattened_dict(overrides)
+    config = configs.run_of(config.to_dict())
     source, plan = restore.source_of(config, mesh), steps.plan_of(config)
     log = source.train()
     start = compilation.initial(restore.state_shapes(config, source, mesh))

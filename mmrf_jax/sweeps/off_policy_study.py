@@ -53,8 +53,8 @@ def run(config, out: Path) -> dict[str, Any]:
     Raises:
       ValueError: for an unknown ranker, no policy named production, or numbers that are too small.
     """
-    configs.validate(config)
-    source = sources.from_config(config.run, counted)
+    configs.validate(config.to_dict())
+    source = sources.from_config(configs.run_of(config.run.to_dict()), counted)
     scores = rankers_of(source)
     weights, names = mixes(config.policies, list(scores)), list(config.policies)
     users = config.logs * config.log_users

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -65,7 +66,7 @@ class Study(NamedTuple):
         """Those of the A/B tests, in the order of the tables."""
         return [*self.names(), *self.config.arms]
 
-    def configs(self, seed: int) -> dict[str, ml_collections.ConfigDict]:
+    def configs(self, seed: int) -> dict[str, configs.Run]:
         return {name: run_config(self.config, name, seed) for name in self.names()}
 
 
@@ -91,7 +92,7 @@ class Table(NamedTuple):
     lower_is_better: Callable[[str], bool] = statistics.lower_is_better
 
 
-def run_config(config, variant: str, seed: int) -> ml_collections.ConfigDict:
+def run_config(config, variant: str, seed: int) -> configs.Run:
     """The config of one run of a study.
 
     Raises:
@@ -106,19 +107,21 @@ def run_config(config, variant: str, seed: int) -> ml_collections.ConfigDict:
                 f"variant {variant} sets {name}, which runs do not have; the fields are those of config.run"
             ) from error
     run.seed = seed
-    return ml_collections.ConfigDict({name: v for name, v in run.to_dict().items() if name != "when_quick"})
+    return configs.run_of(run.to_dict())
 
 
 def folder(config, runs_dir: Path) -> Path:
     """Where the run of a config is kept: the same for all studies that need it."""
-    fixed = {name: value for name, value in run_folder.flat(config.to_dict()).items() if not run_folder.is_free(name)}
+    fixed = {
+        name: value for name, value in run_folder.flat(configs.as_dict(config)).items() if not run_folder.is_free(name)
+    }
     return runs_dir / hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check(study: Study) -> None:
     """Refuses before anything is trained what would fail after it."""
     config, names = study.config, study.names()
-    configs.validate(config)
+    configs.validate(config.to_dict())
     if config.reference not in names:
         raise ValueError(f"config.reference={config.reference!r} is no variant; choose among {', '.join(names)}")
     for name in itertools.chain(*study.against().items()):
@@ -132,7 +135,6 @@ def check(study: Study) -> None:
     needed = [name for name in config.tables if name in TABLES and TABLES[name].of_world]
     for name in names:
         one = run_config(config, name, 0)
-        configs.validate(one)
         if needed and (one.source != "world" or one.simulator != "world"):
             raise ValueError(
                 f"variant {name} is not of the world, which {needed[0]} needs; leave it out of config.tables"
@@ -193,10 +195,11 @@ def _learned(folder: Path) -> str:
 
 def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1) -> dict[str, Any]:
     """The seed's paired A/B test in a variant of the world, kept in OUT/NAME_SEED.json."""
-    config, configs, path = study.config, study.configs(seed), study.out / f"{name}_{seed}.json"
-    places = {name: folder(one, study.runs_dir) for name, one in configs.items()}
-    played_in = configs[config.reference].copy_and_resolve_references()
-    played_in.ab_test.sessions, played_in.world.variant = config.sessions, variant
+    config, trained, path = study.config, study.configs(seed), study.out / f"{name}_{seed}.json"
+    places = {name: folder(one, study.runs_dir) for name, one in trained.items()}
+    played_in = configs.override(
+        trained[config.reference], ab_test={"sessions": config.sessions}, world={"variant": variant}
+    )
     arms = study.arms()
     wanted = {
         "arms": arms,
@@ -256,7 +259,7 @@ def _propensities(config, source: sources.Source, name: str, log) -> off_policy.
     """The log's, which take a fit of its own where the log is real."""
     if config.source == "world":
         return off_policy.propensities(source, log)
-    key = (json.dumps(config.data.to_dict(), sort_keys=True), name)
+    key = (json.dumps(dataclasses.asdict(config.data), sort_keys=True), name)
     if key not in _fitted:
         _fitted[key] = off_policy.propensities(source, log)
     return _fitted[key]

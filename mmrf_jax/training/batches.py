@@ -11,6 +11,7 @@ from mmrf_jax import types
 from mmrf_jax.data import sessions, stream
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.parallel import multihost, sharding
+from mmrf_jax.training import configs
 
 _HELD_OUT = 20  # every so many sessions one is left out of the fit, to measure the feedback model
 _SAMPLED = 160  # blocks of a log that is not held, where a look at some of it will do
@@ -69,7 +70,7 @@ def example(schema: Schema, size: int, num_requests: int) -> types.SessionBatch:
 class Held:
     """A log in memory, whole in each process; every pass is a permutation of its segments."""
 
-    def __init__(self, config, log: SessionLog, mesh):
+    def __init__(self, config: configs.Run, log: SessionLog, mesh):
         self._config, self._mesh, self.log = config, mesh, log
         self.sessions, self.requests = log.num_sessions, log.num_requests
         index = sessions.segment_index(log, config.train.segment)
@@ -83,7 +84,7 @@ class Held:
         return _per_epoch(self._config, part, len(self._rows[part]), self._mesh)
 
     def get(self, part: str, number: int, at: int) -> types.SessionBatch:
-        rows, size = self._rows[part], self._config[part].batch
+        rows, size = self._rows[part], getattr(self._config, part).batch
         epoch, position = divmod(at, len(rows) // size)
         order = _order(self._config.seed, number, part, epoch, len(rows))
         chosen = rows[order[position * size : (position + 1) * size]]
@@ -102,14 +103,14 @@ def known(log: SessionLog, discount: float) -> tuple[np.ndarray, np.ndarray, np.
 class Streamed:
     """A log of which this process reads its part, as `data.stream` says."""
 
-    def __init__(self, config, blocks: stream.Blocks, mesh, discount: float):
+    def __init__(self, config: configs.Run, blocks: stream.Blocks, mesh, discount: float):
         """
         Raises:
           ValueError: for a log with too few sessions for the batches.
         """
         self._config, self._mesh, self._blocks = config, mesh, blocks
         sums = _Sums(discount)
-        slots = {part: sharding.own_part(np.arange(config[part].batch), mesh) for part in _PARTS}
+        slots = {part: sharding.own_part(np.arange(getattr(config, part).batch), mesh) for part in _PARTS}
         share = (int(slots["train"][0]) // len(slots["train"]), config.train.batch // len(slots["train"]))
         self._part = stream.Part(blocks, config.seed, share, sums.add)
         self._sums = np.sum(multihost.gather_rows([sums.values[None]])[0], axis=0)
@@ -118,7 +119,7 @@ class Streamed:
         make = lambda part, number: stream.Batches(
             self._part,
             slots[part],
-            config[part].batch,
+            getattr(config, part).batch,
             config.train.segment,
             kept[part],
             [config.seed, number, part == "feedback"],
@@ -190,7 +191,7 @@ class _Sums:
         self.values += np.concatenate(here)
 
 
-def _fit_index(config, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fit_index(config: configs.Run, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Segments that the feedback model is fitted on, and those left out to measure it: every 20th session."""
     left_out = index[:, 0] % _HELD_OUT == _HELD_OUT - 1
     if left_out.all() or not left_out.any():
@@ -202,8 +203,8 @@ def _fit_index(config, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return fit, held
 
 
-def _per_epoch(config, part: str, segments: int, mesh) -> int:
-    batch = config[part].batch
+def _per_epoch(config: configs.Run, part: str, segments: int, mesh) -> int:
+    batch = getattr(config, part).batch
     if segments < batch:
         fits = segments // mesh.size * mesh.size
         fix = f"use --config.{part}.batch={fits}" if fits else "use a larger log"

@@ -13,7 +13,7 @@ from mmrf_jax.metrics import offline
 from mmrf_jax.models import encoders
 from mmrf_jax.models.feedback_model import fitting
 from mmrf_jax.parallel import programs, sharding
-from mmrf_jax.training import batches, evaluate, predictions, restore, sources, steps
+from mmrf_jax.training import batches, configs, evaluate, predictions, restore, sources, steps
 
 
 def initial(shapes: steps.TrainState) -> programs.Program:
@@ -22,7 +22,7 @@ def initial(shapes: steps.TrainState) -> programs.Program:
     return programs.Program(steps.init, often=False, static_argnames=("plan", "schema"), out_shardings=shardings)
 
 
-def initial_args(config, plan: steps.TrainConfig, source: sources.Source, known) -> tuple:
+def initial_args(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, known) -> tuple:
     """Arguments of `initial`, from what is known of the first log (`batches.known`)."""
     floats = (np.asarray(x, np.float32) for x in known)
     return types.make_key(config.seed), plan, source.schema, source.items, *floats
@@ -30,7 +30,7 @@ def initial_args(config, plan: steps.TrainConfig, source: sources.Source, known)
 
 def begin(
     ahead: programs.Ahead,
-    config,
+    config: configs.Run,
     plan: steps.TrainConfig,
     source: sources.Source,
     shapes: steps.TrainState,
@@ -47,7 +47,7 @@ def begin(
     if jax.process_count() > 1:
         return  # processes would compile in orders of their own
     items, schema, segment = source.items, source.schema, config.train.segment
-    part = lambda name: sharding.put_batch(batches.example(schema, config[name].batch, segment), mesh)
+    part = lambda name: sharding.put_batch(batches.example(schema, getattr(config, name).batch, segment), mesh)
     rate = np.float32(1.0)
     if start is not None:
         known = (np.ones(len(types.SIGNALS)),) * 3

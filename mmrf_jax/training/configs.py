@@ -137,6 +137,17 @@ class Run:
     checkpoint_every: int = field(500, "steps", fields.COUNT)
     profile_steps: str = field("", "or FIRST:LAST, such as 100:110: a trace of these steps in the run folder")
 
+    @property
+    def kuairand(self) -> KuaiRandData:
+        """`data` of a run on KuaiRand."""
+        assert isinstance(self.data, KuaiRandData), self.source
+        return self.data
+
+    @property
+    def sizes(self) -> WorldConfig | KuaiRandData:
+        """What says how many candidates and shown videos a request has."""
+        return self.world if self.world is not None else self.kuairand
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -197,13 +208,58 @@ def _entries(config: Any, without: frozenset[str], prefix: str) -> dict[str, Any
     return entries
 
 
-def validate(config: ConfigDict) -> None:
-    """Refuse a config of a run or of a study whose fields have values that they cannot have.
+def run_of(values: Mapping[str, Any]) -> Run:
+    """Make the typed config of a run from nested dictionaries, as config files and `config.json` have them.
+
+    A field that is absent or None has its default; `when_quick` is left out.
+
+    Raises:
+      ValueError: for a field that runs do not have, or a value that it cannot have.
+    """
+    values = {name: value for name, value in values.items() if name != "when_quick"}
+    validate(values)
+    return _filled(_template(values), values)
+
+
+def override(run: Run, **sections: Mapping[str, Any]) -> Run:
+    """Return a run's config with some fields of some sections replaced, as in `override(run, train={"batch": 64})`."""
+    changed = {name: dataclasses.replace(getattr(run, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(run, **changed)
+
+
+def as_dict(run: Run) -> dict[str, Any]:
+    """Return a run's config as nested dictionaries, which `run_of` reads back."""
+    return _plain(run)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for spec in dataclasses.fields(config):
+        value = getattr(config, spec.name)
+        if dataclasses.is_dataclass(value):
+            out[spec.name] = _plain(value)
+        elif spec.metadata and not spec.metadata["internal"]:
+            out[spec.name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def _filled(config: Any, values: Mapping[str, Any]) -> Any:
+    given: dict[str, Any] = {}
+    for spec in dataclasses.fields(config):
+        value, current = values.get(spec.name), getattr(config, spec.name)
+        if dataclasses.is_dataclass(current):
+            given[spec.name] = _filled(current, value or {})
+        elif value is not None:
+            given[spec.name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(config, **given)
+
+
+def validate(values: Mapping[str, Any]) -> None:
+    """Refuse a config of a run or of a study, as nested dictionaries, whose fields have values that they cannot have.
 
     Raises:
       ValueError: for the first of them, naming the field, its value and what to use.
     """
-    values = config.to_dict()
     declared = specs(values)
     for name, value in flat(values).items():
         if name.startswith("policies."):
@@ -250,8 +306,13 @@ def _specs_of_run(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
             f"{files.shipped('experiments/world.py')} for 'world' and {files.shipped('experiments/kuairand.py')} for "
             "'kuairand'"
         )
-    run = Run() if source == "world" else Run(source=source, world=None, data=KuaiRandData())
-    return dict(_declared(run, ""))
+    return dict(_declared(_template(config), ""))
+
+
+def _template(values: Mapping[str, Any]) -> Run:
+    """The defaults of a run of a source."""
+    source = values["source"]
+    return Run() if source == "world" else Run(source=source, world=None, data=KuaiRandData())
 
 
 def _declared(config: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field]]:

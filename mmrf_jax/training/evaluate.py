@@ -19,7 +19,7 @@ from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.metrics import model_quality, offline, ranking
 from mmrf_jax.ope import behavior_policy, estimators
-from mmrf_jax.training import off_policy, predictions, sources, steps
+from mmrf_jax.training import configs, off_policy, predictions, sources, steps
 
 #: Requests of the log that the optimism gap's sessions start from, at most: in all, and for each session of the log.
 _GAP_POOL, _GAP_POOL_A_SESSION = 8_192, 4
@@ -32,7 +32,7 @@ def ab_key(seed: int) -> types.Key:
 
 
 def compare(
-    config,
+    config: configs.Run,
     source: sources.Source,
     policies: dict[str, Any],
     mesh,
@@ -54,7 +54,7 @@ def compare(
     """
     names = list(policies)
     sim, key = _simulator(config, source)
-    options = {
+    options: dict[str, Any] = {
         "control": names[0],
         "num_users": config.ab_test.sessions,
         "k": source.schema.slate,
@@ -69,7 +69,9 @@ def compare(
     return simulate_days.compare(sim, policies, key, mesh, first_day=config.ab_test.day, days=days, **options)
 
 
-def aa_tests(config, source: sources.Source, policy, mesh, tests: int, cuped: bool = False) -> dict[str, Any]:
+def aa_tests(
+    config: configs.Run, source: sources.Source, policy, mesh, tests: int, cuped: bool = False
+) -> dict[str, Any]:
     """`abtest.aa.coverage` of sessions served by one policy, twice config.ab_test.sessions of them."""
     number = 2 * config.ab_test.sessions
     (sim, key), day = _simulator(config, source), config.ab_test.day
@@ -82,7 +84,7 @@ def aa_tests(config, source: sources.Source, policy, mesh, tests: int, cuped: bo
     return aa.coverage({name: x for name, x in sums.items() if name not in simulate.NOT_TESTED}, tests, means)
 
 
-def _simulator(config, source: sources.Source) -> tuple[base.Simulator, types.Key]:
+def _simulator(config: configs.Run, source: sources.Source) -> tuple[base.Simulator, types.Key]:
     """What answers the arms of the A/B tests of a config, and their chance.
 
     Raises:
@@ -166,7 +168,7 @@ def _excess(feedback, found, source, plan, state, log, num_requests) -> dict[str
     }
 
 
-def _session_distances(config, source, plan, state, log: SessionLog, mesh) -> dict[str, Any]:
+def _session_distances(config: configs.Run, source, plan, state, log: SessionLog, mesh) -> dict[str, Any]:
     """How sessions of the feedback model, shown the log's slates, are like the log's in length and in watch time.
 
     Past the end of a logged session the model draws other logged requests (`envs.learned`).
@@ -231,7 +233,7 @@ def feedback_simulator(
 
 
 def optimism(
-    config,
+    config: configs.Run,
     source: sources.Source,
     plan: steps.TrainConfig,
     state: steps.TrainState,

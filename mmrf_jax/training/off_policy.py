@@ -12,7 +12,7 @@ from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import behavior_policy, estimators, propensity
-from mmrf_jax.training import predictions, sources, steps
+from mmrf_jax.training import configs, predictions, sources, steps
 
 #: How a log's propensities are known, their logarithms [r, K] given the slots above, and a fit's calibration.
 Propensities = tuple[str, np.ndarray, dict[str, Any] | None]
@@ -21,7 +21,7 @@ _BATCH = 64  # segments whose candidates are scored at a time
 
 
 def evaluate(
-    config,
+    config: configs.Run,
     source: sources.Source,
     plan: steps.TrainConfig,
     state: steps.TrainState,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from mmrf_jax import types
@@ -20,14 +19,14 @@ from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.metrics import offline
 from mmrf_jax.parallel import multihost, sharding
-from mmrf_jax.training import evaluate, run_folder, sources, steps
+from mmrf_jax.training import configs, evaluate, run_folder, sources, steps
 
 POPULARITY = "popularity"  # an arm that is made of a log, not of the simulator
 #: Of the progress of a log's collection, in which each process has a part of its own.
 counted_in_parts = functools.partial(counted, checks=32)
 
 
-def state_shapes(config, source: sources.Source, mesh) -> steps.TrainState:
+def state_shapes(config: configs.Run, source: sources.Source, mesh) -> steps.TrainState:
     """Shapes, types and shardings of a state, to restore onto; nothing is computed."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: source.items))
     return steps.infer_shardings(_state_shapes(steps.plan_of(config), source.schema, tree, tuple(leaves)), mesh)
@@ -40,7 +39,7 @@ def _state_shapes(plan: steps.TrainConfig, schema: Schema, tree, leaves: tuple) 
     return jax.eval_shape(init, jax.tree.unflatten(tree, leaves))
 
 
-def load_state(config, source: sources.Source, workdir: Path, mesh) -> steps.TrainState:
+def load_state(config: configs.Run, source: sources.Source, workdir: Path, mesh) -> steps.TrainState:
     """The newest state of a run.
 
     Raises:
@@ -60,7 +59,7 @@ def load_state(config, source: sources.Source, workdir: Path, mesh) -> steps.Tra
     return state
 
 
-def source_of(config, mesh, collects: bool = False) -> sources.Source:
+def source_of(config: configs.Run, mesh, collects: bool = False) -> sources.Source:
     """The source of a config, its items on the devices; with `simulator=feedback` in the model of another run.
 
     Args:
@@ -79,7 +78,7 @@ def source_of(config, mesh, collects: bool = False) -> sources.Source:
     if not config.simulator_checkpoint:
         raise ValueError("config.simulator=feedback needs a model; use --config.simulator_checkpoint=RUN")
     path = files.user_path(config.simulator_checkpoint, "config.simulator_checkpoint")
-    fitted = ml_collections.ConfigDict(run_folder.read_config(path))
+    fitted = configs.run_of(run_folder.read_config(path))
     _check_same_world(str(path), fitted, source)
     plan = steps.plan_of(fitted)
     if not plan.use_feedback_model:
@@ -96,7 +95,7 @@ def source_of(config, mesh, collects: bool = False) -> sources.Source:
     return sources.in_simulator(source, model, policies, None, counted_in_parts, own)
 
 
-def untrained_policy(config, mesh, source: sources.Source) -> base.Policy:
+def untrained_policy(config: configs.Run, mesh, source: sources.Source) -> base.Policy:
     """A policy of the shapes of the run's own, all zeros."""
     make = functools.partial(registry.get(config.method).make_policy, config=steps.agent_config(config))
     shapes = jax.eval_shape(lambda state: make(state, source.items), state_shapes(config, source, mesh).agents)
@@ -131,7 +130,7 @@ def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
     if not path.is_dir():
         known = ", ".join([*source.policies, POPULARITY])
         raise ValueError(f"unknown policy {name!r}: neither a run folder nor one of {known}")
-    config = ml_collections.ConfigDict(run_folder.read_config(path))
+    config = configs.run_of(run_folder.read_config(path))
     _check_same_world(name, config, source)
     state = load_state(config, source, path, mesh)
     return registry.get(config.method).make_policy(state.agents, source.items, steps.agent_config(config))

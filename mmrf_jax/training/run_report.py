@@ -21,7 +21,7 @@ from mmrf_jax.io import files
 from mmrf_jax.metrics import offline
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.parallel import programs
-from mmrf_jax.training import evaluate, predictions, run_folder, sources, steps
+from mmrf_jax.training import configs, evaluate, predictions, run_folder, sources, steps
 
 _BATCH, _BATCHES = 64, 16  # held-out segments at a time, and how many batches of them at most
 _TOGETHER = ("attention", "actors", "encoder")  # matrices of how agents depend on each other
@@ -34,7 +34,9 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bo
 _predict = programs.Program(counterfactuals.predict, often=False, static_argnames="config")
 
 
-def explain(config, source: sources.Source, state: steps.TrainState, thorough: bool = True) -> dict[str, Any]:
+def explain(
+    config: configs.Run, source: sources.Source, state: steps.TrainState, thorough: bool = True
+) -> dict[str, Any]:
     """Everything of a report that needs the trained state, as JSON.
 
     Args:
@@ -129,7 +131,9 @@ def agreement(gradients: np.ndarray) -> dict[str, Any]:
     return {"matrix": (every @ every.T).tolist(), "itself": itself}
 
 
-def look(config, plan: steps.TrainConfig, source, state: steps.TrainState, log: SessionLog) -> dict[str, Any]:
+def look(
+    config: configs.Run, plan: steps.TrainConfig, source, state: steps.TrainState, log: SessionLog
+) -> dict[str, Any]:
     """Sessions to look at, with what each agent said of their candidates.
 
     Where there is a simulator, the first users of the A/B test, served by the run's own ranker as they are there;
@@ -211,7 +215,9 @@ def _request(batch: types.SessionBatch, scores: np.ndarray, duration: np.ndarray
     return rows
 
 
-def write_report(config, source: sources.Source, state: steps.TrainState, workdir: Path, thorough: bool = True) -> Path:
+def write_report(
+    config: configs.Run, source: sources.Source, state: steps.TrainState, workdir: Path, thorough: bool = True
+) -> Path:
     """Writes WORKDIR/report.html of a run, from its files and its state. Returns the path.
 
     Args:
@@ -222,7 +228,7 @@ def write_report(config, source: sources.Source, state: steps.TrainState, workdi
     metrics, results = workdir / "metrics.jsonl", workdir / "results.json"
     run = sections.Run(
         name=workdir.resolve().name,
-        config=config.to_dict(),
+        config=configs.as_dict(config),
         versions=_versions(),
         rows=[json.loads(line) for line in metrics.read_text().splitlines()],
         results=run_folder.read_json(results) if results.exists() else {},

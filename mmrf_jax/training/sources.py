@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
+from mmrf_jax.training import configs
 
 if TYPE_CHECKING:  # TFDS and polars take half a second to import: where real logs are read, and not before
     from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
@@ -86,9 +87,10 @@ def world_schema(sim: base.Simulator, config: parameters.WorldConfig) -> Schema:
     )
 
 
-def world_origin(config) -> dict[str, Any]:
+def world_origin(config: configs.Run) -> dict[str, Any]:
     """What tells the logs of one world from those of another; a shifted variant may be tested on another's logs."""
-    return {name: value for name, value in config.world.items() if name != "variant"}
+    assert config.world is not None
+    return {name: value for name, value in dataclasses.asdict(config.world).items() if name != "variant"}
 
 
 def world_policies() -> dict[str, base.Policy]:
@@ -101,7 +103,7 @@ def world_policies() -> dict[str, base.Policy]:
     }
 
 
-def check_days(config, days: int) -> None:
+def check_days(config: configs.Run, days: int) -> None:
     """Refuses days of a long-running test that the config's simulator does not have.
 
     Raises:
@@ -163,7 +165,7 @@ def _of_all(log: SessionLog) -> SessionLog:
     return dataclasses.replace(log, offsets=offsets, **dict(zip(names, fields, strict=True)))
 
 
-def from_config(config, progress: Progress, own: Callable[[Source], base.Policy] | None = None) -> Source:
+def from_config(config: configs.Run, progress: Progress, own: Callable[[Source], base.Policy] | None = None) -> Source:
     """The source that a config describes (`config.source` is `world` or `kuairand`).
 
     Args:
@@ -233,8 +235,9 @@ def _collect(
     )
 
 
-def _world(config, progress: Progress, own: Callable[[Source], base.Policy] | None) -> Source:
-    world = parameters.WorldConfig(**config.world)
+def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base.Policy] | None) -> Source:
+    world = config.world
+    assert world is not None
     sim = env.make(world)
     nothing: Callable[[], Any] = lambda: None
     source = Source(
@@ -290,14 +293,14 @@ def _given_blocks(source: Source) -> stream.Blocks | None:
     return _streamed(source.config, records.Blocks(folder, source.schema, world_origin(source.config)))
 
 
-def _streamed(config, blocks: stream.Blocks) -> stream.Blocks | None:
+def _streamed(config: configs.Run, blocks: stream.Blocks) -> stream.Blocks | None:
     """The blocks, where their log is to be read as it is trained on, as `config.data.stream` says or its size."""
     large = int(blocks.sessions.sum(dtype=np.int64)) > _LARGE
-    wanted = config.data.get("stream")
+    wanted = config.data.stream
     return blocks if (large if wanted is None else wanted) else None
 
 
-def _held(config, blocks: stream.Blocks, name: str) -> SessionLog:
+def _held(config: configs.Run, blocks: stream.Blocks, name: str) -> SessionLog:
     """A log in memory; of one that is to be read as it is trained on, no more of its blocks than memory bears."""
     chosen = np.arange(len(blocks.sessions))
     if _streamed(config, blocks) is not None:
@@ -308,11 +311,11 @@ def _held(config, blocks: stream.Blocks, name: str) -> SessionLog:
     return blocks.read(chosen)
 
 
-def kuairand_config(config) -> KuaiRandConfig:
+def kuairand_config(config: configs.Run) -> KuaiRandConfig:
     """What a config says of how KuaiRand's rows become sessions."""
     from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
 
-    d = config.data
+    d = config.kuairand
     return KuaiRandConfig(
         train_until=d.train_until,
         valid_until=d.valid_until,
@@ -339,7 +342,7 @@ def _with_statistics(items: types.Items, past: list[SessionLog]) -> types.Items:
     return dataclasses.replace(items, dates=dates, statistics=table)
 
 
-def _with_random_log(logs: dict[str, Callable[[], SessionLog]]) -> dict[str, Callable[[], SessionLog]]:
+def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, Any]:
     """The logs, each request saying first in its context whether it was exposed at random (1 or 0).
 
     The training log holds the random exposures of its days too, each a session of one request.
@@ -356,13 +359,13 @@ def _with_random_log(logs: dict[str, Callable[[], SessionLog]]) -> dict[str, Cal
     }
 
 
-def _kuairand(config) -> Source:
+def _kuairand(config: configs.Run) -> Source:
     from mmrf_jax.data.readers.kuairand import builder
     from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
 
     if not config.data.dir:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
-    d = config.data
+    d = config.kuairand
     wanted = kuairand_config(config)
     given = files.user_path(d.dir, "config.data.dir")
     cache = files.user_path(d.cache_dir, "config.data.cache_dir")
@@ -371,13 +374,16 @@ def _kuairand(config) -> Source:
     parts: dict[str, Any] = {name: builder.Split(prepared, name) for name in ALL_SPLITS}
     if d.max_sessions:
         parts["train"] = stream.Beginning(parts["train"], d.max_sessions)
-    logs = {name: functools.cache(functools.partial(_held, config, part, name)) for name, part in parts.items()}
+    logs: dict[str, Any] = {
+        name: functools.cache(functools.partial(_held, config, part, name)) for name, part in parts.items()
+    }
     for name, field in (("train", "train_until"), ("test", "test_from")):
         if not parts[name].sessions.sum():
             found = {split: make().date for split, make in logs.items()}
             days = {split: [int(date.min()), int(date.max())] for split, date in found.items() if len(date)}
             raise ValueError(
-                f"no session is in the {name} days with config.data.{field}={d[field]}; the logs hold {days}: change it"
+                f"no session is in the {name} days with config.data.{field}={getattr(d, field)}; "
+                f"the logs hold {days}: change it"
             )
     there = lambda name: int(parts[name].sessions.sum()) > 0
     tests = [name for name in ("test", "random_test") if there(name)]
@@ -390,7 +396,7 @@ def _kuairand(config) -> Source:
     if d.random_log == "train":
         schema = dataclasses.replace(schema, context=schema.context + 1)
         logs = _with_random_log(logs)
-    if served := d.get("served"):
+    if served := d.served:
         logs["train"] = functools.cache(
             lambda: _served(files.user_path(served, "config.data.served"), schema, ids(), progress)
         )
@@ -407,5 +413,5 @@ def _kuairand(config) -> Source:
         report=builder.read_report(prepared),
         config=config,
         video_ids=ids,
-        blocks=lambda: None if d.get("served") or d.random_log == "train" else _streamed(config, parts["train"]),
+        blocks=lambda: None if d.served or d.random_log == "train" else _streamed(config, parts["train"]),
     )

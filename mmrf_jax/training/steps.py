@@ -22,8 +22,8 @@ from mmrf_jax.models import embedding_table, embeddings
 from mmrf_jax.models.feedback_model import counterfactuals, fitting, network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 from mmrf_jax.parallel import programs, sharding
+from mmrf_jax.training import configs
 
-_OF_THE_FIT = ("epochs", "batch", "log_fraction")  # fields of `config.feedback` that are not the model's
 _LAST_RATE = 0.05  # where the cosine of the learning rates ends
 
 
@@ -72,21 +72,21 @@ class TrainConfig:
         return ("model",) * self.use_feedback_model + ("agents",) * registry.get(self.method).predicts
 
 
-def agent_config(config) -> AgentConfig:
+def agent_config(config: configs.Run) -> AgentConfig:
     """The agents of a run's config."""
-    slate = config.world.slate if config.source == "world" else config.data.slate
-    return registry.configured(config.method, AgentConfig(**_fields(config.agents), slate=slate))
+    slate = config.sizes.slate
+    return registry.configured(config.method, dataclasses.replace(config.agents, slate=slate))
 
 
-def plan_of(config) -> TrainConfig:
+def plan_of(config: configs.Run) -> TrainConfig:
     """What a run's config alternates between."""
     agents = agent_config(config)
-    candidates = config.world.candidates if config.source == "world" else config.data.candidates
-    fields = {name: value for name, value in _fields(config.feedback).items() if name not in _OF_THE_FIT}
+    candidates = config.sizes.candidates
+    fields = {spec.name: getattr(config.feedback, spec.name) for spec in dataclasses.fields(FeedbackConfig)}
     return TrainConfig(
         method=config.method,
         agents=agents,
-        feedback=FeedbackConfig(**fields, slate=agents.slate),
+        feedback=FeedbackConfig(**fields | {"slate": agents.slate}),
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
         slates=agents.simulated_slates(candidates),
@@ -94,7 +94,7 @@ def plan_of(config) -> TrainConfig:
     )
 
 
-def _others(config, agents: AgentConfig, candidates: int) -> int | None:
+def _others(config: configs.Run, agents: AgentConfig, candidates: int) -> int | None:
     """`TrainConfig.others`: at least the videos of the simulated slates.
 
     None where less than a quarter of the candidates would be left out, which saves nothing, and where unseen videos are
@@ -104,11 +104,6 @@ def _others(config, agents: AgentConfig, candidates: int) -> int | None:
     if not wanted or 4 * (wanted + agents.slate) > 3 * candidates or agents.sampling != "uniform":
         return None
     return max(wanted, agents.simulated_slates(candidates) * agents.slate)
-
-
-def _fields(section) -> dict[str, Any]:
-    """The fields of a section of a config; what is None keeps its default."""
-    return {name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in section.items() if v is not None}
 
 
 def init(

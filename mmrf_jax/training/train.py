@@ -40,7 +40,7 @@ _LARGE = 2**22  # entries of an array; larger ones are looked through where they
 _MEASURED = 16  # batches of sessions left out of the fit, on which the feedback model is measured
 
 
-def train(config, workdir: Path, brief: bool = False) -> dict[str, Any]:
+def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, Any]:
     """Runs a config to its results, going on from the newest checkpoint of the folder. Returns the results.
 
     Args:
@@ -48,7 +48,7 @@ def train(config, workdir: Path, brief: bool = False) -> dict[str, Any]:
         beside the run's own, as in a study.
     """
     # What is wrong with the config is said before anything is written.
-    configs.validate(config)
+    configs.validate(configs.as_dict(config))
     registry.get(config.method)
     profile.parse(config.profile_steps)
     mesh = sharding.make_mesh()
@@ -76,9 +76,9 @@ def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> d
     """The results of a finished run; of another, None, and its folder is held until the stack is closed."""
     results = _kept(workdir / "results.json")
     if results is not None and (brief or (workdir / "report.html").exists() or not run_folder.has_checkpoint(workdir)):
-        run_folder.check(workdir, config.to_dict())
+        run_folder.check(workdir, configs.as_dict(config))
         return results
-    stack.enter_context(run_folder.claimed(workdir, config.to_dict()))
+    stack.enter_context(run_folder.claimed(workdir, configs.as_dict(config)))
     return None
 
 
@@ -129,7 +129,7 @@ def _run(
     return result
 
 
-def _write_times(config, workdir: Path, step: int, seconds: dict[str, float]) -> None:
+def _write_times(config: configs.Run, workdir: Path, step: int, seconds: dict[str, float]) -> None:
     """Says where the seconds of this start went, in a line and in a row of metrics.jsonl."""
     say(times.describe(seconds))
     with metric_writer.MetricsWriter(workdir, start_step=step, seed=config.seed) as writer:
@@ -158,7 +158,7 @@ def _alone(source: sources.Source) -> sources.Source:
     return dataclasses.replace(source, items=sharding.local(source.items))
 
 
-def _report(config, source: sources.Source, state: steps.TrainState, workdir: Path) -> None:
+def _report(config: configs.Run, source: sources.Source, state: steps.TrainState, workdir: Path) -> None:
     """Writes the run's report. The results are kept by now, so whatever goes wrong here is said and no more."""
     try:
         phase("report")
@@ -168,7 +168,7 @@ def _report(config, source: sources.Source, state: steps.TrainState, workdir: Pa
         say(f"no report: {type(error).__name__}: {error}; {fix}")
 
 
-def _arms(config, policies: dict[str, base.Policy]) -> dict[str, base.Policy]:
+def _arms(config: configs.Run, policies: dict[str, base.Policy]) -> dict[str, base.Policy]:
     """The arms of the config beside the run's own ranker, which joins by itself."""
     names = [name for name in config.ab_test.arms if name != config.method]
     check_arms(names, policies, "config.ab_test.arms")
@@ -193,7 +193,7 @@ def _finite(tree) -> bool:
 
 
 def _learn(
-    config,
+    config: configs.Run,
     source,
     plan: steps.TrainConfig,
     workdir: Path,
@@ -267,7 +267,9 @@ def _summarise(plan: steps.TrainConfig, state: steps.TrainState, workdir: Path, 
     return summary
 
 
-def _server(config, plan: steps.TrainConfig, source: sources.Source, state: steps.TrainState) -> base.Policy:
+def _server(
+    config: configs.Run, plan: steps.TrainConfig, source: sources.Source, state: steps.TrainState
+) -> base.Policy:
     """Who collects a round's log, in each process alone: the agents as they were when it began, or the source's first
     policy."""
     method = registry.get(plan.method)
@@ -277,7 +279,7 @@ def _server(config, plan: steps.TrainConfig, source: sources.Source, state: step
     return method.make_policy(server, _alone(source).items, plan.agents, config.alternation.temperature)
 
 
-def _given(config, plan: steps.TrainConfig, source: sources.Source, mesh) -> batches.Batches:
+def _given(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, mesh) -> batches.Batches:
     """The log of the first round, or of all: read as it is trained on where the source says so."""
     if (blocks := source.blocks()) is not None:
         return batches.Streamed(config, blocks, mesh, plan.agents.discount)
@@ -290,7 +292,9 @@ class _Keeper:
     As a context manager it saves the state that it holds where the run is told to stop.
     """
 
-    def __init__(self, config, writer: metric_writer.MetricsWriter, checkpoints: manager.Checkpoints, step: int):
+    def __init__(
+        self, config: configs.Run, writer: metric_writer.MetricsWriter, checkpoints: manager.Checkpoints, step: int
+    ):
         self.step = step  # of the whole run: steps of fits and updates
         self._config, self._writer, self._checkpoints = config, writer, checkpoints
         self._state: Any = None
@@ -348,7 +352,7 @@ class _Keeper:
 
 
 def _round(
-    config,
+    config: configs.Run,
     source,
     plan: steps.TrainConfig,
     state,
@@ -408,7 +412,9 @@ def _round(
     return state
 
 
-def _measure(config, source, plan: steps.TrainConfig, state, data: batches.Batches, mesh) -> steps.TrainState:
+def _measure(
+    config: configs.Run, source, plan: steps.TrainConfig, state, data: batches.Batches, mesh
+) -> steps.TrainState:
     """The state with the feedback model's uncertainty scaled on the sessions held out, or on later days, where it is
     also calibrated. Each process measures alone."""
     valid = source.valid is not None

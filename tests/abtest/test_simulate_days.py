@@ -1,9 +1,9 @@
 """Long-running A/B tests: who comes on which day, effects by day and as a whole, on one device and on several."""
 
+import dataclasses
 import json
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
@@ -12,7 +12,7 @@ from mmrf_jax.envs import base, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.parallel import sharding
 from mmrf_jax.report import plots
-from mmrf_jax.training import sources
+from mmrf_jax.training import configs, sources
 
 CONFIG = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
 USERS, FIRST, DAYS = 1200, 3, 6
@@ -208,11 +208,11 @@ print("all well")
 
 
 def test_days_that_a_simulator_does_not_have_are_refused():
-    config = ml_collections.ConfigDict({"simulator": "world", "ab_test": {"day": 50}})
+    config = configs.override(configs.Run(), ab_test={"day": 50})
     sources.check_days(config, 11)
     with pytest.raises(ValueError, match=r"days 50 to 61 end after day 60, .* at most 11 days"):
         sources.check_days(config, 12)
-    config.simulator = "feedback"
+    config = dataclasses.replace(config, simulator="feedback")
     with pytest.raises(ValueError, match=r"do not say when users come back.*--config.simulator=world"):
         sources.check_days(config, 2)
 

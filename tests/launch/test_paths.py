@@ -10,14 +10,14 @@ import ml_collections
 import numpy as np
 import pytest
 
-from experiments import kuairand, world
+from experiments import kuairand
 from launch import common
 from mmrf_jax.checkpointing.manager import CheckpointError, Checkpoints, targets
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.kuairand import builder, engines, synthetic
 from mmrf_jax.io import files, metric_writer
 from mmrf_jax.parallel import sharding
-from mmrf_jax.training import restore, run_folder, sources
+from mmrf_jax.training import configs, restore, run_folder, sources
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = sorted(path for path in (ROOT / "launch").glob("*.py") if "__main__" in path.read_text())
@@ -113,26 +113,25 @@ def test_path_fields_mean_what_they_say(tmp_path, monkeypatch):
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setattr(engines, "MOST_WORKERS", 1)
-    config = world.get_config()
-    config.data.dir = "~/x[3]"
+    config = configs.override(configs.Run(), data={"dir": "~/x[3]"})
     with pytest.raises(FileNotFoundError) as error:  # of a world that is not made, which takes its time
         sources._given_blocks(types.SimpleNamespace(config=config, schema=None))
     assert str(home / "x[3]") in str(error.value)
     config = kuairand.get_config()
     config.data.dir = "~/x[3]"
     with pytest.raises(FileNotFoundError) as error:
-        sources.from_config(config, builder.unchecked)
+        sources.from_config(configs.run_of(config.to_dict()), builder.unchecked)
     assert str(home / "x[3]") in str(error.value)
     synthetic.SyntheticLog(3_000, 60, 300, "pure", 0).write(home / "x[3]", builder.unchecked)
     config.data.cache_dir, config.data.served = "~/c[1]", "~/s[1]"
-    source = sources.from_config(config, builder.unchecked)
+    source = sources.from_config(configs.run_of(config.to_dict()), builder.unchecked)
     assert list((home / "c[1]").iterdir()) and sum(log.num_sessions for log in source.test().values())
     with pytest.raises(FileNotFoundError) as error:
         source.train()
     assert str(home / "s[1]") in str(error.value)
     config.simulator, config.simulator_checkpoint = "feedback", "~/x[3]"
     with pytest.raises(ValueError) as refused:
-        restore.source_of(config, sharding.make_mesh())
+        restore.source_of(configs.run_of(config.to_dict()), sharding.make_mesh())
     assert f"{home / 'x[3]'} is not a run folder" in str(refused.value)
     with pytest.raises(ValueError) as refused:
         restore.policy_of("~/x[3]", types.SimpleNamespace(policies={}), sharding.make_mesh())

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import world
 from mmrf_jax.io import files
 from mmrf_jax.parallel import preemption
-from mmrf_jax.training import run_folder, train
+from mmrf_jax.training import configs, run_folder, train
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = "import sys, time\nfrom pathlib import Path\nfrom mmrf_jax.io import files\n"
@@ -99,7 +98,7 @@ def test_a_folder_made_before_a_field_belongs_to_configs_that_leave_it_none(tmp_
 def test_two_processes_one_folder(tmp_path):
     """The second is refused by the holder's name, whatever it wants there; a kill frees the folder."""
     process = holding(tmp_path)
-    config = world.get_config()
+    config = configs.Run()
     named = rf"used by another process: process {process.pid} on {socket.gethostname()}, since \d{{4}}-"
     with pytest.raises(ValueError, match=named):
         train.train(config, tmp_path)

@@ -13,7 +13,6 @@ import urllib.request
 from pathlib import Path
 
 import kuairand_files
-import ml_collections
 import numpy as np
 import processes
 import pytest
@@ -27,7 +26,7 @@ from mmrf_jax.parallel import sharding
 from mmrf_jax.serving import service
 from mmrf_jax.serving.artifact import load as load_artifact
 from mmrf_jax.serving.demo import clients
-from mmrf_jax.training import restore, run_folder, sources, steps
+from mmrf_jax.training import configs, restore, run_folder, sources, steps
 
 USERS = 40
 
@@ -58,7 +57,7 @@ def post(url: str, path: str, body, headers=()) -> tuple[int, dict]:
 
 @pytest.mark.slow
 def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launch, finished, tmp_path):
-    config = ml_collections.ConfigDict(run_folder.read_config(finished))
+    config = configs.run_of(run_folder.read_config(finished))
     mesh = sharding.make_mesh()
     source = restore.source_of(config, mesh)
     assert source.sim is not None

@@ -3,14 +3,13 @@
 import dataclasses
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 from random_logs import SCHEMA, make_log
 
 from mmrf_jax.data import records, sessions
 from mmrf_jax.parallel import sharding
-from mmrf_jax.training import batches
+from mmrf_jax.training import batches, configs
 
 DISCOUNT, SESSIONS = 0.9, 900
 
@@ -29,8 +28,8 @@ def blocks(log, tmp_path_factory):
 
 
 def config(share=1.0, batch=16):
-    return ml_collections.ConfigDict(
-        {"seed": 4, "train": {"batch": 32, "segment": 3}, "feedback": {"batch": batch, "log_fraction": share}}
+    return configs.override(
+        configs.Run(seed=4), train={"batch": 32, "segment": 3}, feedback={"batch": batch, "log_fraction": share}
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from experiments import world
-from mmrf_jax.training import steps
+from mmrf_jax.training import configs, steps
 
 C, OTHERS = tiny.SCHEMA.candidates, 2
 
@@ -68,4 +68,4 @@ def test_how_many_others_an_update_looks_at(given, candidates, others):
     config = world.get_config()
     config.world.candidates = candidates
     config.update_from_flattened_dict(given)
-    assert steps.plan_of(config).others == others
+    assert steps.plan_of(configs.run_of(config.to_dict())).others == others

@@ -1,6 +1,8 @@
 """Every number of every experiment file has a range, in the place that has its default."""
 
+import dataclasses
 import importlib
+import json
 import math
 import subprocess
 import sys
@@ -26,7 +28,7 @@ def outside(spec, value):
 def test_every_number_of_an_experiment_has_a_range(name):
     """Of runs, overlays of quick runs and variants: a field that is declared nowhere, or without a range, fails."""
     config = importlib.import_module(f"experiments.{name}").get_config()
-    configs.validate(config)
+    configs.validate(config.to_dict())
     values = config.to_dict()
     declared, numbers = configs.specs(values), 0
     for field, value in configs.flat(values).items():
@@ -89,15 +91,29 @@ def test_numbers_of_a_config_that_cannot_be(make, field, value, message):
     config = make.get_config()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError) as error:
-        configs.validate(config)
+        configs.validate(config.to_dict())
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["world", "kuairand"])
+def test_a_typed_config_says_what_its_file_says(name):
+    given = importlib.import_module(f"experiments.{name}").get_config().to_dict()
+    del given["when_quick"]
+    run = configs.run_of(given)
+    written = json.loads(json.dumps(configs.as_dict(run)))
+    assert configs.run_of(written) == run
+    values, plain = configs.flat(given), configs.flat(written)
+    same = lambda x: list(x) if isinstance(x, tuple) else x
+    assert {field: same(x) for field, x in values.items() if x is not None}.items() <= plain.items()
+    other = configs.override(run, train={"batch": 7})
+    assert other.train.batch == 7 and dataclasses.replace(other, train=run.train) == run
 
 
 def test_a_field_that_no_config_has_is_named_with_those_like_it():
     config = world.get_config()
     config.agents.lerning_rate = 0.1
     with pytest.raises(ValueError, match=r"unknown config field 'agents.lerning_rate'; did you mean learning_rate or "):
-        configs.validate(config)
+        configs.validate(config.to_dict())
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import ml_collections
 import pytest
 
 from experiments import world
-from mmrf_jax.training import evaluate, sources, train
+from mmrf_jax.training import configs, evaluate, sources, train
 
 
 @pytest.mark.slow
@@ -18,7 +17,7 @@ def test_the_test_split_is_not_read_before_the_final_evaluation(tmp_path, monkey
     config.alternation.update({"rounds": 1})
     config.ab_test.update({"sessions": 50})
     config.method = "ltr"
-    config = ml_collections.ConfigDict({name: v for name, v in config.to_dict().items() if name != "when_quick"})
+    config = configs.run_of(config.to_dict())
     happened, of_config, compare = [], sources.from_config, evaluate.compare
 
     def watched(*args):

@@ -1,11 +1,10 @@
 """What a run keeps as its steps go by: nothing that is not finite."""
 
 import jax.numpy as jnp
-import ml_collections
 import pytest
 
 from mmrf_jax.io import metric_writer
-from mmrf_jax.training import train
+from mmrf_jax.training import configs, train
 
 
 class Saved(list):
@@ -18,7 +17,7 @@ class Saved(list):
 @pytest.fixture
 def keep(tmp_path):
     """keep(state, loss) takes a step that ends with these; `keep.saved` has the steps that were kept."""
-    saved, config = Saved(), ml_collections.ConfigDict({"log_every": 2, "checkpoint_every": 1})
+    saved, config = Saved(), configs.Run(log_every=2, checkpoint_every=1)
     with metric_writer.MetricsWriter(tmp_path, start_step=None, seed=0) as writer:
         keeper = train._Keeper(config, writer, saved, 0)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 
 from mmrf_jax import types
@@ -186,9 +185,12 @@ def why_not(config: dict[str, Any]) -> str | None:
 
 def world_of(config: dict[str, Any], slate: int) -> World:
     """The world of a run's config."""
-    from mmrf_jax.training import sources  # only those who want a simulated user wait for all sources of sessions
+    from mmrf_jax.training import (  # only those who want a simulated user wait for all sources of sessions
+        configs,
+        sources,
+    )
 
-    source = sources.from_config(ml_collections.ConfigDict(config), counted)
+    source = sources.from_config(configs.run_of(config), counted)
     assert source.sim is not None
     return World(source.sim, slate)
 
