@@ -213,7 +213,7 @@ def predict(params: FeedbackParams, state: SimulatedState, videos: chex.Array):
 
     z = jax.vmap(user)(params.params["encoder"], memory, params.users)
     out = network.predict(params.params, z, memory.mean(), params.encodings[:, videos])
-    return network.calibrated(out, params.calibration)
+    return network.calibrated(out, params.calibration, request.context)
 
 
 def logged_slates(params: FeedbackParams, state: SimulatedState) -> chex.Array:

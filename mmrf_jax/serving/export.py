@@ -236,7 +236,7 @@ def _model_functions(plan: steps.TrainConfig, schema: Schema, model: network.Fee
         user = lambda p, m, r: encoder.apply(p, m, r, request["profile"], request["context"], method="user")
         z = both(user)(weights["params"]["encoder"], carried, network.twin_rows(rows)[embeddings.USER_TABLE])
         out = network.predict(weights["params"], z, carried.mean(), encodings[:, request["candidates"]])
-        out = network.calibrated(out, weights["calibration"])
+        out = network.calibrated(out, weights["calibration"], request["context"])
         stay = network.continue_probability(out, exposed)
         return {"feedback": network.expected(out, weights["scale"]), "stay": stay}
 

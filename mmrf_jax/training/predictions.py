@@ -47,7 +47,7 @@ def feedback(
         rows = embeddings.lookup(model.tables, representation.ids(batch, items, videos))
         r = network.represent(plan.feedback, model.params, rows, batch, items, None, videos)
         predicted = network.predict(model.params, r.z, r.memory_mean, r.unseen)
-        predicted = network.calibrated(predicted, model.calibration)
+        predicted = network.calibrated(predicted, model.calibration, batch.context)
         out["model"] = network.expected(predicted, model.scale)
         out["log_seconds"] = predicted.extra[..., 0, :].mean(axis=0)
     return out

@@ -345,7 +345,7 @@ def _with_statistics(items: types.Items, past: list[SessionLog]) -> types.Items:
 def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, Any]:
     """The logs, each request saying first in its context whether it was exposed at random (1 or 0).
 
-    The training log holds the random exposures of its days too, each a session of one request.
+    The training and the validation log hold the random exposures of their days too, each a session of one request.
     """
 
     def said(name: str) -> SessionLog:
@@ -353,10 +353,11 @@ def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, 
         flag = np.full((log.num_requests, 1), name.startswith("random"), log.context.dtype)
         return dataclasses.replace(log, context=np.concatenate([flag, log.context], axis=1))
 
-    together = lambda: sessions.concatenate([said("train"), said("random_train")])
-    return {name: functools.cache(functools.partial(said, name)) for name in logs} | {
-        "train": functools.cache(together)
-    }
+    def together(name: str) -> SessionLog:
+        return sessions.concatenate([said(name), said(f"random_{name}")])
+
+    tests = {name: functools.cache(functools.partial(said, name)) for name in ("test", "random_test")}
+    return tests | {name: functools.cache(functools.partial(together, name)) for name in ("train", "valid")}
 
 
 def _kuairand(config: configs.Run) -> Source:

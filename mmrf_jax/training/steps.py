@@ -86,12 +86,17 @@ def plan_of(config: configs.Run) -> TrainConfig:
     return TrainConfig(
         method=config.method,
         agents=agents,
-        feedback=FeedbackConfig(**fields | {"slate": agents.slate}),
+        feedback=FeedbackConfig(**fields | {"slate": agents.slate, "exposures": _exposures(config)}),
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
         slates=agents.simulated_slates(candidates),
         others=_others(config, agents, candidates) if registry.get(config.method).simulates else None,
     )
+
+
+def _exposures(config: configs.Run) -> int:
+    """Kinds of exposure that a run's logs tell apart."""
+    return 2 if config.source == "kuairand" and config.kuairand.random_log == "train" else 1
 
 
 def _others(config: configs.Run, agents: AgentConfig, candidates: int) -> int | None:

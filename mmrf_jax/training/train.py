@@ -423,15 +423,23 @@ def _measure(
         held = sessions.segment_index(log, config.train.segment)
     else:
         log, held = data.held_out()
-    model, blocks = sharding.local(steps.model_of(state)), _blocks(log, held, config)
+    model, blocks = sharding.local(steps.model_of(state)), _blocks(log, held, config, plan.feedback.exposures)
     found = fitting.measure(model, blocks, sharding.local(source.items), plan.feedback, calibrate=valid)
     return dataclasses.replace(state, feedback=sharding.put_replicated(found, mesh))
 
 
-def _blocks(log: SessionLog, index: np.ndarray, config):
-    """Batches of segments, `_MEASURED` at most, spread over the log; a short one is repeated to a whole batch."""
-    size = config.feedback.batch
-    index = index[:: max(len(index) // (_MEASURED * size), 1)]
-    blocks = [index[i : i + size] for i in range(0, len(index) - size + 1, size)] or [np.resize(index, (size, 2))]
-    for rows in blocks[:_MEASURED]:
-        yield sharding.put_batch(sessions.gather_segments(log, rows, config.train.segment), sharding.local_mesh())
+def _blocks(log: SessionLog, index: np.ndarray, config: configs.Run, exposures: int):
+    """Batches of segments spread over the log, at most `_MEASURED` of each kind of exposure.
+
+    A short batch is repeated to a whole one.
+    """
+    size, random = config.feedback.batch, np.zeros(len(index), bool)
+    if exposures == 2:
+        random = log.context[log.offsets[index[:, 0]], 0] > 0.5
+    for part in (index[~random], index[random]):
+        part = part[:: max(len(part) // (_MEASURED * size), 1)]
+        blocks = [part[i : i + size] for i in range(0, len(part) - size + 1, size)]
+        if len(part) and not blocks:
+            blocks = [np.resize(part, (size, 2))]
+        for rows in blocks[:_MEASURED]:
+            yield sharding.put_batch(sessions.gather_segments(log, rows, config.train.segment), sharding.local_mesh())

@@ -38,15 +38,18 @@ def test_requests_say_whether_they_were_exposed_at_random():
     }
     before = {name: make() for name, make in logs.items()}
     after = {name: make() for name, make in sources._with_random_log(logs).items()}
-    for name in ("valid", "test", "random_test"):
+    assert set(after) == {"train", "valid", "test", "random_test"}
+    for name in ("test", "random_test"):
         flag = name == "random_test"
         assert (after[name].context[:, 0] == flag).all()
         np.testing.assert_array_equal(after[name].context[:, 1:], before[name].context)
         np.testing.assert_array_equal(after[name].feedback, before[name].feedback)
-    train, standard, random = after["train"], before["train"], before["random_train"]
-    assert train.num_sessions == standard.num_sessions + random.num_sessions
-    np.testing.assert_array_equal(train.context[:, 0], np.repeat([0, 1], [standard.num_requests, random.num_requests]))
-    np.testing.assert_array_equal(train.feedback, np.concatenate([standard.feedback, random.feedback]))
+    for name in ("train", "valid"):
+        both, standard, random = after[name], before[name], before[f"random_{name}"]
+        assert both.num_sessions == standard.num_sessions + random.num_sessions
+        flags = np.repeat([0, 1], [standard.num_requests, random.num_requests])
+        np.testing.assert_array_equal(both.context[:, 0], flags)
+        np.testing.assert_array_equal(both.feedback, np.concatenate([standard.feedback, random.feedback]))
 
 
 @pytest.mark.parametrize("most", [10**9, 100])

@@ -35,6 +35,9 @@ class FeedbackConfig(EncoderConfig):
         "what each twin does not see; (0.0, 0.25): uncertainty ranks errors better, and errors are larger",
         fields.DROPOUT,
     )
+    exposures: int = field(
+        1, "kinds of exposure, each calibrated apart; 2: the ranker's, and at random", "[1, 2]", internal=True
+    )
     num_mc_dropout_samples: int = field(
         1, "dropout masks that the uncertainty of a video is averaged over", fields.COUNT
     )

@@ -144,7 +144,8 @@ def _of_candidates(
         r = network.represent(config, state.params, rows, batch, items, None, batch.candidates)
     else:
         r = network.represent_known(config, state, encodings, batch, items, batch.candidates)
-    return network.calibrated(network.predict(state.params, r.z, r.memory_mean, r.unseen), state.calibration)
+    out = network.predict(state.params, r.z, r.memory_mean, r.unseen)
+    return network.calibrated(out, state.calibration, batch.context)
 
 
 def _mean(out: heads.Prediction) -> types.FeedbackPrediction:

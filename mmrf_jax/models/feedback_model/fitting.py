@@ -114,7 +114,7 @@ def measure(
       calibrate: whether the log-odds of binary signals are also scaled and moved to what these sessions hold. Users
         whose own rates were fitted are overrated on later days.
     """
-    predicted, observed, divergence, log_odds = [], [], [], []
+    predicted, observed, divergence, log_odds, random = [], [], [], [], []
     for batch in batches:
         mean, u, raw = (np.asarray(x)[:, :-1] for x in _measure(state, batch, items, config))
         batch = jax.device_get(batch)
@@ -123,10 +123,12 @@ def measure(
         observed.append(batch.feedback[:, :-1][shown])
         divergence.append(u[shown].astype(np.float64))
         log_odds.append(raw[shown])
-    actual = np.concatenate(observed)
-    mean, error = np.concatenate(predicted), np.log1p(actual[:, types.WATCH_TIME]) - np.concatenate(predicted)
+        random.append((batch.context[:, :-1, :1] > 0.5)[np.nonzero(shown)[:2]][:, 0] & (config.exposures == 2))
+    every, labels, kind = np.concatenate(log_odds), np.concatenate(observed), np.concatenate(random)
+    actual, mean = labels[~kind], np.concatenate(predicted)[~kind]
+    error = np.log1p(actual[:, types.WATCH_TIME]) - mean
     residual = max(float(error.std()), 1e-3)
-    scale = np.concatenate(divergence).mean(axis=0)
+    scale = np.concatenate(divergence)[~kind].mean(axis=0)
     scale[types.WATCH_TIME] /= residual**2
     order = np.argsort(mean, kind="stable")
     parts = np.array_split(error[order], network.BINS)
@@ -135,9 +137,11 @@ def measure(
     edges = np.quantile(mean, np.arange(1, network.BINS) / network.BINS)
     calibration = np.asarray(state.calibration)
     if calibrate:
-        calibration = np.stack(
-            [platt(x, y) for x, y in zip(np.concatenate(log_odds).T, actual.T, strict=False)], axis=1
-        )
+        fitted = [
+            np.stack([platt(x, y) for x, y in zip(every[rows].T, labels[rows].T, strict=False)], axis=1)
+            for rows in (~kind, kind)[: config.exposures]
+        ]
+        calibration = np.stack(fitted)
     put = lambda new, old: jax.device_put(np.asarray(new, np.float32), old.sharding)
     return dataclasses.replace(
         state,

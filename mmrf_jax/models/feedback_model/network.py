@@ -34,7 +34,7 @@ class FeedbackState:
     tables: dict[str, embedding_table.Table]  # rows of both twins side by side
     scale: chex.Array  # [S] standard deviation of each signal in the first log
     uncertainty_scale: chex.Array  # [S] mean uncertainty on impressions
-    calibration: chex.Array  # [2, S - 1] slope and offset of the log-odds of binary signals, on days not fitted on
+    calibration: chex.Array  # [E, 2, S - 1] slope and offset of the log-odds of binary signals, on days not fitted on
     residual: chex.Array  # [] standard deviation of the residuals of log1p seconds
     edges: chex.Array  # [BINS - 1] of the predicted mean of log1p seconds
     quantiles: chex.Array  # [BINS, QUANTILES] of the residuals in each bin
@@ -79,7 +79,7 @@ def init(
         tables=embeddings.init(k_tables, config, schema, items, copies=TWINS),
         scale=jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3),
         uncertainty_scale=ones,
-        calibration=jnp.stack([ones[:-1], 0.0 * ones[:-1]]),
+        calibration=jnp.stack([jnp.stack([ones[:-1], 0.0 * ones[:-1]])] * config.exposures),
         residual=jnp.ones((), jnp.float32),
         edges=jnp.zeros((BINS - 1,), jnp.float32),
         quantiles=jnp.zeros((BINS, QUANTILES), jnp.float32),
@@ -156,9 +156,19 @@ def predict(params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Ar
     return jax.vmap(_HEADS.apply)(params["heads"], z, memory_mean, videos)
 
 
-def calibrated(out: heads.Prediction, calibration: chex.Array) -> heads.Prediction:
-    """Predictions with the log-odds of binary signals scaled and moved (Platt, 1999)."""
-    slope, offset = (jax.lax.broadcast_to_rank(x, out.feedback.ndim) for x in calibration[..., None])
+def calibrated(out: heads.Prediction, calibration: chex.Array, context: chex.Array) -> heads.Prediction:
+    """Predictions with the log-odds of binary signals scaled and moved (Platt, 1999).
+
+    Args:
+      out: of requests [...], twins on the first axis.
+      calibration: [E, 2, S - 1] slopes and offsets of each kind of exposure.
+      context: [..., Dx] of the requests. Where E is 2, its first column is 1 for videos exposed at random.
+    """
+    chosen = calibration[0]
+    if len(calibration) == 2:
+        random = jnp.asarray(context)[..., :1, None] > 0.5
+        chosen = jnp.where(random, *(jax.lax.broadcast_to_rank(x, random.ndim) for x in calibration[::-1]))
+    slope, offset = (jax.lax.broadcast_to_rank(chosen[..., i, :, None], out.feedback.ndim) for i in range(2))
     binary = slope * out.feedback[..., : types.WATCH_TIME, :] + offset
     feedback = jnp.concatenate([binary, out.feedback[..., types.WATCH_TIME :, :]], axis=-2)
     return dataclasses.replace(out, feedback=feedback)

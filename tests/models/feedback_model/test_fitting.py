@@ -266,22 +266,51 @@ def test_platt_undoes_a_distortion_and_leaves_rare_signals_alone():
 def test_calibration_is_measured_when_asked_for_and_moves_predictions(fitted, measured):
     config, state, _ = fitted
     batches, plain = measured
-    np.testing.assert_array_equal(plain.calibration, [np.ones(S - 1), np.zeros(S - 1)])
+    np.testing.assert_array_equal(plain.calibration, [[np.ones(S - 1), np.zeros(S - 1)]])
     sure = jax.tree.map(lambda x: x, state)
     heads_of = sure.params["heads"]["params"]
     heads_of["prior"] = heads_of["prior"] + 1.0  # every chance is predicted too high
     calibrated = fitting.measure(sure, batches, WORLD_ITEMS, config, calibrate=True).calibration
-    assert (np.asarray(calibrated)[1, 0] < -0.3) and np.isfinite(calibrated).all()
+    assert (np.asarray(calibrated)[0, 1, 0] < -0.3) and np.isfinite(calibrated).all()
     before, after, actual = [], [], []
     for batch in batches:
         out = predict(config, sure, batch, WORLD_ITEMS)
         shown = np.asarray(representation.loss_masks(batch).exposed) > 0
         at = lambda x, shown=shown: np.asarray(network.expected(x, state.scale))[:, :-1][shown][:, 0]
         before.append(at(out))
-        after.append(at(network.calibrated(out, calibrated)))
+        after.append(at(network.calibrated(out, calibrated, batch.context)))
         actual.append(batch.feedback[:, :-1][shown][:, 0])
     before, after, actual = (np.concatenate(x).mean(dtype=np.float64) for x in (before, after, actual))
     assert abs(after - actual) < 0.01 < 0.05 < before - actual
+
+
+def test_random_exposures_are_calibrated_apart(fitted, measured):
+    """Half the requests say that they were exposed at random, and there every second click was lost."""
+    config, state, _ = fitted
+    two = dataclasses.replace(config, exposures=2)
+    state = dataclasses.replace(state, calibration=jnp.concatenate([state.calibration] * 2))
+    rng, batches = np.random.default_rng(0), []
+    for batch in measured[0]:
+        random = rng.random((len(batch.user_id), 1)) < 0.5
+        context = np.asarray(batch.context).copy()
+        context[..., 0] = random
+        lost = random[..., None] & (rng.random(batch.feedback.shape[:-1]) < 0.5)
+        feedback = np.asarray(batch.feedback) * np.where(lost[..., None], 0.0, 1.0).astype(np.float32)
+        batches.append(dataclasses.replace(batch, context=context, feedback=feedback))
+    found = fitting.measure(state, batches, WORLD_ITEMS, two, calibrate=True)
+    assert found.calibration.shape == (2, 2, S - 1)
+    told: dict[bool, list] = {True: [], False: []}
+    for batch in batches:
+        out = network.calibrated(predict(two, state, batch, WORLD_ITEMS), found.calibration, batch.context)
+        shown = np.asarray(representation.loss_masks(batch).exposed) > 0
+        clicks = np.asarray(network.expected(out, state.scale))[:, :-1, :, 0]
+        for kind, gaps in told.items():
+            rows = shown & (batch.context[:, :-1, :1] == kind)
+            gaps += list((clicks - batch.feedback[:, :-1, :, 0])[rows])
+    means = {kind: float(np.mean(gaps)) for kind, gaps in told.items()}
+    assert max(map(abs, means.values())) < 0.03, means
+    alone = fitting.measure(state, batches, WORLD_ITEMS, config, calibrate=True).calibration
+    assert alone.shape == (1, 2, S - 1) and not np.allclose(alone[0], found.calibration[0])
 
 
 @functools.partial(jax.jit, static_argnames="config")
