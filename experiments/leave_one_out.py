@@ -8,7 +8,9 @@ from mmrf_jax.signals import AGENT_SIGNALS
 
 
 def get_config():
-    without = lambda left_out: tuple(name for name in AGENT_SIGNALS if name != left_out)
+    def without(left_out):
+        return tuple(name for name in AGENT_SIGNALS if name != left_out)
+
     config = study_size.get_config(
         **{f"without_{name}": {"agents": {"signals": without(name)}} for name in AGENT_SIGNALS[:-1]}
     )

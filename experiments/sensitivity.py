@@ -8,8 +8,12 @@ from experiments import study_size
 
 def get_config():
     # A dot in a variant's name would make it the name of a nested field.
-    label = lambda name, value: f"{name}={value}".replace(".", "_")
-    agents = lambda name, values: {label(name, value): {"agents": {name: value}} for value in values}
+    def label(name, value):
+        return f"{name}={value}".replace(".", "_")
+
+    def agents(name, values):
+        return {label(name, value): {"agents": {name: value}} for value in values}
+
     variants = agents("counterfactual_weight", (0.0, 0.1, 0.5, 1.0)) | agents("sampling", ("score", "uncertainty"))
     variants |= agents("uncertainty_bonus", (-1.0, -0.3, 0.3, 1.0))
     config = study_size.get_config(**variants)

@@ -85,19 +85,24 @@ def start(command: list[str], num_processes: int, devices: int) -> list[subproce
     # NPROC: virtual CPU devices deadlock on few cores unless XLA believes in more of them.
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
     env.setdefault("NPROC", str(max(16, 2 * devices)))
-    flags_of = lambda n: [
-        f"--coordinator_address={address}",
-        f"--num_processes={num_processes}",
-        f"--process_id={n}",
-    ]
-    begin = lambda n: subprocess.Popen(
-        [sys.executable, *command, *flags_of(n)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        process_group=0,  # Ctrl-C is passed on, so that it comes once
-    )
+
+    def flags_of(n):
+        return [
+            f"--coordinator_address={address}",
+            f"--num_processes={num_processes}",
+            f"--process_id={n}",
+        ]
+
+    def begin(n):
+        return subprocess.Popen(
+            [sys.executable, *command, *flags_of(n)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=0,  # Ctrl-C is passed on, so that it comes once
+        )
+
     return [begin(n) for n in range(num_processes)]
 
 

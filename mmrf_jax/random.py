@@ -77,7 +77,10 @@ def _fused(key: types.Key, position: chex.Array, user_ids: chex.Array, num: int)
 def _apart(make, user_ids: chex.Array):
     """`make()`, kept out of the fusions of its readers, who would each make all of it anew."""
     shapes = jax.eval_shape(make)
-    nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def nothing():
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
     return jax.lax.cond((user_ids[0] | 1) != 0, make, nothing)  # true of every id, but XLA does not look into bits
 
 

@@ -18,7 +18,10 @@ top_k = jax.jit(ops.top_k, static_argnums=1)
 
 def soft_top_k(scores, k, temperature):
     """The definition, by root finding in float64, for one row of scores."""
-    excess = lambda nu: expit((scores - nu) / temperature).sum() - k
+
+    def excess(nu):
+        return expit((scores - nu) / temperature).sum() - k
+
     spread = 50.0 * temperature + 1.0
     return expit((scores - brentq(excess, scores.min() - spread, scores.max() + spread, xtol=1e-13)) / temperature)
 
@@ -34,14 +37,23 @@ def test_a_weight_is_so_many_equal_candidates():
     scores, q = (rng.normal(size=(4, 5)).astype(np.float32) for _ in range(2))
     many = np.array([1, 3, 2, 1, 4])
     weight = np.broadcast_to(many, scores.shape).astype(np.float32)
-    repeated = lambda x: np.repeat(x, many, axis=-1)
+
+    def repeated(x):
+        return np.repeat(x, many, axis=-1)
+
     group = np.repeat(np.arange(5), many)
-    joined = lambda x: np.stack([x[:, group == i].sum(axis=-1) for i in range(5)], axis=-1)
+
+    def joined(x):
+        return np.stack([x[:, group == i].sum(axis=-1) for i in range(5)], axis=-1)
+
     w, each = ops.soft_top_k(scores, 3, 0.7, weight), ops.soft_top_k(repeated(scores), 3, 0.7)
     np.testing.assert_allclose(w, joined(np.asarray(each)), atol=1e-4)
     np.testing.assert_allclose(np.sum(w, axis=-1), 3.0, atol=1e-3)
     np.testing.assert_allclose(ops.entropy(w, weight), ops.entropy(each), rtol=1e-4)
-    value = lambda a, b, c: losses.policy_objective(a, b, 3, 0.5, c).sum()
+
+    def value(a, b, c):
+        return losses.policy_objective(a, b, 3, 0.5, c).sum()
+
     one, grad = jax.value_and_grad(value)(jnp.asarray(scores), q, weight)
     two, grads = jax.value_and_grad(value)(jnp.asarray(repeated(scores)), repeated(q), None)
     assert float(one) == pytest.approx(float(two), rel=1e-5)

@@ -42,7 +42,10 @@ def tables(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
     step = jax.jit(_table_step, donate_argnums=0)
     t = jax.jit(functools.partial(embedding_table.init, num_rows=rows, dim=_DIM, scale=0.02))(types.make_key(0))
     rng, cost = np.random.default_rng(0), {}
-    place = lambda rank: (rank * 2654435761) % rows  # popular rows lie anywhere
+
+    def place(rank):
+        return (rank * 2654435761) % rows  # popular rows lie anywhere
+
     draws = {
         "zipf": lambda: place(np.exp(rng.random(_IDS) * np.log(rows + 1.0)).astype(np.int64) - 1),
         "uniform": lambda: rng.integers(0, rows, _IDS),

@@ -127,9 +127,10 @@ def request_work(serving: Serving, slots: int = 256) -> cost.Work:
     """What a live request must do: a step of full slots; arriving is left out, for sessions are of any length."""
     begin = functools.partial(_begin, serving, slots)
     slots_now = jax.eval_shape(begin, types.make_key(0))
-    step = lambda data, policy, key, now: rollout.advance(
-        base.Simulator(*serving.sim[:3], *data), policy, key, jnp.int32(0), now, serving.k
-    )
+
+    def step(data, policy, key, now):
+        return rollout.advance(base.Simulator(*serving.sim[:3], *data), policy, key, jnp.int32(0), now, serving.k)
+
     return cost.work(step, serving.sim[3:], serving.policy, types.make_key(0), slots_now).times(1 / slots)
 
 
@@ -141,7 +142,10 @@ def _gathers(sim: base.Simulator, repeats: int) -> float:
     """Requests a second of a program that only gathers their candidates' features, more than caches hold."""
     _, request, _ = jax.jit(sim.reset)(types.make_key(0), jnp.arange(_GATHERED), jnp.int32(0), sim.params)
     gather = jax.jit(lambda features, videos: features[videos])
-    once = lambda: gather(sim.items.features, request.candidates)
+
+    def once():
+        return gather(sim.items.features, request.candidates)
+
     return _GATHERED / statistics.median(cost.seconds(once, 4 * repeats))
 
 
@@ -203,10 +207,16 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
     index = sessions.segment_index(run.log, run.config.train.segment)
     index = index[np.random.default_rng(0).permutation(len(index))]
     size, mesh = run.config.train.batch, sharding.make_mesh()
-    cut = lambda rows: sharding.put_batch(sessions.gather_segments(run.log, rows, run.config.train.segment), mesh)
+
+    def cut(rows):
+        return sharding.put_batch(sessions.gather_segments(run.log, rows, run.config.train.segment), mesh)
+
     batches = [cut(index[i * size : (i + 1) * size]) for i in range(min(_BATCHES, len(index) // size))]
     requests = sum(int(batch.mask[:, :-1].sum()) for batch in batches)
-    cuts = lambda: [cut(index[i * size : (i + 1) * size]) for i in range(len(batches))]
+
+    def cuts():
+        return [cut(index[i * size : (i + 1) * size]) for i in range(len(batches))]
+
     yield Figure("learning/input", requests / statistics.median(cost.seconds(cuts, repeats)), "requests/s")
     impressions = sum(int((batch.slate_mask[:, :-1] & batch.mask[:, :-1, None]).sum()) for batch in batches)
     items, plan, rate = run.source.items, run.plan, jnp.float32(1.0)
@@ -229,7 +239,10 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
         value = units / statistics.median(cost.seconds(run_steps, repeats))
         yield Figure(name, value, unit, limit * units / len(batches))
     score = jax.jit(lambda *x: registry.score_candidates(*x, plan.agents, plan.method))
-    scores = lambda: [score(run.state.agents, batch, items) for batch in batches]
+
+    def scores():
+        return [score(run.state.agents, batch, items) for batch in batches]
+
     value = impressions / statistics.median(cost.seconds(scores, repeats))
     limit = machine.rate(cost.work(score, run.state.agents, batches[0], items)) * impressions / len(batches)
     yield Figure("offline/score", value, "impressions/s", limit)
@@ -240,7 +253,10 @@ def judging(repeats: int, max_users: int) -> Iterator[Figure]:
     rng = np.random.default_rng(0)
     users, scores = rng.integers(0, _ROWS // 20, _ROWS), rng.random(_ROWS, np.float32)
     labels = {str(i): rng.random(_ROWS) < 0.3 for i in range(8)}
-    measure = lambda: ranking.grouped_auc(users, scores, labels)["0"].value
+
+    def measure():
+        return ranking.grouped_auc(users, scores, labels)["0"].value
+
     sort = statistics.median(cost.seconds(lambda: np.lexsort((scores, users)), repeats))
     yield Figure("offline/gauc", _ROWS / statistics.median(cost.seconds(measure, repeats)), "rows/s", _ROWS / sort)
 

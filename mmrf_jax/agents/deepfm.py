@@ -42,10 +42,16 @@ class Heads(nn.Module):
         prior = self.param("prior", zeros, (num_signals, 1))  # set to the base rates of the first log
         crossed = crosses(memory_mean, items)
         row, rest = items[..., 1 : 1 + self.id_dim], items[..., 1 + self.id_dim :]
-        factors = lambda name, x: nn.Dense(_FACTORS, name=name)(x)
+
+        def factors(name, x):
+            return nn.Dense(_FACTORS, name=name)(x)
+
         user = jnp.broadcast_to(factors("user", z)[..., None, :], (*items.shape[:-1], _FACTORS))
         fields = jnp.stack([user, factors("memory", crossed), factors("id", row), factors("video", rest)], axis=-2)
-        linear = lambda name: nn.Dense(num_signals, use_bias=False, kernel_init=zeros, name=name)
+
+        def linear(name):
+            return nn.Dense(num_signals, use_bias=False, kernel_init=zeros, name=name)
+
         raw = linear("first_user")(z)[..., None, :]
         raw = raw + linear("first_video")(jnp.concatenate([crossed, items], axis=-1)) + linear("second")(pairs(fields))
         return prediction(prior, raw + Deep(name="deep")(z, crossed, items))

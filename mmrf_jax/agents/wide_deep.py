@@ -55,7 +55,10 @@ class Heads(nn.Module):
         num_signals, zeros = len(types.SIGNALS), nn.initializers.zeros
         prior = self.param("prior", zeros, (num_signals, 1))  # set to the base rates of the first log
         crossed = crosses(memory_mean, items)
-        linear = lambda name: nn.Dense(num_signals, use_bias=False, kernel_init=zeros, name=name)
+
+        def linear(name):
+            return nn.Dense(num_signals, use_bias=False, kernel_init=zeros, name=name)
+
         wide = linear("wide_user")(z)[..., None, :]
         wide = wide + linear("wide_video")(jnp.concatenate([crossed, items], axis=-1))
         return prediction(prior, wide + Deep(name="deep")(z, crossed, items))

@@ -279,7 +279,10 @@ class Checkpoints:
             return
         free = shutil.disk_usage(self._directory).free
         if free < needed:
-            mib = lambda size: f"{size / 2**20:,.1f} MiB"
+
+            def mib(size):
+                return f"{size / 2**20:,.1f} MiB"
+
             raise self._failed_save(step, f"No space left for {mib(needed)}, {mib(free)} are free")
 
     def _failed_save(self, step: int, error: Exception | str) -> CheckpointError:

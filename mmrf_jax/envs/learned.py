@@ -119,12 +119,16 @@ def make(
 
 
 def _pool(log: SessionLog, pool_requests: int) -> Pool:
-    pad = lambda x, size: x
+    def pad(x, size):
+        return x
+
     if log.num_requests > pool_requests:
         most = pool_requests // _REQUESTS_A_SESSION
         fitting = int(np.searchsorted(log.offsets, pool_requests, side="right")) - 1
         log = sessions.select_sessions(log, np.arange(max(min(fitting, most), 1)))
-        pad = lambda x, size: np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
+
+        def pad(x, size):
+            return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
     else:
         most = log.num_sessions
     history = types.Exposure(log.history_videos, log.history_feedback, log.history_mask.astype(bool))

@@ -189,7 +189,10 @@ def refill(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState) ->
         old = (slots.state, slots.request, slots.carry, slots.history, slots.position, slots.index)
         kept = None if slots.history is None else history
         new = (state, request, carry, kept, jnp.zeros_like(number), number)
-        put = lambda a, b: a.at[where].set(b, mode="drop")
+
+        def put(a, b):
+            return a.at[where].set(b, mode="drop")
+
         state, request, carry, history, position, index = jax.tree.map(put, old, new)
         return dataclasses.replace(
             slots,

@@ -97,8 +97,10 @@ def _duration(seconds: float) -> str:
 
 
 _muted = False
-_check: Callable[[], None] = lambda: None
-_begun: Callable[[str], None] = lambda name: None
+
+
+def _check() -> None:
+    return None
 
 
 def mute() -> None:
@@ -121,6 +123,13 @@ def interruptible(check: Callable[[], None]) -> Iterator[None]:
 def check() -> None:
     """Calls what `interruptible` was given."""
     _check()
+
+
+def _unobserved(name: str) -> None:
+    """Nobody observes phases."""
+
+
+_begun: Callable[[str], None] = _unobserved
 
 
 @contextlib.contextmanager

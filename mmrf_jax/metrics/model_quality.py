@@ -201,7 +201,10 @@ def excess_logloss_by_decile(
     uncertainty, predicted = np.asarray(uncertainty, np.float64), np.asarray(predicted, np.float64)
     loss, entropy = _logloss(predicted, np.asarray(label)), _logloss(predicted, np.clip(predicted, 0.0, 1.0))
     columns = {"uncertainty": uncertainty, "logloss": loss, "expected": entropy, "excess": loss - entropy}
-    means = lambda rows: {name: float(column[rows].mean()) for name, column in columns.items()}
+
+    def means(rows):
+        return {name: float(column[rows].mean()) for name, column in columns.items()}
+
     return [means(rows) | {"rows": len(rows)} for rows in _deciles(uncertainty)]
 
 
@@ -243,8 +246,13 @@ def format_table(result: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """`metrics` as a Markdown table, one row for each signal and ranker; "model −" are intervals of 95 %."""
     header = ["signal", "ranker", "users", "GAUC / XAUC", "log-loss / MAE", "ECE / RMSE"]
     header += ["model − ranker, GAUC / XAUC", "model − ranker, log-loss / MAE"]
-    number = lambda x: "–" if x is None else f"{x:.4f}"
-    interval = lambda x: "–" if x is None else f"[{x[0]:+.4f}, {x[1]:+.4f}]"
+
+    def number(x):
+        return "–" if x is None else f"{x:.4f}"
+
+    def interval(x):
+        return "–" if x is None else f"[{x[0]:+.4f}, {x[1]:+.4f}]"
+
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for signal, rankers in result.items():
         rank_metric, loss, last = ("xauc", "mae", "rmse") if signal == _WATCH_TIME else ("gauc", "logloss", "ece")

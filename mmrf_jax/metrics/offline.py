@@ -105,7 +105,10 @@ def metrics(
         """(rows that count, labels or targets, metric) of a signal."""
         if name == "watch_time_xauc":
             return everyone, seconds, ranking.grouped_xauc
-        auc = lambda groups, scores, label: ranking.grouped_auc(groups, scores, label[:, None])[0]
+
+        def auc(groups, scores, label):
+            return ranking.grouped_auc(groups, scores, label[:, None])[0]
+
         return (known, longer, auc) if name == "watch_time_median" else (everyone, labels[name], auc)
 
     def measure(scores: np.ndarray, name: str) -> ranking.GroupedMetric:
@@ -162,8 +165,13 @@ def format_table(result: dict[str, dict[str, Any]]) -> str:
     rankers = list(dict.fromkeys(ranker for entry in result.values() for ranker in entry.get("against", {})))
     header = ["signal", "users", "GAUC (served)", "95 %", "GAUC (own agent)"]
     header += [cell for ranker in rankers for cell in (ranker, "difference")]
-    number = lambda x: "–" if x is None else f"{x:.4f}"
-    interval = lambda x, sign="": "–" if x is None else f"[{x[0]:{sign}.4f}, {x[1]:{sign}.4f}]"
+
+    def number(x):
+        return "–" if x is None else f"{x:.4f}"
+
+    def interval(x, sign=""):
+        return "–" if x is None else f"[{x[0]:{sign}.4f}, {x[1]:{sign}.4f}]"
+
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for name, entry in result.items():
         cells = [name, str(entry["eligible_users"]), number(entry["gauc"]), interval(entry["ci95"])]

@@ -97,7 +97,10 @@ class FeedbackHeads(nn.Module):
 
 def below(log_odds: chex.Array, ceiling: chex.Array) -> chex.Array:
     """Log-odds of c σ(log_odds), a probability below c = σ(ceiling)."""
-    least = lambda x: jax.lax.broadcast_to_rank(jax.nn.log_sigmoid(x), log_odds.ndim)
+
+    def least(x):
+        return jax.lax.broadcast_to_rank(jax.nn.log_sigmoid(x), log_odds.ndim)
+
     return log_odds + least(ceiling) - jax.nn.softplus(log_odds + least(-ceiling))
 
 

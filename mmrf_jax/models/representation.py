@@ -122,11 +122,17 @@ def of_encoded(
     h = batch.history.videos.shape[1]
     feedback = jnp.concatenate([batch.history.feedback, batch.feedback.reshape(num_users, steps * k, -1)], axis=1)
     f = encoder.apply(encoder_params, feedback, items.duration[seen_videos(batch)], method="feedback")
-    slates = lambda x: x[:, h:].reshape(num_users, steps, k, x.shape[-1])
+
+    def slates(x):
+        return x[:, h:].reshape(num_users, steps, k, x.shape[-1])
+
     start = encoders.memory_write(config, None, seen[:, :h], f[:, :h], batch.history.mask)
     mask = batch.slate_mask & batch.mask[..., None]
     memory = encoders.memory_over_requests(config, start, slates(seen), slates(f), mask)
-    at_requests = lambda x: jnp.broadcast_to(x[:, None], (num_users, steps, x.shape[-1]))
+
+    def at_requests(x):
+        return jnp.broadcast_to(x[:, None], (num_users, steps, x.shape[-1]))
+
     user = (at_requests(user_rows), at_requests(batch.profile), batch.context)
     rngs = {} if key is None else {"dropout": key}
     z = encoder.apply(encoder_params, memory, *user, key is not None, blind, method="user", rngs=rngs)

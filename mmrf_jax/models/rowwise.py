@@ -84,7 +84,10 @@ def round_at_random(x: jax.Array, salt: jax.Array) -> jax.Array:
     Rounded to the nearest, steps below 1/512 of an entry would all be lost. The chance is a hash of the row's salt [M]
     float32, such as its accumulator, which every step changes: the same on any number of devices.
     """
-    bits = lambda y: jax.lax.bitcast_convert_type(y, jnp.uint32)
+
+    def bits(y):
+        return jax.lax.bitcast_convert_type(y, jnp.uint32)
+
     noise = mix(mix(bits(salt))[:, None] + jnp.arange(1, x.shape[1] + 1, dtype=jnp.uint32))
     kept = (bits(x) + (noise & jnp.uint32(0xFFFF))) & jnp.uint32(0xFFFF0000)
     return jax.lax.bitcast_convert_type(kept, jnp.float32).astype(jnp.bfloat16)

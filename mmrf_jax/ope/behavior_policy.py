@@ -81,7 +81,10 @@ def log_prob(scores: np.ndarray, slate: np.ndarray, random: np.ndarray) -> np.nd
 def calibration(scores: np.ndarray, slate: np.ndarray, random: np.ndarray) -> dict[str, Any]:
     """Whether `log_prob` is how slates [r, K] were made; see `log_propensities`."""
     scores, slate, random = np.array(scores[:_MAX_REQUESTS], np.float64), slate[:_MAX_REQUESTS], random[:_MAX_REQUESTS]
-    of = lambda scores: float(-log_prob(scores, slate, random)[slate >= 0].mean())
+
+    def of(scores):
+        return float(-log_prob(scores, slate, random)[slate >= 0].mean())
+
     predicted, actual = [], []
     result: dict[str, Any] = {"nats": of(scores), "nats_uniform": of(np.zeros_like(scores))}
     odds, taken = np.exp(scores - scores.max(axis=1, keepdims=True)), np.zeros(scores.shape, bool)
@@ -96,11 +99,14 @@ def calibration(scores: np.ndarray, slate: np.ndarray, random: np.ndarray) -> di
         actual.append(chosen[left])
         taken[rows, slate[rows, slot]] = True
     p, shown = np.concatenate(predicted), np.concatenate(actual)
-    means = lambda groups, scores, part: {
-        "predicted": float(p[part].mean()),
-        "actual": float(shown[part].mean()),
-        "rows": len(part),
-    }
+
+    def means(groups, scores, part):
+        return {
+            "predicted": float(p[part].mean()),
+            "actual": float(shown[part].mean()),
+            "rows": len(part),
+        }
+
     rows = np.arange(len(p))
     result["by_decile"] = [decile.metric for decile in ranking.by_decile(p, rows, p, rows, means)]
     return result

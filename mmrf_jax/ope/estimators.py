@@ -170,8 +170,12 @@ def per_decision(
     users, user = np.unique(user_id, return_inverse=True)
     order = np.argsort(user, kind="stable")
     starts = np.searchsorted(user[order], np.arange(len(users)))
-    resampled = lambda sums: np.concatenate([sums.sum(axis=0, keepdims=True), _resampled(sums, draws, seed)])
-    by_user = lambda x: np.add.reduceat(x.reshape(len(x), -1)[order], starts, axis=0)
+
+    def resampled(sums):
+        return np.concatenate([sums.sum(axis=0, keepdims=True), _resampled(sums, draws, seed)])
+
+    def by_user(x):
+        return np.add.reduceat(x.reshape(len(x), -1)[order], starts, axis=0)
 
     earned = by_user(np.concatenate([gains.sum(axis=1), np.ones((len(gains), 1))], axis=1))
     plain = resampled(earned)
@@ -215,7 +219,10 @@ def format_table(units: Mapping[str, Mapping[str, Any]]) -> str:
             cells = [entry["logged"], entry.get("dm"), entry.get("dr", {}).get(printed)]
             cells += [entry["ncis"].get(cap) for cap in caps]
             values.append([unit, signal, *(_cell(x) for x in cells)])
-    text = lambda rows: "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+    def text(rows):
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
     return text(lines) + "\n\n" + text(values)
 
 
@@ -283,5 +290,8 @@ def _by_signal(values: dict[str, Any], signals: Sequence[str], level: float, eve
         name: {cap: entries(name, x) for cap, x in value.items()} if isinstance(value, dict) else entries(name, value)
         for name, value in values.items()
     }
-    pick = lambda made, i: {cap: x[i] for cap, x in made.items()} if isinstance(made, dict) else made[i]
+
+    def pick(made, i):
+        return {cap: x[i] for cap, x in made.items()} if isinstance(made, dict) else made[i]
+
     return {signal: {name: pick(x, i) for name, x in made.items()} for i, signal in enumerate(signals)}

@@ -94,7 +94,9 @@ def settings(run: Run) -> Part:
 
 
 def _lines(tree: Mapping[str, Any]) -> list[list[str | Cell]]:
-    plain = lambda x: ", ".join(map(str, x)) if isinstance(x, list | tuple) else str(x)
+    def plain(x):
+        return ", ".join(map(str, x)) if isinstance(x, list | tuple) else str(x)
+
     return [[name, Cell(plain(value), kind="text wrap")] for name, value in _flat(tree)]
 
 

@@ -96,7 +96,10 @@ def _difference(metric: str, entry: Mapping[str, Any] | None) -> Cell:
 
 def _in_order(entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The entries of signals as the signals are ordered everywhere, what is none of them last."""
-    place = lambda name: types.SIGNALS.index(name) if name in types.SIGNALS else len(types.SIGNALS)
+
+    def place(name):
+        return types.SIGNALS.index(name) if name in types.SIGNALS else len(types.SIGNALS)
+
     return sorted(entries.items(), key=lambda item: place(item[0]))
 
 
@@ -106,7 +109,10 @@ def offline(run: Run) -> Part:
         return Part(identity, title, "", missing=UNFINISHED)
     logs = {"test": run.results["offline"], **run.results.get("offline_other", {})}
     body = ""
-    gauc = lambda x: NOTHING if x is None else charts.show(x, ".4f")
+
+    def gauc(x):
+        return NOTHING if x is None else charts.show(x, ".4f")
+
     for log, entries in logs.items():
         rankers = list(dict.fromkeys(r for entry in entries.values() for r in entry.get("against", {})))
         rows: list[list[str | Cell]] = []

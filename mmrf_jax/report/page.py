@@ -40,7 +40,10 @@ def build(run: sections.Run) -> str:
     script, boxes = _embedded(figures) if figures else ("", {})
     body = "\n".join(_section(part, boxes) for part in parts)
     links = "".join(f'<a href="#{part.identity}">{escape(part.title)}</a>' for part in parts)
-    asset = lambda name: (importlib.resources.files("mmrf_jax.report") / "assets" / name).read_text("utf-8")
+
+    def asset(name):
+        return (importlib.resources.files("mmrf_jax.report") / "assets" / name).read_text("utf-8")
+
     title = f"{run.name}: {run.config['method']} on {run.config['source']}"
     return f"""<!doctype html>
 <html lang="en">

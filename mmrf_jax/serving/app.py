@@ -113,7 +113,10 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
             "scores": None,
         }
         if asked.scores:
-            known = lambda x: None if math.isnan(x) else x
+
+            def known(x):
+                return None if math.isnan(x) else x
+
             answer["scores"] = {name: [known(x) for x in column.tolist()] for name, column in ranked.scores.items()}
         return JSONResponse(answer)
 

@@ -216,7 +216,10 @@ def _model_functions(plan: steps.TrainConfig, schema: Schema, model: network.Fee
 
     def encode(weights, video):
         rows = embeddings.lookup(_tables(like, weights["tables"]), {name: video[field] for name, field in _IDS.items()})
-        apply = lambda p, r: encoder.apply(p, r, video["features"], method="items")
+
+        def apply(p, r):
+            return encoder.apply(p, r, video["features"], method="items")
+
         return both(apply)(weights["params"]["encoder"], network.twin_rows(rows))
 
     def observe(weights, memory, encodings, shown):
@@ -233,7 +236,10 @@ def _model_functions(plan: steps.TrainConfig, schema: Schema, model: network.Fee
     def predict(weights, memory, encodings, request, exposed):
         rows = embeddings.lookup(_tables(like, weights["tables"]), {embeddings.USER_TABLE: request["user_id"]})
         carried = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), encoders.Memory(**memory))
-        user = lambda p, m, r: encoder.apply(p, m, r, request["profile"], request["context"], method="user")
+
+        def user(p, m, r):
+            return encoder.apply(p, m, r, request["profile"], request["context"], method="user")
+
         z = both(user)(weights["params"]["encoder"], carried, network.twin_rows(rows)[embeddings.USER_TABLE])
         out = network.predict(weights["params"], z, carried.mean(), encodings[:, request["candidates"]])
         out = network.calibrated(out, weights["calibration"], request["context"])

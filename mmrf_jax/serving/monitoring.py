@@ -17,7 +17,10 @@ class Metrics:
     def __init__(self, gauges: dict[str, tuple[str, Callable[[], float]]]):
         """`gauges`: {name: (what it is, how it is found)} of what is looked up when it is asked for."""
         self.registry = registry = prometheus.CollectorRegistry()
-        counter = lambda name, what, *labels: prometheus.Counter(name, what, labels, registry=registry)
+
+        def counter(name, what, *labels):
+            return prometheus.Counter(name, what, labels, registry=registry)
+
         self.requests = counter("mmrf_requests", "HTTP requests.", "route", "status")
         self.seconds = prometheus.Histogram(
             "mmrf_request_seconds",

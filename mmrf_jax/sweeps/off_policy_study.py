@@ -191,9 +191,10 @@ def _errors(rows: dict[str, np.ndarray], policy: int, truth: np.ndarray, logs: i
     log_weight, reward = rows["log_weight"][:, policy], rows["reward"]
     edges = np.searchsorted(rows["user"], log_users * np.arange(logs + 1))
     estimate = functools.partial(estimators.estimate, signals=SIGNALS, draws=_DRAWS)
-    of = lambda part, seed: estimate(
-        estimators.LoggedDecisions(rows["user"][part], log_weight[part], reward[part]), seed=seed
-    )
+
+    def of(part, seed):
+        return estimate(estimators.LoggedDecisions(rows["user"][part], log_weight[part], reward[part]), seed=seed)
+
     pooled = estimators.estimate(estimators.LoggedDecisions(rows["user"], log_weight, reward), SIGNALS, draws=1)[
         "signals"
     ]
@@ -225,7 +226,10 @@ def _summary(entries: dict[str, Any], policies: dict[str, Any], signal: str, clo
     for group, names in (("all", list(entries)), ("close", close)):
         pooled = np.array([entries[name]["pooled"] for name in names])
         truth, earned = (np.array([policies[n][signal][key] for n in names]) for key in ("truth", "on_policy"))
-        ranks = lambda x, pooled=pooled: float(stats.spearmanr(pooled, x).statistic) if len(x) > 2 else None
+
+        def ranks(x, pooled=pooled):
+            return float(stats.spearmanr(pooled, x).statistic) if len(x) > 2 else None
+
         result[group] = {
             "error": float(np.mean(np.abs(pooled / truth - 1.0))),
             "coverage": _mean([entries[name]["coverage"] for name in names]),
@@ -263,7 +267,10 @@ def _serve(
 
 def format_table(table: dict[str, Any]) -> str:
     """The study's tables as Markdown: estimators, then policies by watch time."""
-    number = lambda x, spec: "–" if x is None else format(x, spec)
+
+    def number(x, spec):
+        return "–" if x is None else format(x, spec)
+
     head = (
         f"{table['logs']} logs of {table['log_users']} users, the first {table['log_requests']} requests of each; "
         f"{table['sessions']:,} sessions of each of {len(table['policies'])} policies, {len(table['close'])} of them "
@@ -290,5 +297,8 @@ def format_table(table: dict[str, Any]) -> str:
         cells = [name, f"{x['truth']:.2f}", f"{100 * x['difference']:+.1f}", f"{x['on_policy']:,.0f}"]
         cells += [f"{ncis[cap][name]['pooled']:.2f}" for cap in ("inf", "10")]
         policies.append(cells + [number(ncis[cap][name]["coverage"], ".3f") for cap in ("inf", "10")])
-    text = lambda rows: "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+    def text(rows):
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
     return "\n\n".join((head, text(lines), text(policies))) + "\n"

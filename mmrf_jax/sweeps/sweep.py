@@ -374,7 +374,10 @@ _BY_ROUND = {
 def _by_round(folders: Iterable[Path], name: str) -> list[dict[str, float]]:
     """The rows of each round, means over seeds; none where the runs have none."""
     by_seed = [run_folder.read_json(path / "learned.json")[name] for path in folders]
-    mean = lambda rows, key: sum(row[key] for row in rows) / len(rows)
+
+    def mean(rows, key):
+        return sum(row[key] for row in rows) / len(rows)
+
     keys = [key for key in (by_seed[0][0] if by_seed[0] else ()) if key not in ("step", "seed", "phase")]
     return [{key: mean(rows, key) for key in keys} for rows in zip(*by_seed, strict=True)]
 

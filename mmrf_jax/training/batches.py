@@ -49,7 +49,10 @@ class Batches(Protocol):
 def example(schema: Schema, size: int, num_requests: int) -> types.SessionBatch:
     """A batch of zeros with the shapes and types of a run's batches of `size` segments, to compile for."""
     t, h, k, s = num_requests + 1, schema.history, schema.slate, len(types.SIGNALS)
-    zeros = lambda dtype, *shape: np.zeros((size, *shape), dtype)
+
+    def zeros(dtype, *shape):
+        return np.zeros((size, *shape), dtype)
+
     return types.SessionBatch(
         user_id=zeros(np.int32),
         date=zeros(np.int32),
@@ -116,14 +119,17 @@ class Streamed:
         self._sums = np.sum(multihost.gather_rows([sums.values[None]])[0], axis=0)
         self.sessions, self.requests = self._part.total, int(self._sums[0])
         kept = {"feedback": self._fitted(self._part.number), "train": np.ones(len(self._part.number), bool)}
-        make = lambda part, number: stream.Batches(
-            self._part,
-            slots[part],
-            getattr(config, part).batch,
-            config.train.segment,
-            kept[part],
-            [config.seed, number, part == "feedback"],
-        )
+
+        def make(part, number):
+            return stream.Batches(
+                self._part,
+                slots[part],
+                getattr(config, part).batch,
+                config.train.segment,
+                kept[part],
+                [config.seed, number, part == "feedback"],
+            )
+
         self._make = functools.lru_cache(maxsize=1)(make)  # the segments in memory are those of one phase
         self._segments = {part: self._counted(part) for part in _PARTS}
 

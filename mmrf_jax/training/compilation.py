@@ -47,7 +47,10 @@ def begin(
     if jax.process_count() > 1:
         return  # processes would compile in orders of their own
     items, schema, segment = source.items, source.schema, config.train.segment
-    part = lambda name: sharding.put_batch(batches.example(schema, getattr(config, name).batch, segment), mesh)
+
+    def part(name):
+        return sharding.put_batch(batches.example(schema, getattr(config, name).batch, segment), mesh)
+
     rate = np.float32(1.0)
     if start is not None:
         known = (np.ones(len(types.SIGNALS)),) * 3

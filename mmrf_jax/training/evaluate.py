@@ -158,9 +158,10 @@ def evaluate(
 
 def _excess(feedback, found, source, plan, state, log, num_requests) -> dict[str, Any]:
     """{binary signal: `fidelity.excess_logloss_by_decile` of the feedback model's exposures}."""
-    one = lambda batch: np.moveaxis(
-        predictions.uncertainty(state, batch, predictions.shown(batch), source.items, plan), -1, -2
-    )
+
+    def one(batch):
+        return np.moveaxis(predictions.uncertainty(state, batch, predictions.shown(batch), source.items, plan), -1, -2)
+
     u = offline.score_log(one, log, num_requests=num_requests).scores
     return {
         signal: model_quality.excess_logloss_by_decile(u[:, i], found[signal], feedback[:, i])
@@ -216,7 +217,10 @@ def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[
     if source.sim is not None:
         return simple, {}
     phase("boosting")
-    measure = lambda users, scores, labels: ranking.grouped_auc(users, scores, {"label": labels})["label"].value
+
+    def measure(users, scores, labels):
+        return ranking.grouped_auc(users, scores, {"label": labels})["label"].value
+
     at_valid = None if valid is None else boosting.table(valid, items, past)
     boosted = boosting.scores(at_train, at_valid, features, measure)
     means = popularity.smoothed_means(known.video, known.feedback, items.num_videos)
@@ -341,7 +345,10 @@ def print_results(result: dict[str, Any]) -> None:
 
 def _table(entries: dict[str, dict[str, dict[str, Any]]], columns: tuple[str, ...]) -> str:
     lines = ["| signal | predictor | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
-    number = lambda x: "–" if x is None else f"{x:.4g}"
+
+    def number(x):
+        return "–" if x is None else f"{x:.4g}"
+
     for predictor, signals in entries.items():
         for signal, entry in signals.items():
             lines.append(f"| {signal} | {predictor} | " + " | ".join(number(entry[c]) for c in columns) + " |")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,10 @@ def estimates(
       options: of `off_policy.estimate`.
     """
     session, request, slot = sessions.exposure_index(log)
-    at: Callable[[Any], Any] = lambda x: None if x is None else x[request, slot]
+
+    def at(x: Any) -> Any:
+        return None if x is None else x[request, slot]
+
     user = np.repeat(log.user_id, np.diff(log.offsets))
     rows = estimators.LoggedDecisions(
         log.user_id[session], weight[request, slot], at(log.feedback), at(expected), at(direct)
@@ -124,7 +126,10 @@ def _policy(
         rows = index[start : start + _BATCH]
         batch = sessions.gather_segments(log, np.resize(rows, (_BATCH, 2)), segment)
         live = batch.mask[:, :-1] & (np.arange(_BATCH) < len(rows))[:, None]
-        requests = lambda x, live=live: np.asarray(x)[:, :-1][live]
+
+        def requests(x, live=live):
+            return np.asarray(x)[:, :-1][live]
+
         slate = np.where(requests(batch.slate_mask), requests(batch.slate), -1)
         scores = registry.score_candidates(state.agents, batch, source.items, plan.agents, plan.method)
         scores = propensity.standardised(requests(scores[..., -1, :]))

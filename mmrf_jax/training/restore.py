@@ -35,7 +35,10 @@ def state_shapes(config: configs.Run, source: sources.Source, mesh) -> steps.Tra
 @functools.lru_cache(maxsize=1)
 def _state_shapes(plan: steps.TrainConfig, schema: Schema, tree, leaves: tuple) -> steps.TrainState:
     ones = jnp.ones(len(types.SIGNALS))
-    init = lambda items: steps.init(types.make_key(0), plan, schema, items, ones, ones, ones)
+
+    def init(items):
+        return steps.init(types.make_key(0), plan, schema, items, ones, ones, ones)
+
     return jax.eval_shape(init, jax.tree.unflatten(tree, leaves))
 
 

@@ -125,7 +125,10 @@ def agreement(gradients: np.ndarray) -> dict[str, Any]:
       None with a single batch: how much of a gradient is not chance. A cosine with a gradient of 0 is 0.
     """
     gradients = gradients.astype(np.float64)
-    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
+
+    def unit(x):
+        return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
+
     every, even, odd = (unit(x.sum(axis=0)) for x in (gradients, gradients[::2], gradients[1::2]))
     itself = (even * odd).sum(axis=-1).tolist() if len(gradients) > 1 else None
     return {"matrix": (every @ every.T).tolist(), "itself": itself}

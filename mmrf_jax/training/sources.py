@@ -239,7 +239,10 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base
     world = config.world
     assert world is not None
     sim = env.make(world)
-    nothing: Callable[[], Any] = lambda: None
+
+    def nothing() -> Any:
+        return None
+
     source = Source(
         items=sim.items,
         schema=world_schema(sim, world),
@@ -386,7 +389,10 @@ def _kuairand(config: configs.Run) -> Source:
                 f"no session is in the {name} days with config.data.{field}={getattr(d, field)}; "
                 f"the logs hold {days}: change it"
             )
-    there = lambda name: int(parts[name].sessions.sum()) > 0
+
+    def there(name):
+        return int(parts[name].sessions.sum()) > 0
+
     tests = [name for name in ("test", "random_test") if there(name)]
     items = builder.read_items(prepared)
     schema, ids = parts["test"].schema, lambda: builder.read_video_ids(prepared)

@@ -251,7 +251,10 @@ def _learn(
 def _summarise(plan: steps.TrainConfig, state: steps.TrainState, workdir: Path, step: int) -> dict[str, Any]:
     """Writes learned.json of a run that has learned to its end, and gives it."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    plain = lambda row: {name: value for name, value in row.items() if name != "seconds"}
+
+    def plain(row):
+        return {name: value for name, value in row.items() if name != "seconds"}
+
     logged = np.asarray(state.logged).tolist()
     summary = {
         "steps": step,
@@ -396,10 +399,16 @@ def _round(
     first = max(done - of_fit, 0)
     encodings = steps.precompute_item_embeddings(state, source.items, plan)
     encodings = None if encodings is None else sharding.put_replicated(encodings, mesh)
-    update = lambda *args: steps.update_step(*args, encodings)
+
+    def update(*args):
+        return steps.update_step(*args, encodings)
+
     state = run(state, "train", "train", update, first, of_updates)
     rows: dict[str, Any] = {}
-    alone = lambda: (config, _alone(source), plan, sharding.local(state), data.log)
+
+    def alone() -> tuple[configs.Run, sources.Source, steps.TrainConfig, Any, SessionLog]:
+        return (config, _alone(source), plan, sharding.local(state), data.log)
+
     if plan.use_feedback_model and config.alternation.gap_sessions and source.sim is not None:
         phase("optimism")
         compiled.wait("A/B test", check, say)

@@ -22,14 +22,20 @@ def parts(rng, n, lifts, paired):
 
 def test_values_by_hand(monkeypatch):
     monkeypatch.setattr(statistics, "MIN_EVENTS", 1)
-    one = lambda *seconds: {"watch_time": np.array(seconds), "sessions": np.array([1, 1, 2])}
+
+    def one(*seconds):
+        return {"watch_time": np.array(seconds), "sessions": np.array([1, 1, 2])}
+
     early = {"production": one(1.0, 2.0, 5.0), "mmrf": one(3.0, 2.0, 5.0)}
     late = {"production": one(2.0, 2.0, 6.0), "mmrf": one(2.0, 3.0, 6.0)}
     result = by_day.change(early, late, "production", paired=False)
     entry = result["mmrf"]["watch_time"]
     assert (entry["early"], entry["late"], entry["change"]) == pytest.approx((25.0, 10.0, -15.0))
+
     # A user's share in a difference: (seconds − mean × sessions) / mean sessions / control's mean.
-    share = lambda x, mean, base: (x["watch_time"] - mean * x["sessions"]) * 3 / 4 / base
+    def share(x, mean, base):
+        return (x["watch_time"] - mean * x["sessions"]) * 3 / 4 / base
+
     own = share(late["mmrf"], 2.75, 2.5) - share(early["mmrf"], 2.5, 2.0)
     other = share(late["production"], 2.5, 2.5) * 1.1 - share(early["production"], 2.0, 2.0) * 1.25
     error = np.sqrt((own.var(ddof=1) + other.var(ddof=1)) / 3)

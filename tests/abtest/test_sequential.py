@@ -12,7 +12,10 @@ def boundary(fraction, rho2, alpha=0.05):
 
     def excess(q):
         s = q * np.sqrt(fraction)
-        ratio = lambda effect: np.exp(effect * s - effect**2 * fraction / 2) * stats.norm.pdf(effect, 0, np.sqrt(rho2))
+
+        def ratio(effect):
+            return np.exp(effect * s - effect**2 * fraction / 2) * stats.norm.pdf(effect, 0, np.sqrt(rho2))
+
         return np.log(integrate.quad(ratio, -40, 40, limit=400, points=[0, s / fraction])[0]) + np.log(alpha)
 
     return optimize.brentq(excess, 0.5, 12)

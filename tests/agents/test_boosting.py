@@ -11,7 +11,12 @@ from mmrf_jax.agents import boosting
 from mmrf_jax.data import sessions, statistics
 
 V = random_logs.SCHEMA.num_videos
-MEASURE = lambda users, scores, labels: float(np.mean((scores > 0.0) == labels))
+
+
+def MEASURE(users, scores, labels):
+    return float(np.mean((scores > 0.0) == labels))
+
+
 MEANS = 4 * (len(statistics.SIGNALS) + 1)  # of video, author, tag and user
 
 

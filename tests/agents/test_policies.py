@@ -94,7 +94,10 @@ def test_iql_by_hand():
 def test_iql_values_are_expectiles_of_logged_slates(items):
     """V moves up by .7 of the shortfall and down by .3 of the excess; with .5 it is half of plain regression."""
     batch, state = tiny.make_batch(), tiny.make_state(ALONE)
-    take = lambda learner: tiny.step(state, batch, items, config=ALONE, learner=learner)[1]
+
+    def take(learner):
+        return tiny.step(state, batch, items, config=ALONE, learner=learner)[1]
+
     seven, five, three = (
         float(take(training_step.Algorithm(iql.improve, expectile=e))["loss/value"]) for e in (0.7, 0.5, 0.3)
     )
@@ -134,9 +137,12 @@ def test_tscac_settles_at_the_papers_solution(monkeypatch):
     config = dataclasses.replace(QUIET, slate=K)
     v = view(config)
     state = tiny.make_state(QUIET)
-    loss = lambda main: tscac.improve(
-        config, state, v._replace(scores=v.scores.at[..., -1, :].set(main)), optimization.Reduction()
-    )[0]
+
+    def loss(main):
+        return tscac.improve(
+            config, state, v._replace(scores=v.scores.at[..., -1, :].set(main)), optimization.Reduction()
+        )[0]
+
     step = jax.jit(lambda main: main - 20.0 * jax.grad(loss)(main))
     main = v.scores[..., -1, :]
     for _ in range(3000):

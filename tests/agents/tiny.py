@@ -108,7 +108,10 @@ init_feedback_model = jax.jit(network.init, static_argnames=("config", "schema")
 
 def make_shapes(config: AgentConfig, schema: Schema = SCHEMA) -> agent_state.AgentState:
     """The shapes of a state, of which nothing is compiled."""
-    start = lambda key: agent_state.init(key, config, schema, make_items(schema), np.ones(S), np.ones(S))
+
+    def start(key):
+        return agent_state.init(key, config, schema, make_items(schema), np.ones(S), np.ones(S))
+
     return jax.eval_shape(start, jax.random.key(0))
 
 
@@ -120,7 +123,10 @@ def make_state(config: AgentConfig = CONFIG, schema: Schema = SCHEMA, seed: int 
     state = init(jax.random.key(seed), config, schema, make_items(schema), mean, std)
     rng = np.random.default_rng(seed)
     prior = state.params["critic"]["params"]["heads"]["prior"]
-    fill = lambda x: x if np.any(x) else (0.1 * rng.normal(size=x.shape)).astype(np.float32)
+
+    def fill(x):
+        return x if np.any(x) else (0.1 * rng.normal(size=x.shape)).astype(np.float32)
+
     params = jax.tree.map(fill, jax.device_get(state.params))
     params["critic"]["params"]["heads"]["prior"] = np.asarray(prior)
     target = jax.tree.map(lambda x: x + (0.01 * rng.normal(size=x.shape)).astype(np.float32), params["critic"])
@@ -136,7 +142,10 @@ def make_feedback_model(config: FeedbackConfig = FEEDBACK, schema: Schema = SCHE
     std = np.append(np.full(S - 1, 0.46), 15.0)
     state = jax.device_get(init_feedback_model(jax.random.key(seed), config, schema, make_items(schema), mean, std))
     rng = np.random.default_rng(seed)
-    fill = lambda x: x if np.any(x) else (0.1 * rng.normal(size=x.shape)).astype(np.float32)
+
+    def fill(x):
+        return x if np.any(x) else (0.1 * rng.normal(size=x.shape)).astype(np.float32)
+
     users = state.tables["user"]
     state = state.replace(
         params=jax.tree.map(fill, state.params),

@@ -170,5 +170,8 @@ def test_a_score_that_follows_feedback_is_judged_by_arithmetic_alone():
     clicks = np.random.default_rng(0).integers(0, 2, (500, 2))
     users = np.repeat(np.arange(500), 2)
     before = np.stack([np.zeros(500), 2 * clicks[:, 0] - 1], axis=1)
-    ranked = lambda scores: ranking.grouped_auc(users, scores.reshape(-1), {"click": clicks.reshape(-1)})["click"].value
+
+    def ranked(scores):
+        return ranking.grouped_auc(users, scores.reshape(-1), {"click": clicks.reshape(-1)})["click"].value
+
     assert ranked(before) == 0.0 and ranked(-before) == 1.0

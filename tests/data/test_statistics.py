@@ -83,7 +83,10 @@ def test_no_row_sees_its_own_day_or_a_later_one():
     dates, before = statistics.by_day([log], items)
     _, after = statistics.by_day([dataclasses.replace(log, feedback=changed)], items)
     at = np.searchsorted(dates, DAYS)  # rows that requests of these days look at
-    ratio = lambda table: table[at[1]] / np.abs(table[at[1]]).max(axis=0)  # up to the scale of a column
+
+    def ratio(table):
+        return table[at[1]] / np.abs(table[at[1]]).max(axis=0)  # up to the scale of a column
+
     counts = np.arange(statistics.NUM_FEATURES) % (L + 1) == L
     np.testing.assert_allclose(ratio(before)[:, ~counts], ratio(after)[:, ~counts], rtol=1e-4, atol=1e-5)
     assert np.abs(before[at[2]] - after[at[2]]).max() > 0.1

@@ -160,7 +160,9 @@ def test_blocks_of_a_written_log(tmp_path, monkeypatch):
 
 
 def test_blocks_spread_over_a_log():
-    sizes = lambda *numbers: types.SimpleNamespace(sessions=np.array(numbers))
+    def sizes(*numbers):
+        return types.SimpleNamespace(sessions=np.array(numbers))
+
     assert stream.spread(sizes(256, 256, 20), 532).tolist() == [0, 1, 2]
     assert stream.spread(sizes(*[256] * 10), 1_280).tolist() == [0, 2, 4, 6, 8]
     assert stream.spread(sizes(*[256] * 10), 900).tolist() == [0, 3, 6]

@@ -68,7 +68,10 @@ def close(a, b):
 def test_shapes_of_the_contract(sim, items):
     state, request, history = reset(KEY, IDS, 0, sim.params)
     assert isinstance(sim, base.Simulator) and sim.items is items
-    check = lambda r: [x.shape for x in jax.tree.leaves(r)] == [(B,), (B, 3), (B, 2), (B, C)]
+
+    def check(r):
+        return [x.shape for x in jax.tree.leaves(r)] == [(B,), (B, 3), (B, 2), (B, C)]
+
     assert check(request)
     assert history.videos.shape == (B, 4) and history.feedback.shape == (B, 4, S) and history.mask.dtype == bool
     after, result = step(KEY, state, random_slates(0), sim.params)
@@ -238,7 +241,10 @@ def test_simulator_and_training_have_the_same_states(sim, items, model):
         requests.append(result.request)
         exposures.append(result.exposure)
         states.append(state)
-    stack = lambda x: np.stack([np.asarray(i) for i in x], axis=1)
+
+    def stack(x):
+        return np.stack([np.asarray(i) for i in x], axis=1)
+
     nothing = np.zeros((B, K, S), np.float32)
     batch = types.SessionBatch(
         user_id=request.user_id,
@@ -276,7 +282,10 @@ def test_simulator_and_training_have_the_same_states(sim, items, model):
 def test_runs_in_rollouts_whatever_the_slots(sim, items):
     """Slots refilled many times, and users side by side: the same sums."""
     weight = jnp.asarray(np.random.default_rng(0).normal(size=items.num_videos), jnp.float32)
-    score = lambda params, carry, request: params[request.candidates] + 0.1 * request.context[:, :1]
+
+    def score(params, carry, request):
+        return params[request.candidates] + 0.1 * request.context[:, :1]
+
     policy = base.Policy(weight, lambda *_: (), score, lambda *_: ())
 
     @functools.partial(jax.jit, static_argnums=0)

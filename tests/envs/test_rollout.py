@@ -177,8 +177,13 @@ class TestRollout:
         """Equal scores, so a slate is its noise alone."""
         policy = base.privileged_policy(reference_policies.random, 1.0)
         go = jax.jit(lambda day: rollout.advance(sim, policy, jax.random.key(0), day, begin(day), K)[1].slate)
-        idle = lambda day: rollout.idle(sim, policy, jax.random.key(0), 0, 64, day, 64, True)
-        begin = lambda day: rollout.refill(sim, policy, jax.random.key(0), day, idle(day))
+
+        def idle(day):
+            return rollout.idle(sim, policy, jax.random.key(0), 0, 64, day, 64, True)
+
+        def begin(day):
+            return rollout.refill(sim, policy, jax.random.key(0), day, idle(day))
+
         assert (go(0) != go(1)).any(axis=1).mean() > 0.9
 
 
@@ -268,7 +273,10 @@ class TestCollect:
     def test_totals_are_those_of_the_rollout(self, log, serve):
         """Same key and users: the same sessions, user by user."""
         sums = serve()[0][:SESSIONS]
-        total = lambda x: np.add.reduceat(x, log.offsets[:-1])
+
+        def total(x):
+            return np.add.reduceat(x, log.offsets[:-1])
+
         for i, signal in enumerate(types.SIGNALS):
             np.testing.assert_allclose(total(log.feedback[..., i].sum(axis=1)), sums[:, COLUMN[signal]], rtol=1e-4)
         requests = np.diff(log.offsets)

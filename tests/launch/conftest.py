@@ -17,7 +17,10 @@ def finished(launch, once) -> Path:
 @pytest.fixture(scope="session")
 def artifact(launch, finished, once) -> Path:
     """The run, exported; nobody may change it."""
-    export = lambda folder: launch.ok("export", f"--workdir={finished}", f"--out={folder / 'artifact'}")
+
+    def export(folder):
+        return launch.ok("export", f"--workdir={finished}", f"--out={folder / 'artifact'}")
+
     return once("exported", export) / "artifact"
 
 

@@ -76,13 +76,16 @@ def test_processes_that_slurm_started_find_each_other():
                 continue
     slurm = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     fixed = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    start = lambda n: subprocess.Popen(
-        [sys.executable, "-c", JOIN],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | fixed | slurm | {"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)},
-    )
+
+    def start(n):
+        return subprocess.Popen(
+            [sys.executable, "-c", JOIN],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | fixed | slurm | {"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)},
+        )
+
     processes = [start(n) for n in range(2)]
     said = [process.communicate(timeout=HANG) for process in processes]
     for n, (out, error) in enumerate(said):

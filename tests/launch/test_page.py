@@ -101,7 +101,10 @@ class Feed:
     def next(self) -> None:
         """Asks for the next slate, or leaves with a user who does."""
         before = self.text("#status")
-        moved = lambda: self.text("#status") != before or self("#end").is_displayed()
+
+        def moved():
+            return self.text("#status") != before or self("#end").is_displayed()
+
         self.click("#next")
         self.until(lambda: self("#next").is_enabled() and moved())
         assert not self("#problem").is_displayed(), self("#problem").text

@@ -40,7 +40,10 @@ def test_the_page_draws_everything_without_an_error(finished, browser, width):
     show(browser, finished / "report.html", width)
     places = len(browser.find_elements(By.CSS_SELECTOR, "[data-root-id]"))
     assert places > 30
-    ready = lambda _: all(chart["inked"] for chart in browser.execute_script(DRAWN))
+
+    def ready(_):
+        return all(chart["inked"] for chart in browser.execute_script(DRAWN))
+
     WebDriverWait(browser, HANG).until(ready)
     charts = browser.execute_script(DRAWN)
     assert len(charts) == places and all(c["width"] > 100 and c["height"] > 60 for c in charts)
@@ -57,8 +60,13 @@ def test_the_page_draws_everything_without_an_error(finished, browser, width):
 @pytest.mark.slow
 def test_the_session_explorer_responds(finished, browser):
     show(browser, finished / "report.html", 390)
-    told = lambda: browser.find_element(By.ID, "session").text
-    rows = lambda: [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#candidates tbody tr")]
+
+    def told():
+        return browser.find_element(By.ID, "session").text
+
+    def rows():
+        return [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#candidates tbody tr")]
+
     users = Select(browser.find_element(By.ID, "user"))
     assert len(users.options) == 12
     first, listed = told(), rows()
@@ -90,7 +98,10 @@ def test_report_of_a_run_by_itself(finished, launch, tmp_path):
     before = (run / "results.json").read_bytes()
     done = launch.ok("report", f"--workdir={run}")
     assert done.stdout.strip() == str(run / "report.html")
-    data = lambda text: text.split('id="explorer-data">')[1].split("</script>")[0]
+
+    def data(text):
+        return text.split('id="explorer-data">')[1].split("</script>")[0]
+
     assert data((run / "report.html").read_text()) == data(there)
     assert (run / "results.json").read_bytes() == before
     error_line(launch("report", f"--workdir={tmp_path}"), "is not a run folder", "config.json")

@@ -78,7 +78,10 @@ def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launc
         k=source.schema.slate,
         keep_scores=True,
     )
-    rows_of = lambda videos: videos
+
+    def rows_of(videos):
+        return videos
+
     found, report = feedback_sessions.read(tmp_path / "log", source.schema, rows_of)
     assert sum(report["left_out"].values()) == 0 and report["requests"] == served.requests.sum()
     np.testing.assert_array_equal(found.user_id, wanted.user_id)
@@ -87,7 +90,10 @@ def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launc
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), name)
     for name in ("feedback", "profile", "context", "history_feedback", "log_propensity"):
         np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-6, atol=1e-6, err_msg=name)
-    unit = lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+
+    def unit(x):
+        return (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+
     np.testing.assert_allclose(unit(found.scores), unit(wanted.scores), atol=1e-3)
 
     settings = ("--config.alternation.closed_loop=False", "--config.alternation.rounds=1")

@@ -33,8 +33,13 @@ def product(x):
 def test_a_loop_counts_as_often_as_it_runs():
     x = jnp.ones((64, 64))
     once = cost.work(product, x)
-    scanned = lambda x: jax.lax.scan(lambda c, _: (product(c), None), x, length=37)[0]
-    nested = lambda x: jax.lax.scan(lambda c, _: (scanned(c), None), x, length=3)[0]
+
+    def scanned(x):
+        return jax.lax.scan(lambda c, _: (product(c), None), x, length=37)[0]
+
+    def nested(x):
+        return jax.lax.scan(lambda c, _: (scanned(c), None), x, length=3)[0]
+
     assert once.flops >= 2 * 64**3 and once.bytes >= 2 * x.nbytes
     np.testing.assert_allclose(cost.work(scanned, x), cost.work(product, x).times(37), rtol=0.1)
     np.testing.assert_allclose(cost.work(nested, x), cost.work(product, x).times(111), rtol=0.1)
@@ -55,7 +60,10 @@ def run():
 @pytest.fixture(scope="module")
 def batches(run):
     index = sessions.segment_index(run.log, run.config.train.segment)
-    cut = lambda rows: sessions.gather_segments(run.log, rows, run.config.train.segment)
+
+    def cut(rows):
+        return sessions.gather_segments(run.log, rows, run.config.train.segment)
+
     return [sharding.put_batch(cut(index[i * 32 : (i + 1) * 32]), sharding.make_mesh()) for i in range(3)]
 
 

@@ -154,7 +154,10 @@ def test_the_order_of_rows_does_not_matter():
     duration = np.round(truth["watch_time"])
     noisy = {"click": np.round(truth["click"], 1), "watch_time": np.round(truth["watch_time"], -1)}
     order = np.random.default_rng(0).permutation(len(user_id))
-    shuffle = lambda signals: {signal: values[order] for signal, values in signals.items()}
+
+    def shuffle(signals):
+        return {signal: values[order] for signal, values in signals.items()}
+
     a = model_quality.metrics(user_id, feedback, {"model": truth, "noisy": noisy}, duration, draws=DRAWS)
     rankers = {"model": shuffle(truth), "noisy": shuffle(noisy)}
     b = model_quality.metrics(user_id[order], feedback[order], rankers, duration[order], draws=DRAWS)
@@ -204,11 +207,14 @@ def test_intervals_tell_a_better_model_from_an_equal_one():
     user_id, feedback, truth = make_rows(7)
     rng = np.random.default_rng(1)
     worse = {"click": expit(rng.normal(0, 1.5, len(user_id))), "watch_time": rng.uniform(2.0, 60.0, len(user_id))}
+
     # Two copies of the truth with noise of the same law: different everywhere, better nowhere.
-    noisy = lambda: {
-        "click": expit(np.log(truth["click"] / (1 - truth["click"])) + rng.normal(0, 0.3, len(user_id))),
-        "watch_time": truth["watch_time"] * np.exp(rng.normal(0, 0.1, len(user_id))),
-    }
+    def noisy():
+        return {
+            "click": expit(np.log(truth["click"] / (1 - truth["click"])) + rng.normal(0, 0.3, len(user_id))),
+            "watch_time": truth["watch_time"] * np.exp(rng.normal(0, 0.1, len(user_id))),
+        }
+
     rankers = {"model": noisy(), "equal": noisy(), "worse": worse}
     result = model_quality.metrics(user_id, feedback, rankers, draws=DRAWS)
     for signal, rank_metric, loss in (("click", "gauc", "logloss"), ("watch_time", "xauc", "mae")):
@@ -319,7 +325,10 @@ def test_ks_distance_by_hand():
 def test_excess_log_loss_by_hand():
     uncertainty, predicted, label = np.array([2.0, 1.0, 2.0, 1.0]), np.array([0.5, 0.9, 0.2, 0.9]), [1, 1, 1, 1]
     low, high = model_quality.excess_logloss_by_decile(uncertainty, predicted, np.array(label))
-    entropy = lambda p: -p * np.log(p) - (1 - p) * np.log(1 - p)
+
+    def entropy(p):
+        return -p * np.log(p) - (1 - p) * np.log(1 - p)
+
     assert (low["uncertainty"], low["rows"], high["uncertainty"], high["rows"]) == (1.0, 2, 2.0, 2)
     assert low["logloss"] == pytest.approx(-np.log(0.9)) and low["expected"] == pytest.approx(entropy(0.9))
     assert low["excess"] == pytest.approx(-np.log(0.9) - entropy(0.9))

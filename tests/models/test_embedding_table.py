@@ -150,7 +150,9 @@ def test_a_larger_vocabulary_shares_rows_by_hash():
 
 
 def test_a_large_table_is_normal_and_made_without_copies():
-    make_large = lambda key: embedding_table.init(key, embedding_table.MANY_ROWS, 4, scale=0.5)
+    def make_large(key):
+        return embedding_table.init(key, embedding_table.MANY_ROWS, 4, scale=0.5)
+
     rows = np.asarray(jax.jit(make_large)(jax.random.key(0)).rows, np.float64) / 0.5
     n = rows.size
     assert abs(rows.mean()) < 4 / np.sqrt(n) and abs(rows.var() - 1) < 4 * np.sqrt(2 / n)

@@ -31,13 +31,18 @@ def test_learned_ceilings_hold_for_videos_unlike_those_shown():
     Only matches of 0.5 and more are shown. Without a ceiling their flat log-odds are continued to the others.
     """
     rng = np.random.default_rng(0)
-    chance = lambda match: 0.66 * expit(1.5 * match)
+
+    def chance(match):
+        return 0.66 * expit(1.5 * match)
+
     shown = rng.uniform(0.5, 4.0, (1, 4000, 1)).astype(np.float32)
     feedback = np.zeros((1, 4000, S), np.float32)
     feedback[..., 0] = rng.random((1, 4000)) < chance(shown[..., 0])
     scale, prior = jnp.ones(S), heads.prior(jnp.full(S, 0.5), jnp.ones(S))
     nothing, memory = jnp.ones((1, 1)), jnp.zeros((1, 1, 1, 2))
-    videos = lambda match: jnp.concatenate([jnp.ones_like(match), match], axis=-1)
+
+    def videos(match):
+        return jnp.concatenate([jnp.ones_like(match), match], axis=-1)
 
     @functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.HOT)
     def error(ceilings):
@@ -48,9 +53,12 @@ def test_learned_ceilings_hold_for_videos_unlike_those_shown():
 
         def step(carry, _):
             params, state = carry
-            loss = lambda p: jnp.mean(
-                heads.feedback_loss(head.apply(p, nothing, memory, videos(shown)).feedback, feedback, scale)[..., 0]
-            )
+
+            def loss(p):
+                return jnp.mean(
+                    heads.feedback_loss(head.apply(p, nothing, memory, videos(shown)).feedback, feedback, scale)[..., 0]
+                )
+
             updates, state = adam.update(jax.grad(loss)(params), state)
             return (optax.apply_updates(params, updates), state), None
 

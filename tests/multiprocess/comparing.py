@@ -42,7 +42,10 @@ def assert_close(workdir, reference):
     found, wanted = results(workdir), results(reference)
     for count in ("rounds", "sessions_of_last_round"):
         assert found["train"][count] == wanted["train"][count], count
-    first = lambda folder: next(row for row in rows(folder) if row["phase"] == "fit")
+
+    def first(folder):
+        return next(row for row in rows(folder) if row["phase"] == "fit")
+
     for name, value in first(reference).items():  # of one batch of one log
         if isinstance(value, float):
             assert first(workdir)[name] == pytest.approx(value, rel=1e-4), name

@@ -30,7 +30,10 @@ def random_slates(rng, r, c, k):
 
 def random_decisions(seed=0, n=60, users=11, signals=2):
     rng = np.random.default_rng(seed)
-    table = lambda: rng.normal(size=(n, signals)) ** 2
+
+    def table():
+        return rng.normal(size=(n, signals)) ** 2
+
     return estimators.LoggedDecisions(rng.integers(0, users, n), rng.normal(size=n), table(), table(), table())
 
 
@@ -76,7 +79,9 @@ def loop_estimate(rows, cap, signal):
 
 
 def take(rows, index):
-    pick = lambda x: None if x is None else x[index]
+    def pick(x):
+        return None if x is None else x[index]
+
     return estimators.LoggedDecisions(*(pick(x) for x in vars(rows).values()))
 
 
@@ -383,9 +388,11 @@ def test_table_names_units_caps_and_signals(few):
 
 
 def refusals():
-    good = lambda **x: estimators.LoggedDecisions(
-        **({"user_id": np.arange(3), "log_weight": np.zeros(3), "reward": np.ones((3, 1))} | x)
-    )
+    def good(**x):
+        return estimators.LoggedDecisions(
+            **({"user_id": np.arange(3), "log_weight": np.zeros(3), "reward": np.ones((3, 1))} | x)
+        )
+
     ones = np.ones((3, 1))
     yield lambda: good(log_weight=np.zeros(2)), r"log_weight has shape \(2,\), expected \(3,\)"
     yield lambda: good(reward=np.ones(3)), r"reward has shape \(3,\), expected \[n, S\]"

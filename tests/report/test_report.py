@@ -175,7 +175,10 @@ def test_text_is_never_markup():
         source={NASTY: 1},
     )
     before, after = Page(page.build(plain)), Page(page.build(nasty))
-    count = lambda found, tag: sum(name == tag for name, _ in found.elements)
+
+    def count(found, tag):
+        return sum(name == tag for name, _ in found.elements)
+
     assert count(after, "script") == count(before, "script") and count(after, "img") == 0
     assert not any("onerror" in attributes for _, attributes in after.elements)
     assert "<img src=http" in after.sections["settings"] and "<img src=http" in after.sections["attention"]

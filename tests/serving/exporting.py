@@ -20,7 +20,10 @@ VIDEO_IDS = 7 * np.arange(tiny.SCHEMA.num_videos, dtype=np.int64) + 1_000_000_00
 def run_state(plan: steps.TrainConfig) -> steps.TrainState:
     """A state of random parameters and rows; all else is ones. Nothing is compiled for it."""
     ones = jnp.ones(len(types.SIGNALS))
-    start = lambda: steps.init(jax.random.key(0), plan, tiny.SCHEMA, tiny.make_items(), ones, ones, ones)
+
+    def start():
+        return steps.init(jax.random.key(0), plan, tiny.SCHEMA, tiny.make_items(), ones, ones, ones)
+
     rng = np.random.default_rng(0)
 
     def fill(path, x):

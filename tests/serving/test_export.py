@@ -67,7 +67,10 @@ def call(loaded: artifact.Artifact, request: types.Request, history: types.Expos
 
 def served(live, request: types.Request, history: types.Exposure):
     """What a policy scores the first request of a session."""
-    score = lambda params, request, history: live.score(params, live.init(params, request, history), request)
+
+    def score(params, request, history):
+        return live.score(params, live.init(params, request, history), request)
+
     return jax.jit(score)(live.params, request, history)
 
 
@@ -113,7 +116,10 @@ def test_other_methods_rank_as_they_do_live(tmp_path, method):
     scores = np.asarray(jax.jit(loaded.functions["score"].call)(weights, memory, encodings, *arguments(request)))[:, -1]
     live = registry.get(method).make_policy(state.agents, tiny.make_items(), plan.agents)
     wanted = np.asarray(served(live, request, history))
-    unit = lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+
+    def unit(x):
+        return (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+
     np.testing.assert_allclose(unit(scores), unit(wanted), rtol=1e-4, atol=1e-4)  # a policy may scale what it serves
 
 

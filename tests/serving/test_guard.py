@@ -71,9 +71,10 @@ def test_only_so_many_at_once():
         assert [(await task)[0] for task in first] == [200] * 3
         assert (await ask(asgi))[0] == 200
         assert metrics.registry.get_sample_value("mmrf_in_flight") == 0
-        count = lambda status: metrics.registry.get_sample_value(
-            "mmrf_requests_total", {"route": "/rank", "status": str(status)}
-        )
+
+        def count(status):
+            return metrics.registry.get_sample_value("mmrf_requests_total", {"route": "/rank", "status": str(status)})
+
         assert (count(200), count(429)) == (4, 1)
 
     asyncio.run(run())

@@ -79,7 +79,10 @@ def test_the_fit_never_sees_what_is_held_out(log, blocks, share):
 
 def test_rounds_epochs_and_parts_have_orders_of_their_own(both):
     for data in both:
-        users = lambda *where, data=data: data.get(*where).user_id.tolist()
+
+        def users(*where, data=data):
+            return data.get(*where).user_id.tolist()
+
         first = users("train", 0, 0)
         assert users("train", 0, 0) == first and len(first) == 32 and len(users("feedback", 0, 0)) == 16
         assert users("train", 1, 0) != first != users("train", 0, data.per_epoch("train"))

@@ -103,7 +103,10 @@ def test_a_typed_config_says_what_its_file_says(name):
     written = json.loads(json.dumps(configs.as_dict(run)))
     assert configs.run_of(written) == run
     values, plain = configs.flat(given), configs.flat(written)
-    same = lambda x: list(x) if isinstance(x, tuple) else x
+
+    def same(x):
+        return list(x) if isinstance(x, tuple) else x
+
     assert {field: same(x) for field, x in values.items() if x is not None}.items() <= plain.items()
     other = configs.override(run, train={"batch": 7})
     assert other.train.batch == 7 and dataclasses.replace(other, train=run.train) == run

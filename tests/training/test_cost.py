@@ -34,7 +34,9 @@ def test_work_for_a_live_request_is_flat():
         sharding.make_mesh(),
     )
     work = []
-    count = lambda units: jax.debug.callback(functools.partial(work.append, units))
+
+    def count(units):
+        return jax.debug.callback(functools.partial(work.append, units))
 
     def begin(params, request, history):
         count(STEP + RESET * request.user_id.shape[0])

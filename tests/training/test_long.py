@@ -44,6 +44,9 @@ def test_memory_and_disk_stay_flat(launch, tmp_path):
     assert len(train) >= UPDATES // 25
     # Of both halves after the first fifth, the middle: a save needs more for a moment.
     held = [(int(count), int(kib)) for count, kib in map(str.split, readings.read_text().splitlines())]
-    share = lambda first, last: [k for n, k in held if first <= n / len(train) < last]
+
+    def share(first, last):
+        return [k for n, k in held if first <= n / len(train) < last]
+
     early, late = statistics.median(share(0.2, 0.6)), statistics.median(share(0.6, 1.0))
     assert late < 1.02 * early, held[:: max(len(held) // 40, 1)]

@@ -42,12 +42,16 @@ def run_state() -> steps.TrainState:
 
 
 def fit():
-    step = lambda state, batch, items: steps.fit_step.__wrapped__(state, batch, items, PLAN, 1.0)
+    def step(state, batch, items):
+        return steps.fit_step.__wrapped__(state, batch, items, PLAN, 1.0)
+
     return step, (run_state(), tiny.make_batch(), tiny.make_items())
 
 
 def update():
-    step = lambda state, batch, items: steps.update_step.__wrapped__(state, batch, items, PLAN, 1.0)
+    def step(state, batch, items):
+        return steps.update_step.__wrapped__(state, batch, items, PLAN, 1.0)
+
     return step, (run_state(), tiny.make_batch(), tiny.make_items())
 
 

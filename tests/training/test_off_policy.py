@@ -38,7 +38,10 @@ def test_units_agree_with_loops_over_the_log():
                 doubly += direct[r, k, -1] + w * (seconds - expected[r, k, -1])
                 slates, slate_mass = slates + whole * seconds, slate_mass + whole
                 gain += 0.9**t * product * seconds
-    value = lambda unit, name: units[unit]["signals"]["watch_time"][name]["inf"]["value"]
+
+    def value(unit, name):
+        return units[unit]["signals"]["watch_time"][name]["inf"]["value"]
+
     assert units["video"]["rows"] == number == sessions.num_exposures(log)
     assert units["slate"]["rows"] == log.num_requests and units["session"]["rows"] == log.num_sessions
     assert value("video", "ncis") == pytest.approx(videos / mass, rel=1e-9)

@@ -62,7 +62,10 @@ def wide(tree) -> list[str]:
 def numbers(tree):
     """The arrays of a tree but its keys."""
     arrays = [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
-    keyed = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+    def keyed(x):
+        return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
     return [x for x in arrays if not keyed(x)]
 
 

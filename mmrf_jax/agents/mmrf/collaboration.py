@@ -23,7 +23,10 @@ class Collaboration(nn.Module):
         With a single agent there is nobody to attend to: x and the attention are 0.
         """
         num_agents, dim = h.shape[-2:]
-        split = lambda y: y.reshape(*y.shape[:-1], self.heads, dim // self.heads)
+
+        def split(y):
+            return y.reshape(*y.shape[:-1], self.heads, dim // self.heads)
+
         query, key, value = (split(nn.Dense(dim, use_bias=False, name=n)(h)) for n in ("query", "key", "value"))
         logits = jnp.einsum("...ihd,...jhd->...hij", query, key) / jnp.sqrt(dim // self.heads)
         others = ~jnp.eye(num_agents, dtype=bool)

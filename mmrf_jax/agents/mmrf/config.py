@@ -134,6 +134,11 @@ class AgentConfig(EncoderConfig):
     def reward_terms(self) -> tuple[tuple[tuple[int, float], ...], ...]:
         """What each agent's reward adds up: positions of signals, and signs; a hate counts -1."""
         watched = {"seconds": ("watch_time",), "long_view": ("long_view",), "sum_of_signals": AGENT_SIGNALS}
-        term = lambda s: (signal_index(s), -1.0 if s == "hate" else 1.0)
-        summed = lambda s: watched[self.reward] if s == "watch_time" else (s,)
+
+        def term(s):
+            return (signal_index(s), -1.0 if s == "hate" else 1.0)
+
+        def summed(s):
+            return watched[self.reward] if s == "watch_time" else (s,)
+
         return tuple(tuple(map(term, summed(s))) for s in self.signals)

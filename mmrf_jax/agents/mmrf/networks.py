@@ -100,7 +100,10 @@ class Actor(nn.Module):
         told = auxiliary - jnp.average(auxiliary, axis=-1, weights=shares, keepdims=True)
         if base is not None:
             auxiliary, told = auxiliary + base[..., :-1, :], told + base[..., :-1, :]
-        add = lambda score: score if base is None else score + base[..., -1:, :]
+
+        def add(score):
+            return score if base is None else score + base[..., -1:, :]
+
         if n == 1:
             return ActorOutput(add(self._mix(own, auxiliary, h[..., -1, :])), attention)
         # The main value reaches an auxiliary actor through this path, weighted by lambda.
@@ -135,7 +138,10 @@ def blend(out: CriticOutput, model: types.FeedbackPrediction, weight: float) -> 
     The r̂ and p̂_stay of Q_i = Σ_c w_c r̂_i,c + γ p̂_stay V_i. Predictors that were fitted apart
     err apart, and on videos that were not shown they err most.
     """
-    mix = lambda own, theirs: (1.0 - weight) * own + weight * theirs
+
+    def mix(own, theirs):
+        return (1.0 - weight) * own + weight * theirs
+
     return dataclasses.replace(
         out,
         feedback=mix(out.feedback, model.feedback),

@@ -17,7 +17,10 @@ from mmrf_jax.models import embedding_table, embeddings, encoders
 @functools.partial(jax.jit, static_argnames="config")
 def catalogue_encodings(state: agent_state.AgentState, items: types.Items, config: AgentConfig) -> chex.Array:
     """Encodings [V, D] of the whole catalogue."""
-    encode = lambda v: embeddings.encode_videos(config, state.params["encoder"], state.tables, items, v)
+
+    def encode(v):
+        return embeddings.encode_videos(config, state.params["encoder"], state.tables, items, v)
+
     return embeddings.over_catalogue(encode, items.num_videos)
 
 

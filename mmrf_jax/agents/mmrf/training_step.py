@@ -183,7 +183,10 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     r = representation.represent(config, params["encoder"], rows, batch, items, key, unseen)
     learn = representation.loss_masks(batch)
     actor, critic = networks.Actor(config), networks.Critic(config)
-    count = lambda x: jnp.maximum(reduction.sum(x.sum()), 1.0)
+
+    def count(x):
+        return jnp.maximum(reduction.sum(x.sum()), 1.0)
+
     num_exposed, num_requests, num_known = count(learn.exposed), count(learn.request), count(learn.known)
 
     # Critics on what was shown, with gradient; on all candidates, for targets and actors, without.
@@ -191,7 +194,10 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     still = jax.lax.stop_gradient((r.z, r.memory_mean))
     own = critic.apply(state.target, *still, candidates)
     base = acting.base_scores(config, acting.critics_of(state, config), own, batch.weight)
-    act = lambda p: actor.apply(p, *still, candidates, base, batch.weight).scores
+
+    def act(p):
+        return actor.apply(p, *still, candidates, base, batch.weight).scores
+
     scores = act(params["actor"])  # [B, T+1, A, C]
     logged = ops.slate_to_multihot(batch.slate, batch.slate_mask, batch.candidates.shape[-1])
     w_main = main_exposure(scores, config, batch.weight) if learner.expectile is None else logged
@@ -266,8 +272,13 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     critic = networks.Critic(config)
     num_slates, k = simulated.slates.shape[2:]
     s = jax.tree.map(lambda x: x[:, :-1], simulated)
-    flat = lambda x: x.reshape(*x.shape[:2], num_slates * k, *x.shape[4:])  # [B, T, M, K, …] -> [B, T, M K, …]
-    apart = lambda x: x.reshape(*x.shape[:-1], num_slates, k)
+
+    def flat(x):
+        return x.reshape(*x.shape[:2], num_slates * k, *x.shape[4:])  # [B, T, M, K, …] -> [B, T, M K, …]
+
+    def apart(x):
+        return x.reshape(*x.shape[:-1], num_slates, k)
+
     out = critic.apply(params["critic"], r.z[:, :-1], r.memory_mean[:, :-1], r.unseen[:, :-1])
     terms = {}
     if config.ablation != "constant_negative":  # a constant reward is no feedback
@@ -295,7 +306,10 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     before = jax.tree.map(lambda x: jnp.repeat(x[:, :-1, None], num_slates, axis=2), r.memory)
     after = encoders.memory_write(config, before, shown_next, answered)
     context = representation.next_context(batch)
-    tile = lambda x: jnp.broadcast_to(x, (*s.stay.shape, x.shape[-1]))
+
+    def tile(x):
+        return jnp.broadcast_to(x, (*s.stay.shape, x.shape[-1]))
+
     row = embeddings.lookup(state.tables, {embeddings.USER_TABLE: batch.user_id})[embeddings.USER_TABLE]
     user = (tile(row[:, None, None]), tile(batch.profile[:, None, None]), tile(context[:, :, None]))
     z = encoder.apply(params["encoder"], after, *user, method="user")
@@ -306,7 +320,10 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     # Staying by its probability and not to first order: these slates are far from the main agent's, and the one base of
     # a state would be bent to make up for the difference.
     pool = jax.tree.map(lambda x: x[:, :-1], pool)
-    of_slates = lambda x, axes: apart(jnp.take_along_axis(x, jnp.expand_dims(positions, axes), axis=-1)).sum(axis=-1)
+
+    def of_slates(x, axes):
+        return apart(jnp.take_along_axis(x, jnp.expand_dims(positions, axes), axis=-1)).sum(axis=-1)
+
     stays = jax.nn.sigmoid(pool.continue_logit[..., None] + of_slates(pool.continue_item_logit, ()))  # [B, T, M]
     change = config.discount * (stays - stay_main[:, :-1, None])[:, :, None] * pool.value.min(axis=-2)[..., None]
     slate_q = of_slates(losses.video_rewards(config, pool, state.reward_scale), 2) + change  # [B, T, N, M]

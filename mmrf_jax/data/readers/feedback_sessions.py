@@ -178,12 +178,18 @@ class _Cutter:
         for user in list(self._open):
             self._close(user)
         s, made = self._schema, self._sessions
-        column = lambda name, shape, dtype: np.array([x[name] for x in made], dtype).reshape(len(made), *shape)
+
+        def column(name, shape, dtype):
+            return np.array([x[name] for x in made], dtype).reshape(len(made), *shape)
+
         lengths = column("requests", (), np.int64)
         slots = [np.zeros((s.slate, S), np.float32) for _ in self._requests]
         for slot, request in zip(slots, self._requests, strict=True):
             slot[: len(request.shown.feedback)] = request.shown.feedback
-        rows = lambda values, shape, dtype: np.array(values, dtype).reshape(len(self._requests), *shape)
+
+        def rows(values, shape, dtype):
+            return np.array(values, dtype).reshape(len(self._requests), *shape)
+
         terminated = column("terminated", (), bool)
         log = SessionLog(
             user_id=column("user_id", (), np.int32),

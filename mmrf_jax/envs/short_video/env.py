@@ -224,7 +224,10 @@ def _arriving_history(u: chex.Array, state: WorldState, params: parameters.World
     truth = response.affinity(params, state.traits, state.interest, nobody, drawn)
     shape = (num_users, h, t)
     best = jnp.argmax(truth.drive.reshape(shape), axis=-1)[..., None]
-    pick = lambda x: jnp.take_along_axis(x.reshape(shape), best, axis=-1)[..., 0]
+
+    def pick(x):
+        return jnp.take_along_axis(x.reshape(shape), best, axis=-1)[..., 0]
+
     chosen = jax.tree.map(pick, truth)
     # Positions within the old slates are not kept: the history is answered as if each video had come first.
     feedback = response.respond(

@@ -46,7 +46,10 @@ def make(config: parameters.WorldConfig) -> tuple[parameters.WorldParams, types.
     ordered = _order(
         arrays, order.astype(np.int32), np.arange(parameters.TOPICS, dtype=np.int32), config.seed, config.variant
     )
-    put = lambda x: jax.device_put(np.asarray(x, np.int32))
+
+    def put(x):
+        return jax.device_put(np.asarray(x, np.int32))
+
     world = parameters.WorldParams(
         hidden=ordered["hidden"],
         topic=ordered["topic"],
@@ -101,8 +104,13 @@ def _order(arrays, order, topics, seed, variant: str):
 def _draw(seed, num_videos: int):
     """Draws V videos in arbitrary order."""
     keys = jax.random.split(jax.random.fold_in(types.make_key(seed), 1), 12)
-    normal = lambda i, *shape: jax.random.normal(keys[i], shape, jnp.float32)
-    uniform = lambda i, **ends: jax.random.uniform(keys[i], (num_videos,), jnp.float32, **ends)
+
+    def normal(i, *shape):
+        return jax.random.normal(keys[i], shape, jnp.float32)
+
+    def uniform(i, **ends):
+        return jax.random.uniform(keys[i], (num_videos,), jnp.float32, **ends)
+
     centroids = _unit(normal(0, parameters.TOPICS, parameters.LATENT))
     topic = jax.random.categorical(
         keys[1], -0.4 * jnp.log(1.0 + jnp.arange(parameters.TOPICS, dtype=jnp.float32)), shape=(num_videos,)

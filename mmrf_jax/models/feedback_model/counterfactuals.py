@@ -35,7 +35,10 @@ def draw(
     low = jnp.minimum(place.astype(jnp.int32), quantiles.shape[-1] - 2)
     above = log_seconds[..., None] > jax.lax.broadcast_to_rank(edges, log_seconds.ndim + 1)
     row = jnp.sum(above, axis=-1, dtype=jnp.int32)
-    at = lambda i: quantiles.reshape(-1)[row * quantiles.shape[-1] + i]
+
+    def at(i):
+        return quantiles.reshape(-1)[row * quantiles.shape[-1] + i]
+
     residual = at(low) + (place - low.astype(jnp.float32)) * (at(low + 1) - at(low))
     seconds = jnp.maximum(jnp.expm1(log_seconds + residual), 0.0)
     out, number = [], 1
@@ -87,7 +90,10 @@ def answer(
     slates = unseen_slates(k_slates, batch, num_slates, preference)
     flat = slates.reshape(*slates.shape[:2], -1)
     pool = _of_candidates(state, batch, items, config, encodings)
-    at = lambda x, axes: jnp.take_along_axis(x, jnp.expand_dims(flat, axes), axis=-1)
+
+    def at(x, axes):
+        return jnp.take_along_axis(x, jnp.expand_dims(flat, axes), axis=-1)
+
     out = dataclasses.replace(
         pool,
         feedback=at(pool.feedback, (0, 3)),
@@ -103,7 +109,10 @@ def answer(
     uniforms = random.uniforms(k_feedback, (*flat.shape, NUM_UNIFORMS))
     log_seconds = network.mean_of_twins(out.extra[..., 0, :])
     sampled = draw(expected, log_seconds, state.edges, state.quantiles, uniforms)
-    apart = lambda x: x.reshape(*slates.shape, *x.shape[3:])
+
+    def apart(x):
+        return x.reshape(*slates.shape, *x.shape[3:])
+
     effect = apart(jnp.moveaxis(out.continue_item_logit, 0, -1)).sum(axis=-2)  # [B, T+1, M, 2]
     stay = jax.nn.sigmoid(jnp.moveaxis(out.continue_logit, 0, -1)[:, :, None] + effect).mean(axis=-1)
     answered = types.CounterfactualSlates(slates, apart(expected), apart(u), apart(sampled), stay, _mean(pool))

@@ -142,7 +142,10 @@ def measure(
             for rows in (~kind, kind)[: config.exposures]
         ]
         calibration = np.stack(fitted)
-    put = lambda new, old: jax.device_put(np.asarray(new, np.float32), old.sharding)
+
+    def put(new, old):
+        return jax.device_put(np.asarray(new, np.float32), old.sharding)
+
     return dataclasses.replace(
         state,
         uncertainty_scale=put(np.maximum(scale, 1e-12), state.uncertainty_scale),

@@ -96,7 +96,10 @@ def optimizer(config: FeedbackConfig) -> optax.GradientTransformation:
 
 def twin_rows(rows: dict[str, chex.Array]) -> dict[str, chex.Array]:
     """Looked-up rows [..., 2 d] -> [2, ..., d]."""
-    apart = lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], TWINS, x.shape[-1] // TWINS), -2, 0)
+
+    def apart(x):
+        return jnp.moveaxis(x.reshape(*x.shape[:-1], TWINS, x.shape[-1] // TWINS), -2, 0)
+
     return {name: apart(row) for name, row in rows.items()}
 
 
@@ -110,7 +113,10 @@ def represent(
     unseen: chex.Array | None = None,
 ) -> representation.Representation:
     """`models.representation.represent` of both twins, leading axis 2; `key` for dropout, with masks of their own."""
-    one = lambda p, r, k, blind: representation.represent(config, p, r, batch, items, k, unseen, blind)
+
+    def one(p, r, k, blind):
+        return representation.represent(config, p, r, batch, items, k, unseen, blind)
+
     keys = None if key is None else jax.random.split(key, TWINS)
     blind = jnp.asarray(config.twin_feature_dropout, jnp.float32) if any(config.twin_feature_dropout) else 0.0
     axes = (0, 0, None if key is None else 0, 0 if any(config.twin_feature_dropout) else None)
@@ -123,7 +129,10 @@ def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackC
 
     def encode(videos):
         rows = twin_rows(embeddings.lookup(tables, embeddings.video_ids(items, videos)))
-        apply = lambda p, r: encoders.Encoder(config).apply(p, r, items.features_of(videos), method="items")
+
+        def apply(p, r):
+            return encoders.Encoder(config).apply(p, r, items.features_of(videos), method="items")
+
         return jnp.moveaxis(jax.vmap(apply)(state.params["encoder"], rows), 0, 1)
 
     return jnp.moveaxis(embeddings.over_catalogue(encode, items.num_videos), 1, 0)
@@ -146,8 +155,12 @@ def represent_known(
         twins = first.reshape(TWINS, *(1,) * videos.ndim)
         return jax.lax.broadcast_to_rank(videos, twins.ndim) + twins
 
-    of = lambda videos: encodings.reshape(-1, encodings.shape[-1])[place(videos)]
-    one = lambda p, seen, other, r: representation.of_encoded(config, p, seen, other, r, batch, items)
+    def of(videos):
+        return encodings.reshape(-1, encodings.shape[-1])[place(videos)]
+
+    def one(p, seen, other, r):
+        return representation.of_encoded(config, p, seen, other, r, batch, items)
+
     return jax.vmap(one)(state.params["encoder"], of(representation.seen_videos(batch)), of(unseen), rows)
 
 

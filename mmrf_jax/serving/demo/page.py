@@ -201,7 +201,10 @@ class Demo:
 
 def _told(videos: np.ndarray, feedback: np.ndarray) -> list[dict[str, Any]]:
     """Videos [m] and their feedback [m, S] as `api.VideoFeedback`s, with what is not 0."""
-    value = lambda name, x: int(x) if name in types.BINARY_SIGNALS else float(x)
+
+    def value(name, x):
+        return int(x) if name in types.BINARY_SIGNALS else float(x)
+
     return [
         {"video": int(v)} | {name: value(name, x) for name, x in zip(types.SIGNALS, row, strict=True) if x}
         for v, row in zip(videos, feedback, strict=True)
@@ -212,7 +215,10 @@ def page() -> tuple[str, str]:
     """The page, one document that fetches nothing but the service's answers, and its Content-Security-Policy."""
     folder = importlib.resources.files("mmrf_jax.serving.demo") / "assets"
     html, script, style = ((folder / f"feed.{kind}").read_text("utf-8") for kind in ("html", "js", "css"))
-    digest = lambda text: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    def digest(text):
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
     policy = (
         f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -115,7 +115,10 @@ class Visitor(Visit):
     def _recall(self, ranker: Ranker) -> None:
         catalogue, rng = ranker.catalogue, self._rng
         ids, total = catalogue["video_id"], len(catalogue["video_id"])
-        draw = lambda n: rng.permutation(total)[:n] if total < 8 * n else rng.integers(total, size=n)
+
+        def draw(n):
+            return rng.permutation(total)[:n] if total < 8 * n else rng.integers(total, size=n)
+
         seen = set(self._seen)
         before = [v for v in rng.permutation(self.candidates).tolist() if v not in seen]
         liked = np.flatnonzero(np.isin(catalogue["tag"], list(self._tags)))

@@ -37,7 +37,10 @@ def test_critic_scores_by_hand():
     out = networks.Critic(CONFIG).apply(state.target, *inputs)
     got = acting.critic_scores(CONFIG, acting.critics_of(state, CONFIG), out)
     raw, scale = np.float64(out.feedback), np.float64(state.reward_scale)
-    chance = lambda i: 1.0 / (1.0 + np.exp(-raw[:, i]))
+
+    def chance(i):
+        return 1.0 / (1.0 + np.exp(-raw[:, i]))
+
     reward = np.stack([chance(0) / scale[0], -chance(6) / scale[6], np.exp(np.clip(raw[:, 8], -8, 5))], axis=1)
     shown = np.float64(out.continue_logit) + CONFIG.slate / C * np.float64(out.continue_item_logit).sum(axis=-1)
     stay = 1.0 / (1.0 + np.exp(-shown))
@@ -92,7 +95,10 @@ def test_candidates_of_the_mean_encoding_change_nothing():
     state, (z, memory, items) = make_inputs(4)
     padded = np.concatenate([items, np.repeat(items.mean(axis=1, keepdims=True), 3, axis=1)], axis=1)
     critics = acting.critics_of(state, CONFIG)
-    score = lambda e: acting.act(CONFIG, state.params["actor"], critics, z, memory, e).scores
+
+    def score(e):
+        return acting.act(CONFIG, state.params["actor"], critics, z, memory, e).scores
+
     np.testing.assert_allclose(score(padded)[..., :C], score(items), rtol=1e-4, atol=1e-4)
 
 

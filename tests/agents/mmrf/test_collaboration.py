@@ -99,6 +99,9 @@ def test_a_single_agent_gathers_nothing():
     (x, attention), params = init(2, h)
     np.testing.assert_array_equal(x, np.zeros((3, 1, 8)))
     np.testing.assert_array_equal(attention, np.zeros((3, 2, 1, 1)))
-    loss = lambda p, h: jnp.sum((apply(2, p, h)[0] + 1.0) ** 2)
+
+    def loss(p, h):
+        return jnp.sum((apply(2, p, h)[0] + 1.0) ** 2)
+
     for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1)))(params, h)):
         assert np.isfinite(leaf).all()

@@ -262,7 +262,10 @@ def next_values(items, before):
         follows = np.asarray(representation.next_context(batch))
         for t in range(out.shape[1]):
             for m in range(out.shape[2]):
-                at = lambda old, new, t=t: np.concatenate([old[:, :t], new[:, None], old[:, t + 1 :]], axis=1)
+
+                def at(old, new, t=t):
+                    return np.concatenate([old[:, :t], new[:, None], old[:, t + 1 :]], axis=1)
+
                 b = batch.replace(
                     slate=at(batch.slate, simulated.slates[:, t, m]),
                     slate_mask=at(batch.slate_mask, np.ones_like(batch.slate_mask[:, t])),
@@ -314,7 +317,10 @@ def test_requests_that_are_not_learned_from_have_no_simulated_slates(step, befor
     simulated, other = make_simulated(batch), make_simulated(batch, seed=1)
     learned = np.pad(batch.mask[:, :-1], ((0, 0), (0, 1)))
     assert (batch.mask & ~learned).any() and (~batch.mask).any()
-    put = lambda where, x, y: np.where(where.reshape(*where.shape, *[1] * (x.ndim - 2)), x, y)
+
+    def put(where, x, y):
+        return np.where(where.reshape(*where.shape, *[1] * (x.ndim - 2)), x, y)
+
     swapped = jax.tree.map(functools.partial(put, learned), simulated, other)
     swapped = swapped.replace(pool=jax.tree.map(functools.partial(put, batch.mask), simulated.pool, other.pool))
     reference, metrics = step(before, batch, simulated)

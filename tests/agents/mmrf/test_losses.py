@@ -27,7 +27,9 @@ SCALE = np.append(np.linspace(0.1, 0.8, S - 1), 20.0).astype(np.float32)
 
 
 def critic_output(rng, m, n=3):
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     return CriticOutput(
         feedback=normal(S, m),
         extra=normal(0, m),
@@ -58,7 +60,10 @@ def test_feedback_loss_of_watch_time_by_hand():
     # Least where the mean is predicted, 40 s here, whatever the spread.
     some = np.zeros((4, S), np.float32)
     some[:, WATCH] = [0.0, 10.0, 30.0, 120.0]
-    mean_loss = lambda eta: feedback_loss(jnp.full((S, 4), eta), some, SCALE)[:, WATCH].mean()
+
+    def mean_loss(eta):
+        return feedback_loss(jnp.full((S, 4), eta), some, SCALE)[:, WATCH].mean()
+
     assert float(jax.grad(mean_loss)(jnp.log(2.0))) == pytest.approx(0.0, abs=1e-6)
 
 

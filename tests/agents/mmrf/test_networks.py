@@ -41,7 +41,10 @@ def test_the_mlp_adds_to_the_products_of_all_agents():
     hidden = params.pop("hidden")
     products = jax.jit(Actor(tiny.CONFIG).apply)({"params": params}, *args).scores
     apply = jax.jit(Actor(config).apply)
-    scores = lambda out: apply({"params": params | {"hidden": hidden | {"out": out}}}, *args).scores
+
+    def scores(out):
+        return apply({"params": params | {"hidden": hidden | {"out": out}}}, *args).scores
+
     np.testing.assert_allclose(scores(jnp.zeros_like(hidden["out"])), products, atol=1e-6)
     assert (np.abs(scores(10.0 * hidden["out"]) - products).max(axis=(0, 2)) > 1e-3).all()
 

@@ -117,8 +117,13 @@ def test_masked_values_have_no_effect_to_the_bit(step, before):
     reference, metrics = step(before, batch)
     rng = np.random.default_rng(2)
     gone, dark = ~batch.mask, ~batch.slate_mask
-    noise = lambda x: (100.0 * rng.normal(size=x.shape)).astype(x.dtype)
-    put = lambda x, where, new: np.where(where.reshape(*where.shape, *[1] * (x.ndim - where.ndim)), new, x)
+
+    def noise(x):
+        return (100.0 * rng.normal(size=x.shape)).astype(x.dtype)
+
+    def put(x, where, new):
+        return np.where(where.reshape(*where.shape, *[1] * (x.ndim - where.ndim)), new, x)
+
     seconds = np.abs(noise(batch.feedback))
     other = batch.replace(
         context=put(batch.context, gone, noise(batch.context)),
@@ -203,7 +208,10 @@ def test_terminated_is_not_bootstrapped_from_and_truncated_not_judged(step, befo
     fields["mask"] = fields["mask"] & batch.mask
     left = batch.replace(**fields | {"terminated": fields["mask"] & (np.arange(5) == 1)})
     cut = batch.replace(**fields | {"truncated": fields["mask"] & (np.arange(5) == 1)})
-    known = lambda b: np.asarray(representation.loss_masks(b).known)[user]
+
+    def known(b):
+        return np.asarray(representation.loss_masks(b).known)[user]
+
     np.testing.assert_array_equal(known(left), [1, 1, 0, 0])
     np.testing.assert_array_equal(known(cut), [1, 0, 0, 0])
     exposed = np.asarray(representation.loss_masks(cut).exposed)[user]
@@ -213,7 +221,10 @@ def test_terminated_is_not_bootstrapped_from_and_truncated_not_judged(step, befo
 
 def inputs(config, users=5):
     rng = np.random.default_rng(4)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     z_size, dim = encoders.sizes(config, tiny.SCHEMA)
     memory = normal(users, len(config.decays), config.feedback_dim, dim)
     items = normal(users, tiny.SCHEMA.candidates, dim)
@@ -228,7 +239,10 @@ def act(config, params):
 @functools.partial(jax.jit, static_argnames="config")
 def gradient_of_main_scores(config, params):
     """Gradient of a functional of the main agent's scores with respect to the actors."""
-    value = lambda p: jnp.sum(jnp.sin(networks.Actor(config).apply(p, *inputs(config)).scores[:, -1]))
+
+    def value(p):
+        return jnp.sum(jnp.sin(networks.Actor(config).apply(p, *inputs(config)).scores[:, -1]))
+
     return jax.grad(value)(params)["params"]
 
 
@@ -242,7 +256,9 @@ def main_gradient(config):
 
 
 def test_auxiliary_actors_feel_the_main_agent_by_lambda():
-    with_weight = lambda weight: main_gradient(dataclasses.replace(SGD, main_objective_weight=weight))["auxiliary"]
+    def with_weight(weight):
+        return main_gradient(dataclasses.replace(SGD, main_objective_weight=weight))["auxiliary"]
+
     none, some, full = with_weight(0.0), with_weight(0.3), with_weight(1.0)
     for leaf in jax.tree.leaves(none):
         np.testing.assert_array_equal(leaf, 0.0)

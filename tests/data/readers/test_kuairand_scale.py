@@ -320,7 +320,10 @@ def test_packed_keys_give_the_order_that_sorting_gives():
 @pytest.mark.parametrize("latest", [9, 2**62])
 def test_rows_are_in_one_order_whatever_they_agree_on(latest):
     random = np.random.default_rng(5)
-    few = lambda high, dtype: pl.Series(random.integers(-1, high, 800)).replace(-1, None).cast(dtype)
+
+    def few(high, dtype):
+        return pl.Series(random.integers(-1, high, 800)).replace(-1, None).cast(dtype)
+
     types = (
         columns.LOG_TYPES | columns.EXTRA_LOG_TYPES | dict.fromkeys(["lost_digits", "random", "readable"], pl.Boolean)
     )
@@ -347,7 +350,10 @@ def test_synthetic_logs_look_like_the_release(tmp_path, variant):
     log.write(tmp_path / "a", counted)
     dataclasses.replace(log, seed=1).write(tmp_path / "b", counted)
     log.write(tmp_path / "again", counted)
-    read = lambda name: {p.name: p.read_bytes() for p in (tmp_path / name / "data").iterdir()}
+
+    def read(name):
+        return {p.name: p.read_bytes() for p in (tmp_path / name / "data").iterdir()}
+
     assert read("a") == read("again") and read("a") != read("b")
     found = columns.find_source(tmp_path / "a")
     columns.check(found)
@@ -376,7 +382,10 @@ def test_synthetic_logs_look_like_the_release(tmp_path, variant):
 @pytest.mark.parametrize("variant", synthetic.OFFICIAL)
 def test_sizes_of_synthetic_logs_follow_their_rows(variant, tmp_path):
     users, videos, _ = synthetic.OFFICIAL[variant]
-    sizes = lambda rows: synthetic.SyntheticLog(rows, variant=variant)._sizes
+
+    def sizes(rows):
+        return synthetic.SyntheticLog(rows, variant=variant)._sizes
+
     assert sizes(synthetic.OFFICIAL_ROWS[variant])[:2] == (users, videos)
     assert sizes(2_000)[0] == 40 and sizes(2_000)[1] < 1_000 and sizes(1)[0] == 1
     log = synthetic.SyntheticLog(rows=2_000, variant=variant)
@@ -428,8 +437,13 @@ def test_killed_again_and_again_it_makes_the_same_files(tmp_path, launch):
     arguments = [f"--source={tmp_path / 'log'}", "--workers=2"]
     launch.ok("prepare", *arguments, f"--out={tmp_path / 'whole'}")
     rng, kills = np.random.default_rng(0), 0
-    unfinished = lambda: next((tmp_path / "killed").glob(".unfinished-*"), None)
-    made = lambda: 0 if (work := unfinished()) is None else sum(len(files) for _, _, files in os.walk(work))
+
+    def unfinished():
+        return next((tmp_path / "killed").glob(".unfinished-*"), None)
+
+    def made():
+        return 0 if (work := unfinished()) is None else sum(len(files) for _, _, files in os.walk(work))
+
     while True:
         command = launch.command("prepare", *arguments, f"--out={tmp_path / 'killed'}")
         process = subprocess.Popen(command, env=launch.environment(), cwd=os.getcwd(), stderr=subprocess.DEVNULL)

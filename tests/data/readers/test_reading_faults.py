@@ -132,7 +132,9 @@ def test_a_column_of_ones_own_may_hold_quotes_and_commas_and_short_lines_show(tm
 
 
 def reordered(header: str, body: list[str]) -> str:
-    turn = lambda line: ",".join(reversed(line.split(",")))
+    def turn(line):
+        return ",".join(reversed(line.split(",")))
+
     return "\n".join([turn(header), *map(turn, body)])
 
 
@@ -352,7 +354,10 @@ def test_ids_of_64_bits_give_the_sessions_that_small_ones_do(tmp_path):
         one, other = small[0][name], large[0][name]
         for field in ("date", "profile", "history_videos", "history_feedback", "offsets", "context", "feedback"):
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field), err_msg=field)
-        place = lambda log: np.take_along_axis(log.candidates, np.maximum(log.slate, 0), 1)[log.slate >= 0]
+
+        def place(log):
+            return np.take_along_axis(log.candidates, np.maximum(log.slate, 0), 1)[log.slate >= 0]
+
         np.testing.assert_array_equal(place(one), place(other))
         np.testing.assert_array_equal(one.user_id, other.user_id)  # users are 0, 1, 2 …
     assert small[3]["log"] == large[3]["log"] and large[2].num_users == files.USERS
@@ -397,9 +402,12 @@ def test_too_few_videos_are_no_fix_of_zero(tmp_path):
 
 def test_the_docs_table_is_what_these_tests_show():
     tables = re.split(r"^## ", DOCS.read_text(), flags=re.M)
-    rows = lambda title: dict(
-        re.findall(r"^\| (.+?) \| (.+?) \|$", next(t for t in tables if t.startswith(title)), flags=re.M)[1:]
-    )
+
+    def rows(title):
+        return dict(
+            re.findall(r"^\| (.+?) \| (.+?) \|$", next(t for t in tables if t.startswith(title)), flags=re.M)[1:]
+        )
+
     said = {"used": "used", "": "no row", "duplicates": "once"}
     assert rows("Lines of a log") == {name: said.get(of, f"`{of}`") for name, (_, of) in LINES.items()}
     assert rows("Files") == {name: "read" if of == "read" else "refused" for name, (_, of) in FILES.items()}

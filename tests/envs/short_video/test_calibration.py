@@ -235,5 +235,8 @@ class TestVariants:
         here, there = closest(sim.params), closest(params)
         assert np.corrcoef(here, there)[0, 1] < 0.0
         assert here[:8].sum() > 1.5 * there[:8].sum()
-        spread = lambda sums: np.std(sums["watch_time"] / sums["depth"])
+
+        def spread(sums):
+            return np.std(sums["watch_time"] / sums["depth"])
+
         assert spread(serve(reference_policies.production, params)) > 1.1 * spread(sums["production"])

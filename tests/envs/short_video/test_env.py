@@ -113,7 +113,10 @@ class TestContract:
         shuffle = np.random.default_rng(0).permutation(B)
         assert_same(play(sim.params, key, ids[shuffle]), jax.tree.map(lambda x: x[shuffle], expected))
         strangers = jnp.concatenate([ids[B // 2 :], jnp.arange(B // 2)])  # half of them, in other slots beside others
-        half = lambda x, part: jax.tree.map(lambda leaf: leaf[part], x)
+
+        def half(x, part):
+            return jax.tree.map(lambda leaf: leaf[part], x)
+
         beside = play(sim.params, key, strangers)
         assert_same(half(beside, slice(B // 2)), half(expected, slice(B // 2, B)))
         few = play(sim.params, key, ids[:8])
@@ -121,7 +124,10 @@ class TestContract:
 
     def test_users_steps_and_days_draw_their_own_numbers(self, sim):
         key = jax.random.key(2)
-        u = lambda position, users: random.reference_per_user_uniform(key, position, users, 50)
+
+        def u(position, users):
+            return random.reference_per_user_uniform(key, position, users, 50)
+
         numbers = np.stack([u(0, jnp.arange(40)), u(1, jnp.arange(40)), u(0, jnp.arange(40, 80))])
         assert len(np.unique(numbers)) == numbers.size and numbers.min() > 0 and numbers.max() < 1
         np.testing.assert_array_equal(

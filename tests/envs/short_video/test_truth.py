@@ -57,7 +57,10 @@ def answer(shown):
     """Answers [USERS, videos, DRAWS, S] to each video at the first position, and what they were drawn from, flat."""
     traits, truth = shown
     shape = (*truth.drive.shape, DRAWS)
-    flat = lambda x: jnp.broadcast_to(x[..., None], shape).reshape(-1, 1)
+
+    def flat(x):
+        return jnp.broadcast_to(x[..., None], shape).reshape(-1, 1)
+
     whose = jnp.repeat(jnp.arange(USERS), shape[1] * DRAWS)
     traits, truth = jax.tree.map(lambda x: x[whose], traits), jax.tree.map(flat, truth)
     # Of every video, the noise of watching and the choice to skip are spread evenly over the square (a golden lattice).

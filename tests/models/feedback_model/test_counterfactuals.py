@@ -148,7 +148,10 @@ def answered():
     batch = tiny.make_batch()
     batch = batch.replace(slate_mask=batch.slate_mask & (np.arange(3) < 2))
     fn = jax.jit(counterfactuals.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
-    answer = lambda measure: jax.device_get(fn(state, batch, items, CONFIG, jax.random.key(4), 2, measure))
+
+    def answer(measure):
+        return jax.device_get(fn(state, batch, items, CONFIG, jax.random.key(4), 2, measure))
+
     return state, items, batch, answer(True), answer(False)
 
 
@@ -182,7 +185,10 @@ def test_answers_by_hand(answered):
     def predict(state):
         rows = embeddings.lookup(state.tables, representation.ids(batch, items))
         r = network.represent(CONFIG, state.params, rows, batch, items, None)
-        encode = lambda p, rows: encoders.Encoder(CONFIG).apply(p, rows, items.features[videos], method="items")
+
+        def encode(p, rows):
+            return encoders.Encoder(CONFIG).apply(p, rows, items.features[videos], method="items")
+
         rows = network.twin_rows(
             embeddings.lookup(
                 {n: state.tables[n] for n in embeddings.VIDEO_TABLES}, embeddings.video_ids(items, videos)
@@ -200,7 +206,10 @@ def test_answers_by_hand(answered):
     pool = simulated.pool  # of all candidates; here at the places of the slates
     assert pool.feedback.shape == (8, 5, S, 8) and pool.continue_item_logit.shape == (8, 5, 8)
     places = simulated.slates.reshape(8, 5, 6)
-    at = lambda x, places: np.take_along_axis(x, places, axis=-1)
+
+    def at(x, places):
+        return np.take_along_axis(x, places, axis=-1)
+
     np.testing.assert_allclose(at(pool.feedback, places[:, :, None]), out.feedback.mean(axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
         at(pool.continue_item_logit, places), out.continue_item_logit.mean(axis=0), rtol=1e-4, atol=1e-5

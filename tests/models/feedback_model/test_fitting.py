@@ -89,7 +89,10 @@ def test_split_over_four_devices_has_the_same_gradient(still_step, items):
     split = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batch)
     mapped = jax.vmap(lambda b: fitting.update(state, b, items, STILL, axis_name="data"), axis_name="data")
     parts, their_metrics = jax.jit(mapped)(split)
-    moments = lambda s: [x for path, x in jax.tree.leaves_with_path(s.optimizer) if ".mu" in jax.tree_util.keystr(path)]
+
+    def moments(s):
+        return [x for path, x in jax.tree.leaves_with_path(s.optimizer) if ".mu" in jax.tree_util.keystr(path)]
+
     largest = max(float(jnp.abs(x).max()) for x in moments(whole))
     assert largest > 1e-3 and len(moments(whole)) == len(jax.tree.leaves(state.params))
     for ours, theirs in zip(moments(whole), moments(parts), strict=True):
@@ -171,7 +174,10 @@ def fitted():
     init = jax.jit(network.init, static_argnames=("config", "schema"))
     state = init(jax.random.key(0), config, WORLD, WORLD_ITEMS, seen.mean(axis=0), seen.std(axis=0))
     fn = jax.jit(functools.partial(fitting.update, config=config), compiler_options=tiny.HOT)
-    step = lambda state, batch: fn(state, batch, WORLD_ITEMS)
+
+    def step(state, batch):
+        return fn(state, batch, WORLD_ITEMS)
+
     index, rng = sessions.segment_index(log, T), np.random.default_rng(0)
     for _ in range(200):
         state, _ = step(state, sessions.gather_segments(log, rng.choice(index, BATCH), T))
@@ -187,7 +193,10 @@ def test_what_is_masked_is_not_fitted_to_the_bit(fitted):
     rng = np.random.default_rng(0)
     dark, gone = ~batch.slate_mask, ~batch.mask
     last = np.broadcast_to(np.arange(T + 1) == T, gone.shape)
-    put = lambda where, x, new: np.where(where.reshape(*where.shape, *[1] * (x.ndim - where.ndim)), new, x)
+
+    def put(where, x, new):
+        return np.where(where.reshape(*where.shape, *[1] * (x.ndim - where.ndim)), new, x)
+
     noise = np.abs(rng.normal(size=batch.feedback.shape)).astype(np.float32)
     other = batch.replace(
         feedback=put(dark | last[..., None], batch.feedback, noise),
@@ -276,7 +285,10 @@ def test_calibration_is_measured_when_asked_for_and_moves_predictions(fitted, me
     for batch in batches:
         out = predict(config, sure, batch, WORLD_ITEMS)
         shown = np.asarray(representation.loss_masks(batch).exposed) > 0
-        at = lambda x, shown=shown: np.asarray(network.expected(x, state.scale))[:, :-1][shown][:, 0]
+
+        def at(x, shown=shown):
+            return np.asarray(network.expected(x, state.scale))[:, :-1][shown][:, 0]
+
         before.append(at(out))
         after.append(at(network.calibrated(out, calibrated, batch.context)))
         actual.append(batch.feedback[:, :-1][shown][:, 0])

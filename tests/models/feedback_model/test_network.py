@@ -20,7 +20,10 @@ STILL = dataclasses.replace(CONFIG, dropout=0.0, twin_feature_dropout=(0.0, 0.0)
 
 def random_prediction(rng, *shape, videos=5) -> heads.Prediction:
     """Of both twins, with batch axes `shape`."""
-    normal = lambda *s: jnp.asarray(rng.normal(size=(2, *shape, *s)), jnp.float32)
+
+    def normal(*s):
+        return jnp.asarray(rng.normal(size=(2, *shape, *s)), jnp.float32)
+
     return heads.Prediction(normal(S, videos), 2.0 + normal(1, videos), normal(), normal(videos))
 
 
@@ -48,8 +51,13 @@ def uncertainty(config, state, batch, items, key, unseen=None):
 
 def equal_twins(state):
     """The state whose second twin is the first."""
-    double = lambda x: jnp.stack([x[0], x[0]])
-    halves = lambda t: t.replace(rows=jnp.tile(t.rows[:, : t.rows.shape[1] // 2], (1, 2)))
+
+    def double(x):
+        return jnp.stack([x[0], x[0]])
+
+    def halves(t):
+        return t.replace(rows=jnp.tile(t.rows[:, : t.rows.shape[1] // 2], (1, 2)))
+
     return state.replace(
         params=jax.tree.map(double, state.params), tables={name: halves(t) for name, t in state.tables.items()}
     )
@@ -127,11 +135,17 @@ def test_divergence_is_the_mean_of_both_directions():
     got = np.asarray(network.divergence(out, jnp.float32(0.8)))
     assert got.shape == (3, 5, S) and (got > 0).all()
     p, q = expit(np.moveaxis(np.float64(out.feedback), -2, -1)[..., :WATCH])
-    kl = lambda p, q: rel_entr(p, q) + rel_entr(1 - p, 1 - q)
+
+    def kl(p, q):
+        return rel_entr(p, q) + rel_entr(1 - p, 1 - q)
+
     np.testing.assert_allclose(got[..., :WATCH], (kl(p, q) + kl(q, p)) / 2, rtol=1e-3, atol=1e-6)
     # Gaussians, by numerical integration.
     seconds = np.linspace(-12.0, 16.0, 40_001)
-    density = lambda mean: np.exp(-0.5 * ((seconds - mean) / 0.8) ** 2) / (0.8 * np.sqrt(2 * np.pi))
+
+    def density(mean):
+        return np.exp(-0.5 * ((seconds - mean) / 0.8) ** 2) / (0.8 * np.sqrt(2 * np.pi))
+
     for b, m in np.ndindex(3, 5):
         p, q = (density(mean) for mean in np.float64(out.extra)[:, b, 0, m])
         both = [np.trapezoid(rel_entr(x, y), seconds) for x, y in ((p, q), (q, p))]

@@ -34,7 +34,10 @@ def exported(folder, ids, config):
     """The artefact of agents that nobody trained."""
     plan = steps.TrainConfig("myopic", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=0)
     ones = jnp.ones(len(types.SIGNALS))
-    init = lambda key: steps.init(key, plan, tiny.SCHEMA, tiny.make_items(), 0.3 * ones, ones, ones)
+
+    def init(key):
+        return steps.init(key, plan, tiny.SCHEMA, tiny.make_items(), 0.3 * ones, ones, ones)
+
     key = jax.random.key(3)
     state = jax.jit(init)(key)
     export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), ids, state, {"config": config})
@@ -196,7 +199,10 @@ def test_a_simulated_user_answers_and_leaves(tmp_path):
         return make_toy(config, slate)
 
     exported(tmp_path / "artifact", None, WORLD)
-    make = lambda: application(Service(Settings(tmp_path / "artifact", tmp_path / "log", max_candidates=C)), make_world)
+
+    def make():
+        return application(Service(Settings(tmp_path / "artifact", tmp_path / "log", max_candidates=C)), make_world)
+
     with served(make) as client:
         assert client("/demo/about")[1]["no_simulated"] is None
         status, answer = client("/demo/visits", {"simulated": 5})
@@ -287,9 +293,10 @@ def test_only_the_last_visits_are_kept(kuairand, monkeypatch):
     monkeypatch.setattr(page, "_MOST_VISITS", 2)
     _, client = kuairand
     begun = [client("/demo/visits", {})[1] for _ in range(3)]
-    step = lambda visit: client(
-        f"/demo/visits/{visit['user']}/steps", {"position": 0, "slate": visit["turn"]["candidates"][:K]}
-    )
+
+    def step(visit):
+        return client(f"/demo/visits/{visit['user']}/steps", {"position": 0, "slate": visit["turn"]["candidates"][:K]})
+
     assert [step(visit)[0] for visit in begun] == [404, 200, 200]
 
 

@@ -133,9 +133,16 @@ def _write_features(table: _Table, train_until: int, folder: pathlib.Path) -> No
     in_train, weight = train > 0, train[train > 0]
     del train
     last_day = fits.day_number(train_until)
-    log_seconds = lambda rows: np.log(np.maximum(seconds[rows], 0.1))
-    uploaded = lambda rows: fits.day_numbers(upload[rows])
-    log_age = lambda day: np.log1p(np.maximum(last_day - day, 0))
+
+    def log_seconds(rows):
+        return np.log(np.maximum(seconds[rows], 0.1))
+
+    def uploaded(rows):
+        return fits.day_numbers(upload[rows])
+
+    def log_age(day):
+        return np.log1p(np.maximum(last_day - day, 0))
+
     edges = fits.quantiles(seconds[in_train], weight, np.arange(1, DURATION_BUCKETS) / DURATION_BUCKETS)
     of_seconds = fits.mean_std(log_seconds(in_train), weight * (seconds[in_train] > 0))
     of_age = fits.mean_std(log_age(uploaded(in_train)), weight * (uploaded(in_train) > 0))

@@ -32,7 +32,10 @@ def count(rows: pl.DataFrame, random_file: bool) -> dict[str, int]:
     """Count, of rows as `clean.mark` gives them, what `check` compares; counts of pieces of a file add up."""
     midnight = clean.midnights(rows["date"])
     time, play, duration, length = pl.col("time_ms"), pl.col("play_time_ms"), pl.col("duration_ms"), pl.col("length")
-    on_date = lambda when: (when >= midnight - DAY_MS) & (when < midnight + 2 * DAY_MS)
+
+    def on_date(when):
+        return (when >= midnight - DAY_MS) & (when < midnight + 2 * DAY_MS)
+
     counts = rows.with_columns(length=pl.min_horizontal(duration, _LONG_VIEW_MS)).select(
         rows=pl.len(),
         lost_digits=pl.col("lost_digits").sum(),
@@ -63,8 +66,13 @@ def check(path: pathlib.Path, counts: dict[str, int], find: Callable[[str], str]
       counts: what `count` gives of all its rows.
       find: gives the first row of the file that cannot be used for a reason of `clean.REASONS`, in words.
     """
-    most = lambda part, whole: 2 * counts[part] > counts[whole]
-    share = lambda part, whole: f"{counts[part]:,} of {counts[whole]:,} rows"
+
+    def most(part, whole):
+        return 2 * counts[part] > counts[whole]
+
+    def share(part, whole):
+        return f"{counts[part]:,} of {counts[whole]:,} rows"
+
     if most("lost_digits", "rows"):
         raise ValueError(
             f"{path}: {share('lost_digits', 'rows')} lack digits that a spreadsheet rounded off "
@@ -150,7 +158,10 @@ def _describe(header: list[str], cells: list[str], row: dict) -> str:
     if len(cells) != len(header):
         return f"it has {len(cells)} fields, the header {len(header)}"
     reason = clean.REASONS[row["reason"]]
-    cell = lambda name: f"{name} is {cells[header.index(name)]!r}"
+
+    def cell(name):
+        return f"{name} is {cells[header.index(name)]!r}"
+
     if reason in ("lost_digits", "unparsable"):
         name = next(name for name in columns.LOG_TYPES if row[name] is None or row[name] == clean.NOBODY)
         form = f"a whole number such as {_EXAMPLES[name]}" if name in _EXAMPLES else "0 or 1"

@@ -169,8 +169,13 @@ def describe_videos(rows: pl.DataFrame, train_until: int) -> pl.DataFrame:
       training days; `mentions`: the bits of `IN_LOG` and `USED`.
     """
     used, random = pl.col("reason").is_null(), pl.col("random")
-    day = lambda which: pl.when(which).then("date").otherwise(NEVER).cast(pl.Int32)
-    bits = lambda names: pl.when(random).then(names["random"]).otherwise(names["standard"])
+
+    def day(which):
+        return pl.when(which).then("date").otherwise(NEVER).cast(pl.Int32)
+
+    def bits(names):
+        return pl.when(random).then(names["random"]).otherwise(names["standard"])
+
     return fold_videos(
         rows.filter(pl.col("video_id").is_not_null()).select(
             "video_id",
@@ -190,7 +195,10 @@ def fold_videos(told: pl.DataFrame) -> pl.DataFrame:
     if not n:
         return told
     told = told[fits.order_of(told["video_id"].to_numpy())]
-    column = lambda name: told[name].to_numpy()
+
+    def column(name):
+        return told[name].to_numpy()
+
     first = np.flatnonzero(np.diff(column("video_id"), prepend=NOBODY - 1))
     of = np.repeat(np.arange(len(first)), np.diff(first, append=n))
     # of each video's rows the first day, of those the first time, of those the first row

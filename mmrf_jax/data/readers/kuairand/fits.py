@@ -70,7 +70,10 @@ def quantiles(values: np.ndarray, weight: np.ndarray, at: np.ndarray) -> np.ndar
     order = np.argsort(values, kind="stable")
     last = np.cumsum(weight[order])
     rank = at * (last[-1] - 1)
-    nth = lambda k: values[order[np.searchsorted(last, k, side="right")]]
+
+    def nth(k):
+        return values[order[np.searchsorted(last, k, side="right")]]
+
     low, high = nth(np.floor(rank)), nth(np.ceil(rank))
     return low + (high - low) * (rank - np.floor(rank))
 

@@ -226,7 +226,10 @@ def clean_bucket(job: Job, task: int) -> None:
 def _merge_counts(job: Job) -> dict:
     """What `clean_bucket` says of single buckets, of all together."""
     all_made, videos = job.read_all("clean"), job.read_all("videos")
-    best = lambda field, name, of: of((v for m in all_made if (v := m[field][name]) is not None), default=None)
+
+    def best(field, name, of):
+        return of((v for m in all_made if (v := m[field][name]) is not None), default=None)
+
     return {
         "log": {log: _sum([m["log"][log] for m in all_made]) for log in all_made[0]["log"]},
         "log_end": {name: best("log_end", name, max) or 0 for name in SPLITS},
