@@ -1,13 +1,13 @@
 """Do gains last? Users come back over two simulated weeks, to production, MMRF, itself without the model, and LTR.
 
-python -m launch.study --config=experiments/ab_long.py --out=experiments/results/ab_long
+python -m launch.sweep --config=experiments/ab_long.py --out=experiments/results/ab_long
 """
 
-from experiments import study_size, table_ab
+from experiments import base, table_ab
 
 
 def get_config():
-    config = study_size.get_config(ltr=table_ab.tuned("ltr"), da={"agents": {"ablation": "no_augmentation"}})
+    config = base.get_config(ltr=table_ab.tuned("ltr"), da={"agents": {"ablation": "no_augmentation"}})
     config.reference = "ltr"
     config.tables = ("by_day",)
     config.sessions = 5_000  # users of each arm and seed

@@ -1,6 +1,6 @@
 """Selection bias in what is served: coverage and diversity with and without learning from videos not shown.
 
-python -m launch.study --config=experiments/bias_coverage.py --out=experiments/results/bias_coverage
+python -m launch.sweep --config=experiments/bias_coverage.py --out=experiments/results/bias_coverage
 """
 
 from experiments import table_ablation

@@ -1,14 +1,14 @@
 """Are the methods trained to the end? Each with twice the updates on the same logs.
 
-python -m launch.study --config=experiments/convergence.py --out=experiments/results/convergence
+python -m launch.sweep --config=experiments/convergence.py --out=experiments/results/convergence
 """
 
-from experiments import study_size, table_ab
+from experiments import base, table_ab
 
 
 def get_config():
     methods = ("mmrf", *table_ab.BASELINES)
-    config = study_size.get_config(
+    config = base.get_config(
         **{f"{name}_twice": table_ab.tuned(name) | {"train": {"epochs": 2}} for name in methods},
         **{name: table_ab.tuned(name) for name in table_ab.BASELINES},
     )

@@ -1,9 +1,9 @@
 """What each auxiliary agent gives to the others: MMRF without it.
 
-python -m launch.study --config=experiments/leave_one_out.py --out=experiments/results/leave_one_out
+python -m launch.sweep --config=experiments/leave_one_out.py --out=experiments/results/leave_one_out
 """
 
-from experiments import study_size
+from experiments import base
 from mmrf_jax.signals import AGENT_SIGNALS
 
 
@@ -11,7 +11,7 @@ def get_config():
     def without(left_out):
         return tuple(name for name in AGENT_SIGNALS if name != left_out)
 
-    config = study_size.get_config(
+    config = base.get_config(
         **{f"without_{name}": {"agents": {"signals": without(name)}} for name in AGENT_SIGNALS[:-1]}
     )
     config.seeds = 2

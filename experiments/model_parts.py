@@ -1,13 +1,13 @@
 """What the feedback model gives by its labels alone, by its part of the values alone, and by both.
 
-python -m launch.study --config=experiments/model_parts.py --out=experiments/results/model_parts
+python -m launch.sweep --config=experiments/model_parts.py --out=experiments/results/model_parts
 """
 
-from experiments import study_size
+from experiments import base
 
 
 def get_config():
-    config = study_size.get_config(
+    config = base.get_config(
         labels_only={"agents": {"model_weight": 0.0}},  # values are the critics' alone
         values_only={"agents": {"counterfactual_weight": 0.0}},  # nothing is labelled
         da={"agents": {"ablation": "no_augmentation"}},  # neither

@@ -1,14 +1,14 @@
 """How far errors of the feedback model spread into the policy: the model fitted on 10, 33 and 100 % of each log, in
 the same number of updates; what the policy then earns in the model and in the world, by round.
 
-  python -m launch.study --config=experiments/optimism.py --out=experiments/results/optimism
+  python -m launch.sweep --config=experiments/optimism.py --out=experiments/results/optimism
 """
 
-from experiments import study_size
+from experiments import base
 
 
 def get_config():
-    config = study_size.get_config(
+    config = base.get_config(
         share_33={"feedback": {"log_fraction": 1.0 / 3.0, "epochs": 3}},
         share_10={"feedback": {"log_fraction": 0.1, "epochs": 10}},
     )

@@ -1,13 +1,13 @@
 """Does the model spare exploration? MMRF with and without it, learning from 4 k, 16 k and 64 k real sessions.
 
-python -m launch.study --config=experiments/sample_efficiency.py --out=experiments/results/sample_efficiency
+python -m launch.sweep --config=experiments/sample_efficiency.py --out=experiments/results/sample_efficiency
 """
 
-from experiments import study_size
+from experiments import base
 
 
 def get_config():
-    config = study_size.get_config(
+    config = base.get_config(
         **{
             f"{name}_{thousands}k": {
                 "agents": {"ablation": ablation},

@@ -1,9 +1,9 @@
 """One setting of MMRF at a time: the share of videos that were not shown and how they are drawn, and optimism.
 
-python -m launch.study --config=experiments/sensitivity.py --out=experiments/results/sensitivity
+python -m launch.sweep --config=experiments/sensitivity.py --out=experiments/results/sensitivity
 """
 
-from experiments import study_size
+from experiments import base
 
 
 def get_config():
@@ -16,6 +16,6 @@ def get_config():
 
     variants = agents("counterfactual_weight", (0.0, 0.1, 0.5, 1.0)) | agents("sampling", ("score", "uncertainty"))
     variants |= agents("uncertainty_bonus", (-1.0, -0.3, 0.3, 1.0))
-    config = study_size.get_config(**variants)
+    config = base.get_config(**variants)
     config.seeds = 2
     return config

@@ -1,14 +1,14 @@
 """One agent or several: MMRF beside a single agent whose reward is the sum of all, and each agent alone.
 
-python -m launch.study --config=experiments/single_vs_multi.py --out=experiments/results/single_vs_multi
+python -m launch.sweep --config=experiments/single_vs_multi.py --out=experiments/results/single_vs_multi
 """
 
-from experiments import study_size
+from experiments import base
 from mmrf_jax.signals import AGENT_SIGNALS
 
 
 def get_config():
-    config = study_size.get_config(
+    config = base.get_config(
         sum={"agents": {"signals": ("watch_time",), "reward": "sum_of_signals"}},
         **{f"only_{name}": {"agents": {"signals": (name,)}} for name in AGENT_SIGNALS},
     )

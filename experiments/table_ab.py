@@ -1,9 +1,9 @@
 """All methods in the world and in the two shifted ones: what a session brings, against MMRF.
 
-python -m launch.study --config=experiments/table_ab.py --out=experiments/results/table_ab
+python -m launch.sweep --config=experiments/table_ab.py --out=experiments/results/table_ab
 """
 
-from experiments import study_size
+from experiments import base
 
 #: What experiments/tuning.py chose: a factor on the rates of critic and actor, and the rate of the target networks.
 TUNED = {
@@ -18,7 +18,7 @@ BASELINES = ("bc", "wide_deep", "deepfm", "pareto", "tscac", "massa", "td3_bc", 
 
 def fields(method: str, factor: float = 1.0, polyak: float = 0.05) -> dict:
     """The fields of a method's run with its rates."""
-    config = study_size.get_config().run.agents
+    config = base.get_config().run.agents
     rates = {name: factor * config[name] for name in ("learning_rate", "actor_learning_rate")}
     return {"method": method, "agents": {**rates, "polyak": polyak}}
 
@@ -29,7 +29,7 @@ def tuned(method: str) -> dict:
 
 
 def get_config():
-    config = study_size.get_config(**{name: tuned(name) for name in BASELINES})
+    config = base.get_config(**{name: tuned(name) for name in BASELINES})
     config.tables = ("ab_test", "ab_test_users", "ab_test_leaving")
     config.sessions = 10_000
     config.arms = ("production", "random", "popularity", "oracle_myopic", "oracle_planning")

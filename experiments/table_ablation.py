@@ -1,14 +1,14 @@
 """MMRF in the world beside itself without collaboration (co), without the feedback model, so without videos that were
 not shown (da), and with a constant reward for those (ns).
 
-python -m launch.study --config=experiments/table_ablation.py --out=experiments/results/table_ablation
+python -m launch.sweep --config=experiments/table_ablation.py --out=experiments/results/table_ablation
 """
 
-from experiments import study_size
+from experiments import base
 
 
 def get_config():
-    config = study_size.get_config(
+    config = base.get_config(
         co={"agents": {"ablation": "no_collaboration"}},
         da={"agents": {"ablation": "no_augmentation"}},
         ns={"agents": {"ablation": "constant_negative"}},

@@ -1,7 +1,7 @@
 """The estimators' own error: off-policy estimates of rankers near production and far from it, beside what the world
 knows they earn.
 
-python -m launch.study --config=experiments/table_estimators.py --out=experiments/results/table_estimators
+python -m launch.sweep --config=experiments/table_estimators.py --out=experiments/results/table_estimators
 
 Each policy is production's score mixed with another ranker's, both standardised, and served as Plackett–Luce.
 """

@@ -1,6 +1,6 @@
 """All methods offline, in the world: GAUC on production's held-out log, and NCIS of the served stochastic ranker.
 
-python -m launch.study --config=experiments/table_offline.py --out=experiments/results/table_offline
+python -m launch.sweep --config=experiments/table_offline.py --out=experiments/results/table_offline
 """
 
 from experiments import table_ab

@@ -1,6 +1,6 @@
 """All methods on KuaiRand's test days, and on the random log of those days: GAUC, and NCIS of the stochastic ranker.
 
-  python -m launch.study --config=experiments/table_offline_kuairand.py --config.run.data.dir=$KUAIRAND_DIR \\
+  python -m launch.sweep --config=experiments/table_offline_kuairand.py --config.run.data.dir=$KUAIRAND_DIR \\
       --out=experiments/results/table_offline_kuairand
 """
 

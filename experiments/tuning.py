@@ -2,19 +2,19 @@
 
 Runs have as many sessions as those of studies.
 
-  python -m launch.study --config=experiments/tuning.py --out=experiments/results/tuning
+  python -m launch.sweep --config=experiments/tuning.py --out=experiments/results/tuning
 
 Chosen by watch time in the A/B test; `table_ab.TUNED` holds the choices.
 """
 
-from experiments import study_size, table_ab
+from experiments import base, table_ab
 
 #: Factor on the rates of critic and actor, and the rate at which target networks follow.
 TRIALS = {"default": (1.0, 0.05), "double": (2.0, 0.05), "slow": (1.0, 0.02), "double_slow": (2.0, 0.02)}
 
 
 def get_config():
-    config = study_size.get_config()
+    config = base.get_config()
     run = config.run
     run.world.seed, run.world.num_videos, run.world.candidates = 1, 5_000, 40
     run.ab_test.sessions = 1_000

@@ -1,4 +1,4 @@
-"""How a main ends whose output nobody reads any more. It imports no JAX, so that `launch.local` starts at once."""
+"""How a main ends whose output nobody reads any more. It imports no JAX: `launch.multiprocess` starts at once."""
 
 import contextlib
 import select

@@ -97,7 +97,7 @@ def processes(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
         job = ["-m", "launch.train", *_JOB, f"--workdir={workdir}"]
-        command = [sys.executable, "-m", "launch.local", f"--num_processes={number}", "--", *job]
+        command = [sys.executable, "-m", "launch.multiprocess", f"--num_processes={number}", "--", *job]
         with (Path(folder) / "said").open("w+") as said:
             run = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=said, stderr=said)
             try:

@@ -121,7 +121,7 @@ class Launcher:
             return [sys.executable, *main]
         # Whoever ends by himself does so in time, however busy the machine is.
         shape = [f"--num_processes={processes}", f"--devices_per_process={devices}", f"--grace_seconds={HANG}"]
-        return [sys.executable, "-m", "launch.local", *shape, "--", *main]
+        return [sys.executable, "-m", "launch.multiprocess", *shape, "--", *main]
 
     def environment(self, devices: int = 1) -> dict[str, str]:
         fixed = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
@@ -149,7 +149,7 @@ class Launcher:
     ):
         """The process without waiting for it; its output goes to the new file `log`.
 
-        `processes`: above 1, that of launch.local, with so many children of `devices` devices each.
+        `processes`: above 1, that of launch.multiprocess, with so many children of `devices` devices each.
         `stop_at`: the process stops itself right before that function is called for that time.
         """
         command = self.command(name, *args, processes=processes, devices=devices)

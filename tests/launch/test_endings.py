@@ -14,14 +14,14 @@ from pathlib import Path
 import processes
 import pytest
 
-from launch import endings, loop
+from launch import closed_loop, endings
 from mmrf_jax.io import files
 from mmrf_jax.parallel import preemption
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if "__main__" in path.read_text())
 #: Mains whose same command goes on where a signal has stopped them.
-RESUME = {"train", "study", "loop", "prepare"}
+RESUME = {"train", "sweep", "closed_loop", "prepare"}
 PATIENCE = 900  # seconds until a test that hangs ends
 
 
@@ -49,9 +49,9 @@ def calls(path: Path, name: str) -> list[ast.Call]:
     return [node for node in nodes if ast.unparse(node.func) == name]
 
 
-@pytest.mark.parametrize("main", [main for main in MAINS if main != "local"])
+@pytest.mark.parametrize("main", [main for main in MAINS if main != "multiprocess"])
 def test_every_main_ends_as_all_do(main):
-    """`common.run` hears signals and closed pipes; `launch.local`, which passes signals on, has tests of its own."""
+    """`common.run` hears signals and closed pipes; `launch.multiprocess` passes signals on and has its own tests."""
     (call,) = calls(ROOT / "launch" / f"{main}.py", "common.run")
     assert ("resumes" in {keyword.arg for keyword in call.keywords}) == (main in RESUME)
 
@@ -80,14 +80,14 @@ def test_other_broken_pipes_are_errors():
 def test_closed_pipes_of_several_processes():
     """They are told to stop, and none is killed by what nobody reads."""
     script = "import signal, time\nsignal.signal(signal.SIGTERM, lambda *_: exit(75))\nprint('a' * 9)\ntime.sleep(900)"
-    done = unread("stdout", "-m", "launch.local", "--num_processes=2", "--grace_seconds=900", "--", "-c", script)
+    done = unread("stdout", "-m", "launch.multiprocess", "--num_processes=2", "--grace_seconds=900", "--", "-c", script)
     assert done.returncode == -signal.SIGPIPE and not done.stderr
 
 
 def test_a_second_signal_ends_several_processes_at_once():
     script = "import signal, time\nsignal.signal(signal.SIGINT, lambda *_: print('told'))\nprint('a')\ntime.sleep(900)"
     script = script.replace("time.sleep(900)", "\nwhile True: time.sleep(0.01)")
-    command = [sys.executable, "-m", "launch.local", "--num_processes=2", "--", "-c", script]
+    command = [sys.executable, "-m", "launch.multiprocess", "--num_processes=2", "--", "-c", script]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for said in ("a", "told"):
@@ -100,7 +100,7 @@ def test_the_loop_waits_for_what_its_process_saves(tmp_path, monkeypatch):
     """It passes the signal on once, and stops when the process has ended by itself."""
     script = "import os, pathlib, signal, sys\nsignal.signal(signal.SIGINT, lambda *_: (there.unlink(), exit(75)))\n"
     script += "there = pathlib.Path(sys.argv[1])\nthere.touch()\nwhile True: signal.pause()"
-    monkeypatch.setattr(loop, "_python", lambda name, *args: [sys.executable, "-c", script, *args])
+    monkeypatch.setattr(closed_loop, "_python", lambda name, *args: [sys.executable, "-c", script, *args])
     there = tmp_path / "there"
 
     def stop() -> None:
@@ -110,7 +110,7 @@ def test_the_loop_waits_for_what_its_process_saves(tmp_path, monkeypatch):
 
     threading.Thread(target=stop).start()
     with pytest.raises(preemption.Preempted), preemption.watching(at_once=True):
-        loop._call("train", str(there))
+        closed_loop._call("train", str(there))
     assert not there.exists()
 
 
@@ -153,7 +153,7 @@ def test_closed_pipes_of_every_main(stream, launch):
     """--help for stdout, an error for stderr: what each main says first."""
     flag = {"stdout": "--help", "stderr": "--no_such_flag"}[stream]
     for main in MAINS:
-        if (main, stream) == ("local", "stderr"):
+        if (main, stream) == ("multiprocess", "stderr"):
             continue  # absl tells it on stdout
         done = unread(stream, "-m", f"launch.{main}", flag, env=launch.environment())
         assert done.returncode == -signal.SIGPIPE, (main, done)
@@ -183,8 +183,8 @@ def test_signals_stop_every_main_without_a_traceback(launch, tmp_path):
     table = (f"--config={ROOT / 'experiments' / 'table_ablation.py'}", "--config.quick=True")
     starts = {
         "train": ([*world, "--config.collect.sessions=2000000", f"--workdir={tmp_path / 'train'}"], 75),
-        "study": ([*table, f"--out={tmp_path / 'study'}", f"--runs={tmp_path / 'runs'}"], 75),
-        "loop": ([*world, f"--workdir={tmp_path / 'loop'}"], 75),
+        "sweep": ([*table, f"--out={tmp_path / 'study'}", f"--runs={tmp_path / 'runs'}"], 75),
+        "closed_loop": ([*world, f"--workdir={tmp_path / 'loop'}"], 75),
         "prepare": ([f"--source={source}", f"--out={tmp_path / 'records'}"], 75),
         "collect": ([*world, "--sessions=2000000", f"--out={tmp_path / 'collect'}"], None),
         "ab_test": ([*world, "--arms=production", "--sessions=2000000", f"--out={tmp_path / 'ab.json'}"], None),
@@ -242,6 +242,6 @@ def test_mains_work_from_any_folder_on_paths_of_any_name(launch, tmp_path):
     ok("synthesize", *small, "--out=[csv]")
     said = ok("prepare", "--source=[csv]", "--out=[records]")  # with its default config
     assert "rows -> " in said and (folder / "[records]").is_dir()
-    ok("loop", *world[1:], "--sessions=64", "--rounds=1", "--workdir=[loop]")  # with its default config
+    ok("closed_loop", *world[1:], "--sessions=64", "--rounds=1", "--workdir=[loop]")  # with its default config
     assert (folder / "[loop]" / "current").resolve() == folder / "[loop]" / "artifacts" / "1"
     assert {path.name for path in home.iterdir()} <= {"[artefact]", ".cache", ".config"}

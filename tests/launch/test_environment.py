@@ -111,10 +111,10 @@ WORLD = "--config=experiments/world.py"
         ("collect", (WORLD, "--sessions=8", "--out={tmp}/log")),
         ("evaluate", ("--workdir={tmp}/run",)),
         ("export", ("--workdir={tmp}/run", "--out={tmp}/artefact")),
-        ("loop", ("--workdir={tmp}/loop",)),
+        ("closed_loop", ("--workdir={tmp}/loop",)),
         ("report", ("--workdir={tmp}/run",)),
         ("serve", ("--artifact={tmp}/artefact",)),
-        ("study", ("--config=experiments/table_ablation.py", "--out={tmp}/study")),
+        ("sweep", ("--config=experiments/table_ablation.py", "--out={tmp}/study")),
         ("train", (WORLD, "--workdir={tmp}/new")),
     ],
 )

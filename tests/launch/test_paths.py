@@ -75,7 +75,7 @@ def test_every_text_flag_of_every_main_is_a_path_or_known_as_none():
     lists = {name for name, how in found.values() if how == "DEFINE_list"}
     assert lists <= LISTS | NAMES_OR_PATHS
     paths = {where for where, (_, how) in found.items() if how == "define_path"}
-    assert {"train --workdir", "serve --token_file", "prepare --source", "study --runs", "ab_test --plot"} <= paths
+    assert {"train --workdir", "serve --token_file", "prepare --source", "sweep --runs", "ab_test --plot"} <= paths
 
 
 PATH_FLAGS = sorted((path.stem, name) for path in MAINS for name, how in flags_of(path).items() if how == "define_path")

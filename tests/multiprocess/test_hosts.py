@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def child(process: subprocess.Popen, number: int) -> int:
-    """The process id of a process of a run that launch.local has started."""
+    """The process id of a process of a run that launch.multiprocess has started."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and (folder / "stat").exists():
             try:

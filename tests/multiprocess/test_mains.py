@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(number: int, main: str, *flags: str) -> None:
-    command = [sys.executable, "-m", "launch.local", f"--num_processes={number}", "--", "-m", f"launch.{main}"]
+    command = [sys.executable, "-m", "launch.multiprocess", f"--num_processes={number}", "--", "-m", f"launch.{main}"]
     done = subprocess.run(
         [*command, *processes.TINY, *flags], cwd=ROOT, capture_output=True, text=True, timeout=processes.HANG
     )

@@ -1,8 +1,8 @@
 """Runs a study: every variant with every seed, then one table; run again, it goes on where it was.
 
-  python -m launch.study --config=experiments/table_ablation.py --out=experiments/results/table_ablation
-  python -m launch.study --config=experiments/table_ablation.py --config.quick=True --out=/tmp/a --runs=/tmp/b
-  python -m launch.study --config=experiments/table_estimators.py --out=experiments/results/table_estimators
+  python -m launch.sweep --config=experiments/table_ablation.py --out=experiments/results/table_ablation
+  python -m launch.sweep --config=experiments/table_ablation.py --config.quick=True --out=/tmp/a --runs=/tmp/b
+  python -m launch.sweep --config=experiments/table_estimators.py --out=experiments/results/table_estimators
 
 OUT gets table.json and table.md. Each run has a folder of its own below --runs, named by its config, so studies share
 runs; any of them can be an arm of launch.ab_test, and launch.report makes its page. --config.tables chooses what is

@@ -14,7 +14,7 @@ NUMBER = "import sys, time; n = int(sys.argv[-1].split('=')[1])\n"  # of the pro
 
 
 def local(script: str, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "launch.local", *flags, "--", "-c", script]
+    command = [sys.executable, "-m", "launch.multiprocess", *flags, "--", "-c", script]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -60,6 +60,6 @@ def test_a_signal_is_passed_on():
 
 def test_a_command_is_needed():
     done = subprocess.run(
-        [sys.executable, "-m", "launch.local"], cwd=ROOT, capture_output=True, text=True, timeout=HANG
+        [sys.executable, "-m", "launch.multiprocess"], cwd=ROOT, capture_output=True, text=True, timeout=HANG
     )
     assert done.returncode != 0 and "no command" in done.stdout + done.stderr

@@ -1,6 +1,6 @@
 """Runs a main as several processes on this machine, as a cluster would.
 
-  python -m launch.local --num_processes=2 --devices_per_process=2 -- \\
+  python -m launch.multiprocess --num_processes=2 --devices_per_process=2 -- \\
       -m launch.train --config=experiments/world.py --workdir=runs/two
 
 Every line of output begins with the number of its process. SIGTERM and SIGINT are passed on to all of them; the second

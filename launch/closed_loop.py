@@ -1,6 +1,6 @@
 """The whole loop on this machine: a served ranker collects feedback, is trained on it, and is replaced while it serves.
 
-  python -m launch.loop --config=experiments/world.py --rounds=3 --workdir=runs/loop
+  python -m launch.closed_loop --config=experiments/world.py --rounds=3 --workdir=runs/loop
 
 Users of the world are HTTP clients of a service (launch.serve). The first ranker is trained on production's log. In
 each round so many new users visit; then launch.train learns from the feedback log, launch.export makes an artefact, and

@@ -6,7 +6,7 @@ import signal
 import processes
 import pytest
 
-from launch import loop
+from launch import closed_loop
 
 SESSIONS = 64
 
@@ -16,11 +16,11 @@ def test_rankers_are_served_learned_from_and_swapped(launch, tmp_path):
     workdir = tmp_path / "loop"
     arguments = (*processes.TINY, f"--sessions={SESSIONS}", f"--workdir={workdir}", "--rounds=2")
     log = tmp_path / "log"
-    stopped = launch.start("loop", *arguments, log=log)  # in the middle of a round
+    stopped = launch.start("closed_loop", *arguments, log=log)  # in the middle of a round
     assert processes.wait_until(stopped, lambda: "round 1: train" in log.read_text())
     stopped.send_signal(signal.SIGKILL)
     stopped.wait()
-    done = launch.ok("loop", *arguments)
+    done = launch.ok("closed_loop", *arguments)
     assert "round 1: serve" not in done.stderr  # it was measured before
     made = json.loads((workdir / "loop.json").read_text())
     assert [row["round"] for row in made["rounds"]] == [1, 2]
@@ -34,11 +34,11 @@ def test_rankers_are_served_learned_from_and_swapped(launch, tmp_path):
     swapped = made["rounds"][0]["sessions_during_swap"]
     assert learned["sessions_of_last_round"] >= 2 * SESSIONS + swapped
     lines = done.stdout.splitlines()
-    assert lines == loop.table(made["production"], made["rounds"])
+    assert lines == closed_loop.table(made["production"], made["rounds"])
 
-    again = launch.ok("loop", *arguments)
+    again = launch.ok("closed_loop", *arguments)
     assert again.stdout.splitlines() == lines
-    processes.error_line(launch("loop", *arguments, "--sessions=65"), "was made with sessions=64, now it is 65")
+    processes.error_line(launch("closed_loop", *arguments, "--sessions=65"), "was made with sessions=64, now it is 65")
 
 
 def test_the_table_says_whether_watch_time_grew():
@@ -47,7 +47,7 @@ def test_the_table_says_whether_watch_time_grew():
         return {"round": number, "artifact": "a", "sessions": 10, "failed": 1, "failed_during_swap": 2} | measured
 
     rows = [row(1, 1000.0, 30.0), row(2, 1060.0, 40.0), row(3, 1070.0, 40.0), row(4, 900.0, 10.0)]
-    lines = loop.table({"mean": 900.0, "ci95": 12.0}, rows)
+    lines = closed_loop.table({"mean": 900.0, "ci95": 12.0}, rows)
     assert lines[3] == "| 1 | a | 10 | 1,000 ± 30 | 50.0 ± 1.0 | 3 |"
     assert lines[-3:] == [
         "From round 1 to 2 watch time grew: +60 s [+10, +110].",  # 50 = (30² + 40²)^½
