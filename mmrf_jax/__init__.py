@@ -1,0 +1,32 @@
+"""Session-level short-video ranking in JAX: `import mmrf_jax as mmrf`.
+
+Names load when they are first used (PEP 562), so importing the package takes no time and touches no device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+_MODULES = ("abtest", "metrics", "ope")
+_FROM = {"Estimate": "mmrf_jax.estimate"}
+
+__all__ = ["Estimate", "__version__", "abtest", "metrics", "ope"]
+
+if TYPE_CHECKING:
+    from mmrf_jax import abtest, metrics, ope
+    from mmrf_jax.estimate import Estimate
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mmrf_jax.{name}")
+    if name in _FROM:
+        return getattr(importlib.import_module(_FROM[name]), name)
+    raise AttributeError(f"module 'mmrf_jax' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

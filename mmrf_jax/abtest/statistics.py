@@ -23,7 +23,7 @@ from scipy import special
 
 from mmrf_jax.abtest import moments
 from mmrf_jax.metrics import coverage
-from mmrf_jax.types import BINARY_SIGNALS
+from mmrf_jax.signals import BINARY_SIGNALS
 
 #: Metric -> (numerator, denominator), keys of per-user sums. Interaction rates are per exposed video.
 RATIOS = {

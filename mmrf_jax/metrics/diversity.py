@@ -7,10 +7,9 @@ Handbook, 2nd ed., 2015).
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 Array = Any  # np.ndarray or jax.Array
@@ -73,4 +72,5 @@ def intra_list_diversity(tags: Array, mask: Array | None = None) -> Array:
 
 
 def _library(array: Array) -> Any:
-    return jnp if isinstance(array, jax.Array) else np
+    jax = sys.modules.get("jax")  # an array of JAX has imported it
+    return jax.numpy if jax is not None and isinstance(array, jax.Array) else np

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mmrf_jax import types
 from mmrf_jax.abtest import statistics
+from mmrf_jax.signals import SIGNALS
 
 CAPS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, np.inf)
 PRINTED_CAP = 10.0  # of the doubly robust estimate in the table
@@ -66,7 +66,7 @@ class LoggedDecisions:
 
 def estimate(
     rows: LoggedDecisions,
-    signals: Sequence[str] = types.SIGNALS,
+    signals: Sequence[str] = SIGNALS,
     caps: Sequence[float] = CAPS,
     draws: int = 1000,
     seed: int = 0,
@@ -133,7 +133,7 @@ def per_decision(
     log_weight: np.ndarray,
     reward: np.ndarray,
     discount: float,
-    signals: Sequence[str] = types.SIGNALS,
+    signals: Sequence[str] = SIGNALS,
     caps: Sequence[float] = CAPS,
     draws: int = 1000,
     seed: int = 0,
