@@ -1,8 +1,10 @@
 """One finished tiny run for the tests of the mains, and a browser for their pages."""
 
+import os
 import shutil
 from pathlib import Path
 
+import polars
 import processes
 import pytest
 from selenium import webdriver
@@ -22,6 +24,25 @@ def artifact(launch, finished, once) -> Path:
         return launch.ok("export", f"--workdir={finished}", f"--out={folder / 'artifact'}")
 
     return once("exported", export) / "artifact"
+
+
+@pytest.fixture(scope="session")
+def real_logs(once) -> Path:
+    """KuaiRand's files of fewer users: those of the random log, and every 10th other."""
+    source = os.environ.get("KUAIRAND_DIR", "")
+    if not os.path.isdir(os.path.join(source, "data")):
+        pytest.skip("KUAIRAND_DIR is unset or names no folder: set it to a folder of KuaiRand's official files")
+
+    def write(folder: Path) -> None:
+        (folder / "data").mkdir()
+        logs = {path.name: polars.read_csv(path) for path in Path(source, "data").glob("*.csv")}
+        shown = next(frame for name, frame in logs.items() if name.startswith("log_random"))["user_id"].unique()
+        for name, frame in logs.items():
+            if "user_id" in frame.columns:
+                frame = frame.filter(polars.col("user_id").is_in(shown.implode()) | (polars.col("user_id") % 10 == 0))
+            frame.write_csv(folder / "data" / name)
+
+    return once("kuairand", write)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 
 import pytest
 from processes import TINY, error_line
@@ -105,8 +104,7 @@ def test_a_study_writes_one_table_and_runs_nothing_twice(launch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("KUAIRAND_DIR"), reason="set KUAIRAND_DIR to a folder of KuaiRand's files")
-def test_a_study_of_real_logs(launch, tmp_path):
+def test_a_study_of_real_logs(launch, real_logs, tmp_path):
     config, out = tmp_path / "two.py", tmp_path / "out"
     config.write_text(
         "from experiments import table_offline_kuairand\n\n\n"
@@ -115,7 +113,7 @@ def test_a_study_of_real_logs(launch, tmp_path):
         "    config.variants = {'mmrf': {}, 'ltr': {'method': 'ltr'}}\n"
         "    return config\n"
     )
-    data = {"dir": os.environ["KUAIRAND_DIR"], "cache_dir": tmp_path / "cache", "max_sessions": 600}
+    data = {"dir": real_logs, "cache_dir": tmp_path / "cache", "max_sessions": 600}
     flags = ("--config.quick=True", *(f"--config.run.data.{name}={value}" for name, value in data.items()))
     launch.ok("sweep", f"--config={config}", *flags, f"--out={out}", f"--runs={tmp_path / 'runs'}")
     table = json.loads((out / "table.json").read_text())

@@ -1,7 +1,6 @@
 """`launch.train` and `launch.evaluate` as a user starts them."""
 
 import json
-import os
 import shutil
 
 import kuairand_files
@@ -101,19 +100,15 @@ def test_myopic_runs(launch, tmp_path):
     )
 
 
-@pytest.mark.skipif(
-    not os.path.isdir(os.path.join(os.environ.get("KUAIRAND_DIR", ""), "data")),
-    reason="KUAIRAND_DIR is unset or names no folder: set it to a folder of KuaiRand's official files",
-)
 @pytest.mark.slow
-def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, tmp_path):
+def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, real_logs, tmp_path):
     workdir = tmp_path / "run"
     launch.ok(
         "train",
         "--config=experiments/kuairand.py",
         "--config.quick=True",
         f"--workdir={workdir}",
-        f"--config.data.dir={os.environ['KUAIRAND_DIR']}",
+        f"--config.data.dir={real_logs}",
         f"--config.data.cache_dir={tmp_path / 'cache'}",
         "--config.data.max_sessions=500",
     )
