@@ -1,12 +1,12 @@
-"""Checksums of a checkpoint's files, so that a truncated, missing or altered file is found before it is believed.
+"""Checksums of a checkpoint's files, to detect a truncated, missing or altered file before it is used.
 
-Every step directory holds `checksums.json`: the digest and size of each file and the dtype and shape of each leaf,
-under a first line that is the digest of the rest. It is written twice, each time by an atomic replacement:
+Every step directory has `checksums.json`: the digest and size of each file and the dtype and shape of each leaf. Its
+first line is the digest of the rest. It is written twice, each time by an atomic replacement:
 
-* before orbax commits the step (renames its temporary directory), over all that is written by then. So a step that
-  exists has its checksums, whenever the process is killed;
-* after the commit (`seal`), to add the two small files that orbax writes as it commits. A process killed in between
-  leaves these two unchecked; no array is read from them.
+* Before orbax commits the step (renames its temporary directory), over all files written so far. A committed step
+  therefore always has its checksums, whenever the process is killed.
+* After the commit (`seal`), to add the two small files that orbax writes during the commit. If the process is killed in
+  between, these two files stay unchecked; no array is read from them.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from etils import epath
 from mmrf_jax.checkpointing.leaves import Spec
 
 CHECKSUMS = "checksums.json"
-#: Files that orbax writes while it commits, after the first checksums.
+#: Files that orbax writes during the commit, after the first checksums.
 _LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was written; the message says which file and how."""
+    """A checkpoint whose files differ from what was written; the message names the file and the difference."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What `checksums.json` holds."""
+    """Contents of `checksums.json`."""
 
     step: int
     leaves: Spec
-    files: dict[str, list]  # path in the step directory -> [digest, bytes]
+    files: dict[str, list]  # path in the step directory -> [digest, size in bytes]
 
 
 def write(step_dir: epath.Path, step: int, leaves: Spec) -> None:
-    """Reads every file of a step directory that orbax will not write again, and writes their checksums, atomically."""
+    """Compute and write atomically the checksums of every file of a step directory that orbax has finished writing."""
     files = {name: _digest(path) for name, path in _files(step_dir) if name not in (CHECKSUMS, *_LATE)}
     _store(step_dir, Manifest(step, leaves, files))
 
 
 def seal(step_dir: epath.Path) -> None:
-    """Adds the files of the commit itself to the checksums; the others are not read again. Does nothing twice.
+    """Add the files of the commit to the checksums without reading the others again. Idempotent.
 
     Raises:
       Damaged: if the checksums cannot be read.
@@ -57,10 +57,10 @@ def seal(step_dir: epath.Path) -> None:
 
 
 def load(step_dir: epath.Path) -> Manifest:
-    """Reads the checksums of a step.
+    """Read the checksums of a step.
 
     Raises:
-      Damaged: if there are none, or if they are themselves altered.
+      Damaged: if the checksums are missing or altered.
     """
     try:
         digest, body = (step_dir / CHECKSUMS).read_bytes().split(b"\n", 1)
@@ -72,7 +72,7 @@ def load(step_dir: epath.Path) -> Manifest:
 
 
 def verify(step_dir: epath.Path) -> Manifest:
-    """Reads every file of a step and compares it with its checksum.
+    """Read every file of a step and compare it with its checksum.
 
     Raises:
       Damaged: for the first file that is missing, of another size or altered.

@@ -1,4 +1,4 @@
-"""A state as a flat dictionary of named arrays, and what is asked of it to come back bit for bit."""
+"""Flattening of a state to a dictionary of named arrays, and the checks that make restoring bit-exact."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Spec = dict[str, list]  # leaf name -> [dtype, shape]
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by path, such as `params/dense/kernel`, in the order of the tree.
+    """Return the leaves of a tree by path, such as `params/dense/kernel`, in tree order.
 
     Raises:
-      ValueError: where two paths are spelled alike, as of the keys "a/b" and "a" → "b".
+      ValueError: if two paths have the same spelling, for example from the keys "a/b" and "a" → "b".
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="/") or "state": leaf for path, leaf in flat}
@@ -27,10 +27,10 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def to_arrays(tree: PyTree) -> dict[str, jax.Array | np.ndarray]:
-    """`named_leaves` with Python scalars made arrays of JAX's own width.
+    """Return `named_leaves` with Python scalars converted to arrays of JAX's default width.
 
     Raises:
-      TypeError: for a leaf that is no number, or that JAX would silently cut to 32 bits.
+      TypeError: for a leaf that is not a number, or that JAX would silently truncate to 32 bits.
     """
     arrays = {}
     for name, leaf in named_leaves(tree).items():
@@ -49,16 +49,16 @@ def to_arrays(tree: PyTree) -> dict[str, jax.Array | np.ndarray]:
 
 
 def spec_of(arrays: dict[str, Any]) -> Spec:
-    """Dtype and shape of each leaf, in the form that JSON gives back unchanged."""
+    """Return the dtype and shape of each leaf, in a form that survives a JSON round trip."""
     return {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in arrays.items()}
 
 
 def targets(tree: PyTree, sharding: jax.sharding.Sharding | None = None) -> PyTree:
-    """`ShapeDtypeStruct`s to restore onto.
+    """Return the `ShapeDtypeStruct`s to restore onto.
 
     Args:
-      tree: arrays, or what `jax.eval_shape` gives.
-      sharding: of every leaf; None keeps the sharding that each leaf has.
+      tree: arrays, or the output of `jax.eval_shape`.
+      sharding: sharding of every leaf; with None each leaf retains its sharding.
     """
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding or getattr(leaf, "sharding", None)),
@@ -67,7 +67,7 @@ def targets(tree: PyTree, sharding: jax.sharding.Sharding | None = None) -> PyTr
 
 
 def check_targets(wanted: dict[str, Any], saved: Spec, step: int, directory: epath.Path) -> None:
-    """Refuses targets that the checkpoint cannot fill exactly; orbax would cast a dtype without a word.
+    """Check that the checkpoint fills the targets exactly; orbax would cast a dtype silently.
 
     Raises:
       ValueError: for a leaf without sharding, missing, left over, or of another shape or dtype.
@@ -90,10 +90,10 @@ def check_targets(wanted: dict[str, Any], saved: Spec, step: int, directory: epa
 
 
 def empty(leaf: Any) -> bool:
-    """Whether a leaf has no elements; orbax refuses those, and there is nothing in them to save."""
+    """Return whether a leaf has no elements; orbax rejects such leaves, and they contain nothing to save."""
     return 0 in leaf.shape
 
 
 def fill_empty(target: jax.ShapeDtypeStruct) -> jax.Array:
-    """The array of no elements that a target asks for."""
+    """Return the array without elements that a target describes."""
     return jax.make_array_from_callback(target.shape, target.sharding, lambda _: np.zeros(target.shape, target.dtype))

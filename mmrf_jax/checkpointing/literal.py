@@ -1,7 +1,7 @@
-"""What orbax and TFDS look for in a folder: the folder's name is no pattern.
+"""A patch of etils that makes `glob` treat the folder name literally, for orbax and TFDS.
 
-`glob` of etils, below both, reads brackets and stars in the folder as a pattern too, unlike that of pathlib; a folder
-`x[3]` is then not found, after all work is done.
+Unlike pathlib, etils' `glob` also reads brackets and stars in the folder name as a pattern. A folder `x[3]` would then
+not be found, after all work is done.
 """
 
 import glob
@@ -16,10 +16,10 @@ _taken_as_pattern = _Path.glob
 
 
 def _literal(self: Any, pattern: str) -> Iterator[Any]:
-    """As `pathlib.Path.glob`."""
+    """Match as `pathlib.Path.glob` does."""
     return _taken_as_pattern(type(self)(glob.escape(os.fspath(self))), pattern)
 
 
 def make_globs_literal() -> None:
-    """Lets etils take the folders of patterns literally, in this process."""
+    """Make etils treat folder names literally in `glob`, in this process."""
     _Path.glob = _literal

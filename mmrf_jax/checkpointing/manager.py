@@ -1,11 +1,12 @@
-"""Checkpoints of the whole training state: asynchronous, bounded in number, checked before they are believed.
+"""Checkpoints of the whole training state: asynchronous, limited in number and verified before use.
 
-The only module that imports orbax. A step has two items, folders of their own: the embedding tables, which may be
-larger than all else by orders of magnitude, and the rest of the state. What a kill at any moment leaves behind:
+This is the only module that imports orbax. A step has two items, each in a folder: the embedding tables, which may be
+orders of magnitude larger than the rest, and the rest of the state. If the process is killed
 
-* while a save writes: a temporary directory, which is no step and is removed when training opens the folder again;
-* after its commit: a step with checksums (`integrity`), complete or, if damaged later, recognised as such;
-* while an old step is deleted: a step with files missing, which counts as damaged and goes at the next clean-up.
+* during a save: a temporary directory remains. It is not a step; training removes it when it opens the folder again.
+* after the commit: a step with checksums (`integrity`) remains. It is complete or, if damaged later, detected as such.
+* during the deletion of an old step: a step with missing files remains. It counts as damaged; the next clean-up
+  removes it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from mmrf_jax.checkpointing.leaves import targets
 from mmrf_jax.types import PyTree
 
 _ITEMS = ("state", "tables")
-_WHOLE = "default"  # the one item of steps that an earlier version of this code wrote
-_WRITTEN = 2  # bytes on the disk, at the worst moment, for each byte of a state: orbax writes, then merges
+_WHOLE = "default"  # the only item of steps written by an earlier version of this code
+_WRITTEN = 2  # peak disk usage in bytes for each byte of a state: orbax writes, then merges
 
 literal.make_globs_literal()
 
@@ -34,25 +35,26 @@ __all__ = ["CheckpointError", "Checkpoints", "targets"]
 
 
 class CheckpointError(RuntimeError):
-    """Checkpoints that cannot be written or read; the message names the folder, the step and what to do."""
+    """An error in writing or reading checkpoints; the message names the folder, the step and the fix."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, one step directory each.
+    """The checkpoints of one run, one directory per step.
 
-    Use it as a context manager, or call `close()`: the last save is finished there. Steps newer than the one being
-    saved belong to a history that the run has left (it fell back behind a damaged step, or was sent back to an older
-    one); they are deleted once the new step is committed, so that the newest step is always of the current history.
+    Use it as a context manager, or call `close()`, which finishes the last save. Steps newer than the one being saved
+    belong to an abandoned history (the run fell back past a damaged step, or was reset to an older one). They are
+    deleted after the new step is committed, so the newest step always belongs to the current history.
 
     Args:
-      directory: folder of the steps; created if need be.
-      keep: how many undamaged steps stay (one more while a save is under way).
-      save_interval: `save` without `force` keeps the steps that are multiples of it.
-      read_only: for a process that only reads what another may be writing: nothing is created, cleaned or deleted.
-      agree: gives every process what a function says in one of them; of several processes one reads the checksums.
+      directory: folder of the steps; created if needed.
+      keep: number of undamaged steps to retain (one more during a save).
+      save_interval: `save` without `force` saves the steps that are multiples of it.
+      read_only: for a process that only reads what another may be writing: it creates, cleans and deletes nothing.
+      agree: calls a function in one process and returns the result in all, so only one of several processes reads the
+        checksums.
 
     Raises:
-      CheckpointError: if the directory cannot be written to, or with `read_only`, if there is none.
+      CheckpointError: if the directory is not writable, or does not exist with `read_only`.
       ValueError: for `keep` or `save_interval` below 1.
     """
 
@@ -72,41 +74,41 @@ class Checkpoints:
             self._directory = epath.Path(os.path.abspath(directory))
         self._keep, self._save_interval, self._read_only = keep, save_interval, read_only
         self._agree = agree
-        self._pending: tuple[int, leaves.Spec] | None = None  # the step whose save may still be under way
-        self._current: int | None = None  # the step last saved or restored here: saving it again changes nothing
+        self._pending: tuple[int, leaves.Spec] | None = None  # the step whose save may still be in progress
+        self._current: int | None = None  # the step last saved or restored here; saving it again changes nothing
         self._damaged: set[int] = set()
         self._check_directory()
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_names=_ITEMS,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=None,  # `_settle` deletes, once the new step is safe
+                max_to_keep=None,  # `_settle` deletes, once the new step is committed
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
-                lightweight_initialize=True,  # a damaged metadata file is `verify`'s business
+                lightweight_initialize=True,  # `verify` handles damaged metadata files
                 async_options=None if read_only else ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
             ),
         )
 
     def save(self, step: int, state: PyTree, force: bool = False, again: bool = False) -> bool:
-        """Copies the state to the host, then writes it in the background; the state may be donated at once.
+        """Copy the state to the host, then write it in the background; the state may be donated immediately.
 
-        Waits first for a save under way. An existing step of this number, damaged or of a history that the run has
-        left, is replaced.
+        Waits first for a save in progress. An existing step of this number, damaged or from an abandoned history, is
+        replaced.
 
         Args:
           step: number of the step, at least 0.
           state: arrays, typed keys included, NumPy arrays and Python numbers.
-          force: save also between the intervals.
-          again: save also where this step was saved or restored just before, since the state is another by now.
+          force: also save between the intervals.
+          again: also save a step that was just saved or restored, because the state has changed since.
 
         Returns:
-          Whether a save was begun: False between the intervals, or if this step was saved or restored just before.
+          Whether a save was started: False between the intervals, or if this step was just saved or restored.
 
         Raises:
-          CheckpointError: if this save or the previous one, in the background, cannot be written.
-          TypeError: for a leaf that JAX cannot hold.
+          CheckpointError: if this save, or the previous one in the background, cannot be written.
+          TypeError: for a leaf with a dtype that JAX does not support.
         """
         if self._read_only:
             raise CheckpointError(f"checkpoints in {self._directory} were opened read-only; step {step} is not saved")
@@ -131,19 +133,19 @@ class Checkpoints:
         return True
 
     def restore(self, target: PyTree, step: int | None = None) -> tuple[PyTree, int]:
-        """Reads a state, bit for bit, from the newest step whose files are as they were written.
+        """Restore a state bit for bit from the newest step that passes verification.
 
         Args:
-          target: `ShapeDtypeStruct`s with shardings (see `targets`); any number of devices will do.
-          step: this step and no other; None falls back over damaged steps, with a warning for each.
+          target: `ShapeDtypeStruct`s with shardings (see `targets`), for any number of devices.
+          step: the only step to read; None falls back past damaged steps, with a warning for each.
 
         Returns:
-          The state, of the structure of `target`, and the step that was read.
+          The state, with the structure of `target`, and the step it was read from.
 
         Raises:
           FileNotFoundError: if there is no step, or not this one.
-          CheckpointError: if every step, or the one asked for, is damaged.
-          ValueError: if the target has leaves, shapes or dtypes that the checkpoint has not, or no shardings.
+          CheckpointError: if every step, or the requested one, is damaged.
+          ValueError: if the target has leaves, shapes or dtypes that differ from the checkpoint, or no shardings.
         """
         self.wait()
         steps = self.all_steps()
@@ -162,17 +164,17 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(target), restored), step
 
     def all_steps(self) -> list[int]:
-        """Committed steps on disk, oldest first, damaged ones included."""
+        """Return the committed steps on disk, oldest first, damaged ones included."""
         if self._read_only:
             self._manager.reload()
         return sorted(step for step in self._manager.all_steps() if self._pending is None or step != self._pending[0])
 
     def latest_step(self) -> int | None:
-        """The newest committed step, damaged or not; None where a run has to start afresh."""
+        """Return the newest committed step, damaged or not; None if there is none."""
         return max(self.all_steps(), default=None)
 
     def wait(self) -> None:
-        """Blocks until the save under way is committed, then deletes what is over the bound.
+        """Wait until the save in progress is committed, then delete the steps above the limit.
 
         Raises:
           CheckpointError: if the save failed in the background.
@@ -189,7 +191,7 @@ class Checkpoints:
         self._settle(step)
 
     def close(self) -> None:
-        """Finishes the save under way and frees orbax's threads; further calls are errors."""
+        """Finish the save in progress and free orbax's threads; further calls are errors."""
         try:
             self.wait()
         finally:
@@ -202,7 +204,7 @@ class Checkpoints:
         self.close()
 
     def _read(self, step: int, stored: dict[str, Any]) -> dict[str, jax.Array]:
-        """The arrays of a step by name, each as its target says."""
+        """Return the arrays of a step by name, each restored onto its target."""
         if (whole := self._directory / str(step) / _WHOLE).exists():
             with ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.restore(whole, stored)
@@ -211,7 +213,7 @@ class Checkpoints:
         return {name: array for item in items for name, array in found[item].items()}
 
     def _newest_intact(self, steps: list[int]) -> dict[str, Any]:
-        """The newest step that passes verification: {"step", "leaves": its `Spec`, "damaged": those after it}."""
+        """Return the newest intact step: {"step", "leaves": its `Spec`, "damaged": newer damaged steps}."""
         reasons: dict[int, str] = {}
         for step, older in zip(steps[::-1], [*steps[-2::-1], None], strict=True):
             try:
@@ -228,7 +230,7 @@ class Checkpoints:
         )
 
     def _write_checksums(self) -> None:
-        """Called by orbax, on one process, when all is written and nothing yet committed."""
+        """Write the checksums; orbax calls this on one process, after writing all files and before the commit."""
         assert self._pending is not None
         step, spec = self._pending
         final = self._directory / str(step)
@@ -236,7 +238,7 @@ class Checkpoints:
         integrity.write(paths[0] if paths else final, step, spec)
 
     def _settle(self, step: int) -> None:
-        """After the commit of a step: seals it and deletes damaged, left-over and old steps."""
+        """Seal a committed step and delete damaged, abandoned and old steps."""
         self._damaged.discard(step)
         if ocp.utils.is_primary_host(0):
             integrity.seal(self._directory / str(step))
@@ -273,7 +275,7 @@ class Checkpoints:
             ) from error
 
     def _check_space(self, step: int, arrays: dict[str, Any]) -> None:
-        """Refuses a save that the disk has no room for: orbax finds out half-way, in many threads at once."""
+        """Raise if the disk has too little space; orbax detects this only half-way, in many threads at once."""
         needed = _WRITTEN * sum(leaf.size * leaf.dtype.itemsize for leaf in arrays.values())
         if "://" in str(self._directory):
             return
@@ -293,7 +295,7 @@ class Checkpoints:
 
 
 def _by_item(arrays: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{item: its arrays}: what lies under a `tables` of the state is of the tables. An item without arrays is none."""
+    """Return {item: its arrays}; leaves under a `tables` key belong to the tables. Empty items are left out."""
     parts: dict[str, dict[str, Any]] = {item: {} for item in _ITEMS}
     for name, array in arrays.items():
         parts["tables" if "tables" in name.split("/") else "state"][name] = array
