@@ -1,13 +1,13 @@
-"""How a process ends by a signal. It imports no JAX, so that it is there at once."""
+"""Termination of a process by a signal. The module imports no JAX, so it loads immediately."""
 
 import ctypes
 import os
 
 
 def end_by(number: int) -> None:
-    """Ends this process as a signal does that nothing handles, so that its shell sees the usual status.
+    """End this process as an unhandled signal would, so that the shell sees the usual exit status.
 
-    Any thread may call it.
+    Can be called from any thread.
     """
-    ctypes.CDLL(None).signal(number, 0)  # SIG_DFL; Python's own function is for the main thread alone
+    ctypes.CDLL(None).signal(number, 0)  # SIG_DFL; Python's own function works only in the main thread
     os.kill(os.getpid(), number)

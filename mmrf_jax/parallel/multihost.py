@@ -1,6 +1,6 @@
-"""Several processes as one run: how they join, what the first does for all, what each is told by the others.
+"""Multi-process runs: joining, work on the first process only, and gathering data from all processes.
 
-Everything here is also right for a single process, where it costs nothing.
+All functions also work for a single process, at no cost.
 """
 
 from __future__ import annotations
@@ -13,26 +13,28 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-_HEARTBEAT_SECONDS = 20  # without a sign of a process until it counts as dead
+_HEARTBEAT_SECONDS = 20  # without a heartbeat until a process counts as dead
 _SHUTDOWN_SECONDS = 600  # that a process waits for the others when it ends
 
 
 class FailedElsewhere(RuntimeError):
-    """An error of the first process, which has said it already."""
+    """An error of the first process, which has already reported it."""
 
 
 def join(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Makes this process one of several; before anything touches a device.
+    """Join this process to a multi-process run; call it before any device is used.
 
-    Without arguments JAX finds the others where SLURM, Open MPI, Cloud TPU or Kubernetes has started them.
+    Without arguments JAX finds the other processes if SLURM, Open MPI, Cloud TPU or Kubernetes started them.
 
     Args:
-      coordinator_address: HOST:PORT of the first process. num_processes: of the run. process_id: from 0.
+      coordinator_address: HOST:PORT of the first process.
+      num_processes: number of processes of the run.
+      process_id: index of this process, from 0.
 
     Raises:
-      ValueError: where only some of the three are given, or none and nothing has started several processes.
+      ValueError: if only some of the three are given, or none and no launcher has started several processes.
     """
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
@@ -54,14 +56,14 @@ def join(
 
 
 def share(number: int) -> tuple[int, int]:
-    """The first of `number` things that this process does, and how many: all, where there is one process."""
+    """Return the first index of this process's share of `number` items, and its size; one process gets all."""
     each = -(-number // jax.process_count())
     first = min(each * jax.process_index(), number)
     return first, min(each, number - first)
 
 
 def gather(data: bytes) -> list[bytes]:
-    """The bytes that each process passes, in the order of the processes; every process gets all."""
+    """Return the bytes that each process passes, in process order; every process gets all."""
     if jax.process_count() == 1:
         return [data]
     lengths = np.asarray(multihost_utils.process_allgather(np.array(divmod(len(data), 2**30), np.int32)))
@@ -73,7 +75,7 @@ def gather(data: bytes) -> list[bytes]:
 
 
 def gather_rows(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Arrays [n_p, ...] of every process joined along their first axis, in the order of the processes; 64 bits stay."""
+    """Concatenate arrays [n_p, ...] of all processes along the first axis, in process order; keeps 64-bit types."""
     if jax.process_count() == 1:
         return list(arrays)
     joined = []
@@ -84,17 +86,17 @@ def gather_rows(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def in_turn(fn: Callable[[], Any]) -> Any:
-    """What `fn` gives here, called first by the first process: what it leaves on the disk the others find there."""
+    """Call `fn` in the first process, then in the others, which find the files it wrote; return the local result."""
     made: list[Any] = []
     on_primary(lambda: made.append(fn()))
     return made[0] if made else fn()
 
 
 def on_primary(fn: Callable[[], Any]) -> Any:
-    """What `fn` gives in the first process, which alone calls it, for every process; a value that JSON holds.
+    """Call `fn` in the first process only and return its JSON-serialisable result in every process.
 
     Raises:
-      FailedElsewhere: in the other processes, where it failed in the first, which raises the error itself.
+      FailedElsewhere: in the other processes, if `fn` failed in the first, which raises the error itself.
     """
     if jax.process_count() == 1:
         return fn()

@@ -1,7 +1,7 @@
-"""Being told to stop, by SIGTERM or SIGINT to any process of a run: seen by all of them at the same place.
+"""Preemption by SIGTERM or SIGINT to any process of a run; all processes stop at the same point.
 
-The first signal stops a run where nothing is lost, or at once where it has nothing to lose; the second ends the process
-at once, whatever it does. A thread listens for them, because Python's own handlers wait until a compilation ends.
+The first signal stops a run at a point where nothing is lost, or immediately if it has nothing to lose. The second ends
+the process immediately. A thread listens for signals, because Python's own handlers wait until a compilation ends.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from jax.experimental import multihost_utils
 
 from mmrf_jax.parallel.ending import end_by
 
-EXIT_CODE = 75  # of a run that saved its state because it was told to stop; start it again (EX_TEMPFAIL)
+EXIT_CODE = 75  # of a run that saved its state after a stop signal; start it again (EX_TEMPFAIL)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _AGAIN_SECONDS = 0.1
 _watch: Watch | None = None  # of this process
 
 
 class Preempted(BaseException):
-    """The run was told to stop; whoever holds what it needs to go on saves that as this passes.
+    """The run received a stop signal; callers that own resumable state save it as this exception passes.
 
-    As KeyboardInterrupt it is no Exception: what handles any error must let it pass.
+    Like KeyboardInterrupt it does not derive from Exception: handlers of any error must let it pass.
     """
 
     def __init__(self, number: signal.Signals):
@@ -38,9 +38,9 @@ class Preempted(BaseException):
 
 
 class Watch:
-    """Asked again and again by every process, at the same places: the answer is the same everywhere.
+    """Polls for a stop signal; every process polls at the same points and gets the same answer.
 
-    With several processes JAX agrees on the next place that none of them has passed yet.
+    With several processes JAX agrees on the next point that none of them has passed yet.
     """
 
     def __init__(self, several: bool, at_once: bool) -> None:
@@ -49,26 +49,28 @@ class Watch:
         self._told: signal.Signals | None = None
 
     def told(self, number: int, _: object = None) -> None:
-        """Handles a signal, in the main thread."""
+        """Handle a signal, in the main thread."""
         first, self._told = self._told is None, self._told or signal.Signals(number)
         if first and self._at_once and not self.several:
             raise Preempted(self._told)
 
     def again(self, *_: object) -> None:
-        """Handles SIGALRM: what was raised first got lost."""
+        """Handle SIGALRM: raise again an error that was lost the first time."""
         if self._at_once and self._told and not self.several:
             raise Preempted(self._told)
 
     def lost(self, hook: Callable[[Any], object], unraisable: Any) -> None:
-        """A `sys.unraisablehook`, before another: an error that callbacks of Python's own cannot raise, as of its
-        garbage collection, is raised a little later."""
+        """Act as a `sys.unraisablehook` in front of another: raise later what a Python callback cannot raise.
+
+        Such callbacks include those of the garbage collector.
+        """
         if isinstance(unraisable.exc_value, Preempted):
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
         else:
             hook(unraisable)
 
     def check(self) -> None:
-        """Asks whether to stop here.
+        """Check whether to stop here.
 
         Raises:
           Preempted: if so.
@@ -77,19 +79,19 @@ class Watch:
         if self.several and multihost_utils.reached_preemption_sync_point(self._asked):
             self._told = self._told or signal.SIGTERM
         elif self.several:
-            return  # a signal of this process alone: the others do not know of it yet
+            return  # a signal to this process alone: the others do not know of it yet
         if self._told:
             raise Preempted(self._told)
 
     def alone(self) -> None:
-        """From here on this process stops without the others, which it has parted from."""
+        """Detach this process: from now on it stops without the others, which it has left."""
         if self.several and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.told)
         self.several = False
 
     @contextlib.contextmanager
     def stopping(self, at_once: bool) -> Iterator[Watch]:
-        """Within it a signal raises `Preempted` wherever the program is, or only where it asks."""
+        """Return a context in which a signal raises `Preempted` anywhere, or only in `check`."""
         before, self._at_once = self._at_once, at_once
         if at_once and self._told and not self.several:
             raise Preempted(self._told)
@@ -101,14 +103,14 @@ class Watch:
 
 @contextlib.contextmanager
 def watching(at_once: bool = False) -> Iterator[Watch]:
-    """A `Watch` that SIGTERM and SIGINT tell; with several processes JAX's own service is told of them.
+    """Return a context with a `Watch` for SIGTERM and SIGINT; with several processes it notifies JAX's own service.
 
-    A signal that was ignored before stays so, as in `nohup` and in jobs in the background. Within another `watching` it
-    is the same watch. Only the main thread can watch; elsewhere nobody is told.
+    A signal that was ignored before stays ignored, as in `nohup` and in background jobs. Nested calls share one watch.
+    Only the main thread can watch; in other threads no signal is seen.
 
     Args:
-      at_once: whether a signal raises `Preempted` wherever the program is, for what has nothing to save; else only
-        `Watch.check` does. With several processes it does only there.
+      at_once: whether a signal raises `Preempted` anywhere, for programs that have nothing to save; otherwise only
+        `Watch.check` raises it. With several processes only `Watch.check` does.
     """
     global _watch
     if _watch is not None:
@@ -120,7 +122,7 @@ def watching(at_once: bool = False) -> Iterator[Watch]:
     if threading.current_thread() is not threading.main_thread():
         yield watch
         return
-    # JAX's service has a handler of its own for SIGTERM, so of several processes it gets SIGINT as SIGTERM.
+    # JAX's service handles SIGTERM itself, so with several processes it receives SIGINT as SIGTERM.
     heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN and not (several and n == signal.SIGTERM)]
     before: dict[int, Any] = {number: signal.signal(number, watch.told) for number in heard}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, watch.again)
@@ -142,7 +144,7 @@ def watching(at_once: bool = False) -> Iterator[Watch]:
 
 
 def part() -> None:
-    """Lets this process go on, and end, without the others of the run; all must call it, and no more work together."""
+    """Leave the run, so that this process continues and ends alone; all must call it, and no collective may follow."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
     if _watch is not None:
@@ -151,13 +153,13 @@ def part() -> None:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Within it a signal that is watched for raises `Preempted` wherever the program is."""
+    """Return a context in which a watched signal raises `Preempted` anywhere in the program."""
     with contextlib.nullcontext() if _watch is None else _watch.stopping(at_once=True):
         yield
 
 
 def _listen(read: int, watch: Watch) -> None:
-    """Hears the signals as they come, until the other end of the pipe is closed."""
+    """Read signals as they arrive, until the other end of the pipe is closed."""
     told = False
     with open(read, "rb", buffering=0) as coming:
         while byte := coming.read(1):

@@ -1,7 +1,7 @@
-"""The compiled programs of a run: options by how often a program runs, and compilation ahead of the first call.
+"""Compiled programs of a run: compiler options by call frequency, and ahead-of-time compilation.
 
-XLA compiles without Python's lock. A run lowers what it will need when it starts and compiles it in threads while the
-first log is collected, so the wait is that of the longest program and not of their sum.
+XLA compiles without the GIL. At its start a run lowers the programs it will need and compiles them in threads while it
+collects the first log. The wait is then that of the longest program instead of the sum of all.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ from typing import Any
 
 import jax
 
-# Options on CPUs, by processor time of the update of the agents: seconds to compile it, and milliseconds of a step.
-_OFTEN = {"xla_backend_optimization_level": 1}  # 11.9 and 101; the default compiles longer to programs as fast
+# Options on CPUs. Measured on the update of the agents: CPU seconds to compile, and milliseconds per step.
+_OFTEN = {"xla_backend_optimization_level": 1}  # 11.9 and 101; the default compiles longer, for no gain in speed
 _SOME = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}  # 7.0 and 118
 _ONCE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # 3.0 and 313
-_PATIENCE = 0.5  # seconds between two looks at whether the run is told to stop
+_PATIENCE = 0.5  # seconds between two checks for a stop signal
 
 
 _quick = False
 
 
 def compile_quickly() -> None:
-    """Lets hot programs be compiled for a hundred calls rather than thousands, from here on in this process."""
+    """Compile hot programs for a hundred calls instead of thousands, from now on in this process."""
     global _quick
     _quick = True
 
 
 class Program:
-    """A function to be jitted, with options that depend on the backend, which is known when it is first called.
+    """A function to jit, with compiler options that depend on the backend; the backend is read at the first call.
 
     Args:
-      function: what to compile. often: whether it runs many times in a run, or else a few. kwargs: of `jax.jit`.
+      function: the function to compile.
+      often: whether it runs many times in a run, or only a few.
+      kwargs: arguments of `jax.jit`.
     """
 
     def __init__(self, function: Callable[..., Any], often: bool, **kwargs: Any):
@@ -46,7 +48,7 @@ class Program:
 
     @functools.cached_property
     def jitted(self) -> Any:
-        """The jitted function."""
+        """Return the jitted function."""
         options = None
         if jax.default_backend() == "cpu" and not jax.config.read("jax_disable_most_optimizations"):
             options = (_SOME if _quick else _OFTEN) if self._often else _ONCE
@@ -54,11 +56,11 @@ class Program:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
-            return self._function(*args, **kwargs)  # a part of another program, which has options of its own
+            return self._function(*args, **kwargs)  # part of another program, which has its own options
         return self.jitted(*args, **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
-        """See `jax.stages.Wrapped.lower`."""
+        """Lower the function; see `jax.stages.Wrapped.lower`."""
         return self.jitted.lower(*args, **kwargs)
 
     def _cache_size(self) -> int:
@@ -66,12 +68,12 @@ class Program:
 
 
 def program(*, often: bool, **kwargs: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Decorates a function that a run compiles; see `Program`."""
+    """Decorate a function that a run compiles; see `Program`."""
     return lambda function: Program(function, often, **kwargs)
 
 
 class CompileClock:
-    """Seconds that the main thread has spent on tracing, lowering and compiling since it was made; close it."""
+    """Seconds that the main thread has spent on tracing, lowering and compiling since creation; close it after use."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -82,12 +84,12 @@ class CompileClock:
             self.seconds += duration_secs
 
     def close(self) -> None:
-        """Counts no more."""
+        """Stop counting."""
         jax.monitoring.unregister_event_duration_listener(self._add)
 
 
 class Ahead:
-    """Compiles programs in threads, in the order given; a program is waited for before its first call."""
+    """Compiles programs in threads, in the given order; callers wait for a program before its first call."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, futures.Future[None]] = {}
@@ -95,30 +97,33 @@ class Ahead:
         self.waited = 0.0  # seconds
 
     def close(self) -> None:
-        """Begins to compile nothing more; what is being compiled has to be waited for when the process ends."""
+        """Start no further compilation; compilations in progress still delay the end of the process."""
         self._closed = True
 
     def add(self, name: str, lower: Callable[[], Any]) -> None:
-        """Begins to compile a program.
+        """Start compiling a program.
 
         Args:
-          lower: gives it lowered for the arguments that it will have: their shapes, types and shardings.
+          name: name of the program, for `wait`.
+          lower: returns the program lowered for the shapes, dtypes and shardings of its arguments.
         """
         job: futures.Future[None] = futures.Future()
         self._jobs[name] = job
         threading.Thread(target=self._compile, args=(job, lower), name=f"compile {name}").start()
 
     def _compile(self, job: futures.Future[None], lower: Callable[[], Any]) -> None:
-        with self._gate, contextlib.suppress(Exception):  # the call itself will say what is wrong
+        with self._gate, contextlib.suppress(Exception):  # the call itself reports what is wrong
             if not self._closed:
                 lower().compile()
         job.set_result(None)
 
     def wait(self, name: str, check: Callable[[], None] = lambda: None, say: Callable[[str], None] = print) -> None:
-        """Returns when a program is compiled, or was never begun.
+        """Wait until a program is compiled; return immediately if its compilation was never started.
 
         Args:
-          check: called again and again; it may raise. say: is given a line if there is something to wait for.
+          name: name of the program.
+          check: called repeatedly; it may raise.
+          say: receives a line if there is something to wait for.
         """
         job = self._jobs.pop(name, None)
         if job is None or job.done():

@@ -1,7 +1,7 @@
-"""The mesh, its two shardings, and the one way of running a function on every device by itself.
+"""The mesh, its two shardings, and per-device execution over users.
 
-The only room that says Mesh, PartitionSpec and process_index. State is replicated; whatever has a leading axis of users
-is split over `data`.
+This is the only module that uses Mesh, PartitionSpec and process_index. State is replicated; arrays with a leading axis
+of users are split over `data`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DATA = "data"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, `data`, over the devices given, all of all processes by default.
+    """Return a mesh with one axis, `data`, over the given devices; by default over all devices of all processes.
 
     Raises:
       ValueError: for no devices.
@@ -34,17 +34,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Return the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over `data`."""
+    """Return the sharding that splits the leading axis over `data`."""
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
 def check_divisible(batch: int, mesh: Mesh, name: str = "batch") -> None:
-    """Checks that a batch splits evenly over the devices.
+    """Check that a batch splits evenly over the devices.
 
     Args:
       batch: size of the leading axis.
@@ -52,7 +52,7 @@ def check_divisible(batch: int, mesh: Mesh, name: str = "batch") -> None:
       name: config field to name in the error.
 
     Raises:
-      ValueError: otherwise, naming the nearest size above that does.
+      ValueError: if it does not; the message gives the next larger size that does.
     """
     if batch < 1 or batch % mesh.size:
         fit = max(-(-batch // mesh.size), 1) * mesh.size
@@ -60,12 +60,12 @@ def check_divisible(batch: int, mesh: Mesh, name: str = "batch") -> None:
 
 
 def put_batch(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Host arrays as global arrays, split over `data` along their leading axis.
+    """Convert host arrays to global arrays, split over `data` along their leading axis.
 
-    With several processes each holds and passes its own part, of equal size, in the order of the processes.
+    Each of several processes holds and passes its own part, all of equal size, in process order.
 
     Args:
-      tree: NumPy arrays [B, ...] of one B.
+      tree: NumPy arrays [B, ...] with the same B.
       mesh: the devices.
 
     Raises:
@@ -83,14 +83,14 @@ def put_batch(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def own_part(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """What of the rows of a batch [B, ...] this process holds, for `put_batch`."""
+    """Return the rows of a batch [B, ...] that this process passes to `put_batch`."""
     share = len(rows) // mesh.size * mesh.local_mesh.size
     first = share * jax.process_index()
     return rows[first : first + share] if share < len(rows) else rows
 
 
 def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Arrays as global arrays on every device; every process passes the same."""
+    """Convert arrays to global arrays on every device; every process passes the same values."""
     sharding = replicated(mesh)
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
@@ -98,7 +98,7 @@ def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def _put_on_all(x: Any, sharding: NamedSharding) -> jax.Array:
-    """What is not global yet goes by way of the host: device_put would first compare what all processes pass."""
+    """Put an array on all devices; local arrays go through the host, since device_put would compare all processes."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return jax.device_put(x, sharding)
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -110,9 +110,9 @@ def _put_on_all(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def local(tree: PyTree) -> PyTree:
-    """Global arrays as this process alone has them, whole on each of its devices: computing waits for nobody.
+    """Convert global arrays to arrays local to this process, whole on each of its devices, without waiting for others.
 
-    Arrays that are split over several processes are gathered whole, for which all processes must ask.
+    Arrays split over several processes are gathered whole, so all processes must call this.
     """
 
     here = replicated(local_mesh())
@@ -128,27 +128,27 @@ def local(tree: PyTree) -> PyTree:
 
 
 def local_mesh() -> Mesh:
-    """A mesh of this process's own devices."""
+    """Return a mesh of this process's devices."""
     return make_mesh(jax.local_devices())
 
 
 def fetch(x: jax.Array) -> np.ndarray:
-    """The whole of a global array on the host; every process must ask."""
+    """Return the whole of a global array on the host; every process must call it."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def shard_users(fn: Callable[..., PyTree], mesh: Mesh, num_replicated: int = 1) -> Callable[..., PyTree]:
-    """`fn` run on every device by itself, over that device's users: no communication, no common trip count.
+    """Run `fn` on each device separately, over that device's users, with no communication or common trip count.
 
-    A `while_loop` in `fn` ends on each device when that device's users are done, which under plain jit would take a
-    sum over all devices in every turn.
+    A `while_loop` in `fn` ends on each device when that device's users are done. Under plain jit it would need a sum
+    over all devices in every iteration.
 
     Args:
       fn: (*replicated, *per_user) -> per_user; it sees B / devices users, and must not depend on how many they are.
       mesh: the devices.
-      num_replicated: how many leading arguments are whole on every device (parameters, keys, the step).
+      num_replicated: number of leading arguments that are whole on every device (parameters, keys, the step).
 
     Returns:
       A function of global arrays, to be called under jit: per-user leaves are [B, ...], in and out.
@@ -160,12 +160,12 @@ def shard_users(fn: Callable[..., PyTree], mesh: Mesh, num_replicated: int = 1) 
         specs = tuple(PartitionSpec() if i < num_replicated else PartitionSpec(DATA) for i in range(len(args)))
         for leaf in jax.tree.leaves(args[num_replicated:]):
             check_divisible(leaf.shape[0], mesh)
-        # check_vma=False: the body has no collectives, and loop carries need no marks of what varies by device.
+        # check_vma=False: the body has no collectives, and loop carries need no annotation of per-device variation.
         return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(DATA), check_vma=False)(*args)
 
     return run
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes results and prints."""
+    """Return whether this process is the one that writes results and prints."""
     return jax.process_index() == 0
