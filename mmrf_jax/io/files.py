@@ -1,6 +1,6 @@
-"""Files and folders: paths as the user means them, a lock for each folder, and writing that is whole or absent.
+"""Files and folders: user paths, folder locks, and atomic writes.
 
-Whatever is written here is there as a whole or not at all, whatever the moment at which the process is killed.
+Every file and folder written here appears complete or not at all, whenever the process is killed.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ import numpy as np
 
 from mmrf_jax.io.progress import say
 
-#: The file of a folder that `held` locks.
+#: The file that `held` locks in a folder.
 LOCK = "lock"
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
 def shipped(name: str) -> str:
-    """A file of the project, such as experiments/world.py, as it can be read from the current folder."""
+    """Return the path of a project file, such as experiments/world.py, readable from the current folder."""
     path = _PROJECT / name
     here = os.path.exists(name) and os.path.samefile(name, path)
     return name if here else str(path)
 
 
 def user_path(text: str, name: str) -> Path:
-    """The path that a user gave: `~` and `~user` are home folders, everything else means itself.
+    """Convert a path given by the user: `~` and `~user` are home folders, everything else is literal.
 
     Args:
-      name: what the path was given as, such as "--out".
+      text: the path.
+      name: how the path was given, such as "--out".
 
     Raises:
-      ValueError: for what is no path on this machine, naming it.
+      ValueError: if it is not a path on this machine; the message names it.
     """
     if not text:
         raise ValueError(f"{name} is empty; name a path")
@@ -62,17 +63,18 @@ def user_path(text: str, name: str) -> Path:
 
 @contextlib.contextmanager
 def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Makes this process the only one that holds the folder, which must exist.
+    """Lock a folder, which must exist, for this process.
 
-    The kernel releases the lock when the process ends, whatever ends it. NFS passes the lock on to its server, so it
-    holds between machines too; where it is mounted with local locks, it holds on each machine alone. Where the file
-    system has no locks at all, that is said, and the folder is not protected.
+    The kernel releases the lock when the process ends for any reason. NFS passes the lock to its server, so it also
+    holds between machines; with local locks it holds only within each machine. If the file system has no locks, a
+    message says so and the folder is not protected.
 
     Args:
+      folder: the folder.
       patience: seconds to wait for another process.
 
     Raises:
-      ValueError: where another process holds the folder, naming that process.
+      ValueError: if another process holds the folder; the message names that process.
     """
     path, end = folder / LOCK, time.monotonic() + patience
     while True:
@@ -91,7 +93,7 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
             ) from None
         except OSError as error:
             say(f"{folder} cannot be locked ({error.strerror}); make sure that no second process uses it")
-        # A holder removes its file as it ends, so this may be the lock of a file that is no longer there.
+        # A holder removes its file when it ends, so this may be the lock of a deleted file.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
@@ -108,18 +110,18 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
-    """Writes JSON atomically: keys sorted, NumPy and JAX numbers and arrays accepted, no NaN.
+    """Write JSON atomically: keys sorted, NumPy and JAX numbers and arrays accepted, no NaN.
 
     Raises:
-      ValueError: for a number that is not finite, naming its place such as `ab_test.mmrf.watch_time.mean`.
-      TypeError: for a value that JSON has no form for, naming its place.
+      ValueError: for a number that is not finite, naming its location such as `ab_test.mmrf.watch_time.mean`.
+      TypeError: for a value that JSON cannot represent, naming its location.
     """
     text = json.dumps(plain(obj), sort_keys=True, indent=2, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replaces a file by a text, atomically and durably (written beside it, synchronised, renamed)."""
+    """Replace a file with a text, atomically and durably (temporary file in the same folder, fsync, rename)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -133,14 +135,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         tmp.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the renaming itself
+        os.fsync(folder)  # makes the rename durable
     finally:
         os.close(folder)
 
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A folder beside `path` to fill, renamed to it at the end; nothing is left of it where that is not reached."""
+    """Yield a temporary folder next to `path` and rename it to `path` at the end; on an error it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.incomplete-{uuid.uuid4().hex}"
@@ -154,7 +156,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def plain(obj: Any, place: str = "") -> Any:
-    """The same value in Python's own types.
+    """Convert a value to plain Python types.
 
     Raises:
       ValueError, TypeError: as `write_json`.

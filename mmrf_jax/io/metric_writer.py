@@ -1,4 +1,4 @@
-"""Metrics of a run on disk: `metrics.jsonl` always, TensorBoard events beside it."""
+"""Metrics of a run on disk: `metrics.jsonl` always, TensorBoard events optionally."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from tensorboardX import SummaryWriter
 
 from mmrf_jax.io.files import write_text
 
-#: Columns of a row that are no metrics.
+#: Columns of a row that are not metrics.
 COLUMNS = ("step", "seed", "phase", "seconds")
 
 
 class MetricsWriter:
-    """One JSON line for each logging step, `{"step", "seed", "phase", "seconds", metric: value, ...}`, and TensorBoard.
+    """Writes per logging step a JSON line `{"step", "seed", "phase", "seconds", metric: value, ...}` and events.
 
-    `seconds` is the wall time since the run first started, restarts included but not the pauses between; it is the only
-    column that differs between two runs of one config. A row is on its way to the disk when `write` returns.
+    `seconds` is the wall time since the run first started, including restarts but not the pauses between them. It is
+    the only column that differs between two runs of one config. `write` flushes a row to the file before it returns.
 
     Args:
-      workdir: folder of the run; gets `metrics.jsonl` and `tensorboard/`. None: metrics are checked and not written, as
-        by all but one of several processes.
-      start_step: the step of the restored checkpoint: rows after it are cut off, and so is a last line that a kill
-        has torn. None: no checkpoint, the run starts afresh, and so do its metrics.
+      workdir: folder of the run, for `metrics.jsonl` and `tensorboard/`. With None metrics are checked but not written,
+        as in all but one of several processes.
+      start_step: step of the restored checkpoint; later rows are removed, and so is a last line truncated by a kill.
+        None means no checkpoint: the run and its metrics start afresh.
       seed: the run's seed, for its column.
       tensorboard: whether to write events too.
-      clock: seconds, monotonic.
+      clock: returns monotonic seconds.
 
     Raises:
-      ValueError: for a line of an existing `metrics.jsonl`, not the last, that is no row.
+      ValueError: for a line of an existing `metrics.jsonl`, not the last, that is not a row.
     """
 
     def __init__(
@@ -60,25 +60,25 @@ class MetricsWriter:
         self._started -= float(last.get("seconds", 0.0))
         self._file = path.open("a", encoding="utf-8")
         events = str(workdir / "tensorboard")
-        purge = 0 if start_step is None else start_step + 1  # older events from here on are hidden by TensorBoard
+        purge = 0 if start_step is None else start_step + 1  # TensorBoard hides older events from this step on
         if tensorboard:
             self._events = SummaryWriter(events, purge_step=purge, flush_secs=10)
 
     def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Writes one row and one event for each metric.
+        """Write one row and one event per metric.
 
         Args:
           step: number of the step.
-          phase: what the run is at, such as "train" or "collect".
-          metrics: numbers and 0-d arrays, possibly in nested dicts (spelled `loss/click` in the row).
+          phase: phase of the run, such as "train" or "collect".
+          metrics: numbers and 0-d arrays, possibly in nested dicts (named `loss/click` in the row).
 
         Returns:
           The metrics as written.
 
         Raises:
           FloatingPointError: for values that are not finite, naming them all and the step; the row is not written.
-          ValueError: for a metric that is no scalar or has the name of a column.
-          OSError: where the row cannot be written, naming the file.
+          ValueError: for a metric that is not a scalar or has the name of a column.
+          OSError: if the row cannot be written, naming the file.
         """
         values = flatten(metrics)
         if clash := sorted(set(values) & set(COLUMNS)):
@@ -95,7 +95,7 @@ class MetricsWriter:
             try:
                 self._file.write(json.dumps(row, allow_nan=False) + "\n")
                 self._file.flush()
-            except OSError as error:  # which does not know its file
+            except OSError as error:  # the original error does not name the file
                 raise OSError(error.errno, error.strerror, self._file.name) from error
         if self._events is not None:
             for name, value in values.items():
@@ -103,7 +103,7 @@ class MetricsWriter:
         return values
 
     def close(self) -> None:
-        """Puts rows and events on the disk."""
+        """Flush rows and events to disk and close the files."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -119,10 +119,10 @@ class MetricsWriter:
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested dicts of scalars as one dict, `{"loss": {"click": x}}` as `{"loss/click": float(x)}`.
+    """Flatten nested dicts of scalars, `{"loss": {"click": x}}` to `{"loss/click": float(x)}`.
 
     Raises:
-      ValueError: for a value that is no scalar.
+      ValueError: for a value that is not a scalar.
     """
     flat: dict[str, float] = {}
     for key, value in metrics.items():
@@ -138,19 +138,19 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def cut_back(path: Path, step: int | None) -> dict[str, Any]:
-    """Drops the rows of `metrics.jsonl` after a step (all rows for None) and a torn last line, atomically.
+    """Remove the rows of `metrics.jsonl` after a step (all rows for None) and a truncated last line, atomically.
 
     Returns:
-      The last row that stays, {} if there is none.
+      The last remaining row, {} if there is none.
 
     Raises:
-      ValueError: for a line, not the last, that is no row.
+      ValueError: for a line, not the last, that is not a row.
     """
     if not path.exists():
         return {}
     lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line feed is torn, or empty
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line feed is truncated, or empty
         try:
             row = json.loads(line)
             keep = step is not None and row["step"] <= step

@@ -1,4 +1,4 @@
-"""Traces of a run's steps by `jax.profiler`, on demand."""
+"""On-demand `jax.profiler` traces of a run's steps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import jax
 
 
 def parse(steps: str) -> tuple[int, int] | None:
-    """The first and last step of "100:110", counted from 1; None of "".
+    """Parse "100:110" into the first and last step, counted from 1; return None for "".
 
     Raises:
-      ValueError: for anything else.
+      ValueError: for any other text.
     """
     if not steps:
         return None
@@ -24,10 +24,11 @@ def parse(steps: str) -> tuple[int, int] | None:
 
 
 class Profile:
-    """Writes a trace of some steps into a folder, for TensorBoard or Perfetto.
+    """Writes a trace of some steps to a folder, for TensorBoard or Perfetto.
 
     Args:
-      steps: as given to `parse`. folder: where traces go; None writes nothing.
+      steps: text for `parse`.
+      folder: folder of the traces; None writes nothing.
     """
 
     def __init__(self, steps: str, folder: Path | None):
@@ -35,19 +36,19 @@ class Profile:
         self._folder, self._on = folder, False
 
     def before(self, step: int) -> None:
-        """Called before a step, counted from 1."""
+        """Start the trace if needed; call this before each step, counted from 1."""
         if self._steps is not None and self._steps[0] <= step <= self._steps[1] and not self._on:
             jax.profiler.start_trace(str(self._folder))
             self._on = True
 
     def after(self, step: int, result: Any) -> None:
-        """Called after it, with what it gives: the last step is waited for."""
+        """End the trace after its last step; call this after each step with its result, which is waited for."""
         if self._on and self._steps is not None and step >= self._steps[1]:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """Ends the trace where the steps end before the last that was asked for."""
+        """End a trace that is still running, if training ends before the last requested step."""
         if self._on:
             self._on = False
             jax.profiler.stop_trace()

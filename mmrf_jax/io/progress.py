@@ -1,4 +1,4 @@
-"""Progress of anything that takes over five seconds, on stderr."""
+"""Progress reports on stderr for work that takes over five seconds."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import TextIO
 
 #: Nothing is printed before this many seconds, so that short work is silent.
 QUIET_SECONDS = 5.0
-#: Seconds between two prints on a terminal (one line, overwritten) and elsewhere (a line each).
+#: Seconds between two prints on a terminal (one line, overwritten) and elsewhere (one line each).
 TTY_SECONDS, LOG_SECONDS = 2.0, 10.0
 
 
 class Progress:
-    """Prints phase, done / total, rate and time left: `collect 512/2,048 users  25%  103.1/s  15 s left`.
+    """Prints phase, done / total, rate and remaining time: `collect 512/2,048 users  25%  103.1/s  15 s left`.
 
-    Rate and time left are those of the units after the first update, whose time is mostly compilation.
+    Rate and remaining time exclude the units of the first update, whose time is mostly compilation.
 
     Args:
-      phase: what is being done.
-      total: units to do; None where it is not known, then no time left is printed.
+      phase: name of the work.
+      total: number of units; with None no remaining time is printed.
       unit: name of a unit.
-      done: units done before, as after a restart; they do not count towards the rate.
+      done: units done before, for example before a restart; they do not count towards the rate.
       stream: stderr by default.
-      clock: seconds, monotonic.
+      clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Progress:
         self._tty = self._stream.isatty()
 
     def update(self, done: int) -> None:
-        """Says how many units are done in all; prints if it is time to."""
+        """Set the total number of units done; print if a print is due."""
         self._done = done
         now = self._clock()
         self._base = self._base or (now, done)
@@ -58,7 +58,7 @@ class Progress:
             self._print(now, final=False)
 
     def close(self) -> None:
-        """Prints the final line, if the work took long enough to be spoken of."""
+        """Print the final line, if the work took at least `QUIET_SECONDS` or anything was printed."""
         now = self._clock()
         if self._printed is not None or now - self._started >= QUIET_SECONDS:
             self._print(now, final=True)
@@ -76,7 +76,7 @@ class Progress:
         elapsed = max(now - self._started, 1e-9)
         since, before = self._base or (self._started, self._first)
         rate = (self._done - before) / (now - since) if now > since and self._done > before else 0.0
-        if final and not rate:  # all was done by the first update
+        if final and not rate:  # the first update completed all units
             rate = (self._done - self._first) / elapsed
         line = f"{self._phase} {self._done:,}" + (f"/{self._total:,}" if self._total else "") + f" {self._unit}"
         line += f"  {self._done / self._total:.0%}" if self._total else ""
@@ -104,14 +104,14 @@ def _check() -> None:
 
 
 def mute() -> None:
-    """Lets this process be silent from now on, where another speaks for all."""
+    """Silence this process from now on, when another process prints for all."""
     global _muted
     _muted = True
 
 
 @contextlib.contextmanager
 def interruptible(check: Callable[[], None]) -> Iterator[None]:
-    """Within it `check` is called at each `phase` and as anything `counted` goes on; it may raise."""
+    """Return a context in which `check` runs at each `phase` and on progress of `counted` work; it may raise."""
     global _check
     before, _check = _check, check
     try:
@@ -121,12 +121,12 @@ def interruptible(check: Callable[[], None]) -> Iterator[None]:
 
 
 def check() -> None:
-    """Calls what `interruptible` was given."""
+    """Call the function passed to `interruptible`."""
     _check()
 
 
 def _unobserved(name: str) -> None:
-    """Nobody observes phases."""
+    """Ignore phases."""
 
 
 _begun: Callable[[str], None] = _unobserved
@@ -134,7 +134,7 @@ _begun: Callable[[str], None] = _unobserved
 
 @contextlib.contextmanager
 def observed(begun: Callable[[str], None]) -> Iterator[None]:
-    """Within it `begun` is called with the name of each `phase` that begins."""
+    """Return a context in which `begun` receives the name of each `phase` that begins."""
     global _begun
     before, _begun = _begun, begun
     try:
@@ -144,25 +144,27 @@ def observed(begun: Callable[[str], None]) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     if not _muted:
         print(line, file=sys.stderr, flush=True)
 
 
 def phase(name: str) -> None:
-    """Says which phase begins; `Progress` speaks only of what takes long."""
+    """Announce the phase that begins; `Progress` prints only for long work."""
     say(f"phase: {name}")
     _begun(name)
     _check()
 
 
 def counted(name: str, total: int, checks: int | None = None, done: int = 0) -> Callable[[int], None]:
-    """A callback (units done) that prints progress with the time left, and a last line when all is done.
+    """Return a callback (units done) that prints progress with the remaining time, and a last line at the end.
 
     Args:
-      checks: how often what `interruptible` was given is called, at equal shares of the total; None for every update.
-        Processes that do different shares of some work need a number, for they must all ask as often.
-      done: units done before, as after a restart.
+      name: name of the work.
+      total: number of units.
+      checks: number of calls of the `interruptible` function, at equal shares of the total; None calls it at every
+        update. Processes with different shares of some work need a number, because all must call it equally often.
+      done: units done before, for example before a restart.
     """
     bar = Progress(name, total, unit="users" if name in ("collect", "ab_test") else "steps", done=done)
     checked = 0
