@@ -1,8 +1,8 @@
-"""Session logs on disk: blocks of sessions packed into bytes, one block an array_record, a JSON manifest beside them.
+"""Session logs on disk: packed blocks of sessions, one block per array_record, and a JSON manifest.
 
 A block is a 20-byte header (magic, version, sessions, requests, whether scores follow) and then the arrays of a
-`SessionLog`, one after another, little-endian, without padding. Its sizes are those of a `Schema`, so a block is read
-by `np.frombuffer` alone; array_record compresses it.
+`SessionLog`, one after another, little-endian, without padding. A `Schema` determines its sizes, so `np.frombuffer`
+alone reads a block; array_record compresses it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEADER = struct.Struct("<4sIIII")
 
 
 def _layout(schema: Schema) -> tuple[tuple[str, bool, str, tuple[int, ...]], ...]:
-    """(field, one row per session?, dtype, shape of a row) in the order on disk."""
+    """Return (field, one row per session?, dtype, shape of a row) in the order on disk."""
     s = len(types.SIGNALS)
     return (
         ("user_id", True, "<i4", ()),
@@ -54,7 +54,7 @@ def _layout(schema: Schema) -> tuple[tuple[str, bool, str, tuple[int, ...]], ...
 
 
 def pack(log: SessionLog, schema: Schema) -> bytes:
-    """A block of sessions as bytes; the shapes of `log` must be those of `schema`."""
+    """Pack a block of sessions into bytes; the shapes of `log` must match `schema`."""
     scored = log.scores is not None
     parts = [_HEADER.pack(_MAGIC, VERSION, log.num_sessions, log.num_requests, int(scored))]
     for name, _, dtype, _ in _layout(schema):
@@ -66,10 +66,10 @@ def pack(log: SessionLog, schema: Schema) -> bytes:
 
 
 def unpack(blocks: Sequence[bytes | np.ndarray], schema: Schema) -> SessionLog:
-    """The sessions of several blocks as one log, in the order of the blocks.
+    """Unpack several blocks into one log, in the order of the blocks.
 
     Raises:
-      ValueError: for a block that is not one, that another version wrote, or whose size does not fit the schema.
+      ValueError: for bytes that are not a block, were written by another version, or do not fit the schema.
     """
     headers = []
     for i, block in enumerate(blocks):
@@ -123,7 +123,7 @@ def unpack(blocks: Sequence[bytes | np.ndarray], schema: Schema) -> SessionLog:
 
 
 def blocks(log: SessionLog, schema: Schema, sessions_per_record: int = SESSIONS_PER_RECORD) -> Iterator[bytes]:
-    """Packs a log block by block; an empty log gives one empty block."""
+    """Pack a log block by block; an empty log gives one empty block."""
     for start in range(0, max(log.num_sessions, 1), sessions_per_record):
         yield pack(select_sessions(log, np.arange(start, min(start + sessions_per_record, log.num_sessions))), schema)
 
@@ -131,14 +131,17 @@ def blocks(log: SessionLog, schema: Schema, sessions_per_record: int = SESSIONS_
 def write_log(
     log: SessionLog, directory: str | os.PathLike, schema: Schema, origin: dict[str, Any] | None = None
 ) -> None:
-    """Writes a log as `directory`/sessions-*.array_record and a manifest; the directory appears whole or not at all.
+    """Write a log as `directory`/sessions-*.array_record and a manifest; the directory appears atomically.
 
     Args:
-      origin: what made the log, so that `read_log` can refuse that of another world.
+      log: the sessions.
+      directory: folder to create.
+      schema: schema of the log.
+      origin: description of how the log was made, so that `read_log` can reject a log of another world.
 
     Raises:
-      FileExistsError: where the directory exists.
-      ValueError: where the log does not fit the schema or a request exposed no video.
+      FileExistsError: if the directory exists.
+      ValueError: if the log does not fit the schema or a request exposed no video.
     """
     directory = pathlib.Path(directory)
     if directory.exists():
@@ -175,7 +178,7 @@ def write_log(
 
 
 def _check_same(directory: pathlib.Path, found: dict[str, Any] | None, wanted: dict[str, Any] | None) -> None:
-    """Raises ValueError, naming the fields, where a log was made with other values than the reader wants."""
+    """Raise ValueError, naming the fields, if a log was made with other values than the reader expects."""
     if found is None or wanted is None or found == wanted:
         return
     differing = [name for name in wanted if found.get(name) != wanted[name]]
@@ -187,18 +190,20 @@ def _check_same(directory: pathlib.Path, found: dict[str, Any] | None, wanted: d
 
 
 class Blocks:
-    """The blocks of sessions of what `write_log` wrote, read when they are asked for (`data.stream.Blocks`)."""
+    """The blocks of sessions in a folder of `write_log`, read on demand (implements `data.stream.Blocks`)."""
 
     def __init__(
         self, directory: str | os.PathLike, schema: Schema | None = None, origin: dict[str, Any] | None = None
     ):
-        """
+        """Open the log and check its manifest.
+
         Args:
           directory: the folder of the log.
-          schema, origin: what the reader expects; None accepts any.
+          schema: schema that the reader expects; None accepts any.
+          origin: origin that the reader expects; None accepts any.
 
         Raises:
-          FileNotFoundError: where there is no manifest, or a file that the manifest names is missing.
+          FileNotFoundError: if there is no manifest, or a file named in it is missing.
           ValueError: for another version, schema or origin.
         """
         self._directory = pathlib.Path(directory)
@@ -225,12 +230,12 @@ class Blocks:
                 )
         sizes = [np.full(-(-n // SESSIONS_PER_RECORD), SESSIONS_PER_RECORD) for _, n in self._files]
         for (_, n), blocks in zip(self._files, sizes, strict=True):
-            blocks[-1:] -= len(blocks) * SESSIONS_PER_RECORD - n  # the last of a file holds the rest
-        self._first = np.cumsum([0, *map(len, sizes)])  # block of each file
+            blocks[-1:] -= len(blocks) * SESSIONS_PER_RECORD - n  # the last block of a file holds the rest
+        self._first = np.cumsum([0, *map(len, sizes)])  # first block of each file
         self.sessions = np.concatenate(sizes).astype(np.int32)
 
     def read(self, blocks: Sequence[int] | np.ndarray) -> SessionLog:
-        """The sessions of some blocks, in the order given.
+        """Read the sessions of some blocks, in the given order.
 
         Raises:
           ValueError: for a damaged file.
@@ -252,10 +257,10 @@ class Blocks:
 def read_log(
     directory: str | os.PathLike, schema: Schema | None = None, origin: dict[str, Any] | None = None
 ) -> tuple[SessionLog, Schema]:
-    """Reads all of what `write_log` wrote.
+    """Read a whole log written by `write_log`.
 
     Raises:
-      FileNotFoundError, ValueError: as `Blocks`, and for a log that is not what its manifest says.
+      FileNotFoundError, ValueError: as `Blocks`, and for a log that does not match its manifest.
     """
     blocks = Blocks(directory, schema, origin)
     log = blocks.read(np.arange(len(blocks.sessions)))

@@ -1,4 +1,4 @@
-"""What an agent must know of its input before it can be built, and the session log that every source produces."""
+"""The sizes needed to build an agent, and the session log that every source produces."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from mmrf_jax import types
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """Sizes of everything an agent sees; equal schemas can share a checkpoint.
+    """Sizes of all inputs of an agent; equal schemas can share a checkpoint.
 
     Attributes:
-      num_videos: V. num_authors, num_tags: vocabulary sizes, out-of-vocabulary rows included.
-      num_users: ids below it may have an embedding of their own; 0 where users are too many or come only once.
-      item_features: Di. profile: Du. context: Dx.
-      candidates: C of a request. slate: K. history: H.
+      num_videos: V.
+      num_authors, num_tags: vocabulary sizes, including out-of-vocabulary rows.
+      num_users: ids below it may have a user embedding; 0 if there are too many users or each comes only once.
+      item_features: Di.
+      profile: Du.
+      context: Dx.
+      candidates: C of a request.
+      slate: K.
+      history: H.
     """
 
     num_videos: int
@@ -66,7 +71,7 @@ class SessionLog:
         return len(self.context)
 
     def validate(self, schema: Schema) -> None:
-        """Raises ValueError, naming the field and both shapes, where the log does not fit the schema."""
+        """Raise ValueError, naming the field and both shapes, if the log does not fit the schema."""
         n, r, c, k, h, s = (
             self.num_sessions,
             self.num_requests,

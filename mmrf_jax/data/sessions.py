@@ -1,6 +1,6 @@
-"""Session logs in memory: choosing and joining sessions, and cutting them into segments to train on.
+"""Session logs in memory: selecting and joining sessions, and cutting them into training segments.
 
-All of it is NumPy without a Python loop over sessions. `mmrf_jax.data.records` writes and reads the logs.
+All functions use NumPy without a Python loop over sessions. `mmrf_jax.data.records` writes and reads the logs.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ _PER_SESSION = tuple(f.name for f in dataclasses.fields(SessionLog) if f.name no
 
 
 def num_exposures(log: SessionLog) -> int:
-    """Videos shown in the whole log."""
+    """Return the number of videos shown in the whole log."""
     return int((log.slate >= 0).sum())
 
 
 def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`concatenate([arange(s, s + n) for s, n in zip(starts, lengths)])`, [sum(lengths)] int64."""
+    """Return `concatenate([arange(s, s + n) for s, n in zip(starts, lengths)])`, [sum(lengths)] int64."""
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total, dtype=np.int64) + np.repeat(np.asarray(starts, np.int64) - ends + lengths, lengths)
 
 
 def select_sessions(log: SessionLog, which: np.ndarray) -> SessionLog:
-    """The sessions of a boolean mask [n], or of indices [m] in their order, with their requests (views of the
-    log's arrays where the sessions are consecutive)."""
+    """Select sessions and their requests by a boolean mask [n], or by indices [m] in their order.
+
+    The result has views of the log's arrays if the sessions are consecutive.
+    """
     which = np.asarray(which)
     if which.dtype == bool:
         if which.shape != (log.num_sessions,):
@@ -46,7 +48,7 @@ def select_sessions(log: SessionLog, which: np.ndarray) -> SessionLog:
     sessions: slice | np.ndarray
     requests: slice | np.ndarray
     contiguous = len(which) > 0 and bool((np.diff(which) == 1).all())
-    if contiguous:  # views instead of copies
+    if contiguous:
         first, last = int(which[0]), int(which[-1]) + 1
         sessions, requests = slice(first, last), slice(int(log.offsets[first]), int(log.offsets[last]))
     else:
@@ -57,10 +59,10 @@ def select_sessions(log: SessionLog, which: np.ndarray) -> SessionLog:
 
 
 def concatenate(logs: Sequence[SessionLog]) -> SessionLog:
-    """Joins logs one after another.
+    """Join logs one after another.
 
     Raises:
-      ValueError: for no log, or where some logs hold scores and others do not.
+      ValueError: for no log, or if some logs hold scores and others do not.
     """
     if not logs:
         raise ValueError("no log to concatenate; give at least one")
@@ -76,14 +78,14 @@ def concatenate(logs: Sequence[SessionLog]) -> SessionLog:
 
 
 def exposure_index(log: SessionLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(session, request, slot) [n] of every exposure of a log, in order."""
+    """Return (session, request, slot) [n] of every exposure of a log, in order."""
     request, slot = np.nonzero(log.slate >= 0)
     session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
     return session[request], request, slot
 
 
 def mean_return(log: SessionLog, discount: float) -> np.ndarray:
-    """Mean [S] over all requests of the feedback from there to the end of the session, discounted by the request."""
+    """Return the mean [S] over all requests of the return to the end of the session, discounted per request."""
     reward = np.where((log.slate >= 0)[..., None], log.feedback, 0.0).sum(axis=1, dtype=np.float64)  # [r, S]
     length = np.diff(log.offsets)
     total, after = np.zeros(reward.shape[1]), np.zeros((log.num_sessions, reward.shape[1]))
@@ -95,13 +97,13 @@ def mean_return(log: SessionLog, discount: float) -> np.ndarray:
 
 
 def freeze_histories(log: SessionLog) -> SessionLog:
-    """Every request as a session of its own that starts from the history of the user's first session in the log.
+    """Make every request a session that starts from the history of the user's first session in the log.
 
-    The sessions of a user must be in order of time. The context of a request stays as it is.
+    The sessions of a user must be in time order. The context of a request is unchanged.
 
-    What a ranker then says of a user's requests cannot follow the feedback that the log itself holds. Metrics within a
-    user need that: among a few exposures with both labels, each positive that was seen makes the next less likely
-    (with two it decides it), so a score that moves with the feedback gains or loses by arithmetic alone.
+    The scores of a user's requests then cannot depend on the feedback in the log itself. Within-user metrics need that:
+    among a few exposures with both labels, each observed positive makes the next less likely (with two it decides it).
+    A score that follows the feedback would therefore gain or lose by arithmetic alone.
     """
     session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
     _, first, user = np.unique(log.user_id, return_index=True, return_inverse=True)
@@ -114,10 +116,10 @@ def freeze_histories(log: SessionLog) -> SessionLog:
 
 
 def segment_index(log: SessionLog, num_requests: int) -> np.ndarray:
-    """Where each training segment starts: rows to shuffle, shard and hand to `gather_segments`.
+    """Return where each training segment starts: rows to shuffle, shard and pass to `gather_segments`.
 
-    A session of R requests has ceil(R / T) segments; segment i trains on requests iT … min((i + 1)T, R) − 1 and
-    bootstraps from request (i + 1)T where there is one, which is the first request of segment i + 1.
+    A session of R requests has ceil(R / T) segments. Segment i trains on requests iT … min((i + 1)T, R) − 1 and
+    bootstraps from request (i + 1)T, if there is one, which is the first request of segment i + 1.
 
     Args:
       log: the sessions.
@@ -139,17 +141,17 @@ def segment_index(log: SessionLog, num_requests: int) -> np.ndarray:
 
 
 def gather_segments(log: SessionLog, index_rows: np.ndarray, num_requests: int) -> types.SessionBatch:
-    """The segments that rows of `segment_index` name, padded to T + 1 requests.
+    """Gather the segments of rows of `segment_index`, padded to T + 1 requests.
 
     Every request of the log must expose at least one video (`write_log` checks it). A slate position of −1 becomes 0
-    with `slate_mask` False. Requests beyond the session are zeros (log-propensity NaN) with `mask` False.
-    `terminated` and `truncated` are set at the session's last request only. The history is the last H exposures before
-    the segment: those that the user arrived with, then those of the session.
+    with `slate_mask` False. Requests beyond the session are zeros (log-propensity NaN) with `mask` False. `terminated`
+    and `truncated` are set at the session's last request only. The history is the last H exposures before the segment:
+    those from before the session, then those of the session.
 
     Args:
       log: the sessions.
       index_rows: [B, 2] int64 rows of `segment_index(log, num_requests)`.
-      num_requests: T, as given to `segment_index`.
+      num_requests: T, as passed to `segment_index`.
 
     Returns:
       A batch of NumPy arrays, [B, T + 1, ...].
@@ -188,20 +190,20 @@ def gather_segments(log: SessionLog, index_rows: np.ndarray, num_requests: int) 
 
 
 def _history(log: SessionLog, session: np.ndarray, first: np.ndarray, start: np.ndarray) -> types.Exposure:
-    """[B, H] exposures before request `start` of a session whose first request is `first`."""
+    """Return the [B, H] exposures before request `start` of a session whose first request is `first`."""
     h = log.history_videos.shape[1]
     k = log.slate.shape[1]
     videos = log.history_videos[session]
     feedback = log.history_feedback[session]
     mask = log.history_mask[session].astype(bool)
-    window = int(min(h, (start - first).max(initial=0)))  # each request has an exposure: H requests hold H of them
+    window = int(min(h, (start - first).max(initial=0)))  # H requests have at least H exposures
     if window:
         rows = start[:, None] + np.arange(-window, 0)
         slate = np.where((rows >= first[:, None])[..., None], log.slate[rows], -1)
         shown = (slate >= 0).reshape(len(rows), window * k)
-        newer = np.cumsum(shown[:, ::-1], axis=1)[:, ::-1]  # this exposure and those after it
+        newer = np.cumsum(shown[:, ::-1], axis=1)[:, ::-1]  # number of exposures from this one on
         taken = np.minimum(newer[:, 0], h)
-        # what the user arrived with moves left by the number of the session's exposures
+        # The history from before the session moves left by the number of the session's exposures.
         source = np.arange(h) + taken[:, None]
         arrived = source < h
         source = np.minimum(source, h - 1)

@@ -1,4 +1,4 @@
-"""Splitting a log by date: past days to train on, then days to choose on, then days to judge on."""
+"""Splitting a log by date into training days, then validation days, then test days."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ SPLITS = ("train", "valid", "test")
 
 @dataclasses.dataclass(frozen=True)
 class SplitDates:
-    """Where the days divide; integers compared with a log's `date`, such as 20220502.
+    """Boundaries between the splits; integers compared with a log's `date`, such as 20220502.
 
     Attributes:
-      train_until: last day of train. valid_until: last day of valid. test_from: first day of test; days between
-        `valid_until` and `test_from` are in no split.
+      train_until: last day of train.
+      valid_until: last day of valid.
+      test_from: first day of test; days between `valid_until` and `test_from` are in no split.
 
     Raises:
       ValueError: unless train_until < valid_until < test_from.
@@ -36,7 +37,7 @@ class SplitDates:
             )
 
     def split_of(self, dates: np.ndarray) -> np.ndarray:
-        """Position in `SPLITS` of every date, −1 for the days of no split; int8, the shape of `dates`."""
+        """Return the position in `SPLITS` of every date, −1 for days in no split; int8, with the shape of `dates`."""
         dates = np.asarray(dates)
         split = np.where(dates <= self.train_until, 0, np.where(dates <= self.valid_until, 1, 2))
         return np.where((dates > self.valid_until) & (dates < self.test_from), -1, split).astype(np.int8)

@@ -1,7 +1,7 @@
-"""Running means of feedback: what videos, authors and tags earned on the days before a request.
+"""Running means of feedback per video, author and tag, over the days before a request.
 
-A row of a training day sees the days before it and never its own, so that no label is among its own features. Rows of
-later days see all training days.
+A row of a training day uses only the days before it, so that its features contain no label of its day. Rows of later
+days use all training days.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from mmrf_jax.data.schema import SessionLog
 
 #: Signals whose means are features; watch time enters as log1p of its seconds.
 SIGNALS = ("click", "long_view", "like", "watch_time")
-#: Exposures' worth of the overall mean in each mean.
+#: Prior weight of the overall mean in each mean, in exposures.
 PRIOR = 20.0
-NUM_FEATURES = 3 * (len(SIGNALS) + 1)  # of a video: of itself, its author and its tag
+NUM_FEATURES = 3 * (len(SIGNALS) + 1)  # per video: means of the video, its author and its tag
 
 
 class Exposures(NamedTuple):
-    """Exposures of logs, one row each."""
+    """Exposures of logs, one row per exposure."""
 
     date: np.ndarray  # [n] int32
     user: np.ndarray  # [n] int32
@@ -31,7 +31,7 @@ class Exposures(NamedTuple):
 
 
 def exposures(logs: list[SessionLog]) -> Exposures:
-    """All exposures of some logs."""
+    """Return all exposures of some logs."""
     parts = []
     for log in logs:
         session, request, slot = sessions.exposure_index(log)
@@ -44,7 +44,7 @@ def exposures(logs: list[SessionLog]) -> Exposures:
 
 
 def shrunken_means(key: np.ndarray, label: np.ndarray, size: int, prior: float = PRIOR) -> np.ndarray:
-    """Means [size, L] of labels [n, L] by key [n], shrunk to the overall mean, and log1p of counts: [size, L + 1]."""
+    """Return means of labels [n, L] by key [n], shrunk to the overall mean, and log1p of counts: [size, L + 1]."""
     count = np.bincount(key, minlength=size).astype(np.float64)
     overall = label.mean(axis=0) if len(label) else np.full(label.shape[1], np.nan)
     total = np.stack([np.bincount(key, weights=column, minlength=size) for column in label.T], axis=1)
@@ -55,11 +55,15 @@ def shrunken_means(key: np.ndarray, label: np.ndarray, size: int, prior: float =
 def running_means(
     past: Exposures, key: np.ndarray, date: np.ndarray, at: np.ndarray, size: int, prior: float = PRIOR
 ) -> np.ndarray:
-    """`shrunken_means` of the keys of rows, each over the exposures of earlier days, [n, L + 1].
+    """Return `shrunken_means` for the keys of rows, each over the exposures of earlier days, [n, L + 1].
 
     Args:
-      past: exposures that may be looked at. key: [past rows] the key of each. date, at: [n] day and key of each row.
+      past: exposures to average.
+      key: [past rows] key of each exposure.
+      date: [n] day of each row.
+      at: [n] key of each row.
       size: number of keys.
+      prior: weight of the overall mean, in exposures.
     """
     out = np.empty((len(at), past.label.shape[1] + 1))
     for day in np.unique(date):
@@ -72,12 +76,11 @@ def running_means(
 
 
 def by_day(logs: list[SessionLog], items: types.Items) -> tuple[np.ndarray, np.ndarray]:
-    """What is known of every video after each day of some logs, for `types.Items.statistics`.
+    """Return the statistics of every video after each day of some logs, for `types.Items.statistics`.
 
-    Returns:
-      Dates [n] int32, in order; and features [n + 1, V, F] float32, row i made of the first i of these days.
-      Means are differences to the overall mean of the same days, divided by their standard deviation over the exposures
-      of all days; counts likewise. Row 0, of nothing, is zeros.
+    Returns: Dates [n] int32, in order; and features [n + 1, V, F] float32, where row i uses the first i of these days.
+    Means are differences from the overall mean of the same days, divided by their standard deviation over the exposures
+    of all days; counts likewise. Row 0 uses no data and is zeros.
     """
     rows = exposures(logs)
     dates = np.unique(rows.date)

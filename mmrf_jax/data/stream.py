@@ -1,9 +1,9 @@
-"""A log of any size as batches to train on, read as they are needed: each process reads its part of the log alone.
+"""Training batches from a log of any size, read on demand; each process reads only its part of the log.
 
-A batch has B slots. The sessions of a log, its blocks shuffled, are cut into B equal shards, and slot j of every batch
-takes its segments from shard j: so what a batch holds follows from the seed and its number, however many processes
-there are, and a process reads the shards of its own slots. Within a shard each pass has an order of its own, of the
-blocks and of the segments in each. In memory are one block for each slot and one number for each session.
+A batch has B slots. The blocks of a log are shuffled and its sessions cut into B equal shards; slot j of every batch
+takes its segments from shard j. The contents of a batch thus depend only on the seed and the batch number, not on the
+number of processes, and a process reads only the shards of its slots. Within a shard each pass shuffles the blocks and
+the segments in each block. Memory holds one block per slot and one number per session.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from mmrf_jax import types
 from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
 
-_SHUFFLE = 101  # tells the order of the blocks from other draws of a seed
+_SHUFFLE = 101  # separates the block order from other random draws of a seed
 
 
 class Blocks(Protocol):
     """Sessions on disk, in blocks that can be read one by one."""
 
-    sessions: np.ndarray  # [blocks] int, of each
+    sessions: np.ndarray  # [blocks] int, sessions per block
 
     def read(self, blocks: Sequence[int] | np.ndarray) -> SessionLog:
-        """The sessions of some blocks, in the order given."""
+        """Read the sessions of some blocks, in the given order."""
 
 
 def spread(blocks: Blocks, number: int) -> np.ndarray:
-    """Places of blocks, evenly over a log, that have about `number` sessions together; of all where it has no more."""
+    """Return positions of blocks, evenly spaced over a log, with about `number` sessions in total (at most all)."""
     count, total = len(blocks.sessions), int(blocks.sessions.sum(dtype=np.int64))
     chosen = count if total <= number else max(count * number // total, 1)
     return np.arange(chosen) * count // max(chosen, 1)
 
 
 class Beginning:
-    """The first sessions of a log."""
+    """The first `number` sessions of a log."""
 
     def __init__(self, blocks: Blocks, number: int):
         self._blocks = blocks
@@ -50,7 +50,7 @@ class Beginning:
         self.sessions = left[left > 0]
 
     def read(self, blocks: Sequence[int] | np.ndarray) -> SessionLog:
-        """The sessions of some blocks, in the order given."""
+        """Read the sessions of some blocks, in the given order."""
         log = self._blocks.read(blocks)
         sizes = self._blocks.sessions[: len(self.sessions)][blocks].astype(np.int64)
         if (sizes == self.sessions[blocks]).all():
@@ -60,17 +60,23 @@ class Beginning:
 
 
 class Part:
-    """The sessions of a log that this process trains on: a range of its blocks, once they are shuffled.
+    """The sessions of a log that this process trains on: a range of the shuffled blocks.
 
     Attributes:
-      total: sessions of the whole log. first, last: the range of those in shuffled order that is this process's.
-      number: [last - first] int64, of each session in the log. requests: [last - first] int32, of each session.
+      total: number of sessions of the whole log.
+      first, last: range of this process's sessions, in shuffled order.
+      number: [last - first] int64 index of each session in the log.
+      requests: [last - first] int32 number of requests of each session.
     """
 
     def __init__(self, blocks: Blocks, seed: int, share: tuple[int, int], seen: Callable[[SessionLog], None]):
-        """
+        """Read all sessions of the part once.
+
         Args:
-          blocks: the log. share: (p, P), this is part p of P. seen: is shown every session of the part, once.
+          blocks: the log.
+          seed: seed of the block order.
+          share: (p, P), this is part p of P.
+          seen: called with every session of the part, once.
 
         Raises:
           ValueError: for a log without sessions.
@@ -94,7 +100,7 @@ class Part:
         self.requests = np.concatenate([np.zeros(0, np.int32), *requests])
 
     def pieces(self, first: int, last: int) -> list[tuple[int, int, int]]:
-        """(block, first, last session in it) of a range of sessions in shuffled order."""
+        """Return (block, first, last session in it) for a range of sessions in shuffled order."""
         found = []
         for at in range(int(np.searchsorted(self._ends, first, side="right")), len(self._ends)):
             block = int(self._order[at])
@@ -105,26 +111,31 @@ class Part:
         return [piece for piece in found if piece[1] < piece[2]]
 
     def read(self, block: int, first: int, last: int) -> SessionLog:
-        """Some sessions of a block."""
+        """Read a range of sessions of a block."""
         return sessions.select_sessions(self._blocks.read([block]), np.arange(first, last))
 
 
 class Batches:
-    """The batches of a part: what its process holds of each.
+    """The rows of each batch that belong to this process.
 
     Attributes:
-      segments: [slots] int64, of the shard of each of this process's slots.
+      segments: [slots] int64 number of segments in the shard of each of this process's slots.
     """
 
     def __init__(self, part: Part, slots: np.ndarray, batch: int, num_requests: int, kept: np.ndarray, seed: Sequence):
-        """
+        """Assign shards of the part to slots.
+
         Args:
-          slots: [n] int, this process's, of the batch's. num_requests: T, of a segment. kept: [sessions of the part]
-            bool, those to train on. seed: of the orders.
+          part: the sessions of this process.
+          slots: [n] int, this process's slots of the batch.
+          batch: number of slots of the whole batch, B.
+          num_requests: T of a segment.
+          kept: [sessions of the part] bool, the sessions to train on.
+          seed: seed of the orders.
         """
         self._part, self._slots, self._num_requests, self._kept = part, slots, num_requests, kept
         self._seed = [int(x) for x in seed]
-        self._pieces: list[list[tuple[int, int, int, int]]] = []  # by slot: block, first, last, place in the part
+        self._pieces: list[list[tuple[int, int, int, int]]] = []  # by slot: block, first, last, position in the part
         self._counts: list[np.ndarray] = []  # by slot: segments of each piece
         segments = np.where(kept, -(-part.requests // num_requests), 0)
         for slot in slots:
@@ -138,7 +149,7 @@ class Batches:
         self._passes: list[_Pass] = [_Pass(-1)] * len(slots)
 
     def get(self, epoch: int, position: int) -> types.SessionBatch:
-        """This process's rows [n, T + 1, ...] of a batch of an epoch."""
+        """Return this process's rows [n, T + 1, ...] of a batch of an epoch."""
         rows = [self._segment(i, epoch, position) for i in range(len(self._slots))]
         return jax.tree.map(lambda *x: np.stack(x), *rows)
 
@@ -161,7 +172,7 @@ class Batches:
         return _Pass(epoch, order, ends, int(rng.integers(ends[-1])))
 
     def _load(self, i: int, epoch: int, piece: int) -> types.SessionBatch:
-        """All segments of a piece, in the order of a pass."""
+        """Load all segments of a piece, in the order of a pass."""
         block, first, last, place = self._pieces[i][piece]
         log = self._part.read(block, first, last)
         index = sessions.segment_index(log, self._num_requests)
@@ -172,8 +183,10 @@ class Batches:
 
 @dataclasses.dataclass
 class _Pass:
-    """A pass over a shard: the order of its pieces, how many segments end with each, and where it begins. It goes round
-    from there, so that not all slots come to the end of a block at once."""
+    """A pass over a shard: the order of its pieces, the cumulative number of segments, and where the pass begins.
+
+    The pass wraps around from its start, so that not all slots reach the end of a block at once.
+    """
 
     epoch: int
     order: Any = None
@@ -185,7 +198,7 @@ class _Pass:
 
 @contextlib.contextmanager
 def ahead(make: Callable[[int], Any], first: int, last: int) -> Iterator[Iterator[Any]]:
-    """An iterator of `make(first)` … `make(last - 1)`, each made in a thread while the one before is used."""
+    """Return a context with an iterator of `make(first)` … `make(last - 1)`; a thread makes the next one in advance."""
 
     def results() -> Iterator[Any]:
         pending = pool.submit(make, first)

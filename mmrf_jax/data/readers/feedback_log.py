@@ -1,26 +1,26 @@
-"""The log of a ranking service: what was asked, shown and answered, appended as it happens.
+"""The log of a ranking service: requests, slates and feedback, appended as they happen.
 
-A log is a folder: `feedback_log.json`, which says what the records are made of, and segments `feedback-000000.log`, …
+A log is a folder: `feedback_log.json`, which describes the contents of records, and segments `feedback-000000.log`, …
 of about `SEGMENT_BYTES`. A segment is a sequence of frames,
 
     length of the record [u32] | CRC-32 of that length [u32] | CRC-32 of the record [u32] | record: a MessagePack map
 
-little-endian, of two kinds of records. Arrays in them are the bytes of little-endian numbers; videos are called by the
-platform's own ids.
+little-endian, with two kinds of records. Arrays in records are the bytes of little-endian numbers; videos have the
+platform's ids.
 
     kind "rank"       request (its id), user, number (of the user's requests, from 0), time (ms since 1970, UTC),
-                      start (bool, of a session), history: null or {videos [h] i64, feedback [h, S] f32} as the user
-                      arrived with, profile [Du] f32, context [Dx] f32, candidates [c] i64, scores [c] f32 (the logits
-                      of the slate, a Plackett–Luce draw, or its ranking where the draw had no chance in it), slate [k]
-                      u16 positions in the candidates, log_propensity (of the slate), artifact (id of the ranker)
+                      start (bool, of a session), history: null or {videos [h] i64, feedback [h, S] f32} from before
+                      the user's first request, profile [Du] f32, context [Dx] f32, candidates [c] i64, scores [c] f32
+                      (logits that the slate was sampled from by Plackett–Luce, or ranked by if deterministic), slate
+                      [k] u16 positions in the candidates, log_propensity (of the slate), artifact (id of the ranker)
     kind "feedback"   event (its id), request, time, videos [m] i64, feedback [m, S] f32, left (bool: the session ends)
 
-A record is in the log before its request is answered; a feedback is on the disk before it is acknowledged. An event
-counts once. What several events say of a video counts by the largest value of each signal. A process that is killed can
-cut the last frame short, a loss of power can leave zeros behind the last: neither was acknowledged, both are dropped.
-Whatever else is not as it was written is damage, and an error.
+A record is in the log before its request is answered; feedback is on disk before it is acknowledged. An event counts
+once. If several events concern a video, the largest value of each signal counts. A killed process can truncate the last
+frame, and a power loss can leave zeros after it. Neither was acknowledged, so both are dropped. Any other deviation is
+damage, and an error.
 
-`feedback_sessions` reads a log as sessions to learn from.
+`feedback_sessions` converts a log to training sessions.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RowsOf = Callable[[np.ndarray], np.ndarray]
 
 
 class Position(NamedTuple):
-    """A place between two records; positions of one log are in its order."""
+    """A position between two records; positions of one log compare in log order."""
 
     segment: int
     offset: int
@@ -63,15 +63,15 @@ START = Position(0, 0)
 
 
 def is_log(folder: str | os.PathLike) -> bool:
-    """Whether a folder is such a log."""
+    """Return whether a folder is a feedback log."""
     return (Path(folder) / MANIFEST).is_file()
 
 
 def rows_by_id(video_ids: np.ndarray) -> RowsOf:
-    """What finds the rows [n] of the catalogue for the platform's ids [n], −1 for a video that it does not have.
+    """Return a function from the platform's ids [n] to item rows [n], −1 for an unknown video.
 
     Args:
-      video_ids: [V] int64, of the catalogue's rows, all different, in any order.
+      video_ids: [V] int64 ids of the item rows, all different, in any order.
     """
     order = np.argsort(video_ids, kind="stable")
     ids = np.asarray(video_ids, np.int64)[order]
@@ -84,26 +84,29 @@ def rows_by_id(video_ids: np.ndarray) -> RowsOf:
 
 
 def to_bytes(values: np.ndarray, dtype: str) -> bytes:
-    """An array as records hold it."""
+    """Convert an array to the bytes stored in records."""
     return np.ascontiguousarray(values, dtype).tobytes()
 
 
 class Writer:
-    """Appends to a log; one at a time, over all processes."""
+    """Appends to a log; only one writer at a time over all processes."""
 
     def __init__(
         self, folder: str | os.PathLike, sizes: dict[str, int] | None = None, segment_bytes: int = SEGMENT_BYTES
     ):
-        """
+        """Open or create the log.
+
         Args:
-          sizes: of the arrays in records, such as {"profile": 20}, which all of a log have; kept with it.
+          folder: folder of the log.
+          sizes: sizes of the arrays in records, such as {"profile": 20}, common to the whole log and stored with it.
+          segment_bytes: size at which a new segment begins.
 
         Raises:
-          ValueError: where another process has the log, or it is damaged, of another version or of other sizes.
+          ValueError: if another process holds the log, or it is damaged, of another version or of other sizes.
         """
         self.folder, self._limit = Path(folder), segment_bytes
         self._failed: OSError | None = None
-        self._full: list[int] = []  # files of segments before the last, which `sync` ends
+        self._full: list[int] = []  # files of full segments, which `sync` syncs and closes
         self._syncing = threading.Lock()
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
@@ -141,16 +144,16 @@ class Writer:
             os.close(folder)
 
     def append(self, record: Record) -> Position:
-        """Hands a record to the system, which keeps it if this process dies; returns the position after it.
+        """Write a record to the operating system, so that it survives the process; return the position after it.
 
         Raises:
-          OSError: where the disk is full, and nothing of the record is left then; or where `sync` has failed.
+          OSError: if the disk is full (no part of the record then remains), or if `sync` has failed.
         """
         if self._failed is not None:
             raise self._failed
         if self.position.offset >= self._limit:
             new = self._opened(self.position.segment + 1, 0)
-            # In this order, for `sync` in another thread: it takes the last file first, then those that are full.
+            # In this order, for `sync` in another thread: it takes the last file first, then the full ones.
             self._full.append(self._file)
             self._file = new
         frame = encode(record)
@@ -166,11 +169,11 @@ class Writer:
         return self.position
 
     def sync(self) -> None:
-        """Returns when all that was appended is on the disk; another thread may call it.
+        """Wait until all appended records are on disk; another thread may call it.
 
         Raises:
-          OSError: where it cannot be known to be. The system may have dropped what was not written and say nothing of
-            it the next time, so from then on nothing is taken: a new start reads what is there.
+          OSError: if this cannot be ensured. The system may have dropped unwritten data without reporting it again, so
+            no further record is accepted; a restart reads the data that is on disk.
         """
         with self._syncing:
             if self._failed is not None:
@@ -178,7 +181,7 @@ class Writer:
             try:
                 os.fdatasync(self._file)
                 if full := list(self._full):
-                    self._sync_folder()  # where the segment after them begins
+                    self._sync_folder()  # makes the start of the next segment durable
                 for file in full:
                     os.fdatasync(file)
                     os.close(file)
@@ -189,7 +192,7 @@ class Writer:
 
     @property
     def failed(self) -> OSError | None:
-        """Why nothing can be taken any more."""
+        """Return why no further record is accepted; None if records are accepted."""
         return self._failed
 
     def close(self) -> None:
@@ -207,7 +210,7 @@ class Writer:
 
 
 def encode(record: Record) -> bytes:
-    """A record as a frame."""
+    """Encode a record as a frame."""
     packed = msgpack.packb(record)
     return _FRAME.pack(len(packed), _crc_of(len(packed)), zlib.crc32(packed)) + packed
 
@@ -217,7 +220,7 @@ def _crc_of(length: int) -> int:
 
 
 def scan(folder: str | os.PathLike, after: Position = START) -> Iterator[tuple[Record, Position]]:
-    """The records after a position, and the position behind each; a frame cut short at the very end is none.
+    """Yield the records after a position, each with the position after it; skip a truncated frame at the very end.
 
     Raises:
       ValueError: for a damaged frame, naming file and offset.
@@ -248,16 +251,16 @@ def scan(folder: str | os.PathLike, after: Position = START) -> Iterator[tuple[R
 
 
 def end(folder: str | os.PathLike) -> Position:
-    """The position behind the last byte of a log, or behind the last whole record where a writer has it."""
+    """Return the position after the last byte of a log, or after the last whole record if a writer holds it."""
     paths = segments(Path(folder))
     return Position(len(paths) - 1, paths[-1].stat().st_size) if paths else Position(0, 0)
 
 
 def segments(folder: Path) -> list[Path]:
-    """The files of a log, in order.
+    """Return the files of a log, in order.
 
     Raises:
-      ValueError: where one is missing.
+      ValueError: if one is missing.
     """
     paths = sorted(folder.glob("feedback-*.log"))
     for number, path in enumerate(paths):
@@ -271,7 +274,7 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def check(folder: Path, sizes: dict[str, int] | None = None) -> None:
-    """Refuses a log of another version, or of other sizes than those wanted.
+    """Check that a log has this version, and the sizes wanted.
 
     Raises:
       ValueError: naming what differs.
@@ -292,25 +295,29 @@ def check(folder: Path, sizes: dict[str, int] | None = None) -> None:
 
 
 class Shown:
-    """A request of a session that goes on, and what its slate got."""
+    """A request of an open session, and the feedback on its slate."""
 
     __slots__ = ("answered", "events", "feedback", "number", "videos")
 
     def __init__(self, number: int, videos: np.ndarray):
-        self.number = number  # of the user's requests
+        self.number = number  # index among the user's requests
         self.videos = videos  # [k] int64, as shown
         self.feedback = np.zeros((len(videos), S), np.float32)
-        self.answered = False  # whether any feedback has come
+        self.answered = False  # whether any feedback has arrived
         self.events: set[str] = set()
 
 
 class UserLog:
-    """What a log says of one user: how the session began that goes on, and its requests. Records make it, in order.
+    """The state of one user in a log: the history and requests of the open session, built from records in order.
 
     Attributes:
-      history_videos [h ≤ H] int64, history_feedback [h, S]: exposures before the session, oldest first.
-      shown: the session's requests. requests: how many the user has made in all. profile: [Du], the last one given.
-      time: of the last record, ms. over: whether the user has left the session.
+      history_videos: [h ≤ H] int64, exposures before the session, oldest first.
+      history_feedback: [h, S], their feedback.
+      shown: the session's requests.
+      requests: number of all requests of the user.
+      profile: [Du], the last one received.
+      time: time of the last record, ms.
+      over: whether the user has left the session.
     """
 
     __slots__ = ("history_feedback", "history_videos", "over", "profile", "requests", "shown", "time")
@@ -325,24 +332,25 @@ class UserLog:
         self.over = True
 
     def exposures(self) -> tuple[np.ndarray, np.ndarray]:
-        """(videos [e], feedback [e, S]) of the history and the session, oldest first; what got no answer left out."""
+        """Return (videos [e], feedback [e, S]) of history and session, oldest first, without unanswered requests."""
         told = [s for s in self.shown if s.answered]
         videos = np.concatenate([self.history_videos, *(s.videos for s in told)])
         return videos, np.concatenate([self.history_feedback, *(s.feedback for s in told)])
 
     def apply(self, record: Record, history: int) -> Shown | None:
-        """Takes the next record of the user; one that was taken before changes nothing.
+        """Apply the next record of the user; a record that was applied before changes nothing.
 
         Args:
-          history: H, exposures kept of what was before a session.
+          record: the record.
+          history: H, the number of exposures retained from before a session.
 
         Returns:
-          The request that a feedback is about, where it says something new of it; None for a feedback that came before
-          or whose session is over, and for requests.
+          The request that a feedback concerns, if the feedback is new; None for repeated feedback, feedback on a closed
+          session, and requests.
         """
         if record["kind"] == "rank":
             if record["number"] < self.requests:
-                return None  # taken before
+                return None  # applied before
             if record["start"]:
                 given = record["history"]
                 if given is None:
@@ -350,7 +358,7 @@ class UserLog:
                 else:
                     videos = np.frombuffer(given["videos"], "<i8")
                     feedback = np.frombuffer(given["feedback"], "<f4").reshape(-1, S)
-                # copies: views would keep all of the session before
+                # copies, since views would retain the whole previous session
                 self.history_videos = videos[max(len(videos) - history, 0) :].copy()
                 self.history_feedback = feedback[max(len(videos) - history, 0) :].copy()
                 self.shown, self.over = [], False
@@ -375,7 +383,7 @@ class UserLog:
         return shown
 
     def request(self, number: int) -> Shown | None:
-        """The request of a number where it is of the last session."""
+        """Return the request with this number if it belongs to the last session."""
         place = number - self.shown[0].number if self.shown else -1
         return self.shown[place] if 0 <= place < len(self.shown) else None
 
@@ -385,5 +393,5 @@ def request_id(user: int, number: int) -> str:
 
 
 def user_of(record: Record) -> int:
-    """The user of a record."""
+    """Return the user of a record."""
     return record["user"] if record["kind"] == "rank" else int(record["request"].rpartition("-")[0])

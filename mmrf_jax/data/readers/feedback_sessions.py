@@ -1,4 +1,4 @@
-"""A service's feedback log as sessions to learn from."""
+"""Conversion of a service's feedback log to training sessions."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ def read(
     rows_of: RowsOf,
     progress: Progress = lambda name, total: lambda done: None,
 ) -> tuple[SessionLog, Record]:
-    """A whole log as sessions to learn from.
+    """Read a whole feedback log as training sessions.
 
-    A request without any feedback is left out, and the session goes on behind it as another: nobody knows what the
-    user did. Of a request with more candidates than the schema's C the slate is kept and C − k others drawn; one with
-    fewer is left out. A session that the user has not left counts as truncated.
+    A request without any feedback is left out, since the user's reaction is unknown; the rest of the session becomes
+    another session. If a request has more candidates than the schema's C, the slate is kept and C − k others are drawn;
+    a request with fewer is left out. A session that the user has not left counts as truncated.
 
     Args:
-      schema: of the sessions wanted.
-      rows_of: videos [n] int64 by the platform's ids -> rows of the catalogue [n], −1 where it has none; candidates
-        that it does not have are left out, and so is a request that showed one.
-      progress: (name, bytes) -> what is called with the bytes read so far.
+      folder: folder of the log.
+      schema: schema of the resulting sessions.
+      rows_of: platform's video ids [n] int64 -> item rows [n], −1 if unknown; unknown candidates are left out, and so
+        is a request that showed one.
+      progress: (name, bytes) -> a callback that receives the bytes read so far.
 
     Returns:
-      The log, in the order of users and times, and a report: {"records", "requests", "feedback", "sessions",
-      "left_out": {why: requests}}.
+      The log, ordered by user and time, and a report: {"records", "requests", "feedback", "sessions", "left_out": {why:
+      requests}}.
 
     Raises:
-      ValueError: for a log of another version or schema, a damaged one, or one without a session to learn from.
+      ValueError: for a log of another version or schema, a damaged one, or one without a usable session.
     """
     folder = Path(folder)
     feedback_log.check(folder)
@@ -60,10 +61,10 @@ def read(
 
 
 class _Asked(NamedTuple):
-    """A request of a session that is being read."""
+    """A request of the session being read."""
 
     context: np.ndarray
-    candidates: np.ndarray  # rows, C of them
+    candidates: np.ndarray  # [C] item rows
     slate: np.ndarray  # [K] positions, −1 where fewer were shown
     scores: np.ndarray
     log_propensity: float
@@ -71,7 +72,7 @@ class _Asked(NamedTuple):
 
 
 class _Cutter:
-    """Puts the records of all users together into sessions."""
+    """Assembles the records of all users into sessions."""
 
     def __init__(self, schema: Schema, rows_of: RowsOf):
         self._schema, self._rows_of = schema, rows_of
@@ -130,7 +131,7 @@ class _Cutter:
         return _Asked(context, rows[kept].astype(np.int32), positions, scores[kept], record["log_propensity"], shown)
 
     def _close(self, user: int) -> None:
-        """Ends the session of a user: one session of the log for each stretch of requests that can be used."""
+        """Close a user's session: emit one session of the log for each run of consecutive usable requests."""
         if user not in self._open:
             return
         record, known, asked = self._open.pop(user)
@@ -174,7 +175,7 @@ class _Cutter:
         self._requests += stretch
 
     def log(self) -> SessionLog:
-        """All sessions; those that go on are cut."""
+        """Return all sessions; sessions still open are truncated."""
         for user in list(self._open):
             self._close(user)
         s, made = self._schema, self._sessions

@@ -1,7 +1,7 @@
-"""The tasks of `prepare` on Apache Beam: on as many machines as its runner has, over files that all of them see.
+"""An engine that runs the tasks of `prepare` on Apache Beam, on several machines with a shared file system.
 
-Beam is an extra: pip install -r requirements-beam.txt. A stage is one pipeline, whose tasks are spread, and repeated
-where a machine is lost; tasks leave their files by renames, so a task that is run twice does no harm.
+Beam is an extra: pip install -r requirements-beam.txt. A stage is one pipeline; its tasks are distributed, and repeated
+if a machine is lost. Tasks publish their files by renames, so running a task twice is safe.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mmrf_jax.data.readers.kuairand.job import Engine, Job, Task
 
 
 def pipelines(options: Sequence[str] = ()) -> Engine:
-    """Runs each stage as a pipeline with these options (`--runner=…`); Beam's local runner by default."""
+    """Return an engine that runs each stage as a pipeline with `options` (`--runner=…`; default: Beam's local one)."""
 
     def engine(task: Task, job: Job, todo: Sequence[int], done: Callable[[int], None]) -> None:
         with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:

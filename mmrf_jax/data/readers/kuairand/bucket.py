@@ -1,4 +1,4 @@
-"""From the usable rows of some users to blocks of their sessions, with candidates and histories."""
+"""Conversion of some users' usable rows to blocks of sessions, with candidates and histories."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from mmrf_jax.data.splits import SPLITS, SplitDates
 
 
 def random_rows(rows: pl.DataFrame, dates: SplitDates, split: str) -> pl.DataFrame:
-    """Rows of the random log on the days of one of `RANDOM_SPLITS`."""
+    """Return the rows of the random log on the days of one of `RANDOM_SPLITS`."""
     random = rows.filter(pl.col("is_rand") == 1)
     return random.filter(dates.split_of(random["date"].to_numpy()) == SPLITS.index(RANDOM_SPLITS[split]))
 
 
 @dataclasses.dataclass
 class Bucket:
-    """The usable rows of some users, and all that their sessions need.
+    """The usable rows of some users, and all data needed for their sessions.
 
     Attributes:
-      rows: as `clean.clean` gives them.
-      pools: for each split.
-      log_end: time (ms) of the last row of each split of the standard log, of any user.
-      user_ids: [U] int64 of all users, whose places are their numbers; None where ids are the numbers.
+      job: the job.
+      rows: usable rows, as returned by `clean.clean`.
+      catalogue: all items.
+      profiles: all user profiles.
+      pools: candidate pool of each split.
+      log_end: time (ms) of the last row of each split of the standard log, over all users.
+      user_ids: [U] int64 of all users, whose positions are their numbers; None if ids are the numbers.
     """
 
     job: Job
@@ -51,7 +54,7 @@ class Bucket:
         return requests.Rows.from_frame(frame, self.catalogue.rows_of(frame["video_id"].to_numpy()))
 
     def plan(self, split: str) -> requests.Plan:
-        """The sessions of a split."""
+        """Plan the sessions of a split."""
         config = self.job.config
         if split in RANDOM_SPLITS:
             return requests.plan_random(self._read(random_rows(self.rows, config.dates, split)), self._standard)
@@ -63,13 +66,13 @@ class Bucket:
         )
 
     def blocks(self, split: str, plan: requests.Plan) -> Iterator[SessionLog]:
-        """Sessions of a split, `records.SESSIONS_PER_RECORD` at a time; one empty block where there are none."""
+        """Yield the sessions of a split, `records.SESSIONS_PER_RECORD` at a time; one empty block if there are none."""
         step, total = records.SESSIONS_PER_RECORD, plan.num_sessions
         for start in range(0, max(total, 1), step):
             yield self.gather(split, plan, np.arange(start, min(start + step, total)))
 
     def gather(self, split: str, plan: requests.Plan, sessions: np.ndarray) -> SessionLog:
-        """The log of consecutive sessions."""
+        """Build the log of consecutive sessions."""
         config = self.job.config
         first = int(plan.session_first[sessions[0]]) if len(sessions) else 0
         end = int(plan.session_first[sessions[-1] + 1]) if len(sessions) else 0
@@ -113,7 +116,7 @@ class Bucket:
 
 
 def counts(plan: requests.Plan) -> dict[str, int]:
-    """Users, sessions, requests, exposures and terminated sessions of a plan."""
+    """Count users, sessions, requests, exposures and terminated sessions of a plan."""
     return {
         "users": int((np.diff(plan.rows.user) != 0).sum()) + (len(plan.rows) > 0),
         "sessions": plan.num_sessions,

@@ -1,14 +1,14 @@
-"""A TFDS builder for KuaiRand-Pure, -1K and -27K: official CSV files in, session logs out; no TensorFlow.
+"""A TFDS builder that converts the CSV files of KuaiRand-Pure, -1K and -27K to session logs, without TensorFlow.
 
     builder = KuaiRand(data_dir=cache, source=kuairand_dir, config=KuaiRandConfig())
     builder.download_and_prepare()  # downloads nothing; a second call does nothing
     splits, items, schema, report = load(builder)
 
-Splits: `train`, `valid`, `test` are sessions of the standard log by date, in the order of users and times;
-`random_test` are random exposures of the test days, for testing only. An example is one feature: a packed block of
-sessions (`mmrf_jax.data.records`), which reads hundreds of times faster than a feature per field.
+Splits: `train`, `valid`, `test` are sessions of the standard log by date, ordered by user and time; `random_test` are
+random exposures of the test days, for testing only. An example is one feature: a packed block of sessions
+(`mmrf_jax.data.records`), which reads hundreds of times faster than a feature per field.
 
-A log may be of any size: see `prepare`. What is unfinished lies in `data_dir`/.unfinished-*, until the same builder
+A log may have any size: see `prepare`. Unfinished work remains in `data_dir`/.unfinished-*, until the same builder
 finishes it.
 """
 
@@ -38,9 +38,9 @@ from mmrf_jax.data.readers.kuairand.job import Engine, Job
 from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.io.progress import counted, say
 
-#: Changes whenever the same files and config would give other records.
+#: Increases whenever the same files and config would give other records.
 FORMAT = 7
-#: Says how far it is and asks nobody: of several processes one alone prepares, and all must ask as often.
+#: Reports progress without checking for a stop: a single process prepares, but all must check equally often.
 unchecked = functools.partial(counted, checks=0)
 literal.make_globs_literal()
 
@@ -61,15 +61,17 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
         progress: Callable[..., Callable[[int], None]] = unchecked,
         **kwargs,
     ):
-        """
+        """Configure the builder.
+
         Args:
-          data_dir: where records are written.
-          source: folder of the official CSV files, or the folder above their `data`.
+          data_dir: folder for the records.
+          source: folder of the official CSV files, or the parent folder of their `data`.
           config: see `KuaiRandConfig`.
-          engine: what runs the tasks; `engines.processes()` by default.
-          progress: as `io.progress.counted`, which also asks whether to stop; by default nobody is asked.
+          engine: runs the tasks; `engines.processes()` by default.
+          progress: as `io.progress.counted`, which also checks for a stop; the default does not check.
+          **kwargs: arguments of the TFDS builder.
         """
-        self.source_dir = os.path.abspath(source)  # tasks may run elsewhere
+        self.source_dir = os.path.abspath(source)  # tasks may run in another folder
         self.session_config = config or KuaiRandConfig()
         self._engine, self._progress = engine, progress
         tfds_config = tfds.core.BuilderConfig(
@@ -87,9 +89,9 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
         )
 
     def download_and_prepare(self, **kwargs) -> None:
-        """Prepares the records where they are not; goes on where an earlier call was stopped.
+        """Prepare the records if they are missing; resume if an earlier call was interrupted.
 
-        Processes that prepare at once wait for each other: the first does it all.
+        Concurrent processes wait for each other; the first does all the work.
         """
         if self.data_path.exists():
             return
@@ -105,9 +107,9 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
                     self._made = prepare.run(job, engine, self._progress)
                 _say_unused(self._made["report"])
                 self._kept = job.records
-                with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of downloads
+                with contextlib.redirect_stdout(io.StringIO()):  # TFDS would print about downloads
                     super().download_and_prepare(**kwargs)
-            except ValueError:  # nothing that goes on: the files or the config are to be changed
+            except ValueError:  # resuming cannot help: the files or the config must change
                 shutil.rmtree(job.work)
                 raise
             shutil.rmtree(job.work)
@@ -149,7 +151,7 @@ def _say_unused(report: dict) -> None:
 
 @contextlib.contextmanager
 def _alone(work: pathlib.Path) -> Iterator[None]:
-    """Within it this is the only process that has the work folder; another ends or is killed before."""
+    """Hold the work folder for this process alone; wait for another process that holds it."""
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "w") as lock:
         try:
@@ -161,7 +163,7 @@ def _alone(work: pathlib.Path) -> Iterator[None]:
 
 
 def _link(source: str, target: str) -> None:
-    """The same file at two places, so that what is stopped here has lost nothing; a copy where that cannot be."""
+    """Hard-link a file, so that an interruption here loses nothing; copy it if links are not possible."""
     try:
         os.link(source, target)
     except OSError:
@@ -173,13 +175,13 @@ def _stats(source: columns.Source) -> list:
 
 
 def _finished(root: pathlib.Path) -> list[pathlib.Path]:
-    """The descriptions of the datasets that were prepared in a folder."""
+    """Return the descriptions of the finished datasets in a folder."""
     found = [root / "dataset_info.json", *root.glob("kuairand/*/[0-9]*/dataset_info.json")]
     return [path for path in found if path.exists()]
 
 
 def _open(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> dataset_builder.DatasetBuilder:
-    """The finished dataset of a builder or folder; raises as `load`."""
+    """Open the finished dataset of a builder or folder; raise as `load`."""
     if isinstance(prepared, dataset_builder.DatasetBuilder):
         root = pathlib.Path(prepared.data_path)
         if not root.exists():
@@ -200,12 +202,14 @@ def _open(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> datas
 
 
 class Split:
-    """The blocks of sessions of a split, read when they are asked for, so that a process reads only its own."""
+    """The blocks of sessions of a split, read on demand, so that a process reads only its own part."""
 
     def __init__(self, prepared: dataset_builder.DatasetBuilder | str | os.PathLike, name: str):
-        """
+        """Open a split.
+
         Args:
-          prepared, name: the builder or folder, as for `load`, and the split.
+          prepared: the builder or folder, as for `load`.
+          name: the split.
 
         Raises:
           FileNotFoundError, ValueError: as `load`.
@@ -214,18 +218,18 @@ class Split:
         self._source = builder.as_data_source(name)
         self.schema = Schema(**builder.info.metadata["schema"])
         blocks = np.load(pathlib.Path(builder.data_path) / f"blocks-{name}.npy")
-        #: [blocks] int32 of each block, known without reading it
+        #: [blocks] int32 of each block, available without reading the block.
         self.sessions, self.requests = blocks[:, 0], blocks[:, 1]
 
     def __len__(self) -> int:
-        """Number of blocks."""
+        """Return the number of blocks."""
         return len(self.sessions)
 
     def read(self, blocks: Sequence[int] | np.ndarray) -> SessionLog:
-        """The sessions of some blocks, in the order given.
+        """Read the sessions of some blocks, in the given order.
 
         Raises:
-          IndexError: for a block that there is not.
+          IndexError: for a block that does not exist.
         """
         wrong = [int(b) for b in blocks if not 0 <= b < len(self)]
         if wrong:
@@ -234,25 +238,24 @@ class Split:
         return records.unpack([example["block"] for example in examples], self.schema)
 
     def read_all(self) -> SessionLog:
-        """All sessions."""
+        """Read all sessions."""
         return self.read(np.arange(len(self)))
 
 
 def load(
     prepared: dataset_builder.DatasetBuilder | str | os.PathLike,
 ) -> tuple[dict[str, SessionLog], types.Items, Schema, dict]:
-    """Reads what a `KuaiRand` builder prepared, all of it.
+    """Read all that a `KuaiRand` builder prepared.
 
     Args:
-      prepared: the builder, or the folder that it wrote (its `data_path` or, where that holds one dataset, its
-        `data_dir`).
+      prepared: the builder, or the folder it wrote (its `data_path` or, if that holds one dataset, its `data_dir`).
 
     Returns:
       `{split: SessionLog}`, the items (NumPy arrays), the schema, and the report of rows read, left out and used.
 
     Raises:
-      FileNotFoundError: where nothing (or something unfinished) was prepared.
-      ValueError: where the folder holds several datasets, or one of another format version.
+      FileNotFoundError: if nothing was prepared, or preparation is unfinished.
+      ValueError: if the folder holds several datasets, or one of another format version.
     """
     builder = _open(prepared)
     metadata = builder.info.metadata
@@ -262,17 +265,17 @@ def load(
 
 
 def read_items(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> types.Items:
-    """The items of what a builder prepared, as read-only maps of files; errors as `load`."""
+    """Return the items that a builder prepared, as read-only memory maps; raise as `load`."""
     return read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").items
 
 
 def read_video_ids(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> np.ndarray:
-    """KuaiRand's ids [V] of what a builder prepared, −1 for row 0, the unknown video; errors as `load`."""
+    """Return KuaiRand's ids [V] that a builder prepared, −1 for row 0, the unknown video; raise as `load`."""
     return read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").video_id
 
 
 def read_report(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> dict:
-    """The report of rows read, left out and used; errors as `load`."""
+    """Return the report of rows read, left out and used; raise as `load`."""
     return _open(prepared).info.metadata["report"]
 
 
@@ -283,7 +286,7 @@ def load_or_prepare(
     engine: Engine | None = None,
     progress: Callable[..., Callable[[int], None]] = unchecked,
 ) -> tuple[dict[str, SessionLog], types.Items, Schema, dict]:
-    """`load` of `open_or_prepare`."""
+    """Return `load` of `open_or_prepare`."""
     return load(open_or_prepare(source, cache_dir, config, engine, progress))
 
 
@@ -294,10 +297,10 @@ def open_or_prepare(
     engine: Engine | None = None,
     progress: Callable[..., Callable[[int], None]] = unchecked,
 ) -> dataset_builder.DatasetBuilder | str | os.PathLike:
-    """The records of some files, prepared where no earlier call did so for the same files, config and format.
+    """Open the records of some files; prepare them unless an earlier call did so for the same files, config and format.
 
     `source` is the folder of the official files, or one that a builder wrote with the same config. Files are the same
-    where their names, sizes and times of change are. `engine` and `progress` are those of `KuaiRand`.
+    if their names, sizes and modification times are. `engine` and `progress` are those of `KuaiRand`.
 
     Raises:
       FileNotFoundError, ValueError: as `columns.find_source` and `prepare.run`.

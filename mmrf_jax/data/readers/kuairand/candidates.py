@@ -1,7 +1,7 @@
-"""Candidates of a request: the videos it exposed and others drawn uniformly from the pool that was live that day.
+"""Candidates of a request: its exposed videos plus others sampled uniformly from the pool of videos live on that day.
 
-KuaiRand does not log what a request could have shown. The draws are a hash of (seed, request), so they depend neither
-on the order nor on the presence of other requests.
+KuaiRand does not log the candidates of a request. Sampling hashes (seed, request), so it depends neither on the order
+nor on the presence of other requests.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from mmrf_jax.data.readers.kuairand import fits
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_AT_ONCE = 256  # requests whose draws stay in a core's cache
+_AT_ONCE = 256  # requests whose random draws fit in a core's cache
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64 finaliser: uint64 to uint64, every output bit depends on every input bit."""
+    """Apply the SplitMix64 finaliser: uint64 to uint64, every output bit depends on every input bit."""
     y = x >> np.uint64(30)
     y ^= x
     y *= np.uint64(0xBF58476D1CE4E5B9)
@@ -28,7 +28,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def request_keys(seed: int, *parts: np.ndarray) -> np.ndarray:
-    """[R] uint64 keys of requests, from the seed and integers [R] that identify a request."""
+    """Return keys [R] uint64 of requests, from the seed and integers [R] that identify a request."""
     key: np.ndarray = np.full(len(parts[0]), seed, np.uint64)
     for part in parts:
         key = mix(key + _GOLDEN) ^ part.astype(np.uint64)
@@ -36,7 +36,7 @@ def request_keys(seed: int, *parts: np.ndarray) -> np.ndarray:
 
 
 def _draw(key: np.ndarray, count: int, size: np.ndarray) -> np.ndarray:
-    """The first numbers of the streams of keys [R], uniform in [0, size): [R, count]; `size` uint64 fits that shape."""
+    """Return the first numbers [R, count] of the streams of keys [R], uniform in [0, size); `size` is uint64."""
     bits = mix(key[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
     bits >>= np.uint64(32)
     bits *= size
@@ -45,10 +45,15 @@ def _draw(key: np.ndarray, count: int, size: np.ndarray) -> np.ndarray:
 
 
 class Pool:
-    """The videos that are live on each day: those whose first day is that day or before it."""
+    """The videos that are live on each day: those whose first day is not after that day."""
 
     def __init__(self, videos: np.ndarray, days: np.ndarray):
-        """Args: videos: [P] int32 item rows in the order of their first days [P] int32; `make_pool` gives both."""
+        """Store the pool; see `make_pool`.
+
+        Args:
+          videos: [P] int32 item rows, in the order of their first days.
+          days: [P] int32 first days.
+        """
         self._order, self._days = videos, days
 
     @property
@@ -56,16 +61,16 @@ class Pool:
         return len(self._order)
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes the pool beside `path`, whose name is the beginning of its files' names; see `read_pool`."""
+        """Write the pool to files whose names begin with `path`; see `read_pool`."""
         np.save(f"{path}-videos.npy", self._order)
         np.save(f"{path}-days.npy", self._days)
 
     def live(self, dates: np.ndarray) -> np.ndarray:
-        """[R] int64 number of videos live on dates [R]."""
+        """Return the number [R] int64 of videos live on dates [R]."""
         return np.searchsorted(self._days, dates, side="right")
 
     def check(self, date: int, candidates: int, slate: int) -> None:
-        """Raises ValueError where fewer than `candidates` videos are live on a date; on later ones there are more."""
+        """Raise ValueError if fewer than `candidates` videos are live on a date; later dates have at least as many."""
         live = int(self.live(np.array(date)))
         if live == 0:
             raise ValueError(
@@ -82,7 +87,7 @@ class Pool:
     def sample(
         self, key: np.ndarray, dates: np.ndarray, exposed: np.ndarray, candidates: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draws the candidates of R requests.
+        """Sample the candidates of R requests.
 
         Args:
           key: [R] uint64, `request_keys`.
@@ -90,9 +95,8 @@ class Pool:
           exposed: [R, K] int32 item rows, different within a request; −1 at its end where fewer were shown.
           candidates: C.
 
-        Returns:
-          Candidates [R, C] int32, all different, the exposed ones at random places; and slate [R, K] int32, the places
-          of the exposed ones in the order given, −1 where there is none.
+        Returns: Candidates [R, C] int32, all different, the exposed ones at random positions; and slate [R, K] int32,
+        the positions of the exposed ones in the given order, −1 where there is none.
         """
         found = np.empty((len(key), candidates), np.int32)
         size = self.live(dates).astype(np.uint64)
@@ -102,7 +106,7 @@ class Pool:
         return found, _place(key, found, exposed)
 
     def _different(self, key: np.ndarray, size: np.ndarray, exposed: np.ndarray, found: np.ndarray) -> None:
-        """Fills `found` [R, C] with the exposed videos and then with the first of each key's draws, all different."""
+        """Fill `found` [R, C] with the exposed videos, then with the first draws of each key, without duplicates."""
         (_, k), c = exposed.shape, found.shape[1]
         shown = (exposed >= 0).sum(1).astype(np.uint64)
         shifted = key - shown * _GOLDEN  # so that the first draw comes after the exposed
@@ -110,8 +114,8 @@ class Pool:
         found[:, :k] = np.where(exposed >= 0, exposed, found[:, :k])
         ranked = np.sort(found, axis=1)
         todo, count = np.flatnonzero((ranked[:, 1:] == ranked[:, :-1]).any(1)), c + c // 4 + 16
-        absent = -1 - np.arange(k)  # different from each other, so that none counts as a repetition
-        while len(todo):  # those with a repetition: more draws
+        absent = -1 - np.arange(k)  # different from each other, so that none counts as a duplicate
+        while len(todo):  # rows with a duplicate need more draws
             others = self._order[_draw(key[todo], count, size[todo, None])]
             drawn = np.concatenate([np.where(exposed[todo] >= 0, exposed[todo], absent), others], axis=1)
             order = np.argsort(drawn, axis=1, kind="stable")
@@ -127,7 +131,7 @@ class Pool:
 
 
 def make_pool(live_from: np.ndarray, never: int) -> Pool:
-    """The pool of item rows [V] by the day from which each is live, int32; rows with `never` are not in it."""
+    """Return the pool of item rows [V] by the day from which each is live, int32; rows with `never` are left out."""
     order = fits.order_of(live_from)
     days = live_from[order]
     size = int(np.searchsorted(days, never))
@@ -135,14 +139,15 @@ def make_pool(live_from: np.ndarray, never: int) -> Pool:
 
 
 def read_pool(path: pathlib.Path) -> Pool:
-    """What `Pool.save` wrote, as read-only maps of its files."""
+    """Read a pool written by `Pool.save`, as read-only memory maps."""
     return Pool(np.load(f"{path}-videos.npy", mmap_mode="r"), np.load(f"{path}-days.npy", mmap_mode="r"))
 
 
 def _place(key: np.ndarray, found: np.ndarray, exposed: np.ndarray) -> np.ndarray:
-    """Moves the exposed videos, the first of each row of `found`, to random places: K steps of a Fisher–Yates shuffle.
+    """Move the exposed videos, the first of each row of `found`, to random positions by K Fisher–Yates steps.
 
-    Returns the places of the exposed ones [R, K] int32, −1 where there is none.
+    Returns:
+      The positions of the exposed videos [R, K] int32, −1 where there is none.
     """
     (r, c), k = found.shape, exposed.shape[1]
     step = np.arange(k)
@@ -152,7 +157,7 @@ def _place(key: np.ndarray, found: np.ndarray, exposed: np.ndarray) -> np.ndarra
     for i in range(k):
         here, there = first + i, first + other[:, i]
         place[here], place[there] = place[there], place[here]
-    # a video that no step has moved has its place
+    # A video that no step has moved is already in place.
     moved = first[:, None] + np.concatenate([np.broadcast_to(step, (r, k)), other], axis=1)
     flat = found.reshape(-1)
     flat[first[:, None] + place[moved]] = flat[moved]

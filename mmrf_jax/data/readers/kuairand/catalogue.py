@@ -1,7 +1,7 @@
-"""What is known of videos: vocabularies, features and the days on which a video can be a candidate.
+"""The items of KuaiRand: vocabularies, features and the days on which a video can be a candidate.
 
 Everything that is fitted — vocabularies, normalisers, buckets — is fitted on the standard-log rows of the training days
-only. `video_features_statistic` is never read: its averages are over the whole month, test days included.
+only. `video_features_statistic` is never read: its averages cover the whole month, including test days.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from mmrf_jax.data.readers.kuairand.clean import NEVER
 
 DURATION_BUCKETS = 8
 VIDEO_TYPES, UPLOAD_TYPES = 3, 8
-SLICE = 1 << 16  # videos of which features are held at a time
+SLICE = 1 << 16  # number of videos whose features are in memory at a time
 
 
 @dataclasses.dataclass
 class Catalogue:
     """All videos of the feature files and logs; row 0 is an unknown video.
 
-    Rows are ordered by video id where the feature file has the video, then by first day in the logs, so that no row
-    of an earlier day moves when later days change. Arrays may be read-only maps of files (`read_catalogue`).
+    Rows are ordered by video id if the feature file has the video, then by first day in the logs, so changes on later
+    days do not move rows of earlier days. Arrays may be read-only memory maps (`read_catalogue`).
     """
 
-    video_id: np.ndarray  # [V] int32 of KuaiRand, −1 in row 0; int64 where ids are too large for int32
-    first_id: np.ndarray  # [] the least id
-    row_of: np.ndarray  # [ids] int32, the row of each id from the least to the largest, 0 where there is none; or
-    sorted_id: np.ndarray | None  # [V − 1] int64, where that would be too many: all ids, whose rows are `row_of`
+    video_id: np.ndarray  # [V] int32 of KuaiRand, −1 in row 0; int64 if ids are too large for int32
+    first_id: np.ndarray  # [] the smallest id
+    row_of: np.ndarray  # [ids] int32 row of each id from the smallest to the largest, 0 for none; or
+    sorted_id: np.ndarray | None  # [V − 1] int64, if that would be too large: all ids, whose rows are `row_of`
     items: types.Items  # of NumPy arrays, [V]
     live_from: np.ndarray  # [V] int32, first day on which it may be a candidate, or NEVER
     random_from: np.ndarray  # [V] int32, the day after its first random exposure, or NEVER
     fitted: dict[str, np.ndarray]  # vocabularies and normalisers, for inspection and tests
 
     def rows_of(self, video_id: np.ndarray) -> np.ndarray:
-        """Item rows of KuaiRand video ids, int32; 0 where unknown."""
+        """Return item rows of KuaiRand video ids, int32; 0 for unknown ids."""
         if self.sorted_id is not None:
             place = np.minimum(np.searchsorted(self.sorted_id, video_id), len(self.sorted_id) - 1)
             return np.where(self.sorted_id[place] == video_id, self.row_of[place], 0)
@@ -54,7 +54,7 @@ class Catalogue:
 
 
 def read_catalogue(folder: pathlib.Path) -> Catalogue:
-    """What `build_catalogue` wrote; large arrays are mapped, not read."""
+    """Read the output of `build_catalogue`; large arrays are memory-mapped."""
     arrays, fitted = fits.read_arrays(folder)
     names = [f.name for f in dataclasses.fields(types.Items) if f.name not in ("dates", "statistics")]
     fields = {name: arrays.pop(f"items-{name}") for name in names}
@@ -66,18 +66,19 @@ def read_catalogue(folder: pathlib.Path) -> Catalogue:
 def build_catalogue(
     told: Sequence[pathlib.Path], videos: Sequence[pathlib.Path], train_until: int, folder: pathlib.Path
 ) -> None:
-    """Item table, vocabularies and live days, written to `folder` as one npy file an array (`read_catalogue`).
+    """Write the item table, vocabularies and live days to `folder`, one npy file per array (`read_catalogue`).
 
     Item features [V, Di], Di = 1 + 8 + 4 + 9 + 1: standardised log duration; one-hot bucket of duration (quantiles of
     the training rows); one-hot of the video type and of the upload type (the frequent ones of training videos, then
-    other); standardised log1p of the days from upload to `train_until`, at least 0. What is missing is zeros.
+    other); standardised log1p of the days from upload to `train_until`, at least 0. Missing values are zeros.
 
     Args:
-      told: files of what the logs say of videos (`clean.fold_videos`), one after the other sorted by video id.
-      videos: files of their features (`columns.read_videos`), likewise, each video once.
+      told: files with the logs' facts about videos (`clean.fold_videos`), sorted by video id across files.
+      videos: files of video features (`columns.read_videos`), sorted likewise, each video once.
       train_until: last training day.
+      folder: folder to write to.
     """
-    # releases have up to 32 million videos: columns are read as they are needed, and few are held at a time
+    # Releases have up to 32 million videos: columns are read on demand, and few are in memory at a time.
     table = _Table(told, videos)
     _write_ids(table, folder)
     _write_days(table, folder)
@@ -88,7 +89,7 @@ def build_catalogue(
 def _write_ids(table: _Table, folder: pathlib.Path) -> None:
     first, last = int(table.video_id[1:].min()), int(table.video_id[1:].max())
     if table.video_id.dtype == np.int32:
-        # of ids with gaps the file has holes
+        # A sparse file if ids have gaps.
         row_of = np.lib.format.open_memmap(folder / "row_of.npy", "w+", np.int32, (last - first + 1,))
         row_of[table.video_id[1:] - np.int64(first)] = np.arange(1, table.size, dtype=np.int32)
         row_of.flush()
@@ -158,7 +159,7 @@ def _write_features(table: _Table, train_until: int, folder: pathlib.Path) -> No
     for name, value in fitted.items():
         np.save(folder / f"fitted-{name}.npy", value)
     width = 1 + DURATION_BUCKETS + (VIDEO_TYPES + 1) + (UPLOAD_TYPES + 1) + 1
-    with open(folder / "items-features.npy", "wb") as f:  # by slices; as a map of the file it would all count as memory
+    with open(folder / "items-features.npy", "wb") as f:  # written by slices; a map of the file would count as memory
         header = {"descr": "<f4", "fortran_order": False, "shape": (table.size, width)}
         np.lib.format.write_array_header_1_0(f, header)
 
@@ -177,16 +178,16 @@ def _write_features(table: _Table, train_until: int, folder: pathlib.Path) -> No
 
         starts = range(0, table.size, SLICE)
         with ThreadPoolExecutor(2) as threads:
-            for i in range(0, len(starts), 2):  # a few at a time, for they are written slower than made
+            for i in range(0, len(starts), 2):  # a few at a time, since writing is slower than computing
                 for made in threads.map(block, starts[i : i + 2]):
                     made.tofile(f)
 
 
 class _Table:
-    """Columns [V] of the item table from what features and logs say of videos, row 0 the unknown one."""
+    """Columns [V] of the item table, from features and logs; row 0 is the unknown video."""
 
     def __init__(self, told: Sequence[pathlib.Path], videos: Sequence[pathlib.Path]):
-        """Args: as `build_catalogue`."""
+        """Read the ids; arguments as for `build_catalogue`."""
         self._told, self._videos = told, videos
         featured = external.read_column(videos, "video_id").to_numpy()
         ids, seen = (external.read_column(told, name).to_numpy() for name in ("video_id", "seen"))
@@ -202,14 +203,14 @@ class _Table:
         self.size = len(self.video_id)
 
     def featured(self, name: str, fill: int) -> np.ndarray:
-        """A column of the features, `fill` where there is none."""
+        """Return a column of the features, with `fill` for missing values."""
         values = external.read_column(self._videos, name).fill_null(fill).to_numpy()
         out = np.full(self.size, fill, values.dtype)
         out[1 : 1 + len(values)] = values
         return out
 
     def featured_names(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The different names of a column, sorted and led by "" for none, and each row's place among them."""
+        """Return the sorted distinct names of a column, "" for missing included, and each row's index among them."""
         column = external.read_column(self._videos, name).fill_null("")
         names = np.array(sorted({"", *column.unique()}))
         out = np.zeros(self.size, np.uint32)
@@ -217,7 +218,7 @@ class _Table:
         return names, out
 
     def told(self, name: str, fill: int) -> np.ndarray:
-        """A column of what the logs say, `fill` for videos that they do not have."""
+        """Return a column of the logs' facts, with `fill` for videos not in the logs."""
         values = external.read_column(self._told, name).to_numpy()
         out = np.full(self.size, fill, values.dtype)
         out[self._row] = values

@@ -1,7 +1,7 @@
-"""Whether a log can be what it says: the units of its times and lengths, and the first row that cannot be used.
+"""Plausibility checks of a log: units of times and lengths, and the first unusable row.
 
-Single rows that contradict themselves are left out and counted (`clean`). Where most rows of a file do, the file is
-written in another way than the release's, and the error says in which.
+Single rows that contradict themselves are left out and counted (`clean`). If most rows of a file do, the file is in
+another format than the release, and the error names it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import polars as pl
 from mmrf_jax.data.readers.kuairand import clean, columns, lines
 from mmrf_jax.data.readers.kuairand.clean import DAY_MS, LONGEST_MS
 
-#: How a time in ms follows from one of another unit, and what that is called.
+#: Conversion of a time in another unit to ms, and its description.
 _TIME_UNITS = {"seconds": (1e3, "multiply it by 1,000"), "microseconds": (1e-3, "divide it by 1,000")}
 _TIME_UNITS["nanoseconds"] = (1e-6, "divide it by 1,000,000")
 _LONG_VIEW_MS = 18_000  # of play, or all of a shorter video, make a long view
@@ -24,12 +24,12 @@ _EXAMPLES |= {"play_time_ms": "18312", "duration_ms": "36438"}
 
 
 def is_random(path: pathlib.Path) -> bool:
-    """Tell by its name whether a file is of the random log."""
+    """Return whether a file belongs to the random log, judging by its name."""
     return path.name.startswith("log_random")
 
 
 def count(rows: pl.DataFrame, random_file: bool) -> dict[str, int]:
-    """Count, of rows as `clean.mark` gives them, what `check` compares; counts of pieces of a file add up."""
+    """Count in rows returned by `clean.mark` what `check` compares; counts of parts of a file add up."""
     midnight = clean.midnights(rows["date"])
     time, play, duration, length = pl.col("time_ms"), pl.col("play_time_ms"), pl.col("duration_ms"), pl.col("length")
 
@@ -60,11 +60,12 @@ def count(rows: pl.DataFrame, random_file: bool) -> dict[str, int]:
 
 
 def check(path: pathlib.Path, counts: dict[str, int], find: Callable[[str], str]) -> None:
-    """Raises ValueError where most rows of a log's file say that it is written in another way.
+    """Raise ValueError if most rows of a log's file indicate another format.
 
     Args:
-      counts: what `count` gives of all its rows.
-      find: gives the first row of the file that cannot be used for a reason of `clean.REASONS`, in words.
+      path: the file.
+      counts: output of `count` over all its rows.
+      find: returns the first row of the file that is unusable for a reason of `clean.REASONS`, in words.
     """
 
     def most(part, whole):
@@ -98,7 +99,7 @@ def check(path: pathlib.Path, counts: dict[str, int], find: Callable[[str], str]
     ):
         if most(part, "durations"):
             raise ValueError(f"{path}: duration_ms of {share(part, 'durations')} is {what}, as if in {unit}; {fix}")
-    # one play in seven is shorter than a second, so here most is nine in ten, and long views must say so too
+    # One play in seven is shorter than a second, so here "most" is nine in ten, and long views must confirm it.
     if 10 * counts["short_plays"] > 9 * counts["plays"] and counts["short_long_views"]:
         raise ValueError(
             f"{path}: play_time_ms of {share('short_plays', 'plays')} with a play is below a second, long views "
@@ -112,7 +113,7 @@ def check(path: pathlib.Path, counts: dict[str, int], find: Callable[[str], str]
 
 
 def check_durations(path: pathlib.Path, duration_ms: np.ndarray) -> None:
-    """Raises ValueError where most durations [V] of the video features, 0 where unknown, are of another unit."""
+    """Raise ValueError if most durations [V] of the video features, 0 where unknown, are in another unit."""
     known = int((duration_ms > 0).sum())
     for part, what, unit, fix in (
         ((duration_ms > 0) & (duration_ms < 1_000), "below a second", "seconds", "multiply it by 1,000"),
@@ -128,11 +129,13 @@ def check_durations(path: pathlib.Path, duration_ms: np.ndarray) -> None:
 def find_unusable(
     path: pathlib.Path, chunk_bytes: int, known: Callable[[np.ndarray], np.ndarray], reasons: Sequence[str]
 ) -> str | None:
-    """Find the first row of a log's file that is unusable for one of some reasons; None where there is none.
+    """Find the first row of a log's file that is unusable for one of some reasons; None if there is none.
 
     Args:
-      chunk_bytes: as many are read at a time.
+      path: the file.
+      chunk_bytes: number of bytes to read at a time.
       known: as for `clean.clean`.
+      reasons: reasons to look for.
 
     Returns:
       Its line and cell, such as `line 2: date is '2022-04-22', not a whole number such as 20220422`.
@@ -154,7 +157,7 @@ def find_unusable(
 
 
 def _describe(header: list[str], cells: list[str], row: dict) -> str:
-    """Say why a row cannot be used, with the first cell that shows it."""
+    """Describe why a row is unusable, with the first cell that shows it."""
     if len(cells) != len(header):
         return f"it has {len(cells)} fields, the header {len(header)}"
     reason = clean.REASONS[row["reason"]]

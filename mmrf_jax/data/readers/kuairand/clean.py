@@ -1,8 +1,8 @@
-"""From log rows to rows that can be used, a count of every row that cannot, and what the rows say of their videos.
+"""Cleaning of log rows: usable rows, counts of unusable ones, and facts about videos.
 
-Exact duplicates go first (4,677 rows of KuaiRand-Pure's standard log of 25 April to 5 May), before anything is split,
-so that no row can be in two splits. A duration of 0 is taken from the video's features where they have it. Duplicates
-have one user, so all of this is done for some users at a time.
+Exact duplicates are removed first (4,677 rows of KuaiRand-Pure's standard log of 25 April to 5 May), before any split,
+so that no row can be in two splits. A duration of 0 is replaced by that of the video's features, if known. Duplicates
+belong to one user, so all steps work on a subset of users at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import polars as pl
 
 from mmrf_jax.data.readers.kuairand import columns, fits, requests
 
-#: Why a row is not used; a row counts under the first reason that holds.
+#: Why a row is unusable; a row counts under the first reason that applies.
 REASONS = (
     "lost_digits",
     "unparsable",
@@ -28,25 +28,25 @@ REASONS = (
     "no_duration",
 )
 DAY_MS = 24 * 3_600_000
-#: The longest play or video in ms. Kuaishou's are shorter; what is longer is of another unit.
+#: The longest play or video in ms. Kuaishou's are shorter; longer values are in another unit.
 LONGEST_MS = DAY_MS // 4
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
-NOBODY = -(2**31)  # stands for a user id that cannot be read
+NOBODY = -(2**31)  # stands for an unreadable user id
 NEVER = 99999999  # a day after all others
-#: Bits of `mentions`: the log has the video at all, or in a row that can be used.
+#: Bits of `mentions`: the log has the video in any row, or in a usable row.
 IN_LOG = {"standard": 1, "random": 2}
 USED = {"standard": 4, "random": 8}
 
 _ALL_COLUMNS = (*columns.LOG_TYPES, *columns.EXTRA_LOG_TYPES, "lost_digits", "random", "readable")
-# by user, time and video; then by the others, the duration last, which may be repaired
+# By user, time and video; then by the others, with the duration last, since it may be repaired.
 _ORDER = ("user_id", "time_ms", "video_id", *(n for n in _ALL_COLUMNS if n not in ("user_id", "time_ms", "video_id")))
 _ORDER = (*(n for n in _ORDER if n != "duration_ms"), "duration_ms")
 
 
 def mark(rows: pl.DataFrame, random_file: bool) -> pl.DataFrame:
-    """Adds to rows of one file whether each is of the `random` log and `readable`; a user id is no longer null.
+    """Add to rows of one file whether each is of the `random` log and `readable`; replace null user ids.
 
-    A row whose is_rand cannot be read belongs to the log of its file.
+    A row with an unreadable is_rand belongs to the log of its file.
     """
     return rows.with_columns(
         pl.col("is_rand").is_between(1, 1).fill_null(random_file).alias("random"),
@@ -56,22 +56,21 @@ def mark(rows: pl.DataFrame, random_file: bool) -> pl.DataFrame:
 
 
 def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tuple[pl.DataFrame, pl.DataFrame, dict]:
-    """Cleans all rows of some users.
+    """Clean all rows of some users.
 
     Args:
-      rows: as `mark` gives them, in any order.
-      known: video ids [n] int32 to durations [n] in ms from the features, 0 where they have none.
+      rows: rows returned by `mark`, in any order.
+      known: video ids [n] int32 to durations [n] in ms from the features, 0 if unknown.
 
-    Returns:
-      The usable rows with the columns of `columns.LOG_TYPES`, sorted by user, time and video (and by the other columns,
-      so that the order does not depend on the files); all rows but duplicates, with the place in `REASONS` of why each
-      cannot be used as `reason`; and a report `{"standard": counts, "random": counts}` with `rows`, `duplicates`,
-      `duration_repaired`, one entry per reason, `used` and `users`. Videos are counted over all users: `count_videos`.
+    Returns: The usable rows with the columns of `columns.LOG_TYPES`, sorted by user, time and video (and by the other
+    columns, so that the order does not depend on the files); all rows except duplicates, with `reason`, the index in
+    `REASONS` of why a row is unusable; and a report `{"standard": counts, "random": counts}` with `rows`, `duplicates`,
+    `duration_repaired`, one entry per reason, `used` and `users`. `count_videos` counts videos, over all users.
     """
     read = _by_log(rows)
     rows = _sorted(rows)
     again = pl.all_horizontal(pl.col(n).eq_missing(pl.col(n).shift()) for n in _ORDER) & (pl.int_range(pl.len()) > 0)
-    rows = rows.filter(~(again & pl.col("readable")))  # lines that cannot be read may differ in what is not kept
+    rows = rows.filter(~(again & pl.col("readable")))  # unreadable lines may differ in columns that are not read
     kept = _by_log(rows)
     rows = give_reasons(rows, known)
     report = {}
@@ -94,13 +93,14 @@ def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tupl
 
 
 def give_reasons(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> pl.DataFrame:
-    """Adds to rows `repaired`, whether the duration was missing and is that of the features now, and `reason`.
+    """Add to rows `repaired`, whether a missing duration was taken from the features, and `reason`.
 
     Args:
-      rows: as `mark` gives them. known: as for `clean`.
+      rows: rows returned by `mark`.
+      known: as for `clean`.
 
     Returns:
-      The rows in their order; `reason` is the place in `REASONS` of why a row cannot be used, null where it can.
+      The rows in their order; `reason` is the index in `REASONS` of why a row is unusable, null if it is usable.
     """
     rows = _repair(rows, known)
     midnight, time = midnights(rows["date"]), pl.col("time_ms")
@@ -109,7 +109,7 @@ def give_reasons(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) 
         "unparsable": ~pl.col("readable"),
         "bad_flag": ~pl.all_horizontal(pl.col(name).is_in([0, 1]) for name in (*columns.SIGNAL_COLUMNS, "is_rand")),
         "bad_date": pl.lit(midnight.is_null()),
-        # `date` and `time_ms` of the releases disagree near midnight; other platforms' days are of other time zones
+        # `date` and `time_ms` of the releases disagree near midnight; other platforms' days are of other time zones.
         "time_not_on_date": (time < midnight - DAY_MS) | (time >= midnight + 2 * DAY_MS),
         "negative_play_time": pl.col("play_time_ms") < 0,
         "too_long": pl.max_horizontal("play_time_ms", "duration_ms") > LONGEST_MS,
@@ -120,16 +120,16 @@ def give_reasons(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) 
 
 
 def midnights(dates: pl.Series) -> pl.Series:
-    """Give when days such as 20220409 begin in Beijing, in ms since 1970; null for what is no day."""
+    """Return when days such as 20220409 begin in Beijing, in ms since 1970; null for invalid days."""
     start: dict[int, int] = {}
     for date in dates.unique().drop_nulls().to_list():
-        with contextlib.suppress(ValueError):  # no day
+        with contextlib.suppress(ValueError):  # not a day
             start[date] = (fits.day_number(date) - _EPOCH) * DAY_MS - requests.UTC_OFFSET_MS
     return dates.replace_strict(start, default=None, return_dtype=pl.Int64)
 
 
 def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
-    """`rows.sort(_ORDER)`, by user and time alone, and by all columns those that agree on both."""
+    """Return `rows.sort(_ORDER)`: sort by user and time, then sort ties by all columns."""
     time = rows["time_ms"]
     keys = rows["user_id"].to_numpy(), time.is_not_null().to_numpy(), time.fill_null(0).to_numpy()
     order = fits.order_of(*keys)
@@ -145,7 +145,7 @@ def _by_log(rows: pl.DataFrame) -> dict[bool, int]:
 
 
 def _repair(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> pl.DataFrame:
-    """Takes durations that are missing from the features; `repaired` says where."""
+    """Replace missing durations by those of the features; `repaired` marks them."""
     duration = rows["duration_ms"].fill_null(0).to_numpy().copy()
     missing = np.flatnonzero(duration <= 0)
     found = known(rows["video_id"].gather(missing).fill_null(NOBODY).to_numpy())
@@ -157,16 +157,15 @@ def _repair(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> pl
 
 
 def describe_videos(rows: pl.DataFrame, train_until: int) -> pl.DataFrame:
-    """What rows say of their videos, one row per video, sorted by `video_id`.
+    """Summarise what rows contain about their videos, one row per video, sorted by `video_id`.
 
     Args:
-      rows: the second that `clean` gives.
+      rows: the second output of `clean`.
       train_until: last training day.
 
-    Returns:
-      `seen`: first day of a usable row, or NEVER; `seen_time` and `seen_ms`: time and duration (ms) of its first row;
-      `random`: first day of a usable row of the random log, or NEVER; `train`: usable rows of the standard log on
-      training days; `mentions`: the bits of `IN_LOG` and `USED`.
+    Returns: `seen`: first day of a usable row, or NEVER; `seen_time` and `seen_ms`: time and duration (ms) of its first
+    row; `random`: first day of a usable row of the random log, or NEVER; `train`: usable rows of the standard log on
+    training days; `mentions`: the bits of `IN_LOG` and `USED`.
     """
     used, random = pl.col("reason").is_null(), pl.col("random")
 
@@ -190,7 +189,7 @@ def describe_videos(rows: pl.DataFrame, train_until: int) -> pl.DataFrame:
 
 
 def fold_videos(told: pl.DataFrame) -> pl.DataFrame:
-    """One row per video from several, in the columns of `describe_videos`; of equal times the first row counts."""
+    """Merge rows of the same video, in the columns of `describe_videos`; among equal times the first row counts."""
     n = len(told)
     if not n:
         return told
@@ -201,7 +200,7 @@ def fold_videos(told: pl.DataFrame) -> pl.DataFrame:
 
     first = np.flatnonzero(np.diff(column("video_id"), prepend=NOBODY - 1))
     of = np.repeat(np.arange(len(first)), np.diff(first, append=n))
-    # of each video's rows the first day, of those the first time, of those the first row
+    # For each video: the first row among those of the first time on the first day.
     on_day = column("seen") == np.minimum.reduceat(column("seen"), first)[of]
     time = np.where(on_day, column("seen_time"), np.iinfo(np.int64).max)
     in_time = on_day & (time == np.minimum.reduceat(time, first)[of])
@@ -214,7 +213,7 @@ def fold_videos(told: pl.DataFrame) -> pl.DataFrame:
 
 
 def count_videos(mentions: np.ndarray) -> dict[str, dict[str, int]]:
-    """Videos of each log, from the `mentions` [n] of all different videos."""
+    """Count the videos of each log, from the `mentions` [n] of all distinct videos."""
     return {
         log: {
             "videos_without_duplicates": int((mentions & IN_LOG[log] > 0).sum()),

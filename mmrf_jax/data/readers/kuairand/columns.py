@@ -1,7 +1,7 @@
-"""The official file layout of KuaiRand-Pure, -1K and -27K: which files there are and which columns they hold.
+"""The official file layout of KuaiRand-Pure, -1K and -27K: files and columns.
 
-Every reader returns a polars frame in which a cell that is no number is null; `clean` counts what cannot be used.
-What each fault of a file leads to: docs/reading-logs.md.
+Every reader returns a polars frame in which a cell that is not a number is null; `clean` counts unusable rows.
+docs/reading-logs.md lists the effect of each fault of a file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIGNAL_COLUMNS = (
     "is_hate",
     "is_profile_enter",
 )
-#: Log columns that must be there, with the narrowest type that holds them.
+#: Required log columns, with the narrowest type that holds them.
 LOG_TYPES = {
     "user_id": pl.Int32,
     "video_id": pl.Int32,
@@ -40,10 +40,10 @@ LOG_TYPES = {
     "is_rand": pl.Int8,
     "tab": pl.Int16,
 }
-#: Log columns that only serve to tell exact duplicates from rows that differ.
+#: Log columns used only to distinguish exact duplicates from rows that differ.
 EXTRA_LOG_TYPES = {"hourmin": pl.Int32, "profile_stay_time": pl.Int64, "comment_stay_time": pl.Int64}
 IDS = ("user_id", "video_id")
-_PIECE = 4 << 20  # bytes of lines with faults among them that are looked at at once, for each takes fifty times as many
+_PIECE = 4 << 20  # bytes per piece of faulty lines, since each piece takes fifty times as much memory
 _OPTIONS: dict[str, Any] = {"has_header": False, "quote_char": None, "encoding": "utf8-lossy"}
 USER_FLAGS = ("is_lowactive_period", "is_live_streamer", "is_video_author")
 USER_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
@@ -59,7 +59,7 @@ _NAME = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The files of one KuaiRand release; `logs` are standard and random (`is_rand` tells rows apart)."""
+    """The files of one KuaiRand release; `logs` are standard and random (`is_rand` distinguishes rows)."""
 
     variant: str  # "pure", "1k" or "27k"
     logs: tuple[pathlib.Path, ...]
@@ -72,11 +72,11 @@ class Source:
 
 
 def find_source(directory: str | os.PathLike) -> Source:
-    """Finds the official files in `directory` or `directory`/data.
+    """Find the official files in `directory` or `directory`/data.
 
     Raises:
       FileNotFoundError: for a missing directory, no log file at all, or no user or basic video features.
-      ValueError: where files of two releases lie together, or one is compressed.
+      ValueError: if files of two releases are in one folder, or one is compressed.
     """
     root = pathlib.Path(directory)
     if not root.is_dir():
@@ -111,7 +111,7 @@ def find_source(directory: str | os.PathLike) -> Source:
 
 
 def check(source: Source) -> None:
-    """Raises ValueError for a file that is empty, no CSV, or whose header lacks a column or has one twice."""
+    """Raise ValueError for a file that is empty, not CSV, or whose header lacks a column or has one twice."""
     for paths, needed in (
         (source.logs, LOG_TYPES),
         (source.users, USER_COLUMNS),
@@ -122,14 +122,14 @@ def check(source: Source) -> None:
 
 
 def read_log(chunk: lines.Chunk) -> pl.DataFrame:
-    """Reads lines of a log file.
+    """Read lines of a log file.
 
     Returns:
-      A row per line that is not blank: the columns of `LOG_TYPES` and `EXTRA_LOG_TYPES` (zeros where the file lacks one
-      of these) and `lost_digits`. A cell that is no whole number in its column's range is null, and so are all cells
-      of a line with more or fewer fields than the header, its user excepted. Ids are Int64 where Int32 is too narrow
-      for one of the chunk, and null below 0. `lost_digits`: a cell of `LOG_TYPES` is null since a spreadsheet rounded
-      it, as in 1.65061E+12.
+      A row per line that is not blank: the columns of `LOG_TYPES` and `EXTRA_LOG_TYPES` (zeros if the file lacks one of
+      these) and `lost_digits`. A cell that is not a whole number in its column's range is null, and so are all cells of
+      a line with more or fewer fields than the header, except its user. Ids are Int64 if Int32 is too narrow for one of
+      the chunk, and null below 0. `lost_digits`: a cell of `LOG_TYPES` is null because a spreadsheet rounded it, as in
+      1.65061E+12.
 
     Raises:
       ValueError: as `check`.
@@ -138,7 +138,7 @@ def read_log(chunk: lines.Chunk) -> pl.DataFrame:
     kept = {name: kind for name, kind in {**LOG_TYPES, **EXTRA_LOG_TYPES}.items() if name in header}
     raw = chunk.read()
     rows = _read_numbers(raw, header, kept)
-    if rows is None:  # some pieces of it have no fault
+    if rows is None:  # some pieces may have no fault
         pieces = lines.cut(raw, _PIECE)
         read = [_read_numbers(piece, header, kept) if len(pieces) > 1 else None for piece in pieces]
         cells = [_read_cells(p, header, kept) if of is None else of for p, of in zip(pieces, read, strict=True)]
@@ -148,11 +148,11 @@ def read_log(chunk: lines.Chunk) -> pl.DataFrame:
 
 
 def _read_numbers(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.DataFrame | None:
-    """Read lines of a log without any fault; None where one has some."""
+    """Read lines of a log without any fault; return None if there is a fault."""
     if b'"' in raw:
         return None
     if not raw.endswith(b"\n"):
-        raw += b"\n"  # without it polars takes a comma at the end for none
+        raw += b"\n"  # otherwise polars ignores a comma at the end
     for id_type in (pl.Int32, pl.Int64):
         types = kept | dict.fromkeys(IDS, id_type)
         try:
@@ -168,7 +168,7 @@ def _read_numbers(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.Dat
     if unread or any((frame[name] < 0).any() for name in IDS):
         return None
     if header[-1] not in kept and raw.count(b",") != len(frame) * (len(header) - 1):
-        return None  # a line has too few fields, the last of which are not looked at
+        return None  # a line has too few fields, and the last fields are not read
     return frame.select(*kept, pl.lit(False).alias("lost_digits"))
 
 
@@ -192,21 +192,21 @@ def _read_cells(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.DataF
 
 
 def _narrow_ids(number: pl.Series) -> pl.Series:
-    """Cast ids to Int32 where all fit; they are null below 0."""
+    """Cast ids to Int32 if all fit; ids below 0 become null."""
     number = pl.select(pl.when(number >= 0).then(number).alias(number.name)).to_series()
     return number if (number >= 2**31).any() else number.cast(pl.Int32)
 
 
-#: Of columns of features: how many cells are not empty, how many of those were not understood, and the first of these.
+#: Per feature column: number of non-empty cells, number of these that could not be parsed, and the first of the latter.
 CellCounts = dict[str, tuple[int, int, str | None]]
 
 
 def read_users(paths: tuple[pathlib.Path, ...]) -> tuple[pl.DataFrame, CellCounts]:
-    """Reads user features.
+    """Read user features.
 
     Returns:
-      A row per line that is not blank: `user_id` as `read_log` has it (null where it or the number of fields is wrong),
-      `user_active_degree` String, the others Float64; and what was not understood.
+      A row per line that is not blank: `user_id` as in `read_log` (null if it or the number of fields is wrong),
+      `user_active_degree` String, the others Float64; and counts of cells that could not be parsed.
     """
     text = pl.concat([_read_text(lines.whole(path), USER_COLUMNS) for path in paths])
     numbers = [name for name in USER_COLUMNS if name not in ("user_id", "user_active_degree")]
@@ -217,12 +217,12 @@ def read_users(paths: tuple[pathlib.Path, ...]) -> tuple[pl.DataFrame, CellCount
 
 
 def read_videos(chunk: lines.Chunk) -> tuple[pl.DataFrame, CellCounts]:
-    """Reads lines of basic video features.
+    """Read lines of basic video features.
 
     Returns:
-      A row per line that is not blank: `video_id` as `read_log` has it (null where it or the number of fields is
-      wrong), `author_id` Int64, `video_type` and `upload_type` String, `upload_dt` Int32 (20220409), `duration_ms`
-      Float64 (null unless positive), `tag` Int32 (the first of the video's tags); and what was not understood.
+      A row per line that is not blank: `video_id` as in `read_log` (null if it or the number of fields is wrong),
+      `author_id` Int64, `video_type` and `upload_type` String, `upload_dt` Int32 (20220409), `duration_ms` Float64
+      (null unless positive), `tag` Int32 (the first of the video's tags); and counts of cells that could not be parsed.
     """
     text = _read_text(chunk, VIDEO_COLUMNS)
     day = pl.col("upload_dt").str.slice(0, 10).str.replace_all("-", "", literal=True).cast(pl.Int32, strict=False)
@@ -252,7 +252,7 @@ def add_cells(counts: Sequence[CellCounts]) -> CellCounts:
 
 
 def check_cells(path: pathlib.Path, counts: CellCounts) -> None:
-    """Raises ValueError where most cells of a column of features are written in another way than in the release."""
+    """Raise ValueError if most cells of a feature column have another format than in the release."""
     for name, (filled, unread, example) in counts.items():
         if 2 * unread > filled:
             form = "a day such as 2022-04-10" if name == "upload_dt" else "a number"
@@ -277,7 +277,7 @@ def _parse_ids(text: pl.Series) -> pl.Series:
 
 
 def _parse_numbers(text: pl.Series) -> pl.Series:
-    """Parse cells as Float64, null where they are no finite number."""
+    """Parse cells as Float64, null if not a finite number."""
     value = text.cast(pl.Float64, strict=False)
     if value.null_count() > text.null_count():
         value = text.str.strip_chars().cast(pl.Float64, strict=False)
@@ -285,7 +285,7 @@ def _parse_numbers(text: pl.Series) -> pl.Series:
 
 
 def _read_text(chunk: lines.Chunk, names: tuple[str, ...]) -> pl.DataFrame:
-    """Read cells as text, a row per line that is not blank; null throughout where the number of fields is wrong."""
+    """Read cells as text, a row per line that is not blank; null throughout if the number of fields is wrong."""
     header = lines.read_header(chunk.path, names)
     raw = chunk.read()
     frame = _read_quoted(raw, header)
@@ -295,7 +295,7 @@ def _read_text(chunk: lines.Chunk, names: tuple[str, ...]) -> pl.DataFrame:
 
 
 def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
-    """Read lines of features without any fault; None where one has some."""
+    """Read lines of features without any fault; return None if there is a fault."""
     if not raw.endswith(b"\n"):
         raw += b"\n"
     try:

@@ -1,4 +1,4 @@
-"""How KuaiRand's logs become sessions: days, sizes and gaps."""
+"""Configuration of the conversion of KuaiRand's logs to sessions: days, sizes and gaps."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _DAY, _MINUTES = "[0, 99991231]", "(0, inf)"
 
 @dataclasses.dataclass(frozen=True)
 class KuaiRandConfig:
-    """How logs become sessions.
+    """How logs are converted to sessions.
 
-    `session_gap_minutes` of None is a day for Pure, which keeps few videos of each feed, and half an hour for 1K and
+    `session_gap_minutes` of None is a day for Pure, which contains few videos of each feed, and half an hour for 1K and
     27K.
 
     Raises:
-      ValueError: for values that cannot be, alone or together.
+      ValueError: for invalid values, alone or in combination.
     """
 
     train_until: int = field(20220502, "last day of training, such as 20220502", _DAY)
@@ -46,10 +46,10 @@ class KuaiRandConfig:
         return SplitDates(self.train_until, self.valid_until, self.test_from)
 
     def fingerprint(self) -> str:
-        """16 hex digits that differ where any field differs."""
+        """Return 16 hex digits that differ if any field differs."""
         return digest(dataclasses.asdict(self))
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of a value that JSON can hold."""
+    """Return 16 hex digits that identify a JSON-serialisable value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""What runs the tasks of `prepare` on this machine: this process, or several that it starts.
+"""Engines that run the tasks of `prepare` on this machine, in this process or in several child processes.
 
-Processes are started as `python -m` of this module, not by `multiprocessing`: that would run the caller's main module
-again in each, and leave them behind where the caller is killed. These end with the pipe that they read tasks from.
+Processes are started as `python -m` of this module, not by `multiprocessing`. That would run the caller's main module
+again in each, and leave them running if the caller is killed. These end when the pipe with their tasks closes.
 """
 
 from __future__ import annotations
@@ -17,25 +17,29 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from mmrf_jax.data.readers.kuairand.job import Engine, Job, Task
 
-#: By default; each further process takes about 0.7 GiB, and with two the 32 million videos of 27K fit into 4 GiB.
+#: Default limit. Each further process takes about 0.7 GiB; with two the 32 million videos of 27K fit into 4 GiB.
 MOST_WORKERS = 2
 
 
 def default_workers() -> int:
-    """A process for each core that this one may use, at most `MOST_WORKERS`."""
+    """Return one process per core that this process may use, at most `MOST_WORKERS`."""
     return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
 
 @contextlib.contextmanager
 def processes(workers: int | None = None) -> Iterator[Engine]:
-    """Tasks run in that many processes, `default_workers()` where not given; in this one for a log of single tasks."""
+    """Return a context with an engine of child processes; a single task runs in this process.
+
+    Args:
+      workers: number of processes, `default_workers()` by default; 1 uses this process.
+    """
     workers = workers or default_workers()
     with contextlib.ExitStack() as stack:
         idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         threads = ThreadPoolExecutor(workers)
 
         def engine(task: Task, job: Job, todo: Sequence[int], done: Callable[[int], None]) -> None:
-            if workers == 1 or (len(todo) == 1 and idle.empty()):  # no reason to start processes
+            if workers == 1 or (len(todo) == 1 and idle.empty()):  # no need to start processes
                 for ended, i in enumerate(todo, 1):
                     task(job, i)
                     done(ended)
@@ -70,7 +74,7 @@ class _Worker:
             env=_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            process_group=0,  # Ctrl-C is for the caller, which ends it
+            process_group=0,  # Ctrl-C goes to the caller, which ends this process
         )
         return self
 
@@ -79,7 +83,7 @@ class _Worker:
         self._process.communicate()
 
     def run(self, task: Task, job: Job, i: int) -> None:
-        """Raises what the task raised; ChildProcessError where the process ended."""
+        """Run a task; raise what the task raised, or ChildProcessError if the process ended."""
         assert self._process.stdin and self._process.stdout
         try:
             pickle.dump((task, job, i), self._process.stdin)
@@ -95,22 +99,22 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    # Freed memory is kept for the next task: glibc (NumPy) and jemalloc (polars) would give it back to the system, and
-    # faulting it in anew took a tenth of all time. Not what columns of ten million videos take, which are used once.
+    # Freed memory stays for the next task: glibc (NumPy) and jemalloc (polars) would return it to the system, and new
+    # page faults took a tenth of all time. Columns of ten million videos are excluded, since they are used once.
     return os.environ | {
         "MALLOC_MMAP_THRESHOLD_": str(2**26),
         "MALLOC_TRIM_THRESHOLD_": str(2**30),
         "_RJEM_MALLOC_CONF": "dirty_decay_ms:2000,muzzy_decay_ms:2000,thp:always",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-        "POLARS_MAX_THREADS": "1",  # each process has a core
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # what this process can import
+        "POLARS_MAX_THREADS": "1",  # one core per process
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # modules that this process can import
     }
 
 
 def _serve() -> None:
-    """Runs the tasks that come on stdin, and answers None or an exception to each on stdout."""
+    """Run the tasks that arrive on stdin, and write None or an exception for each to stdout."""
     with os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)  # whatever is printed goes to stderr
+        os.dup2(2, 1)  # prints go to stderr
         while True:
             try:
                 task, job, i = pickle.load(sys.stdin.buffer)

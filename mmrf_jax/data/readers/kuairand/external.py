@@ -1,8 +1,7 @@
-"""Sorting a frame of any size by an integer key: files that are sorted each, and cuts between which all are read.
+"""External sort of a frame of any size by an integer key: sorted files, and cuts that divide them into parts.
 
-The frame is written as runs, one file for each piece that was sorted in memory. `cut` divides the keys so that about as
-many rows lie between any two cuts, and `read_part` brings together the rows of all runs between two cuts. Rows of one
-key are never divided.
+The frame is written as runs, one file per piece sorted in memory. `cut` divides the keys so that about as many rows lie
+between any two cuts, and `read_part` collects the rows of all runs between two cuts. Rows of one key stay together.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ import polars as pl
 
 from mmrf_jax.data.readers.kuairand.job import appearing
 
-_BATCH_ROWS = 16_384  # what is read of a file at least
-_SAMPLES = 1_024  # of the keys of a part, by which keys are cut
+_BATCH_ROWS = 16_384  # smallest number of rows to read from a file
+_SAMPLES = 1_024  # keys sampled per part, to place the cuts
 
 
 def write_run(frame: pl.DataFrame, path: pathlib.Path) -> None:
-    """Writes a frame, sorted by its key, as a run; the file appears whole."""
+    """Write a frame, sorted by its key, as a run; the file appears atomically."""
     with appearing(path) as temporary:
-        # a third of the bytes, for which the disk is waited for longer than lz4 takes
+        # A third of the bytes; the disk would take longer than lz4 does.
         frame.write_ipc(temporary, compression="lz4", record_batch_size=_BATCH_ROWS)
 
 
 def cut(runs: Sequence[pathlib.Path], key: str, rows: int) -> np.ndarray:
-    """Cuts runs into parts of about `rows` rows, or of one key where that has more.
+    """Cut runs into parts of about `rows` rows, or of one key if it has more.
 
     Returns:
       [runs, parts + 1] int64: the first row of each part in each run, and the run's number of rows.
     """
     step = max(1, rows // _SAMPLES)
-    with ThreadPoolExecutor(2) as threads:  # keys may be too many to be held, so they are read twice
+    with ThreadPoolExecutor(2) as threads:  # the keys may not fit in memory, so they are read twice
 
         def of_each(function: Callable[[np.ndarray], Any]) -> list:
             return list(threads.map(lambda run: function(read_column([run], key).to_numpy()), runs))
@@ -47,16 +46,16 @@ def cut(runs: Sequence[pathlib.Path], key: str, rows: int) -> np.ndarray:
 
 
 def read_column(files: Sequence[pathlib.Path], name: str) -> pl.Series:
-    """A column of frames that were written one after the other."""
-    # paths are no patterns; ids are Int64 in some files where they are too large for the Int32 of the others
+    """Read a column of frames that were written one after another."""
+    # Paths are not patterns. Ids are Int64 in some files if they are too large for the Int32 of the others.
     columns = [pl.scan_ipc(path, glob=False).select(name) for path in files]
     return pl.concat(columns, how="vertical_relaxed").collect()[name]
 
 
 def read_part(runs: Sequence[pathlib.Path], cuts: np.ndarray, part: int) -> pl.DataFrame:
-    """All rows of a part: run after run, each in its order. `cuts`: see `cut`."""
+    """Read all rows of a part: run after run, each in its order; see `cut` for `cuts`."""
     bounds = [(run, int(start), int(end)) for run, (start, end) in zip(runs, cuts[:, part : part + 2], strict=True)]
     filled = [of for of in bounds if of[2] > of[1]] or bounds[:1]
     pieces = pl.collect_all([pl.scan_ipc(run, glob=False).slice(start, end - start) for run, start, end in filled])
-    # rows are gathered from one piece seven times as fast as from a hundred
+    # Gathering rows from one piece is seven times as fast as from a hundred.
     return pl.concat(pieces, how="vertical_relaxed", rechunk=True)

@@ -1,4 +1,4 @@
-"""What fits and encodes features: normalisers, quantiles, vocabularies, dates; arrays in a folder."""
+"""Fitting and encoding of features: normalisers, quantiles, vocabularies, dates; and reading arrays from a folder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 
 def read_arrays(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The arrays of a folder by name, those `fitted` apart."""
+    """Read the arrays of a folder by name; the `fitted` ones are returned separately."""
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("[!.]*.npy")}
     fitted = {name[7:]: arrays.pop(name) for name in list(arrays) if name.startswith("fitted-")}
     return arrays, fitted
 
 
 def order_of(*keys: np.ndarray) -> np.ndarray:
-    """`np.lexsort(keys[::-1])` of integers [n]; ten times as fast where they fit into 63 bits together.
+    """Return `np.lexsort(keys[::-1])` of integers [n]; ten times as fast if all keys fit into 63 bits.
 
-    There keys and places are packed into one integer each, for NumPy sorts integers by vector instructions.
+    It then packs keys and positions into one integer each, since NumPy sorts integers with vector instructions.
     """
     n = len(keys[0])
     low = [int(key.min()) if n else 0 for key in keys]
@@ -27,7 +27,7 @@ def order_of(*keys: np.ndarray) -> np.ndarray:
     if sum(width) + of_place > 63:
         return np.lexsort(keys[::-1])
     packed = np.zeros(n, np.int64)
-    for key, least, bits in zip(keys, low, width, strict=True):  # in place, for there may be many
+    for key, least, bits in zip(keys, low, width, strict=True):  # in place, since there may be many
         packed <<= bits
         packed += key
         packed -= least
@@ -39,8 +39,8 @@ def order_of(*keys: np.ndarray) -> np.ndarray:
 
 
 def vocabulary(values: np.ndarray, in_train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted values (≥ 0) of the training videos, and for every video 1 + its place among them, or 0; int32."""
-    # the values in order are found in a quarter of the time that a search of each takes
+    """Return the sorted values (≥ 0) of training videos, and for every video 1 + its index among them, or 0; int32."""
+    # Sorting the values takes a quarter of the time of searching each.
     order = order_of(values)
     ordered = values[order]
     first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
@@ -51,7 +51,7 @@ def vocabulary(values: np.ndarray, in_train: np.ndarray) -> tuple[np.ndarray, np
 
 
 def mean_std(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """[mean, standard deviation] of values [n], counted `weight` [n] times each; 0, 1 of none, 1 for no deviation."""
+    """Return [mean, standard deviation] of values [n] with weights [n]: 0, 1 for no values; 1 for no deviation."""
     values, weight = values[weight > 0], weight[weight > 0]
     if not len(values):
         return np.array([0.0, 1.0])
@@ -61,12 +61,12 @@ def mean_std(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def standardise(values: np.ndarray, known: np.ndarray, mean_std: np.ndarray) -> np.ndarray:
-    """Values minus mean over standard deviation, 0 where unknown."""
+    """Return values minus mean, over standard deviation; 0 for unknown values."""
     return np.where(known, (values - mean_std[0]) / mean_std[1], 0.0)
 
 
 def quantiles(values: np.ndarray, weight: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """`np.quantile` of values [n], each repeated `weight` [n] times."""
+    """Return `np.quantile` of values [n], each repeated `weight` [n] times."""
     order = np.argsort(values, kind="stable")
     last = np.cumsum(weight[order])
     rank = at * (last[-1] - 1)
@@ -79,14 +79,14 @@ def quantiles(values: np.ndarray, weight: np.ndarray, at: np.ndarray) -> np.ndar
 
 
 def frequent(names: np.ndarray, code: np.ndarray, in_train: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The most frequent of names among training videos, and each video's place: `size` for others, −1 for row 0.
+    """Return the most frequent names among training videos, and each video's index: `size` for others, −1 for row 0.
 
-    `code` [V] are places in `names`.
+    `code` [V] are indices in `names`.
     """
     counts = np.bincount(code[in_train], minlength=len(names))
     by_count = np.lexsort((names, -counts))
     top = by_count[counts[by_count] > 0][:size]
-    place_of = np.full(len(names), size, np.int16)  # of up to 32 million videos
+    place_of = np.full(len(names), size, np.int16)  # for up to 32 million videos
     place_of[top] = np.arange(len(top))
     place = place_of[code]
     place[0] = -1
@@ -102,7 +102,7 @@ def day_number(date: int) -> int:
 
 
 def day_numbers(dates: np.ndarray) -> np.ndarray:
-    """Ordinal days of dates such as 20220409; 0 where there is none or it is no day."""
+    """Return ordinal days of dates such as 20220409; 0 for missing or invalid dates."""
     values, inverse = np.unique(dates, return_inverse=True)
 
     def day(date: int) -> int:

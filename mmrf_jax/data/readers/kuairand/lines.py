@@ -1,7 +1,7 @@
 """Lines of CSV files: headers, chunks of lines, and the cells of lines that may have any fault.
 
-What becomes of a line depends on the line and the header alone, not on its place in a file or chunk. A line is what
-ends in LF or CR LF; a quoted cell may hold commas but no line end. Blank lines are none.
+The result for a line depends only on the line and the header, not on its position in a file or chunk. Lines end in LF
+or CR LF; a quoted cell may contain commas but no line end. Blank lines are skipped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import polars as pl
 
-#: How files begin that are no CSV in UTF-8, what they are, and what to do.
+#: First bytes of files that are not CSV in UTF-8, their formats, and the fixes.
 _MAGIC = {
     b"\x1f\x8b": ("compressed by gzip", "unpack it with gunzip"),
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it with unzstd"),
@@ -25,11 +25,11 @@ _MAGIC = {
     b"\xff\xfe": ("in UTF-16", "save it as CSV in UTF-8"),
     b"\xfe\xff": ("in UTF-16", "save it as CSV in UTF-8"),
 }
-#: A line whose quotes all surround whole cells without commas.
+#: A line in which all quotes surround whole cells without commas.
 _PLAIN_QUOTES = r'^(?:"[^",]*"|[^",]*)(?:,(?:"[^",]*"|[^",]*))*$'
 _NO = pl.Series([False])
-_LONGEST_HEADER = 1 << 20  # bytes; a file without line ends may be of any size
-#: Spreadsheets and R write numbers of fewer digits out.
+_LONGEST_HEADER = 1 << 20  # bytes; a file without line ends may have any size
+#: Spreadsheets and R write numbers with fewer digits in full.
 _LOST_FROM_EXPONENT = 11
 
 
@@ -45,18 +45,18 @@ class Chunk:
         with open(self.path, "rb") as f:
             f.seek(max(self.start - 1, 0))
             if self.start:
-                f.readline()  # the rest of a line that began before
+                f.readline()  # skip the rest of a line that began before
             rest = self.end - f.tell()
             return f.read(rest - 1) + f.readline() if rest > 0 else b""
 
 
 def whole(path: pathlib.Path) -> Chunk:
-    """All lines of a CSV file but its header."""
+    """Return all lines of a CSV file except its header."""
     return Chunk(path, len(read_top(path)), path.stat().st_size)
 
 
 def chunks(path: pathlib.Path, size: int) -> list[Chunk]:
-    """The lines of a CSV file but its header, in chunks of about `size` bytes; one at least."""
+    """Return the lines of a CSV file except its header, in chunks of about `size` bytes; at least one."""
     all_lines = whole(path)
     first, end = all_lines.start, all_lines.end
     edges = [first, *range(first + size, end - size // 2, size), end]
@@ -73,10 +73,10 @@ def read_top(path: pathlib.Path) -> bytes:
 
 
 def read_header(path: pathlib.Path, needed: Iterable[str]) -> list[str]:
-    """Read the column names of a CSV file, one per field; `column 3` stands for a third that has no name.
+    """Read the column names of a CSV file, one per field; `column 3` stands for a third column without a name.
 
     Raises:
-      ValueError: for a file that is empty, no CSV, not separated by commas, lacks a column or has one twice.
+      ValueError: for a file that is empty, not CSV, not separated by commas, lacks a column or has one twice.
     """
     top = read_top(path)
     for magic, (what, fix) in _MAGIC.items():
@@ -101,7 +101,7 @@ def read_header(path: pathlib.Path, needed: Iterable[str]) -> list[str]:
 
 
 def cut(raw: bytes, size: int) -> list[bytes]:
-    """Cut bytes into pieces of whole lines, of about `size` bytes each; one at least."""
+    """Cut bytes into pieces of whole lines, of about `size` bytes each; at least one."""
     edges = [0]
     while end := raw.find(b"\n", edges[-1] + size - 1) + 1:
         edges.append(end)
@@ -109,7 +109,7 @@ def cut(raw: bytes, size: int) -> list[bytes]:
 
 
 def split(raw: bytes) -> pl.Series:
-    """Split each line that is not blank into its cells, lists of strings without the quotes around them."""
+    """Split each line that is not blank into cells: lists of strings without the surrounding quotes."""
     line = pl.Series("line", [raw.decode("utf-8", "replace")]).str.split("\n").explode()
     line = line.filter(line.str.strip_chars() != "").str.strip_suffix("\r")
     quoted = line.str.contains('"', literal=True)
@@ -127,7 +127,7 @@ def split(raw: bytes) -> pl.Series:
 
 
 def _split_quoted(line: str) -> list[str]:
-    """Split a line as the csv module does; at all commas where its quotes are not in order."""
+    """Split a line as the csv module does; at all commas if its quotes are malformed."""
     try:
         return next(csv.reader([line], strict=True))
     except (csv.Error, StopIteration):
@@ -135,9 +135,9 @@ def _split_quoted(line: str) -> list[str]:
 
 
 def parse_whole_numbers(text: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Parse cells as Int64, and say which of them lack digits that a spreadsheet cut off (`1.65061E+12`).
+    """Parse cells as Int64, and flag cells that lack digits because a spreadsheet cut them off (`1.65061E+12`).
 
-    A cell that is no whole number is null, and so is one that lacks digits. `7`, ` 7`, `+7`, `007`, `7.0` and `7e0`
+    A cell that is not a whole number is null, and so is one that lacks digits. `7`, ` 7`, `+7`, `007`, `7.0` and `7e0`
     are 7.
     """
     text = text.str.strip_chars()
@@ -145,7 +145,7 @@ def parse_whole_numbers(text: pl.Series) -> tuple[pl.Series, pl.Series]:
     if not number.null_count():
         return number, _NO.new_from_index(0, len(text))
     decimal = text.cast(pl.Float64, strict=False)
-    # beyond 2^53 a Float64 lacks digits itself
+    # Beyond 2^53 Float64 itself lacks digits.
     whole_number = (decimal == decimal.floor()) & (decimal.abs() < 2**53)
     parts = text.str.extract_groups(r"^[+-]?\d+\.?(\d*)[eE]\+?(\d{1,3})$").struct.unnest()
     decimals, exponent = parts["1"].str.len_chars(), parts["2"].cast(pl.Int64, strict=False)

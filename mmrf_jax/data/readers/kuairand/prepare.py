@@ -1,16 +1,16 @@
-"""From official files to record shards, in tasks that each hold a small part of the log.
+"""Conversion of the official files to record shards, in tasks that each process a small part of the log.
 
-    videos    a chunk of the video features, sorted by video                                  one task a chunk
-    feature   the features of some videos, each once                                          one task a part
-    sort      a chunk of the log's lines, sorted by user                                      one task a chunk
-    clean     some users' rows of all chunks: duplicates, reasons, what they say of videos    one task a bucket
-    merge     what all buckets say of some videos                                             one task a part
+    videos    a chunk of the video features, sorted by video                                  one task per chunk
+    feature   the features of some videos, each once                                          one task per part
+    sort      a chunk of the log's lines, sorted by user                                      one task per chunk
+    clean     some users' rows of all chunks: duplicates, reasons, facts about videos         one task per bucket
+    merge     the facts of all buckets about some videos                                      one task per part
     fit       vocabularies, features, profiles, pools, the report                             one task
-    write     sessions of a bucket's users with candidates and histories, a shard a split     one task a bucket
+    write     sessions of a bucket's users with candidates and histories, a shard per split   one task per bucket
 
-What a task made appears by renames, the last of which says that it is done, so that a job that was stopped goes on with
-the tasks that are missing. Any `Engine` may run the tasks of a stage, in any order and number at once: chunks, buckets
-and parts depend on the files alone, and so do the records.
+The outputs of a task appear by renames, the last of which marks it as done, so an interrupted job resumes with the
+missing tasks. Any `Engine` may run the tasks of a stage, in any order and in parallel: chunks, buckets and parts depend
+only on the files, and so do the records.
 """
 
 from __future__ import annotations
@@ -41,23 +41,24 @@ FEATURES = tfds.features.FeaturesDict(
     {"block": tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)}
 )
 _SERIALIZER = tfds.core.example_serializer.ExampleSerializer(FEATURES.get_serialized_info())
-#: zstd's level 1 takes a third of the time of its default, for 7 % more bytes.
+#: Level 1 of zstd takes a third of the time of the default, for 7 % more bytes.
 WRITER_OPTIONS = "group_size:1,zstd:1"
 
 
 def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]) -> dict:
-    """Runs what was not run before; all that is kept is then in `job.records`.
+    """Run the tasks that have not run before; all permanent outputs are then in `job.records`.
 
     Args:
+      job: what to prepare.
+      engine: runs the tasks.
       progress: as `io.progress.counted`.
 
-    Returns:
-      `report`, `schema` (its fields), and `splits`: for each shard of a split its `bytes`, `blocks` (pairs of sessions
-      and requests) and `counts`.
+    Returns: `report`, `schema` (its fields), and `splits`: for each shard of a split its `bytes`, `blocks` (pairs of
+    sessions and requests) and `counts`.
 
     Raises:
-      ValueError: for a file that is no CSV or lacks a column, one most of whose rows are written in another way than
-        the release's (`checks`), no usable row on training days, or fewer live videos than candidates.
+      ValueError: for a file that is not CSV or lacks a column, one whose rows are mostly in another format than the
+        release (`checks`), no usable row on training days, or fewer live videos than candidates.
     """
 
     def stage(name: str, task: Task, count: int, suffix: str = "json") -> None:
@@ -103,7 +104,7 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
 
 
 def _chunks(job: Job, paths: tuple[pathlib.Path, ...]) -> list[list[lines.Chunk]]:
-    """The chunks of each task: one, or several that are small."""
+    """Return the chunks of each task: one, or several small ones."""
     tasks: list[list[lines.Chunk]] = []
     size = 0
     for chunk in (chunk for path in paths for chunk in lines.chunks(path, job.chunk_bytes)):
@@ -128,12 +129,12 @@ def _parts(job: Job, name: str) -> int:
 
 
 def _fitted(job: Job) -> dict:
-    """What `fit` says beside its arrays."""
+    """Return the JSON output of `fit`."""
     return job.read_all("fit")[0]
 
 
 def sort_videos(job: Job, task: int) -> None:
-    """A chunk of the video features as a run, sorted by video."""
+    """Write a chunk of the video features as a run, sorted by video."""
     read = [columns.read_videos(chunk) for chunk in _chunks(job, job.source.videos)[task]]
     rows = pl.concat([frame for frame, _ in read], how="vertical_relaxed")
     videos = rows.filter(pl.col("video_id").is_not_null())
@@ -143,20 +144,20 @@ def sort_videos(job: Job, task: int) -> None:
 
 
 def merge_videos(job: Job, task: int) -> None:
-    """The features of some videos; of those that are listed more than once, the first."""
+    """Write the features of some videos; of videos listed more than once, the first."""
     part = external.read_part(job.made("videos"), _cuts(job, "video_parts"), task)
     part = part.sort("video_id", maintain_order=True)
     external.write_run(part.filter(pl.col("video_id").is_first_distinct()), job.path("feature", task))
 
 
 def _save_durations(job: Job) -> None:
-    """Ids and durations (ms, 0 where there is none) of all videos with features, for tasks to map.
+    """Save ids and durations (ms, 0 if unknown) of all videos with features, for tasks to memory-map.
 
     Raises:
-      ValueError: where most are of another unit.
+      ValueError: if most are in another unit.
     """
     ids, duration = (external.read_column(job.made("feature"), name) for name in ("video_id", "duration_ms"))
-    # a last one, so that there is always one to look at
+    # A sentinel, so that every search finds an entry.
     last = np.array(np.iinfo(ids.to_numpy().dtype).max, ids.to_numpy().dtype)
     save_array(job.work / "featured_id.npy", np.append(ids.to_numpy(), last))
     milliseconds = duration.fill_null(0).clip(0, 2**31 - 1).cast(pl.Int32).to_numpy()
@@ -165,7 +166,7 @@ def _save_durations(job: Job) -> None:
 
 
 def sort(job: Job, task: int) -> None:
-    """A chunk of the log as a run, sorted by user."""
+    """Write a chunk of the log as a run, sorted by user."""
     frames, counts = [], []
     for chunk in _chunks(job, job.source.logs)[task]:
         random_file = checks.is_random(chunk.path)
@@ -176,7 +177,7 @@ def sort(job: Job, task: int) -> None:
 
 
 def _check_logs(job: Job) -> None:
-    """Raises ValueError for a file of the log most of whose rows are written in another way than the release's."""
+    """Raise ValueError for a log file whose rows are mostly in another format than the release."""
     counts = [pair for made in job.read_all("sort") for pair in made]
     for path in job.source.logs:
 
@@ -187,18 +188,18 @@ def _check_logs(job: Job) -> None:
 
 
 def _known_durations(job: Job) -> Callable[[np.ndarray], np.ndarray]:
-    """Make a function from video ids [n] to durations [n] in ms, 0 where the features have none."""
+    """Return a function from video ids [n] to durations [n] in ms, 0 if the features have none."""
     ids, duration = (np.load(job.work / f"featured_{name}.npy", mmap_mode="r") for name in ("id", "duration"))
 
     def known(video: np.ndarray) -> np.ndarray:
-        place = np.searchsorted(ids[:-1], video)  # of the last one, where there is none as large
+        place = np.searchsorted(ids[:-1], video)  # the sentinel, if no id is as large
         return np.where(ids[place] == video, duration[place], 0)
 
     return known
 
 
 def clean_bucket(job: Job, task: int) -> None:
-    """The usable rows of a bucket's users, what they say of videos, and counts."""
+    """Write the usable rows of a bucket's users, their facts about videos, and counts."""
     config, known = job.config, _known_durations(job)
     rows = external.read_part(job.made("sort"), _cuts(job, "buckets"), task)
     rows, every, report = clean.clean(rows, known)
@@ -224,7 +225,7 @@ def clean_bucket(job: Job, task: int) -> None:
 
 
 def _merge_counts(job: Job) -> dict:
-    """What `clean_bucket` says of single buckets, of all together."""
+    """Merge the counts of `clean_bucket` over all buckets."""
     all_made, videos = job.read_all("clean"), job.read_all("videos")
 
     def best(field, name, of):
@@ -245,7 +246,7 @@ def _merge_counts(job: Job) -> dict:
 
 
 def _check_usable(job: Job) -> None:
-    """Raises ValueError where the standard log has no usable row on the training days."""
+    """Raise ValueError if the standard log has no usable row on the training days."""
     cleaned = job.read("cleaned.json")
     if cleaned["train_users"]:
         return
@@ -268,18 +269,18 @@ def _check_usable(job: Job) -> None:
 
 
 def describe_unused(counts: dict[str, int]) -> str:
-    """Say how many rows of a log are not used for each reason, such as `2 unparsable, 1 no_duration`."""
+    """Describe how many rows of a log are unused for each reason, such as `2 unparsable, 1 no_duration`."""
     return ", ".join(f"{counts[key]:,} {key}" for key in (*clean.REASONS, "duplicates") if counts[key])
 
 
 def merge_told(job: Job, task: int) -> None:
-    """What all buckets say of some videos."""
+    """Merge the facts of all buckets about some videos."""
     part = external.read_part(job.made("told"), _cuts(job, "told_parts"), task)
     external.write_run(clean.fold_videos(part), job.path("merge", task))
 
 
 def fit(job: Job, task: int) -> None:
-    """All that is fitted on the training days, as arrays in `job.records`; the report so far, and the schema."""
+    """Fit everything on the training days, as arrays in `job.records`; write the report so far, and the schema."""
     config, cleaned = job.config, job.read("cleaned.json")
     for folder in (job.records / "catalogue", job.records / "profiles", job.work / "pools"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -292,7 +293,7 @@ def fit(job: Job, task: int) -> None:
     columns.check_cells(job.source.users[0], cells)
     profiles = build_profiles(read_users, np.array(cleaned["train_users"]))
     write_profiles(profiles, job.records / "profiles")
-    # Pure is the pool of the random log, whole; in the larger releases that pool is known by its exposures only
+    # Pure is the whole pool of the random log; in the larger releases only its exposures reveal that pool.
     days = {"standard": catalogue.live_from, "random": catalogue.live_from}
     if job.source.variant != "pure":
         days["random"] = np.maximum(catalogue.live_from, catalogue.random_from)
@@ -342,9 +343,9 @@ def fit(job: Job, task: int) -> None:
 
 
 def _number_users(job: Job, ids: np.ndarray) -> int:
-    """Give one more than the largest number of a user among `ids`, all there are, −1 included.
+    """Return one more than the largest user number among the sorted distinct `ids`, −1 included.
 
-    Users' numbers are their ids. Ids too large for int32 are numbered in their order, which is kept for `write_bucket`.
+    Users' numbers are their ids. Ids too large for int32 are numbered in order, which is saved for `write_bucket`.
     """
     if ids[-1] < 2**31 - 1:
         return int(ids[-1]) + 1
@@ -353,17 +354,20 @@ def _number_users(job: Job, ids: np.ndarray) -> int:
 
 
 def _pool_of(split: str) -> str:
-    """Whose videos are the candidates of a split. The pool of the random log is judged on; early on it is not known."""
+    """Return the log whose pool gives a split's candidates.
+
+    The random log's pool is used for testing; on earlier days it is not known.
+    """
     return "random" if split == "random_test" else "standard"
 
 
 def shard_name(split: str, shard: int, shards: int) -> str:
-    """As TFDS names it."""
+    """Return the file name of a shard, as TFDS names it."""
     return f"kuairand-{split}.array_record-{shard:05d}-of-{shards:05d}"
 
 
 def open_bucket(job: Job, task: int) -> bucket.Bucket:
-    """A bucket of a job whose `fit` is done."""
+    """Open a bucket of a job whose `fit` is done."""
     numbered = job.records / "user_ids.npy"
     pools = {log: candidates.read_pool(job.work / "pools" / log) for log in ("standard", "random")}
     return bucket.Bucket(
@@ -378,7 +382,7 @@ def open_bucket(job: Job, task: int) -> bucket.Bucket:
 
 
 def write_bucket(job: Job, task: int) -> None:
-    """The shards of a bucket's users, one a split, and their counts."""
+    """Write the shards of a bucket's users, one per split, and their counts."""
     opened, schema = open_bucket(job, task), Schema(**_fitted(job)["schema"])
     shards, made = _parts(job, "buckets"), {}
     for name in ALL_SPLITS:

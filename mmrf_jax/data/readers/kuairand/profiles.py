@@ -1,4 +1,4 @@
-"""What is known of users: features, fitted on the users of the training days only."""
+"""User profiles: features fitted on the users of the training days only."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ MAX_ONE_HOT = 16
 class Profiles:
     """User features by user id; users without any have zeros."""
 
-    user_id: np.ndarray  # [U + 1] int32, or int64 where ids are too large for it; −1 in row 0
+    user_id: np.ndarray  # [U + 1] int32, or int64 if ids are too large for it; −1 in row 0
     values: np.ndarray  # [U + 1, Du] float32, zeros in row 0
     fitted: dict[str, np.ndarray]
 
     def of(self, user_id: np.ndarray) -> np.ndarray:
-        """[n, Du] float32 profiles of user ids [n]."""
+        """Return [n, Du] float32 profiles of user ids [n]."""
         return self.values[self.rows_of(user_id)]
 
     def rows_of(self, user_id: np.ndarray) -> np.ndarray:
-        """[n] int32 rows of user ids; 0 where unknown."""
+        """Return [n] int32 rows of user ids; 0 if unknown."""
         row = np.minimum(np.searchsorted(self.user_id, user_id), len(self.user_id) - 1)
         return np.where(self.user_id[row] == user_id, row, 0).astype(np.int32)
 
 
 def write_profiles(profiles: Profiles, folder: pathlib.Path) -> None:
-    """One npy file an array; see `read_profiles`."""
+    """Write one npy file per array; see `read_profiles`."""
     for name, value in {"user_id": profiles.user_id, "values": profiles.values}.items():
         np.save(folder / f"{name}.npy", value)
     for name, value in profiles.fitted.items():
@@ -40,20 +40,20 @@ def write_profiles(profiles: Profiles, folder: pathlib.Path) -> None:
 
 
 def read_profiles(folder: pathlib.Path) -> Profiles:
-    """What `write_profiles` wrote; arrays are mapped, not read."""
+    """Read profiles written by `write_profiles`; arrays are memory-mapped."""
     arrays, fitted = fits.read_arrays(folder)
     return Profiles(fitted=fitted, **arrays)
 
 
 def build_profiles(users: pl.DataFrame, train_users: np.ndarray) -> Profiles:
-    """User profiles [U + 1, Du].
+    """Build the user profiles [U + 1, Du].
 
-    KuaiRand releases user features as of one snapshot, not day by day; they are used as they are. One-hot activity
-    degree; flags (1 only where the value is 1: `is_live_streamer` says −124 for no); standardised log1p counts;
-    one-hot anonymous codes, those with more than 16 values hashed to 16 buckets. What is missing is zeros.
+    KuaiRand releases user features as one snapshot, not day by day; they are used unchanged. One-hot activity degree;
+    flags (1 only if the value is 1: `is_live_streamer` has −124 for no); standardised log1p counts; one-hot anonymous
+    codes, those with more than 16 values hashed to 16 buckets. Missing values are zeros.
 
     Args:
-      users: the rows of `columns.read_users`; of those that have the same user the first counts.
+      users: the rows of `columns.read_users`; of rows with the same user the first counts.
       train_users: ids of the users of the training rows, on whom everything is fitted.
     """
     users = users.filter(pl.col("user_id").is_not_null())

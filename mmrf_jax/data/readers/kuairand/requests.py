@@ -1,8 +1,8 @@
-"""From log rows to sessions of requests, with the history each user arrives with.
+"""Conversion of log rows to sessions of requests, with each user's history before the session.
 
-KuaiRand has neither session nor request ids. A session ends where the user is away for longer than the session gap. A
-request is a **reconstruction**: exposures of a session, one after the other, of the same tab, at most
-`request_gap_minutes` apart, up to K of them and all different. What ranking requests those really were is unknown.
+KuaiRand has neither session nor request ids. A session ends when the user is away for longer than the session gap. A
+request is a **reconstruction**: consecutive exposures of a session, of the same tab, at most `request_gap_minutes`
+apart, up to K of them and all different. The actual ranking requests are unknown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmrf_jax.data.readers.kuairand import columns
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
-UTC_OFFSET_MS = 8 * HOUR_MS  # Kuaishou's days are Beijing's
+UTC_OFFSET_MS = 8 * HOUR_MS  # Kuaishou's days are in Beijing time
 NUM_TABS = 15
 MAX_HOURS = 168.0
 CONTEXT = 2 + NUM_TABS + 1 + 2
@@ -46,11 +46,11 @@ class Rows:
         return len(self.user)
 
     def take(self, which: np.ndarray) -> Rows:
-        """Rows `which` [n] bool."""
+        """Select rows by `which` [n] bool."""
         return self if which.all() else Rows(**{f.name: getattr(self, f.name)[which] for f in dataclasses.fields(self)})
 
     def feedback(self, which: np.ndarray) -> np.ndarray:
-        """Feedback of rows [...]: [..., S] float32, in the order of `types.SIGNALS`."""
+        """Return the feedback of rows [...]: [..., S] float32, in the order of `types.SIGNALS`."""
         out = np.empty((*which.shape, len(types.SIGNALS)), np.float32)
         out[..., :-1] = self.flags[which]
         out[..., -1] = self.play[which] / 1000
@@ -58,7 +58,7 @@ class Rows:
 
 
 def session_starts(user: np.ndarray, time: np.ndarray, gap_minutes: float) -> np.ndarray:
-    """[n] bool, True where a session starts; rows [n] sorted by user and time (ms)."""
+    """Return [n] bool, True where a session starts; rows [n] sorted by user and time (ms)."""
     start = np.ones(len(user), bool)
     start[1:] = (user[1:] != user[:-1]) | (np.diff(time) > gap_minutes * MINUTE_MS)
     return start
@@ -67,22 +67,22 @@ def session_starts(user: np.ndarray, time: np.ndarray, gap_minutes: float) -> np
 def request_starts(
     session_start: np.ndarray, item: np.ndarray, tab: np.ndarray, time: np.ndarray, size: int, gap_minutes: float
 ) -> np.ndarray:
-    """[n] bool, True where a request of at most `size` different videos starts; a session start is one."""
+    """Return [n] bool, True where a request of at most `size` different videos starts; every session start is one."""
     n = len(item)
     run_start = session_start.copy()
     run_start[1:] |= (tab[1:] != tab[:-1]) | (np.diff(time) > gap_minutes * MINUTE_MS)
     run = np.cumsum(run_start, dtype=np.int32)
-    nearest = np.full(n, size)  # rows back to where the video was shown before, if that is near
+    nearest = np.full(n, size)  # rows back to the previous exposure of the video, if near
     for step in range(size - 1, 0, -1):
         nearest[step:][item[step:] == item[: n - step]] = step
-    # where the request that starts at row i would end
+    # Where a request that starts at row i would end.
     following = np.minimum(np.arange(n) + size, n)
     for step in range(min(size, n) - 1, 0, -1):
         stops = (run[step:] != run[: n - step]) | (nearest[step:] <= step)
         following[: n - step][stops] = np.flatnonzero(stops) + step
     start = run_start.copy()
     at = np.flatnonzero(run_start)
-    while len(at):  # all runs at once, one request further each time
+    while len(at):  # all runs at once, one request per iteration
         at = following[at]
         at = at[at < n]
         at = at[~run_start[at]]
@@ -94,8 +94,8 @@ def request_starts(
 class Plan:
     """The sessions of one split, as rows of `rows`; candidates and histories are gathered block by block."""
 
-    rows: Rows  # the split's own rows
-    past: Rows  # the rows that histories may hold: standard log, days up to the split's last
+    rows: Rows  # rows of the split
+    past: Rows  # rows allowed in histories: standard log, days up to the split's last
     session_first: np.ndarray  # [s + 1] request where each session starts
     request_first: np.ndarray  # [r + 1] row where each request starts
     terminated: np.ndarray  # [s] bool; the others are truncated
@@ -114,12 +114,12 @@ class Plan:
         return user.astype(np.int64) * self._span + (time - self._origin)
 
     def past_range(self, user: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of `past` that a user [m] had strictly before a time [m]: (first, end)."""
+        """Return the rows of `past` that a user [m] had strictly before a time [m]: (first, end)."""
         key = self._key(user, np.full(len(user), self._origin, np.int64))
         return np.searchsorted(self._past_key, key), np.searchsorted(self._past_key, self._key(user, time))
 
     def history(self, sessions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(videos [m, H] int32, feedback [m, H, S], mask [m, H]) before the first exposure of sessions [m]."""
+        """Return (videos [m, H] int32, feedback [m, H, S], mask [m, H]) before the first exposure of sessions [m]."""
         row = self.request_first[self.session_first[sessions]]
         first, end = self.past_range(self.rows.user[row], self.rows.time[row])
         index = end[:, None] + np.arange(-length, 0)
@@ -133,7 +133,7 @@ class Plan:
         return videos, feedback, mask
 
     def context(self, requests: np.ndarray, position: np.ndarray) -> np.ndarray:
-        """[m, CONTEXT] float32 of requests [m] at a position [m] of their session.
+        """Return features [m, CONTEXT] float32 of requests [m] at a position [m] of their session.
 
         Sine and cosine of the hour (UTC+8); one-hot tab 0 … 14 and other; log1p of the hours since the user's previous
         exposure, over its maximum (a week or more, or none); log1p of the position.
@@ -160,12 +160,12 @@ class Plan:
 def plan_standard(
     past: Rows, own: np.ndarray, slate: int, session_gap_minutes: float, request_gap_minutes: float, log_end: int
 ) -> Plan:
-    """Sessions of the rows `own` [n] bool of `past`, the standard log of some users up to the last day of the split.
+    """Plan sessions of the rows `own` [n] bool of `past`, some users' standard log up to the split's last day.
 
-    A session is terminated where the split's rows show that the user stayed away for longer than the session gap: by a
-    later session of the user, or because the split's last row, at `log_end` (ms) of any user, is that much later. Any
-    other is truncated: the split or the log ended first. Later days are not looked at, so what a training session says
-    cannot depend on them.
+    A session is terminated if the split's rows show that the user stayed away for longer than the session gap: either
+    the user has a later session, or the split's last row, at `log_end` (ms) of any user, is that much later. Any other
+    session is truncated: the split or the log ended first. Later days are not used, so training sessions cannot depend
+    on them.
     """
     rows = past.take(own)
     session_start = session_starts(rows.user, rows.time, session_gap_minutes)
@@ -182,6 +182,6 @@ def plan_standard(
 
 
 def plan_random(rows: Rows, past: Rows) -> Plan:
-    """Every random exposure as a session of one request of one video; truncated, for the user went on elsewhere."""
+    """Plan every random exposure as a session of one request of one video; truncated, as the user went on elsewhere."""
     every = np.arange(len(rows) + 1)
     return Plan(rows, past, every, every, terminated=np.zeros(len(rows), bool))

@@ -1,7 +1,7 @@
-"""Made-up logs of any size in the official layout of KuaiRand, to measure and test with; nobody's behaviour.
+"""Synthetic logs of any size in KuaiRand's official layout, for benchmarks and tests; they model no real behaviour.
 
-Sizes, dates, rates and quantiles are about those of the real logs. What is drawn for a piece of the log depends on the
-seed and the piece alone, and no more than a piece is held in memory.
+Sizes, dates, rates and quantiles are close to those of the real logs. The random draws of a piece of the log depend
+only on the seed and the piece, and only one piece is in memory at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OFFICIAL = {"pure": (27_285, 7_583, 0.8255), "1k": (1_000, 4_369_953, 0.0037), "
 #: Rows of the releases' standard logs, and rows per user of Pure's.
 OFFICIAL_ROWS = {"pure": 1_436_609, "1k": 11_713_045, "27k": 322_278_385}
 ROWS_PER_USER = 50
-#: What a short log has all the same, so that each request finds its candidates.
+#: Minimum sizes of a short log, so that each request finds its candidates.
 FEWEST_VIDEOS, FEWEST_RANDOM_ROWS = 300, 600
 FIRST_DAY, DAYS = datetime.date(2022, 4, 8), 31
 SECOND_PERIOD = 14  # days before 22 April, when the second files and the random log begin
@@ -49,16 +49,17 @@ LOG_COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticLog:
-    """What to make up.
+    """Size and seed of a synthetic log.
 
     Attributes:
-      rows: of the standard log; the random log has as many more as its share in the release, some hundred at least.
-      users, videos: None for as many as `rows` of the release have, at most all of its own.
+      rows: rows of the standard log; those of the random log follow from its share in the release, at least some
+        hundred.
+      users, videos: None for the number that `rows` rows of the release have, at most its total.
       variant: `pure`, `1k` or `27k`, whose files come in parts.
-      seed: of everything.
+      seed: seed of all random draws.
 
     Raises:
-      ValueError: for a variant that there is not, or a size below 1.
+      ValueError: for an unknown variant, or a size below 1.
     """
 
     rows: int
@@ -75,13 +76,14 @@ class SyntheticLog:
                 raise ValueError(f"{name}={value} is not positive; set it to 1 or more")
 
     def write(self, directory: str | os.PathLike, progress: Callable[[str, int], Callable[[int], None]]) -> None:
-        """Writes `directory`/data/*.csv; the directory appears whole or not at all.
+        """Write `directory`/data/*.csv; the directory appears atomically.
 
         Args:
+          directory: folder to create.
           progress: as `io.progress.counted`; counts rows of log and features.
 
         Raises:
-          FileExistsError: where the directory exists.
+          FileExistsError: if the directory exists.
         """
         directory = pathlib.Path(directory)
         if directory.exists():
@@ -133,7 +135,7 @@ class SyntheticLog:
         return np.random.default_rng([self.seed, *parts])
 
     def _file(self, kind: str, day: int) -> str:
-        """The file of a day; 27K's standard log has two parts to each period."""
+        """Return the file of a day; 27K's standard log has two parts per period."""
         period = "4_22_to_5_08" if day >= SECOND_PERIOD else "4_08_to_4_21"
         second_half = day % SECOND_PERIOD >= SECOND_PERIOD // 2 or day >= 2 * SECOND_PERIOD
         part = f"_part{1 + second_half}" if self.variant == "27k" and kind == "standard" else ""
@@ -146,7 +148,7 @@ def _shares(total: int, parts: int) -> list[tuple[int, int]]:
 
 
 def _durations(rng: np.random.Generator, videos: int) -> np.ndarray:
-    """[V] int32 milliseconds, 0 where nobody knows; quartiles about 29, 71 and 173 s."""
+    """Draw durations [V] int32 in milliseconds, 0 if unknown; quartiles about 29, 71 and 173 s."""
     duration = (1000 * np.exp(4.26 + 1.32 * rng.standard_normal(videos, np.float32))).clip(3_000, 3_600_000)
     duration[rng.random(videos, np.float32) < 0.016] = 0
     return duration.astype(np.int32)
@@ -155,9 +157,9 @@ def _durations(rng: np.random.Generator, videos: int) -> np.ndarray:
 def _exposures(
     rng: np.random.Generator, n: int, day: int, activity: np.ndarray, duration: np.ndarray, live: int, is_rand: int
 ) -> pl.DataFrame:
-    """`n` rows of a day, sorted by user and time; one in 200 is an exact duplicate, as in the real logs.
+    """Draw `n` rows of a day, sorted by user and time; one in 200 is an exact duplicate, as in the real logs.
 
-    `activity` is the running sum [U] of how often users come; the first `live` videos are shown, by Zipf's law in the
+    `activity` is the cumulative sum [U] of users' activity. The first `live` videos are shown, by Zipf's law in the
     standard log. A click is 7 s of play, or all of a shorter video; a long view 18 s, or all of a shorter one.
     """
     different = max(1, n - n // 200)
@@ -174,7 +176,7 @@ def _exposures(
         rank = np.minimum(((live**0.2 - 1) * uniform + 1) ** 5 - 1, live - 1).astype(np.int64)
         video = rank * 1_000_003 % live
     length_ms = duration[video]
-    # about half as long in the random log
+    # About half as long in the random log.
     typical = 1.57 - 0.6 * is_rand
     play = (
         (1000 * np.exp(typical + 2.0 * rng.standard_normal(different, np.float32))).clip(max=900_000).astype(np.int32)
@@ -225,7 +227,7 @@ def _users(rng: np.random.Generator, users: int) -> pl.DataFrame:
 
 
 def _videos(rng: np.random.Generator, ids: np.ndarray, duration: np.ndarray, old: int) -> pl.DataFrame:
-    """Features of videos `ids`; the first `old` are from before the log, the others come day by day."""
+    """Draw features of videos `ids`; the first `old` predate the log, the others are uploaded day by day."""
     n, new = len(ids), max(len(duration) - old, 1)
     day = np.where(ids < old, -rng.integers(1, 60, n), (ids - old) * DAYS // new)
     upload = np.datetime64(FIRST_DAY) + day
