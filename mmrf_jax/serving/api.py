@@ -1,4 +1,4 @@
-"""What the service's HTTP requests and answers look like: pydantic models, made for the artefact's schema."""
+"""Pydantic models of the service's HTTP requests and responses, built for the artefact's schema."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmrf_jax import types
 from mmrf_jax.data.schema import Schema
 
 MAX_USER = 2**31 - 2
-_MAX_VIDEO = 2**53 - 1  # the largest whole number that every JSON reader keeps
+_MAX_VIDEO = 2**53 - 1  # the largest integer that every JSON reader preserves
 _MAX_SECONDS = 86_400.0
 
 UserId = Annotated[int, Field(ge=0, le=MAX_USER, strict=True, description="The user's id.")]
@@ -29,7 +29,7 @@ EventId = Annotated[
 
 
 class Strict(BaseModel):
-    """A request's part: a field that nobody reads is refused, not ignored."""
+    """A part of a request: unknown fields are rejected, not ignored."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -43,7 +43,7 @@ def _answer(name: str) -> Any:
     )
 
 
-#: What a user answered to one video; what is left out is 0.
+#: A user's feedback on one video; omitted signals are 0.
 VideoFeedback: Any = pydantic.create_model(
     "VideoFeedback", __base__=Strict, video=(VideoId, ...), **{name: _answer(name) for name in types.SIGNALS}
 )
@@ -51,7 +51,7 @@ VideoFeedback.__doc__ = "Feedback on one video: flags 0 or 1, and `watch_time` i
 
 
 class Feedback(Strict):
-    """One feedback event on a request; several may come for one request, each with its own id."""
+    """One feedback event on a request; a request may have several, each with its own id."""
 
     event_id: EventId
     request_id: RequestId
@@ -60,7 +60,7 @@ class Feedback(Strict):
 
 
 class Acknowledged(BaseModel):
-    """The event is on the disk."""
+    """The event is on disk."""
 
     event_id: str
     duplicate: bool = Field(description="Whether it was there already; it then changed nothing.")
@@ -74,7 +74,7 @@ class Shown(BaseModel):
 
 
 class Ranked(BaseModel):
-    """A slate, in the order to show it."""
+    """A slate, in display order."""
 
     request_id: str
     artifact: str = Field(description="Id of the artefact that ranked.")
@@ -91,7 +91,7 @@ class Ranked(BaseModel):
 
 
 class Health(BaseModel):
-    """The service answers."""
+    """The service responds."""
 
     status: str
     artifact: str
@@ -101,7 +101,7 @@ class Health(BaseModel):
 
 
 class Error(BaseModel):
-    """Why a request was refused."""
+    """The reason for rejecting a request."""
 
     class Detail(BaseModel):
         """One reason."""
@@ -124,7 +124,7 @@ def _numbers(size: int, what: str) -> Any:
 
 
 def models(schema: Schema, max_candidates: int) -> Models:
-    """Models for the requests of a schema."""
+    """Build the request models of a schema."""
     Profile: Any = _numbers(schema.profile, "Features of the user; left out, those given last, or zeros.")
     Context: Any = _numbers(schema.context - 1, "Of the request; the service adds the position in the session.")
     told = "What a user who is new to the service was shown before, oldest first; else not read."

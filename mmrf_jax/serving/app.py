@@ -1,4 +1,4 @@
-"""The ranking service over HTTP."""
+"""The HTTP application of the ranking service."""
 
 import contextlib
 import math
@@ -39,10 +39,12 @@ def _refusals(*more: int) -> dict[int | str, dict[str, Any]]:
 
 
 def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRouter] = ()) -> Any:
-    """The ASGI application of a service, which it starts and closes.
+    """Return the ASGI application of a service; it starts and closes the service.
 
     Args:
-      routers: further routes, such as those of the page.
+      service: the service.
+      limits: limits of requests.
+      routers: additional routes, such as those of the page.
     """
     models = api.models(service.ranker.schema, service.settings.max_candidates)
     Rank: Any = models.rank
@@ -53,7 +55,7 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
         yield
         await service.close()
 
-    # The guard asks for the token; this says so in the document. Its pages are not served, for they need the internet.
+    # The guard checks the token; this documents it in OpenAPI. The docs pages are off, since they need the internet.
     token = [] if limits.token is None else [fastapi.Depends(HTTPBearer(auto_error=False))]
     app = fastapi.FastAPI(
         title="mmrf_jax",
@@ -71,18 +73,18 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_, error: RequestValidationError):
-        # Without the input, which may be what JSON cannot say: not a number, half of a letter.
+        # The input is left out, since JSON may not represent it: not a number, half of a surrogate pair.
         return _error(422, [{name: one[name] for name in ("loc", "msg", "type")} for one in error.errors()])
 
     @app.exception_handler(HTTPException)
     async def other(_, error: HTTPException):
-        if error.status_code == 400:  # a body that is no text
+        if error.status_code == 400:  # a body that is not text
             return _error(422, [{"loc": ["body"], "msg": str(error.detail), "type": "json_invalid"}])
         return _error(error.status_code, [{"loc": [], "msg": str(error.detail), "type": "refused"}], error.headers)
 
     @app.post("/rank", response_model=api.Ranked, responses=_refusals())
     async def rank(asked: Rank) -> Any:
-        """Ranks candidates for a user. The slate is logged before it is answered."""
+        """Rank candidates for a user. The slate is logged before the response."""
         candidates = np.array(asked.candidates, np.int64)
         _, first = np.unique(candidates, return_index=True)
         if len(first) < len(candidates):
@@ -122,7 +124,7 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
 
     @app.post("/feedback", response_model=api.Acknowledged, responses=_refusals(404, 409, 410))
     async def feedback(event: api.Feedback) -> Any:
-        """Takes what a user did. Acknowledged, it is on the disk; the same event again changes nothing."""
+        """Record a user's feedback. It is on disk when acknowledged; repeating the event changes nothing."""
         seen = [v.video for v in event.videos]
         if len(set(seen)) < len(seen):
             place = next(i for i, v in enumerate(seen) if v in seen[:i])
@@ -134,7 +136,7 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
         "/healthz", response_model=api.Health, responses={503: {"model": api.Error, "description": "Start it again."}}
     )
     async def healthz() -> Any:
-        """Whether the service can do its work, and by which artefact it ranks."""
+        """Report whether the service works, and which artefact ranks."""
         if service.trouble is not None:
             raise Refused(503, service.trouble)
         about = service.ranker.manifest
@@ -148,7 +150,7 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
 
     @app.get("/metrics", response_class=Response, responses=_refusals())
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Return the metrics for Prometheus."""
         return Response(prometheus.generate_latest(service.metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     for router in routers:
@@ -157,12 +159,12 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
 
 
 def _error(status: int, detail: list[dict[str, Any]], headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An `api.Error`."""
+    """Return an `api.Error` response."""
     return JSONResponse({"detail": detail}, status, dict(headers or {}))
 
 
 def _table(told: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Videos [m] and their feedback [m, S] of `api.VideoFeedback`s."""
+    """Convert `api.VideoFeedback`s to videos [m] and their feedback [m, S]."""
     videos = np.array([v.video for v in told], np.int64)
     rows = [[getattr(v, name) for name in types.SIGNALS] for v in told]
     return videos, np.array(rows, np.float32).reshape(-1, len(types.SIGNALS))

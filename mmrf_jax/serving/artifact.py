@@ -1,14 +1,14 @@
-"""A trained ranker as a folder that outlives the program that trained it: compiled-to-be functions, arrays, a manifest.
+"""A trained ranker as a self-contained folder: exported functions, arrays and a manifest.
 
     manifest.json        versions, the run's config and metrics, the schema, the signature of each function, and the
-                         size and SHA-256 of every other file but
-    manifest.sha256      that of the manifest
-    functions/NAME.bin   a function as `jax.export` serialises it: StableHLO for CPUs, CUDA GPUs and TPUs, with symbolic
+                         size and SHA-256 of every other file except
+    manifest.sha256      the SHA-256 of the manifest
+    functions/NAME.bin   a function serialised by `jax.export`: StableHLO for CPUs, CUDA GPUs and TPUs, with symbolic
                          sizes of batch and candidates
-    arrays/GROUP.npz     arrays by name: parameters, embedding tables, the catalogue, vocabularies
+    arrays/GROUP.npz     arrays by name: parameters, embedding tables, items, vocabularies
 
-Nothing in it is pickled: whoever loads it runs no code of whoever wrote it but those functions. JAX reads what it has
-serialised for about six months, so an artefact says until when.
+Nothing in it is pickled: loading it runs no code of its author except those functions. JAX reads its serialised
+functions for about six months, so an artefact has an expiry date.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ VALID_DAYS = 180
 _OF_MANIFEST = "manifest.sha256"
 _LIBRARIES = ("jax", "jaxlib", "flax", "numpy")
 
-SEPARATOR = "|"  # of the names of nested weights
+SEPARATOR = "|"  # between the parts of nested weight names
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """What is exported: `call` of dictionaries and arrays, and the shapes of its arguments, sizes may be symbolic."""
+    """A function to export: `call` takes dictionaries and arrays; the shapes of its arguments may be symbolic."""
 
     call: Callable[..., Any]
     arguments: tuple[Any, ...]  # pytrees of jax.ShapeDtypeStruct
@@ -55,8 +55,9 @@ class Artifact:
     """A loaded artefact.
 
     Attributes:
-      id: the first 16 digits of the manifest's SHA-256; equal ids have equal bytes.
-      manifest: as read. schema: of its requests.
+      id: the first 16 digits of the manifest's SHA-256; artefacts with equal ids have equal bytes.
+      manifest: the manifest.
+      schema: schema of its requests.
       functions: by name, to be called under `jax.jit` with arrays of any size that the signature allows.
       arrays: {group: {name: array}}.
     """
@@ -69,19 +70,23 @@ class Artifact:
 
 
 class ArtifactError(ValueError):
-    """An artefact that cannot be used; the message names it, what is wrong, and the fix."""
+    """An unusable artefact; the message names it, the problem and the fix."""
 
 
 def write(
     folder: Path, functions: dict[str, Function], arrays: dict[str, Arrays], schema: Schema, about: dict[str, Any]
 ) -> str:
-    """Writes an artefact; the folder appears whole or not at all. Returns its id.
+    """Write an artefact atomically and return its id.
 
     Args:
-      about: what else the manifest says: config, training metrics.
+      folder: folder to create.
+      functions: functions to export, by name.
+      arrays: {group: {name: array}}.
+      schema: schema of the requests.
+      about: additional contents of the manifest: config, training metrics.
 
     Raises:
-      FileExistsError: where the folder exists.
+      FileExistsError: if the folder exists.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists; remove it or export to another folder")
@@ -120,14 +125,15 @@ def write(
 
 
 def load(folder: Path, schema: Schema | None = None) -> Artifact:
-    """Reads an artefact and checks all of it.
+    """Read an artefact and check all of it.
 
     Args:
-      schema: what the caller's requests look like; None accepts any. The sizes of vocabularies, and how many candidates
-        a request has, may differ: neither changes what a request must hold.
+      folder: the artefact, or a link to it.
+      schema: schema of the caller's requests; None accepts any. Vocabulary sizes and the number of candidates may
+        differ, since they do not change the format of a request.
 
     Raises:
-      ArtifactError: where something is missing, damaged, expired, of another version, or made for other requests.
+      ArtifactError: if anything is missing, damaged, expired, of another version, or made for other requests.
     """
     folder = folder.resolve()  # a link may be moved to another artefact while this one is read
     manifest = read_manifest(folder)
@@ -166,7 +172,7 @@ def load(folder: Path, schema: Schema | None = None) -> Artifact:
 
 
 def nested(flat: Arrays) -> dict[str, Any]:
-    """Weights as functions take them, from the arrays of a group by name."""
+    """Nest the named arrays of a group as the functions expect them."""
     tree: dict[str, Any] = {}
     for name, array in flat.items():
         *path, last = name.split(SEPARATOR)
@@ -178,10 +184,10 @@ def nested(flat: Arrays) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest alone.
+    """Read the manifest alone.
 
     Raises:
-      ArtifactError: where there is none, or it is no manifest.
+      ArtifactError: if it is missing or invalid.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -207,7 +213,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_schema(what: object, found: Schema, wanted: Schema) -> None:
-    """Refuses an artefact for requests of another make.
+    """Check that an artefact fits the format of the requests.
 
     Raises:
       ArtifactError: naming the first size that differs.

@@ -1,4 +1,4 @@
-"""What a connection may do before a request of its reaches the guard: how long, how much, how many at once."""
+"""Limits of a connection before the guard sees a request: duration, size and number of connections."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mmrf_jax.serving import guard
 
-HEADER_BYTES = 32_768  # of a request's line and headers, beyond what the last read brought
+HEADER_BYTES = 32_768  # of a request's line and headers, in addition to the last read
 
 
 def protocol(seconds: float, most: int) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP/1.1, which by itself waits for headers for ever and takes any length of them.
+    """Return uvicorn's HTTP/1.1 protocol with limits; by itself it accepts headers of any duration and length.
 
     Args:
-      seconds: for the headers of a request to arrive, from the connection's start or their first byte (408; a
-        connection that has said nothing is closed).
-      most: connections at once; those beyond are told so (503).
+      seconds: time for the headers of a request to arrive, from the start of the connection or their first byte (408; a
+        connection that has sent nothing is closed).
+      most: simultaneous connections; further ones are rejected (503).
     """
 
     class Connection(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
         _waits = True  # for headers
-        _head = 0  # bytes of them so far
+        _head = 0  # header bytes so far
         _read = 0  # bytes of the last read
 
         def connection_made(self, transport) -> None:
@@ -46,7 +46,7 @@ def protocol(seconds: float, most: int) -> type[asyncio.Protocol]:
             if self._waits and self._head > HEADER_BYTES:
                 large = f"the headers have more than {HEADER_BYTES} bytes; send less"
                 self._refuse(b"431 Request Header Fields Too Large", large)
-            elif self._waits or self._idle():  # line ends alone begin no request, but end the wait for one
+            elif self._waits or self._idle():  # blank lines alone start no request, but end the wait for one
                 self._arm()
 
         def on_message_begin(self) -> None:

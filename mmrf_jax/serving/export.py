@@ -1,25 +1,26 @@
-"""From a trained run to an artefact: the ranker and the feedback model as functions of arrays.
+"""Export of a trained run to an artefact: the ranker and the feedback model as functions of arrays.
 
-What a server calls, in the letters of `types` and L, F, D of `models.encoders`; every dictionary is of plain arrays:
+Functions for a server, with the letters of `types` and L, F, D of `models.encoders`; all dictionaries contain plain
+arrays:
 
     encode(weights, video)                        -> encodings [m, D] of m videos, new ones included
     observe(weights, memory, encodings, shown)    -> memory after more exposures, oldest first
     score(weights, memory, encodings, request, there [b, c] bool)
                                                   -> scores [b, N, c] of every agent; the last one ranks
 
-and the same of the feedback model, with an axis of its 2 twins behind [b] in memories and before [m] in encodings:
+and those of the feedback model, with an axis of its 2 twins after [b] in memories and before [m] in encodings:
 
     model_encode, model_observe
     model_predict(weights, memory, encodings, request, exposed [b, c]) -> {"feedback": expected [b, c, S],
                                                      "stay": [b] probability of another request after that exposure}
 
     video    {"author", "tag", "embedding_id": [m] int32, "features": [m, Di]}
-    memory   {"outer": [b, L, F, D], "weight": [b, L]}; all zeros for a user of whom nothing is known
-    shown    {"videos": [b, e] rows of the catalogue, "duration": [b, e] s, "feedback": [b, e, S], "mask": [b, e] bool}
-    request  {"user_id": [b], "profile": [b, Du], "context": [b, Dx], "candidates": [b, c] rows of the catalogue}
+    memory   {"outer": [b, L, F, D], "weight": [b, L]}; all zeros for an unknown user
+    shown    {"videos": [b, e] item rows, "duration": [b, e] s, "feedback": [b, e, S], "mask": [b, e] bool}
+    request  {"user_id": [b], "profile": [b, Du], "context": [b, Dx], "candidates": [b, c] item rows}
 
-Sizes m, b, e, c and V, the rows of `encodings`, are symbolic: one artefact serves any. Where `there` is False a
-candidate is padding, and its scores mean nothing.
+The sizes m, b, e, c and V, the rows of `encodings`, are symbolic: one artefact serves any. If `there` is False a
+candidate is padding, and its scores are undefined.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _IDS = {"author": "author", "id": "embedding_id", "tag": "tag"}  # table -> fiel
 
 @dataclasses.dataclass
 class _Trained:
-    """The part of an `agents.mmrf.agent_state.AgentState` that a method scores by."""
+    """The fields of an `agents.mmrf.agent_state.AgentState` that a method needs for scoring."""
 
     params: Any
     target: Any
@@ -70,11 +71,16 @@ def export_run(
     state: steps.TrainState,
     about: dict[str, Any],
 ) -> str:
-    """Writes the artefact of a trained state; see `artifact.write` for errors. Returns its id.
+    """Write the artefact of a trained state and return its id; see `artifact.write` for errors.
 
     Args:
-      video_ids: [V] int64, what requests call the videos; None where they are rows of the catalogue.
-      about: what the manifest says beside signals, agents and sizes.
+      folder: folder to create.
+      plan: config of the run.
+      schema: schema of the requests.
+      items: the items.
+      video_ids: [V] int64 ids of the videos in requests; None if they are item rows.
+      state: the trained state.
+      about: contents of the manifest in addition to signals, agents and sizes.
     """
     v = schema.num_videos
     functions = _policy_functions(plan, schema, state.agents)
@@ -100,7 +106,7 @@ def export_run(
 
 
 def memory_shape(config: EncoderConfig, schema: Schema) -> list[int]:
-    """[L, F, D] of a user's memory."""
+    """Return the shape [L, F, D] of a user's memory."""
     return [len(config.decays), config.feedback_dim, encoders.sizes(config, schema)[1]]
 
 
@@ -119,7 +125,7 @@ def _rows(tables: dict[str, embedding_table.Table]) -> dict[str, jax.Array]:
 
 
 def _tables(like: dict[str, embedding_table.Table], rows: dict[str, chex.Array]) -> dict[str, embedding_table.Table]:
-    """Tables of the rows, with the vocabularies of others; their optimiser's state is nobody's."""
+    """Return tables with these rows and the vocabularies of `like`; their optimiser state is a placeholder."""
     return {name: dataclasses.replace(t, rows=rows[name], accumulator=rows[name][:, 0]) for name, t in like.items()}
 
 
@@ -132,19 +138,19 @@ def _shapes(tree) -> Any:
 
 
 class _Sizes:
-    """Shapes of arguments with symbolic sizes, all of one scope."""
+    """Shapes of arguments with symbolic sizes, all in one scope."""
 
     def __init__(self):
         names = ("b", "c", "e", "m", "v")
         self._size = dict(zip(names, export.symbolic_shape(",".join(names)), strict=True))
 
     def __call__(self, shape: str, *fixed: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
-        """`shape`: letters of symbolic sizes, or 2 for the twins; `fixed` follow."""
+        """Return a shape: letters of symbolic sizes, or 2 for the twins, then the `fixed` sizes."""
         return jax.ShapeDtypeStruct((*(2 if n == "2" else self._size[n] for n in shape), *fixed), dtype)
 
 
 def _arguments(config: EncoderConfig, schema: Schema, twins: str) -> dict[str, Any]:
-    """Shapes of what functions take beside weights; `twins` is "2" for the feedback model, "" for the agents."""
+    """Return the shapes of all arguments except weights; `twins` is "2" for the feedback model, "" for the agents."""
     size, (levels, width, dim) = _Sizes(), memory_shape(config, schema)
     ids = {name: size("m", dtype=jnp.int32) for name in _IDS.values()}
     return {
@@ -194,8 +200,8 @@ def _policy_functions(plan: steps.TrainConfig, schema: Schema, agents: agent_sta
         z = policy.user_state(config, {"encoder": weights["params"]["encoder"], "users": users}, carried, asked)
         known = cast(agent_state.AgentState, _Trained(**{name: x for name, x in weights.items() if name != "tables"}))
         nothing = jnp.zeros((0,))
-        # Actors centre what they tell each other over the candidates. It is linear in the encodings, so padding with
-        # the mean encoding of the candidates changes nothing of it.
+        # Actors centre their messages over the candidates. That is linear in the encodings, so padding with the mean
+        # encoding of the candidates does not change it.
         e, real = encodings[asked.candidates], there[..., None]
         mean = jnp.sum(jnp.where(real, e, 0.0), axis=1, keepdims=True) / jnp.maximum(real.sum(axis=1, keepdims=True), 1)
         before = representation.Representation(z, carried, nothing, nothing)

@@ -1,4 +1,4 @@
-"""What every request passes before its route: who asks, how much at once, how large, how long."""
+"""Checks on every request before its route: authentication, load, size and time."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Any
 
 from mmrf_jax.serving.monitoring import Metrics
 
-_OPEN = ("/healthz",)  # answered at any load and without a token, for whoever watches the service
+_OPEN = ("/healthz",)  # answered at any load and without a token, for health checks
 _PUBLIC = ("/",)  # the page, which asks for the token itself: a browser cannot send one before it has the page
-_WATCHED = ("/metrics",)  # answered at any load: it says what the load is
+_WATCHED = ("/metrics",)  # answered at any load, since it reports the load
 _ROUTES = ("/rank", "/feedback", "/healthz", "/metrics", "/openapi.json", "/")
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Of requests.
+    """Limits of requests.
 
     Attributes:
-      in_flight: requests at once; those beyond are told to come again (429).
-      body_bytes: of a request (413). seconds: until it is given up (503), and for a body to arrive (408).
-      token: what `Authorization: Bearer …` must say; None asks for nothing.
+      in_flight: simultaneous requests; further ones are rejected (429).
+      body_bytes: of a request (413).
+      seconds: until a request is aborted (503), and for a body to arrive (408).
+      token: required in `Authorization: Bearer …`; None requires none.
     """
 
     in_flight: int = 256
@@ -34,7 +35,7 @@ class Limits:
 
 
 class Guard:
-    """ASGI middleware."""
+    """ASGI middleware that applies the limits and counts requests."""
 
     def __init__(self, app: Any, limits: Limits, metrics: Metrics):
         self._app, self._limits, self._metrics = app, limits, metrics
@@ -112,7 +113,7 @@ class Guard:
         async def whole():
             nonlocal given
             if given:
-                return await receive()  # the client going away
+                return await receive()  # the client disconnects
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
@@ -130,12 +131,12 @@ class Guard:
 
 
 async def _nothing():
-    """Of a request whose body nobody reads."""
+    """Return an empty body, for routes that do not read it."""
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def _read(receive, limit: int) -> bytes | None:
-    """The whole body; None where it is larger than the limit."""
+    """Read the whole body; return None if it is larger than the limit."""
     body = bytearray()
     while True:
         message = await receive()
@@ -149,7 +150,7 @@ async def _read(receive, limit: int) -> bytes | None:
 
 
 def refusal(message: str) -> bytes:
-    """The body of an `api.Error` of no field."""
+    """Return the body of an `api.Error` without a field."""
     return json.dumps({"detail": [{"loc": [], "msg": message, "type": "refused"}]}).encode()
 
 

@@ -1,4 +1,4 @@
-"""What a service counts."""
+"""Prometheus metrics of the service."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from mmrf_jax.serving.ranker import Ranker
 
 
 class Metrics:
-    """What a service counts, for Prometheus."""
+    """Metrics of a service, for Prometheus."""
 
     def __init__(self, gauges: dict[str, tuple[str, Callable[[], float]]]):
-        """`gauges`: {name: (what it is, how it is found)} of what is looked up when it is asked for."""
+        """Create the metrics.
+
+        Args:
+          gauges: {name: (description, function)} of values that are computed at each scrape.
+        """
         self.registry = registry = prometheus.CollectorRegistry()
 
         def counter(name, what, *labels):

@@ -1,4 +1,4 @@
-"""An artefact at work: requests of many users scored together, in arrays of few sizes, so nothing is compiled anew."""
+"""Batched scoring with an artefact: requests are padded to few array sizes, so that nothing is recompiled."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.ope import propensity
 from mmrf_jax.serving import artifact
 
-BATCHES = (1, 4, 16, 64)  # requests scored at a time are padded to one of these
-_LONG = 64  # exposures written at a time, where they are more than a slate
+BATCHES = (1, 4, 16, 64)  # batches of requests are padded to one of these sizes
+_LONG = 64  # exposures written at a time, if they are more than a slate
 _BLOCK = 65_536  # videos encoded at a time
 S = len(types.SIGNALS)
 
 
 @dataclasses.dataclass
 class Job:
-    """A request to be scored: its user's memory so far, what came since, and the candidates.
+    """A request to score: its user's memory so far, later exposures, and the candidates.
 
     Attributes:
-      memory: (outer [L, F, D], weight [L]), or None for a user of whom nothing is remembered.
-      videos [e], feedback [e, S]: exposures since then, oldest first; rows of the catalogue.
-      candidates: [c] rows of the catalogue, all different.
+      user_id: id of the user.
+      memory: (outer [L, F, D], weight [L]), or None for a user without memory.
+      videos: [e] item rows of exposures since then, oldest first.
+      feedback: [e, S] their feedback.
+      candidates: [c] item rows, all different.
     """
 
     user_id: int
@@ -41,23 +43,25 @@ class Job:
 
 
 class Ranker:
-    """Scores jobs by an artefact. Its functions are compiled when it is made (`warm`), for every size that it uses."""
+    """Scores jobs with an artefact. `warm` compiles its functions for every size that it uses."""
 
     def __init__(self, loaded: artifact.Artifact, max_candidates: int):
-        """
+        """Prepare the functions of an artefact and encode all items.
+
         Args:
-          max_candidates: of one request. Requests are padded to it or, where they have no more, to the C of training.
+          loaded: the artefact.
+          max_candidates: of one request. Requests are padded to it or, if they have no more, to the C of training.
         """
         self.id, self.schema, self.manifest = loaded.id, loaded.schema, loaded.manifest
         self.agents: list[str] = loaded.manifest["agents"]
-        #: How often each function was compiled; it stays the same once the ranker is warm.
+        #: Number of compilations of each function; constant once the ranker is warm.
         self.traces = {"encode": 0, "observe": 0, "score": 0}
         self.widths = tuple(sorted({min(loaded.schema.candidates, max_candidates), max_candidates}))
         self._lengths = (self.schema.slate, max(_LONG, self.schema.slate))
         catalogue = loaded.arrays["catalogue"]
         self._duration = catalogue["duration"]
         self.catalogue = catalogue
-        #: Rows [n] of the catalogue for the platform's ids [n]; −1 for a video that it does not have.
+        #: Item rows [n] for the platform's ids [n]; −1 for an unknown video.
         self.rows_of = feedback_log.rows_by_id(catalogue["video_id"])
         self._functions = {name: self._traced(name, loaded.functions[name]) for name in self.traces}
         self._weights = jax.device_put(artifact.nested(loaded.arrays["policy"]))
@@ -71,7 +75,7 @@ class Ranker:
         return jax.jit(call)
 
     def _encode(self, catalogue: artifact.Arrays) -> jax.Array:
-        """Encodings [V, D] of the catalogue, in blocks of one size."""
+        """Return encodings [V, D] of all items, computed in blocks of one size."""
         video = {name: catalogue[name] for name in ("author", "tag", "embedding_id", "features")}
         total = len(catalogue["author"])
         size = min(total, _BLOCK)
@@ -84,7 +88,7 @@ class Ranker:
         return jax.block_until_ready(jax.numpy.concatenate(parts))
 
     def warm(self) -> None:
-        """Compiles every size that a service uses."""
+        """Compile every size that a service uses."""
         nothing = np.zeros(0, np.int64)
         for batch in BATCHES:
             for width in self.widths:
@@ -103,7 +107,7 @@ class Ranker:
                 self._observe([self._nothing()] * batch, [videos] * batch, [feedback] * batch, length)
 
     def run(self, jobs: Sequence[Job]) -> list[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
-        """Scores [N, c] of each job's candidates, and the user's memory before the request."""
+        """Return for each job the scores [N, c] of its candidates, and the user's memory before the request."""
         done = []
         for start in range(0, len(jobs), BATCHES[-1]):
             part = jobs[start : start + BATCHES[-1]]
@@ -117,7 +121,7 @@ class Ranker:
         return np.zeros(shape, np.float32), np.zeros(shape[:1], np.float32)
 
     def _remember(self, jobs: Sequence[Job]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Memories with the new exposures of each job written to them."""
+        """Return the memories with the new exposures of each job written to them."""
         memories = [self._nothing() if job.memory is None else job.memory for job in jobs]
         at = [0] * len(jobs)
         while left := [i for i, job in enumerate(jobs) if at[i] < len(job.videos)]:
@@ -144,10 +148,10 @@ class Ranker:
         shown["duration"] = self._duration[shown["videos"]]
         memory = self._functions["observe"](self._weights, self._stacked(memories, n), self._encodings, shown)
         outer, weight = np.asarray(memory["outer"]), np.asarray(memory["weight"])
-        return [(outer[i].copy(), weight[i].copy()) for i in range(len(memories))]  # a view keeps the whole batch
+        return [(outer[i].copy(), weight[i].copy()) for i in range(len(memories))]  # a view would hold the whole batch
 
     def _score(self, jobs: Sequence[Job], memories) -> np.ndarray:
-        """Scores [B, N, width] of jobs, of which some columns and rows are padding."""
+        """Return scores [B, N, width] of jobs; some columns are padding."""
         n = BATCHES[bisect.bisect_left(BATCHES, len(jobs))]
         width = self.widths[bisect.bisect_left(self.widths, max(len(job.candidates) for job in jobs))]
         request = {
@@ -170,15 +174,18 @@ class Ranker:
 
 
 def choose(scores: np.ndarray, k: int, temperature: float, rng: np.random.Generator):
-    """A slate by scores [c] of one request.
+    """Choose a slate by scores [c] of one request.
 
     Args:
-      temperature: 0 takes the k best; above 0 draws Plackett–Luce on scores standardised within the request, divided by
-        it (off-policy estimates are of 1).
+      scores: [c].
+      k: number of videos.
+      temperature: 0 takes the k best; above 0 samples Plackett–Luce on scores standardised within the request, divided
+        by it (off-policy estimates use 1).
+      rng: source of randomness.
 
     Returns:
-      Positions [k] in order, logits [c] float32 of the draw, and the log-probability of the slate, 0 where there is no
-      chance in it.
+      Positions [k] in order, logits [c] float32 of the sample, and the log-probability of the slate, 0 if it is
+      deterministic.
     """
     logits = (propensity.standardised(scores) / (temperature or 1.0)).astype(np.float32)
     noisy = logits if temperature == 0.0 else logits + rng.gumbel(size=len(logits))

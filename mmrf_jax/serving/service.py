@@ -1,7 +1,7 @@
-"""The ranking service without its HTTP: users in, slates out, everything logged, artefacts swapped while it runs.
+"""The ranking service without HTTP: it ranks for users, logs everything, and swaps artefacts while it runs.
 
-One event loop has users, log and store; one thread scores, and takes as a batch whatever has come in while it scored
-the batch before. Requests of one user wait for each other.
+One event loop owns users, log and store. One thread scores; it takes as a batch all requests that arrived while it
+scored the previous batch. Requests of one user wait for each other.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from mmrf_jax.serving.ranker import Job, Ranker
 
 STORE = "users.sqlite"
 _FLUSH_SECONDS, _RELOAD_SECONDS, _RETRY_SECONDS = 0.5, 1.0, 10.0
-_MOST_REQUESTS, _MOST_EVENTS = 256, 64  # of a session, of a request: a user's state is bounded
+_MOST_REQUESTS, _MOST_EVENTS = 256, 64  # per session, per request: a user's state is bounded
 
 
 class Refused(Exception):
-    """A request that cannot be served, as HTTP says it."""
+    """A rejected request, with its HTTP status."""
 
     def __init__(self, status: int, message: str, field: tuple[str | int, ...] = ()):
         super().__init__(message)
@@ -42,17 +42,18 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a service works.
+    """Settings of a service.
 
     Attributes:
-      artifact: the folder of the artefact, or a link to it; where the link is moved, the service moves on.
+      artifact: the folder of the artefact, or a link to it; when the link moves, the service swaps artefacts.
       log: the folder of the feedback log and the users' store.
-      temperature: 0 serves the K best; above, Plackett–Luce on standardised scores over it, so that the log explores.
+      temperature: 0 serves the K best; above 0 samples Plackett–Luce on standardised scores divided by it, so that the
+        log contains exploration.
       max_candidates: of one request.
-      session_gap: seconds after which a user's next request begins a new session; so does a clock that is further back
-        than that.
-      users_in_memory: users whose state is kept there, some 20 kB each; others are read from the store.
-      seed: of the draws, with user and request.
+      session_gap: seconds after which a user's next request begins a new session; a clock set back by more than that
+        does too.
+      users_in_memory: users whose state stays in memory, some 20 kB each; others are read from the store.
+      seed: of the sampling, with user and request.
     """
 
     artifact: Path
@@ -66,16 +67,20 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A request for a slate; checked by the caller against the schema, ids and values included.
+    """A request for a slate; the caller has checked it against the schema, including ids and values.
 
     Attributes:
-      profile: [Du], or None for the one given last. context: [Dx − 1]; the service adds the position in the session.
-      history: (videos [h], feedback [h, S]) of a user whom the service does not know yet, oldest first.
-      k: videos wanted.
+      user: id of the user.
+      candidates: [c] int64, the platform's ids, all different.
+      context: [Dx − 1]; the service adds the position in the session.
+      k: number of videos wanted.
+      profile: [Du], or None for the last one received.
+      history: (videos [h], feedback [h, S]) of a user unknown to the service, oldest first.
+      new_session: whether a session begins, however short the pause.
     """
 
     user: int
-    candidates: np.ndarray  # [c] int64, the platform's ids, all different
+    candidates: np.ndarray
     context: np.ndarray
     k: int
     profile: np.ndarray | None = None
@@ -85,11 +90,17 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Slate:
-    """What is shown, and all that was scored.
+    """A slate and all scores.
 
     Attributes:
-      videos: [k] in order. positions: theirs among the candidates asked for.
-      scores: {agent: [c]}, NaN for a candidate that the artefact does not know. unknown: those.
+      request: id of the request.
+      artifact: id of the artefact that ranked.
+      position: of the request in the session.
+      videos: [k] in order.
+      positions: [k] of the videos among the requested candidates.
+      log_propensity: of the slate.
+      scores: {agent: [c]}, NaN for a candidate unknown to the artefact.
+      unknown: those candidates.
     """
 
     request: str
@@ -104,26 +115,26 @@ class Slate:
 
 @dataclasses.dataclass
 class _Memory:
-    """A user's memory up to a request of a session, by one artefact."""
+    """A user's memory up to a request of a session, computed by one artefact."""
 
     artifact: str
     first: int  # number of the session's first request
-    upto: int  # requests from this number on are not in it
+    upto: int  # requests from this number on are not included
     value: tuple[np.ndarray, np.ndarray]
 
 
 class Service:
-    """Make it, `await start()`, and `await close()` at the end, all in one thread."""
+    """Use it in one thread: create it, `await start()`, and `await close()` at the end."""
 
     def __init__(self, settings: Settings):
-        """Loads the artefact and compiles it, reads the users behind the store.
+        """Load the artefact, compile it and open the store.
 
         Raises:
-          ArtifactError: for an artefact that cannot be used.
+          ArtifactError: for an unusable artefact.
           ValueError: for a log that another process writes, or a damaged one.
         """
         self.settings = settings
-        self._tried = settings.artifact.resolve()  # the artefact that was put there last
+        self._tried = settings.artifact.resolve()  # the last artefact found there
         self._ranker = self._loaded(None)
         schema = self._ranker.schema
         sizes = {"profile": schema.profile, "context": schema.context, "history": schema.history}
@@ -143,11 +154,11 @@ class Service:
         self._appended = self._synced = 0
         self._tasks: list[asyncio.Task] = []
         self._said_back = False
-        self.failed_swap: str | None = None  # why the newest artefact is not the one that ranks
+        self.failed_swap: str | None = None  # why the newest artefact does not rank
 
     @property
     def ranker(self) -> Ranker:
-        """The artefact that ranks."""
+        """Return the artefact that ranks."""
         return self._ranker
 
     def _gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
@@ -163,7 +174,7 @@ class Service:
 
     @property
     def trouble(self) -> str | None:
-        """Why the service should be started again; None where it need not."""
+        """Return why the service should be restarted; None if it works."""
         if self._log.failed is not None:
             return f"the feedback log cannot be written: {self._log.failed}"
         for task in self._tasks:
@@ -172,7 +183,7 @@ class Service:
         return None
 
     async def close(self) -> None:
-        """Ends with everything on the disk."""
+        """Stop with everything on disk."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -184,15 +195,15 @@ class Service:
             self._store.close(self._log.position)
 
     async def rank(self, asked: Asked) -> Slate:
-        """Ranks the candidates; what is shown is in the log when this returns.
+        """Rank the candidates; the slate is in the log when this returns.
 
         Raises:
-          Refused: where the artefact knows none of the candidates.
+          Refused: if the artefact knows none of the candidates.
         """
         async with self._alone(asked.user):
             serving, known = self._ranker, self._store.get(asked.user)
             clock, gap = _now(), 1000.0 * self.settings.session_gap
-            back = known.time - clock > gap  # the clock was ahead when the user was here last
+            back = known.time - clock > gap  # the clock was ahead at the user's last request
             now = clock if back else max(clock, known.time)
             start = asked.new_session or known.over or back or now - known.time > gap
             start |= len(known.shown) >= _MOST_REQUESTS
@@ -212,7 +223,7 @@ class Service:
             scores, value = await self._scored(
                 serving, Job(asked.user, profile, context, rows[there], memory, *self._known(serving, seen))
             )
-            # From here on nothing waits: the request is in the log and in the user's state, or it never was.
+            # No await from here on: the request is both in the log and in the user's state, or in neither.
             number = known.requests
             rng = np.random.default_rng([self.settings.seed, asked.user, number])
             slate, logits, log_propensity = ranker.choose(scores[-1], asked.k, self.settings.temperature, rng)
@@ -252,7 +263,7 @@ class Service:
         )
 
     def _say_back(self, milliseconds: int) -> None:
-        """Says, once, that the clock was set back."""
+        """Report, once, that the clock was set back."""
         if not self._said_back:
             self._said_back = True
             say(
@@ -261,15 +272,17 @@ class Service:
             )
 
     async def feedback(self, event: str, request: str, videos: np.ndarray, signals: np.ndarray, left: bool) -> bool:
-        """Takes feedback on a request; it is on the disk when this returns. False for an event that came before.
+        """Record feedback on a request; it is on disk when this returns. Return False for a repeated event.
 
         Args:
-          event: id of the caller's; the same one again changes nothing.
-          videos: [m] int64 of the slate. signals: [m, S].
+          event: id from the caller; repeating it changes nothing.
+          request: id of the request.
+          videos: [m] int64 of the slate.
+          signals: [m, S].
           left: whether the user has left the session.
 
         Raises:
-          Refused: for a request that there is not or whose session is over, videos that it did not show, or too many
+          Refused: for a request that does not exist or whose session is over, videos that it did not show, or too many
             events.
         """
         user, number = _parsed(request)
@@ -286,7 +299,7 @@ class Service:
                 self._take(known, shown, event, request, videos, signals, left)
                 memory = self._memories.get(user)
                 if memory is not None and memory.first == known.shown[0].number and number < memory.upto:
-                    del self._memories[user]  # it was made without this event
+                    del self._memories[user]  # it was computed without this event
         self.metrics.events.labels("new" if new else "duplicate").inc()
         await self._durable()
         return new
@@ -326,7 +339,7 @@ class Service:
         return lock
 
     def _since(self, user: int, serving: Ranker, start: bool, given):
-        """The memory that is kept of a user, and (videos, feedback) of what is not in it."""
+        """Return the cached memory of a user, and (videos, feedback) of exposures not in it."""
         known = self._store.get(user)
         if start:
             videos, feedback = known.exposures() if given is None else given
@@ -343,7 +356,7 @@ class Service:
         )
 
     def _known(self, serving: Ranker, seen) -> tuple[np.ndarray, np.ndarray]:
-        """Exposures as rows of the catalogue, without those of videos that it does not have."""
+        """Return exposures as item rows, without unknown videos."""
         rows = serving.rows_of(seen[0])
         return rows[rows >= 0], seen[1][rows >= 0]
 
@@ -366,9 +379,9 @@ class Service:
             batch: list[tuple[Ranker, Job, asyncio.Future]] = []
             while self._queue and len(batch) < ranker.BATCHES[-1]:
                 if batch and self._queue[0][0] is not batch[0][0]:
-                    break  # of another artefact
+                    break  # for another artefact
                 one = self._queue.popleft()
-                if not one[2].done():  # else nobody waits for it any more
+                if not one[2].done():  # otherwise its caller has stopped waiting
                     batch.append(one)
             if not self._queue:
                 self._arrived.clear()
@@ -378,7 +391,7 @@ class Service:
             serving, jobs, began = batch[0][0], [job for _, job, _ in batch], time.perf_counter()
             try:
                 answers: list[Any] = await loop.run_in_executor(self._scorer, serving.run, jobs)
-            except Exception as error:  # of this batch alone; the next may be served
+            except Exception as error:  # of this batch alone; the next may succeed
                 for _, _, future in batch:
                     if not future.done():
                         future.set_exception(error)
@@ -389,7 +402,7 @@ class Service:
                     future.set_result(answer)
 
     async def _durable(self) -> None:
-        """Returns when all that was appended before is on the disk; callers share the waiting."""
+        """Wait until all records appended so far are on disk; concurrent callers share one sync."""
         wanted = self._appended
         while self._synced < wanted:
             if self._syncing is None:
@@ -409,7 +422,7 @@ class Service:
     async def _flush(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
-            with contextlib.suppress(Refused):  # a full disk: whoever asks is told so
+            with contextlib.suppress(Refused):  # a full disk: requests report it to their callers
                 await self._durable()
             position = self._log.position
             if self._store.position == position:
@@ -417,17 +430,17 @@ class Service:
             rows: list[tuple[int, bytes]] = []
             for some in self._store.packed():
                 rows += some
-                await asyncio.sleep(0)  # whoever has asked meanwhile is served
+                await asyncio.sleep(0)  # lets pending requests run
             try:
                 await asyncio.get_running_loop().run_in_executor(self._syncer, self._store.write, rows, position)
-            except sqlite3.Error as error:  # the log has it all; the next pass may be written
+            except sqlite3.Error as error:  # the log has all data; the next pass may succeed
                 self.metrics.failed_writes.inc()
                 say(f"the users' store is not written: {error}")
                 continue
             self._store.written(position)
 
     async def _reload(self) -> None:
-        """Moves on to another artefact where the link to it was moved; one that cannot be used is tried again."""
+        """Swap to another artefact when the link moves; retry one that cannot be used."""
         again = math.inf
         while True:
             await asyncio.sleep(_RELOAD_SECONDS)
@@ -437,8 +450,8 @@ class Service:
                     continue
                 self._tried = there
                 new = await asyncio.get_running_loop().run_in_executor(None, self._loaded, self._ranker)
-            except Exception as error:  # whatever is wrong with it, the one that ranks goes on
-                again = time.monotonic() + _RETRY_SECONDS  # it may still be on its way there
+            except Exception as error:  # on any error the current artefact keeps ranking
+                again = time.monotonic() + _RETRY_SECONDS  # it may still be being copied
                 said, self.failed_swap = self.failed_swap, str(error) or type(error).__name__
                 self.metrics.failed_swaps.inc()
                 if self.failed_swap != said:
@@ -466,7 +479,7 @@ def _bytes(values, dtype: str) -> bytes:
 
 
 def _parsed(request: str) -> tuple[int, int]:
-    """User and number of a request id."""
+    """Parse a request id into user and number."""
     user, _, number = request.partition("-")
     if not all(x.isascii() and x.isdigit() and len(x) <= 10 and str(int(x)) == x for x in (user, number)):
         raise Refused(404, f"there was no request {request[:40]!r}", ("body", "request_id"))

@@ -1,8 +1,8 @@
-"""What a service knows of its users, kept in an embedded store that is rebuilt from the feedback log.
+"""The service's users, in an embedded store that can be rebuilt from the feedback log.
 
-The log is the truth. The store, an SQLite file, is what the log says of each user up to a position or beyond it. So a
-start reads the users it is asked for and takes the records behind that position (those that a user has had change
-nothing); without a store, or with a damaged one, it takes all of them.
+The log is authoritative. The store, an SQLite file, contains the users' state up to a log position or later. At its
+start the service reads users on demand and applies the records after that position (records already applied to a user
+change nothing). Without a store, or with a damaged one, it applies all records.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ from mmrf_jax.io.progress import counted, say
 
 _VERSION = 1
 _AT_ONCE = 4_096  # users changed between two writes while a log is read
-_A_FEW = 8  # users packed while nobody else is served
+_A_FEW = 8  # users packed without yielding to other work
 
 
 class UserStore:
-    """Users by id; those seen last are in memory.
+    """Users by id; the most recent ones are in memory.
 
-    One thread uses it, the one that appends to the log; another may `write` what that one has `packed`.
+    One thread uses it, the one that appends to the log; another may `write` the rows that this one has `packed`.
     """
 
     def __init__(self, path: Path, log: Path, history: int, in_memory: int = 100_000):
-        """Opens or makes the store, and takes what the log has behind it.
+        """Open or create the store, and apply the log's records after its position.
 
         Args:
-          history: H, exposures kept from before a session.
-          in_memory: users kept there beside those that have changed since the last `flush`.
+          path: the SQLite file.
+          log: folder of the log.
+          history: H, the number of exposures retained from before a session.
+          in_memory: number of users in memory, in addition to those changed since the last `flush`.
 
         Raises:
-          ValueError: where the log is damaged.
+          ValueError: if the log is damaged.
         """
         self._path, self._history, self._limit = path, history, in_memory
         self._users: collections.OrderedDict[int, UserLog] = collections.OrderedDict()
         self._changed: set[int] = set()
-        self._writing: set[int] = set()  # packed, and not yet in the file
+        self._writing: set[int] = set()  # packed, but not yet in the file
         self._db, self.position = self._opened(log)
-        self._writer = self._connect()  # one connection would make readers wait for it
+        self._writer = self._connect()  # with one connection readers would wait for writes
         self._catch_up(log)
 
     def _opened(self, log: Path) -> tuple[sqlite3.Connection, Position]:
@@ -70,7 +72,7 @@ class UserStore:
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA journal_mode=WAL")
-        # A loss of power may cost the store, which is then made again; a killed process costs nothing.
+        # A power loss may cost the store, which is then rebuilt; a killed process costs nothing.
         db.execute("PRAGMA synchronous=OFF")
         if db.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
             db.close()
@@ -97,7 +99,7 @@ class UserStore:
         self.flush(self.position)
 
     def get(self, user: int) -> UserLog:
-        """A user, as new where nothing is known; who changes it says so by `apply`."""
+        """Return a user, a new one if unknown; change it only through `apply`."""
         known = self._users.get(user)
         if known is None:
             row = self._db.execute("SELECT state FROM users WHERE id = ?", (user,)).fetchone()
@@ -110,26 +112,26 @@ class UserStore:
         return known
 
     def apply(self, record: Record) -> Shown | None:
-        """Takes a record that was appended to the log; see `UserLog.apply`."""
+        """Apply a record that was appended to the log; see `UserLog.apply`."""
         user = feedback_log.user_of(record)
         changed = self.get(user).apply(record, self._history)
         self._changed.add(user)
         return changed
 
     def flush(self, position: Position) -> None:
-        """Writes what has changed; `position` is the log's."""
+        """Write all changes; `position` is the log's."""
         self.write([row for rows in self.packed() for row in rows], position)
         self.written(position)
 
     def packed(self) -> Iterator[list[tuple[int, bytes]]]:
-        """Rows of the users who have changed, a few at a time, for `write`; users may change between."""
-        self._writing, self._changed = self._changed | self._writing, set()  # with those of a pass that was given up
+        """Yield rows of the changed users for `write`, a few at a time; users may change in between."""
+        self._writing, self._changed = self._changed | self._writing, set()  # with those of an aborted pass
         waiting = list(self._writing)
         for start in range(0, len(waiting), _A_FEW):
             yield [(user, pack(self._users[user])) for user in waiting[start : start + _A_FEW]]
 
     def write(self, rows: Sequence[tuple[int, bytes]], position: Position, clean: int = 0) -> None:
-        """Puts rows into the file, with the log's position before they were packed; all of it or nothing."""
+        """Write rows to the file, with the log's position before they were packed, in one transaction."""
         values = (1, position.segment, position.offset, self._history, clean)
         self._writer.execute("BEGIN")
         try:
@@ -142,7 +144,7 @@ class UserStore:
             raise
 
     def written(self, position: Position) -> None:
-        """What was packed is in the file."""
+        """Mark the packed rows as written."""
         self._writing.clear()
         self.position = position
         self._forget()
@@ -166,7 +168,7 @@ class UserStore:
 
 
 def pack(known: UserLog) -> bytes:
-    """A user as bytes."""
+    """Pack a user into bytes."""
     shown = [
         (
             s.number,
@@ -183,7 +185,7 @@ def pack(known: UserLog) -> bytes:
 
 
 def unpack(state: bytes) -> UserLog:
-    """What `pack` packed."""
+    """Unpack the output of `pack`."""
     known, feedback = UserLog(), lambda x: np.frombuffer(x, "<f4").reshape(-1, feedback_log.S)
     videos, told, shown, known.requests, profile, known.time, known.over = msgpack.unpackb(state)
     known.history_videos, known.history_feedback = np.frombuffer(videos, "<i8"), feedback(told)

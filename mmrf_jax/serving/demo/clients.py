@@ -1,4 +1,4 @@
-"""Simulated users as HTTP clients of a ranking service: they ask for slates, answer them, and leave."""
+"""Simulated users as HTTP clients of a ranking service: they request slates, send feedback and leave."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from mmrf_jax import types
 from mmrf_jax.envs import base
 
 _AT_ONCE = 64  # requests in flight
-_WAIT = 0.2  # seconds until a refused request is sent again
+_WAIT = 0.2  # seconds until a rejected request is sent again
 _TRIES = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Visits:
-    """What the sessions of some users were.
+    """Results of the sessions of some users.
 
     Attributes:
-      watch_time: [n] seconds of each session. depth: [n] videos. requests: [n].
-      failed: requests that were not answered as they should be, however often they were sent again.
-      seconds: in all.
+      watch_time: [n] seconds per session.
+      depth: [n] videos per session.
+      requests: [n] per session.
+      failed: requests without a valid response, after all retries.
+      seconds: in total.
     """
 
     watch_time: np.ndarray
@@ -38,13 +40,17 @@ class Visits:
 
 
 class Clients:
-    """Users of a simulator who reach a service by HTTP."""
+    """Users of a simulator that use a service over HTTP."""
 
     def __init__(self, sim: base.Simulator, key: types.Key, day: int, url: str, token: str | None = None):
-        """
+        """Compile the simulator.
+
         Args:
-          sim: whose users they are; its videos are called by their rows. key: of all chance.
-          url: of the service, as http://127.0.0.1:8080.
+          sim: simulator of the users; its video ids are item rows.
+          key: of all randomness.
+          day: the simulated day.
+          url: of the service, such as http://127.0.0.1:8080.
+          token: of the service; None sends none.
         """
         self._sim, self._key, self._day, self._url = sim, key, day, url
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -58,11 +64,14 @@ class Clients:
         progress: Callable[[int], None] = lambda done: None,
         until: Callable[[], bool] = lambda: False,
     ) -> Visits:
-        """One session of each of the users `first_user … first_user + number − 1`, so many `together`.
+        """Simulate one session of each of the users `first_user … first_user + number − 1`.
 
         Args:
-          progress: called with the number of users who are done.
-          until: asked before each group of users; True ends early.
+          first_user: id of the first user.
+          number: number of users.
+          together: users simulated at the same time.
+          progress: called with the number of finished users.
+          until: called before each group of users; True ends early.
         """
         return asyncio.run(self._visit(first_user, number, together, progress, until))
 
@@ -82,7 +91,10 @@ class Clients:
         return Visits(sums[:, 0], sums[:, 1], sums[:, 2], self._failed, took)
 
     async def _group(self, first_user: int, number: int, slots: int) -> np.ndarray:
-        """[number, 3] watch time, videos and requests of users who come at once; idle slots are nobody's."""
+        """Simulate users who arrive together; return their [number, 3] watch time, videos and requests.
+
+        Slots beyond `number` stay idle.
+        """
         users = np.arange(first_user, first_user + slots, dtype=np.int32)
         state, request, history = self._reset(self._key, users, self._day, self._sim.params)
         arrived = jax.device_get(history)
@@ -93,7 +105,7 @@ class Clients:
             asked = jax.device_get(request)
             bodies = {int(u): _rank(asked, int(u), arrived if first else None) for u in np.flatnonzero(live)}
             answers = zip(bodies, await self._all("/rank", bodies.values()), strict=True)
-            slates = {u: answer for u, answer in answers if answer is not None}  # nobody can answer a failure
+            slates = {u: answer for u, answer in answers if answer is not None}  # a failure has no slate to answer
             if not slates:
                 break
             live = np.isin(np.arange(slots), list(slates))
@@ -116,7 +128,10 @@ class Clients:
         return await asyncio.gather(*(self._post(path, body) for body in bodies))
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer; None where there is none. Feedback may be sent twice: its id counts once."""
+        """Post a request and return its response; None on failure.
+
+        Feedback may be sent twice: its id counts once.
+        """
         for _ in range(_TRIES):
             try:
                 async with self._room, self._http.post(path, json=body) as answer:
@@ -132,7 +147,7 @@ class Clients:
 
 
 def _rank(asked: types.Request, u: int, arrived: types.Exposure | None) -> dict[str, Any]:
-    """The body of a request for a slate; with the history that the user arrives with, at the first."""
+    """Return the body of a request for a slate; the first one includes the user's history."""
     user: dict[str, Any] = {"id": int(asked.user_id[u])}
     if arrived is not None:
         user["profile"] = asked.profile[u].tolist()
@@ -154,7 +169,7 @@ def _feedback(told: base.StepResult, slate: dict[str, Any], u: int) -> dict[str,
 
 
 def _answers(video, feedback: np.ndarray) -> dict[str, Any]:
-    """Feedback on a video as the service takes it; what is 0 is left out."""
+    """Return feedback on a video in the service's format; signals that are 0 are left out."""
     told: dict[str, Any] = {"video": int(video)}
     for name, value in zip(types.SIGNALS, feedback, strict=True):
         if value:

@@ -1,6 +1,6 @@
-"""The page of the service: a feed as a person would meet it, and the routes that stand for a recall stage and an app.
+"""The demo page of the service: a feed, and routes that replace a recall stage and an app.
 
-The page asks the service itself for slates and tells it the feedback, by POST /rank and POST /feedback as any app does.
+The page itself requests slates and sends feedback by POST /rank and POST /feedback, as any app does.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from mmrf_jax.serving.service import Refused, Service
 
 FIRST_USER, _USERS = 2_000_000_000, 147_000_000  # ids of visits: far from those of an app and of the world's logs
 _MOST_VISITS = 256
-_PATIENCE = 1.0  # seconds that a request waits for the world before it says that it is still being made
+_PATIENCE = 1.0  # seconds that a request waits for the world before it reports that it is still being created
 
 UserId = Annotated[int, fastapi.Path(ge=FIRST_USER, le=api.MAX_USER, description="Of the visit.")]
 
 
 class Start(api.Strict):
-    """Who begins to watch."""
+    """The viewer of a new visit."""
 
     simulated: Annotated[int, Field(ge=0, le=api.MAX_USER, strict=True)] | None = Field(
         default=None, description="Id of a simulated user; left out, it is a visitor of whom nothing is known."
@@ -40,7 +40,7 @@ class Start(api.Strict):
 
 
 class Videos(BaseModel):
-    """What the catalogue says of videos, column by column."""
+    """Item data of videos, column by column."""
 
     video: list[int]
     tag: list[int]
@@ -49,7 +49,7 @@ class Videos(BaseModel):
 
 
 class Turn(BaseModel):
-    """A request that may be ranked."""
+    """A request to rank."""
 
     position: int
     context: list[float]
@@ -58,7 +58,7 @@ class Turn(BaseModel):
 
 
 class Visit(BaseModel):
-    """A visit has begun."""
+    """A new visit."""
 
     user: int = Field(description="Id to ask /rank with.")
     simulated: int | None
@@ -68,7 +68,7 @@ class Visit(BaseModel):
 
 
 class Preparing(BaseModel):
-    """Not yet: come again."""
+    """Not ready yet: try again later."""
 
     preparing: str
 
@@ -84,7 +84,7 @@ class Shown(api.Strict):
 
 
 class Answered(BaseModel):
-    """How a simulated user answers, and what may be ranked next."""
+    """A simulated user's feedback, and the next request to rank."""
 
     answers: list[api.VideoFeedback] | None = Field(description="Of the slate, in its order; null for a visitor.")
     leaves: bool
@@ -92,7 +92,7 @@ class Answered(BaseModel):
 
 
 class About(BaseModel):
-    """What the page must know."""
+    """Information for the page."""
 
     artifact: str
     method: str
@@ -103,14 +103,14 @@ class About(BaseModel):
 
 
 class Demo:
-    """Visits, and the world that simulated users come from, which is made when the first of them is asked for."""
+    """Visits, and the world of the simulated users, which is created at the first request for one of them."""
 
     def __init__(self, service: Service, make_world: visits.MakeWorld):
         self._service, self._make_world = service, make_world
         self._visits: collections.OrderedDict[int, visits.Visit] = collections.OrderedDict()
         self._begun = 0
         self._world: tuple[Any, asyncio.Future[visits.World]] | None = None
-        self._thread = ThreadPoolExecutor(1, "demo")  # what visits compute, one after the other
+        self._thread = ThreadPoolExecutor(1, "demo")  # runs the visits' computations, one after another
 
     def about(self) -> dict[str, Any]:
         ranker = self._service.ranker
@@ -132,7 +132,7 @@ class Demo:
         return min(self._service.ranker.schema.candidates, self._service.settings.max_candidates)
 
     async def begin(self, simulated: int | None) -> dict[str, Any] | None:
-        """A new visit; None while the world is being made."""
+        """Begin a visit; return None while the world is being created."""
         user, ranker, most = FIRST_USER + secrets.randbelow(_USERS), self._service.ranker, self._candidates
         if simulated is None:
             visit = await self._run(visits.Visitor, user, ranker, most)
@@ -158,7 +158,7 @@ class Demo:
         }
 
     async def step(self, user: int, shown: Shown) -> dict[str, Any]:
-        """The answer to a slate, and the next request."""
+        """Return the feedback on a slate, and the next request."""
         visit = self._visits.get(user)
         if visit is None:
             raise Refused(404, f"there is no visit of user {user} any more; begin another", ("path", "user"))
@@ -183,7 +183,7 @@ class Demo:
         if (why := visits.why_not(config)) is not None:
             raise Refused(409, f"there are no simulated users: {why}", ("body", "simulated"))
         key = config["world"]
-        if self._world is None or self._world[0] != key:  # an artefact of another world may have come
+        if self._world is None or self._world[0] != key:  # the artefact may have been swapped for one of another world
             making = asyncio.get_running_loop().run_in_executor(None, self._make_world, config, slate)
             self._world = key, making
         world = self._world[1]
@@ -192,7 +192,7 @@ class Demo:
             return None
         try:
             return world.result()
-        except Exception as error:  # whatever it is, visitors need no world
+        except Exception as error:  # on any error; visitors need no world
             raise Refused(409, f"there are no simulated users: {error}", ("body", "simulated")) from error
 
     async def _run(self, function, *arguments) -> Any:
@@ -200,7 +200,7 @@ class Demo:
 
 
 def _told(videos: np.ndarray, feedback: np.ndarray) -> list[dict[str, Any]]:
-    """Videos [m] and their feedback [m, S] as `api.VideoFeedback`s, with what is not 0."""
+    """Convert videos [m] and feedback [m, S] to `api.VideoFeedback`s, without signals that are 0."""
 
     def value(name, x):
         return int(x) if name in types.BINARY_SIGNALS else float(x)
@@ -212,7 +212,7 @@ def _told(videos: np.ndarray, feedback: np.ndarray) -> list[dict[str, Any]]:
 
 
 def page() -> tuple[str, str]:
-    """The page, one document that fetches nothing but the service's answers, and its Content-Security-Policy."""
+    """Return the page, one document that fetches only the service's responses, and its Content-Security-Policy."""
     folder = importlib.resources.files("mmrf_jax.serving.demo") / "assets"
     html, script, style = ((folder / f"feed.{kind}").read_text("utf-8") for kind in ("html", "js", "css"))
 
@@ -227,17 +227,17 @@ def page() -> tuple[str, str]:
 
 
 def router(service: Service, make_world: visits.MakeWorld = visits.world_of) -> fastapi.APIRouter:
-    """Routes of the page of a service."""
+    """Return the routes of a service's page."""
     routes, demo, (html, policy) = fastapi.APIRouter(tags=["page"]), Demo(service, make_world), page()
 
     @routes.get("/", response_class=HTMLResponse)
     async def feed() -> HTMLResponse:
-        """A feed to look at."""
+        """Show the feed."""
         return HTMLResponse(html, headers={"content-security-policy": policy, "cache-control": "no-cache"})
 
     @routes.get("/demo/about", response_model=About)
     async def about() -> Any:
-        """What the page must know of the artefact."""
+        """Return what the page must know of the artefact."""
         return JSONResponse(demo.about())
 
     again = {"model": Preparing, "description": "The world is being made, which takes seconds; ask again."}
@@ -245,7 +245,7 @@ def router(service: Service, make_world: visits.MakeWorld = visits.world_of) -> 
 
     @routes.post("/demo/visits", response_model=Visit, responses={202: again, 409: none})
     async def begin(start: Start) -> Any:
-        """Begins a visit, of a visitor or of a simulated user."""
+        """Begin a visit, of a visitor or of a simulated user."""
         visit = await demo.begin(start.simulated)
         if visit is None:
             return JSONResponse({"preparing": "the world of the simulated users"}, 202, {"retry-after": "1"})
@@ -256,7 +256,7 @@ def router(service: Service, make_world: visits.MakeWorld = visits.world_of) -> 
 
     @routes.post("/demo/visits/{user}/steps", response_model=Answered, responses={404: gone, 409: other})
     async def step(user: UserId, shown: Shown) -> Any:
-        """Says what was shown: a simulated user answers, and the candidates of the next request follow."""
+        """Take the slate shown; return a simulated user's feedback and the candidates of the next request."""
         return JSONResponse(await demo.step(user, shown))
 
     return routes

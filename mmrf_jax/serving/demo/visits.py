@@ -1,7 +1,7 @@
-"""Who looks at the feed of the page: a visitor of whom nothing is known, or a simulated user of the world.
+"""Viewers of the demo feed: an anonymous visitor, or a simulated user of the world.
 
-A ranking service is told candidates, profiles and histories by others: a recall stage, an app. This is what stands in
-their place on the page, and it answers for users that are simulated.
+A ranking service receives candidates, profiles and histories from a recall stage and an app. This module replaces both
+for the page, and produces the feedback of simulated users.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from mmrf_jax.serving.ranker import Ranker
 from mmrf_jax.serving.service import Refused
 
 _REMEMBERED = 2_000  # videos that a visitor is not shown again
-_TASTES = 12  # reactions that a visitor's candidates follow
-_KEPT, _LIKED = 0.5, 0.25  # of a visitor's candidates: asked about before, of topics reacted to
+_TASTES = 12  # reactions that determine a visitor's candidates
+_KEPT, _LIKED = 0.5, 0.25  # shares of a visitor's candidates: of earlier requests, of topics with a reaction
 
 
 class Answer(NamedTuple):
-    """What a slate brought.
+    """The response to a slate.
 
     Attributes:
-      feedback: [k, S] of the slate, in its order, where a simulated user was asked; None for a visitor.
+      feedback: [k, S] of the slate, in its order, for a simulated user; None for a visitor.
       leaves: whether the simulated user leaves.
     """
 
@@ -40,9 +40,12 @@ class Visit:
     """One session of the page; not thread-safe.
 
     Attributes:
-      user: id under which the service knows the visit. position: of the request that waits for an answer, from 0.
-      candidates: [c] int64 of that request, the platform's ids. context: [Dx − 1] of it.
-      profile: [Du] or None. history: (videos [h], feedback [h, S]) that the user arrives with, oldest first, or None.
+      user: id of the visit in the service.
+      position: of the pending request, from 0.
+      candidates: [c] int64 of that request, the platform's ids.
+      context: [Dx − 1] of that request.
+      profile: [Du] or None.
+      history: (videos [h], feedback [h, S]) from before the visit, oldest first, or None.
       simulated: id of the simulated user, or None.
     """
 
@@ -58,13 +61,16 @@ class Visit:
         self._last: tuple[list[int], Answer] | None = None
 
     def step(self, ranker: Ranker, position: int, slate: list[int], reacted: list[int]) -> Answer:
-        """Takes the slate that was shown and moves on to the next request; said again, it answers the same.
+        """Apply the slate shown and advance to the next request; repeating a call returns the same answer.
 
         Args:
-          reacted: videos of the slate that were liked in one way or another.
+          ranker: the ranker of the service.
+          position: of the request.
+          slate: videos shown, in order.
+          reacted: videos of the slate with any positive reaction.
 
         Raises:
-          Refused: for another request than the one that waits, or a slate that it cannot have.
+          Refused: for another request than the pending one, or an impossible slate.
         """
         if self._last is not None and position == self.position - 1 and slate == self._last[0]:
             return self._last[1]
@@ -81,20 +87,23 @@ class Visit:
         return answer
 
     def _answer(self, ranker: Ranker, slate: list[int], reacted: list[int]) -> Answer:
-        """Answers the slate, and sets candidates and context of the next request."""
+        """Answer the slate, and set candidates and context of the next request."""
         raise NotImplementedError
 
 
 class Visitor(Visit):
-    """A person, of whom nothing is known but what is done with the slates.
+    """A person, known only by the reactions to slates.
 
-    Half of the candidates were asked about before and not shown, a quarter is of topics that the visitor reacted to,
-    the others are drawn from the whole catalogue.
+    Half of the candidates are from earlier requests and were not shown, a quarter is of topics with a reaction, the
+    others are sampled from all items.
     """
 
     def __init__(self, user: int, ranker: Ranker, limit: int):
-        """
+        """Begin with candidates sampled from all items.
+
         Args:
+          user: id of the visit.
+          ranker: the ranker of the service.
           limit: most candidates of a request.
         """
         super().__init__(user, ranker.schema.slate)
@@ -127,7 +136,7 @@ class Visitor(Visit):
         chosen = dict.fromkeys(before[: int(_KEPT * self._size)])
         chosen |= dict.fromkeys([v for v in liked if v not in seen and v not in chosen][: int(_LIKED * self._size)])
         chosen |= dict.fromkeys(v for v in anew if v not in seen)
-        chosen |= dict.fromkeys([*anew, *ids[: self._size].tolist()])  # a small catalogue may have nothing else left
+        chosen |= dict.fromkeys([*anew, *ids[: self._size].tolist()])  # a small item set may have no others left
         self.candidates = np.array(list(chosen)[: self._size], np.int64)
         self.context = np.zeros(ranker.schema.context - 1, np.float32)
 
@@ -136,7 +145,7 @@ class World:
     """A simulator that is asked for one user at a time."""
 
     def __init__(self, simulator: base.Simulator, slate: int):
-        """Compiles its functions, which takes seconds."""
+        """Compile its functions, which takes seconds."""
         self.params = simulator.params
         self.reset, self.step = jax.jit(simulator.reset), jax.jit(simulator.step)
         first = SimulatedUser(0, self, 0, 0, slate, 2**31)
@@ -144,13 +153,18 @@ class World:
 
 
 class SimulatedUser(Visit):
-    """A user of the world, who knows what is shown, and not what the page's buttons say."""
+    """A user of the world, who reacts to the slates shown, not to the page's buttons."""
 
     def __init__(self, user: int, world: World, simulated: int, visit: int, slate: int, limit: int):
-        """
+        """Reset the simulated user.
+
         Args:
-          simulated: the world's id of the user. visit: number of the visit; each has its own chance.
-          slate: K. limit: most candidates of a request.
+          user: id of the visit.
+          world: the world.
+          simulated: the world's id of the user.
+          visit: number of the visit; each has its own randomness.
+          slate: K.
+          limit: most candidates of a request.
         """
         super().__init__(user, slate)
         self.simulated = simulated
@@ -171,7 +185,7 @@ class SimulatedUser(Visit):
         return self.feel(np.array([place[v] for v in slate]))
 
     def feel(self, shown: np.ndarray) -> Answer:
-        """Answers candidates by position [k]."""
+        """Return the feedback on candidates by position [k]."""
         exposed = shown[None].astype(np.int32)
         self._state, result = self._world.step(self._key, self._state, exposed, self._world.params)
         self._take(result.request)
@@ -180,15 +194,15 @@ class SimulatedUser(Visit):
 
 
 def why_not(config: dict[str, Any]) -> str | None:
-    """Why an artefact of this config has no simulated users; None where it has."""
+    """Return why an artefact of this config has no simulated users; None if it has."""
     if config.get("source") == "world" and "world" in config:
         return None
     return f"the ranker was trained on {config.get('source', 'a log')}, whose users nobody can simulate"
 
 
 def world_of(config: dict[str, Any], slate: int) -> World:
-    """The world of a run's config."""
-    from mmrf_jax.training import (  # only those who want a simulated user wait for all sources of sessions
+    """Build the world of a run's config."""
+    from mmrf_jax.training import (  # imported here, so that only simulated users load all session sources
         configs,
         sources,
     )

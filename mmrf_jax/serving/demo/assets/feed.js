@@ -1,15 +1,15 @@
-// The feed: asks the service for slates, shows them, and tells it what was done with them.
+// The feed: requests slates from the service, shows them, and sends the feedback.
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
-  const SPEED = 10; // of a video that is being watched
+  const SPEED = 10; // playback speed-up of a video
   const REACTIONS = ["like", "follow", "comment", "forward", "hate"];
   const say = (name) => name.replaceAll("_", " ");
   const many = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
   const clock = (s) => `${Math.floor(s / 60)}:${String(Math.floor(s % 60)).padStart(2, "0")}`;
   const time = (s) => (s < 60 ? `${Math.round(s)} s` : `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`);
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-  // Everything goes in as text, never as markup.
+  // All content is inserted as text, never as markup.
   const make = (tag, text, className) => {
     const node = document.createElement(tag);
     if (text !== undefined) node.textContent = text;
@@ -23,7 +23,7 @@
     box.append(part);
     return box;
   };
-  // crypto.randomUUID is there on https and on this machine alone.
+  // crypto.randomUUID exists only on https and on localhost.
   const eventId = () =>
     crypto.randomUUID ? crypto.randomUUID() : [...crypto.getRandomValues(new Uint32Array(4))].map((x) => x.toString(16)).join("-");
 
@@ -41,7 +41,7 @@
       };
     });
 
-  // The answer to a request; waits where the service is busy, asks for the token where one is needed.
+  // Returns the response to a request; waits while the service is busy, and asks for the token if one is needed.
   const call = async (path, body) => {
     for (let busy = 0; ; ) {
       const headers = { "content-type": "application/json" };
@@ -78,14 +78,14 @@
   };
   const said = (text) => {
     const place = $(visit ? "said" : "about");
-    if (place.textContent !== text) place.textContent = text; // else it would be read aloud again
+    if (place.textContent !== text) place.textContent = text; // otherwise screen readers read it again
   };
 
   // --- a visit ---
 
-  let about; // what the service said of itself
-  let visit; // who watches, and what was so far
-  let turn; // the request that is on the screen
+  let about; // information about the service
+  let visit; // the viewer, and the visit so far
+  let turn; // the request on the screen
 
   const working = async (work) => {
     const buttons = [...document.querySelectorAll("#bar button, #begin")];
@@ -152,7 +152,7 @@
     progress();
   };
 
-  // {agent: Map of a candidate to its place, from 1, among all that are known}
+  // {agent: Map from candidate to its rank, from 1, among the known candidates}
   const places = (scores) =>
     Object.fromEntries(
       Object.entries(scores).map(([agent, values]) => {
@@ -164,13 +164,13 @@
 
   const placeOf = (request, agent, video) => request.places[agent].get(request.candidates.indexOf(video));
 
-  // What each agent changed its mind about since the request before.
+  // Shows how each agent's ranking changed since the previous request.
   const changes = (before) => {
     $("changed").hidden = !before;
     if (!before) return;
     const ranked = (request, video) => placeOf(request, about.agents[0], video) !== undefined;
     const both = turn.candidates.filter((video) => ranked(turn, video) && ranked(before, video));
-    // Each agent's order of the candidates that both requests had, and how far it moved them in it.
+    // Each agent's order of the candidates common to both requests, and how far each candidate moved.
     const order = (request, agent) => {
       const sorted = [...both].sort((a, b) => placeOf(request, agent, a) - placeOf(request, agent, b));
       return new Map(sorted.map((video, place) => [video, place]));
@@ -221,7 +221,7 @@
 
   let playing; // {card, stop}
 
-  // KuaiRand's rules of clicks and long views.
+  // KuaiRand's rules for clicks and long views.
   const watched = ({ seconds, duration }) => ({
     click: duration <= 7 ? seconds >= duration : seconds > 7,
     long_view: seconds >= Math.min(duration, 18),
@@ -322,7 +322,7 @@
     one.show();
   };
 
-  // --- what was done with a slate ---
+  // --- feedback on a slate ---
 
   const reacted = (one) => !one.pressed.has("hate") && (watched(one).long_view || one.pressed.size > 0);
 
@@ -344,7 +344,7 @@
       for (const name of one.pressed) signals[name] = 1;
       return signals;
     });
-    // Sent again, an event counts once, and what two of them say of a video is said once.
+    // A repeated event counts once, and so does a signal that both events of a request contain.
     await call("/feedback", { event_id: turn.event + (left ? "-left" : ""), request_id: turn.request_id, videos, left });
     if (turn.told) return;
     turn.told = true;
@@ -417,7 +417,7 @@
   const choose = () => {
     const simulated = $("who").elements.kind.value === "simulated";
     $("number-label").hidden = $("another").hidden = !simulated;
-    $("number").disabled = !simulated; // else a hidden field could refuse the form
+    $("number").disabled = !simulated; // otherwise a hidden field could block the form
   };
 
   $("who").addEventListener("change", choose);
