@@ -78,9 +78,10 @@ def running_means(
 def by_day(logs: list[SessionLog], items: types.Items) -> tuple[np.ndarray, np.ndarray]:
     """Return the statistics of every video after each day of some logs, for `types.Items.statistics`.
 
-    Returns: Dates [n] int32, in order; and features [n + 1, V, F] float32, where row i uses the first i of these days.
-    Means are differences from the overall mean of the same days, divided by their standard deviation over the exposures
-    of all days; counts likewise. Row 0 uses no data and is zeros.
+    Returns:
+      Dates [n] int32, in order; and features [n + 1, V, F] float32, where row i uses the first i of these days. Means
+      are differences from the overall mean of the same days, divided by their standard deviation over the exposures of
+      all days; counts likewise. Row 0 uses no data and is zeros.
     """
     rows = exposures(logs)
     dates = np.unique(rows.date)

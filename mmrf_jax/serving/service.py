@@ -263,7 +263,7 @@ class Service:
         )
 
     def _say_back(self, milliseconds: int) -> None:
-        """Report, once, that the clock was set back."""
+        """Report once that the clock was set back."""
         if not self._said_back:
             self._said_back = True
             say(

@@ -95,8 +95,9 @@ class Pool:
           exposed: [R, K] int32 item rows, different within a request; −1 at its end where fewer were shown.
           candidates: C.
 
-        Returns: Candidates [R, C] int32, all different, the exposed ones at random positions; and slate [R, K] int32,
-        the positions of the exposed ones in the given order, −1 where there is none.
+        Returns:
+          Candidates [R, C] int32, all different, the exposed ones at random positions; and slate [R, K] int32, the
+          positions of the exposed ones in the given order, −1 where there is none.
         """
         found = np.empty((len(key), candidates), np.int32)
         size = self.live(dates).astype(np.uint64)

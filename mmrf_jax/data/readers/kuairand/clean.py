@@ -62,10 +62,11 @@ def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tupl
       rows: rows returned by `mark`, in any order.
       known: video ids [n] int32 to durations [n] in ms from the features, 0 if unknown.
 
-    Returns: The usable rows with the columns of `columns.LOG_TYPES`, sorted by user, time and video (and by the other
-    columns, so that the order does not depend on the files); all rows except duplicates, with `reason`, the index in
-    `REASONS` of why a row is unusable; and a report `{"standard": counts, "random": counts}` with `rows`, `duplicates`,
-    `duration_repaired`, one entry per reason, `used` and `users`. `count_videos` counts videos, over all users.
+    Returns:
+      The usable rows with the columns of `columns.LOG_TYPES`, sorted by user, time and video (and by the other columns,
+      so that the order does not depend on the files); all rows except duplicates, with `reason`, the index in `REASONS`
+      of why a row is unusable; and a report `{"standard": counts, "random": counts}` with `rows`, `duplicates`,
+      `duration_repaired`, one entry per reason, `used` and `users`. `count_videos` counts videos, over all users.
     """
     read = _by_log(rows)
     rows = _sorted(rows)
@@ -163,9 +164,10 @@ def describe_videos(rows: pl.DataFrame, train_until: int) -> pl.DataFrame:
       rows: the second output of `clean`.
       train_until: last training day.
 
-    Returns: `seen`: first day of a usable row, or NEVER; `seen_time` and `seen_ms`: time and duration (ms) of its first
-    row; `random`: first day of a usable row of the random log, or NEVER; `train`: usable rows of the standard log on
-    training days; `mentions`: the bits of `IN_LOG` and `USED`.
+    Returns:
+      `seen`: first day of a usable row, or NEVER; `seen_time` and `seen_ms`: time and duration (ms) of its first row;
+      `random`: first day of a usable row of the random log, or NEVER; `train`: usable rows of the standard log on
+      training days; `mentions`: the bits of `IN_LOG` and `USED`.
     """
     used, random = pl.col("reason").is_null(), pl.col("random")
 

@@ -53,8 +53,9 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
       engine: runs the tasks.
       progress: as `io.progress.counted`.
 
-    Returns: `report`, `schema` (its fields), and `splits`: for each shard of a split its `bytes`, `blocks` (pairs of
-    sessions and requests) and `counts`.
+    Returns:
+      `report`, `schema` (its fields), and `splits`: for each shard of a split its `bytes`, `blocks` (pairs of sessions
+      and requests) and `counts`.
 
     Raises:
       ValueError: for a file that is not CSV or lacks a column, one whose rows are mostly in another format than the
