@@ -1,10 +1,10 @@
-"""Fields of configs: the default, the range and the meaning of each in one place, and the check of values against them.
+"""Config fields: declare the default, the range and the meaning of each in one place, and validate values.
 
     @dataclasses.dataclass(frozen=True)
     class Train:
         batch: int = field(32, "segments of one update", within="[1, 2147483647]")
 
-Nothing here needs JAX, so config files can be read and refused without it.
+This module does not import JAX, so config files can be read and rejected without it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-COUNT, NATURAL = "[1, 2147483647]", "[0, 2147483647]"  # what an int32 can hold
+COUNT, NATURAL = "[1, 2147483647]", "[0, 2147483647]"  # the range of an int32
 WIDTH = "[1, 65536]"  # units of a layer, or columns of a table
 RATE, FINITE, NOT_NEGATIVE = "(0, inf)", "(-inf, inf)", "[0, inf)"
 SHARE, PART, DROPOUT = "[0, 1]", "(0, 1]", "[0, 1)"
@@ -26,7 +26,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True o
 
 
 class Range(NamedTuple):
-    """The numbers between two ends, written as in `[0, 1)`. Only finite numbers are in a range."""
+    """A numeric interval, written as in `[0, 1)`. It contains only finite numbers."""
 
     low: float
     high: float
@@ -35,17 +35,17 @@ class Range(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Range:
-        """Read a range.
+        """Parse an interval.
 
         Raises:
-          ValueError: for a text that is none.
+          ValueError: if the text is not an interval.
         """
         if (found := _RANGE.fullmatch(text)) is None:
             raise ValueError(f"{text!r} is no range; write it as in '[0, 1)'")
         return cls(float(found[2]), float(found[3]), found[1] == "[", found[4] == "]")
 
     def holds(self, value: float) -> bool:
-        """Whether a number is in the range."""
+        """Return whether the interval contains a number."""
         if not math.isfinite(value):
             return False
         above = value >= self.low if self.low_belongs else value > self.low
@@ -63,15 +63,15 @@ def field(
     """Declare a field of a config dataclass.
 
     Args:
-      default: the value where a config says nothing.
-      meaning: a line of help.
-      within: the range of a number, or of each number of a tuple, such as `[0, 1)`.
-      among: the names that a text may be, or each text of a tuple.
+      default: value of the field if a config does not set it.
+      meaning: one line of help.
+      within: range of a number, or of each number of a tuple, such as `[0, 1)`.
+      among: allowed strings, for a string or for each string of a tuple.
       optional: whether None in a config stands for the default.
-      internal: whether it is set by the program and is no field of config files.
+      internal: whether the program sets the field, so that it is not a field of config files.
 
     Raises:
-      TypeError: for a number without a range.
+      TypeError: if a number has no range.
     """
     numbers = default if isinstance(default, tuple) else (default,)
     if within is None and any(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers):
@@ -83,7 +83,7 @@ def field(
 
 
 def fix(spec: dataclasses.Field, value: Any) -> str | None:
-    """Return what to use instead of a value that a field cannot have; None where it can."""
+    """Return a suggestion for an invalid value of a field, or None if the value is valid."""
     if value is None and (spec.default is None or spec.metadata["optional"]):
         return None
     if not isinstance(spec.default, tuple):
@@ -116,13 +116,13 @@ def _fix_one(spec: dataclasses.Field, value: Any) -> str | None:
 
 
 def refuse(spec: dataclasses.Field, name: str, value: Any) -> None:
-    """Refuse a value that a field cannot have.
+    """Raise an error if a value is invalid for a field.
 
     Args:
-      name: what messages call the field; one that begins with `config.` is a flag too.
+      name: name of the field in messages; a name that starts with `config.` is also a flag.
 
     Raises:
-      ValueError: saying what to use.
+      ValueError: if the value is invalid; the message suggests a valid one.
     """
     if (better := fix(spec, value)) is None:
         return
@@ -133,13 +133,14 @@ def refuse(spec: dataclasses.Field, name: str, value: Any) -> None:
 
 
 def check(config: Any, name: str) -> None:
-    """Refuse values that fields of a config dataclass cannot have.
+    """Validate the fields of a config dataclass.
 
     Args:
-      config: the instance. name: what messages call it.
+      config: the instance.
+      name: name of the instance in messages.
 
     Raises:
-      ValueError: for the first of them, saying what to use.
+      ValueError: for the first invalid value; the message suggests a valid one.
     """
     for spec in dataclasses.fields(config):
         if spec.metadata:
@@ -147,7 +148,7 @@ def check(config: Any, name: str) -> None:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return the advice for a name that is unknown: those like it, else all that there are."""
+    """Return advice for an unknown name: the closest known names, or all of them if none is close."""
     names = list(names)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(names))}"

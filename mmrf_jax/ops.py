@@ -1,4 +1,4 @@
-"""From scores to slates: the exposure operator, hard, sampled and relaxed."""
+"""Exposure operators, from scores to slates: hard, sampled (Plackett–Luce) and relaxed top-K."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ _SEARCH_STEPS = 20
 
 
 def top_k(scores: chex.Array, k: int) -> chex.Array:
-    """Positions [..., K] of the K best of scores [..., C], best first; ties go to the smaller position."""
+    """Return the positions [..., K] of the K highest scores [..., C], best first; ties go to the smaller position."""
     return jax.lax.top_k(scores, k)[1]
 
 
 def standardised(scores: chex.Array) -> chex.Array:
-    """Scores [..., C] with mean 0 and standard deviation 1 within the request; zeros where all are equal."""
+    """Standardise scores [..., C] to mean 0 and standard deviation 1 per request; equal scores give zeros."""
     centred = scores - scores.mean(axis=-1, keepdims=True)
     return centred / jnp.maximum(centred.std(axis=-1, keepdims=True), 1e-6)
 
 
 def slate_to_multihot(slate: chex.Array, mask: chex.Array, num_candidates: int) -> chex.Array:
-    """The exposure w [..., C] of a slate [..., K] of positions with `mask` [..., K]: 1 where a candidate was shown."""
+    """Encode a slate [..., K] of positions with `mask` [..., K] as the exposure w [..., C]: 1 where shown, else 0."""
     position = jax.lax.broadcast_to_rank(jnp.arange(num_candidates, dtype=jnp.int32), slate.ndim + 1)
     shown = (slate[..., None] == position) & mask[..., None]
     return jnp.any(shown, axis=-2).astype(jnp.float32)
 
 
 def plackett_luce_log_prob(scores: chex.Array, slate: chex.Array, mask: chex.Array | None = None) -> chex.Array:
-    """Log-probability [..., K] of each slot of a slate given the slots above it.
+    """Compute the log-probability [..., K] of each slot of a slate, given the slots above it.
 
-    The product over the slots is the Plackett–Luce probability of the ordered slate; each slot alone is the weight's
-    unit in off-policy estimates.
+    The product of the slot probabilities is the Plackett–Luce probability of the ordered slate. Off-policy estimates
+    weight each slot separately.
 
     Args:
       scores: [..., C], already divided by the temperature.
       slate: [..., K] positions in the candidates, in order.
-      mask: [..., K] bool; slots that are not there get 0.
+      mask: [..., K] bool; masked-out slots get 0.
     """
     k = slate.shape[-1]
     shown = jnp.ones(slate.shape, bool) if mask is None else mask
     chosen = jnp.take_along_axis(scores, slate, axis=-1)
     position = jax.lax.broadcast_to_rank(jnp.arange(scores.shape[-1], dtype=jnp.int32), scores.ndim)
     taken = jnp.zeros(scores.shape, bool)
-    for i in range(k):  # unrolled, it fuses with the sum below
+    for i in range(k):  # unrolled, so that it fuses with the sum below
         taken |= (slate[..., i : i + 1] == position) & shown[..., i : i + 1]
-    # What is left at a slot: the rest, the slot and those below it. Summed, not subtracted from the total, which would
-    # lose small weights in float32.
+    # The normaliser of a slot sums over the candidates outside the slate, the slot and the slots below it. Subtracting
+    # from the total instead would lose small weights in float32.
     rest = jax.nn.logsumexp(scores, axis=-1, where=~taken, keepdims=True)
     terms = jnp.concatenate([chosen, rest], axis=-1)[..., None, :]  # [..., 1, K + 1]
     there = jnp.append(shown, jnp.ones_like(shown[..., :1]), axis=-1)
@@ -55,15 +55,15 @@ def plackett_luce_log_prob(scores: chex.Array, slate: chex.Array, mask: chex.Arr
 
 
 def soft_top_k(scores: chex.Array, k: int, temperature: float, weight: chex.Array | None = None) -> chex.Array:
-    """The relaxed exposure w(a) in (0, 1)^C with sum K: sigmoid((a - nu) / temperature).
+    """Compute the relaxed exposure w(a) in (0, 1)^C with sum K: sigmoid((a - nu) / temperature).
 
-    It maximises <w, a> + temperature * H(w) over exposures of size K, H the sum of binary entropies; hard top-K is its
-    limit at temperature 0. nu is found by bisection and differentiated implicitly.
+    It maximises <w, a> + temperature * H(w) over exposures of size K, where H is the sum of binary entropies. Its limit
+    at temperature 0 is hard top-K. nu is found by bisection and differentiated implicitly.
 
     Args:
       scores: [..., C] float.
-      weight: [..., C], of how many candidates each is one in a sample of them; w is then the exposure of all these, and
-        nu is that of all candidates. None for 1 each.
+      weight: [..., C], number of candidates that each sampled candidate represents; w is then their total exposure, and
+        nu the threshold over all candidates. None for 1 each.
     """
     many = jnp.ones((), scores.dtype) if weight is None else weight
     nu = _threshold(jax.lax.stop_gradient(scores), k, temperature, weight)
@@ -78,7 +78,7 @@ def soft_top_k(scores: chex.Array, k: int, temperature: float, weight: chex.Arra
 def _threshold(scores: chex.Array, k: int, temperature: float, weight: chex.Array | None) -> chex.Array:
     c = scores.shape[-1] if weight is None else jnp.sum(weight, axis=-1, keepdims=True)
     many = jnp.ones((), scores.dtype) if weight is None else weight
-    # At these bounds every w is above / below K / C, so the sum is on either side of K.
+    # At these bounds every w is above / below K / C, so the sums bracket K.
     odds = jnp.log(k / (c - k + 1e-6))
     low = jnp.min(scores, axis=-1, keepdims=True) - temperature * odds - 1e-3
     high = jnp.max(scores, axis=-1, keepdims=True) - temperature * odds + 1e-3
@@ -94,7 +94,7 @@ def _threshold(scores: chex.Array, k: int, temperature: float, weight: chex.Arra
 
 
 def entropy(w: chex.Array, weight: chex.Array | None = None) -> chex.Array:
-    """Sum over candidates of the binary entropies of an exposure [..., C], in nats; `weight` as in `soft_top_k`."""
+    """Sum the binary entropies of an exposure [..., C] over candidates, in nats; `weight` as in `soft_top_k`."""
     many = jnp.ones((), w.dtype) if weight is None else weight
     w = jnp.clip(w / many, 1e-6, 1.0 - 1e-6)
     return -jnp.sum(many * (w * jnp.log(w) + (1.0 - w) * jnp.log1p(-w)), axis=-1)

@@ -1,7 +1,7 @@
-"""Random numbers per user and step: the same for a user whatever the batch, the slot or the device count.
+"""Random numbers per user and step that do not depend on the batch, the slot or the number of devices.
 
-On CPUs JAX lowers its hash to a loop of small operations: right for one large array, but at the 16 to 1,024 users of a
-step it costs as much as all the rest of the step.
+On CPUs, JAX lowers its hash to a loop of small operations. This suits one large array, but at the 16 to 1,024 users of
+a step it costs as much as the rest of the step.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def to_normal(uniform: chex.Array) -> chex.Array:
-    """Standard normals from uniforms in (0, 1), elementwise."""
+    """Map uniforms in (0, 1) to standard normals, elementwise."""
     return jnp.sqrt(2.0).astype(uniform.dtype) * jax.lax.erf_inv(jnp.clip(2.0 * uniform - 1.0, -0.9999998, 0.9999998))
 
 
 def to_gumbel(uniform: chex.Array) -> chex.Array:
-    """Standard Gumbel variates from uniforms in (0, 1), elementwise."""
+    """Map uniforms in (0, 1) to standard Gumbel variates, elementwise."""
     return -jnp.log(-jnp.log(uniform))
 
 
 def reference_per_user_uniform(key: types.Key, position: chex.Array, user_ids: chex.Array, num: int) -> chex.Array:
-    """All the random numbers of one step: [B, num] uniforms in (0, 1), one fold and one draw for each user.
+    """Draw all random numbers of one step: [B, num] uniforms in (0, 1), with one fold and one draw per user.
 
     Args:
       key: typed key of the whole rollout.
-      position: [B] or scalar int32, the user's own step, so that a refilled slot draws what it would alone.
+      position: [B] or scalar int32, step of each user, so that draws do not depend on when a slot was refilled.
       user_ids: [B] int32.
     """
 
@@ -45,10 +45,12 @@ def reference_per_user_uniform(key: types.Key, position: chex.Array, user_ids: c
 
 
 def per_user_uniform(key: types.Key, position: chex.Array, user_ids: chex.Array, num: int) -> chex.Array:
-    """`reference_per_user_uniform`, bit for bit, in one fused computation.
+    """Compute `reference_per_user_uniform`, bit for bit, in one fused computation.
 
     Args:
-      key: typed threefry key of the whole rollout. position: [B] or scalar int32. user_ids: [B] int32.
+      key: typed threefry key of the whole rollout.
+      position: [B] or scalar int32.
+      user_ids: [B] int32.
     """
     position = jnp.broadcast_to(position, user_ids.shape)
     other = functools.partial(reference_per_user_uniform, num=num)
@@ -56,7 +58,7 @@ def per_user_uniform(key: types.Key, position: chex.Array, user_ids: chex.Array,
 
 
 def uniforms(key: types.Key, shape: tuple[int, ...]) -> chex.Array:
-    """Uniforms [*shape] in (0, 1) by the same computation, in place of `jax.random.uniform`."""
+    """Draw uniforms [*shape] in (0, 1) with `per_user_uniform`, instead of `jax.random.uniform`."""
     if 0 in shape:
         return jnp.zeros(shape)
     rows = jnp.arange(math.prod(shape[:-1]), dtype=jnp.int32)
@@ -68,24 +70,24 @@ def _fused(key: types.Key, position: chex.Array, user_ids: chex.Array, num: int)
     k0, k1 = _apart(lambda: _fold(*_fold(k0, k1, position), user_ids), user_ids)
     number = jnp.arange(num, dtype=jnp.uint32)[None, :]
     bits = _apart(lambda: jnp.bitwise_xor(*_fold(k0[:, None], k1[:, None], number)), user_ids)
-    ones = jnp.uint32(0x3F800000)  # the exponent of [1, 2)
+    ones = jnp.uint32(0x3F800000)  # exponent bits of floats in [1, 2)
     unit = jax.lax.bitcast_convert_type(bits >> 9 | ones, jnp.float32) - 1.0
     low = jnp.float32(1e-7)
     return jnp.maximum(low, unit * (1.0 - low) + low)
 
 
 def _apart(make, user_ids: chex.Array):
-    """`make()`, kept out of the fusions of its readers, who would each make all of it anew."""
+    """Return `make()` outside the fusions of its consumers, which would each recompute it."""
     shapes = jax.eval_shape(make)
 
     def nothing():
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    return jax.lax.cond((user_ids[0] | 1) != 0, make, nothing)  # true of every id, but XLA does not look into bits
+    return jax.lax.cond((user_ids[0] | 1) != 0, make, nothing)  # always true, but XLA does not analyse bits
 
 
 def _fold(k0: chex.Array, k1: chex.Array, x: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """Threefry-2x32 of (0, x), 20 rounds; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011."""
+    """Hash (0, x) by Threefry-2x32, 20 rounds; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011."""
     k = (k0, k1, k0 ^ k1 ^ jnp.uint32(0x1BD11BDA))
     x0, x1 = k[0], x.astype(jnp.uint32) + k[1]
     for i in range(5):

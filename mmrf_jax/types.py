@@ -1,8 +1,8 @@
-"""The vocabulary of the project: signals, agents and the records that rooms exchange.
+"""Shared types: signals, agents and the records that packages exchange.
 
 Letters used in every shape: **B** users (sessions) in a batch, **T** requests in a session, **C** candidates of one
 request, **K** videos exposed of them, **H** exposures of the history a user arrives with, **N** agents,
-**S** feedback signals, **V** videos of the catalogue, **D** features.
+**S** feedback signals, **V** videos of the item set, **D** features.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mmrf_jax.signals import AGENT_SIGNALS, BINARY_SIGNALS, SIGNALS, WATCH_TIME, signal_index  # noqa: F401 - part of the vocabulary
+from mmrf_jax.signals import AGENT_SIGNALS, BINARY_SIGNALS, SIGNALS, WATCH_TIME, signal_index  # noqa: F401 - part of the public API
 
 
 @struct.dataclass
 class Items:
-    """What the platform knows of its V videos: ids and features, never hidden truth."""
+    """The platform's view of its V videos: ids and features, never hidden ground truth."""
 
     author: chex.Array  # [V] int32 in [0, num_authors)
     tag: chex.Array  # [V] int32 in [0, num_tags)
     duration: chex.Array  # [V] float32, seconds
     features: chex.Array  # [V, Di] float32, roughly standardised
-    embedding_id: chex.Array  # [V] int32, row of the id table; 0 is the out-of-vocabulary row
+    embedding_id: chex.Array  # [V] int32, row in the id table; 0 is the out-of-vocabulary row
     num_embeddings: int = struct.field(pytree_node=False)
     num_authors: int = struct.field(pytree_node=False)
     num_tags: int = struct.field(pytree_node=False)
-    dates: chex.Array | None = None  # [days] int32, in order; None without statistics
-    statistics: chex.Array | None = None  # [days + 1, V, F] float32, row i of the first i dates (`data.statistics`)
+    dates: chex.Array | None = None  # [days] int32, ascending; None without statistics
+    statistics: chex.Array | None = None  # [days + 1, V, F] float32, row i covers the first i dates (`data.statistics`)
 
     @property
     def num_videos(self) -> int:
         return self.author.shape[0]
 
     def features_of(self, videos: chex.Array, date: chex.Array | None = None) -> chex.Array:
-        """Features [..., Di + F] of videos [...]: those that stay, and the statistics of the days before a date.
+        """Return features [..., Di + F] of videos [...]: static features, and statistics of the days before a date.
 
         Args:
-          date: [B] of the leading axis of `videos`; None for the newest statistics.
+          date: [B], for the leading axis of `videos`; None for the newest statistics.
         """
         features = jnp.asarray(self.features)[videos]
         if self.statistics is None:
@@ -55,29 +55,29 @@ class Items:
 
 @struct.dataclass
 class Exposure:
-    """Videos that were shown, oldest first, and the feedback they got; `[..., K]` or, for a history, `[..., H]`."""
+    """Shown videos, oldest first, and their feedback; `[..., K]` or, for a history, `[..., H]`."""
 
     videos: chex.Array  # [..., K] int32 video ids
     feedback: chex.Array  # [..., K, S] float32, SIGNALS order
-    mask: chex.Array  # [..., K] bool, False where there is no exposure
+    mask: chex.Array  # [..., K] bool, False where nothing was shown
 
 
 @struct.dataclass
 class Request:
-    """What the platform sees when a user asks for videos."""
+    """What the platform observes when a user requests videos."""
 
     user_id: chex.Array  # [B] int32
     profile: chex.Array  # [B, Du] float32, roughly standardised
     context: chex.Array  # [B, Dx] float32: hour, tab, …; the last column is log1p of the position in the session
-    candidates: chex.Array  # [B, C] int32 video ids, all different
+    candidates: chex.Array  # [B, C] int32 video ids, all distinct
 
 
 @struct.dataclass
 class SessionBatch:
     """A batch of session segments cut from a log; the training input of every method.
 
-    A segment has T + 1 requests: the last is there to bootstrap from and is trained on as the first request of the
-    next segment. `terminated` and `truncated` are those of the session after the request.
+    A segment has T + 1 requests. The last is used for bootstrapping; it is trained on as the first request of the next
+    segment. `terminated` and `truncated` describe the session after the request.
     """
 
     user_id: chex.Array  # [B] int32
@@ -93,15 +93,15 @@ class SessionBatch:
     mask: chex.Array  # [B, T+1] bool, False where there is no request
     terminated: chex.Array  # [B, T+1] bool, the user left after this request
     truncated: chex.Array  # [B, T+1] bool, the log ends here but the session did not
-    weight: chex.Array | None = None  # [B, T+1, C] float32, of how many candidates each is one; None for 1 each
+    weight: chex.Array | None = None  # [B, T+1, C] float32, number of candidates that each represents; None for 1 each
 
     @property
     def num_requests(self) -> int:
-        """T, the requests of a segment that are trained on."""
+        """T, the number of requests of a segment that are trained on."""
         return self.mask.shape[-1] - 1
 
     def without_last(self) -> SessionBatch:
-        """The T requests that are trained on, without the one to bootstrap from."""
+        """Return the T requests that are trained on, without the bootstrap request."""
         at_requests = {name: x[:, :-1] for name in _OF_REQUESTS if (x := getattr(self, name)) is not None}
         return dataclasses.replace(self, **at_requests)
 
@@ -114,7 +114,7 @@ _OF_REQUESTS = (
 
 @struct.dataclass
 class FeedbackPrediction:
-    """What a feedback model predicts of all candidates, raw as in `models.heads.Prediction`."""
+    """A feedback model's predictions for all candidates, raw as in `models.heads.Prediction`."""
 
     feedback: chex.Array  # [B, T+1, S, C] float32
     continue_logit: chex.Array  # [B, T+1] float32
@@ -123,14 +123,14 @@ class FeedbackPrediction:
 
 @struct.dataclass
 class CounterfactualSlates:
-    """Slates of videos that were not shown at the requests of a batch, answered by a feedback model."""
+    """Slates of unshown videos at the requests of a batch, with feedback simulated by a feedback model."""
 
-    slates: chex.Array  # [B, T+1, M, K] int32, positions in the request's candidates, all different
+    slates: chex.Array  # [B, T+1, M, K] int32, positions in the request's candidates, all distinct
     expected: chex.Array  # [B, T+1, M, K, S] float32, expected feedback: probabilities, and seconds
-    uncertainty: chex.Array  # [B, T+1, M, K, S] float32, over its mean on impressions
-    sampled: chex.Array  # [B, T+1, M, K, S] float32, feedback drawn from the model: what the next state holds
+    uncertainty: chex.Array  # [B, T+1, M, K, S] float32, divided by its mean on impressions
+    sampled: chex.Array  # [B, T+1, M, K, S] float32, feedback sampled from the model, for the next state
     stay: chex.Array  # [B, T+1, M] float32, probability of another request after each slate
-    pool: FeedbackPrediction  # of all candidates of the same requests
+    pool: FeedbackPrediction  # for all candidates of the same requests
 
 
 PyTree = chex.ArrayTree
@@ -138,5 +138,6 @@ Key = jax.Array
 
 
 def make_key(seed: int) -> Key:
-    """Return the key of a seed. The same seed gives the same numbers whatever JAX's own default generator is."""
+    """Return the key of a seed. The same seed gives the same numbers under any default generator of JAX."""
+
     return jax.random.key(seed, impl="threefry2x32")
