@@ -1,4 +1,4 @@
-"""The contract of everything that answers a slate: the world, and the learned feedback model.
+"""The interface of simulators, which return feedback on slates: the world and the learned feedback model.
 
 A simulator is three pure functions over batches of users:
 
@@ -6,8 +6,8 @@ A simulator is three pure functions over batches of users:
     step(key, state, exposed, params)  -> state, StepResult
     next_visit(key, state, params)     -> state, days until the user's next visit [B] (int32)
 
-All randomness comes from `key` folded by the user's position in the session and the user id, so that results depend
-neither on the order of the users nor on how they are split over calls or devices.
+All randomness comes from `key`, folded with the user's position in the session and the user id. So results do not
+depend on the order of the users or on how they are split over calls or devices.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from mmrf_jax import types
 
 @struct.dataclass
 class StepResult:
-    """What a slate brought."""
+    """The result of serving a slate."""
 
     exposure: types.Exposure  # [B, K], with feedback
-    request: types.Request  # the next request; meaningless where the session is over
+    request: types.Request  # the next request; meaningless if the session has ended
     terminated: chex.Array  # [B] bool, the user left
-    truncated: chex.Array  # [B] bool, the session was cut at its longest
+    truncated: chex.Array  # [B] bool, the session reached its maximum length
 
 
 class Simulator(NamedTuple):
-    """The three functions, the parameters they take and what a platform may see of the videos."""
+    """The three functions, their parameters, and the items as a platform may see them."""
 
     reset: Callable[..., tuple[Any, types.Request, types.Exposure]]
     step: Callable[..., tuple[Any, StepResult]]
@@ -51,12 +51,12 @@ class Policy:
     """A ranker as data and pure functions; `envs.rollout` serves it in any simulator.
 
     Attributes:
-      params: whatever the functions need.
+      params: what the functions need.
       init: (params, request, history) -> carry, the user state at the start of a session.
-      score: (params, carry, request) -> scores [B, C]. A privileged policy is given the simulator's parameters and
-        hidden state instead of `params` and `carry`; only oracles and the production ranker are.
+      score: (params, carry, request) -> scores [B, C]. A privileged policy receives the simulator's parameters and
+        hidden state instead of `params` and `carry`; only oracles and the production ranker are privileged.
       observe: (params, carry, request, exposure) -> carry, after feedback; O(K), never O(history).
-      temperature: scalar; 0 serves the K best, in order; above 0 serves Plackett–Luce on scores / temperature.
+      temperature: scalar; 0 serves the top K, in order; above 0 samples Plackett–Luce on scores / temperature.
     """
 
     params: Any
@@ -67,26 +67,27 @@ class Policy:
     privileged: bool = struct.field(pytree_node=False, default=False)
 
     def initial_carry(self, request: types.Request, history: types.Exposure) -> Any:
-        """The user state at the start of a session."""
+        """Return the user state at the start of a session."""
         return self.init(self.params, request, history)
 
     def scores(self, sim_params: Any, state: Any, carry: Any, request: types.Request) -> chex.Array:
-        """Scores [B, C] of the candidates of a request."""
+        """Return the scores [B, C] of the candidates of a request."""
         if self.privileged:
             return self.score(sim_params, state)
         return self.score(self.params, carry, request)
 
     def next_carry(self, carry: Any, request: types.Request, exposure: types.Exposure) -> Any:
-        """The user state after feedback."""
+        """Return the user state after feedback."""
         return self.observe(self.params, carry, request, exposure)
 
 
 @struct.dataclass
 class PolicyChoice:
-    """One of several policies, chosen by an array: a compiled rollout serves any of them.
+    """One of several policies, selected by an array, so that one compiled rollout serves any of them.
 
     Attributes:
-      policies: the policies. index: int32 scalar, which of them ranks.
+      policies: the policies.
+      index: int32 scalar, selects the policy that ranks.
     """
 
     policies: tuple[Policy, ...]
@@ -94,11 +95,11 @@ class PolicyChoice:
 
     @property
     def temperature(self) -> chex.Array:
-        """That of the chosen policy."""
+        """The temperature of the selected policy."""
         return jnp.stack([jnp.asarray(policy.temperature, jnp.float32) for policy in self.policies])[self.index]
 
     def initial_carry(self, request: types.Request, history: types.Exposure) -> tuple:
-        """A carry for each policy; zeros but for the chosen one."""
+        """Return one carry per policy; all but the selected one are zeros."""
 
         def chosen(i: int) -> tuple:
             carries = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape) for shape in shapes]
@@ -109,11 +110,11 @@ class PolicyChoice:
         return self._switch(chosen)
 
     def scores(self, sim_params: Any, state: Any, carry: tuple, request: types.Request) -> chex.Array:
-        """Scores [B, C] of the chosen policy; no other one is computed."""
+        """Return the scores [B, C] of the selected policy; no other policy is computed."""
         return self._switch(lambda i: self.policies[i].scores(sim_params, state, carry[i], request))
 
     def next_carry(self, carry: tuple, request: types.Request, exposure: types.Exposure) -> tuple:
-        """The carries, the chosen policy's after feedback."""
+        """Return the carries, with the selected policy's after feedback."""
 
         def chosen(i: int) -> tuple:
             return *carry[:i], self.policies[i].next_carry(carry[i], request, exposure), *carry[i + 1 :]
@@ -125,16 +126,16 @@ class PolicyChoice:
 
 
 def choices(policies: Mapping[str, Policy]) -> dict[str, PolicyChoice]:
-    """Each policy as a choice among all of them, so that they share one compiled rollout."""
+    """Return each policy as a choice among all of them, so that they share one compiled rollout."""
     together = tuple(dataclasses.replace(p, temperature=np.float32(p.temperature)) for p in policies.values())
     return {name: PolicyChoice(together, np.int32(i)) for i, name in enumerate(policies)}
 
 
 def privileged_policy(score: Callable, temperature: float) -> Policy:
-    """A policy that ranks by hidden truth: `score(simulator parameters, simulator state) -> [B, C]`."""
+    """Return a policy that ranks by hidden ground truth: `score(simulator params, simulator state) -> [B, C]`."""
     return Policy((), nothing, score, nothing, temperature, privileged=True)
 
 
 def nothing(*_):
-    """The empty carry; one function, so that equal policies are the same to jit."""
+    """Return the empty carry; a single function, so that jit treats equal policies as the same."""
     return ()

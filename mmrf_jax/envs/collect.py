@@ -1,4 +1,4 @@
-"""Session logs of a policy in a simulator: unrolls on the device, put in order on the host."""
+"""Session logs of a policy in a simulator: unrolled on the device, put in order on the host."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mmrf_jax.data.schema import SessionLog
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.parallel import sharding
 
-_UNROLL = 16  # requests of every slot between two transfers to the host
+_UNROLL = 16  # requests per slot between two transfers to the host
 _SLOTS = 1024
 
 
 def slots_for(num_sessions: int) -> int:
-    """Users in flight at a time: few enough that most slots are busy while the last sessions end."""
+    """Return the number of users in flight: few enough that most slots are busy while the last sessions end."""
     return int(np.clip(num_sessions // 4, 16, _SLOTS))
 
 
@@ -34,20 +34,21 @@ def collect(
     keep_scores: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> SessionLog:
-    """The sessions of users `first_user … first_user + num_sessions - 1` on a day, in order of user id.
+    """Collect the sessions of users `first_user … first_user + num_sessions - 1` on a day, in order of user id.
 
     Args:
-      sim: simulator. policy: ranker; its log-probabilities are logged as propensities.
-      slots: users in flight at a time, which is compiled for; None for `slots_for` the sessions.
-      keep_scores: whether the log holds the policy's scores [r, C].
-      progress: called with the number of sessions ended so far.
+      sim: simulator.
+      policy: ranker; its log-probabilities are logged as propensities.
+      slots: users in flight at a time, a compile-time size; None for `slots_for(num_sessions)`.
+      keep_scores: whether to log the policy's scores [r, C].
+      progress: called with the number of sessions that have ended so far.
     """
     if first_user < 0 or first_user + num_sessions > 2**31 - 1:
         raise ValueError(
             f"users {first_user} … {first_user + num_sessions - 1} are not all in [0, 2^31 - 1); lower first_user"
         )
     size = slots_for(num_sessions) if slots is None else slots
-    # All on one device from the first call on, for where arrays lie is part of what a program is compiled for.
+    # Use one device from the first call on: a program is compiled for the placement of its arrays.
     here = sharding.make_mesh(jax.local_devices()[:1])
     data, policy, key = sharding.put_replicated((sim[3:], policy, key), here)
     sim = base.Simulator(*sim[:3], *data)

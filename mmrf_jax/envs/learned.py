@@ -1,7 +1,7 @@
-"""The learned simulator: reset, step and next_visit by g, over session starts and candidates of a log.
+"""The learned simulator: reset, step and next_visit by the feedback model g, from session starts of a log.
 
 A simulated user is a logged session start. Request t of the session has the candidates of that session's request t
-while the log goes on, then those of requests of the log drawn at random. See `envs.base` for the contract.
+while the log has one, then those of requests drawn at random from the log. See `envs.base` for the interface.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from mmrf_jax.models.feedback_model import counterfactuals, network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 
 ANSWERS = ("sampled", "expected")
-_MAX_REQUESTS = 65_536  # of the log, kept on the device
-_REQUESTS_A_SESSION = 4  # a longer log gives at most one session to so many requests
+_MAX_REQUESTS = 65_536  # of the log, held on the device
+_REQUESTS_A_SESSION = 4  # a longer log gives at most one session per so many requests
 
 
 _encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")
@@ -33,7 +33,7 @@ _encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")
 
 @struct.dataclass
 class Pool:
-    """The part of a log that simulated sessions start from and are filled with: n sessions, r requests, padding."""
+    """The part of a log that provides session starts and candidates: n sessions, r requests, padding."""
 
     user_id: chex.Array  # [n] int32
     profile: chex.Array  # [n, Du]
@@ -48,7 +48,7 @@ class Pool:
 
 @struct.dataclass
 class FeedbackParams:
-    """g as the parameters of a simulator."""
+    """The feedback model g as the parameters of a simulator."""
 
     params: Any  # of the twins
     encodings: chex.Array  # [2, V, D]
@@ -68,12 +68,12 @@ class FeedbackParams:
 class SimulatedState:
     """B simulated users in their sessions."""
 
-    user_id: chex.Array  # [B] int32, of the simulation; chance follows from it
+    user_id: chex.Array  # [B] int32, of the simulation; seeds the randomness
     day: chex.Array  # [B] int32
-    position: chex.Array  # [B] int32, requests answered so far
-    session: chex.Array  # [B] int32, of the pool
-    row: chex.Array  # [B] int32, request of the pool that the candidates are of
-    memory: encoders.Memory  # [B, 2, L, F, D], the user's axis first as everywhere in a state
+    position: chex.Array  # [B] int32, requests served so far
+    session: chex.Array  # [B] int32, index into the pool
+    row: chex.Array  # [B] int32, request of the pool that provides the candidates
+    memory: encoders.Memory  # [B, 2, L, F, D], user axis first, as in every state
 
 
 def make(
@@ -85,17 +85,17 @@ def make(
     answers: str = "sampled",
     pool_requests: int = _MAX_REQUESTS,
 ) -> base.Simulator:
-    """g behind the simulators' contract.
+    """Build a simulator from the feedback model g.
 
     Args:
-      log: whose session starts are simulated.
+      log: log whose session starts are simulated.
       max_requests: longer sessions are cut and count as truncated.
-      pool_requests: of a longer log the first sessions are taken that have so many requests; the shapes of the
+      pool_requests: a longer log is cut to the first sessions with this many requests in total; the shapes of the
         simulator are then the same for any log.
-      answers: `sampled` feedback, or `expected`: probabilities in the place of 0 and 1, and mean seconds.
+      answers: `sampled` feedback, or `expected`: probabilities instead of 0 and 1, and mean seconds.
 
     Raises:
-      ValueError: for a log without sessions, or unknown answers.
+      ValueError: if the log has no sessions or `answers` is unknown.
     """
     if answers not in ANSWERS:
         raise ValueError(f"unknown answers {answers!r} of the feedback simulator; use {' or '.join(ANSWERS)}")
@@ -146,7 +146,7 @@ def _pool(log: SessionLog, pool_requests: int) -> Pool:
 
 
 def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: FeedbackParams):
-    """Users arrive as logged users did. See `envs.base` for shapes."""
+    """Start sessions as logged users did. See `envs.base` for shapes."""
     pool = params.pool
     num = pool.num_sessions
     day = jnp.broadcast_to(jnp.asarray(day, jnp.int32), user_ids.shape)
@@ -165,9 +165,9 @@ def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: Feedbac
 
 
 def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: FeedbackParams):
-    """The users answer slates `exposed` [B, K] (positions in the candidates) and stay or leave.
+    """Simulate feedback on slates `exposed` [B, K] (positions in the candidates) and whether users stay.
 
-    Of a slate as many videos are shown, the first, as the request that the candidates are of had in the log.
+    Each slate is cut to its first videos, as many as the logged request that provides the candidates had shown.
     """
     k = exposed.shape[1]
     mask = jnp.arange(k, dtype=jnp.int32) < (params.pool.slate[state.row] >= 0).sum(axis=1, keepdims=True)
@@ -201,13 +201,13 @@ def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: Fee
 
 
 def next_visit(key: types.Key, state: SimulatedState, params: FeedbackParams):
-    """A day later for everybody: logs of single sessions do not say when users come back."""
+    """Return a visit one day later for every user: logs of single sessions do not say when users return."""
     days = jnp.ones_like(state.day)
     return dataclasses.replace(state, day=state.day + days), days
 
 
 def predict(params: FeedbackParams, state: SimulatedState, videos: chex.Array):
-    """Predictions of both twins for videos [B, M] at the users' next request."""
+    """Predict feedback on videos [B, M] at the users' next request, by both twins."""
     request = _request(params, state)
     encoder, memory = encoders.Encoder(params.config), _twins_first(state.memory)
 
@@ -221,7 +221,7 @@ def predict(params: FeedbackParams, state: SimulatedState, videos: chex.Array):
 
 
 def logged_slates(params: FeedbackParams, state: SimulatedState) -> chex.Array:
-    """Scores [B, C] that serve the slates of the log, in their order: the policy that collected it."""
+    """Return scores [B, C] that reproduce the logged slates in their order: the logging policy."""
     slate, c = params.pool.slate[state.row], params.pool.candidates.shape[1]
     rank = jnp.arange(slate.shape[1], dtype=jnp.int32)
     hits = (slate[..., None] == jnp.arange(c, dtype=jnp.int32)) * (slate.shape[1] - rank)[:, None]
@@ -229,7 +229,7 @@ def logged_slates(params: FeedbackParams, state: SimulatedState) -> chex.Array:
 
 
 def no_preference(params: FeedbackParams, state: SimulatedState) -> chex.Array:
-    """Equal scores [B, C]: uniform slates when served as Plackett–Luce."""
+    """Return equal scores [B, C]: uniform slates when served as Plackett–Luce."""
     return jnp.zeros((state.row.shape[0], params.pool.candidates.shape[1]), jnp.float32)
 
 
@@ -238,7 +238,7 @@ def _twins_first(memory: encoders.Memory) -> encoders.Memory:
 
 
 def _write(params: FeedbackParams, memory: encoders.Memory | None, shown: types.Exposure) -> encoders.Memory:
-    """The memory [B, 2, ...] after more exposures."""
+    """Return the memory [B, 2, ...] after more exposures."""
     encoder = encoders.Encoder(params.config)
 
     def one(p, encodings, memory):

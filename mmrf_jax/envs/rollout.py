@@ -1,8 +1,8 @@
-"""Policy x simulator as jitted loops: per-user sums over huge batches, and unrolls that become logs.
+"""Jitted loops of a policy in a simulator: per-user sums over very large batches, and unrolls that become logs.
 
-Slots whose session ended are refilled with the next user id, so the work per live request is the same for a thousand
-users and for a million, and memory does not grow with the users beyond their sums. What happens to a user depends on
-the key and the user id alone, never on the slot.
+A slot whose session ended is refilled with the next user id. So the work per live request is the same for a thousand
+users and for a million, and memory grows with the users only by their sums. The outcome for a user depends on the key
+and the user id alone, never on the slot.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from mmrf_jax.envs import base
 from mmrf_jax.metrics import diversity
 from mmrf_jax.parallel import programs
 
-#: Columns of the per-user sums. Interactions are counts; `returned` is 1 where the user is back within a day, and
-#: `next_visit` the days until then.
+#: Columns of the per-user sums. Interactions are counts; `returned` is 1 if the user returns within a day, and
+#: `next_visit` is the number of days until then.
 USER_METRICS = ("watch_time", "depth", "requests", *types.BINARY_SIGNALS, "ild", "returned", "truncated", "next_visit")
-EXPOSURE_GROUPS = 20  # user groups with exposure counts of their own, for the intervals of coverage and Gini
+EXPOSURE_GROUPS = 20  # user groups with separate exposure counts, for the intervals of coverage and Gini
 
 
 @struct.dataclass
 class EnvState:
-    """B users in their sessions, and the queue of those who have not come yet."""
+    """B users in their sessions, and the queue of users who have not started."""
 
     state: Any  # of the simulator
     request: types.Request
     carry: Any  # of the policy
-    history: types.Exposure | None  # [B, H], what the user arrived with, for logs
+    history: types.Exposure | None  # [B, H], history at arrival, for logs
     position: chex.Array  # [B] int32, requests of the session so far
-    index: chex.Array  # [B] int32, number of the user in the queue; `num_users` where the slot is idle
+    index: chex.Array  # [B] int32, the user's position in the queue; `num_users` if the slot is idle
     started: chex.Array  # int32, users taken from the queue
     num_users: chex.Array  # int32, length of the queue
     users: chex.Array  # int32, its first user id, or [num_users] all of them
@@ -44,7 +44,7 @@ class EnvState:
 
 @struct.dataclass
 class Transition:
-    """One step of all slots, as it enters a log; `live` tells which slots held a session."""
+    """One step of all slots, as logged; `live` marks the slots that held a session."""
 
     live: chex.Array  # [B] bool
     index: chex.Array  # [B] int32
@@ -52,29 +52,29 @@ class Transition:
     request: types.Request
     history: types.Exposure | None
     scores: chex.Array  # [B, C]
-    slate: chex.Array  # [B, K], -1 where less was shown
-    log_propensity: chex.Array  # [B], of whole slates
+    slate: chex.Array  # [B, K], -1 where fewer were shown
+    log_propensity: chex.Array  # [B], of the whole slate
     feedback: chex.Array  # [B, K, S]
     terminated: chex.Array  # [B] bool
     truncated: chex.Array  # [B] bool
 
 
 def exposure_group(user_ids: chex.Array) -> chex.Array:
-    """Group [B] in [0, EXPOSURE_GROUPS) of users [B], by a multiplicative hash: the same wherever they queue."""
+    """Return groups [B] in [0, EXPOSURE_GROUPS) of users [B], by a multiplicative hash: independent of the queue."""
     return (user_ids.astype(jnp.uint32) * jnp.uint32(2654435769) >> 16).astype(jnp.int32) % EXPOSURE_GROUPS
 
 
 def _ids(users: chex.Array, number: chex.Array) -> chex.Array:
-    """Ids [B] of the users with these numbers in the queue; of nobody in particular past its end."""
+    """Return the ids [B] of users by their position in the queue; past its end, the ids are arbitrary."""
     return users.at[number].get(mode="clip") if users.ndim else users + number
 
 
 def act(policy, sim_params, state, carry, request: types.Request, user, position, key: types.Key, k: int):
-    """Scores [B, C], the slate served [B, K] and its log-probability [B] (0 for a deterministic slate).
+    """Score candidates [B, C], select slates [B, K] and compute their log-probabilities [B] (0 if deterministic).
 
     Args:
       policy: a `base.Policy` or `base.PolicyChoice`.
-      user: [B] int32, ids in the queue, which chance follows from; a learned simulator's requests have logged ids.
+      user: [B] int32, ids in the queue, which seed the randomness; requests of a learned simulator have logged ids.
     """
     scores = policy.scores(sim_params, state, carry, request)
     temperature = jnp.asarray(policy.temperature, jnp.float32)
@@ -97,13 +97,12 @@ def act(policy, sim_params, state, carry, request: types.Request, user, position
 def idle(
     sim: base.Simulator, policy, key: types.Key, users, num_users, day, slots: int, keep_history: bool
 ) -> EnvState:
-    """Slots without a user yet; `refill` gives them the first users of the queue.
+    """Create slots without users; `refill` gives them the first users of the queue.
 
     Args:
-      users: int32, the queue is `users … users + num_users - 1`; or an array of all their ids, `num_users` of them or
-        more.
-      keep_history: where False, histories go to the policy's first carry alone; a policy that ignores them costs no
-        draws for them.
+      users: int32, first id of the queue `users … users + num_users - 1`; or an array of all ids, at least `num_users`.
+      keep_history: if False, histories enter only the policy's first carry; no histories are drawn for a policy that
+        ignores them.
     """
 
     def first_users():
@@ -127,9 +126,10 @@ def idle(
 
 
 def advance(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, k: int):
-    """Serves one request of every live slot.
+    """Serve one request of every live slot.
 
-    Returns the slots, a Transition, the Exposure and, where a session ended, days [B] until the user is back, else 0.
+    Returns:
+      The slots, a Transition, the Exposure and, where a session ended, the days [B] until the next visit, else 0.
     """
     live = slots.index < slots.num_users
     scores, slate, log_propensity = act(
@@ -171,7 +171,7 @@ def advance(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, k
 
 
 def refill(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState) -> EnvState:
-    """Puts waiting users into idle slots, a fixed number at a time, so that a reset is never made for nobody."""
+    """Assign waiting users to idle slots, a fixed number at a time, so that no reset is wasted."""
     num_slots = slots.index.shape[0]
     chunk = max(1, num_slots // 8)
 
@@ -220,17 +220,21 @@ def rollout(
     k: int,
     queue: chex.Array | None = None,
 ) -> tuple[chex.Array, chex.Array]:
-    """Every user of a queue serves a whole session.
+    """Simulate a whole session for every user of a queue.
 
     Args:
-      sim: simulator. policy: ranker. key: typed key of the rollout; the same key pairs the users of two policies.
-      users: int32, the queue is `users … users + num_users - 1`; or [num_users] ids in any order, all different.
+      sim: simulator.
+      policy: ranker.
+      key: typed key of the rollout; the same key pairs the users of two policies.
+      users: int32, first id of the queue `users … users + num_users - 1`; or [num_users] distinct ids in any order.
       day: int32, simulated day.
-      num_users: rows of the result. slots: users in flight at a time. k: K, size of a slate.
-      queue: int32, length of the queue where it is shorter than num_users; the rows past it are 0.
+      num_users: rows of the result.
+      slots: users in flight at a time.
+      k: K, size of a slate.
+      queue: int32, length of the queue if it is shorter than num_users; the rows past it are 0.
 
     Returns:
-      Sums per user [num_users, len(USER_METRICS)] float32, and exposure counts [EXPOSURE_GROUPS, V] int32 by group.
+      Sums per user [num_users, len(USER_METRICS)] float32, and exposure counts [EXPOSURE_GROUPS, V] int32 per group.
     """
     columns = len(USER_METRICS)
     sums = jnp.zeros((num_users, columns), jnp.float32)
@@ -281,10 +285,10 @@ def _unroll(sim_functions, sim_data, policy, key, day, slots, *, num_steps: int,
 
 
 def begin(sim: base.Simulator, policy, key: types.Key, first_user, num_users, day, *, slots: int) -> EnvState:
-    """Idle slots of the queue `first_user … first_user + num_users - 1`, for `unroll`."""
+    """Create idle slots with the queue `first_user … first_user + num_users - 1`, for `unroll`."""
     return _idle(sim[:3], sim[3:], policy, key, first_user, num_users, day, num_slots=slots)
 
 
 def unroll(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, *, num_steps: int, k: int):
-    """`num_steps` steps of all slots, which are donated: the slots, and a Transition with leading axis [num_steps]."""
+    """Run `num_steps` steps of all slots (donated) and return them with a Transition of leading axis [num_steps]."""
     return _unroll(sim[:3], sim[3:], policy, key, day, slots, num_steps=num_steps, k=k)

@@ -1,4 +1,4 @@
-"""Static sizes of the world."""
+"""Static sizes of the short-video simulator (the world)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VARIANTS = ("base", "users", "leaving")
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """Static sizes. `variant` picks one of the shifted worlds that are for testing only."""
+    """Static sizes. `variant` selects one of the shifted worlds, which are for testing only."""
 
     num_videos: int = field(100_000, "V, videos of the catalogue", fields.COUNT)
     candidates: int = field(100, "C; equal to num_videos: every request ranks the whole catalogue", fields.COUNT)

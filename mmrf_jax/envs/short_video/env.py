@@ -1,4 +1,4 @@
-"""reset, step and next_visit of the world: a session from arrival to leaving, and the way back."""
+"""reset, step and next_visit of the world: a session from arrival to exit, and the next visit."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mmrf_jax import random, types
 from mmrf_jax.envs import base
 from mmrf_jax.envs.short_video import items, parameters, response, users
 
-_RUNS = 6  # clusters that a request retrieves from
+_RUNS = 6  # topic clusters that a request retrieves from
 _RETRIEVAL_SHARPNESS = 6.0
-_TOURNAMENT = 3  # the arriving history shows the best of so many draws, as a ranker would have
+_TOURNAMENT = 3  # the history at arrival shows the best of so many draws, as a ranker would
 
 
 @struct.dataclass
 class WorldState:
-    """Everything about B users in their sessions; hidden from the agents."""
+    """The full state of B users in their sessions; hidden from the agents."""
 
     user_id: chex.Array  # [B] int32
     day: chex.Array  # [B] int32
     hour: chex.Array  # [B] float32 in [0, 24)
-    position: chex.Array  # [B] int32, requests answered so far
+    position: chex.Array  # [B] int32, requests served so far
     traits: users.Traits
     interest: chex.Array  # [B, LATENT] unit vectors, drifting
     satiation: chex.Array  # [B, TOPICS]
@@ -35,7 +35,7 @@ class WorldState:
 
 
 def make(config: parameters.WorldConfig) -> base.Simulator:
-    """The world of a config behind the simulators' contract."""
+    """Build the world of a config as a simulator."""
     params, videos = items.make(config)
     run = -(-items.split(config.candidates)[0] // _RUNS)
     today, new = -parameters.FIRST_DAY, items.split(config.candidates)[2]
@@ -56,7 +56,7 @@ def make(config: parameters.WorldConfig) -> base.Simulator:
 
 
 def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: parameters.WorldParams):
-    """Users arrive with a history and ask for their first slate. See `envs.base` for shapes."""
+    """Start sessions: users arrive with a history and request their first slate. See `envs.base` for shapes."""
     config = params.config
     num_users, h = user_ids.shape[0], config.history
     traits, interest = users.draw(user_ids, params)
@@ -68,7 +68,7 @@ def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: paramet
     state = WorldState(
         user_id=user_ids,
         day=day,
-        hour=24.0 * jnp.sqrt(u[:, 0]),  # busier evenings
+        hour=24.0 * jnp.sqrt(u[:, 0]),  # more visits in the evening
         position=jnp.zeros((num_users,), jnp.int32),
         traits=traits,
         interest=interest,
@@ -81,7 +81,7 @@ def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: paramet
 
 
 def step(key: types.Key, state: WorldState, exposed: chex.Array, params: parameters.WorldParams):
-    """The users answer slates `exposed` [B, K] (positions in the candidates) and stay or leave."""
+    """Sample feedback on slates `exposed` [B, K] (positions in the candidates) and whether users stay."""
     config, b = params.config, params.behaviour
     num_users, k = exposed.shape
     n_answer = k * response.NUM_UNIFORMS
@@ -116,7 +116,7 @@ def step(key: types.Key, state: WorldState, exposed: chex.Array, params: paramet
 
 
 def next_visit(key: types.Key, state: WorldState, params: parameters.WorldParams):
-    """Days [B] until the user comes back: a day where the session was enjoyed, up to a month where it was not."""
+    """Sample the days [B] until the next visit: one after an enjoyed session, up to 30 after a dull one."""
     b = params.behaviour
     u = random.per_user_uniform(jax.random.fold_in(key, 3), state.day, state.user_id, 1)[:, 0]
     joy = state.joy / jnp.maximum(state.position, 1).astype(jnp.float32)
@@ -127,7 +127,7 @@ def next_visit(key: types.Key, state: WorldState, params: parameters.WorldParams
 
 
 def stay_logit(params: parameters.WorldParams, state: WorldState, enjoyment: chex.Array) -> chex.Array:
-    """Log-odds [B] of another request after a slate with these enjoyments [B, K]."""
+    """Compute the log-odds [B] of another request after a slate with these enjoyments [B, K]."""
     b = params.behaviour
     return (
         b.stay
@@ -138,21 +138,21 @@ def stay_logit(params: parameters.WorldParams, state: WorldState, enjoyment: che
 
 
 def truth_of(params: parameters.WorldParams, state: WorldState, videos: chex.Array) -> response.Affinity:
-    """True affinities of videos [B, M] for the users as they are now."""
+    """Compute the true affinities of videos [B, M] for the users in their current state."""
     return response.affinity(params, state.traits, state.interest, state.satiation, videos)
 
 
 def expected_feedback(
     params: parameters.WorldParams, state: WorldState, slot: chex.Numeric = 0
 ) -> tuple[chex.Array, chex.Array]:
-    """True expected feedback [B, C, S] of each candidate, were it shown now in this slot, and log1p seconds [B, C]."""
+    """Compute true expected feedback [B, C, S] on candidates shown now in this slot, and log1p of seconds [B, C]."""
     truth = truth_of(params, state, state.candidates)
     truth = dataclasses.replace(truth, drive=truth.drive - params.behaviour.drive_position * slot)
     return response.expected_feedback(params, state.traits, truth)
 
 
 def true_stay(params: parameters.WorldParams, state: WorldState, exposed: chex.Array) -> chex.Array:
-    """Probability [B] that the user stays after the slate `exposed` [B, K], positions in the candidates."""
+    """Compute the probability [B] that the user stays after slates `exposed` [B, K] (positions in the candidates)."""
     videos = jnp.take_along_axis(state.candidates, exposed, axis=1)
     return jax.nn.sigmoid(stay_logit(params, state, truth_of(params, state, videos).enjoyment))
 
@@ -171,7 +171,7 @@ def _num_candidate_uniforms(config: parameters.WorldConfig) -> int:
 
 
 def _candidates(u: chex.Array, traits: users.Traits, day: chex.Array, params: parameters.WorldParams) -> chex.Array:
-    """Candidates [B, C], all different: clusters near the platform's view of the user, popular ones, new ones."""
+    """Draw candidates [B, C], all distinct: clusters near the estimated interests, popular videos and new ones."""
     c, num_users = params.config.candidates, day.shape[0]
     if c == params.config.num_videos:
         return jnp.broadcast_to(jnp.arange(c, dtype=jnp.int32), (num_users, c))
@@ -179,14 +179,14 @@ def _candidates(u: chex.Array, traits: users.Traits, day: chex.Array, params: pa
     row = params.day_index(day)
     topics = _near_topics(u[:, : parameters.TOPICS], traits, params)  # [B, _RUNS]
     u = u[:, parameters.TOPICS :]
-    # Runs of neighbouring ids, so that gathering their features reads memory in order.
+    # Contiguous ids, so that gathering their features reads memory in order.
     length = -(-near // _RUNS)
     live = params.cluster_live[row[:, None], topics]
     start = params.cluster_start[topics] + jnp.floor(u[:, :_RUNS] * (live - length + 1).astype(jnp.float32)).astype(
         jnp.int32
     )
     runs = (start[..., None] + jnp.arange(length, dtype=jnp.int32)[None, None, :]).reshape(num_users, -1)[:, :near]
-    # One video of each stratum: a density like 1 / rank without repeats.
+    # One video per stratum: a density proportional to 1 / rank without repeats.
     low, high = (
         edges.astype(jnp.float32) for edges in (params.popular_edges[None, :-1], params.popular_edges[None, 1:])
     )
@@ -198,13 +198,13 @@ def _candidates(u: chex.Array, traits: users.Traits, day: chex.Array, params: pa
 
 
 def _near_topics(u: chex.Array, traits: users.Traits, params: parameters.WorldParams) -> chex.Array:
-    """_RUNS different topics [B, _RUNS] near the platform's view of the user's interests."""
+    """Sample _RUNS distinct topics [B, _RUNS] near the platform's estimate of the user's interests."""
     logits = _RETRIEVAL_SHARPNESS * traits.retrieval @ params.centroids.T
     return jax.lax.top_k(logits + random.to_gumbel(u), _RUNS)[1]
 
 
 def _arriving_history(u: chex.Array, state: WorldState, params: parameters.WorldParams) -> types.Exposure:
-    """Earlier exposures [B, H] with feedback, in closed form: good draws from near topics, answered without satiation.
+    """Sample earlier exposures [B, H] with feedback, in closed form: good draws from near topics, without satiation.
 
     Args:
       u: [B, H, 3 * _TOURNAMENT + response.NUM_UNIFORMS].
@@ -218,7 +218,7 @@ def _arriving_history(u: chex.Array, state: WorldState, params: parameters.World
     near = params.cluster_start[topics] + jnp.floor(u[..., t : 2 * t] * live.astype(jnp.float32)).astype(jnp.int32)
     num_popular = params.popular_edges[-1]
     popular = jnp.floor(num_popular.astype(jnp.float32) ** u[..., t : 2 * t]).astype(jnp.int32) - 1
-    # A small whole catalogue may have topics without a single video yet.
+    # A small item set that is ranked whole may have topics without a single video yet.
     drawn = jnp.where((u[..., 2 * t : 3 * t] < 0.7) & (live > 0), near, popular).reshape(num_users, -1)
     nobody = jnp.zeros_like(state.satiation)
     truth = response.affinity(params, state.traits, state.interest, nobody, drawn)
@@ -229,7 +229,7 @@ def _arriving_history(u: chex.Array, state: WorldState, params: parameters.World
         return jnp.take_along_axis(x.reshape(shape), best, axis=-1)[..., 0]
 
     chosen = jax.tree.map(pick, truth)
-    # Positions within the old slates are not kept: the history is answered as if each video had come first.
+    # Positions within the old slates are not recorded: feedback is sampled as if each video had come first.
     feedback = response.respond(
         dataclasses.replace(params, behaviour=dataclasses.replace(params.behaviour, drive_position=0.0)),
         state.traits,

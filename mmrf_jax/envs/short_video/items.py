@@ -1,4 +1,4 @@
-"""The videos of the world: hidden truth, and the features that the platform sees of it."""
+"""The videos of the world: hidden ground truth, and the features that the platform sees."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.envs.short_video import parameters
 
-# Durations follow the catalogue quantiles of KuaiRand's random log (seconds).
+# Durations follow the quantiles over videos of KuaiRand's random log (seconds).
 _DURATION_Q = (0.0, 0.02, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 _DURATION_S = (5.0, 8.0, 28.4, 77.6, 147.0, 235.0, 330.0, 600.0)
-_AUTHORS_PER_TOPIC = 1 / 60  # of a topic's videos
+_AUTHORS_PER_TOPIC = 1 / 60  # authors per video of a topic
 
 
 def _unit(x):
@@ -22,13 +22,13 @@ def _unit(x):
 
 
 def make(config: parameters.WorldConfig) -> tuple[parameters.WorldParams, types.Items]:
-    """The world's parameters and what the platform may see of its V videos; a pure function of the config."""
+    """Build the world's parameters and the platform's view of its V videos; a pure function of the config."""
     arrays = _draw(config.seed, config.num_videos)
     topic, upload, rank = (np.asarray(arrays[k]) for k in ("topic", "upload", "popularity"))
     num_popular = max(config.candidates, config.num_videos // 50)
     if config.candidates == config.num_videos:
         num_popular = max(1, config.num_videos // 50)
-    # Popular videos were all uploaded before day 0; the rest goes topic by topic, oldest first.
+    # Popular videos were all uploaded before day 0; the others are sorted by topic, oldest first.
     old = np.where(upload < -3)[0]
     popular = old[np.argsort(-rank[old], kind="stable")][:num_popular]
     num_popular = len(popular)
@@ -83,18 +83,17 @@ def _authors(num_videos: int) -> int:
 
 @functools.partial(jax.jit, static_argnames="variant")
 def _order(arrays, order, topics, seed, variant: str):
-    """Arrays of `_draw` with the videos in their final order, and what else needs no look at them; one program."""
+    """Put the arrays of `_draw` in the final order of videos, and add those that do not depend on it; one program."""
     at = {name: arrays[name][order] for name in ("hidden", "topic", "author", "visible", "popularity")}
-    zipf = -0.4 * jnp.log(
-        1.0 + topics.astype(jnp.float32)
-    )  # an argument, for constants are folded by another logarithm
+    # `topics` is an argument because XLA folds constants with a different logarithm.
+    zipf = -0.4 * jnp.log(1.0 + topics.astype(jnp.float32))
     return {
         "hidden": at["hidden"],
         "topic": at["topic"],
         "author": at["author"],
         "duration": jnp.exp(at["hidden"][:, parameters.LATENT + 2]),
         "features": jnp.concatenate([at["visible"], at["popularity"][:, None] / 2.0], axis=-1).astype(jnp.float32),
-        # The shifted mix of users: the niche topics of the base world are its common ones.
+        # The shifted mix of users: the rare topics of the base world are its common ones.
         "topic_weight": zipf[::-1] if variant == "users" else zipf,
         "user_key": jax.random.fold_in(types.make_key(seed), 2),
     }
@@ -102,7 +101,7 @@ def _order(arrays, order, topics, seed, variant: str):
 
 @functools.partial(jax.jit, static_argnames=("num_videos",))
 def _draw(seed, num_videos: int):
-    """Draws V videos in arbitrary order."""
+    """Draw V videos in arbitrary order."""
     keys = jax.random.split(jax.random.fold_in(types.make_key(seed), 1), 12)
 
     def normal(i, *shape):
@@ -117,7 +116,7 @@ def _draw(seed, num_videos: int):
     )
     taste = _unit(centroids[topic] + 0.5 * _unit(normal(2, num_videos, parameters.LATENT)))
     per_topic = _authors(num_videos)
-    # Within a topic, author r has a share like 1 / r.
+    # Within a topic, author r has a share proportional to 1 / r.
     author = jnp.floor(jnp.exp(uniform(3) * jnp.log(jnp.float32(per_topic + 1.0))) - 1.0)
     topic = topic.astype(jnp.int32)
     author = topic * per_topic + jnp.clip(author.astype(jnp.int32), 0, per_topic - 1)
@@ -128,8 +127,8 @@ def _draw(seed, num_videos: int):
     log_duration = jnp.log(jnp.interp(u, jnp.array(_DURATION_Q, jnp.float32), jnp.array(_DURATION_S, jnp.float32)))
     popularity = 0.3 * quality + 0.3 * clickbait + normal(8, num_videos)
     upload = jnp.floor(uniform(9, minval=parameters.FIRST_DAY, maxval=parameters.LAST_DAY + 1))
-    # What the platform's content models see: the taste vector, and mixtures of quality and clickbait, all with noise.
-    # The production ranker knows no more of a video than this, so its choices hide nothing from the agents.
+    # The platform's content models see the taste vector, and mixtures of quality and clickbait, all with noise. The
+    # production ranker sees no more of a video than this, so its choices depend on nothing hidden from the agents.
     mix = jnp.array([[1.0, 0.6, -0.5, 0.8], [0.5, -0.9, 1.0, 0.7]], jnp.float32)
     noisy = jnp.stack([quality, clickbait], -1) @ mix + 0.8 * normal(10, num_videos, 4)
     estimate = noisy @ jnp.linalg.pinv(mix)
@@ -152,18 +151,18 @@ def _draw(seed, num_videos: int):
 
 
 def split(candidates: int) -> tuple[int, int, int]:
-    """Candidates from clusters, popular and new: 60 %, 30 % and 10 %."""
+    """Return the numbers of candidates from clusters, popular and new: 60 %, 30 % and 10 %."""
     popular, new = (3 * candidates) // 10, candidates // 10
     return candidates - popular - new, popular, new
 
 
 def _zipf_edges(num: int, strata: int) -> np.ndarray:
-    """Edges of `strata` disjoint ranges of 0 … num - 1, widths growing geometrically and at least 1."""
+    """Return the edges of `strata` disjoint ranges of 0 … num - 1, with geometric widths of at least 1."""
     strata = max(strata, 1)
     edges = np.floor(np.geomspace(1.0, num, strata + 1)).astype(np.int64) - 1
     edges[0], edges[-1] = 0, num
-    for i in range(1, strata + 1):  # widths of at least one, from the left
+    for i in range(1, strata + 1):  # widths of at least 1, from the left
         edges[i] = max(edges[i], edges[i - 1] + 1)
-    for i in range(strata, 0, -1):  # and never past the end, from the right
+    for i in range(strata, 0, -1):  # never past the end, from the right
         edges[i] = min(edges[i], num - (strata - i))
     return edges.astype(np.int32)

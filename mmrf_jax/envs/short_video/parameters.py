@@ -1,7 +1,7 @@
-"""Constants of the world: sizes that shape the computation, and the numbers of its behaviour.
+"""Constants of the world: sizes that shape the computation, and the parameters of user behaviour.
 
-The behaviour was calibrated once against the marginals of KuaiRand (standard log under the production ranker, random
-log under uniform exposure); `tests/simulators/test_calibration.py` holds it there.
+The behaviour was calibrated once to the marginals of KuaiRand (standard log under the production ranker, random log
+under uniform exposure); `tests/simulators/test_calibration.py` checks the calibration.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from mmrf_jax.envs.short_video.config import WorldConfig
 LATENT = 16  # dimensions of hidden taste
 TOPICS = 32
 HIDDEN = LATENT + 6  # columns of WorldParams.hidden
-PROFILE = LATENT + 4  # Du: a noisy view of taste, activity, patience, age and sociability
+PROFILE = LATENT + 4  # Du: noisy observations of taste, activity, patience, age and sociability
 CONTEXT = 3  # Dx: sine and cosine of the hour, log of the position in the session
 ITEM_FEATURES = LATENT + 8  # Di
-FIRST_DAY, LAST_DAY = -90, 60  # uploads are spread over these days; users may come on days 0 to LAST_DAY
+FIRST_DAY, LAST_DAY = -90, 60  # uploads are spread over these days; users may visit on days 0 to LAST_DAY
 
 
 @struct.dataclass
 class Behaviour:
-    """How users answer. All log-odds are natural; seconds where said."""
+    """Parameters of user responses. Log-odds use the natural logarithm; units are seconds where stated."""
 
-    # drive: what makes a user watch (log of the play time is `play_curve` of it)
+    # drive (engagement): what makes a user watch; `play_curve` maps it to the log of the play time
     drive_match: float = 0.714
     drive_quality: float = 0.196
     drive_clickbait: float = 0.449
@@ -36,26 +36,26 @@ class Behaviour:
     drive_satiation: float = 0.3
     drive_position: float = 0.03
     drive_noise: float = 1.258
-    # enjoyment: what makes a user like, follow, stay
+    # enjoyment: what makes a user like, follow and stay
     joy_match: float = 0.8
     joy_quality: float = 0.7
     joy_clickbait: float = -0.9
     joy_satiation: float = -0.4
-    # log seconds = curve_start + sum of slopes * relu(drive - knots)
+    # log seconds = curve_start + sum of the slopes * relu(drive - knots)
     curve_start: float = 0.0
     curve_knots: tuple = (-1.5, 0.0, 1.0, 2.0, 4.0)
     curve_slopes: tuple = (0.57, 0.302, 0.209, 0.137, -0.197)
-    skip: float = 0.34  # chance that a video is swiped away unseen, after `exp(skip_start)` seconds or so
+    skip: float = 0.34  # probability of swiping a video away unseen, after about `exp(skip_start)` seconds
     skip_start: float = 0.366
-    replay: float = 0.08  # chance that a finished video runs on
-    # explicit feedback: intercept, and weights of enjoyment, match, log1p seconds watched, clickbait, not clicking
+    replay: float = 0.08  # probability that a finished video plays on
+    # explicit feedback: intercept, and weights of enjoyment, match, log1p seconds watched, clickbait, no click
     like: tuple = (-4.77, 0.8, 0.0, 0.0, 0.0, -2.2)
     follow: tuple = (-8.1, 0.8, 0.1, 0.1, 0.0, -2.5)
     comment: tuple = (-10.45, 0.2, 1.0, 0.6, 0.0, -3.5)
     forward: tuple = (-7.79, 0.6, 0.0, 0.0, 0.0, -0.8)
     hate: tuple = (-8.58, -0.7, 0.0, 0.5, 0.3, 0.0)
     profile_enter: tuple = (-5.36, 0.5, 0.2, 0.2, 0.0, -2.0)
-    # the session
+    # staying, interest drift and satiation
     stay: float = 2.0
     stay_joy: float = 0.8
     stay_joy_centre: float = 1.0
@@ -64,7 +64,7 @@ class Behaviour:
     drift: float = 0.03
     satiation_gain: float = 0.12
     satiation_decay: float = 0.8
-    # coming back within a day
+    # returning within a day
     back: float = 0.3
     back_joy: float = 0.8
     # users
@@ -74,7 +74,7 @@ class Behaviour:
 
 
 def behaviour(variant: str) -> Behaviour:
-    """The numbers of a variant: `leaving` has another hazard, `users` other habits (its mix is in users.py)."""
+    """Return the parameters of a variant: `leaving` has another hazard, `users` other habits (its mix: users.py)."""
     base = Behaviour()
     if variant == "leaving":
         return dataclasses.replace(base, stay=base.stay - 0.4, stay_joy=1.6 * base.stay_joy, stay_fatigue=0.05)
@@ -85,27 +85,27 @@ def behaviour(variant: str) -> Behaviour:
 
 @struct.dataclass
 class WorldParams:
-    """The world as a pytree: the catalogue's hidden and visible halves, and the behaviour.
+    """The world as a pytree: hidden and visible attributes of the items, and the behaviour.
 
     Columns of `hidden` [V, HIDDEN]: taste vector (unit), quality, clickbait, log duration, author's appeal, and the
-    platform's estimates of quality and clickbait from what it sees of the video.
-    Video ids are sorted: the `num_popular` popular ones first, most popular first, then topic by topic in order of
-    upload, so that a retrieval cluster is a contiguous run of ids.
+    platform's estimates of quality and clickbait from the features it sees.
+    Video ids are sorted: first the `num_popular` popular ones, most popular first, then topic by topic in order of
+    upload, so that a retrieval cluster is a contiguous range of ids.
     """
 
     hidden: chex.Array  # [V, HIDDEN] float32
     topic: chex.Array  # [V] int32
     centroids: chex.Array  # [TOPICS, LATENT] float32, unit vectors
-    topic_weight: chex.Array  # [TOPICS] float32, log of how common a topic is among users
-    cluster_start: chex.Array  # [TOPICS] int32, first id of a topic's run
-    cluster_live: chex.Array  # [days, TOPICS] int32, videos of the run uploaded three days ago or earlier
+    topic_weight: chex.Array  # [TOPICS] float32, log of a topic's frequency among users
+    cluster_start: chex.Array  # [TOPICS] int32, first id of a topic's range
+    cluster_live: chex.Array  # [days, TOPICS] int32, videos of the range uploaded three days ago or earlier
     by_upload: chex.Array  # [V - num_popular] int32, ids in order of upload
-    uploaded: chex.Array  # [days] int32, how many of `by_upload` are out on a day
-    popular_edges: chex.Array  # [n + 1] int32, strata of the popular ids, widths growing geometrically (Zipf)
-    user_key: chex.Array  # typed key, of the users' hidden traits
+    uploaded: chex.Array  # [days] int32, number of `by_upload` that are uploaded by a day
+    popular_edges: chex.Array  # [n + 1] int32, strata of the popular ids, with geometric widths (Zipf)
+    user_key: chex.Array  # typed key for the users' hidden traits
     behaviour: Behaviour
     config: WorldConfig = struct.field(pytree_node=False)
 
     def day_index(self, day):
-        """Row of the per-day tables for a simulated day; after LAST_DAY nothing new is uploaded."""
+        """Return the row of the per-day tables for a simulated day; nothing new is uploaded after LAST_DAY."""
         return jnp.clip(day, 0, LAST_DAY) - FIRST_DAY

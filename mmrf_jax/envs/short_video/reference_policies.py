@@ -1,6 +1,6 @@
-"""Rankers that know hidden truth: production (a noisy view of it), the oracles (all of it), and random.
+"""Reference policies that know hidden ground truth: production (a noisy view), the oracles (all of it), and random.
 
-They read the simulator's state, which agents never see; `envs.rollout` hands it only to policies that say so.
+They read the simulator's state, which agents never see; `envs.rollout` passes it only to privileged policies.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import jax.numpy as jnp
 from mmrf_jax.envs.short_video import parameters, response, users
 from mmrf_jax.envs.short_video.env import WorldState, truth_of
 
-# Weights of production's sum: noisy match, noisy quality, noisy clickbait, log duration. Its noise keeps it at 0.65–0.8
-# of the myopic oracle.
+# Weights of production's score: noisy match, noisy quality, noisy clickbait, log duration. Its noise limits it to
+# 0.65–0.8 of the myopic oracle.
 _PRODUCTION = (2.5, 0.65, 1.5, 0.03)
-#: Seconds of watch time that a unit of enjoyment is worth to the planning oracle, by line search: watch time a session
+#: Value of a unit of enjoyment to the planning oracle, in seconds of watch time, by line search: watch time per session
 #: 1,364 s at 0, 2,411 at 8, 2,506 at 10, 2,543 at 12, 2,539 at 14, 2,516 at 16, 2,431 at 20 (paired errors 3 to 7 s).
 PLANNING_WEIGHT = 12.0
 
 
 def production(params: parameters.WorldParams, state: WorldState) -> chex.Array:
-    """Scores [B, C] of the production ranker, to be served as Plackett–Luce at temperature 1."""
+    """Compute the scores [B, C] of the production ranker, to be served as Plackett–Luce at temperature 1."""
     hidden = params.hidden[state.candidates]
     match = users.MATCH_SCALE * jnp.einsum("bcd,bd->bc", hidden[..., : parameters.LATENT], state.traits.retrieval)
     match_weight, quality_weight, bait_weight, duration_weight = _PRODUCTION
@@ -34,16 +34,17 @@ def production(params: parameters.WorldParams, state: WorldState) -> chex.Array:
 
 
 def random(params: parameters.WorldParams, state: WorldState) -> chex.Array:
-    """Equal scores [B, C]: uniform slates when served as Plackett–Luce."""
+    """Return equal scores [B, C]: uniform slates when served as Plackett–Luce."""
     return jnp.zeros(state.candidates.shape, jnp.float32)
 
 
 def oracle_myopic(params: parameters.WorldParams, state: WorldState) -> chex.Array:
-    """True expected seconds of each candidate [B, C]."""
+    """Compute the true expected seconds of each candidate [B, C]."""
     return response.expected_watch(params, truth_of(params, state, state.candidates))
 
 
 def oracle_planning(params: parameters.WorldParams, state: WorldState, weight: float = PLANNING_WEIGHT) -> chex.Array:
-    """True immediate value plus `weight` seconds for each unit of enjoyment, which moves the odds of staying."""
+    """Compute the true immediate value plus `weight` seconds per unit of enjoyment, which moves the odds of staying."""
+
     truth = truth_of(params, state, state.candidates)
     return response.expected_watch(params, truth) + weight * truth.enjoyment

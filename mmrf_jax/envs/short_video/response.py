@@ -1,7 +1,7 @@
-"""How a user answers a video: drive and enjoyment, then play time and explicit feedback.
+"""User responses to videos: drive (engagement) and enjoyment, then play time and explicit feedback.
 
-Watching and enjoying partly agree (both grow with the match of taste and quality) and partly compete (clickbait is
-watched but not enjoyed), so a ranker of watch time and a ranker of sessions differ.
+Engagement and enjoyment partly agree (both grow with the match of taste and with quality) and partly compete (clickbait
+is watched but not enjoyed), so ranking for watch time and ranking for the session differ.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mmrf_jax.envs.short_video import parameters, users
 
 EXPLICIT = ("like", "follow", "comment", "forward", "hate", "profile_enter")
 _SKIP_NOISE = 0.35
-NUM_UNIFORMS = 2 + len(EXPLICIT)  # of one exposure
+NUM_UNIFORMS = 2 + len(EXPLICIT)  # per exposure
 _HERMITE_X, _HERMITE_W = np.polynomial.hermite_e.hermegauss(9)
-_LEGENDRE_X, _LEGENDRE_W = np.polynomial.legendre.leggauss(16)  # 0.3 % off at worst, for comment
+_LEGENDRE_X, _LEGENDRE_W = np.polynomial.legendre.leggauss(16)  # error at most 0.3 %, for comment
 
 
 @struct.dataclass
 class Affinity:
-    """The truth about users and videos before noise, [B, M] each."""
+    """The ground truth about users and videos before noise, [B, M] each."""
 
     match: chex.Array
     drive: chex.Array
@@ -41,7 +41,7 @@ def affinity(
     satiation: chex.Array,
     videos: chex.Array,
 ) -> Affinity:
-    """True affinities of videos [B, M] for users [B]; position effects are added by `respond`."""
+    """Compute the true affinities of videos [B, M] for users [B]; `respond` adds position effects."""
     b = params.behaviour
     hidden = params.hidden[videos]  # [B, M, HIDDEN]
     quality, clickbait, log_duration, appeal = (hidden[..., parameters.LATENT + i] for i in range(4))
@@ -60,7 +60,7 @@ def affinity(
 
 
 def play_curve(b: parameters.Behaviour, drive: chex.Array) -> chex.Array:
-    """Log of the play time in seconds, before the video's end, as a function of the drive."""
+    """Map drive to the log of the play time in seconds, before the cut at the video's end."""
     out = b.curve_start
     for knot, slope in zip(b.curve_knots, b.curve_slopes, strict=True):
         out = out + slope * jax.nn.relu(drive - knot)
@@ -68,7 +68,7 @@ def play_curve(b: parameters.Behaviour, drive: chex.Array) -> chex.Array:
 
 
 def drive_for(b: parameters.Behaviour, log_seconds: chex.Array) -> chex.Array:
-    """Inverse of `play_curve`: the least drive that plays so long; minus infinity where every drive does."""
+    """Invert `play_curve`: return the least drive with this play time; minus infinity if every drive reaches it."""
     out = jnp.full_like(log_seconds, -jnp.inf)
     start, slope = b.curve_start, 0.0
     for i, (knot, more) in enumerate(zip(b.curve_knots, b.curve_slopes, strict=True)):
@@ -80,7 +80,7 @@ def drive_for(b: parameters.Behaviour, log_seconds: chex.Array) -> chex.Array:
 
 
 def respond(params: parameters.WorldParams, traits: users.Traits, truth: Affinity, uniforms: chex.Array) -> chex.Array:
-    """Feedback [B, K, S] on K videos shown in this order.
+    """Sample feedback [B, K, S] on K videos shown in this order.
 
     Args:
       truth: affinities of the exposed videos, [B, K].
@@ -103,13 +103,13 @@ def respond(params: parameters.WorldParams, traits: users.Traits, truth: Affinit
 
 
 def watch_rules(seconds: chex.Array, duration: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """KuaiRand's click and long_view from play time and duration, both in seconds."""
+    """Derive KuaiRand's click and long_view from play time and duration, both in seconds."""
     click = jnp.where(duration <= 7.0, seconds >= duration, seconds > 7.0)
     return click, seconds >= jnp.minimum(duration, 18.0)
 
 
 def explicit_logit(b: parameters.Behaviour, name: str, traits: users.Traits, truth: Affinity, log_seconds, click):
-    """Log-odds of an explicit signal given the log1p of the seconds watched and whether that was a click."""
+    """Compute the log-odds of an explicit signal from log1p of the seconds watched and the click."""
     intercept, joy, match, watched, bait, unclicked = getattr(b, name)
     social = 0.0 if name == "hate" else 0.4 * traits.sociability[:, None]
     author = 0.4 * truth.appeal if name in ("follow", "profile_enter") else 0.0
@@ -118,7 +118,7 @@ def explicit_logit(b: parameters.Behaviour, name: str, traits: users.Traits, tru
 
 
 def expected_watch(params: parameters.WorldParams, truth: Affinity) -> chex.Array:
-    """True expected seconds of each video at the first position, over the noise of the answer; the shape of `drive`."""
+    """Compute true expected seconds of videos at the first position, over response noise; shaped like `drive`."""
     b = params.behaviour
     weight = _HERMITE_W / _HERMITE_W.sum()
     total = jnp.zeros_like(truth.drive)
@@ -132,11 +132,13 @@ def expected_watch(params: parameters.WorldParams, truth: Affinity) -> chex.Arra
 def expected_feedback(
     params: parameters.WorldParams, traits: users.Traits, truth: Affinity
 ) -> tuple[chex.Array, chex.Array]:
-    """True expected feedback [B, M, S] of each video at the first position, over all the noise of `respond`, and the
-    expectation [B, M] of log1p of its seconds.
+    """Compute the true expected feedback on each video at the first position, over all noise of `respond`.
 
-    Click and long_view are exact. The others are integrated by Gauss–Legendre over the probability on either side of
-    the click, a node at a time.
+    Click and long_view are exact. The others are integrated by Gauss–Legendre quadrature over the probability on either
+    side of the click, one node at a time.
+
+    Returns:
+      Feedback [B, M, S], and the expectation [B, M] of log1p of the seconds.
     """
     b, normal = params.behaviour, jax.scipy.stats.norm
     # `respond` caps seconds at the duration or twice it, which changes neither rule of `watch_rules`.
@@ -149,7 +151,7 @@ def expected_feedback(
     def add(total, node):
         share, weight = node
         for click, side in ((0.0, -1.0), (1.0, 1.0)):
-            # Shares of the tail beyond the click, not of the whole: exact far out too.
+            # Fractions of the tail beyond the click, not of the whole: accurate far out in the tail too.
             tails = [normal.cdf(-side * threshold) for threshold in clicks]
             tiny = jnp.finfo(truth.drive.dtype).tiny
             watching, skipping = (-side * normal.ppf(jnp.maximum(tail * share, tiny)) for tail in tails)
@@ -176,7 +178,7 @@ def expected_feedback(
 
 
 def _noise_for(b: parameters.Behaviour, truth: Affinity, seconds: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """Noise above which a video plays so many seconds [B, M]: where the user watches, and where the user skips."""
+    """Return the noise [B, M] above which a video plays this long: if the user watches, and if the user skips."""
     log_seconds = jnp.log(seconds)
     watching = (drive_for(b, log_seconds) - truth.drive) / b.drive_noise
     return watching, (log_seconds - b.skip_start) / _SKIP_NOISE

@@ -1,4 +1,4 @@
-"""Procedural users: every hidden trait of user u follows from `fold_in(key, u)`, so 10^8 users cost no memory."""
+"""Procedural users: all hidden traits of user u are derived from `fold_in(key, u)`, so 10^8 users use no memory."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from flax import struct
 from mmrf_jax import random
 from mmrf_jax.envs.short_video import parameters
 
-MATCH_SCALE = 4.0  # <interest, taste> of unit vectors in LATENT dimensions, times this, has unit spread at random
+MATCH_SCALE = 4.0  # scales <interest, taste> of unit vectors in LATENT dimensions to unit spread for random pairs
 _INTEREST_TOPICS = 3
 
 
 @struct.dataclass
 class Traits:
-    """What does not change within a session; hidden but for the profile."""
+    """Traits that are constant within a session; hidden except for the profile."""
 
-    activity: chex.Array  # [B] how much the user watches of anything
-    patience: chex.Array  # [B] how readily the user stays
-    susceptibility: chex.Array  # [B] how well clickbait works, >= 0
-    sociability: chex.Array  # [B] how readily the user gives explicit feedback
-    retrieval: chex.Array  # [B, LATENT] the platform's noisy view of the user's interests at arrival
-    profile: chex.Array  # [B, Du] what the agents see
+    activity: chex.Array  # [B] general tendency to watch
+    patience: chex.Array  # [B] tendency to stay
+    susceptibility: chex.Array  # [B] strength of the clickbait effect, >= 0
+    sociability: chex.Array  # [B] tendency to give explicit feedback
+    retrieval: chex.Array  # [B, LATENT] the platform's noisy estimate of the user's interests at arrival
+    profile: chex.Array  # [B, Du] visible to the agents
 
 
 _HABITS = 4
@@ -31,7 +31,7 @@ NUM_UNIFORMS = parameters.TOPICS + 2 * parameters.LATENT + 2 * _HABITS
 
 
 def draw(user_ids: chex.Array, params: parameters.WorldParams) -> tuple[Traits, chex.Array]:
-    """Traits and the interests at home [B, LATENT] (unit) of users [B]."""
+    """Draw the traits and the initial interests [B, LATENT] (unit vectors) of users [B]."""
     u = random.per_user_uniform(params.user_key, 0, user_ids, NUM_UNIFORMS)
     cuts = [
         parameters.TOPICS,
@@ -63,5 +63,5 @@ def draw(user_ids: chex.Array, params: parameters.WorldParams) -> tuple[Traits, 
 
 
 def unit(x: chex.Array) -> chex.Array:
-    """Vectors scaled to length one."""
+    """Scale vectors to unit length."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-9)
