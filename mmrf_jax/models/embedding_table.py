@@ -1,6 +1,6 @@
-"""Embedding tables, kept outside the Flax parameters so that no gradient of the size of a table is ever made.
+"""Embedding tables, outside the Flax parameters so that no gradient has the size of a table.
 
-The training step looks rows up, differentiates with respect to the rows (not the table), and hands the row gradients
+The training step looks rows up, differentiates with respect to the rows (not the table), and passes the row gradients
 to `rowwise.row_update`:
 
     rows = lookup(table, ids)                                       # [..., D]
@@ -17,21 +17,21 @@ from flax import struct
 
 from mmrf_jax.types import Key
 
-MANY_ROWS = 2**20  # from which a table is made in one go
+MANY_ROWS = 2**20  # from which a table is initialised in one fused loop
 DTYPES = ("float32", "bfloat16")
 
 
 @struct.dataclass
 class Table:
-    """V rows and the state of their optimiser."""
+    """V rows and their optimiser state."""
 
     rows: chex.Array  # [V, D] float32 or bfloat16
     accumulator: chex.Array  # [V] float32, initial value plus the sum of the mean squared gradients of the row
-    vocabulary: int = struct.field(pytree_node=False, default=0)  # ids; where they are more than V, they share rows
+    vocabulary: int = struct.field(pytree_node=False, default=0)  # number of ids; if above V, ids share rows
 
     @property
     def num_rows(self) -> int:
-        """V; also the id that stands for "no row"."""
+        """V; also the id that means "no row"."""
         return self.rows.shape[0]
 
     @property
@@ -49,19 +49,19 @@ def init(
     vocabulary: int = 0,
     dtype: str = "float32",
 ) -> Table:
-    """A table of normal rows.
+    """Initialise a table with normal rows.
 
     Args:
       key: typed key.
       num_rows: V, at least 1 and below 2^31 − 1.
       dim: D, at least 1.
       scale: standard deviation of the entries.
-      initial_accumulator: first value of every accumulator, at least 0; the larger, the smaller the first steps.
-      vocabulary: number of ids; where it is more than V, ids share rows by `hashed`.
+      initial_accumulator: initial value of every accumulator, at least 0; larger values make the first steps smaller.
+      vocabulary: number of ids; if it is more than V, ids share rows by `hashed`.
       dtype: of the rows, `float32` or, for half the memory, `bfloat16`.
 
     Raises:
-      ValueError: for sizes, an initial accumulator or a dtype out of range.
+      ValueError: if a size, the initial accumulator or the dtype is out of range.
     """
     if not 1 <= num_rows < 2**31 - 1 or dim < 1:
         raise ValueError(f"a table of {num_rows} rows of {dim} entries; rows must be in [1, 2^31 − 1) and entries ≥ 1")
@@ -75,7 +75,7 @@ def init(
 
 
 def mix(x: jax.Array) -> jax.Array:
-    """A hash of uint32 numbers, 0 of 0 (the finalizer of MurmurHash3)."""
+    """Hash uint32 numbers, with 0 -> 0 (the finalizer of MurmurHash3)."""
     x = x.astype(jnp.uint32)
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
@@ -83,9 +83,9 @@ def mix(x: jax.Array) -> jax.Array:
 
 
 def _normal_at_once(key: Key, shape: tuple[int, int], dtype) -> jax.Array:
-    """Normal numbers from a hash of row and column: one fused loop, on each device for its own rows.
+    """Draw normal numbers from a hash of row and column: one fused loop, on each device for its rows.
 
-    `jax.random.normal` of as many rows takes three times their memory beside them.
+    `jax.random.normal` for as many rows takes three times their memory in addition.
     """
     first, second = jax.random.bits(key, (2,), jnp.uint32)
     row = jax.lax.broadcasted_iota(jnp.uint32, shape, 0)
@@ -96,7 +96,7 @@ def _normal_at_once(key: Key, shape: tuple[int, int], dtype) -> jax.Array:
 
 
 def row_of(table: Table, ids: jax.Array) -> jax.Array:
-    """The row [...] int32 of ids [...] int32: V, "no row", for an id that is none."""
+    """Return the rows [...] int32 of ids [...] int32: V, "no row", for an invalid id."""
     limit = max(table.num_rows, table.vocabulary)
     none = (ids < 0) | (ids >= limit)  # a negative id would count from the end
     if table.vocabulary > table.num_rows:
@@ -105,7 +105,7 @@ def row_of(table: Table, ids: jax.Array) -> jax.Array:
 
 
 def lookup(table: Table, ids: jax.Array) -> jax.Array:
-    """Rows of the ids; zeros for an id out of [0, V), or of the vocabulary where it is larger: "no row".
+    """Look up the rows of ids; zeros for an id out of [0, V), or of the vocabulary if that is larger: "no row".
 
     Args:
       table: V rows.

@@ -1,4 +1,4 @@
-"""Sizes of the shared representation and the numbers of its gradient steps."""
+"""Configuration of the shared representation: its sizes and the hyperparameters of its gradient steps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TABLE_DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """What agents and the feedback model have in common; hashable, so jitted functions can close over it.
+    """Configuration shared by agents and the feedback model; hashable, so jitted functions can close over it.
 
     Raises:
-      ValueError: for values that cannot be, alone or together.
+      ValueError: if values are invalid, alone or in combination.
     """
 
     slate: int = field(6, "K, videos of a slate", fields.NATURAL, internal=True)
@@ -66,7 +66,7 @@ class EncoderConfig:
 
     @property
     def room(self) -> str:
-        """Where the fields stand in a run's config, for messages."""
+        """The section of a run's config that holds the fields, for messages."""
         return "agents"
 
     @property

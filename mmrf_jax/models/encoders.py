@@ -1,8 +1,8 @@
 """Encoders shared by agents, critics and the feedback model: videos, and the user state carried over exposures.
 
-The user memory is a linear attention over everything the user was shown: for each decay rate l it holds the decayed
-mean of feedback ⊗ item encoding, M_l [F, D]. Reading it at a candidate, M_l e_c, says how the user answered to
-videos like that one; carrying it over a slate costs O(K), whatever the length of the history.
+The user memory is linear attention over all exposures of the user: for each decay rate l it holds the decayed mean of
+feedback ⊗ item encoding, M_l [F, D]. Reading it at a candidate, M_l e_c, gives the user's feedback on similar videos.
+Updating it with a slate costs O(K), whatever the length of the history.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmrf_jax.data.schema import Schema
 from mmrf_jax.models import embedding_table
 from mmrf_jax.models.encoder_config import EncoderConfig
 
-_PRIOR_WEIGHT = 2.0  # exposures' worth of nothing in the decayed means, so that short histories shrink to 0
+_PRIOR_WEIGHT = 2.0  # pseudo-exposures of zero in the decayed means, so that short histories shrink to 0
 
 
 @struct.dataclass
@@ -32,12 +32,12 @@ class Memory:
     weight: chex.Array  # [..., L], of ones
 
     def mean(self) -> chex.Array:
-        """[..., L, F, D]."""
+        """Return the decayed means [..., L, F, D]."""
         return self.outer / (self.weight + _PRIOR_WEIGHT)[..., None, None]
 
 
 class Encoder(nn.Module):
-    """Linen modules of the shared representation; embedding rows come in, tables stay outside."""
+    """Linen modules of the shared representation; embedding rows are inputs, tables stay outside."""
 
     config: EncoderConfig
 
@@ -53,11 +53,11 @@ class Encoder(nn.Module):
     def items(
         self, rows: dict[str, chex.Array], features: chex.Array, train: bool = False, blind: chex.Numeric = 0.0
     ) -> chex.Array:
-        """Embedding rows {table: [..., d]} and features [..., Di] -> encodings e [..., D].
+        """Encode embedding rows {table: [..., d]} and features [..., Di] as e [..., D].
 
-        The first dimension is 1, the next are the id's row itself, the last the features: one product away from every
-        head, a video's own bias is learned from few exposures, and a taste for a feature holds for videos unlike those
-        that were shown.
+        The first dimension is 1, the next are the id's row, the last the features. All are one product away from every
+        head, so a video's bias is learned from few exposures, and a preference for a feature transfers to videos unlike
+        those that were shown.
         """
         rows = {name: self._hide(row, train, self.config.dropout) for name, row in sorted(rows.items())}
         features = self._hide(features, train, blind)
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         return jnp.concatenate([jnp.ones_like(e[..., :1]), rows["id"], e, features], axis=-1)
 
     def feedback(self, feedback: chex.Array, duration: chex.Array) -> chex.Array:
-        """Feedback [..., S] on videos of these durations (seconds) -> [..., F]; the first dimension is 1."""
+        """Encode feedback [..., S] on videos of these durations (seconds) as [..., F]; the first dimension is 1."""
         seconds = feedback[..., types.WATCH_TIME]
         watched = jnp.stack([jnp.log1p(seconds) / 4.0, jnp.minimum(seconds / jnp.maximum(duration, 1.0), 2.0)], axis=-1)
         x = jnp.concatenate([feedback[..., : types.WATCH_TIME], watched], axis=-1)
@@ -82,37 +82,37 @@ class Encoder(nn.Module):
         train: bool = False,
         blind: chex.Numeric = 0.0,
     ) -> chex.Array:
-        """Memory, the user's embedding row [..., d], profile [..., Du], context [..., Dx] -> z [..., Z].
+        """Encode memory, the user's embedding row [..., d], profile [..., Du] and context [..., Dx] as z [..., Z].
 
-        z ends with profile and context. When training, a share `blind` of the profile's entries is hidden, and of the
+        z ends with profile and context. In training, a fraction `blind` of the profile's entries is hidden, as of the
         features' in `items`.
         """
         profile = self._hide(profile, train, blind)
         mean = memory.mean().reshape(*memory.outer.shape[:-3], -1)
         x = jnp.concatenate([mean, jnp.log1p(memory.weight), row, profile, context], axis=-1)
         x = self._hide(x, train, self.config.dropout)
-        # The linear path learns taste x topic products quickly; the other one what depends on several inputs at once.
+        # The linear path learns taste x topic products quickly; the other one learns interactions of several inputs.
         z = self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)
         return jnp.concatenate([z, profile, context], axis=-1)
 
     def _hide(self, x: chex.Array, train: bool, rate: chex.Numeric) -> chex.Array:
-        """Dropout whose rate may be traced, unlike that of `nn.Dropout`."""
+        """Apply dropout with a rate that may be traced, unlike that of `nn.Dropout`."""
         if not train or (isinstance(rate, float) and rate == 0.0):
             return x
         seen = kept(self.make_rng("dropout"), rate, x.shape)
         return jnp.where(seen, x / (1.0 - rate), 0.0)
 
     def __call__(self, rows, user_row, features, feedback, duration, profile, context):
-        """Touches every parameter, for initialisation: K videos of one user."""
+        """Use every parameter, for initialisation: K videos of one user."""
         e = self.items(rows, features)
         memory = memory_write(self.config, None, e, self.feedback(feedback, duration))
         return self.user(memory, user_row, profile, context)
 
 
 def kept(key: types.Key, rate: chex.Numeric, shape: tuple[int, ...]) -> chex.Array:
-    """Which entries [*shape] dropout of a rate in [0, 1) keeps.
+    """Draw the mask [*shape] of entries that dropout with a rate in [0, 1) keeps.
 
-    A hash of their numbers: one fused computation, where on CPUs `jax.random.bernoulli` takes as long as the layer.
+    It hashes the entries' numbers in one fused computation; on CPUs `jax.random.bernoulli` takes as long as the layer.
     """
     first, second = jax.random.bits(key, (2,), jnp.uint32)
     number = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
@@ -121,12 +121,12 @@ def kept(key: types.Key, rate: chex.Numeric, shape: tuple[int, ...]) -> chex.Arr
 
 
 def sizes(config: EncoderConfig, schema: Schema) -> tuple[int, int]:
-    """Z and D: sizes of a user state and of an encoding."""
+    """Return Z and D, the sizes of a user state and of an encoding."""
     return config.state_dim + schema.profile + schema.context, config.dim + schema.item_features
 
 
 def init(key: types.Key, config: EncoderConfig, schema: Schema):
-    """Fresh parameters of the encoder."""
+    """Initialise the parameters of the encoder."""
     k = schema.slate
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
     rows = {name: zeros((1, k, config.table_dims[name])) for name in ("author", "id", "tag")}
@@ -143,7 +143,7 @@ def init(key: types.Key, config: EncoderConfig, schema: Schema):
 
 
 def _decays(config: EncoderConfig, ndim: int) -> chex.Array:
-    """[..., L] the decays of the memory, with as many axes as they are used with."""
+    """Return the decays [..., L] of the memory, broadcast to rank `ndim`."""
     return jax.lax.broadcast_to_rank(jnp.asarray(config.decays, jnp.float32), ndim)
 
 
@@ -154,15 +154,17 @@ def memory_write(
     feedback: chex.Array,
     mask: chex.Array | None = None,
 ) -> Memory:
-    """The memory after more exposures, oldest first; `None` is the empty memory.
+    """Add exposures, oldest first, to the memory; `None` is the empty memory.
 
     Args:
-      items: [..., K, D] encodings. feedback: [..., K, F] encodings. mask: [..., K] bool; None for all K.
+      items: [..., K, D] encodings.
+      feedback: [..., K, F] encodings.
+      mask: [..., K] bool; None for all K.
     """
-    if mask is None:  # as large as the batch it would be a constant, from which XLA works out all that follows
+    if mask is None:  # with the batch's full shape, XLA would constant-fold all that follows
         mask = jnp.ones((*(1 for _ in items.shape[:-2]), items.shape[-2]), bool)
     shown = mask.astype(items.dtype)
-    # Exposures after each one, which is its age when all K are in.
+    # Number of later exposures: the age of each one once all K are added.
     age = jnp.cumsum(shown[..., ::-1], axis=-1)[..., ::-1] - shown
     weight = shown[..., None] * _decays(config, shown.ndim + 1) ** age[..., None]  # [..., K, L]
     outer = jnp.einsum("...kl,...kf,...kd->...lfd", weight, feedback, items)
@@ -176,12 +178,15 @@ def memory_write(
 def memory_over_requests(
     config: EncoderConfig, start: Memory, items: chex.Array, feedback: chex.Array, mask: chex.Array
 ) -> Memory:
-    """The memory before each of T requests.
+    """Compute the memory before each of T requests.
 
-    All products are made outside the scan, which only adds and decays.
+    All products are computed outside the scan, which only adds and decays.
 
     Args:
-      start: memory [B, ...] before the first request. items: [B, T, K, D]. feedback: [B, T, K, F]. mask: [B, T, K].
+      start: memory [B, ...] before the first request.
+      items: [B, T, K, D].
+      feedback: [B, T, K, F].
+      mask: [B, T, K].
 
     Returns:
       Memory with shapes [B, T, L, F, D] and [B, T, L].

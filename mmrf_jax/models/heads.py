@@ -1,6 +1,6 @@
-"""Heads that predict feedback and staying from a user state, and the losses they are fitted by.
+"""Heads that predict feedback and staying from a user state, and their losses.
 
-Every head scores all candidates by one batched product of a few user vectors with the item encodings.
+One batched product of a few user vectors with the item encodings scores all candidates.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from flax import struct
 
 from mmrf_jax import types
 
-_MAX_LOG_WATCH = 5.0  # of watch time over its standard deviation
-_CEILING, _CEILING_PACE = 0.5, 4.0  # first ceilings are sigmoid(2) = .88; their log-odds move so much faster
+_MAX_LOG_WATCH = 5.0  # of watch time divided by its standard deviation
+_CEILING, _CEILING_PACE = 0.5, 4.0  # initial ceilings are sigmoid(2) = .88; the pace makes their log-odds move faster
 
 
 class UserVectors(nn.Module):
-    """n user vectors in the space of item encodings: from a state, plus reads of the memory.
+    """n user vectors in the space of item encodings, from a state and from reads of the memory.
 
-    <state vector, e_c> + sum_lf g_lf (M_lf . e_c): the second part is linear attention over the user's history.
+    <state vector, e_c> + sum_lf g_lf (M_lf . e_c); the second part is linear attention over the user's history.
     """
 
     num: int
 
     @nn.compact
     def __call__(self, state: chex.Array, memory_mean: chex.Array) -> chex.Array:
-        """State [..., d] (or [..., n, d], one for each vector) and memory means [..., L, F, D] -> [..., n, D].
+        """Map a state [..., d] (or [..., n, d], one per vector) and memory means [..., L, F, D] to [..., n, D].
 
-        They start from 0: a random product of user and video is unlearned only where logs have such pairs.
+        Vectors from the state start at 0: a random user x video product is unlearned only where logs have such pairs.
         """
         init, dim = nn.initializers.zeros, memory_mean.shape[-1]
         if state.ndim == memory_mean.ndim - 1:
@@ -45,22 +45,22 @@ class UserVectors(nn.Module):
 
 @struct.dataclass
 class Prediction:
-    """What the heads say of one request; `...` are batch axes."""
+    """Predictions of the heads for one request; `...` are batch axes."""
 
     feedback: chex.Array  # [..., S, M] raw predictions of the M videos: log-odds, and log of normalised watch time
-    extra: chex.Array  # [..., E, M] raw predictions with no loss of their own here
+    extra: chex.Array  # [..., E, M] raw predictions without a loss here
     continue_logit: chex.Array  # [...] log-odds of another request, before the slate's effect
-    continue_item_logit: chex.Array  # [..., M] what each video adds to those log-odds when shown
+    continue_item_logit: chex.Array  # [..., M] change of those log-odds by each video when shown
 
 
 class FeedbackHeads(nn.Module):
-    """One head a signal plus staying or leaving.
+    """One head per signal, plus staying or leaving.
 
     Attributes:
-      extra: raw predictions beside those of the signals.
-      ceilings: whether the chance of a binary signal stays below a learned bound, as where a share of videos is swiped
-        away unseen however well they match. The log-odds of what was shown flatten towards it; without a bound they
-        are continued as flatly to videos unlike those, whose chances are then predicted too high.
+      extra: number of raw predictions in addition to those of the signals.
+      ceilings: whether the probability of a binary signal stays below a learned bound, because a fraction of videos is
+        swiped away unseen however well they match. The log-odds of shown videos flatten towards the bound. Without one,
+        the model extrapolates this flat slope to videos unlike those and overestimates their probabilities.
     """
 
     extra: int = 0
@@ -68,12 +68,12 @@ class FeedbackHeads(nn.Module):
 
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> Prediction:
-        """z [..., Z], memory_mean [..., L, F, D], items [..., M, D]."""
+        """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
         num_signals = len(types.SIGNALS)
         vectors = UserVectors(num_signals + self.extra, name="signals")(
             jnp.concatenate([z, nn.gelu(nn.Dense(64, name="hidden")(z))], -1), memory_mean
         )
-        # Set to the base rates of the first log.
+        # Initialised to the base rates of the first log.
         prior = self.param("prior", nn.initializers.zeros, (num_signals + self.extra, 1), jnp.float32)
         products = jnp.einsum("...nd,...md->...nm", vectors, items)
         raw = jax.lax.broadcast_to_rank(prior, products.ndim) + products
@@ -83,9 +83,8 @@ class FeedbackHeads(nn.Module):
             ceiling = self.param("ceiling", nn.initializers.constant(_CEILING), (num_signals - 1, 1), jnp.float32)
             binary = below(free[..., : types.WATCH_TIME, :], _CEILING_PACE * ceiling)
             feedback = jnp.concatenate([binary, free[..., types.WATCH_TIME :, :]], axis=-2)
-        # Staying is learned on few numbers of a video: its log-odds of feedback, before ceilings, and its encoding,
-        # the same for all users. Free user x video effects fit noise here, for one slate moves the odds by
-        # little.
+        # Staying is learned from few numbers per video: its log-odds of feedback, before ceilings, and its encoding,
+        # with weights shared by all users. Free user x video effects fit noise: one slate moves the odds by little.
         few = jax.lax.stop_gradient(free - jax.lax.broadcast_to_rank(prior[:num_signals], free.ndim))
         theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,), jnp.float32)
         direct = self.param("stay_items", nn.initializers.zeros, (items.shape[-1],), jnp.float32)
@@ -96,7 +95,7 @@ class FeedbackHeads(nn.Module):
 
 
 def below(log_odds: chex.Array, ceiling: chex.Array) -> chex.Array:
-    """Log-odds of c σ(log_odds), a probability below c = σ(ceiling)."""
+    """Return the log-odds of c σ(log_odds), a probability below c = σ(ceiling)."""
 
     def least(x):
         return jax.lax.broadcast_to_rank(jax.nn.log_sigmoid(x), log_odds.ndim)
@@ -105,24 +104,26 @@ def below(log_odds: chex.Array, ceiling: chex.Array) -> chex.Array:
 
 
 def prior(feedback_mean: chex.Array, feedback_std: chex.Array) -> chex.Array:
-    """Raw predictions [S] of the mean of each signal."""
+    """Return the raw predictions [S] of the mean of each signal."""
     rate = jnp.clip(feedback_mean, 1e-5, None)
     log_odds = jnp.log(rate / (1 - jnp.minimum(rate, 0.999)))
     return jnp.where(jnp.arange(len(rate), dtype=jnp.int32) == types.WATCH_TIME, jnp.log(rate / feedback_std), log_odds)
 
 
 def continue_probability(out: Prediction, w: chex.Array) -> chex.Array:
-    """Probability [...] of another request after the exposure w [..., M]."""
+    """Return the probability [...] of another request after the exposure w [..., M]."""
     return jax.nn.sigmoid(out.continue_logit + jnp.sum(w * out.continue_item_logit, axis=-1))
 
 
 def feedback_loss(predicted: chex.Array, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
-    """Loss of each signal [..., M, S]: Bernoulli for binary signals, quasi-Poisson (log link) for watch time.
+    """Compute the loss of each signal [..., M, S]: Bernoulli if binary, quasi-Poisson (log link) for watch time.
 
-    Both are proper for the mean, which is what rewards need (the paper regresses by MSE).
+    Both are proper for the mean, which rewards need (the paper regresses by MSE).
 
     Args:
-      predicted: [..., S, M] raw outputs of the critic. feedback: [..., M, S]. reward_scale: [S].
+      predicted: [..., S, M] raw outputs of the critic.
+      feedback: [..., M, S].
+      reward_scale: [S].
     """
     raw = jnp.moveaxis(predicted, -2, -1)
     binary = optax.sigmoid_binary_cross_entropy(raw[..., : types.WATCH_TIME], feedback[..., : types.WATCH_TIME])
@@ -132,7 +133,8 @@ def feedback_loss(predicted: chex.Array, feedback: chex.Array, reward_scale: che
 
 
 def expected_feedback(predicted: chex.Array, reward_scale: chex.Array) -> chex.Array:
-    """Raw outputs [..., S, M] -> means in the signals' units (probabilities, seconds), [..., S, M]."""
+    """Convert raw outputs [..., S, M] to means in the signals' units (probabilities, seconds), [..., S, M]."""
+
     binary = jax.nn.sigmoid(predicted[..., : types.WATCH_TIME, :])
     seconds = jnp.exp(jnp.clip(predicted[..., types.WATCH_TIME :, :], -8.0, _MAX_LOG_WATCH))
     return jnp.concatenate([binary, reward_scale[types.WATCH_TIME] * seconds], axis=-2)

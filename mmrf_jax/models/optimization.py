@@ -1,4 +1,4 @@
-"""One gradient step on Flax parameters and embedding tables together, over a batch that may be split over devices."""
+"""One gradient step on Flax parameters and embedding tables together, for a batch that may be split over devices."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mmrf_jax.models.encoder_config import EncoderConfig
 
 @struct.dataclass
 class Learnable:
-    """What a gradient step replaces."""
+    """The state that a gradient step replaces."""
 
     params: Any
-    optimizer: Any  # state of the optimiser of `params`
+    optimizer: Any  # optimiser state of `params`
     tables: dict[str, embedding_table.Table]
 
 
 class Reduction:
-    """Sums over the whole batch, wherever its users are.
+    """Reductions over the whole batch, on whatever devices its users are.
 
     Args:
       axis_name: name of a mapped axis (`jax.pmap`, `jax.vmap`) over which the batch is split; None under `jit`, where
@@ -36,22 +36,22 @@ class Reduction:
         self._axis = axis_name
 
     def sum(self, tree: Any) -> Any:
-        """Sums over the mapped axis, if there is one."""
+        """Sum over the mapped axis, if there is one."""
         return tree if self._axis is None else jax.lax.psum(tree, self._axis)
 
     def gather(self, tree: Any) -> Any:
-        """Leading axes of all devices, concatenated."""
+        """Concatenate the leading axes of all devices."""
         if self._axis is None:
             return tree
         return jax.tree.map(lambda x: jax.lax.all_gather(x, self._axis, tiled=True), tree)
 
     def fold(self, key: types.Key) -> types.Key:
-        """A key of this device."""
+        """Return a key for this device."""
         return key if self._axis is None else jax.random.fold_in(key, jax.lax.axis_index(self._axis))
 
 
 def adam(rate: float, weight_decay: float) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay, its gradient clipped to norm 1."""
+    """Return Adam with decoupled weight decay and the gradient clipped to norm 1."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=weight_decay))
 
 
@@ -64,7 +64,7 @@ def step(
     reduction: Reduction,
     rate: chex.Numeric = 1.0,
 ) -> tuple[Learnable, Any, chex.Array]:
-    """One gradient step on parameters and tables.
+    """Take one gradient step on parameters and tables.
 
     Args:
       ids: rows of each table that the batch looks up, [...] int32.
@@ -72,13 +72,13 @@ def step(
       rate: factor on the step of the parameters, from a schedule.
 
     Returns:
-      What was learned, the extra outputs, and the norm of the gradient.
+      The updated learnables, the extra outputs, and the norm of the gradient.
     """
     rows = embeddings.lookup(learnable.tables, ids)
     grads, extra = jax.grad(loss_fn, (0, 1), has_aux=True)(learnable.params, rows)
     grads, row_grads = reduction.sum(grads[0]), reduction.gather(grads[1])
     ids = reduction.gather(ids)
-    with jax.numpy_dtype_promotion("standard"):  # optax takes powers of floats by its whole count
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
         updates, opt_state = optimizer.update(grads, learnable.optimizer, learnable.params)
     params = optax.apply_updates(learnable.params, jax.tree.map(lambda u: rate * u, updates))
     tables = {

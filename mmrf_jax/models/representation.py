@@ -1,4 +1,4 @@
-"""From a batch of session segments to what heads need: user states before every request, and encoded videos."""
+"""From a batch of session segments to the inputs of heads: user states before every request, and encoded videos."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmrf_jax.models.encoder_config import EncoderConfig
 
 @struct.dataclass
 class Representation:
-    """Users before each of T + 1 requests."""
+    """User states before each of T + 1 requests, and encoded videos."""
 
     z: chex.Array  # [B, T+1, Z]
     memory: encoders.Memory  # [B, T+1, L, F, D]
@@ -25,30 +25,30 @@ class Representation:
 
     @property
     def memory_mean(self) -> chex.Array:
-        """[B, T+1, L, F, D]."""
+        """The decayed means of the memory, [B, T+1, L, F, D]."""
         return self.memory.mean()
 
 
 @struct.dataclass
 class LossMasks:
-    """Which parts of a batch are learned from; the last request of a segment never is."""
+    """Masks of what enters the losses; the last request of a segment never does."""
 
     exposed: chex.Array  # [B, T, K] float32
     request: chex.Array  # [B, T] float32
-    known: chex.Array  # [B, T] float32, requests of which it is known whether and how the session went on
+    known: chex.Array  # [B, T] float32, requests whose continuation is known: termination, or the next request
 
 
 def seen_videos(batch: types.SessionBatch) -> chex.Array:
-    """Ids [B, H + (T+1) K] of the history and of the slates, in order."""
+    """Return the video ids [B, H + (T+1) K] of the history and of the slates, in order."""
     shown = jnp.take_along_axis(batch.candidates, batch.slate, axis=-1)
     return jnp.concatenate([batch.history.videos, shown.reshape(shown.shape[0], -1)], axis=1)
 
 
 def ids(batch: types.SessionBatch, items: types.Items, unseen: chex.Array | None = None) -> dict[str, chex.Array]:
-    """What a batch looks up: rows [B, H + (T+1) (K + M)] of each table of videos, and rows [B] of the users.
+    """Return what a batch looks up: rows [B, H + (T+1) (K + M)] of each table of videos, and rows [B] of the users.
 
     Args:
-      unseen: [B, T+1, M] ids of videos that were not shown; None for none.
+      unseen: [B, T+1, M] ids of videos that were not shown; None if there are none.
     """
     return {**embeddings.video_ids(items, _videos(batch, unseen)), embeddings.USER_TABLE: batch.user_id}
 
@@ -59,7 +59,7 @@ def _videos(batch: types.SessionBatch, unseen: chex.Array | None) -> chex.Array:
 
 
 def loss_masks(batch: types.SessionBatch) -> LossMasks:
-    """Masks as weights."""
+    """Compute the loss masks as weights."""
     request = batch.mask[:, :-1]
     exposed = batch.slate_mask[:, :-1] & request[..., None]
     known = request & (batch.terminated[:, :-1] | batch.mask[:, 1:])
@@ -67,7 +67,7 @@ def loss_masks(batch: types.SessionBatch) -> LossMasks:
 
 
 def next_context(batch: types.SessionBatch) -> chex.Array:
-    """Context [B, T, Dx] of the request after each of the first T: the logged one, or this one a position later."""
+    """Return the context [B, T, Dx] of each next request: the logged one, or this one a position later."""
     context = jnp.asarray(batch.context)
     later = context[:, :-1].at[..., -1].set(jnp.log1p(jnp.expm1(context[:, :-1, -1]) + 1.0))
     return jnp.where(batch.mask[:, 1:, None], context[:, 1:], later)
@@ -83,13 +83,13 @@ def represent(
     unseen: chex.Array | None = None,
     blind: chex.Numeric = 0.0,
 ) -> Representation:
-    """Encodes a batch.
+    """Encode a batch.
 
     Args:
-      key: of dropout; None, when scoring, for none.
+      key: dropout key; None for no dropout, when scoring.
       rows: embedding rows of `ids`.
       unseen: as given to `ids`.
-      blind: share of the entries of profiles and features that is hidden, with a key.
+      blind: fraction of the entries of profiles and features that is hidden, if there is a key.
     """
     videos, user_rows = _videos(batch, unseen), rows[embeddings.USER_TABLE]
     rows = {name: rows[name] for name in embeddings.VIDEO_TABLES}
@@ -112,10 +112,12 @@ def of_encoded(
     key: types.Key | None = None,
     blind: chex.Numeric = 0.0,
 ) -> Representation:
-    """`represent` from encodings of videos.
+    """Compute `represent` from encodings of videos.
 
     Args:
-      seen: [B, H + (T+1) K, D] of `seen_videos`. not_shown: [B, T+1, M, D]. user_rows: [B, d].
+      seen: [B, H + (T+1) K, D] of `seen_videos`.
+      not_shown: [B, T+1, M, D].
+      user_rows: [B, d].
     """
     encoder = encoders.Encoder(config)
     num_users, steps, k = batch.slate.shape

@@ -1,4 +1,4 @@
-"""Row-wise Adagrad: one accumulator a row, and work in proportion to the ids of the batch, not to the table."""
+"""Row-wise Adagrad: one accumulator per row; the work is proportional to the ids of the batch, not to the table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmrf_jax.models.embedding_table import Table, mix, row_of
 
 
 def sum_duplicates(ids: jax.Array, grads: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
-    """Sums the gradients of equal ids, at a fixed shape.
+    """Sum the gradients of equal ids, at a fixed shape.
 
     Args:
       ids: [M] int32; out of [0, num_rows) means "ignore".
@@ -20,9 +20,9 @@ def sum_duplicates(ids: jax.Array, grads: jax.Array, num_rows: int) -> tuple[jax
       num_rows: V.
 
     Returns:
-      unique: [M] int32, the distinct ids in ascending order, then num_rows, num_rows + 1, ... in the slots left over
-        (all different and out of range, so that a scatter drops them).
-      sums: [M, D] float32, the gradient of each, meaningless in the slots left over.
+      unique: [M] int32, the distinct ids in ascending order, then num_rows, num_rows + 1, ... in the unused slots (all
+        distinct and out of range, so that a scatter drops them).
+      sums: [M, D] float32, the gradient of each, meaningless in the unused slots.
 
     Raises:
       ValueError: if num_rows + M does not fit in int32.
@@ -34,7 +34,7 @@ def sum_duplicates(ids: jax.Array, grads: jax.Array, num_rows: int) -> tuple[jax
     order = jnp.argsort(ids, stable=True)
     ordered = ids[order]
     first = jnp.concatenate([jnp.ones((1,), bool), ordered[1:] != ordered[:-1]])
-    segment = jnp.cumsum(first) - 1  # [M] number of the distinct id
+    segment = jnp.cumsum(first) - 1  # [M] index of the distinct id
     sums = jax.ops.segment_sum(
         grads[order].astype(jnp.float32), segment, num_segments=size, indices_are_sorted=True, mode="drop"
     )
@@ -44,15 +44,15 @@ def sum_duplicates(ids: jax.Array, grads: jax.Array, num_rows: int) -> tuple[jax
 
 
 def row_update(table: Table, ids: jax.Array, grads: jax.Array, learning_rate: chex.Numeric, eps: float = 1e-8) -> Table:
-    """One step of row-wise Adagrad on the rows of `ids`; every other row keeps its bits.
+    """Take one step of row-wise Adagrad on the rows of `ids`; every other row is unchanged bit for bit.
 
     For each distinct id, with g the sum of its gradients: accumulator += mean(g²), then
-    row −= learning_rate · g / (sqrt(accumulator) + eps). Call it under jit with the table donated: an update that is
-    not in place copies the table. The result does not depend on the order of the ids, beyond float rounding.
+    row −= learning_rate · g / (sqrt(accumulator) + eps). Call it under jit with the table donated; an update that is
+    not in place copies the table. The result does not depend on the order of the ids, up to float rounding.
 
     Args:
       table: V rows of D.
-      ids: [M] int32; an id that has no row (`table.row_of`) is ignored.
+      ids: [M] int32; an id without a row (`table.row_of`) is ignored.
       grads: [M, D], the gradient of the loss with respect to the looked-up rows.
       learning_rate: scalar.
       eps: added to the root; positive.
@@ -67,7 +67,7 @@ def row_update(table: Table, ids: jax.Array, grads: jax.Array, learning_rate: ch
         return table
     unique, sums = sum_duplicates(row_of(table, ids), grads, table.num_rows)
     scatter = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
-    # Read, then written: reads of far rows overlap in memory, a scatter's additions wait for each other.
+    # Read, then write: reads of distant rows overlap in memory, a scatter's additions wait for each other.
     total = table.accumulator.at[unique].get(mode="fill", fill_value=1.0) + jnp.mean(jnp.square(sums), axis=-1)  # [M]
     accumulator = table.accumulator.at[unique].set(total, **scatter)
     step = learning_rate * sums / (jnp.sqrt(total) + eps)[:, None]
@@ -79,10 +79,10 @@ def row_update(table: Table, ids: jax.Array, grads: jax.Array, learning_rate: ch
 
 
 def round_at_random(x: jax.Array, salt: jax.Array) -> jax.Array:
-    """x [M, D] float32 as bfloat16, up or down with the chance that makes it right on average.
+    """Round x [M, D] float32 to bfloat16, up or down with probabilities that make it unbiased.
 
-    Rounded to the nearest, steps below 1/512 of an entry would all be lost. The chance is a hash of the row's salt [M]
-    float32, such as its accumulator, which every step changes: the same on any number of devices.
+    Rounding to nearest would lose all steps below 1/512 of an entry. The random bits are a hash of the row's salt [M]
+    float32, such as its accumulator, which every step changes: they are the same on any number of devices.
     """
 
     def bits(y):

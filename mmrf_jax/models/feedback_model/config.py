@@ -1,4 +1,4 @@
-"""What defines the feedback model: its sizes and the numbers of its fit."""
+"""Configuration of the feedback model: its sizes and the hyperparameters of its fit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LOSSES = ("likelihood", "mse")
 class FeedbackConfig(EncoderConfig):
     """Static configuration of the feedback model.
 
-    Dropout acts in fitting and where uncertainty is measured, never in predictions.
+    Dropout is applied in fitting and where uncertainty is measured, never in predictions.
 
-    `twin_feature_dropout` is, for each twin, the share of profile and feature entries hidden from it, always the same.
-    One twin trusts them whole, the other less, so they part where a prediction rests on what the log hardly varied: on
-    videos unlike those that were shown both err to the same side, and twins that differ by chance alone agree.
+    `twin_feature_dropout` is the fixed fraction of profile and feature entries that is hidden from each twin. One twin
+    trusts them fully, the other less, so they diverge where a prediction relies on what hardly varied in the log. On
+    videos unlike the shown ones, both twins err to the same side, and twins that differ only by randomness agree.
     """
 
     learning_rate: float = field(3e-3, "of Adam", fields.NOT_NEGATIVE)

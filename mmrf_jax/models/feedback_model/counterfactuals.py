@@ -1,4 +1,4 @@
-"""Feedback drawn from predictions, and slates of videos that were not shown, answered by g."""
+"""Counterfactual slates of unshown videos, with feedback simulated by the feedback model g."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from mmrf_jax.models import embeddings, heads, representation
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 
-#: Uniforms of one exposure: one for watch time and what follows from it, one for each other signal.
+#: Uniforms per exposure: one for watch time and the signals that follow from it, one for each other signal.
 NUM_UNIFORMS = len(types.SIGNALS) - 2
-_WATCHED = ("click", "long_view")  # larger the longer the play, so drawn by the same number
+_WATCHED = ("click", "long_view")  # increase with play time, so drawn from the same uniform
 
 
 def draw(
     expected: chex.Array, log_seconds: chex.Array, edges: chex.Array, quantiles: chex.Array, uniforms: chex.Array
 ) -> chex.Array:
-    """Feedback [..., S] with the predicted means.
+    """Sample feedback [..., S] with the predicted means.
 
-    Watch time is the prediction of log1p seconds plus a residual of like predictions; click and long_view happen in
-    the longest plays, as many of them as predicted; the other signals are drawn apart.
+    Watch time is the prediction of log1p seconds plus a residual of similar predictions. Click and long_view happen in
+    the longest plays, at their predicted rates. The other signals are sampled independently.
 
     Args:
-      expected: [..., S]. log_seconds: [...] predicted mean. edges, quantiles: of a `FeedbackState`.
+      expected: [..., S].
+      log_seconds: [...] predicted mean.
+      edges: of a `FeedbackState`.
+      quantiles: of a `FeedbackState`.
       uniforms: [..., NUM_UNIFORMS] in (0, 1).
     """
     watch = uniforms[..., 0]
@@ -54,17 +57,17 @@ def draw(
 def unseen_slates(
     key: types.Key, batch: types.SessionBatch, num_slates: int, preference: chex.Array | None = None
 ) -> chex.Array:
-    """Slates [B, T+1, num_slates, K] of candidates that were not shown, drawn without replacement.
+    """Sample slates [B, T+1, num_slates, K] of candidates that were not shown, without replacement.
 
     Args:
-      preference: [B, T+1, C]; its softmax are the chances of the first draw. None for equal ones.
+      preference: [B, T+1, C] logits; their softmax gives the probabilities of the first draw. None for equal ones.
     """
     c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
     position = jax.lax.broadcast_to_rank(jnp.arange(c, dtype=jnp.int32), batch.slate.ndim + 1)
     shown = jnp.any((batch.slate[..., None] == position) & batch.slate_mask[..., None], axis=-2)
     if preference is None:
         order = jnp.where(shown, -1.0, random.uniforms(key, shown.shape))
-    else:  # Gumbel's trick
+    else:  # Gumbel top-k trick
         order = jnp.where(shown, -jnp.inf, preference + random.to_gumbel(random.uniforms(key, shown.shape)))
     return jax.lax.top_k(order, num_slates * k)[1].reshape(*shown.shape[:-1], num_slates, k)
 
@@ -80,11 +83,13 @@ def answer(
     preference: chex.Array | None = None,
     encodings: chex.Array | None = None,
 ) -> types.CounterfactualSlates:
-    """`num_slates` unseen slates of every request of a batch, each stepped once through g, and g's view of the pool.
+    """Simulate feedback on `num_slates` counterfactual slates per request, one step of g each, and predict the pool.
 
     Args:
-      key: typed key of this update. measure_uncertainty: where False, it is 0 and costs nothing. preference: see
-        `unseen_slates`. encodings: [2, V, D] of all videos by `state`, where they are kept; None to make those needed.
+      key: typed key of this update.
+      measure_uncertainty: if False, uncertainty is 0 and costs nothing.
+      preference: see `unseen_slates`.
+      encodings: [2, V, D] precomputed encodings of all videos by `state`; None to compute those needed.
     """
     k_slates, k_masks, k_feedback = jax.random.split(key, 3)
     slates = unseen_slates(k_slates, batch, num_slates, preference)
@@ -127,7 +132,7 @@ def uncertainty(
     config: FeedbackConfig,
     key: types.Key,
 ) -> chex.Array:
-    """Uncertainty [B, T+1, M, S] of g's predictions of videos [B, T+1, M]; the key is of the masks."""
+    """Compute the uncertainty [B, T+1, M, S] of g's predictions of videos [B, T+1, M]; `key` is for dropout masks."""
     rows = embeddings.lookup(state.tables, representation.ids(batch, items, videos))
     u = network.uncertainty(config, state, rows, batch, items, key, videos)
     return u[..., batch.slate.shape[-1] :, :]
@@ -136,7 +141,7 @@ def uncertainty(
 def predict(
     state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig
 ) -> types.FeedbackPrediction:
-    """g's view of all candidates of a batch, as in `answer`."""
+    """Predict feedback on all candidates of a batch with g, as in `answer`."""
     return jax.lax.stop_gradient(_mean(_of_candidates(state, batch, items, config)))
 
 
@@ -147,7 +152,7 @@ def _of_candidates(
     config: FeedbackConfig,
     encodings: chex.Array | None = None,
 ) -> heads.Prediction:
-    """Raw predictions of all candidates, calibrated, the twins on the first axis."""
+    """Return calibrated raw predictions for all candidates, with the twins on the first axis."""
     if encodings is None:
         rows = embeddings.lookup(state.tables, representation.ids(batch, items, batch.candidates))
         r = network.represent(config, state.params, rows, batch, items, None, batch.candidates)
@@ -158,7 +163,7 @@ def _of_candidates(
 
 
 def _mean(out: heads.Prediction) -> types.FeedbackPrediction:
-    """Twins' raw predictions averaged."""
+    """Average the twins' raw predictions."""
     return types.FeedbackPrediction(
         *map(network.mean_of_twins, (out.feedback, out.continue_logit, out.continue_item_logit))
     )

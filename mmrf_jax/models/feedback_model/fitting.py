@@ -1,4 +1,4 @@
-"""Fitting g: regression on logged exposures, and what is measured afterwards on sessions that were left out."""
+"""Fitting of the feedback model g by regression on logged exposures, and measurements on held-out sessions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def update(
     rate: chex.Numeric = 1.0,
     axis_name: str | None = None,
 ) -> tuple[FeedbackState, dict[str, chex.Array]]:
-    """One step of the regression of both twins on what was shown; jit it with `config` static and `state` donated.
+    """Run one regression step of both twins on shown videos; jit it with `config` static and `state` donated.
 
     Args:
-      rate: factor on the learning rate. axis_name: see `learning.Reduction`.
+      rate: factor on the learning rate.
+      axis_name: see `learning.Reduction`.
 
     Returns:
       The next state and scalar metrics, means over the twins.
@@ -69,7 +70,7 @@ def update(
 
 
 def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, scale: chex.Array) -> chex.Array:
-    """Losses [2, ..., M, S + 1] of predictions of feedback [..., M, S]; the last is that of log1p seconds."""
+    """Compute losses [2, ..., M, S + 1] of predictions of feedback [..., M, S]; the last is that of log1p seconds."""
     seconds = feedback[..., types.WATCH_TIME]
     log_seconds = (out.extra[..., 0, :] - jax.lax.broadcast_to_rank(jnp.log1p(seconds), seconds.ndim + 1)) ** 2
     if config.loss == "likelihood":
@@ -88,9 +89,8 @@ def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items
     rows = embeddings.lookup(state.tables, representation.ids(batch, items))
     r = network.represent(config, state.params, rows, batch, items, None)
     out = network.predict(state.params, r.z, r.memory_mean, r.shown)
-    unit = dataclasses.replace(
-        state, residual=jnp.ones((), jnp.float32)
-    )  # divided by the residual's variance once it is known
+    # Divided by the residual's variance once it is known.
+    unit = dataclasses.replace(state, residual=jnp.ones((), jnp.float32))
     key = jax.random.fold_in(state.key, 2**32 - 1)  # no update has this number
     p = jnp.clip(network.expected(out, state.scale)[..., : types.WATCH_TIME], 1e-6, 1.0 - 1e-6)
     log_odds = jnp.log(p) - jnp.log1p(-p)
@@ -108,11 +108,11 @@ def measure(
     config: FeedbackConfig,
     calibrate: bool = False,
 ) -> FeedbackState:
-    """The state with its scales of uncertainty and its residuals of log1p seconds, from sessions not fitted on.
+    """Return the state with scales of uncertainty and residuals of log1p seconds, from held-out sessions.
 
     Args:
-      calibrate: whether the log-odds of binary signals are also scaled and moved to what these sessions hold. Users
-        whose own rates were fitted are overrated on later days.
+      calibrate: whether to also fit a slope and an offset of the log-odds of binary signals to these sessions. Users
+        whose own rates were fitted are overestimated on later days.
     """
     predicted, observed, divergence, log_odds, random = [], [], [], [], []
     for batch in batches:
@@ -157,9 +157,10 @@ def measure(
 
 
 def platt(log_odds: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Slope and offset [2] of the log-odds [n] of labels [n], by Newton's method on the log-loss (Platt, 1999).
+    """Fit slope and offset [2] of the log-odds [n] of labels [n], by Newton's method on the log-loss (Platt, 1999).
 
-    Drawn to slope 1 and offset 0 as by `_PLATT_PRIOR` exposures, so that signals with few positives stay as they are.
+    A prior worth `_PLATT_PRIOR` exposures shrinks them to slope 1 and offset 0, so that signals with few positives
+    hardly change.
     """
     x = np.stack([log_odds, np.ones_like(log_odds)], axis=1).astype(np.float64)
     start = np.array([1.0, 0.0])

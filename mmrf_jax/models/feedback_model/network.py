@@ -1,8 +1,8 @@
 """The feedback fitting model g: twin predictors of every signal and of staying (MMRF, section 4).
 
-The recurrence over the session is the user memory of `models.encoders`: a scan over requests that only adds and
-decays, with all products outside it. All candidates of a request are scored by one batched product. The twins have
-parameters and embedding rows of their own; wherever they stand side by side, they are the first axis, 2.
+The recurrence over the session is the user memory of `models.encoders`: a scan over requests that only adds and decays,
+with all products outside it. One batched product scores all candidates of a request. The twins have separate
+parameters and embedding rows; where both are in one array, they are the first axis, 2.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from mmrf_jax.data.schema import Schema
 from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation
 from mmrf_jax.models.feedback_model.config import TWINS, FeedbackConfig
 
-BINS, QUANTILES = 16, 65  # of the residuals of log1p seconds: bins of the prediction, quantiles in each
+BINS, QUANTILES = 16, 65  # of the residuals of log1p seconds: bins by prediction, quantiles per bin
 
 
 @struct.dataclass
 class FeedbackState:
-    """Everything that fitting changes; all of it is checkpointed."""
+    """The full state of fitting; all of it is checkpointed."""
 
     step: chex.Array  # int32, updates so far
     params: Any  # {"encoder", "heads"}, leading axis TWINS
     optimizer: Any
-    tables: dict[str, embedding_table.Table]  # rows of both twins side by side
+    tables: dict[str, embedding_table.Table]  # rows of both twins, concatenated
     scale: chex.Array  # [S] standard deviation of each signal in the first log
     uncertainty_scale: chex.Array  # [S] mean uncertainty on impressions
-    calibration: chex.Array  # [E, 2, S - 1] slope and offset of the log-odds of binary signals, on days not fitted on
+    calibration: chex.Array  # [E, 2, S - 1] slope and offset of the log-odds of binary signals, on held-out days
     residual: chex.Array  # [] standard deviation of the residuals of log1p seconds
     edges: chex.Array  # [BINS - 1] of the predicted mean of log1p seconds
     quantiles: chex.Array  # [BINS, QUANTILES] of the residuals in each bin
@@ -52,11 +52,12 @@ def init(
     feedback_mean: chex.Array,
     feedback_std: chex.Array,
 ) -> FeedbackState:
-    """A fresh state.
+    """Initialise the state.
 
     Args:
-      feedback_mean, feedback_std: [S] of the exposures in the first log; the heads start from them, chances from 0.88
-        of theirs (the first ceiling).
+      feedback_mean: [S] of the exposures in the first log; the heads start from it, binary signals from 0.88 of it (the
+        first ceiling).
+      feedback_std: [S] of the same exposures.
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
     z_size, dim = encoders.sizes(config, schema)
@@ -88,14 +89,14 @@ def init(
 
 
 def optimizer(config: FeedbackConfig) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay, its gradient clipped by the norm over both twins; plain SGD for tests."""
+    """Return Adam with decoupled weight decay, clipped by the gradient norm of both twins; plain SGD for tests."""
     if config.optimizer == "sgd":
         return optax.sgd(config.learning_rate)
     return optimization.adam(config.learning_rate, config.weight_decay)
 
 
 def twin_rows(rows: dict[str, chex.Array]) -> dict[str, chex.Array]:
-    """Looked-up rows [..., 2 d] -> [2, ..., d]."""
+    """Split looked-up rows [..., 2 d] into twins [2, ..., d]."""
 
     def apart(x):
         return jnp.moveaxis(x.reshape(*x.shape[:-1], TWINS, x.shape[-1] // TWINS), -2, 0)
@@ -112,7 +113,7 @@ def represent(
     key: types.Key | None,
     unseen: chex.Array | None = None,
 ) -> representation.Representation:
-    """`models.representation.represent` of both twins, leading axis 2; `key` for dropout, with masks of their own."""
+    """Apply `models.representation.represent` per twin, leading axis 2; `key` gives each twin its dropout masks."""
 
     def one(p, r, k, blind):
         return representation.represent(config, p, r, batch, items, k, unseen, blind)
@@ -124,7 +125,7 @@ def represent(
 
 
 def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
-    """Encodings [2, V, D] of the whole catalogue by both twins."""
+    """Encode all V videos by both twins: [2, V, D]."""
     tables = {name: state.tables[name] for name in embeddings.VIDEO_TABLES}
 
     def encode(videos):
@@ -146,9 +147,9 @@ def represent_known(
     items: types.Items,
     unseen: chex.Array,
 ) -> representation.Representation:
-    """`represent` without dropout, from the encodings [2, V, D] of `encode_catalogue`."""
+    """Compute `represent` without dropout, from the encodings [2, V, D] of `encode_catalogue`."""
     rows = twin_rows(embeddings.lookup(state.tables, {embeddings.USER_TABLE: batch.user_id}))[embeddings.USER_TABLE]
-    # Looked up in one go in the order of the products they go into: as slices of one array they would be copied twice.
+    # One lookup, in the order of the products that use it: slices of one array would be copied twice.
     first = encodings.shape[1] * jnp.arange(TWINS, dtype=jnp.int32)
 
     def place(videos):
@@ -165,17 +166,17 @@ def represent_known(
 
 
 def predict(params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
-    """Predictions of both twins: z [2, ..., Z], memory [2, ..., L, F, D], encodings [2, ..., M, D]."""
+    """Predict by both twins: z [2, ..., Z], memory [2, ..., L, F, D], encodings [2, ..., M, D]."""
     return jax.vmap(_HEADS.apply)(params["heads"], z, memory_mean, videos)
 
 
 def calibrated(out: heads.Prediction, calibration: chex.Array, context: chex.Array) -> heads.Prediction:
-    """Predictions with the log-odds of binary signals scaled and moved (Platt, 1999).
+    """Scale and shift the log-odds of binary signals (Platt, 1999).
 
     Args:
-      out: of requests [...], twins on the first axis.
+      out: predictions at requests [...], twins on the first axis.
       calibration: [E, 2, S - 1] slopes and offsets of each kind of exposure.
-      context: [..., Dx] of the requests. Where E is 2, its first column is 1 for videos exposed at random.
+      context: [..., Dx] of the requests. If E is 2, its first column is 1 for videos exposed at random.
     """
     chosen = calibration[0]
     if len(calibration) == 2:
@@ -188,22 +189,22 @@ def calibrated(out: heads.Prediction, calibration: chex.Array, context: chex.Arr
 
 
 def mean_of_twins(x: chex.Array) -> chex.Array:
-    """[2, ...] -> [...]; a reduction over so short an axis is slower than a sum that joins what comes before it."""
+    """Average the twins, [2, ...] -> [...]; a sum that fuses with its inputs is faster than so short a reduction."""
     return 0.5 * (x[0] + x[1])
 
 
 def expected(out: heads.Prediction, scale: chex.Array) -> chex.Array:
-    """Expected feedback [..., M, S]: the mean of the twins, probabilities and seconds."""
+    """Return expected feedback [..., M, S], the mean of the twins: probabilities and seconds."""
     return jnp.moveaxis(mean_of_twins(heads.expected_feedback(out.feedback, scale)), -2, -1)
 
 
 def continue_probability(out: heads.Prediction, w: chex.Array) -> chex.Array:
-    """Probability [...] of another request after exposures w [..., M]: the mean of the twins."""
+    """Return the probability [...] of another request after exposures w [..., M], the mean of the twins."""
     return mean_of_twins(heads.continue_probability(out, w))
 
 
 def divergence(out: heads.Prediction, residual: chex.Array) -> chex.Array:
-    """KL divergence between the twins [..., M, S], the mean of both directions.
+    """Compute the KL divergence between the twins [..., M, S], the mean of both directions.
 
     Bernoulli for binary signals; for watch time Gaussian on log1p seconds, both with the standard deviation `residual`.
     """
@@ -225,7 +226,7 @@ def uncertainty(
     key: types.Key,
     unseen: chex.Array | None = None,
 ) -> chex.Array:
-    """Divergence of the twins under dropout, averaged over masks: [B, T+1, K + M, S], shown videos first."""
+    """Average the divergence of the twins over dropout masks: [B, T+1, K + M, S], shown videos first."""
 
     def one(key):
         r = represent(config, state.params, rows, batch, items, key, unseen)
