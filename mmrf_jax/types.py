@@ -139,5 +139,4 @@ Key = jax.Array
 
 def make_key(seed: int) -> Key:
     """Return the key of a seed. The same seed gives the same numbers under any default generator of JAX."""
-
     return jax.random.key(seed, impl="threefry2x32")

@@ -1,4 +1,4 @@
-"""BC: behaviour cloning. One actor that makes logged slates likely, as Plackett–Luce rankings of the candidates."""
+"""BC: behaviour cloning. One actor maximises the likelihood of logged slates as Plackett–Luce rankings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def update(
     rate: chex.Numeric = 1.0,
     axis_name: str | None = None,
 ) -> tuple[agent_state.AgentState, dict[str, chex.Array]]:
-    """One step on the log-likelihood of each shown video given those above it; arguments of `training_step.update`."""
+    """Run one step on the log-likelihood of each shown video given those above it; see `training_step.update`."""
     reduction = optimization.Reduction(axis_name)
     key = reduction.fold(jax.random.fold_in(state.key, state.step))
     videos = batch.candidates[:, :-1]

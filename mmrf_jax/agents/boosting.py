@@ -1,7 +1,7 @@
-"""Gradient boosting on plain features: what a ranking engineer would try first, and what agents must beat offline.
+"""Gradient boosting on plain features: a ranking engineer's first choice, which agents must beat offline.
 
-LightGBM (Ke et al., 2017) on running means of feedback up to the day before, duration, context, and user columns; a
-model for each signal.
+LightGBM (Ke et al., 2017) on running means of feedback up to the day before, duration, context, and user columns; one
+model per signal.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mmrf_jax.data.schema import SessionLog
 
 SIGNALS = ("click", "long_view", "like", "profile_enter", "watch_time")
 _ROUNDS = 600
-_STEP = 25  # rounds between two looks at the validation day
+_STEP = 25  # rounds between two evaluations on the validation day
 _MAX_ROWS = 1_000_000  # exposures fitted on, and scored at a time
-_USER_PRIOR = 5.0  # exposures' worth of the overall mean in a user's means
+_USER_PRIOR = 5.0  # pseudo-exposures of the overall mean in a user's means
 _PARAMETERS: dict[str, Any] = {
     "learning_rate": 0.03,
     "num_leaves": 31,
@@ -38,7 +38,7 @@ _PARAMETERS: dict[str, Any] = {
 def features(
     log: SessionLog, items: types.Items, past: list[SessionLog], rows: np.ndarray | slice = slice(None)
 ) -> np.ndarray:
-    """One row for each exposure of a log (`sessions.exposure_index`), or those of `rows`, [n, F] float32.
+    """Compute one row per exposure of a log (`sessions.exposure_index`), or per one of `rows`, [n, F] float32.
 
     Running means of `statistics.SIGNALS`, and counts, of the video, its author, its tag and the user over the exposures
     of `past` logs on *earlier days*; the video's duration and features; the request's context; the user's profile.
@@ -60,7 +60,7 @@ def features(
 
 
 class Table(NamedTuple):
-    """Exposures as simple predictors know them."""
+    """Exposures as inputs of simple predictors."""
 
     user: np.ndarray  # [n] int32
     video: np.ndarray  # [n] int32
@@ -69,7 +69,7 @@ class Table(NamedTuple):
 
 
 def table(log: SessionLog, items: types.Items, past: list[SessionLog], seed: int | None = None) -> Table:
-    """The exposures of a log, or with a seed a sample where there are more than a million; `past` as in `features`."""
+    """Return the exposures of a log, with a seed a sample if there are over a million; `past` as in `features`."""
     rows = np.arange(num_exposures(log))
     if seed is not None and len(rows) > _MAX_ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, _MAX_ROWS, replace=False))
@@ -79,7 +79,7 @@ def table(log: SessionLog, items: types.Items, past: list[SessionLog], seed: int
 
 
 def labels(rows: Table) -> dict[str, np.ndarray]:
-    """What each model is fitted to, {signal: [n]}: 0 or 1, and log1p of seconds."""
+    """Return the labels of each model, {signal: [n]}: 0 or 1, and log1p of seconds."""
     out = {name: rows.feedback[:, types.signal_index(name)].astype(np.float64) for name in SIGNALS}
     return out | {"watch_time": np.log1p(out["watch_time"])}
 
@@ -92,16 +92,16 @@ def scores(
     seed: int = 0,
     rounds: int = _ROUNDS,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Scores of the exposures of test logs, {log: {signal: [n]}}: log-odds, and expected log1p seconds.
+    """Score the exposures of test logs, {log: {signal: [n]}}: log-odds, and expected log1p seconds.
 
-    A signal with a single label among the training rows has no scores.
+    A signal with a single label value in the training rows has no scores.
 
     Args:
       train: exposures to fit on.
-      valid: exposures to choose the number of rounds on; None for all of them.
+      valid: exposures to choose the number of rounds on; None to use all rounds.
       tests: {log: features [n, F]} to score.
-      measure: (users, scores, labels) [n] -> the figure that is chosen by; NaN where there is none.
-      rounds: the most trees of a model.
+      measure: (users, scores, labels) [n] -> the selection metric; NaN if it is undefined.
+      rounds: maximum number of trees of a model.
     """
     import lightgbm
 
@@ -119,9 +119,9 @@ def scores(
 
 
 def _best(model, name: str, valid: Table, measure, rounds: int) -> int:
-    """The number of trees with the best validation figure of a signal; all of them where there is no figure."""
+    """Return the number of trees with the best validation metric of a signal; all of them if it is undefined."""
     label = labels(valid)[name]
-    if name == "watch_time":  # above the median: pairs of all rows would take longer and choose alike
+    if name == "watch_time":  # above the median: all pairs of rows would take longer and choose the same
         label = label > np.median(label)
     score, measured = np.zeros(len(label)), []
     for start in range(0, rounds, _STEP):

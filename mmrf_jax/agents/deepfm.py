@@ -1,7 +1,7 @@
-"""DeepFM (Guo et al., 2017): a factorisation machine and a deep part over the same fields, one output a signal.
+"""DeepFM (Guo et al., 2017): a factorisation machine and a deep part over the same fields, one output per signal.
 
-Fields are the user state, the crosses of the user's memory with the video, and the video's encoding in two parts, the
-id's row and the rest. Videos are ranked by the watch time that is expected. The same encoders as MMRF.
+Fields are the user state, the crosses of the user's memory with the video, and the video's encoding in two parts: the
+id's row and the rest. Videos are ranked by expected watch time. The encoders are those of MMRF.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _FACTORS = 16
 
 
 def pairs(fields: chex.Array) -> chex.Array:
-    """Sum over pairs of fields [..., F, k] of their elementwise products, [..., k]: ((Σ v)² − Σ v²) / 2."""
+    """Sum elementwise products over pairs of fields [..., F, k], to [..., k]: ((Σ v)² − Σ v²) / 2."""
     return 0.5 * (fields.sum(axis=-2) ** 2 - (fields**2).sum(axis=-2))
 
 
 class Heads(nn.Module):
-    """First order, second order and deep parts, added.
+    """The sum of first-order, second-order and deep parts.
 
     Attributes:
-      id_dim: width of the id's row within an encoding, which it follows a constant in.
+      id_dim: width of the id's row within an encoding, where it follows a constant.
     """
 
     id_dim: int
 
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> heads.Prediction:
-        """z [..., Z], memory_mean [..., L, F, D], items [..., M, D]."""
+        """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
         num_signals, zeros = len(types.SIGNALS), nn.initializers.zeros
         prior = self.param("prior", zeros, (num_signals, 1))  # set to the base rates of the first log
         crossed = crosses(memory_mean, items)
@@ -58,7 +58,7 @@ class Heads(nn.Module):
 
 
 def critic(config: AgentConfig) -> nn.Module:
-    """What predicts."""
+    """Build the prediction network."""
     return supervised.Predictor(config, functools.partial(Heads, config.id_dim))
 
 

@@ -3,8 +3,8 @@
   V = expectile_0.7 of Q(s, w_logged);  Q by TD towards r + gamma V(s');
   maximise  E[ min(exp(b A_k / spread), 100) log π(c_k | videos above it) ].
 
-The critic adds up over the slate, so each shown video has an advantage of its own: A_k = q(s, c_k) + (b(s) − V(s)) / K,
-which sum to Q − V. Encoders and twin critics are MMRF's; there is no feedback model and no auxiliary agent.
+The critic is additive over the slate, so each shown video has an advantage, A_k = q(s, c_k) + (b(s) − V(s)) / K;
+these sum to Q − V. Encoders and twin critics are those of MMRF; there is no feedback model and no auxiliary agent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def improve(
     view: training_step.ActorBatch,
     reduction: optimization.Reduction,
 ) -> tuple[chex.Array, dict[str, chex.Array]]:
-    """See `agents.mmrf.training_step.Algorithm`."""
+    """Compute the advantage-weighted imitation loss; see `agents.mmrf.training_step.Algorithm`."""
     del reduction
     slate, mask = view.batch.slate[:, :-1], view.batch.slate_mask[:, :-1]
     shown = jnp.maximum(mask.sum(axis=-1), 1)[..., None]

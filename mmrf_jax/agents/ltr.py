@@ -1,6 +1,6 @@
-"""LTR: a supervised multi-task ranker whose score is a weighted sum of predicted signals, the paper's online control.
+"""LTR: a supervised multi-task ranker that scores by a weighted sum of predicted signals, the paper's online control.
 
-It learns from production's logs in every round; the heads are those of MMRF's critics.
+It learns from the production ranker's logs in every round; its heads are those of MMRF's critics.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mmrf_jax.agents import supervised
 from mmrf_jax.agents.mmrf import networks
 from mmrf_jax.models import heads
 
-#: Of each signal's expectation over its standard deviation.
+#: Weights of each signal's expectation divided by its standard deviation.
 WEIGHTS = {
     "click": 0.1,
     "like": 0.1,
@@ -28,7 +28,7 @@ WEIGHTS = {
 
 
 def weighted_sum(raw: chex.Array, scale: chex.Array) -> chex.Array:
-    """A `supervised.Rank`: sum over signals of weight × expected feedback / standard deviation."""
+    """Rank by the sum over signals of weight × expected feedback / standard deviation; a `supervised.Rank`."""
     weights = jnp.array([WEIGHTS.get(s, 0.0) for s in types.SIGNALS])
     expected = heads.expected_feedback(raw, scale) / scale[:, None]
     return jnp.einsum("s,...sc->...c", weights, expected)

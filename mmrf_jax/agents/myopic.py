@@ -1,6 +1,6 @@
-"""The supervised myopic ranker: predicts the watch time of a video and ranks by it; the same encoders, no future.
+"""The supervised myopic ranker: ranks by a video's predicted watch time, with the same encoders and no long-term value.
 
-The comparison that shows what ranking for the session adds.
+The comparison with it shows what ranking for the session adds.
 """
 
 from __future__ import annotations

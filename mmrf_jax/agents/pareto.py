@@ -1,7 +1,7 @@
-"""Pareto: multi-objective actor-critic. One actor, a critic for each signal, gradients joined by min-norm weights.
+"""Pareto: multi-objective actor-critic. One actor, one critic per signal, gradients combined by min-norm weights.
 
 MGDA (Désidéri, 2012; Sener & Koltun, 2018): the convex combination of the objectives' gradients with the least norm
-is a direction in which none of them falls. Encoders and critics are MMRF's; there is no feedback model.
+is a direction in which no objective decreases. Encoders and critics are those of MMRF; there is no feedback model.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _STEPS = 100  # of Frank–Wolfe
 
 
 def min_norm_weights(gram: chex.Array) -> chex.Array:
-    """Weights [N] of the simplex that minimise a' G a, by pairwise Frank–Wolfe steps with exact line search.
+    """Compute the simplex weights [N] that minimise a' G a, by pairwise Frank–Wolfe steps with exact line search.
 
-    Each moves weight from where the slope is largest to where it is least, which converges linearly where plain
-    Frank–Wolfe zigzags (Lacoste-Julien & Jaggi, 2015).
+    Each step moves weight from the largest slope to the smallest. It converges linearly where plain Frank–Wolfe
+    zigzags (Lacoste-Julien & Jaggi, 2015).
 
     Args:
       gram: [N, N] inner products of the gradients, G.
@@ -47,7 +47,7 @@ def improve(
     view: training_step.ActorBatch,
     reduction: optimization.Reduction,
 ) -> tuple[chex.Array, dict[str, chex.Array]]:
-    """See `agents.mmrf.training_step.Algorithm`."""
+    """Compute the loss of the min-norm direction; see `agents.mmrf.training_step.Algorithm`."""
 
     def objectives(scores):
         value = training_step.objectives(config, state, scores, view.q)
@@ -61,7 +61,7 @@ def improve(
     flat = jnp.concatenate([g.reshape(config.num_agents, -1) for g in jax.tree.leaves(gradients)], axis=1)
     weights = jax.lax.stop_gradient(min_norm_weights(flat @ flat.T))
     objective = objectives(view.scores)
-    # The weights of all devices together are 1 on each, for the objective is a part of the whole.
+    # The weights sum to 1 on each device, because the objective is the device's part of the whole.
     metrics = {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
     return -weights @ objective, metrics
 

@@ -9,15 +9,16 @@ from mmrf_jax import types
 from mmrf_jax.data import statistics
 from mmrf_jax.envs import base
 
-PRIOR = 20.0  # exposures of the overall mean
+PRIOR = 20.0  # pseudo-exposures of the overall mean
 
 
 def smoothed_means(videos: np.ndarray, feedback: np.ndarray, num_videos: int) -> np.ndarray:
-    """Per-video means of training feedback, shrunk to the overall mean.
+    """Compute per-video means of training feedback, shrunk to the overall mean.
 
     Args:
-      videos: [n] int32. feedback: [n, S]; watch time enters as log1p of its seconds, so that a few long plays do not
-        decide a video's rank.
+      videos: [n] int32.
+      feedback: [n, S]; watch time enters as log1p of its seconds, so that a few long plays do not decide a video's
+        rank.
       num_videos: V.
 
     Returns:
@@ -28,7 +29,7 @@ def smoothed_means(videos: np.ndarray, feedback: np.ndarray, num_videos: int) ->
 
 
 def make(means: np.ndarray) -> base.Policy:
-    """Ranks all candidates by the means [V, S] of their watch time, as an arm of A/B tests."""
+    """Return a policy that ranks all candidates by the means [V, S] of their watch time, as an arm of A/B tests."""
     return base.Policy(jnp.asarray(means[:, types.WATCH_TIME], jnp.float32), base.nothing, _score, base.nothing)
 
 

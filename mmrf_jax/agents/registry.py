@@ -1,4 +1,4 @@
-"""The rankers that can be trained, by name: how each learns, serves and scores."""
+"""The trainable rankers by name: how each is trained, served and scored."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Method(NamedTuple):
       update: (state, batch, items, config, rate[, simulated]) -> the next state, and metrics.
       make_policy: (state, items, config[, temperature]) -> `envs.base.Policy`.
       score: (config, state, Representation, items [B, T+1, C, D]) -> [B, T+1, N, C].
-      signals: config -> those of the score columns; the last column is served.
+      signals: config -> signals of the score columns; the last column is served.
       critic: the module of `state.params["critic"]`.
-      configure: makes a run's agents those of this method.
-      simulates: whether `update` takes what a feedback model says (`types.CounterfactualSlates`).
+      configure: adapts a run's agent config to this method.
+      simulates: whether `update` takes a feedback model's output (`types.CounterfactualSlates`).
       predicts: whether its critic is fitted to every signal.
-      collects: whether it collects the logs it learns from, in a closed loop; if not, the first policy goes on.
+      collects: whether it collects the logs it learns from, in a closed loop; else the first policy keeps collecting.
     """
 
     update: Callable[..., tuple[agent_state.AgentState, dict[str, chex.Array]]]
@@ -57,7 +57,7 @@ class Method(NamedTuple):
 
 
 def _supervised(module, critic: Callable[[AgentConfig], nn.Module], rank: supervised.Rank, **fields) -> Method:
-    """A ranker by predictions; its columns are the agents' signals."""
+    """Build a method that ranks by predictions; its columns are the agents' signals."""
 
     def score(config, state, r, items):
         raw = critic(config).apply(state.params["critic"], r.z, r.memory_mean, items).feedback
@@ -68,7 +68,7 @@ def _supervised(module, critic: Callable[[AgentConfig], nn.Module], rank: superv
 
 _with = functools.partial(functools.partial, dataclasses.replace)
 _ALONE = _with(signals=("watch_time",))
-_ALONE_AND_FREE = _with(signals=("watch_time",), residual_actor=False)  # as published, also where MMRF adds to critics
+_ALONE_AND_FREE = _with(signals=("watch_time",), residual_actor=False)  # as published, even if MMRF adds to critics
 
 METHODS = {
     "mmrf": Method(training_step.update, simulates=True),
@@ -86,10 +86,10 @@ METHODS = {
 
 
 def get(name: str) -> Method:
-    """The method of a name.
+    """Return the method of a name.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: if the name is unknown.
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; use --config.method= one of {', '.join(METHODS)}")
@@ -97,10 +97,10 @@ def get(name: str) -> Method:
 
 
 def configured(name: str, config: AgentConfig) -> AgentConfig:
-    """The agents of a method.
+    """Return the agent config of a method.
 
     Raises:
-      ValueError: for an ablation of what the method does not have.
+      ValueError: if the ablation removes something that the method does not have.
     """
     method = get(name)
     if config.ablation != "none" and (
@@ -109,7 +109,7 @@ def configured(name: str, config: AgentConfig) -> AgentConfig:
         raise ValueError(
             f"agents.ablation={config.ablation!r} takes away what method {name!r} does not have; leave it at 'none'"
         )
-    # No feedback model is as nothing learned from videos that were not shown.
+    # Without a feedback model, nothing is learned from unshown videos.
     config = config if method.simulates else dataclasses.replace(config, ablation="no_augmentation")
     return method.configure(config)
 
@@ -118,7 +118,7 @@ def configured(name: str, config: AgentConfig) -> AgentConfig:
 def score_candidates(
     state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
 ) -> chex.Array:
-    """Scores [B, T+1, N, C] of all candidates of a batch of segments, without dropout."""
+    """Score all candidates of a batch of segments, without dropout: [B, T+1, N, C]."""
     rows = embeddings.lookup(state.tables, representation.ids(batch, items))
     r = representation.represent(config, state.params["encoder"], rows, batch, items, None)
     candidates = embeddings.encode_videos(

@@ -1,6 +1,6 @@
-"""What supervised rankers share: feedback regressed on what was shown, and a rule that ranks by the predictions.
+"""Shared parts of supervised rankers: regression of feedback on shown videos, and a rule that ranks by predictions.
 
-They have the encoders, the logs and the number of updates of MMRF, and no future: nothing is learned of staying.
+They have the encoders, the logs and the number of updates of MMRF, but no long-term value: staying is not learned.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Rank = Callable[[chex.Array, chex.Array], chex.Array]  # raw predictions [..., S
 
 
 class Predictor(nn.Module):
-    """Heads in the place of critics.
+    """Prediction heads instead of critics.
 
     Attributes:
       config: of the agents whose encoders are used.
-      module: of heads, as `models.heads.FeedbackHeads`.
+      module: the heads, like `models.heads.FeedbackHeads`.
     """
 
     config: AgentConfig
@@ -36,7 +36,7 @@ class Predictor(nn.Module):
 
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> heads.Prediction:
-        """z [..., Z], memory_mean [..., L, F, D], items [..., M, D]."""
+        """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
         return self.module(name="heads")(z, memory_mean, items)
 
 
@@ -51,7 +51,7 @@ def update(
     critic: Callable[[AgentConfig], nn.Module],
     signals: Sequence[str] = types.SIGNALS,
 ) -> tuple[agent_state.AgentState, dict[str, chex.Array]]:
-    """One step of the regression of `signals` on what was shown; see `agents.mmrf.training_step.update`."""
+    """Run one regression step of `signals` on shown videos; see `agents.mmrf.training_step.update`."""
     reduction = optimization.Reduction(axis_name)
     key = reduction.fold(jax.random.fold_in(state.key, state.step))
     learn = representation.loss_masks(batch)
@@ -81,12 +81,11 @@ def make(
     critic: Callable[[AgentConfig], nn.Module],
     rank: Rank,
 ) -> base.Policy:
-    """Ranks by predictions; see `envs.base.Policy`.
+    """Return a policy that ranks by predictions; see `envs.base.Policy`.
 
     Args:
       critic: the module of `state.params["critic"]`.
-      rank: its scores are served with the spread 1 / tau of a trained actor's, so that rankers explore alike where they
-        are sampled.
+      rank: its scores are served with the spread 1 / tau of a trained actor's, so that sampled rankers explore equally.
     """
     served = policy.make(state, items, config, temperature)
     params = {name: value for name, value in served.params.items() if name not in ("actor", "critics")}
@@ -96,7 +95,7 @@ def make(
 
 @functools.cache
 def _score(config: AgentConfig, critic, rank):
-    """The same object for equal arguments, so that jitted rollouts are compiled once."""
+    """Return the scoring function, the same object for equal arguments, so that jitted rollouts are compiled once."""
 
     def score(params, memory, request):
         z = policy.user_state(config, params, memory, request)
@@ -109,13 +108,13 @@ def _score(config: AgentConfig, critic, rank):
 
 
 def by_watch_time(raw: chex.Array, scale: chex.Array) -> chex.Array:
-    """A `Rank`: the log of the normalised watch time that is expected."""
+    """Rank by the log of expected normalised watch time; a `Rank`."""
     del scale
     return raw[..., types.WATCH_TIME, :]
 
 
 def scores(config: AgentConfig, raw: chex.Array, main: chex.Array) -> chex.Array:
-    """Score columns [..., N, C]: raw predictions [..., S, C] of the auxiliary agents' signals, then `main` [..., C]."""
+    """Return columns [..., N, C]: raw predictions [..., S, C] of auxiliary agents' signals, then `main` [..., C]."""
     index = jnp.array([types.signal_index(s) for s in config.signals[:-1]], jnp.int32)
     signs = jnp.array([terms[0][1] for terms in config.reward_terms[:-1]])[:, None]
     return jnp.concatenate([signs * raw[..., index, :], main[..., None, :]], axis=-2)

@@ -1,8 +1,8 @@
-"""TD3+BC (Fujimoto & Gu, 2021): one actor that ascends its critic and stays close to what was shown.
+"""TD3+BC (Fujimoto & Gu, 2021): one actor that maximises its critic's value and stays close to logged slates.
 
   maximise  a ⟨w, q⟩ / mean |⟨w, q⟩| − ‖w − w_logged‖² / K,   w the relaxed exposure of its scores, a = 2.5.
 
-Encoders, twin critics and target networks are MMRF's; there is no feedback model and no auxiliary agent.
+Encoders, twin critics and target networks are those of MMRF; there is no feedback model and no auxiliary agent.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def improve(
     view: training_step.ActorBatch,
     reduction: optimization.Reduction,
 ) -> tuple[chex.Array, dict[str, chex.Array]]:
-    """See `agents.mmrf.training_step.Algorithm`."""
+    """Compute the TD3+BC actor loss; see `agents.mmrf.training_step.Algorithm`."""
     w = ops.soft_top_k(view.scores, config.slate, 1.0)  # [B, T, 1, C]
-    # Centred, so that the value of showing anything at all does not count as the policy's.
+    # Centred, so that the value of showing anything at all is not credited to the policy.
     centred = view.q - view.q.mean(axis=-1, keepdims=True)
     value = jnp.sum(w * centred, axis=-1)[..., 0]  # [B, T]
     size = jax.lax.stop_gradient(reduction.sum(view.mean(jnp.abs(value))))

@@ -1,13 +1,13 @@
 """TSCAC (Cai et al., 2023): two-stage constrained actor-critic.
 
-Stage one: a policy for each auxiliary signal, with a critic of its own. Stage two: the main policy maximises watch
-time and stays close to those policies,
+Stage one: one policy per auxiliary signal, each with a separate critic. Stage two: the main policy maximises watch time
+and stays close to those policies,
 
   maximise  ⟨w, q_N⟩ + tau H(w) − Σ_i lambda_i KL(w ‖ w_i),
 
-whose solution is the paper's, w ∝ Π_i w_i^(lambda_i / Λ) exp(q_N / Λ), Λ = tau + Σ_i lambda_i, with the entropy's tau
-as the weight of one more, uniform policy. Both stages step together: stage two takes stage one's policies as they are.
-Encoders and critics are MMRF's; there is no feedback model, and agents do not communicate.
+whose solution is the paper's, w ∝ Π_i w_i^(lambda_i / Λ) exp(q_N / Λ), Λ = tau + Σ_i lambda_i, where the entropy's tau
+is the weight of one more, uniform policy. Both stages step together; stage two treats stage one's policies as fixed.
+Encoders and critics are those of MMRF; there is no feedback model, and agents do not communicate.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLOSENESS = 0.01  # lambda_i, of each auxiliary policy; tau is 0.25
 
 
 def closeness(scores: chex.Array, others: chex.Array, slate: int) -> chex.Array:
-    """Σ_c KL of the relaxed exposure of scores [..., C] from those of `others` [..., A, C], binary each: [..., A]."""
+    """Compute Σ_c binary KL of the relaxed exposure of scores [..., C] from those of `others` [..., A, C]: [..., A]."""
     w = ops.soft_top_k(scores, slate, 1.0)[..., None, :]
     v = ops.soft_top_k(others, slate, 1.0)
     w, v = (jnp.clip(x, 1e-6, 1.0 - 1e-6) for x in (w, v))
@@ -40,7 +40,7 @@ def improve(
     view: training_step.ActorBatch,
     reduction: optimization.Reduction,
 ) -> tuple[chex.Array, dict[str, chex.Array]]:
-    """See `agents.mmrf.training_step.Algorithm`."""
+    """Compute the actor losses of both stages; see `agents.mmrf.training_step.Algorithm`."""
     del reduction
     objective = view.mean(training_step.objectives(config, state, view.scores, view.q))  # [N]
     stage_one = jax.lax.stop_gradient(view.scores[..., :-1, :])

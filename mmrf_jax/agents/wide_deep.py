@@ -1,6 +1,6 @@
-"""Wide & Deep (Cheng et al., 2016): a wide linear part over crosses, and a deep one, each video scored on its own.
+"""Wide & Deep (Cheng et al., 2016): a wide linear part over crosses, and a deep one; videos are scored separately.
 
-One output a signal; videos are ranked by the watch time that is expected. The same encoders as MMRF.
+One output per signal; videos are ranked by expected watch time. The encoders are those of MMRF.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _HIDDEN = (64, 32)
 
 
 def crosses(memory_mean: chex.Array, items: chex.Array) -> chex.Array:
-    """What a user's memory [..., L, F, D] says of videos [..., M, D]: [..., M, L F], feedback on videos like each."""
+    """Read a user's memory [..., L, F, D] at videos [..., M, D]: [..., M, L F], the feedback on similar videos."""
     reads = memory_mean.reshape(*memory_mean.shape[:-3], -1, memory_mean.shape[-1])
     return jnp.einsum("...fd,...md->...mf", reads, items)
 
 
 class Deep(nn.Module):
-    """Hidden layers over user state, video and crosses, each video alone, to S outputs."""
+    """Hidden layers over user state, video and crosses, separately for each video, with S outputs."""
 
     @nn.compact
     def __call__(self, z: chex.Array, crossed: chex.Array, items: chex.Array) -> chex.Array:
-        """z [..., Z], crossed [..., M, X], items [..., M, D] -> [..., M, S]."""
-        # A dense layer over [z; x; e] with z's part made once a request.
+        """Map z [..., Z], crossed [..., M, X] and items [..., M, D] to [..., M, S]."""
+        # A dense layer over [z; x; e], with z's part computed once per request.
         x = nn.Dense(_HIDDEN[0], use_bias=False)(z)[..., None, :]
         x = nn.gelu(x + nn.Dense(_HIDDEN[0])(jnp.concatenate([crossed, items], axis=-1)))
         for width in _HIDDEN[1:]:
@@ -40,18 +40,18 @@ class Deep(nn.Module):
 
 
 def prediction(prior: chex.Array, raw: chex.Array) -> heads.Prediction:
-    """`heads.Prediction` of priors [S, 1] and outputs [..., M, S]; nothing is said of staying."""
+    """Build a `heads.Prediction` from priors [S, 1] and outputs [..., M, S]; staying is not predicted."""
     feedback = prior + jnp.moveaxis(raw, -1, -2)
     nothing = jnp.zeros_like(feedback[..., 0, :])
     return heads.Prediction(feedback, feedback[..., :0, :], nothing[..., 0], nothing)
 
 
 class Heads(nn.Module):
-    """Wide and deep parts, added."""
+    """The sum of wide and deep parts."""
 
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> heads.Prediction:
-        """z [..., Z], memory_mean [..., L, F, D], items [..., M, D]."""
+        """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
         num_signals, zeros = len(types.SIGNALS), nn.initializers.zeros
         prior = self.param("prior", zeros, (num_signals, 1))  # set to the base rates of the first log
         crossed = crosses(memory_mean, items)
@@ -65,7 +65,7 @@ class Heads(nn.Module):
 
 
 def critic(config: AgentConfig) -> nn.Module:
-    """What predicts."""
+    """Build the prediction network."""
     return supervised.Predictor(config, Heads)
 
 

@@ -25,7 +25,7 @@ from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 
 ANSWERS = ("sampled", "expected")
 _MAX_REQUESTS = 65_536  # of the log, held on the device
-_REQUESTS_A_SESSION = 4  # a longer log gives at most one session per so many requests
+_REQUESTS_A_SESSION = 4  # a longer log gives at most one session per this many requests
 
 
 _encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")

@@ -19,9 +19,9 @@ USER_TABLE = "user"
 # Losses are means over a batch, so a row's gradient is small; a large accumulator would freeze the row.
 _INITIAL_ACCUMULATOR = 1e-7
 _BLOCK = 65_536  # videos encoded at a time
-#: Tables with at least so many rows are sharded by rows over the devices; smaller ones are replicated.
+#: Tables with at least this many rows are sharded by rows over the devices; smaller ones are replicated.
 SPLIT_ROWS = embedding_table.MANY_ROWS
-SPLITS = 256  # sharded tables are padded to a multiple of so many rows
+SPLITS = 256  # sharded tables are padded to a multiple of this many rows
 # Tags are few and frequent: rows that differ from the start avoid the slow escape from a product of zeros.
 # A user without training rows has zeros, the embedding of an unknown user.
 _INIT_SCALE = {"author": 0.1, "id": 0.02, "tag": 0.5, "user": 0.0}
@@ -55,12 +55,12 @@ def init(
 
 
 def padded(rows: int) -> int:
-    """Return the number of rows, with padding, of a table for so many ids."""
+    """Return the number of rows, with padding, of a table for this many ids."""
     return rows if rows < SPLIT_ROWS else -(-rows // SPLITS) * SPLITS
 
 
 def is_split(t: embedding_table.Table, devices: int) -> bool:
-    """Return whether a table is sharded by rows over so many devices."""
+    """Return whether a table is sharded by rows over this many devices."""
     return t.num_rows >= SPLIT_ROWS and t.num_rows % devices == 0
 
 

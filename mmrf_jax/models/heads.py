@@ -134,7 +134,6 @@ def feedback_loss(predicted: chex.Array, feedback: chex.Array, reward_scale: che
 
 def expected_feedback(predicted: chex.Array, reward_scale: chex.Array) -> chex.Array:
     """Convert raw outputs [..., S, M] to means in the signals' units (probabilities, seconds), [..., S, M]."""
-
     binary = jax.nn.sigmoid(predicted[..., : types.WATCH_TIME, :])
     seconds = jnp.exp(jnp.clip(predicted[..., types.WATCH_TIME :, :], -8.0, _MAX_LOG_WATCH))
     return jnp.concatenate([binary, reward_scale[types.WATCH_TIME] * seconds], axis=-2)

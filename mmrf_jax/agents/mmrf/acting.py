@@ -1,7 +1,7 @@
-"""What actors score: their critics' values, and a learned residual (after Silver et al., 2018, arXiv 1812.06298).
+"""Scores of the actors: their critics' values plus a learned residual (after Silver et al., 2018, arXiv 1812.06298).
 
-An actor that starts from its critic need not learn again what the critic knows. What is left to learn is how values
-change at the exposures of the policy, what a feedback model adds to them, and what other agents know.
+An actor that starts from its critic does not have to relearn what the critic knows. It only learns how values change at
+the exposures of the policy, what a feedback model adds to them, and what other agents know.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_SCORE = 20.0
 
 @struct.dataclass
 class Critics:
-    """What actors take of their critics."""
+    """The parts of the critics that actors use."""
 
     params: Any  # of the target critics
     reward_scale: chex.Array  # [S]
@@ -31,14 +31,14 @@ class Critics:
 
 
 def critics_of(state: AgentState, config: AgentConfig) -> Critics | None:
-    """The critics that actors build on; None for actors that score alone (`AgentConfig.residual_actor`)."""
+    """Return the critics that actors build on; None for actors that score alone (`AgentConfig.residual_actor`)."""
     if not config.residual_actor:
         return None
     return Critics(state.target, state.reward_scale, state.q_mean, state.q_scale)
 
 
 def optimal_scores(config: AgentConfig, q_mean: chex.Array, q_scale: chex.Array, q: chex.Array) -> chex.Array:
-    """The scores at which `losses.policy_objective` of q is largest, q / tau less a constant; both [..., N, C]."""
+    """Return the maximiser of `losses.policy_objective` of q over scores, q / tau less a constant; both [..., N, C]."""
     scale = jax.lax.broadcast_to_rank(q_scale[:, None] * config.temperature, q.ndim)
     wanted = (q - jax.lax.broadcast_to_rank(q_mean[:, None], q.ndim)) / scale
     return jnp.clip(wanted, -MAX_SCORE, MAX_SCORE)
@@ -47,12 +47,13 @@ def optimal_scores(config: AgentConfig, q_mean: chex.Array, q_scale: chex.Array,
 def critic_scores(
     config: AgentConfig, critics: Critics, out: networks.CriticOutput, weight: chex.Array | None = None
 ) -> chex.Array:
-    """The scores [..., A, C] that critics alone would give C candidates, without gradient.
+    """Compute the scores [..., A, C] that critics alone would give C candidates, without gradient.
 
-    Values are those around the uniform exposure, w = K / C, for nobody has chosen yet.
+    Values are those around the uniform exposure, w = K / C, because no agent has acted yet.
 
     Args:
-      out: of the target critics, for all candidates. weight: [..., C], see `exposure.soft_top_k`.
+      out: outputs of the target critics for all candidates.
+      weight: [..., C], see `exposure.soft_top_k`.
     """
     effect = jnp.average(out.continue_item_logit, axis=-1, weights=weight)
     chance = jax.nn.sigmoid(out.continue_logit + config.slate * effect)
@@ -65,7 +66,7 @@ def critic_scores(
 def base_scores(
     config: AgentConfig, critics: Critics | None, out: networks.CriticOutput, weight: chex.Array | None = None
 ) -> chex.Array | None:
-    """`critic_scores`, or None for actors that score alone."""
+    """Return `critic_scores`, or None for actors that score alone."""
     return None if critics is None else critic_scores(config, critics, out, weight)
 
 
@@ -77,10 +78,14 @@ def act(
     memory_mean: chex.Array,
     items: chex.Array,
 ) -> networks.ActorOutput:
-    """Scores of all agents for all candidates.
+    """Compute the scores of all agents for all candidates.
 
     Args:
-      params: of the actors. critics: see `critics_of`. z: [..., Z]. memory_mean: [..., L, F, D]. items: [..., C, D].
+      params: parameters of the actors.
+      critics: see `critics_of`.
+      z: [..., Z].
+      memory_mean: [..., L, F, D].
+      items: [..., C, D].
     """
     base = None
     if critics is not None:

@@ -1,4 +1,4 @@
-"""The state of the agents, born and stepped: Flax parameters, target networks, embedding tables and optimisers."""
+"""The state of the agents, with its initialisation and step: parameters, target networks, tables and optimisers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimi
 
 @struct.dataclass
 class AgentState:
-    """Everything that learning changes; all of it is checkpointed."""
+    """The full state of learning; all of it is checkpointed."""
 
     step: chex.Array  # int32, updates so far
     params: Any  # {"encoder", "critic", "actor"}
@@ -36,7 +36,7 @@ class AgentState:
 
 
 def optimizer(config: AgentConfig) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay, clipped apart for actors and critics; plain SGD for invariance tests."""
+    """Return Adam with decoupled weight decay, clipped separately for actors and critics; SGD for invariance tests."""
     if config.optimizer == "sgd":
         return optax.sgd(config.learning_rate)
     labels = {"encoder": "critic", "critic": "critic", "actor": "actor"}
@@ -59,14 +59,14 @@ def init(
     critic: Callable[[AgentConfig], nn.Module] = networks.Critic,
     mean_return: chex.Array | None = None,
 ) -> AgentState:
-    """A fresh state; jit it with `out_shardings` so that it is born where it lives.
+    """Initialise the state; jit it with `out_shardings` so that it is initialised with its final sharding.
 
     Args:
-      feedback_mean, feedback_std: [S] of the exposures in the first log; rewards are divided by the second, and the
-        critics start from the first.
-      critic: what takes the critics' place; its heads have a `prior`, as `models.heads.FeedbackHeads`.
-      mean_return: [S] discounted feedback from a request of that log to its session's end, where values start from;
-        None for 0. Bootstrapped from 0 they would need hundreds of updates to get there.
+      feedback_mean: [S] of the exposures in the first log; the critics start from it.
+      feedback_std: [S] of the same exposures; rewards are divided by it.
+      critic: module used as the critics; its heads have a `prior`, like `models.heads.FeedbackHeads`.
+      mean_return: [S] discounted feedback from a request of that log to its session's end, the initial values; None for
+        0. Bootstrapping from 0 would take hundreds of updates to get there.
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
     k1, k2, k3 = jax.random.split(k_params, 3)
@@ -85,7 +85,7 @@ def init(
     if mean_return is not None and "values" in params["critic"]["params"]:
         value = losses.rewards(config, mean_return, reward_scale)
         base = value - schema.slate * losses.rewards(config, feedback_mean, reward_scale)
-        bias = params["critic"]["params"]["values"]["bias"]  # of twin bases, then twin values
+        bias = params["critic"]["params"]["values"]["bias"]  # twin bases, then twin values
         params["critic"]["params"]["values"]["bias"] = jnp.concatenate([base, base, value, value]).astype(bias.dtype)
     return AgentState(
         step=jnp.zeros((), jnp.int32),
@@ -108,7 +108,7 @@ def step(
     reduction: optimization.Reduction,
     rate: chex.Numeric = 1.0,
 ) -> tuple[AgentState, Any, chex.Array]:
-    """`models.optimization.step` on a state: parameters, target, optimiser and tables are replaced."""
+    """Apply `models.optimization.step` to a state: parameters, target, optimiser and tables are replaced."""
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
     learned, extra, norm = optimization.step(learnable, ids, loss_fn, config, optimizer(config), reduction, rate)
     state = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Attention between agents: what each learns from the others (MMRF, section 4)."""
+"""Attention between agents: what each receives from the others (MMRF, section 4)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flax import linen as nn
 
 
 class Collaboration(nn.Module):
-    """Multi-head attention over the other agents, its query, key and value maps shared by all agents.
+    """Multi-head attention over the other agents; all agents share its query, key and value maps.
 
     alpha_ij is proportional to exp((W_k h_j) . (W_q h_i) / sqrt(d)) over j != i, and x_i = sum_j alpha_ij W_v h_j.
     """
@@ -18,9 +18,9 @@ class Collaboration(nn.Module):
 
     @nn.compact
     def __call__(self, h: chex.Array) -> tuple[chex.Array, chex.Array]:
-        """Agent states h [..., N, d] -> what each gathers x [..., N, d], and the attention [..., heads, N, N].
+        """Map agent states h [..., N, d] to gathered states x [..., N, d] and the attention [..., heads, N, N].
 
-        With a single agent there is nobody to attend to: x and the attention are 0.
+        A single agent has no others to attend to: x and the attention are 0.
         """
         num_agents, dim = h.shape[-2:]
 

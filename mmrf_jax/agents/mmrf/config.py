@@ -1,4 +1,4 @@
-"""What defines the agents: signals, sizes and the numbers of learning."""
+"""Configuration of the agents: signals, sizes and the hyperparameters of learning."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ COMMUNICATION = ("attention", "shared_latent", "none")
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig(EncoderConfig):
-    """Static configuration of the agents; hashable, so it can be closed over by jitted functions.
+    """Static configuration of the agents; hashable, so jitted functions can close over it.
 
-    Each field is explained where it is declared. Ablations (the paper's short names in parentheses):
+    Fields are documented where they are declared. Ablations (the paper's short names in parentheses):
     `no_collaboration` (co) removes attention and the auxiliary scores of the main agent; `no_augmentation` (da) removes
     the counterfactual slates; `constant_negative` (ns) gives them a constant negative reward. The watch-time agent's
-    `reward` is `seconds`; `long_view`, 1 for 18 seconds or the whole video, where a few long plays would decide
-    everything; or `sum_of_signals`, the sum of all agents' normalised rewards, for a single agent.
+    `reward` is `seconds`; `long_view`, 1 for 18 seconds or the whole video, for data where a few long plays would
+    dominate; or `sum_of_signals`, the sum of all agents' normalised rewards, for a single agent.
     Actors communicate by `attention`, by one `shared_latent` vector without auxiliary scores, or not at all (`none`).
 
     Raises:
-      ValueError: for values that cannot be, alone or together.
+      ValueError: if values are invalid, alone or in combination.
     """
 
     signals: tuple[str, ...] = field(
@@ -100,26 +100,26 @@ class AgentConfig(EncoderConfig):
             raise ValueError(f"agents.agent_dim={self.agent_dim} is not divisible by agents.heads={self.heads}")
 
     def simulated_slates(self, candidates: int) -> int:
-        """Slates of unseen videos labelled at each request of C candidates: floor(rho (C - K) / K), or none."""
+        """Return the number of counterfactual slates per request of C candidates: floor(rho (C - K) / K), or 0."""
         if self.ablation == "no_augmentation" or not self.slate:
             return 0
         return int(self.counterfactual_weight * (candidates - self.slate) / self.slate)
 
     @property
     def uses_model(self) -> bool:
-        """Whether values are also the feedback model's; a constant reward, or none, needs no model of feedback."""
+        """Whether values also use the feedback model; a constant reward, or none, needs no feedback model."""
         return self.ablation in ("none", "no_collaboration") and self.model_weight > 0.0
 
     @property
     def rewards_differ(self) -> bool:
-        """Whether rewards of videos that were not shown are more, or less, than their expected feedback."""
+        """Whether rewards of unshown videos differ from their expected feedback."""
         return self.ablation == "constant_negative" or (
             self.ablation != "no_augmentation" and self.uncertainty_bonus != 0.0
         )
 
     @property
     def collaborates(self) -> bool:
-        """Whether agents learn from each other's states and scores."""
+        """Whether agents use each other's states and scores."""
         return self.communication == "attention" and self.ablation != "no_collaboration" and self.num_actors > 1
 
     @property
@@ -132,7 +132,7 @@ class AgentConfig(EncoderConfig):
 
     @property
     def reward_terms(self) -> tuple[tuple[tuple[int, float], ...], ...]:
-        """What each agent's reward adds up: positions of signals, and signs; a hate counts -1."""
+        """The terms of each agent's reward: positions of signals, and signs; a hate counts -1."""
         watched = {"seconds": ("watch_time",), "long_view": ("long_view",), "sum_of_signals": AGENT_SIGNALS}
 
         def term(s):

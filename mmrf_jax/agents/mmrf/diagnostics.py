@@ -1,4 +1,4 @@
-"""How the agents hang together: the attention between them, and how far their gradients agree on what they share."""
+"""Diagnostics: attention between agents, and how far the agents' gradients agree on shared parameters."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.models import embeddings, heads, representation
 from mmrf_jax.parallel import programs
 
-#: The parameters of the actors that all agents use alike: the query, key and value maps of their attention.
+#: The actor parameters that all agents share: the query, key and value maps of their attention.
 _SHARED = "collaboration"
 
 
 def _still(state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig):
-    """User states and memories at the first T requests, without dropout, and the encoded candidates."""
+    """Return user states and memories at the first T requests, without dropout, and the encoded candidates."""
     rows = embeddings.lookup(state.tables, representation.ids(batch, items))
     r = representation.represent(config, state.params["encoder"], rows, batch, items, None)
     candidates = embeddings.encode_videos(
@@ -30,7 +30,7 @@ def _still(state: agent_state.AgentState, batch: types.SessionBatch, items: type
 def attention(
     state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig
 ) -> chex.Array:
-    """Attention [heads, N, N], a row what an agent gives to the others, summed over the first T requests of a batch."""
+    """Sum attention [heads, N, N] over the first T requests; row i holds the weights from agent i to the others."""
     users, candidates = _still(state, batch, items, config)
     weights = networks.Actor(config).apply(state.params["actor"], *users, candidates).attention
     return jnp.einsum("bt,bthij->hij", representation.loss_masks(batch).request, weights)
@@ -44,15 +44,15 @@ def actor_gradients(
     predicted: types.FeedbackPrediction | None,
     config: AgentConfig,
 ) -> chex.Array:
-    """Gradients [N, P] of each agent's policy objective, a sum over requests, by the maps of the attention.
+    """Compute gradients [N, P] of each agent's policy objective, summed over requests, w.r.t. the attention maps.
 
-    The rest of an actor is its own: nobody else's objective moves it but through what attention carries.
+    The rest of an actor is separate: other agents' objectives change it only through what attention carries.
 
     Args:
-      predicted: what a feedback model says of all candidates, if values are made of it too (`update.pool_values`).
+      predicted: a feedback model's predictions for all candidates, if values use them too (`update.pool_values`).
 
     Raises:
-      ValueError: where the agents do not collaborate, so that actors share nothing.
+      ValueError: if the agents do not collaborate, so that actors share nothing.
     """
     if _SHARED not in state.params["actor"]["params"]:
         raise ValueError(f"agents.ablation={config.ablation} with {config.num_agents} agents has no attention")
@@ -76,9 +76,9 @@ def actor_gradients(
 def encoder_gradients(
     state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig
 ) -> chex.Array:
-    """Gradients [N, P] of the fall of each agent's own feedback loss, a sum over exposures, by the shared encoder.
+    """Compute gradients [N, P] of minus each agent's feedback loss, summed over exposures, w.r.t. the shared encoder.
 
-    The encoder is taught by the critics' predictions of feedback; actors and values take its states as they are.
+    Only the critics' predictions of feedback train the encoder; actors and values use its states without gradient.
     """
     rows, learn = embeddings.lookup(state.tables, representation.ids(batch, items)), representation.loss_masks(batch)
 
@@ -93,5 +93,5 @@ def encoder_gradients(
 
 
 def _rows(tree, num: int) -> chex.Array:
-    """Leaves [N, …] as one matrix [N, P]."""
+    """Concatenate leaves [N, …] to one matrix [N, P]."""
     return jnp.concatenate([x.reshape(num, -1) for x in jax.tree.leaves(tree)], axis=1)

@@ -1,4 +1,4 @@
-"""What the agents minimise beside the feedback losses: twin TD values and the deterministic policy gradient.
+"""Losses of the agents in addition to the feedback losses: twin TD values and the deterministic policy gradient.
 
 All functions return values per exposure or per request; `agents.mmrf.training_step` masks and averages them.
 """
@@ -16,13 +16,13 @@ from mmrf_jax.models import heads
 
 
 def rewards(config: AgentConfig, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
-    """Feedback [..., S], or its expectation -> normalised rewards of the agents [..., N]; a hate counts negative."""
+    """Convert feedback [..., S] (or its expectation) to normalised rewards of agents [..., N]; a hate is negative."""
     normalised = feedback / jax.lax.broadcast_to_rank(reward_scale, feedback.ndim)
     return jnp.stack([sum(sign * normalised[..., i] for i, sign in terms) for terms in config.reward_terms], axis=-1)
 
 
 def video_rewards(config: AgentConfig, out: CriticOutput, reward_scale: chex.Array) -> chex.Array:
-    """Immediate normalised reward [..., N, M] that the critics expect of each video."""
+    """Compute the immediate normalised reward [..., N, M] that the critics expect of each video."""
     expected = jnp.moveaxis(heads.expected_feedback(out.feedback, reward_scale), -2, -1)
     reward = jnp.moveaxis(rewards(config, expected, reward_scale), -1, -2)
     return reward if out.gap is None else reward + out.gap
@@ -31,13 +31,15 @@ def video_rewards(config: AgentConfig, out: CriticOutput, reward_scale: chex.Arr
 def video_values(
     config: AgentConfig, out: CriticOutput, value: chex.Array, stay: chex.Array, reward_scale: chex.Array
 ) -> chex.Array:
-    """q_i(s, c) [..., N, M]: the immediate reward, and what the video's effect on staying is worth.
+    """Compute q_i(s, c) [..., N, M]: the immediate reward plus the value of the video's effect on staying.
 
-    To first order around the current exposure, a video moves the chance of another request by p (1 - p) times its
-    effect on the log-odds, and another request is worth gamma V_i.
+    To first order around the current exposure, a video changes the probability of another request by p (1 - p) times
+    its effect on the log-odds, and another request is worth gamma V_i.
 
     Args:
-      out: critics for M videos. value: [..., N], V_i(s). stay: [...], p at the current exposure.
+      out: outputs of the critics for M videos.
+      value: [..., N], V_i(s).
+      stay: [...], p at the current exposure.
     """
     reward = video_rewards(config, out, reward_scale)
     slope = config.discount * (stay * (1.0 - stay))[..., None] * value  # [..., N]
@@ -45,19 +47,20 @@ def video_values(
 
 
 def slate_values(base: chex.Array, q: chex.Array, w: chex.Array) -> chex.Array:
-    """Q_i(s, w) = b_i(s) + sum_c w_c q_i(s, c): base [..., N], q [..., N, M], w [..., M] -> [..., N]."""
+    """Compute Q_i(s, w) = b_i(s) + sum_c w_c q_i(s, c) [..., N] from base [..., N], q [..., N, M] and w [..., M]."""
     return base + jnp.einsum("...nm,...m->...n", q, w)
 
 
 def simulated_rewards(
     config: AgentConfig, feedback: chex.Array, uncertainty: chex.Array, reward_scale: chex.Array
 ) -> chex.Array:
-    """Normalised rewards [..., N] of counterfactual slates: r + beta u |r|, or -1 for `ablation=constant_negative`.
+    """Compute rewards [..., N] of counterfactual slates: r + beta u |r|, or -1 for `ablation=constant_negative`.
 
-    Widened by |r|, a bonus is one for a negative reward too.
+    Rewards are normalised. The bonus is scaled by |r|, so it also raises negative rewards.
 
     Args:
-      feedback: [..., S] that the feedback model expects. uncertainty: [..., S], over its mean on impressions.
+      feedback: [..., S], expected by the feedback model.
+      uncertainty: [..., S], divided by its mean on impressions.
     """
     reward = rewards(config, feedback, reward_scale)
     if config.ablation == "constant_negative":
@@ -68,20 +71,22 @@ def simulated_rewards(
 
 
 def td_targets(reward: chex.Array, next_value: chex.Array, terminated: chex.Array, discount: float) -> chex.Array:
-    """r + gamma (1 - terminated) V(s'): reward and next_value [..., N], terminated [...]."""
+    """Compute r + gamma (1 - terminated) V(s'): reward and next_value [..., N], terminated [...]."""
     return reward + discount * jnp.where(terminated, 0.0, 1.0)[..., None] * next_value
 
 
 def policy_objective(
     scores: chex.Array, q: chex.Array, slate: int, temperature: float, weight: chex.Array | None = None
 ) -> chex.Array:
-    """Value of the relaxed exposure of scores, with an entropy bonus: sum_c w_c q_c + tau H(w), divided by K.
+    """Compute the value of the relaxed exposure with an entropy bonus: sum_c w_c q_c + tau H(w), divided by K.
 
-    Its maximiser over scores is q / tau plus a constant, so an actor is taught the order of all candidates and not only
+    Its maximiser over scores is q / tau plus a constant, so an actor learns the order of all candidates and not only
     of those near the cut.
 
     Args:
-      scores, q: [..., C]. weight: see `exposure.soft_top_k`.
+      scores: [..., C].
+      q: [..., C].
+      weight: see `exposure.soft_top_k`.
     """
     w = ops.soft_top_k(scores, slate, 1.0, weight)
     return (jnp.sum(w * q, axis=-1) + temperature * ops.entropy(w, weight)) / slate

@@ -1,6 +1,6 @@
 """Actors and critics: heads over the shared user state z and item encodings e.
 
-Every head scores all candidates by one batched product of a few user vectors with the item encodings.
+One batched product of a few user vectors with the item encodings scores all candidates.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.models import heads
 from mmrf_jax.models.heads import UserVectors
 
-_OWN_VECTORS = 4  # user vectors of the main agent, besides the auxiliary agents' scores
+_OWN_VECTORS = 4  # user vectors of the main agent, in addition to the auxiliary agents' scores
 _SCORE_SCALE = 0.2  # of auxiliary scores where they enter the main actor
 
 
 def _scale_gradient(x: chex.Array, weight: float) -> chex.Array:
-    """x, whose gradient is multiplied by `weight`."""
+    """Return x with its gradient multiplied by `weight`."""
     return x * weight + jax.lax.stop_gradient(x * (1.0 - weight))
 
 
 @struct.dataclass
 class ActorOutput:
-    """What the actors say of one request; `...` are batch axes."""
+    """Outputs of the actors for one request; `...` are batch axes."""
 
     scores: chex.Array  # [..., N, C], ordered as the agents, the main one last
     attention: chex.Array  # [..., heads, N, N] between agents
 
 
 class HiddenScores(nn.Module):
-    """What an MLP with one hidden layer, over a user vector and an encoding, gives each candidate."""
+    """Scores of each candidate by an MLP with one hidden layer, over a user vector and an encoding."""
 
     width: int
 
     @nn.compact
     def __call__(self, vectors: chex.Array, items: chex.Array) -> chex.Array:
-        """Vectors [..., n, D], each with weights of its own at the end, and items [..., C, D] -> [..., n, C]."""
+        """Map vectors [..., n, D], each with separate output weights, and items [..., C, D] to [..., n, C]."""
         user = nn.Dense(self.width, name="user")(vectors)[..., None, :]
         video = nn.Dense(self.width, use_bias=False, name="video")(items)[..., None, :, :]
         out = self.param("out", nn.initializers.normal(0.01), (vectors.shape[-2], self.width), jnp.float32)
@@ -51,7 +51,7 @@ class HiddenScores(nn.Module):
 
 
 class Actor(nn.Module):
-    """The N actors, or the main one alone (`AgentConfig.one_actor`)."""
+    """The N actors, or only the main one (`AgentConfig.one_actor`)."""
 
     config: AgentConfig
 
@@ -64,12 +64,14 @@ class Actor(nn.Module):
         base: chex.Array | None = None,
         weight: chex.Array | None = None,
     ) -> ActorOutput:
-        """Scores of all agents for all candidates.
+        """Compute the scores of all agents for all candidates.
 
         Args:
-          z: [..., Z]. memory_mean: [..., L, F, D]. items: [..., C, D].
-          base: [..., A, C], what is added to each agent's score (`acting.critic_scores`); None for nothing.
-          weight: [..., C], of how many candidates each is one (`exposure.soft_top_k`); None for 1 each.
+          z: [..., Z].
+          memory_mean: [..., L, F, D].
+          items: [..., C, D].
+          base: [..., A, C], added to each agent's score (`acting.critic_scores`); None for nothing.
+          weight: [..., C], number of candidates that each represents (`exposure.soft_top_k`); None for 1 each.
         """
         c = self.config
         n = c.num_actors
@@ -77,7 +79,7 @@ class Actor(nn.Module):
         if c.collaborates:
             gather = Collaboration(c.heads, name="collaboration")
             x, attention = gather(h)
-            # What the main agent gathers, it gathers from states through which its value flows back weighted by lambda.
+            # The main agent gathers from states through which its value flows back with weight lambda.
             told = jnp.concatenate([_scale_gradient(h[..., :-1, :], c.main_objective_weight), h[..., -1:, :]], axis=-2)
             x = jnp.concatenate([x[..., :-1, :], gather(told)[0][..., -1:, :]], axis=-2)
             h = jnp.concatenate([h, x], axis=-1)
@@ -90,12 +92,12 @@ class Actor(nn.Module):
         if n > 1:
             auxiliary = UserVectors(n - 1, name="auxiliary")(h[..., :-1, :], memory_mean)
             vectors = jnp.concatenate([vectors, auxiliary], axis=-2)
-        products = jnp.einsum("...nd,...cd->...nc", vectors, items)  # one pass over the items, the dearest array here
+        products = jnp.einsum("...nd,...cd->...nc", vectors, items)  # one pass over the items, the costliest array here
         if c.score_hidden is not None:
             products += HiddenScores(c.score_hidden, name="hidden")(vectors, items)
         own, auxiliary = products[..., :_OWN_VECTORS, :], products[..., _OWN_VECTORS:, :]
-        # Centred, what the main agent is told of an actor's own part tells one candidate from another and no more. It
-        # is linear in the encodings, so padding by the mean encoding, as services do, changes nothing.
+        # Centred, an actor's learned part gives the main agent only differences between candidates. It is linear in
+        # the encodings, so padding by the mean encoding, as services do, changes nothing.
         shares = None if weight is None else jnp.broadcast_to(weight[..., None, :], auxiliary.shape)
         told = auxiliary - jnp.average(auxiliary, axis=-1, weights=shares, keepdims=True)
         if base is not None:
@@ -112,7 +114,7 @@ class Actor(nn.Module):
         return ActorOutput(jnp.concatenate([auxiliary, add(main)], axis=-2), attention)
 
     def _mix(self, own: chex.Array, told: chex.Array, state: chex.Array) -> chex.Array:
-        """The main score [..., 1, C] of its own products [..., 4, C] and what it is told [..., N - 1, C]."""
+        """Compute the main score [..., 1, C] from its products [..., 4, C] and auxiliary scores [..., N - 1, C]."""
         inputs = jnp.concatenate([own, _SCORE_SCALE * told], axis=-2)
         trust = nn.Dense(inputs.shape[-2], name="trust", kernel_init=nn.initializers.zeros)(state)
         linear = jnp.einsum("...i,...ic->...c", trust, inputs)
@@ -125,18 +127,18 @@ class Actor(nn.Module):
 
 @struct.dataclass
 class CriticOutput(heads.Prediction):
-    """What the critics say of one request: predictions, and values; `...` are batch axes."""
+    """Outputs of the critics for one request: predictions and values; `...` are batch axes."""
 
-    gap: chex.Array | None  # [..., N, M] what a reward is beyond expected feedback; None where nothing is
+    gap: chex.Array | None  # [..., N, M] reward beyond expected feedback; None if there is none
     base: chex.Array  # [..., 2, N] twin b_i(s)
-    value: chex.Array  # [..., 2, N] twin V_i(s) of the policy in force
+    value: chex.Array  # [..., 2, N] twin V_i(s) of the current policy
 
 
 def blend(out: CriticOutput, model: types.FeedbackPrediction, weight: float) -> CriticOutput:
-    """Critics whose r̂ and p̂_stay are also a feedback model's: raw predictions averaged, the model's with `weight`.
+    """Blend the critics' r̂ and p̂_stay with a feedback model's: raw predictions averaged, the model's with `weight`.
 
-    The r̂ and p̂_stay of Q_i = Σ_c w_c r̂_i,c + γ p̂_stay V_i. Predictors that were fitted apart
-    err apart, and on videos that were not shown they err most.
+    These are the r̂ and p̂_stay of Q_i = Σ_c w_c r̂_i,c + γ p̂_stay V_i. Predictors that were fitted separately have
+    different errors, and these are largest on unshown videos.
     """
 
     def mix(own, theirs):
@@ -151,13 +153,13 @@ def blend(out: CriticOutput, model: types.FeedbackPrediction, weight: float) -> 
 
 
 class Critic(nn.Module):
-    """One critic an agent, additive over the slate: Q_i(s, w) = b_i(s) + sum_c w_c q_i(s, c)."""
+    """One critic per agent, additive over the slate: Q_i(s, w) = b_i(s) + sum_c w_c q_i(s, c)."""
 
     config: AgentConfig
 
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> CriticOutput:
-        """z [..., Z], memory_mean [..., L, F, D], items [..., M, D]."""
+        """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
         c = self.config
         predicted = heads.FeedbackHeads(name="heads")(z, memory_mean, items)
         state = jax.lax.stop_gradient(z)

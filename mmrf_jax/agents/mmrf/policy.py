@@ -1,4 +1,4 @@
-"""A trained state as a policy that simulators can serve: videos encoded once, the memory carried over slates."""
+"""A trained state as a policy that simulators can serve: videos are encoded once, the memory is carried over slates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmrf_jax.models import embedding_table, embeddings, encoders
 
 @functools.partial(jax.jit, static_argnames="config")
 def catalogue_encodings(state: agent_state.AgentState, items: types.Items, config: AgentConfig) -> chex.Array:
-    """Encodings [V, D] of the whole catalogue."""
+    """Encode all V videos: [V, D]."""
 
     def encode(v):
         return embeddings.encode_videos(config, state.params["encoder"], state.tables, items, v)
@@ -27,7 +27,7 @@ def catalogue_encodings(state: agent_state.AgentState, items: types.Items, confi
 def make(
     state: agent_state.AgentState, items: types.Items, config: AgentConfig, temperature: float = 0.0
 ) -> base.Policy:
-    """The main agent's ranking as a policy; see `envs.base.Policy`."""
+    """Return the main agent's ranking as a policy; see `envs.base.Policy`."""
     params = {
         "encoder": state.params["encoder"],
         "actor": state.params["actor"],
@@ -42,7 +42,7 @@ def make(
 
 @functools.cache
 def _functions(config: AgentConfig):
-    """The policy's functions, the same objects for equal configs, so that jitted rollouts are compiled once."""
+    """Return the policy's functions, the same objects for equal configs, so that jitted rollouts are compiled once."""
     encoder = encoders.Encoder(config)
 
     def write(params, memory, shown: types.Exposure):
@@ -63,13 +63,13 @@ def _functions(config: AgentConfig):
 
 
 def all_scores(config: AgentConfig, params, memory: encoders.Memory, request: types.Request) -> chex.Array:
-    """Scores [..., N, C] of every agent, the main one last."""
+    """Compute the scores [..., N, C] of every agent, the main one last."""
     z = user_state(config, params, memory, request)
     items = params["encodings"][request.candidates]
     return acting.act(config, params["actor"], params["critics"], z, memory.mean(), items).scores
 
 
 def user_state(config: AgentConfig, params, memory: encoders.Memory, request: types.Request) -> chex.Array:
-    """z [..., Z] of users at a request."""
+    """Compute the user state z [..., Z] at a request."""
     user = (embedding_table.lookup(params["users"], request.user_id), request.profile, request.context)
     return encoders.Encoder(config).apply(params["encoder"], memory, *user, method="user")

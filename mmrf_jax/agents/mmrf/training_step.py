@@ -17,32 +17,32 @@ from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.models import embeddings, encoders, heads, optimization, representation
 
 _SCALE_RATE = 0.01  # of the running spread of the critics
-_VALUE_WEIGHT = 0.1  # of the TD losses beside the feedback losses
+_VALUE_WEIGHT = 0.1  # of the TD losses relative to the feedback losses
 PROJECTION_WEIGHT = 0.1  # of the regression of scores on their maximiser
 
 
 class ActorBatch(NamedTuple):
-    """What a policy is improved on: T requests of a batch and what the critics say of them, these without gradient."""
+    """Inputs of policy improvement: T requests of a batch and the critics' outputs for them, without gradient."""
 
     actor: Any  # parameters
-    act: Callable[[Any], chex.Array]  # parameters of an actor -> scores [B, T, A, C]
-    scores: chex.Array  # [B, T, A, C], those of `actor`
+    act: Callable[[Any], chex.Array]  # actor parameters -> scores [B, T, A, C]
+    scores: chex.Array  # [B, T, A, C], scores of `actor`
     q: chex.Array  # [B, T, N, C], q_i(s, c)
     base: chex.Array  # [B, T, N], b_i(s)
     value: chex.Array  # [B, T, N], V_i(s) of the target critics
     logged: chex.Array  # [B, T, C], 1 where a candidate was shown
-    weight: chex.Array | None  # [B, T, C], of how many candidates each is one; None for 1 each
+    weight: chex.Array | None  # [B, T, C], number of candidates that each represents; None for 1 each
     batch: types.SessionBatch  # of T + 1 requests
     mean: Callable[[chex.Array], chex.Array]  # [B, T, ...] -> [...], this device's part of the mean over requests
 
 
 class Algorithm(NamedTuple):
-    """What sets one actor-critic apart from another.
+    """The parts that distinguish one actor-critic algorithm from another.
 
     Attributes:
       improve: (config, state, ActorBatch, reduction) -> this device's part of the loss of the scores, and metrics.
-      expectile: None where values are those of the policy in force; else the expectile, over logged slates, that they
-        are of (Kostrikov et al., 2021), and no exposure but the logged one is ever valued.
+      expectile: None if values are those of the current policy. Else values are this expectile over logged slates
+        (Kostrikov et al., 2021), and only logged exposures are evaluated.
     """
 
     improve: Callable[..., tuple[chex.Array, dict[str, chex.Array]]]
@@ -52,10 +52,10 @@ class Algorithm(NamedTuple):
 def policy_gradient(
     config: AgentConfig, state: agent_state.AgentState, view: ActorBatch, reduction: optimization.Reduction
 ) -> tuple[chex.Array, dict[str, chex.Array]]:
-    """Deterministic policy gradient through the relaxed exposure of each agent's scores: MMRF's `Algorithm.improve`.
+    """Compute MMRF's actor loss: the deterministic policy gradient through the relaxed exposure of agents' scores.
 
-    It fades where w is near 0 or 1, and it leaves a request's mean score free. So scores are also drawn to the
-    objective's maximiser: far from the cut, and so that different requests can be compared.
+    The gradient vanishes where w is near 0 or 1, and it does not determine a request's mean score. So scores are also
+    regressed on the objective's maximiser, which is informative far from the cut and comparable across requests.
     """
     objective = view.mean(objectives(config, state, view.scores, view.q, view.weight))  # [N]
     projected = view.mean(projection(view.scores, maximiser(config, state, view.q), view.weight).sum(axis=-1))
@@ -71,7 +71,7 @@ def objectives(
     q: chex.Array,
     weight: chex.Array | None = None,
 ) -> chex.Array:
-    """What actors ascend [B, T, N]: the values q [B, T, N, C] of the relaxed exposures of scores [B, T, A, C].
+    """Compute the actors' objectives [B, T, N]: values q [B, T, N, C] at the relaxed exposures of scores [B, T, A, C].
 
     Args:
       weight: [B, T, C], see `exposure.soft_top_k`.
@@ -82,18 +82,18 @@ def objectives(
 
 
 def maximiser(config: AgentConfig, state: agent_state.AgentState, q: chex.Array) -> chex.Array:
-    """`acting.optimal_scores` of values [B, T, N, C]."""
+    """Return `acting.optimal_scores` of values [B, T, N, C]."""
     return acting.optimal_scores(config, state.q_mean, state.q_scale, q)
 
 
 def projection(scores: chex.Array, wanted: chex.Array, weight: chex.Array | None = None) -> chex.Array:
-    """Mean squared distance [B, T, A] of scores [B, T, A, C] to what they should be; weight [B, T, C] or None."""
+    """Compute the mean squared distance [B, T, A] of scores [B, T, A, C] to targets; weight is [B, T, C] or None."""
     distance = (scores - jnp.clip(wanted, -acting.MAX_SCORE, acting.MAX_SCORE)) ** 2
     return _mean(distance, weight)
 
 
 def _mean(x: chex.Array, weight: chex.Array | None) -> chex.Array:
-    """Mean of [B, T, N, C] over the candidates, by their weights [B, T, C]."""
+    """Average [B, T, N, C] over the candidates, with weights [B, T, C]."""
     if weight is None:
         return jnp.mean(x, axis=-1)
     return jnp.einsum("btnc,btc->btn", x, weight / weight.sum(axis=-1, keepdims=True))
@@ -112,16 +112,16 @@ def update(
     axis_name: str | None = None,
     learner: Algorithm = MMRF,
 ) -> tuple[agent_state.AgentState, dict[str, chex.Array]]:
-    """One update; jit it with `config` static and `state` donated.
+    """Run one update; jit it with `config` static and `state` donated.
 
     Args:
       batch: segments of T + 1 requests; the first T are learned from.
       rate: factor on the learning rates.
-      simulated: videos that were not shown, with a feedback model's answers; learned from beside the impressions, at
-        `config.counterfactual_weight` of their weight; and what the model says of all candidates, which values are also
-        made of. None for impressions and the agents' own critics alone.
+      simulated: unshown videos with a feedback model's predicted feedback, learned from in addition to the impressions,
+        with weight `config.counterfactual_weight`; and the model's predictions for all candidates, which values also
+        use. None for impressions and the agents' critics alone.
       axis_name: see `learning.Reduction`.
-      learner: MMRF's, or that of a baseline with the same encoders and critics.
+      learner: the algorithm of MMRF, or of a baseline with the same encoders and critics.
 
     Returns:
       The next state and scalar metrics.
@@ -141,7 +141,7 @@ def update(
 
     ids = representation.ids(batch, items, unseen)
     next_state, (metrics, mean, spread), grad_norm = agent_state.step(state, ids, loss_fn, config, reduction, rate)
-    # The first spread is taken whole: the running mean of a handful of updates would start from 1.
+    # The first spread is taken in full: after a handful of updates the running mean would still be near 1.
     blend = jnp.where(state.step == 0, 1.0, _SCALE_RATE)
     next_state = dataclasses.replace(
         next_state,
@@ -158,15 +158,16 @@ def pool_values(
     predicted: types.FeedbackPrediction | None,
     config: AgentConfig,
 ) -> tuple[networks.CriticOutput, chex.Array, chex.Array]:
-    """What all candidates are worth to each agent around an exposure, by the target critics.
+    """Compute the values of all candidates for each agent around an exposure, by the target critics.
 
     Args:
-      pool: what the target critics say of all candidates. w: [B, T, C], the exposure.
-      predicted: what a feedback model says of the same candidates; None, or a config without use for it, for the
-        critics alone.
+      pool: outputs of the target critics for all candidates.
+      w: [B, T, C], the exposure.
+      predicted: a feedback model's predictions for the same candidates; None, or a config that does not use them, for
+        the critics alone.
 
     Returns:
-      The critics' output, the chance of another request after the exposure [B, T], and q_i(s, c) [B, T, N, C].
+      The critics' output, the probability of another request after the exposure [B, T], and q_i(s, c) [B, T, N, C].
     """
     if predicted is not None and config.uses_model:
         pool = networks.blend(pool, predicted, config.model_weight)
@@ -175,7 +176,7 @@ def pool_values(
 
 
 def main_exposure(scores: chex.Array, config: AgentConfig, weight: chex.Array | None = None) -> chex.Array:
-    """The main agent's exposure [B, T, C] of scores [B, T, A, C], without gradient; see `exposure.soft_top_k`."""
+    """Return the main agent's exposure [B, T, C] of scores [B, T, A, C], no gradient; see `exposure.soft_top_k`."""
     return jax.lax.stop_gradient(ops.soft_top_k(scores[..., -1, :], config.slate, 1.0, weight))
 
 
@@ -189,7 +190,7 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
 
     num_exposed, num_requests, num_known = count(learn.exposed), count(learn.request), count(learn.known)
 
-    # Critics on what was shown, with gradient; on all candidates, for targets and actors, without.
+    # Critics on shown videos, with gradient; on all candidates, for targets and actors, without.
     shown = critic.apply(params["critic"], r.z, r.memory_mean, r.shown)
     still = jax.lax.stop_gradient((r.z, r.memory_mean))
     own = critic.apply(state.target, *still, candidates)
@@ -203,7 +204,7 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     w_main = main_exposure(scores, config, batch.weight) if learner.expectile is None else logged
     predicted = None if simulated is None else simulated.pool
     pool, stay_main, q = pool_values(state, own, w_main, predicted, config)
-    value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the policy in force, or the log's
+    value = losses.slate_values(pool.base.min(axis=-2), q, w_main)  # [B, T+1, N], of the current policy, or the log's
 
     # Feedback and staying, by supervision.
     feedback = batch.feedback[:, :-1]
@@ -264,10 +265,10 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
 
 
 def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items, config) -> dict[str, chex.Array]:
-    """Means over the simulated slates of each request, [B, T] each: the same losses as on what was shown.
+    """Compute means over the simulated slates of each request, [B, T] each: the same losses as on shown videos.
 
-    A slate is stepped once through the feedback model: (s, w', r, s', p_stay), s' the agents' own state after the
-    feedback that was drawn for it.
+    A slate is one step of the feedback model: (s, w', r, s', p_stay), where s' is the agents' state after the feedback
+    sampled for the slate.
     """
     critic = networks.Critic(config)
     num_slates, k = simulated.slates.shape[2:]
@@ -281,7 +282,7 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
 
     out = critic.apply(params["critic"], r.z[:, :-1], r.memory_mean[:, :-1], r.unseen[:, :-1])
     terms = {}
-    if config.ablation != "constant_negative":  # a constant reward is no feedback
+    if config.ablation != "constant_negative":  # a constant reward is not feedback
         feedback = heads.feedback_loss(out.feedback, flat(s.expected), state.reward_scale)
         terms["feedback"] = jnp.einsum("s,btms->bt", jnp.asarray(config.signal_weights, jnp.float32), feedback) / (
             num_slates * k
@@ -292,7 +293,7 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     reward = jnp.moveaxis(reward, -1, -2)  # [B, T, N, M K]
     if config.rewards_differ:
         expected = flat(s.expected)
-        if config.ablation == "constant_negative":  # the feedback heads do not follow the model
+        if config.ablation == "constant_negative":  # the feedback heads are not fitted to the model
             expected = jnp.moveaxis(heads.expected_feedback(out.feedback, state.reward_scale), -2, -1)
         expected = jnp.moveaxis(losses.rewards(config, expected, state.reward_scale), -1, -2)
         gap = jax.lax.stop_gradient(reward - expected)
@@ -317,8 +318,8 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     value = critic.apply(state.target, z, after.mean(), nothing).value.min(axis=-2)  # [B, T, M, N]
     slate_reward = jnp.moveaxis(apart(reward).sum(axis=-1), -1, -2)  # [B, T, M, N]
     target = slate_reward + config.discount * s.stay[..., None] * value
-    # Staying by its probability and not to first order: these slates are far from the main agent's, and the one base of
-    # a state would be bent to make up for the difference.
+    # Staying enters by its probability, not to first order: these slates are far from the main agent's, and the single
+    # base of a state would be biased to absorb the difference.
     pool = jax.tree.map(lambda x: x[:, :-1], pool)
 
     def of_slates(x, axes):

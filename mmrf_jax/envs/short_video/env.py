@@ -16,7 +16,7 @@ from mmrf_jax.envs.short_video import items, parameters, response, users
 
 _RUNS = 6  # topic clusters that a request retrieves from
 _RETRIEVAL_SHARPNESS = 6.0
-_TOURNAMENT = 3  # the history at arrival shows the best of so many draws, as a ranker would
+_TOURNAMENT = 3  # the history at arrival shows the best of this many draws, as a ranker would
 
 
 @struct.dataclass

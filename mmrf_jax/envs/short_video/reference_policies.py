@@ -45,6 +45,5 @@ def oracle_myopic(params: parameters.WorldParams, state: WorldState) -> chex.Arr
 
 def oracle_planning(params: parameters.WorldParams, state: WorldState, weight: float = PLANNING_WEIGHT) -> chex.Array:
     """Compute the true immediate value plus `weight` seconds per unit of enjoyment, which moves the odds of staying."""
-
     truth = truth_of(params, state, state.candidates)
     return response.expected_watch(params, truth) + weight * truth.enjoyment
