@@ -111,7 +111,7 @@ def prior(feedback_mean: chex.Array, feedback_std: chex.Array) -> chex.Array:
 
 
 def continue_probability(out: Prediction, w: chex.Array) -> chex.Array:
-    """Return the probability [...] of another request after the exposure w [..., M]."""
+    """Return p_stay(s, w) = σ(l(s) + Σ_c w_c l_c) [...], the probability of another request after w [..., M]."""
     return jax.nn.sigmoid(out.continue_logit + jnp.sum(w * out.continue_item_logit, axis=-1))
 
 

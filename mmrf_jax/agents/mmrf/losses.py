@@ -31,10 +31,10 @@ def video_rewards(config: AgentConfig, out: CriticOutput, reward_scale: chex.Arr
 def video_values(
     config: AgentConfig, out: CriticOutput, value: chex.Array, stay: chex.Array, reward_scale: chex.Array
 ) -> chex.Array:
-    """Compute q_i(s, c) [..., N, M]: the immediate reward plus the value of the video's effect on staying.
+    """Compute q_i(s, c) = r_i,c + gamma p (1 - p) l_c V_i [..., N, M]: reward plus value of the effect on staying.
 
     To first order around the current exposure, a video changes the probability of another request by p (1 - p) times
-    its effect on the log-odds, and another request is worth gamma V_i.
+    its effect l_c on the log-odds, and another request is worth gamma V_i.
 
     Args:
       out: outputs of the critics for M videos.

@@ -17,7 +17,7 @@ from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 from mmrf_jax.parallel import programs
 
-_PLATT_PRIOR = 10.0  # exposures
+_PLATT_PRIOR = 10.0  # pseudo-exposures
 
 
 def update(

@@ -204,7 +204,7 @@ def continue_probability(out: heads.Prediction, w: chex.Array) -> chex.Array:
 
 
 def divergence(out: heads.Prediction, residual: chex.Array) -> chex.Array:
-    """Compute the KL divergence between the twins [..., M, S], the mean of both directions.
+    """Compute the KL divergence between the twins [..., M, S]: u = (KL(p || q) + KL(q || p)) / 2.
 
     Bernoulli for binary signals; for watch time Gaussian on log1p seconds, both with the standard deviation `residual`.
     """
