@@ -57,7 +57,7 @@ def init(
       dim: D, at least 1.
       scale: standard deviation of the entries.
       initial_accumulator: initial value of every accumulator, at least 0; larger values make the first steps smaller.
-      vocabulary: number of ids; if it is more than V, ids share rows by `hashed`.
+      vocabulary: number of ids; if it is more than V, ids share rows by the hash of `row_of`.
       dtype: of the rows, `float32` or, for half the memory, `bfloat16`.
 
     Raises:

@@ -52,7 +52,7 @@ def row_update(table: Table, ids: jax.Array, grads: jax.Array, learning_rate: ch
 
     Args:
       table: V rows of D.
-      ids: [M] int32; an id without a row (`table.row_of`) is ignored.
+      ids: [M] int32; an id without a row (`embedding_table.row_of`) is ignored.
       grads: [M, D], the gradient of the loss with respect to the looked-up rows.
       learning_rate: scalar.
       eps: added to the root; positive.

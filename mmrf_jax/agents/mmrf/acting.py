@@ -53,7 +53,7 @@ def critic_scores(
 
     Args:
       out: outputs of the target critics for all candidates.
-      weight: [..., C], see `exposure.soft_top_k`.
+      weight: [..., C], see `ops.soft_top_k`.
     """
     effect = jnp.average(out.continue_item_logit, axis=-1, weights=weight)
     chance = jax.nn.sigmoid(out.continue_logit + config.slate * effect)

@@ -49,7 +49,8 @@ def actor_gradients(
     The rest of an actor is separate: other agents' objectives change it only through what attention carries.
 
     Args:
-      predicted: a feedback model's predictions for all candidates, if values use them too (`update.pool_values`).
+      predicted: a feedback model's predictions for all candidates, if values use them too
+        (`training_step.pool_values`).
 
     Raises:
       ValueError: if the agents do not collaborate, so that actors share nothing.

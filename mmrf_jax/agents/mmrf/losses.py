@@ -86,7 +86,7 @@ def policy_objective(
     Args:
       scores: [..., C].
       q: [..., C].
-      weight: see `exposure.soft_top_k`.
+      weight: see `ops.soft_top_k`.
     """
     w = ops.soft_top_k(scores, slate, 1.0, weight)
     return (jnp.sum(w * q, axis=-1) + temperature * ops.entropy(w, weight)) / slate

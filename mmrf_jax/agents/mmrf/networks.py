@@ -71,7 +71,7 @@ class Actor(nn.Module):
           memory_mean: [..., L, F, D].
           items: [..., C, D].
           base: [..., A, C], added to each agent's score (`acting.critic_scores`); None for nothing.
-          weight: [..., C], number of candidates that each represents (`exposure.soft_top_k`); None for 1 each.
+          weight: [..., C], number of candidates that each represents (`ops.soft_top_k`); None for 1 each.
         """
         c = self.config
         n = c.num_actors

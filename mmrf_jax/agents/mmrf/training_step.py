@@ -74,7 +74,7 @@ def objectives(
     """Compute the actors' objectives [B, T, N]: values q [B, T, N, C] at the relaxed exposures of scores [B, T, A, C].
 
     Args:
-      weight: [B, T, C], see `exposure.soft_top_k`.
+      weight: [B, T, C], see `ops.soft_top_k`.
     """
     weight = None if weight is None else weight[:, :, None]
     scaled = jax.lax.stop_gradient(q / jax.lax.broadcast_to_rank(state.q_scale[:, None], q.ndim))
@@ -120,7 +120,7 @@ def update(
       simulated: unshown videos with a feedback model's predicted feedback, learned from in addition to the impressions,
         with weight `config.counterfactual_weight`; and the model's predictions for all candidates, which values also
         use. None for impressions and the agents' critics alone.
-      axis_name: see `learning.Reduction`.
+      axis_name: see `optimization.Reduction`.
       learner: the algorithm of MMRF, or of a baseline with the same encoders and critics.
 
     Returns:
@@ -176,7 +176,7 @@ def pool_values(
 
 
 def main_exposure(scores: chex.Array, config: AgentConfig, weight: chex.Array | None = None) -> chex.Array:
-    """Return the main agent's exposure [B, T, C] of scores [B, T, A, C], no gradient; see `exposure.soft_top_k`."""
+    """Return the main agent's exposure [B, T, C] of scores [B, T, A, C], no gradient; see `ops.soft_top_k`."""
     return jax.lax.stop_gradient(ops.soft_top_k(scores[..., -1, :], config.slate, 1.0, weight))
 
 

@@ -1,7 +1,7 @@
 """Constants of the world: sizes that shape the computation, and the parameters of user behaviour.
 
 The behaviour was calibrated once to the marginals of KuaiRand (standard log under the production ranker, random log
-under uniform exposure); `tests/simulators/test_calibration.py` checks the calibration.
+under uniform exposure); `tests/envs/short_video/test_calibration.py` checks the calibration.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmrf_jax.envs.short_video.config import WorldConfig
 LATENT = 16  # dimensions of hidden taste
 TOPICS = 32
 HIDDEN = LATENT + 6  # columns of WorldParams.hidden
-PROFILE = LATENT + 4  # Du: noisy observations of taste, activity, patience, age and sociability
+PROFILE = LATENT + 4  # Du: noisy observations of taste, activity, patience, susceptibility to clickbait and sociability
 CONTEXT = 3  # Dx: sine and cosine of the hour, log of the position in the session
 ITEM_FEATURES = LATENT + 8  # Di
 FIRST_DAY, LAST_DAY = -90, 60  # uploads are spread over these days; users may visit on days 0 to LAST_DAY

@@ -32,7 +32,7 @@ def update(
 
     Args:
       rate: factor on the learning rate.
-      axis_name: see `learning.Reduction`.
+      axis_name: see `optimization.Reduction`.
 
     Returns:
       The next state and scalar metrics, means over the twins.

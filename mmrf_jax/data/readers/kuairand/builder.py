@@ -4,12 +4,9 @@
     builder.download_and_prepare()  # downloads nothing; a second call does nothing
     splits, items, schema, report = load(builder)
 
-Splits: `train`, `valid`, `test` are sessions of the standard log by date, ordered by user and time; `random_test` are
-random exposures of the test days, for testing only. An example is one feature: a packed block of sessions
-(`mmrf_jax.data.records`), which reads hundreds of times faster than a feature per field.
-
-A log may have any size: see `prepare`. Unfinished work remains in `data_dir`/.unfinished-*, until the same builder
-finishes it.
+Splits: `train`, `valid`, `test` are sessions of the standard log by date, ordered by user and time; `random_train`,
+`random_valid` and `random_test` are the random exposures of their days. An example is one feature: a packed block of
+sessions (`mmrf_jax.data.records`), which reads hundreds of times faster than a feature per field.
 """
 
 from __future__ import annotations
