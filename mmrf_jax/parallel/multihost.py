@@ -107,9 +107,9 @@ def on_primary(fn: Callable[[], Any]) -> Any:
             said = {"value": fn()}
         except Exception as caught:
             said, error = {"error": f"{type(caught).__name__}: {caught}"}, caught
-    told = json.loads(gather(json.dumps(said).encode() if jax.process_index() == 0 else b"")[0])
+    answer = json.loads(gather(json.dumps(said).encode() if jax.process_index() == 0 else b"")[0])
     if error is not None:
         raise error
-    if "error" in told:
-        raise FailedElsewhere(told["error"])
-    return told["value"]
+    if "error" in answer:
+        raise FailedElsewhere(answer["error"])
+    return answer["value"]

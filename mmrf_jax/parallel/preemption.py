@@ -33,7 +33,7 @@ class Preempted(BaseException):
     """
 
     def __init__(self, number: signal.Signals):
-        super().__init__(f"told to stop by {number.name}")
+        super().__init__(f"asked to stop by {number.name}")
         self.number = number
 
 
@@ -48,7 +48,7 @@ class Watch:
         self._asked = 0
         self._told: signal.Signals | None = None
 
-    def told(self, number: int, _: object = None) -> None:
+    def request_stop(self, number: int, _: object = None) -> None:
         """Handle a signal, in the main thread."""
         first, self._told = self._told is None, self._told or signal.Signals(number)
         if first and self._at_once and not self.several:
@@ -86,7 +86,7 @@ class Watch:
     def alone(self) -> None:
         """Detach this process: from now on it stops without the others, which it has left."""
         if self.several and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.told)
+            signal.signal(signal.SIGTERM, self.request_stop)
         self.several = False
 
     @contextlib.contextmanager
@@ -124,7 +124,7 @@ def watching(at_once: bool = False) -> Iterator[Watch]:
         return
     # JAX's service handles SIGTERM itself, so with several processes it receives SIGINT as SIGTERM.
     heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN and not (several and n == signal.SIGTERM)]
-    before: dict[int, Any] = {number: signal.signal(number, watch.told) for number in heard}
+    before: dict[int, Any] = {number: signal.signal(number, watch.request_stop) for number in heard}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, watch.again)
     hook, sys.unraisablehook = sys.unraisablehook, functools.partial(watch.lost, sys.unraisablehook)
     read, write = os.pipe()
@@ -160,14 +160,14 @@ def at_once() -> Iterator[None]:
 
 def _listen(read: int, watch: Watch) -> None:
     """Read signals as they arrive, until the other end of the pipe is closed."""
-    told = False
+    asked = False
     with open(read, "rb", buffering=0) as coming:
         while byte := coming.read(1):
             if byte[0] not in _SIGNALS:
                 continue
-            if told:
+            if asked:
                 end_by(byte[0])
-            told = True
+            asked = True
             if watch.several:
                 os.kill(os.getpid(), signal.SIGTERM)
             with contextlib.suppress(OSError):

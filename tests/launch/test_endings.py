@@ -198,7 +198,7 @@ def test_signals_stop_every_main_without_a_traceback(launch, tmp_path):
         process.send_signal(number)
         said = (main, log.read_text()[-2000:])
         assert process.wait(PATIENCE) == (-number if code is None else code), said
-        assert "Traceback" not in log.read_text() and f"told to stop by {number.name}" in log.read_text(), said
+        assert "Traceback" not in log.read_text() and f"asked to stop by {number.name}" in log.read_text(), said
     assert not [path for main in ("train", "collect", "ab.json", "b.json") if (path := tmp_path / main).exists()]
 
 

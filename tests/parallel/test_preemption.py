@@ -33,7 +33,7 @@ def test_a_signal_is_seen_where_the_run_asks(number, capfd):
     with preemption.watching() as watch:
         watch.check()
         signal.raise_signal(number)
-        with pytest.raises(preemption.Preempted, match=f"told to stop by {number.name}"):
+        with pytest.raises(preemption.Preempted, match=f"asked to stop by {number.name}"):
             watch.check()
         end = time.monotonic() + PATIENCE
         said = ""

@@ -80,8 +80,10 @@ class Actor(nn.Module):
             gather = Collaboration(c.heads, name="collaboration")
             x, attention = gather(h)
             # The main agent gathers from states through which its value flows back with weight lambda.
-            told = jnp.concatenate([_scale_gradient(h[..., :-1, :], c.main_objective_weight), h[..., -1:, :]], axis=-2)
-            x = jnp.concatenate([x[..., :-1, :], gather(told)[0][..., -1:, :]], axis=-2)
+            states = jnp.concatenate(
+                [_scale_gradient(h[..., :-1, :], c.main_objective_weight), h[..., -1:, :]], axis=-2
+            )
+            x = jnp.concatenate([x[..., :-1, :], gather(states)[0][..., -1:, :]], axis=-2)
             h = jnp.concatenate([h, x], axis=-1)
         else:
             attention = jnp.zeros((*z.shape[:-1], c.heads, n, n), jnp.float32)
@@ -99,23 +101,23 @@ class Actor(nn.Module):
         # Centred, an actor's learned part gives the main agent only differences between candidates. It is linear in
         # the encodings, so padding by the mean encoding, as services do, changes nothing.
         shares = None if weight is None else jnp.broadcast_to(weight[..., None, :], auxiliary.shape)
-        told = auxiliary - jnp.average(auxiliary, axis=-1, weights=shares, keepdims=True)
+        aux_scores = auxiliary - jnp.average(auxiliary, axis=-1, weights=shares, keepdims=True)
         if base is not None:
-            auxiliary, told = auxiliary + base[..., :-1, :], told + base[..., :-1, :]
+            auxiliary, aux_scores = auxiliary + base[..., :-1, :], aux_scores + base[..., :-1, :]
 
         def add(score):
             return score if base is None else score + base[..., -1:, :]
 
         if n == 1:
-            return ActorOutput(add(self._mix(own, auxiliary, h[..., -1, :])), attention)
+            return ActorOutput(add(self._score_mixer(own, auxiliary, h[..., -1, :])), attention)
         # The main value reaches an auxiliary actor through this path, weighted by lambda.
-        told = _scale_gradient(told, c.main_objective_weight)
-        main = self._mix(own, told if c.collaborates else auxiliary[..., :0, :], h[..., -1, :])
+        aux_scores = _scale_gradient(aux_scores, c.main_objective_weight)
+        main = self._score_mixer(own, aux_scores if c.collaborates else auxiliary[..., :0, :], h[..., -1, :])
         return ActorOutput(jnp.concatenate([auxiliary, add(main)], axis=-2), attention)
 
-    def _mix(self, own: chex.Array, told: chex.Array, state: chex.Array) -> chex.Array:
+    def _score_mixer(self, own: chex.Array, aux_scores: chex.Array, state: chex.Array) -> chex.Array:
         """Compute the main score [..., 1, C] from its products [..., 4, C] and auxiliary scores [..., N - 1, C]."""
-        inputs = jnp.concatenate([own, _SCORE_SCALE * told], axis=-2)
+        inputs = jnp.concatenate([own, _SCORE_SCALE * aux_scores], axis=-2)
         trust = nn.Dense(inputs.shape[-2], name="trust", kernel_init=nn.initializers.zeros)(state)
         linear = jnp.einsum("...i,...ic->...c", trust, inputs)
         w1 = self.param("mix_in", nn.initializers.lecun_normal(), (16, inputs.shape[-2]), jnp.float32)

@@ -333,9 +333,9 @@ class UserLog:
 
     def exposures(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (videos [e], feedback [e, S]) of history and session, oldest first, without unanswered requests."""
-        told = [s for s in self.shown if s.answered]
-        videos = np.concatenate([self.history_videos, *(s.videos for s in told)])
-        return videos, np.concatenate([self.history_feedback, *(s.feedback for s in told)])
+        answered = [s for s in self.shown if s.answered]
+        videos = np.concatenate([self.history_videos, *(s.videos for s in answered)])
+        return videos, np.concatenate([self.history_feedback, *(s.feedback for s in answered)])
 
     def apply(self, record: Record, history: int) -> Shown | None:
         """Apply the next record of the user; a record that was applied before changes nothing.
@@ -374,8 +374,8 @@ class UserLog:
         shown.events.add(record["event"])
         shown.answered = True
         place = {int(v): i for i, v in enumerate(shown.videos)}
-        told = np.frombuffer(record["feedback"], "<f4").reshape(-1, S)
-        for video, signals in zip(np.frombuffer(record["videos"], "<i8"), told, strict=True):
+        feedback = np.frombuffer(record["feedback"], "<f4").reshape(-1, S)
+        for video, signals in zip(np.frombuffer(record["videos"], "<i8"), feedback, strict=True):
             i = place[int(video)]
             shown.feedback[i] = np.maximum(shown.feedback[i], signals)
         self.over |= record["left"]

@@ -220,8 +220,8 @@ def _arriving_history(u: chex.Array, state: WorldState, params: parameters.World
     popular = jnp.floor(num_popular.astype(jnp.float32) ** u[..., t : 2 * t]).astype(jnp.int32) - 1
     # A small item set that is ranked whole may have topics without a single video yet.
     drawn = jnp.where((u[..., 2 * t : 3 * t] < 0.7) & (live > 0), near, popular).reshape(num_users, -1)
-    nobody = jnp.zeros_like(state.satiation)
-    truth = response.affinity(params, state.traits, state.interest, nobody, drawn)
+    no_satiation = jnp.zeros_like(state.satiation)
+    truth = response.affinity(params, state.traits, state.interest, no_satiation, drawn)
     shape = (num_users, h, t)
     best = jnp.argmax(truth.drive.reshape(shape), axis=-1)[..., None]
 

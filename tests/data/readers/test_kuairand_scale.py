@@ -329,7 +329,7 @@ def test_rows_are_in_one_order_whatever_they_agree_on(latest):
     )
     rows = pl.DataFrame({name: few(1 if dtype == pl.Boolean else 2, dtype) for name, dtype in types.items()})
     time = few(5, pl.Int64).replace(4, latest)
-    rows = rows.with_columns(pl.col("user_id").fill_null(clean.NOBODY), time.alias("time_ms"))
+    rows = rows.with_columns(pl.col("user_id").fill_null(clean.NO_USER), time.alias("time_ms"))
     assert clean._sorted(rows).equals(rows.sort(clean._ORDER))
 
 

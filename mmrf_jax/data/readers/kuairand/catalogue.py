@@ -64,7 +64,7 @@ def read_catalogue(folder: pathlib.Path) -> Catalogue:
 
 
 def build_catalogue(
-    told: Sequence[pathlib.Path], videos: Sequence[pathlib.Path], train_until: int, folder: pathlib.Path
+    facts: Sequence[pathlib.Path], videos: Sequence[pathlib.Path], train_until: int, folder: pathlib.Path
 ) -> None:
     """Write the item table, vocabularies and live days to `folder`, one npy file per array (`read_catalogue`).
 
@@ -73,16 +73,16 @@ def build_catalogue(
     other); standardised log1p of the days from upload to `train_until`, at least 0. Missing values are zeros.
 
     Args:
-      told: files with the logs' facts about videos (`clean.fold_videos`), sorted by video id across files.
+      facts: files with the logs' facts about videos (`clean.fold_videos`), sorted by video id across files.
       videos: files of video features (`columns.read_videos`), sorted likewise, each video once.
       train_until: last training day.
       folder: folder to write to.
     """
     # Releases have up to 32 million videos: columns are read on demand, and few are in memory at a time.
-    table = _Table(told, videos)
+    table = _Table(facts, videos)
     _write_ids(table, folder)
     _write_days(table, folder)
-    _write_vocabularies(table, table.told("train", 0) > 0, folder)
+    _write_vocabularies(table, table.facts("train", 0) > 0, folder)
     _write_features(table, train_until, folder)
 
 
@@ -102,7 +102,7 @@ def _write_ids(table: _Table, folder: pathlib.Path) -> None:
 
 
 def _write_days(table: _Table, folder: pathlib.Path) -> None:
-    seen, random = table.told("seen", NEVER), table.told("random", NEVER)
+    seen, random = table.facts("seen", NEVER), table.facts("random", NEVER)
     following = np.where(seen < NEVER, seen + 1, NEVER)
     upload = table.featured("upload_dt", -1)
     live_from = np.where(upload < 0, following, upload)
@@ -127,10 +127,10 @@ def _write_vocabularies(table: _Table, in_train: np.ndarray, folder: pathlib.Pat
 
 def _write_features(table: _Table, train_until: int, folder: pathlib.Path) -> None:
     duration, upload = table.featured("duration_ms", 0), np.maximum(table.featured("upload_dt", 0), 0)
-    seconds = np.where(duration > 0, duration, table.told("seen_ms", 0)) / 1000
+    seconds = np.where(duration > 0, duration, table.facts("seen_ms", 0)) / 1000
     del duration
     np.save(folder / "items-duration.npy", seconds.astype(np.float32))
-    train = table.told("train", 0)
+    train = table.facts("train", 0)
     in_train, weight = train > 0, train[train > 0]
     del train
     last_day = fits.day_number(train_until)
@@ -186,11 +186,11 @@ def _write_features(table: _Table, train_until: int, folder: pathlib.Path) -> No
 class _Table:
     """Columns [V] of the item table, from features and logs; row 0 is the unknown video."""
 
-    def __init__(self, told: Sequence[pathlib.Path], videos: Sequence[pathlib.Path]):
+    def __init__(self, facts: Sequence[pathlib.Path], videos: Sequence[pathlib.Path]):
         """Read the ids; arguments as for `build_catalogue`."""
-        self._told, self._videos = told, videos
+        self._told, self._videos = facts, videos
         featured = external.read_column(videos, "video_id").to_numpy()
-        ids, seen = (external.read_column(told, name).to_numpy() for name in ("video_id", "seen"))
+        ids, seen = (external.read_column(facts, name).to_numpy() for name in ("video_id", "seen"))
         place = np.searchsorted(featured, ids)
         listed = np.zeros(len(ids), bool)
         if len(featured):
@@ -217,7 +217,7 @@ class _Table:
         out[1 : 1 + len(column)] = column.cast(pl.Enum(names.tolist())).to_physical().to_numpy()
         return names, out
 
-    def told(self, name: str, fill: int) -> np.ndarray:
+    def facts(self, name: str, fill: int) -> np.ndarray:
         """Return a column of the logs' facts, with `fill` for videos not in the logs."""
         values = external.read_column(self._told, name).to_numpy()
         out = np.full(self.size, fill, values.dtype)

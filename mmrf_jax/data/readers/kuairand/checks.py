@@ -166,7 +166,7 @@ def _describe(header: list[str], cells: list[str], row: dict) -> str:
         return f"{name} is {cells[header.index(name)]!r}"
 
     if reason in ("lost_digits", "unparsable"):
-        name = next(name for name in columns.LOG_TYPES if row[name] is None or row[name] == clean.NOBODY)
+        name = next(name for name in columns.LOG_TYPES if row[name] is None or row[name] == clean.NO_USER)
         form = f"a whole number such as {_EXAMPLES[name]}" if name in _EXAMPLES else "0 or 1"
         return f"{cell(name)}, not {form}"
     if reason == "bad_flag":

@@ -31,7 +31,7 @@ DAY_MS = 24 * 3_600_000
 #: The longest play or video in ms. Kuaishou's are shorter; longer values are in another unit.
 LONGEST_MS = DAY_MS // 4
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
-NOBODY = -(2**31)  # stands for an unreadable user id
+NO_USER = -(2**31)  # stands for an unreadable user id
 NEVER = 99999999  # a day after all others
 #: Bits of `mentions`: the log has the video in any row, or in a usable row.
 IN_LOG = {"standard": 1, "random": 2}
@@ -51,7 +51,7 @@ def mark(rows: pl.DataFrame, random_file: bool) -> pl.DataFrame:
     return rows.with_columns(
         pl.col("is_rand").is_between(1, 1).fill_null(random_file).alias("random"),
         pl.all_horizontal(pl.col(n).is_not_null() for n in columns.LOG_TYPES).alias("readable"),
-        pl.col("user_id").fill_null(NOBODY),
+        pl.col("user_id").fill_null(NO_USER),
     )
 
 
@@ -83,7 +83,7 @@ def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tupl
             "rows": read.get(random, 0),
             "duplicates": read.get(random, 0) - kept.get(random, 0),
             "rows_without_duplicates": kept.get(random, 0),
-            "users_without_duplicates": mine["user_id"].unique().drop_nulls().ne(NOBODY).sum(),
+            "users_without_duplicates": mine["user_id"].unique().drop_nulls().ne(NO_USER).sum(),
             "duration_repaired": int(used["repaired"].sum()),
             **{key: by_reason.get(i, 0) for i, key in enumerate(REASONS)},
             "used": used.height,
@@ -149,7 +149,7 @@ def _repair(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> pl
     """Replace missing durations by those of the features; `repaired` marks them."""
     duration = rows["duration_ms"].fill_null(0).to_numpy().copy()
     missing = np.flatnonzero(duration <= 0)
-    found = known(rows["video_id"].gather(missing).fill_null(NOBODY).to_numpy())
+    found = known(rows["video_id"].gather(missing).fill_null(NO_USER).to_numpy())
     readable = rows["readable"].gather(missing).to_numpy()
     repaired = np.zeros(len(rows), bool)
     repaired[missing] = (found > 0) & readable
@@ -190,24 +190,24 @@ def describe_videos(rows: pl.DataFrame, train_until: int) -> pl.DataFrame:
     )
 
 
-def fold_videos(told: pl.DataFrame) -> pl.DataFrame:
+def fold_videos(facts: pl.DataFrame) -> pl.DataFrame:
     """Merge rows of the same video, in the columns of `describe_videos`; among equal times the first row counts."""
-    n = len(told)
+    n = len(facts)
     if not n:
-        return told
-    told = told[fits.order_of(told["video_id"].to_numpy())]
+        return facts
+    facts = facts[fits.order_of(facts["video_id"].to_numpy())]
 
     def column(name):
-        return told[name].to_numpy()
+        return facts[name].to_numpy()
 
-    first = np.flatnonzero(np.diff(column("video_id"), prepend=NOBODY - 1))
+    first = np.flatnonzero(np.diff(column("video_id"), prepend=NO_USER - 1))
     of = np.repeat(np.arange(len(first)), np.diff(first, append=n))
     # For each video: the first row among those of the first time on the first day.
     on_day = column("seen") == np.minimum.reduceat(column("seen"), first)[of]
     time = np.where(on_day, column("seen_time"), np.iinfo(np.int64).max)
     in_time = on_day & (time == np.minimum.reduceat(time, first)[of])
     earliest = np.minimum.reduceat(np.where(in_time, np.arange(n), n), first)
-    return told.select("video_id", "seen", "seen_time", "seen_ms")[earliest].with_columns(
+    return facts.select("video_id", "seen", "seen_time", "seen_ms")[earliest].with_columns(
         pl.Series("random", np.minimum.reduceat(column("random"), first)),
         pl.Series("train", np.add.reduceat(column("train"), first)),
         pl.Series("mentions", np.bitwise_or.reduceat(column("mentions"), first)),

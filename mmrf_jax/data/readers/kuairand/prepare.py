@@ -90,8 +90,8 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
     with ThreadPoolExecutor(1) as aside:
         for done in ("sort", "videos"):
             aside.submit(shutil.rmtree, job.work / done, ignore_errors=True)
-        cut("told_parts", "told", "video_id")
-        stage("merge", merge_told, _parts(job, "told_parts"), "arrow")
+        cut("fact_parts", "facts", "video_id")
+        stage("merge", merge_told, _parts(job, "fact_parts"), "arrow")
     stage("fit", fit, 1)
     stage("write", write_bucket, _parts(job, "buckets"))
     shards = job.read_all("write")
@@ -204,12 +204,12 @@ def clean_bucket(job: Job, task: int) -> None:
     config, known = job.config, _known_durations(job)
     rows = external.read_part(job.made("sort"), _cuts(job, "buckets"), task)
     rows, every, report = clean.clean(rows, known)
-    told = clean.describe_videos(every, config.train_until)
+    facts = clean.describe_videos(every, config.train_until)
     standard = rows.filter(pl.col("is_rand") == 0)
     split = config.dates.split_of(standard["date"].to_numpy())
     of_split = {name: standard.filter(split == i) for i, name in enumerate(SPLITS)}
     random = {name: bucket.random_rows(rows, config.dates, name) for name in RANDOM_SPLITS}
-    for folder, frame in (("rows", rows), ("told", told)):
+    for folder, frame in (("rows", rows), ("facts", facts)):
         (job.work / folder).mkdir(exist_ok=True)
         external.write_run(frame, job.path(folder, task))
     made = {
@@ -276,7 +276,7 @@ def describe_unused(counts: dict[str, int]) -> str:
 
 def merge_told(job: Job, task: int) -> None:
     """Merge the facts of all buckets about some videos."""
-    part = external.read_part(job.made("told"), _cuts(job, "told_parts"), task)
+    part = external.read_part(job.made("facts"), _cuts(job, "fact_parts"), task)
     external.write_run(clean.fold_videos(part), job.path("merge", task))
 
 
@@ -285,9 +285,9 @@ def fit(job: Job, task: int) -> None:
     config, cleaned = job.config, job.read("cleaned.json")
     for folder in (job.records / "catalogue", job.records / "profiles", job.work / "pools"):
         folder.mkdir(parents=True, exist_ok=True)
-    told, videos = job.made("merge"), job.made("feature")
-    build_catalogue(told, videos, config.train_until, job.records / "catalogue")
-    by_log = clean.count_videos(external.read_column(told, "mentions").to_numpy())
+    facts, videos = job.made("merge"), job.made("feature")
+    build_catalogue(facts, videos, config.train_until, job.records / "catalogue")
+    by_log = clean.count_videos(external.read_column(facts, "mentions").to_numpy())
     featured = len(external.read_column(videos, "video_id"))
     catalogue = read_catalogue(job.records / "catalogue")
     read_users, cells = columns.read_users(job.source.users)
