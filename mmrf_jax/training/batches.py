@@ -1,4 +1,4 @@
-"""A round's log as the batches of its steps: held whole in memory, or read as it is trained on."""
+"""Batches of a round's log, either held in memory or streamed from disk during training."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from mmrf_jax.data.schema import Schema, SessionLog
 from mmrf_jax.parallel import multihost, sharding
 from mmrf_jax.training import configs
 
-_HELD_OUT = 20  # every so many sessions one is left out of the fit, to measure the feedback model
-_SAMPLED = 160  # blocks of a log that is not held, where a look at some of it will do
-_SHARE = 99  # tells the draw of `feedback.log_fraction` from others of a seed
-_PARTS = ("feedback", "train")  # sections of the config with a batch: of the fit, and of the updates
+_HELD_OUT = 20  # one session in this many is left out of the fit, to measure the feedback model
+_SAMPLED = 160  # blocks sampled from a streamed log where a sample is enough
+_SHARE = 99  # RNG tag: separates the draw of `feedback.log_fraction` from other draws of a seed
+_PARTS = ("feedback", "train")  # config sections with a batch size: the fit and the updates
 
 
 class Batches(Protocol):
-    """What a round learns from.
+    """The training data of a round.
 
     Attributes:
-      sessions, requests: of the whole log.
+      sessions: number of sessions in the whole log.
+      requests: number of requests in the whole log.
     """
 
     sessions: int
@@ -31,23 +32,23 @@ class Batches(Protocol):
 
     @property
     def log(self) -> SessionLog:
-        """All of it, or a sample that is the same in all processes."""
+        """Return the whole log, or a sample that is the same in all processes."""
 
     def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean and standard deviation [S] of the feedback of exposures, and the mean return [S]."""
+        """Return the mean and standard deviation [S] of exposure feedback, and the mean return [S]."""
 
     def per_epoch(self, part: str) -> int:
-        """Steps of a pass of the fit (`feedback`) or of the updates (`train`)."""
+        """Return the steps per epoch of the fit (`feedback`) or of the updates (`train`)."""
 
     def get(self, part: str, number: int, at: int) -> types.SessionBatch:
-        """This process's rows of step `at` of a part in round `number`, in NumPy."""
+        """Return this process's rows of step `at` of a part in round `number`, as NumPy arrays."""
 
     def held_out(self) -> tuple[SessionLog, np.ndarray]:
-        """Sessions that the feedback model is not fitted on: a log and rows of its `segment_index`."""
+        """Return the sessions left out of the feedback model's fit: a log and rows of its `segment_index`."""
 
 
 def example(schema: Schema, size: int, num_requests: int) -> types.SessionBatch:
-    """A batch of zeros with the shapes and types of a run's batches of `size` segments, to compile for."""
+    """Return a batch of zeros with the shapes and types of a run's batches of `size` segments, for compilation."""
     t, h, k, s = num_requests + 1, schema.history, schema.slate, len(types.SIGNALS)
 
     def zeros(dtype, *shape):
@@ -71,7 +72,7 @@ def example(schema: Schema, size: int, num_requests: int) -> types.SessionBatch:
 
 
 class Held:
-    """A log in memory, whole in each process; every pass is a permutation of its segments."""
+    """A log in memory, complete in each process; every epoch is a permutation of its segments."""
 
     def __init__(self, config: configs.Run, log: SessionLog, mesh):
         self._config, self._mesh, self.log = config, mesh, log
@@ -98,18 +99,19 @@ class Held:
 
 
 def known(log: SessionLog, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and standard deviation [S] of the feedback of a log's exposures, and the mean return [S]."""
+    """Return the mean and standard deviation [S] of a log's exposure feedback, and the mean return [S]."""
     feedback = log.feedback[log.slate >= 0].astype(np.float64)
     return feedback.mean(0), feedback.std(0), sessions.mean_return(log, discount)
 
 
 class Streamed:
-    """A log of which this process reads its part, as `data.stream` says."""
+    """A streamed log (`data.stream`); each process reads its own part."""
 
     def __init__(self, config: configs.Run, blocks: stream.Blocks, mesh, discount: float):
-        """
+        """Compute the sums of the log and the segments per epoch.
+
         Raises:
-          ValueError: for a log with too few sessions for the batches.
+          ValueError: if the log has too few sessions for the batches.
         """
         self._config, self._mesh, self._blocks = config, mesh, blocks
         sums = _Sums(discount)
@@ -130,7 +132,7 @@ class Streamed:
                 [config.seed, number, part == "feedback"],
             )
 
-        self._make = functools.lru_cache(maxsize=1)(make)  # the segments in memory are those of one phase
+        self._make = functools.lru_cache(maxsize=1)(make)  # memory holds the segments of one phase only
         self._segments = {part: self._counted(part) for part in _PARTS}
 
     def _counted(self, part: str) -> int:
@@ -143,7 +145,7 @@ class Streamed:
         return int(segments.sum())
 
     def _fitted(self, number: np.ndarray) -> np.ndarray:
-        """Whether the feedback model is fitted on sessions with these numbers in the log."""
+        """Return a mask of the sessions, given by their numbers in the log, that the feedback model is fitted on."""
         if self.sessions < _HELD_OUT:
             return np.ones(len(number), bool)
         fitted, share = number % _HELD_OUT != _HELD_OUT - 1, self._config.feedback.log_fraction
@@ -152,7 +154,7 @@ class Streamed:
         return fitted
 
     def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        del discount  # that of the sums
+        del discount  # `_Sums` already applied it
         requests, exposures, *sums = self._sums
         total, squares, returns = np.split(np.array(sums), 3)
         mean = total / exposures
@@ -166,7 +168,7 @@ class Streamed:
 
     @functools.cached_property
     def _sample(self) -> tuple[SessionLog, np.ndarray]:
-        """Blocks spread over the log, and the numbers of their sessions in it."""
+        """Read blocks spread evenly over the log; also return the numbers of their sessions in the log."""
         chosen = np.unique(np.linspace(0, len(self._blocks.sessions) - 1, _SAMPLED).astype(int))
         starts = np.cumsum(self._blocks.sessions, dtype=np.int64) - self._blocks.sessions
         number = sessions.ragged_arange(starts[chosen], self._blocks.sessions[chosen])
@@ -184,7 +186,7 @@ class Streamed:
 
 
 class _Sums:
-    """Requests, exposures, and sums of feedback, of its squares and of returns, in float64."""
+    """Accumulated requests, exposures, and sums of feedback, squared feedback and returns, in float64."""
 
     def __init__(self, discount: float):
         self._discount = discount
@@ -198,7 +200,7 @@ class _Sums:
 
 
 def _fit_index(config: configs.Run, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Segments that the feedback model is fitted on, and those left out to measure it: every 20th session."""
+    """Split segments into those for the feedback model's fit and those left out to measure it (every 20th session)."""
     left_out = index[:, 0] % _HELD_OUT == _HELD_OUT - 1
     if left_out.all() or not left_out.any():
         return index, index

@@ -1,4 +1,4 @@
-"""What a run compiles while its first log is collected."""
+"""Ahead-of-time compilation of a run's programs while its first log is collected."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mmrf_jax.training import batches, configs, evaluate, predictions, restore, 
 
 
 def initial(shapes: steps.TrainState) -> programs.Program:
-    """The program of a fresh state: `alternation.init`, each array made where it lives."""
+    """Return the program that initialises a state: `steps.init`, each array created with its final sharding."""
     shardings = jax.tree.map(lambda shape: shape.sharding, shapes)
     return programs.Program(steps.init, often=False, static_argnames=("plan", "schema"), out_shardings=shardings)
 
 
 def initial_args(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, known) -> tuple:
-    """Arguments of `initial`, from what is known of the first log (`batches.known`)."""
+    """Return the arguments of `initial`, given the first log's statistics (`batches.known`)."""
     floats = (np.asarray(x, np.float32) for x in known)
     return types.make_key(config.seed), plan, source.schema, source.items, *floats
 
@@ -38,14 +38,15 @@ def begin(
     policies: dict[str, base.Policy],
     mesh,
 ) -> None:
-    """Begins to compile the programs of a run in the order of their first calls.
+    """Start compiling the programs of a run in the order of their first calls.
 
     Args:
-      shapes: of the state, with shardings. start: `initial` of them; None where the state is there already.
-      policies: arms of the A/B test beside the run's own.
+      shapes: the state's shapes, with shardings.
+      start: `initial` of these shapes; None if the state already exists.
+      policies: arms of the A/B test in addition to the run's own.
     """
     if jax.process_count() > 1:
-        return  # processes would compile in orders of their own
+        return  # processes could compile in different orders
     items, schema, segment = source.items, source.schema, config.train.segment
 
     def part(name):

@@ -1,7 +1,8 @@
-"""Run and study configs as typed dataclasses: the one place of every default, range and line of help.
+"""Run and study configs as typed dataclasses: the single definition of every default, range and help text.
 
-Experiment files make a `Run` and give it as the ConfigDict that `--config.a.b=value` changes. `validate` holds such a
-ConfigDict, with its overlay `when_quick` and a study's variants, to the same fields. Nothing here needs JAX.
+Experiment files build a `Run` and return it as a ConfigDict, which `--config.a.b=value` overrides. `validate` checks
+such a ConfigDict, its `when_quick` overlay and a study's variants against the same fields. This module does not need
+JAX.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _STREAM = "whether logs are read as they are trained on; None: those above 2^20 
 
 @dataclasses.dataclass(frozen=True)
 class LogData:
-    """Where logs come from that are not collected."""
+    """Location of logs that are read instead of collected."""
 
     dir: str = field("", "logs of launch.collect or launch.serve to learn from; empty: collect them")
     stream: bool | None = field(None, _STREAM)
@@ -35,7 +36,7 @@ class LogData:
 
 @dataclasses.dataclass(frozen=True)
 class KuaiRandData(KuaiRandConfig):
-    """KuaiRand's logs, and how they become sessions."""
+    """KuaiRand's logs, and how they are split into sessions."""
 
     dir: str = field("", "the folder with the CSV files, or its parent")
     cache_dir: str = field("~/.cache/mmrf_jax/kuairand", "where prepared records go")
@@ -58,7 +59,7 @@ class KuaiRandData(KuaiRandConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Collect:
-    """Logs that are collected in a simulator."""
+    """Logs collected in a simulator."""
 
     sessions: int = field(8_192, "of each round's log", fields.COUNT)
     test_sessions: int = field(2_048, "of the held-out log", fields.COUNT)
@@ -114,7 +115,7 @@ class ABTest:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run of launch.train."""
+    """The config of a launch.train run."""
 
     seed: int = field(0, "of logs, initial parameters and A/B test; the world has world.seed", fields.NATURAL)
     quick: bool = field(False, "a tiny form, for tests and first looks")
@@ -139,19 +140,19 @@ class Run:
 
     @property
     def kuairand(self) -> KuaiRandData:
-        """`data` of a run on KuaiRand."""
+        """Return `data` of a run on KuaiRand."""
         assert isinstance(self.data, KuaiRandData), self.source
         return self.data
 
     @property
     def sizes(self) -> WorldConfig | KuaiRandData:
-        """What says how many candidates and shown videos a request has."""
+        """Return the section that defines the number of candidates and of exposed videos per request."""
         return self.world if self.world is not None else self.kuairand
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What all studies have beside `run`, `variants` or `policies`, and `when_quick`."""
+    """Fields that all studies share, in addition to `run`, `variants` or `policies`, and `when_quick`."""
 
     quick: bool = field(False, "one seed, tiny runs")
     reference: str = field("mmrf", "the variant that others are compared with")
@@ -164,7 +165,7 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class EstimatorStudy:
-    """What a study of the off-policy estimators has beside `run`, `policies` and `when_quick`."""
+    """Fields of a study of the off-policy estimators, in addition to `run`, `policies` and `when_quick`."""
 
     quick: bool = field(False, "few and small logs")
     logs: int = field(200, "replicates, of users of their own", "[2, 2147483647]")
@@ -175,19 +176,19 @@ class EstimatorStudy:
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A policy of a study of the estimators."""
+    """A policy in a study of the off-policy estimators."""
 
     ranker: str = field("production", "whose scores are mixed with production's")
     weight: float = field(1.0, "of that ranker, beside production's", fields.SHARE)
 
 
 def to_config_dict(config: Any, without: Collection[str] = (), **more: Any) -> ConfigDict:
-    """Make the ConfigDict of a config, as experiment files give it.
+    """Make the ConfigDict of a config, for experiment files to return.
 
     Args:
       config: a `Run`, `Study` or `EstimatorStudy`.
-      without: dotted names of fields that keep their defaults and that the ConfigDict does not have.
-      **more: entries beside those of the config, such as `when_quick`.
+      without: dotted names of fields to omit from the ConfigDict; they keep their defaults.
+      **more: additional entries, such as `when_quick`.
     """
     return ConfigDict({**_entries(config, frozenset(without), ""), **more})
 
@@ -209,12 +210,12 @@ def _entries(config: Any, without: frozenset[str], prefix: str) -> dict[str, Any
 
 
 def run_of(values: Mapping[str, Any]) -> Run:
-    """Make the typed config of a run from nested dictionaries, as config files and `config.json` have them.
+    """Make the typed config of a run from nested dictionaries, as in config files and `config.json`.
 
-    A field that is absent or None has its default; `when_quick` is left out.
+    Absent and None fields get their defaults; `when_quick` is ignored.
 
     Raises:
-      ValueError: for a field that runs do not have, or a value that it cannot have.
+      ValueError: for an unknown field, or a value outside a field's range.
     """
     values = {name: value for name, value in values.items() if name != "when_quick"}
     validate(values)
@@ -255,10 +256,10 @@ def _filled(config: Any, values: Mapping[str, Any]) -> Any:
 
 
 def validate(values: Mapping[str, Any]) -> None:
-    """Refuse a config of a run or of a study, as nested dictionaries, whose fields have values that they cannot have.
+    """Check the fields of a run's or study's config, given as nested dictionaries, against their types and ranges.
 
     Raises:
-      ValueError: for the first of them, naming the field, its value and what to use.
+      ValueError: for the first invalid field, naming the field, its value and what to use.
     """
     declared = specs(values)
     for name, value in flat(values).items():
@@ -277,7 +278,7 @@ def validate(values: Mapping[str, Any]) -> None:
 
 
 def unknown(name: str, names: Iterable[str]) -> str:
-    """Say that a config has no field of a name, and which of `names` it could be."""
+    """Return the message that a config has no such field, with the nearest of `names`."""
     known, parts = [other.split(".") for other in names], name.split(".")
     at = next((i for i in range(len(parts)) if parts[: i + 1] not in [other[: i + 1] for other in known]), len(parts))
     beside = {other[at] for other in known if other[:at] == parts[:at] and len(other) > at}
@@ -286,10 +287,10 @@ def unknown(name: str, names: Iterable[str]) -> str:
 
 
 def specs(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
-    """Return the declarations of the fields that a config may have, by dotted name; those of `run` too.
+    """Return the declarations of all fields of a config by dotted name, including those of `run`.
 
     Raises:
-      ValueError: for a `source` that does not go with the fields.
+      ValueError: if `source` does not match the fields.
     """
     if "run" not in config:
         return _specs_of_run(config)
@@ -310,7 +311,7 @@ def _specs_of_run(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
 
 
 def _template(values: Mapping[str, Any]) -> Run:
-    """The defaults of a run of a source."""
+    """Return a run with the defaults of its source."""
     source = values["source"]
     return Run() if source == "world" else Run(source=source, world=None, data=KuaiRandData())
 
@@ -324,13 +325,13 @@ def _declared(config: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field
 
 
 def declaration(name: str, declared: Mapping[str, dataclasses.Field]) -> dataclasses.Field | None:
-    """Return what declares a field, also one of `when_quick` or of a variant; None where nothing does."""
+    """Return the declaration of a field, including fields of `when_quick` or of a variant; None if there is none."""
     parts = [part for part in name.split(".") if part != "when_quick"]
     return declared.get(".".join(["run", *parts[2:]] if parts[0] == "variants" else parts))
 
 
 def _validate_together(run: Mapping[str, Any]) -> None:
-    """Refuse values of a run that are fine alone and not together."""
+    """Refuse combinations of values that are valid separately but not together."""
     kinds: dict[str, Any] = {"agents": AgentConfig, "feedback": Feedback}
     kinds |= {"world": WorldConfig} if run["source"] == "world" else {"data": KuaiRandData}
     for section, kind in kinds.items():
@@ -342,7 +343,7 @@ def _validate_together(run: Mapping[str, Any]) -> None:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one with dotted names."""
+    """Flatten nested dictionaries into one with dotted names."""
     out: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):

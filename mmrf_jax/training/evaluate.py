@@ -1,4 +1,4 @@
-"""How a run is judged: A/B tests, offline metrics, fidelity of predicted feedback, and the optimism gap."""
+"""Evaluation of a run: A/B tests, offline metrics, model quality, and the model exploitation gap."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mmrf_jax.metrics import model_quality, offline, ranking
 from mmrf_jax.ope import behavior_policy, estimators
 from mmrf_jax.training import configs, off_policy, predictions, sources, steps
 
-#: Requests of the log that the optimism gap's sessions start from, at most: in all, and for each session of the log.
+#: Upper limits on the requests that sessions of the model exploitation gap start from: in total, and per session.
 _GAP_POOL, _GAP_POOL_A_SESSION = 8_192, 4
-_MAX_SESSION = 64  # requests, where a config names no longest session
+_MAX_SESSION = 64  # requests, if a config sets no maximum session length
 
 
 def ab_key(seed: int) -> types.Key:
-    """Chance of the A/B test of a seed, whose users are 0, 1, …"""
+    """Return the PRNG key of a seed's A/B test, whose users are 0, 1, …"""
     return jax.random.fold_in(types.make_key(seed), 12)
 
 
@@ -42,15 +42,16 @@ def compare(
     cuped: bool = False,
     always_valid: bool = False,
 ) -> dict[str, Any]:
-    """An A/B test in the source's simulator, with progress; the first arm is the control.
+    """Run an A/B test in the source's simulator, with progress; the first arm is the control.
 
     Args:
-      days: above 1, users come back (`long_run.compare`).
-      hashed: whether each user is in one arm, by hash, and not in all of them.
-      cuped, always_valid: as in `arms.compare`.
+      days: simulated days; above 1, users return (`simulate_days.compare`).
+      hashed: whether each user is in one arm, by hash, instead of in all of them.
+      cuped: as in `simulate.compare`.
+      always_valid: as in `simulate.compare`.
 
     Raises:
-      ValueError: without a simulator, or for days that it does not have.
+      ValueError: without a simulator, or for days outside the simulator's range.
     """
     names = list(policies)
     sim, key = _simulator(config, source)
@@ -72,7 +73,7 @@ def compare(
 def aa_tests(
     config: configs.Run, source: sources.Source, policy, mesh, tests: int, cuped: bool = False
 ) -> dict[str, Any]:
-    """`abtest.aa.coverage` of sessions served by one policy, twice config.ab_test.sessions of them."""
+    """Return `abtest.aa.coverage` of 2 × config.ab_test.sessions sessions served by one policy."""
     number = 2 * config.ab_test.sessions
     (sim, key), day = _simulator(config, source), config.ab_test.day
     phase("serve")
@@ -85,7 +86,7 @@ def aa_tests(
 
 
 def _simulator(config: configs.Run, source: sources.Source) -> tuple[base.Simulator, types.Key]:
-    """What answers the arms of the A/B tests of a config, and their chance.
+    """Return the simulator of a config's A/B tests and its PRNG key.
 
     Raises:
       ValueError: for a source without a simulator.
@@ -102,20 +103,20 @@ def _simulator(config: configs.Run, source: sources.Source) -> tuple[base.Simula
 def evaluate(
     config, source: sources.Source, state: steps.TrainState, mesh, thorough: bool = False, beside: bool = True
 ) -> dict[str, Any]:
-    """Offline metrics and fidelity on the held-out logs; on KuaiRand beside popularity and boosting.
+    """Compute offline metrics and model quality on the held-out logs; on KuaiRand also for popularity and boosting.
 
     Args:
-      thorough: compares fidelity with the simple predictors in the world too, which takes the training log, and
-        estimates off-policy what the ranker would earn, and measures what the feedback model says of its own errors,
-        and sessions simulated by it.
-      beside: whether real logs are also ranked and predicted by what needs no training of ours.
+      thorough: whether to compare model quality with the simple predictors in the world too (which needs the training
+        log), estimate the ranker's off-policy value, evaluate the feedback model's uncertainty, and simulate sessions
+        with the model.
+      beside: whether simple predictors and rankers (no trained agents) also score real logs.
 
     Returns:
-      {"offline": metrics of the test log, "fidelity": of its predicted feedback, "offline_other", "fidelity_other":
+      {"offline": metrics of the test log, "fidelity": model quality on it, "offline_other", "fidelity_other":
       {log: the same}, "excess_logloss": {log: {signal: by decile of uncertainty}}, "simulated_sessions": {log:
-      {"requests" | "watch_time" of a session: {"ks": distance to the log's, "simulated", "actual": means}}},
-      "off_policy": {log: `estimates.evaluate`}}. Of the other logs, `test_frozen` is the test log again, every request
-      scored without any feedback of the test days (`sessions.freeze_histories`).
+      {"requests" | "watch_time" per session: {"ks": distance to the log's, "simulated", "actual": means}}},
+      "off_policy": {log: `off_policy.evaluate`}}. Among the other logs, `test_frozen` is the test log again, with every
+      request scored without any feedback of the test days (`sessions.freeze_histories`).
     """
     plan = steps.plan_of(config)
     signals = registry.get(config.method).signals(plan.agents)
@@ -128,7 +129,7 @@ def evaluate(
     if source.sim is None:
         train = offline.exposures(source.train())
         tests["test_frozen"] = sessions.freeze_histories(tests["test"])
-        for scores in (baselines, simple):  # these see no feedback of the test days
+        for scores in (baselines, simple):  # these use no feedback of the test days
             scores |= {"test_frozen": scores["test"]} if beside else {}
     offlines, fidelities, certainties, distances, off_policies = {}, {}, {}, {}, {}
     for name, log in tests.items():
@@ -137,7 +138,7 @@ def evaluate(
         duration = np.asarray(source.items.duration)[rows.video]
         before = _history_rows(log) if train is None else train
         rankers = baselines.get(name)
-        if rankers is not None:  # on real logs also what the run itself predicts, and the logistic regression
+        if rankers is not None:  # on real logs, also compare with the run's own predictors and the logistic regression
             mine = {"critics" if predictor == "agents" else "feedback_model": x for predictor, x in found.items()}
             rankers = rankers | {"logistic": simple[name]["logistic"]} | mine
         offlines[name] = offline.metrics(rows, signals, before, duration, rankers)
@@ -157,7 +158,7 @@ def evaluate(
 
 
 def _excess(feedback, found, source, plan, state, log, num_requests) -> dict[str, Any]:
-    """{binary signal: `fidelity.excess_logloss_by_decile` of the feedback model's exposures}."""
+    """Return {binary signal: `model_quality.excess_logloss_by_decile` of the feedback model's exposures}."""
 
     def one(batch):
         return np.moveaxis(predictions.uncertainty(state, batch, predictions.shown(batch), source.items, plan), -1, -2)
@@ -170,7 +171,7 @@ def _excess(feedback, found, source, plan, state, log, num_requests) -> dict[str
 
 
 def _session_distances(config: configs.Run, source, plan, state, log: SessionLog, mesh) -> dict[str, Any]:
-    """How sessions of the feedback model, shown the log's slates, are like the log's in length and in watch time.
+    """Compare length and watch time of sessions simulated by the feedback model on the log's slates with the log's own.
 
     Past the end of a logged session the model draws other logged requests (`envs.learned`).
     """
@@ -180,7 +181,7 @@ def _session_distances(config: configs.Run, source, plan, state, log: SessionLog
     served = simulate.rollout_user_metrics(
         model, policy, key, mesh, first_user=0, num_users=log.num_sessions, day=0, k=source.schema.slate
     )
-    log = sessions.select_sessions(log, np.arange(int(model.params.pool.num_sessions)))  # those that it starts from
+    log = sessions.select_sessions(log, np.arange(int(model.params.pool.num_sessions)))  # its starts
     session, request, slot = sessions.exposure_index(log)
     seconds = np.bincount(session, log.feedback[request, slot, types.WATCH_TIME], log.num_sessions)
     result = {}
@@ -191,7 +192,7 @@ def _session_distances(config: configs.Run, source, plan, state, log: SessionLog
 
 
 def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What needs no training of ours.
+    """Predict with the simple predictors and rankers, which need no trained agents.
 
     Returns:
       {log: {predictor: {signal: [n]}}} of the per-video mean and a logistic regression on plain features; and on real
@@ -231,7 +232,7 @@ def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[
 def feedback_simulator(
     source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog, **options
 ):
-    """The run's feedback model as a simulator over the session starts of a log."""
+    """Return the run's feedback model as a simulator over the session starts of a log."""
     longest = source.config.world.max_requests if source.config.source == "world" else _MAX_SESSION
     return learned.make(steps.model_of(state), source.items, plan.feedback, log, longest, **options)
 
@@ -245,17 +246,18 @@ def optimism(
     mesh,
     arms_beside: Mapping[str, base.Policy],
 ) -> dict[str, float]:
-    """What the newest policy earns in the feedback model and in the source's simulator, in seconds a session.
+    """Compute the newest policy's return in the feedback model and in the source's simulator, in seconds per session.
 
     Args:
-      arms_beside: the other arms of the run's A/B test, whose program serves here too.
+      arms_beside: the other arms of the run's A/B test; sharing its compiled program avoids a new compilation.
 
     Returns:
-      {"model", "world", "gap"}, the last their difference: how far the policy lives on the model's errors.
+      {"model", "world", "gap"}; "gap" is model − world, the model exploitation gap: how far the policy profits from
+      errors of the model.
     """
     assert source.sim is not None
     policy = registry.get(plan.method).make_policy(state.agents, source.items, plan.agents)
-    pool = min(_GAP_POOL, _GAP_POOL_A_SESSION * config.collect.sessions)  # the same for the log of any round
+    pool = min(_GAP_POOL, _GAP_POOL_A_SESSION * config.collect.sessions)  # the same size for the log of every round
     model = feedback_simulator(source, plan, state, log, pool_requests=pool)
     number = config.alternation.gap_sessions
     key = jax.random.fold_in(types.make_key(config.seed), 13)
@@ -276,7 +278,7 @@ def optimism(
 
 
 def _history_rows(log: SessionLog) -> offline.Rows:
-    """What users were shown before the log, for their medians of watch time."""
+    """Return the exposures in users' histories before the log, for their median watch time."""
     mask = log.history_mask
     user = np.broadcast_to(log.user_id[:, None], mask.shape)
     empty = np.zeros((int(mask.sum()), 0), np.float32)
@@ -286,10 +288,10 @@ def _history_rows(log: SessionLog) -> offline.Rows:
 def score(
     source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog, num_requests: int
 ) -> tuple[offline.Rows, dict[str, dict[str, np.ndarray]]]:
-    """Scores of a run for every exposure of a log, in segments of `num_requests`, and the feedback it expects.
+    """Score every exposure of a log with a run, in segments of `num_requests`, and predict its feedback.
 
     Returns:
-      The exposures with scores, and {predictor: {signal: [n]}} of each of `plan.predictors`.
+      The exposures with scores, and {predictor: {signal: [n]}} for each of `plan.predictors`.
     """
 
     def one(batch):
@@ -308,7 +310,7 @@ def score(
 
 
 def print_results(result: dict[str, Any]) -> None:
-    """The result tables, on stdout."""
+    """Print the result tables to stdout."""
     if "ab_test" in result or "aa" in result:
         print(summary.describe(result))
     if "offline" in result:

@@ -1,4 +1,4 @@
-"""Off-policy estimates of a run's ranker on a held-out log: its probabilities, the log's propensities, its model."""
+"""Off-policy estimates of a run's ranker on a held-out log, from its probabilities, propensities and predictions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import behavior_policy, estimators, propensity
 from mmrf_jax.training import configs, predictions, sources, steps
 
-#: How a log's propensities are known, their logarithms [r, K] given the slots above, and a fit's calibration.
+#: How a log's propensities are known, their logarithms [r, K] given the slots above, and a fitted model's calibration.
 Propensities = tuple[str, np.ndarray, dict[str, Any] | None]
 
-_BATCH = 64  # segments whose candidates are scored at a time
+_BATCH = 64  # segments scored at a time
 
 
 def evaluate(
@@ -27,15 +27,15 @@ def evaluate(
     log: SessionLog,
     known: Propensities | None = None,
 ) -> dict[str, Any]:
-    """Estimates of all signals for the served stochastic ranker of a run.
+    """Estimate all signals for a run's stochastic ranker.
 
     Args:
-      known: the log's propensities, where they are at hand; else they are made here.
+      known: the log's propensities, if already computed; otherwise they are computed here.
 
     Returns:
-      {"propensities": "logged", "known" or "fitted", "behaviour": its calibration, where fitted, "units": {"video",
-      "slate" where some hold more than one, "session" where some hold more than one request: as
-      `off_policy.estimate`}}; per video, and for "session" discounted sums of a session. "dm" and "dr" are given by
+      {"propensities": "logged", "known" or "fitted", "behaviour": the calibration, if fitted, "units": {"video",
+      "slate" if some hold more than one video, "session" if some hold more than one request: as
+      `estimators.estimate`}}. Values are per video, and for "session" discounted sums over a session. "dm" and "dr" use
       the first of `plan.predictors`.
     """
     kind, log_propensity, calibration = propensities(source, log) if known is None else known
@@ -54,12 +54,14 @@ def estimates(
     direct: np.ndarray | None = None,
     **options,
 ) -> dict[str, Any]:
-    """`off_policy.estimate` by unit: "video", "slate" and "session".
+    """Compute `estimators.estimate` by unit: "video", "slate" and "session".
 
     Args:
-      weight: [r, K] logarithms, 0 where nothing was shown. discount: of a request.
-      expected, direct: [r, K, S] a model's feedback of what was shown, and in expectation over the policy.
-      options: of `off_policy.estimate`.
+      weight: [r, K] logarithms of the weights, 0 where nothing was shown.
+      discount: per request.
+      expected: [r, K, S] a model's prediction for the exposed videos.
+      direct: [r, K, S] the same in expectation over the policy.
+      **options: of `estimators.estimate`.
     """
     session, request, slot = sessions.exposure_index(log)
 
@@ -84,10 +86,10 @@ def estimates(
 
 
 def propensities(source: sources.Source, log: SessionLog) -> Propensities:
-    """How the log's propensities are known, their logarithms [r, K] given the slots above, and a fit's calibration.
+    """Return how a log's propensities are known, their logarithms [r, K] given the slots above, and any calibration.
 
     Raises:
-      ValueError: where a log's scores do not give the slates' propensities that it holds, or only some are known.
+      ValueError: if the log's scores do not reproduce its logged propensities, or only some are known.
     """
     shown = log.slate >= 0
     if log.scores is not None:
@@ -116,8 +118,10 @@ def propensities(source: sources.Source, log: SessionLog) -> Propensities:
 def _policy(
     config, source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Log-probabilities [r, K] of what was shown and, by the run's first predictor, expected feedback [r, K, S] of what
-    was shown and of what the policy would show."""
+    """Return log-probabilities [r, K] of the exposed videos, and two predictions [r, K, S] of the run's first predictor.
+
+    These are the expected feedback of the exposed videos, and that of the videos which the policy would show.
+    """
     segment = config.train.segment
     index = sessions.segment_index(log, segment)
     done, predictor = counted("off_policy", len(index)), next(iter(plan.predictors), None)

@@ -1,4 +1,4 @@
-"""What a run predicts of any videos at the requests of a batch: its feedback model, and the critics of its agents."""
+"""Feedback that a run predicts for given videos at each request: by its feedback model and by its agents' critics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmrf_jax.training import steps
 
 
 def shown(batch: types.SessionBatch) -> chex.Array:
-    """Ids [B, T+1, K] of what was shown."""
+    """Return the ids [B, T+1, K] of the exposed videos."""
     return jnp.take_along_axis(jnp.asarray(batch.candidates), jnp.asarray(batch.slate), axis=-1)
 
 
@@ -29,10 +29,10 @@ def feedback(
     items: types.Items,
     plan: steps.TrainConfig,
 ) -> dict[str, chex.Array]:
-    """Expected feedback of videos [B, T+1, M].
+    """Predict the expected feedback of videos [B, T+1, M].
 
     Returns:
-      {predictor: [B, T+1, M, S]} for those in `plan.predictors`; with a feedback model also "log_seconds" [B, T+1, M].
+      {predictor: [B, T+1, M, S]} for each of `plan.predictors`; with a feedback model also "log_seconds" [B, T+1, M].
     """
     out = {}
     if "agents" in plan.predictors:
@@ -57,10 +57,10 @@ def feedback(
 def evaluate(
     state: steps.TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig
 ) -> dict[str, chex.Array]:
-    """All that offline evaluation needs of a batch of segments, in one program.
+    """Compute everything that offline evaluation needs from a batch of segments, in one program.
 
     Returns:
-      "scores" [B, T+1, N, C] of all candidates, and `feedback` of what was shown.
+      "scores" [B, T+1, N, C] of all candidates, and `feedback` of the exposed videos.
     """
     scores = registry.score_candidates(state.agents, batch, items, plan.agents, plan.method)
     return {"scores": scores} | feedback(state, batch, shown(batch), items, plan)
@@ -74,6 +74,6 @@ def uncertainty(
     items: types.Items,
     plan: steps.TrainConfig,
 ) -> chex.Array:
-    """The feedback model's uncertainty [B, T+1, M, S] of its predictions of videos [B, T+1, M]."""
+    """Return the feedback model's uncertainty [B, T+1, M, S] about videos [B, T+1, M]."""
     model = steps.model_of(state)
     return counterfactuals.uncertainty(model, batch, videos, items, plan.feedback, model.key)

@@ -1,4 +1,4 @@
-"""What is made of a config or of a run's folder: its source of sessions, its trained state, its ranker as an arm."""
+"""Objects built from a config or a run folder: the source of sessions, the trained state, and its policy as an arm."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mmrf_jax.metrics import offline
 from mmrf_jax.parallel import multihost, sharding
 from mmrf_jax.training import configs, evaluate, run_folder, sources, steps
 
-POPULARITY = "popularity"  # an arm that is made of a log, not of the simulator
-#: Of the progress of a log's collection, in which each process has a part of its own.
+POPULARITY = "popularity"  # an arm built from a log, not from the simulator
+#: Progress of a log's collection, in which each process collects its own part.
 counted_in_parts = functools.partial(counted, checks=32)
 
 
 def state_shapes(config: configs.Run, source: sources.Source, mesh) -> steps.TrainState:
-    """Shapes, types and shardings of a state, to restore onto; nothing is computed."""
+    """Return the shapes, types and shardings of a state, as a restore target; computes nothing."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: source.items))
     return steps.infer_shardings(_state_shapes(steps.plan_of(config), source.schema, tree, tuple(leaves)), mesh)
 
@@ -43,11 +43,11 @@ def _state_shapes(plan: steps.TrainConfig, schema: Schema, tree, leaves: tuple) 
 
 
 def load_state(config: configs.Run, source: sources.Source, workdir: Path, mesh) -> steps.TrainState:
-    """The newest state of a run.
+    """Load the latest state of a run.
 
     Raises:
-      ValueError: where the run has no checkpoint yet.
-      CheckpointError: where all of them are damaged.
+      ValueError: if the run has no checkpoint yet.
+      CheckpointError: if all checkpoints are damaged.
     """
     nothing = ValueError(f"{workdir} has no checkpoint; run launch.train with --workdir={workdir} first")
     if not (workdir / "checkpoints").exists():
@@ -63,13 +63,13 @@ def load_state(config: configs.Run, source: sources.Source, workdir: Path, mesh)
 
 
 def source_of(config: configs.Run, mesh, collects: bool = False) -> sources.Source:
-    """The source of a config, its items on the devices; with `simulator=feedback` in the model of another run.
+    """Return a config's source with its items on the devices; `simulator=feedback` uses another run's feedback model.
 
     Args:
-      collects: whether the run's own policy will collect logs of it too (see `sources.Source.choose`).
+      collects: whether the run's own policy will collect logs too (see `sources.Source.choose`).
 
     Raises:
-      ValueError: where that run is of another source, or has no feedback model.
+      ValueError: if that run has another source, or no feedback model.
     """
     own = functools.partial(untrained_policy, config, mesh) if collects else None
     source = sources.from_config(config, counted_in_parts, own)
@@ -99,14 +99,14 @@ def source_of(config: configs.Run, mesh, collects: bool = False) -> sources.Sour
 
 
 def untrained_policy(config: configs.Run, mesh, source: sources.Source) -> base.Policy:
-    """A policy of the shapes of the run's own, all zeros."""
+    """Return a policy with the shapes of the run's own and all-zero parameters."""
     make = functools.partial(registry.get(config.method).make_policy, config=steps.agent_config(config))
     shapes = jax.eval_shape(lambda state: make(state, source.items), state_shapes(config, source, mesh).agents)
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
 def _check_same_world(name: str, trained, source: sources.Source) -> None:
-    """Refuses a run that was trained on something else than the source."""
+    """Refuse a run that was trained on another source or world."""
     if trained.source != source.config.source:
         raise ValueError(
             f"run {name} was trained on {trained.source}, it cannot act in {source.config.source}; name another run"
@@ -119,10 +119,10 @@ def _check_same_world(name: str, trained, source: sources.Source) -> None:
 
 
 def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
-    """The policy of an arm: a name of the simulator's own rankers, `popularity`, or a run folder.
+    """Return the policy of an arm: the name of a simulator's ranker, `popularity`, or a run folder.
 
     Raises:
-      ValueError: for a name that is neither, or a run trained on something else.
+      ValueError: for an unknown name, or a run trained on another source or world.
     """
     if name in source.policies:
         return source.policies[name]

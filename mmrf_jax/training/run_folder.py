@@ -1,4 +1,4 @@
-"""The run folder: which config it belongs to, and the state of a finished run."""
+"""The run folder: claiming it for a config, and reading its JSON files."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 from mmrf_jax.io import files
 
 _FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
-#: What a run writes into its folder, beside config.json.
+#: Files and folders that a run writes in addition to config.json.
 _FOLDERS = ("checkpoints", "tensorboard", "profile")
 _FILES = ("metrics.jsonl", "learned.json", "results.json", "truth.json", "off_policy.json", "report.html")
 
 
 def is_free(name: str) -> bool:
-    """Whether a field may change between two starts of one run."""
+    """Return whether a field may change when a run is resumed."""
     return name.startswith(_FREE_PREFIXES)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries with dotted names. A field that is None is left out: what older configs did not have yet."""
+    """Flatten nested dictionaries with dotted names, without None fields: older configs may lack those."""
     out: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
@@ -35,14 +35,14 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claimed(workdir: Path, config: dict[str, Any]) -> Iterator[None]:
-    """Makes the folder that of this config, and of this process alone, until the end of the block.
+    """Claim the folder for this config, and for this process alone, until the end of the block.
 
-    Where the block ends with an error before the first checkpoint, the folder is given up (`release`). Where the
-    process is killed there, the next one takes the folder over, whatever its config.
+    If the block fails before the first checkpoint, the folder is released (`release`). If the process is killed before
+    that, the next process takes the folder over, whatever its config.
 
     Raises:
-      ValueError: where another process uses it, or as `claim`.
-      OSError: where the folder cannot be written.
+      ValueError: if another process uses the folder, or as in `claim`.
+      OSError: if the folder cannot be written.
     """
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} is a file; name a folder")
@@ -61,25 +61,25 @@ def claimed(workdir: Path, config: dict[str, Any]) -> Iterator[None]:
 
 
 def claim(workdir: Path, config: dict[str, Any]) -> None:
-    """Makes an existing folder that of this config, or checks that it is.
+    """Claim an existing folder for this config, or check that it already belongs to it.
 
     Raises:
-      ValueError: where it was made by another config, naming the first field that differs and both values.
-      OSError: where the folder cannot be written.
+      ValueError: if another config made the folder, naming the first field that differs and both values.
+      OSError: if the folder cannot be written.
     """
     path = workdir / "config.json"
     if path.exists() and has_learned(workdir):
         check(workdir, config)
         return
     if path.exists():
-        release(workdir, [])  # of a start that was killed before its first checkpoint
+        release(workdir, [])  # left by a process that was killed before its first checkpoint
     if found := [name for name in (*_FOLDERS, *_FILES) if (workdir / name).exists()]:
         raise ValueError(f"--workdir={workdir} holds {found[0]} but no config.json; use another --workdir")
     files.write_json(path, config)
 
 
 def check(workdir: Path, config: dict[str, Any]) -> None:
-    """Refuses a config that is not that of a run.
+    """Refuse a config that differs from the run's.
 
     Raises:
       ValueError: naming the first field that differs and both values.
@@ -96,21 +96,21 @@ def check(workdir: Path, config: dict[str, Any]) -> None:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run has a committed checkpoint."""
+    """Return whether a run has a committed checkpoint."""
     checkpoints = workdir / "checkpoints"
     return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
 
 
 def has_learned(workdir: Path) -> bool:
-    """Whether a run has something to lose: a committed checkpoint, or what it says at its end."""
+    """Return whether a run has results to lose: a committed checkpoint, learned.json or results.json."""
     return has_checkpoint(workdir) or any((workdir / name).exists() for name in ("learned.json", "results.json"))
 
 
 def release(workdir: Path, made: list[Path]) -> None:
-    """Gives up a folder whose run failed before its first checkpoint, so that the corrected command can have it.
+    """Release the folder of a run that failed before its first checkpoint, so that the corrected command can use it.
 
-    What the run wrote goes, and of the folders those in `made`, the outermost first. A run with a checkpoint is left as
-    it is.
+    Deletes the run's files, and the folders in `made` (outermost first) that are then empty. Does nothing if the run
+    has a checkpoint or results.
     """
     if has_learned(workdir):
         return
@@ -126,10 +126,10 @@ def release(workdir: Path, made: list[Path]) -> None:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The config of a run.
+    """Read the config of a run.
 
     Raises:
-      ValueError: where there is none or it is damaged.
+      ValueError: if it is missing or damaged.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -138,10 +138,10 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, fix: str = "remove it, and the same command writes it again") -> dict[str, Any]:
-    """A JSON file of a run.
+    """Read a JSON file of a run.
 
     Raises:
-      ValueError: where it is damaged, saying what to do.
+      ValueError: if it is damaged, with a fix.
     """
     try:
         return json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""What a report shows of a trained run beside its results: attention, conflict of gradients, sessions to look at."""
+"""Data for a run's report that needs the trained state: attention, gradient conflict, example sessions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.parallel import programs
 from mmrf_jax.training import configs, evaluate, predictions, run_folder, sources, steps
 
-_BATCH, _BATCHES = 64, 16  # held-out segments at a time, and how many batches of them at most
-_TOGETHER = ("attention", "actors", "encoder")  # matrices of how agents depend on each other
-_USERS = 12  # sessions to look at; of each the requests of a segment
-_BEST = 9  # candidates listed by the main agent's score, those that were shown included
+_BATCH, _BATCHES = 64, 16  # held-out segments per batch, and the maximum number of batches
+_TOGETHER = ("attention", "actors", "encoder")  # matrices of how the agents depend on each other
+_USERS = 12  # example sessions; of each, the requests of one segment
+_BEST = 9  # candidates listed by the main agent's score, including those shown
 
-_MEASURED = ("speed", "scale")  # suites of launch.benchmark, written into the run's folder as NAME.json
+_MEASURED = ("speed", "scale")  # suites of launch.benchmark, written into the run folder as NAME.json
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bokeh")
 
 _predict = programs.Program(counterfactuals.predict, often=False, static_argnames="config")
@@ -37,10 +37,10 @@ _predict = programs.Program(counterfactuals.predict, often=False, static_argname
 def explain(
     config: configs.Run, source: sources.Source, state: steps.TrainState, thorough: bool = True
 ) -> dict[str, Any]:
-    """Everything of a report that needs the trained state, as JSON.
+    """Compute the report's data that needs the trained state, as JSON.
 
     Args:
-      thorough: whether to compute the attention and the gradients of single agents, which takes programs of its own.
+      thorough: whether to compute attention and per-agent gradients, which need programs of their own to be compiled.
 
     Returns:
       {"attention", "actors", "encoder": matrices, or {"missing": why there are none}, "sessions": see `look`}.
@@ -58,7 +58,7 @@ def explain(
 def conflicts(
     config, source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog
 ) -> dict[str, float]:
-    """Cosine of the gradients of each agent and the main one, and what attention that one gives it, on a round's log.
+    """Compute each auxiliary agent's gradient cosine with the main agent, and the attention that the latter gives it.
 
     Returns:
       {"actors | encoder | attention/signal": of each auxiliary agent}, without those that a method does not have.
@@ -75,7 +75,7 @@ def conflicts(
 def _together(
     config, plan: steps.TrainConfig, source, state: steps.TrainState, log: SessionLog, batches: int
 ) -> dict[str, Any]:
-    """Attention between agents and cosines of their gradients, over requests of a log."""
+    """Compute inter-agent attention and gradient cosines over requests of a log."""
     if reason := _alone(plan):
         return {name: {"missing": reason} for name in _TOGETHER}
     talks = plan.agents.communication == "attention" and plan.agents.ablation != "no_collaboration"
@@ -100,7 +100,7 @@ def _together(
 
 
 def _alone(plan: steps.TrainConfig) -> str:
-    """Why a run has no agents to compare with each other; empty where it has."""
+    """Return why a run has no agents to compare with each other; empty if it has."""
     if not registry.get(plan.method).simulates:
         return f"method={plan.method} has no agents that work together, so there is nothing to compare."
     if plan.agents.num_agents == 1:
@@ -109,7 +109,7 @@ def _alone(plan: steps.TrainConfig) -> str:
 
 
 def _blocks(log: SessionLog, num_requests: int, number: int):
-    """A number of batches of segments spread over a log; a short one is repeated to a whole batch."""
+    """Yield `number` batches of segments spread over a log; a short batch is padded by repetition."""
     index = sessions.segment_index(log, num_requests)
     index = index[:: max(len(index) // (number * _BATCH), 1)]
     blocks = [index[i : i + _BATCH] for i in range(0, len(index) - _BATCH + 1, _BATCH)]
@@ -118,11 +118,11 @@ def _blocks(log: SessionLog, num_requests: int, number: int):
 
 
 def agreement(gradients: np.ndarray) -> dict[str, Any]:
-    """Cosines between the agents' gradients [M, N, P] summed over M batches.
+    """Compute cosines between the agents' gradients [M, N, P], summed over M batches.
 
     Returns:
-      {"matrix": [N, N], "itself": [N]}: the second is the cosine of an agent's gradients on two halves of the batches,
-      None with a single batch: how much of a gradient is not chance. A cosine with a gradient of 0 is 0.
+      {"matrix": [N, N], "itself": [N]}. "itself" is the cosine of an agent's gradients on two halves of the batches:
+      how much of a gradient is not noise. It is None for a single batch. A cosine with a zero gradient is 0.
     """
     gradients = gradients.astype(np.float64)
 
@@ -137,16 +137,16 @@ def agreement(gradients: np.ndarray) -> dict[str, Any]:
 def look(
     config: configs.Run, plan: steps.TrainConfig, source, state: steps.TrainState, log: SessionLog
 ) -> dict[str, Any]:
-    """Sessions to look at, with what each agent said of their candidates.
+    """Return example sessions, with each agent's scores of their candidates.
 
-    Where there is a simulator, the first users of the A/B test, served by the run's own ranker as they are there;
-    else the longest sessions of the held-out log, one a user, as they were logged.
+    With a simulator these are the first users of the A/B test, served by the run's own ranker; otherwise the longest
+    sessions of the held-out log, one per user, as logged.
 
     Returns:
-      {"served": whether the run's ranker chose what was shown, "agents": names of the score columns, "users": [{"user",
+      {"served": whether the run's ranker chose the slates, "agents": names of the score columns, "users": [{"user",
       "date", "requests", "videos", "seconds": of the whole session, "left", "shown": [[candidate]] of each of its first
-      requests}]}. A candidate is {"video", "duration", "slot": 0 … K − 1 or None, "scores": one an agent, "ranks" among
-      all candidates from 1 on} and, where it was shown, {"signals": those that it got, "seconds"}.
+      requests}]}. A candidate is {"video", "duration", "slot": 0 … K − 1 or None, "scores": one per agent, "ranks"
+      among all candidates, from 1} and, if it was shown, {"signals": those it received, "seconds"}.
     """
     method = registry.get(plan.method)
     if source.sim is not None:
@@ -186,14 +186,14 @@ def look(
 
 
 def _longest(log: SessionLog, number: int) -> np.ndarray:
-    """The longest session of each of the users with the longest ones, in the log's order."""
+    """Return the longest session of each of the users with the longest ones, in the log's order."""
     order = np.argsort(-np.diff(log.offsets), kind="stable")
     _, first = np.unique(log.user_id[order], return_index=True)
     return np.sort(order[np.sort(first)[:number]])
 
 
 def _request(batch: types.SessionBatch, scores: np.ndarray, duration: np.ndarray, n: int, t: int) -> list[dict]:
-    """The candidates of a request that are worth a look: those shown, the main agent's best, each agent's first."""
+    """Return the notable candidates of a request: those shown, the main agent's best, and each agent's first."""
     said = scores[n, t]  # [N, C]
     order = np.argsort(-said, axis=-1, kind="stable")
     ranks = np.empty_like(order)
@@ -221,12 +221,12 @@ def _request(batch: types.SessionBatch, scores: np.ndarray, duration: np.ndarray
 def write_report(
     config: configs.Run, source: sources.Source, state: steps.TrainState, workdir: Path, thorough: bool = True
 ) -> Path:
-    """Writes WORKDIR/report.html of a run, from its files and its state. Returns the path.
+    """Write WORKDIR/report.html of a run from its files and its state; return the path.
 
     Args:
       thorough: see `explain`.
     """
-    from mmrf_jax.report import page, sections  # Bokeh takes half a second to import
+    from mmrf_jax.report import page, sections  # imported here: importing Bokeh takes half a second
 
     metrics, results = workdir / "metrics.jsonl", workdir / "results.json"
     run = sections.Run(

@@ -1,4 +1,4 @@
-"""Where sessions come from: logs collected in the world, logs on disk, or KuaiRand."""
+"""Sources of sessions: logs collected in the world, logs on disk, or KuaiRand."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.training import configs
 
-if TYPE_CHECKING:  # TFDS and polars take half a second to import: where real logs are read, and not before
+if TYPE_CHECKING:  # TFDS and polars take half a second to import, so they are imported only where real logs are read
     from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
 
-#: User ids of the logs, far from each other and from the A/B tests, which start at 0.
+#: First user ids of the logs, far from each other and from the A/B tests, which start at 0.
 _TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
-_LARGE = 2**20  # sessions; longer logs are read as they are trained on
+_LARGE = 2**20  # sessions; longer logs are streamed
 _MOST_STATISTICS = 2**28  # entries of the table of running means
-_USERS_A_SEED, _SEEDS_APART = 1_000_000, 100  # seeds that far apart share users, not chance: the key differs
+_USERS_A_SEED, _SEEDS_APART = 1_000_000, 100  # seeds this far apart share user ids but not randomness: the key differs
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
 
 @dataclasses.dataclass
 class Source:
-    """What a run learns from and is judged on.
+    """The data that a run learns from and is evaluated on.
 
     Attributes:
-      sim: what answers policies: the world, or a learned feedback model; None where there are only logs.
-      policies: arms of `sim` that need no training; the first is the one that collected its logs.
+      sim: the simulator that policies run in: the world, or a learned feedback model; None if there are only logs.
+      policies: arms of `sim` that need no training; the first one collected its logs.
       truth: (simulator parameters, state, slot = 0) -> expected feedback [B, C, S] of the candidates shown in the slot,
-        and log1p seconds [B, C]; None where nobody knows.
-      collect: (policy, round) -> the log of a later round, served by the policy; None where there are only logs.
-      train: makes the training log; called only when there is something left to learn.
-      blocks: opens that log, where it is to be read as it is trained on; gives None where `train` is called for that.
-        `train`, `valid` and `test` then make logs of at most some 2^20 sessions, of blocks spread evenly.
-      valid: makes the log of the days to choose on; None where there is none.
+        and log1p seconds [B, C]; None if the truth is unknown.
+      collect: (policy, round) -> the log of a later round, served by the policy; None if there are only logs.
+      train: makes the training log; called only if training is left to do.
+      blocks: opens the training log for streaming; gives None if `train` is to be called instead. When streaming,
+        `train`, `valid` and `test` give logs of at most about 2^20 sessions, in evenly spread blocks.
+      valid: makes the log of the validation days; None if there is none.
       test: makes {name: held-out log}; called only for the final evaluation.
-      choose: makes a policy that collects, the first one or the run's own, a choice among these two, so that all
+      choose: wraps a collecting policy (the first one or the run's own) as a choice between these two, so that all
         collections share one program.
-      video_ids: makes the platform's own ids [V] of the videos; None where those are their rows.
+      video_ids: makes the platform's ids [V] of the videos; None if these are the row numbers.
     """
 
     items: types.Items
@@ -88,13 +88,13 @@ def world_schema(sim: base.Simulator, config: parameters.WorldConfig) -> Schema:
 
 
 def world_origin(config: configs.Run) -> dict[str, Any]:
-    """What tells the logs of one world from those of another; a shifted variant may be tested on another's logs."""
+    """Return the fields that identify a log's world, without `variant`: a shifted world may be tested on another's logs."""
     assert config.world is not None
     return {name: value for name, value in dataclasses.asdict(config.world).items() if name != "variant"}
 
 
 def world_policies() -> dict[str, base.Policy]:
-    """Arms that need no training: production serves Plackett–Luce, the oracles their best slate."""
+    """Return the arms that need no training: production serves Plackett–Luce, the oracles their best slate."""
     return {
         "production": base.privileged_policy(reference_policies.production, 1.0),
         "random": base.privileged_policy(reference_policies.random, 1.0),
@@ -104,10 +104,10 @@ def world_policies() -> dict[str, base.Policy]:
 
 
 def check_days(config: configs.Run, days: int) -> None:
-    """Refuses days of a long-running test that the config's simulator does not have.
+    """Refuse days of a long-running test that the config's simulator does not have.
 
     Raises:
-      ValueError: naming the days that there are.
+      ValueError: naming the available days.
     """
     if config.simulator != "world":
         raise ValueError(
@@ -123,7 +123,7 @@ def check_days(config: configs.Run, days: int) -> None:
 
 
 def log_key(seed: int) -> types.Key:
-    """Chance of the logs of a seed."""
+    """Return the PRNG key of the logs of a seed."""
     return jax.random.fold_in(types.make_key(seed), 11)
 
 
@@ -139,8 +139,9 @@ def collect_log(
     slots: int | None = None,
     keep_scores: bool = False,
 ) -> SessionLog:
-    """A log of `sessions` users from `first_user` on; the same for the same seed. Of several processes each collects a
-    part, and all get the whole."""
+    """Collect a log of `sessions` users, starting at `first_user`; it depends on the seed only. With several processes,
+    each collects a part, and all receive the whole.
+    """
     first, share = multihost.share(sessions)
     log = collect.collect(
         sim,
@@ -158,7 +159,7 @@ def collect_log(
 
 
 def _of_all(log: SessionLog) -> SessionLog:
-    """The logs of all processes as one."""
+    """Concatenate the logs of all processes."""
     names = [f.name for f in dataclasses.fields(log) if f.name != "offsets" and getattr(log, f.name) is not None]
     *fields, lengths = multihost.gather_rows([*(getattr(log, name) for name in names), np.diff(log.offsets)])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -166,10 +167,10 @@ def _of_all(log: SessionLog) -> SessionLog:
 
 
 def from_config(config: configs.Run, progress: Progress, own: Callable[[Source], base.Policy] | None = None) -> Source:
-    """The source that a config describes (`config.source` is `world` or `kuairand`).
+    """Return the source that a config describes (`config.source` is `world` or `kuairand`).
 
     Args:
-      own: gives a policy of the same shapes as the one that a run will collect with; see `Source.choose`.
+      own: gives a policy with the shapes of the one that will collect the run's logs; see `Source.choose`.
     """
     if config.source == "world":
         return _world(config, progress, own)
@@ -186,7 +187,7 @@ def in_simulator(
     progress: Progress,
     own: Callable[[Source], base.Policy] | None = None,
 ) -> Source:
-    """The source with its training logs collected in a simulator, those of the first round by the first policy."""
+    """Return the source with training logs collected in a simulator; the first policy collects the first round's."""
     first, size = next(iter(policies.values())), source.config.collect.sessions
     if own is not None:
         source = dataclasses.replace(source, choose=_chooser(first, functools.cache(lambda: own(source))))
@@ -203,7 +204,7 @@ def in_simulator(
 
 
 def _chooser(first: base.Policy, own: Callable[[], base.Policy]) -> Callable[[base.Policy], base.PolicyChoice]:
-    """Makes a policy the first or the second of `base.choices`."""
+    """Return a function that wraps a policy as the first or second option of `base.choices`."""
 
     def choose(policy: base.Policy) -> base.PolicyChoice:
         mine = own() if policy is first else policy
@@ -258,7 +259,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base
     )
     policies = world_policies()
     source = in_simulator(source, sim, policies, env.expected_feedback, progress, own)
-    test = functools.cache(  # with scores, for the propensities of single videos
+    test = functools.cache(  # with scores, for per-video propensities
         lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions, True)
     )
     source = dataclasses.replace(source, test=lambda: {"test": test()})
@@ -272,7 +273,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base
 
 
 def _given(source: Source, progress: Progress) -> SessionLog:
-    """The log of `data.dir`: that of `launch.collect`, or of a ranking service."""
+    """Load the log of `data.dir`, which launch.collect or a ranking service wrote."""
     folder = files.user_path(source.config.data.dir, "config.data.dir")
     if feedback_log.is_log(folder):
         return _served(folder, source.schema, np.arange(source.schema.num_videos), progress)
@@ -282,14 +283,14 @@ def _given(source: Source, progress: Progress) -> SessionLog:
 
 
 def _served(folder: Path, schema: Schema, video_ids: np.ndarray, progress: Progress) -> SessionLog:
-    """The feedback log of a ranking service as sessions; `video_ids` [V] are what it calls the videos."""
+    """Read the feedback log of a ranking service as sessions; `video_ids` [V] are the service's ids of the videos."""
     log, report = feedback_sessions.read(folder, schema, feedback_log.rows_by_id(video_ids), progress)
     say(f"input: {json.dumps(report)}")
     return log
 
 
 def _given_blocks(source: Source) -> stream.Blocks | None:
-    """The log of `data.dir`, where it is to be read as it is trained on; a service's is joined in memory."""
+    """Return the log of `data.dir` for streaming; None if it is not streamed. A service's log is joined in memory."""
     folder = files.user_path(source.config.data.dir, "config.data.dir")
     if feedback_log.is_log(folder):
         return None
@@ -297,14 +298,14 @@ def _given_blocks(source: Source) -> stream.Blocks | None:
 
 
 def _streamed(config: configs.Run, blocks: stream.Blocks) -> stream.Blocks | None:
-    """The blocks, where their log is to be read as it is trained on, as `config.data.stream` says or its size."""
+    """Return the blocks if `config.data.stream` or the size of their log says to stream it; otherwise None."""
     large = int(blocks.sessions.sum(dtype=np.int64)) > _LARGE
     wanted = config.data.stream
     return blocks if (large if wanted is None else wanted) else None
 
 
 def _held(config: configs.Run, blocks: stream.Blocks, name: str) -> SessionLog:
-    """A log in memory; of one that is to be read as it is trained on, no more of its blocks than memory bears."""
+    """Load a log into memory; of a log to be streamed, only evenly spread blocks that fit."""
     chosen = np.arange(len(blocks.sessions))
     if _streamed(config, blocks) is not None:
         chosen = stream.spread(blocks, _LARGE)
@@ -315,7 +316,7 @@ def _held(config: configs.Run, blocks: stream.Blocks, name: str) -> SessionLog:
 
 
 def kuairand_config(config: configs.Run) -> KuaiRandConfig:
-    """What a config says of how KuaiRand's rows become sessions."""
+    """Return the config of how KuaiRand's rows become sessions."""
     from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
 
     d = config.kuairand
@@ -332,7 +333,7 @@ def kuairand_config(config: configs.Run) -> KuaiRandConfig:
 
 
 def _with_statistics(items: types.Items, past: list[SessionLog]) -> types.Items:
-    """The videos with running means of the feedback in past logs, where every device can hold those of all days."""
+    """Add running means of feedback in past logs to the items, if the table of all days fits on every device."""
     days = len(np.unique(np.concatenate([log.date for log in past])))
     if (days + 1) * items.num_videos * statistics.NUM_FEATURES > _MOST_STATISTICS:
         size = 4 * (days + 1) * items.num_videos * statistics.NUM_FEATURES / 2**30
@@ -346,9 +347,9 @@ def _with_statistics(items: types.Items, past: list[SessionLog]) -> types.Items:
 
 
 def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, Any]:
-    """The logs, each request saying first in its context whether it was exposed at random (1 or 0).
+    """Return the logs with a first context feature that flags requests exposed at random (1 or 0).
 
-    The training and the validation log hold the random exposures of their days too, each a session of one request.
+    The training and validation logs also include the random exposures of their days, each as a session of one request.
     """
 
     def said(name: str) -> SessionLog:
@@ -396,7 +397,7 @@ def _kuairand(config: configs.Run) -> Source:
     tests = [name for name in ("test", "random_test") if there(name)]
     items = builder.read_items(prepared)
     schema, ids = parts["test"].schema, lambda: builder.read_video_ids(prepared)
-    if d.statistics:  # of the platform's own logs, also where a service's are learned from
+    if d.statistics:  # computed from the platform's logs, even when training on a service's log
         items = _with_statistics(items, [logs[name]() for name in ("train", "valid") if there(name)])
         added = 0 if items.statistics is None else statistics.NUM_FEATURES
         schema = dataclasses.replace(schema, item_features=schema.item_features + added)

@@ -24,33 +24,32 @@ from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 from mmrf_jax.parallel import programs, sharding
 from mmrf_jax.training import configs
 
-_LAST_RATE = 0.05  # where the cosine of the learning rates ends
+_LAST_RATE = 0.05  # final factor of the cosine learning-rate schedule
 
 
 @struct.dataclass
 class TrainState:
-    """Everything that a run must know to go on; all of it is checkpointed."""
+    """The complete state of a run, all of it checkpointed."""
 
     agents: agent_state.AgentState
-    feedback: FeedbackState | None  # None where no feedback model is fitted
-    behavior_params: (
-        Any  # {"params", "tables"} of the agents that collected this round's log; None where logs are given
-    )
-    round: chex.Array  # int32, from 0; the number of rounds once all are over
-    done: chex.Array  # int32, steps of this round so far: those of the fit, then updates
+    feedback: FeedbackState | None  # None if no feedback model is fitted
+    behavior_params: Any  # {"params", "tables"} of the agents that collected this round's log; None if logs are given
+    round: chex.Array  # int32, from 0; equals the number of rounds at the end
+    done: chex.Array  # int32, completed steps of this round: first the fit, then the updates
     logged: chex.Array  # [2] int32, sessions and requests of the newest log
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """What a run alternates between; hashable.
+    """The static settings of training; hashable.
 
     Attributes:
-      method: name in `methods.METHODS`. rounds: fit → label → update, so many times.
-      closed_loop: whether each round after the first has a log of its own: the newest policy's, or another of the first
-        policy where the method does not collect its own (`methods.Method.collects`).
-      slates: of unseen videos labelled by the feedback model at each request.
-      others: candidates of each request that an update looks at beside those shown; None for all.
+      method: name in `registry.METHODS`.
+      rounds: number of fit → label → update rounds.
+      closed_loop: whether each round after the first has a log of its own: collected by the newest policy, or by the
+        first policy if the method does not collect on-policy (`registry.Method.collects`).
+      slates: counterfactual slates per request, labelled by the feedback model.
+      others: candidates per request in an update, in addition to those shown; None for all.
     """
 
     method: str
@@ -63,23 +62,23 @@ class TrainConfig:
 
     @property
     def use_feedback_model(self) -> bool:
-        """Whether a feedback model is fitted, for labels or for values."""
+        """Return whether a feedback model is fitted, for labels or for values."""
         return self.slates > 0 or self.agents.uses_model
 
     @property
     def predictors(self) -> tuple[str, ...]:
-        """Who predicts every signal: the feedback model, and the critics of agents; others fit watch time alone."""
+        """Return the predictors of all signals: feedback model and agents' critics (if they fit more than watch time)."""
         return ("model",) * self.use_feedback_model + ("agents",) * registry.get(self.method).predicts
 
 
 def agent_config(config: configs.Run) -> AgentConfig:
-    """The agents of a run's config."""
+    """Return the agents' config of a run."""
     slate = config.sizes.slate
     return registry.configured(config.method, dataclasses.replace(config.agents, slate=slate))
 
 
 def plan_of(config: configs.Run) -> TrainConfig:
-    """What a run's config alternates between."""
+    """Return the training settings of a run's config."""
     agents = agent_config(config)
     candidates = config.sizes.candidates
     fields = {spec.name: getattr(config.feedback, spec.name) for spec in dataclasses.fields(FeedbackConfig)}
@@ -95,15 +94,15 @@ def plan_of(config: configs.Run) -> TrainConfig:
 
 
 def _exposures(config: configs.Run) -> int:
-    """Kinds of exposure that a run's logs tell apart."""
+    """Return the number of exposure types that a run's logs distinguish."""
     return 2 if config.source == "kuairand" and config.kuairand.random_log == "train" else 1
 
 
 def _others(config: configs.Run, agents: AgentConfig, candidates: int) -> int | None:
-    """`TrainConfig.others`: at least the videos of the simulated slates.
+    """Return `TrainConfig.others`: at least the number of videos in the counterfactual slates.
 
-    None where less than a quarter of the candidates would be left out, which saves nothing, and where unseen videos are
-    drawn by a score, which all candidates must have.
+    None if less than a quarter of the candidates would be dropped (which saves nothing), or if unseen videos are
+    sampled by a score, which all candidates must have.
     """
     wanted = config.train.candidates
     if not wanted or 4 * (wanted + agents.slate) > 3 * candidates or agents.sampling != "uniform":
@@ -120,10 +119,11 @@ def init(
     feedback_std: chex.Array,
     mean_return: chex.Array,
 ) -> TrainState:
-    """A fresh state; jit it with `out_shardings` so that it is born where it lives.
+    """Initialise a state; jit this with `out_shardings` so that each array is created with its final sharding.
 
     Args:
-      feedback_mean, feedback_std: [S] of the exposures in the first log.
+      feedback_mean: [S] of the exposures in the first log.
+      feedback_std: [S] of the exposures in the first log.
       mean_return: see `agents.mmrf.agent_state.init`.
     """
     critic = registry.get(plan.method).critic
@@ -138,10 +138,10 @@ def init(
 
 
 def infer_shardings(state: TrainState, mesh) -> TrainState:
-    """The state's shapes with where each array lives: large embedding tables split by rows, all else on every device.
+    """Return the state's shapes with shardings: large embedding tables split by rows, everything else replicated.
 
-    A step's lookups and updates of a split table cost one sum over the devices of what the batch looks up; nothing of
-    the size of the table moves (`tests/parallel/test_split_tables.py`).
+    Lookups and updates of a split table cost one all-reduce of the embeddings that the batch looks up; nothing of the
+    size of the table is communicated (`tests/parallel/test_split_tables.py`).
     """
 
     def place(x: Any):
@@ -156,47 +156,47 @@ def _server(agents: agent_state.AgentState):
 
 
 def model_of(state: TrainState) -> FeedbackState:
-    """The feedback model of a run that fits one (`TrainConfig.use_feedback_model`)."""
+    """Return the feedback model of a run that fits one (`TrainConfig.use_feedback_model`)."""
     assert state.feedback is not None
     return state.feedback
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def next_round(state: TrainState) -> TrainState:
-    """The next round's beginning: what was learned so far serves."""
+    """Advance to the next round; the current agents become the policy that collects its log."""
     server = None if state.behavior_params is None else _server(state.agents)
     return dataclasses.replace(state, behavior_params=server, round=state.round + 1, done=jnp.zeros_like(state.done))
 
 
 def behavior_state(state: TrainState) -> agent_state.AgentState:
-    """The agents as they were when this round began."""
+    """Return the agents with the parameters that they had at the start of this round."""
     return dataclasses.replace(
         state.agents, params=state.behavior_params["params"], tables=state.behavior_params["tables"]
     )
 
 
 def rate(progress: float) -> float:
-    """Factor on the learning rates at a share of the way: a cosine from 1 to `_LAST_RATE`."""
+    """Return the learning-rate factor at a fraction of training: a cosine from 1 to `_LAST_RATE`."""
     return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @programs.program(often=True, static_argnames="plan", donate_argnums=0)
 def fit_step(state: TrainState, batch: types.SessionBatch, items: types.Items, plan: TrainConfig, rate: chex.Numeric):
-    """One step of the feedback model's regression on the round's log: the next state, and metrics."""
+    """Take one step of the feedback model's regression on the round's log; return the next state and metrics."""
     feedback, metrics = fitting.update(model_of(state), batch, items, plan.feedback, rate)
     return dataclasses.replace(state, feedback=feedback, done=state.done + 1), metrics
 
 
 def precomputes_item_embeddings(plan: TrainConfig, items: types.Items) -> bool:
-    """Whether `precompute_item_embeddings` gives any."""
+    """Return whether `precompute_item_embeddings` computes any embeddings."""
     return plan.use_feedback_model and items.statistics is None and items.num_videos < embeddings.SPLIT_ROWS
 
 
 def precompute_item_embeddings(state: TrainState, items: types.Items, plan: TrainConfig) -> chex.Array | None:
-    """Encodings [2, V, D] of all videos by the fitted feedback model, made once for the updates of a round.
+    """Encode all videos with the fitted feedback model [2, V, D], once for all updates of a round.
 
-    None without a model, where features change from day to day, and for catalogues of 2^20 videos and more, of which
-    they would take gigabytes: the updates then encode their candidates.
+    Returns None without a model, if features change by day, or for 2^20 videos and more, whose embeddings would take
+    gigabytes; the updates then encode their candidates.
     """
     if not precomputes_item_embeddings(plan, items):
         return None
@@ -215,11 +215,12 @@ def update_step(
     rate: chex.Numeric,
     encodings: chex.Array | None = None,
 ):
-    """One update of the agents on impressions, slates of unseen videos labelled here, and the model's view of the pool:
-    next state, metrics.
+    """Update the agents once; return the next state and metrics.
+
+    Trains on impressions, on counterfactual slates labelled here, and on the model's predictions for the candidates.
 
     Args:
-      encodings: `precompute_item_embeddings` of the state; None to make those of the batch's candidates here.
+      encodings: `precompute_item_embeddings` of the state; None to encode the batch's candidates here.
     """
     method = registry.get(plan.method)
     if plan.others is not None:
@@ -247,13 +248,15 @@ def update_step(
 
 
 def with_fewer_candidates(batch: types.SessionBatch, key: types.Key, others: int) -> types.SessionBatch:
-    """The batch with K + others candidates of each request: those shown, in order, and others drawn at random.
+    """Subsample the candidates to K + others per request: those shown, in order, and others at random.
 
-    Those shown stand for themselves, the others together for all that were not shown.
+    The weights keep the totals: a shown video counts once, and the others stand for all videos that were not shown.
     """
     c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
     shown = (batch.slate[..., None] == jnp.arange(c)) & batch.slate_mask[..., None]  # [B, T+1, K, C]
-    place = jnp.sum(shown * jnp.arange(k + 1.0, 1.0, -1.0)[:, None], axis=-2)  # above 1 for those shown, falling
+    place = jnp.sum(
+        shown * jnp.arange(k + 1.0, 1.0, -1.0)[:, None], axis=-2
+    )  # above 1 for shown videos, falling by slot
     chosen = ops.top_k(jnp.where(place > 0, place, random.uniforms(key, place.shape)), k + others)
     shown_there = jnp.take_along_axis(place > 0, chosen, axis=-1)
     number = shown_there.sum(axis=-1, keepdims=True)
@@ -268,7 +271,7 @@ def with_fewer_candidates(batch: types.SessionBatch, key: types.Key, others: int
 def preference(
     state: TrainState, batch: types.SessionBatch, items: types.Items, plan: TrainConfig, key: types.Key
 ) -> chex.Array | None:
-    """By what unseen candidates are drawn [B, T+1, C], standardised within the request; None for all alike."""
+    """Return sampling logits of unseen candidates [B, T+1, C], standardised per request; None for uniform sampling."""
     if plan.agents.sampling == "uniform":
         return None
     if plan.agents.sampling == "score":

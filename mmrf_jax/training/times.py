@@ -1,4 +1,4 @@
-"""Where the seconds of a run go."""
+"""Wall time of a run by activity."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Callable
 
 from mmrf_jax.parallel import programs
 
-#: What each phase is counted as; phases that are not listed are counted as judging.
+#: Phase -> reported activity; phases that are not listed count as judging.
 _KINDS = {"prepare": "preparing", "read": "collecting", "collect": "collecting", "fit": "fitting", "train": "training"}
 
 
 class Times:
-    """Seconds of wall time since it was made, by what the run was doing; compilation apart.
+    """Wall time in seconds since construction, by activity, with compilation separate.
 
     Args:
-      ahead: what is waited for is compilation too. clock: seconds, monotonic.
+      ahead: background compiler; time spent waiting for it counts as compilation.
+      clock: monotonic clock in seconds.
     """
 
     def __init__(self, ahead: programs.Ahead, clock: Callable[[], float] = time.monotonic):
@@ -31,22 +32,22 @@ class Times:
         self._compiling.close()
 
     def begin(self, phase: str) -> None:
-        """From here on seconds are those of this phase."""
+        """Start a phase; time from now on is attributed to it."""
         now = self._now()
         self._spent[self._kind] += (now[0] - self._since[0]) - (now[1] - self._since[1])
         self._kind, self._since = _KINDS.get(phase, "judging"), now
 
     def seconds(self) -> dict[str, float]:
-        """Seconds so far: "compiling", "preparing", "collecting", "fitting", "training" and "judging"."""
+        """Return the seconds so far: "compiling", "preparing", "collecting", "fitting", "training" and "judging"."""
         self.begin("results")
         return {"compiling": self._now()[1], **self._spent}
 
     def _now(self) -> tuple[float, float]:
-        """Seconds on the clock, and how many of them the run has waited for its compilers."""
+        """Return the clock in seconds, and how many of them the run has waited for compilation."""
         return self._clock(), self._compiling.seconds + self._ahead.waited
 
 
 def describe(seconds: dict[str, float]) -> str:
-    """One line."""
+    """Return the times as one line of text."""
     total = sum(seconds.values())
     return f"time: {total:.0f} s, of which " + ", ".join(f"{kind} {value:.0f}" for kind, value in seconds.items())

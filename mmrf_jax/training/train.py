@@ -1,4 +1,4 @@
-"""The host loop: collect or load logs, learn, compare, write results. The only place that drives the device."""
+"""The host loop: collect or load logs, train, evaluate, write results. Only this module drives the devices."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from mmrf_jax.training import (
 )
 
 _KEEP = 3
-_LARGE = 2**22  # entries of an array; larger ones are looked through where they live
-_MEASURED = 16  # batches of sessions left out of the fit, on which the feedback model is measured
+_LARGE = 2**22  # array entries; larger arrays are checked on the device
+_MEASURED = 16  # batches of held-out sessions on which the feedback model is measured
 
 
 def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, Any]:
-    """Runs a config to its results, going on from the newest checkpoint of the folder. Returns the results.
+    """Run a config to its results, resuming from the latest checkpoint in the folder; return the results.
 
     Args:
-      brief: whether to leave out the report, which `launch.report` writes later, and on real logs the simple rankers
-        beside the run's own, as in a study.
+      brief: whether to skip the report (`launch.report` can write it later) and, on real logs, the simple rankers that
+        the run is compared with, as in a study.
     """
-    # What is wrong with the config is said before anything is written.
+    # Validate the config before writing anything.
     configs.validate(configs.as_dict(config))
     registry.get(config.method)
     profile.parse(config.profile_steps)
@@ -57,7 +57,7 @@ def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, 
     plan = steps.plan_of(config)
     if config.source == "world" and config.simulator == "world":
         _arms(config, sources.world_policies())
-    with contextlib.ExitStack() as stack:  # in the first process it holds the folder
+    with contextlib.ExitStack() as stack:  # the first process holds the folder's lock
         finished = multihost.on_primary(lambda: _begun(stack, workdir, config, brief))
         if finished is not None:
             say(f"{workdir} is finished; nothing to do")
@@ -73,7 +73,7 @@ def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, 
 
 
 def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> dict[str, Any] | None:
-    """The results of a finished run; of another, None, and its folder is held until the stack is closed."""
+    """Return the results of a finished run; otherwise lock its folder until the stack closes and return None."""
     results = _kept(workdir / "results.json")
     if results is not None and (brief or (workdir / "report.html").exists() or not run_folder.has_checkpoint(workdir)):
         run_folder.check(workdir, configs.as_dict(config))
@@ -83,15 +83,15 @@ def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> d
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
-    """What an earlier start has left in a JSON file of the run; None where it has not."""
+    """Read a JSON file that an earlier process of this run wrote; None if it does not exist."""
     return run_folder.read_json(path) if path.exists() else None
 
 
 def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> None:
-    """Refuses names of a config's field that are no policies.
+    """Refuse names in a config field that are not policies.
 
     Raises:
-      ValueError: for the first of them.
+      ValueError: for the first such name.
     """
     for name in names:
         if name not in policies:
@@ -101,7 +101,7 @@ def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> N
 def _run(
     config, plan: steps.TrainConfig, workdir: Path, mesh, brief: bool, compiled: programs.Ahead, spent: times.Times
 ) -> dict[str, Any]:
-    """Everything between a claimed folder and its results. What is judged by each process alone, all judge alike."""
+    """Run everything from a claimed folder to its results. Each process computes the same process-local evaluations."""
     phase("prepare")
     with preemption.at_once():
         source = restore.source_of(config, mesh, collects=plan.closed_loop)
@@ -112,7 +112,7 @@ def _run(
         workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
     ) as checkpoints:
         state, metrics = _learn(config, source, plan, workdir, checkpoints, mesh, compiled, policies)
-    result = multihost.on_primary(lambda: _kept(workdir / "results.json"))  # of a start that was stopped at the report
+    result = multihost.on_primary(lambda: _kept(workdir / "results.json"))  # if stopped at the report before
     with preemption.at_once():
         if result is None:
             result = {"train": metrics} | _judged(config, source, plan, policies, state, mesh, brief, compiled)
@@ -122,7 +122,7 @@ def _run(
                 _write_times(config, workdir, metrics["steps"], spent.seconds())
         if not brief:
             source, state = _alone(source), sharding.local(state)
-            source.test()  # is collected by all together, where nothing has asked for it yet
+            source.test()  # a collective operation if the test log has not been collected yet
             preemption.part()
             if sharding.is_primary():
                 _report(config, source, state, workdir)
@@ -130,7 +130,7 @@ def _run(
 
 
 def _write_times(config: configs.Run, workdir: Path, step: int, seconds: dict[str, float]) -> None:
-    """Says where the seconds of this start went, in a line and in a row of metrics.jsonl."""
+    """Log this process's times, as a line and as a row of metrics.jsonl."""
     say(times.describe(seconds))
     with metric_writer.MetricsWriter(workdir, start_step=step, seed=config.seed) as writer:
         writer.write(step, "time", {f"seconds_{kind}": round(value, 3) for kind, value in seconds.items()})
@@ -139,7 +139,7 @@ def _write_times(config: configs.Run, workdir: Path, step: int, seconds: dict[st
 def _judged(
     config, source, plan: steps.TrainConfig, policies, state, mesh, brief: bool, compiled: programs.Ahead
 ) -> dict[str, Any]:
-    """The results of a trained state: the A/B test where there is a simulator, then what is measured offline."""
+    """Evaluate a trained state: the A/B test if there is a simulator, then the offline metrics."""
     result: dict[str, Any] = {}
     if source.sim is not None:
         phase("ab_test")
@@ -154,12 +154,12 @@ def _judged(
 
 
 def _alone(source: sources.Source) -> sources.Source:
-    """A source for what this process computes without the others."""
+    """Return the source with its items on this process's devices only."""
     return dataclasses.replace(source, items=sharding.local(source.items))
 
 
 def _report(config: configs.Run, source: sources.Source, state: steps.TrainState, workdir: Path) -> None:
-    """Writes the run's report. The results are kept by now, so whatever goes wrong here is said and no more."""
+    """Write the run's report. The results are already saved, so any error here is only logged."""
     try:
         phase("report")
         run_report.write_report(config, source, state, workdir, thorough=False)
@@ -169,7 +169,7 @@ def _report(config: configs.Run, source: sources.Source, state: steps.TrainState
 
 
 def _arms(config: configs.Run, policies: dict[str, base.Policy]) -> dict[str, base.Policy]:
-    """The arms of the config beside the run's own ranker, which joins by itself."""
+    """Return the config's arms, except the run's own ranker, which is added later."""
     names = [name for name in config.ab_test.arms if name != config.method]
     check_arms(names, policies, "config.ab_test.arms")
     return {name: policies[name] for name in names}
@@ -181,11 +181,11 @@ def _all_finite(x: jax.Array) -> jax.Array:
 
 
 def _finite(tree) -> bool:
-    """Whether every floating-point number of a state is finite; all processes find the same."""
+    """Return whether every floating-point number of a state is finite; all processes agree."""
     for x in jax.tree.leaves(tree):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             continue
-        # On the host a small array needs no program of its own; a large one may live in parts elsewhere.
+        # Checking small arrays on the host avoids compiling a program for each; large ones may be sharded.
         small = x.size <= _LARGE and x.is_fully_replicated
         if not (np.isfinite(np.asarray(x)).all() if small else _all_finite(x)):
             return False
@@ -202,7 +202,7 @@ def _learn(
     compiled: programs.Ahead,
     policies: dict[str, base.Policy],
 ):
-    """The rounds of a run, from the newest checkpoint or a fresh state to the last update."""
+    """Train all rounds of a run, from the latest checkpoint or a new state to the last update."""
     state: Any = None
     summary: dict[str, Any] | None
     step, shapes = 0, restore.state_shapes(config, source, mesh)
@@ -249,7 +249,7 @@ def _learn(
 
 
 def _summarise(plan: steps.TrainConfig, state: steps.TrainState, workdir: Path, step: int) -> dict[str, Any]:
-    """Writes learned.json of a run that has learned to its end, and gives it."""
+    """Write learned.json of a run that has finished training, and return its contents."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
     def plain(row):
@@ -273,8 +273,9 @@ def _summarise(plan: steps.TrainConfig, state: steps.TrainState, workdir: Path, 
 def _server(
     config: configs.Run, plan: steps.TrainConfig, source: sources.Source, state: steps.TrainState
 ) -> base.Policy:
-    """Who collects a round's log, in each process alone: the agents as they were when it began, or the source's first
-    policy."""
+    """Return the policy that collects a round's log, local to this process: the agents as of the round's start, or the
+    source's first policy.
+    """
     method = registry.get(plan.method)
     if not method.collects:
         return next(iter(source.policies.values()))
@@ -283,26 +284,26 @@ def _server(
 
 
 def _given(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, mesh) -> batches.Batches:
-    """The log of the first round, or of all: read as it is trained on where the source says so."""
+    """Return the batches of the first round's log, or of the log of all rounds; streamed if the source says so."""
     if (blocks := source.blocks()) is not None:
         return batches.Streamed(config, blocks, mesh, plan.agents.discount)
     return batches.Held(config, source.train(), mesh)
 
 
 class _Keeper:
-    """Writes metrics and checkpoints of a run as its steps go by; no state that is not finite is saved.
+    """Writes metrics and checkpoints of a run after its steps; never saves a state that is not finite.
 
-    As a context manager it saves the state that it holds where the run is told to stop.
+    As a context manager it saves its current state when the run is preempted.
     """
 
     def __init__(
         self, config: configs.Run, writer: metric_writer.MetricsWriter, checkpoints: manager.Checkpoints, step: int
     ):
-        self.step = step  # of the whole run: steps of fits and updates
+        self.step = step  # steps of the whole run: fits and updates
         self._config, self._writer, self._checkpoints = config, writer, checkpoints
         self._state: Any = None
         self._pending: tuple[int, str, Any] | None = None
-        self._good = step  # the last step whose metrics were seen to be finite
+        self._good = step  # the last step whose metrics were finite
 
     def __enter__(self) -> _Keeper:
         return self
@@ -314,20 +315,20 @@ class _Keeper:
             say(f"saved step {self.step}")
 
     def hold(self, state) -> None:
-        """The run's state from here on."""
+        """Set the run's current state."""
         self._state = state
 
     def after_step(self, phase: str, metrics, last: bool) -> None:
         self.step += 1
         if self.step % self._config.log_every == 0 or last:
-            # The metrics of the logging step before: reading them does not wait for the device.
+            # Write the metrics of the previous logging step: reading those does not block on the device.
             self.flush()
             self._pending = (self.step, phase, metrics)
         if last:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the metrics that are still on the device."""
+        """Write the metrics that are still on the device."""
         if self._pending is None:
             return
         (at, phase, metrics), self._pending = self._pending, None
@@ -346,7 +347,7 @@ class _Keeper:
             return
         self.flush()
         if not _finite(self._state):
-            first = min(self._good + 1, self.step)  # its metrics may be finite all the same
+            first = min(self._good + 1, self.step)  # its metrics may be finite nevertheless
             raise FloatingPointError(
                 f"steps {first} to {self.step}: the state after step {self.step} is not finite and is not "
                 "saved; lower the learning rate"
@@ -366,13 +367,13 @@ def _round(
     compiled: programs.Ahead,
     policies: dict[str, base.Policy],
 ):
-    """One round: the steps that are left of its fit and its updates, then the optimism gap."""
+    """Run one round: the remaining steps of its fit and its updates, then the model exploitation gap."""
     number, done = int(state.round), int(state.done)
     of_fit = config.feedback.epochs * data.per_epoch("feedback") if plan.use_feedback_model else 0
     of_updates = config.train.epochs * data.per_epoch("train")
 
     def run(state, name: str, part: str, step, first: int, total: int):
-        """Steps `first` … `total - 1` of a phase of this round, at rates that fall along the whole run."""
+        """Run steps `first` … `total - 1` of a phase of this round; learning rates decay over the whole run."""
         if first < total:
             phase(name)
             compiled.wait(name, check, say)
@@ -385,7 +386,7 @@ def _round(
                 keeper.hold(state)
                 traced.after(keeper.step + 1, state)
                 keeper.after_step(name, metrics, last=at + 1 == total)
-                if name == "fit" or at + 1 < total:  # the last update is saved when the round is over
+                if name == "fit" or at + 1 < total:  # the last update is saved at the end of the round
                     keeper.save()
                 update(at + 1)
         return state
@@ -416,7 +417,7 @@ def _round(
     if config.alternation.conflict_batches:
         phase("conflict")
         rows["conflict"] = run_report.conflicts(*alone())
-    for name, metrics in rows.items():  # once nothing can stop the round any more
+    for name, metrics in rows.items():  # written last, after everything that can be interrupted
         keeper.write(name, metrics)
     return state
 
@@ -424,8 +425,10 @@ def _round(
 def _measure(
     config: configs.Run, source, plan: steps.TrainConfig, state, data: batches.Batches, mesh
 ) -> steps.TrainState:
-    """The state with the feedback model's uncertainty scaled on the sessions held out, or on later days, where it is
-    also calibrated. Each process measures alone."""
+    """Scale the feedback model's uncertainty on held-out sessions, or on validation days, which also calibrate it.
+
+    Each process measures alone.
+    """
     valid = source.valid is not None
     if valid:
         log = source.valid()
@@ -438,9 +441,9 @@ def _measure(
 
 
 def _blocks(log: SessionLog, index: np.ndarray, config: configs.Run, exposures: int):
-    """Batches of segments spread over the log, at most `_MEASURED` of each kind of exposure.
+    """Yield batches of segments spread over the log, at most `_MEASURED` per exposure type.
 
-    A short batch is repeated to a whole one.
+    A short batch is padded by repetition.
     """
     size, random = config.feedback.batch, np.zeros(len(index), bool)
     if exposures == 2:

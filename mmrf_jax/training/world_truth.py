@@ -1,6 +1,7 @@
-"""Predicted feedback against the truth that only the world knows, on videos that were shown and that were not.
+"""Evaluation of predicted feedback against the world's truth, on shown and unseen videos.
 
-The sessions of a log are replayed in the world: users, chance and slates are the log's, so hidden states are too.
+The sessions of a log are replayed in the world with the log's users, PRNG keys and slates, which reproduces their
+hidden states.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from mmrf_jax.metrics import model_quality
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.training import predictions, sources, steps
 
-_SESSIONS, _REQUESTS, _BATCH = 1_024, 4, 64  # of the log, the first requests of each; sessions at a time
+_SESSIONS, _REQUESTS, _BATCH = 1_024, 4, 64  # sessions of the log, first requests of each, sessions per batch
 _RANKED = 200_000  # (user, video) pairs whose uncertainty is ranked
 CALIBRATED = ("click", "long_view", "like", "watch_time")
 
 
 def replay(source: sources.Source, log: SessionLog, num_requests: int) -> tuple[np.ndarray, np.ndarray]:
-    """True expected feedback [n, T, C, S] and log1p seconds [n, T, C] of the candidates of the first requests of each
-    session; zeros past its end.
+    """Return the true expected feedback [n, T, C, S] and log1p seconds [n, T, C] of candidates by replaying the log.
+
+    These cover the first `num_requests` requests of each session; past its end they are zeros.
 
     Raises:
-      ValueError: where the world does not answer as it did when the log was collected.
+      ValueError: if the replay does not reproduce the log.
     """
     assert source.sim is not None and source.truth is not None
     sim, truth = source.sim, source.truth
@@ -51,7 +53,7 @@ def replay(source: sources.Source, log: SessionLog, num_requests: int) -> tuple[
 
 
 def _predict(state: steps.TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig):
-    """`predicted.feedback` of all candidates of the first T requests, and which of them non-impressions would be."""
+    """Compute `predictions.feedback` of all candidates of the first T requests, and which of them would be sampled."""
     out = predictions.feedback(state, batch, batch.candidates, items, plan)
     if plan.use_feedback_model:
         out["uncertainty"] = predictions.uncertainty(state, batch, batch.candidates, items, plan)
@@ -71,17 +73,17 @@ def compare(
     log: SessionLog,
     train: Callable[[], SessionLog],
 ) -> dict[str, Any]:
-    """The figures of the world alone.
+    """Compute the metrics that need the world's truth.
 
     Args:
       log: held-out, collected by the source's first policy.
-      train: makes the log that tells which videos were exposed in training; called with a feedback model only.
+      train: makes the log of the videos exposed in training; called only with a feedback model.
 
     Returns:
       {"selection_bias": {predictor: {signal: errors on impressions and non-impressions and their ratio}}} and, with a
       feedback model, {"uncertainty": {signal: rank correlations with the error, on videos with training exposures;
-      `watch_time` on the scale of log1p seconds, that the uncertainty is defined on, and `watch_time_seconds`},
-      "sample_auc": of a classifier that tells sampled non-impressions from the whole pool}.
+      `watch_time` in log1p seconds, the scale on which the uncertainty is defined, and `watch_time_seconds`},
+      "sample_auc": of a classifier that separates sampled non-impressions from the whole pool}.
     """
     log = sessions.select_sessions(log, np.arange(min(_SESSIONS, log.num_sessions)))
     truth, true_log_seconds = replay(source, log, _REQUESTS)
@@ -134,7 +136,7 @@ def _uncertainty(flat: dict[str, np.ndarray], train: SessionLog, num_videos: int
 
 
 def _sample_auc(flat: dict[str, np.ndarray], items: types.Items) -> float:
-    """AUC, on the second half, of boosting that tells sampled non-impressions from all candidates; 0.5 where alike."""
+    """Return the held-out AUC of boosting that separates sampled non-impressions from all candidates; 0.5 if alike."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
 
