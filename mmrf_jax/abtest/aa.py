@@ -1,7 +1,7 @@
-"""A/A tests: how often 95 % intervals hold the truth where there is no effect (Kohavi, Tang and Xu, 2020, chapter 19).
+"""A/A tests: coverage of 95 % intervals where there is no effect (Kohavi, Tang and Xu, 2020, chapter 19).
 
-Users are served once, by one policy, and then assigned to two arms anew for each test: whatever the metrics look like,
-the true difference is zero, so an interval that says what it is holds zero 95 times of a hundred.
+One policy serves all users once; each test then assigns them to two arms anew. The true difference is zero for any
+metric, so a valid 95 % interval contains zero in 95 % of the tests.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ _ARMS = ("A", "B")
 
 
 def coverage(sums: Mapping[str, np.ndarray], tests: int, covariate: np.ndarray | None = None) -> dict[str, Any]:
-    """Shares of tests whose interval holds zero, by metric.
+    """Compute the share of tests whose interval contains zero, by metric.
 
     Args:
-      sums: `user_id` [n] and keys of `ab_test.SUMS`, [n] each. tests: assignments, each by a hash of its own.
+      sums: `user_id` [n] and keys of `statistics.SUMS`, [n] each.
+      tests: number of assignments; each uses a different hash.
       covariate: [n] or [n, P], for CUPED.
 
     Returns:
       {"aa": {metric: {"coverage", "half_width": mean half-width of the intervals, in %}}, "tests": number,
       "mismatches": share of tests whose sample ratio has a p-value below `assignment.MISMATCH`, "left_out": {metric:
-      why} of those that had no interval in some test}.
+      reason} for those that had no interval in some test}.
 
     Raises:
       ValueError: for fewer than one test, or fewer than two users in an arm.
@@ -63,7 +64,7 @@ def coverage(sums: Mapping[str, np.ndarray], tests: int, covariate: np.ndarray |
 
 
 def format_table(result: Mapping[str, Any]) -> str:
-    """`coverage` as a Markdown table."""
+    """Format the result of `coverage` as a Markdown table."""
     lines = [f"| metric | coverage of {result['tests']} A/A tests | half-width, % |", "|---|---|---|"]
     lines += [f"| {name} | {x['coverage']:.3f} | {x['half_width']:.2f} |" for name, x in result["aa"].items()]
     lines += [f"| {name} | {note} | – |" for name, note in result.get("left_out", {}).items()]

@@ -1,4 +1,4 @@
-"""Whether the effects of a long-running test last: differences to the control early and late, and their change."""
+"""Persistence of effects in long-running A/B tests: early and late differences to the control, and their change."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ def change(
     control: str,
     paired: bool,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """How the differences to the control in % move from one part of a test to another, of the same users.
+    """Compute the change of the differences to the control, in %, between two parts of a test with the same users.
 
-    The delta method on each user's four contributions: those who come early also come late, so the two differences are
+    Uses the delta method on each user's four contributions: early and late visitors overlap, so the two differences are
     not independent.
 
     Args:
-      early, late: arm -> key of `ab_test.SUMS` -> [n] sums over the part; users in the same order in both.
-      control: one of the arms. paired: whether all arms have the same users in the same order.
+      early: arm -> key of `statistics.SUMS` -> [n] sums over the first part.
+      late: the same over the second part; users in the same order.
+      control: one of the arms.
+      paired: whether all arms have the same users in the same order.
 
     Returns:
-      {arm: {metric: {"early", "late", "change", "ci95"}}}: differences in %, the late one minus the early one in
-      percentage points, and the 95 % interval of that; 0 for the control. All four are None, and "note" says why, where
-      fewer than `ab_test.MIN_EVENTS` users of the arm or the control have any of the metric in a part.
+      {arm: {metric: {"early", "late", "change", "ci95"}}}: differences in %, late minus early in percentage points, and
+      its 95 % interval; 0 for the control. All four are None, and "note" gives the reason, if in either part fewer than
+      `statistics.MIN_EVENTS` users of the arm or of the control have any of the metric.
     """
     result: dict[str, dict[str, dict[str, Any]]] = {arm: {} for arm in early}
     for metric, (top, bottom) in statistics.RATIOS.items():
@@ -65,21 +67,22 @@ def change(
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> tuple[float, np.ndarray]:
-    """Σ top / Σ bottom, and what each user [n] moves it by, times n."""
+    """Return Σ top / Σ bottom, and each user's linearised contribution [n] to it, times n."""
     value = float(top.sum() / bottom.sum())
     return value, (top - value * bottom) / bottom.mean()
 
 
 def _error(values: np.ndarray) -> float:
-    """Standard error of a mean."""
+    """Return the standard error of the mean."""
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def format_table(result: Mapping[str, Any], metric: str) -> str:
-    """Days × arms as a Markdown table of one metric.
+    """Format one metric as a Markdown table of days × arms.
 
     Args:
-      result: of `abtest.simulate_days.compare`. metric: key of its metrics.
+      result: from `abtest.simulate_days.compare`.
+      metric: key of its metrics.
     """
     arms = list(result["ab_test"])
     lines = [f"| day | {' | '.join(f'{arm}, {metric}' for arm in arms)} |", "|---" * (1 + len(arms)) + "|"]

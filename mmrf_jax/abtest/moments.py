@@ -1,4 +1,4 @@
-"""Means and covariances of rows that come block by block, in float64."""
+"""Streaming means and covariances of rows, in float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Moments:
         self.products = np.zeros((size, size))
 
     def update(self, rows: np.ndarray) -> None:
-        """Adds rows [n, M]."""
+        """Add rows [n, M]."""
         for first in range(0, len(rows), BLOCK_ROWS):
             block = rows[first : first + BLOCK_ROWS]
             mean = block.mean(axis=0)
@@ -27,5 +27,5 @@ class Moments:
             self.count = total
 
     def covariance(self) -> np.ndarray:
-        """Unbiased, [M, M]; of two rows or more."""
+        """Return the unbiased covariance [M, M]; needs at least two rows."""
         return self.products / (self.count - 1)

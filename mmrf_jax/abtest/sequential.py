@@ -1,4 +1,4 @@
-"""Intervals that stay valid however often one looks: asymptotic confidence sequences.
+"""Always-valid intervals for any number of interim analyses: asymptotic confidence sequences.
 
 Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform central limit theory and asymptotic confidence
 sequences" (Annals of Statistics, 2024; arXiv 2103.06476), Theorem 2.2: Robbins' normal mixture with the standard
@@ -12,13 +12,13 @@ from scipy import special
 
 
 def quantile(fraction: float, alpha: float = 0.05) -> float:
-    """Half-width of the sequence in standard errors, as 1.96 is of an interval that is looked at once.
+    """Return the half-width of the sequence in standard errors; for a single analysis it would be 1.96.
 
     √((1 + 1/x) log((1 + x) / α²)) with x = t ρ²; ρ is chosen so that the sequence is narrowest at `fraction` = 1.
 
     Args:
-      fraction: users so far / users that the test was planned for; may pass 1. Fixed before the first look.
-      alpha: chance that any interval of the sequence misses the truth.
+      fraction: users so far / planned users; may exceed 1. The plan is fixed before the first interim analysis.
+      alpha: probability that any interval of the sequence misses the true value.
 
     Raises:
       ValueError: for a fraction that is not above 0, or alpha outside (0, 1).
@@ -32,10 +32,10 @@ def quantile(fraction: float, alpha: float = 0.05) -> float:
 
 
 def quantile_of_looks(looks: int, alpha: float = 0.05) -> float:
-    """The same for a fixed number of looks with any dependence between them: Bonferroni's normal quantile.
+    """Return the half-width for a fixed number of interim analyses under any dependence: Bonferroni's normal quantile.
 
     Raises:
-      ValueError: for fewer than one look.
+      ValueError: for fewer than one interim analysis.
     """
     if looks < 1:
         raise ValueError(f"{looks} looks: there must be at least 1")

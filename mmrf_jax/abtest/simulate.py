@@ -1,4 +1,4 @@
-"""Serving policies to simulated users: the arms of an A/B test, users sharded over the devices."""
+"""A/B tests in a simulator: policies serve simulated users, who are sharded over the devices."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mmrf_jax.abtest import assignment, sequential, statistics
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.parallel import programs, sharding
 
-BLOCK = 50_000  # users of a device in one call: progress is seen, and the last sessions of a call cost little
-NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that are no metric's
-_SLOTS = 256  # on CPUs: what a step gathers stays in a cache
-_MANY_SLOTS = 8_192  # on accelerators, which would wait for the launches of small steps
-_LOOKS = 20  # at a test whose intervals are always valid
+BLOCK = 50_000  # users per device and call: gives progress, and the last sessions of a call cost little
+NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that belong to no metric
+_SLOTS = 256  # on CPUs: the data that a step gathers stays in cache
+_MANY_SLOTS = 8_192  # on accelerators: steps large enough to hide launch overhead
+_LOOKS = 20  # interim analyses of a test with always-valid intervals
 
 
 @programs.program(often=True, static_argnames=("sim_functions", "num_users", "slots", "k", "mesh"))
@@ -46,19 +46,22 @@ def rollout_metrics_of_users(
     k: int,
     capacity: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Sums over a session of each user, [n] by name of `rollout.USER_METRICS`, `user_id` [n] and `exposures` [G, V].
+    """Serve one session to each user; return sums [n] by name of `rollout.USER_METRICS`.
 
-    Every device serves as many users; what a user does depends on the key, the day and the user id alone.
+    The result also has `user_id` [n] and `exposures` [G, V].
+
+    Every device serves equally many users. A user's behaviour depends only on the key, the day and the user id.
 
     Args:
-      user_ids: [n] integers, all different. day: simulated day.
-      capacity: at least n, the size compiled for: calls that share it share the computation.
+      user_ids: [n] distinct integers.
+      day: simulated day.
+      capacity: compiled size, at least n; calls with the same capacity share a program.
     """
     devices, num_users = mesh.size, len(user_ids)
     args, sizes = _call(sim, policy, key, mesh, user_ids, day, k, capacity)
     share, each = sizes["num_users"], -(-num_users // devices)
     sums, counts = _serve(*args, **sizes)
-    width = len(rollout.USER_METRICS)  # written out: a size of -1 is unknown where nobody is served
+    width = len(rollout.USER_METRICS)  # explicit: reshape cannot infer -1 for an empty array
     table = sharding.fetch(sums).astype(np.float64).reshape(devices, share, width)[:, :each]
     table = table.reshape(devices * each, width)[:num_users]
     result: dict[str, np.ndarray] = {name: table[:, i] for i, name in enumerate(rollout.USER_METRICS)}
@@ -68,13 +71,13 @@ def rollout_metrics_of_users(
 
 
 def lower(sim: base.Simulator, policy, key: types.Key, mesh, *, k: int, capacity: int):
-    """The program of `rollout_metrics_of_users` for these arguments, lowered: to be compiled before it is called."""
+    """Lower the program of `rollout_metrics_of_users` for these arguments, to compile it ahead of time."""
     args, sizes = _call(sim, policy, key, mesh, np.arange(1), 0, k, capacity)
     return _serve.lower(*args, **sizes)
 
 
 def _call(sim, policy, key, mesh, user_ids: np.ndarray, day: int, k: int, capacity: int | None):
-    """Arguments of `_serve`: positional ones, and the sizes that it is compiled for."""
+    """Return the arguments of `_serve`: the arrays, and the static sizes."""
     devices, num_users = mesh.size, len(user_ids)
     share = -(-max(capacity or 0, num_users, 1) // devices)
     users, each = np.zeros((devices, share), np.int32), -(-num_users // devices)
@@ -87,7 +90,7 @@ def _call(sim, policy, key, mesh, user_ids: np.ndarray, day: int, k: int, capaci
 
 
 def block_users(total: int, mesh) -> int:
-    """Users of all devices in one call, of a test of so many."""
+    """Return the number of users that all devices serve in one call, in a test of `total` users."""
     return min(BLOCK * mesh.size, total)
 
 
@@ -103,7 +106,7 @@ def rollout_user_metrics(
     k: int,
     capacity: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """`rollout_metrics_of_users` of the users `first_user … first_user + num_users - 1`."""
+    """Run `rollout_metrics_of_users` for the users `first_user … first_user + num_users - 1`."""
     user_ids = first_user + np.arange(num_users)
     return rollout_metrics_of_users(sim, policy, key, mesh, user_ids=user_ids, day=day, k=k, capacity=capacity)
 
@@ -116,10 +119,12 @@ def _history_means(reset, params, key, users, day):
 
 
 def history_means(sim: base.Simulator, key: types.Key, user_ids: np.ndarray, day: int, block: int) -> np.ndarray:
-    """Mean feedback [n, S] over the history that each user arrives with: known before a test, the same in every arm.
+    """Return mean feedback [n, S] over each user's initial history: a pre-experiment covariate, equal in all arms.
 
     Args:
-      user_ids: [n]. day: of the arrival. block: users of one call.
+      user_ids: [n].
+      day: of the arrival.
+      block: users per call.
     """
     padded = np.zeros(-(-len(user_ids) // block) * block, np.int32)
     padded[: len(user_ids)] = user_ids
@@ -128,7 +133,7 @@ def history_means(sim: base.Simulator, key: types.Key, user_ids: np.ndarray, day
 
 
 def users_of(names: list[str], user_ids: np.ndarray, salt: str | None) -> dict[str, np.ndarray]:
-    """Who is in which arm, {arm: ids}: equal shares by hash, or everyone in every arm where there is no salt."""
+    """Return the users of each arm, {arm: ids}: split equally by hash, or all users in every arm if `salt` is None."""
     if salt is None:
         return dict.fromkeys(names, user_ids)
     arm = assignment.assign(user_ids, [1.0 / len(names)] * len(names), salt)
@@ -136,10 +141,10 @@ def users_of(names: list[str], user_ids: np.ndarray, salt: str | None) -> dict[s
 
 
 def check_users(users: Mapping[str, np.ndarray]) -> None:
-    """Refuses arms that no interval can be given of, before anybody is served.
+    """Refuse arms with too few users for an interval, before serving anyone.
 
     Args:
-      users: of the whole test, as `users_of` gives them.
+      users: of the whole test, from `users_of`.
 
     Raises:
       ValueError: for the first arm with fewer than two.
@@ -150,7 +155,7 @@ def check_users(users: Mapping[str, np.ndarray]) -> None:
 
 
 def sample_ratio(users: Mapping[str, int]) -> dict[str, Any]:
-    """{"srm": {"users": {arm: number}, "p_value"}} of arms that should have equal shares."""
+    """Return {"srm": {"users": {arm: number}, "p_value"}} for arms that should have equal shares."""
     p = assignment.sample_ratio_mismatch(list(users.values()), [1.0] * len(users)) if len(users) > 1 else 1.0
     return {"srm": {"users": dict(users), "p_value": p}}
 
@@ -170,20 +175,21 @@ def compare(
     always_valid: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
-    """An A/B test of one session a user.
+    """Run an A/B test of one session per user.
 
     Args:
-      num_users: of each arm; where users are assigned by hash, on average.
-      salt: None for a paired test, the same users with the same random numbers in every arm. Otherwise each user is in
-        one arm, by the hash of this name of the experiment.
-      cuped: whether to take out what the users' histories explain; of arms assigned by hash.
-      always_valid: whether to look at the test 20 times as users come, with intervals that allow for it.
-      progress: called with the sessions served so far, of num_users × arms.
+      num_users: per arm; the average number if users are assigned by hash.
+      salt: None for a paired test, with the same users and the same random numbers in every arm. Otherwise each user is
+        in one arm, by a hash of the id and this experiment name.
+      cuped: whether to adjust for the users' histories (CUPED); for arms assigned by hash.
+      always_valid: whether to run 20 interim analyses as users arrive, with always-valid intervals.
+      progress: called with the sessions served so far, out of num_users × arms.
 
     Returns:
-      {"ab_test": as `ab_test.ABTest.results`, "truncated_pct": {arm: share of sessions cut}}; by hash
-      also "srm" (`sample_ratio`); if always valid, "always_valid95" beside "ci95", and "looks": [{"users": {arm: so
-      far}, "ab_test": as above without coverage and Gini}], from the first at which every arm has two users.
+      {"ab_test": as `statistics.ABTest.results`, "truncated_pct": {arm: share of truncated sessions}}; with hashing
+      also "srm" (`sample_ratio`); if always valid, "always_valid95" in addition to "ci95", and "looks", the interim
+      analyses: [{"users": {arm: so far}, "ab_test": as above without coverage and Gini}], starting when every arm has
+      two users.
 
     Raises:
       ValueError: for an arm that gets fewer than two users.

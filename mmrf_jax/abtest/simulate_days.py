@@ -1,12 +1,13 @@
-"""A long-running A/B test: users come back over simulated days, more or less readily as their sessions went.
+"""Long-running A/B tests: users return over simulated days, with a probability that depends on their sessions.
 
-Everybody comes on the first day, and from then on when `next_visit` says, in every arm by its own sessions. So the days
-after the first tell what an arm does to visits, and sessions of a day are of those who came: a difference a session may
-be a difference of who came, while figures a user and day (`visits`, `watch_time_per_day`) are of all users of an arm.
+All users visit on the first day, and later on the days that `next_visit` gives, which depend on their sessions in that
+arm. So the days after the first measure an arm's effect on visits, and a day's sessions are those of its visitors. A
+difference per session may thus come from a difference in visitors, while metrics per user and day (`visits`,
+`watch_time_per_day`) cover all users of an arm.
 
-What is carried over from day to day is the day of the next visit, new videos, and who is in which arm. The world draws
-the arriving history of each day in closed form, by what users like at home: an arm does not find what it showed before
-in the histories, and interests that drifted in a session are back home on the next day. Agents do not learn on.
+The state carried from day to day is the day of the next visit, the new videos, and the assignment to arms. The world
+samples each day's initial history in closed form from users' base interests: histories do not contain what an arm
+showed before, and interests that drifted in a session are reset on the next day. Agents are not updated.
 """
 
 from __future__ import annotations
@@ -37,18 +38,18 @@ def compare(
     always_valid: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
-    """An A/B test of `days` days, by day and as a whole; see `arms.compare` for what is not said here.
+    """Run an A/B test over `days` days, with results by day and overall; `simulate.compare` has the other arguments.
 
     Args:
-      num_users: of each arm; all come on `first_day`.
-      always_valid: whether to give intervals that hold for all days at once, looked at as the days go by.
-      progress: called with users × days done so far, of num_users × arms × days, whether they came or not.
+      num_users: per arm; all visit on `first_day`.
+      always_valid: whether to give intervals that hold for all days simultaneously, as interim analyses.
+      progress: called with users × days done so far, out of num_users × arms × days, including days without a visit.
 
     Returns:
       "ab_test", "truncated_pct" and "srm" of all sessions of the test, and
-      "by_day": [{"day", "visitors": {arm: number}, "ab_test": metrics of the day's sessions, None where it has none}]
-      and, of four days or more, "lasting" (`by_day.change`): how the effects of the second half of the days differ from
-      the first half's, the first day left out, which everybody shares.
+      "by_day": [{"day", "visitors": {arm: number}, "ab_test": metrics of the day's sessions, None if it has none}]
+      and, for four days or more, "lasting" (`by_day.change`): how the effects of the second half of the days differ
+      from those of the first half, excluding the first day, on which all users visit.
 
     Raises:
       ValueError: for an arm that gets fewer than two users.
@@ -88,7 +89,7 @@ def compare(
 
 
 class _Cohort:
-    """The users of an arm: when they come next, and the sums of their sessions so far."""
+    """The users of an arm: the day of their next visit, and the sums of their sessions so far."""
 
     def __init__(self, user_ids: np.ndarray, first_day: int):
         self.user_ids = user_ids
@@ -96,7 +97,7 @@ class _Cohort:
         self.sums: dict[str, np.ndarray] = {}
 
     def serve(self, sim, policy, key, mesh, day: int, k: int, capacity: int) -> dict[str, np.ndarray]:
-        """Sums of a day, [n] over all users of the arm, 0 of those who do not come; adds them to `sums`."""
+        """Serve a day; return its sums [n] over all users of the arm (0 without a visit) and add them to `sums`."""
         block = min(simulate.BLOCK * mesh.size, capacity)
         coming = np.flatnonzero(self.due == day)
         sums = {name: np.zeros(len(self.due)) for name in rollout.USER_METRICS if name not in _NOT_SUMMED}
@@ -122,7 +123,7 @@ def _add(total: dict[str, np.ndarray], sums: Mapping[str, np.ndarray]) -> None:
 
 
 def _results(sums, control: str, paired: bool, covariate, quantile: float | None) -> dict:
-    """{"ab_test": …} of arms held in memory."""
+    """Return {"ab_test": …} of arms held in memory."""
     test = statistics.ABTest(tuple(sums), control, paired)
     tested = {arm: {name: x for name, x in own.items() if name not in simulate.NOT_TESTED} for arm, own in sums.items()}
     test.update(tested, covariate)

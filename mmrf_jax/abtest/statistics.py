@@ -1,13 +1,13 @@
 """Statistics of an A/B test: differences to the control in % with 95 % intervals.
 
-Every metric is a ratio of two sums over users — watch time by sessions, likes by exposed videos — so its error is
-the delta method's, users being the independent units (Deng, Knoblich and Lu, "Applying the Delta Method in Metric
-Analytics", KDD 2018). The interval is symmetric in the logarithm of the ratio to the control, as Katz's is for risk
-ratios: it never goes below −100 %, and for many events it is the one around the difference. Where fewer than
-`MIN_EVENTS` users of either arm have any of a metric there is no difference and no interval, but a note.
-Only means and covariances of per-user sums are needed: `ABTest` collects them block by block,
-`compare` does it in one call. Coverage and Gini are of `catalogue`, assignment to arms and its check of `assignment`,
-intervals that may be looked at again and again of `sequential`.
+Every metric is a ratio of two sums over users, such as watch time by sessions or likes by exposed videos. Its error
+comes from the delta method with users as the independent units (Deng, Knoblich and Lu, "Applying the Delta Method in
+Metric Analytics", KDD 2018). The interval is symmetric in the logarithm of the ratio to the control, as Katz's is for
+risk ratios: it never goes below −100 %, and for many events it matches the interval around the difference. If fewer
+than `MIN_EVENTS` users of either arm have any of a metric, a note replaces the difference and the interval.
+Only means and covariances of per-user sums are needed: `ABTest` collects them block by block, `compare` in one call.
+`metrics.coverage` has coverage and Gini, `assignment` the assignment to arms and its check, `sequential` the
+always-valid intervals.
 
 Letters: n users of an arm, A arms, M columns of per-user sums, P covariates, G groups of users, V videos.
 """
@@ -27,25 +27,25 @@ from mmrf_jax.signals import BINARY_SIGNALS
 
 #: Metric -> (numerator, denominator), keys of per-user sums. Interaction rates are per exposed video.
 RATIOS = {
-    "watch_time": ("watch_time", "sessions"),  # seconds a session
-    "depth": ("depth", "sessions"),  # videos a session
-    "requests": ("requests", "sessions"),  # requests a session
+    "watch_time": ("watch_time", "sessions"),  # seconds per session
+    "depth": ("depth", "sessions"),  # videos per session
+    "requests": ("requests", "sessions"),  # requests per session
     **{signal: (signal, "depth") for signal in BINARY_SIGNALS},
-    "return_rate": ("returned", "sessions"),  # sessions followed by another within a day
-    "ild": ("ild", "requests"),  # intra-list diversity of a slate
-    # Of all users of an arm, those who did not come included; `user_days` is days under test, users × days in all.
-    "visits": ("sessions", "user_days"),  # sessions a user and day
-    "watch_time_per_day": ("watch_time", "user_days"),  # seconds a user and day
+    "return_rate": ("returned", "sessions"),  # share of sessions followed by another within a day
+    "ild": ("ild", "requests"),  # intra-list diversity per slate
+    # Over all users of an arm, including those without a visit. `user_days` is days under test, users × days overall.
+    "visits": ("sessions", "user_days"),  # sessions per user and day
+    "watch_time_per_day": ("watch_time", "user_days"),  # seconds per user and day
 }
-#: Per-user sums an arm may have; `sessions` is 1 for every user if left out.
+#: Per-user sums an arm may have; `sessions` defaults to 1 for every user.
 SUMS = ("sessions", "watch_time", "depth", "requests", "returned", "ild", *BINARY_SIGNALS, "user_days")
-#: Metrics of which less is better; of all others more is.
+#: Metrics for which lower is better; for all others higher is.
 LOWER_IS_BETTER = ("hate", "truncated", "gini")
-#: Users of an arm with any of a metric, below which there is no difference. Several events of one user count once: only
-#: users are independent.
+#: Minimum number of users of an arm with any of a metric; below it no difference is given. Several events of one user
+#: count once: only users are independent.
 MIN_EVENTS = 25
 MAX_ERROR = (
-    0.5  # of a ratio, relative to it: beyond, few users have most of the events, and no interval is to be trusted
+    0.5  # relative standard error of a ratio; above it few users hold most of the events and no interval is reliable
 )
 _COVARIATE = "covariate"
 Z95 = float(special.ndtri(0.975))  # half-width of an interval in standard errors
@@ -54,17 +54,17 @@ Z95 = float(special.ndtri(0.975))  # half-width of an interval in standard error
 class ABTest:
     """Collects per-user sums of all arms, block by block, and compares the arms with the control.
 
-    Memory is (A M)² however many users there are. Results do not depend on the order of users or the cut into blocks,
-    beyond float64 rounding.
+    Memory is (A M)², independent of the number of users. Results do not depend on the order of users or the split into
+    blocks, up to float64 rounding.
 
     Args:
-      arms: names; the control is one of them.
+      arms: names, including the control.
       control: name of the arm that the others are compared with.
-      paired: True if the arms hold the same users in the same order (a simulator can show every arm to everyone);
+      paired: True if the arms hold the same users in the same order (a simulator can serve every arm to every user);
         their covariance then narrows the intervals. False if each user is in one arm.
 
     Raises:
-      ValueError: for a control that is not an arm or names that repeat.
+      ValueError: for a control that is not an arm, or duplicate names.
     """
 
     def __init__(self, arms: Sequence[str], control: str, paired: bool):
@@ -72,23 +72,24 @@ class ABTest:
         if control not in self.arms or len(set(self.arms)) != len(self.arms):
             raise ValueError(f"control {control!r} must be one of the arms {self.arms}, all different")
         self._columns: tuple[str, ...] = ()
-        self._moments: dict[str, moments.Moments] = {}  # by arm, or under "" for the columns of all arms side by side
-        self._with_any: dict[str, np.ndarray] = {}  # arm -> [M] users whose sum is not 0
+        self._moments: dict[str, moments.Moments] = {}  # by arm, or under "" for the columns of all arms concatenated
+        self._with_any: dict[str, np.ndarray] = {}  # arm -> [M] number of users with a nonzero sum
         self._exposures: dict[str, np.ndarray] = {}
 
     def update(
         self, sums: Mapping[str, Mapping[str, np.ndarray]], covariate: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """Adds users.
+        """Add users.
 
         Args:
-          sums: arm -> key of `SUMS` -> [n] sums over the user's sessions; optionally `user_id` [n], checked to agree
-            when paired; optionally `exposures` [G, V], counts by group of users (`rollout.exposure_group`) and video.
-          covariate: arm -> [n] or [n, P], known before the test and going with the metrics, such as the watch time of
-            the history; CUPED then takes out what they explain.
+          sums: arm -> key of `SUMS` -> [n] sums over the user's sessions; optionally `user_id` [n], which must agree
+            between paired arms; optionally `exposures` [G, V], counts by group of users (`rollout.exposure_group`) and
+            video.
+          covariate: arm -> [n] or [n, P], known before the test and correlated with the metrics, such as the watch time
+            of the history; CUPED removes the variance that they explain.
 
         Raises:
-          ValueError: for missing arms, unknown or differing keys, shapes that disagree, numbers that are not finite.
+          ValueError: for missing arms, unknown or differing keys, inconsistent shapes, or numbers that are not finite.
         """
         if set(sums) != set(self.arms):
             raise ValueError(f"sums are of the arms {sorted(sums)}, expected {sorted(self.arms)}")
@@ -124,20 +125,19 @@ class ABTest:
                 self._exposures[arm] = self._exposures.get(arm, 0) + counts
 
     def users(self) -> dict[str, int]:
-        """Users of each arm so far."""
+        """Return the number of users in each arm so far."""
         return {arm: self._moments["" if self.paired else arm].count for arm in self.arms} if self._moments else {}
 
     def results(self, always_valid: float | None = None) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-        """{"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}}, plain floats that JSON takes.
+        """Return {"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}} as plain floats, ready for JSON.
 
         `diff_pct` is 100 (mean / control's mean − 1) and `ci95` its interval [low, high]; the control has 0 and
-        [0, 0]. Where events are too few for that, both are None and `note` says why: a word or two, a colon and the
-        numbers. `mean` is None where an arm has nothing of the metric's denominator. Metrics are those whose sums were
-        given.
+        [0, 0]. If there are too few events, both are None and `note` gives the reason: a word or two, a colon and the
+        numbers. `mean` is None if an arm's denominator is zero. Metrics are those whose sums were given.
 
         Args:
           always_valid: half-width in standard errors (`sequential`) of a second interval, `always_valid95`; coverage
-            and Gini, which are no means over users, have none.
+            and Gini, which are not means over users, have none.
 
         Raises:
           ValueError: if an arm has fewer than two users.
@@ -154,7 +154,7 @@ class ABTest:
         return {"ab_test": result}
 
     def ratios(self, always_valid: float | None = None) -> dict[str, dict[str, dict[str, Any]]]:
-        """`results` without coverage and Gini, {arm: {metric: entry}}: the same in a fraction of the time."""
+        """Return `results` without coverage and Gini, {arm: {metric: entry}}, in a fraction of the time."""
         quantiles = {"ci95": Z95} | ({} if always_valid is None else {"always_valid95": always_valid})
         means, covariance = self._mean_and_covariance()
         result: dict[str, dict[str, dict[str, Any]]] = {arm: {} for arm in self.arms}
@@ -181,11 +181,14 @@ class ABTest:
         quantiles: Mapping[str, float],
         events: Mapping[str, int],
     ) -> dict[str, Any]:
-        """A metric of an arm, see `results`.
+        """Return the entry of a metric of an arm; see `results`.
 
         Args:
-          value, base: the arm's and the control's, NaN for none. error: standard error of value / base.
-          quantiles: of the intervals by name. events: by arm, users who have any of the metric.
+          value: the arm's metric, NaN if undefined.
+          base: the control's metric, NaN if undefined.
+          error: standard error of value / base.
+          quantiles: half-widths of the intervals in standard errors, by name.
+          events: by arm, number of users with any of the metric.
         """
         mean = None if math.isnan(value) else value
         note = too_few({name: events[name] for name in (self.control, arm)})
@@ -205,7 +208,7 @@ class ABTest:
         return entry | {name: [100.0 * (ratio / x - 1.0), 100.0 * (ratio * x - 1.0)] for name, x in spread.items()}
 
     def _mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
-        """Means [A M] of all arms' columns and the covariance [A M, A M] of these means."""
+        """Return the means [A M] of all arms' columns and the covariance [A M, A M] of these means."""
         for name, part in self._moments.items():
             if part.count < 2:
                 raise ValueError(
@@ -225,7 +228,7 @@ class ABTest:
         return np.concatenate([part.mean for part in parts]), covariance
 
     def _ratio(self, metric: str, means: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """A metric's value in every arm (NaN without a denominator) and its gradient [A M] in the means."""
+        """Return a metric's value in every arm (NaN without a denominator) and its gradient [A M] in the means."""
         values, gradients, size = {}, {}, len(self._columns)
         top, bottom = (self._columns.index(key) for key in RATIOS[metric])
         for index, arm in enumerate(self.arms):
@@ -242,9 +245,9 @@ class ABTest:
         return values, gradients
 
     def _adjust(self, values: dict[str, float], gradients: dict[str, np.ndarray], means: np.ndarray) -> None:
-        """CUPED (Deng et al., WSDM 2013) on the linearised metric, in place: mean − θ (x̄ of the arm − x̄ of all).
+        """Apply CUPED (Deng et al., WSDM 2013) in place to the linearised metric: mean − θ (x̄ of the arm − x̄ of all).
 
-        θ [P] is one for all arms, the pooled within-arm regression of the metric on the covariates.
+        θ [P], shared by all arms, is the pooled within-arm regression of the metric on the covariates.
         """
         size = len(self._columns)
         columns = [i for i, key in enumerate(self._columns) if key.startswith(_COVARIATE)]
@@ -255,7 +258,7 @@ class ABTest:
             products = self._moments[arm].products
             explained += gradients[arm].reshape(-1, size)[index] @ products[:, columns]
             spread += products[np.ix_(columns, columns)]
-        scale = np.sqrt(spread.diagonal())  # likes and seconds differ by many powers of ten
+        scale = np.sqrt(spread.diagonal())  # scales differ by many powers of ten (likes, seconds)
         scale = np.where(scale > 0, scale, 1.0)
         theta = np.linalg.lstsq(spread / np.outer(scale, scale), explained / scale, rcond=1e-9)[0] / scale
         x = means.reshape(-1, size)[:, columns]  # [A, P]
@@ -271,7 +274,7 @@ def compare(
     paired: bool,
     covariate: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """{"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}} of arms held in memory; see `ABTest` for everything.
+    """Return {"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}} of arms held in memory; see `ABTest`.
 
     Example:
       compare({"production": {"watch_time": seconds, "depth": videos}, "mmrf": {…}}, "production", paired=True)
@@ -282,12 +285,12 @@ def compare(
 
 
 def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None, width: int = 160) -> str:
-    """Arms × metrics as aligned text that is a Markdown table too; a cell is that of `cell`.
+    """Format arms × metrics as aligned text that is also a Markdown table; `cell` formats each cell.
 
     Args:
-      results: what `compare` gives, or its "ab_test" entry.
-      metrics: columns, in this order; all of the first arm if left out.
-      width: characters of a line; further metrics go into further tables below.
+      results: from `compare`, or its "ab_test" entry.
+      metrics: columns, in this order; all metrics of the first arm by default.
+      width: maximum line length; the remaining metrics go into further tables below.
 
     Raises:
       KeyError: for a metric that an arm does not have.
@@ -316,7 +319,7 @@ def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = Non
 def _table(
     arm: str, sums: Mapping[str, np.ndarray], covariate: np.ndarray | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Column names and [n, M] float64 of an arm, checked."""
+    """Check the sums of an arm; return the column names and [n, M] float64."""
     given = [key for key in sums if key not in ("user_id", "exposures")]
     unknown = [key for key in given if key not in SUMS]
     if unknown or not given:
@@ -340,12 +343,12 @@ def _table(
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better."""
+    """Return whether lower values of a metric are better."""
     return metric in LOWER_IS_BETTER
 
 
 def verdict(bounds: Sequence[float | None] | None, less: bool = False) -> str:
-    """What an interval of a difference says: "better", "worse", or "" where it holds 0 or there is none.
+    """Return "better" or "worse" for the interval of a difference, or "" if it contains 0 or is missing.
 
     Args:
       less: whether less is better.
@@ -359,7 +362,7 @@ def verdict(bounds: Sequence[float | None] | None, less: bool = False) -> str:
 
 
 def too_few(events: Mapping[str, int]) -> str:
-    """Why there is no interval where so many users of each arm have any of a metric; "" where they are enough."""
+    """Return why there is no interval, given the users of each arm with any of a metric; "" if there are enough."""
     scarce = min(events, key=lambda arm: events[arm])
     if events[scarce] >= MIN_EVENTS:
         return ""
@@ -367,12 +370,12 @@ def too_few(events: Mapping[str, int]) -> str:
 
 
 def reason(entry: Mapping[str, Any]) -> str:
-    """Why an entry has no interval, in a word or two."""
+    """Return why an entry has no interval, in a word or two."""
     return entry.get("note", "n/a").partition(":")[0]
 
 
 def control_of(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """The arm that the others are compared with: the first whose main metric has [0, 0]; "" where there is none."""
+    """Return the control: the first arm whose main metric has the interval [0, 0]; "" if there is none."""
     for arm, metrics in arms.items():
         entry: Mapping[str, Any] = metrics.get("watch_time") or next(iter(metrics.values()), {})
         if entry.get("ci95") == [0, 0]:
@@ -381,10 +384,10 @@ def control_of(arms: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def too_small(results: Mapping[str, Any], metric: str = "watch_time") -> str:
-    """One sentence on the arms that this test cannot tell from the control by a metric; "" where it can tell all.
+    """Return a sentence on the arms whose difference to the control is not significant; "" if all differences are.
 
     Args:
-      results: what `compare` gives, or its "ab_test" entry.
+      results: from `compare`, or its "ab_test" entry.
     """
     arms = results.get("ab_test", results)
     control = control_of(arms)
@@ -400,7 +403,7 @@ def too_small(results: Mapping[str, Any], metric: str = "watch_time") -> str:
 
 
 def cell(entry: Mapping[str, Any], metric: str = "") -> str:
-    """A metric of an arm as "mean, diff % [low, high]", with "better" or "worse" where the interval leaves out 0."""
+    """Format a metric of an arm as "mean, diff % [low, high]", with "better" or "worse" if the interval excludes 0."""
     mean = "–" if entry["mean"] is None else f"{entry['mean']:.4g}"
     if entry["mean"] is not None and abs(entry["mean"]) >= 1000:
         mean = f"{entry['mean']:,.0f}"

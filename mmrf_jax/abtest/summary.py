@@ -1,4 +1,4 @@
-"""An A/B test in words and tables: metrics, sample ratio, looks, days."""
+"""Text summary of an A/B test: metrics, sample ratio, interim analyses, days."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DAILY = ("watch_time", "depth", "visits", "watch_time_per_day")
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """The text of what `abtest.simulate.compare`, `abtest.simulate_days.compare` or `aa.coverage` gives."""
+    """Return the text for a result of `abtest.simulate.compare`, `abtest.simulate_days.compare` or `aa.coverage`."""
     if "aa" in result:
         chance = 1.96 * (0.95 * 0.05 / result["tests"]) ** 0.5
         said = f"right intervals have a coverage in .95 ± {chance:.3f} 95 times of a hundred"
@@ -31,7 +31,7 @@ def describe(result: Mapping[str, Any]) -> str:
 
 
 def _scarce(result: Mapping[str, Any]) -> str:
-    """The metrics that events are too few for, on one line."""
+    """Return the metrics with too few events, on one line."""
     notes: dict[str, list[str]] = {}
     for arm, metrics in result["ab_test"].items():
         for metric, entry in metrics.items():
@@ -54,7 +54,7 @@ def _sample_ratio(result: Mapping[str, Any]) -> str:
 
 
 def _looks(looks: Sequence[Mapping[str, Any]], metric: str = "watch_time") -> str:
-    """When each arm could have been stopped: the first look whose always-valid interval leaves zero out."""
+    """Return, for each arm, the first interim analysis whose always-valid interval excludes zero."""
     lines = []
     for arm, metrics in looks[-1]["ab_test"].items():
         entry = metrics[metric]

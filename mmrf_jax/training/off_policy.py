@@ -118,9 +118,9 @@ def propensities(source: sources.Source, log: SessionLog) -> Propensities:
 def _policy(
     config, source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Return log-probabilities [r, K] of the exposed videos, and two predictions [r, K, S] of the run's first predictor.
+    """Return log-probabilities [r, K] of the exposed videos, and two predictions [r, K, S] by the first predictor.
 
-    These are the expected feedback of the exposed videos, and that of the videos which the policy would show.
+    The predictions are expected feedback: of the exposed videos, and in expectation over the policy.
     """
     segment = config.train.segment
     index = sessions.segment_index(log, segment)

@@ -88,7 +88,7 @@ def world_schema(sim: base.Simulator, config: parameters.WorldConfig) -> Schema:
 
 
 def world_origin(config: configs.Run) -> dict[str, Any]:
-    """Return the fields that identify a log's world, without `variant`: a shifted world may be tested on another's logs."""
+    """Return the fields that identify a log's world, without `variant`: shifted worlds may be tested on its logs."""
     assert config.world is not None
     return {name: value for name, value in dataclasses.asdict(config.world).items() if name != "variant"}
 

@@ -67,7 +67,7 @@ class TrainConfig:
 
     @property
     def predictors(self) -> tuple[str, ...]:
-        """Return the predictors of all signals: feedback model and agents' critics (if they fit more than watch time)."""
+        """Return the predictors of all signals: the feedback model and critics that fit more than watch time."""
         return ("model",) * self.use_feedback_model + ("agents",) * registry.get(self.method).predicts
 
 

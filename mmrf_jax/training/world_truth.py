@@ -136,7 +136,9 @@ def _uncertainty(flat: dict[str, np.ndarray], train: SessionLog, num_videos: int
 
 
 def _sample_auc(flat: dict[str, np.ndarray], items: types.Items) -> float:
-    """Return the held-out AUC of boosting that separates sampled non-impressions from all candidates; 0.5 if alike."""
+    """Return the AUC, on the held-out half, of boosting that separates sampled non-impressions from all candidates.
+
+    It is 0.5 if the two are alike."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
 
