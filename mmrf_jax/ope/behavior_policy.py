@@ -1,11 +1,12 @@
-"""Propensities of a log whose ranker is unknown: a behaviour model fitted to what it showed, and its calibration.
+"""Propensities of a log with an unknown ranker: a behaviour model fitted to its exposures, and the model's calibration.
 
-A conditional logit over the candidates of each request (McFadden 1974), with one hidden layer: each slot chooses among
-what the slots above it left, which is Plackett–Luce. A fitted share of the slots is filled at random: without it single
-propensities are far too small, and the weights of those videos decide everything. KuaiRand's candidates are what was
-shown and uniform draws of what was live; with such sampled alternatives the likelihood among them estimates the choice
-among all (McFadden 1978), and propensities are relative to the set, as the evaluated ranker's probabilities are.
-Cross-fitted: the propensities of a user come from a model that saw none of the user's requests.
+The model is a conditional logit over the candidates of each request (McFadden 1974), with one hidden layer. Each slot
+chooses among the candidates that the slots above it left, which is Plackett–Luce. A fitted share of the slots is filled
+at random: without it single propensities are far too small, and the weights of those videos dominate. KuaiRand's
+candidates are the exposed videos and uniform samples of the live ones. With such sampled alternatives the likelihood
+among them estimates the choice among all (McFadden 1978), and propensities are relative to the set, as are the
+probabilities of the evaluated ranker.
+The model is cross-fitted: a user's propensities come from a model fitted without that user's requests.
 Letters: r requests, F features, and C, K, V of `types`.
 """
 
@@ -27,24 +28,25 @@ from mmrf_jax.ope import propensity
 
 _HIDDEN, _BATCH, _EPOCHS, _RATE, _DECAY = 32, 256, 5, 0.01, 1e-3
 _OPTIMISER = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(_DECAY))
-_MAX_REQUESTS = 20_000  # fitted on, and looked at for the calibration
+_MAX_REQUESTS = 20_000  # upper limit for the fit and for the calibration
 _BLOCK = 4_096  # requests whose features are held at a time
 
 
 def log_propensities(
     log: SessionLog, items: types.Items, past: list[SessionLog], folds: int = 3, seed: int = 0
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Fits the behaviour of a log, by folds of users.
+    """Fit the behaviour policy of a log, cross-fitted over folds of users.
 
     Args:
       past: logs of earlier days, for the running means; the log's own earlier days are added.
-      folds: of users, at least 2. seed: of the folds, the sample that is fitted on and the order of batches.
+      folds: of users, at least 2.
+      seed: of the folds, of the sample that is fitted on, and of the order of batches.
 
     Returns:
-      Log-propensity [r, K] of each slot given the slots above it, 0 where nothing was shown; and {"nats": of each
-      exposure, its mean −log-propensity, "nats_uniform": the same of equal scores, "random": share of slots filled at
+      Log-propensity [r, K] of each slot given the slots above it, 0 where nothing was shown; and {"nats": mean
+      −log-propensity of an exposure, "nats_uniform": the same for equal scores, "random": share of slots filled at
       random, "requests_fitted", "by_decile": [{"predicted", "actual": mean propensity and share that was exposed,
-      "rows"}]}, the deciles being of the predicted propensities of all candidates that could fill a slot.
+      "rows"}]}. The deciles are of the predicted propensities of all candidates that could fill a slot.
 
     Raises:
       ValueError: for fewer than 2 folds, or fewer users than folds.
@@ -62,7 +64,7 @@ def log_propensities(
     models = [_fit(x[fold[fitted] != f], log.slate[fitted[fold[fitted] != f]], rng) for f in range(folds)]
     parts, block = [], min(_BLOCK, log.num_requests)
     for first in range(0, log.num_requests, block):
-        rows = np.arange(first, first + block) % log.num_requests  # blocks of one size: compiled once
+        rows = np.arange(first, first + block) % log.num_requests  # equal block sizes need one compilation
         each = np.stack([_scores(model, (tables.features(rows) - mean) / std) for model in models])
         parts.append(each[fold[rows], np.arange(block)])
     scores = np.concatenate(parts)[: log.num_requests]
@@ -73,13 +75,13 @@ def log_propensities(
 
 
 def log_prob(scores: np.ndarray, slate: np.ndarray, random: np.ndarray) -> np.ndarray:
-    """`propensity.log_prob` [r, K] where a share `random` [r] of the slots is filled with any video that is left."""
+    """Return `propensity.log_prob` [r, K] if a share `random` [r] of slots is filled uniformly from the videos left."""
     shown = slate >= 0
     return _mixed(np, propensity.log_prob(scores, slate), shown, random[:, None], scores.shape[1])
 
 
 def calibration(scores: np.ndarray, slate: np.ndarray, random: np.ndarray) -> dict[str, Any]:
-    """Whether `log_prob` is how slates [r, K] were made; see `log_propensities`."""
+    """Compute the calibration of `log_prob` on slates [r, K]; see `log_propensities`."""
     scores, slate, random = np.array(scores[:_MAX_REQUESTS], np.float64), slate[:_MAX_REQUESTS], random[:_MAX_REQUESTS]
 
     def of(scores):
@@ -113,7 +115,7 @@ def calibration(scores: np.ndarray, slate: np.ndarray, random: np.ndarray) -> di
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """`calibration` as a Markdown table, a row for each decile of the propensities."""
+    """Format the result of `calibration` as a Markdown table, one row per propensity decile."""
     lines = ["| decile | mean propensity | share exposed | ratio |", "|---|---|---|---|"]
     for i, entry in enumerate(result["by_decile"], 1):
         predicted, actual = entry["predicted"], entry["actual"]
@@ -123,7 +125,7 @@ def format_table(result: dict[str, Any]) -> str:
 
 
 class _VideoTables:
-    """Features of the candidates of a log: of the video on the request's day, and of its match with the user."""
+    """Features of a log's candidates: of the video on the request's day, and of its match with the user."""
 
     def __init__(self, log: SessionLog, items: types.Items, past: list[SessionLog]):
         self._log = log
@@ -132,10 +134,10 @@ class _VideoTables:
         self._days, day = np.unique(log.date, return_inverse=True)
         self._day = day[self._session]
         seen = statistics.exposures([*past, log])
-        seen = seen._replace(label=seen.label[:, :2])  # of clicks and long views
+        seen = seen._replace(label=seen.label[:, :2])  # clicks and long views
         known = [np.log1p(np.asarray(items.duration))[:, None], np.asarray(items.features)]
         every = np.arange(items.num_videos)
-        self._tables = []  # [V, ...] of each day
+        self._tables = []  # [V, ...] per day
         for date in self._days:
             today = np.full(len(every), date)
             means = [
@@ -145,8 +147,11 @@ class _VideoTables:
             self._tables.append(np.concatenate([*means, *known], axis=1).astype(np.float32))
 
     def features(self, requests: np.ndarray) -> np.ndarray:
-        """[r, C, F] float32: running means and counts of the days before of video, author and tag, what is known of the
-        video, and how often the user has seen, and watched long, the same video, author and tag."""
+        """Return features [r, C, F] float32 of the requests' candidates.
+
+        They are running means and counts over earlier days by video, author and tag; the static features of the video;
+        and how often the user has seen, and watched long, the same video, author and tag.
+        """
         videos, session = self._log.candidates[requests], self._session[requests]
         own = np.empty((*videos.shape, self._tables[0].shape[1]), np.float32)
         for i, table in enumerate(self._tables):
@@ -163,27 +168,27 @@ class _VideoTables:
 
 
 def _mixed(xp, log_prob, shown, random, candidates: int):
-    """Log of (1 − random) exp(log_prob) + random / candidates left, in NumPy or JAX; 0 where nothing was shown."""
+    """Return log((1 − random) exp(log_prob) + random / candidates left), in NumPy or JAX; 0 where nothing was shown."""
     left = candidates - xp.cumsum(shown, axis=-1) + shown
     return xp.where(shown, xp.logaddexp(xp.log1p(-random) + log_prob, xp.log(random / left)), 0.0)
 
 
 @jax.jit
 def _scores(params: Any, x: chex.Array) -> chex.Array:
-    """Scores [r, C] of features [r, C, F]; a constant within a request makes no difference, so there is no bias."""
+    """Return scores [r, C] of features [r, C, F]; there is no bias, as a constant within a request has no effect."""
     hidden = jax.nn.gelu(x @ params["in"] + params["shift"])
     return hidden @ params["out"] + x @ params["line"]
 
 
 def _fit(x: np.ndarray, slate: np.ndarray, rng: np.random.Generator) -> Any:
-    """Parameters of most likelihood; epochs of Adam with weight decay, its rate falling along a cosine."""
+    """Fit parameters by maximum likelihood, using Adam with weight decay and a cosine learning-rate schedule."""
     features = x.shape[-1]
     params = {
         "in": jnp.asarray(rng.normal(size=(features, _HIDDEN)) / np.sqrt(features), jnp.float32),
         "shift": jnp.zeros(_HIDDEN),
         "out": jnp.zeros(_HIDDEN),
         "line": jnp.zeros(features),
-        "random": jnp.asarray(-4.0),  # log-odds of a slot that is filled at random
+        "random": jnp.asarray(-4.0),  # log-odds that a slot is filled at random
     }
     batch = min(_BATCH, len(x))
     state = _OPTIMISER.init(params)

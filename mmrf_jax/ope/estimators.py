@@ -1,12 +1,12 @@
-"""What a ranker would earn, estimated from a log that another policy made.
+"""Off-policy estimators: the value of a ranker, estimated from a log that another policy collected.
 
-The decision that carries a weight is one exposed video, given the videos above it; the products over a slate, and over
-a session's requests, are lines of their own (`propensity` has the weights). Estimators: inverse propensity scores, IPS
-(Horvitz & Thompson, JASA 1952); self-normalised, SNIPS (Swaminathan & Joachims, NeurIPS 2015); normalised and capped,
-NCIS (Gilotte et al., WSDM 2018), which without a cap is SNIPS; the direct and the doubly robust method, DM and DR
-(Dudík et al., ICML 2011); per decision over sessions (Precup et al., ICML 2000; normalised: Thomas, "Safe
-reinforcement learning", 2015). A high effective sample size is no sign of a good estimate: wrong propensities give one
-too.
+The weighted decision is one exposed video, given the videos above it; weights of whole slates and sessions are products
+of these, and their estimates are reported separately (`propensity` has the weights). Estimators: inverse propensity
+scores, IPS (Horvitz & Thompson, JASA 1952); self-normalised, SNIPS (Swaminathan & Joachims, NeurIPS 2015); normalised
+and capped, NCIS (Gilotte et al., WSDM 2018), which without a cap is SNIPS; the direct and the doubly robust method, DM
+and DR (Dudík et al., ICML 2011); per decision over sessions (Precup et al., ICML 2000; normalised: Thomas, "Safe
+reinforcement learning", 2015). A high effective sample size does not imply a good estimate: wrong propensities can
+also give one.
 
 NumPy on the host, in float64. Letters: n decisions, r requests, N sessions, U users, M sums, S signals.
 """
@@ -24,26 +24,26 @@ from mmrf_jax.signals import SIGNALS
 
 CAPS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, np.inf)
 PRINTED_CAP = 10.0  # of the doubly robust estimate in the table
-_LOG_LARGEST = 300.0  # of a weight, so that its square is finite; nothing can be learned from such a log anyway
-_DRAW_CELLS = 1 << 22  # resampled users held at a time by the bootstrap
+_LOG_LARGEST = 300.0  # of a weight, so that its square is finite; such a log is uninformative anyway
+_DRAW_CELLS = 1 << 22  # maximum resampled users held at a time by the bootstrap
 
 
 @dataclasses.dataclass
 class LoggedDecisions:
-    """LoggedDecisions of a log, one row each, and what another policy thinks of them.
+    """Decisions of a log, one per row, and another policy's view of them.
 
-    A row is an exposed video or, with its summed reward, a slate; all estimates are means per video.
+    A row is an exposed video or, with summed rewards, a slate; all estimates are means per video.
 
     Raises:
-      ValueError: for shapes that disagree or numbers that are not finite.
+      ValueError: for inconsistent shapes or numbers that are not finite.
     """
 
-    user_id: np.ndarray  # [n] integers; users are what is resampled
-    log_weight: np.ndarray  # [n] of the policy's probability over the propensity, `propensity.log_ratio`
+    user_id: np.ndarray  # [n] integers; the bootstrap resamples users
+    log_weight: np.ndarray  # [n] log of the policy's probability over the propensity, `propensity.log_ratio`
     reward: np.ndarray  # [n, S], summed over the row's videos
     predicted: np.ndarray | None = None  # [n, S] a model's expectation of `reward`
-    direct: np.ndarray | None = None  # [n, S] the same, expected over the policy's own decision
-    videos: np.ndarray | None = None  # [n] of the row; None where each row is one
+    direct: np.ndarray | None = None  # [n, S] the same, in expectation over the policy's own decision
+    videos: np.ndarray | None = None  # [n] videos per row; None if each row is one
 
     def __post_init__(self):
         n = len(np.atleast_1d(self.user_id))
@@ -72,21 +72,23 @@ def estimate(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Any]:
-    """All estimators on one log, with percentile intervals of a bootstrap over users.
+    """Compute all estimators on one log, with percentile intervals from a bootstrap over users.
 
     Args:
-      signals: names of the columns of `rows.reward`. caps: of the weights, `inf` for none. draws: of the bootstrap.
+      signals: names of the columns of `rows.reward`.
+      caps: of the weights, `inf` for none.
+      draws: bootstrap samples.
 
     Returns:
-      {"rows", "users", "weights": {cap: {"mean": of the weights, near 1 where propensities are right and no cap binds,
+      {"rows", "users", "weights": {cap: {"mean": of the weights, near 1 if propensities are right and no cap binds,
       "ess": effective sample size in rows (Kish), "capped": share of rows above the cap, "clipped_mass": share of the
-      sum of the weights that the cap took}}, "signals": {signal: {"logged", "dm",
-      "ips": {cap}, "ncis": {cap}, "dr": {cap}: each {"value", "ci95"}}}}; "dm" and "dr" where `rows` has a model. Caps
-      are named as "10" and "inf". Where fewer than `ab_test.MIN_EVENTS` users have any of a signal, "ci95" is None and
-      "note" says so, but for "dm", which does not count events.
+      sum of the weights that the cap removed}}, "signals": {signal: {"logged", "dm",
+      "ips": {cap}, "ncis": {cap}, "dr": {cap}: each {"value", "ci95"}}}}; "dm" and "dr" only if `rows` has a model.
+      Caps are named as in "10" and "inf". If fewer than `statistics.MIN_EVENTS` users have any of a signal, "ci95" is
+      None and "note" gives the reason, except for "dm", which does not count events.
 
     Raises:
-      ValueError: for caps that are not positive, and as many names as signals.
+      ValueError: for caps that are not positive, or a number of names that differs from the signals.
     """
     names = _cap_names(caps)
     s = np.shape(rows.reward)[1]
@@ -139,20 +141,23 @@ def per_decision(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Any]:
-    """The discounted sum of a session, each request weighted by the product of the slates' weights up to it.
+    """Estimate the discounted sum over a session; each request's weight is the product of the slates' weights up to it.
 
-    "ips" is the per-decision estimator; "ncis" normalises at each request by the weights of all sessions, those that
-    are over keeping their last. Caps are of the products.
+    "ips" is the per-decision estimator; "ncis" normalises at each request by the weights of all sessions, where
+    sessions that have ended keep their last weight. Caps apply to the products.
 
     Args:
-      user_id: [N] of the sessions. offsets: [N + 1], the requests of session i are rows offsets[i]:offsets[i + 1].
-      log_weight: [r] of the slates. reward: [r, S], summed over the slate. discount: of a request, in [0, 1].
+      user_id: [N] of the sessions.
+      offsets: [N + 1]; the requests of session i are rows offsets[i]:offsets[i + 1].
+      log_weight: [r] of the slates.
+      reward: [r, S], summed over the slate.
+      discount: per request, in [0, 1].
 
     Returns:
-      As `estimate`, "rows" being sessions and "weights" those of whole sessions.
+      As `estimate`, where "rows" are sessions and "weights" those of whole sessions.
 
     Raises:
-      ValueError: for shapes that disagree, sessions without requests or numbers that are not finite.
+      ValueError: for inconsistent shapes, sessions without requests, or numbers that are not finite.
     """
     names, lengths = _cap_names(caps), np.diff(offsets)
     requests = LoggedDecisions(np.repeat(user_id, lengths), log_weight, reward)
@@ -162,7 +167,7 @@ def per_decision(
     total = np.cumsum(log_weight, dtype=np.float64)
     before = np.concatenate([[0.0], total])[offsets[:-1]]
     position = np.minimum(np.arange(longest), lengths[:, None] - 1)
-    weight = _weights(total[offsets[:-1, None] + position] - before[:, None])  # [N, T]; the last one is kept
+    weight = _weights(total[offsets[:-1, None] + position] - before[:, None])  # [N, T]; the last weight is repeated
     gains = np.zeros((len(lengths), longest, s))
     live = np.arange(longest) < lengths[:, None]
     gains[live] = requests.reward
@@ -196,7 +201,7 @@ def per_decision(
 
 
 def format_table(units: Mapping[str, Mapping[str, Any]]) -> str:
-    """Estimates of one log as two Markdown tables: the weights of each unit and cap, and the values with intervals."""
+    """Format one log's estimates as two Markdown tables: weights by unit and cap, and values with intervals."""
     header = ["unit", "rows", "users", "cap", "mean weight", "effective rows", "capped, %", "clipped mass, %"]
     lines = [header, ["---"] * len(header)]
     for unit, result in units.items():
@@ -255,13 +260,13 @@ def _cap_names(caps: Sequence[float]) -> list[str]:
 
 
 def _resampled(sums: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """[draws, M] sums over users drawn with replacement, of sums [U, M] of each user."""
+    """Return sums [draws, M] over users drawn with replacement, given each user's sums [U, M]."""
     rng, users = np.random.default_rng(seed), len(sums)
     chunk = max(1, _DRAW_CELLS // users)
     parts = []
     for first in range(0, draws, chunk):
         size = min(chunk, draws - first)
-        # Users of draw i are numbered from i * users on, so that one count serves all draws of the chunk.
+        # Offsetting the users of draw i by i * users lets one count serve all draws of the chunk.
         drawn = rng.integers(0, users, (size, users), dtype=np.int32) + users * np.arange(size, dtype=np.int32)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * users).reshape(size, users)
         parts.append(counts.astype(np.float64) @ sums)
@@ -269,10 +274,10 @@ def _resampled(sums: np.ndarray, draws: int, seed: int) -> np.ndarray:
 
 
 def _by_signal(values: dict[str, Any], signals: Sequence[str], level: float, events: np.ndarray) -> dict[str, Any]:
-    """{signal: {estimator: entry, or {cap: entry}}} of values [1 + draws, S], the log's own first.
+    """Return {signal: {estimator: entry, or {cap: entry}}} of values [1 + draws, S], the first row being the log's own.
 
     Args:
-      events: [S] users who have any of a signal.
+      events: [S] number of users with any of a signal.
     """
     notes = [statistics.too_few({"the log": int(number)}) for number in events]
 

@@ -1,7 +1,7 @@
-"""How probable a slate is under a ranker: the served stochastic ranker of every method, and weights of two policies.
+"""Slate probabilities under the stochastic ranker of any method, and importance weights between two policies.
 
 The weight of an exposed video is the ratio of its conditional Plackett–Luce probabilities given the videos above it.
-It is computed here in float64 NumPy; `ops.plackett_luce_log_prob` is the same in float32 on the device.
+This module uses float64 NumPy; `ops.plackett_luce_log_prob` is the float32 version on the device.
 Letters: r requests, and C, K, S of `types`.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def standardised(scores: np.ndarray) -> np.ndarray:
-    """Scores [..., C] with mean 0 and standard deviation 1 within the request; zeros where all are equal."""
+    """Standardise scores [..., C] to mean 0 and standard deviation 1 per request; zeros if all are equal."""
     scores = np.asarray(scores, np.float64)
     centred = scores - scores.mean(axis=-1, keepdims=True)
     spread = centred.std(axis=-1, keepdims=True)
@@ -20,19 +20,19 @@ def standardised(scores: np.ndarray) -> np.ndarray:
 
 
 def stochastic_log_prob(scores: np.ndarray, slate: np.ndarray) -> np.ndarray:
-    """`log_prob` of the served stochastic ranker of any method: Plackett–Luce at T = 1 on standardised scores."""
+    """Return `log_prob` of any method's stochastic ranker: Plackett–Luce at T = 1 on standardised scores."""
     return log_prob(standardised(scores), slate)
 
 
 def log_prob(scores: np.ndarray, slate: np.ndarray) -> np.ndarray:
-    """Plackett–Luce log-probability [r, K] of each slot given the slots above it; 0 where nothing was shown.
+    """Return the Plackett–Luce log-probability [r, K] of each slot given the slots above it; 0 where nothing was shown.
 
     Args:
       scores: [r, C], already divided by the temperature.
       slate: [r, K] positions in the candidates, in order; −1 where fewer than K were shown.
 
     Raises:
-      ValueError: for shapes that disagree, scores that are not finite, or positions that are no candidate's.
+      ValueError: for inconsistent shapes, scores that are not finite, or positions outside the candidates.
     """
     chosen, rest, _, _ = _slots(scores, slate)
     below = _from_below(chosen, _logsumexp(rest), np.logaddexp)
@@ -40,27 +40,28 @@ def log_prob(scores: np.ndarray, slate: np.ndarray) -> np.ndarray:
 
 
 def expectation(scores: np.ndarray, slate: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mean [r, K, S] of `values` [r, C, S] over what Plackett–Luce would put into each slot, given the slots above it.
+    """Return the mean [r, K, S] of `values` over Plackett–Luce's choice for each slot, given the slots above it.
 
     Args:
-      scores, slate: as in `log_prob`; odds within a request may differ by e^700. A slot where nothing was shown has the
-        mean over what is left.
+      scores: as in `log_prob`; odds within a request may differ by up to e^700.
+      slate: as in `log_prob`; a slot where nothing was shown gets the mean over the candidates left.
+      values: [r, C, S].
     """
     chosen, rest, position, largest = _slots(scores, slate)
     odds, rest_odds = np.exp(chosen - largest), np.exp(rest - largest)
     values = np.asarray(values, np.float64)
     shown = np.take_along_axis(values, position[..., None], axis=1) * odds[..., None]
-    # What a slot may hold: the videos shown in it and below it, and the rest. Summed from below, never subtracted.
+    # A slot may hold the videos shown in it and below it, or the rest. Summing from below avoids cancellation.
     total = _from_below(odds, rest_odds.sum(axis=-1), np.add)
     weighted = np.flip(np.cumsum(np.flip(shown, 1), axis=1), 1) + np.einsum("rc,rcs->rs", rest_odds, values)[:, None]
     return weighted / np.maximum(total, np.finfo(np.float64).tiny)[..., None]
 
 
 def log_ratio(log_probability: np.ndarray, log_propensity: np.ndarray) -> np.ndarray:
-    """Logarithms [n] of the weights.
+    """Return the log importance weights [n].
 
     Raises:
-      ValueError: for shapes that disagree, or a propensity that is zero, above one or unknown.
+      ValueError: for inconsistent shapes, or a propensity that is zero, above one or unknown.
     """
     log_probability, log_propensity = np.asarray(log_probability, np.float64), np.asarray(log_propensity, np.float64)
     if log_probability.shape != log_propensity.shape:
@@ -78,7 +79,7 @@ def log_ratio(log_probability: np.ndarray, log_propensity: np.ndarray) -> np.nda
 
 
 def _slots(scores: np.ndarray, slate: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Scores of the slots [r, K] and of what no slot holds [r, C], −inf elsewhere; positions, and the best score."""
+    """Return scores of slots [r, K] and of unslotted candidates [r, C] (−inf elsewhere), positions, and best score."""
     scores, slate = np.asarray(scores, np.float64), np.asarray(slate)
     if scores.ndim != 2 or slate.ndim != 2 or len(scores) != len(slate):
         raise ValueError(
@@ -100,12 +101,12 @@ def _slots(scores: np.ndarray, slate: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _from_below(chosen: np.ndarray, rest: np.ndarray, add: np.ufunc) -> np.ndarray:
-    """[r, K] `rest` [r] and the slots [r, K] from the last up to each, put together by `add`."""
+    """Reduce `rest` [r] and the slots [r, K], from the last slot up to each, by `add`; returns [r, K]."""
     stacked = np.concatenate([rest[:, None], np.flip(chosen, 1)], axis=1)
     return np.flip(add.accumulate(stacked, axis=1)[:, 1:], 1)
 
 
 def _logsumexp(x: np.ndarray) -> np.ndarray:
     largest = np.maximum(x.max(axis=1), np.finfo(np.float64).min)
-    with np.errstate(divide="ignore"):  # nothing is left where all candidates were shown
+    with np.errstate(divide="ignore"):  # no candidate is left if all were shown
         return np.log(np.exp(x - largest[:, None]).sum(axis=1)) + largest
