@@ -1,7 +1,7 @@
-"""Coverage and Gini of arms with jackknife errors: functions of a whole catalogue's exposures, not means over users.
+"""Coverage and Gini of arms with jackknife errors: functions of all items' exposures, not means over users.
 
-The jackknife leaves out groups of users, which errs on the wide side (coverage's by about a factor 2 in A/A tests of a
-thousand videos). Letters: G groups of users, V videos.
+The jackknife leaves out groups of users and is conservative (coverage's errors are about a factor 2 too large in A/A
+tests with a thousand videos). Letters: G groups of users, V videos.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"coverage": diversity.
 def compare(
     exposures: Mapping[str, np.ndarray], control: str, paired: bool
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], float]:
-    """Every metric of every arm, and the standard error of its ratio to the control's.
+    """Compute every metric of every arm, and the standard error of its ratio to the control's.
 
     Args:
-      exposures: arm -> [G, V] counts. control: one of the arms. paired: whether the groups hold the same users in all
-        arms; groups are then left out of both sides at once.
+      exposures: arm -> [G, V] counts.
+      control: one of the arms.
+      paired: whether the groups hold the same users in all arms; a group is then left out of both arms together.
 
     Returns:
-      {metric: {arm: (value, standard error of value / control's value)}} and the quantile [Student's t, G − 1 degrees]
-      that the half-width of a 95 % interval has of these errors.
+      {metric: {arm: (value, standard error of value / control's value)}} and the quantile [Student's t, G − 1 degrees
+      of freedom] by which to multiply these errors for the half-width of a 95 % interval.
 
     Raises:
       ValueError: for shapes that differ or are not [G >= 2, V].
@@ -57,6 +58,6 @@ def compare(
 
 
 def _jackknife_error(without: np.ndarray) -> float:
-    """Standard error of a statistic from its values [G] with one group left out."""
+    """Return the standard error of a statistic from its values [G] with one group left out."""
     groups = len(without)
     return float(np.sqrt((groups - 1) / groups * ((without - without.mean()) ** 2).sum()))

@@ -1,6 +1,6 @@
-"""Diversity of what was exposed: catalogue coverage, Gini index of exposures, intra-list diversity.
+"""Diversity of exposures: item coverage, Gini index of exposures, intra-list diversity.
 
-Pure functions of arrays, for NumPy and for JAX alike (inside `jit` too): the result is of the library of the input.
+Pure functions for both NumPy and JAX arrays (also inside `jit`): the result has the array type of the input.
 Definitions as in Castells, Hurley and Vargas, "Novelty and Diversity in Recommender Systems" (Recommender Systems
 Handbook, 2nd ed., 2015).
 """
@@ -16,10 +16,10 @@ Array = Any  # np.ndarray or jax.Array
 
 
 def coverage(counts: Array) -> Array:
-    """Share of the catalogue's videos that were exposed at least once.
+    """Return the share of all videos that were exposed at least once.
 
     Args:
-      counts: [..., V] exposures of every video of the catalogue.
+      counts: [..., V] exposures of every video in the item set.
 
     Returns:
       [...] in [0, 1].
@@ -29,32 +29,32 @@ def coverage(counts: Array) -> Array:
 
 
 def gini(counts: Array) -> Array:
-    """Gini index of the exposures over the catalogue: 0 if all videos have as many, (V − 1) / V if one has all.
+    """Return the Gini index of exposures over all videos: 0 if all are equal, (V − 1) / V if one video has all.
 
     Args:
       counts: [..., V] exposures (or shares of them), non-negative.
 
     Returns:
-      [...] in [0, 1); 0 where there is no exposure at all.
+      [...] in [0, 1); 0 if there are no exposures.
     """
     xp = _library(counts)
     ordered = xp.sort(xp.asarray(counts, float), axis=-1)
     videos = ordered.shape[-1]
     total = ordered.sum(axis=-1, keepdims=True)
     share = ordered / xp.where(total > 0, total, 1)
-    centred_rank = (2 * xp.arange(1, videos + 1) - videos - 1) / videos  # sums to 0, so float32 serves a large V
+    centred_rank = (2 * xp.arange(1, videos + 1) - videos - 1) / videos  # sums to 0, so float32 suffices for large V
     return (centred_rank * share).sum(axis=-1)
 
 
 def intra_list_diversity(tags: Array, mask: Array | None = None) -> Array:
-    """1 − share of a slate's pairs of videos that have the same tag.
+    """Return 1 − the share of a slate's pairs of videos with the same tag.
 
     Args:
       tags: [..., K] integer tag of each exposed video.
-      mask: [..., K] bool, False where there is no exposure; all True if left out.
+      mask: [..., K] bool, False where there is no exposure; all True by default.
 
     Returns:
-      [...] in [0, 1]; 0 for slates of fewer than two videos, which have no pair: leave them out of means.
+      [...] in [0, 1]; 0 for slates of fewer than two videos, which have no pairs: leave them out of means.
 
     Raises:
       ValueError: for a mask of another shape.

@@ -1,7 +1,7 @@
-"""How well predicted feedback matches observed feedback: ranking within users, and the values themselves.
+"""Quality of predicted feedback against observed feedback: ranking within users, and calibration of the values.
 
-A prediction is of the *expected* feedback of an exposure: a probability for the binary signals, mean seconds for
-watch time. `metrics` judges it on a log; `uncertainty_ranks` and `selection_bias` need the simulator's truth.
+A prediction is the *expected* feedback of an exposure: a probability for the binary signals, mean seconds for
+watch time. `metrics` evaluates it on a log; `uncertainty_ranks` and `selection_bias` need the simulator's truth.
 Everything is NumPy on the host. Letters: n exposures, S signals, U users.
 """
 
@@ -19,19 +19,19 @@ from mmrf_jax.data import statistics
 from mmrf_jax.metrics import ranking
 from mmrf_jax.metrics.offline import MIN_USERS
 
-_SMALLEST = 1e-7  # probabilities are clipped to this and its complement before the logarithm
-_MAX_ROWS = 500_000  # exposures the linear baselines are fitted on
-_MIN_ROWS = 10  # of a decile, for a rank correlation within it
+_SMALLEST = 1e-7  # probabilities are clipped to [this, 1 − this] before the logarithm
+_MAX_ROWS = 500_000  # maximum exposures for fitting the linear baselines
+_MIN_ROWS = 10  # minimum rows of a decile for its rank correlation
 _WATCH_TIME = types.SIGNALS[types.WATCH_TIME]
 
 
 @dataclasses.dataclass(eq=False)
 class _Measured:
-    """One ranker's prediction of one signal, measured."""
+    """Metrics of one ranker's prediction of one signal."""
 
     entry: dict[str, Any]
     ranked: ranking.GroupedMetric
-    losses: np.ndarray  # [U] mean log-loss or absolute error of every user, ascending
+    losses: np.ndarray  # [U] mean log-loss or absolute error of each user, users in ascending order
 
 
 def metrics(
@@ -41,31 +41,31 @@ def metrics(
     duration: np.ndarray | None = None,
     draws: int = 1000,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Ranking and calibration of each ranker's predictions; the first ranker is the model, set against the others.
+    """Compute ranking and calibration of each ranker's predictions, and compare the first, the model, with the others.
 
     Args:
       user_id: [n] integers.
       feedback: [n, S] in SIGNALS order, watch time in seconds.
-      predicted: {ranker: {signal: expected feedback [n]}}; a ranker may leave signals out.
-      duration: [n] seconds, of the videos; with it watch time is also measured within deciles of duration.
-      draws: of the bootstraps over users.
+      predicted: {ranker: {signal: expected feedback [n]}}; a ranker may omit signals.
+      duration: [n] seconds, of the videos; if given, watch time is also evaluated within duration deciles.
+      draws: samples of the bootstraps over users.
 
     Returns:
-      {signal: {ranker: {...}}}, of the signals that somebody predicts.
+      {signal: {ranker: {...}}}, for the signals with at least one prediction.
 
       Binary signals: "auc" over all rows, "gauc", "gauc_ci95", "eligible_users", "logloss" in nats, "ece" (mean of
       |mean predicted − actual rate| over deciles of the prediction, weighted by rows), "by_decile".
       Watch time: "xauc", "xauc_ci95", "eligible_users", "mae" and "rmse" in seconds, "by_decile" and, given
-      `duration`, "by_duration", where a ranker by duration gains nothing.
+      `duration`, "by_duration", where a ranker by duration has no advantage.
       "by_decile": [{"predicted", "actual": means, "rows"}], ascending; equal predictions share a bin.
-      "model_minus", of the rankers after the first where that predicts the signal too: {"gauc" and "logloss", or
-      "xauc" and "mae": {"diff", "ci95"}}, paired over users; the loss of a user is weighted by the user's rows, so
-      that "diff" is the difference of the two figures.
+      "model_minus", for the rankers after the first if the first predicts the signal too: {"gauc" and "logloss", or
+      "xauc" and "mae": {"diff", "ci95"}}, paired over users; a user's loss is weighted by the user's rows, so that
+      "diff" is the difference of the two metrics.
 
-      AUC, GAUC and XAUC are None with fewer than MIN_USERS eligible users, all intervals with fewer users.
+      AUC, GAUC and XAUC are None with fewer than MIN_USERS eligible users, and all intervals with fewer users.
 
     Raises:
-      ValueError: for shapes that disagree, an unknown signal, labels other than 0 and 1, or numbers not finite.
+      ValueError: for inconsistent shapes, an unknown signal, labels other than 0 and 1, or numbers that are not finite.
     """
     user_id, feedback = np.asarray(user_id), np.asarray(feedback)
     if feedback.shape != (*user_id.shape, len(types.SIGNALS)):
@@ -75,7 +75,7 @@ def metrics(
         for signal, values in signals.items():
             types.signal_index(signal)
             _check_finite(f"{signal} predicted by {ranker}", values)
-    from sklearn.metrics import roc_auc_score  # a second to import: not when a run starts
+    from sklearn.metrics import roc_auc_score  # takes a second to import: not at the start of a run
 
     _, user_row, user_rows = np.unique(user_id, return_inverse=True, return_counts=True)
 
@@ -123,11 +123,13 @@ def metrics(
 def per_video_mean(
     train_video: np.ndarray, train_feedback: np.ndarray, video: np.ndarray, num_videos: int
 ) -> dict[str, np.ndarray]:
-    """Smoothed mean of each video's training feedback, {signal: [n] float64}; the same for all users.
+    """Return the smoothed mean of each video's training feedback, {signal: [n] float64}; equal for all users.
 
     Args:
-      train_video, train_feedback: [m] and [m, S] of the training exposures.
-      video: [n] of the exposures to predict. num_videos: V.
+      train_video: [m] of the training exposures.
+      train_feedback: [m, S] of the training exposures.
+      video: [n] of the exposures to predict.
+      num_videos: V.
     """
     feedback = np.asarray(train_feedback, np.float64)
     means = statistics.shrunken_means(np.asarray(train_video), feedback, num_videos)[np.asarray(video)]
@@ -137,14 +139,16 @@ def per_video_mean(
 def logistic(
     features: np.ndarray, feedback: np.ndarray, tests: Mapping[str, np.ndarray], seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Linear baselines on plain features: logistic regression for the binary signals, least squares for seconds.
+    """Fit linear baselines on plain features: logistic regression for binary signals, least squares for seconds.
 
     Args:
-      features, feedback: [m, F] and [m, S] of the training exposures, of which 500,000 at most are fitted on.
-      tests: {log: [n, F]} of the exposures to predict. seed: of the sample of training exposures.
+      features: [m, F] of the training exposures, of which at most 500,000 are used.
+      feedback: [m, S] of the training exposures.
+      tests: {log: [n, F]} of the exposures to predict.
+      seed: of the sample of training exposures.
 
     Returns:
-      {log: {signal: [n] float64}}. A signal with one class among the rows fitted on gets its smoothed training mean.
+      {log: {signal: [n] float64}}. A signal with a single class in the fitted rows gets its smoothed training mean.
     """
     from sklearn.linear_model import LinearRegression, LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -164,11 +168,11 @@ def logistic(
             for log, x in at_tests.items():
                 result[log][signal] = model.predict_proba(x)[:, 1].astype(np.float64)
         else:
-            # One exposure of either class is added: a probability of 0 or 1 would be refuted by a single row.
+            # Adds one exposure of each class: a single row would refute a probability of 0 or 1.
             for log, x in at_tests.items():
                 result[log][signal] = np.full(len(x), (label.sum() + 1.0) / (len(label) + 2.0))
-    # Least squares on the seconds themselves estimates their mean. Fitted to log1p it would estimate a median-like
-    # value below the mean; a log link would estimate the mean but explode on features far from the training ones.
+    # Least squares on seconds estimates the mean. On log1p it would estimate a median-like value below the mean; a log
+    # link would estimate the mean but explode on features far from the training ones.
     line = LinearRegression().fit(at_train, feedback[rows, types.WATCH_TIME].astype(np.float64))
     for log, x in at_tests.items():
         result[log][_WATCH_TIME] = np.maximum(line.predict(x), 0.0)
@@ -176,27 +180,29 @@ def logistic(
 
 
 def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Kolmogorov–Smirnov distance of two samples, [n] and [m]: the largest gap of their distributions, in [0, 1].
+    """Return the Kolmogorov–Smirnov distance of samples [n] and [m]: the largest gap between their CDFs, in [0, 1].
 
     Raises:
       ValueError: for an empty sample or numbers that are not finite.
     """
     _check_finite("a", a)
     _check_finite("b", b)
-    return float(scipy.stats.ks_2samp(a, b, method="asymp").statistic)  # the method is that of the p-value, unused here
+    return float(scipy.stats.ks_2samp(a, b, method="asymp").statistic)  # `method` affects only the p-value
 
 
 def excess_logloss_by_decile(
     uncertainty: np.ndarray, predicted: np.ndarray, label: np.ndarray
 ) -> list[dict[str, float]]:
-    """Log-loss beyond what the predictions themselves expect, within deciles of their uncertainty.
+    """Compute log-loss in excess of the predictions' own expectation, within deciles of their uncertainty.
 
     Args:
-      uncertainty, predicted, label: [n]; probabilities and 0/1 labels.
+      uncertainty: [n].
+      predicted: [n] probabilities.
+      label: [n] 0/1 labels.
 
     Returns:
       Ascending [{"uncertainty", "logloss", "expected", "excess", "rows"}], means in nats: "expected" is the entropy of
-      the predicted probabilities, the log-loss were they true, and "excess" is the rest.
+      the predicted probabilities (the log-loss if they were true), and "excess" is the rest.
     """
     uncertainty, predicted = np.asarray(uncertainty, np.float64), np.asarray(predicted, np.float64)
     loss, entropy = _logloss(predicted, np.asarray(label)), _logloss(predicted, np.clip(predicted, 0.0, 1.0))
@@ -209,12 +215,12 @@ def excess_logloss_by_decile(
 
 
 def uncertainty_ranks(uncertainty: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
-    """Whether uncertainty ranks the errors |predicted − truth|; all [n], truth being the expected feedback.
+    """Compute rank correlations of uncertainty with |predicted − truth|; all [n], truth being expected feedback.
 
     Returns:
-      "spearman" of uncertainty and error; "spearman_of_prediction", that of the prediction itself and the error, which
-      is to be beaten since rare feedback has small errors; "within_deciles", the first within deciles of the
-      prediction, weighted by rows, leaving out deciles of fewer than 10 rows. A correlation with a constant is None.
+      "spearman" of uncertainty and error; "spearman_of_prediction", of the prediction itself and the error, the
+      baseline to beat since rare feedback has small errors; "within_deciles", the first within deciles of the
+      prediction, weighted by rows, without deciles of fewer than 10 rows. A correlation with a constant is None.
     """
     uncertainty, predicted = np.asarray(uncertainty, np.float64), np.asarray(predicted, np.float64)
     error = np.abs(predicted - np.asarray(truth, np.float64))
@@ -229,11 +235,10 @@ def uncertainty_ranks(uncertainty: np.ndarray, predicted: np.ndarray, truth: np.
 
 
 def selection_bias(predicted: np.ndarray, truth: np.ndarray, shown: np.ndarray) -> dict[str, float | None]:
-    """Mean |predicted − truth| of the videos that were shown and of those that were not; all [n], `shown` bool.
+    """Compute the mean |predicted − truth| of videos that were shown and of those that were not; all [n], `shown` bool.
 
     Returns:
-      "impressions", "non_impressions" and "ratio", the second over the first; None where there is nothing to average
-      or to divide by.
+      "impressions", "non_impressions" and "ratio", the second over the first; None for an empty mean or a zero divisor.
     """
     error, shown = np.abs(np.asarray(predicted, np.float64) - np.asarray(truth, np.float64)), np.asarray(shown, bool)
     seen = float(error[shown].mean()) if shown.any() else None
@@ -243,7 +248,7 @@ def selection_bias(predicted: np.ndarray, truth: np.ndarray, shown: np.ndarray) 
 
 
 def format_table(result: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """`metrics` as a Markdown table, one row for each signal and ranker; "model −" are intervals of 95 %."""
+    """Format `metrics` as a Markdown table, one row per signal and ranker; "model −" columns show 95 % intervals."""
     header = ["signal", "ranker", "users", "GAUC / XAUC", "log-loss / MAE", "ECE / RMSE"]
     header += ["model − ranker, GAUC / XAUC", "model − ranker, log-loss / MAE"]
 
@@ -275,13 +280,13 @@ def _check_finite(name: str, values: np.ndarray) -> None:
 
 
 def _logloss(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Cross-entropy [n] of labels, or of the probabilities they are drawn from, under the prediction; nats."""
+    """Return the cross-entropy [n], in nats, of labels, or of their true probabilities, under the prediction."""
     p = np.clip(predicted, _SMALLEST, 1.0 - _SMALLEST)
     return -(label * np.log(p) + (1.0 - label) * np.log1p(-p))
 
 
 def _deciles(values: np.ndarray) -> list[np.ndarray]:
-    """Rows of each decile of `values` [n], ascending; equal values stay together, so there may be fewer than ten."""
+    """Return the rows of each decile of `values` [n], ascending; ties share one, so there may be fewer than ten."""
     rows = np.arange(len(values))
     return [
         decile.metric for decile in ranking.by_decile(values, rows, values, rows, lambda groups, scores, part: part)
@@ -293,7 +298,7 @@ def _means(predicted: np.ndarray, target: np.ndarray) -> dict[str, Any]:
 
 
 def _ranking(name: str, ranked: ranking.GroupedMetric, draws: int) -> dict[str, Any]:
-    """A ranking figure with its interval; None of both below MIN_USERS."""
+    """Return a ranking metric with its interval; both are None below MIN_USERS."""
     entry: dict[str, Any] = {name: None, f"{name}_ci95": None, "eligible_users": ranked.eligible_users}
     if ranked.eligible_users >= MIN_USERS:
         interval = ranking.bootstrap_interval(ranked.per_user, ranked.impressions, draws)
@@ -302,7 +307,7 @@ def _ranking(name: str, ranked: ranking.GroupedMetric, draws: int) -> dict[str, 
 
 
 def _difference(model: np.ndarray, other: np.ndarray, weights: np.ndarray, draws: int) -> dict[str, Any]:
-    """Weighted mean of model − other over the same users [U], with its interval from MIN_USERS users on."""
+    """Return the weighted mean of model − other over the same users [U], with an interval if U ≥ MIN_USERS."""
     diff = ranking.paired_bootstrap(model, other, weights, draws)
     return {"diff": diff.estimate, "ci95": [diff.low, diff.high] if len(model) >= MIN_USERS else None}
 

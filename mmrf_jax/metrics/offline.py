@@ -1,6 +1,6 @@
-"""Offline metrics of a ranker on a session log: its scores for what was shown, and GAUC for each signal.
+"""Offline metrics of a ranker on a session log: its scores of the exposed videos, and GAUC per signal.
 
-`gauc` ranks by the served (main) score, `gauc_agent` by the score of the signal's own agent.
+`gauc` ranks by the main agent's score, which is served; `gauc_agent` by the score of the signal's own agent.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from mmrf_jax.data import sessions
 from mmrf_jax.data.schema import SessionLog
 from mmrf_jax.metrics import ranking
 
-MIN_USERS = 200  # no figure is given for fewer eligible users
+MIN_USERS = 200  # metrics need at least this many eligible users
 #: Segments scored at a time.
 BATCH = 512
 
 
 @dataclasses.dataclass
 class Rows:
-    """Exposures of a log, one row each."""
+    """Exposures of a log, one per row."""
 
     user_id: np.ndarray  # [n] int32
     video: np.ndarray  # [n] int32
@@ -39,11 +39,12 @@ def score_log(
     batch: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Rows:
-    """Scores of every exposure of a log.
+    """Score every exposure of a log.
 
     Args:
-      score: jitted, SessionBatch -> scores [B, T+1, N, K] of the slates, each seen from before its request.
-      num_requests: T of a segment. batch: segments scored at a time; the last batch is padded, so one trace serves all.
+      score: jitted, SessionBatch -> scores [B, T+1, N, K] of the slates, each from the state before its request.
+      num_requests: T of a segment.
+      batch: segments scored at a time; the last batch is padded, so that one trace serves all.
       progress: called with the number of segments scored.
     """
     index = sessions.segment_index(log, num_requests)
@@ -65,7 +66,7 @@ def score_log(
 
 
 def exposures(log: SessionLog) -> Rows:
-    """The exposures of a log with no scores."""
+    """Return the exposures of a log without scores."""
     session, request, slot = sessions.exposure_index(log)
     video = log.candidates[request, log.slate[request, slot]]
     return Rows(log.user_id[session], video, log.feedback[request, slot], np.zeros((len(video), 0), np.float32))
@@ -79,20 +80,21 @@ def metrics(
     baselines: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     draws: int = 1000,
 ) -> dict[str, dict[str, Any]]:
-    """GAUC of each signal, watch time by its three measures, all with intervals over users.
+    """Compute GAUC per signal, and for watch time its three variants, all with intervals over users.
 
     Args:
-      rows: scored test exposures. signals: of the agents, as ordered in `rows.scores`.
+      rows: scored test exposures.
+      signals: of the agents, in the order of `rows.scores`.
       train: training exposures, for the users' medians of watch time.
       duration: [n] seconds, of the videos.
-      baselines: {ranker: {signal: scores [n]}}, compared with by a paired bootstrap.
-      draws: of the bootstrap.
+      baselines: {ranker: {signal: scores [n]}}, compared by a paired bootstrap.
+      draws: bootstrap samples.
 
     Returns:
-      {signal: {"gauc", "gauc_agent" where the signal has an agent, "ci95", "eligible_users", "by_duration"}}, the
-      last the served GAUC within deciles of duration, where a ranker by duration gains nothing; where a baseline scores
-      the signal also "against" {ranker: {"gauc", "diff", "diff_ci95"}}, diff being gauc_agent (else gauc) minus that of
-      the ranker. A figure with fewer than MIN_USERS eligible users is None.
+      {signal: {"gauc", "gauc_agent" if the signal has an agent, "ci95", "eligible_users", "by_duration"}}; the last is
+      the served GAUC within duration deciles, where a ranker by duration has no advantage. If a baseline scores the
+      signal, also "against" {ranker: {"gauc", "diff", "diff_ci95"}}, where diff is gauc_agent (else gauc) minus the
+      ranker's GAUC. Metrics with fewer than MIN_USERS eligible users are None.
     """
     seconds = rows.feedback[:, types.WATCH_TIME]
     labels = {s: rows.feedback[:, i] > 0.5 for i, s in enumerate(types.BINARY_SIGNALS)}
@@ -102,7 +104,7 @@ def metrics(
     everyone = np.ones(len(seconds), bool)
 
     def part(name: str) -> tuple[np.ndarray, np.ndarray, Callable[..., ranking.GroupedMetric]]:
-        """(rows that count, labels or targets, metric) of a signal."""
+        """Return (rows that count, labels or targets, metric) of a signal."""
         if name == "watch_time_xauc":
             return everyone, seconds, ranking.grouped_xauc
 
@@ -161,7 +163,7 @@ def metrics(
 
 
 def format_table(result: dict[str, dict[str, Any]]) -> str:
-    """Metrics as a Markdown table; differences are to the baseline on their left, with their 95 % interval."""
+    """Format metrics as a Markdown table; differences are to the baseline on their left, with their 95 % interval."""
     rankers = list(dict.fromkeys(ranker for entry in result.values() for ranker in entry.get("against", {})))
     header = ["signal", "users", "GAUC (served)", "95 %", "GAUC (own agent)"]
     header += [cell for ranker in rankers for cell in (ranker, "difference")]

@@ -1,7 +1,7 @@
-"""Grouped AUC and XAUC: how well a score ranks the videos of one user, averaged over users by impressions.
+"""Grouped AUC and XAUC: how well a score ranks each user's videos, averaged over users weighted by impressions.
 
-GAUC (Zhu et al., "Optimized Cost per Click in Taobao Display Advertising", KDD 2017) serves the binary
-signals, XAUC (Zhan et al., "Deconfounding Duration Bias in Watch-time Prediction", KDD 2022) watch time.
+GAUC (Zhu et al., "Optimized Cost per Click in Taobao Display Advertising", KDD 2017) is for the binary
+signals, XAUC (Zhan et al., "Deconfounding Duration Bias in Watch-time Prediction", KDD 2022) for watch time.
 Everything is NumPy on the host, vectorised over users: one sort of the n impressions serves all labels. Both
 metrics take O(n log n) time, XAUC by an exact count of the discordant pairs.
 
@@ -17,33 +17,33 @@ from typing import Any
 
 import numpy as np
 
-_CHUNK_ROWS = 1 << 18  # rows of one pass of the inversion count: its arrays then stay in the cache
-_BLOCK_USERS = 1 << 16  # users whose numbers stay in the cache while the bootstrap draws among them
-_DRAW_CELLS = 1 << 20  # resampled users held at a time by the bootstrap
+_CHUNK_ROWS = 1 << 18  # rows per pass of the inversion count, so that its arrays fit in cache
+_BLOCK_USERS = 1 << 16  # users per bootstrap block, so that their values fit in cache
+_DRAW_CELLS = 1 << 20  # maximum resampled users held at a time by the bootstrap
 
 
 @dataclass(frozen=True, eq=False)
 class GroupedMetric:
-    """A metric of single users and its mean weighted by impressions; users ascend, so two of them can be paired."""
+    """A per-user metric and its mean weighted by impressions; users ascend, so that two such metrics can be paired."""
 
-    value: float  # mean of `per_user` weighted by `impressions`; NaN where nobody is eligible
-    users: np.ndarray  # [U] user ids, ascending: those for whom the metric is defined
+    value: float  # mean of `per_user` weighted by `impressions`; NaN without eligible users
+    users: np.ndarray  # [U] ids, ascending, of the users for whom the metric is defined
     per_user: np.ndarray  # [U] float64 in [0, 1]
-    impressions: np.ndarray  # [U] int64, rows of the user, whatever their label
+    impressions: np.ndarray  # [U] int64, all rows of the user, whatever their label
 
     @property
     def eligible_users(self) -> int:
-        """U, the number of users the mean is over."""
+        """Return U, the number of users in the mean."""
         return len(self.users)
 
 
-#: A metric of which nobody is eligible.
+#: A metric without eligible users.
 NOBODY = GroupedMetric(float("nan"), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with a percentile interval of a bootstrap over users."""
+    """An estimate with a percentile interval from a bootstrap over users."""
 
     estimate: float
     low: float
@@ -51,7 +51,7 @@ class Interval:
 
     @property
     def above_zero(self) -> bool:
-        """Whether the whole interval is above zero: "beats", where the estimate is a difference."""
+        """Return whether the whole interval is above zero; for a difference, whether the first method is better."""
         return self.low > 0.0
 
 
@@ -62,13 +62,13 @@ class Decile:
     low: float  # seconds
     high: float  # seconds
     impressions: int
-    metric: Any  # what the metric function gave: a GroupedMetric or a dict of them
+    metric: Any  # result of the metric function: a GroupedMetric or a dict of them
 
 
 def grouped_auc(groups: np.ndarray, scores: np.ndarray, labels: Mapping[str, np.ndarray] | np.ndarray) -> dict:
-    """AUC of each user (ties half, as `sklearn.metrics.roc_auc_score`), weighted by the user's impressions.
+    """Compute AUC per user (ties half, as in `sklearn.metrics.roc_auc_score`), weighted by the user's impressions.
 
-    A user counts for a label if the user has rows of both classes. The weight is all rows of the user.
+    A user counts for a label if the user has rows of both classes. The weight is the number of all rows of the user.
 
     Args:
       groups: [n] integer user ids, in any order.
@@ -79,14 +79,14 @@ def grouped_auc(groups: np.ndarray, scores: np.ndarray, labels: Mapping[str, np.
       dict: label name (or column number, for an array) -> GroupedMetric.
 
     Raises:
-      ValueError: for shapes that disagree, scores with NaN or labels other than 0 and 1.
+      ValueError: for inconsistent shapes, scores with NaN or labels other than 0 and 1.
     """
     groups, scores = _check_rows(groups, scores)
     columns = _label_columns(labels, len(scores))
     order = np.lexsort((scores, groups))
     sorted_groups, sorted_scores = groups[order], scores[order]
     starts, sizes = _runs(_changes(sorted_groups))
-    # Twice the average rank within the user, so that it is an integer: first + last of the block of equal scores.
+    # Twice the average rank within the user, which keeps it an integer: first + last of the block of equal scores.
     tie_starts, tie_sizes = _runs(_changes(sorted_groups, sorted_scores))
     doubled_rank = np.repeat(2 * tie_starts + tie_sizes + 1, tie_sizes) - 2 * np.repeat(starts, sizes)
     users = sorted_groups[starts]
@@ -101,11 +101,11 @@ def grouped_auc(groups: np.ndarray, scores: np.ndarray, labels: Mapping[str, np.
 
 
 def grouped_xauc(groups: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> GroupedMetric:
-    """Concordance of score and play time within each user, weighted by the user's impressions; exact.
+    """Compute the exact concordance of score and play time within each user, weighted by the user's impressions.
 
     Over the pairs of one user's rows with *different* targets: a pair counts 1 if the score orders it as the target
     does, one half if the two scores are equal, 0 otherwise. Pairs with equal targets are left out, and so are users
-    with no other pairs. With a binary target it is `grouped_auc`.
+    without other pairs. With a binary target this equals `grouped_auc`.
 
     Args:
       groups: [n] integer user ids, in any order.
@@ -113,7 +113,7 @@ def grouped_xauc(groups: np.ndarray, scores: np.ndarray, targets: np.ndarray) ->
       targets: [n] float, such as play time in seconds.
 
     Raises:
-      ValueError: for shapes that disagree, or scores or targets with NaN.
+      ValueError: for inconsistent shapes, or scores or targets with NaN.
     """
     groups, scores = _check_rows(groups, scores)
     targets = _check_numbers("targets", targets, len(scores))
@@ -124,7 +124,7 @@ def grouped_xauc(groups: np.ndarray, scores: np.ndarray, targets: np.ndarray) ->
     tied_target = _tied_pairs(_changes(sorted_groups, targets[by_target]), starts)
     tied_both = _tied_pairs(_changes(sorted_groups, targets[by_target], scores[by_target]), starts)
     tied_score = _tied_pairs(_changes(sorted_groups, scores[by_score]), starts)
-    # Places in the score order of the rows in target order. Equal targets ascend in score and equal scores ascend in
+    # Ranks in the score order of the rows in target order. Equal targets ascend in score and equal scores ascend in
     # target, so that an inversion is exactly a pair with both different and in opposite order.
     place = np.empty(len(scores), np.int32 if len(scores) < 2**31 else np.int64)
     place[by_score] = np.arange(len(scores), dtype=place.dtype)
@@ -137,11 +137,13 @@ def grouped_xauc(groups: np.ndarray, scores: np.ndarray, targets: np.ndarray) ->
 def watch_time_median(
     train_users: np.ndarray, train_play: np.ndarray, test_users: np.ndarray, test_play: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Label "watched longer than this user's training median" (strictly longer).
+    """Label rows watched (strictly) longer than the user's training median.
 
     Args:
-      train_users, train_play: [m] user ids and play time in seconds of the training rows.
-      test_users, test_play: [n] the same of the rows to label.
+      train_users: [m] user ids of the training rows.
+      train_play: [m] play time in seconds of the training rows.
+      test_users: [n] user ids of the rows to label.
+      test_play: [n] play time in seconds of the rows to label.
 
     Returns:
       label: [n] bool, False where the mask is.
@@ -149,7 +151,7 @@ def watch_time_median(
       left_out: the number of those users.
 
     Raises:
-      ValueError: for shapes that disagree, or play times with NaN.
+      ValueError: for inconsistent shapes, or play times with NaN.
     """
     test_users, test_play = _check_rows(test_users, test_play, "test_users", "test_play")
     if not len(train_users):
@@ -173,19 +175,21 @@ def by_decile(
     labels: Mapping[str, np.ndarray] | np.ndarray,
     metric: Callable[..., Any] = grouped_auc,
 ) -> list[Decile]:
-    """A metric within deciles of video duration: users are compared on videos of about one length only.
+    """Compute a metric within deciles of video duration, so that users are compared on videos of similar length.
 
     Args:
       duration: [n] seconds. Deciles are of the impressions; with many equal durations they are of unequal size, and
         empty ones are left out.
-      groups, scores, labels: as `metric` takes them.
+      groups: as `metric` takes them.
+      scores: as `metric` takes them.
+      labels: as `metric` takes them.
       metric: `grouped_auc` or `grouped_xauc` (then `labels` are the targets).
 
     Returns:
       At most ten Decile, ascending in duration; eligibility and weights are those within the decile.
 
     Raises:
-      ValueError: for shapes that disagree or durations with NaN.
+      ValueError: for inconsistent shapes or durations with NaN.
     """
     groups, scores = _check_rows(groups, scores)
     duration = _check_numbers("duration", duration, len(scores))
@@ -206,7 +210,7 @@ def by_decile(
 def bootstrap_interval(
     values: np.ndarray, weights: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Percentile interval of Σ w v / Σ w, resampling users with replacement (users, not rows, are independent).
+    """Compute a percentile interval of Σ w v / Σ w by resampling users, the independent units, with replacement.
 
     Args:
       values: [U] one number per user, such as GroupedMetric.per_user.
@@ -216,7 +220,7 @@ def bootstrap_interval(
       level: coverage, 0.95 for a 95 % interval.
 
     Raises:
-      ValueError: for shapes that disagree, no users, NaN, or weights that are negative or all zero.
+      ValueError: for inconsistent shapes, no users, NaN, or weights that are negative or all zero.
     """
     values = np.asarray(values, np.float64)
     weights = np.asarray(weights, np.float64)
@@ -233,11 +237,12 @@ def bootstrap_interval(
 def paired_bootstrap(
     a: np.ndarray, b: np.ndarray, weights: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Interval of the weighted mean of a − b over the same users; a beats b if `above_zero`.
+    """Compute an interval of the weighted mean of a − b over the same users; a is better than b if `above_zero`.
 
     Args:
-      a, b: [U] the metric of each user under two methods, users in the same order (rows and labels of the two
-        `grouped_auc` calls being the same, their `users` are).
+      a: [U] the metric of each user under the first method.
+      b: [U] the same under the second, users in the same order (as in two `grouped_auc` calls on the same rows and
+        labels).
       weights, draws, seed, level: as in `bootstrap_interval`.
 
     Raises:
@@ -250,9 +255,9 @@ def paired_bootstrap(
 
 
 def _resampled_sums(columns: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Sums [R, draws] of columns [R, U] over users drawn with replacement.
+    """Return sums [R, draws] of columns [R, U] over users drawn with replacement.
 
-    Users are taken in blocks that stay in the cache: how many of the U draws fall into each block is multinomial.
+    Users are processed in blocks that fit in cache; the number of the U draws in each block is multinomial.
     """
     users = columns.shape[1]
     edges = np.linspace(0, users, -(-users // _BLOCK_USERS) + 1).astype(np.int64)
@@ -288,7 +293,7 @@ def _check_rows(
 
 
 def _label_columns(labels: Mapping[str, np.ndarray] | np.ndarray, rows: int) -> dict[Any, np.ndarray]:
-    """Name -> [n] uint8, checked to be binary."""
+    """Return name -> [n] uint8, checked to be binary."""
     if isinstance(labels, Mapping):
         columns: dict[Any, np.ndarray] = {name: np.asarray(column) for name, column in labels.items()}
     else:
@@ -304,7 +309,7 @@ def _label_columns(labels: Mapping[str, np.ndarray] | np.ndarray, rows: int) -> 
 
 
 def _changes(*columns: np.ndarray) -> np.ndarray:
-    """[n] bool: rows of sorted columns that differ from the row before in any of them; the first is True."""
+    """Return [n] bool: rows of sorted columns that differ from the previous row in any column; the first is True."""
     new = np.ones(len(columns[0]), bool)
     np.not_equal(columns[0][1:], columns[0][:-1], out=new[1:])
     for column in columns[1:]:
@@ -313,7 +318,7 @@ def _changes(*columns: np.ndarray) -> np.ndarray:
 
 
 def _runs(new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First rows and lengths of the runs that `new` opens."""
+    """Return the first rows and lengths of the runs that `new` starts."""
     starts = np.flatnonzero(new)
     return starts, np.diff(starts, append=len(new))
 
@@ -323,13 +328,13 @@ def _group_sum(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _tied_pairs(new: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Pairs within the runs that `new` opens, summed by group: the rows' places in their runs add up to it."""
+    """Count pairs within the runs that `new` starts, by group: the sum of the rows' positions in their runs."""
     run_starts, run_sizes = _runs(new)
     return _group_sum(np.arange(len(new)) - np.repeat(run_starts, run_sizes), starts)
 
 
 def _inversions(place: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Inversions of each group of a permutation, in O(n log(largest group)); passes over bits, not over groups.
+    """Count the inversions of each group of a permutation in O(n log(largest group)), by passes over bits, not groups.
 
     `place` [n] is a permutation of 0 … n−1 that keeps every group's rows [start, start + size) in place. Going down
     the bits of the place within the group, as in a wavelet tree, the rows are partitioned by the bit, keeping their
@@ -350,12 +355,15 @@ def _inversions(place: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.
 
 
 def _chunk_inversions(rank: np.ndarray, group_start: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """`rank` [m] is the place within the group, `group_start` [m] the group's first row in this chunk."""
+    """Count the inversions of one chunk.
+
+    `rank` [m] is the place within the group, `group_start` [m] the group's first row in this chunk.
+    """
     rank = rank.astype(group_start.dtype)
     position = np.arange(len(rank), dtype=rank.dtype)
     counts = np.zeros(len(starts), np.int64)
     for bit in reversed(range(int(rank.max()).bit_length())):
-        node = group_start + ((rank >> (bit + 1)) << (bit + 1))  # its rows start here: all smaller places are before
+        node = group_start + ((rank >> (bit + 1)) << (bit + 1))  # first row of the node: all smaller places precede it
         one = (rank >> bit) & 1
         ones_before = np.cumsum(one, dtype=rank.dtype) - one
         ones_before -= ones_before[node]
@@ -368,7 +376,7 @@ def _chunk_inversions(rank: np.ndarray, group_start: np.ndarray, starts: np.ndar
 
 
 def _weighted(users: np.ndarray, wins: np.ndarray, pairs: np.ndarray, impressions: np.ndarray) -> GroupedMetric:
-    """Metric wins / pairs of users with pairs > 0 and its mean weighted by impressions."""
+    """Return the metric wins / pairs of users with pairs > 0, and its mean weighted by impressions."""
     kept = pairs > 0
     per_user = wins[kept] / pairs[kept]
     weights = impressions[kept]
