@@ -1,4 +1,4 @@
-"""Sections of a report: attention and conflict between the agents, sessions to look at, and the settings."""
+"""Report sections on the agents: inter-agent attention, gradient conflict, the session explorer, and the config."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _lines(tree: Mapping[str, Any]) -> list[list[str | Cell]]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by dotted names."""
+    """Yield nested settings by dotted name."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""Charts of a report, as Bokeh figures: as wide as their column, told apart by marker and label, not colour alone."""
+"""Charts of a report, as Bokeh figures: as wide as their column, with series that differ in more than colour."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from bokeh.models.annotations import Span, Title, Whisker
 from bokeh.palettes import Blues256
 from bokeh.plotting import figure
 
-#: Okabe and Ito's colours, and a marker and a dash for each: every series differs in all three.
+#: Okabe and Ito's colours, with a marker and a dash for each, so that every series differs in all three.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
 _DASHES = ("solid", "dashed", "dotdash", "dotted", "solid", "dashed", "dotdash")
 _INK, _GRID = "#1f2933", "#e4e7eb"
 _FONT = "system-ui, sans-serif"
-_POINTS = 120  # of a curve: more are averaged
+_POINTS = 120  # maximum per curve: more are averaged
 
 Figure = Any  # Bokeh's figures have no useful types
 
 
 def style(index: int) -> dict[str, str]:
-    """Colour, marker and dash of a series."""
+    """Return the colour, marker and dash of a series."""
     i = index % len(COLOURS)
     return {"colour": COLOURS[i], "marker": MARKERS[i], "dash": _DASHES[i]}
 
@@ -61,7 +61,7 @@ def _blank(title: str, height: int, **options) -> Figure:
 
 
 def show(x: float, form: str) -> str:
-    """A formatted number, its minus sign as wide as a plus."""
+    """Format a number with a minus sign as wide as a plus."""
     text = f"{x:{form}}"
     return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
 
@@ -71,7 +71,7 @@ def _hover(plot: Figure, renderers: list, tips: list[tuple[str, str]]) -> None:
 
 
 def thinned(x: Sequence[float], y: Sequence[float], breaks: Sequence[float]) -> tuple[list[float], list[float]]:
-    """A curve of a hundred points or so, means of neighbours, with a gap (NaN) at every break."""
+    """Downsample a curve to about a hundred points, by means of neighbours, with a gap (NaN) at every break."""
     size = max(-(-len(x) // _POINTS), 1)
     edges = [-math.inf, *breaks, math.inf]
     out: tuple[list[float], list[float]] = ([], [])
@@ -88,10 +88,11 @@ def thinned(x: Sequence[float], y: Sequence[float], breaks: Sequence[float]) -> 
 
 
 def curves(title: str, series: Mapping[str, tuple[int, list, list]], breaks: Sequence[float]) -> Figure:
-    """Curves over steps.
+    """Plot curves over steps.
 
     Args:
-      series: {name: (number of its style, steps, values)}. breaks: steps at which a round ended, dotted.
+      series: {name: (style number, steps, values)}.
+      breaks: steps at which a round ended, drawn as dotted lines.
     """
     plot = _blank(title, 150)
     plot.xaxis.ticker.desired_num_ticks = plot.yaxis.ticker.desired_num_ticks = 3
@@ -112,7 +113,7 @@ def curves(title: str, series: Mapping[str, tuple[int, list, list]], breaks: Seq
 
 
 def forest(title: str, rows: Sequence[tuple[str, float, float, float]]) -> Figure:
-    """Differences with their intervals (name, difference, low, high), the first on top."""
+    """Plot differences with their intervals (name, difference, low, high), the first on top."""
     names = [row[0] for row in rows]
     plot = _blank(title, 58 + 34 * len(rows), y_range=names[::-1])
     plot.ygrid.grid_line_color = None
@@ -120,7 +121,7 @@ def forest(title: str, rows: Sequence[tuple[str, float, float, float]]) -> Figur
     plot.add_layout(Span(location=0, dimension="height", line_color=_INK, line_dash="dashed"))
     columns = dict(zip(("name", "diff", "low", "high"), map(list, zip(*rows, strict=True)), strict=True))
     columns["text"] = [f"{show(diff, '+.1f')} %" for diff in columns["diff"]]
-    # Filled where the interval leaves out 0, hollow where it does not.
+    # Filled if the interval excludes 0, otherwise hollow.
     columns["fill"] = [
         COLOURS[0] if low > 0 or high < 0 else "#ffffff"
         for low, high in zip(columns["low"], columns["high"], strict=True)
@@ -152,7 +153,7 @@ def forest(title: str, rows: Sequence[tuple[str, float, float, float]]) -> Figur
 
 
 def shares(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
-    """Shares of a limit (name, share, label) on a logarithmic axis, the limit a line at 1, the first on top."""
+    """Plot shares of a limit (name, share, label) on a logarithmic axis, the limit a line at 1, the first on top."""
     names = [row[0] for row in rows]
     low, high = min(0.1, *(row[1] for row in rows)), max(1.0, *(row[1] for row in rows))
     plot = _blank(title, 70 + 26 * len(rows), y_range=names[::-1], x_axis_type="log", x_range=(0.5 * low, 30.0 * high))
@@ -177,7 +178,7 @@ def shares(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
 
 
 def growth(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    """Costs (size, cost) by size, which is on a logarithmic axis."""
+    """Plot costs (size, cost) over size, on a logarithmic axis."""
     plot = _blank(title, 240, x_axis_type="log")
     for index, (name, points) in enumerate(series.items()):
         look = style(index)
@@ -197,11 +198,11 @@ def growth(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Fig
 
 
 def reliability(title: str, series: Mapping[str, tuple[int, list[Mapping[str, float]]]], share: bool) -> Figure:
-    """Observed against predicted means by decile; on the diagonal they agree.
+    """Plot observed against predicted means by decile (reliability diagram); on the diagonal they agree.
 
     Args:
-      series: {name: (number of its style, [{"predicted", "actual", "rows"}])}. share: whether means are of 0 and 1, so
-        that the first series has intervals of 95 %.
+      series: {name: (style number, [{"predicted", "actual", "rows"}])}.
+      share: whether means are of 0 and 1, so that the first series has 95 % intervals.
     """
     plot = _blank(title, 210)
     plot.xaxis.ticker.desired_num_ticks = plot.yaxis.ticker.desired_num_ticks = 3
@@ -229,7 +230,7 @@ def reliability(title: str, series: Mapping[str, tuple[int, list[Mapping[str, fl
 
 
 def wilson(share: float, rows: float, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share of `rows` independent exposures."""
+    """Return Wilson's interval of a share of `rows` independent exposures."""
     centre, scale = share + z * z / (2 * rows), 1 + z * z / rows
     half = z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
@@ -243,10 +244,10 @@ def heat(
     low: float,
     high: float,
 ) -> Figure:
-    """A matrix with its numbers in its cells, rows from the top; None stays blank.
+    """Plot a matrix as a heat map with numbers in the cells, rows from the top; None stays blank.
 
     Args:
-      low, high: what the ends of the colours stand for: light to dark blue, or from dark orange where low is below 0.
+      low, high: values at the ends of the colour scale: light to dark blue, or from dark orange if low is below 0.
     """
     plot = _blank(title, 90 + 34 * len(rows), x_range=list(columns), y_range=list(rows)[::-1])
     plot.grid.grid_line_color = None
@@ -285,7 +286,7 @@ _ORANGES = ("#fff3e0", "#fddcb5", "#f7bd84", "#ee9a55", "#d9752b", "#b35806", "#
 
 
 def _shade(x: float, low: float, high: float) -> tuple[str, str]:
-    """The colour of a cell, and of the number in it."""
+    """Return the colour of a cell, and of the number in it."""
     if low < 0 and x < 0:
         size = min(x / low, 1.0)
         fill = _ORANGES[round(size * (len(_ORANGES) - 1))]

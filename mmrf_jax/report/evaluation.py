@@ -1,4 +1,4 @@
-"""Sections of a report: how a run was judged."""
+"""Report sections on a run's evaluation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _RANKERS = ("model", "agents", "per_video_mean", "logistic")
 
 
 def arms(run: Run) -> tuple[str, dict[str, Any]]:
-    """The control of the A/B test, and the other arms, the run's own first."""
+    """Return the control of the A/B test, and the other arms, the run's own first."""
     arms = dict(run.results.get("ab_test", {}))
     control = control_of(arms)
     arms.pop(control, None)
@@ -85,7 +85,7 @@ def _label(metric: str) -> str:
 
 
 def _difference(metric: str, entry: Mapping[str, Any] | None) -> Cell:
-    """A mean, and how far it is from the control's, or why that is not known."""
+    """Return a cell with a mean and its difference to the control, or why the difference is unknown."""
     if entry is None:
         return Cell(NOTHING)
     if entry["diff_pct"] is None:
@@ -95,7 +95,7 @@ def _difference(metric: str, entry: Mapping[str, Any] | None) -> Cell:
 
 
 def _in_order(entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The entries of signals as the signals are ordered everywhere, what is none of them last."""
+    """Return the entries in the usual order of signals, entries of no signal last."""
 
     def place(name):
         return types.SIGNALS.index(name) if name in types.SIGNALS else len(types.SIGNALS)

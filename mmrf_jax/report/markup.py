@@ -1,4 +1,4 @@
-"""Pieces of a page: text is escaped wherever it enters, so that names and settings can hold anything."""
+"""HTML building blocks of a page: all text is escaped on entry, so names and settings may contain anything."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NOTHING = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A cell of a table: a figure, and in small print its interval.
+    """A table cell: a value, and its interval in small print.
 
     Attributes:
-      sure: the interval leaves out "no difference"; in bold, and `detail` says whether that is better or worse.
+      sure: whether the interval excludes "no difference"; if so, the cell is bold and `detail` says better or worse.
     """
 
     text: str
@@ -33,7 +33,7 @@ def escape(text: Any) -> str:
 
 
 def number(x: float | None, digits: int = 4) -> str:
-    """A figure with so many significant digits."""
+    """Format a number with `digits` significant digits."""
     if x is None:
         return NOTHING
     return charts.show(x, ",.0f" if abs(x) >= 10 ** (digits - 1) else f".{digits}g")
@@ -44,7 +44,7 @@ def interval(bounds: Sequence[float] | None, form: str = ".4f") -> str:
 
 
 def judged(bounds: Sequence[float] | None, form: str, less: bool = False) -> tuple[str, bool]:
-    """An interval of a difference, with "better" or "worse" where it leaves out 0, and whether it does.
+    """Format the interval of a difference, with "better" or "worse" if it excludes 0, and return whether it does.
 
     Args:
       less: whether less is better.
@@ -54,7 +54,7 @@ def judged(bounds: Sequence[float] | None, form: str, less: bool = False) -> tup
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> str:
-    """A table in a box of its own, which scrolls where the table is wider than the page."""
+    """Return a table in its own box, which scrolls if the table is wider than the page."""
     lines = ["<tr>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in head) + "</tr>"]
     body = []
     for row in rows:
@@ -84,7 +84,7 @@ _STROKES = {"solid": "", "dashed": "6 3", "dotdash": "2 2 6 2", "dotted": "2 3"}
 
 
 def legend(names: Sequence[str]) -> str:
-    """One legend for many charts: the marker, dash and colour of each series."""
+    """Return one legend for many charts: the marker, dash and colour of each series."""
     items = []
     for index, name in enumerate(names):
         look = charts.style(index)
@@ -95,6 +95,6 @@ def legend(names: Sequence[str]) -> str:
 
 
 def data(identity: str, value: Any) -> str:
-    """JSON that scripts read; no text in it can end the element."""
+    """Embed JSON for scripts; no text in it can close the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" id="{identity}">{text}</script>'

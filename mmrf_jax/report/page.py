@@ -1,7 +1,7 @@
-"""A run as one HTML page that opens offline: what was run, how it learned, how it was judged, how its agents agree.
+"""A run as one HTML page that opens offline: its setup, training, evaluation and agents.
 
-Pure: dictionaries in, text out. Everything is in the page itself: Bokeh's script, the style, the data. The page's own
-policy (`Content-Security-Policy`) forbids it to fetch anything.
+Pure: dictionaries in, text out. The page is self-contained: Bokeh's script, the style, the data. Its
+`Content-Security-Policy` forbids it to fetch anything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _POLICY = (
 
 
 def build(run: sections.Run) -> str:
-    """The page."""
+    """Build the page."""
     makers: tuple[Callable[[sections.Run], sections.Part | None], ...] = (
         evaluation.ab_test,
         evaluation.offline,
@@ -73,9 +73,9 @@ def build(run: sections.Run) -> str:
 
 
 def _embedded(figures: Mapping[str, charts.Figure]) -> tuple[str, dict[str, str]]:
-    """The script of all charts, and each one's place in the page."""
+    """Return the script of all charts, and each chart's HTML placeholder."""
     document = Document()
-    with document.models.freeze():  # else every chart added has Bokeh look through all those before it
+    with document.models.freeze():  # otherwise Bokeh rescans all earlier charts for every chart added
         for figure in figures.values():
             document.add_root(figure)
     return components(dict(figures))
@@ -110,7 +110,7 @@ def _duration(seconds: float) -> str:
 
 
 def _tiles(run: sections.Run) -> str:
-    """The few figures that one looks for first."""
+    """Return the tiles with the headline results."""
     tiles = []
     control, arms = evaluation.arms(run)
     own = arms.get(run.config["method"], {})

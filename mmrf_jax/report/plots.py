@@ -1,4 +1,4 @@
-"""Pictures of results."""
+"""Plots of results, as PNG files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ _METRICS = ("watch_time", "depth", "like", "follow", "hate", "return_rate")
 _DAILY = ("watch_time", "depth", "visits", "watch_time_per_day")
 _GAP = (math.nan, math.nan)
 _COLUMNS = 4  # of panels
-_MARKERS = "osD^vP"  # arms are told apart without colour
+_MARKERS = "osD^vP"  # distinguish arms without colour
 
 
 def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _METRICS) -> None:
-    """Differences to the control with 95 % intervals, one panel a metric, written as a PNG.
+    """Plot differences to the control with 95 % intervals, one panel per metric, as a PNG.
 
     Args:
-      result: of `abtest.simulate.compare`. path: file to write. metrics: keys; those without any interval are left out,
-        and where an arm alone has none its row says why.
+      result: from `abtest.simulate.compare`.
+      path: file to write.
+      metrics: keys; metrics without any interval are left out. If only one arm has none, its row says why.
     """
     from matplotlib.figure import Figure  # slow to import, and needed only here
 
@@ -63,11 +64,12 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
 
 
 def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _DAILY) -> None:
-    """Differences to the control by day with 95 % intervals, one panel a metric, written as a PNG.
+    """Plot differences to the control by day with 95 % intervals, one panel per metric, as a PNG.
 
     Args:
-      result: of `abtest.simulate_days.compare`. path: file to write. metrics: keys; those without any interval are left
-        out, and days without one are gaps.
+      result: from `abtest.simulate_days.compare`.
+      path: file to write.
+      metrics: keys; metrics without any interval are left out, and days without one are gaps.
     """
     from matplotlib.figure import Figure
 
@@ -99,10 +101,11 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
 
 
 def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Costs by size, which is on a logarithmic axis, one panel for each part and unit, written as a PNG.
+    """Plot costs over size, on a logarithmic axis, one panel per part and unit, as a PNG.
 
     Args:
-      results: [{"name": "part/what/size", "value", "unit"}] of `launch.benchmark --suite=scale`.
+      results: [{"name": "part/what/size", "value", "unit"}] from `launch.benchmark --suite=scale`.
+      path: file to write.
     """
     from matplotlib.figure import Figure
 
@@ -122,7 +125,7 @@ def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
             axis.plot(*zip(*points, strict=True), marker=marker, color="black", linewidth=1.0, label=what)
         axis.set_xscale("log")
         sizes = sorted({size for points in curves.values() for size, _ in points})
-        if sizes[-1] < 100:  # a few processes: no powers of ten
+        if sizes[-1] < 100:  # a few processes: label the sizes instead of powers of ten
             axis.set_xticks(sizes, [str(size) for size in sizes])
             axis.minorticks_off()
         axis.set_xlabel(part)
@@ -134,11 +137,12 @@ def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
 
 
 def limits(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Rates as shares of the machine's limits, which are the line at 1, written as a PNG.
+    """Plot rates as shares of the machine's limits, which are the line at 1, as a PNG.
 
     Args:
-      results: [{"name", "value", "unit", "limit", "fraction_of_limit"}] of `launch.benchmark --suite=speed`; entries
+      results: [{"name", "value", "unit", "limit", "fraction_of_limit"}] from `launch.benchmark --suite=speed`; entries
         without a limit are left out.
+      path: file to write.
     """
     from matplotlib.figure import Figure
 
@@ -159,7 +163,7 @@ def limits(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
 
 
 def _there(entry: Mapping[str, Any] | None) -> bool:
-    """Whether an entry has an interval."""
+    """Return whether an entry has an interval."""
     return bool(entry) and entry["ci95"] is not None and None not in entry["ci95"]  # type: ignore[index]
 
 
@@ -168,7 +172,7 @@ def _title(metric: str) -> str:
 
 
 def _nothing() -> Any:
-    """A picture that says that there is nothing to draw."""
+    """Return a figure saying that there is nothing to draw."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.0, 1.0))

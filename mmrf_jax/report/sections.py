@@ -1,4 +1,4 @@
-"""What a report is made of, and its sections; `page` puts them together."""
+"""The inputs of a report and its sections, which `page` combines."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from typing import Any
 
 from mmrf_jax.report import charts
 
-#: Why a section of results is empty before the end.
+#: Why a results section is empty before the end of the run.
 UNFINISHED = "The run has not come to its end: results.json is not there yet."
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a page is made of.
+    """The inputs of a report page.
 
     Attributes:
-      name: of the run. config: nested. versions: {library: version}. rows: of metrics.jsonl. results: of results.json,
-      empty where the run is not finished. source: what was counted when the input was read.
-      explained: of `training.run_report.explain`. measured: {"speed", "scale": of `launch.benchmark`}, if there.
+      name: of the run.
+      config: nested.
+      versions: {library: version}.
+      rows: of metrics.jsonl.
+      results: of results.json, empty if the run is not finished.
+      source: counts from reading the input.
+      explained: from `training.run_report.explain`.
+      measured: {"speed", "scale": from `launch.benchmark`}, if available.
     """
 
     name: str
@@ -34,7 +39,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A section of the page: `body` is HTML, in which {{name}} stands for a chart; or why there is none."""
+    """A section of the page: HTML `body` in which {{name}} stands for a chart; `missing` says why there is none."""
 
     identity: str
     title: str
@@ -45,5 +50,5 @@ class Part:
 
 
 def grid(names: Sequence[str], kind: str = "") -> str:
-    """A place in a section's body for each of these charts."""
+    """Return the section's placeholders for these charts."""
     return f'<div class="charts {kind}">' + "".join("{{" + name + "}}" for name in names) + "</div>"

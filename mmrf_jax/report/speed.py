@@ -1,4 +1,4 @@
-"""Sections of a report: what the machine did, where `launch.benchmark` has left its figures in the run's folder."""
+"""Report sections on machine performance, if `launch.benchmark` has written its results into the run folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmrf_jax.report.sections import Part, Run, grid
 
 
 def speed(run: Run) -> Part | None:
-    """Rates beside limits, of WORKDIR/speed.json; None where there is none."""
+    """Return rates next to their limits, from WORKDIR/speed.json; None if it does not exist."""
     found = run.measured.get("speed")
     if found is None:
         return None
@@ -31,7 +31,7 @@ def speed(run: Run) -> Part | None:
 
 
 def scale(run: Run) -> Part | None:
-    """How costs and memory grow, of WORKDIR/scale.json; None where there is none."""
+    """Return the growth of costs and memory, from WORKDIR/scale.json; None if it does not exist."""
     found = run.measured.get("scale")
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Section of a report: how a run learned."""
+"""Report section on training curves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def curves(run: Run) -> Part:
 
 
 def _optimism(run: Run) -> str:
-    """What the policy of each round earned in its own model, and outside of it."""
+    """Return the table of each round's policy return in its own model and in the world."""
     rows = [row for row in run.rows if row["phase"] == "optimism"]
     if not rows:
         return ""
