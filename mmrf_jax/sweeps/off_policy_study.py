@@ -1,8 +1,8 @@
-"""The estimators' own error: off-policy estimates of many policies beside the two truths of the world.
+"""Errors of the off-policy estimators: estimates of many policies against two true values from the world.
 
-The logs are production's. Truth (i) is what estimates by single videos aim at: states, and videos above, of production,
-actions of the policy. It is exact but for the states, which are those of all logs. Truth (ii) is what the policy earns
-in sessions of its own. Letters: P policies, R rankers, r requests, s signals of `SIGNALS`.
+Production collects the logs. Truth (i) is the target of the per-video estimates: states and preceding videos follow
+production, actions follow the policy. It is exact except for the states, which are those of all logs. Truth (ii) is the
+on-policy value from separate sessions. Letters: P policies, R rankers, r requests, s signals of `SIGNALS`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from mmrf_jax.parallel import sharding
 from mmrf_jax.training import configs, sources
 
 SIGNALS = ("click", "long_view", "like", "watch_time")
-CLOSE = 0.05  # of production's watch time per video, truth (i): policies that differ by less are close ones
-_BATCH = 256  # sessions at a time
-_DRAWS = 300  # of the bootstrap of each log
+CLOSE = 0.05  # relative to production's watch time per video, truth (i): policies that differ by less count as close
+_BATCH = 256  # sessions per batch
+_DRAWS = 300  # bootstrap samples per log
 _LOG_USERS, _SERVED_USERS = 300_000_000, 400_000_000
 _COLUMNS = np.array([types.signal_index(name) for name in SIGNALS])
 
@@ -38,17 +38,18 @@ Score = Callable[[Any, Any], chex.Array]  # (simulator parameters, state) -> [B,
 
 
 def run(config, out: Path) -> dict[str, Any]:
-    """Simulates logs and sessions, then writes OUT/table.json and OUT/table.md. Returns the table.
+    """Simulate logs and sessions, write OUT/table.json and OUT/table.md, and return the table.
 
     Args:
       config: see experiments/table_estimators.py.
+      out: folder to write.
 
     Returns:
-      {"policies": {name: {signal: {"truth", "on_policy": of a session, "difference": of the truth to production's,
-      relative}}}, "close": names, "logs", "log_users", "log_requests", "sessions", "estimators": {signal: {estimator:
-      {cap: {policy: {"pooled": the estimate on all logs at once, "coverage": share of the logs with an interval whose
-      interval holds the truth, None where no log has one, "mean": of the logs' estimates}}}}}, "summary": {signal:
-      {estimator: {cap: `_summary`}}}}.
+      {"policies": {name: {signal: {"truth", "on_policy": per session, "difference": relative difference of the truth to
+      production's}}}, "close": names, "logs", "log_users", "log_requests", "sessions", "estimators": {signal:
+      {estimator: {cap: {policy: {"pooled": the estimate on all logs together, "coverage": among logs with an interval,
+      the share whose interval contains the truth, None if no log has one, "mean": of the logs' estimates}}}}},
+      "summary": {signal: {estimator: {cap: `_summary`}}}}.
 
     Raises:
       ValueError: for an unknown ranker, no policy named production, or numbers that are too small.
@@ -94,7 +95,7 @@ def run(config, out: Path) -> dict[str, Any]:
 
 
 def rankers_of(source: sources.Source) -> dict[str, Score]:
-    """What policies are mixed of: the arms of the world that need no training, and the duration of a video."""
+    """Return the components of the mixed policies: the world's arms that need no training, and a video's duration."""
     duration = jnp.log(source.items.duration)
     return {name: policy.score for name, policy in source.policies.items()} | {
         "duration": lambda params, state: duration[state.candidates]
@@ -102,7 +103,7 @@ def rankers_of(source: sources.Source) -> dict[str, Score]:
 
 
 def mixes(policies, rankers: Sequence[str]) -> np.ndarray:
-    """[P, R] weights of the rankers.
+    """Return the rankers' weights [P, R].
 
     Raises:
       ValueError: for an unknown ranker, or no policy named production.
@@ -119,7 +120,7 @@ def mixes(policies, rankers: Sequence[str]) -> np.ndarray:
 
 
 def mixed_scores(weights: chex.Array, scores: dict[str, Score], params, state) -> chex.Array:
-    """Scores [B, C] of a policy with weights [R], to be served as Plackett–Luce at T = 1."""
+    """Return the scores [B, C] of a policy with weights [R], for a Plackett–Luce ranker at T = 1."""
     each = jnp.stack([ops.standardised(score(params, state)) for score in scores.values()])
     return ops.standardised(jnp.einsum("r,rbc->bc", weights, each))
 
@@ -132,11 +133,11 @@ def simulate_logs(
     users: int,
     requests: int,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The first requests of `users` sessions of production, and truth (i).
+    """Simulate the first requests of `users` sessions of production, and compute truth (i).
 
     Returns:
       {"user": [n] from 0, "log_weight": [n, P], "reward": [n, s]} of the exposed videos, by request and slot, and the
-      truth [P, s]: the mean over them of what each policy would have got in their place.
+      truth [P, s]: the mean over them of the reward that each policy would expect in the same slot.
     """
     assert source.sim is not None and source.truth is not None
     sim, expected_feedback, k = source.sim, source.truth, source.schema.slate
@@ -152,7 +153,7 @@ def simulate_logs(
         chosen = jnp.broadcast_to(slate, (len(policies), *slate.shape))
         log_weight = ops.plackett_luce_log_prob(mixed, chosen) - log_propensity
 
-        def add(carry, slot):  # what is shown lower is watched less, and what was shown is gone
+        def add(carry, slot):  # lower slots are watched less, and videos already shown are removed
             total, odds = carry
             expected = expected_feedback(params, state, slot)[0][..., _COLUMNS]
             total += jnp.einsum("pbc,bcs->pbs", odds / odds.sum(axis=-1, keepdims=True), expected)
@@ -187,7 +188,7 @@ def simulate_logs(
 
 
 def _errors(rows: dict[str, np.ndarray], policy: int, truth: np.ndarray, logs: int, log_users: int):
-    """(signal, estimator, cap, entry of `run`) of a policy, from the logs together and each alone."""
+    """Yield (signal, estimator, cap, entry of `run`) of a policy, from all logs together and from each log."""
     log_weight, reward = rows["log_weight"][:, policy], rows["reward"]
     edges = np.searchsorted(rows["user"], log_users * np.arange(logs + 1))
     estimate = functools.partial(estimators.estimate, signals=SIGNALS, draws=_DRAWS)
@@ -214,14 +215,19 @@ def _errors(rows: dict[str, np.ndarray], policy: int, truth: np.ndarray, logs: i
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean of those that are there; None where none is."""
+    """Return the mean of the values that are not None; None if there are none."""
     there = [x for x in values if x is not None]
     return float(np.mean(there)) if there else None
 
 
 def _summary(entries: dict[str, Any], policies: dict[str, Any], signal: str, close: list[str]) -> dict[str, Any]:
-    """{"all" | "close": {"error": mean |pooled / truth − 1|, "coverage": of truth (i), and rank correlations of the
-    pooled estimates with truth (i), "rank", and with (ii), "rank_on_policy"}}; None for fewer than 3 policies."""
+    """Summarise the entries of an estimator and cap over all policies and over the close ones.
+
+    Returns:
+      {"all" | "close": {"error": mean |pooled / truth − 1|, "coverage": of truth (i), and rank correlations of the
+      pooled estimates with truth (i), "rank", and with (ii), "rank_on_policy"}}; correlations are None for fewer than 3
+      policies.
+    """
     result = {}
     for group, names in (("all", list(entries)), ("close", close)):
         pooled = np.array([entries[name]["pooled"] for name in names])
@@ -242,10 +248,10 @@ def _summary(entries: dict[str, Any], policies: dict[str, Any], signal: str, clo
 def _serve(
     source: sources.Source, rankers: dict[str, Score], key: types.Key, weights: np.ndarray, sessions: int
 ) -> list[dict[str, float]]:
-    """Truth (ii): {signal: mean of a session, a count or seconds} of each policy."""
+    """Compute truth (ii) of each policy: {signal: mean per session, a count or seconds}."""
     assert source.sim is not None
     sim, k = source.sim, source.schema.slate
-    # The weights travel with the world's parameters, so that all policies are one program.
+    # Passing the weights with the world's parameters lets all policies share one program.
     mixing = base.Simulator(
         lambda key, users, day, params: sim.reset(key, users, day, params[0]),
         lambda key, state, exposed, params: sim.step(key, state, exposed, params[0]),
@@ -266,7 +272,7 @@ def _serve(
 
 
 def format_table(table: dict[str, Any]) -> str:
-    """The study's tables as Markdown: estimators, then policies by watch time."""
+    """Format the study's tables as Markdown: estimators, then policies by watch time."""
 
     def number(x, spec):
         return "–" if x is None else format(x, spec)

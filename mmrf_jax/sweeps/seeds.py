@@ -1,9 +1,9 @@
-"""Results of several seeds in one table: means, and differences to a reference with intervals over the seeds.
+"""Aggregation over seeds: means, and differences to a reference with intervals over the seeds.
 
-A seed is a whole repetition: logs, initial parameters and the users of its A/B test. Within a seed arms share users and
-chance, so a seed gives one paired difference; the interval is Student's over those, and holds the chance of training
-as well as that of users. Fewer than `MIN_SEEDS` seeds have no interval; nor is one given that holds 0 and is wider than
-`TOO_WIDE`.
+Each seed repeats the whole experiment: logs, initial parameters and the users of its A/B test. Within a seed, arms
+share users and random numbers, so a seed gives one paired difference. Student's t interval over these covers the
+randomness of training as well as of users. There is no interval for fewer than `MIN_SEEDS` seeds, or if it would
+contain 0 and be wider than `TOO_WIDE`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import stats
 
 from mmrf_jax.abtest import statistics
 
-MIN_SEEDS = 3  # of two, Student's interval is 12.7 standard errors to either side
+MIN_SEEDS = 3  # with two, Student's interval is ±12.7 standard errors
 TOO_WIDE = 100.0  # percentage points
 
 
@@ -25,20 +25,21 @@ def across(
     reference: str,
     against: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Means over seeds, and what each arm has more than the reference.
+    """Compute means over seeds, and each arm's difference to the reference.
 
     Args:
-      by_seed: for each seed, {arm: {metric: value}}, None where there is none.
-      reference: one of the arms. against: another one in its place for some of the arms, {arm: its reference}.
+      by_seed: for each seed, {arm: {metric: value}}, None if there is no value.
+      reference: one of the arms.
+      against: other references for some of the arms, {arm: its reference}.
 
     Returns:
       {arm: {metric: {"mean", "diff_pct", "ci95", "by_seed"}}}; `diff_pct` is the mean over seeds of
-      100 (value / the reference's − 1), `ci95` its 95 % interval, not below −100 % where values are not below 0. It is
-      None, and `note` says why, where the reference is 0 or None, for few seeds, and where it is too wide to say
-      anything. `by_seed` are the values; where one is None, so is the mean.
+      100 (value / the reference's − 1), `ci95` its 95 % interval, at least −100 % if values are not negative. It is
+      None, and `note` gives the reason, if the reference is 0 or None, if there are too few seeds, or if the interval
+      is too wide. `by_seed` are the values; if one is None, so is the mean.
 
     Raises:
-      ValueError: for no seeds, or a reference that is no arm.
+      ValueError: for no seeds, or a reference that is not an arm.
     """
     if not by_seed or reference not in by_seed[0]:
         raise ValueError(f"{len(by_seed)} seeds, and reference {reference!r}; name an arm of at least one seed")
@@ -46,7 +47,7 @@ def across(
     for arm, metrics in by_seed[0].items():
         result[arm], names = {}, (arm, against.get(arm, reference))
         for metric in metrics:
-            # None becomes NaN, and then the mean of all is None again.
+            # None becomes NaN; the mean is then None.
             values, base = (np.array([seed[name][metric] for seed in by_seed], float) for name in names)
             mean = None if np.isnan(values).any() else values.mean()
             entry: dict[str, Any] = {"mean": mean, "diff_pct": None, "ci95": None}
@@ -61,7 +62,7 @@ def across(
 
 
 def _interval(diff: np.ndarray, bounded: bool) -> dict[str, Any]:
-    """Mean of differences [seeds] in % and its interval; `bounded` where none can be below −100 %."""
+    """Return the mean of differences [seeds] in % and its interval; `bounded` if no difference can be below −100 %."""
     mean, seeds = float(diff.mean()), len(diff)
     if seeds < MIN_SEEDS:
         return {"diff_pct": mean, "note": f"too few seeds: {seeds}, an interval needs {MIN_SEEDS}"}
@@ -77,10 +78,10 @@ def format_table(
     metrics: Sequence[str],
     lower_is_better: Callable[[str], bool] = statistics.lower_is_better,
 ) -> str:
-    """Arms × metrics in Markdown; a cell is "mean (diff % [low, high])", "better" or "worse" where that leaves out 0.
+    """Format arms × metrics in Markdown; a cell is "mean (diff % [low, high])", with better or worse if it excludes 0.
 
     Args:
-      lower_is_better: of a metric.
+      lower_is_better: whether lower values of a metric are better.
     """
     lines = ["| arm | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
     lines += [

@@ -1,4 +1,4 @@
-"""Studies: every variant of a run with every seed, and tables of them all."""
+"""Studies: every variant of a run with every seed, and tables of their results."""
 
 from __future__ import annotations
 
@@ -41,29 +41,29 @@ _AB_METRICS = (
 )
 _DAILY = ("watch_time_per_day", "visits")
 _ERRORS = ("click", "long_view", "like", "watch_time")
-#: Who is ranked by the served scores; all other signals are by their agent's own.
+#: Metrics ranked by the served scores; all other signals are ranked by their own agent's.
 _SERVED = ("long_view", "watch_time_median", "watch_time_xauc")
 _ESTIMATED = ("watch_time", "click", "like", "follow", "comment", "forward", "hate")
-_CAP = "10"  # of NCIS in the tables; `launch.evaluate` sweeps it
+_CAP = "10"  # of NCIS in the tables; `launch.evaluate` reports all caps
 
 
 class Study(NamedTuple):
-    """A study's config, where it is kept, and where its runs are."""
+    """A study's config, its output folder, and the folder of its runs."""
 
     config: Any
     out: Path
     runs_dir: Path
 
     def names(self) -> list[str]:
-        """The variants, the reference first."""
+        """Return the variants, the reference first."""
         return sorted(self.config.variants, key=lambda name: (name != self.config.reference, name))
 
     def against(self) -> dict[str, str]:
-        """What variants are compared with that are not compared with the reference."""
+        """Return the references of the variants that are not compared with the study's reference."""
         return dict(self.config.get("against", {}))
 
     def arms(self) -> list[str]:
-        """Those of the A/B tests, in the order of the tables."""
+        """Return the arms of the A/B tests, in the order of the tables."""
         return [*self.names(), *self.config.arms]
 
     def configs(self, seed: int) -> dict[str, configs.Run]:
@@ -71,16 +71,16 @@ class Study(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What a study can measure.
+    """A measurement that a study can make.
 
     Attributes:
       title: a line above the table.
       measure: (study, seed) -> values of each arm.
       of_world: whether it needs the world's truth or its users.
-      of_runs: what it needs of each run, of `_OF_RUNS`; "" for nothing.
+      of_runs: the entry of `_OF_RUNS` that it needs of each run; "" for none.
       reference: the name of the study's reference in the rows.
       serves: whether it is an A/B test.
-      lower_is_better: of a metric.
+      lower_is_better: whether lower values of a metric are better.
     """
 
     title: str
@@ -93,10 +93,10 @@ class Table(NamedTuple):
 
 
 def run_config(config, variant: str, seed: int) -> configs.Run:
-    """The config of one run of a study.
+    """Return the config of one run of a study.
 
     Raises:
-      ValueError: where a variant sets a field that runs do not have.
+      ValueError: if a variant sets a field that runs do not have.
     """
     run = ml_collections.ConfigDict(config.run.to_dict()).lock()
     for name, value in run_folder.flat(config.variants[variant].to_dict()).items():
@@ -111,7 +111,7 @@ def run_config(config, variant: str, seed: int) -> configs.Run:
 
 
 def folder(config, runs_dir: Path) -> Path:
-    """Where the run of a config is kept: the same for all studies that need it."""
+    """Return the folder of a config's run, which all studies share."""
     fixed = {
         name: value for name, value in run_folder.flat(configs.as_dict(config)).items() if not run_folder.is_free(name)
     }
@@ -119,7 +119,7 @@ def folder(config, runs_dir: Path) -> Path:
 
 
 def check(study: Study) -> None:
-    """Refuses before anything is trained what would fail after it."""
+    """Refuse, before training, a study that would fail after it."""
     config, names = study.config, study.names()
     configs.validate(config.to_dict())
     if config.reference not in names:
@@ -150,16 +150,18 @@ def check(study: Study) -> None:
 
 
 def run(config, out: Path, runs_dir: Path) -> dict[str, Any]:
-    """Runs what is not there yet, then writes OUT/table.json and OUT/table.md. Returns the table.
+    """Train the missing runs, write OUT/table.json and OUT/table.md, and return the table.
 
     Args:
-      config: of a study, see experiments/table_ablation.py. runs_dir: folder of the runs, shared by studies.
+      config: of a study, see experiments/table_ablation.py.
+      out: folder to write.
+      runs_dir: folder of the runs, shared by studies.
     """
     study = Study(config, out, runs_dir)
     check(study)
     paths: dict[str, list[Path]] = {}
     for name in study.names():
-        for seed in range(config.seeds):  # of one program
+        for seed in range(config.seeds):  # seeds share one program
             one = run_config(config, name, seed)
             paths.setdefault(name, []).append(folder(one, runs_dir))
             say(f"study: {name}, seed {seed + 1} of {config.seeds}, in {paths[name][-1]}")
@@ -184,17 +186,17 @@ def run(config, out: Path, runs_dir: Path) -> dict[str, Any]:
 
 
 def _forget() -> None:
-    """Frees compiled programs: each holds memory maps, and the system's limit on those ends a process of many runs."""
+    """Free compiled programs: each holds memory maps, and many runs in one process would exceed the system's limit."""
     jax.clear_caches()
 
 
 def _learned(folder: Path) -> str:
-    """Tells one training of a run from another."""
+    """Return a hash that identifies one training of a run."""
     return hashlib.sha256((folder / "learned.json").read_bytes()).hexdigest()
 
 
 def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1) -> dict[str, Any]:
-    """The seed's paired A/B test in a variant of the world, kept in OUT/NAME_SEED.json."""
+    """Run the seed's paired A/B test in a variant of the world, or read it from OUT/NAME_SEED.json."""
     config, trained, path = study.config, study.configs(seed), study.out / f"{name}_{seed}.json"
     places = {name: folder(one, study.runs_dir) for name, one in trained.items()}
     played_in = configs.override(
@@ -218,14 +220,17 @@ def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1)
 
 
 def _means(study: Study, seed: int, *, name: str, variant: str) -> Rows:
-    """What each arm earns in an A/B test."""
+    """Return the mean metrics of each arm in an A/B test."""
     test = _ab_test(study, seed, name=name, variant=variant)["ab_test"]
     return {arm: {metric: test[arm][metric]["mean"] for metric in _AB_METRICS} for arm in study.arms()}
 
 
 def _by_day(study: Study, seed: int) -> Rows:
-    """What each arm earns a user and day: on all days, in the first and the second half of those after the first day,
-    how the second half compares with the first, and by day."""
+    """Return each arm's metrics per user and day.
+
+    They are over all days, over the first and the second half of the days after the first, as the ratio of these
+    halves, and by day.
+    """
     kept = _ab_test(study, seed, name="by_day", variant="base", days=study.config.days)
     result: Rows = {}
     for arm in study.arms():
@@ -242,7 +247,7 @@ def _by_day(study: Study, seed: int) -> Rows:
     return result
 
 
-#: What is measured of a single run, {file in its folder, without .json: (config, source, plan, state) -> JSON}.
+#: Measurements of a single run, {file in its folder, without .json: (config, source, plan, state) -> JSON}.
 _OF_RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "truth": lambda config, source, plan, state: world_truth.compare(
         source, plan, state, source.test()["test"], source.train
@@ -252,11 +257,11 @@ _OF_RUNS: dict[str, Callable[..., dict[str, Any]]] = {
         for name, log in source.test().items()
     },
 }
-_fitted: dict[tuple[str, str], off_policy.Propensities] = {}  # of real logs, which all runs of a study share
+_fitted: dict[tuple[str, str], off_policy.Propensities] = {}  # of real logs, shared by all runs of a study
 
 
 def _propensities(config, source: sources.Source, name: str, log) -> off_policy.Propensities:
-    """The log's, which take a fit of its own where the log is real."""
+    """Return the log's propensities; a real log needs a fit of its own."""
     if config.source == "world":
         return off_policy.propensities(source, log)
     key = (json.dumps(dataclasses.asdict(config.data), sort_keys=True), name)
@@ -266,7 +271,7 @@ def _propensities(config, source: sources.Source, name: str, log) -> off_policy.
 
 
 def _measured(config, place: Path, name: str) -> dict[str, Any]:
-    """One of `_OF_RUNS` of a run, kept in its folder."""
+    """Return one of `_OF_RUNS` of a run, cached in its folder."""
     path, learned = place / f"{name}.json", _learned(place)
     kept = run_folder.read_json(path) if path.exists() else {}
     if kept.get("learned") != learned:
@@ -279,7 +284,7 @@ def _measured(config, place: Path, name: str) -> dict[str, Any]:
 
 
 def _errors(study: Study, seed: int) -> Rows:
-    """Mean errors of each predictor of each variant, on videos that were shown and that were not."""
+    """Return the mean errors of each variant's predictors on videos that were shown and that were not."""
     return {
         f"{predictor} of {variant}": {
             f"{signal}, {kind}": signals[signal][key]
@@ -287,14 +292,14 @@ def _errors(study: Study, seed: int) -> Rows:
             for kind, key in (("shown", "impressions"), ("not shown", "non_impressions"))
         }
         for variant, config in study.configs(seed).items()
-        for predictor, signals in sorted(  # the order that a kept file has
+        for predictor, signals in sorted(  # the order of a stored file
             _measured(config, folder(config, study.runs_dir), "truth")["selection_bias"].items()
         )
     }
 
 
 def _offline(study: Study, seed: int, log: str = "test") -> Rows:
-    """GAUC of each variant on a held-out log, and NCIS of its stochastic ranker."""
+    """Return the GAUC of each variant on a held-out log, and the NCIS estimates of its stochastic ranker."""
     result: Rows = {}
     for variant, config in study.configs(seed).items():
         place = folder(config, study.runs_dir)
@@ -302,7 +307,7 @@ def _offline(study: Study, seed: int, log: str = "test") -> Rows:
         entries = results["offline"] if log == "test" else results["offline_other"][log]
         row = {f"GAUC {name}": entries[name]["gauc"] for name in _SERVED}
         for name in ("click", "like", "follow", "comment", "forward", "hate"):
-            own = entries[name].get("gauc_agent")  # of an agent of its own, where there is one
+            own = entries[name].get("gauc_agent")  # of the signal's own agent, if there is one
             row[f"GAUC {name}"] = entries[name]["gauc"] if own is None else own
         if log in estimated:
             signals = estimated[log]["units"]["video"]["signals"]
@@ -312,12 +317,12 @@ def _offline(study: Study, seed: int, log: str = "test") -> Rows:
 
 
 def _of_errors(metric: str) -> bool:
-    """Whether less is better: of errors, always."""
+    """Return whether lower is better: always, for errors."""
     return True
 
 
 def _of_offline(metric: str) -> bool:
-    """Whether less is better: of hates that a ranker would earn; its GAUC of hates is of how well it foresees them."""
+    """Return whether lower is better: for NCIS of hate. Its GAUC measures how well hates are predicted."""
     return metric == "NCIS hate"
 
 
@@ -363,7 +368,7 @@ TABLES = {
         lower_is_better=_of_offline,
     ),
 }
-#: Rows of a run by round, {table: title}; means over seeds.
+#: Tables of a run's rows by round, {table: title}; means over seeds.
 _BY_ROUND = {
     "optimism": "What the newest policy earns in the feedback model and in the world, seconds a session:",
     "conflict": "Cosine of each agent's gradient and the main agent's, on what actors share and on the encoder, and "
@@ -372,7 +377,7 @@ _BY_ROUND = {
 
 
 def _by_round(folders: Iterable[Path], name: str) -> list[dict[str, float]]:
-    """The rows of each round, means over seeds; none where the runs have none."""
+    """Return the rows of each round, averaged over seeds; empty if the runs have none."""
     by_seed = [run_folder.read_json(path / "learned.json")[name] for path in folders]
 
     def mean(rows, key):
@@ -383,7 +388,7 @@ def _by_round(folders: Iterable[Path], name: str) -> list[dict[str, float]]:
 
 
 def format_table(table: dict[str, Any]) -> str:
-    """The tables of a study as Markdown."""
+    """Format the tables of a study as Markdown."""
     sessions = f", {table['sessions']:,} sessions in each arm and seed" if table["sessions"] else ""
     others = "".join(f" {name} is compared with {other}." for name, other in table["against"].items())
     known = "95 % intervals over seeds"
@@ -402,7 +407,7 @@ def format_table(table: dict[str, Any]) -> str:
             ]
     for name, title in _BY_ROUND.items():
         if table.get(name):
-            keys = list({key: None for rows in table[name].values() for key in rows[0]})  # in order, each once
+            keys = list({key: None for rows in table[name].values() for key in rows[0]})  # unique, in order
             lines = ["| arm | round | " + " | ".join(keys) + " |", "|---" * (len(keys) + 2) + "|"]
             for arm, rows in table[name].items():
                 for number, row in enumerate(rows, 1):
