@@ -1,4 +1,4 @@
-"""A/B tests of rankers in the world: the same users, with the same chance, in every arm, or each in one by hash.
+"""Runs A/B tests of rankers in the world: same users and randomness in every arm, or each user in one arm by hash.
 
   python -m launch.ab_test --config=experiments/world.py --arms=production,runs/world,runs/myopic \\
       --sessions=100000 --out=runs/ab.json --plot=runs/ab.png
@@ -9,9 +9,9 @@
 
 Arms are production, random, oracle_myopic, oracle_planning, popularity (mean watch time of each video in production's
 log), or run folders of launch.train; the first is the control. In a feedback model (--config.simulator=feedback) the
-arm logged is the ranker whose logs it was fitted on.
-With --days users come back, and effects are also given by day. --aa serves one arm, assigns its users to two arms anew
-for each of so many A/A tests, and says how often the intervals hold zero.
+arm `logged` is the ranker that collected the model's training log.
+With --days users return, and effects are also given by day. --aa runs that many A/A tests: one arm serves all users,
+each test assigns them to two arms anew, and the result is how often the intervals contain zero.
 """
 
 from absl import flags
@@ -73,13 +73,13 @@ def main() -> None:
 
 
 def _arm(name: str) -> str:
-    """What the arm is called in tables: a run by its folder's name."""
+    """Return the arm's name in tables: for a run, its folder's name."""
     path = files.user_path(name, "--arms")
     return path.name if path.is_dir() else name
 
 
 def _check_options() -> None:
-    """Refuses flags that do not go together, before any work is done.
+    """Refuse incompatible flags before any work is done.
 
     Raises:
       ValueError: naming them.

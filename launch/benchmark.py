@@ -1,16 +1,16 @@
-"""What the program costs on this machine, as JSON and a table.
+"""Measures the program's speed and memory on this machine; writes JSON and prints a table.
 
   python -m launch.benchmark --suite=speed --out=runs/speed.json
   python -m launch.benchmark --suite=rollouts --out=runs/rollouts.json
   python -m launch.benchmark --suite=scale --out=runs/scale.json --plot=runs/scale.png
   python -m launch.benchmark --suite=serve --out=runs/serve.json
 
-`speed`: rates of rollouts, learning, scoring and start, each beside this machine's limit, measured in the same run.
+`speed`: rates of rollouts, training, scoring and start-up, each with this machine's limit, measured in the same run.
 `rollouts`: the cost of a live user request in the world under production's policy, from 2^10 to 2^20 users in one call;
-resets are in it, compilation is not. `scale`: how costs and memory grow with the rows of an embedding table, the videos
-of the world, the users of an A/B test, the processes of a run and the rows of a log; each size in a process of its own.
-`serve`: slates a second of the ranking service, latency at 150 a second and at half of all it can, and memory over
-100,000 requests; needs requirements-serve.txt.
+it includes resets but not compilation. `scale`: how costs and memory grow with the rows of an embedding table, the
+videos of the world, the users of an A/B test, the processes of a run and the rows of a log; each size runs in a
+separate process. `serve`: slates per second of the ranking service, latency at 150 per second and at half of its
+maximum rate, and memory over 100,000 requests; needs requirements-serve.txt.
 """
 
 import os
@@ -56,7 +56,7 @@ def main() -> None:
     elif _SUITE.value == "scale":
         results = scale.scale(parts, _MAX_SIZE.value, _REPEATS.value)
     elif _SUITE.value == "serve":
-        from launch.benchmarks import serve  # needs what only servers install
+        from launch.benchmarks import serve  # needs packages that only servers install
 
         results = serve.serve(_REPEATS.value, _REQUESTS.value)
     else:

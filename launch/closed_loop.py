@@ -1,13 +1,13 @@
-"""The whole loop on this machine: a served ranker collects feedback, is trained on it, and is replaced while it serves.
+"""Runs the whole loop on this machine: a served ranker collects feedback, is trained on it, and is replaced live.
 
   python -m launch.closed_loop --config=experiments/world.py --rounds=3 --workdir=runs/loop
 
 Users of the world are HTTP clients of a service (launch.serve). The first ranker is trained on production's log. In
-each round so many new users visit; then launch.train learns from the feedback log, launch.export makes an artefact, and
-the service moves on to it while others go on visiting. Watch time a session is printed by round, with its 95 %
-interval. Started again with the same --workdir, it goes on where it was.
+each round --sessions new users visit; then launch.train trains on the feedback log, launch.export writes an artefact,
+and the service switches to it while other users keep visiting. Watch time per session is printed by round, with its
+95 % interval. Re-running with the same --workdir resumes the loop.
 
-WORKDIR has runs/, artifacts/, served/ (the feedback log), current (a link to the artefact that serves) and loop.json.
+WORKDIR has runs/, artifacts/, served/ (the feedback log), current (a link to the served artefact) and loop.json.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _loop(config, folder: Path, clients) -> None:
-    """The rounds that are left; `clients` is the module."""
+    """Run the remaining rounds; `clients` is the module."""
     from mmrf_jax.parallel import sharding
     from mmrf_jax.training import restore, sources
 
@@ -98,7 +98,7 @@ def _loop(config, folder: Path, clients) -> None:
 
 
 def _served(users, artifact: str, first_user: int) -> dict[str, Any]:
-    """One session of each of a round's users, by an artefact."""
+    """Serve one session to each of a round's users with an artefact; return the metrics."""
     visits = users.visit(first_user, _SESSIONS.value, progress=counted("visits", _SESSIONS.value))
     return {
         "artifact": artifact,
@@ -112,12 +112,13 @@ def _served(users, artifact: str, first_user: int) -> dict[str, Any]:
 
 
 class _Done:
-    """What the loop has done, in a file."""
+    """Progress of the loop, stored in a file."""
 
     def __init__(self, path: Path, asked: dict[str, Any]):
-        """
+        """Load the progress, if the file exists.
+
         Raises:
-          ValueError: where the folder is of another loop.
+          ValueError: if the folder belongs to another loop.
         """
         self._path = path
         self._all: dict[str, Any] = {"asked": asked, "production": None, "rounds": [], "tries": {}, "served": {}}
@@ -144,14 +145,14 @@ class _Done:
         return self._all["rounds"]
 
     def tried(self, what: str) -> int:
-        """How often something was begun before; the users of each try are others."""
+        """Count an attempt and return the number of earlier ones; each attempt uses different users."""
         before = self._all["tries"].get(what, 0)
         self._all["tries"][what] = before + 1
         self.write()
         return before
 
     def served(self, number: int) -> dict[str, Any] | None:
-        """What was measured of a round that has served, and not been learned from to its end."""
+        """Return the metrics of a round that has been served but not yet fully trained on."""
         return self._all["served"].get(str(number))
 
     def keep(self, number: int, row: dict[str, Any]) -> None:
@@ -171,10 +172,10 @@ def _python(*arguments: str) -> list[str]:
 
 
 def _train(folder: Path, number: int) -> None:
-    """Learns from the feedback log; number 0 from production's, which it collects."""
+    """Train on the feedback log; number 0 trains on production's log, which it collects."""
     flag = flags.FLAGS["config"]
     given = [f"--config.{name}={value}" for name, value in config_flags.get_override_values(flag).items()]
-    brief = ["--config.ab_test.sessions=2000", "--config.ab_test.arms=('production',)"]  # the rounds are the judge
+    brief = ["--config.ab_test.sessions=2000", "--config.ab_test.arms=('production',)"]  # the rounds evaluate it
     settings = {
         "alternation.rounds": 1,
         "alternation.closed_loop": False,
@@ -184,7 +185,7 @@ def _train(folder: Path, number: int) -> None:
     arguments = [*brief, *given, *(f"--config.{name}={value}" for name, value in settings.items())]
     workdir = folder / "runs" / str(number)
     if workdir.exists():
-        with files.held(workdir, serving.PATIENCE):  # a killed loop's process may still be saving
+        with files.held(workdir, serving.PATIENCE):  # the process of a killed loop may still be saving
             pass
     _call("launch.train", f"--config={config_flags.get_config_filename(flag)}", *arguments, f"--workdir={workdir}")
 
@@ -199,7 +200,7 @@ def _call(main: str, *arguments: str) -> None:
     from mmrf_jax.parallel import preemption
 
     command = [*_python(main, *arguments), f"--parent={os.getpid()}"]
-    # In a group of its own: what Ctrl-C sends to this process's group is passed on, so that it comes once.
+    # Separate process group: Ctrl-C is passed on, so that the process gets it once.
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0)
     try:
         code = process.wait()
@@ -216,7 +217,7 @@ def _artifact(folder: Path, number: int) -> Path:
 
 
 def _point(folder: Path, number: int) -> None:
-    """Moves the link to the artefact that serves, at once."""
+    """Atomically move the link to the artefact to serve."""
     new = folder / ".current.new"
     new.unlink(missing_ok=True)
     new.symlink_to(_artifact(folder, number).relative_to(folder))
@@ -224,10 +225,10 @@ def _point(folder: Path, number: int) -> None:
 
 
 class _Moved:
-    """Whether a service has moved on from an artefact.
+    """Callable that returns whether a service has switched from an artefact to the next.
 
     Raises:
-      ValueError: where it cannot, or takes too long.
+      ValueError: if it cannot switch, or takes too long.
     """
 
     def __init__(self, url: str, before: str):
@@ -241,17 +242,17 @@ class _Moved:
 
 
 def _seconds(log) -> np.ndarray:
-    """[r] watch time of each request of a log."""
+    """Return the watch time [r] of each request of a log."""
     return np.where(log.slate >= 0, log.feedback[..., -1], 0.0).sum(axis=1, dtype=np.float64)
 
 
 def _mean(values: np.ndarray) -> dict[str, float]:
-    """Mean and half of its 95 % interval (normal, of independent users)."""
+    """Return the mean and the half-width of its 95 % interval (normal, independent users)."""
     return {"mean": float(values.mean()), "ci95": float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))}
 
 
 def table(production: dict[str, float], rounds: list[dict[str, Any]]) -> list[str]:
-    """The loop's rounds as Markdown, and whether watch time has grown."""
+    """Format the loop's rounds as Markdown, and say whether watch time has grown."""
     lines = [
         "| round | ranker | sessions | watch time, s a session | depth, videos | failed requests |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""What the mains share: flags, the quick overlay, one line for an error, the environment before JAX starts."""
+"""Code shared by the mains: flags, the quick overlay, one-line errors, the environment before JAX starts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-# glibc's malloc gives large blocks back to the system, so each step of a program faults its temporaries in anew; an
-# update of the main job takes 38 ms with blocks kept and 52 ms without. M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD:
+# glibc's malloc returns large blocks to the system, so that every step page-faults its temporaries again: an update of
+# the main job takes 52 ms, but 38 ms if blocks are retained. M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD:
 if hasattr(ctypes.CDLL(None), "mallopt"):
     for _parameter, _bytes in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 2**30)):
         ctypes.CDLL(None).mallopt(_parameter, _bytes)
 
-# Virtual CPU devices deadlock on few cores unless XLA believes in more of them; it reads this when JAX starts.
+# Virtual CPU devices deadlock on few cores unless XLA assumes more of them; it reads NPROC when JAX starts.
 if (_devices := os.environ.get("JAX_NUM_CPU_DEVICES", "")).isdecimal() and int(_devices) > 1:
     os.environ.setdefault("NPROC", str(max(16, 2 * int(_devices))))
 
-# JAX, and all that needs it, is imported once flags are parsed: help, and what is wrong with flags, come at once.
+# JAX and everything that needs it is imported after flag parsing, so that --help and flag errors appear at once.
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -35,8 +35,8 @@ from mmrf_jax.io.progress import say
 from mmrf_jax.parallel import ending
 from mmrf_jax.training import configs, run_folder
 
-#: JAX's settings that decide what the numbers of a run are, or only look at how code is written. The mains have these
-#: whatever the environment says, so that a run has the same numbers everywhere.
+#: JAX settings that affect a run's numbers, or only check the style of code. The mains override the environment's
+#: values, so that a run gives the same numbers everywhere.
 _NUMBERS = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
@@ -58,13 +58,13 @@ _SHARED = [flag.name for flag in flags.FLAGS.get_flags_for_module(__name__)]
 
 
 def run(main: Callable[[], None], several: bool = False, resumes: bool = False, devices: bool = True, **kwargs) -> None:
-    """absl's `app.run`; an error of the user's is one line on stderr and exit code 2.
+    """Run a main with absl's `app.run`; a user error is one line on stderr and exit code 2.
 
     Args:
       several: whether the main can be one of several processes.
-      resumes: whether the same command goes on where a signal has stopped it: then the exit code says so; else the
-        process ends by the signal.
-      devices: whether it computes on JAX's devices; where there are none that is said before any work is done.
+      resumes: whether the same command resumes after a signal has stopped it; if so, the exit code says so, otherwise
+        the process ends by the signal.
+      devices: whether the main computes on JAX's devices; if there are none, it fails before any work is done.
     """
 
     def guarded(_: list[str]) -> None:
@@ -76,7 +76,7 @@ def run(main: Callable[[], None], several: bool = False, resumes: bool = False, 
                 raise
             parsing.fail(parsing.one_line(error))
 
-    for module in (__name__, parsing.__name__):  # where `define_…` defines; --help is to show them
+    for module in (__name__, parsing.__name__):  # the modules whose functions define flags, for --help
         for flag in flags.FLAGS.get_flags_for_module(module):
             if flag.name not in _SHARED or (several and flag.name != "parent"):
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -113,10 +113,10 @@ def _run(main: Callable[[], None], several: bool, resumes: bool, devices: bool) 
 
 
 def _quieten() -> None:
-    """Keeps words of libraries from the user that are not meant for him."""
+    """Hide library messages that are not meant for the user."""
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
-    # What goes wrong in a library is an error of ours, in a line; its warnings are about its own settings.
+    # An error in a library becomes our one-line error; its warnings concern its own settings.
     logging.get_absl_handler().addFilter(_is_ours)
     for library in _LIBRARIES:
         warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
@@ -128,17 +128,17 @@ def _is_ours(record) -> bool:
 
 
 def start_jax() -> None:
-    """Imports JAX with the settings of the mains, and has it keep compiled programs for a second start.
+    """Import JAX with the mains' settings and a persistent compilation cache.
 
     Raises:
-      ValueError: where JAX cannot read a setting of the environment.
+      ValueError: if JAX cannot read a setting of the environment.
     """
     try:
         import jax
     except ValueError as error:
         given = " ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_"))
         raise ValueError(f"JAX does not start with {given} ({error}); correct or unset it") from error
-    gc.freeze()  # tracing makes millions of objects: what is imported by now need not be looked at again and again
+    gc.freeze()  # tracing makes millions of objects: exclude the imported ones from garbage collection
     gc.set_threshold(100_000, 50, 1_000)
     for name, value in _NUMBERS.items():
         if getattr(jax.config, name) != value:
@@ -153,7 +153,7 @@ def start_jax() -> None:
 
 
 def _cache_folder() -> str | None:
-    """Where compiled programs are kept; None where no folder can be had, as for a user without a home."""
+    """Return the folder of compiled programs; None if there is none, as for a user without a home directory."""
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if given and "://" in given:
         return given
@@ -167,16 +167,16 @@ def _cache_folder() -> str | None:
 
 
 def check_devices() -> None:
-    """Refuses to go on where JAX has no device.
+    """Refuse to start if JAX has no device.
 
     Raises:
-      ValueError: naming the platforms that were asked for.
+      ValueError: naming the requested platforms.
     """
     import jax
 
     try:
         jax.local_devices()
-    except (RuntimeError, AssertionError) as error:  # JAX asserts silently where its build lacks the platform
+    except (RuntimeError, AssertionError) as error:  # JAX asserts without a message if its build lacks the platform
         asked = os.environ.get("JAX_PLATFORMS")
         reason = parsing.one_line(error).split(" (set JAX_PLATFORMS")[0] or "this build of JAX does not know it"
         what = f"JAX_PLATFORMS={asked} cannot be used" if asked else "JAX has no device"
@@ -184,7 +184,7 @@ def check_devices() -> None:
 
 
 def _stop(number: int, text: str, resumes: bool) -> None:
-    """Ends a main that a signal has stopped."""
+    """End a main that a signal has stopped."""
     import jax
 
     from mmrf_jax.parallel import preemption
@@ -193,16 +193,16 @@ def _stop(number: int, text: str, resumes: bool) -> None:
     if not resumes:
         sys.stdout.flush()
         ending.end_by(number)
-    if jax.distributed.is_initialized():  # the others of the run are waited for
+    if jax.distributed.is_initialized():  # wait for the other processes of the run
         sys.exit(preemption.EXIT_CODE)
     parsing.leave(preemption.EXIT_CODE)
 
 
 def _join(several: bool) -> None:
-    """Makes this process one of several, where the flags say so.
+    """Make this process one of several, if the flags say so.
 
     Raises:
-      ValueError: where the main does all of its work in one process.
+      ValueError: if the main works in a single process.
     """
     from mmrf_jax.parallel import multihost, sharding
 
@@ -220,14 +220,14 @@ def _join(several: bool) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Stops this process when its parent has gone, however that ended."""
+    """Stop this process when its parent has ended, for whatever reason."""
     while os.getppid() == parent:
         time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def check_output(flag: str, path: Path) -> None:
-    """Refuses, before any work is done, an output whose folder cannot be made or written to.
+    """Refuse, before any work is done, an output whose folder cannot be created or written to.
 
     Raises:
       ValueError: naming the flag.
@@ -242,12 +242,12 @@ def check_output(flag: str, path: Path) -> None:
 
 
 def define_path(name: str, default: str | None, text: str, required: bool = False) -> flags.FlagHolder[Path]:
-    """A flag whose value is a path, as `files.user_path` takes it."""
+    """Define a flag whose value is a path, parsed by `files.user_path`."""
     return flags.DEFINE(_PathParser(name), name, default, text, required=required)  # type: ignore[return-value]
 
 
 class _PathParser(flags.ArgumentParser):
-    """Makes a path of what is given for a flag."""
+    """Parses a flag's value as a path."""
 
     def __init__(self, name: str):
         self._name = name
@@ -260,13 +260,13 @@ class _PathParser(flags.ArgumentParser):
 
 
 def define_config(default: str | None = None):
-    """The --config flag: a Python file with get_config(); fields are set by --config.a.b=value."""
+    """Define the --config flag: a Python file with get_config(); --config.a.b=value sets fields."""
     text = "Experiment file, such as experiments/world.py; mmrf_jax/training/configs.py explains its fields."
     return parsing.define_config_file(default and files.shipped(default), text)
 
 
 def check_world(config) -> None:
-    """Refuses, before any data is read, a config without a simulator to act in.
+    """Refuse, before any data is read, a config without a simulator.
 
     Raises:
       ValueError: naming its source.
@@ -281,7 +281,7 @@ def check_world(config) -> None:
 
 
 def define_run_config(argv: list[str]):
-    """A --config flag that starts from the config of the run named by --workdir; overrides go on top."""
+    """Define a --config flag that starts from the config of the run in --workdir and applies overrides."""
     workdir = parsing.value_of(argv, "workdir")
     try:
         values = {} if workdir is None else run_folder.read_config(files.user_path(workdir, "--workdir"))
@@ -292,15 +292,15 @@ def define_run_config(argv: list[str]):
 
 
 def resolve_run(flag) -> configs.Run:
-    """`resolve` of the config of a run, typed."""
+    """Return `resolve` of a run's config, typed."""
     return configs.run_of(resolve(flag).to_dict())
 
 
 def resolve(flag) -> ml_collections.ConfigDict:
-    """The config of a flag with the quick overlay put beneath the explicit overrides.
+    """Return the config of a flag, with the quick overlay applied below the explicit overrides.
 
     Raises:
-      ValueError: where there is none, or the overlay gives fields values that they cannot have together.
+      ValueError: if there is no config, or the overlay makes fields inconsistent.
     """
     config = flag.value
     if config is None:
@@ -311,7 +311,7 @@ def resolve(flag) -> ml_collections.ConfigDict:
         for name, value in explicit.items():
             config.update_from_flattened_dict({name: value})
         configs.validate(config.to_dict())
-    if config.quick:  # its time goes into compilation, not into what is compiled
+    if config.quick:  # its time is compilation, so optimise less
         from mmrf_jax.parallel import programs
 
         programs.compile_quickly()

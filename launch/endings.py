@@ -1,4 +1,4 @@
-"""How a main ends whose output nobody reads any more. It imports no JAX: `launch.multiprocess` starts at once."""
+"""Handling of closed output pipes. It does not import JAX, so `launch.multiprocess` starts quickly."""
 
 import contextlib
 import select
@@ -11,7 +11,7 @@ from mmrf_jax.parallel.ending import end_by
 
 @contextlib.contextmanager
 def of_closed_pipes() -> Iterator[None]:
-    """Where stdout or stderr is a pipe whose reader has gone, as in `… | head`, the process ends as others do there."""
+    """End the process by SIGPIPE, as usual, if the reader of stdout or stderr has closed the pipe, as in `… | head`."""
     try:
         try:
             yield
@@ -25,8 +25,8 @@ def of_closed_pipes() -> Iterator[None]:
 
 
 def is_closed_pipe() -> bool:
-    """Whether stdout or stderr is a pipe that nobody reads any more."""
+    """Return whether stdout or stderr is a pipe without a reader."""
     poll = select.poll()
     for descriptor in (1, 2):
-        poll.register(descriptor, 0)  # of errors it always tells
+        poll.register(descriptor, 0)  # errors are always reported
     return any(event & select.POLLERR for _, event in poll.poll(0))

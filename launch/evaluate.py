@@ -1,5 +1,6 @@
-"""Offline metrics of a trained run on the test days, and how good its predictions of feedback are, in the world against
-its truth too; printed and written to WORKDIR/evaluation.json.
+"""Computes offline metrics and model quality of a trained run on the test days, in the world also against the truth.
+
+The results are printed and written to WORKDIR/evaluation.json.
 
 python -m launch.evaluate --workdir=runs/kuairand [--config.data.dir=DIR]
 """

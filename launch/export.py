@@ -2,8 +2,8 @@
 
   python -m launch.export --workdir=runs/world --out=artifacts/world
 
-The artefact loads on CPUs, CUDA GPUs and TPUs, for about six months; `python -m launch.serve --artifact=DIR` serves it,
-mmrf_jax/serving/export.py says how its functions are called elsewhere.
+The artefact loads on CPUs, CUDA GPUs and TPUs, for about six months. `python -m launch.serve --artifact=DIR` serves it;
+mmrf_jax/serving/export.py documents how to call its functions from other code.
 """
 
 import sys
@@ -28,7 +28,7 @@ def main() -> None:
     source = restore.source_of(config, sharding.make_mesh())
     state = restore.load_state(config, source, workdir, sharding.make_mesh())
     about = {"config": configs.as_dict(config), "step": int(state.agents.step)}
-    for name in ("learned", "results"):  # what there is of the run's metrics
+    for name in ("learned", "results"):  # the metrics files that exist
         path = workdir / f"{name}.json"
         about[name] = run_folder.read_json(path) if path.exists() else None
     ids = None if source.video_ids is None else source.video_ids()

@@ -3,10 +3,10 @@
   python -m launch.multiprocess --num_processes=2 --devices_per_process=2 -- \\
       -m launch.train --config=experiments/world.py --workdir=runs/two
 
-Every line of output begins with the number of its process. SIGTERM and SIGINT are passed on to all of them; the second
-of them ends all at once. The first process that fails ends the others, and its exit code is that of the whole: 75 where
-the run was told to stop and has saved its state, so that the same command goes on. Where nobody reads the output any
-more, all are told to stop.
+Every output line starts with its process number. SIGTERM and SIGINT are passed on to all processes; a second signal
+kills them. If one process fails, the others are stopped, and its exit code is returned: 75 if the run was stopped
+after saving its state, so that the same command resumes. If the output's reader is gone, all processes are told to
+stop.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ def main(argv: list[str]) -> None:
 
 
 def start(command: list[str], num_processes: int, devices: int) -> list[subprocess.Popen]:
-    """Starts `python COMMAND` as processes of one run; their output is theirs to read."""
+    """Start `python COMMAND` as the processes of one run; the caller reads their output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    # NPROC: virtual CPU devices deadlock on few cores unless XLA believes in more of them.
+    # NPROC: virtual CPU devices deadlock on few cores unless XLA assumes more of them.
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
     env.setdefault("NPROC", str(max(16, 2 * devices)))
 
@@ -100,14 +100,14 @@ def start(command: list[str], num_processes: int, devices: int) -> list[subproce
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            process_group=0,  # Ctrl-C is passed on, so that it comes once
+            process_group=0,  # Ctrl-C is passed on, so that each process gets it once
         )
 
     return [begin(n) for n in range(num_processes)]
 
 
 def wait(processes: list[subprocess.Popen], grace: float) -> int:
-    """Waits for all; the others of one that fails are killed after a while. The first exit code that is not 0."""
+    """Wait for all processes; return the first nonzero exit code. After a failure the others have `grace` seconds."""
     failed, since = 0, 0.0
     while None in (codes := [process.poll() for process in processes]):
         if not failed and any(codes):
@@ -117,7 +117,7 @@ def wait(processes: list[subprocess.Popen], grace: float) -> int:
                 process.kill()
         time.sleep(0.05)
     failed = failed or next((process.returncode for process in processes if process.returncode), 0)
-    return failed if failed >= 0 else 128 - failed  # of a signal, as shells say it
+    return failed if failed >= 0 else 128 - failed  # killed by a signal: the exit code that shells give
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Flags and config fields of the mains, and what is said of those that are wrong. It imports no JAX."""
+"""Parsing of the mains' flags and config fields, with one-line error messages. It does not import JAX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmrf_jax import fields
 from mmrf_jax.io import files
 from mmrf_jax.training import configs
 
-WORLD = files.shipped("experiments/world.py")  # what messages recommend
+WORLD = files.shipped("experiments/world.py")  # the config that messages recommend
 
 _FIXES = {
     errno.ENOSPC: "free some space",
@@ -37,15 +37,16 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "True or False"}
 
 
 def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
-    """Parse a main's flags, for `absl.app.run`; what is wrong is one line on stderr and exit code 2.
+    """Parse a main's flags, for `absl.app.run`; an error is one line on stderr and exit code 2.
 
     Args:
-      positional: whether there may be arguments that are no flags.
+      argv: the command line.
+      positional: whether positional arguments are allowed.
     """
     given = ["--help" if argument == "-h" else _with_home(argument) for argument in argv]
     try:
         rest = _parse(given)
-    except SystemExit:  # absl has printed its help, and ends with 1
+    except SystemExit:  # absl has printed its help and exits with 1
         sys.exit(0)
     if len(rest) > 1 and not positional:
         fail(f"unexpected argument {rest[1]!r}; flags are --name=value")
@@ -59,7 +60,7 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and (config := flags.FLAGS["config"].value) is not None:
             configs.validate(config.to_dict())
-    except BrokenPipeError:  # nobody reads the help
+    except BrokenPipeError:  # the reader of the help is gone
         raise
     except flags.Error as error:
         fail(_of_flag(error))
@@ -74,7 +75,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def define_config_file(default: str | None, text: str) -> flags.FlagHolder:
-    """The --config flag of a file with get_config(); a default is read here, with the fields that are set."""
+    """Define the --config flag of a file with get_config(); a default is read here, with the overridden fields."""
     try:
         return config_flags.DEFINE_config_file("config", default, text, lock_config=True)
     except flags.Error as error:
@@ -84,7 +85,7 @@ def define_config_file(default: str | None, text: str) -> flags.FlagHolder:
 
 
 def define_config_dict(config: Any, text: str) -> flags.FlagHolder:
-    """The --config flag of a config that is there."""
+    """Define the --config flag of an existing config."""
     try:
         return config_flags.DEFINE_config_dict("config", config, text, lock_config=True)
     except flags.Error as error:
@@ -94,7 +95,7 @@ def define_config_dict(config: Any, text: str) -> flags.FlagHolder:
 
 
 def _unknown_field(config: Any, argv: Sequence[str]) -> str | None:
-    """What is wrong with the first --config.FIELD that a config does not have; None where it has them all."""
+    """Return the message for the first --config.FIELD that a config does not have; None if it has them all."""
     names = configs.flat(config.to_dict())
     for argument in argv:
         if found := re.match(r"--?(?:no)?config\.([^=]+)", argument):
@@ -105,7 +106,7 @@ def _unknown_field(config: Any, argv: Sequence[str]) -> str | None:
 
 
 def one_line(error: Exception) -> str:
-    """An error of the user's in a line, with a fix where the system does not say one."""
+    """Format a user error as one line, with a fix if the system's message has none."""
     if isinstance(error, OSError) and error.filename is not None:
         fix = _FIXES.get(error.errno or 0, "name another place")
         return f"{error.filename}: {error.strerror}; {fix}"
@@ -114,21 +115,21 @@ def one_line(error: Exception) -> str:
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """End with a line on stderr."""
+    """Exit with one line on stderr."""
     with endings.of_closed_pipes():
         print(f"error: {message}", file=sys.stderr)
         leave(code)
 
 
 def leave(code: int) -> NoReturn:
-    """End at once: threads of checkpointing, compilation or other processes must not hold up or change the code."""
+    """Exit at once: threads of checkpointing, compilation or other processes must not delay it or change its code."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def value_of(argv: Sequence[str], flag: str) -> str | None:
-    """The value of a flag as --flag=value or --flag value, before absl has parsed anything."""
+    """Return the value of a flag given as --flag=value or --flag value, before absl parses anything."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         if name in (f"--{flag}", f"-{flag}"):
@@ -137,7 +138,7 @@ def value_of(argv: Sequence[str], flag: str) -> str | None:
 
 
 def _of_flag(error: flags.Error) -> str:
-    """What absl says of a wrong flag, in our words."""
+    """Translate absl's message about a wrong flag."""
     if isinstance(error, flags.UnrecognizedFlagError):
         if error.flagname.startswith("config."):
             return f"--{error.flagname} needs --config=FILE before it, such as --config={WORLD}"
@@ -169,7 +170,7 @@ def _first_line(text: str) -> str:
 
 
 def _wanted(flag: flags.Flag) -> str:
-    """What the values of a flag are."""
+    """Describe the values that a flag accepts."""
     parser: Any = flag.parser
     if type(parser).__name__ == "_ConfigDictParser":
         return f"a field; set those that it has, such as --{flag.name}.FIELD=VALUE"
@@ -183,14 +184,14 @@ def _wanted(flag: flags.Flag) -> str:
 
 
 def _config_of(file: str) -> Any:
-    """The config of a file as --config names it, such as FILE or FILE:ARGUMENT."""
+    """Load the config of a file as --config names it, such as FILE or FILE:ARGUMENT."""
     path, _, argument = file.partition(":")
     make = runpy.run_path(path)["get_config"]
     return make(argument) if argument else make()
 
 
 def _check_config_file(argv: Sequence[str]) -> None:
-    """Says what is wrong with the file of --config; the flag itself says it less clearly, or with a traceback."""
+    """Fail with a clear message if the file of --config is invalid; the flag's own is less clear, or a traceback."""
     value = value_of(argv, "config")
     if value is None:
         return
@@ -208,7 +209,7 @@ def _check_config_file(argv: Sequence[str]) -> None:
 
 
 def _with_home(argument: str) -> str:
-    """--config=~/… as other paths are taken; its own flag takes it literally."""
+    """Expand ~ in --config=~/… as in other paths; the flag itself would take it literally."""
     name, _, value = argument.partition("=")
     if name not in ("--config", "-config"):
         return argument

@@ -1,10 +1,11 @@
-"""KuaiRand's CSV files as session records, ahead of training; for logs of any size.
+"""Converts KuaiRand's CSV files of any size to session records, ahead of training.
 
   python -m launch.prepare --source=$KUAIRAND_DIR --out=records/kuairand
   python -m launch.train --config=experiments/kuairand.py --config.data.dir=records/kuairand --workdir=runs/kuairand
 
-Fields of `config.data` (candidates, days of the splits …) are to be the same for both. The same command goes on where
-it was stopped or killed. Beside the records, it needs meanwhile about half the disk of the CSV files.
+Fields of `config.data` (candidates, days of the splits …) must be the same in both commands. Re-running the same
+command after a stop or kill resumes it. In addition to the records, it needs about half the disk space of the CSV files
+temporarily.
 
 Work is done in --workers processes. On several machines Beam does it (pip install -r requirements-beam.txt), over files
 that all machines see under the same paths:
@@ -78,7 +79,7 @@ def _beam():
 
 
 class _Memory:
-    """Within it the memory of this process and all below it is looked at ten times a second; `peak` is in bytes."""
+    """Context that samples the memory of this process and its descendants ten times a second; `peak` is in bytes."""
 
     def __enter__(self) -> "_Memory":
         self.peak, self._done = 0, threading.Event()

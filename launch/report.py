@@ -1,8 +1,8 @@
-"""One page of a run that opens offline, WORKDIR/report.html: results, curves, agents, sessions to look at.
+"""Writes WORKDIR/report.html, a page of a run that opens offline: results, curves, agents, example sessions.
 
 python -m launch.report --workdir=runs/world [--config.data.dir=DIR]
 
-`launch.train` writes it at the end of a run; of a run that has not ended it holds what there is.
+`launch.train` writes it at the end of a run; for an unfinished run it shows the data so far.
 """
 
 import sys

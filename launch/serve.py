@@ -1,14 +1,14 @@
-"""Serves an exported ranker over HTTP, and logs what was shown and answered.
+"""Serves an exported ranker over HTTP, and logs exposures and feedback.
 
   python -m launch.serve --artifact=artifacts/world --log=logs/served --port=8080
 
-POST /rank asks for a slate, POST /feedback tells what the user did with it; /openapi.json describes both, /metrics is
-for Prometheus, / shows a feed. A ranker of the world learns from the log by `launch.train
+POST /rank requests a slate, POST /feedback reports the user's feedback on it; /openapi.json describes both, /metrics is
+for Prometheus, / shows a feed. A ranker of the world is trained on the log by `launch.train
 --config=experiments/world.py --config.data.dir=logs/served --config.alternation.closed_loop=False`, one of KuaiRand by
-`--config.data.served`. Where --artifact is a link that is moved to another artefact, the service moves on to it without
-missing a request.
+`--config.data.served`. If --artifact is a link that is moved to another artefact, the service switches to it without
+dropping a request.
 
-The service listens on this machine alone; elsewhere (--host) it asks for the token of --token_file.
+By default the service listens on this machine only; elsewhere (--host) it requires the token of --token_file.
 """
 
 import gc
@@ -39,7 +39,7 @@ _USERS = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws, with user and request.", lower_bound=0)
 
-_FILES = 128  # that are open beside connections
+_FILES = 128  # files open in addition to connections
 
 
 def main() -> None:
@@ -73,8 +73,8 @@ def main() -> None:
         )
     )
     limits = guard.Limits(in_flight=_IN_FLIGHT.value, seconds=_TIMEOUT.value, token=token)
-    # What is there now stays, and users' states die by their reference counts. To look through all of them for cycles
-    # holds up every request, for 50 ms with 2,000 users in memory; what is young is still looked through.
+    # Exclude existing objects from garbage collection: scanning all of them blocks every request, for 50 ms with 2,000
+    # users in memory. Reference counting still frees users' states, and young objects are still scanned.
     gc.collect()
     gc.freeze()
     gc.set_threshold(700, 10, 1_000)
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def _room() -> int:
-    """Connections at once: eight for each request in flight, or as many as the system lets this process open."""
+    """Return the maximum number of connections: eight per request in flight, within the limit on open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 8 * _IN_FLIGHT.value
     if soft == resource.RLIM_INFINITY:
@@ -107,10 +107,10 @@ def _room() -> int:
 
 
 def _token() -> str | None:
-    """The token that is asked for.
+    """Return the token that requests must carry.
 
     Raises:
-      ValueError: where the service would be open to other machines.
+      ValueError: if the service would be open to other machines.
     """
     if _TOKEN.value is not None:
         token = _TOKEN.value.read_text().strip()

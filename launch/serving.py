@@ -1,4 +1,4 @@
-"""A ranking service as a process of its own, for mains that ask it: the loop and the benchmark."""
+"""A ranking service in a separate process, for the mains that are its clients: the loop and the benchmark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PATIENCE = 300.0  # seconds for a service to start, or to move on to an artefact
+PATIENCE = 300.0  # seconds for a service to start, or to switch to an artefact
 
 
 class Server(NamedTuple):
@@ -27,14 +27,14 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def service(artifact: Path, log: Path, output: Path, *flags: str) -> Iterator[Server]:
-    """`launch.serve` on a free port of this machine, until the end of the block; it writes its output to a file.
+    """Run `launch.serve` on a free port of this machine until the end of the block; its output goes to a file.
 
     Raises:
-      ValueError: where it does not start.
+      ValueError: if it does not start.
     """
     given = [f"--artifact={artifact}", f"--log={log}", "--port=0", f"--parent={os.getpid()}", *flags]
     command = [sys.executable, "-m", "launch.serve", *given]
-    with output.open("wb") as out:  # in a group of its own: Ctrl-C is for this process, which ends the service
+    with output.open("wb") as out:  # separate process group: this process handles Ctrl-C and ends the service
         process = subprocess.Popen(command, stdout=out, stderr=out, process_group=0)
     try:
         yield Server(_address(process, output), process)
@@ -59,6 +59,6 @@ def _address(process: subprocess.Popen, output: Path) -> str:
 
 
 def health(url: str) -> dict[str, Any]:
-    """What /healthz says."""
+    """Return the response of /healthz."""
     with urllib.request.urlopen(f"{url}/healthz", timeout=10) as answer:
         return json.loads(answer.read())

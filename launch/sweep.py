@@ -1,14 +1,14 @@
-"""Runs a study: every variant with every seed, then one table; run again, it goes on where it was.
+"""Runs a study: every variant with every seed, then one table. Re-running the same command resumes it.
 
   python -m launch.sweep --config=experiments/table_ablation.py --out=experiments/results/table_ablation
   python -m launch.sweep --config=experiments/table_ablation.py --config.quick=True --out=/tmp/a --runs=/tmp/b
   python -m launch.sweep --config=experiments/table_estimators.py --out=experiments/results/table_estimators
 
-OUT gets table.json and table.md. Each run has a folder of its own below --runs, named by its config, so studies share
-runs; any of them can be an arm of launch.ab_test, and launch.report makes its page. --config.tables chooses what is
-measured: ab_test, ab_test_users, ab_test_leaving (the shifted worlds), by_day, offline, offline_frozen, offline_random,
-errors, optimism, conflict. A study of policies instead of variants trains nothing: it measures the off-policy
-estimators against the world.
+OUT gets table.json and table.md. Each run has its folder below --runs, named by its config, so that studies share runs;
+any of them can be an arm of launch.ab_test, and launch.report writes its page. --config.tables selects the tables:
+ab_test, ab_test_users, ab_test_leaving (the shifted worlds), by_day, offline, offline_frozen, offline_random, errors,
+optimism, conflict. A study of policies instead of variants trains nothing: it evaluates the off-policy estimators
+against the world.
 """
 
 from launch import common
@@ -25,7 +25,7 @@ def main() -> None:
     config, out = common.resolve(_CONFIG), _OUT.value
     common.check_output("out", out / "table.json")
     if "policies" not in config:
-        sweep.check(sweep.Study(config, out, _RUNS.value))  # before the folder is made
+        sweep.check(sweep.Study(config, out, _RUNS.value))  # before creating the folder
     out.mkdir(parents=True, exist_ok=True)
     with files.held(out):
         if "policies" in config:

@@ -1,11 +1,11 @@
-"""A made-up log of any size in the official file layout of KuaiRand, to measure and test with.
+"""Writes a synthetic log of any size in KuaiRand's official file layout, for benchmarks and tests.
 
   python -m launch.synthesize --rows=2000 --variant=pure --out=logs/tiny
   python -m launch.synthesize --rows=50000000 --users=27285 --videos=5000000 --out=logs/synthetic
   python -m launch.synthesize --rows=100000 --users=1000 --videos=5000 --variant=pure --out=logs/small
 
-Videos follow Zipf's law, sessions have 40 videos on average, and dates, rates, play times and durations are about those
-of the real logs; there is nothing to learn in it. The files depend on the flags alone. 27k's log comes in parts.
+Videos follow Zipf's law, sessions have 40 videos on average, and dates, rates, play times and durations are close to
+those of the real logs; there is nothing to learn in it. The files depend on the flags only. 27k's log comes in parts.
 """
 
 from absl import flags

@@ -4,8 +4,8 @@
 #   launch/tpu_vm.sh my-slice us-central2-b --config=experiments/world.py --workdir=/mnt/runs/world
 #
 # Everything after name and zone goes to launch.train; the run folder must be on storage that all hosts share. Copies the
-# repository to each host and makes its environment there. Run again, it goes on where it was; while the run stops with 75
-# (told to stop, state saved), as when a spot slice is taken back and given again, it does so by itself.
+# repository to each host and creates its environment there. Re-running the command resumes the run. If the run exits
+# with 75 (preempted, state saved), for example because a spot slice was reclaimed, the script restarts it automatically.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   echo "usage: $0 NAME ZONE --config=FILE --workdir=DIR …" >&2

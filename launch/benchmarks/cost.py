@@ -1,4 +1,4 @@
-"""What a function must do, from XLA's own cost analysis, and what this machine can do."""
+"""Cost of a function from XLA's cost analysis, and the throughput of this machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax.extend import core
 
 _COPIED = 2**28  # bytes
-_SIDE = {"cpu": 2_048, "gpu": 8_192, "tpu": 8_192}  # of the matrices of a product
+_SIDE = {"cpu": 2_048, "gpu": 8_192, "tpu": 8_192}  # of the square matrices in the product
 
 
 class Work(NamedTuple):
-    """Operations, and bytes that kernels read and write."""
+    """Floating-point operations, and bytes that kernels read and write."""
 
     flops: float
     bytes: float
@@ -32,24 +32,24 @@ class Work(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What a large matrix product and a large copy reach here, a second."""
+    """Throughput of a large matrix product and of a large copy on this machine, per second."""
 
     flops: float
     bytes: float
 
     def rate(self, work: Work) -> float:
-        """How often a second `work` could be done: the roofline (Williams et al., CACM 2009).
+        """Return how often per second `work` could be done: the roofline (Williams et al., CACM 2009).
 
-        On a CPU, of the operations alone: what passes between kernels mostly stays in its caches.
+        On a CPU only operations count: data passed between kernels mostly stays in cache.
         """
         moved = 0.0 if jax.default_backend() == "cpu" else work.bytes / self.bytes
         return 1.0 / max(work.flops / self.flops, moved)
 
 
 def work(fn: Callable, *args: Any) -> Work:
-    """What one call of `fn` must do; the bodies of scans count as often as they run.
+    """Return the work of one call of `fn`, with the bodies of scans multiplied by their lengths.
 
-    XLA counts the body of a loop once, whatever its length.
+    XLA itself counts the body of a loop once, whatever its length.
     """
     return _of(jax.make_jaxpr(fn)(*args))
 
@@ -62,14 +62,14 @@ def _of(closed: core.ClosedJaxpr) -> Work:
 
 
 def _once(closed: core.ClosedJaxpr) -> Work:
-    """What XLA counts."""
+    """Return XLA's own count."""
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in closed.in_avals]
     counted = jax.jit(core.jaxpr_as_fun(closed)).lower(*shapes).compile().cost_analysis() or {}
     return Work(counted.get("flops", 0.0), counted.get("bytes accessed", 0.0))
 
 
 def _scans(jaxpr: core.Jaxpr) -> Iterator[tuple[core.ClosedJaxpr, int]]:
-    """Bodies and lengths of the scans that are in no other scan."""
+    """Yield bodies and lengths of the outermost scans."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "scan":
             yield eqn.params["jaxpr"], eqn.params["length"]
@@ -83,7 +83,7 @@ def _scans(jaxpr: core.Jaxpr) -> Iterator[tuple[core.ClosedJaxpr, int]]:
 
 
 def seconds(run: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of `repeats` calls, after one that compiles."""
+    """Return the seconds of `repeats` calls, after one call that compiles."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -93,7 +93,7 @@ def seconds(run: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def machine(repeats: int) -> Machine:
-    """Measures the machine."""
+    """Measure this machine."""
     side = _SIDE[jax.default_backend()]
     a = jax.random.normal(jax.random.key(0), (side, side))
     product = jax.jit(lambda a: a @ a)
@@ -106,14 +106,14 @@ def machine(repeats: int) -> Machine:
 
 
 def alone(function: Callable, *arguments: Any) -> Any:
-    """What a function returns that has a fresh process to itself."""
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the other
+    """Call a function in a fresh process and return its result."""
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # this process handles Ctrl-C and ends the other
     with multiprocessing.get_context("spawn").Pool(1, signal.signal, ignore) as process:
         return process.apply(function, arguments)
 
 
 def peak_memory() -> float:
-    """GiB that this process, or one that it started, held at most; on an accelerator, of the device's memory."""
+    """Return the peak memory in GiB of this process or of its children; on an accelerator, of the device."""
     held = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     here = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return here / 2**20 if held is None else held / 2**30

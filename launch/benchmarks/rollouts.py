@@ -1,4 +1,4 @@
-"""The cost of a live user request in the world, by the number of users in one call."""
+"""Cost of a live user request in the world, by the number of users in one call."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmrf_jax.parallel import sharding
 from mmrf_jax.training import sources
 
 _USERS = tuple(2**e for e in (10, 12, 14, 17, 20))
-_CALL_USERS = 2**15  # fewer users are served in several calls to one timing, at most 16
+_CALL_USERS = 2**15  # fewer users are served in several calls per timing, at most 16
 
 
 def rollouts(repeats: int, max_users: int) -> list[dict]:
-    """Wall and processor time of a live request for each number of users; the sizes take turns."""
+    """Measure wall and processor time of a live request for each number of users; the sizes take turns."""
     mesh = sharding.make_mesh()
     sim, policy = env.make(parameters.WorldConfig()), sources.world_policies()["production"]
     sim = sim._replace(params=sharding.put_replicated(sim.params, mesh), items=sharding.put_replicated(sim.items, mesh))

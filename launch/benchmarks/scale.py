@@ -1,4 +1,4 @@
-"""How costs and memory grow with what grows: one size after the other, each in a process of its own."""
+"""Growth of cost and memory with problem size; each size runs in a separate process."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from mmrf_jax.models import embedding_table, rowwise
 from mmrf_jax.parallel import preemption, sharding
 from mmrf_jax.training import sources
 
-_IDS, _DIM = 8_192, 16  # of a batch, and of a row
+_IDS, _DIM = 8_192, 16  # ids per batch, and row size
 _STEPS = 50
 _SLATE = 6
-_USERS = 20_000  # of a timing of a world
+_USERS = 20_000  # per timing of a world
 _JOB = (f"--config={common.WORLD}", "--config.quick=True", "--config.alternation.rounds=1", "--config.log_every=1")
-_BATCH, _SEGMENT, _BATCHES = 128, 4, 300  # segments and their requests, and how many batches are read
+_BATCH, _SEGMENT, _BATCHES = 128, 4, 300  # segments per batch, requests per segment, and number of batches read
 
 
 def tables(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
-    """A lookup, its gradient and the update of the rows; ids by popularity (Zipf), and all rows alike."""
+    """Time a lookup, its gradient and the row update; ids follow popularity (Zipf), or are uniform."""
     step = jax.jit(_table_step, donate_argnums=0)
     t = jax.jit(functools.partial(embedding_table.init, num_rows=rows, dim=_DIM, scale=0.02))(types.make_key(0))
     rng, cost = np.random.default_rng(0), {}
 
     def place(rank):
-        return (rank * 2654435761) % rows  # popular rows lie anywhere
+        return (rank * 2654435761) % rows  # scatters the popular rows
 
     draws = {
         "zipf": lambda: place(np.exp(rng.random(_IDS) * np.log(rows + 1.0)).astype(np.int64) - 1),
@@ -70,14 +70,14 @@ def _table_step(t: embedding_table.Table, ids: jax.Array) -> embedding_table.Tab
 
 
 def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
-    """A live request of a world with so many videos, under production's policy."""
+    """Time a live request in a world with `number` videos, under production's policy."""
     sim = env.make(parameters.WorldConfig(num_videos=number))
     serving = speed.Serving(sim, sources.world_policies()["production"], _SLATE)
     return {"request": (1e6 / speed.requests_a_second(serving, _USERS, repeats), "us")}
 
 
 def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
-    """A live request of an A/B test of so many users, in blocks, under the random policy."""
+    """Time a live request of an A/B test with `number` users, in blocks, under the random policy."""
     del repeats
     sim, mesh = env.make(parameters.WorldConfig()), sharding.make_mesh()
     policies = {"random": sources.world_policies()["random"]}
@@ -92,7 +92,7 @@ def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
 
 
 def processes(number: int, repeats: int) -> dict[str, tuple[float, str]]:
-    """Median step of the quick job by so many processes, which share the cores of this machine."""
+    """Time the median step of the quick job with `number` processes, which share this machine's cores."""
     del repeats
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
@@ -104,7 +104,7 @@ def processes(number: int, repeats: int) -> dict[str, tuple[float, str]]:
                 while run.poll() is None and not (workdir / "learned.json").exists():
                     time.sleep(0.05)
             finally:
-                run.terminate()  # what it learned is not judged
+                run.terminate()  # the evaluation is not needed
                 run.wait()
             if run.returncode not in (0, preemption.EXIT_CODE):
                 said.seek(0)
@@ -118,7 +118,7 @@ def processes(number: int, repeats: int) -> dict[str, tuple[float, str]]:
 
 
 def logs(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
-    """A made-up log of real logs' layout: its records, and batches of them read as they are trained on."""
+    """Time a synthetic log in the layout of real logs: preparing its records, and streaming batches of them."""
     del repeats
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "log", Path(folder) / "records"
@@ -138,7 +138,7 @@ def logs(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
     return {"prepared row": (1e6 * took / rows, "us"), "batch read": (1e3 * read, "ms")}
 
 
-#: What grows: the function, and its sizes.
+#: What grows: its function, and its sizes.
 PARTS: dict[str, tuple[Callable[[int, int], dict[str, tuple[float, str]]], tuple[int, ...]]] = {
     "rows": (tables, (10**5, 10**6, 10**7, 10**8)),
     "videos": (videos, (10**4, 10**5, 10**6, 10**7)),
@@ -149,7 +149,7 @@ PARTS: dict[str, tuple[Callable[[int, int], dict[str, tuple[float, str]]], tuple
 
 
 def scale(parts: list[str], max_size: int, repeats: int) -> list[dict[str, Any]]:
-    """The results of the parts, by size; "memory" is the most that the size's process, or one of its own, held."""
+    """Return the results of the parts, by size; "memory" is the peak of the size's process or one of its children."""
     todo = [(part, size) for part in parts for size in PARTS[part][1] if size <= max_size]
     done = counted("scale", len(todo))
     results: list[dict[str, Any]] = []

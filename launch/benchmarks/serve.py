@@ -1,7 +1,7 @@
-"""How fast the ranking service is: slates a second, latency at two lower rates, the bare scoring call, memory.
+"""Speed of the ranking service: slates per second, latency at two lower rates, the bare scoring call, memory.
 
-The service is a process of its own, asked over the loopback by this one; every slate is answered by feedback, which is
-on the disk before it is acknowledged, and every session is left after some requests.
+The service runs in a separate process, and this process is its client over the loopback interface. Every slate gets
+feedback, which is on disk before it is acknowledged, and every session ends after some requests.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from mmrf_jax.io.progress import counted, say
 from mmrf_jax.serving import artifact, export, ranker
 
 CANDIDATES = 400
-_USERS, _REQUESTS = 1_000, 15  # in their sessions at once, and the requests of a session
+_USERS, _REQUESTS = 1_000, 15  # concurrent users in a session, and requests per session
 _IN_MEMORY = 2_000  # users; the service reads the others from its store
-_BODIES = 512  # candidate sets, prepared so that asking costs little beside answering
-_AT_ONCE = 32  # requests in flight where the service is asked for all it can
-_STEADY = 150.0  # slates a second, where latency is measured beside half of all the service can do
-_WARM = 2 * _USERS * _REQUESTS  # requests before anything is measured: by then as many users as fit are in memory
+_BODIES = 512  # candidate sets, prepared in advance so that the client costs little
+_AT_ONCE = 32  # requests in flight at the maximum rate
+_STEADY = 150.0  # slates per second at which latency is measured, in addition to half of the maximum rate
+_WARM = 2 * _USERS * _REQUESTS  # warm-up requests: by then as many users as fit are in memory
 
 
 def serve(repeats: int, requests: int) -> list[dict[str, Any]]:
-    """The figures of the suite.
+    """Return the results of the suite.
 
     Args:
-      repeats: timings of the rate; the median is given. requests: over which memory is watched, after those that
-        warm the service.
+      repeats: timings of the rate; the median is reported.
+      requests: number over which memory is watched, after the warm-up.
     """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -51,7 +51,7 @@ def serve(repeats: int, requests: int) -> list[dict[str, Any]]:
             del run
             gc.collect()
             gc.freeze()
-            gc.disable()  # a client that stops to collect garbage would count its own pauses as the service's
+            gc.disable()  # the client's garbage collection would count as the service's latency
             try:
                 results += asyncio.run(load.measured(psutil.Process(server.process.pid), repeats, requests))
             finally:
@@ -60,7 +60,7 @@ def serve(repeats: int, requests: int) -> list[dict[str, Any]]:
 
 
 def _bare(folder: Path) -> list[dict[str, Any]]:
-    """Milliseconds of a scoring call of each batch size, arrays made and fetched, in this process."""
+    """Time a scoring call of each batch size in milliseconds, including host-device transfers, in this process."""
     made = ranker.Ranker(artifact.load(folder), CANDIDATES)
     made.warm()
     schema, rng = made.schema, np.random.default_rng(0)
@@ -90,7 +90,7 @@ def _job(schema, rng, memory) -> ranker.Job:
 
 
 class _Load:
-    """Requests for slates and feedback on them."""
+    """A client that requests slates and sends feedback on them."""
 
     def __init__(self, url: str, schema):
         self._url, rng = url, np.random.default_rng(1)
@@ -146,7 +146,7 @@ class _Load:
         return [{"name": f"serve/{name}", "value": value, "unit": unit} for name, (value, unit) in figures.items()]
 
     async def _all_it_can(self, number: int) -> None:
-        """So many slates, `_AT_ONCE` in flight."""
+        """Request `number` slates, `_AT_ONCE` in flight."""
         last = self._next + number
 
         async def one_after_another() -> None:
@@ -156,7 +156,7 @@ class _Load:
         await asyncio.gather(*(one_after_another() for _ in range(_AT_ONCE)))
 
     async def _at(self, rate: float, number: int) -> list[float]:
-        """Milliseconds of each of so many slates, asked for at random times (Poisson), answered or not."""
+        """Return the milliseconds of `number` slates, requested at Poisson times without waiting for answers."""
         rng, tasks = np.random.default_rng(2), []
         due = time.perf_counter()
         for _ in range(number):
@@ -166,9 +166,9 @@ class _Load:
         return list(await asyncio.gather(*tasks))
 
     async def _one(self, due: float | None = None) -> float:
-        """A slate and its feedback; milliseconds until the slate is there, from when it was due to be asked for."""
+        """Request a slate and send feedback; return the milliseconds from the request's due time to the slate."""
         number, self._next = self._next, self._next + 1
-        # Those who are there come in turns, as often as a session has requests; then others come.
+        # Each generation of users takes turns for as many requests as a session has; then a new generation follows.
         generation, turn = divmod(number, _USERS * _REQUESTS)
         visit, user = divmod(turn, _USERS)
         user += generation * _USERS

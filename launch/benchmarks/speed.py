@@ -1,7 +1,7 @@
-"""How fast the program is, beside what this machine could do: each part in a process of its own.
+"""Speed of the program compared with what this machine could reach; each part runs in a separate process.
 
-The limit of a figure is the roofline of the work that XLA counts in the function, with the rates of a large product
-and a large copy in the same process; of a policy that only looks at features, the rate of gathering them; of GAUC,
+A result's limit is the roofline of the function's work as XLA counts it, with the rates of a large product and a
+large copy measured in the same process; for a policy that only reads features, the rate of gathering them; for GAUC,
 the rate of sorting its rows.
 """
 
@@ -40,19 +40,19 @@ from mmrf_jax.metrics import ranking
 from mmrf_jax.parallel import sharding
 from mmrf_jax.training import batches, compilation, configs, restore, sources, steps
 
-USERS = 4_096  # in one call, where nothing else is said
-SIZES = (2**8, 2**12, 2**16, 2**20)  # users of a timing of the random policy
+USERS = 4_096  # per call, by default
+SIZES = (2**8, 2**12, 2**16, 2**20)  # users per timing of the random policy
 _LARGEST_CALL = 2**16
-_LEAST_USERS = 2**12  # of a timing: fewer in one call are served in several calls
+_LEAST_USERS = 2**12  # per timing: smaller calls are repeated
 _GATHERED = 2**14  # requests
-_SESSIONS = 1_024  # of the log that is learned from
-_LOG_ROWS = 5_000_000  # of a log that is prepared
-_ROWS = 1_000_000  # of impressions whose GAUC is computed
+_SESSIONS = 1_024  # of the training log
+_LOG_ROWS = 5_000_000  # of the prepared log
+_ROWS = 1_000_000  # impressions for GAUC
 _BATCHES = 16
 
 
 class Figure(NamedTuple):
-    """A rate, and the limit of it where there is one; units a second."""
+    """A rate per second, and its limit if there is one."""
 
     name: str
     value: float
@@ -69,8 +69,7 @@ class Serving(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run of the main job before its first step, with its first log. How fast it is does not depend on what it
-    has learned."""
+    """A run of the main job before its first step, with its first log. Its speed does not depend on its training."""
 
     source: sources.Source
     plan: steps.TrainConfig
@@ -92,19 +91,19 @@ def fresh_run(**overrides: Any) -> Run:
 
 
 def _features(weights: dict, carry: Any, request: Any) -> jax.Array:
-    """Scores [B, C], linear in the features of all candidates."""
+    """Return scores [B, C], linear in the features of all candidates."""
     return weights["features"][request.candidates] @ weights["linear"]
 
 
 def random_policy(sim: base.Simulator) -> base.Policy:
-    """Uniform slates, all candidates' features gathered: weights that are 0, which the compiler does not know."""
+    """Return a uniform-slate policy that gathers all candidates' features: its zero weights are a program input."""
     features = sim.items.features
     weights = {"features": features, "linear": jnp.zeros(features.shape[1])}
     return base.Policy(weights, base.nothing, _features, base.nothing, 1.0)
 
 
 def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
-    """Live requests a second, resets included, sessions of `users` users in one call."""
+    """Return live requests per second, including resets, in sessions of `users` users."""
     mesh, key = sharding.make_mesh(), types.make_key(1)
     data = sharding.put_replicated((serving.sim[3:], serving.policy), mesh)
     sim, policy = base.Simulator(*serving.sim[:3], *data[0]), data[1]
@@ -124,7 +123,7 @@ def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
 
 
 def request_work(serving: Serving, slots: int = 256) -> cost.Work:
-    """What a live request must do: a step of full slots; arriving is left out, for sessions are of any length."""
+    """Return the work of a live request: a step of full slots, without resets, since session lengths vary."""
     begin = functools.partial(_begin, serving, slots)
     slots_now = jax.eval_shape(begin, types.make_key(0))
 
@@ -139,7 +138,7 @@ def _begin(serving: Serving, slots: int, key):
 
 
 def _gathers(sim: base.Simulator, repeats: int) -> float:
-    """Requests a second of a program that only gathers their candidates' features, more than caches hold."""
+    """Return requests per second of a program that only gathers their candidates' features, more than caches hold."""
     _, request, _ = jax.jit(sim.reset)(types.make_key(0), jnp.arange(_GATHERED), jnp.int32(0), sim.params)
     gather = jax.jit(lambda features, videos: features[videos])
 
@@ -150,7 +149,7 @@ def _gathers(sim: base.Simulator, repeats: int) -> float:
 
 
 def world(repeats: int, max_users: int) -> Iterator[Figure]:
-    """Rollouts of the random policy."""
+    """Measure rollouts of the random policy."""
     for candidates in (100, 400):
         sim = env.make(parameters.WorldConfig(candidates=candidates))
         limit = _gathers(sim, repeats)
@@ -162,7 +161,7 @@ def world(repeats: int, max_users: int) -> Iterator[Figure]:
 
 
 def whole_catalogue(repeats: int, max_users: int) -> Iterator[Figure]:
-    """Rollouts where every video is a candidate of every request: no gather."""
+    """Measure rollouts where every video is a candidate of every request: no gather."""
     sim = env.make(parameters.WorldConfig(num_videos=100, candidates=100, slate=2))
     serving = Serving(sim, sources.world_policies()["random"], 2)
     limit = cost.machine(repeats).rate(request_work(serving))
@@ -170,7 +169,7 @@ def whole_catalogue(repeats: int, max_users: int) -> Iterator[Figure]:
 
 
 def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
-    """Rollouts of MMRF's policy."""
+    """Measure rollouts of MMRF's policy."""
     machine = cost.machine(repeats)
     for candidates in (100, 400):
         run = fresh_run(**{"world.candidates": candidates})
@@ -184,7 +183,7 @@ def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
 
 
 def model(repeats: int, max_users: int) -> Iterator[Figure]:
-    """Rollouts in the feedback model."""
+    """Measure rollouts in the feedback model."""
     run, machine = fresh_run(), cost.machine(repeats)
     sim = learned.make(
         steps.model_of(run.state), run.source.items, run.plan.feedback, run.log, run.config.world.max_requests
@@ -201,8 +200,7 @@ def model(repeats: int, max_users: int) -> Iterator[Figure]:
 
 
 def learning(repeats: int, max_users: int) -> Iterator[Figure]:
-    """Batches on their way to the device, which steps do not wait for; steps of the fit and of the agents; scoring
-    offline."""
+    """Measure batch input (in the background of training), steps of the fit and of the agents, and offline scoring."""
     run, machine = fresh_run(), cost.machine(repeats)
     index = sessions.segment_index(run.log, run.config.train.segment)
     index = index[np.random.default_rng(0).permutation(len(index))]
@@ -249,7 +247,7 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
 
 
 def judging(repeats: int, max_users: int) -> Iterator[Figure]:
-    """GAUC of eight labels."""
+    """Measure GAUC of eight labels."""
     rng = np.random.default_rng(0)
     users, scores = rng.integers(0, _ROWS // 20, _ROWS), rng.random(_ROWS, np.float32)
     labels = {str(i): rng.random(_ROWS) < 0.3 for i in range(8)}
@@ -262,7 +260,7 @@ def judging(repeats: int, max_users: int) -> Iterator[Figure]:
 
 
 def preparing(repeats: int, max_users: int) -> Iterator[Figure]:
-    """Records of a made-up log, once; `launch.prepare` says the same of any log, and its memory."""
+    """Measure preparing a synthetic log, once; `launch.prepare` reports rate and memory for any log."""
     with tempfile.TemporaryDirectory() as folder:
         log, out = Path(folder) / "log", Path(folder) / "records"
         synthetic.SyntheticLog(rows=_LOG_ROWS, users=_LOG_ROWS // 2_000, videos=_LOG_ROWS // 10).write(log, counted)
@@ -272,8 +270,7 @@ def preparing(repeats: int, max_users: int) -> Iterator[Figure]:
 
 
 def cold_start(repeats: int, max_users: int) -> Iterator[Figure]:
-    """Seconds from the command to the first update of the agents, and of the feedback model, with a log of two
-    batches."""
+    """Measure the seconds from the command to the first agent update, which follows the fit, with a two-batch log."""
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(("compiled anew", "kept programs")):
             workdir = Path(folder) / str(number)
@@ -300,7 +297,7 @@ def _updated(path: Path) -> bool:
 
 
 def machine(repeats: int, max_users: int) -> Iterator[Figure]:
-    """A large product and a large copy."""
+    """Measure a large product and a large copy."""
     measured = cost.machine(repeats)
     yield Figure("machine/product", measured.flops / 1e9, "GFLOP/s")
     yield Figure("machine/copy", measured.bytes / 1e9, "GB/s")
@@ -320,7 +317,7 @@ PARTS: dict[str, Callable[[int, int], Iterator[Figure]]] = {
 
 
 def speed(parts: list[str], repeats: int, max_users: int) -> list[dict[str, Any]]:
-    """The results of the parts; "memory" is the most that a part's process, or its device, held."""
+    """Return the results of the parts; "memory" is the peak of a part's process or device."""
     done = counted("speed", len(parts))
     results: list[dict[str, Any]] = []
     for number, part in enumerate(parts, 1):

@@ -254,9 +254,7 @@ def with_fewer_candidates(batch: types.SessionBatch, key: types.Key, others: int
     """
     c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
     shown = (batch.slate[..., None] == jnp.arange(c)) & batch.slate_mask[..., None]  # [B, T+1, K, C]
-    place = jnp.sum(
-        shown * jnp.arange(k + 1.0, 1.0, -1.0)[:, None], axis=-2
-    )  # above 1 for shown videos, falling by slot
+    place = jnp.sum(shown * jnp.arange(k + 1.0, 1.0, -1.0)[:, None], axis=-2)  # > 1 for shown videos, falling by slot
     chosen = ops.top_k(jnp.where(place > 0, place, random.uniforms(key, place.shape)), k + others)
     shown_there = jnp.take_along_axis(place > 0, chosen, axis=-1)
     number = shown_there.sum(axis=-1, keepdims=True)
