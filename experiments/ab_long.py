@@ -1,4 +1,4 @@
-"""Do gains last? Users come back over two simulated weeks, to production, MMRF, itself without the model, and LTR.
+"""Persistence of gains: users return over two simulated weeks to production, MMRF, MMRF without the model, and LTR.
 
 python -m launch.sweep --config=experiments/ab_long.py --out=experiments/results/ab_long
 """
@@ -10,5 +10,5 @@ def get_config():
     config = base.get_config(ltr=table_ab.tuned("ltr"), da={"agents": {"ablation": "no_augmentation"}})
     config.reference = "ltr"
     config.tables = ("by_day",)
-    config.sessions = 5_000  # users of each arm and seed
+    config.sessions = 5_000  # users per arm and seed
     return config

@@ -1,4 +1,4 @@
-"""Selection bias in what is served: coverage and diversity with and without learning from videos not shown.
+"""Selection bias in served slates: coverage and diversity with and without learning from videos that were not shown.
 
 python -m launch.sweep --config=experiments/bias_coverage.py --out=experiments/results/bias_coverage
 """

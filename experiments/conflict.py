@@ -1,8 +1,8 @@
-"""Do the agents agree? Cosines of their gradients and the main agent's, and its attention to them, over training.
+"""Gradient conflict: cosines of the agents' gradients with the main agent's, and its attention to them, over training.
 
   python -m launch.sweep --config=experiments/conflict.py --out=experiments/results/conflict
 
-What each agent gives to watch time or takes from it is in experiments/leave_one_out.py.
+experiments/leave_one_out.py measures how each agent raises or lowers watch time.
 """
 
 from experiments import base

@@ -1,4 +1,4 @@
-"""Are the methods trained to the end? Each with twice the updates on the same logs.
+"""Convergence of the methods: each with twice the updates on the same logs.
 
 python -m launch.sweep --config=experiments/convergence.py --out=experiments/results/convergence
 """

@@ -1,8 +1,8 @@
-"""The same agents on real logs: KuaiRand, from the folder of its CSV files.
+"""MMRF's agents on real logs: KuaiRand, from the folder of its CSV files.
 
   python -m launch.train --config=experiments/kuairand.py --config.data.dir=$KUAIRAND_DIR --workdir=runs/kuairand
 
-Shows GAUC per signal on the last days beside popularity and boosting, with and without the feedback of those days in
+Compares GAUC per signal on the last days with popularity and boosting, with and without the feedback of those days in
 the users' histories. Sizes and the number of epochs were chosen on the validation day.
 """
 
@@ -25,13 +25,13 @@ def get_config() -> ConfigDict:
         agents=AgentConfig(
             **_SIZES,
             signal_weights=_WEIGHTS,
-            model_weight=0.0,  # its rows of users are not the actors', which then follow it less well
+            model_weight=0.0,  # its user embeddings differ from the actors', which would then follow it less well
             actor_learning_rate=6e-3,
             polyak=0.02,
-            reward="long_view",  # sessions of Pure are too short for seconds and their noise
+            reward="long_view",  # Pure's sessions are too short for watch time in seconds, which is noisy
             dropout=0.2,
             residual_actor=True,
-            discount=0.0,  # Pure holds a few videos of each feed: that a session ends there says little of the user
+            discount=0.0,  # Pure has only a few videos per feed, so a session's end there says little about the user
         ),
         alternation=configs.Alternation(closed_loop=False),
         feedback=configs.Feedback(**_SIZES, signal_weights=_WEIGHTS, dropout=0.4, batch=128),

@@ -1,4 +1,4 @@
-"""What each auxiliary agent gives to the others: MMRF without it.
+"""Contribution of each auxiliary agent to the others: MMRF without it.
 
 python -m launch.sweep --config=experiments/leave_one_out.py --out=experiments/results/leave_one_out
 """

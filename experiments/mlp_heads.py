@@ -1,4 +1,4 @@
-"""What scoring by products costs in watch time: MMRF, and MMRF whose agents score by an MLP of width 64 as well.
+"""Cost in watch time of scoring by dot products: MMRF, and MMRF whose agents also score by an MLP of width 64.
 
 python -m launch.sweep --config=experiments/mlp_heads.py --out=experiments/results/mlp_heads
 """

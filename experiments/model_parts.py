@@ -1,4 +1,4 @@
-"""What the feedback model gives by its labels alone, by its part of the values alone, and by both.
+"""Contribution of the feedback model by its labels alone, by its part of the values alone, and by both.
 
 python -m launch.sweep --config=experiments/model_parts.py --out=experiments/results/model_parts
 """
@@ -8,7 +8,7 @@ from experiments import base
 
 def get_config():
     config = base.get_config(
-        labels_only={"agents": {"model_weight": 0.0}},  # values are the critics' alone
+        labels_only={"agents": {"model_weight": 0.0}},  # values come from the critics alone
         values_only={"agents": {"counterfactual_weight": 0.0}},  # nothing is labelled
         da={"agents": {"ablation": "no_augmentation"}},  # neither
     )

@@ -1,5 +1,6 @@
-"""How far errors of the feedback model spread into the policy: the model fitted on 10, 33 and 100 % of each log, in
-the same number of updates; what the policy then earns in the model and in the world, by round.
+"""Effect of feedback-model errors on the policy: the model is fitted on 10, 33 and 100 % of each log.
+
+The number of updates is the same. The study compares the policy's return in the model and in the world, by round.
 
   python -m launch.sweep --config=experiments/optimism.py --out=experiments/results/optimism
 """

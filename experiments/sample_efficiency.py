@@ -1,4 +1,4 @@
-"""Does the model spare exploration? MMRF with and without it, learning from 4 k, 16 k and 64 k real sessions.
+"""Sample efficiency of the feedback model: MMRF with and without it, trained on 4 k, 16 k and 64 k real sessions.
 
 python -m launch.sweep --config=experiments/sample_efficiency.py --out=experiments/results/sample_efficiency
 """
@@ -11,7 +11,7 @@ def get_config():
         **{
             f"{name}_{thousands}k": {
                 "agents": {"ablation": ablation},
-                "collect": {"sessions": 1_024 * thousands // 3},  # of each of three rounds
+                "collect": {"sessions": 1_024 * thousands // 3},  # in each of three rounds
             }
             for thousands in (4, 16, 64)
             for name, ablation in (("mmrf", "none"), ("da", "no_augmentation"))

@@ -1,4 +1,4 @@
-"""One setting of MMRF at a time: the share of videos that were not shown and how they are drawn, and optimism.
+"""Sensitivity of MMRF to single settings: the share and sampling of videos not shown, and the uncertainty bonus.
 
 python -m launch.sweep --config=experiments/sensitivity.py --out=experiments/results/sensitivity
 """
@@ -7,7 +7,7 @@ from experiments import base
 
 
 def get_config():
-    # A dot in a variant's name would make it the name of a nested field.
+    # A dot in a variant's name would make it a nested field.
     def label(name, value):
         return f"{name}={value}".replace(".", "_")
 

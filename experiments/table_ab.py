@@ -1,11 +1,11 @@
-"""All methods in the world and in the two shifted ones: what a session brings, against MMRF.
+"""All methods in the world and in the two shifted worlds: A/B metrics per session, compared with MMRF.
 
 python -m launch.sweep --config=experiments/table_ab.py --out=experiments/results/table_ab
 """
 
 from experiments import base
 
-#: What experiments/tuning.py chose: a factor on the rates of critic and actor, and the rate of the target networks.
+#: Choices of experiments/tuning.py: factor on the learning rates of critic and actor, and the target networks' rate.
 TUNED = {
     "wide_deep": (2.0, 0.05),
     "pareto": (2.0, 0.02),
@@ -17,14 +17,14 @@ BASELINES = ("bc", "wide_deep", "deepfm", "pareto", "tscac", "massa", "td3_bc", 
 
 
 def fields(method: str, factor: float = 1.0, polyak: float = 0.05) -> dict:
-    """The fields of a method's run with its rates."""
+    """Return the fields of a method's run with its rates."""
     config = base.get_config().run.agents
     rates = {name: factor * config[name] for name in ("learning_rate", "actor_learning_rate")}
     return {"method": method, "agents": {**rates, "polyak": polyak}}
 
 
 def tuned(method: str) -> dict:
-    """The fields of a method's run as tuned."""
+    """Return the fields of a method's run as tuned."""
     return fields(method, *TUNED.get(method, ()))
 
 

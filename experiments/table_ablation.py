@@ -1,5 +1,7 @@
-"""MMRF in the world beside itself without collaboration (co), without the feedback model, so without videos that were
-not shown (da), and with a constant reward for those (ns).
+"""Ablations of MMRF in the world.
+
+They are MMRF without collaboration (co), without the feedback model and thus without videos that were not shown (da),
+and with a constant reward for those videos (ns).
 
 python -m launch.sweep --config=experiments/table_ablation.py --out=experiments/results/table_ablation
 """

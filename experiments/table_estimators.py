@@ -1,9 +1,8 @@
-"""The estimators' own error: off-policy estimates of rankers near production and far from it, beside what the world
-knows they earn.
+"""Errors of the off-policy estimators, for rankers near production and far from it, against the world's true values.
 
 python -m launch.sweep --config=experiments/table_estimators.py --out=experiments/results/table_estimators
 
-Each policy is production's score mixed with another ranker's, both standardised, and served as Plackett–Luce.
+Each policy mixes production's score with another ranker's, both standardised, and serves the result as Plackett–Luce.
 """
 
 from ml_collections import ConfigDict
@@ -16,8 +15,8 @@ def get_config() -> ConfigDict:
     run = world.get_config()
     return configs.to_config_dict(
         configs.EstimatorStudy(),
-        run=run,  # its world is the study's
-        policies={  # ranker, and its weight beside production's
+        run=run,  # the study uses its world
+        policies={  # ranker and its weight; the rest of the weight is production's
             "production": ("production", 1.0),
             "myopic_03": ("oracle_myopic", 0.03),
             "myopic_06": ("oracle_myopic", 0.06),

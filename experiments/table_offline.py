@@ -1,4 +1,4 @@
-"""All methods offline, in the world: GAUC on production's held-out log, and NCIS of the served stochastic ranker.
+"""All methods offline in the world: GAUC on production's held-out log, and NCIS of their stochastic rankers.
 
 python -m launch.sweep --config=experiments/table_offline.py --out=experiments/results/table_offline
 """

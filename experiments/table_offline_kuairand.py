@@ -1,4 +1,4 @@
-"""All methods on KuaiRand's test days, and on the random log of those days: GAUC, and NCIS of the stochastic ranker.
+"""All methods on KuaiRand's test days and on their random log: GAUC, and NCIS of the stochastic rankers.
 
   python -m launch.sweep --config=experiments/table_offline_kuairand.py --config.run.data.dir=$KUAIRAND_DIR \\
       --out=experiments/results/table_offline_kuairand
@@ -10,10 +10,10 @@ from mmrf_jax.training import configs
 
 def get_config():
     run = kuairand.get_config()
-    run.alternation.rounds = 1  # one pass; more passes gain little but arithmetic (docs/negative-results.md)
+    run.alternation.rounds = 1  # one pass; more passes cost compute and gain little (docs/negative-results.md)
     return configs.to_config_dict(
         configs.Study(tables=("offline", "offline_frozen", "offline_random")),
-        without=("arms", "sessions", "days"),  # of A/B tests
+        without=("arms", "sessions", "days"),  # these belong to A/B tests
         run=run,
         variants={"mmrf": {}, **{name: {"method": name} for name in table_ab.BASELINES}},
         when_quick={"run": {**run.when_quick.to_dict(), "quick": True}, "seeds": 1},

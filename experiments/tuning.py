@@ -1,15 +1,15 @@
-"""The tuning log: the rates of every method and of its target networks, chosen in another, small world.
+"""The tuning log: learning rates and target-network rates of every method, chosen in another, small world.
 
-Runs have as many sessions as those of studies.
+Runs have as many sessions as those of the studies.
 
   python -m launch.sweep --config=experiments/tuning.py --out=experiments/results/tuning
 
-Chosen by watch time in the A/B test; `table_ab.TUNED` holds the choices.
+The criterion is watch time in the A/B test; `table_ab.TUNED` has the choices.
 """
 
 from experiments import base, table_ab
 
-#: Factor on the rates of critic and actor, and the rate at which target networks follow.
+#: Factor on the learning rates of critic and actor, and the update rate of the target networks.
 TRIALS = {"default": (1.0, 0.05), "double": (2.0, 0.05), "slow": (1.0, 0.02), "double_slow": (2.0, 0.02)}
 
 

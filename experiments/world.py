@@ -5,18 +5,18 @@
   python -m launch.train --config=experiments/world.py --config.method=myopic --workdir=runs/myopic
   python -m launch.train --config=experiments/world.py --config.quick=True --workdir=/tmp/look
 
-Shows what agents that learn for the session gain over the production ranker, over a supervised ranker of the next
-video's watch time (`method=myopic`), and over themselves without collaboration (`ablation=no_collaboration`), without
-counterfactual slates (`no_augmentation`), or with a constant negative reward for those (`constant_negative`).
+Measures the gain of agents that optimise the session over the production ranker, over a supervised ranker of the next
+video's watch time (`method=myopic`), and over the same agents without collaboration (`ablation=no_collaboration`),
+without counterfactual slates (`no_augmentation`), or with a constant negative reward for those (`constant_negative`).
 
-The defaults of mmrf_jax/training/configs.py, where every field has its range and meaning, are those of this job.
+The defaults in mmrf_jax/training/configs.py, which gives every field's range and meaning, are those of this job.
 """
 
 from ml_collections import ConfigDict
 
 from mmrf_jax.training import configs
 
-#: Fields that make no difference here: nothing is known of single users, and signals and sizes are the defaults.
+#: Fields without effect here: the world has no per-user embeddings, and signals and sizes are the defaults.
 WITHOUT = (
     "agents.user_dim",
     "agents.signal_weights",
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
         without=WITHOUT,
         when_quick={
             "world": {"num_videos": 5_000, "candidates": 40},
-            "collect": {"sessions": 1_024, "test_sessions": 1_024},  # alike, so that both share one compilation
+            "collect": {"sessions": 1_024, "test_sessions": 1_024},  # equal, so that both share one compilation
             "alternation": {"rounds": 2},
             "ab_test": {"sessions": 512, "arms": ("production",)},
             "log_every": 5,

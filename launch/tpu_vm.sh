@@ -5,7 +5,7 @@
 #
 # Everything after name and zone goes to launch.train; the run folder must be on storage that all hosts share. Copies the
 # repository to each host and creates its environment there. Re-running the command resumes the run. If the run exits
-# with 75 (preempted, state saved), for example because a spot slice was reclaimed, the script restarts it automatically.
+# with 75 (preempted, state saved), for example because a spot slice was reclaimed, the script restarts it by itself.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   echo "usage: $0 NAME ZONE --config=FILE --workdir=DIR …" >&2
