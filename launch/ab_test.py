@@ -1,4 +1,4 @@
-"""Runs A/B tests of rankers in the world: same users and randomness in every arm, or each user in one arm by hash.
+"""Run A/B tests of rankers in the world: same users and randomness in every arm, or each user in one arm by hash.
 
   python -m launch.ab_test --config=experiments/world.py --arms=production,runs/world,runs/myopic \\
       --sessions=100000 --out=runs/ab.json --plot=runs/ab.png
@@ -11,7 +11,7 @@ Arms are production, random, oracle_myopic, oracle_planning, popularity (mean wa
 log), or run folders of launch.train; the first is the control. In a feedback model (--config.simulator=feedback) the
 arm `logged` is the ranker that collected the model's training log.
 With --days users return, and effects are also given by day. --aa runs that many A/A tests: one arm serves all users,
-each test assigns them to two arms anew, and the result is how often the intervals contain zero.
+each test assigns them to two arms independently, and the result is how often the intervals contain zero.
 """
 
 from absl import flags

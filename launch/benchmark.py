@@ -1,4 +1,4 @@
-"""Measures the program's speed and memory on this machine; writes JSON and prints a table.
+"""Measure the program's speed and memory on this machine; write JSON and print a table.
 
   python -m launch.benchmark --suite=speed --out=runs/speed.json
   python -m launch.benchmark --suite=rollouts --out=runs/rollouts.json

@@ -1,4 +1,4 @@
-"""Runs the whole loop on this machine: a served ranker collects feedback, is trained on it, and is replaced live.
+"""Run the whole loop on this machine: a served ranker collects feedback, is trained on it, and is replaced live.
 
   python -m launch.closed_loop --config=experiments/world.py --rounds=3 --workdir=runs/loop
 

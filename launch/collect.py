@@ -1,4 +1,4 @@
-"""Collects session logs of a policy in the world, as array_record files that `--config.data.dir` reads.
+"""Collect session logs of a policy in the world, as array_record files that `--config.data.dir` reads.
 
 python -m launch.collect --config=experiments/world.py --sessions=65536 --out=logs/production
 python -m launch.collect --config=experiments/world.py --policy=runs/world --sessions=65536 --out=logs/mmrf

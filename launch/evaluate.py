@@ -1,4 +1,4 @@
-"""Computes offline metrics and model quality of a trained run on the test days, in the world also against the truth.
+"""Compute offline metrics and model quality of a trained run on the test days, in the world also against the truth.
 
 The results are printed and written to WORKDIR/evaluation.json.
 

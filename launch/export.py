@@ -1,4 +1,4 @@
-"""Exports a trained run for serving: its ranker, its feedback model, embedding tables, vocabularies, and a manifest.
+"""Export a trained run for serving: its ranker, its feedback model, embedding tables, vocabularies, and a manifest.
 
   python -m launch.export --workdir=runs/world --out=artifacts/world
 

@@ -1,12 +1,11 @@
-"""Runs a main as several processes on this machine, as a cluster would.
+"""Run a main as several processes on this machine, as a cluster would.
 
   python -m launch.multiprocess --num_processes=2 --devices_per_process=2 -- \\
       -m launch.train --config=experiments/world.py --workdir=runs/two
 
 Every output line starts with its process number. SIGTERM and SIGINT are passed on to all processes; a second signal
 kills them. If one process fails, the others are stopped, and its exit code is returned: 75 if the run was stopped
-after saving its state, so that the same command resumes. If the output's reader is gone, all processes are told to
-stop.
+after saving its state, so that the same command resumes. If the output's reader is gone, all get SIGTERM.
 """
 
 from __future__ import annotations

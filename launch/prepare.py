@@ -1,4 +1,4 @@
-"""Converts KuaiRand's CSV files of any size to session records, ahead of training.
+"""Convert KuaiRand's CSV files of any size to session records, ahead of training.
 
   python -m launch.prepare --source=$KUAIRAND_DIR --out=records/kuairand
   python -m launch.train --config=experiments/kuairand.py --config.data.dir=records/kuairand --workdir=runs/kuairand

@@ -1,4 +1,4 @@
-"""Writes WORKDIR/report.html, a page of a run that opens offline: results, curves, agents, example sessions.
+"""Write WORKDIR/report.html, a page of a run that opens offline: results, curves, agents, example sessions.
 
 python -m launch.report --workdir=runs/world [--config.data.dir=DIR]
 

@@ -1,4 +1,4 @@
-"""Serves an exported ranker over HTTP, and logs exposures and feedback.
+"""Serve an exported ranker over HTTP, and log exposures and feedback.
 
   python -m launch.serve --artifact=artifacts/world --log=logs/served --port=8080
 

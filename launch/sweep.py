@@ -1,4 +1,4 @@
-"""Runs a study: every variant with every seed, then one table. Re-running the same command resumes it.
+"""Run a study: every variant with every seed, then one table. Re-running the same command resumes it.
 
   python -m launch.sweep --config=experiments/table_ablation.py --out=experiments/results/table_ablation
   python -m launch.sweep --config=experiments/table_ablation.py --config.quick=True --out=/tmp/a --runs=/tmp/b

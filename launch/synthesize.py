@@ -1,4 +1,4 @@
-"""Writes a synthetic log of any size in KuaiRand's official file layout, for benchmarks and tests.
+"""Write a synthetic log of any size in KuaiRand's official file layout, for benchmarks and tests.
 
   python -m launch.synthesize --rows=2000 --variant=pure --out=logs/tiny
   python -m launch.synthesize --rows=50000000 --users=27285 --videos=5000000 --out=logs/synthetic

@@ -3,8 +3,8 @@
 #
 #   launch/tpu_vm.sh my-slice us-central2-b --config=experiments/world.py --workdir=/mnt/runs/world
 #
-# Everything after name and zone goes to launch.train; the run folder must be on storage that all hosts share. Copies the
-# repository to each host and creates its environment there. Re-running the command resumes the run. If the run exits
+# Everything after name and zone goes to launch.train; the run folder must be on storage that all hosts share. Copies
+# the repository to each host and creates its environment there. Re-running the command resumes the run. If it exits
 # with 75 (preempted, state saved), for example because a spot slice was reclaimed, the script restarts it by itself.
 set -euo pipefail
 if [ $# -lt 3 ]; then

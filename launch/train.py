@@ -1,4 +1,4 @@
-"""Trains a ranker and writes its run folder. Re-running with the same --workdir resumes from the latest checkpoint.
+"""Train a ranker and write its run folder. Re-running with the same --workdir resumes from the latest checkpoint.
 
   python -m launch.train --config=experiments/world.py --workdir=runs/world
   python -m launch.train --config=experiments/kuairand.py --config.data.dir=$KUAIRAND_DIR --workdir=runs/kuairand

@@ -1,7 +1,7 @@
 """A/A tests: coverage of 95 % intervals where there is no effect (Kohavi, Tang and Xu, 2020, chapter 19).
 
-One policy serves all users once; each test then assigns them to two arms anew. The true difference is zero for any
-metric, so a valid 95 % interval contains zero in 95 % of the tests.
+One policy serves all users once; each test then assigns them to two arms independently. The true difference is zero for
+any metric, so a valid 95 % interval contains zero in 95 % of the tests.
 """
 
 from __future__ import annotations

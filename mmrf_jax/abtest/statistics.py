@@ -44,9 +44,7 @@ LOWER_IS_BETTER = ("hate", "truncated", "gini")
 #: Minimum number of users of an arm with any of a metric; below it no difference is given. Several events of one user
 #: count once: only users are independent.
 MIN_EVENTS = 25
-MAX_ERROR = (
-    0.5  # relative standard error of a ratio; above it few users hold most of the events and no interval is reliable
-)
+MAX_ERROR = 0.5  # relative standard error of a ratio; above it few users hold most events: no interval is reliable
 _COVARIATE = "covariate"
 Z95 = float(special.ndtri(0.975))  # half-width of an interval in standard errors
 

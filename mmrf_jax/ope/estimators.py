@@ -88,7 +88,7 @@ def estimate(
       None and "note" gives the reason, except for "dm", which does not count events.
 
     Raises:
-      ValueError: for caps that are not positive, or a number of names that differs from the signals.
+      ValueError: for caps that are not positive, or a number of names that differs from the reward columns.
     """
     names = _cap_names(caps)
     s = np.shape(rows.reward)[1]

@@ -247,7 +247,8 @@ def heat(
     """Plot a matrix as a heat map with numbers in the cells, rows from the top; None stays blank.
 
     Args:
-      low, high: values at the ends of the colour scale: light to dark blue, or from dark orange if low is below 0.
+      low: value at the lower end of the colour scale: light blue, or dark orange if it is below 0.
+      high: value at the upper end: dark blue.
     """
     plot = _blank(title, 90 + 34 * len(rows), x_range=list(columns), y_range=list(rows)[::-1])
     plot.grid.grid_line_color = None

@@ -261,7 +261,7 @@ _fitted: dict[tuple[str, str], off_policy.Propensities] = {}  # of real logs, sh
 
 
 def _propensities(config, source: sources.Source, name: str, log) -> off_policy.Propensities:
-    """Return the log's propensities; a real log needs a fit of its own."""
+    """Return the log's propensities; a real log needs a fitted behaviour model."""
     if config.source == "world":
         return off_policy.propensities(source, log)
     key = (json.dumps(dataclasses.asdict(config.data), sort_keys=True), name)

@@ -40,7 +40,7 @@ def explain(
     """Compute the report's data that needs the trained state, as JSON.
 
     Args:
-      thorough: whether to compute attention and per-agent gradients, which need programs of their own to be compiled.
+      thorough: whether to compute attention and per-agent gradients, which need additional compiled programs.
 
     Returns:
       {"attention", "actors", "encoder": matrices, or {"missing": why there are none}, "sessions": see `look`}.

@@ -139,7 +139,7 @@ def collect_log(
     slots: int | None = None,
     keep_scores: bool = False,
 ) -> SessionLog:
-    """Collect a log of `sessions` users, starting at `first_user`; it depends on the seed only. With several processes,
+    """Collect a log of `sessions` users, starting at `first_user`; equal seeds give equal logs. With several processes,
     each collects a part, and all receive the whole.
     """
     first, share = multihost.share(sessions)
@@ -305,7 +305,7 @@ def _streamed(config: configs.Run, blocks: stream.Blocks) -> stream.Blocks | Non
 
 
 def _held(config: configs.Run, blocks: stream.Blocks, name: str) -> SessionLog:
-    """Load a log into memory; of a log to be streamed, only evenly spread blocks that fit."""
+    """Load a log into memory; of a log to be streamed, only about 2^20 sessions in evenly spread blocks."""
     chosen = np.arange(len(blocks.sessions))
     if _streamed(config, blocks) is not None:
         chosen = stream.spread(blocks, _LARGE)

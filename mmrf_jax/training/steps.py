@@ -46,7 +46,7 @@ class TrainConfig:
     Attributes:
       method: name in `registry.METHODS`.
       rounds: number of fit → label → update rounds.
-      closed_loop: whether each round after the first has a log of its own: collected by the newest policy, or by the
+      closed_loop: whether each round after the first has a new log, collected by the newest policy, or by the
         first policy if the method does not collect on-policy (`registry.Method.collects`).
       slates: counterfactual slates per request, labelled by the feedback model.
       others: candidates per request in an update, in addition to those shown; None for all.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mmrf_jax.parallel import programs
 
-#: Phase -> reported activity; phases that are not listed count as judging.
+#: Phase -> reported activity; phases that are not listed count as "judging".
 _KINDS = {"prepare": "preparing", "read": "collecting", "collect": "collecting", "fit": "fitting", "train": "training"}
 
 
