@@ -1,4 +1,4 @@
-// The session explorer: the user and the request that are chosen decide what the table shows.
+// The session explorer: the table shows the selected user and request.
 "use strict";
 (() => {
   const root = document.getElementById("explorer");
@@ -11,7 +11,7 @@
   const minutes = (s) => (s < 60 ? `${s.toFixed(0)} s` : `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`);
   const many = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 
-  // Everything goes in as text, never as markup.
+  // Insert everything as text, never as markup.
   const make = (tag, text, className) => {
     const node = document.createElement(tag);
     if (text !== undefined) node.textContent = text;
