@@ -28,7 +28,7 @@ _HASHED = flags.DEFINE_bool("hashed", False, "Each user in one arm, by hash, as 
 _CUPED = flags.DEFINE_bool("cuped", False, "Take out what the users' histories explain; of hashed and A/A tests.")
 _ALWAYS_VALID = flags.DEFINE_bool("always_valid", False, "Also intervals that may be looked at again and again.")
 _DAYS = flags.DEFINE_integer("days", 1, "Simulated days; above 1, users come back.", lower_bound=1)
-_AA = flags.DEFINE_integer("aa", 0, "Number of A/A tests of the only arm, in the place of an A/B test.", lower_bound=0)
+_AA = flags.DEFINE_integer("aa", 0, "Number of A/A tests of the only arm, instead of an A/B test.", lower_bound=0)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from mmrf_jax.io import files
 
 _SUITE = flags.DEFINE_enum("suite", "speed", ["speed", "rollouts", "scale", "serve"], "What to measure.")
 _OUT = common.define_path("out", None, "JSON file to write.", required=True)
-_PLOT = common.define_path("plot", None, "PNG to draw: rates beside limits (speed), or what grows and how (scale).")
+_PLOT = common.define_path("plot", None, "PNG to draw: rates against limits (speed), or what grows and how (scale).")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each size; the median is given.", lower_bound=1)
 _MAX_USERS = flags.DEFINE_integer("max_users", 2**20, "Largest number of users in one call.", lower_bound=2**8)
 _MAX_SIZE = flags.DEFINE_integer("max_size", 10**8, "Largest size of the suite scale.", lower_bound=10**3)

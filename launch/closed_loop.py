@@ -209,7 +209,7 @@ def _call(main: str, *arguments: str) -> None:
         process.wait()
         raise
     if code:
-        raise ValueError(f"{main} ended with {code}, see above; the same command goes on")
+        raise ValueError(f"{main} ended with {code}, see above; the same command resumes")
 
 
 def _artifact(folder: Path, number: int) -> Path:

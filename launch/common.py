@@ -189,7 +189,7 @@ def _stop(number: int, text: str, resumes: bool) -> None:
 
     from mmrf_jax.parallel import preemption
 
-    say(f"{text}; the same command goes on" if resumes else text)
+    say(f"{text}; the same command resumes" if resumes else text)
     if not resumes:
         sys.stdout.flush()
         ending.end_by(number)

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         parsing.fail("no command; use -- -m launch.train --config=… --workdir=…")
     processes = start(argv[1:], _NUM_PROCESSES.value, _DEVICES.value)
 
-    told = unread = False
+    asked = unread = False
     speaking = threading.Lock()
 
     def tell(number: int) -> None:
@@ -45,9 +45,9 @@ def main(argv: list[str]) -> None:
                 process.send_signal(number)
 
     def pass_on(number: int, _: object) -> None:
-        nonlocal told
-        tell(signal.SIGKILL if told else number)
-        told = True
+        nonlocal asked
+        tell(signal.SIGKILL if asked else number)
+        asked = True
 
     def echo(number: int, process: subprocess.Popen) -> None:
         nonlocal unread

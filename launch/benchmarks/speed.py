@@ -246,7 +246,7 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
     yield Figure("offline/score", value, "impressions/s", limit)
 
 
-def judging(repeats: int, max_users: int) -> Iterator[Figure]:
+def evaluating(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure GAUC of eight labels."""
     rng = np.random.default_rng(0)
     users, scores = rng.integers(0, _ROWS // 20, _ROWS), rng.random(_ROWS, np.float32)
@@ -310,7 +310,7 @@ PARTS: dict[str, Callable[[int, int], Iterator[Figure]]] = {
     "ranker": ranker,
     "model": model,
     "learning": learning,
-    "judging": judging,
+    "evaluating": evaluating,
     "prepare": preparing,
     "start": cold_start,
 }

@@ -116,7 +116,7 @@ def metrics(
     def measure(scores: np.ndarray, name: str) -> ranking.GroupedMetric:
         mask, label, metric = part(name)
         if not mask.any():
-            return ranking.NOBODY
+            return ranking.NO_USERS
         return metric(rows.user_id[mask], scores[mask], label[mask])
 
     def by_duration(name: str) -> list[dict[str, Any]]:
@@ -144,10 +144,10 @@ def metrics(
         entry["gauc"] = served.value if enough else None
         entry["ci95"] = [interval.low, interval.high] if interval else None
         entry["by_duration"] = by_duration(name)
-        judged = served
+        own = served
         if name in signals:
-            judged = measure(rows.scores[:, signals.index(name)], name)
-            entry["gauc_agent"] = judged.value if enough else None
+            own = measure(rows.scores[:, signals.index(name)], name)
+            entry["gauc_agent"] = own.value if enough else None
         signal = types.SIGNALS[types.WATCH_TIME] if name.startswith("watch_time") else name
         for ranker, scores in (baselines or {}).items():
             if signal not in scores:
@@ -155,7 +155,7 @@ def metrics(
             other = measure(scores[signal], name)
             against: dict[str, Any] = {"gauc": other.value if enough else None, "diff": None, "diff_ci95": None}
             if enough:
-                diff = ranking.paired_bootstrap(judged.per_user, other.per_user, judged.impressions, draws)
+                diff = ranking.paired_bootstrap(own.per_user, other.per_user, own.impressions, draws)
                 against |= {"diff": diff.estimate, "diff_ci95": [diff.low, diff.high]}
             entry.setdefault("against", {})[ranker] = against
         result[name] = entry

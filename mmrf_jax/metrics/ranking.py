@@ -38,7 +38,7 @@ class GroupedMetric:
 
 
 #: A metric without eligible users.
-NOBODY = GroupedMetric(float("nan"), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
+NO_USERS = GroupedMetric(float("nan"), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def watch_time_median(
     """
     test_users, test_play = _check_rows(test_users, test_play, "test_users", "test_play")
     if not len(train_users):
-        nobody = np.zeros(len(test_users), bool)
-        return nobody, nobody, len(np.unique(test_users))
+        none = np.zeros(len(test_users), bool)
+        return none, none, len(np.unique(test_users))
     train_users, train_play = _check_rows(train_users, train_play, "train_users", "train_play")
     order = np.lexsort((train_play, train_users))
     sorted_users, sorted_play = train_users[order], train_play[order]

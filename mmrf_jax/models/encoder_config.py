@@ -56,7 +56,7 @@ class EncoderConfig:
         fields.check(self, self.room)
         if self.dim <= self.id_dim + 1:
             raise ValueError(
-                f"{self.room}.dim={self.dim} leaves no room beside {self.room}.id_dim={self.id_dim}; use a larger dim"
+                f"{self.room}.dim={self.dim} leaves no room for {self.room}.id_dim={self.id_dim}; use a larger dim"
             )
         if len(self.signal_weights) != len(SIGNALS):
             raise ValueError(

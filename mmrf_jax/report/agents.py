@@ -71,7 +71,7 @@ def explorer(run: Run) -> Part:
         f"{whose} Listed are the videos that were shown, with what the user did, then others that {main} or "
         "another agent ranks high. Scores are compared within a column only; no. is the place among all "
         "candidates, and a frame marks those that the agent alone would have shown. The agent of hate ranks high "
-        "what it expects nobody to hate."
+        "what it expects no user to hate."
     )
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in found["agents"])
     body = f"""<div class="controls"><label>User <select id="user"></select></label>

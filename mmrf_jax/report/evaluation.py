@@ -8,7 +8,7 @@ from typing import Any
 from mmrf_jax import types
 from mmrf_jax.abtest.statistics import MIN_EVENTS, control_of, lower_is_better, reason, too_small
 from mmrf_jax.report import charts
-from mmrf_jax.report.markup import NOTHING, Cell, escape, interval, judged, legend, number, table
+from mmrf_jax.report.markup import NOTHING, Cell, escape, interval, legend, number, significance, table
 from mmrf_jax.report.sections import UNFINISHED, Part, Run, grid
 
 METRICS = {
@@ -90,7 +90,7 @@ def _difference(metric: str, entry: Mapping[str, Any] | None) -> Cell:
         return Cell(NOTHING)
     if entry["diff_pct"] is None:
         return Cell(number(entry["mean"]), reason(entry))
-    bounds, sure = judged(entry["ci95"], "+.2f", lower_is_better(metric))
+    bounds, sure = significance(entry["ci95"], "+.2f", lower_is_better(metric))
     return Cell(number(entry["mean"]), f"{charts.show(entry['diff_pct'], '+.2f')} % {bounds}", sure)
 
 
@@ -121,7 +121,7 @@ def offline(run: Run) -> Part:
             row += [Cell(gauc(entry["gauc"]), interval(entry["ci95"])), gauc(entry.get("gauc_agent"))]
             for ranker in rankers:
                 other = entry.get("against", {}).get(ranker, {})
-                row.append(Cell(gauc(other.get("gauc")), *judged(other.get("diff_ci95"), "+.4f")))
+                row.append(Cell(gauc(other.get("gauc")), *significance(other.get("diff_ci95"), "+.4f")))
             rows.append(row)
         head = ["signal", "users", "served ranking", "own agent", *rankers]
         body += (f"<h3>{escape(_LOGS.get(log, log))}</h3>" if len(logs) > 1 else "") + table(head, rows)
@@ -155,7 +155,7 @@ def fidelity(run: Run) -> Part:
         figures[name] = charts.reliability(f"{signal}, s" if seconds else signal, series, share=not seconds)
         ranking, loss, last = ("xauc", "mae", "rmse") if seconds else ("gauc", "logloss", "ece")
         for ranker, entry in ((r, entries[r]) for r in rankers if r in entries):
-            bounds, sure = judged(entry.get("model_minus", {}).get(loss, {}).get("ci95"), "+.4f", less=True)
+            bounds, sure = significance(entry.get("model_minus", {}).get(loss, {}).get("ci95"), "+.4f", less=True)
             rows.append(
                 [
                     signal,

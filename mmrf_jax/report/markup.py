@@ -43,7 +43,7 @@ def interval(bounds: Sequence[float] | None, form: str = ".4f") -> str:
     return "" if bounds is None or None in bounds else "[" + ", ".join(charts.show(x, form) for x in bounds) + "]"
 
 
-def judged(bounds: Sequence[float] | None, form: str, less: bool = False) -> tuple[str, bool]:
+def significance(bounds: Sequence[float] | None, form: str, less: bool = False) -> tuple[str, bool]:
     """Format the interval of a difference, with "better" or "worse" if it excludes 0, and return whether it does.
 
     Args:

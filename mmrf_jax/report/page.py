@@ -85,8 +85,8 @@ def _section(part: sections.Part, boxes: Mapping[str, str]) -> str:
     body = f'<p class="missing">{escape(part.missing)}</p>' if part.missing else part.body
     for name, box in boxes.items():
         body = body.replace("{{" + name + "}}", f'<div class="chart">{box}</div>')
-    told = escape(part.caption).replace(" %", "&nbsp;%")
-    caption = f'<p class="caption">{told}</p>' if told and not part.missing else ""
+    text = escape(part.caption).replace(" %", "&nbsp;%")
+    caption = f'<p class="caption">{text}</p>' if text and not part.missing else ""
     return f'<section id="{part.identity}">\n<h2>{escape(part.title)}</h2>\n{caption}{body}\n</section>'
 
 

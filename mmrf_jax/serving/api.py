@@ -127,8 +127,8 @@ def models(schema: Schema, max_candidates: int) -> Models:
     """Build the request models of a schema."""
     Profile: Any = _numbers(schema.profile, "Features of the user; left out, those given last, or zeros.")
     Context: Any = _numbers(schema.context - 1, "Of the request; the service adds the position in the session.")
-    told = "What a user who is new to the service was shown before, oldest first; else not read."
-    History: Any = Annotated[list[VideoFeedback], Field(max_length=schema.history, description=told)]
+    description = "What a user who is new to the service was shown before, oldest first; else not read."
+    History: Any = Annotated[list[VideoFeedback], Field(max_length=schema.history, description=description)]
     many = Field(min_length=1, max_length=max_candidates, description="Videos, all different.")
     Candidates: Any = Annotated[list[VideoId], many]
     K: Any = Annotated[int, Field(ge=1, le=schema.slate, strict=True, description="Videos wanted.")]

@@ -163,8 +163,8 @@ def _error(status: int, detail: list[dict[str, Any]], headers: Mapping[str, str]
     return JSONResponse({"detail": detail}, status, dict(headers or {}))
 
 
-def _table(told: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+def _table(given: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Convert `api.VideoFeedback`s to videos [m] and their feedback [m, S]."""
-    videos = np.array([v.video for v in told], np.int64)
-    rows = [[getattr(v, name) for name in types.SIGNALS] for v in told]
+    videos = np.array([v.video for v in given], np.int64)
+    rows = [[getattr(v, name) for name in types.SIGNALS] for v in given]
     return videos, np.array(rows, np.float32).reshape(-1, len(types.SIGNALS))

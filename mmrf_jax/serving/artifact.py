@@ -193,10 +193,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtifactError(f"{folder} is no artefact: it has no {MANIFEST}; make one with launch.export")
     needed = ("version", "created", "expires", "libraries", "schema", "functions", "files")
-    told = folder / _OF_MANIFEST
-    if not told.is_file():
-        raise ArtifactError(f"{told} is missing; export the run again")
-    if told.read_text().strip() != _digest(path):
+    digest_file = folder / _OF_MANIFEST
+    if not digest_file.is_file():
+        raise ArtifactError(f"{digest_file} is missing; export the run again")
+    if digest_file.read_text().strip() != _digest(path):
         raise ArtifactError(f"{path} is damaged: its SHA-256 is not the one in {_OF_MANIFEST}; export the run again")
     try:
         manifest = json.loads(path.read_text())

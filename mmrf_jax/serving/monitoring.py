@@ -39,7 +39,7 @@ class Metrics:
         self.scoring = counter("mmrf_scoring_seconds", "Time in which the scoring thread was busy.")
         self.impressions = counter("mmrf_impressions", "Videos shown.")
         self.events = counter("mmrf_feedback_events", "Feedback events.", "kind")
-        self.swaps = counter("mmrf_artifact_swaps", "Artefacts put in the place of another.")
+        self.swaps = counter("mmrf_artifact_swaps", "Artefacts swapped in.")
         self.failed_swaps = counter("mmrf_artifact_swap_failures", "Artefacts that could not be used.")
         self.failed_writes = counter("mmrf_store_write_failures", "Passes over changed users that were not written.")
         self.in_flight = prometheus.Gauge("mmrf_in_flight", "Requests being served.", registry=registry)

@@ -348,11 +348,11 @@ class Service:
         memory = self._memories.get(user)
         if memory is None or (memory.artifact, memory.first) != (serving.id, known.shown[0].number):
             return None, known.exposures()
-        told = [s for s in known.shown[memory.upto - memory.first :] if s.answered]
-        videos = np.concatenate([np.zeros(0, np.int64), *(s.videos for s in told)])
+        answered = [s for s in known.shown[memory.upto - memory.first :] if s.answered]
+        videos = np.concatenate([np.zeros(0, np.int64), *(s.videos for s in answered)])
         return memory.value, (
             videos,
-            np.concatenate([np.zeros((0, ranker.S), np.float32), *(s.feedback for s in told)]),
+            np.concatenate([np.zeros((0, ranker.S), np.float32), *(s.feedback for s in answered)]),
         )
 
     def _known(self, serving: Ranker, seen) -> tuple[np.ndarray, np.ndarray]:

@@ -187,8 +187,8 @@ def pack(known: UserLog) -> bytes:
 def unpack(state: bytes) -> UserLog:
     """Unpack the output of `pack`."""
     known, feedback = UserLog(), lambda x: np.frombuffer(x, "<f4").reshape(-1, feedback_log.S)
-    videos, told, shown, known.requests, profile, known.time, known.over = msgpack.unpackb(state)
-    known.history_videos, known.history_feedback = np.frombuffer(videos, "<i8"), feedback(told)
+    videos, answers, shown, known.requests, profile, known.time, known.over = msgpack.unpackb(state)
+    known.history_videos, known.history_feedback = np.frombuffer(videos, "<i8"), feedback(answers)
     known.profile = None if profile is None else np.frombuffer(profile, "<f4")
     for number, seen, got, answered, events in shown:
         request = Shown(number, np.frombuffer(seen, "<i8"))

@@ -23,7 +23,7 @@ from mmrf_jax.io import files
 from mmrf_jax.models.feedback_model.config import FeedbackConfig
 
 SOURCES, SIMULATORS, ANSWERS = ("world", "kuairand"), ("world", "feedback"), ("sampled", "expected")
-_STREAM = "whether logs are read as they are trained on; None: those above 2^20 sessions"
+_STREAM = "whether logs are read while training; None: those above 2^20 sessions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,9 @@ class ABTest:
 
     sessions: int = field(4_096, "of each arm", "[2, 2147483647]")
     day: int = field(0, "simulated day", fields.NATURAL)
-    arms: tuple[str, ...] = field(("production", "random", "oracle_myopic", "oracle_planning"), "beside the run's own")
+    arms: tuple[str, ...] = field(
+        ("production", "random", "oracle_myopic", "oracle_planning"), "in addition to the run's own"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +181,7 @@ class Policy:
     """A policy in a study of the off-policy estimators."""
 
     ranker: str = field("production", "whose scores are mixed with production's")
-    weight: float = field(1.0, "of that ranker, beside production's", fields.SHARE)
+    weight: float = field(1.0, "of that ranker; production has the rest", fields.SHARE)
 
 
 def to_config_dict(config: Any, without: Collection[str] = (), **more: Any) -> ConfigDict:
@@ -281,8 +283,8 @@ def unknown(name: str, names: Iterable[str]) -> str:
     """Return the message that a config has no such field, with the nearest of `names`."""
     known, parts = [other.split(".") for other in names], name.split(".")
     at = next((i for i in range(len(parts)) if parts[: i + 1] not in [other[: i + 1] for other in known]), len(parts))
-    beside = {other[at] for other in known if other[:at] == parts[:at] and len(other) > at}
-    advice = fields.nearest(parts[at], beside) if at < len(parts) and beside else "it has no fields of its own"
+    siblings = {other[at] for other in known if other[:at] == parts[:at] and len(other) > at}
+    advice = fields.nearest(parts[at], siblings) if at < len(parts) and siblings else "it has no fields"
     return f"unknown config field {name!r}; {advice}"
 
 

@@ -101,7 +101,7 @@ def _simulator(config: configs.Run, source: sources.Source) -> tuple[base.Simula
 
 
 def evaluate(
-    config, source: sources.Source, state: steps.TrainState, mesh, thorough: bool = False, beside: bool = True
+    config, source: sources.Source, state: steps.TrainState, mesh, thorough: bool = False, with_baselines: bool = True
 ) -> dict[str, Any]:
     """Compute offline metrics and model quality on the held-out logs; on KuaiRand also for popularity and boosting.
 
@@ -109,7 +109,7 @@ def evaluate(
       thorough: whether to compare model quality with the simple predictors in the world too (which needs the training
         log), estimate the ranker's off-policy value, evaluate the feedback model's uncertainty, and simulate sessions
         with the model.
-      beside: whether simple predictors and rankers (no trained agents) also score real logs.
+      with_baselines: whether simple predictors and rankers (no trained agents) also score real logs.
 
     Returns:
       {"offline": metrics of the test log, "fidelity": model quality on it, "offline_other", "fidelity_other":
@@ -124,13 +124,13 @@ def evaluate(
     train: offline.Rows | None = None
     baselines: dict[str, Any] = {}
     simple: dict[str, Any] = {}
-    if (source.sim is None or thorough) and beside:
+    if (source.sim is None or thorough) and with_baselines:
         simple, baselines = _simple(source, tests)
     if source.sim is None:
         train = offline.exposures(source.train())
         tests["test_frozen"] = sessions.freeze_histories(tests["test"])
         for scores in (baselines, simple):  # these use no feedback of the test days
-            scores |= {"test_frozen": scores["test"]} if beside else {}
+            scores |= {"test_frozen": scores["test"]} if with_baselines else {}
     offlines, fidelities, certainties, distances, off_policies = {}, {}, {}, {}, {}
     for name, log in tests.items():
         per_segment = 1 if name == "test_frozen" else config.train.segment

@@ -104,7 +104,7 @@ def _alone(plan: steps.TrainConfig) -> str:
     if not registry.get(plan.method).simulates:
         return f"method={plan.method} has no agents that work together, so there is nothing to compare."
     if plan.agents.num_agents == 1:
-        return "This run has a single agent, so there is nobody to compare it with."
+        return "This run has a single agent, so there is none to compare it with."
     return ""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mmrf_jax.parallel import programs
 
-#: Phase -> reported activity; phases that are not listed count as "judging".
+#: Phase -> reported activity; phases that are not listed count as "evaluating".
 _KINDS = {"prepare": "preparing", "read": "collecting", "collect": "collecting", "fit": "fitting", "train": "training"}
 
 
@@ -23,7 +23,7 @@ class Times:
         self._compiling = programs.CompileClock()
         self._ahead, self._clock = ahead, clock
         self._kind, self._since = "preparing", self._now()
-        self._spent = dict.fromkeys([*_KINDS.values(), "judging"], 0.0)
+        self._spent = dict.fromkeys([*_KINDS.values(), "evaluating"], 0.0)
 
     def __enter__(self) -> Times:
         return self
@@ -35,10 +35,10 @@ class Times:
         """Start a phase; time from now on is attributed to it."""
         now = self._now()
         self._spent[self._kind] += (now[0] - self._since[0]) - (now[1] - self._since[1])
-        self._kind, self._since = _KINDS.get(phase, "judging"), now
+        self._kind, self._since = _KINDS.get(phase, "evaluating"), now
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds so far: "compiling", "preparing", "collecting", "fitting", "training" and "judging"."""
+        """Return the seconds so far: "compiling", "preparing", "collecting", "fitting", "training" and "evaluating"."""
         self.begin("results")
         return {"compiling": self._now()[1], **self._spent}
 

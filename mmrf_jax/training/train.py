@@ -149,7 +149,7 @@ def _judged(
     phase("offline")
     compiled.wait("offline", check, say)
     return result | evaluate.evaluate(
-        config, _alone(source), sharding.local(state), sharding.local_mesh(), beside=not brief
+        config, _alone(source), sharding.local(state), sharding.local_mesh(), with_baselines=not brief
     )
 
 

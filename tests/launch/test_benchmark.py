@@ -45,9 +45,11 @@ def test_scale_measures_logs():
 @pytest.mark.slow
 def test_speed_stands_beside_the_limit_of_the_machine(launch, tmp_path):
     out, plot = tmp_path / "speed.json", tmp_path / "speed.png"
-    launch.ok("benchmark", "--suite=speed", "--parts=machine,judging", "--repeats=1", f"--out={out}", f"--plot={plot}")
+    launch.ok(
+        "benchmark", "--suite=speed", "--parts=machine,evaluating", "--repeats=1", f"--out={out}", f"--plot={plot}"
+    )
     found = {entry["name"]: entry for entry in json.loads(out.read_text())["results"]}
-    assert set(found) == {"machine/product", "machine/copy", "machine/memory", "offline/gauc", "judging/memory"}
+    assert set(found) == {"machine/product", "machine/copy", "machine/memory", "offline/gauc", "evaluating/memory"}
     gauc = found["offline/gauc"]
     assert gauc["fraction_of_limit"] == gauc["value"] / gauc["limit"] > 0.0 and gauc["unit"] == "rows/s"
     assert "limit" not in found["machine/copy"] and plot.read_bytes().startswith(b"\x89PNG")

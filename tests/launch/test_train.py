@@ -30,7 +30,7 @@ def test_run_folder_holds_config_metrics_events_checkpoints_and_results(finished
     )  # override above, overlay below
     assert "when_quick" not in config
     *lines, last = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    kinds = ("compiling", "preparing", "collecting", "fitting", "training", "judging")
+    kinds = ("compiling", "preparing", "collecting", "fitting", "training", "evaluating")
     assert last["phase"] == "time" and last["step"] == lines[-1]["step"]
     assert last.keys() - lines[-1].keys() == {f"seconds_{kind}" for kind in kinds}
     assert all(last[f"seconds_{kind}"] > 0 for kind in kinds)

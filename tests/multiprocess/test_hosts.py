@@ -84,7 +84,7 @@ def test_told_to_stop_in_every_phase(processes, launch, args, reference, pair, t
         if phase in ("fit", "train", "optimism"):
             assert saved, log.read_text()[-3000:]
             assert steps(workdir)[-1] == int(saved[1]) >= before
-        assert re.search("asked to stop by SIG(TERM|INT); the same command goes on", log.read_text())
+        assert re.search("asked to stop by SIG(TERM|INT); the same command resumes", log.read_text())
     launch.ok("train", *args, f"--workdir={workdir}", processes=processes)
     assert (workdir / "report.html").exists()
     assert_same(workdir, reference if processes == 1 else pair)

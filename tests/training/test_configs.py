@@ -126,7 +126,7 @@ def test_a_field_that_no_config_has_is_named_with_those_like_it():
         ("agent.learning_rate", "did you mean agents?"),
         ("sed", "did you mean seed?"),
         ("collect.xyz", "there are sessions, test_sessions"),
-        ("train.batch.size", "it has no fields of its own"),
+        ("train.batch.size", "it has no fields"),
     ],
 )
 def test_advice_for_an_unknown_field(name, advice):

@@ -26,6 +26,6 @@ def test_seconds_are_those_of_the_phases_without_compilation():
         now[0] += 1.0
         found = spent.seconds()
     assert found == pytest.approx(
-        {"compiling": 7.0, "preparing": 2.0, "collecting": 6.0, "fitting": 2.0, "training": 10.0, "judging": 8.0}
+        {"compiling": 7.0, "preparing": 2.0, "collecting": 6.0, "fitting": 2.0, "training": 10.0, "evaluating": 8.0}
     )
     assert times.describe(found).startswith("time: 35 s, of which compiling 7, preparing 2, collecting 6,")

@@ -41,7 +41,7 @@ class AgentConfig(EncoderConfig):
     )
     counterfactual_weight: float = field(
         0.25,
-        "rho, the share of the unseen candidates that the feedback model labels, and their weight beside impressions",
+        "rho, the share of the unseen candidates that the feedback model labels, and their weight",
         fields.SHARE,
     )
     sampling: str = field(
@@ -52,7 +52,7 @@ class AgentConfig(EncoderConfig):
     )
     model_weight: float = field(
         2.0 / 3.0,
-        "of the feedback model's predictions in Q, beside the critics'; 2/3 counts each twin once; 0 without the model",
+        "of the feedback model's predictions in Q, the rest the critics'; 2/3 counts each twin once",
         fields.SHARE,
     )
     uncertainty_bonus: float = field(

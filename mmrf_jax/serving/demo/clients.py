@@ -114,11 +114,11 @@ class Clients:
                 place = {int(v): i for i, v in enumerate(asked.candidates[u])}
                 exposed[u] = [place[shown["video"]] for shown in answer["slate"]]
             state, result = self._step(self._key, state, exposed, self._sim.params)
-            request, told = result.request, jax.device_get(result)
-            over = told.terminated | told.truncated
-            await self._all("/feedback", [_feedback(told, answer, u) for u, answer in slates.items()])
-            seconds = np.where(told.exposure.mask, told.exposure.feedback[..., types.WATCH_TIME], 0.0).sum(axis=1)
-            shown = told.exposure.mask.sum(axis=1)
+            request, outcome = result.request, jax.device_get(result)
+            over = outcome.terminated | outcome.truncated
+            await self._all("/feedback", [_feedback(outcome, answer, u) for u, answer in slates.items()])
+            seconds = np.where(outcome.exposure.mask, outcome.exposure.feedback[..., types.WATCH_TIME], 0.0).sum(axis=1)
+            shown = outcome.exposure.mask.sum(axis=1)
             sums += np.where(live[:, None], np.stack([seconds, shown, np.ones(slots)], axis=1), 0.0)
             live = live & ~over
             first = False
@@ -161,17 +161,17 @@ def _rank(asked: types.Request, u: int, arrived: types.Exposure | None) -> dict[
     }
 
 
-def _feedback(told: base.StepResult, slate: dict[str, Any], u: int) -> dict[str, Any]:
-    shown = told.exposure
+def _feedback(outcome: base.StepResult, slate: dict[str, Any], u: int) -> dict[str, Any]:
+    shown = outcome.exposure
     answers = [_answers(v, f) for v, f, m in zip(shown.videos[u], shown.feedback[u], shown.mask[u], strict=True) if m]
-    left = bool(told.terminated[u])
+    left = bool(outcome.terminated[u])
     return {"event_id": slate["request_id"], "request_id": slate["request_id"], "videos": answers, "left": left}
 
 
 def _answers(video, feedback: np.ndarray) -> dict[str, Any]:
     """Return feedback on a video in the service's format; signals that are 0 are left out."""
-    told: dict[str, Any] = {"video": int(video)}
+    row: dict[str, Any] = {"video": int(video)}
     for name, value in zip(types.SIGNALS, feedback, strict=True):
         if value:
-            told[name] = float(value) if name == types.SIGNALS[types.WATCH_TIME] else int(value)
-    return told
+            row[name] = float(value) if name == types.SIGNALS[types.WATCH_TIME] else int(value)
+    return row

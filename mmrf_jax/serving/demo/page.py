@@ -152,7 +152,7 @@ class Demo:
         return {
             "user": user,
             "simulated": simulated,
-            "history": _told(videos, feedback),
+            "history": _answers(videos, feedback),
             "profile": None if visit.profile is None else visit.profile.tolist(),
             "turn": self._turn(visit, videos),
         }
@@ -164,8 +164,8 @@ class Demo:
             raise Refused(404, f"there is no visit of user {user} any more; begin another", ("path", "user"))
         self._visits.move_to_end(user)
         answer = await self._run(visit.step, self._service.ranker, shown.position, shown.slate, shown.reacted)
-        told = None if answer.feedback is None else _told(np.array(shown.slate), answer.feedback)
-        return {"answers": told, "leaves": answer.leaves, "turn": self._turn(visit)}
+        answers = None if answer.feedback is None else _answers(np.array(shown.slate), answer.feedback)
+        return {"answers": answers, "leaves": answer.leaves, "turn": self._turn(visit)}
 
     def _turn(self, visit: visits.Visit, more: np.ndarray | tuple = ()) -> dict[str, Any]:
         ranker, ids = self._service.ranker, np.unique(np.concatenate([visit.candidates, np.array(more, np.int64)]))
@@ -199,7 +199,7 @@ class Demo:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
 
-def _told(videos: np.ndarray, feedback: np.ndarray) -> list[dict[str, Any]]:
+def _answers(videos: np.ndarray, feedback: np.ndarray) -> list[dict[str, Any]]:
     """Convert videos [m] and feedback [m, S] to `api.VideoFeedback`s, without signals that are 0."""
 
     def value(name, x):

@@ -197,7 +197,7 @@ def why_not(config: dict[str, Any]) -> str | None:
     """Return why an artefact of this config has no simulated users; None if it has."""
     if config.get("source") == "world" and "world" in config:
         return None
-    return f"the ranker was trained on {config.get('source', 'a log')}, whose users nobody can simulate"
+    return f"the ranker was trained on {config.get('source', 'a log')}, whose users cannot be simulated"
 
 
 def world_of(config: dict[str, Any], slate: int) -> World:
