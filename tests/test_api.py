@@ -4,8 +4,10 @@ import doctest
 import importlib
 import itertools
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 import mmrf_jax as mmrf
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_importing_takes_no_jax():
@@ -178,3 +182,10 @@ def test_sample_ratios_are_scipys():
     assert mmrf.abtest.sample_ratio_mismatch(counts, shares) == pytest.approx(1.0)
     with pytest.raises(ValueError, match="give a share for each arm"):
         mmrf.abtest.sample_ratio_mismatch(counts, {"control": 1.0})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(path, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, path], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
