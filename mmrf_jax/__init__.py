@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 _MODULES = ("abtest", "metrics", "ope")
-_FROM = {"Estimate": "mmrf_jax.estimate"}
+_FROM = {"Estimate": "mmrf_jax.estimate", **dict.fromkeys(("Run", "load", "train"), "mmrf_jax.runs")}
 
-__all__ = ["Estimate", "__version__", "abtest", "metrics", "ope"]
+__all__ = ["Estimate", "Run", "__version__", "abtest", "load", "metrics", "ope", "train"]
 
 if TYPE_CHECKING:
     from mmrf_jax import abtest, metrics, ope
     from mmrf_jax.estimate import Estimate
+    from mmrf_jax.runs import Run, load, train
 
 
 def __getattr__(name: str) -> Any:

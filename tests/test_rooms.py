@@ -17,6 +17,7 @@ LEVELS = (
     {"report"},
     {"training"},
     {"sweeps", "serving"},
+    {"runs"},
     {"launch", "experiments"},
 )
 LEAVES = {"parallel", "checkpointing", "io"}

@@ -44,9 +44,10 @@ from mmrf_jax.data.schema import Schema
 from mmrf_jax.models import embedding_table, embeddings, encoders, representation
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model import network
+from mmrf_jax.parallel import sharding
 from mmrf_jax.serving import artifact
 from mmrf_jax.serving.artifact import Arrays, Function
-from mmrf_jax.training import steps
+from mmrf_jax.training import configs, run_folder, steps
 
 _IDS = {"author": "author", "id": "embedding_id", "tag": "tag"}  # table -> field of a video
 
@@ -60,6 +61,21 @@ class _Trained:
     reward_scale: chex.Array
     q_mean: chex.Array
     q_scale: chex.Array
+
+
+def export_workdir(config: configs.Run, workdir: Path, out: Path) -> tuple[str, int]:
+    """Export the newest state of a run folder with its config and results; return the artefact's id and the step."""
+    from mmrf_jax.training import restore  # imports every source of sessions
+
+    source = restore.source_of(config, sharding.make_mesh())
+    state = restore.load_state(config, source, workdir, sharding.make_mesh())
+    about: dict[str, Any] = {"config": configs.as_dict(config), "step": int(state.agents.step)}
+    for name in ("learned", "results"):  # the metrics files that exist
+        path = workdir / f"{name}.json"
+        about[name] = run_folder.read_json(path) if path.exists() else None
+    ids = None if source.video_ids is None else source.video_ids()
+    made = export_run(out, steps.plan_of(config), source.schema, source.items, ids, state, about)
+    return made, about["step"]
 
 
 def export_run(

@@ -8,7 +8,9 @@ import processes
 import pytest
 from processes import TINY, error_line, results
 
+import mmrf_jax as mmrf
 from mmrf_jax import types
+from mmrf_jax.training import configs
 
 METRICS = {*types.SIGNALS, "watch_time", "depth", "requests", "return_rate", "coverage", "gini", "ild"}
 
@@ -162,3 +164,14 @@ def test_kuairand_without_a_random_log_trains_and_empty_days_are_refused(launch,
     done = launch(*args, "--config.data.test_from=20220601", f"--workdir={tmp_path / 'other'}")
     error_line(done, "test_from=20220601", "20220502", "change it")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_finished_run_is_loaded_ranked_with_and_exported_from_python(run, artifact, tmp_path):
+    loaded = mmrf.load(run)
+    assert loaded.results == results(run) and mmrf.load(artifact).results == loaded.results
+    before = snapshot(run)
+    again = mmrf.train(configs.run_of(loaded.config), run)
+    assert again.results == loaded.results and snapshot(run) == before
+    exported = loaded.export(tmp_path / "artefact")
+    candidates = [3, 500, 20, 999]
+    assert exported.rank(candidates, k=3) == mmrf.load(artifact).rank(candidates, k=3) == loaded.rank(candidates)[:3]

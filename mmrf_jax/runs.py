@@ -1,0 +1,218 @@
+"""Runs from Python: train a ranker, load one, rank with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.serving import artifact, export, ranker
+from mmrf_jax.training import configs, run_folder
+from mmrf_jax.training import train as training
+
+#: What a user was shown before, oldest first: (id of the video, {signal: feedback}).
+History = Sequence[tuple[int, Mapping[str, float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder of `train` or `launch.train`, or an artefact of `launch.export`.
+
+    Attributes:
+      path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def exported(self) -> bool:
+        """Whether the folder is an artefact."""
+        return (self.path / "manifest.json").exists()
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """The config of the run, as nested dictionaries."""
+        return self._about["config"] if self.exported else run_folder.read_config(self.path)
+
+    @functools.cached_property
+    def results(self) -> dict[str, Any]:
+        """The results of the run: A/B test, offline metrics, quality of the feedback model; {} before its end."""
+        if self.exported:
+            return self._about.get("results") or {}
+        path = self.path / "results.json"
+        return run_folder.read_json(path) if path.exists() else {}
+
+    def export(self, out: str | Path) -> Run:
+        """Export the trained ranker to a new folder; see `mmrf_jax.serving.export`.
+
+        Raises:
+          ValueError: if the folder exists, or this is an artefact already.
+        """
+        out = Path(out)
+        if self.exported:
+            raise ValueError(f"{self.path} is an artefact already; copy the folder")
+        if out.exists():
+            raise ValueError(f"{out} exists; name a folder that does not")
+        export.export_workdir(configs.run_of(self.config), self.path, out)
+        return Run(out)
+
+    def rank(
+        self,
+        candidates: Sequence[int],
+        user: int = 0,
+        history: History | None = None,
+        k: int | None = None,
+        profile: Sequence[float] | None = None,
+        context: Sequence[float] | None = None,
+    ) -> list[int]:
+        """Rank candidates for a user, best first.
+
+        Args:
+          candidates: ids of different videos, as the platform names them.
+          user: id of the user, for platforms whose users are known.
+          history: what the user was shown before.
+          k: how many to return; None for all.
+          profile: [Du] of the user; None for zeros, the average user.
+          context: [Dx] of the request; None for zeros, the first request of a session.
+
+        Returns:
+          The k best ids, in the type in which they came.
+
+        Raises:
+          ValueError: for unknown or repeated candidates, unknown signals, or sizes that the model does not have.
+        """
+        return self.rank_batch(
+            [{"candidates": candidates, "user": user, "history": history, "profile": profile, "context": context}], k
+        )[0]
+
+    def rank_batch(self, requests: Sequence[Mapping[str, Any]], k: int | None = None) -> list[list[int]]:
+        """Rank several requests together; each has the arguments of `rank` by name."""
+        most = max((len(request["candidates"]) for request in requests), default=1)
+        serving = self._ranker(1 << max(most - 1, 0).bit_length())
+        jobs = [self._job(serving, **request) for request in requests]
+        ranked = []
+        for request, (scores, _) in zip(requests, serving.run(jobs), strict=True):
+            order = np.argsort(-scores[-1], kind="stable")[:k]  # the main agent is last
+            ranked.append([request["candidates"][i] for i in order])
+        return ranked
+
+    def _job(
+        self, serving: ranker.Ranker, candidates, user: int = 0, history=None, profile=None, context=None
+    ) -> ranker.Job:
+        rows = serving.rows_of(np.asarray(candidates))
+        if len(unknown := np.flatnonzero(rows < 0)):
+            raise ValueError(f"candidate {candidates[unknown[0]]!r} is no video of {self.path}; leave it out")
+        if len(np.unique(rows)) < len(rows):
+            raise ValueError("candidates repeat a video; name each once")
+        videos, feedback = [], []
+        for video, signals in history or ():
+            feedback.append(np.zeros(len(types.SIGNALS), np.float32))
+            for name, value in signals.items():
+                feedback[-1][types.signal_index(name)] = value
+            videos.append(video)
+        seen = serving.rows_of(np.asarray(videos, np.int64))
+        known = seen >= 0
+        return ranker.Job(
+            user_id=user,
+            profile=_vector("profile", profile, serving.schema.profile),
+            context=_vector("context", context, serving.schema.context),
+            candidates=rows,
+            memory=None,
+            videos=seen[known],
+            feedback=np.reshape(np.asarray(feedback, np.float32), (-1, len(types.SIGNALS)))[known],
+        )
+
+    def _ranker(self, max_candidates: int) -> ranker.Ranker:
+        if not self.exported:
+            return self._artefact._ranker(max_candidates)
+        return _loaded(self.path, max_candidates)
+
+    @functools.cached_property
+    def _artefact(self) -> Run:
+        return self.export(Path(tempfile.mkdtemp()) / "artefact")
+
+    @functools.cached_property
+    def _about(self) -> dict[str, Any]:
+        return json.loads((self.path / "manifest.json").read_text())
+
+
+def load(path: str | Path) -> Run:
+    """Load a run folder or an artefact; what is heavy is read when it is first used.
+
+    Raises:
+      ValueError: if the folder is neither.
+    """
+    run = Run(Path(path))
+    if not run.exported:
+        run_folder.read_config(run.path)
+    return run
+
+
+def train(config: Any, workdir: str | Path, overrides: Mapping[str, Any] | None = None) -> Run:
+    """Train and evaluate a ranker, or resume it: the same as `launch.train`.
+
+    Args:
+      config: `world` or `kuairand`, the path of an experiment file, its ConfigDict, or a `configs.Run`.
+      workdir: the run folder.
+      overrides: nested dictionaries of fields, such as {"quick": True, "train": {"batch": 64}}.
+
+    Raises:
+      ValueError: for a config that cannot be, or a folder of another config.
+    """
+    training.train(_config(config, overrides or {}), Path(workdir))
+    return load(workdir)
+
+
+def _config(config: Any, overrides: Mapping[str, Any]) -> configs.Run:
+    if isinstance(config, configs.Run):
+        values = configs.as_dict(config)
+    elif isinstance(config, str | Path):
+        values = _module(str(config)).get_config().to_dict()
+    else:
+        values = config.to_dict()
+    layers = [overrides]
+    if overrides.get("quick", values.get("quick")):
+        layers.insert(0, values.get("when_quick", {}))
+    for layer in layers:
+        values = _merged(values, layer)
+    return configs.run_of(values)
+
+
+def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for name, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merged(merged[name], value) if nested else value
+    return merged
+
+
+def _module(name: str) -> Any:
+    if not name.endswith(".py"):
+        return importlib.import_module(f"experiments.{name}")
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    if spec is None or spec.loader is None or not Path(name).exists():
+        raise ValueError(f"{name} is no file; name an experiment file, or `world` or `kuairand`")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(path: Path, max_candidates: int) -> ranker.Ranker:
+    return ranker.Ranker(artifact.load(path), max_candidates)
+
+
+def _vector(name: str, given: Sequence[float] | None, size: int) -> np.ndarray:
+    vector = np.zeros(size, np.float32) if given is None else np.asarray(given, np.float32)
+    if vector.shape != (size,):
+        raise ValueError(f"{name} has shape {vector.shape}; the model has {size} numbers there")
+    return vector

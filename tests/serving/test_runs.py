@@ -1,0 +1,86 @@
+"""Runs from Python: configs, results, and ranking with an artefact."""
+
+import json
+
+import exporting
+import numpy as np
+import pytest
+import tiny
+
+import mmrf_jax as mmrf
+from experiments import world
+from mmrf_jax import runs, types
+from mmrf_jax.serving import artifact, ranker
+from mmrf_jax.training import configs
+
+IDS = exporting.VIDEO_IDS
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return mmrf.load(exporting.exported(tmp_path_factory.mktemp("run") / "artefact")[2])
+
+
+def test_ranks_ids_as_the_service_scores_them(run):
+    candidates = [int(x) for x in IDS[[5, 17, 3, 29, 8]]]
+    history = [(int(IDS[2]), {"click": 1.0, "watch_time": 9.0}), (4, {"click": 1.0}), (int(IDS[9]), {"like": 1.0})]
+    profile = list(np.linspace(-1.0, 1.0, tiny.SCHEMA.profile))
+    ranked = run.rank(candidates, user=3, history=history, profile=profile)
+    feedback = np.zeros((2, len(types.SIGNALS)), np.float32)  # of the videos that are known
+    feedback[0, 0], feedback[0, types.WATCH_TIME], feedback[1, types.signal_index("like")] = 1.0, 9.0, 1.0
+    serving = ranker.Ranker(artifact.load(run.path), 8)
+    job = ranker.Job(
+        3,
+        np.float32(profile),
+        np.zeros(tiny.SCHEMA.context, np.float32),
+        np.array([5, 17, 3, 29, 8]),
+        None,
+        np.array([2, 9]),
+        feedback,
+    )
+    scores = serving.run([job])[0][0][-1]
+    assert ranked == [candidates[i] for i in np.argsort(-scores)] and type(ranked[0]) is int
+    assert run.rank(candidates, user=3, history=history, profile=profile, k=2) == ranked[:2]
+    requests = [{"candidates": candidates, "user": 3, "history": history, "profile": profile}, {"candidates": IDS[:3]}]
+    both = run.rank_batch(requests)
+    assert both[0] == ranked and both[1] == run.rank(IDS[:3]) and set(both[1]) == set(IDS[:3])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"candidates": [1, 2]}, "candidate 1 is no video of"),
+        ({"candidates": [int(IDS[0])] * 2}, "candidates repeat a video"),
+        ({"candidates": [int(IDS[0])], "profile": [1.0]}, r"profile has shape \(1,\); the model has"),
+        ({"candidates": [int(IDS[0])], "history": [(int(IDS[1]), {"clik": 1.0})]}, "clik"),
+    ],
+)
+def test_requests_that_cannot_be_are_refused(run, given, message):
+    with pytest.raises(ValueError, match=message):
+        run.rank(**given)
+
+
+def test_what_is_loaded_says_what_it_is(run, tmp_path):
+    assert run.exported and run.config == {"method": "mmrf"} and run.results == {}
+    with pytest.raises(ValueError, match="is an artefact already"):
+        run.export(tmp_path / "again")
+    with pytest.raises(ValueError, match="is not a run folder"):
+        mmrf.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 4}))
+    (tmp_path / "results.json").write_text(json.dumps({"train": {"steps": 2}}))
+    loaded = mmrf.load(str(tmp_path))
+    assert not loaded.exported and loaded.config == {"seed": 4} and loaded.results == {"train": {"steps": 2}}
+
+
+def test_configs_by_name_path_and_object(tmp_path):
+    wanted = configs.run_of(world.get_config().to_dict())
+    assert runs._config("world", {}) == wanted == runs._config(configs.Run(), {})
+    assert runs._config(world.get_config(), {}) == wanted
+    file = tmp_path / "mine.py"
+    file.write_text("from experiments import world\n\n\ndef get_config():\n    return world.get_config()\n")
+    quick = runs._config(file, {"quick": True, "train": {"batch": 16}})
+    assert quick.quick and quick.train.batch == 16 and quick.world is not None and quick.world.num_videos == 5_000
+    with pytest.raises(ValueError, match="did you mean batch"):
+        runs._config("world", {"train": {"bacth": 16}})
+    with pytest.raises(ValueError, match="is no file; name an experiment file"):
+        runs._config("nosuch.py", {})
