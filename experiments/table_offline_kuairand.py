@@ -10,7 +10,6 @@ from mmrf_jax.training import configs
 
 def get_config():
     run = kuairand.get_config()
-    run.alternation.rounds = 1  # one pass; more passes cost compute and gain little (docs/negative-results.md)
     return configs.to_config_dict(
         configs.Study(tables=("offline", "offline_frozen", "offline_random")),
         without=("arms", "sessions", "days"),  # these belong to A/B tests
