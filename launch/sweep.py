@@ -7,8 +7,8 @@
 OUT gets table.json and table.md. Each run has its folder below --runs, named by its config, so that studies share runs;
 any of them can be an arm of launch.ab_test, and launch.report writes its page. --config.tables selects the tables:
 ab_test, ab_test_users, ab_test_leaving (the shifted worlds), by_day, offline, offline_frozen, offline_random, errors,
-optimism, conflict. A study of policies instead of variants trains nothing: it evaluates the off-policy estimators
-against the world.
+model_exploitation_gap, conflict. A study of policies instead of variants trains nothing: it evaluates the off-policy
+estimators against the world.
 """
 
 from launch import common

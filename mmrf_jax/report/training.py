@@ -40,7 +40,7 @@ def curves(run: Run) -> Part:
         body += "<h3>What each agent's actor ascends</h3>" + grid(groups["objectives"])
     if groups["rest"]:
         body += f"<details><summary>Everything else that was logged</summary>{grid(groups['rest'])}</details>"
-    body += _optimism(run)
+    body += _exploitation_gap(run)
     caption = (
         "Against the steps of the whole run; a dotted line ends a round. Losses should fall; after a round they "
         "may jump, as the logs are new. Objectives are in units of each critic's spread, and fall where that "
@@ -49,9 +49,9 @@ def curves(run: Run) -> Part:
     return Part(identity, title, caption, body, figures)
 
 
-def _optimism(run: Run) -> str:
+def _exploitation_gap(run: Run) -> str:
     """Return the table of each round's policy return in its own model and in the world."""
-    rows = [row for row in run.rows if row["phase"] == "optimism"]
+    rows = [row for row in run.rows if row["phase"] == "model_exploitation_gap"]
     if not rows:
         return ""
     cells = [

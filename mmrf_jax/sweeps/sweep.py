@@ -370,7 +370,7 @@ TABLES = {
 }
 #: Tables of a run's rows by round, {table: title}; means over seeds.
 _BY_ROUND = {
-    "optimism": "What the newest policy earns in the feedback model and in the world, seconds a session:",
+    "model_exploitation_gap": "What the newest policy earns in the feedback model and in the world, seconds a session:",
     "conflict": "Cosine of each agent's gradient and the main agent's, on what actors share and on the encoder, and "
     "the attention that the main agent gives it:",
 }

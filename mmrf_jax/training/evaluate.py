@@ -237,7 +237,7 @@ def feedback_simulator(
     return learned.make(steps.model_of(state), source.items, plan.feedback, log, longest, **options)
 
 
-def optimism(
+def model_exploitation_gap(
     config: configs.Run,
     source: sources.Source,
     plan: steps.TrainConfig,
@@ -267,7 +267,7 @@ def optimism(
         "model": (model, policy, number),
         "world": (world, chosen, capacity),
     }
-    earned, done = {}, counted("optimism", 2)
+    earned, done = {}, counted("model_exploitation_gap", 2)
     for name, (sim, ranker, most) in serving.items():
         served = simulate.rollout_user_metrics(
             sim, ranker, key, mesh, first_user=0, num_users=number, day=0, k=source.schema.slate, capacity=most

@@ -74,7 +74,7 @@ def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, 
 
 def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> dict[str, Any] | None:
     """Return the results of a finished run; otherwise lock its folder until the stack closes and return None."""
-    results = _kept(workdir / "results.json")
+    results = _read_if_exists(workdir / "results.json")
     if results is not None and (brief or (workdir / "report.html").exists() or not run_folder.has_checkpoint(workdir)):
         run_folder.check(workdir, configs.as_dict(config))
         return results
@@ -82,7 +82,7 @@ def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> d
     return None
 
 
-def _kept(path: Path) -> dict[str, Any] | None:
+def _read_if_exists(path: Path) -> dict[str, Any] | None:
     """Read a JSON file that an earlier process of this run wrote; None if it does not exist."""
     return run_folder.read_json(path) if path.exists() else None
 
@@ -112,7 +112,7 @@ def _run(
         workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
     ) as checkpoints:
         state, metrics = _learn(config, source, plan, workdir, checkpoints, mesh, compiled, policies)
-    result = multihost.on_primary(lambda: _kept(workdir / "results.json"))  # if stopped at the report before
+    result = multihost.on_primary(lambda: _read_if_exists(workdir / "results.json"))  # if stopped at the report before
     with preemption.at_once():
         if result is None:
             result = {"train": metrics} | _judged(config, source, plan, policies, state, mesh, brief, compiled)
@@ -209,24 +209,24 @@ def _learn(
     if checkpoints.latest_step() is not None:
         state, step = checkpoints.restore(shapes)
         say(f"resumed at step {step}, round {min(int(state.round) + 1, plan.rounds)}")
-        summary = multihost.on_primary(lambda: _kept(workdir / "learned.json"))
+        summary = multihost.on_primary(lambda: _read_if_exists(workdir / "learned.json"))
         if summary is not None and summary["steps"] == step:
             return state, summary
     start = compilation.initial(shapes) if state is None else None
     compilation.begin(compiled, config, plan, source, shapes, start, policies, mesh)
     writes = workdir if sharding.is_primary() else None
     writer = metric_writer.MetricsWriter(writes, start_step=step if step else None, seed=config.seed)
-    keeper = _Keeper(config, writer, checkpoints, step)
+    hooks = _RunHooks(config, writer, checkpoints, step)
     traced = profile.Profile(config.profile_steps, writes and writes / "profile")
     given: batches.Batches | None = None
-    with writer, keeper, contextlib.closing(traced):
+    with writer, hooks, contextlib.closing(traced):
         for number in range(0 if state is None else int(state.round), plan.rounds):
             if number == 0 or not plan.closed_loop:
                 if given is None:
                     if source.sim is not None:
                         phase("read" if config.data.dir else "collect")
                     with preemption.at_once():
-                        given = _given(config, plan, source, mesh)
+                        given = _load_log(config, plan, source, mesh)
                 data = given
             else:
                 phase("collect")
@@ -238,13 +238,13 @@ def _learn(
                 start = None
             logged = sharding.put_replicated(np.array([data.sessions, data.requests], np.int32), mesh)
             state = dataclasses.replace(state, logged=logged)
-            keeper.hold(state)
-            state = _round(config, source, plan, state, data, keeper, traced, mesh, compiled, policies)
+            hooks.hold(state)
+            state = _round(config, source, plan, state, data, hooks, traced, mesh, compiled, policies)
             state = steps.next_round(state)
-            keeper.hold(state)
-            keeper.save(force=True, again=True)
+            hooks.hold(state)
+            hooks.save(force=True, again=True)
     checkpoints.wait()
-    summary = multihost.on_primary(lambda: _summarise(plan, state, workdir, keeper.step))
+    summary = multihost.on_primary(lambda: _summarise(plan, state, workdir, hooks.step))
     return state, summary
 
 
@@ -262,7 +262,7 @@ def _summarise(plan: steps.TrainConfig, state: steps.TrainState, workdir: Path, 
         "rounds": plan.rounds,
         "sessions_of_last_round": logged[0],
         "requests_of_last_round": logged[1],
-        "optimism": [plain(row) for row in rows if row["phase"] == "optimism"],
+        "model_exploitation_gap": [plain(row) for row in rows if row["phase"] == "model_exploitation_gap"],
         "conflict": [plain(row) for row in rows if row["phase"] == "conflict"],
         "final": plain(next(row for row in reversed(rows) if row["phase"] == "train")),
     }
@@ -283,14 +283,14 @@ def _server(
     return method.make_policy(server, _alone(source).items, plan.agents, config.alternation.temperature)
 
 
-def _given(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, mesh) -> batches.Batches:
+def _load_log(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, mesh) -> batches.Batches:
     """Return the batches of the first round's log, or of the log of all rounds; streamed if the source says so."""
     if (blocks := source.blocks()) is not None:
         return batches.Streamed(config, blocks, mesh, plan.agents.discount)
     return batches.Held(config, source.train(), mesh)
 
 
-class _Keeper:
+class _RunHooks:
     """Writes metrics and checkpoints of a run after its steps; never saves a state that is not finite.
 
     As a context manager it saves its current state when the run is preempted.
@@ -305,7 +305,7 @@ class _Keeper:
         self._pending: tuple[int, str, Any] | None = None
         self._good = step  # the last step whose metrics were finite
 
-    def __enter__(self) -> _Keeper:
+    def __enter__(self) -> _RunHooks:
         return self
 
     def __exit__(self, kind, *_: object) -> None:
@@ -361,7 +361,7 @@ def _round(
     plan: steps.TrainConfig,
     state,
     data: batches.Batches,
-    keeper: _Keeper,
+    hooks: _RunHooks,
     traced,
     mesh,
     compiled: programs.Ahead,
@@ -381,13 +381,13 @@ def _round(
         with stream.ahead(lambda at: data.get(part, number, at), first, total) as coming:
             for at, batch in enumerate(coming, first):
                 rate = np.float32(steps.rate((number + at / total) / plan.rounds))
-                traced.before(keeper.step + 1)
+                traced.before(hooks.step + 1)
                 state, metrics = step(state, sharding.put_batch(batch, mesh), source.items, plan, rate)
-                keeper.hold(state)
-                traced.after(keeper.step + 1, state)
-                keeper.after_step(name, metrics, last=at + 1 == total)
+                hooks.hold(state)
+                traced.after(hooks.step + 1, state)
+                hooks.after_step(name, metrics, last=at + 1 == total)
                 if name == "fit" or at + 1 < total:  # the last update is saved at the end of the round
-                    keeper.save()
+                    hooks.save()
                 update(at + 1)
         return state
 
@@ -396,7 +396,7 @@ def _round(
         if done <= of_fit:
             compiled.wait("measure", check, say)
             state = _measure(config, source, plan, state, data, mesh)
-            keeper.hold(state)
+            hooks.hold(state)
     first = max(done - of_fit, 0)
     encodings = steps.precompute_item_embeddings(state, source.items, plan)
     encodings = None if encodings is None else sharding.put_replicated(encodings, mesh)
@@ -411,14 +411,14 @@ def _round(
         return (config, _alone(source), plan, sharding.local(state), data.log)
 
     if plan.use_feedback_model and config.alternation.gap_sessions and source.sim is not None:
-        phase("optimism")
+        phase("model_exploitation_gap")
         compiled.wait("A/B test", check, say)
-        rows["optimism"] = evaluate.optimism(*alone(), sharding.local_mesh(), policies)
+        rows["model_exploitation_gap"] = evaluate.model_exploitation_gap(*alone(), sharding.local_mesh(), policies)
     if config.alternation.conflict_batches:
         phase("conflict")
         rows["conflict"] = run_report.conflicts(*alone())
     for name, metrics in rows.items():  # written last, after everything that can be interrupted
-        keeper.write(name, metrics)
+        hooks.write(name, metrics)
     return state
 
 

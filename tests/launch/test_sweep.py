@@ -12,7 +12,7 @@ from mmrf_jax.sweeps import sweep
 #: The tiny world job as the run of a study.
 RUN = [flag.replace("--config.", "--config.run.") for flag in TINY[1:] if "quick" not in flag]
 STUDY = ("--config=experiments/table_ablation.py", "--config.quick=True", *RUN, "--config.sessions=64")
-TABLES = ("ab_test", "ab_test_leaving", "by_day", "errors", "offline", "optimism", "conflict")
+TABLES = ("ab_test", "ab_test_leaving", "by_day", "errors", "offline", "model_exploitation_gap", "conflict")
 EVERYTHING = (
     *STUDY,
     f"--config.tables={TABLES}",
@@ -83,7 +83,7 @@ def test_a_study_writes_one_table_and_runs_nothing_twice(launch, tmp_path):
     assert table["offline"]["mmrf"]["NCIS watch_time"]["mean"] > 0.0
     sizes = [json.loads((runs / names[0] / "config.json").read_text())["world"] for names in table["runs"].values()]
     assert {size["num_videos"] for size in sizes} == {1000}  # explicit, above the quick overlay
-    rounds = table["optimism"]
+    rounds = table["model_exploitation_gap"]
     assert set(rounds) == variants - {"da"} and {len(rows) for rows in rounds.values()} == {2}
     assert set(table["conflict"]) == variants and "actors/click" not in table["conflict"]["co"][0]
     assert all(-1.0 <= row["actors/click"] <= 1.0 for row in table["conflict"]["mmrf"])

@@ -37,16 +37,22 @@ def test_run_folder_holds_config_metrics_events_checkpoints_and_results(finished
     assert last.keys() - lines[-1].keys() == {f"seconds_{kind}" for kind in kinds}
     assert all(last[f"seconds_{kind}"] > 0 for kind in kinds)
     assert lines and all({"step", "seed", "phase", "seconds"} <= row.keys() for row in lines)
-    at = [(row["step"], row["phase"] == "optimism") for row in lines]
+    at = [(row["step"], row["phase"] == "model_exploitation_gap") for row in lines]
     assert at == sorted(set(at)) and {row["seed"] for row in lines} == {0}
     order = [row["phase"] for row in lines]
-    assert [a for a, b in zip(order, order[1:] + [None], strict=True) if a != b] == 2 * ["fit", "train", "optimism"]
+    assert [a for a, b in zip(order, order[1:] + [None], strict=True) if a != b] == 2 * [
+        "fit",
+        "train",
+        "model_exploitation_gap",
+    ]
     assert list((finished / "tensorboard").glob("events.*"))
     result = results(finished)
     assert processes.steps(finished)[-1] == result["train"]["steps"] == lines[-1]["step"]
     assert 0 < result["train"]["updates"] < result["train"]["steps"]
-    gaps = [row for row in lines if row["phase"] == "optimism"]
-    assert [{k: v for k, v in row.items() if k != "seconds"} for row in gaps] == result["train"]["optimism"]
+    gaps = [row for row in lines if row["phase"] == "model_exploitation_gap"]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in gaps] == result["train"][
+        "model_exploitation_gap"
+    ]
     assert all(row["gap"] == pytest.approx(row["model"] - row["world"]) for row in gaps)
 
 

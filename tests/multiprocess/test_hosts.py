@@ -65,7 +65,7 @@ def stopped(
 
 
 #: Where each start is told to stop; each goes on where the one before has saved.
-PHASES = ("collect", "fit", "train", "optimism", "ab_test", "offline", "report")
+PHASES = ("collect", "fit", "train", "model_exploitation_gap", "ab_test", "offline", "report")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -81,7 +81,7 @@ def test_told_to_stop_in_every_phase(processes, launch, args, reference, pair, t
         assert code == 75, f"{phase}\n{log.read_text()[-3000:]}"
         assert (workdir / "results.json").exists() == (phase == "report") and not (workdir / "report.html").exists()
         saved = re.search(r"saved step (\d+)", log.read_text())
-        if phase in ("fit", "train", "optimism"):
+        if phase in ("fit", "train", "model_exploitation_gap"):
             assert saved, log.read_text()[-3000:]
             assert steps(workdir)[-1] == int(saved[1]) >= before
         assert re.search("asked to stop by SIG(TERM|INT); the same command resumes", log.read_text())
@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on_elsewhere(processes, devices, launch, args, stopp
 
 def rounds_end(workdir: Path) -> int:
     """The step at which the first round ended."""
-    return next(row["step"] for row in rows(workdir) if row["phase"] == "optimism")
+    return next(row["step"] for row in rows(workdir) if row["phase"] == "model_exploitation_gap")
 
 
 def saved_in(phase: str, workdir: Path, log: Path, before: int) -> bool:

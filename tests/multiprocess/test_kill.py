@@ -35,7 +35,7 @@ class Moment:
 ROLLOUT = "mmrf_jax.envs.rollout.unroll"  # of a block of requests of the log
 FIT, UPDATE = "mmrf_jax.training.steps.fit_step", "mmrf_jax.training.steps.update_step"
 MEASURE = "mmrf_jax.models.feedback_model.fitting.measure"  # between the two
-GAP = "mmrf_jax.training.evaluate.optimism"  # at the end of a round
+GAP = "mmrf_jax.training.evaluate.model_exploitation_gap"  # at the end of a round
 NEXT = "mmrf_jax.training.steps.next_round"  # right before the round's end is saved
 SERVER = "mmrf_jax.training.steps.behavior_state"  # right after
 COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is written, nothing committed
@@ -49,7 +49,7 @@ SYNC = "os.fsync"  # in write_json: the text is in a temporary file, and not yet
 def moments(whole: list[dict]) -> list[Moment]:
     """In the order of a run of two rounds with these rows of metrics."""
     at = [(row["step"], row["phase"]) for row in whole]
-    middle, last = (step for step, phase in at if phase == "optimism")  # where the rounds end
+    middle, last = (step for step, phase in at if phase == "model_exploitation_gap")  # where the rounds end
     fits = sum(phase == "fit" for step, phase in at if step <= middle)
     assert 5 < fits < middle - 5 and len(whole) == last + 2
     end = sorted({*range(4, last, 4), middle, last})[-3:]  # what is kept in the end
@@ -60,13 +60,13 @@ def moments(whole: list[dict]) -> list[Moment]:
         Moment("fit", SEAL, 1, [4]),
         Moment("fit", MEASURE, 1, rows=fits),
         Moment("train", UPDATE, 3, rows=fits + 1),
-        Moment("optimism", GAP, 1, rows=middle),
-        Moment("optimism", NEXT, 1, rows=middle + 1),
+        Moment("model_exploitation_gap", GAP, 1, rows=middle),
+        Moment("model_exploitation_gap", NEXT, 1, rows=middle + 1),
         Moment("collect", SERVER, 1, rows=middle + 1),  # its agents collect the second round's log
         Moment("fit", FIT, 3),
         Moment("train", UPDATE, 2),
-        Moment("optimism", GAP, 1, rows=last + 1),
-        Moment("optimism", WRITE, 1, end, rows=last + 2),
+        Moment("model_exploitation_gap", GAP, 1, rows=last + 1),
+        Moment("model_exploitation_gap", WRITE, 1, end, rows=last + 2),
         Moment("ab_test", SERVE, 2, end, rows=last + 2, learned=True),
         Moment("offline", SCORE, 1, end, rows=last + 2, learned=True),
         Moment("results", WRITE, 1, end, rows=last + 2, learned=True),
@@ -101,7 +101,7 @@ def test_killed_in_every_phase_one_after_another(launch, reference, args, tmp_pa
 
 KILLS = 20
 #: The phases in which a process can be killed once its start has saved something, in their order.
-ORDER = ("collect", "fit", "train", "optimism", "ab_test", "offline", "results", "report")
+ORDER = ("collect", "fit", "train", "model_exploitation_gap", "ab_test", "offline", "results", "report")
 
 
 def place(workdir, log) -> tuple[int, int]:
@@ -152,7 +152,7 @@ def arrived(workdir, log, before: int, moment: tuple[int, int]) -> bool:
 
 
 #: Phases that kills must meet; collecting is over in a moment once the round before is saved, so it may be missed.
-WANTED = {"fit", "train", "optimism", "ab_test", "offline"}
+WANTED = {"fit", "train", "model_exploitation_gap", "ab_test", "offline"}
 
 
 @pytest.mark.nightly

@@ -124,7 +124,7 @@ def test_simulated_rewards_by_hand():
     np.testing.assert_array_equal(constant, np.full((2, N), -1.0))
 
 
-def test_optimism_raises_negative_rewards_and_pessimism_lowers_them():
+def test_a_bonus_raises_negative_rewards_and_a_negative_one_lowers_them():
     """Widening moves every reward, a hate's as well, up by beta and down by -beta, the more the more uncertain."""
     rng = np.random.default_rng(0)
     feedback = rng.random((50, S)).astype(np.float32)
@@ -145,7 +145,7 @@ def test_simulated_slates_are_a_share_of_the_unseen():
 
 
 @pytest.mark.parametrize(
-    ("ablation", "optimism", "exists"),
+    ("ablation", "bonus", "exists"),
     [
         ("none", 0.1, True),
         ("none", 0.0, False),
@@ -154,8 +154,8 @@ def test_simulated_slates_are_a_share_of_the_unseen():
         ("constant_negative", 0.0, True),
     ],
 )
-def test_gaps_are_learned_only_where_rewards_differ_from_feedback(ablation, optimism, exists):
-    config = dataclasses.replace(tiny.CONFIG, ablation=ablation, uncertainty_bonus=optimism)
+def test_gaps_are_learned_only_where_rewards_differ_from_feedback(ablation, bonus, exists):
+    config = dataclasses.replace(tiny.CONFIG, ablation=ablation, uncertainty_bonus=bonus)
     assert config.rewards_differ == exists
     z_size, dim = encoders.sizes(config, tiny.SCHEMA)
     inputs = (jnp.ones((1, z_size)), jnp.ones((1, 2, config.feedback_dim, dim)), jnp.ones((1, 5, dim)))

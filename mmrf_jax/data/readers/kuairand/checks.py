@@ -24,7 +24,7 @@ _EXAMPLES |= {"play_time_ms": "18312", "duration_ms": "36438"}
 
 
 def is_random(path: pathlib.Path) -> bool:
-    """Return whether a file belongs to the random log, judging by its name."""
+    """Return whether a file belongs to the random log, as its name says."""
     return path.name.startswith("log_random")
 
 

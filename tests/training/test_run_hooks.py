@@ -19,12 +19,12 @@ def keep(tmp_path):
     """keep(state, loss) takes a step that ends with these; `keep.saved` has the steps that were kept."""
     saved, config = Saved(), configs.Run(log_every=2, checkpoint_every=1)
     with metric_writer.MetricsWriter(tmp_path, start_step=None, seed=0) as writer:
-        keeper = train._Keeper(config, writer, saved, 0)
+        hooks = train._RunHooks(config, writer, saved, 0)
 
         def take(state: float, loss: float) -> None:
-            keeper.hold({"w": jnp.array([1.0, state]), "n": jnp.int32(3)})
-            keeper.after_step("fit", {"loss/click": jnp.float32(loss)}, last=False)
-            keeper.save()
+            hooks.hold({"w": jnp.array([1.0, state]), "n": jnp.int32(3)})
+            hooks.after_step("fit", {"loss/click": jnp.float32(loss)}, last=False)
+            hooks.save()
 
         take.saved = saved
         yield take
