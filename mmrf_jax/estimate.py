@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Hashable, Sequence
 
-#: Independent units with any event, below which no interval is given.
+import numpy as np
+
+#: Independent units with any event, below which no interval is given. Several events of one unit count once.
 MIN_EVENTS = 25
 
 
@@ -32,3 +35,10 @@ class Estimate:
         text = f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}], n={self.n}"
         text += "" if math.isnan(self.ess) else f", ess={self.ess:.1f}"
         return f"{text} ({self.note})" if self.note else text
+
+
+def unit_numbers(units: Sequence[Hashable]) -> np.ndarray:
+    """Return the number [n] int64 of each row's unit, in order of first appearance; ids are of any hashable type."""
+    numbers: dict[Hashable, int] = {}
+    ids = units.tolist() if hasattr(units, "tolist") else units
+    return np.array([numbers.setdefault(one, len(numbers)) for one in ids], np.int64)

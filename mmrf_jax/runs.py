@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ class Run:
     @property
     def exported(self) -> bool:
         """Whether the folder is an artefact."""
-        return (self.path / "manifest.json").exists()
+        return (self.path / artifact.MANIFEST).exists()
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
@@ -137,12 +136,16 @@ class Run:
         return _loaded(self.path, max_candidates)
 
     @functools.cached_property
+    def _scratch(self) -> tempfile.TemporaryDirectory:
+        return tempfile.TemporaryDirectory()  # removed with this object
+
+    @functools.cached_property
     def _artefact(self) -> Run:
-        return self.export(Path(tempfile.mkdtemp()) / "artefact")
+        return self.export(Path(self._scratch.name) / "artefact")
 
     @functools.cached_property
     def _about(self) -> dict[str, Any]:
-        return json.loads((self.path / "manifest.json").read_text())
+        return artifact.read_manifest(self.path)
 
 
 def load(path: str | Path) -> Run:
@@ -158,7 +161,7 @@ def load(path: str | Path) -> Run:
 
 
 def train(config: Any, workdir: str | Path, overrides: Mapping[str, Any] | None = None) -> Run:
-    """Train and evaluate a ranker, or resume it: the same as `launch.train`.
+    """Train and evaluate a ranker, or resume it, as `launch.train` does, which also sets JAX's compilation options.
 
     Args:
       config: `world` or `kuairand`, the path of an experiment file, its ConfigDict, or a `configs.Run`.

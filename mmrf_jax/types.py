@@ -112,6 +112,11 @@ _OF_REQUESTS = (
 )
 
 
+def exposed_at_random(context: chex.Array) -> chex.Array:
+    """Return whether requests [...] with context [..., Dx] were exposed at random, where logs say so first."""
+    return context[..., 0] > 0.5
+
+
 @struct.dataclass
 class FeedbackPrediction:
     """A feedback model's predictions for all candidates, raw as in `models.heads.Prediction`."""

@@ -22,6 +22,7 @@ import numpy as np
 from scipy import special
 
 from mmrf_jax.abtest import moments
+from mmrf_jax.estimate import MIN_EVENTS
 from mmrf_jax.metrics import coverage
 from mmrf_jax.signals import BINARY_SIGNALS
 
@@ -41,9 +42,6 @@ RATIOS = {
 SUMS = ("sessions", "watch_time", "depth", "requests", "returned", "ild", *BINARY_SIGNALS, "user_days")
 #: Metrics for which lower is better; for all others higher is.
 LOWER_IS_BETTER = ("hate", "truncated", "gini")
-#: Minimum number of users of an arm with any of a metric; below it no difference is given. Several events of one user
-#: count once: only users are independent.
-MIN_EVENTS = 25
 MAX_ERROR = 0.5  # relative standard error of a ratio; above it few users hold most events: no interval is reliable
 _COVARIATE = "covariate"
 Z95 = float(special.ndtri(0.975))  # half-width of an interval in standard errors

@@ -19,7 +19,7 @@ from mmrf_jax.data.schema import SessionLog
 SIGNALS = ("click", "long_view", "like", "profile_enter", "watch_time")
 _ROUNDS = 600
 _STEP = 25  # rounds between two evaluations on the validation day
-_MAX_ROWS = 1_000_000  # exposures fitted on, and scored at a time
+_MAX_ROWS = 1_000_000  # exposures fitted on
 _USER_PRIOR = 5.0  # pseudo-exposures of the overall mean in a user's means
 _PARAMETERS: dict[str, Any] = {
     "learning_rate": 0.03,

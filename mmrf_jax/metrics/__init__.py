@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrf_jax.estimate import MIN_EVENTS, Estimate
+from mmrf_jax.estimate import MIN_EVENTS, Estimate, unit_numbers
 from mmrf_jax.metrics import ranking
 
 __all__ = ["gauc", "xauc"]
@@ -103,9 +103,7 @@ def _grouped(
     draws: int,
     seed: int,
 ) -> Estimate:
-    numbers: dict[Hashable, int] = {}
-    codes = np.array([numbers.setdefault(one, len(numbers)) for one in _hashable(group)], np.int64)
-    found = measure(codes)
+    found = measure(unit_numbers(group))
     if not found.eligible_users:
         return Estimate(float("nan"), note=nothing)
     if found.eligible_users < MIN_EVENTS:
@@ -113,8 +111,3 @@ def _grouped(
         return Estimate(found.value, n=found.eligible_users, note=note)
     interval = ranking.bootstrap_interval(found.per_user, found.impressions, draws, seed, level)
     return Estimate(found.value, interval.low, interval.high, found.eligible_users)
-
-
-def _hashable(group: Sequence[Hashable]) -> Sequence[Hashable]:
-    """The ids as Python objects: equal numbers of different types are equal groups."""
-    return group.tolist() if hasattr(group, "tolist") else list(group)

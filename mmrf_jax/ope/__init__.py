@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrf_jax.estimate import Estimate
+from mmrf_jax.estimate import Estimate, unit_numbers
 from mmrf_jax.ope import estimators as _estimators
 
 __all__ = ["estimate"]
@@ -67,9 +67,7 @@ def estimate(
         wrong = np.flatnonzero(~((p > 0.0 if name == "pscore" else p >= 0.0) & (p <= 1.0)))
         if len(wrong):
             raise ValueError(f"{name} of row {wrong[0]} is {p[wrong[0]]}; probabilities are {lowest} and at most 1")
-    numbers: dict[Hashable, int] = {}
-    rows = range(len(rewards)) if group is None else group.tolist() if hasattr(group, "tolist") else list(group)
-    unit = np.array([numbers.setdefault(one, len(numbers)) for one in rows], np.int64)
+    unit = unit_numbers(range(len(rewards)) if group is None else group)
     mean = np.full(len(rewards), rewards.mean())
     predicted, direct = (mean, mean) if reward_model is None else (np.asarray(x, np.float64) for x in reward_model)
     with np.errstate(divide="ignore"):

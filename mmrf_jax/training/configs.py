@@ -230,17 +230,13 @@ def override(run: Run, **sections: Mapping[str, Any]) -> Run:
     return dataclasses.replace(run, **changed)
 
 
-def as_dict(run: Run) -> dict[str, Any]:
-    """Return a run's config as nested dictionaries, which `run_of` reads back."""
-    return _plain(run)
-
-
-def _plain(config: Any) -> dict[str, Any]:
+def as_dict(config: Any) -> dict[str, Any]:
+    """Return a run's config, or a section of it, as nested dictionaries, which `run_of` reads back."""
     out: dict[str, Any] = {}
     for spec in dataclasses.fields(config):
         value = getattr(config, spec.name)
         if dataclasses.is_dataclass(value):
-            out[spec.name] = _plain(value)
+            out[spec.name] = as_dict(value)
         elif spec.metadata and not spec.metadata["internal"]:
             out[spec.name] = list(value) if isinstance(value, tuple) else value
     return out

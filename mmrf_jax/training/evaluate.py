@@ -201,10 +201,8 @@ def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[
     phase("logistic")
     train, valid, items = source.train(), None if source.valid is None else source.valid(), source.items
     past = [train] if valid is None else [train, valid]
-    at_train, at_tests = (
-        boosting.table(train, items, [train], seed=0),
-        {name: boosting.table(log, items, past) for name, log in tests.items()},
-    )
+    at_train = boosting.table(train, items, [train], seed=0)
+    at_tests = {name: boosting.table(log, items, past) for name, log in tests.items()}
     features = {name: rows.features for name, rows in at_tests.items()}
     linear = model_quality.logistic(at_train.features, at_train.feedback, features)
     known = offline.exposures(train)

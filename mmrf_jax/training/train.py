@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions, stream
@@ -447,7 +448,7 @@ def _blocks(log: SessionLog, index: np.ndarray, config: configs.Run, exposures: 
     """
     size, random = config.feedback.batch, np.zeros(len(index), bool)
     if exposures == 2:
-        random = log.context[log.offsets[index[:, 0]], 0] > 0.5
+        random = types.exposed_at_random(log.context[log.offsets[index[:, 0]]])
     for part in (index[~random], index[random]):
         part = part[:: max(len(part) // (_MEASURED * size), 1)]
         blocks = [part[i : i + size] for i in range(0, len(part) - size + 1, size)]

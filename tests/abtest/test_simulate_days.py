@@ -138,7 +138,7 @@ def test_each_user_in_one_arm(sim, policies):
 
 
 def rollout_metrics_of_users(back: dict[str, int]):
-    """In the place of `arms.rollout_metrics_of_users`: everybody of an arm is back after so many days."""
+    """Instead of `simulate.rollout_metrics_of_users`: everybody of an arm is back after so many days."""
 
     def serve(sim, policy, *_, user_ids, **__):
         n = len(user_ids)

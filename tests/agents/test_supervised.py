@@ -19,7 +19,7 @@ NAMES = ("wide_deep", "deepfm", "ltr")
 
 
 @functools.cache
-def born(name: str) -> agent_state.AgentState:
+def initial_state(name: str) -> agent_state.AgentState:
     mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.46), 15.0)
     critic = registry.get(name).critic
     return tiny.init(jax.random.key(0), CONFIG, tiny.SCHEMA, tiny.make_items(), mean, std, critic=critic)
@@ -59,7 +59,7 @@ def test_weighted_sum_by_hand():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_starts_from_base_rates_and_learns_every_signal(name):
-    items, batch, state = tiny.make_items(), tiny.make_batch(), born(name)
+    items, batch, state = tiny.make_items(), tiny.make_batch(), initial_state(name)
     method = registry.get(name)
     rows = embeddings.lookup(state.tables, representation.ids(batch, items))
     r = representation.represent(CONFIG, state.params["encoder"], rows, batch, items, None)
@@ -85,7 +85,7 @@ def test_starts_from_base_rates_and_learns_every_signal(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_serves_the_order_of_its_rule(name):
     """Served scores are the offline scores' last column, standardised and over tau."""
-    items, batch, state = tiny.make_items(), tiny.make_batch(), born(name)
+    items, batch, state = tiny.make_items(), tiny.make_batch(), initial_state(name)
     method = registry.get(name)
     step = functools.partial(learner(name), config=CONFIG)
     for _ in range(20):

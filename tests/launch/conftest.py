@@ -4,7 +4,6 @@ import os
 import shutil
 from pathlib import Path
 
-import polars
 import processes
 import pytest
 from selenium import webdriver
@@ -34,6 +33,8 @@ def real_logs(once) -> Path:
         pytest.skip("KUAIRAND_DIR is unset or names no folder: set it to a folder of KuaiRand's official files")
 
     def write(folder: Path) -> None:
+        import polars  # half a second, for two slow tests
+
         (folder / "data").mkdir()
         logs = {path.name: polars.read_csv(path) for path in Path(source, "data").glob("*.csv")}
         shown = next(frame for name, frame in logs.items() if name.startswith("log_random"))["user_id"].unique()

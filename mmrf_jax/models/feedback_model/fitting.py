@@ -123,7 +123,8 @@ def measure(
         observed.append(batch.feedback[:, :-1][shown])
         divergence.append(u[shown].astype(np.float64))
         log_odds.append(raw[shown])
-        random.append((batch.context[:, :-1, :1] > 0.5)[np.nonzero(shown)[:2]][:, 0] & (config.exposures == 2))
+        at_random = types.exposed_at_random(batch.context[:, :-1]) & (config.exposures == 2)
+        random.append(np.broadcast_to(at_random[..., None], shown.shape)[shown])
     every, labels, kind = np.concatenate(log_odds), np.concatenate(observed), np.concatenate(random)
     actual, mean = labels[~kind], np.concatenate(predicted)[~kind]
     error = np.log1p(actual[:, types.WATCH_TIME]) - mean

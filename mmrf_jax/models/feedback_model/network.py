@@ -180,7 +180,7 @@ def calibrated(out: heads.Prediction, calibration: chex.Array, context: chex.Arr
     """
     chosen = calibration[0]
     if len(calibration) == 2:
-        random = jnp.asarray(context)[..., :1, None] > 0.5
+        random = types.exposed_at_random(jnp.asarray(context))[..., None, None]
         chosen = jnp.where(random, *(jax.lax.broadcast_to_rank(x, random.ndim) for x in calibration[::-1]))
     slope, offset = (jax.lax.broadcast_to_rank(chosen[..., i, :, None], out.feedback.ndim) for i in range(2))
     binary = slope * out.feedback[..., : types.WATCH_TIME, :] + offset

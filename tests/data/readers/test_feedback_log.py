@@ -63,7 +63,7 @@ def ranked(user, number, candidates, slate, start=False, history=None, time=NOON
     } | changes
 
 
-def told(user, number, videos, event=None, left=False, click=0.0, seconds=0.0) -> feedback_log.Record:
+def feedback_record(user, number, videos, event=None, left=False, click=0.0, seconds=0.0) -> feedback_log.Record:
     feedback = np.zeros((len(videos), S), np.float32)
     feedback[:, CLICK], feedback[:, WATCH] = click, seconds
     return {
@@ -260,14 +260,14 @@ def test_sessions_by_hand(tmp_path):
     records = [
         ranked(1, 0, [100, 101, 102, 103, 104], [3, 0], start=True, history=history),
         ranked(2, 0, [105, 106, 107, 108, 109], [4], start=True),
-        told(1, 0, [103, 100], seconds=9.0),
-        told(2, 0, [109], click=1.0, seconds=3.0),
-        told(2, 0, [109], event="later", seconds=8.0),  # the same video again: the larger of both
-        told(2, 0, [109], event="later", seconds=80.0),  # the same event again: nothing
+        feedback_record(1, 0, [103, 100], seconds=9.0),
+        feedback_record(2, 0, [109], click=1.0, seconds=3.0),
+        feedback_record(2, 0, [109], event="later", seconds=8.0),  # the same video again: the larger of both
+        feedback_record(2, 0, [109], event="later", seconds=80.0),  # the same event again: nothing
         ranked(1, 1, [120, 121, 122, 123, 124], [0, 1]),
-        told(1, 1, [120], click=1.0, left=True),
+        feedback_record(1, 1, [120], click=1.0, left=True),
         ranked(1, 2, [130, 131, 132, 133, 134], [2, 4], start=True, time=NOON + 86_400_000),
-        told(1, 2, [132], click=1.0),
+        feedback_record(1, 2, [132], click=1.0),
     ]
     write(tmp_path / "log", records)
     log, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
@@ -295,10 +295,10 @@ def test_sessions_by_hand(tmp_path):
 def test_history_of_the_second_session_is_what_was_answered(tmp_path):
     log = [
         ranked(1, 0, range(100, 105), [0, 1], start=True),
-        told(1, 0, [100, 101], seconds=5.0),
+        feedback_record(1, 0, [100, 101], seconds=5.0),
         ranked(1, 1, range(110, 115), [0, 1]),  # shown, and never answered
         ranked(1, 2, range(120, 125), [2, 3], start=True),
-        told(1, 2, [122]),
+        feedback_record(1, 2, [122]),
     ]
     write(tmp_path / "log", log)
     found, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
@@ -310,7 +310,7 @@ def test_history_of_the_second_session_is_what_was_answered(tmp_path):
 
 def test_an_unanswered_request_cuts_the_session(tmp_path):
     log = [ranked(1, i, range(100 + 5 * i, 105 + 5 * i), [0, 1], start=i == 0) for i in range(4)]
-    log += [told(1, i, [100 + 5 * i], seconds=1.0 + i) for i in (0, 1, 3)]
+    log += [feedback_record(1, i, [100 + 5 * i], seconds=1.0 + i) for i in (0, 1, 3)]
     write(tmp_path / "log", log)
     found, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
     assert np.diff(found.offsets).tolist() == [2, 1] and report["left_out"]["unanswered"] == 1
@@ -323,11 +323,11 @@ def test_candidates_are_cut_to_size(tmp_path):
     wide = [900, *range(100, 120)]  # one that the catalogue does not have, 20 that it has
     log = [
         ranked(1, 0, wide, [3, 20], start=True),
-        told(1, 0, [102]),
+        feedback_record(1, 0, [102]),
         ranked(1, 1, wide, [0, 1]),  # showed the unknown one
-        told(1, 1, [100]),
+        feedback_record(1, 1, [100]),
         ranked(1, 2, range(100, 104), [0, 1]),  # too few
-        told(1, 2, [100]),
+        feedback_record(1, 2, [100]),
     ]
     write(tmp_path / "log", log)
     found, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
@@ -341,7 +341,7 @@ def test_candidates_are_cut_to_size(tmp_path):
 
 
 def test_logs_of_another_make_are_refused(tmp_path):
-    write(tmp_path / "log", [ranked(1, 0, range(100, 105), [0], start=True), told(1, 0, [100])])
+    write(tmp_path / "log", [ranked(1, 0, range(100, 105), [0], start=True), feedback_record(1, 0, [100])])
     with pytest.raises(ValueError, match="request 1-0 has profile of 2 numbers, the config's schema has 4"):
         feedback_sessions.read(tmp_path / "log", dataclasses.replace(SCHEMA, profile=4), rows_of)
     write(tmp_path / "empty", [ranked(1, 0, range(100, 105), [0], start=True)])
