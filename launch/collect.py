@@ -35,13 +35,13 @@ def main() -> None:
         config.seed,
         first_user=_FIRST_USER.value,
         sessions=_SESSIONS.value,
-        k=source.schema.slate,
+        k=source.spec.slate,
         progress=restore.counted_in_parts,
         keep_scores=True,
     )
     if not sharding.is_primary():
         return
-    records.write_log(log, _OUT.value, source.schema, sources.world_origin(config))
+    records.write_log(log, _OUT.value, source.spec, sources.world_origin(config))
     print(f"{log.num_sessions} sessions, {log.num_requests} requests -> {_OUT.value}")
 
 

@@ -122,8 +122,8 @@ class Run:
         known = seen >= 0
         return ranker.Job(
             user_id=user,
-            profile=_vector("profile", profile, serving.schema.profile),
-            context=_vector("context", context, serving.schema.context),
+            profile=_vector("profile", profile, serving.spec.profile),
+            context=_vector("context", context, serving.spec.context),
             candidates=rows,
             memory=None,
             videos=seen[known],

@@ -121,8 +121,8 @@ def test_only_sources_and_mains_know_a_concrete_simulator():
         ("mmrf_jax.agents.mmrf.losses", "from mmrf_jax.training import train"),
         ("mmrf_jax.agents.mmrf.losses", "def f():\n    from mmrf_jax.envs.short_video import env"),
         ("mmrf_jax.agents.mmrf.losses", "import mmrf_jax.envs.short_video.env as s"),
-        ("mmrf_jax.io.files", "from mmrf_jax.data import schema"),
-        ("mmrf_jax.types", "from mmrf_jax.data.schema import Schema"),
+        ("mmrf_jax.io.files", "from mmrf_jax.data import session_log"),
+        ("mmrf_jax.types", "from mmrf_jax.data.session_log import InputSpec"),
         ("mmrf_jax.training.train", "from launch import common"),
     ],
 )

@@ -43,11 +43,11 @@ def serve(repeats: int, requests: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         run = speed.fresh_run(**{"world.candidates": CANDIDATES, "collect.sessions": 256})
-        export.export_run(folder / "artifact", run.plan, run.source.schema, run.source.items, None, run.state, {})
+        export.export_run(folder / "artifact", run.plan, run.source.spec, run.source.items, None, run.state, {})
         results = _bare(folder / "artifact")
         flags = ("--temperature=0.25", f"--users_in_memory={_IN_MEMORY}")
         with serving.service(folder / "artifact", folder / "log", folder / "serve.log", *flags) as server:
-            load = _Load(server.url, run.source.schema)
+            load = _Load(server.url, run.source.spec)
             del run
             gc.collect()
             gc.freeze()
@@ -63,11 +63,11 @@ def _bare(folder: Path) -> list[dict[str, Any]]:
     """Time a scoring call of each batch size in milliseconds, including host-device transfers, in this process."""
     made = ranker.Ranker(artifact.load(folder), CANDIDATES)
     made.warm()
-    schema, rng = made.schema, np.random.default_rng(0)
-    memory = made.run([_job(schema, rng, None)])[0][1]
+    spec, rng = made.spec, np.random.default_rng(0)
+    memory = made.run([_job(spec, rng, None)])[0][1]
     results = []
     for batch in ranker.BATCHES:
-        jobs = [_job(schema, rng, memory) for _ in range(batch)]
+        jobs = [_job(spec, rng, memory) for _ in range(batch)]
         times = []
         for _ in range(30):
             start = time.perf_counter()
@@ -77,28 +77,28 @@ def _bare(folder: Path) -> list[dict[str, Any]]:
     return results
 
 
-def _job(schema, rng, memory) -> ranker.Job:
+def _job(spec, rng, memory) -> ranker.Job:
     return ranker.Job(
         0,
-        np.zeros(schema.profile, np.float32),
-        np.zeros(schema.context, np.float32),
-        rng.integers(0, schema.num_videos, CANDIDATES),
+        np.zeros(spec.profile, np.float32),
+        np.zeros(spec.context, np.float32),
+        rng.integers(0, spec.num_videos, CANDIDATES),
         memory,
-        rng.integers(0, schema.num_videos, schema.slate),
-        np.zeros((schema.slate, ranker.S), np.float32),
+        rng.integers(0, spec.num_videos, spec.slate),
+        np.zeros((spec.slate, ranker.S), np.float32),
     )
 
 
 class _Load:
     """A client that requests slates and sends feedback on them."""
 
-    def __init__(self, url: str, schema):
+    def __init__(self, url: str, spec):
         self._url, rng = url, np.random.default_rng(1)
-        profile = rng.normal(size=schema.profile).tolist()
+        profile = rng.normal(size=spec.profile).tolist()
         self._head = '{"user": {"profile": ' + json.dumps(profile) + ', "id": '
         self._tails = [
-            f'}}, "context": {json.dumps([0.5] * (schema.context - 1))}, "candidates": '
-            + json.dumps(rng.choice(schema.num_videos, CANDIDATES, replace=False).tolist())
+            f'}}, "context": {json.dumps([0.5] * (spec.context - 1))}, "candidates": '
+            + json.dumps(rng.choice(spec.num_videos, CANDIDATES, replace=False).tolist())
             + "}"
             for _ in range(_BODIES)
         ]

@@ -14,7 +14,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import sessions, statistics
 from mmrf_jax.data.records import num_exposures
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 
 SIGNALS = ("click", "long_view", "like", "profile_enter", "watch_time")
 _ROUNDS = 600

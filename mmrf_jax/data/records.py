@@ -1,7 +1,7 @@
 """Session logs on disk: packed blocks of sessions, one block per array_record, and a JSON manifest.
 
 A block is a 20-byte header (magic, version, sessions, requests, whether scores follow) and then the arrays of a
-`SessionLog`, one after another, little-endian, without padding. A `Schema` determines its sizes, so `np.frombuffer`
+`SessionLog`, one after another, little-endian, without padding. A `InputSpec` determines its sizes, so `np.frombuffer`
 alone reads a block; array_record compresses it.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from mmrf_jax import types
-from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.data.sessions import num_exposures, select_sessions
 from mmrf_jax.io import files
 
@@ -31,33 +31,33 @@ _MAGIC = b"MMRS"
 _HEADER = struct.Struct("<4sIIII")
 
 
-def _layout(schema: Schema) -> tuple[tuple[str, bool, str, tuple[int, ...]], ...]:
+def _layout(spec: InputSpec) -> tuple[tuple[str, bool, str, tuple[int, ...]], ...]:
     """Return (field, one row per session?, dtype, shape of a row) in the order on disk."""
     s = len(types.SIGNALS)
     return (
         ("user_id", True, "<i4", ()),
         ("date", True, "<i4", ()),
-        ("profile", True, "<f4", (schema.profile,)),
-        ("history_videos", True, "<i4", (schema.history,)),
-        ("history_feedback", True, "<f4", (schema.history, s)),
-        ("history_mask", True, "|b1", (schema.history,)),
+        ("profile", True, "<f4", (spec.profile,)),
+        ("history_videos", True, "<i4", (spec.history,)),
+        ("history_feedback", True, "<f4", (spec.history, s)),
+        ("history_mask", True, "|b1", (spec.history,)),
         ("terminated", True, "|b1", ()),
         ("truncated", True, "|b1", ()),
         ("lengths", True, "<i4", ()),
-        ("context", False, "<f4", (schema.context,)),
-        ("candidates", False, "<i4", (schema.candidates,)),
-        ("slate", False, "<i4", (schema.slate,)),
-        ("feedback", False, "<f4", (schema.slate, s)),
+        ("context", False, "<f4", (spec.context,)),
+        ("candidates", False, "<i4", (spec.candidates,)),
+        ("slate", False, "<i4", (spec.slate,)),
+        ("feedback", False, "<f4", (spec.slate, s)),
         ("log_propensity", False, "<f4", ()),
-        ("scores", False, "<f4", (schema.candidates,)),
+        ("scores", False, "<f4", (spec.candidates,)),
     )
 
 
-def pack(log: SessionLog, schema: Schema) -> bytes:
-    """Pack a block of sessions into bytes; the shapes of `log` must match `schema`."""
+def pack(log: SessionLog, spec: InputSpec) -> bytes:
+    """Pack a block of sessions into bytes; the shapes of `log` must match `spec`."""
     scored = log.scores is not None
     parts = [_HEADER.pack(_MAGIC, VERSION, log.num_sessions, log.num_requests, int(scored))]
-    for name, _, dtype, _ in _layout(schema):
+    for name, _, dtype, _ in _layout(spec):
         if name == "scores" and not scored:
             continue
         array = np.diff(log.offsets) if name == "lengths" else getattr(log, name)
@@ -65,11 +65,11 @@ def pack(log: SessionLog, schema: Schema) -> bytes:
     return b"".join(parts)
 
 
-def unpack(blocks: Sequence[bytes | np.ndarray], schema: Schema) -> SessionLog:
+def unpack(blocks: Sequence[bytes | np.ndarray], spec: InputSpec) -> SessionLog:
     """Unpack several blocks into one log, in the order of the blocks.
 
     Raises:
-      ValueError: for bytes that are not a block, were written by another version, or do not fit the schema.
+      ValueError: for bytes that are not a block, were written by another version, or do not fit the spec.
     """
     headers = []
     for i, block in enumerate(blocks):
@@ -90,7 +90,7 @@ def unpack(blocks: Sequence[bytes | np.ndarray], schema: Schema) -> SessionLog:
     sizes = np.array(headers, np.int64).reshape(-1, 3)
     n_total, r_total = int(sizes[:, 0].sum()), int(sizes[:, 1].sum())
 
-    layout = _layout(schema)
+    layout = _layout(spec)
     arrays = {
         name: np.empty((n_total if per_session else r_total, *shape), dtype)
         for name, per_session, dtype, shape in layout
@@ -108,45 +108,43 @@ def unpack(blocks: Sequence[bytes | np.ndarray], schema: Schema) -> SessionLog:
             if position + size > len(block):
                 raise ValueError(
                     f"session block {i} has {len(block)} bytes, {name!r} would end at {position + size}; "
-                    "it is damaged or was written with another schema: rebuild the log"
+                    "it is damaged or was written with another spec: rebuild the log"
                 )
             if name in arrays:
                 arrays[name][at : at + rows] = np.frombuffer(block, dtype, count, position).reshape(rows, *shape)
             position += size
         if position != len(block):
-            raise ValueError(
-                f"session block {i} has {len(block)} bytes, the schema asks for {position}; rebuild the log"
-            )
+            raise ValueError(f"session block {i} has {len(block)} bytes, the spec asks for {position}; rebuild the log")
         n_at, r_at = n_at + n, r_at + r
     offsets = np.concatenate([[0], np.cumsum(arrays.pop("lengths"), dtype=np.int64)])
     return SessionLog(offsets=offsets, scores=arrays.pop("scores", None), **arrays)
 
 
-def blocks(log: SessionLog, schema: Schema, sessions_per_record: int = SESSIONS_PER_RECORD) -> Iterator[bytes]:
+def blocks(log: SessionLog, spec: InputSpec, sessions_per_record: int = SESSIONS_PER_RECORD) -> Iterator[bytes]:
     """Pack a log block by block; an empty log gives one empty block."""
     for start in range(0, max(log.num_sessions, 1), sessions_per_record):
-        yield pack(select_sessions(log, np.arange(start, min(start + sessions_per_record, log.num_sessions))), schema)
+        yield pack(select_sessions(log, np.arange(start, min(start + sessions_per_record, log.num_sessions))), spec)
 
 
 def write_log(
-    log: SessionLog, directory: str | os.PathLike, schema: Schema, origin: dict[str, Any] | None = None
+    log: SessionLog, directory: str | os.PathLike, spec: InputSpec, origin: dict[str, Any] | None = None
 ) -> None:
     """Write a log as `directory`/sessions-*.array_record and a manifest; the directory appears atomically.
 
     Args:
       log: the sessions.
       directory: folder to create.
-      schema: schema of the log.
+      spec: spec of the log.
       origin: description of how the log was made, so that `read_log` can reject a log of another world.
 
     Raises:
       FileExistsError: if the directory exists.
-      ValueError: if the log does not fit the schema or a request exposed no video.
+      ValueError: if the log does not fit the spec or a request exposed no video.
     """
     directory = pathlib.Path(directory)
     if directory.exists():
         raise FileExistsError(f"{directory} exists; remove it or write the log to another directory")
-    log.validate(schema)
+    log.validate(spec)
     empty = int((~(log.slate >= 0).any(1)).sum())
     if empty:
         raise ValueError(f"{empty} of {log.num_requests} requests exposed no video; leave them out of the log")
@@ -157,13 +155,13 @@ def write_log(
             part = select_sessions(log, np.arange(start, min(start + SESSIONS_PER_FILE, log.num_sessions)))
             name = f"sessions-{i:05d}-of-{len(starts):05d}.array_record"
             writer = array_record_module.ArrayRecordWriter(str(folder / name), "group_size:1")
-            for block in blocks(part, schema):
+            for block in blocks(part, spec):
                 writer.write(block)
             writer.close()
             parts.append({"name": name, "sessions": part.num_sessions, "requests": part.num_requests})
         manifest = {
             "version": VERSION,
-            "schema": dataclasses.asdict(schema),
+            "spec": dataclasses.asdict(spec),
             "origin": origin,
             "sessions": log.num_sessions,
             "requests": log.num_requests,
@@ -193,18 +191,18 @@ class Blocks:
     """The blocks of sessions in a folder of `write_log`, read on demand (implements `data.stream.Blocks`)."""
 
     def __init__(
-        self, directory: str | os.PathLike, schema: Schema | None = None, origin: dict[str, Any] | None = None
+        self, directory: str | os.PathLike, spec: InputSpec | None = None, origin: dict[str, Any] | None = None
     ):
         """Open the log and check its manifest.
 
         Args:
           directory: the folder of the log.
-          schema: schema that the reader expects; None accepts any.
+          spec: spec that the reader expects; None accepts any.
           origin: origin that the reader expects; None accepts any.
 
         Raises:
           FileNotFoundError: if there is no manifest, or a file named in it is missing.
-          ValueError: for another version, schema or origin.
+          ValueError: for another version, spec or origin.
         """
         self._directory = pathlib.Path(directory)
         if not (self._directory / MANIFEST).exists():
@@ -213,15 +211,15 @@ class Blocks:
             manifest = json.loads((self._directory / MANIFEST).read_text())
             if manifest["version"] != VERSION:
                 raise ValueError(f"log version {manifest['version']}, this code reads {VERSION}")
-            self.schema, made_by = Schema(**manifest["schema"]), manifest["origin"]
+            self.spec, made_by = InputSpec(**manifest["spec"]), manifest["origin"]
             self._files = [(entry["name"], int(entry["sessions"])) for entry in manifest["files"]]
             self.total = (manifest["sessions"], manifest["requests"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{self._directory / MANIFEST} cannot be used ({error!r}); collect the log again"
             ) from error
-        wanted = None if schema is None else dataclasses.asdict(schema)
-        _check_same(self._directory, dataclasses.asdict(self.schema), wanted)
+        wanted = None if spec is None else dataclasses.asdict(spec)
+        _check_same(self._directory, dataclasses.asdict(self.spec), wanted)
         _check_same(self._directory, made_by, origin)
         for name, _ in self._files:
             if not (self._directory / name).exists():
@@ -251,21 +249,21 @@ class Blocks:
                 reader.close()
             except Exception as error:  # the C++ reader raises several kinds
                 raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); collect the log again") from error
-        return unpack([found[block] for block in blocks.tolist()], self.schema)
+        return unpack([found[block] for block in blocks.tolist()], self.spec)
 
 
 def read_log(
-    directory: str | os.PathLike, schema: Schema | None = None, origin: dict[str, Any] | None = None
-) -> tuple[SessionLog, Schema]:
+    directory: str | os.PathLike, spec: InputSpec | None = None, origin: dict[str, Any] | None = None
+) -> tuple[SessionLog, InputSpec]:
     """Read a whole log written by `write_log`.
 
     Raises:
       FileNotFoundError, ValueError: as `Blocks`, and for a log that does not match its manifest.
     """
-    blocks = Blocks(directory, schema, origin)
+    blocks = Blocks(directory, spec, origin)
     log = blocks.read(np.arange(len(blocks.sessions)))
     if (log.num_sessions, log.num_requests) != blocks.total:
         raise ValueError(
             f"{directory} holds {log.num_sessions} sessions, its manifest says {blocks.total[0]}; collect it anew"
         )
-    return log, blocks.schema
+    return log, blocks.spec

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 
 _PER_REQUEST = ("context", "candidates", "slate", "feedback", "log_propensity", "scores")
 _PER_SESSION = tuple(f.name for f in dataclasses.fields(SessionLog) if f.name not in (*_PER_REQUEST, "offsets"))

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 
 #: Signals whose means are features; watch time enters as log1p of its seconds.
 SIGNALS = ("click", "long_view", "like", "watch_time")

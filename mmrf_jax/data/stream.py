@@ -19,7 +19,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 
 _SHUFFLE = 101  # separates the block order from other random draws of a seed
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.parallel import sharding
 

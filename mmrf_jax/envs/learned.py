@@ -17,7 +17,7 @@ from flax import struct
 
 from mmrf_jax import random, types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import base
 from mmrf_jax.models import embeddings, encoders
 from mmrf_jax.models.feedback_model import counterfactuals, network

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.metrics import ranking
 
 MIN_USERS = 200  # metrics need at least this many eligible users

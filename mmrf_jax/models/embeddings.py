@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import types
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, encoders
 from mmrf_jax.models.encoder_config import EncoderConfig
 
@@ -28,17 +28,17 @@ _INIT_SCALE = {"author": 0.1, "id": 0.02, "tag": 0.5, "user": 0.0}
 
 
 def init(
-    key: types.Key, config: EncoderConfig, schema: Schema, items: types.Items, copies: int = 1
+    key: types.Key, config: EncoderConfig, spec: InputSpec, items: types.Items, copies: int = 1
 ) -> dict[str, embedding_table.Table]:
     """Initialise the tables; rows are `copies` times as wide as in the config, concatenated.
 
     A sharded table is padded to a multiple of `SPLITS` rows.
     """
     sizes = {
-        "author": schema.num_authors,
+        "author": spec.num_authors,
         "id": items.num_embeddings,
-        "tag": schema.num_tags,
-        "user": max(schema.num_users, 1),
+        "tag": spec.num_tags,
+        "user": max(spec.num_users, 1),
     }
     return {
         name: embedding_table.init(

@@ -17,7 +17,7 @@ from flax import linen as nn
 from flax import struct
 
 from mmrf_jax import types
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table
 from mmrf_jax.models.encoder_config import EncoderConfig
 
@@ -120,25 +120,25 @@ def kept(key: types.Key, rate: chex.Numeric, shape: tuple[int, ...]) -> chex.Arr
     return bits >= jnp.asarray(rate * 2.0**32, jnp.float32).astype(jnp.uint32)
 
 
-def sizes(config: EncoderConfig, schema: Schema) -> tuple[int, int]:
+def sizes(config: EncoderConfig, spec: InputSpec) -> tuple[int, int]:
     """Return Z and D, the sizes of a user state and of an encoding."""
-    return config.state_dim + schema.profile + schema.context, config.dim + schema.item_features
+    return config.state_dim + spec.profile + spec.context, config.dim + spec.item_features
 
 
-def init(key: types.Key, config: EncoderConfig, schema: Schema):
+def init(key: types.Key, config: EncoderConfig, spec: InputSpec):
     """Initialise the parameters of the encoder."""
-    k = schema.slate
+    k = spec.slate
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
     rows = {name: zeros((1, k, config.table_dims[name])) for name in ("author", "id", "tag")}
     return Encoder(config).init(
         key,
         rows,
         zeros((1, config.user_dim)),
-        zeros((1, k, schema.item_features)),
+        zeros((1, k, spec.item_features)),
         zeros((1, k, len(types.SIGNALS))),
         jnp.ones((1, k), jnp.float32),
-        zeros((1, schema.profile)),
-        zeros((1, schema.context)),
+        zeros((1, spec.profile)),
+        zeros((1, spec.context)),
     )
 
 

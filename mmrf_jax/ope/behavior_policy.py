@@ -22,7 +22,7 @@ import optax
 
 from mmrf_jax import ops, types
 from mmrf_jax.data import statistics
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.metrics import ranking
 from mmrf_jax.ope import propensity
 

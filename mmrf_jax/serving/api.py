@@ -1,4 +1,4 @@
-"""Pydantic models of the service's HTTP requests and responses, built for the artefact's schema."""
+"""Pydantic models of the service's HTTP requests and responses, built for the artefact's spec."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from mmrf_jax import types
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 
 MAX_USER = 2**31 - 2
 _MAX_VIDEO = 2**53 - 1  # the largest integer that every JSON reader preserves
@@ -123,15 +123,15 @@ def _numbers(size: int, what: str) -> Any:
     return Annotated[list[Number], Field(min_length=size, max_length=size, description=what)]
 
 
-def models(schema: Schema, max_candidates: int) -> Models:
-    """Build the request models of a schema."""
-    Profile: Any = _numbers(schema.profile, "Features of the user; left out, those given last, or zeros.")
-    Context: Any = _numbers(schema.context - 1, "Of the request; the service adds the position in the session.")
+def models(spec: InputSpec, max_candidates: int) -> Models:
+    """Build the request models of a spec."""
+    Profile: Any = _numbers(spec.profile, "Features of the user; left out, those given last, or zeros.")
+    Context: Any = _numbers(spec.context - 1, "Of the request; the service adds the position in the session.")
     description = "What a user who is new to the service was shown before, oldest first; else not read."
-    History: Any = Annotated[list[VideoFeedback], Field(max_length=schema.history, description=description)]
+    History: Any = Annotated[list[VideoFeedback], Field(max_length=spec.history, description=description)]
     many = Field(min_length=1, max_length=max_candidates, description="Videos, all different.")
     Candidates: Any = Annotated[list[VideoId], many]
-    K: Any = Annotated[int, Field(ge=1, le=schema.slate, strict=True, description="Videos wanted.")]
+    K: Any = Annotated[int, Field(ge=1, le=spec.slate, strict=True, description="Videos wanted.")]
     Scores: Any = Annotated[bool, Field(strict=True, description="Whether to say every agent's scores.")]
     New: Any = Annotated[bool, Field(strict=True, description="Whether a session begins, however short the pause.")]
     fields: dict[str, Any] = {"id": (UserId, ...), "profile": (Profile | None, None), "history": (History | None, None)}
@@ -140,7 +140,7 @@ def models(schema: Schema, max_candidates: int) -> Models:
         "user": (user, ...),
         "context": (Context, ...),
         "candidates": (Candidates, ...),
-        "k": (K, schema.slate),
+        "k": (K, spec.slate),
         "new_session": (New, False),
         "scores": (Scores, False),
     }

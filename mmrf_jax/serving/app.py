@@ -46,7 +46,7 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
       limits: limits of requests.
       routers: additional routes, such as those of the page.
     """
-    models = api.models(service.ranker.schema, service.settings.max_candidates)
+    models = api.models(service.ranker.spec, service.settings.max_candidates)
     Rank: Any = models.rank
 
     @contextlib.asynccontextmanager

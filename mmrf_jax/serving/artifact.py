@@ -1,6 +1,6 @@
 """A trained ranker as a self-contained folder: exported functions, arrays and a manifest.
 
-    manifest.json        versions, the run's config and metrics, the schema, the signature of each function, and the
+    manifest.json        versions, the run's config and metrics, the spec, the signature of each function, and the
                          size and SHA-256 of every other file except
     manifest.sha256      the SHA-256 of the manifest
     functions/NAME.bin   a function serialised by `jax.export`: StableHLO for CPUs, CUDA GPUs and TPUs, with symbolic
@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from jax import export
 
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.io import files
 
 VERSION = 1
@@ -57,14 +57,14 @@ class Artifact:
     Attributes:
       id: the first 16 digits of the manifest's SHA-256; artefacts with equal ids have equal bytes.
       manifest: the manifest.
-      schema: schema of its requests.
+      spec: spec of its requests.
       functions: by name, to be called under `jax.jit` with arrays of any size that the signature allows.
       arrays: {group: {name: array}}.
     """
 
     id: str
     manifest: dict[str, Any]
-    schema: Schema
+    spec: InputSpec
     functions: dict[str, export.Exported]
     arrays: dict[str, Arrays]
 
@@ -74,7 +74,7 @@ class ArtifactError(ValueError):
 
 
 def write(
-    folder: Path, functions: dict[str, Function], arrays: dict[str, Arrays], schema: Schema, about: dict[str, Any]
+    folder: Path, functions: dict[str, Function], arrays: dict[str, Arrays], spec: InputSpec, about: dict[str, Any]
 ) -> str:
     """Write an artefact atomically and return its id.
 
@@ -82,7 +82,7 @@ def write(
       folder: folder to create.
       functions: functions to export, by name.
       arrays: {group: {name: array}}.
-      schema: schema of the requests.
+      spec: spec of the requests.
       about: additional contents of the manifest: config, training metrics.
 
     Raises:
@@ -97,7 +97,7 @@ def write(
         "expires": (now + datetime.timedelta(days=VALID_DAYS)).isoformat(timespec="seconds"),
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
         "platforms": list(PLATFORMS),
-        "schema": dataclasses.asdict(schema),
+        "spec": dataclasses.asdict(spec),
         "functions": {},
     }
     with files.new_folder(folder) as made:
@@ -124,12 +124,12 @@ def write(
         return digest[:16]
 
 
-def load(folder: Path, schema: Schema | None = None) -> Artifact:
+def load(folder: Path, spec: InputSpec | None = None) -> Artifact:
     """Read an artefact and check all of it.
 
     Args:
       folder: the artefact, or a link to it.
-      schema: schema of the caller's requests; None accepts any. Vocabulary sizes and the number of candidates may
+      spec: spec of the caller's requests; None accepts any. Vocabulary sizes and the number of candidates may
         differ, since they do not change the format of a request.
 
     Raises:
@@ -145,9 +145,9 @@ def load(folder: Path, schema: Schema | None = None) -> Artifact:
         raise ArtifactError(
             f"{folder} expired on {expires:%Y-%m-%d}: JAX reads what it has exported for {VALID_DAYS} days; {again}"
         )
-    found = Schema(**manifest["schema"])
-    if schema is not None:
-        check_schema(folder, found, schema)
+    found = InputSpec(**manifest["spec"])
+    if spec is not None:
+        check_spec(folder, found, spec)
     for name, known in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -192,7 +192,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{folder} is no artefact: it has no {MANIFEST}; make one with launch.export")
-    needed = ("version", "created", "expires", "libraries", "schema", "functions", "files")
+    needed = ("version", "created", "expires", "libraries", "spec", "functions", "files")
     digest_file = folder / _OF_MANIFEST
     if not digest_file.is_file():
         raise ArtifactError(f"{digest_file} is missing; export the run again")
@@ -202,7 +202,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         if lacking := [name for name in needed if name not in manifest]:
             raise ValueError(f"it lacks {lacking[0]!r}")
-        Schema(**manifest["schema"])
+        InputSpec(**manifest["spec"])
         if datetime.datetime.fromisoformat(manifest["expires"]).tzinfo is None:
             raise ValueError("'expires' has no time zone")
         if not all({"bytes", "sha256"} <= known.keys() for known in manifest["files"].values()):
@@ -212,7 +212,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_schema(what: object, found: Schema, wanted: Schema) -> None:
+def check_spec(what: object, found: InputSpec, wanted: InputSpec) -> None:
     """Check that an artefact fits the format of the requests.
 
     Raises:
@@ -222,7 +222,7 @@ def check_schema(what: object, found: Schema, wanted: Schema) -> None:
         have, need = getattr(found, name), getattr(wanted, name)
         if have != need:
             raise ArtifactError(
-                f"{what} was made for another schema: {name}={have}, and {need} is needed; export a run that was "
+                f"{what} was made for another spec: {name}={have}, and {need} is needed; export a run that was "
                 "trained on the same kind of log"
             )
 

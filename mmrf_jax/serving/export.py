@@ -40,7 +40,7 @@ from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import agent_state, policy
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, representation
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model import network
@@ -74,14 +74,14 @@ def export_workdir(config: configs.Run, workdir: Path, out: Path) -> tuple[str, 
         path = workdir / f"{name}.json"
         about[name] = run_folder.read_json(path) if path.exists() else None
     ids = None if source.video_ids is None else source.video_ids()
-    made = export_run(out, steps.plan_of(config), source.schema, source.items, ids, state, about)
+    made = export_run(out, steps.plan_of(config), source.spec, source.items, ids, state, about)
     return made, about["step"]
 
 
 def export_run(
     folder: Path,
     plan: steps.TrainConfig,
-    schema: Schema,
+    spec: InputSpec,
     items: types.Items,
     video_ids: np.ndarray | None,
     state: steps.TrainState,
@@ -92,14 +92,14 @@ def export_run(
     Args:
       folder: folder to create.
       plan: config of the run.
-      schema: schema of the requests.
+      spec: spec of the requests.
       items: the items.
       video_ids: [V] int64 ids of the videos in requests; None if they are item rows.
       state: the trained state.
       about: contents of the manifest in addition to signals, agents and sizes.
     """
-    v = schema.num_videos
-    functions = _policy_functions(plan, schema, state.agents)
+    v = spec.num_videos
+    functions = _policy_functions(plan, spec, state.agents)
     arrays = {
         "policy": _flat(_policy_weights(state.agents)),
         "catalogue": {
@@ -110,20 +110,20 @@ def export_run(
     }
     if plan.use_feedback_model:
         assert state.feedback is not None
-        functions |= _model_functions(plan, schema, state.feedback)
+        functions |= _model_functions(plan, spec, state.feedback)
         arrays["model"] = _flat(_model_weights(state.feedback))
     about = about | {
         "method": plan.method,
         "agents": list(registry.get(plan.method).signals(plan.agents)),
         "signals": list(types.SIGNALS),
-        "memory": memory_shape(plan.agents, schema),
+        "memory": memory_shape(plan.agents, spec),
     }
-    return artifact.write(folder, functions, arrays, schema, about)
+    return artifact.write(folder, functions, arrays, spec, about)
 
 
-def memory_shape(config: EncoderConfig, schema: Schema) -> list[int]:
+def memory_shape(config: EncoderConfig, spec: InputSpec) -> list[int]:
     """Return the shape [L, F, D] of a user's memory."""
-    return [len(config.decays), config.feedback_dim, encoders.sizes(config, schema)[1]]
+    return [len(config.decays), config.feedback_dim, encoders.sizes(config, spec)[1]]
 
 
 def _policy_weights(agents: agent_state.AgentState) -> dict[str, Any]:
@@ -165,12 +165,12 @@ class _Sizes:
         return jax.ShapeDtypeStruct((*(2 if n == "2" else self._size[n] for n in shape), *fixed), dtype)
 
 
-def _arguments(config: EncoderConfig, schema: Schema, twins: str) -> dict[str, Any]:
+def _arguments(config: EncoderConfig, spec: InputSpec, twins: str) -> dict[str, Any]:
     """Return the shapes of all arguments except weights; `twins` is "2" for the feedback model, "" for the agents."""
-    size, (levels, width, dim) = _Sizes(), memory_shape(config, schema)
+    size, (levels, width, dim) = _Sizes(), memory_shape(config, spec)
     ids = {name: size("m", dtype=jnp.int32) for name in _IDS.values()}
     return {
-        "video": ids | {"features": size("m", schema.item_features)},
+        "video": ids | {"features": size("m", spec.item_features)},
         "memory": {"outer": size("b" + twins, levels, width, dim), "weight": size("b" + twins, levels)},
         "encodings": size(twins + "v", dim),
         "shown": {
@@ -181,8 +181,8 @@ def _arguments(config: EncoderConfig, schema: Schema, twins: str) -> dict[str, A
         },
         "request": {
             "user_id": size("b", dtype=jnp.int32),
-            "profile": size("b", schema.profile),
-            "context": size("b", schema.context),
+            "profile": size("b", spec.profile),
+            "context": size("b", spec.context),
             "candidates": size("bc", dtype=jnp.int32),
         },
         "there": size("bc", dtype=jnp.bool_),
@@ -194,7 +194,7 @@ def _as_dict(memory: encoders.Memory) -> dict[str, chex.Array]:
     return {"outer": memory.outer, "weight": memory.weight}
 
 
-def _policy_functions(plan: steps.TrainConfig, schema: Schema, agents: agent_state.AgentState) -> dict[str, Function]:
+def _policy_functions(plan: steps.TrainConfig, spec: InputSpec, agents: agent_state.AgentState) -> dict[str, Function]:
     config: AgentConfig = plan.agents
     encoder, method, like = encoders.Encoder(config), registry.get(plan.method), _shapes(agents.tables)
 
@@ -223,7 +223,7 @@ def _policy_functions(plan: steps.TrainConfig, schema: Schema, agents: agent_sta
         before = representation.Representation(z, carried, nothing, nothing)
         return method.score(config, known, before, jnp.where(real, e, mean))
 
-    a, weights = _arguments(config, schema, ""), _shapes(_policy_weights(agents))
+    a, weights = _arguments(config, spec, ""), _shapes(_policy_weights(agents))
     return {
         "encode": Function(encode, (weights, a["video"])),
         "observe": Function(observe, (weights, a["memory"], a["encodings"], a["shown"])),
@@ -231,7 +231,7 @@ def _policy_functions(plan: steps.TrainConfig, schema: Schema, agents: agent_sta
     }
 
 
-def _model_functions(plan: steps.TrainConfig, schema: Schema, model: network.FeedbackState) -> dict[str, Function]:
+def _model_functions(plan: steps.TrainConfig, spec: InputSpec, model: network.FeedbackState) -> dict[str, Function]:
     config = plan.feedback
     encoder, like = encoders.Encoder(config), _shapes(model.tables)
     both = jax.vmap
@@ -268,7 +268,7 @@ def _model_functions(plan: steps.TrainConfig, schema: Schema, model: network.Fee
         stay = network.continue_probability(out, exposed)
         return {"feedback": network.expected(out, weights["scale"]), "stay": stay}
 
-    a, weights = _arguments(config, schema, "2"), _shapes(_model_weights(model))
+    a, weights = _arguments(config, spec, "2"), _shapes(_model_weights(model))
     return {
         "model_encode": Function(encode, (weights, a["video"])),
         "model_observe": Function(observe, (weights, a["memory"], a["encodings"], a["shown"])),

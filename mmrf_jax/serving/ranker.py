@@ -52,12 +52,12 @@ class Ranker:
           loaded: the artefact.
           max_candidates: of one request. Requests are padded to it or, if they have no more, to the C of training.
         """
-        self.id, self.schema, self.manifest = loaded.id, loaded.schema, loaded.manifest
+        self.id, self.spec, self.manifest = loaded.id, loaded.spec, loaded.manifest
         self.agents: list[str] = loaded.manifest["agents"]
         #: Number of compilations of each function; constant once the ranker is warm.
         self.traces = {"encode": 0, "observe": 0, "score": 0}
-        self.widths = tuple(sorted({min(loaded.schema.candidates, max_candidates), max_candidates}))
-        self._lengths = (self.schema.slate, max(_LONG, self.schema.slate))
+        self.widths = tuple(sorted({min(loaded.spec.candidates, max_candidates), max_candidates}))
+        self._lengths = (self.spec.slate, max(_LONG, self.spec.slate))
         catalogue = loaded.arrays["catalogue"]
         self._duration = catalogue["duration"]
         self.catalogue = catalogue
@@ -94,9 +94,9 @@ class Ranker:
             for width in self.widths:
                 job = Job(
                     0,
-                    np.zeros(self.schema.profile, np.float32),
-                    np.zeros(self.schema.context, np.float32),
-                    np.arange(width) % self.schema.num_videos,
+                    np.zeros(self.spec.profile, np.float32),
+                    np.zeros(self.spec.context, np.float32),
+                    np.arange(width) % self.spec.num_videos,
                     None,
                     nothing,
                     np.zeros((0, S), np.float32),
@@ -156,8 +156,8 @@ class Ranker:
         width = self.widths[bisect.bisect_left(self.widths, max(len(job.candidates) for job in jobs))]
         request = {
             "user_id": np.zeros(n, np.int32),
-            "profile": np.zeros((n, self.schema.profile), np.float32),
-            "context": np.zeros((n, self.schema.context), np.float32),
+            "profile": np.zeros((n, self.spec.profile), np.float32),
+            "context": np.zeros((n, self.spec.context), np.float32),
             "candidates": np.zeros((n, width), np.int32),
         }
         there = np.zeros((n, width), bool)

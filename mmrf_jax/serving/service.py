@@ -67,7 +67,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A request for a slate; the caller has checked it against the schema, including ids and values.
+    """A request for a slate; the caller has checked it against the spec, including ids and values.
 
     Attributes:
       user: id of the user.
@@ -136,11 +136,11 @@ class Service:
         self.settings = settings
         self._tried = settings.artifact.resolve()  # the last artefact found there
         self._ranker = self._loaded(None)
-        schema = self._ranker.schema
-        sizes = {"profile": schema.profile, "context": schema.context, "history": schema.history}
+        spec = self._ranker.spec
+        sizes = {"profile": spec.profile, "context": spec.context, "history": spec.history}
         self._log = feedback_log.Writer(settings.log, sizes)
         self._store = users.UserStore(
-            settings.log / STORE, settings.log, self._ranker.schema.history, settings.users_in_memory
+            settings.log / STORE, settings.log, self._ranker.spec.history, settings.users_in_memory
         )
         self.metrics = monitoring.Metrics(self._gauges())
         self.metrics.describe(self._ranker)
@@ -217,7 +217,7 @@ class Service:
             position = 0 if start else len(known.shown)
             profile = asked.profile if asked.profile is not None else known.profile
             if profile is None:
-                profile = np.zeros(serving.schema.profile, np.float32)
+                profile = np.zeros(serving.spec.profile, np.float32)
             context = np.append(asked.context, np.log1p(position)).astype(np.float32)
             memory, seen = self._since(asked.user, serving, start, given)
             scores, value = await self._scored(
@@ -343,7 +343,7 @@ class Service:
         known = self._store.get(user)
         if start:
             videos, feedback = known.exposures() if given is None else given
-            last = max(len(videos) - serving.schema.history, 0)
+            last = max(len(videos) - serving.spec.history, 0)
             return None, (videos[last:], feedback[last:])
         memory = self._memories.get(user)
         if memory is None or (memory.artifact, memory.first) != (serving.id, known.shown[0].number):
@@ -464,7 +464,7 @@ class Service:
             say(f"now serving artefact {new.id}, {there}")
 
     def _loaded(self, before: Ranker | None) -> Ranker:
-        loaded = artifact.load(self._tried, None if before is None else before.schema)
+        loaded = artifact.load(self._tried, None if before is None else before.spec)
         made = Ranker(loaded, self.settings.max_candidates)
         made.warm()
         return made

@@ -140,7 +140,7 @@ def simulate_logs(
       truth [P, s]: the mean over them of the reward that each policy would expect in the same slot.
     """
     assert source.sim is not None and source.truth is not None
-    sim, expected_feedback, k = source.sim, source.truth, source.schema.slate
+    sim, expected_feedback, k = source.sim, source.truth, source.spec.slate
     production = source.policies["production"]
     policies = jnp.asarray(weights)
 
@@ -250,7 +250,7 @@ def _serve(
 ) -> list[dict[str, float]]:
     """Compute truth (ii) of each policy: {signal: mean per session, a count or seconds}."""
     assert source.sim is not None
-    sim, k = source.sim, source.schema.slate
+    sim, k = source.sim, source.spec.slate
     # Passing the weights with the world's parameters lets all policies share one program.
     mixing = base.Simulator(
         lambda key, users, day, params: sim.reset(key, users, day, params[0]),

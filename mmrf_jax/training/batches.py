@@ -9,7 +9,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions, stream
-from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.parallel import multihost, sharding
 from mmrf_jax.training import configs
 
@@ -47,9 +47,9 @@ class Batches(Protocol):
         """Return the sessions left out of the feedback model's fit: a log and rows of its `segment_index`."""
 
 
-def example(schema: Schema, size: int, num_requests: int) -> types.SessionBatch:
+def example(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch:
     """Return a batch of zeros with the shapes and types of a run's batches of `size` segments, for compilation."""
-    t, h, k, s = num_requests + 1, schema.history, schema.slate, len(types.SIGNALS)
+    t, h, k, s = num_requests + 1, spec.history, spec.slate, len(types.SIGNALS)
 
     def zeros(dtype, *shape):
         return np.zeros((size, *shape), dtype)
@@ -57,10 +57,10 @@ def example(schema: Schema, size: int, num_requests: int) -> types.SessionBatch:
     return types.SessionBatch(
         user_id=zeros(np.int32),
         date=zeros(np.int32),
-        profile=zeros(np.float32, schema.profile),
+        profile=zeros(np.float32, spec.profile),
         history=types.Exposure(zeros(np.int32, h), zeros(np.float32, h, s), zeros(bool, h)),
-        context=zeros(np.float32, t, schema.context),
-        candidates=zeros(np.int32, t, schema.candidates),
+        context=zeros(np.float32, t, spec.context),
+        candidates=zeros(np.int32, t, spec.candidates),
         slate=zeros(np.int32, t, k),
         slate_mask=zeros(bool, t, k),
         feedback=zeros(np.float32, t, k, s),

@@ -19,13 +19,13 @@ from mmrf_jax.training import batches, configs, evaluate, predictions, restore, 
 def initial(shapes: steps.TrainState) -> programs.Program:
     """Return the program that initialises a state: `steps.init`, each array created with its final sharding."""
     shardings = jax.tree.map(lambda shape: shape.sharding, shapes)
-    return programs.Program(steps.init, often=False, static_argnames=("plan", "schema"), out_shardings=shardings)
+    return programs.Program(steps.init, often=False, static_argnames=("plan", "spec"), out_shardings=shardings)
 
 
 def initial_args(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, known) -> tuple:
     """Return the arguments of `initial`, given the first log's statistics (`batches.known`)."""
     floats = (np.asarray(x, np.float32) for x in known)
-    return types.make_key(config.seed), plan, source.schema, source.items, *floats
+    return types.make_key(config.seed), plan, source.spec, source.items, *floats
 
 
 def begin(
@@ -47,10 +47,10 @@ def begin(
     """
     if jax.process_count() > 1:
         return  # processes could compile in different orders
-    items, schema, segment = source.items, source.schema, config.train.segment
+    items, spec, segment = source.items, source.spec, config.train.segment
 
     def part(name):
-        return sharding.put_batch(batches.example(schema, getattr(config, name).batch, segment), mesh)
+        return sharding.put_batch(batches.example(spec, getattr(config, name).batch, segment), mesh)
 
     rate = np.float32(1.0)
     if start is not None:
@@ -61,7 +61,7 @@ def begin(
         ahead.add("fit", lambda: steps.fit_step.lower(shapes, part("feedback"), items, plan, rate))
         ahead.add("measure", lambda: fitting._measure.lower(shapes.feedback, part("feedback"), items, plan.feedback))
         if steps.precomputes_item_embeddings(plan, items):
-            size = (2, items.num_videos, encoders.sizes(plan.feedback, schema)[1])
+            size = (2, items.num_videos, encoders.sizes(plan.feedback, spec)[1])
             encodings = jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding.replicated(mesh))
     ahead.add("train", lambda: steps.update_step.lower(shapes, part("train"), items, plan, rate, encodings))
     if source.sim is not None:
@@ -70,6 +70,6 @@ def begin(
         ]
         world, capacity = source.sim._replace(items=items), simulate.block_users(config.ab_test.sessions, mesh)
         key = evaluate.ab_key(config.seed)
-        ahead.add("A/B test", lambda: simulate.lower(world, policy, key, mesh, k=schema.slate, capacity=capacity))
-    batch = batches.example(schema, offline.BATCH, segment)
+        ahead.add("A/B test", lambda: simulate.lower(world, policy, key, mesh, k=spec.slate, capacity=capacity))
+    batch = batches.example(spec, offline.BATCH, segment)
     ahead.add("offline", lambda: predictions.evaluate.lower(shapes, batch, items, plan))

@@ -13,7 +13,7 @@ from mmrf_jax import types
 from mmrf_jax.abtest import aa, simulate, simulate_days, summary
 from mmrf_jax.agents import boosting, popularity, registry
 from mmrf_jax.data import sessions
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import base, learned
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, phase
@@ -58,7 +58,7 @@ def compare(
     options: dict[str, Any] = {
         "control": names[0],
         "num_users": config.ab_test.sessions,
-        "k": source.schema.slate,
+        "k": source.spec.slate,
         "cuped": cuped,
         "always_valid": always_valid,
         "salt": f"A/B test of seed {config.seed}" if hashed else None,
@@ -78,7 +78,7 @@ def aa_tests(
     (sim, key), day = _simulator(config, source), config.ab_test.day
     phase("serve")
     sums = simulate.rollout_user_metrics(
-        sim, policy, key, mesh, first_user=0, num_users=number, day=day, k=source.schema.slate
+        sim, policy, key, mesh, first_user=0, num_users=number, day=day, k=source.spec.slate
     )
     means = simulate.history_means(sim, key, sums["user_id"], day, min(simulate.BLOCK, number)) if cuped else None
     phase("aa_tests")
@@ -179,7 +179,7 @@ def _session_distances(config: configs.Run, source, plan, state, log: SessionLog
     policy = base.privileged_policy(learned.logged_slates, 0.0)
     key = jax.random.fold_in(types.make_key(config.seed), 14)
     served = simulate.rollout_user_metrics(
-        model, policy, key, mesh, first_user=0, num_users=log.num_sessions, day=0, k=source.schema.slate
+        model, policy, key, mesh, first_user=0, num_users=log.num_sessions, day=0, k=source.spec.slate
     )
     log = sessions.select_sessions(log, np.arange(int(model.params.pool.num_sessions)))  # its starts
     session, request, slot = sessions.exposure_index(log)
@@ -268,7 +268,7 @@ def model_exploitation_gap(
     earned, done = {}, counted("model_exploitation_gap", 2)
     for name, (sim, ranker, most) in serving.items():
         served = simulate.rollout_user_metrics(
-            sim, ranker, key, mesh, first_user=0, num_users=number, day=0, k=source.schema.slate, capacity=most
+            sim, ranker, key, mesh, first_user=0, num_users=number, day=0, k=source.spec.slate, capacity=most
         )
         earned[name] = float(served["watch_time"].mean())
         done(len(earned))

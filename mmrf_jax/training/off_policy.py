@@ -8,7 +8,7 @@ import numpy as np
 
 from mmrf_jax.agents import registry
 from mmrf_jax.data import sessions
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import behavior_policy, estimators, propensity
 from mmrf_jax.training import configs, predictions, sources, steps

@@ -13,7 +13,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.agents import popularity, registry
 from mmrf_jax.checkpointing import manager
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.envs import base, learned
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
@@ -29,15 +29,15 @@ counted_in_parts = functools.partial(counted, checks=32)
 def state_shapes(config: configs.Run, source: sources.Source, mesh) -> steps.TrainState:
     """Return the shapes, types and shardings of a state, as a restore target; computes nothing."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: source.items))
-    return steps.infer_shardings(_state_shapes(steps.plan_of(config), source.schema, tree, tuple(leaves)), mesh)
+    return steps.infer_shardings(_state_shapes(steps.plan_of(config), source.spec, tree, tuple(leaves)), mesh)
 
 
 @functools.lru_cache(maxsize=1)
-def _state_shapes(plan: steps.TrainConfig, schema: Schema, tree, leaves: tuple) -> steps.TrainState:
+def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple) -> steps.TrainState:
     ones = jnp.ones(len(types.SIGNALS))
 
     def init(items):
-        return steps.init(types.make_key(0), plan, schema, items, ones, ones, ones)
+        return steps.init(types.make_key(0), plan, spec, items, ones, ones, ones)
 
     return jax.eval_shape(init, jax.tree.unflatten(tree, leaves))
 

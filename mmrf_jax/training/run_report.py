@@ -15,7 +15,7 @@ from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import diagnostics
 from mmrf_jax.data import sessions
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import collect
 from mmrf_jax.io import files
 from mmrf_jax.metrics import offline
@@ -158,7 +158,7 @@ def look(
             first_user=0,
             num_sessions=_USERS,
             day=config.ab_test.day,
-            k=source.schema.slate,
+            k=source.spec.slate,
             slots=collect.slots_for(config.collect.sessions),
         )
     else:

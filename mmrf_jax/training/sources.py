@@ -16,7 +16,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import records, sessions, statistics, stream
 from mmrf_jax.data.readers import feedback_log, feedback_sessions
-from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.envs import base, collect
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.io import files
@@ -57,7 +57,7 @@ class Source:
     """
 
     items: types.Items
-    schema: Schema
+    spec: InputSpec
     sim: base.Simulator | None
     policies: dict[str, base.Policy]
     truth: Callable[..., tuple[chex.Array, chex.Array]] | None
@@ -72,8 +72,8 @@ class Source:
     choose: Callable[[base.Policy], base.Policy | base.PolicyChoice] = lambda policy: policy
 
 
-def world_schema(sim: base.Simulator, config: parameters.WorldConfig) -> Schema:
-    return Schema(
+def world_spec(sim: base.Simulator, config: parameters.WorldConfig) -> InputSpec:
+    return InputSpec(
         num_videos=sim.items.num_videos,
         num_authors=sim.items.num_authors,
         num_tags=sim.items.num_tags,
@@ -229,7 +229,7 @@ def _collect(
         source.config.seed,
         first_user=first_user + offset,
         sessions=number,
-        k=source.schema.slate,
+        k=source.spec.slate,
         progress=progress,
         slots=collect.slots_for(source.config.collect.sessions),
         keep_scores=keep_scores,
@@ -246,7 +246,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base
 
     source = Source(
         items=sim.items,
-        schema=world_schema(sim, world),
+        spec=world_spec(sim, world),
         sim=None,
         policies={},
         truth=None,
@@ -276,15 +276,15 @@ def _given(source: Source, progress: Progress) -> SessionLog:
     """Load the log of `data.dir`, which launch.collect or a ranking service wrote."""
     folder = files.user_path(source.config.data.dir, "config.data.dir")
     if feedback_log.is_log(folder):
-        return _served(folder, source.schema, np.arange(source.schema.num_videos), progress)
+        return _served(folder, source.spec, np.arange(source.spec.num_videos), progress)
     if (blocks := _given_blocks(source)) is not None:
         return _held(source.config, blocks, "training")
-    return records.read_log(folder, source.schema, origin=world_origin(source.config))[0]
+    return records.read_log(folder, source.spec, origin=world_origin(source.config))[0]
 
 
-def _served(folder: Path, schema: Schema, video_ids: np.ndarray, progress: Progress) -> SessionLog:
+def _served(folder: Path, spec: InputSpec, video_ids: np.ndarray, progress: Progress) -> SessionLog:
     """Read the feedback log of a ranking service as sessions; `video_ids` [V] are the service's ids of the videos."""
-    log, report = feedback_sessions.read(folder, schema, feedback_log.rows_by_id(video_ids), progress)
+    log, report = feedback_sessions.read(folder, spec, feedback_log.rows_by_id(video_ids), progress)
     say(f"input: {json.dumps(report)}")
     return log
 
@@ -294,7 +294,7 @@ def _given_blocks(source: Source) -> stream.Blocks | None:
     folder = files.user_path(source.config.data.dir, "config.data.dir")
     if feedback_log.is_log(folder):
         return None
-    return _streamed(source.config, records.Blocks(folder, source.schema, world_origin(source.config)))
+    return _streamed(source.config, records.Blocks(folder, source.spec, world_origin(source.config)))
 
 
 def _streamed(config: configs.Run, blocks: stream.Blocks) -> stream.Blocks | None:
@@ -396,21 +396,21 @@ def _kuairand(config: configs.Run) -> Source:
 
     tests = [name for name in ("test", "random_test") if there(name)]
     items = builder.read_items(prepared)
-    schema, ids = parts["test"].schema, lambda: builder.read_video_ids(prepared)
+    spec, ids = parts["test"].spec, lambda: builder.read_video_ids(prepared)
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
         items = _with_statistics(items, [logs[name]() for name in ("train", "valid") if there(name)])
         added = 0 if items.statistics is None else statistics.NUM_FEATURES
-        schema = dataclasses.replace(schema, item_features=schema.item_features + added)
+        spec = dataclasses.replace(spec, item_features=spec.item_features + added)
     if d.random_log == "train":
-        schema = dataclasses.replace(schema, context=schema.context + 1)
+        spec = dataclasses.replace(spec, context=spec.context + 1)
         logs = _with_random_log(logs)
     if served := d.served:
         logs["train"] = functools.cache(
-            lambda: _served(files.user_path(served, "config.data.served"), schema, ids(), progress)
+            lambda: _served(files.user_path(served, "config.data.served"), spec, ids(), progress)
         )
     return Source(
         items=jax.tree.map(jax.numpy.asarray, items),
-        schema=schema,
+        spec=spec,
         sim=None,
         policies={},
         truth=None,

@@ -17,7 +17,7 @@ from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import agent_state
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.checkpointing import leaves
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings
 from mmrf_jax.models.feedback_model import counterfactuals, fitting, network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
@@ -113,7 +113,7 @@ def _others(config: configs.Run, agents: AgentConfig, candidates: int) -> int | 
 def init(
     key: types.Key,
     plan: TrainConfig,
-    schema: Schema,
+    spec: InputSpec,
     items: types.Items,
     feedback_mean: chex.Array,
     feedback_std: chex.Array,
@@ -127,11 +127,11 @@ def init(
       mean_return: see `agents.mmrf.agent_state.init`.
     """
     critic = registry.get(plan.method).critic
-    agents = agent_state.init(key, plan.agents, schema, items, feedback_mean, feedback_std, critic, mean_return)
+    agents = agent_state.init(key, plan.agents, spec, items, feedback_mean, feedback_std, critic, mean_return)
     feedback = None
     if plan.use_feedback_model:
         key = jax.random.fold_in(key, 1)
-        feedback = network.init(key, plan.feedback, schema, items, feedback_mean, feedback_std)
+        feedback = network.init(key, plan.feedback, spec, items, feedback_mean, feedback_std)
     zero = jnp.zeros((), jnp.int32)
     server = _server(agents) if plan.closed_loop else None
     return TrainState(agents, feedback, server, zero, zero, jnp.zeros((2,), jnp.int32))

@@ -17,7 +17,7 @@ from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions, stream
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import base
 from mmrf_jax.io import files, metric_writer, profile
 from mmrf_jax.io.progress import check, counted, interruptible, observed, phase, say

@@ -10,7 +10,7 @@ from mmrf_jax import types
 from mmrf_jax.agents import boosting
 from mmrf_jax.data import sessions, statistics
 
-V = random_logs.SCHEMA.num_videos
+V = random_logs.SPEC.num_videos
 
 
 def MEASURE(users, scores, labels):

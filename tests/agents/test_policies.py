@@ -33,7 +33,7 @@ def view(config: AgentConfig, seed: int = 0) -> training_step.ActorBatch:
     slate = rng.random((B, T + 1, C)).argsort(-1)[..., :K].astype(np.int32)
     mask = np.ones((B, T + 1, K), bool)
     mask[0, 1, 1] = False
-    full = tiny.make_batch(users=B, requests=T, schema=dataclasses.replace(tiny.SCHEMA, candidates=C, slate=K))
+    full = tiny.make_batch(users=B, requests=T, spec=dataclasses.replace(tiny.SPEC, candidates=C, slate=K))
     return training_step.ActorBatch(
         actor=None,
         act=None,

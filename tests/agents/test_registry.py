@@ -18,7 +18,7 @@ def test_trains_and_serves(name):
     config = registry.configured(name, tiny.CONFIG)
     items, batch = tiny.make_items(), tiny.make_batch()
     mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.46), 15.0)
-    state = tiny.init(jax.random.key(0), config, tiny.SCHEMA, items, mean, std, critic=method.critic)
+    state = tiny.init(jax.random.key(0), config, tiny.SPEC, items, mean, std, critic=method.critic)
     step = functools.partial(jax.jit(method.update, static_argnames="config"), config=config)
     after = state
     for _ in range(2):

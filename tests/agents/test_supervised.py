@@ -22,7 +22,7 @@ NAMES = ("wide_deep", "deepfm", "ltr")
 def initial_state(name: str) -> agent_state.AgentState:
     mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.46), 15.0)
     critic = registry.get(name).critic
-    return tiny.init(jax.random.key(0), CONFIG, tiny.SCHEMA, tiny.make_items(), mean, std, critic=critic)
+    return tiny.init(jax.random.key(0), CONFIG, tiny.SPEC, tiny.make_items(), mean, std, critic=critic)
 
 
 @functools.cache

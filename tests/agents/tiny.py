@@ -8,7 +8,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.agents.mmrf import agent_state, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 
@@ -29,7 +29,7 @@ CONFIG = AgentConfig(signals=("click", "hate", "watch_time"), **SIZES)
 FEEDBACK = FeedbackConfig(
     **{name: size for name, size in SIZES.items() if name not in ("agent_dim", "heads")}, dropout=0.2
 )
-SCHEMA = Schema(
+SPEC = InputSpec(
     num_videos=30,
     num_authors=6,
     num_tags=4,
@@ -43,18 +43,18 @@ SCHEMA = Schema(
 )
 
 
-def make_items(schema: Schema = SCHEMA, seed: int = 0) -> types.Items:
+def make_items(spec: InputSpec = SPEC, seed: int = 0) -> types.Items:
     rng = np.random.default_rng(seed)
-    v = schema.num_videos
+    v = spec.num_videos
     items = types.Items(
-        author=rng.integers(0, schema.num_authors, v).astype(np.int32),
-        tag=rng.integers(0, schema.num_tags, v).astype(np.int32),
+        author=rng.integers(0, spec.num_authors, v).astype(np.int32),
+        tag=rng.integers(0, spec.num_tags, v).astype(np.int32),
         duration=rng.uniform(5, 60, v).astype(np.float32),
-        features=rng.normal(size=(v, schema.item_features)).astype(np.float32),
+        features=rng.normal(size=(v, spec.item_features)).astype(np.float32),
         embedding_id=np.arange(1, v + 1, dtype=np.int32),
         num_embeddings=v + 1,
-        num_authors=schema.num_authors,
-        num_tags=schema.num_tags,
+        num_authors=spec.num_authors,
+        num_tags=spec.num_tags,
     )
     return jax.tree.map(jax.numpy.asarray, items)
 
@@ -65,10 +65,10 @@ def make_feedback(rng, shape) -> np.ndarray:
     return feedback
 
 
-def make_batch(seed: int = 0, users: int = 8, requests: int = 4, schema: Schema = SCHEMA) -> types.SessionBatch:
+def make_batch(seed: int = 0, users: int = 8, requests: int = 4, spec: InputSpec = SPEC) -> types.SessionBatch:
     """Segments of 1 to T + 1 requests, slates of 1 to K, histories of 0 to H: some full, some ending, some cut."""
     rng = np.random.default_rng(seed)
-    t, k, h = requests + 1, schema.slate, schema.history
+    t, k, h = requests + 1, spec.slate, spec.history
     lengths = 1 + np.arange(users) % t  # every length occurs
     mask = np.arange(t) < lengths[:, None]
     last = np.arange(t) == lengths[:, None] - 1
@@ -76,18 +76,18 @@ def make_batch(seed: int = 0, users: int = 8, requests: int = 4, schema: Schema 
     left = (np.arange(users) % 3 > 0)[:, None]
     slate_mask = (np.arange(k) < rng.integers(1, k + 1, (users, t))[..., None]) & mask[..., None]
     history_mask = np.arange(h) >= rng.integers(0, h + 1, users)[:, None]
-    slate = rng.random((users, t, schema.candidates)).argsort(-1)[..., :k]
+    slate = rng.random((users, t, spec.candidates)).argsort(-1)[..., :k]
     return types.SessionBatch(
         user_id=np.arange(users, dtype=np.int32),
         date=np.zeros(users, np.int32),
-        profile=rng.normal(size=(users, schema.profile)).astype(np.float32),
+        profile=rng.normal(size=(users, spec.profile)).astype(np.float32),
         history=types.Exposure(
-            videos=np.where(history_mask, rng.integers(0, schema.num_videos, (users, h)), 0).astype(np.int32),
+            videos=np.where(history_mask, rng.integers(0, spec.num_videos, (users, h)), 0).astype(np.int32),
             feedback=make_feedback(rng, (users, h)) * history_mask[..., None],
             mask=history_mask,
         ),
-        context=rng.normal(size=(users, t, schema.context)).astype(np.float32),
-        candidates=rng.random((users, t, schema.num_videos)).argsort(-1)[..., : schema.candidates].astype(np.int32),
+        context=rng.normal(size=(users, t, spec.context)).astype(np.float32),
+        candidates=rng.random((users, t, spec.num_videos)).argsort(-1)[..., : spec.candidates].astype(np.int32),
         slate=np.where(slate_mask, slate, 0).astype(np.int32),
         slate_mask=slate_mask,
         feedback=make_feedback(rng, (users, t, k)) * slate_mask[..., None],
@@ -101,26 +101,26 @@ def make_batch(seed: int = 0, users: int = 8, requests: int = 4, schema: Schema 
 #: Compiler options for what runs for seconds.
 HOT = {"xla_backend_optimization_level": 1}
 #: The agents' state and their update; the tests of a worker share what is traced and compiled of them.
-init = jax.jit(agent_state.init, static_argnames=("config", "schema", "critic"))
+init = jax.jit(agent_state.init, static_argnames=("config", "spec", "critic"))
 step = jax.jit(training_step.update, static_argnames=("config", "learner"))
-init_feedback_model = jax.jit(network.init, static_argnames=("config", "schema"))
+init_feedback_model = jax.jit(network.init, static_argnames=("config", "spec"))
 
 
-def make_shapes(config: AgentConfig, schema: Schema = SCHEMA) -> agent_state.AgentState:
+def make_shapes(config: AgentConfig, spec: InputSpec = SPEC) -> agent_state.AgentState:
     """The shapes of a state, of which nothing is compiled."""
 
     def start(key):
-        return agent_state.init(key, config, schema, make_items(schema), np.ones(S), np.ones(S))
+        return agent_state.init(key, config, spec, make_items(spec), np.ones(S), np.ones(S))
 
     return jax.eval_shape(start, jax.random.key(0))
 
 
 @functools.cache
-def make_state(config: AgentConfig = CONFIG, schema: Schema = SCHEMA, seed: int = 0) -> agent_state.AgentState:
+def make_state(config: AgentConfig = CONFIG, spec: InputSpec = SPEC, seed: int = 0) -> agent_state.AgentState:
     """A fresh state whose zero-initialised weights are random, so that no path is silent."""
     mean = np.append(np.full(S - 1, 0.3), 15.0)
     std = np.append(np.full(S - 1, 0.46), 15.0)
-    state = init(jax.random.key(seed), config, schema, make_items(schema), mean, std)
+    state = init(jax.random.key(seed), config, spec, make_items(spec), mean, std)
     rng = np.random.default_rng(seed)
     prior = state.params["critic"]["params"]["heads"]["prior"]
 
@@ -136,11 +136,11 @@ def make_state(config: AgentConfig = CONFIG, schema: Schema = SCHEMA, seed: int 
 
 
 @functools.cache
-def make_feedback_model(config: FeedbackConfig = FEEDBACK, schema: Schema = SCHEMA, seed: int = 0) -> FeedbackState:
+def make_feedback_model(config: FeedbackConfig = FEEDBACK, spec: InputSpec = SPEC, seed: int = 0) -> FeedbackState:
     """A fresh feedback model whose zero-initialised weights are random, with residuals as if measured."""
     mean = np.append(np.full(S - 1, 0.3), 15.0)
     std = np.append(np.full(S - 1, 0.46), 15.0)
-    state = jax.device_get(init_feedback_model(jax.random.key(seed), config, schema, make_items(schema), mean, std))
+    state = jax.device_get(init_feedback_model(jax.random.key(seed), config, spec, make_items(spec), mean, std))
     rng = np.random.default_rng(seed)
 
     def fill(x):

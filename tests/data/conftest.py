@@ -10,5 +10,5 @@ def make_log():
 
 
 @pytest.fixture
-def schema():
-    return random_logs.SCHEMA
+def spec():
+    return random_logs.SPEC

@@ -3,9 +3,9 @@
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.data.session_log import InputSpec, SessionLog
 
-SCHEMA = Schema(
+SPEC = InputSpec(
     num_videos=50,
     num_authors=5,
     num_tags=4,
@@ -20,7 +20,7 @@ SCHEMA = Schema(
 
 
 def make_items() -> types.Items:
-    rng, v = np.random.default_rng(3), SCHEMA.num_videos
+    rng, v = np.random.default_rng(3), SPEC.num_videos
     return types.Items(
         author=rng.integers(0, 5, v),
         tag=rng.integers(0, 4, v),
@@ -33,30 +33,30 @@ def make_items() -> types.Items:
     )
 
 
-def make_log(seed: int, sessions: int, scores: bool = True, schema: Schema = SCHEMA, longest: int = 9) -> SessionLog:
+def make_log(seed: int, sessions: int, scores: bool = True, spec: InputSpec = SPEC, longest: int = 9) -> SessionLog:
     rng = np.random.default_rng(seed)
     s = len(types.SIGNALS)
     lengths = rng.integers(1, longest + 1, sessions)
     r = int(lengths.sum())
-    candidates = rng.random((r, schema.num_videos)).argsort(1)[:, : schema.candidates].astype(np.int32)
-    slate = rng.random((r, schema.candidates)).argsort(1)[:, : schema.slate].astype(np.int32)
-    slate[np.arange(schema.slate) >= rng.integers(1, schema.slate + 1, r)[:, None]] = -1
-    mask = np.arange(schema.history) >= rng.integers(0, schema.history + 1, sessions)[:, None]
+    candidates = rng.random((r, spec.num_videos)).argsort(1)[:, : spec.candidates].astype(np.int32)
+    slate = rng.random((r, spec.candidates)).argsort(1)[:, : spec.slate].astype(np.int32)
+    slate[np.arange(spec.slate) >= rng.integers(1, spec.slate + 1, r)[:, None]] = -1
+    mask = np.arange(spec.history) >= rng.integers(0, spec.history + 1, sessions)[:, None]
     terminated = rng.random(sessions) < 0.6
     return SessionLog(
         user_id=rng.integers(0, 1000, sessions).astype(np.int32),
         date=rng.integers(20220430, 20220432, sessions).astype(np.int32),
-        profile=rng.normal(size=(sessions, schema.profile)).astype(np.float32),
-        history_videos=np.where(mask, rng.integers(0, schema.num_videos, mask.shape), 0).astype(np.int32),
-        history_feedback=(rng.random((sessions, schema.history, s)) * mask[..., None]).astype(np.float32),
+        profile=rng.normal(size=(sessions, spec.profile)).astype(np.float32),
+        history_videos=np.where(mask, rng.integers(0, spec.num_videos, mask.shape), 0).astype(np.int32),
+        history_feedback=(rng.random((sessions, spec.history, s)) * mask[..., None]).astype(np.float32),
         history_mask=mask,
         terminated=terminated,
         truncated=~terminated,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        context=rng.normal(size=(r, schema.context)).astype(np.float32),
+        context=rng.normal(size=(r, spec.context)).astype(np.float32),
         candidates=candidates,
         slate=slate,
-        feedback=(rng.random((r, schema.slate, s)) * (slate >= 0)[..., None]).astype(np.float32),
+        feedback=(rng.random((r, spec.slate, s)) * (slate >= 0)[..., None]).astype(np.float32),
         log_propensity=np.where(rng.random(r) < 0.2, np.nan, -rng.random(r)).astype(np.float32),
-        scores=rng.normal(size=(r, schema.candidates)).astype(np.float32) if scores else None,
+        scores=rng.normal(size=(r, spec.candidates)).astype(np.float32) if scores else None,
     )

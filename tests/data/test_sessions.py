@@ -8,7 +8,7 @@ import pytest
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.metrics import ranking
 
 

@@ -10,7 +10,7 @@ import random_logs
 from mmrf_jax import types
 from mmrf_jax.data import sessions, statistics
 
-V = random_logs.SCHEMA.num_videos
+V = random_logs.SPEC.num_videos
 DAYS = (20220428, 20220430, 20220502)
 L = len(statistics.SIGNALS)
 

@@ -6,7 +6,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from random_logs import SCHEMA, make_log
+from random_logs import SPEC, make_log
 
 from mmrf_jax.data import records, sessions, stream
 
@@ -150,8 +150,8 @@ def test_the_first_sessions_of_a_log(log):
 def test_blocks_of_a_written_log(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "SESSIONS_PER_FILE", 512)
     log = make_log(0, 1300)
-    records.write_log(log, tmp_path / "log", SCHEMA)
-    blocks = records.Blocks(tmp_path / "log", SCHEMA)
+    records.write_log(log, tmp_path / "log", SPEC)
+    blocks = records.Blocks(tmp_path / "log", SPEC)
     assert blocks.sessions.tolist() == [256] * 5 + [20]
     found = blocks.read([5, 1, 3])
     wanted = sessions.select_sessions(log, np.r_[1280:1300, 256:512, 768:1024])

@@ -22,10 +22,10 @@ KEY, IDS = jax.random.key(7), jnp.arange(B, dtype=jnp.int32)
 
 @pytest.fixture(scope="module")
 def log():
-    log = random_logs.make_log(0, 40, scores=False, schema=tiny.SCHEMA, longest=3)
+    log = random_logs.make_log(0, 40, scores=False, spec=tiny.SPEC, longest=3)
     log.history_feedback[..., WATCH] *= 30.0
     log.user_id = (np.arange(40) % 9).astype(np.int32)  # of which six have rows of their own
-    log.validate(tiny.SCHEMA)
+    log.validate(tiny.SPEC)
     return log
 
 
@@ -214,7 +214,7 @@ def test_feedback_can_be_what_is_expected(make, crowd):
 def test_wrong_arguments_are_named(make, log, items, model):
     with pytest.raises(ValueError, match="answers 'mean'"):
         make("mean")
-    empty = random_logs.make_log(0, 0, scores=False, schema=tiny.SCHEMA)
+    empty = random_logs.make_log(0, 0, scores=False, spec=tiny.SPEC)
     with pytest.raises(ValueError, match="the log has none"):
         learned.make(model, items, CONFIG, empty, MAX)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmrf_jax import random, types
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.envs import base, collect, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 
@@ -244,9 +244,9 @@ def log(sim, policy):
 
 
 class TestCollect:
-    def test_fits_its_schema(self, sim, log):
+    def test_fits_its_spec(self, sim, log):
         items = sim.items
-        schema = Schema(
+        spec = InputSpec(
             num_videos=items.num_videos,
             num_authors=items.num_authors,
             num_tags=items.num_tags,
@@ -258,7 +258,7 @@ class TestCollect:
             slate=K,
             history=CONFIG.history,
         )
-        log.validate(schema)
+        log.validate(spec)
         assert log.num_sessions == SESSIONS and log.offsets[0] == 0 and log.offsets[-1] == log.num_requests
         np.testing.assert_array_equal(log.user_id, np.arange(SESSIONS))
         np.testing.assert_array_equal(log.date, 0)

@@ -115,7 +115,7 @@ def test_path_fields_mean_what_they_say(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "MOST_WORKERS", 1)
     config = configs.override(configs.Run(), data={"dir": "~/x[3]"})
     with pytest.raises(FileNotFoundError) as error:  # of a world that is not made, which takes its time
-        sources._given_blocks(types.SimpleNamespace(config=config, schema=None))
+        sources._given_blocks(types.SimpleNamespace(config=config, spec=None))
     assert str(home / "x[3]") in str(error.value)
     config = kuairand.get_config()
     config.data.dir = "~/x[3]"

@@ -75,14 +75,14 @@ def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launc
         first_user=1_000,
         num_sessions=USERS,
         day=0,
-        k=source.schema.slate,
+        k=source.spec.slate,
         keep_scores=True,
     )
 
     def rows_of(videos):
         return videos
 
-    found, report = feedback_sessions.read(tmp_path / "log", source.schema, rows_of)
+    found, report = feedback_sessions.read(tmp_path / "log", source.spec, rows_of)
     assert sum(report["left_out"].values()) == 0 and report["requests"] == served.requests.sum()
     np.testing.assert_array_equal(found.user_id, wanted.user_id)
     np.testing.assert_array_equal(found.offsets, wanted.offsets)
@@ -102,18 +102,18 @@ def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launc
     assert processes.results(workdir)["train"]["sessions_of_last_round"] == USERS
 
 
-def body(user: int, number: int, schema) -> dict:
+def body(user: int, number: int, spec) -> dict:
     rng = np.random.default_rng([user, number])
     return {
         "user": {"id": user},
-        "context": rng.normal(size=schema["context"] - 1).tolist(),
-        "candidates": rng.permutation(schema["num_videos"])[: schema["candidates"]].tolist(),
+        "context": rng.normal(size=spec["context"] - 1).tolist(),
+        "candidates": rng.permutation(spec["num_videos"])[: spec["candidates"]].tolist(),
     }
 
 
 @pytest.mark.slow
 def test_killed_under_load_it_loses_no_acknowledged_event(start, artifact, tmp_path):
-    schema = json.loads((artifact / "manifest.json").read_text())["schema"]
+    spec = json.loads((artifact / "manifest.json").read_text())["spec"]
     acknowledged: list[tuple[str, str]] = []
     counter = iter(range(10**9))
 
@@ -130,7 +130,7 @@ def test_killed_under_load_it_loses_no_acknowledged_event(start, artifact, tmp_p
         for number in range(10**6):
             user = first + number % 5
             try:
-                status, slate = post(url, "/rank", body(user, number, schema))
+                status, slate = post(url, "/rank", body(user, number, spec))
                 assert status == 200, slate
                 event = {
                     "event_id": f"e{next(counter)}",
@@ -199,10 +199,10 @@ def test_an_export_that_cannot_be(launch, finished, artifact, tmp_path):
 
 def test_limits_of_requests(start, artifact, tmp_path):
     (tmp_path / "token").write_text("a-long-enough-token\n")
-    schema = json.loads((artifact / "manifest.json").read_text())["schema"]
+    spec = json.loads((artifact / "manifest.json").read_text())["spec"]
     token = [("Authorization", "Bearer a-long-enough-token")]
     with start(f"--token_file={tmp_path / 'token'}", "--max_candidates=30") as server:
-        good = body(1, 0, schema)
+        good = body(1, 0, spec)
         status, answer = post(server.url, "/rank", good)
         assert status == 401 and "token" in answer["detail"][0]["msg"]
         assert post(server.url, "/rank", good, [("Authorization", "Bearer wrong")])[0] == 401
@@ -224,7 +224,7 @@ def test_limits_of_requests(start, artifact, tmp_path):
         assert field(good | {"context": [True, *good["context"][1:]]})[:2] == ["body", "context"]
         assert field(good | {"user": {"id": 2**31}}) == ["body", "user", "id"]
         assert field(good | {"user": {"id": 1, "profile": [1.0]}}) == ["body", "user", "profile"]
-        assert field(good | {"k": schema["slate"] + 1}) == ["body", "k"]
+        assert field(good | {"k": spec["slate"] + 1}) == ["body", "k"]
         assert field(good | {"what": 1}) == ["body", "what"]
         history = [{"video": 1, "watch_time": -1.0}]
         assert field(good | {"user": {"id": 1, "history": history}})[-1] == "watch_time"
@@ -277,8 +277,8 @@ def test_a_ranker_of_real_logs_learns_from_its_own_feedback(launch, tmp_path):
     launch.ok("export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'artifact'}")
     made = load_artifact(tmp_path / "artifact")
     ids = made.arrays["catalogue"]["video_id"][1:]  # row 0 is the unknown video
-    schema, users, told = made.schema, 24, len(types.SIGNALS)
-    assert len(ids) == schema.num_videos - 1 and ids.min() >= 0 and not np.array_equal(ids, np.arange(1, len(ids) + 1))
+    spec, users, told = made.spec, 24, len(types.SIGNALS)
+    assert len(ids) == spec.num_videos - 1 and ids.min() >= 0 and not np.array_equal(ids, np.arange(1, len(ids) + 1))
 
     async def serve() -> None:
         made = service.Service(service.Settings(tmp_path / "artifact", tmp_path / "log", temperature=0.5))
@@ -286,11 +286,11 @@ def test_a_ranker_of_real_logs_learns_from_its_own_feedback(launch, tmp_path):
         rng = np.random.default_rng(0)
         for user in range(users):
             for number in range(3):
-                candidates = rng.permutation(ids)[: schema.candidates]
-                context = rng.normal(size=schema.context - 1).astype(np.float32)
-                slate = await made.rank(service.Asked(user, candidates, context, k=schema.slate))
+                candidates = rng.permutation(ids)[: spec.candidates]
+                context = rng.normal(size=spec.context - 1).astype(np.float32)
+                slate = await made.rank(service.Asked(user, candidates, context, k=spec.slate))
                 assert not slate.unknown and set(slate.videos) <= set(candidates)
-                feedback = (rng.random((schema.slate, told)) < 0.4) * np.append(np.ones(told - 1), 30.0)
+                feedback = (rng.random((spec.slate, told)) < 0.4) * np.append(np.ones(told - 1), 30.0)
                 await made.feedback(f"{user}/{number}", slate.request, slate.videos, feedback, number == 2)
         await made.close()
 

@@ -35,7 +35,7 @@ def test_scored_rows_are_the_exposures_of_the_log(num_requests, batch):
     np.testing.assert_array_equal(rows.scores[:, 0], expected.video)
     np.testing.assert_array_equal(rows.scores[:, 1], log.context[sessions.exposure_index(log)[1], 0])
     segments = len(sessions.segment_index(log, num_requests))
-    assert set(shapes) == {(batch, num_requests + 1, random_logs.SCHEMA.slate)}  # one trace serves all
+    assert set(shapes) == {(batch, num_requests + 1, random_logs.SPEC.slate)}  # one trace serves all
     assert len(done) == len(shapes) == -(-segments // batch) and done[-1] == segments
 
 

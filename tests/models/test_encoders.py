@@ -162,7 +162,7 @@ def test_a_user_has_a_row_of_his_own_and_strangers_have_none():
     )
     batch = batch.replace(profile=np.zeros_like(batch.profile), context=np.zeros_like(batch.context), history=same)
     z = np.asarray(represent(CONFIG, state, batch, items).z[:, 0])
-    known = tiny.SCHEMA.num_users
+    known = tiny.SPEC.num_users
     assert known < len(z) and len(np.unique(z[:known].round(6), axis=0)) == known
     np.testing.assert_array_equal(z[known:], np.broadcast_to(z[-1], z[known:].shape))
     far = batch.replace(user_id=batch.user_id + 2_000_000_000)
@@ -183,7 +183,7 @@ def test_item_encoding_holds_a_one_the_row_of_the_id_and_the_features():
     items, state = tiny.make_items(), tiny.make_state()
     videos = np.array([3, 0, 29])
     e = encode_videos(CONFIG, state.params["encoder"], state.tables, items, videos)
-    assert e.shape == (3, CONFIG.dim + 2) == (3, encoders.sizes(CONFIG, tiny.SCHEMA)[1])
+    assert e.shape == (3, CONFIG.dim + 2) == (3, encoders.sizes(CONFIG, tiny.SPEC)[1])
     np.testing.assert_array_equal(e[:, 0], 1.0)
     rows = state.tables["id"].rows[items.embedding_id[videos]]
     np.testing.assert_array_equal(e[:, 1 : 1 + CONFIG.id_dim], rows)
@@ -204,7 +204,7 @@ def test_encodings_in_blocks_cover_the_whole_catalogue(monkeypatch):
 def test_user_state_ends_with_profile_and_context():
     items, batch, state = tiny.make_items(), tiny.make_batch(), tiny.make_state()
     z = represent(CONFIG, state, batch, items).z
-    assert z.shape == (8, 5, CONFIG.state_dim + 3 + 2) and z.shape[-1] == encoders.sizes(CONFIG, tiny.SCHEMA)[0]
+    assert z.shape == (8, 5, CONFIG.state_dim + 3 + 2) and z.shape[-1] == encoders.sizes(CONFIG, tiny.SPEC)[0]
     np.testing.assert_array_equal(z[..., -2:], batch.context)
     np.testing.assert_array_equal(z[..., -5:-2], np.broadcast_to(batch.profile[:, None], (8, 5, 3)))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmrf_jax import types
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.ope import behavior_policy, propensity
 
 VIDEOS, CANDIDATES, SLATE, HISTORY = 60, 12, 2, 3

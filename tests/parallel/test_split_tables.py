@@ -12,12 +12,12 @@ from mmrf_jax.training import steps
 
 embeddings.SPLIT_ROWS, embeddings.SPLITS = 3_000, 8
 VIDEOS = 4_001
-schema = dataclasses.replace(tiny.SCHEMA, num_videos=VIDEOS)
+spec = dataclasses.replace(tiny.SPEC, num_videos=VIDEOS)
 config = dataclasses.replace(tiny.CONFIG, optimizer="sgd")
 plan = steps.TrainConfig("mmrf", config, tiny.FEEDBACK, rounds=1, closed_loop=True, slates=1)
-items, ones = tiny.make_items(schema), jnp.ones(9)
-batches = [tiny.make_batch(seed, schema=schema) for seed in range(3)]
-init = lambda key: steps.init(key, plan, schema, items, 0.3 * ones, ones, ones)
+items, ones = tiny.make_items(spec), jnp.ones(9)
+batches = [tiny.make_batch(seed, spec=spec) for seed in range(3)]
+init = lambda key: steps.init(key, plan, spec, items, 0.3 * ones, ones, ones)
 
 def learned(devices):
     mesh = sharding.make_mesh(jax.devices()[:devices])

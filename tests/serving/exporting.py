@@ -14,7 +14,7 @@ from mmrf_jax.serving import export
 from mmrf_jax.training import steps
 
 PLAN = steps.TrainConfig("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=1)
-VIDEO_IDS = 7 * np.arange(tiny.SCHEMA.num_videos, dtype=np.int64) + 1_000_000_000_000
+VIDEO_IDS = 7 * np.arange(tiny.SPEC.num_videos, dtype=np.int64) + 1_000_000_000_000
 
 
 def run_state(plan: steps.TrainConfig) -> steps.TrainState:
@@ -22,7 +22,7 @@ def run_state(plan: steps.TrainConfig) -> steps.TrainState:
     ones = jnp.ones(len(types.SIGNALS))
 
     def start():
-        return steps.init(jax.random.key(0), plan, tiny.SCHEMA, tiny.make_items(), ones, ones, ones)
+        return steps.init(jax.random.key(0), plan, tiny.SPEC, tiny.make_items(), ones, ones, ones)
 
     rng = np.random.default_rng(0)
 
@@ -43,5 +43,5 @@ def planned(method: str = "mmrf", **fields) -> tuple[steps.TrainConfig, steps.Tr
 
 def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[steps.TrainConfig, steps.TrainState, Path]:
     plan, state = planned(method, **fields)
-    export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), VIDEO_IDS, state, {"config": {"method": method}})
+    export.export_run(folder, plan, tiny.SPEC, tiny.make_items(), VIDEO_IDS, state, {"config": {"method": method}})
     return plan, state, folder

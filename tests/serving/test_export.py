@@ -26,17 +26,17 @@ from mmrf_jax.serving import artifact, export
 def asked(users: int, candidates: int, shown: int, seed: int = 0):
     """Random histories, and requests whose candidates are all different."""
     rng = np.random.default_rng(seed)
-    schema = tiny.SCHEMA
+    spec = tiny.SPEC
     history = types.Exposure(
-        videos=rng.integers(0, schema.num_videos, (users, shown)).astype(np.int32),
+        videos=rng.integers(0, spec.num_videos, (users, shown)).astype(np.int32),
         feedback=tiny.make_feedback(rng, (users, shown)),
         mask=rng.random((users, shown)) < 0.8,
     )
     request = types.Request(
         user_id=np.arange(users, dtype=np.int32),
-        profile=rng.normal(size=(users, schema.profile)).astype(np.float32),
-        context=rng.normal(size=(users, schema.context)).astype(np.float32),
-        candidates=rng.random((users, schema.num_videos)).argsort(-1)[:, :candidates].astype(np.int32),
+        profile=rng.normal(size=(users, spec.profile)).astype(np.float32),
+        context=rng.normal(size=(users, spec.context)).astype(np.float32),
+        candidates=rng.random((users, spec.num_videos)).argsort(-1)[:, :candidates].astype(np.int32),
     )
     return request, history
 
@@ -164,8 +164,8 @@ def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, sh
 
 def test_what_an_artefact_holds(mmrf):
     plan, _, folder = mmrf
-    loaded = artifact.load(folder, tiny.SCHEMA)
-    assert loaded.schema == tiny.SCHEMA
+    loaded = artifact.load(folder, tiny.SPEC)
+    assert loaded.spec == tiny.SPEC
     assert loaded.manifest["agents"] == list(plan.agents.signals)
     assert loaded.manifest["libraries"]["jax"] == jax.__version__
     np.testing.assert_array_equal(loaded.arrays["catalogue"]["video_id"], exporting.VIDEO_IDS)
@@ -179,7 +179,7 @@ def test_what_an_artefact_holds(mmrf):
             with np.load(path, allow_pickle=False) as arrays:  # an array of objects would be a pickle
                 assert all(arrays[name].dtype.kind in "bif" for name in arrays.files)
     with pytest.raises(FileExistsError, match="export to another folder"):
-        artifact.write(folder, {}, {}, tiny.SCHEMA, {})
+        artifact.write(folder, {}, {}, tiny.SPEC, {})
 
 
 def damaged(folder: Path, into: Path) -> Path:
@@ -221,10 +221,10 @@ def test_what_is_expired_or_of_another_kind_is_refused(mmrf, tmp_path):
     rewrite(folder, expires=(yesterday + datetime.timedelta(days=2)).isoformat(), version=99)
     with pytest.raises(artifact.ArtifactError, match="version 99, this code reads 1"):
         artifact.load(folder)
-    with pytest.raises(artifact.ArtifactError, match="another schema: profile=3, and 4 is needed"):
-        artifact.load(mmrf[2], dataclasses.replace(tiny.SCHEMA, profile=4))
-    artifact.load(mmrf[2], dataclasses.replace(tiny.SCHEMA, num_videos=99, num_users=1, candidates=400))
-    never = {"expires": ("soon", "2026-01-01", None), "schema": ({"much": 1}, None), "files": ([], {"a": 1}, {"a": {}})}
+    with pytest.raises(artifact.ArtifactError, match="another spec: profile=3, and 4 is needed"):
+        artifact.load(mmrf[2], dataclasses.replace(tiny.SPEC, profile=4))
+    artifact.load(mmrf[2], dataclasses.replace(tiny.SPEC, num_videos=99, num_users=1, candidates=400))
+    never = {"expires": ("soon", "2026-01-01", None), "spec": ({"much": 1}, None), "files": ([], {"a": 1}, {"a": {}})}
     for number, (name, value) in enumerate((name, value) for name, values in never.items() for value in values):
         copy = damaged(mmrf[2], tmp_path / f"copy{number}")
         rewrite(copy, **{name: value})
@@ -242,7 +242,7 @@ def test_bfloat16_tables_and_hashed_ids_are_exported(tmp_path):
     config = AgentConfig(**{**dataclasses.asdict(tiny.CONFIG), "max_rows": 8, "table_dtype": "bfloat16"})
     plan = dataclasses.replace(exporting.PLAN, agents=config)
     state = exporting.run_state(plan)
-    export.export_run(tmp_path / "a", plan, tiny.SCHEMA, tiny.make_items(), None, state, {})
+    export.export_run(tmp_path / "a", plan, tiny.SPEC, tiny.make_items(), None, state, {})
     loaded = artifact.load(tmp_path / "a")
     assert loaded.arrays["policy"]["tables|id"].shape == (8, config.id_dim)
     request, history = asked(4, 8, 3)

@@ -24,7 +24,7 @@ def run(tmp_path_factory):
 def test_ranks_ids_as_the_service_scores_them(run):
     candidates = [int(x) for x in IDS[[5, 17, 3, 29, 8]]]
     history = [(int(IDS[2]), {"click": 1.0, "watch_time": 9.0}), (4, {"click": 1.0}), (int(IDS[9]), {"like": 1.0})]
-    profile = list(np.linspace(-1.0, 1.0, tiny.SCHEMA.profile))
+    profile = list(np.linspace(-1.0, 1.0, tiny.SPEC.profile))
     ranked = run.rank(candidates, user=3, history=history, profile=profile)
     feedback = np.zeros((2, len(types.SIGNALS)), np.float32)  # of the videos that are known
     feedback[0, 0], feedback[0, types.WATCH_TIME], feedback[1, types.signal_index("like")] = 1.0, 9.0, 1.0
@@ -32,7 +32,7 @@ def test_ranks_ids_as_the_service_scores_them(run):
     job = ranker.Job(
         3,
         np.float32(profile),
-        np.zeros(tiny.SCHEMA.context, np.float32),
+        np.zeros(tiny.SPEC.context, np.float32),
         np.array([5, 17, 3, 29, 8]),
         None,
         np.array([2, 9]),

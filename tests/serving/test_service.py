@@ -333,7 +333,7 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
     narrow = tmp_path / "narrow"
     shutil.copytree(other, narrow)
     manifest = json.loads((narrow / artifact.MANIFEST).read_text())
-    manifest["schema"]["profile"] = 99
+    manifest["spec"]["profile"] = 99
     content = json.dumps(manifest)
     (narrow / artifact.MANIFEST).write_text(content)
     (narrow / "manifest.sha256").write_text(hashlib.sha256(content.encode()).hexdigest())
@@ -341,7 +341,7 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
     async def run():
         async with running(settings) as s:
             first = s.ranker.id
-            for folder, why in ((bad, "score.bin has 0 bytes"), (narrow, "another schema: profile=99")):
+            for folder, why in ((bad, "score.bin has 0 bytes"), (narrow, "another spec: profile=99")):
                 point(settings.artifact, folder)
                 await until(lambda why=why: why in (s.failed_swap or ""), lambda: (s.failed_swap, s._tasks))
                 assert s.ranker.id == first and (await step(s, 1, 0 if folder is bad else 1)).artifact == first

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from random_logs import SCHEMA, make_log
+from random_logs import SPEC, make_log
 
 from mmrf_jax.data import records, sessions
 from mmrf_jax.parallel import sharding
@@ -23,7 +23,7 @@ def log():
 @pytest.fixture(scope="module")
 def blocks(log, tmp_path_factory):
     folder = tmp_path_factory.mktemp("log") / "log"
-    records.write_log(log, folder, SCHEMA)
+    records.write_log(log, folder, SPEC)
     return records.Blocks(folder)
 
 
@@ -42,7 +42,7 @@ def both(log, blocks):
 
 def test_an_example_is_like_any_batch(both):
     """Programs are compiled for it before there is a log."""
-    example = batches.example(SCHEMA, 32, 3)
+    example = batches.example(SPEC, 32, 3)
     for data in both:
         batch = data.get("train", 0, 0)
         assert jax.tree.structure(batch) == jax.tree.structure(example)
@@ -97,7 +97,7 @@ def test_all_of_a_log_is_seen_in_a_few_passes(log, both):
 
 def test_a_log_too_small_for_its_batches_is_refused(log, tmp_path):
     few = sessions.select_sessions(log, np.arange(20))
-    records.write_log(few, tmp_path / "log", SCHEMA)
+    records.write_log(few, tmp_path / "log", SPEC)
     with pytest.raises(ValueError, match=r"20 sessions give no segment to some of 32 slots.*--config.train.batch"):
         batches.Streamed(config(), records.Blocks(tmp_path / "log"), sharding.make_mesh(), DISCOUNT)
     one = sessions.select_sessions(log, np.arange(2))

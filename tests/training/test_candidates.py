@@ -8,7 +8,7 @@ import tiny
 from experiments import world
 from mmrf_jax.training import configs, steps
 
-C, OTHERS = tiny.SCHEMA.candidates, 2
+C, OTHERS = tiny.SPEC.candidates, 2
 
 
 def test_what_was_shown_stays_and_the_others_are_drawn_from_the_rest():

@@ -58,8 +58,8 @@ def update():
 def serve():
     """Sessions of the world, served by the agents."""
     sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4))
-    schema = dataclasses.replace(
-        tiny.SCHEMA,
+    spec = dataclasses.replace(
+        tiny.SPEC,
         num_videos=3000,
         num_authors=sim.items.num_authors,
         num_tags=sim.items.num_tags,
@@ -68,7 +68,7 @@ def serve():
         profile=parameters.PROFILE,
         context=parameters.CONTEXT,
     )
-    ranker = policy.make(tiny.make_state(schema=schema), sim.items, tiny.CONFIG)
+    ranker = policy.make(tiny.make_state(spec=spec), sim.items, tiny.CONFIG)
 
     def run(params, items, weights, key):
         here = sim._replace(params=params, items=items)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmrf_jax import types
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.training import run_report
 
 

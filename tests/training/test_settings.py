@@ -74,7 +74,7 @@ def test_fit_and_update_under_all_settings_at_once():
     items, batch = tiny.make_items(), tiny.make_batch()
     ones = np.ones(tiny.S, np.float32)
     with under(*SETTINGS):
-        state = jax.eval_shape(lambda: steps.init(types.make_key(0), PLAN, tiny.SCHEMA, items, ones, ones, ones))
+        state = jax.eval_shape(lambda: steps.init(types.make_key(0), PLAN, tiny.SPEC, items, ones, ones, ones))
         assert not wide(numbers(state))
         rate = jnp.float32(1.0)
         fitted = jax.eval_shape(functools.partial(steps.fit_step, plan=PLAN), state, batch, items, rate=rate)
@@ -90,12 +90,12 @@ def test_fit_and_update_under_all_settings_at_once():
 def test_rollouts_under_all_settings_at_once():
     config = parameters.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4, max_requests=6)
     sim = env.make(config)
-    schema, ones = sources.world_schema(sim, config), np.ones(tiny.S, np.float32)
+    spec, ones = sources.world_spec(sim, config), np.ones(tiny.S, np.float32)
 
     def serve(name: str):
         ranker = sources.world_policies().get(name)
         if ranker is None:
-            state = steps.init(types.make_key(0), PLAN, schema, sim.items, ones, ones, ones)
+            state = steps.init(types.make_key(0), PLAN, spec, sim.items, ones, ones, ones)
             ranker = policy.make(state.agents, sim.items, PLAN.agents)
         zero = jnp.int32(0)
         return rollout.rollout(sim, ranker, types.make_key(0), zero, zero, num_users=4, slots=4, k=3)

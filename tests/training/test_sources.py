@@ -55,7 +55,7 @@ def test_requests_say_whether_they_were_exposed_at_random():
 @pytest.mark.parametrize("most", [10**9, 100])
 def test_running_means_are_left_out_where_they_are_too_large(most, monkeypatch, capfd):
     monkeypatch.setattr(sources, "_MOST_STATISTICS", most)
-    items = tiny.make_items(random_logs.SCHEMA)
+    items = tiny.make_items(random_logs.SPEC)
     found = sources._with_statistics(items, [random_logs.make_log(0, 20)])
     said = capfd.readouterr().err
     if most == 100:

@@ -16,7 +16,7 @@ from flax import struct
 from mmrf_jax import types
 from mmrf_jax.agents.mmrf import losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization
 
 
@@ -52,7 +52,7 @@ def optimizer(config: AgentConfig) -> optax.GradientTransformation:
 def init(
     key: types.Key,
     config: AgentConfig,
-    schema: Schema,
+    spec: InputSpec,
     items: types.Items,
     feedback_mean: chex.Array,
     feedback_std: chex.Array,
@@ -70,12 +70,12 @@ def init(
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
     k1, k2, k3 = jax.random.split(k_params, 3)
-    z_size, dim = encoders.sizes(config, schema)
+    z_size, dim = encoders.sizes(config, spec)
     z = jnp.zeros((1, z_size), jnp.float32)
     memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim), jnp.float32)
-    e = jnp.zeros((1, schema.slate, dim), jnp.float32)
+    e = jnp.zeros((1, spec.slate, dim), jnp.float32)
     params = {
-        "encoder": encoders.init(k1, config, schema),
+        "encoder": encoders.init(k1, config, spec),
         "critic": critic(config).init(k2, z, memory, e),
         "actor": networks.Actor(config).init(k3, z, memory, e),
     }
@@ -84,7 +84,7 @@ def init(
     reward_scale = jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3)
     if mean_return is not None and "values" in params["critic"]["params"]:
         value = losses.rewards(config, mean_return, reward_scale)
-        base = value - schema.slate * losses.rewards(config, feedback_mean, reward_scale)
+        base = value - spec.slate * losses.rewards(config, feedback_mean, reward_scale)
         bias = params["critic"]["params"]["values"]["bias"]  # twin bases, then twin values
         params["critic"]["params"]["values"]["bias"] = jnp.concatenate([base, base, value, value]).astype(bias.dtype)
     return AgentState(
@@ -92,7 +92,7 @@ def init(
         params=params,
         target=jax.tree.map(jnp.copy, params["critic"]),
         optimizer=optimizer(config).init(params),
-        tables=embeddings.init(k_tables, config, schema, items),
+        tables=embeddings.init(k_tables, config, spec, items),
         reward_scale=reward_scale,
         q_mean=jnp.zeros((config.num_agents,), jnp.float32),
         q_scale=jnp.ones((config.num_agents,), jnp.float32),

@@ -13,26 +13,26 @@ import numpy as np
 from mmrf_jax.data import sessions
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.feedback_log import Record, RowsOf, S, Shown, UserLog
-from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.data.session_log import InputSpec, SessionLog
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
 
 def read(
     folder: str | os.PathLike,
-    schema: Schema,
+    spec: InputSpec,
     rows_of: RowsOf,
     progress: Progress = lambda name, total: lambda done: None,
 ) -> tuple[SessionLog, Record]:
     """Read a whole feedback log as training sessions.
 
     A request without any feedback is left out, since the user's reaction is unknown; the rest of the session becomes
-    another session. If a request has more candidates than the schema's C, the slate is kept and C − k others are drawn;
+    another session. If a request has more candidates than the spec's C, the slate is kept and C − k others are drawn;
     a request with fewer is left out. A session that the user has not left counts as truncated.
 
     Args:
       folder: folder of the log.
-      schema: schema of the resulting sessions.
+      spec: spec of the resulting sessions.
       rows_of: platform's video ids [n] int64 -> item rows [n], −1 if unknown; unknown candidates are left out, and so
         is a request that showed one.
       progress: (name, bytes) -> a callback that receives the bytes read so far.
@@ -42,11 +42,11 @@ def read(
       requests}}.
 
     Raises:
-      ValueError: for a log of another version or schema, a damaged one, or one without a usable session.
+      ValueError: for a log of another version or spec, a damaged one, or one without a usable session.
     """
     folder = Path(folder)
     feedback_log.check(folder)
-    cut, number = _Cutter(schema, rows_of), 0
+    cut, number = _Cutter(spec, rows_of), 0
     before = np.cumsum([0, *(path.stat().st_size for path in feedback_log.segments(folder))])
     report = progress("read", max(int(before[-1]), 1))
     for number, (record, position) in enumerate(feedback_log.scan(folder), 1):
@@ -74,8 +74,8 @@ class _Asked(NamedTuple):
 class _Cutter:
     """Assembles the records of all users into sessions."""
 
-    def __init__(self, schema: Schema, rows_of: RowsOf):
-        self._schema, self._rows_of = schema, rows_of
+    def __init__(self, spec: InputSpec, rows_of: RowsOf):
+        self._spec, self._rows_of = spec, rows_of
         self._users: dict[int, UserLog] = {}
         self._open: dict[int, tuple[Record, UserLog, list[_Asked | None]]] = {}
         self._sessions: list[dict[str, Any]] = []
@@ -90,18 +90,18 @@ class _Cutter:
         user = feedback_log.user_of(record)
         known = self._users.setdefault(user, UserLog())
         if record["kind"] == "feedback":
-            self.report["feedback"] += known.apply(record, self._schema.history) is not None
+            self.report["feedback"] += known.apply(record, self._spec.history) is not None
             return
         if record["start"]:
             self._close(user)
-        known.apply(record, self._schema.history)
+        known.apply(record, self._spec.history)
         self.report["requests"] += 1
         if record["start"] or user not in self._open:
             self._open[user] = (record, known, [])
         self._open[user][2].append(self._asked(record, known.shown[-1]))
 
     def _asked(self, record: Record, shown: Shown) -> _Asked | None:
-        s = self._schema
+        s = self._spec
         context = np.frombuffer(record["context"], "<f4")
         for name, found, wanted in (
             ("profile", len(record["profile"]) // 4, s.profile),
@@ -109,7 +109,7 @@ class _Cutter:
         ):
             if found != wanted:
                 raise ValueError(
-                    f"request {record['request']} has {name} of {found} numbers, the config's schema has {wanted}; use "
+                    f"request {record['request']} has {name} of {found} numbers, the config's spec has {wanted}; use "
                     "the config of the run that was served"
                 )
         slate = np.frombuffer(record["slate"], "<u2").astype(np.int64)
@@ -153,7 +153,7 @@ class _Cutter:
                 videos, feedback = np.concatenate([videos, shown.videos]), np.concatenate([feedback, shown.feedback])
 
     def _emit(self, user, record, before, stretch, terminated) -> None:
-        s = self._schema
+        s = self._spec
         videos, feedback = before
         rows = np.asarray(self._rows_of(videos), np.int64)
         rows, feedback = rows[rows >= 0][-s.history :], feedback[rows >= 0][-s.history :]
@@ -178,7 +178,7 @@ class _Cutter:
         """Return all sessions; sessions still open are truncated."""
         for user in list(self._open):
             self._close(user)
-        s, made = self._schema, self._sessions
+        s, made = self._spec, self._sessions
 
         def column(name, shape, dtype):
             return np.array([x[name] for x in made], dtype).reshape(len(made), *shape)

@@ -17,7 +17,7 @@ import optax
 from flax import struct
 
 from mmrf_jax import types
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation
 from mmrf_jax.models.feedback_model.config import TWINS, FeedbackConfig
 
@@ -47,7 +47,7 @@ _HEADS = heads.FeedbackHeads(extra=1, ceilings=True)  # the mean of log1p second
 def init(
     key: types.Key,
     config: FeedbackConfig,
-    schema: Schema,
+    spec: InputSpec,
     items: types.Items,
     feedback_mean: chex.Array,
     feedback_std: chex.Array,
@@ -60,7 +60,7 @@ def init(
       feedback_std: [S] of the same exposures.
     """
     k_params, k_tables, k_state = jax.random.split(key, 3)
-    z_size, dim = encoders.sizes(config, schema)
+    z_size, dim = encoders.sizes(config, spec)
     z = jnp.zeros((1, z_size), jnp.float32)
     memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim), jnp.float32)
     prior = jnp.append(heads.prior(feedback_mean, feedback_std), jnp.log1p(feedback_mean[types.WATCH_TIME]) - 0.5)
@@ -69,7 +69,7 @@ def init(
         k1, k2 = jax.random.split(key)
         head = _HEADS.init(k2, z, memory, jnp.zeros((1, 1, dim), jnp.float32))
         head["params"]["prior"] = prior[:, None].astype(jnp.float32)
-        return {"encoder": encoders.init(k1, config, schema), "heads": head}
+        return {"encoder": encoders.init(k1, config, spec), "heads": head}
 
     params = jax.vmap(one)(jax.random.split(k_params, TWINS))
     ones = jnp.ones(len(types.SIGNALS), jnp.float32)
@@ -77,7 +77,7 @@ def init(
         step=jnp.zeros((), jnp.int32),
         params=params,
         optimizer=optimizer(config).init(params),
-        tables=embeddings.init(k_tables, config, schema, items, copies=TWINS),
+        tables=embeddings.init(k_tables, config, spec, items, copies=TWINS),
         scale=jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3),
         uncertainty_scale=ones,
         calibration=jnp.stack([jnp.stack([ones[:-1], 0.0 * ones[:-1]])] * config.exposures),

@@ -118,7 +118,7 @@ class Demo:
             "artifact": ranker.id,
             "method": ranker.manifest["method"],
             "agents": ranker.agents,
-            "slate": ranker.schema.slate,
+            "slate": ranker.spec.slate,
             "candidates": self._candidates,
             "no_simulated": visits.why_not(self._config),
         }
@@ -129,7 +129,7 @@ class Demo:
 
     @property
     def _candidates(self) -> int:
-        return min(self._service.ranker.schema.candidates, self._service.settings.max_candidates)
+        return min(self._service.ranker.spec.candidates, self._service.settings.max_candidates)
 
     async def begin(self, simulated: int | None) -> dict[str, Any] | None:
         """Begin a visit; return None while the world is being created."""
@@ -141,9 +141,7 @@ class Demo:
             if world is None:
                 return None
             self._begun += 1
-            visit = await self._run(
-                visits.SimulatedUser, user, world, simulated, self._begun, ranker.schema.slate, most
-            )
+            visit = await self._run(visits.SimulatedUser, user, world, simulated, self._begun, ranker.spec.slate, most)
         self._visits[user] = visit
         while len(self._visits) > _MOST_VISITS:
             self._visits.popitem(last=False)
@@ -179,7 +177,7 @@ class Demo:
         }
 
     async def _ready_world(self) -> visits.World | None:
-        config, slate = self._config, self._service.ranker.schema.slate
+        config, slate = self._config, self._service.ranker.spec.slate
         if (why := visits.why_not(config)) is not None:
             raise Refused(409, f"there are no simulated users: {why}", ("body", "simulated"))
         key = config["world"]

@@ -106,8 +106,8 @@ class Visitor(Visit):
           ranker: the ranker of the service.
           limit: most candidates of a request.
         """
-        super().__init__(user, ranker.schema.slate)
-        self._size = min(ranker.schema.candidates, limit, ranker.schema.num_videos)
+        super().__init__(user, ranker.spec.slate)
+        self._size = min(ranker.spec.candidates, limit, ranker.spec.num_videos)
         self._rng = np.random.default_rng(user)
         self._seen: collections.deque[int] = collections.deque(maxlen=_REMEMBERED)
         self._tags: collections.deque[int] = collections.deque(maxlen=_TASTES)
@@ -138,7 +138,7 @@ class Visitor(Visit):
         chosen |= dict.fromkeys(v for v in anew if v not in seen)
         chosen |= dict.fromkeys([*anew, *ids[: self._size].tolist()])  # a small item set may have no others left
         self.candidates = np.array(list(chosen)[: self._size], np.int64)
-        self.context = np.zeros(ranker.schema.context - 1, np.float32)
+        self.context = np.zeros(ranker.spec.context - 1, np.float32)
 
 
 class World:

@@ -157,7 +157,7 @@ def test_simulated_slates_are_a_share_of_the_unseen():
 def test_gaps_are_learned_only_where_rewards_differ_from_feedback(ablation, bonus, exists):
     config = dataclasses.replace(tiny.CONFIG, ablation=ablation, uncertainty_bonus=bonus)
     assert config.rewards_differ == exists
-    z_size, dim = encoders.sizes(config, tiny.SCHEMA)
+    z_size, dim = encoders.sizes(config, tiny.SPEC)
     inputs = (jnp.ones((1, z_size)), jnp.ones((1, 2, config.feedback_dim, dim)), jnp.ones((1, 5, dim)))
     out, params = jax.eval_shape(networks.Critic(config).init_with_output, jax.random.key(0), *inputs)
     assert ("gap" in params["params"]) == exists

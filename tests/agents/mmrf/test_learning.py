@@ -15,10 +15,10 @@ from mmrf_jax import types
 from mmrf_jax.agents import myopic
 from mmrf_jax.agents.mmrf import policy, training_step
 from mmrf_jax.data import sessions
-from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.data.session_log import InputSpec, SessionLog
 
 V, C, K, H, T, LONGEST = 40, 8, 3, 2, 4, 20
-SCHEMA = Schema(
+SPEC = InputSpec(
     num_videos=V,
     num_authors=5,
     num_tags=2,
@@ -35,7 +35,7 @@ CONFIG = dataclasses.replace(
 )
 TAG = np.arange(V) % 2
 ITEMS = dataclasses.replace(
-    tiny.make_items(SCHEMA), tag=jax.numpy.asarray(TAG, jax.numpy.int32), features=jax.numpy.zeros((V, 1))
+    tiny.make_items(SPEC), tag=jax.numpy.asarray(TAG, jax.numpy.int32), features=jax.numpy.zeros((V, 1))
 )
 
 
@@ -102,7 +102,7 @@ def random_log(world, seed, users):
 
 def learn(learner, log, updates, batch=128):
     seen = log.feedback.reshape(-1, tiny.S)
-    state = tiny.init(jax.random.key(0), CONFIG, SCHEMA, ITEMS, seen.mean(axis=0), seen.std(axis=0))
+    state = tiny.init(jax.random.key(0), CONFIG, SPEC, ITEMS, seen.mean(axis=0), seen.std(axis=0))
     fn = jax.jit(learner, static_argnames="config", donate_argnums=0, compiler_options=tiny.HOT)
     index, rng = sessions.segment_index(log, T), np.random.default_rng(0)
     for _ in range(updates):

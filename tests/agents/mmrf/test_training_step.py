@@ -48,8 +48,8 @@ def test_shapes_and_metrics(step, before):
 def test_values_start_from_the_returns_of_the_first_log(items):
     """Two requests of three videos a session, undiscounted: a slate's reward now and one later, or none."""
     mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.5), 20.0)
-    state = tiny.init(jax.random.key(0), SGD, tiny.SCHEMA, items, mean, std, mean_return=1.5 * 3 * mean)
-    z_size, dim = encoders.sizes(SGD, tiny.SCHEMA)
+    state = tiny.init(jax.random.key(0), SGD, tiny.SPEC, items, mean, std, mean_return=1.5 * 3 * mean)
+    z_size, dim = encoders.sizes(SGD, tiny.SPEC)
     memory = jnp.zeros((1, len(SGD.decays), SGD.feedback_dim, dim))
     out = networks.Critic(SGD).apply(state.target, jnp.ones((1, z_size)), memory, jnp.zeros((1, 3, dim)))
     slate = 3 * np.array([0.3 / 0.5, -0.3 / 0.5, 15.0 / 20.0])  # of click, hate and watch time
@@ -225,9 +225,9 @@ def inputs(config, users=5):
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    z_size, dim = encoders.sizes(config, tiny.SCHEMA)
+    z_size, dim = encoders.sizes(config, tiny.SPEC)
     memory = normal(users, len(config.decays), config.feedback_dim, dim)
-    items = normal(users, tiny.SCHEMA.candidates, dim)
+    items = normal(users, tiny.SPEC.candidates, dim)
     return normal(users, z_size), memory, items
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from mmrf_jax import types
 from mmrf_jax.data.readers import feedback_log, feedback_sessions
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 
 S = len(types.SIGNALS)
 CLICK, WATCH = types.signal_index("click"), types.WATCH_TIME
-SCHEMA = Schema(
+SPEC = InputSpec(
     num_videos=50,
     num_authors=2,
     num_tags=2,
@@ -270,8 +270,8 @@ def test_sessions_by_hand(tmp_path):
         feedback_record(1, 2, [132], click=1.0),
     ]
     write(tmp_path / "log", records)
-    log, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
-    log.validate(SCHEMA)
+    log, report = feedback_sessions.read(tmp_path / "log", SPEC, rows_of)
+    log.validate(SPEC)
     assert log.user_id.tolist() == [1, 1, 2]
     assert log.date.tolist() == [20220502, 20220503, 20220502]
     assert np.diff(log.offsets).tolist() == [2, 1, 1]
@@ -301,7 +301,7 @@ def test_history_of_the_second_session_is_what_was_answered(tmp_path):
         feedback_record(1, 2, [122]),
     ]
     write(tmp_path / "log", log)
-    found, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
+    found, report = feedback_sessions.read(tmp_path / "log", SPEC, rows_of)
     assert found.num_sessions == 2 and report["left_out"]["unanswered"] == 1
     assert found.terminated.tolist() == [False, False]
     np.testing.assert_array_equal(found.history_videos[1], [0, 0, 1])
@@ -312,7 +312,7 @@ def test_an_unanswered_request_cuts_the_session(tmp_path):
     log = [ranked(1, i, range(100 + 5 * i, 105 + 5 * i), [0, 1], start=i == 0) for i in range(4)]
     log += [feedback_record(1, i, [100 + 5 * i], seconds=1.0 + i) for i in (0, 1, 3)]
     write(tmp_path / "log", log)
-    found, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
+    found, report = feedback_sessions.read(tmp_path / "log", SPEC, rows_of)
     assert np.diff(found.offsets).tolist() == [2, 1] and report["left_out"]["unanswered"] == 1
     np.testing.assert_array_equal(found.candidates[2], np.arange(15, 20))
     np.testing.assert_array_equal(found.history_videos[1], [1, 5, 6])  # the last three answered
@@ -330,20 +330,20 @@ def test_candidates_are_cut_to_size(tmp_path):
         feedback_record(1, 2, [100]),
     ]
     write(tmp_path / "log", log)
-    found, report = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
+    found, report = feedback_sessions.read(tmp_path / "log", SPEC, rows_of)
     assert report["left_out"] == {"unanswered": 0, "few_candidates": 1, "unknown_videos": 1}
     assert found.num_requests == 1
     candidates, slate = found.candidates[0], found.slate[0]
     assert candidates[slate].tolist() == [2, 19] and len(set(candidates.tolist())) == 5
     np.testing.assert_array_equal(found.scores[0], candidates + 1.0)  # each kept its own score
-    again, _ = feedback_sessions.read(tmp_path / "log", SCHEMA, rows_of)
+    again, _ = feedback_sessions.read(tmp_path / "log", SPEC, rows_of)
     np.testing.assert_array_equal(again.candidates, found.candidates)
 
 
 def test_logs_of_another_make_are_refused(tmp_path):
     write(tmp_path / "log", [ranked(1, 0, range(100, 105), [0], start=True), feedback_record(1, 0, [100])])
-    with pytest.raises(ValueError, match="request 1-0 has profile of 2 numbers, the config's schema has 4"):
-        feedback_sessions.read(tmp_path / "log", dataclasses.replace(SCHEMA, profile=4), rows_of)
+    with pytest.raises(ValueError, match="request 1-0 has profile of 2 numbers, the config's spec has 4"):
+        feedback_sessions.read(tmp_path / "log", dataclasses.replace(SPEC, profile=4), rows_of)
     write(tmp_path / "empty", [ranked(1, 0, range(100, 105), [0], start=True)])
     with pytest.raises(ValueError, match="has no session to learn from"):
-        feedback_sessions.read(tmp_path / "empty", SCHEMA, rows_of)
+        feedback_sessions.read(tmp_path / "empty", SPEC, rows_of)

@@ -31,8 +31,8 @@ def opened(source, tmp_path, config=CONFIG):
 
 def prepare_in(source, tmp_path, config=CONFIG):
     prepared = opened(source, tmp_path, config)
-    splits, items, schema, report = builder.load_or_prepare(source, tmp_path / "cache", config)
-    return prepared, splits, items, schema, report
+    splits, items, spec, report = builder.load_or_prepare(source, tmp_path / "cache", config)
+    return prepared, splits, items, spec, report
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def small(tmp_path_factory):
     return prepare_in(files.write(folder / "source"), folder)
 
 
-def packed(splits, name, schema):
-    return records.pack(splits[name], schema)
+def packed(splits, name, spec):
+    return records.pack(splits[name], spec)
 
 
 def exposures(log):
@@ -52,10 +52,10 @@ def exposures(log):
 
 
 def test_every_usable_row_is_in_one_split(small):
-    prepared, splits, items, schema, report = small
+    prepared, splits, items, spec, report = small
     raw = files.make_log(0, 1500).drop_duplicates()
     for name, log in splits.items():
-        log.validate(schema)
+        log.validate(spec)
         counts = report["splits"][name]
         assert counts["sessions"] == log.num_sessions and counts["requests"] == log.num_requests
         assert counts["exposures"] == (log.slate >= 0).sum()
@@ -157,20 +157,18 @@ def test_random_exposures_are_sessions_of_one_request_apart_from_the_standard_lo
 
 @pytest.mark.parametrize("day", ["valid and test", "test"])
 def test_changing_later_days_changes_nothing_earlier(tmp_path, small, day):
-    _, splits, items, schema, _ = small
+    _, splits, items, spec, _ = small
     first = 20220503 if day == "valid and test" else 20220504
     standard, random = files.make_log(0, 1500), files.make_log(9, 300, is_rand=1)
     other = files.make_log(77, 1500, [d for d in files.DATES if d >= first], videos=files.VIDEOS + 40)
     changed = pd.concat([standard[standard.date < first], other])  # also videos without features, other users' times
     other_random = pd.concat([random[random.date < first], files.make_log(78, 50, [20220504], is_rand=1)])
     source = files.write(tmp_path / "source", standard=changed.sample(frac=1, random_state=0), random=other_random)
-    prepared, splits2, items2, schema2, _ = prepare_in(source, tmp_path)
-    assert packed(splits2, "train", schema2) == packed(splits, "train", schema)
-    assert (packed(splits2, "valid", schema2) == packed(splits, "valid", schema)) == (day == "test")
-    assert packed(splits2, "test", schema2) != packed(splits, "test", schema)
-    assert (
-        schema2 == dataclasses.replace(schema, num_videos=schema2.num_videos) and schema2.num_videos > schema.num_videos
-    )
+    prepared, splits2, items2, spec2, _ = prepare_in(source, tmp_path)
+    assert packed(splits2, "train", spec2) == packed(splits, "train", spec)
+    assert (packed(splits2, "valid", spec2) == packed(splits, "valid", spec)) == (day == "test")
+    assert packed(splits2, "test", spec2) != packed(splits, "test", spec)
+    assert spec2 == dataclasses.replace(spec, num_videos=spec2.num_videos) and spec2.num_videos > spec.num_videos
     for name, value in {**small[0].catalogue.fitted, **small[0].profiles.fitted}.items():
         np.testing.assert_array_equal(
             {**prepared.catalogue.fitted, **prepared.profiles.fitted}[name], value, err_msg=name
@@ -201,9 +199,9 @@ def test_vocabularies_hold_training_days_only(tmp_path):
 def test_parts_and_missing_logs_are_accepted(tmp_path, small):
     standard = files.make_log(0, 1500)
     source = files.write(tmp_path / "a", "27k", standard=standard)
-    _, splits, _, schema, report = prepare_in(source, tmp_path)
+    _, splits, _, spec, report = prepare_in(source, tmp_path)
     assert report["variant"] == "27k" and sum("part" in name for name in report["files"]) == 6
-    assert packed(splits, "train", schema) == packed(small[1], "train", small[3])
+    assert packed(splits, "train", spec) == packed(small[1], "train", small[3])
     (source / "data" / "log_random_4_22_to_5_08_27k.csv").unlink()
     (source / "data" / "log_standard_4_22_to_5_08_27k_part2.csv").unlink()
     shutil.move(source / "data", tmp_path / "flat")  # the folder of the files itself is accepted too
@@ -322,13 +320,13 @@ def test_preparing_twice_does_nothing_and_half_written_is_not_finished(tmp_path,
     with pytest.raises(FileNotFoundError, match="is not prepared"):
         builder.load(made)
     made.download_and_prepare()
-    splits, _, schema, _ = builder.load(made)
+    splits, _, spec, _ = builder.load(made)
     with monkeypatch.context() as patch:
         patch.setattr(records, "pack", interrupted)
         again = builder.KuaiRand(data_dir=tmp_path / "out", source=source, config=CONFIG)
         again.download_and_prepare()
     by_path = builder.load(tmp_path / "out")[0]
-    assert packed(by_path, "test", schema) == packed(splits, "test", schema)
+    assert packed(by_path, "test", spec) == packed(splits, "test", spec)
 
     with monkeypatch.context() as patch:  # load_or_prepare prepares anew only for other files or another config
         builder.load_or_prepare(source, tmp_path / "cache", CONFIG)
@@ -344,9 +342,9 @@ def test_preparing_twice_does_nothing_and_half_written_is_not_finished(tmp_path,
 def test_prepared_records_are_read_in_place_of_the_files(tmp_path):
     builder.load_or_prepare(files.write(tmp_path / "source"), tmp_path / "cache", CONFIG)
     written = next((tmp_path / "cache").iterdir())
-    splits, _, schema, report = builder.load_or_prepare(written, tmp_path / "other", CONFIG)
+    splits, _, spec, report = builder.load_or_prepare(written, tmp_path / "other", CONFIG)
     again, _, _, wanted = builder.load_or_prepare(tmp_path / "source", tmp_path / "cache", CONFIG)
-    assert packed(splits, "train", schema) == packed(again, "train", schema) and report == wanted
+    assert packed(splits, "train", spec) == packed(again, "train", spec) and report == wanted
     assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="prepared with other settings"):
         builder.load_or_prepare(written, tmp_path / "other", dataclasses.replace(CONFIG, seed=1))

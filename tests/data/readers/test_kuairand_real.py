@@ -80,13 +80,13 @@ def test_rates_and_quantiles(real):
 
 
 def test_splits_hold_every_used_row(real, frame):
-    splits, _, schema, report = real
+    splits, _, spec, report = real
     dates = frame.filter(frame["is_rand"] == 0)["date"].to_numpy()
     want = [(dates <= 20220502).sum(), (dates == 20220503).sum(), (dates >= 20220504).sum()]
     assert [(splits[name].slate >= 0).sum() for name in ("train", "valid", "test")] == want
     assert sum(want) == report["log"]["standard"]["used"]
     for log in splits.values():
-        log.validate(schema)
+        log.validate(spec)
         assert (np.diff(np.sort(log.candidates, 1), axis=1) > 0).all()
         assert (log.terminated ^ log.truncated).all()
     random = splits["random_test"]

@@ -70,12 +70,12 @@ def kept(job):
 
 def sessions(made, job):
     """Each split's sessions as one block."""
-    schema = builder.Schema(**made["schema"])
+    spec = builder.InputSpec(**made["spec"])
     logs = {}
     for name, shards in made["splits"].items():
         paths = [job.records / prepare.shard_name(name, i, len(shards)) for i in range(len(shards))]
         blocks = [prepare.FEATURES.deserialize_example_np(raw)["block"] for path in paths for raw in read_all(path)]
-        logs[name] = records.pack(records.unpack(blocks, schema), schema)
+        logs[name] = records.pack(records.unpack(blocks, spec), spec)
     return logs
 
 
@@ -99,7 +99,7 @@ def test_chunks_and_buckets_change_no_session(whole, divided):
     (made, job), (parts, other) = whole, divided
     assert len(made["splits"]["train"]) == 1 and len(parts["splits"]["train"]) == 8
     assert len(list((other.work / "merge").glob("*.arrow"))) > 1
-    assert parts["report"] == made["report"] and parts["schema"] == made["schema"]
+    assert parts["report"] == made["report"] and parts["spec"] == made["spec"]
     assert made["report"]["log"]["standard"]["unparsable"] == 3 and made["report"]["log"]["standard"]["duplicates"] > 40
     assert sessions(parts, other) == sessions(made, job)
     one, several = kept(job), kept(other)
@@ -181,7 +181,7 @@ def test_sources_that_change_while_unfinished_are_prepared_anew(source, tmp_path
 def test_a_split_is_read_by_block(source, tmp_path):
     builder.load_or_prepare(source.logs[0].parent, tmp_path, CONFIG)
     folder = next(path for path in tmp_path.iterdir())
-    splits, items, schema, _ = builder.load(folder)
+    splits, items, spec, _ = builder.load(folder)
     part = builder.Split(folder, "train")
     step = records.SESSIONS_PER_RECORD
     assert len(part) == -(-splits["train"].num_sessions // step) > 1
@@ -193,10 +193,10 @@ def test_a_split_is_read_by_block(source, tmp_path):
     shares = [part.read(range(process, len(part), 3)) for process in range(3)]
     assert sum(share.num_sessions for share in shares) == splits["train"].num_sessions
     for share in shares:
-        share.validate(schema)
+        share.validate(spec)
     with pytest.raises(IndexError, match=f"block {len(part)} is not among the {len(part)} of the split"):
         part.read([0, len(part)])
-    assert len(items.duration) == schema.num_videos and not items.duration.flags.writeable
+    assert len(items.duration) == spec.num_videos and not items.duration.flags.writeable
     with pytest.raises(FileNotFoundError, match="holds no prepared KuaiRand"):
         builder.Split(tmp_path / "nowhere", "train")
 

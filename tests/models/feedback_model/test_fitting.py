@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.models import embeddings, heads, representation
 from mmrf_jax.models.feedback_model import fitting, network
 
@@ -106,7 +106,7 @@ def test_split_over_four_devices_has_the_same_gradient(still_step, items):
 
 # A world in which a click depends on profile and tag, and staying on how many videos of tag 1 there were.
 
-WORLD = Schema(
+WORLD = InputSpec(
     num_videos=40,
     num_authors=5,
     num_tags=2,
@@ -171,7 +171,7 @@ def fitted():
     log = world_log(0, 1500)
     config = dataclasses.replace(CONFIG, learning_rate=0.01, dropout=0.1)
     seen = log.feedback.reshape(-1, S)
-    init = jax.jit(network.init, static_argnames=("config", "schema"))
+    init = jax.jit(network.init, static_argnames=("config", "spec"))
     state = init(jax.random.key(0), config, WORLD, WORLD_ITEMS, seen.mean(axis=0), seen.std(axis=0))
     fn = jax.jit(functools.partial(fitting.update, config=config), compiler_options=tiny.HOT)
 
@@ -187,7 +187,7 @@ def fitted():
 def test_what_is_masked_is_not_fitted_to_the_bit(fitted):
     """With dropout: the masks of a step hang on the key and the step alone."""
     _, state, step = fitted
-    batch = tiny.make_batch(users=BATCH, requests=T, schema=WORLD)
+    batch = tiny.make_batch(users=BATCH, requests=T, spec=WORLD)
     reference, metrics = step(state, batch)
     assert int(reference.step) == int(state.step) + 1
     rng = np.random.default_rng(0)
@@ -214,7 +214,7 @@ def test_what_is_masked_is_not_fitted_to_the_bit(fitted):
 
 def test_dropout_draws_anew_each_step_and_repeats_with_its_key(fitted):
     _, state, step = fitted
-    batch = tiny.make_batch(users=BATCH, requests=T, schema=WORLD)
+    batch = tiny.make_batch(users=BATCH, requests=T, spec=WORLD)
     first, again = step(state, batch)[1], step(state, batch)[1]
     second = step(state.replace(step=state.step + 1), batch)[1]
     assert not tiny.differences(first, again) and tiny.differences(first, second)

@@ -24,9 +24,9 @@ from mmrf_jax.serving.demo import page, visits
 from mmrf_jax.serving.service import Refused, Service, Settings
 from mmrf_jax.training import steps
 
-VIDEO_IDS = 7 * np.arange(tiny.SCHEMA.num_videos, dtype=np.int64) + 1_000_000_000_000
-K, C, S = tiny.SCHEMA.slate, tiny.SCHEMA.candidates, len(types.SIGNALS)
-WORLD = {"source": "world", "world": {"num_videos": tiny.SCHEMA.num_videos}}
+VIDEO_IDS = 7 * np.arange(tiny.SPEC.num_videos, dtype=np.int64) + 1_000_000_000_000
+K, C, S = tiny.SPEC.slate, tiny.SPEC.candidates, len(types.SIGNALS)
+WORLD = {"source": "world", "world": {"num_videos": tiny.SPEC.num_videos}}
 TOKEN = "a-word-of-sixteen-letters"
 
 
@@ -36,11 +36,11 @@ def exported(folder, ids, config):
     ones = jnp.ones(len(types.SIGNALS))
 
     def init(key):
-        return steps.init(key, plan, tiny.SCHEMA, tiny.make_items(), 0.3 * ones, ones, ones)
+        return steps.init(key, plan, tiny.SPEC, tiny.make_items(), 0.3 * ones, ones, ones)
 
     key = jax.random.key(3)
     state = jax.jit(init)(key)
-    export.export_run(folder, plan, tiny.SCHEMA, tiny.make_items(), ids, state, {"config": config})
+    export.export_run(folder, plan, tiny.SPEC, tiny.make_items(), ids, state, {"config": config})
     return folder
 
 
@@ -48,9 +48,9 @@ def toy() -> base.Simulator:
     """Users who watch so many seconds as the video's row says, like the first of a slate, and leave after three."""
 
     def request(user, position):
-        candidates = (jnp.arange(C)[None] + 8 * position[:, None]) % tiny.SCHEMA.num_videos
+        candidates = (jnp.arange(C)[None] + 8 * position[:, None]) % tiny.SPEC.num_videos
         context = jnp.stack([user * 1.0, jnp.log1p(position)], -1)
-        return types.Request(user, jnp.ones((len(user), tiny.SCHEMA.profile)), context, candidates.astype(jnp.int32))
+        return types.Request(user, jnp.ones((len(user), tiny.SPEC.profile)), context, candidates.astype(jnp.int32))
 
     def reset(key, users, day, params):
         told = jnp.zeros((len(users), 2, S)).at[:, :, types.WATCH_TIME].set(5.0)
@@ -155,7 +155,7 @@ def test_a_visitor_is_offered_what_was_reacted_to(kuairand):
     assert visit["user"] >= page.FIRST_USER and visit["profile"] is None and visit["history"] == []
     turn = visit["turn"]
     assert len(set(turn["candidates"])) == C and set(turn["candidates"]) <= set(VIDEO_IDS.tolist())
-    assert len(turn["context"]) == tiny.SCHEMA.context - 1
+    assert len(turn["context"]) == tiny.SPEC.context - 1
     items, columns = tiny.make_items(), turn["videos"]
     for i, video in enumerate(columns["video"]):
         row = int(np.flatnonzero(video == VIDEO_IDS)[0])
@@ -212,7 +212,7 @@ def test_a_simulated_user_answers_and_leaves(tmp_path):
         while (answer := client("/demo/visits", {"simulated": 5}))[0] == 202:
             time.sleep(0.05)
         _, visit = answer
-        assert visit["simulated"] == 5 and visit["profile"] == [1.0] * tiny.SCHEMA.profile
+        assert visit["simulated"] == 5 and visit["profile"] == [1.0] * tiny.SPEC.profile
         assert visit["history"] == [{"video": 4, "watch_time": 5.0}] and 4 in visit["turn"]["videos"]["video"]
         turn = visit["turn"]
         assert turn["context"] == [5.0] and turn["candidates"] == list(range(C))

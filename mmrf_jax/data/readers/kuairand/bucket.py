@@ -14,7 +14,7 @@ from mmrf_jax.data.readers.kuairand import candidates, clean, requests
 from mmrf_jax.data.readers.kuairand.catalogue import Catalogue
 from mmrf_jax.data.readers.kuairand.job import RANDOM_SPLITS, Job
 from mmrf_jax.data.readers.kuairand.profiles import Profiles
-from mmrf_jax.data.schema import SessionLog
+from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.data.splits import SPLITS, SplitDates
 
 

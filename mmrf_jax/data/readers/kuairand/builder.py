@@ -2,7 +2,7 @@
 
     builder = KuaiRand(data_dir=cache, source=kuairand_dir, config=KuaiRandConfig())
     builder.download_and_prepare()  # downloads nothing; a second call does nothing
-    splits, items, schema, report = load(builder)
+    splits, items, spec, report = load(builder)
 
 Splits: `train`, `valid`, `test` are sessions of the standard log by date, ordered by user and time; `random_train`,
 `random_valid` and `random_test` are the random exposures of their days. An example is one feature: a packed block of
@@ -32,7 +32,7 @@ from mmrf_jax.data.readers.kuairand import columns, engines, prepare
 from mmrf_jax.data.readers.kuairand.catalogue import read_catalogue
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig, digest
 from mmrf_jax.data.readers.kuairand.job import Engine, Job
-from mmrf_jax.data.schema import Schema, SessionLog
+from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.io.progress import counted, say
 
 #: Increases whenever the same files and config would give other records.
@@ -130,7 +130,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
         self.info.set_splits(tfds.core.splits.SplitDict(infos))
         self.info.metadata.update(
             report=self._made["report"],
-            schema=self._made["schema"],
+            spec=self._made["spec"],
             config=dataclasses.asdict(self.session_config),
         )
 
@@ -213,7 +213,7 @@ class Split:
         """
         builder = _open(prepared)
         self._source = builder.as_data_source(name)
-        self.schema = Schema(**builder.info.metadata["schema"])
+        self.spec = InputSpec(**builder.info.metadata["spec"])
         blocks = np.load(pathlib.Path(builder.data_path) / f"blocks-{name}.npy")
         #: [blocks] int32 of each block, available without reading the block.
         self.sessions, self.requests = blocks[:, 0], blocks[:, 1]
@@ -232,7 +232,7 @@ class Split:
         if wrong:
             raise IndexError(f"block {wrong[0]} is not among the {len(self)} of the split; count them from 0")
         examples = self._source.__getitems__([int(b) for b in blocks])
-        return records.unpack([example["block"] for example in examples], self.schema)
+        return records.unpack([example["block"] for example in examples], self.spec)
 
     def read_all(self) -> SessionLog:
         """Read all sessions."""
@@ -241,14 +241,14 @@ class Split:
 
 def load(
     prepared: dataset_builder.DatasetBuilder | str | os.PathLike,
-) -> tuple[dict[str, SessionLog], types.Items, Schema, dict]:
+) -> tuple[dict[str, SessionLog], types.Items, InputSpec, dict]:
     """Read all that a `KuaiRand` builder prepared.
 
     Args:
       prepared: the builder, or the folder it wrote (its `data_path` or, if that holds one dataset, its `data_dir`).
 
     Returns:
-      `{split: SessionLog}`, the items (NumPy arrays), the schema, and the report of rows read, left out and used.
+      `{split: SessionLog}`, the items (NumPy arrays), the spec, and the report of rows read, left out and used.
 
     Raises:
       FileNotFoundError: if nothing was prepared, or preparation is unfinished.
@@ -258,7 +258,7 @@ def load(
     metadata = builder.info.metadata
     parts = {name: Split(builder, name) for name in prepare.ALL_SPLITS}
     splits = {name: part.read_all() for name, part in parts.items()}
-    return splits, read_items(builder), Schema(**metadata["schema"]), metadata["report"]
+    return splits, read_items(builder), InputSpec(**metadata["spec"]), metadata["report"]
 
 
 def read_items(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> types.Items:
@@ -282,7 +282,7 @@ def load_or_prepare(
     config: KuaiRandConfig | None = None,
     engine: Engine | None = None,
     progress: Callable[..., Callable[[int], None]] = unchecked,
-) -> tuple[dict[str, SessionLog], types.Items, Schema, dict]:
+) -> tuple[dict[str, SessionLog], types.Items, InputSpec, dict]:
     """Return `load` of `open_or_prepare`."""
     return load(open_or_prepare(source, cache_dir, config, engine, progress))
 

@@ -32,7 +32,7 @@ from mmrf_jax.data.readers.kuairand import bucket, candidates, checks, clean, co
 from mmrf_jax.data.readers.kuairand.catalogue import build_catalogue, read_catalogue
 from mmrf_jax.data.readers.kuairand.job import RANDOM_SPLITS, Engine, Job, Task, appearing, save_array, write_json
 from mmrf_jax.data.readers.kuairand.profiles import build_profiles, read_profiles, write_profiles
-from mmrf_jax.data.schema import Schema
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.data.splits import SPLITS
 
 ALL_SPLITS = (*SPLITS, *RANDOM_SPLITS)
@@ -54,7 +54,7 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
       progress: as `io.progress.counted`.
 
     Returns:
-      `report`, `schema` (its fields), and `splits`: for each shard of a split its `bytes`, `blocks` (pairs of sessions
+      `report`, `spec` (its fields), and `splits`: for each shard of a split its `bytes`, `blocks` (pairs of sessions
       and requests) and `counts`.
 
     Raises:
@@ -101,7 +101,7 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
     report = fitted["report"] | {"splits": counts}
     for name, of in report["splits"].items():
         logging.info("KuaiRand %s: %s", name, ", ".join(f"{v} {k}" for k, v in of.items()))
-    return {"report": report, "schema": fitted["schema"], "splits": splits}
+    return {"report": report, "spec": fitted["spec"], "splits": splits}
 
 
 def _chunks(job: Job, paths: tuple[pathlib.Path, ...]) -> list[list[lines.Chunk]]:
@@ -281,7 +281,7 @@ def merge_told(job: Job, task: int) -> None:
 
 
 def fit(job: Job, task: int) -> None:
-    """Fit everything on the training days, as arrays in `job.records`; write the report so far, and the schema."""
+    """Fit everything on the training days, as arrays in `job.records`; write the report so far, and the spec."""
     config, cleaned = job.config, job.read("cleaned.json")
     for folder in (job.records / "catalogue", job.records / "profiles", job.work / "pools"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -305,7 +305,7 @@ def fit(job: Job, task: int) -> None:
                 pool.check(first, config.candidates, config.slate)
         pool.save(job.work / "pools" / log)
     items, users = catalogue.items, np.array(sorted({*cleaned["train_users"], *cleaned["other_users"]}))
-    schema = Schema(
+    spec = InputSpec(
         num_videos=len(catalogue.video_id),
         num_authors=items.num_authors,
         num_tags=items.num_tags,
@@ -334,13 +334,13 @@ def fit(job: Job, task: int) -> None:
             "videos": cleaned["videos"]
             | {"duplicates": cleaned["videos"]["rows"] - cleaned["videos"]["unparsable"] - featured},
         },
-        "videos": schema.num_videos - 1,
-        "videos_without_features": schema.num_videos - 1 - featured,
+        "videos": spec.num_videos - 1,
+        "videos_without_features": spec.num_videos - 1 - featured,
         "videos_never_candidates": int((catalogue.live_from[1:] == clean.NEVER).sum()),
     }
     for log, counts in report["log"].items():
         logging.info("KuaiRand %s log: %s", log, ", ".join(f"{k} {v}" for k, v in counts.items()))
-    write_json(job.path("fit", task, "json"), {"report": report, "schema": dataclasses.asdict(schema)})
+    write_json(job.path("fit", task, "json"), {"report": report, "spec": dataclasses.asdict(spec)})
 
 
 def _number_users(job: Job, ids: np.ndarray) -> int:
@@ -384,7 +384,7 @@ def open_bucket(job: Job, task: int) -> bucket.Bucket:
 
 def write_bucket(job: Job, task: int) -> None:
     """Write the shards of a bucket's users, one per split, and their counts."""
-    opened, schema = open_bucket(job, task), Schema(**_fitted(job)["schema"])
+    opened, spec = open_bucket(job, task), InputSpec(**_fitted(job)["spec"])
     shards, made = _parts(job, "buckets"), {}
     for name in ALL_SPLITS:
         plan = opened.plan(name)
@@ -393,7 +393,7 @@ def write_bucket(job: Job, task: int) -> None:
             writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
             for log in opened.blocks(name, plan):
                 example = _SERIALIZER.get_tf_example({"block": b""})  # filled below: it copies a block five times
-                example.features.feature["block"].bytes_list.value[0] = records.pack(log, schema)
+                example.features.feature["block"].bytes_list.value[0] = records.pack(log, spec)
                 serialized = example.SerializeToString()
                 writer.write(serialized)
                 size += len(serialized)

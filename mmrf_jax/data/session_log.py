@@ -10,8 +10,8 @@ from mmrf_jax import types
 
 
 @dataclasses.dataclass(frozen=True)
-class Schema:
-    """Sizes of all inputs of an agent; equal schemas can share a checkpoint.
+class InputSpec:
+    """Sizes of all inputs of an agent; equal specs can share a checkpoint.
 
     Attributes:
       num_videos: V.
@@ -70,23 +70,23 @@ class SessionLog:
     def num_requests(self) -> int:
         return len(self.context)
 
-    def validate(self, schema: Schema) -> None:
-        """Raise ValueError, naming the field and both shapes, if the log does not fit the schema."""
+    def validate(self, spec: InputSpec) -> None:
+        """Raise ValueError, naming the field and both shapes, if the log does not fit the spec."""
         n, r, c, k, h, s = (
             self.num_sessions,
             self.num_requests,
-            schema.candidates,
-            schema.slate,
-            schema.history,
+            spec.candidates,
+            spec.slate,
+            spec.history,
             len(types.SIGNALS),
         )
         expected = {
-            "profile": (n, schema.profile),
+            "profile": (n, spec.profile),
             "history_videos": (n, h),
             "history_feedback": (n, h, s),
             "history_mask": (n, h),
             "offsets": (n + 1,),
-            "context": (r, schema.context),
+            "context": (r, spec.context),
             "candidates": (r, c),
             "slate": (r, k),
             "feedback": (r, k, s),
@@ -95,8 +95,6 @@ class SessionLog:
         for name, shape in expected.items():
             got = getattr(self, name).shape
             if got != shape:
-                raise ValueError(f"log field {name!r} has shape {got}, the schema asks for {shape}; rebuild the log")
-        if r and (self.candidates.min() < 0 or self.candidates.max() >= schema.num_videos):
-            raise ValueError(
-                f"log has a candidate outside [0, {schema.num_videos}); it was made with another catalogue"
-            )
+                raise ValueError(f"log field {name!r} has shape {got}, the spec asks for {shape}; rebuild the log")
+        if r and (self.candidates.min() < 0 or self.candidates.max() >= spec.num_videos):
+            raise ValueError(f"log has a candidate outside [0, {spec.num_videos}); it was made with another catalogue")
