@@ -59,8 +59,10 @@ class Signal:
             ("sign", self.sign, (1, -1)),
             ("unit", self.unit, tuple(UNITS)),
         ):
-            if value not in among:
-                raise ValueError(f"signal {self.name} has {field}={value!r}; choose among {', '.join(map(str, among))}")
+            if value not in allowed:
+                raise ValueError(
+                    f"signal {self.name} has {field}={value!r}; choose among {', '.join(map(str, allowed))}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
