@@ -54,15 +54,9 @@ class Signal:
     def __post_init__(self):
         if not self.name:
             raise ValueError(f"a signal has the name {self.name!r}; name it")
-        for field, value, among in (
-            ("kind", self.kind, KINDS),
-            ("sign", self.sign, (1, -1)),
-            ("unit", self.unit, tuple(UNITS)),
-        ):
-            if value not in allowed:
-                raise ValueError(
-                    f"signal {self.name} has {field}={value!r}; choose among {', '.join(map(str, allowed))}"
-                )
+        for field, among in (("kind", KINDS), ("sign", (1, -1)), ("unit", tuple(UNITS))):
+            if (value := getattr(self, field)) not in among:
+                raise ValueError(f"signal {self.name} has {field}={value!r}; choose among {', '.join(map(str, among))}")
 
 
 @dataclasses.dataclass(frozen=True)
