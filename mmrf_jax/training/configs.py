@@ -19,7 +19,6 @@ from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.envs.short_video.config import WorldConfig
 from mmrf_jax.fields import field
-from mmrf_jax.io import files
 from mmrf_jax.models.feedback_model.config import FeedbackConfig
 
 SOURCES, SIMULATORS, ANSWERS = ("world", "kuairand"), ("world", "feedback"), ("sampled", "expected")
@@ -301,9 +300,8 @@ def _specs_of_run(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
     source = config.get("source")
     if source not in SOURCES or (source == "world") != ("world" in config):
         raise ValueError(
-            f"config.source={source!r} does not go with this config file; use "
-            f"{files.shipped('experiments/world.py')} for 'world' and {files.shipped('experiments/kuairand.py')} for "
-            "'kuairand'"
+            f"config.source={source!r} does not go with this config; each source has a packaged config of its name: "
+            f"{', '.join(SOURCES)}"
         )
     return dict(_declared(_template(config), ""))
 

@@ -15,7 +15,6 @@ from mmrf_jax.agents import boosting, popularity, registry
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import base, learned
-from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.metrics import model_quality, offline, ranking
 from mmrf_jax.ope import behavior_policy, estimators
@@ -93,9 +92,8 @@ def _simulator(config: configs.Run, source: sources.Source) -> tuple[base.Simula
     """
     if source.sim is None:
         raise ValueError(
-            f"A/B tests need a simulator, but config.source is {config.source!r}; use "
-            f"{files.shipped('experiments/world.py')}, or --config.simulator=feedback with "
-            "--config.simulator_checkpoint=RUN"
+            f"A/B tests need a simulator, but config.source is {config.source!r}; use the config `world`, or "
+            "config.simulator=feedback with config.simulator_checkpoint=RUN"
         )
     return source.sim._replace(items=source.items), ab_key(config.seed)
 

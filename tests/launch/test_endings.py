@@ -14,12 +14,12 @@ from pathlib import Path
 import processes
 import pytest
 
-from launch import closed_loop, endings
+from mmrf_jax.cli import closed_loop, endings
 from mmrf_jax.io import files
 from mmrf_jax.parallel import preemption
 
 ROOT = Path(__file__).resolve().parents[2]
-MAINS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if "__main__" in path.read_text())
+MAINS = sorted(path.stem for path in (ROOT / "launch").glob("[a-z]*.py"))
 #: Mains whose same command goes on where a signal has stopped them.
 RESUME = {"train", "sweep", "closed_loop", "prepare"}
 PATIENCE = 900  # seconds until a test that hangs ends
@@ -51,14 +51,14 @@ def calls(path: Path, name: str) -> list[ast.Call]:
 
 @pytest.mark.parametrize("main", [main for main in MAINS if main != "multiprocess"])
 def test_every_main_ends_as_all_do(main):
-    """`common.run` hears signals and closed pipes; `launch.multiprocess` passes signals on and has its own tests."""
-    (call,) = calls(ROOT / "launch" / f"{main}.py", "common.run")
+    """`common.run` hears signals and closed pipes; `mmrf multiprocess` passes signals on and has its own tests."""
+    (call,) = calls(ROOT / "mmrf_jax" / "cli" / f"{main}.py", "common.run")
     assert ("resumes" in {keyword.arg for keyword in call.keywords}) == (main in RESUME)
 
 
 SAYS = """
 import sys
-from launch import endings
+from mmrf_jax.cli import endings
 with endings.of_closed_pipes():
     {work}
 """

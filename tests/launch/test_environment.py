@@ -13,7 +13,7 @@ import pytest
 from processes import HANG, ROOT, TINY, error_line, results
 
 from experiments import world
-from launch import common
+from mmrf_jax.cli import common
 
 #: A start as a user whom the system does not know, as in containers.
 UNKNOWN = """

@@ -17,9 +17,9 @@ import numpy as np
 import processes
 import pytest
 
-from launch import serving
 from mmrf_jax import types
 from mmrf_jax.agents import registry
+from mmrf_jax.cli import serving
 from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.envs import collect
 from mmrf_jax.parallel import sharding

@@ -28,8 +28,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import endings, parsing
-from launch.parsing import WORLD
+from mmrf_jax.cli import endings, parsing
+from mmrf_jax.cli.parsing import WORLD
 from mmrf_jax.io import files, progress
 from mmrf_jax.io.progress import say
 from mmrf_jax.parallel import ending
@@ -76,10 +76,7 @@ def run(main: Callable[[], None], several: bool = False, resumes: bool = False, 
                 raise
             parsing.fail(parsing.one_line(error))
 
-    for module in (__name__, parsing.__name__):  # the modules whose functions define flags, for --help
-        for flag in flags.FLAGS.get_flags_for_module(module):
-            if flag.name not in _SHARED or (several and flag.name != "parent"):
-                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    parsing.explain(main.__module__, hidden=("parent",) if several else _SHARED)
     with endings.of_closed_pipes():
         app.run(guarded, flags_parser=parsing.parse, **kwargs)
 
@@ -212,7 +209,7 @@ def _join(several: bool) -> None:
     if not several:
         raise ValueError(
             "this main works in one process; leave out --multihost, --coordinator_address, --num_processes and "
-            "--process_id, which are of launch.train, launch.ab_test and launch.collect"
+            "--process_id, which are of train, ab-test and collect"
         )
     multihost.join(*given)
     if not sharding.is_primary():
@@ -260,9 +257,9 @@ class _PathParser(flags.ArgumentParser):
 
 
 def define_config(default: str | None = None):
-    """Define the --config flag: a Python file with get_config(); --config.a.b=value sets fields."""
-    text = "Experiment file, such as experiments/world.py; mmrf_jax/training/configs.py explains its fields."
-    return parsing.define_config_file(default and files.shipped(default), text)
+    """Define the --config flag: a name for `mmrf_jax.configs.load`; --config.a.b=value sets fields."""
+    text = "A packaged config (`mmrf configs` lists them), a file with get_config(), or MODULE:FUNCTION."
+    return parsing.define_config(default, text)
 
 
 def check_world(config) -> None:
