@@ -21,12 +21,12 @@ $(VENV)/.run: requirements.txt
 	$(BIN)/pip install -q -r requirements.txt
 	touch $@
 
-$(VENV)/.dev: requirements-dev.txt requirements-serve.txt $(VENV)/.run
-	$(BIN)/pip install -q -r requirements-dev.txt
+$(VENV)/.dev: requirements-dev.txt pyproject.toml $(VENV)/.run
+	$(BIN)/pip install -q -e '.[report,data,baselines,serve,gym]' -r requirements-dev.txt
 	touch $@
 
 train: $(VENV)/.run
-	$(BIN)/python -m launch.train --config=experiments/world.py --workdir=$(WORKDIR)
+	$(BIN)/python -m launch.train --config=world --workdir=$(WORKDIR)
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow and not nightly"

@@ -1,4 +1,4 @@
-"""The commands, as `mmrf NAME` and, in a checkout, as `python -m launch.NAME`. One module per command."""
+"""The commands, as `mmrf NAME` and, in a checkout, as the scripts of launch/. One module per command."""
 
 import io
 import os

@@ -43,6 +43,7 @@ def main() -> None:
         common.check_output("plot", _PLOT.value)
         if _PLOT.value.suffix != ".png":
             raise ValueError(f"--plot={_PLOT.value} is not the name of a PNG; let it end in .png")
+        plots.require()
     _check_options()
     mesh = sharding.make_mesh()
     source = restore.source_of(config, mesh)

@@ -10,7 +10,7 @@
 it includes resets but not compilation. `scale`: how costs and memory grow with the rows of an embedding table, the
 videos of the world, the users of an A/B test, the processes of a run and the rows of a log; each size runs in a
 separate process. `serve`: slates per second of the ranking service, latency at 150 per second and at half of its
-maximum rate, and memory over 100,000 requests; needs requirements-serve.txt.
+maximum rate, and memory over 100,000 requests; needs the extra `serve`.
 """
 
 import os
@@ -19,7 +19,7 @@ import platform
 from absl import flags
 
 from mmrf_jax.cli import common
-from mmrf_jax.io import files
+from mmrf_jax.io import extras, files
 
 _SUITE = flags.DEFINE_enum("suite", "speed", ["speed", "rollouts", "scale", "serve"], "What to measure.")
 _OUT = common.define_path("out", None, "JSON file to write.", required=True)
@@ -36,7 +36,8 @@ _PARTS = flags.DEFINE_list("parts", None, "Parts of the suites speed and scale, 
 def main() -> None:
     import jax
 
-    from mmrf_jax.cli.benchmarks import cost, rollouts, scale, speed
+    with extras.needed("data"):
+        from mmrf_jax.cli.benchmarks import cost, rollouts, scale, speed
     from mmrf_jax.report import plots
 
     common.check_output("out", _OUT.value)
@@ -44,6 +45,7 @@ def main() -> None:
         raise ValueError(f"--plot draws the suites speed and scale; leave it out for --suite={_SUITE.value}")
     if _PLOT.value:
         common.check_output("plot", _PLOT.value)
+        plots.require()
     there = {"speed": list(speed.PARTS), "scale": list(scale.PARTS)}.get(_SUITE.value, [])
     parts = there if _PARTS.value is None else _PARTS.value
     if unknown := sorted(set(parts) - set(there)):
@@ -56,7 +58,8 @@ def main() -> None:
     elif _SUITE.value == "scale":
         results = scale.scale(parts, _MAX_SIZE.value, _REPEATS.value)
     elif _SUITE.value == "serve":
-        from mmrf_jax.cli.benchmarks import serve  # needs packages that only servers install
+        with extras.needed("serve"):
+            from mmrf_jax.cli.benchmarks import serve
 
         results = serve.serve(_REPEATS.value, _REQUESTS.value)
     else:

@@ -25,7 +25,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmrf_jax.cli import common, parsing, serving
-from mmrf_jax.io import files
+from mmrf_jax.io import extras, files
 from mmrf_jax.io.progress import counted, phase, say
 from mmrf_jax.training import configs, run_folder
 
@@ -39,11 +39,8 @@ _FIRST_USER, _USERS_A_ROUND, _USERS_A_TRY = 300_000_000, 20_000_000, 1_000_000
 
 
 def main() -> None:
-    try:
+    with extras.needed("serve"):
         from mmrf_jax.serving.demo import clients
-    except ImportError as error:
-        needed = files.shipped("requirements-serve.txt")
-        raise ValueError(f"{error.name} is missing; pip install -r {needed}") from error
     config, folder = common.resolve_run(_CONFIG), _WORKDIR.value
     common.check_world(config)
     if folder.exists() and not folder.is_dir():

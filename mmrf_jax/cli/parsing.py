@@ -18,6 +18,7 @@ from mmrf_jax import configs, fields
 from mmrf_jax.cli import endings
 from mmrf_jax.training import configs as run_configs
 
+_DESCRIBE = "List the fields of the config with default, type, range and meaning, and exit."
 WORLD = "world"  # the config that messages recommend
 _FILE = Path(__file__).parent / "config_file.py"  # which ml_collections reads for every --config
 
@@ -43,6 +44,8 @@ def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
       positional: whether positional arguments are allowed.
     """
     given = ["--help" if argument == "-h" else argument for argument in argv]
+    if "--describe" in given and "config" in flags.FLAGS:
+        _describe(given)
     try:
         rest = _parse(given)
     except SystemExit:  # absl has printed its help and exits with 1
@@ -50,6 +53,20 @@ def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
     if len(rest) > 1 and not positional:
         fail(f"unexpected argument {rest[1]!r}; flags are --name=value")
     return rest
+
+
+def _describe(argv: Sequence[str]) -> NoReturn:
+    """List the fields of the config and exit."""
+    from mmrf_jax.cli import describe
+
+    try:
+        config = _config(argv)
+    except ValueError as error:
+        fail(f"--{error}")
+    if config is None:
+        fail(f"--describe needs a config; add --config=NAME, such as --config={WORLD}")
+    print(describe.describe(config))
+    sys.exit(0)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -77,6 +94,7 @@ def define_config(default: str | None, text: str) -> flags.FlagHolder:
     """Define the --config flag of a name for `configs.load`; a default is read here, with the overridden fields."""
     global _default
     _default = default and configs.load(default)
+    flags.DEFINE_bool("describe", False, _DESCRIBE)
     try:
         holder = config_flags.DEFINE_config_file("config", default and f"{_FILE}:{default}", text, lock_config=True)
     except flags.Error as error:
@@ -97,6 +115,7 @@ def define_config_dict(config: Any, text: str) -> flags.FlagHolder:
     """Define the --config flag of an existing config."""
     global _default
     _default = config
+    flags.DEFINE_bool("describe", False, _DESCRIBE)
     try:
         return config_flags.DEFINE_config_dict("config", config, text, lock_config=True)
     except flags.Error as error:

@@ -7,7 +7,7 @@ Fields of `config.data` (candidates, days of the splits …) must be the same in
 command after a stop or kill resumes it. In addition to the records, it needs about half the disk space of the CSV files
 temporarily.
 
-Work is done in --workers processes. On several machines Beam does it (pip install -r requirements-beam.txt), over files
+Work is done in --workers processes. On several machines Beam does it (pip install 'mmrf_jax[beam]'), over files
 that all machines see under the same paths:
 
   mmrf prepare --source=DIR --out=DIR --engine=beam \\
@@ -22,7 +22,7 @@ import psutil
 from absl import flags
 
 from mmrf_jax.cli import common
-from mmrf_jax.io import files
+from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
 
 _CONFIG = common.define_config("kuairand")
@@ -36,9 +36,10 @@ _OPTIONS = flags.DEFINE_multi_string("pipeline_option", [], "Of Beam's pipeline,
 
 
 def main() -> None:
-    import tensorflow_datasets as tfds
+    with extras.needed("data"):
+        import tensorflow_datasets as tfds
 
-    from mmrf_jax.data.readers.kuairand import builder, engines
+        from mmrf_jax.data.readers.kuairand import builder, engines
     from mmrf_jax.training import sources
 
     wanted = sources.kuairand_config(common.resolve_run(_CONFIG))
@@ -46,7 +47,9 @@ def main() -> None:
     tfds.disable_progress_bar()
     with contextlib.ExitStack() as stack:
         if _ENGINE.value == "beam":
-            engine = _beam().pipelines([f"--{option}" for option in _OPTIONS.value])
+            with extras.needed("beam"):
+                from mmrf_jax.data.readers.kuairand import beam
+            engine = beam.pipelines([f"--{option}" for option in _OPTIONS.value])
         else:
             engine = stack.enter_context(engines.processes(_WORKERS.value))
         memory = stack.enter_context(_Memory())
@@ -67,15 +70,6 @@ def main() -> None:
         print(f"  {name}: " + ", ".join(f"{value:,} {key}" for key, value in counts.items()))
     if _ENGINE.value == "local" and not before:
         print(f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s; peak memory {memory.peak / 2**30:.2f} GiB")
-
-
-def _beam():
-    try:
-        from mmrf_jax.data.readers.kuairand import beam
-    except ImportError as error:
-        needed = files.shipped("requirements-beam.txt")
-        raise ValueError(f"--engine=beam lacks {error.name}; pip install -r {needed}") from error
-    return beam
 
 
 class _Memory:

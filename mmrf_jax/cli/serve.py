@@ -19,7 +19,7 @@ import socket
 from absl import flags
 
 from mmrf_jax.cli import common
-from mmrf_jax.io import files
+from mmrf_jax.io import extras
 from mmrf_jax.io.progress import say
 
 _ARTIFACT = common.define_path("artifact", None, "Folder of `mmrf export`, or a link to one.", required=True)
@@ -43,14 +43,11 @@ _FILES = 128  # files open in addition to connections
 
 
 def main() -> None:
-    try:
+    with extras.needed("serve"):
         import uvicorn
 
         from mmrf_jax.serving import app, connections, guard, service
         from mmrf_jax.serving.demo import page
-    except ImportError as error:
-        needed = files.shipped("requirements-serve.txt")
-        raise ValueError(f"{error.name} is missing; pip install -r {needed}") from error
     token = _token()
     family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)

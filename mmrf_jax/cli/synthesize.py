@@ -11,6 +11,7 @@ those of the real logs; there is nothing to learn in it. The files depend on the
 from absl import flags
 
 from mmrf_jax.cli import common
+from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
 
 _ROWS = flags.DEFINE_integer(
@@ -28,7 +29,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", lower_bound=0)
 
 
 def main() -> None:
-    from mmrf_jax.data.readers.kuairand import synthetic
+    with extras.needed("data"):
+        from mmrf_jax.data.readers.kuairand import synthetic
 
     out = _OUT.value
     if out.exists():

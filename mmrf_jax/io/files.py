@@ -25,14 +25,6 @@ from mmrf_jax.io.progress import say
 
 #: The file that `held` locks in a folder.
 LOCK = "lock"
-_PROJECT = Path(__file__).resolve().parents[2]
-
-
-def shipped(name: str) -> str:
-    """Return the path of a project file, such as experiments/world.py, readable from the current folder."""
-    path = _PROJECT / name
-    here = os.path.exists(name) and os.path.samefile(name, path)
-    return name if here else str(path)
 
 
 def user_path(text: str, name: str) -> Path:

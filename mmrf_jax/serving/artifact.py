@@ -191,7 +191,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ArtifactError(f"{folder} is no artefact: it has no {MANIFEST}; make one with launch.export")
+        raise ArtifactError(f"{folder} is no artefact: it has no {MANIFEST}; make one with `mmrf export`")
     needed = ("version", "created", "expires", "libraries", "spec", "functions", "files")
     digest_file = folder / _OF_MANIFEST
     if not digest_file.is_file():

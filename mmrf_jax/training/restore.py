@@ -49,7 +49,7 @@ def load_state(config: configs.Run, source: sources.Source, workdir: Path, mesh)
       ValueError: if the run has no checkpoint yet.
       CheckpointError: if all checkpoints are damaged.
     """
-    nothing = ValueError(f"{workdir} has no checkpoint; run launch.train with --workdir={workdir} first")
+    nothing = ValueError(f"{workdir} has no checkpoint; train it first: mmrf train --workdir={workdir}")
     if not (workdir / "checkpoints").exists():
         raise nothing
     with manager.Checkpoints(workdir / "checkpoints", read_only=True, agree=multihost.on_primary) as checkpoints:

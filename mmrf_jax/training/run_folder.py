@@ -133,7 +133,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise ValueError(f"{workdir} is not a run folder: it has no config.json; name the --workdir of launch.train")
+        raise ValueError(f"{workdir} is not a run folder: it has no config.json; name the workdir of a training run")
     return read_json(path, "restore it or use another --workdir")
 
 

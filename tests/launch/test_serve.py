@@ -184,7 +184,7 @@ def test_killed_under_load_it_loses_no_acknowledged_event(start, artifact, tmp_p
     [
         (["--host=0.0.0.0"], ["--host=0.0.0.0 can be reached by other machines", "--token_file"]),
         (["--token_file=/nowhere"], ["/nowhere"]),
-        (["--artifact=/nowhere"], ["is no artefact", "launch.export"]),
+        (["--artifact=/nowhere"], ["is no artefact", "mmrf export"]),
     ],
 )
 def test_a_start_that_cannot_be(launch, artifact, tmp_path, flags, said):
