@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,17 +130,19 @@ class Run:
         )
 
     def _ranker(self, max_candidates: int) -> ranker.Ranker:
-        if not self.exported:
-            return self._artefact._ranker(max_candidates)
-        return _loaded(self.path, max_candidates)
+        if max_candidates not in self._rankers:
+            self._rankers[max_candidates] = ranker.Ranker(self._artifact, max_candidates)
+        return self._rankers[max_candidates]
 
     @functools.cached_property
-    def _scratch(self) -> tempfile.TemporaryDirectory:
-        return tempfile.TemporaryDirectory()  # removed with this object
+    def _rankers(self) -> dict[int, ranker.Ranker]:
+        return {}
 
     @functools.cached_property
-    def _artefact(self) -> Run:
-        return self.export(Path(self._scratch.name) / "artefact")
+    def _artifact(self) -> artifact.Artifact:
+        if self.exported:
+            return artifact.load(self.path)
+        return export.in_memory(configs.run_of(self.config), self.path)
 
     @functools.cached_property
     def _about(self) -> dict[str, Any]:
@@ -188,11 +189,6 @@ def _config(config: Any, overrides: Mapping[str, Any]) -> configs.Run:
     else:
         values = config.to_dict()
     return configs.run_of(configs.resolve(values, overrides))
-
-
-@functools.lru_cache(maxsize=4)
-def _loaded(path: Path, max_candidates: int) -> ranker.Ranker:
-    return ranker.Ranker(artifact.load(path), max_candidates)
 
 
 def _vector(name: str, given: Sequence[float] | None, size: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from mmrf_jax.training import (
     compilation,
     configs,
     evaluate,
+    inputs,
     restore,
     run_folder,
     run_report,
@@ -109,6 +110,8 @@ def _run(
         source = restore.source_of(config, mesh, collects=plan.closed_loop)
     if source.report:
         say(f"input: {json.dumps(source.report, default=str)}")
+    if sharding.is_primary():
+        inputs.write(workdir, inputs.of_source(_alone(source)))
     policies = {} if source.sim is None else _arms(config, source.policies)
     with manager.Checkpoints(
         workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
