@@ -2,7 +2,7 @@
 
 The results are printed and written to WORKDIR/evaluation.json.
 
-mmrf evaluate --workdir=runs/kuairand [--config.data.dir=DIR]
+  mmrf evaluate --workdir=runs/kuairand [--config.data.dir=DIR]
 """
 
 import sys

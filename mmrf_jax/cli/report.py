@@ -1,6 +1,6 @@
 """Write WORKDIR/report.html, a page of a run that opens offline: results, curves, agents, example sessions.
 
-mmrf report --workdir=runs/world [--config.data.dir=DIR]
+  mmrf report --workdir=runs/world [--config.data.dir=DIR]
 
 `mmrf train` writes it at the end of a run; for an unfinished run it shows the data so far.
 """

@@ -56,9 +56,7 @@ def _of_function(config: str, module: str, function: str) -> ConfigDict:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module exists, but not what it imports
-        raise ValueError(
-            f"config={config}: there is no module {error.name!r}; check its name and the folder"
-        ) from error
+        raise ValueError(f"config={config}: no module {error.name!r}; check its name and the folder") from error
     except (AttributeError, ValueError) as error:
         raise ValueError(f"config={config}: {error}; name a function as MODULE:FUNCTION") from error
     found = make()

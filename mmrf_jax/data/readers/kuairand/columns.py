@@ -299,7 +299,7 @@ def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
     if not raw.endswith(b"\n"):
         raw += b"\n"
     try:
-        frame = pl.read_csv(raw, has_header=False, spec=dict.fromkeys(header, pl.String), encoding="utf8-lossy")
+        frame = pl.read_csv(raw, has_header=False, schema=dict.fromkeys(header, pl.String), encoding="utf8-lossy")
     except pl.exceptions.PolarsError:  # the first line, or one with too many fields
         return None
     within = frame.select(pl.all().str.count_matches(",", literal=True).sum()).row(0) if b'"' in raw else (0,)
