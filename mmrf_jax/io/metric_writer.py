@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -123,10 +124,15 @@ def _events(folder: Path, start_step: int | None) -> Any:
         with extras.needed("report"):
             from tensorboardX import SummaryWriter
     except extras.MissingExtra as missing:
-        say(f"no TensorBoard events: {missing}")
+        _say_once(f"no TensorBoard events: {missing}")
         return None
     purge = 0 if start_step is None else start_step + 1  # TensorBoard hides older events from this step on
     return SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The command `mmrf`: its table of commands, unknown ones, and the fields of a config."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_the_table_is_the_modules_and_the_scripts():
     assert modules - {"configs"} == scripts
     for name in sorted(modules):
         source = (ROOT / "mmrf_jax" / "cli" / f"{name}.py").read_text()
-        assert source.startswith('"""') and f"\n  mmrf {name.replace('_', '-')}" in source and "\ndef run()" in source
+        assert re.search(rf"\n *mmrf {name.replace('_', '-')} ?", source) and "\ndef run()" in source
     for name in sorted(scripts):
         assert (ROOT / "launch" / f"{name}.py").read_text().endswith(f'if __name__ == "__main__":\n    {name}.run()\n')
 
