@@ -32,7 +32,7 @@ def test_every_version_has_both_bounds():
     every = [*PROJECT["dependencies"], *(one for extra in EXTRAS.values() for one in extra)]
     versions = [one for one in every if not one.startswith("mmrf_jax[")]
     open_above = [one for one in versions if not re.search(r">=[\d.]+,<[\d.]+$", one)]
-    assert len(versions) > 20 and open_above == ["flatbuffers>=24"]
+    assert len(versions) > 20 and open_above == ["flatbuffers>=24.3.25"]
 
 
 def test_every_extra_that_the_code_names_exists():

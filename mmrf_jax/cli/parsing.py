@@ -33,6 +33,7 @@ _FIXES = {
     errno.ENAMETOOLONG: "use a shorter name",
 }
 _default: Any = None  # the config of a command without --config
+_named = False  # whether --config names a config
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "True or False"}
 
 
@@ -92,8 +93,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 def define_config(default: str | None, text: str) -> flags.FlagHolder:
     """Define the --config flag of a name for `configs.load`; a default is read here, with the overridden fields."""
-    global _default
-    _default = default and configs.load(default)
+    global _default, _named
+    _default, _named = default and configs.load(default), True
     flags.DEFINE_bool("describe", False, _DESCRIBE)
     try:
         holder = config_flags.DEFINE_config_file("config", default and f"{_FILE}:{default}", text, lock_config=True)
@@ -225,14 +226,18 @@ def _with_config_file(argv: Sequence[str]) -> list[str]:
     """Return the command line with the file that ml_collections reads in --config.
 
     Raises:
-      ValueError: if there is no such config.
+      ValueError: if there is no such config, or the command does not take one by name.
     """
     given = list(argv)
+    if "config" not in flags.FLAGS:
+        return given
     for i, argument in enumerate(given):
         name, equals, value = argument.partition("=")
         if name not in ("--config", "-config"):
             continue
         at = i if equals else i + 1
+        if not _named:
+            raise ValueError("--config is that of the run; set its fields by --config.FIELD=VALUE")
         if at < len(given):
             value = value if equals else given[at]
             try:

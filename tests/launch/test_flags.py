@@ -113,6 +113,8 @@ TRAIN = ("train", WORLD, "--workdir={tmp}/run")
         (("serve", "--artifact={tmp}", "--temperature=nan"), "--temperature=nan is not finite; use a number"),
         (("multiprocess", "--grace_seconds=inf", "--", "-m", "x"), "--grace_seconds=inf is not finite; use a number"),
         (("multiprocess",), "no command; use -- -m mmrf_jax.cli train"),
+        (("evaluate", "--workdir={tmp}/given", "--config=world"), "--config is that of the run; set its fields by"),
+        (("train", "--config=wrld", "--workdir=x"), "--config=wrld is no packaged config; did you mean world?"),
         (("evaluate", "--workdir={tmp}/none"), "none is not a run folder: it has no config.json"),
         (("evaluate", "--workdir={tmp}/given", "--config.sed=1"), "unknown config field 'sed'; did you mean seed?"),
         (("evaluate", "--workdir={tmp}/given", "--config.train.batch=0"), "use --config.train.batch=1 or more"),
