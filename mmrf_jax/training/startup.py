@@ -36,7 +36,7 @@ def start_jax() -> None:
         if getattr(jax.config, name) != value:
             say(f"{name.upper()} is {getattr(jax.config, name)} here; runs compute with {value}")
             jax.config.update(name, value)
-    if jax.config.jax_compilation_cache_dir and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    if jax.config.read("jax_compilation_cache_dir") and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return  # the calling program has chosen its cache
     if (cache := cache_folder()) is None:
         jax.config.update("jax_enable_compilation_cache", False)

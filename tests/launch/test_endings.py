@@ -48,9 +48,9 @@ def calls(path: Path, name: str) -> list[ast.Call]:
     return [node for node in nodes if ast.unparse(node.func) == name]
 
 
-@pytest.mark.parametrize("main", [main for main in MAINS if main != "multiprocess"])
+@pytest.mark.parametrize("main", [main for main in MAINS if main not in ("multiprocess", "configs")])
 def test_every_main_ends_as_all_do(main):
-    """`common.run` hears signals and closed pipes; `mmrf multiprocess` passes signals on and has its own tests."""
+    """`common.run` hears signals and closed pipes; `multiprocess` passes signals on, and `configs` only prints."""
     (call,) = calls(ROOT / "mmrf_jax" / "cli" / f"{main}.py", "common.run")
     assert ("resumes" in {keyword.arg for keyword in call.keywords}) == (main in RESUME)
 
