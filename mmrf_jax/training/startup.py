@@ -19,6 +19,7 @@ NUMBERS = {
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
 }
+_CACHE = "jax_compilation_cache_dir"
 
 
 def start_jax() -> None:
@@ -36,12 +37,12 @@ def start_jax() -> None:
         if getattr(jax.config, name) != value:
             say(f"{name.upper()} is {getattr(jax.config, name)} here; runs compute with {value}")
             jax.config.update(name, value)
-    if jax.config.read("jax_compilation_cache_dir") and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    if getattr(jax.config, _CACHE) and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return  # the calling program has chosen its cache
     if (cache := cache_folder()) is None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update(_CACHE, cache)
     if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
