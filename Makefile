@@ -3,6 +3,7 @@
 # make test-slow     the slow tests: trainings, real processes killed, several devices, browsers
 # make test-nightly  what takes longer still: kills at random moments, more topologies, ten thousand updates
 # make lint          ruff and mypy
+# make docs          the documentation site, into site/; fails on a broken link, anchor or docstring
 # Programs that tests compile are kept in .cache/xla, or in the folder that MMRF_TEST_CACHE names.
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-slow test-nightly lint clean
+.PHONY: train test test-slow test-nightly lint docs clean
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,5 +43,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.venv-docs/.built: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install -q -r requirements-docs.txt
+	touch $@
+
+docs: .venv-docs/.built
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-docs site .cache .pytest_cache .ruff_cache .mypy_cache
