@@ -2,7 +2,7 @@
 # make test          set up .venv, then the tests (without those of the next two)
 # make test-slow     the slow tests: trainings, real processes killed, several devices, browsers
 # make test-nightly  what takes longer still: kills at random moments, more topologies, ten thousand updates
-# make lint          ruff and mypy
+# make lint          ruff and mypy; hadolint and Kubernetes' schemas for deploy/
 # make docs          the documentation site, into site/; fails on a broken link, anchor or docstring
 # Programs that tests compile are kept in .cache/xla, or in the folder that MMRF_TEST_CACHE names.
 PYTHON ?= python3
@@ -42,6 +42,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint deploy/*.Dockerfile
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml
 
 .venv-docs/.built: requirements-docs.txt
 	$(PYTHON) -m venv .venv-docs

@@ -46,5 +46,5 @@ def public_names(package: str = "mmrf_jax") -> list[str]:
 def _exported(path: Path) -> list[str]:
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return ast.literal_eval(node.value)
-    raise ValueError(f"{path} has no literal __all__; add one")
+            return list(eval(compile(ast.Expression(node.value), path.name, "eval"), {"__builtins__": {}}))
+    raise ValueError(f"{path} has no __all__; add one")
