@@ -2,6 +2,7 @@
 # make test          set up .venv, then the tests (without those of the next two)
 # make test-slow     the slow tests: trainings, real processes killed, several devices, browsers
 # make test-nightly  what takes longer still: kills at random moments, more topologies, ten thousand updates
+# make pretrained    trains examples/pretrained/world anew, which loads for about six months
 # make lint          ruff and mypy; hadolint and Kubernetes' schemas for deploy/
 # make docs          the documentation site, into site/; fails on a broken link, anchor or docstring
 # Programs that tests compile are kept in .cache/xla, or in the folder that MMRF_TEST_CACHE names.
@@ -15,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-slow test-nightly lint docs clean
+.PHONY: train pretrained test test-slow test-nightly lint docs clean
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +29,13 @@ $(VENV)/.dev: requirements-dev.txt requirements-serve.txt $(VENV)/.run
 
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=experiments/world.py --workdir=$(WORKDIR)
+
+pretrained: $(VENV)/.run
+	rm -rf .cache/pretrained
+	$(BIN)/python -m launch.train --config=experiments/world.py --config.quick=True --workdir=.cache/pretrained/run
+	$(BIN)/python -m launch.export --workdir=.cache/pretrained/run --out=.cache/pretrained/world
+	rm -rf examples/pretrained/world
+	mv .cache/pretrained/world examples/pretrained/world
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow and not nightly"
