@@ -1,10 +1,10 @@
-# Training and every other main. From the root of the repository, with the build of JAX that the machine needs (none for
-# CPUs, cuda12, tpu):
+# Training and every other command. From the root of the repository, with the build of JAX that the machine needs (by
+# default the one for CPUs; "jax[cuda12]" or "jax[tpu]"):
 #
-#   docker build -f deploy/train.Dockerfile --build-arg JAX_EXTRA=cuda12 -t mmrf-train .
+#   docker build -f deploy/train.Dockerfile --build-arg JAX="jax[cuda12]" -t mmrf-train .
 FROM python:3.11-slim
 
-ARG JAX_EXTRA=""
+ARG JAX=jax
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     JAX_COMPILATION_CACHE_DIR=/cache
@@ -14,13 +14,11 @@ ENV PYTHONUNBUFFERED=1 \
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /mmrf_jax
-COPY requirements.txt requirements-serve.txt ./
-# The range of requirements.txt holds for every build of JAX.
-RUN pip install --no-cache-dir -r requirements.txt \
-    && if [ -n "$JAX_EXTRA" ]; then \
-         pip install --no-cache-dir -r requirements.txt "jax[$JAX_EXTRA]"; \
-       fi
+COPY pyproject.toml README.md ./
 COPY mmrf_jax mmrf_jax
+# pyproject.toml has the ranges of versions.
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir '.[report,data,baselines]' "$JAX"
 COPY launch launch
 COPY experiments experiments
 
