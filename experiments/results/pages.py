@@ -74,7 +74,7 @@ def difference(entry: Mapping[str, Any], lower_is_better: bool = False, digits: 
 def arms(
     name: str,
     rows: Mapping[str, str] | Sequence[str],
-    columns: Mapping[str | tuple[str, str], str],
+    columns: Mapping[Any, str],
     part: str = "ab_test",
     head: str = "arm",
 ) -> str:
