@@ -1,12 +1,14 @@
 """README.md and docs/: links resolve, commands parse, Python compiles, and the site's navigation has every page."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -250,3 +252,30 @@ def test_the_manifests_start_the_service():
     assert int(given["port"]) == container["ports"][0]["containerPort"]
     for flag in ("artifact", "log", "token_file"):
         assert any(given[flag].startswith(f"{path}/") for path in paths), flag
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_has_every_public_name(hooks):
+    names = hooks.public_names()
+    assert {name.split(".")[1] for name in names} == {name for name in mmrf_jax.__all__ if name[0] != "_"}
+    assert {"mmrf_jax.metrics.gauc", "mmrf_jax.abtest.compare", "mmrf_jax.ope.estimate"} <= set(names)
+
+
+def test_links_of_the_site_that_leave_docs(hooks):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="decisions/one.md"))
+
+    def site(text, repo_url=None):
+        return hooks.on_page_markdown(text, page, SimpleNamespace(repo_url=repo_url), None)
+
+    assert site("[costs](../cost.md#a) [out](https://x.y/z)") == "[costs](../cost.md#a) [out](https://x.y/z)"
+    assert site("[map](../../WORKSPACE.md)") == "map (`WORKSPACE.md`)"
+    assert site("[WORKSPACE.md](../../WORKSPACE.md)") == "WORKSPACE.md"
+    assert site("[map](../../WORKSPACE.md)", "https://h/o/r") == "[map](https://h/o/r/blob/main/WORKSPACE.md)"
+    assert site("[start](../../README.md)") == "[start](../index.md)"
