@@ -30,11 +30,13 @@ $(VENV)/.dev: requirements-dev.txt requirements-serve.txt $(VENV)/.run
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=experiments/world.py --workdir=$(WORKDIR)
 
+# The variable keeps this machine's paths out of the exported functions.
 pretrained: $(VENV)/.run
 	rm -rf .cache/pretrained
 	$(BIN)/python -m launch.train --config=experiments/world.py --config.quick=True \
 	  --config.world.num_videos=2000 --workdir=.cache/pretrained/run
-	$(BIN)/python -m launch.export --workdir=.cache/pretrained/run --out=.cache/pretrained/world
+	JAX_HLO_SOURCE_FILE_CANONICALIZATION_REGEX='.*/' \
+	  $(BIN)/python -m launch.export --workdir=.cache/pretrained/run --out=.cache/pretrained/world
 	rm -rf examples/pretrained/world
 	mv .cache/pretrained/world examples/pretrained/world
 

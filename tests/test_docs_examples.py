@@ -24,6 +24,8 @@ def valid():
 def test_the_artefact_is_whole_and_small(valid):
     loaded = artifact.load(PRETRAINED)
     assert {"encode", "observe", "score"} <= set(loaded.functions) and loaded.manifest["method"] == "mmrf"
+    for name in loaded.functions:  # no path of the machine that exported it
+        assert b"site-packages" not in (PRETRAINED / "functions" / f"{name}.bin").read_bytes()
     assert sum(path.stat().st_size for path in PRETRAINED.rglob("*") if path.is_file()) <= 5_000_000
 
 
