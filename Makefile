@@ -1,10 +1,10 @@
 # make train      set up .venv, then run the main job
+# make pretrained    trains examples/pretrained/world anew, which loads for about six months
+# make docs          the documentation site, into site/; fails on a broken link, anchor or docstring
 # make test          set up .venv, then the tests (without those of the next two)
 # make test-slow     the slow tests: trainings, real processes killed, several devices, browsers
 # make test-nightly  what takes longer still: kills at random moments, more topologies, ten thousand updates
-# make pretrained    trains examples/pretrained/world anew, which loads for about six months
-# make lint          ruff and mypy; hadolint and Kubernetes' schemas for deploy/
-# make docs          the documentation site, into site/; fails on a broken link, anchor or docstring
+# make lint          ruff and mypy
 # Programs that tests compile are kept in .cache/xla, or in the folder that MMRF_TEST_CACHE names.
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train pretrained test test-slow test-nightly lint docs clean
+.PHONY: train test test-slow test-nightly lint clean
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,8 @@ $(VENV)/.dev: requirements-dev.txt requirements-serve.txt $(VENV)/.run
 
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=experiments/world.py --workdir=$(WORKDIR)
+
+.PHONY: pretrained docs
 
 # The variable keeps this machine's paths out of the exported functions.
 pretrained: $(VENV)/.run
