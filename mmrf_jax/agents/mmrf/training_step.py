@@ -268,7 +268,7 @@ def _counterfactual_losses(params, encoded, state, data: Data, policy: Policy, c
     terms = {}
     if config.ablation != "constant_negative":  # a constant reward is not feedback
         weights = jnp.asarray(config.signal_weights, jnp.float32)
-        num_videos = math.prod(data.simulated.slates.shape[2:])
+        num_videos = math.prod(each["feedback"].shape[2:4])
         terms["feedback"] = jnp.einsum("s,btmks->bt", weights, each["feedback"]) / num_videos
         terms["stay"] = each["stay"].mean(axis=-1)
     if config.rewards_differ:
@@ -350,6 +350,7 @@ def _next_values(params, encoded, state, data: Data, config: AgentConfig) -> che
     simulated = jax.tree.map(lambda x: x[:, :-1], data.simulated)
     shown = jax.lax.stop_gradient(encoded.unseen[:, :-1]).reshape(*simulated.slates.shape, -1)
     encoder, m = encoders.Encoder(config), simulated.slates.shape[2]
+    assert data.inputs.unseen_duration is not None
     duration = data.inputs.unseen_duration[:, :-1].reshape(simulated.slates.shape)
     feedback = encoder.apply(params["encoder"], simulated.sampled, duration, method="feedback")
     before = jax.tree.map(lambda x: jnp.repeat(x[:, :-1, None], m, axis=2), encoded.memory)

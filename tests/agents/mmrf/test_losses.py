@@ -1,6 +1,8 @@
 """Every loss against scikit-learn, finite differences or hand-computed numbers."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,14 @@ def critic_output(rng, m, n=3):
         base=normal(2, n),
         value=3.0 + normal(2, n),
     )
+
+
+def test_the_page_of_equations_names_functions():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "update.md").read_text()
+    named = set(re.findall(r"`(losses|heads)\.(\w+)`", page))
+    assert len(named) == 10
+    for module, name in named:
+        assert callable(getattr({"losses": losses, "heads": heads}[module], name))
 
 
 def test_feedback_loss_is_log_loss_for_binary_signals():
