@@ -216,7 +216,7 @@ def simulated_rewards(
 
 
 @struct.dataclass
-class Counterfactual:
+class CounterfactualStep:
     """One slate w' that was not shown, as a step (s, w', r, s') of the feedback model, and its value by the critics."""
 
     feedback: chex.Array  # [K, S], expected by the model
@@ -232,7 +232,7 @@ class Counterfactual:
 
 
 def counterfactual_losses(
-    out: CriticOutput, slate: Counterfactual, reward_scale: chex.Array, discount: float
+    out: CriticOutput, slate: CounterfactualStep, reward_scale: chex.Array, discount: float
 ) -> dict[str, chex.Array]:
     """Compute the losses of one slate that was not shown: those of a shown one, with the model's answers (10).
 

@@ -6,7 +6,6 @@ The batch is encoded once, networks are applied to it, and the loss is the weigh
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,7 +41,7 @@ class Algorithm(NamedTuple):
 MMRF = Algorithm()
 
 
-class Data(NamedTuple):
+class UpdateData(NamedTuple):
     """What an update learns from."""
 
     batch: types.SessionBatch
@@ -91,7 +90,7 @@ def update(
         unseen = jnp.take_along_axis(batch.candidates, flat, axis=-1)  # [B, T+1, M K]
     inputs = representation.gather(batch, items, unseen)
     masks = batch.loss_masks()
-    data = Data(batch, inputs, candidates, simulated, masks, jax.tree.map(reduction.count, masks))
+    data = UpdateData(batch, inputs, candidates, simulated, masks, jax.tree.map(reduction.count, masks))
 
     def loss_fn(params, encoded):
         return _loss(params, encoded, state, data, config, algorithm, reduction)
@@ -111,7 +110,7 @@ def _loss(
     params: Any,
     encoded: representation.Encoded,
     state: agent_state.AgentState,
-    data: Data,
+    data: UpdateData,
     config: AgentConfig,
     algorithm: Algorithm,
     reduction: optimization.Reduction,
@@ -143,7 +142,7 @@ def _loss(
     return loss, (metrics, average, jnp.sqrt(variance + 1e-12))
 
 
-class Policy(NamedTuple):
+class PolicyValues(NamedTuple):
     """The policy of an update, and its values at all T + 1 requests, without gradient."""
 
     act: Callable[[Any], chex.Array]  # parameters of the actors -> scores [B, T+1, A, C]
@@ -155,7 +154,9 @@ class Policy(NamedTuple):
     next_value: chex.Array  # [B, T+1, N], what the request before bootstraps from
 
 
-def _evaluate_policy(params, encoded, state, data: Data, config: AgentConfig, algorithm: Algorithm) -> Policy:
+def _evaluate_policy(
+    params, encoded, state, data: UpdateData, config: AgentConfig, algorithm: Algorithm
+) -> PolicyValues:
     """Evaluate the main agent's exposure by the target critics; of an algorithm with an expectile, the logged one."""
     batch = data.batch
     user = jax.lax.stop_gradient(encoded.user)
@@ -174,7 +175,7 @@ def _evaluate_policy(params, encoded, state, data: Data, config: AgentConfig, al
     pool, stay, q = pool_values(state, own, w, predicted, config)
     value = losses.slate_values(pool.base.min(axis=-2), q, w)
     next_value = value if algorithm.expectile is None else pool.value.min(axis=-2)
-    return Policy(act, scores, pool, stay, q, value, next_value)
+    return PolicyValues(act, scores, pool, stay, q, value, next_value)
 
 
 def main_exposure(scores: chex.Array, config: AgentConfig, weight: chex.Array | None = None) -> chex.Array:
@@ -208,7 +209,9 @@ def pool_values(
     return pool, stay, losses.video_values(reward, pool.continue_item_logit, value, stay, config.discount)
 
 
-def _critic_losses(params, encoded, state, data: Data, policy: Policy, config: AgentConfig, expectile) -> Metrics:
+def _critic_losses(
+    params, encoded, state, data: UpdateData, policy: PolicyValues, config: AgentConfig, expectile
+) -> Metrics:
     """Compute the losses of shown slates, this device's part of the means: "feedback" [S], the others scalars."""
     masks, counts, scale = data.masks, data.counts, state.reward_scale
     batch = data.batch.without_last()
@@ -235,7 +238,9 @@ def _critic_losses(params, encoded, state, data: Data, policy: Policy, config: A
     return terms
 
 
-def _actor_batch(params, state, data: Data, policy: Policy, reduction: optimization.Reduction) -> losses.ActorBatch:
+def _actor_batch(
+    params, state, data: UpdateData, policy: PolicyValues, reduction: optimization.Reduction
+) -> losses.ActorBatch:
     """Return what the actors learn from: the first T requests, without gradient but through their scores."""
     batch = data.batch.without_last()
     q, base, value = jax.lax.stop_gradient((policy.q, policy.pool.base.min(axis=-2), policy.pool.value.min(axis=-2)))
@@ -259,7 +264,9 @@ def _actor_batch(params, state, data: Data, policy: Policy, reduction: optimizat
     )
 
 
-def _counterfactual_losses(params, encoded, state, data: Data, policy: Policy, config: AgentConfig) -> Metrics:
+def _counterfactual_losses(
+    params, encoded, state, data: UpdateData, policy: PolicyValues, config: AgentConfig
+) -> Metrics:
     """Compute the losses of simulated slates, means over slates and requests, in units of those of shown slates."""
     out, slates = _counterfactuals(params, encoded, state, data, policy, config)
     over_slates = jax.vmap(losses.counterfactual_losses, in_axes=(_OUT_AXES, _SLATE_AXES, None, None))
@@ -268,8 +275,8 @@ def _counterfactual_losses(params, encoded, state, data: Data, policy: Policy, c
     terms = {}
     if config.ablation != "constant_negative":  # a constant reward is not feedback
         weights = jnp.asarray(config.signal_weights, jnp.float32)
-        num_videos = math.prod(each["feedback"].shape[2:4])
-        terms["feedback"] = jnp.einsum("s,btmks->bt", weights, each["feedback"]) / num_videos
+        feedback = each["feedback"].reshape(*data.masks.request.shape, -1, len(types.SIGNALS))  # [B, T, M K, S]
+        terms["feedback"] = jnp.einsum("s,btms->bt", weights, feedback) / feedback.shape[2]
         terms["stay"] = each["stay"].mean(axis=-1)
     if config.rewards_differ:
         terms["gap"] = each["gap"].mean(axis=(2, 4)).sum(axis=-1)
@@ -281,7 +288,7 @@ def _counterfactual_losses(params, encoded, state, data: Data, policy: Policy, c
 _OUT_AXES = networks.CriticOutput(
     feedback=-2, extra=-2, continue_logit=None, continue_item_logit=-2, gap=-2, base=None, value=None
 )
-_SLATE_AXES = losses.Counterfactual(
+_SLATE_AXES = losses.CounterfactualStep(
     feedback=0,
     reward=0,
     gap=0,
@@ -295,7 +302,7 @@ _SLATE_AXES = losses.Counterfactual(
 )
 
 
-def _counterfactuals(params, encoded, state, data: Data, policy: Policy, config: AgentConfig):
+def _counterfactuals(params, encoded, state, data: UpdateData, policy: PolicyValues, config: AgentConfig):
     """Return the critics' outputs for the videos of simulated slates, and the slates; axes as `_SLATE_AXES` says."""
     simulated, pool = jax.tree.map(lambda x: x[:, :-1], (data.simulated, policy.pool))
     z, memory_mean = encoded.user
@@ -323,7 +330,7 @@ def _counterfactuals(params, encoded, state, data: Data, policy: Policy, config:
     def of_slates(x, axes=()):
         return apart(jnp.take_along_axis(x, jnp.expand_dims(flat, axes), axis=-1))
 
-    slates = losses.Counterfactual(
+    slates = losses.CounterfactualStep(
         feedback=simulated.expected,
         reward=jnp.moveaxis(reward, -1, -2),
         gap=gap,
@@ -345,7 +352,7 @@ def _counterfactuals(params, encoded, state, data: Data, policy: Policy, config:
     return out, slates
 
 
-def _next_values(params, encoded, state, data: Data, config: AgentConfig) -> chex.Array:
+def _next_values(params, encoded, state, data: UpdateData, config: AgentConfig) -> chex.Array:
     """Compute the target values [B, T, M, N] of the states after the feedback sampled for each simulated slate."""
     simulated = jax.tree.map(lambda x: x[:, :-1], data.simulated)
     shown = jax.lax.stop_gradient(encoded.unseen[:, :-1]).reshape(*simulated.slates.shape, -1)

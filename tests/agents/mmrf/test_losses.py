@@ -301,7 +301,7 @@ def test_counterfactual_losses_of_one_slate_by_hand():
     out = critic_output(rng, 2, n=2).replace(gap=jnp.array([[0.5, 0.0], [1.0, -1.0]]))
     feedback = np.full((2, S), 0.25, np.float32)
     feedback[:, WATCH] = [10.0, 40.0]
-    slate = losses.Counterfactual(
+    slate = losses.CounterfactualStep(
         feedback=jnp.asarray(feedback),
         reward=jnp.array([[1.0, 2.0], [3.0, -1.0]]),
         gap=jnp.array([[0.5, 1.0], [0.0, 0.0]]),
