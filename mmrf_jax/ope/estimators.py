@@ -107,7 +107,9 @@ def estimate(
         columns += [capped * videos, *(capped * reward.T)]
         columns += [] if rows.direct is None else [*(capped * error.T)]
     sums = np.stack([np.bincount(user, column, len(users)) for column in columns], axis=1)
-    totals = np.concatenate([sums.sum(axis=0, keepdims=True), _resampled(sums, draws, seed)])  # the log itself first
+    totals = np.concatenate(
+        [sums.sum(axis=0, keepdims=True), resampled_sums(sums, draws, seed)]
+    )  # the log itself first
 
     after = iter(np.split(totals, np.cumsum([1, s] + [s] * (rows.direct is not None)), axis=1))
     number, observed = next(after), next(after)
@@ -177,7 +179,7 @@ def per_decision(
     starts = np.searchsorted(user[order], np.arange(len(users)))
 
     def resampled(sums):
-        return np.concatenate([sums.sum(axis=0, keepdims=True), _resampled(sums, draws, seed)])
+        return np.concatenate([sums.sum(axis=0, keepdims=True), resampled_sums(sums, draws, seed)])
 
     def by_user(x):
         return np.add.reduceat(x.reshape(len(x), -1)[order], starts, axis=0)
@@ -259,7 +261,7 @@ def _cap_names(caps: Sequence[float]) -> list[str]:
     return [f"{cap:g}" for cap in caps]
 
 
-def _resampled(sums: np.ndarray, draws: int, seed: int) -> np.ndarray:
+def resampled_sums(sums: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Return sums [draws, M] over users drawn with replacement, given each user's sums [U, M]."""
     rng, users = np.random.default_rng(seed), len(sums)
     chunk = max(1, _DRAW_CELLS // users)
