@@ -42,6 +42,23 @@ def welch(mine, base, alpha=0.05):
     return test.pvalue, *test.confidence_interval(1 - alpha)
 
 
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 1e-4])
+def test_tests_and_intervals_are_scipys(arms, alpha):
+    mine, base = arms["treatment"]["watch_time"], arms["control"]["watch_time"]
+    found = compare(columns(arms, "watch_time"), "control", alpha=alpha)["treatment"]["watch_time"]
+    p_value, low, high = welch(mine, base, alpha)
+    assert (found.p_value, found.low, found.high) == pytest.approx((p_value, low, high), rel=1e-12)
+    assert (found.value, found.diff) == pytest.approx((mine.mean(), mine.mean() - base.mean()), rel=1e-12)
+    both = {"a": {"x": base}, "b": {"x": base + np.random.default_rng(4).normal(0.2, 2.0, 400)}}
+    paired = compare(both, "a", paired=True, alpha=alpha)["b"]["x"]
+    test = stats.ttest_rel(both["b"]["x"], base)
+    wanted = (test.pvalue, *test.confidence_interval(1 - alpha))
+    assert (paired.p_value, paired.low, paired.high) == pytest.approx(wanted, rel=1e-11)
+    counts = {"a": 5200, "b": 4800, "c": 9000}
+    wanted = stats.chisquare([5200, 4800, 9000], [4750, 4750, 9500]).pvalue
+    assert sample_ratio_mismatch(counts, {"a": 0.5, "b": 0.5, "c": 1.0}) == pytest.approx(wanted, rel=1e-12)
+
+
 def test_a_ratio_is_tested_by_the_delta_method(arms):
     """Variance of Σ x / Σ y from the variances and the covariance of the means (Deng, Knoblich and Lu, 2018)."""
     found = compare(arms, "control", metrics={"like_rate": ("likes", "depth")}, alpha=0.1)["treatment"]["like_rate"]
