@@ -101,9 +101,9 @@ def estimate(
     rewards = column("reward", reward).astype(np.float64)
     _check_names(estimators, slate_id, position)
     weight = _weights(pscore, target_pscore, len(rewards))
-    slots = None if slate_id is None else slates.of_rows(slate_id, position, len(rewards))
+    slots = slates.alone(len(rewards)) if slate_id is None else slates.of_rows(slate_id, position, len(rewards))
     unit = _units(group, slots, len(rewards))
-    log = _Log(rewards, weight, unit, slots, *_model(reward_model, len(rewards)), cap, tau, shrinkage)
+    log = _Log(rewards, weight, unit, slots, _model(reward_model, len(rewards)), cap, tau, shrinkage)
     if not len(rewards):
         return {name: Estimate(float("nan"), note="no rows") for name in estimators}
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -117,9 +117,8 @@ class _Log:
     reward: np.ndarray
     weight: np.ndarray
     unit: np.ndarray  # int64, all of 0 … U − 1
-    slots: slates.Slates | None
-    predicted: np.ndarray | None
-    direct: np.ndarray | None
+    slots: slates.Slates
+    given_model: tuple[np.ndarray, np.ndarray] | None
     cap: float
     tau: float
     shrinkage: float
@@ -132,15 +131,15 @@ class _Log:
 
     def model(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the reward model's (q, v); by default the mean reward."""
-        if self.predicted is not None:
-            return self.predicted, self.direct
+        if self.given_model:
+            return self.given_model
         mean = np.full(len(self.reward), self.reward.mean())
         return mean, mean
 
     def rest_model(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (q, v) of the rewards to a slate's end; by default their mean at each position."""
-        if self.predicted is not None:
-            return self.predicted, self.direct
+        if self.given_model:
+            return self.given_model
         place = self.slots.place
         rest = np.bincount(place, self.slots.sum_to_end(self.reward)) / np.bincount(place)
         return rest[place], rest[place]
@@ -329,23 +328,22 @@ def _weights(pscore: Any, target_pscore: Any, rows: int) -> np.ndarray:
         return np.minimum(checked[1] / checked[0], _LARGEST)
 
 
-def _units(group: Sequence[Hashable] | None, slots: slates.Slates | None, rows: int) -> np.ndarray:
+def _units(group: Sequence[Hashable] | None, slots: slates.Slates, rows: int) -> np.ndarray:
     if group is None:
-        return np.arange(rows) if slots is None else slots.slate
+        return slots.slate
     unit = unit_numbers(group, rows=rows)
-    if slots is not None:
-        apart = np.flatnonzero(unit != unit[slots.above])
-        if len(apart):
-            raise ValueError(
-                f"group of row {apart[0]} differs from that of row {slots.above[apart[0]]}, of the same slate; "
-                "all rows of a slate belong to one group"
-            )
+    apart = np.flatnonzero(unit != unit[slots.above])
+    if len(apart):
+        raise ValueError(
+            f"group of row {apart[0]} differs from that of row {slots.above[apart[0]]}, of the same slate; "
+            "all rows of a slate belong to one group"
+        )
     return unit
 
 
-def _model(reward_model: Any, rows: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _model(reward_model: Any, rows: int) -> tuple[np.ndarray, np.ndarray] | None:
     if reward_model is None:
-        return None, None
+        return None
     if not isinstance(reward_model, (tuple, list)) or len(reward_model) != 2:
         raise ValueError(
             "reward_model must be a pair: the model's reward of the logged decisions, and its expectation under the "

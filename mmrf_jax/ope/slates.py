@@ -61,6 +61,12 @@ class Slates:
         return sums
 
 
+def alone(rows: int) -> Slates:
+    """Return the slates of a log where each row is one."""
+    number = np.arange(rows)
+    return Slates(number, np.zeros(rows, np.int64), number, [number])
+
+
 def of_rows(slate_id: Sequence[Hashable], position: Sequence[Any] | None, rows: int) -> Slates:
     """Find the slates of a log.
 
