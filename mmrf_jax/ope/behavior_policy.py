@@ -23,6 +23,7 @@ import optax
 from mmrf_jax import ops, types
 from mmrf_jax.data import statistics
 from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.io import tables
 from mmrf_jax.metrics import ranking
 from mmrf_jax.ope import propensity
 
@@ -116,12 +117,13 @@ def calibration(scores: np.ndarray, slate: np.ndarray, random: np.ndarray) -> di
 
 def format_table(result: dict[str, Any]) -> str:
     """Format the result of `calibration` as a Markdown table, one row per propensity decile."""
-    lines = ["| decile | mean propensity | share exposed | ratio |", "|---|---|---|---|"]
+    rows = []
     for i, entry in enumerate(result["by_decile"], 1):
         predicted, actual = entry["predicted"], entry["actual"]
-        lines.append(f"| {i} | {predicted:.5f} | {actual:.5f} | {actual / predicted:.3f} |")
+        rows.append([str(i), f"{predicted:.5f}", f"{actual:.5f}", f"{actual / predicted:.3f}"])
+    table = tables.markdown(["decile", "mean propensity", "share exposed", "ratio"], rows)
     nats = f"mean −log-propensity of an exposure {result['nats']:.4f}, uniform {result['nats_uniform']:.4f}"
-    return "\n".join(lines) + f"\n{nats}; slots filled at random {100 * result['random']:.2f} %"
+    return f"{table}\n{nats}; slots filled at random {100 * result['random']:.2f} %"
 
 
 class _VideoTables:
