@@ -118,8 +118,13 @@ def require(name: str, value: Any, holds: Callable[[Any], bool], wanted: str) ->
 def require_interval(level: float, draws: int, seed: int) -> None:
     """Raise ValueError unless the arguments of a bootstrap interval are of use."""
     require("level", level, lambda x: 0 < x < 1, "a coverage between 0 and 1, such as 0.95")
-    require("draws", draws, lambda x: x >= 1 and x == int(x), "the number of bootstrap samples, 1 or more")
-    require("seed", seed, lambda x: x >= 0 and x == int(x), "an integer, 0 or more")
+    require(
+        "draws",
+        draws,
+        lambda x: isinstance(x, numbers.Integral) and x >= 1,
+        "the number of bootstrap samples, 1 or more",
+    )
+    require("seed", seed, lambda x: isinstance(x, numbers.Integral) and x >= 0, "an integer, 0 or more")
 
 
 def _missing(one: Any) -> bool:

@@ -141,7 +141,7 @@ def sample_ratio_mismatch(counts: Mapping[Hashable, int], shares: Mapping[Hashab
         if not isinstance(given, Mapping):
             raise ValueError(f"{name} is of type {type(given).__name__}; give a number for each arm, {{arm: number}}")
     for arm, users in counts.items():
-        require(f"counts[{arm!r}]", users, lambda x: x >= 0 and x == int(x), "a number of users, 0 or more")
+        require(f"counts[{arm!r}]", users, lambda x: x >= 0 and x % 1 == 0, "a number of users, 0 or more")
     if shares is not None and set(shares) != set(counts):
         arms = f"shares are of {samples.listed(shares)}, counts of {samples.listed(counts)}"
         raise ValueError(f"{arms}; give a share for each arm")

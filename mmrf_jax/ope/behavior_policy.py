@@ -57,16 +57,16 @@ def log_propensities(
         raise ValueError(f"{folds} folds of {len(users)} users; use at least 2 folds and as many users")
     rng = np.random.default_rng(seed)
     fold = (rng.permutation(len(users)) % folds)[user][np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))]
-    tables = _VideoTables(log, items, past)
+    videos = _VideoTables(log, items, past)
     fitted = np.sort(rng.permutation(log.num_requests)[:_MAX_REQUESTS])
-    x = tables.features(fitted)
+    x = videos.features(fitted)
     mean, std = x.mean(axis=(0, 1)), x.std(axis=(0, 1)) + 1e-6
     x = (x - mean) / std
     models = [_fit(x[fold[fitted] != f], log.slate[fitted[fold[fitted] != f]], rng) for f in range(folds)]
     parts, block = [], min(_BLOCK, log.num_requests)
     for first in range(0, log.num_requests, block):
         rows = np.arange(first, first + block) % log.num_requests  # equal block sizes need one compilation
-        each = np.stack([_scores(model, (tables.features(rows) - mean) / std) for model in models])
+        each = np.stack([_scores(model, (videos.features(rows) - mean) / std) for model in models])
         parts.append(each[fold[rows], np.arange(block)])
     scores = np.concatenate(parts)[: log.num_requests]
     random = np.array([1.0 / (1.0 + np.exp(-float(model["random"]))) for model in models])

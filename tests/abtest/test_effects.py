@@ -165,6 +165,35 @@ def test_an_interval_excludes_zero_exactly_where_p_is_below_alpha(options):
     assert decided == {False, True}
 
 
+def test_looking_often_is_only_right_with_always_valid_intervals():
+    """A/A tests of a ratio with CUPED, looked at 15 times as users come; p-values below 5 % at any look."""
+    rng, wrong = np.random.default_rng(5), {False: 0, True: 0}
+    options = {"metrics": {"r": ("y", "n")}, "covariate": "x", "planned_users": 3000}
+    for _ in range(80):
+        x, n = rng.lognormal(0, 0.5, (2, 1500)), rng.poisson(4, (2, 1500)) + 1
+        y = n * x * rng.lognormal(0, 0.5, (2, 1500))
+        seen = {False: False, True: False}
+        for users in range(100, 1501, 100):
+            given = {arm: {"y": y[i, :users], "n": n[i, :users], "x": x[i, :users]} for i, arm in enumerate("ab")}
+            for always in seen:
+                seen[always] |= compare(given, "a", always_valid=always, **options)["b"]["r"].p_value < 0.05
+        for always, found in seen.items():
+            wrong[always] += found
+    assert wrong[True] <= 6 and wrong[False] >= 12
+
+
+@pytest.mark.parametrize("options", [{}, {"covariate": "x"}, {"paired": True}])
+def test_p_values_of_no_effect_are_uniform(options):
+    rng, found = np.random.default_rng(6), []
+    for _ in range(400):
+        arms = {}
+        for arm in "ab":
+            x, n = rng.lognormal(0, 0.5, 200), rng.poisson(4, 200) + 1
+            arms[arm] = {"y": n * x * rng.lognormal(0, 0.5, 200), "n": n, "x": x}
+        found.append(compare(arms, "a", metrics={"r": ("y", "n")}, **options)["b"]["r"].p_value)
+    assert stats.kstest(found, "uniform").pvalue > 0.01 and 0.02 < np.mean(np.array(found) < 0.05) < 0.08
+
+
 def test_holm_by_hand():
     rng = np.random.default_rng(3)
     gains = {"a": (0, 0, 0), "b": (0.4, 0.2, 0.0), "c": (0.6, 0.0, 0.0)}
@@ -285,6 +314,7 @@ def test_nonsense_is_refused_in_one_line(given, options, message):
     [
         ([5, 5], None, "counts is of type list; give a number for each arm"),
         ({"a": 5, "b": math.nan}, None, r"counts\['b'\]=nan must be a number of users"),
+        ({"a": 5, "b": math.inf}, None, r"counts\['b'\]=inf must be a number of users"),
         ({"a": 5, "b": -1}, None, r"counts\['b'\]=-1 must be"),
         ({"a": 5, "b": 1.5}, None, r"counts\['b'\]=1.5 must be"),
         ({"a": 5, "b": 5}, {"a": 1.0, "b": 0.0}, r"shares\['b'\]=0.0 must be above 0"),

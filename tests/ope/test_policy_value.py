@@ -174,6 +174,40 @@ def test_public_and_internal_estimates_agree(log):
         assert found[name].value == pytest.approx(entry["value"], rel=1e-12), name
 
 
+def test_of_sessions_rips_is_the_per_decision_estimator(log):
+    """A session is a slate of requests (Precup et al., 2000)."""
+    slate, lengths = np.unique([int(one.split()[1]) for one in log["slate_id"]], return_counts=True)
+    offsets, log_weight = np.concatenate([[0], np.cumsum(lengths)]), np.log(log["target_pscore"] / log["pscore"])
+    inner = estimators.per_decision(
+        slate, offsets, log_weight, log["reward"][:, None], 1.0, ("r",), (math.inf,), draws=9
+    )
+    found = estimate(**log, estimators=("rips",), draws=9)["rips"]
+    assert found.value == pytest.approx(inner["signals"]["r"]["ips"]["inf"]["value"], rel=1e-12)
+
+
+def test_intervals_of_slates_cover_the_truth():
+    """Two slots whose rewards depend on both items; 150 logs of 300 slates."""
+    rng, behaviour, target = np.random.default_rng(2), np.array([0.6, 0.4]), np.array([0.3, 0.7])
+    click = np.array([[0.2, 0.5], [0.7, 0.3]])
+    truth = 0.4 * target[1] + target @ click @ target
+    inside: dict[str, list[bool]] = {name: [] for name in ("rips", "snrips", "sips", "cascade_dr")}
+    for _ in range(150):
+        items = (rng.random((300, 2)) < behaviour[1]).astype(int)
+        chance = np.stack([0.4 * items[:, 0], click[items[:, 0], items[:, 1]]], axis=1)
+        found = estimate(
+            (rng.random((300, 2)) < chance).ravel(),
+            pscore=behaviour[items].ravel(),
+            target_pscore=target[items].ravel(),
+            slate_id=np.repeat(np.arange(300), 2),
+            estimators=tuple(inside),
+            draws=200,
+        )
+        for name, x in found.items():
+            inside[name].append(x.low < truth < x.high)
+    for name, hits in inside.items():
+        assert 0.89 <= np.mean(hits) <= 0.99, name
+
+
 def test_slates_of_rows_in_any_order():
     found = slates.of_rows(["b", "a", "b", "a", "b"], [3, 2, 1, 1, 2], 5)
     assert found.slate.tolist() == [0, 1, 0, 1, 0] and found.above.tolist() == [4, 3, 2, 3, 2]
@@ -288,6 +322,7 @@ NONSENSE = {
     "shrinkage": ({"shrinkage": math.nan}, "shrinkage=nan must be 0 or more"),
     "level": ({"level": 95}, "level=95 must be a coverage between 0 and 1"),
     "draws": ({"draws": 0}, "draws=0 must be the number of bootstrap samples, 1 or more"),
+    "draws of half": ({"draws": 100.0}, "draws=100.0 must be the number"),
     "seed": ({"seed": -1}, "seed=-1 must be an integer, 0 or more"),
     "model": ({"reward_model": [1.0]}, "reward_model must be a pair"),
     "model of one": ({"reward_model": (HALF, [0.5])}, r"reward_model\[1\] has shape \(1,\) and reward \(2,\)"),
