@@ -104,6 +104,8 @@ def test_cuped_by_hand(arms):
     adjusted = {arm: y[arm] - theta * (x[arm] - np.concatenate([*x.values()]).mean()) for arm in x}
     p_value, low, high = welch(adjusted["treatment"], adjusted["control"])
     assert (found.low, found.high, found.p_value) == pytest.approx((low, high, p_value), **TIGHT)
+    plain = compare(columns(arms, "watch_time"), "control")["treatment"]["watch_time"]
+    assert found.high - found.low < 0.8 * (plain.high - plain.low)
     # Regression of the metric on the arm and the covariate gives the same effect (ANCOVA with a common slope).
     design = [np.ones(730), np.repeat([0, 1], [400, 330]), np.concatenate([*x.values()])]
     slope = np.linalg.lstsq(np.stack(design, 1), np.concatenate([*y.values()]), rcond=None)[0][1]

@@ -1,5 +1,6 @@
 """`mmrf.metrics.gauc` and `xauc`: scikit-learn and SciPy by group, what is undefined, nonsense."""
 
+import itertools
 import math
 import warnings
 
@@ -34,6 +35,26 @@ def test_one_group_is_scikit_learns_auc_and_scipys_rank_sum(rows):
     somers = stats.somersd(seconds, score).statistic
     assert xauc(seconds, score, ["u"] * 1200).value == pytest.approx((somers + 1) / 2, abs=1e-12)
     assert xauc(label, score, rows[2]).value == pytest.approx(gauc(label, score, rows[2]).value, abs=1e-12)
+
+
+def test_gauc_is_scikit_learns_by_group(rows):
+    label, score, group = rows
+    of = {g: (label[group == g], score[group == g]) for g in np.unique(group)}
+    wanted = np.average([roc_auc_score(*x) for x in of.values()], weights=[len(x[0]) for x in of.values()])
+    found = gauc(label, score, group)
+    assert found.value == pytest.approx(wanted, abs=1e-12) and found.n == 40 and found.low < wanted < found.high
+    assert gauc(label, score, [(g, "any hashable") for g in group]) == found
+
+
+def test_xauc_is_the_share_of_pairs(rows):
+    _, score, group = rows
+    seconds, values, weights = np.round(np.random.default_rng(3).exponential(size=1200), 1), [], []
+    for g in np.unique(group):
+        s, t = score[group == g], seconds[group == g]
+        pairs = [(i, j) for i, j in itertools.combinations(range(len(s)), 2) if t[i] != t[j]]
+        values.append(np.mean([0.5 if s[i] == s[j] else float((s[i] < s[j]) == (t[i] < t[j])) for i, j in pairs]))
+        weights.append(len(s))
+    assert xauc(seconds, score, group).value == pytest.approx(np.average(values, weights=weights), abs=1e-12)
 
 
 def test_intervals_are_those_of_a_loop_over_drawn_groups(rows):
