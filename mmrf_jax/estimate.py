@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Estimate:
         return f"{text} ({self.note})" if self.note else text
 
 
-def unit_numbers(units: Sequence[Hashable], name: str = "group", rows: int | None = None) -> np.ndarray:
+def unit_numbers(units: Iterable[Hashable], name: str = "group", rows: int | None = None) -> np.ndarray:
     """Return the number [n] int64 of each row's unit, in order of first appearance; ids are of any hashable type.
 
     Args:
@@ -118,13 +118,12 @@ def require(name: str, value: Any, holds: Callable[[Any], bool], wanted: str) ->
 def require_interval(level: float, draws: int, seed: int) -> None:
     """Raise ValueError unless the arguments of a bootstrap interval are of use."""
     require("level", level, lambda x: 0 < x < 1, "a coverage between 0 and 1, such as 0.95")
-    require(
-        "draws",
-        draws,
-        lambda x: isinstance(x, numbers.Integral) and x >= 1,
-        "the number of bootstrap samples, 1 or more",
-    )
-    require("seed", seed, lambda x: isinstance(x, numbers.Integral) and x >= 0, "an integer, 0 or more")
+    require("draws", draws, lambda x: x >= 1 and _whole(x), "the number of bootstrap samples, 1 or more")
+    require("seed", seed, lambda x: x >= 0 and _whole(x), "an integer, 0 or more")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral)
 
 
 def _missing(one: Any) -> bool:

@@ -52,17 +52,17 @@ class Effect:
 
 
 def compare(
-    arms: Mapping[Hashable, Any],
+    arms: Mapping[Any, Any],
     control: Hashable,
     covariate: Hashable | None = None,
     paired: bool = False,
     alpha: float = 0.05,
     *,
-    metrics: Mapping[Hashable, Any] | Sequence[Hashable] | None = None,
+    metrics: Mapping[Any, Any] | Sequence[Hashable] | None = None,
     always_valid: bool = False,
     planned_users: float = 10_000,
     holm: bool = False,
-) -> dict[Hashable, dict[Hashable, Effect]]:
+) -> dict[Any, dict[Any, Effect]]:
     """Compare the arms of an experiment with the control, metric by metric.
 
     Welch's t-test for arms of different users, the paired t-test for the same users in the same order. With a
@@ -121,7 +121,7 @@ def compare(
     return _holm(result) if holm else result
 
 
-def sample_ratio_mismatch(counts: Mapping[Hashable, int], shares: Mapping[Hashable, float] | None = None) -> float:
+def sample_ratio_mismatch(counts: Mapping[Any, int], shares: Mapping[Any, float] | None = None) -> float:
     """Return the p-value of a chi-square test that users fell into the arms as intended.
 
     Below .001 the assignment or the logging is broken (Fabijan et al., KDD 2019).

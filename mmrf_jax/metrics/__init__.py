@@ -8,10 +8,10 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mmrf_jax.estimate import MIN_EVENTS, Estimate, column, require_interval, unit_numbers
 from mmrf_jax.metrics import ranking
@@ -20,9 +20,9 @@ __all__ = ["gauc", "xauc"]
 
 
 def gauc(
-    y_true: Sequence[Any],
-    y_score: Sequence[Any],
-    group: Sequence[Hashable],
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    group: Iterable[Hashable],
     *,
     level: float = 0.95,
     draws: int = 1000,
@@ -65,9 +65,9 @@ def gauc(
 
 
 def xauc(
-    y_true: Sequence[Any],
-    y_score: Sequence[Any],
-    group: Sequence[Hashable],
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    group: Iterable[Hashable],
     *,
     level: float = 0.95,
     draws: int = 1000,
@@ -108,7 +108,7 @@ def xauc(
 
 def _grouped(
     measure: Callable[[np.ndarray], ranking.GroupedMetric],
-    group: Sequence[Hashable],
+    group: Iterable[Hashable],
     rows: int,
     nothing: str,
     level: float,

@@ -9,10 +9,11 @@ Letters: n rows, U units, D draws, M sums of an estimator, P positions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mmrf_jax.estimate import MIN_EVENTS, Estimate, column, require, require_interval, unit_numbers
 from mmrf_jax.ope import slates
@@ -23,18 +24,18 @@ _ROUNDING = 1e-6  # by which a probability may exceed 1
 
 
 def estimate(
-    reward: Sequence[Any],
+    reward: ArrayLike,
     *,
-    pscore: Sequence[Any],
-    target_pscore: Sequence[Any],
-    group: Sequence[Hashable] | None = None,
+    pscore: ArrayLike,
+    target_pscore: ArrayLike,
+    group: Iterable[Hashable] | None = None,
     estimators: Sequence[str] = ("ips", "snips", "ncis", "dr"),
     cap: float = 10.0,
     tau: float = 10.0,
     shrinkage: float = 100.0,
-    reward_model: tuple[Sequence[Any], Sequence[Any]] | None = None,
-    slate_id: Sequence[Hashable] | None = None,
-    position: Sequence[Any] | None = None,
+    reward_model: tuple[ArrayLike, ArrayLike] | None = None,
+    slate_id: Iterable[Hashable] | None = None,
+    position: ArrayLike | None = None,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
@@ -328,7 +329,7 @@ def _weights(pscore: Any, target_pscore: Any, rows: int) -> np.ndarray:
         return np.minimum(checked[1] / checked[0], _LARGEST)
 
 
-def _units(group: Sequence[Hashable] | None, slots: slates.Slates, rows: int) -> np.ndarray:
+def _units(group: Iterable[Hashable] | None, slots: slates.Slates, rows: int) -> np.ndarray:
     if group is None:
         return slots.slate
     unit = unit_numbers(group, rows=rows)

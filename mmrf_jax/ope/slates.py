@@ -6,10 +6,10 @@ Letters: n rows, one for each slot of each slate, in any order; P positions; T s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mmrf_jax.estimate import column, unit_numbers
 
@@ -67,7 +67,7 @@ def alone(rows: int) -> Slates:
     return Slates(number, np.zeros(rows, np.int64), number, [number])
 
 
-def of_rows(slate_id: Sequence[Hashable], position: Sequence[Any] | None, rows: int) -> Slates:
+def of_rows(slate_id: Iterable[Hashable], position: ArrayLike | None, rows: int) -> Slates:
     """Find the slates of a log.
 
     Args:
