@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
@@ -119,7 +120,7 @@ def _grouped(
     codes = unit_numbers(group, rows=rows)
     found = measure(codes) if rows else ranking.NO_USERS
     if not found.eligible_users:
-        return Estimate(float("nan"), note=nothing if rows else "no rows")
+        return Estimate(math.nan, note=nothing if rows else "no rows")
     if found.eligible_users < MIN_EVENTS:
         note = f"no interval: {found.eligible_users} groups count, it needs {MIN_EVENTS}"
         return Estimate(found.value, n=found.eligible_users, note=note)

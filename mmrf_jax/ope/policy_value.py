@@ -9,6 +9,7 @@ Letters: n rows, U units, D draws, M sums of an estimator, P positions.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -84,7 +85,8 @@ def estimate(
 
     Returns:
       {name: Estimate}; `n` is the number of units, `ess` the effective sample size of the estimator's weights. What is
-      undefined is NaN with the reason in `note`; so is the interval if fewer than 25 units have any reward.
+      undefined is NaN with the reason in `note`; so is the interval if fewer than 25 units have any reward, for
+      estimators without a model of a weight above 0.
 
     Raises:
       ValueError: for an unknown estimator, shapes that disagree, probabilities that cannot be, or numbers that are not
@@ -106,7 +108,7 @@ def estimate(
     unit = _units(group, slots, len(rewards))
     log = _Log(rewards, weight, unit, slots, _model(reward_model, len(rewards)), cap, tau, shrinkage)
     if not len(rewards):
-        return {name: Estimate(float("nan"), note="no rows") for name in estimators}
+        return {name: Estimate(math.nan, note="no rows") for name in estimators}
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return _estimates(log, {name: _ESTIMATORS[name](log) for name in estimators}, level, draws, seed)
 
@@ -153,7 +155,7 @@ class _Statistic:
     sums: np.ndarray  # [U, M]
     value: Callable[[np.ndarray], np.ndarray]  # sums [D, M] over all units -> [D]
     weight: np.ndarray | None  # [n]
-    counts_events: bool = True
+    has_event: np.ndarray | None  # [n] bool; None where an estimator counts no events
 
 
 def _mean(sums: np.ndarray) -> np.ndarray:
@@ -162,28 +164,31 @@ def _mean(sums: np.ndarray) -> np.ndarray:
 
 def _weighted(log: _Log, weight: np.ndarray) -> _Statistic:
     """Return Σ w r / n."""
-    return _Statistic(log.sums(1.0, weight * log.reward), _mean, weight)
+    weighted = weight * log.reward
+    return _Statistic(log.sums(1.0, weighted), _mean, weight, weighted != 0.0)
 
 
 def _normalised(log: _Log, weight: np.ndarray) -> _Statistic:
     """Return Σ w r / Σ w."""
-    return _Statistic(log.sums(weight, weight * log.reward), _mean, weight)
+    weighted = weight * log.reward
+    return _Statistic(log.sums(weight, weighted), _mean, weight, weighted != 0.0)
 
 
 def _corrected(log: _Log, weight: np.ndarray) -> _Statistic:
     """Return Σ (v + w (r − q)) / n."""
     predicted, direct = log.model()
-    return _Statistic(log.sums(1.0, direct + weight * (log.reward - predicted)), _mean, weight)
+    rows = direct + weight * (log.reward - predicted)
+    return _Statistic(log.sums(1.0, rows), _mean, weight, log.reward != 0.0)
 
 
 def _direct(log: _Log) -> _Statistic:
-    return _Statistic(log.sums(1.0, log.model()[1]), _mean, None, counts_events=False)
+    return _Statistic(log.sums(1.0, log.model()[1]), _mean, None, None)
 
 
 def _normalised_dr(log: _Log) -> _Statistic:
     predicted, direct = log.model()
     sums = log.sums(1.0, direct, log.weight, log.weight * (log.reward - predicted))
-    return _Statistic(sums, _sndr_value, log.weight)
+    return _Statistic(sums, _sndr_value, log.weight, log.reward != 0.0)
 
 
 def _sndr_value(sums: np.ndarray) -> np.ndarray:
@@ -204,13 +209,15 @@ def _shrunk(log: _Log) -> _Statistic:
 
 def _slate_weighted(log: _Log, weight: np.ndarray) -> _Statistic:
     """Return Σ w r / number of slates."""
-    return _Statistic(log.sums(log.slots.top, weight * log.reward), _mean, weight)
+    weighted = weight * log.reward
+    return _Statistic(log.sums(log.slots.top, weighted), _mean, weight, weighted != 0.0)
 
 
 def _slate_normalised(log: _Log, weight: np.ndarray) -> _Statistic:
     """Return Σ w r / mean of w over rows / number of slates."""
-    sums = log.sums(log.slots.top, 1.0, weight, weight * log.reward)
-    return _Statistic(sums, _slate_normalised_value, weight)
+    weighted = weight * log.reward
+    sums = log.sums(log.slots.top, 1.0, weight, weighted)
+    return _Statistic(sums, _slate_normalised_value, weight, weighted != 0.0)
 
 
 def _slate_normalised_value(sums: np.ndarray) -> np.ndarray:
@@ -220,10 +227,10 @@ def _slate_normalised_value(sums: np.ndarray) -> np.ndarray:
 def _position_normalised(log: _Log, weight: np.ndarray) -> _Statistic:
     """Return Σ over positions of Σ w r / mean of w at the position, over the number of slates."""
     positions, size = int(log.slots.place.max()) + 1, int(log.unit.max()) + 1
-    cell = log.unit * positions + log.slots.place
-    parts = [np.bincount(cell, x, size * positions) for x in (np.ones(len(cell)), weight, weight * log.reward)]
+    cell, weighted = log.unit * positions + log.slots.place, weight * log.reward
+    parts = [np.bincount(cell, x, size * positions) for x in (np.ones(len(cell)), weight, weighted)]
     sums = np.concatenate([log.sums(log.slots.top), *(x.reshape(size, positions) for x in parts)], axis=1)
-    return _Statistic(sums, _position_normalised_value, weight)
+    return _Statistic(sums, _position_normalised_value, weight, weighted != 0.0)
 
 
 def _position_normalised_value(sums: np.ndarray) -> np.ndarray:
@@ -234,9 +241,10 @@ def _position_normalised_value(sums: np.ndarray) -> np.ndarray:
 
 def _cascade_dr(log: _Log) -> _Statistic:
     predicted, direct = log.rest_model()
-    weight, above = log.slots.running_product(log.weight), log.slots.product_above(log.weight)
+    weight = _running(log)
+    above = np.where(log.slots.top, 1.0, weight[log.slots.above])
     rows = weight * (log.reward - predicted) + above * direct
-    return _Statistic(log.sums(log.slots.top, rows), _mean, weight)
+    return _Statistic(log.sums(log.slots.top, rows), _mean, weight, log.reward != 0.0)
 
 
 def _running(log: _Log) -> np.ndarray:
@@ -273,25 +281,29 @@ def _estimates(log: _Log, made: dict[str, _Statistic], level: float, draws: int,
     if not made:
         return {}
     sums = np.concatenate([x.sums for x in made.values()], axis=1)
-    totals = np.concatenate(
-        [sums.sum(axis=0, keepdims=True), resampled_sums(sums, draws, seed)]
-    )  # the log itself first
+    drawn = resampled_sums(sums, draws, seed)
+    totals = np.concatenate([sums.sum(axis=0, keepdims=True), drawn])  # the log itself first
     parts = np.split(totals, np.cumsum([x.sums.shape[1] for x in made.values()])[:-1], axis=1)
     units = len(sums)
-    events = int(np.count_nonzero(log.sums(log.reward != 0.0)))
     result = {}
     for (name, statistic), part in zip(made.items(), parts, strict=True):
         values = statistic.value(part)
         weight = statistic.weight
-        ess = float("nan") if weight is None else float(weight.sum() ** 2 / (weight**2).sum())
-        value, low, high, note = float(values[0]), float("nan"), float("nan"), ""
-        counted, kind = (events, "units have any reward") if statistic.counts_events else (units, "units")
+        ess = math.nan if weight is None else float(weight.sum() ** 2 / (weight**2).sum())
+        value, low, high, note = float(values[0]), math.nan, math.nan, ""
+        counted, kind = units, "units"
+        if statistic.has_event is not None:
+            counted, kind = int(np.count_nonzero(log.sums(statistic.has_event))), "units have any reward"
+            kind += " of weight above 0" if counted < np.count_nonzero(log.sums(log.reward != 0.0)) else ""
         if not np.isfinite(value):
-            note, value = _why_undefined(name, value, weight), float("nan")
+            note, value = _why_undefined(name, value, weight), math.nan
+        elif not np.isfinite(values[1:]).any():
+            note = "no interval: weights or rewards are too large"
         elif counted < MIN_EVENTS:
             note = f"no interval: {counted} {kind}, it needs {MIN_EVENTS}"
         else:
-            low, high = (float(x) for x in np.nanquantile(values[1:], [0.5 - level / 2, 0.5 + level / 2]))
+            finite = values[1:][np.isfinite(values[1:])]  # a draw may have no weight at all
+            low, high = (float(x) for x in np.quantile(finite, [0.5 - level / 2, 0.5 + level / 2]))
         result[name] = Estimate(value, low, high, units, ess, note)
     return result
 

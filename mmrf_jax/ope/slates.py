@@ -49,10 +49,6 @@ class Slates:
             whole[self.slate[rows]] = running[rows]
         return whole[self.slate]
 
-    def product_above(self, values: np.ndarray) -> np.ndarray:
-        """Return the product [n] of the values above each row; 1 at the top."""
-        return np.where(self.top, 1.0, self.running_product(values)[self.above])
-
     def sum_to_end(self, values: np.ndarray) -> np.ndarray:
         """Return the sum [n] of a slate's values from each row to its end."""
         sums = np.array(values, np.float64)
