@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax.abtest import assignment, statistics
+from mmrf_jax.io import tables
 
 _ARMS = ("A", "B")
 
@@ -65,7 +66,6 @@ def coverage(sums: Mapping[str, np.ndarray], tests: int, covariate: np.ndarray |
 
 def format_table(result: Mapping[str, Any]) -> str:
     """Format the result of `coverage` as a Markdown table."""
-    lines = [f"| metric | coverage of {result['tests']} A/A tests | half-width, % |", "|---|---|---|"]
-    lines += [f"| {name} | {x['coverage']:.3f} | {x['half_width']:.2f} |" for name, x in result["aa"].items()]
-    lines += [f"| {name} | {note} | – |" for name, note in result.get("left_out", {}).items()]
-    return "\n".join(lines)
+    rows = [[name, f"{x['coverage']:.3f}", f"{x['half_width']:.2f}"] for name, x in result["aa"].items()]
+    rows += [[name, note, "–"] for name, note in result.get("left_out", {}).items()]
+    return tables.markdown(["metric", f"coverage of {result['tests']} A/A tests", "half-width, %"], rows)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax.abtest import statistics
+from mmrf_jax.io import tables
 
 
 def change(
@@ -85,8 +86,8 @@ def format_table(result: Mapping[str, Any], metric: str) -> str:
       metric: key of its metrics.
     """
     arms = list(result["ab_test"])
-    lines = [f"| day | {' | '.join(f'{arm}, {metric}' for arm in arms)} |", "|---" * (1 + len(arms)) + "|"]
-    for row in result["by_day"]:
-        cells = [statistics.cell(row["ab_test"][arm][metric], metric) for arm in arms]
-        lines.append(f"| {row['day']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [str(row["day"]), *(statistics.cell(row["ab_test"][arm][metric], metric) for arm in arms)]
+        for row in result["by_day"]
+    ]
+    return tables.markdown(["day", *(f"{arm}, {metric}" for arm in arms)], rows)
