@@ -22,7 +22,7 @@ _ROUNDS = 600
 _STEP = 25  # rounds between two evaluations on the validation day
 _MAX_ROWS = 1_000_000  # exposures fitted on
 _USER_PRIOR = 5.0  # pseudo-exposures of the overall mean in a user's means
-_PARAMETERS: dict[str, Any] = {
+PARAMETERS: dict[str, Any] = {
     "learning_rate": 0.03,
     "num_leaves": 31,
     "min_data_in_leaf": 100,
@@ -113,7 +113,7 @@ def scores(
             continue
         objective = "regression" if name == "watch_time" else "binary"
         data = lightgbm.Dataset(train.features, label)
-        model = lightgbm.train(_PARAMETERS | {"objective": objective, "seed": seed}, data, rounds)
+        model = lightgbm.train(PARAMETERS | {"objective": objective, "seed": seed}, data, rounds)
         trees = rounds if valid is None else _best(model, name, valid, measure, rounds)
         for log, x in tests.items():
             result[log][name] = np.asarray(model.predict(x, num_iteration=trees, raw_score=True))
