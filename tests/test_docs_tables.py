@@ -47,6 +47,21 @@ def test_a_changed_number_is_found(monkeypatch):
     assert pages.render(page, "page") == page.replace("| 2 |", "| 1 |")
 
 
+def test_check_changes_nothing_and_fails(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(pages.TABLES, "fixed", lambda: "| 1 |")
+    page = tmp_path / "README.md"
+    page.write_text("<!-- table: fixed -->\n| 2 |\n<!-- end of table -->\n")
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "pages", lambda: [page])
+    monkeypatch.setattr("sys.argv", ["pages", "--check"])
+    with pytest.raises(SystemExit, match=r"stale tables in README\.md; run python -m experiments\.results\.pages"):
+        pages.main()
+    assert "| 2 |" in page.read_text()
+    monkeypatch.setattr("sys.argv", ["pages"])
+    pages.main()
+    assert "| 1 |" in page.read_text() and capsys.readouterr().out == "1 pages written\n"
+
+
 @pytest.mark.parametrize(
     ("page", "message"),
     [
