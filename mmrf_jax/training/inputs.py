@@ -80,9 +80,9 @@ def read(workdir: Path) -> Inputs | None:
     about: dict[str, Any] = run_folder.read_json(path, again)
     try:
         with np.load(workdir / "inputs.npz", allow_pickle=False) as kept:
-            arrays = {name: kept[name] for name in kept.files}
-        ids = arrays.pop(_ID, None)
-        items = types.Items(**{name: jnp.asarray(x) for name, x in arrays.items()}, **about["sizes"])
+            arrays: dict[str, Any] = {name: jnp.asarray(kept[name]) for name in _ARRAYS}
+            ids = kept[_ID] if _ID in kept.files else None
+        items = types.Items(**arrays, **about["sizes"])
         return Inputs(InputSpec(**about["spec"]), items, ids, about["code"])
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{workdir / 'inputs.npz'} cannot be read ({error}); {again}") from error
