@@ -60,8 +60,7 @@ def write(workdir: Path, inputs: Inputs) -> None:
     arrays = {name: np.asarray(getattr(inputs.items, name)) for name in _ARRAYS}
     if inputs.video_ids is not None:
         arrays[_ID] = inputs.video_ids
-    with files.new_file(workdir / "inputs.npz") as path, path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    files.write_arrays(workdir / "inputs.npz", arrays)
     sizes = {name: getattr(inputs.items, name) for name in _SIZES}
     about = {"spec": dataclasses.asdict(inputs.spec), "sizes": sizes, "code": inputs.code}
     files.write_json(workdir / "inputs.json", about)  # last: it says that the arrays are complete
