@@ -122,7 +122,8 @@ def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> N
     if objects := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
         raise TypeError(f"array {objects[0]!r} holds Python objects; convert it to numbers or text")
     with new_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        named: dict[str, Any] = dict(arrays)
+        np.savez(file, **named)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
