@@ -1,0 +1,49 @@
+"""Names, units and numbers as the page, the plots and the verdict write them."""
+
+from __future__ import annotations
+
+from mmrf_jax.abtest import statistics
+
+#: Metric of an A/B test -> (name, unit).
+METRICS = {
+    "watch_time": ("watch time", "seconds per session"),
+    "depth": ("depth", "videos per session"),
+    "requests": ("requests", "per session"),
+    "return_rate": ("return rate", "share of sessions followed by another within a day"),
+    "click": ("clicks", "per video"),
+    "long_view": ("long views", "per video"),
+    "like": ("likes", "per video"),
+    "follow": ("follows", "per video"),
+    "comment": ("comments", "per video"),
+    "forward": ("forwards", "per video"),
+    "hate": ("hates", "per video"),
+    "profile_enter": ("profile visits", "per video"),
+    "coverage": ("catalogue coverage", "share of videos"),
+    "gini": ("Gini index of exposures", ""),
+    "ild": ("diversity in a slate", ""),
+    "visits": ("sessions", "per user and day"),
+    "watch_time_per_day": ("watch time per day", "seconds per user and day"),
+}
+
+
+def name(metric: str) -> str:
+    """Return the name of a metric; of an unknown one, its key with spaces."""
+    return METRICS[metric][0] if metric in METRICS else metric.replace("_", " ")
+
+
+def with_unit(metric: str) -> str:
+    """Return the name of a metric with its unit, and whether less is better."""
+    unit = METRICS.get(metric, ("", ""))[1]
+    text = f"{name(metric)}, {unit}" if unit else name(metric)
+    return f"{text} (less is better)" if statistics.lower_is_better(metric) else text
+
+
+def show(x: float, form: str) -> str:
+    """Format a number with a minus sign as wide as a plus; zero has no sign."""
+    text = f"{x:{form}}"
+    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
+
+
+def joined(parts: list[str]) -> str:
+    """Join words as a sentence does: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
