@@ -11,11 +11,12 @@ from typing import Any
 
 from mmrf_jax.io import files
 
-_FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
+_FREE_PREFIXES = ("log_", "profile_", "checkpoint_", "trackers")
 #: Files and folders that a run writes in addition to config.json.
-_FOLDERS = ("checkpoints", "tensorboard", "profile")
+_FOLDERS = ("checkpoints", "tensorboard", "profile", "wandb")
 _FILES = (
-    *("metrics.jsonl", "learned.json", "results.json", "truth.json", "off_policy.json", "report.html"),
+    *("metrics.jsonl", "metrics.csv", "trackers.json", "starts.json", "ab_test_users.npz"),
+    *("learned.json", "results.json", "truth.json", "off_policy.json", "report.html"),
     *("inputs.json", "inputs.npz"),
 )
 

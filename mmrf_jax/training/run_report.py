@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,15 @@ def missing() -> extras.MissingExtra | None:
     except extras.MissingExtra as error:
         return error
     return None
+
+
+def headline(config: configs.Run, results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the results as flat numbers for trackers: the run's own arm, and GAUC of the held-out log."""
+    found = {}
+    for metric, entry in results.get("ab_test", {}).get(config.method, {}).items():
+        found |= {f"ab_test/{metric}/{key}": entry[key] for key in ("mean", "diff_pct")}
+    found |= {f"offline/{signal}/gauc": entry["gauc"] for signal, entry in results.get("offline", {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def write_report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions, stream
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import base
-from mmrf_jax.io import files, metric_writer, profile
+from mmrf_jax.io import files, metric_writer, profile, trackers
 from mmrf_jax.io.progress import check, counted, interruptible, observed, phase, say
 from mmrf_jax.models.feedback_model import fitting
 from mmrf_jax.parallel import multihost, preemption, programs, sharding
@@ -53,6 +53,7 @@ def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, 
     configs.validate(configs.as_dict(config))
     registry.get(config.method)
     profile.parse(config.profile_steps)
+    trackers.check(config.trackers)
     mesh = sharding.make_mesh()
     sharding.check_divisible(config.train.batch, mesh, "train.batch")
     sharding.check_divisible(config.feedback.batch, mesh, "feedback.batch")
@@ -124,7 +125,7 @@ def _run(
             phase("results")
             if sharding.is_primary():
                 files.write_json(workdir / "results.json", result)
-                _write_times(config, workdir, metrics["steps"], spent.seconds())
+                _write_end(config, workdir, metrics["steps"], spent.seconds(), result)
         if not brief:
             source, state = _alone(source), sharding.local(state)
             source.test()  # a collective operation if the test log has not been collected yet
@@ -134,11 +135,20 @@ def _run(
     return result
 
 
-def _write_times(config: configs.Run, workdir: Path, step: int, seconds: dict[str, float]) -> None:
-    """Log this process's times, as a line and as a row of metrics.jsonl."""
+def _writer(config: configs.Run, workdir: Path | None, start_step: int | None) -> metric_writer.MetricsWriter:
+    return metric_writer.MetricsWriter(
+        workdir, start_step, seed=config.seed, track=config.trackers, config=configs.as_dict(config)
+    )
+
+
+def _write_end(
+    config: configs.Run, workdir: Path, step: int, seconds: dict[str, float], result: Mapping[str, Any]
+) -> None:
+    """Log this process's times, as a line and as a row of metrics.jsonl, and the results, to the trackers."""
     say(times.describe(seconds))
-    with metric_writer.MetricsWriter(workdir, start_step=step, seed=config.seed) as writer:
+    with _writer(config, workdir, step) as writer:
         writer.write(step, "time", {f"seconds_{kind}": round(value, 3) for kind, value in seconds.items()})
+        writer.summarise(run_report.headline(config, result))
 
 
 def _judged(
@@ -223,7 +233,7 @@ def _learn(
     start = compilation.initial(shapes) if state is None else None
     compilation.begin(compiled, config, plan, source, shapes, start, policies, mesh)
     writes = workdir if sharding.is_primary() else None
-    writer = metric_writer.MetricsWriter(writes, start_step=step if step else None, seed=config.seed)
+    writer = _writer(config, writes, step if step else None)
     hooks = _RunHooks(config, writer, checkpoints, step)
     traced = profile.Profile(config.profile_steps, writes and writes / "profile")
     given: batches.Batches | None = None
