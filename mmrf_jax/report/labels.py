@@ -9,7 +9,7 @@ METRICS = {
     "watch_time": ("watch time", "seconds per session"),
     "depth": ("depth", "videos per session"),
     "requests": ("requests", "per session"),
-    "return_rate": ("return rate", "share of sessions followed by another within a day"),
+    "return_rate": ("return rate", "share of sessions"),
     "click": ("clicks", "per video"),
     "long_view": ("long views", "per video"),
     "like": ("likes", "per video"),
@@ -24,18 +24,23 @@ METRICS = {
     "visits": ("sessions", "per user and day"),
     "watch_time_per_day": ("watch time per day", "seconds per user and day"),
 }
+_OFFLINE = {"watch_time_xauc": "watch time, in pairs", "watch_time_median": "watch time above the user's median"}
 
 
 def name(metric: str) -> str:
-    """Return the name of a metric; of an unknown one, its key with spaces."""
-    return METRICS[metric][0] if metric in METRICS else metric.replace("_", " ")
+    """Return the name of a metric or a signal; of an unknown one, its key with spaces."""
+    return METRICS[metric][0] if metric in METRICS else _OFFLINE.get(metric, metric.replace("_", " "))
 
 
-def with_unit(metric: str) -> str:
-    """Return the name of a metric with its unit, and whether less is better."""
+def units(metric: str) -> tuple[str, ...]:
+    """Return the unit of a metric, and whether less is better, in a word or two each."""
     unit = METRICS.get(metric, ("", ""))[1]
-    text = f"{name(metric)}, {unit}" if unit else name(metric)
-    return f"{text} (less is better)" if statistics.lower_is_better(metric) else text
+    return (*((unit,) if unit else ()), *(("less is better",) if statistics.lower_is_better(metric) else ()))
+
+
+def titled(metric: str) -> str:
+    """Return the name of a metric, and whether less is better, as the title of a chart."""
+    return f"{name(metric)} (less is better)" if statistics.lower_is_better(metric) else name(metric)
 
 
 def show(x: float, form: str) -> str:

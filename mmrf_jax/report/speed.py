@@ -41,7 +41,8 @@ def scale(run: Run) -> Part | None:
         if size.isdigit():
             panels.setdefault((part, entry["unit"]), {}).setdefault(what, []).append((int(size), entry["value"]))
     figures = {
-        f"scale-{part}-{unit}": charts.growth(f"{part}, {unit}", curves) for (part, unit), curves in panels.items()
+        f"scale-{part}-{unit}": charts.growth(part, curves, f"number of {part}", unit)
+        for (part, unit), curves in panels.items()
     }
     caption = f"Costs and memory by the number of rows, videos, users, processes or log rows. {_machine(found)}"
     return Part("scale", "How it grows", caption, grid(list(figures), "wide"), figures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmrf_jax import types
-from mmrf_jax.report import charts
+from mmrf_jax.report import charts, labels
 from mmrf_jax.report.markup import legend, table
 from mmrf_jax.report.sections import Part, Run, grid
 
@@ -31,22 +31,36 @@ def curves(run: Run) -> Part:
         first, _, last = name.partition("/")
         group = "losses" if last in (*types.SIGNALS, "stay") and first == "loss" else "rest"
         group = "objectives" if first == "objective" else group
-        label = last if group != "rest" else name.replace("/", " ").replace("_", " ")
         groups[group].append(f"curve-{name}")
-        figures[f"curve-{name}"] = charts.curves(label, series, ends)
+        chart, unit = titled(name)
+        figures[f"curve-{name}"] = charts.curves(chart, series, ends, unit)
     body = legend([_PHASES[phase] for phase in phases])
-    body += "<h3>Loss of predicted feedback, and of staying</h3>" + grid(groups["losses"])
+    body += "<h3>Loss of predicted feedback and of continuing the session</h3>" + grid(groups["losses"], "curves")
     if groups["objectives"]:
-        body += "<h3>What each agent's actor ascends</h3>" + grid(groups["objectives"])
+        body += "<h3>Objective of each agent's actor</h3>" + grid(groups["objectives"], "curves")
     if groups["rest"]:
-        body += f"<details><summary>Everything else that was logged</summary>{grid(groups['rest'])}</details>"
+        more = grid(groups["rest"], "curves")
+        body += f"<details><summary>Everything else that was logged</summary>{more}</details>"
     body += _exploitation_gap(run)
     caption = (
-        "Against the steps of the whole run; a dotted line ends a round. Losses should fall; after a round they "
-        "may jump, as the logs are new. Objectives are in units of each critic's spread, and fall where that "
-        "grows faster. A point is a batch or the mean of a few, so rare signals are noisy."
+        "Steps count the whole run; a dotted line ends a round. Strong lines are moving means over a tenth of a round, "
+        "pale ones the raw values, each of one batch, so rare signals are noisy. Losses should fall; after a round "
+        "they may jump, because the logs are new. Objectives are in units of each critic's standard deviation, and "
+        "fall where that grows faster."
     )
     return Part(identity, title, caption, body, figures)
+
+
+def titled(name: str) -> tuple[str, str]:
+    """Return the title and the unit of a logged metric's chart."""
+    first, _, last = name.partition("/")
+    if first == "loss" and last in types.BINARY_SIGNALS:
+        return labels.name(last), "log-loss, nats"
+    if first == "loss":
+        return ("continuing the session", "log-loss, nats") if last == "stay" else (labels.name(last), "loss")
+    if first == "objective":
+        return labels.name(last), "standard deviations"
+    return name.replace("/", " ").replace("_", " "), first.replace("_", " ")
 
 
 def _exploitation_gap(run: Run) -> str:
@@ -55,8 +69,8 @@ def _exploitation_gap(run: Run) -> str:
     if not rows:
         return ""
     cells = [
-        [str(i), f"{row['model']:,.0f}", f"{row['world']:,.0f}", charts.show(row["gap"], "+,.0f")]
+        [str(i), f"{row['model']:,.0f}", f"{row['world']:,.0f}", labels.show(row["gap"], "+,.0f")]
         for i, row in enumerate(rows, 1)
     ]
     head = ["after round", "in its model", "in the world", "gap"]
-    return "<h3>What the newest policy earns, seconds of watch time a session</h3>" + table(head, cells)
+    return "<h3>Return of the newest policy, seconds of watch time per session</h3>" + table(head, cells)

@@ -63,6 +63,11 @@ def of_results(results: Mapping[str, Any], method: str, main: str = "watch_time"
     return Verdict("none", f"No verdict: {method} was not compared with production, {' or '.join(BASELINES)}.")
 
 
+def of_run(results: Mapping[str, Any], config: Mapping[str, Any]) -> Verdict:
+    """Return the verdict on the results of a run with this config, as in config.json."""
+    return of_results(results, config["method"], (config.get("agents", {}).get("signals") or ("watch_time",))[-1])
+
+
 def bounds_of(entry: Mapping[str, Any] | None, key: str = "ci95") -> tuple[float, float] | None:
     """Return an entry's interval; None if it is missing or not finite."""
     found = (entry or {}).get(key)

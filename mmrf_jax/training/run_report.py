@@ -22,7 +22,7 @@ from mmrf_jax.io import extras, files
 from mmrf_jax.metrics import offline
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.parallel import programs
-from mmrf_jax.training import configs, evaluate, predictions, run_folder, sources, steps
+from mmrf_jax.training import configs, evaluate, predictions, provenance, run_folder, sources, steps
 
 _BATCH, _BATCHES = 64, 16  # held-out segments per batch, and the maximum number of batches
 _TOGETHER = ("attention", "actors", "encoder")  # matrices of how the agents depend on each other
@@ -261,6 +261,7 @@ def write_report(
         measured={
             name: run_folder.read_json(path) for name in _MEASURED if (path := workdir / f"{name}.json").exists()
         },
+        starts=provenance.read(workdir),
     )
     path = workdir / "report.html"
     files.write_text(path, page.build(run))

@@ -29,6 +29,7 @@ from mmrf_jax.training import (
     configs,
     evaluate,
     inputs,
+    provenance,
     restore,
     run_folder,
     run_report,
@@ -83,6 +84,7 @@ def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> d
         run_folder.check(workdir, configs.as_dict(config))
         return results
     stack.enter_context(run_folder.claimed(workdir, configs.as_dict(config)))
+    provenance.record(workdir)
     return None
 
 
