@@ -108,6 +108,9 @@ class Remote:
       config: of the run, as nested dictionaries.
       kept: rows of metrics.jsonl up to the restored step; a service that is new to the run receives them.
       dropped: rows after that step, which the service has already.
+
+    Raises:
+      ValueError: if the service cannot be opened.
     """
 
     name: str
@@ -116,7 +119,13 @@ class Remote:
         path = workdir / IDS
         known = json.loads(path.read_text()) if path.exists() else {}
         before = known.get(self.name, {"id": None, "last": {}})
-        identity = self.open(workdir, config, before["id"])
+        try:
+            identity = self.open(workdir, config, before["id"])
+        except Exception as error:  # of any library
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(
+                f"config.trackers: {self.name} cannot be opened ({why}); set it up or leave it out"
+            ) from error
         self._last: dict[str, int] = before["last"]  # by phase
         if before["id"]:
             for row in (*kept, *dropped):

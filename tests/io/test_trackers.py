@@ -113,6 +113,15 @@ def test_a_service_that_fails_does_not_end_the_run(tmp_path, service, monkeypatc
     assert said == "service gets no more metrics (ConnectionError: no route); metrics.jsonl has them all\n"
 
 
+def test_a_service_that_cannot_be_opened_is_one_line(tmp_path, service, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no API key\nfor this host")
+
+    monkeypatch.setattr(Service, "open", refuse)
+    with pytest.raises(ValueError, match=r"config.trackers: service cannot be opened \(RuntimeError: no API key for"):
+        log(tmp_path, (10,), track=["service"])
+
+
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     trackers.check(["tensorboard", "csv"])
@@ -120,9 +129,11 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
         trackers.check(["csv", "mlflow"])
 
 
-def test_mlflow_in_a_file_store(tmp_path, monkeypatch):
+@pytest.mark.parametrize("store", ["sqlite:///{}/mlflow.db", "file://{}/mlruns"])
+def test_mlflow_in_a_local_store(store, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.format(tmp_path))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     run, config = tmp_path / "run", {"seed": 3, "train": {"batch": 32}}
     log(run, (10, 20, 30), track=["mlflow"], config=config)
     log(run, (20, 30, 40), start_step=10, track=["mlflow"], config=config)
@@ -137,25 +148,37 @@ def test_mlflow_in_a_file_store(tmp_path, monkeypatch):
     assert found.data.metrics["offline/click/gauc"] == 0.625 and found.info.run_name == "run"
 
 
+def records(path):
+    """The records of W&B's file: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32_768 - at % 32_768 < 7:  # no room for a header: zeros until the next block
+            at += 32_768 - at % 32_768
+            continue
+        size, part = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if part in (1, 4):  # in one piece, or its last one
+            yield whole
+            whole = b""
+
+
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_DIR", str(tmp_path))):
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true")):
         monkeypatch.setenv(name, value)
     log(tmp_path / "run", (10, 20, 30), track=["wandb"], config={"seed": 3})
     log(tmp_path / "run", (20, 30, 40), start_step=10, track=["wandb"], config={"seed": 3})
     identity = json.loads((tmp_path / "run" / "trackers.json").read_text())["wandb"]["id"]
     rows, ids = [], set()
     for path in sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while data := store.scan_data():
-            record = wandb_internal_pb2.Record.FromString(data)
+        for record in map(wandb_internal_pb2.Record.FromString, records(path)):
             if record.HasField("run"):
-                ids.add(record.run.run_id)
+                ids.add((record.run.run_id, record.run.display_name, record.run.project))
             if record.HasField("history"):
                 items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
                 rows.append((int(items["step"]), float(items["train/loss/click"])))
-    assert rows == [(10, 5.0), (20, 10.0), (30, 15.0), (40, 20.0)] and ids == {identity}
+    assert sorted(rows) == [(10, 5.0), (20, 10.0), (30, 15.0), (40, 20.0)]
+    assert ids == {(identity, "run", "mmrf_jax")}
