@@ -168,12 +168,10 @@ class Wandb(Remote):
             dir=str(workdir),
             config=plain(dict(config)),
         )
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
         return self._run.id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log({"step": step, **values})
+        self._run.log(dict(values), step=step)
 
     def summarise(self, values: Mapping[str, float]) -> None:
         self._run.summary.update(dict(values))

@@ -164,13 +164,14 @@ def records(path):
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
 
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true")):
         monkeypatch.setenv(name, value)
     log(tmp_path / "run", (10, 20, 30), track=["wandb"], config={"seed": 3})
     log(tmp_path / "run", (20, 30, 40), start_step=10, track=["wandb"], config={"seed": 3})
+    wandb.teardown()  # its process has then written its files
     identity = json.loads((tmp_path / "run" / "trackers.json").read_text())["wandb"]["id"]
     rows, ids = [], set()
     for path in sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")):
@@ -179,6 +180,6 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
                 ids.add((record.run.run_id, record.run.display_name, record.run.project))
             if record.HasField("history"):
                 items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-                rows.append((int(items["step"]), float(items["train/loss/click"])))
+                rows.append((int(items["_step"]), float(items["train/loss/click"])))
     assert sorted(rows) == [(10, 5.0), (20, 10.0), (30, 15.0), (40, 20.0)]
     assert ids == {(identity, "run", "mmrf_jax")}
