@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmrf_jax.report import charts
-from mmrf_jax.report.markup import Cell, data, escape, table
+from mmrf_jax.report.markup import Cell, data, escape, flat, plain, table
 from mmrf_jax.report.sections import Part, Run, grid
 
 
@@ -117,16 +117,4 @@ def _details(title: str, tree: Mapping[str, Any]) -> str:
 
 
 def _lines(tree: Mapping[str, Any]) -> list[list[str | Cell]]:
-    def plain(x):
-        return ", ".join(map(str, x)) if isinstance(x, list | tuple) else str(x)
-
-    return [[name, Cell(plain(value), kind="text wrap")] for name, value in _flat(tree)]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested settings by dotted name."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return [[name, Cell(plain(value), kind="text wrap")] for name, value in flat(tree)]

@@ -103,7 +103,8 @@ def thinned(
     out: tuple[list[float], list[float]] = ([], [])
     for piece in pieces(x, y, breaks):
         for column, values in zip(out, piece, strict=True):
-            column += [float(values[start : start + size].mean()) for start in range(0, len(values), size)]
+            means = (values[start : start + size].mean() for start in range(0, len(values), size))
+            column += [float(f"{mean:.6g}") for mean in means]  # more digits would only make the page larger
             column.append(math.nan)
     return out[0][:-1], out[1][:-1]
 
@@ -122,36 +123,51 @@ def smoothed(x: Sequence[float], y: Sequence[float], breaks: Sequence[float]) ->
 
 def curves(
     title: str,
-    series: Mapping[str, tuple[int, list, list]],
-    breaks: Sequence[float],
     unit: str,
+    series: Mapping[str, tuple[int, list, list, Sequence[float]]],
+    raw: bool = True,
 ) -> Figure:
     """Plot smoothed curves over steps, the raw ones behind them.
 
     Args:
       title: of the chart.
-      series: {name: (style number, steps, values)}, by rising steps.
-      breaks: steps at which a round ended: curves have a gap there, and a dotted line.
       unit: of the values.
+      series: {name: (style number, steps, values, ends of rounds)}, by rising steps. A curve has a gap at the end of a
+        round, and the chart a dotted line if all curves share it.
+      raw: whether to draw the raw curves.
     """
     plot = _blank(title, 210, "step", unit)
     plot.xaxis.ticker.desired_num_ticks, plot.yaxis.ticker.desired_num_ticks = 3, 4
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
     plot.xgrid.grid_line_color = None
-    for at in breaks:
+    for at in set.intersection(*(set(ends) for *_, ends in series.values())):
         plot.add_layout(Span(location=at, dimension="height", line_color=_AXIS, line_dash="dotted"))
-    drawn = []
-    for name, (number, steps, values) in series.items():
+    # One renderer for all series: Bokeh takes milliseconds for each.
+    lines: dict[str, list] = {key: [] for key in ("x", "y", "colour", "dash", "name")}
+    behind: dict[str, list] = {key: [] for key in ("x", "y", "colour")}
+    points: dict[str, list] = {key: [] for key in ("x", "y", "colour", "marker")}
+    for name, (number, steps, values, breaks) in series.items():
         look = style(number)
-        x, y = thinned(steps, values, breaks, _RAW_POINTS)
-        plot.line(x, y, line_color=look["colour"], line_alpha=0.3, line_width=1)
+        if raw:
+            _append(behind, *thinned(steps, values, breaks, _RAW_POINTS), look["colour"])
         x, y = thinned(steps, smoothed(steps, values, breaks), breaks)
-        data = ColumnDataSource({"x": x, "y": y, "name": [name] * len(x)})
-        drawn.append(plot.line("x", "y", source=data, line_color=look["colour"], line_dash=look["dash"], line_width=2))
+        _append(lines, x, y, look["colour"], look["dash"], name)
         every = max(len(x) // 6, 1)
-        plot.scatter(x[::every], y[::every], marker=look["marker"], size=6, color=look["colour"])
-    _hover(plot, drawn, [("", "@name"), ("step", "@x{0,0}"), ("smoothed", "@y{0.[0000]}")])
+        for at, height in zip(x[::every], y[::every], strict=True):
+            _append(points, at, height, look["colour"], look["marker"])
+    if raw:
+        plot.multi_line("x", "y", source=ColumnDataSource(behind), line_color="colour", line_alpha=0.3, line_width=1)
+    data = ColumnDataSource(lines)
+    drawn = plot.multi_line("x", "y", source=data, line_color="colour", line_dash="dash", line_width=2)
+    dots = ColumnDataSource(points)
+    plot.scatter("x", "y", source=dots, marker="marker", size=6, line_color="colour", fill_color="colour")
+    _hover(plot, [drawn], [("", "@name"), ("step", "$snap_x{0,0}"), ("smoothed", "$snap_y{0.[0000]}")])
     return plot
+
+
+def _append(columns: Mapping[str, list], *row: Any) -> None:
+    for column, cell in zip(columns.values(), row, strict=True):
+        column.append(cell)
 
 
 def forest(title: str, rows: Sequence[tuple[str, float, float, float]], control: str, less: bool = False) -> Figure:

@@ -6,7 +6,7 @@ import dataclasses
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmrf_jax.abtest import statistics
@@ -40,6 +40,20 @@ def number(x: float | None, digits: int = 4) -> str:
     if x is None:
         return NOTHING
     return show(x, ",.0f" if abs(x) >= 10 ** (digits - 1) else f".{digits}g")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings by dotted name."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def plain(value: Any) -> str:
+    """Format a setting."""
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def interval(bounds: Sequence[float | None] | None, form: str = ".4f") -> str:

@@ -39,7 +39,9 @@ def start() -> dict[str, str]:
 def command() -> str:
     """Return the command line of this process, in the form in which users type it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+    program = Path(sys.argv[0]).name
+    if spec and not program.startswith("mmrf "):  # `mmrf_jax.cli.main` names its commands itself
+        program = f"python -m {spec.name.removesuffix('.__main__')}"
     return " ".join([program, *map(shlex.quote, sys.argv[1:])])
 
 

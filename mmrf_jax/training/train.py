@@ -123,7 +123,10 @@ def _run(
     result = multihost.on_primary(lambda: _read_if_exists(workdir / "results.json"))  # if stopped at the report before
     with preemption.at_once():
         if result is None:
-            result = {"train": metrics} | _judged(config, source, plan, policies, state, mesh, brief, compiled)
+            result = {"train": metrics}
+            if source.sim is not None:
+                result |= _ab_test(config, source, plan, policies, state, mesh, workdir, compiled)
+            result |= _offline(config, source, state, brief, compiled)
             phase("results")
             if sharding.is_primary():
                 files.write_json(workdir / "results.json", result)
@@ -153,19 +156,40 @@ def _write_end(
         writer.summarise(run_report.headline(config, result))
 
 
-def _judged(
-    config, source, plan: steps.TrainConfig, policies, state, mesh, brief: bool, compiled: programs.Ahead
+def _ab_test(
+    config: configs.Run,
+    source: sources.Source,
+    plan: steps.TrainConfig,
+    policies: dict[str, base.Policy],
+    state: steps.TrainState,
+    mesh,
+    workdir: Path,
+    compiled: programs.Ahead,
 ) -> dict[str, Any]:
-    """Evaluate a trained state: the A/B test if there is a simulator, then the offline metrics."""
-    result: dict[str, Any] = {}
-    if source.sim is not None:
-        phase("ab_test")
-        compiled.wait("A/B test", check, say)
-        own = registry.get(plan.method).make_policy(state.agents, source.items, plan.agents)
-        result |= evaluate.compare(config, source, policies | {config.method: own}, mesh)
+    """Compare a trained state with the other arms; the per-user sums of its arm go to the run folder."""
+    phase("ab_test")
+    compiled.wait("A/B test", check, say)
+    own = registry.get(plan.method).make_policy(state.agents, source.items, plan.agents)
+    blocks: list[Mapping[str, np.ndarray]] = []
+    result = evaluate.compare(
+        config,
+        source,
+        policies | {config.method: own},
+        mesh,
+        observe=lambda sums: blocks.append(sums[config.method]),
+    )
+    if sharding.is_primary():
+        run_folder.write_users(workdir, blocks)
+    return result
+
+
+def _offline(
+    config: configs.Run, source: sources.Source, state: steps.TrainState, brief: bool, compiled: programs.Ahead
+) -> dict[str, Any]:
+    """Evaluate a trained state on the held-out logs."""
     phase("offline")
     compiled.wait("offline", check, say)
-    return result | evaluate.evaluate(
+    return evaluate.evaluate(
         config, _alone(source), sharding.local(state), sharding.local_mesh(), with_baselines=not brief
     )
 

@@ -2,45 +2,13 @@
 
 import json
 import math
-from html.parser import HTMLParser
 
 import pytest
+from pages import NASTY, Page
 
 from mmrf_jax.report import charts, page, sections
 
-NASTY = "</script><script>alert(1)</script><img src=http://example.com/x onerror=alert(1)>"
 SECTIONS = ["ab-test", "offline", "fidelity", "curves", "attention", "conflict", "explorer", "settings"]
-
-
-class Page(HTMLParser):
-    """The elements of a page, and the text of each section outside of scripts."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict]] = []
-        self.sections: dict[str, str] = {}
-        self.scripts: list[str] = []
-        self._section = self._inside = None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        self._inside = tag
-        if tag == "section":
-            self._section = dict(attributes)["id"]
-            self.sections[self._section] = ""
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag):
-        self._inside = None
-        self._section = None if tag == "section" else self._section
-
-    def handle_data(self, data):
-        if self._inside == "script":
-            self.scripts[-1] += data
-        elif self._section:
-            self.sections[self._section] += data
 
 
 def make_run(**changes) -> sections.Run:
@@ -264,10 +232,11 @@ def test_smoothing_is_a_centred_mean_within_a_round():
 
 
 def test_curves_have_the_raw_values_behind_and_units():
-    plot = charts.curves("clicks", {"agents": (0, [1, 2, 3], [3.0, 1.0, 2.0])}, [2], "nats")
+    plot = charts.curves("clicks", "nats", {"agents": (0, [1, 2, 3], [3.0, 1.0, 2.0], [2])})
     raw, smooth = plot.renderers[:2]
     assert raw.glyph.line_alpha == 0.3 and smooth.glyph.line_alpha == 1.0
-    assert list(raw.data_source.data["y"])[:2] == [3.0, 1.0] and smooth.data_source.data["name"][0] == "agents"
+    assert raw.data_source.data["y"][0][:2] == [3.0, 1.0] and smooth.data_source.data["name"] == ["agents"]
+    assert len(charts.curves("clicks", "nats", {"agents": (0, [1], [3.0], [])}, raw=False).renderers) == 2
     assert plot.xaxis.axis_label == "step" and plot.yaxis.axis_label == "nats"
 
 
