@@ -8,16 +8,19 @@
   mmrf ab-test --config=world --arms=production --aa=500 --sessions=20000 --out=runs/aa.json
 
 Arms are production, random, oracle_myopic, oracle_planning, popularity (mean watch time of each video in production's
-log), or run folders of `mmrf train`; the first is the control. In a feedback model (--config.simulator=feedback) the
-arm `logged` is the ranker that collected the model's training log.
+log), or run folders of `mmrf train`, which are named by their method; the first is the control. In a feedback model
+(--config.simulator=feedback) the arm `logged` is the ranker that collected the model's training log.
 With --days users return, and effects are also given by day. --aa runs that many A/A tests: one arm serves all users,
 each test assigns them to two arms independently, and the result is how often the intervals contain zero.
 """
+
+from collections.abc import Sequence
 
 from absl import flags
 
 from mmrf_jax.cli import common
 from mmrf_jax.io import files
+from mmrf_jax.training import run_folder
 
 _CONFIG = common.define_config()
 _ARMS = flags.DEFINE_list("arms", None, "Arms, the control first.", required=True)
@@ -47,9 +50,8 @@ def main() -> None:
     _check_options()
     mesh = sharding.make_mesh()
     source = restore.source_of(config, mesh)
-    policies = {_arm(name): restore.policy_of(name, source, mesh) for name in _ARMS.value}
-    if len(policies) < len(_ARMS.value):
-        raise ValueError(f"--arms={','.join(_ARMS.value)} repeats a name; arms are named by their last folder")
+    names = _names(_ARMS.value)
+    policies = {name: restore.policy_of(arm, source, mesh) for name, arm in zip(names, _ARMS.value, strict=True)}
     if _AA.value:
         (policy,) = policies.values()
         result = evaluate.aa_tests(config, source, policy, mesh, _AA.value, _CUPED.value)
@@ -73,10 +75,24 @@ def main() -> None:
     evaluate.print_results(result)
 
 
-def _arm(name: str) -> str:
-    """Return the arm's name in tables: for a run, its folder's name."""
-    path = files.user_path(name, "--arms")
-    return path.name if path.is_dir() else name
+def _names(arms: Sequence[str]) -> list[str]:
+    """Return the arms' names in tables and plots: of a run its method, with its folder where two arms share that.
+
+    Raises:
+      ValueError: for two arms that would have the same name.
+    """
+    paths = [files.user_path(arm, "--arms") for arm in arms]
+    runs = [(path / "config.json").exists() for path in paths]
+    methods = [
+        run_folder.read_config(path)["method"] if run else arm for arm, path, run in zip(arms, paths, runs, strict=True)
+    ]
+    names = [
+        f"{method} ({path.resolve().name})" if run and methods.count(method) > 1 else method
+        for method, path, run in zip(methods, paths, runs, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--arms={','.join(arms)} repeats a name; name each arm once, in folders of different names")
+    return names
 
 
 def _check_options() -> None:

@@ -16,40 +16,14 @@ from bokeh.plotting import figure
 
 from mmrf_jax.abtest import statistics
 from mmrf_jax.report.labels import show
+from mmrf_jax.report.palette import AXIS, COLOURS, DIRECTIONS, GRID, INK, style
 
-#: Okabe and Ito's colours, with a marker and a dash for each, so that every series differs in all three.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
-DASHES = ("solid", "dashed", "dotdash", "dotted", "solid", "dashed", "dotdash")
-#: A difference for the better, for the worse, or neither: colour and marker.
-DIRECTIONS = {"better": ("#0072B2", "triangle"), "worse": ("#D55E00", "inverted_triangle"), "": ("#7b8794", "circle")}
-_INK, _GRID, _AXIS = "#1f2933", "#e4e7eb", "#9aa5b1"
-#: Colours of a dark page: the script of the charts replaces those on the left.
-DARK = {
-    _INK: "#e4e7eb",
-    _GRID: "#323c47",
-    _AXIS: "#7b8794",
-    "#0072B2": "#4aa8e0",
-    "#D55E00": "#ff8b4d",
-    "#009E73": "#2fc49b",
-    "#CC79A7": "#e59fc6",
-    "#000000": "#ffffff",
-    "#56B4E9": "#9bd4f5",
-    "#7b8794": "#9aa5b1",
-}
 _CELL_INK = "#1f2934"  # dark on light cells of a heat map, on a dark page too
 _FONT = "system-ui, sans-serif"
 _POINTS = 120  # maximum per smoothed curve: more are averaged
 _RAW_POINTS = 400  # maximum of the raw curve behind it
 
 Figure = Any  # Bokeh's figures have no useful types
-
-
-def style(index: int) -> dict[str, str]:
-    """Return the colour, marker and dash of a series; those of 20 series are all different."""
-    turn, i = divmod(index, len(COLOURS))
-    marker, dash = (i + turn) % len(MARKERS), (i + turn) % len(DASHES)
-    return {"colour": COLOURS[i], "marker": MARKERS[marker], "dash": DASHES[dash]}
 
 
 def _blank(title: str, height: int, x: str = "", y: str = "", **options) -> Figure:
@@ -65,21 +39,21 @@ def _blank(title: str, height: int, x: str = "", y: str = "", **options) -> Figu
         border_fill_color=None,
         **options,
     )
-    plot.title = Title(text=title, text_font=_FONT, text_font_size="12px", text_color=_INK)
-    plot.grid.grid_line_color = _GRID
+    plot.title = Title(text=title, text_font=_FONT, text_font_size="12px", text_color=INK)
+    plot.grid.grid_line_color = GRID
     plot.xaxis.axis_label, plot.yaxis.axis_label = x or None, y or None
     for axis in plot.axis:
         axis.update(
-            axis_line_color=_AXIS,
-            major_tick_line_color=_AXIS,
+            axis_line_color=AXIS,
+            major_tick_line_color=AXIS,
             minor_tick_line_color=None,
             major_label_text_font=_FONT,
             major_label_text_font_size="11px",
-            major_label_text_color=_INK,
+            major_label_text_color=INK,
             axis_label_text_font=_FONT,
             axis_label_text_font_size="11px",
             axis_label_text_font_style="normal",
-            axis_label_text_color=_INK,
+            axis_label_text_color=INK,
         )
     return plot
 
@@ -141,7 +115,7 @@ def curves(
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
     plot.xgrid.grid_line_color = None
     for at in set.intersection(*(set(ends) for *_, ends in series.values())):
-        plot.add_layout(Span(location=at, dimension="height", line_color=_AXIS, line_dash="dotted"))
+        plot.add_layout(Span(location=at, dimension="height", line_color=AXIS, line_dash="dotted"))
     # One renderer for all series: Bokeh takes milliseconds for each.
     lines: dict[str, list] = {key: [] for key in ("x", "y", "colour", "dash", "name")}
     behind: dict[str, list] = {key: [] for key in ("x", "y", "colour")}
@@ -185,7 +159,7 @@ def forest(title: str, rows: Sequence[tuple[str, float, float, float]], control:
     plot = _blank(title, 84 + 34 * len(rows), f"difference to {control}, %", y_range=names[::-1])
     plot.ygrid.grid_line_color = None
     plot.xaxis.ticker.desired_num_ticks = 4
-    plot.add_layout(Span(location=0, dimension="height", line_color=_INK, line_dash="dashed"))
+    plot.add_layout(Span(location=0, dimension="height", line_color=INK, line_dash="dashed"))
     columns = dict(zip(("name", "diff", "low", "high"), map(list, zip(*rows, strict=True)), strict=True))
     columns["text"] = [f"{show(diff, '+.1f')} %" for diff in columns["diff"]]
     outcomes = [statistics.verdict(bounds, less) for bounds in zip(columns["low"], columns["high"], strict=True)]
@@ -215,7 +189,7 @@ def forest(title: str, rows: Sequence[tuple[str, float, float, float]], control:
 
 
 def _texts(plot: Figure, x: str, y: str, data: ColumnDataSource, **options) -> None:
-    plot.text(x, y, "text", source=data, text_font=value(_FONT), text_font_size="11px", text_color=_INK, **options)
+    plot.text(x, y, "text", source=data, text_font=value(_FONT), text_font_size="11px", text_color=INK, **options)
 
 
 def shares(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
@@ -229,7 +203,7 @@ def shares(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
     plot = _blank(
         title, 90 + 26 * len(rows), label, y_range=names[::-1], x_axis_type="log", x_range=(0.5 * low, 30.0 * high)
     )
-    plot.add_layout(Span(location=1.0, dimension="height", line_color=_INK, line_dash="dashed"))
+    plot.add_layout(Span(location=1.0, dimension="height", line_color=INK, line_dash="dashed"))
     columns = dict(zip(("name", "share", "text"), map(list, zip(*rows, strict=True)), strict=True))
     data = ColumnDataSource(columns)
     dots = plot.scatter("share", "name", source=data, marker="circle", size=9, color=COLOURS[0])
@@ -263,7 +237,7 @@ def growth(title: str, series: Mapping[str, Sequence[tuple[int, float]]], size: 
         location="bottom_right",
         label_text_font=_FONT,
         label_text_font_size="11px",
-        label_text_color=_INK,
+        label_text_color=INK,
         background_fill_alpha=0.0,
         border_line_color=None,
     )

@@ -52,3 +52,8 @@ def show(x: float, form: str) -> str:
 def joined(parts: list[str]) -> str:
     """Join words as a sentence does: "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
+
+
+def growth_axes(part: str, unit: str) -> tuple[str, str]:
+    """Return the labels of the axes of costs by size, of a part of `mmrf benchmark --suite=scale`."""
+    return ("rows of the log" if part == "logs" else f"number of {part}"), ("µs" if unit == "us" else unit)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmrf_jax.abtest import statistics
-from mmrf_jax.report import charts
+from mmrf_jax.report import palette
 from mmrf_jax.report.labels import show
 
 NOTHING = "–"
@@ -115,9 +115,9 @@ def legend(names: Sequence[str]) -> str:
     """Return one legend for many charts: the marker, dash and colour of each series."""
     items = []
     for index, name in enumerate(names):
-        look = charts.style(index)
+        look = palette.style(index)
         line = f'<path d="M1 7H37" stroke-width="2" stroke-dasharray="{_STROKES[look["dash"]]}"/>'
-        colour = f"var(--series-{charts.COLOURS.index(look['colour'])})"
+        colour = f"var(--series-{palette.COLOURS.index(look['colour'])})"
         glyph = f'<svg aria-hidden="true" style="stroke:{colour};fill:{colour}">'
         items.append(f"<li>{glyph}{line}{_SHAPES[look['marker']]}</svg>{escape(name)}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'

@@ -14,7 +14,7 @@ from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.resources import Resources
 
-from mmrf_jax.report import agents, charts, evaluation, labels, markup, sections, speed, training, verdict
+from mmrf_jax.report import agents, charts, evaluation, labels, markup, palette, sections, speed, training, verdict
 from mmrf_jax.report.markup import data, escape
 
 _POLICY = (
@@ -84,7 +84,7 @@ def render(title: str, lead: str, top: str, parts: Sequence[sections.Part]) -> s
 <noscript><p class="missing">Charts and the session explorer need JavaScript; the tables do not.</p></noscript>
 {body}
 </main>
-{data("dark-colours", charts.DARK)}
+{data("dark-colours", palette.DARK)}
 <script>{asset("theme.js")}</script>
 {script}
 <script>{asset("explorer.js")}</script>

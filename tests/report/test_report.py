@@ -6,7 +6,7 @@ import math
 import pytest
 from pages import NASTY, Page
 
-from mmrf_jax.report import charts, page, sections
+from mmrf_jax.report import charts, page, palette, sections
 
 SECTIONS = ["ab-test", "offline", "fidelity", "curves", "attention", "conflict", "explorer", "settings"]
 
@@ -254,7 +254,7 @@ def test_a_forest_holds_the_differences_and_their_directions():
         assert data["text"] == ["+5.0 %", "−1.0 %", "−5.0 %"] and data["low"] == [4.0, -3.0, -6.0]
         assert data["filled"] == [1.0, 0.0, 1.0]
         order = ["worse", "", "better"] if less else ["better", "", "worse"]
-        wanted = [charts.DIRECTIONS[outcome] for outcome in order]
+        wanted = [palette.DIRECTIONS[outcome] for outcome in order]
         assert list(zip(data["colour"], data["marker"], strict=True)) == wanted
     assert list(plot.y_range.factors) == ["c", "b", "a"]  # from below
     assert plot.xaxis.axis_label == "difference to production, %"
@@ -267,7 +267,7 @@ def test_shares_are_dots_on_their_logarithmic_axis():
 
 
 def test_series_differ_without_colour():
-    looks = [charts.style(i) for i in range(20)]
+    looks = [palette.style(i) for i in range(20)]
     assert len({look["marker"] for look in looks[:4]}) == len({look["dash"] for look in looks[:4]}) == 4
     assert len({tuple(look.values()) for look in looks}) == 20
 
@@ -275,7 +275,7 @@ def test_series_differ_without_colour():
 def test_a_dark_page_has_a_colour_for_each_that_would_not_show():
     text = page.build(make_run())
     data = text.split('id="dark-colours">')[1].split("</script>")[0]
-    assert json.loads(data) == charts.DARK and charts.DARK["#000000"] == "#ffffff"
+    assert json.loads(data) == palette.DARK and palette.DARK["#000000"] == "#ffffff"
     assert "embed_items(themed(docs_json)" in text
     assert text.index("const themed") < text.index("themed(docs_json)")
 
