@@ -3,8 +3,9 @@
   mmrf train --config=world --workdir=runs/world
   mmrf train --config=kuairand --config.data.dir=$KUAIRAND_DIR --workdir=runs/kuairand
 
-The run folder holds config.json, metrics.jsonl, TensorBoard events, checkpoints/ and, at the end, results.json and
-report.html.
+The run folder holds config.json, metrics.jsonl, metrics.csv, TensorBoard events, checkpoints/ and, at the end,
+results.json and report.html. The last line printed is the verdict: better, worse or not distinguishable from
+production.
 """
 
 from mmrf_jax.cli import common
