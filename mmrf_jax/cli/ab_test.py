@@ -14,13 +14,10 @@ With --days users return, and effects are also given by day. --aa runs that many
 each test assigns them to two arms independently, and the result is how often the intervals contain zero.
 """
 
-from collections.abc import Sequence
-
 from absl import flags
 
 from mmrf_jax.cli import common
 from mmrf_jax.io import files
-from mmrf_jax.training import run_folder
 
 _CONFIG = common.define_config()
 _ARMS = flags.DEFINE_list("arms", None, "Arms, the control first.", required=True)
@@ -37,7 +34,7 @@ _AA = flags.DEFINE_integer("aa", 0, "Number of A/A tests of the only arm, instea
 def main() -> None:
     from mmrf_jax.parallel import sharding
     from mmrf_jax.report import plots
-    from mmrf_jax.training import configs, evaluate, restore
+    from mmrf_jax.training import configs, evaluate, restore, run_folder
 
     config = configs.override(common.resolve_run(_CONFIG), ab_test={"sessions": _SESSIONS.value})
     common.check_world(config)
@@ -50,7 +47,7 @@ def main() -> None:
     _check_options()
     mesh = sharding.make_mesh()
     source = restore.source_of(config, mesh)
-    names = _names(_ARMS.value)
+    names = run_folder.arm_names(_ARMS.value)
     policies = {name: restore.policy_of(arm, source, mesh) for name, arm in zip(names, _ARMS.value, strict=True)}
     if _AA.value:
         (policy,) = policies.values()
@@ -73,26 +70,6 @@ def main() -> None:
         draw = plots.days if _DAYS.value > 1 else plots.forest
         draw(result, _PLOT.value)
     evaluate.print_results(result)
-
-
-def _names(arms: Sequence[str]) -> list[str]:
-    """Return the arms' names in tables and plots: of a run its method, with its folder where two arms share that.
-
-    Raises:
-      ValueError: for two arms that would have the same name.
-    """
-    paths = [files.user_path(arm, "--arms") for arm in arms]
-    runs = [(path / "config.json").exists() for path in paths]
-    methods = [
-        run_folder.read_config(path)["method"] if run else arm for arm, path, run in zip(arms, paths, runs, strict=True)
-    ]
-    names = [
-        f"{method} ({path.resolve().name})" if run and methods.count(method) > 1 else method
-        for method, path, run in zip(methods, paths, runs, strict=True)
-    ]
-    if len(set(names)) < len(names):
-        raise ValueError(f"--arms={','.join(arms)} repeats a name; name each arm once, in folders of different names")
-    return names
 
 
 def _check_options() -> None:

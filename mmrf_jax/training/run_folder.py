@@ -147,6 +147,27 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return read_json(path, "restore it or use another --workdir")
 
 
+def arm_names(arms: Sequence[str]) -> list[str]:
+    """Return the names of arms in tables and plots: of a run its method, with its folder where two arms share that.
+
+    Args:
+      arms: policies or run folders.
+
+    Raises:
+      ValueError: for two arms that would have the same name.
+    """
+    paths = [files.user_path(arm, "--arms") for arm in arms]
+    runs = [(path / "config.json").exists() for path in paths]
+    methods = [read_config(path)["method"] if run else arm for arm, path, run in zip(arms, paths, runs, strict=True)]
+    names = [
+        f"{method} ({path.resolve().name})" if run and methods.count(method) > 1 else method
+        for method, path, run in zip(methods, paths, runs, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--arms={','.join(arms)} repeats a name; name each arm once, in folders of different names")
+    return names
+
+
 def write_users(workdir: Path, blocks: Sequence[Mapping[str, np.ndarray]]) -> None:
     """Write the per-user sums of the run's own arm, so that runs can be compared user by user.
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmrf_jax.cli import ab_test
+from mmrf_jax.training import run_folder
 
 
 def test_a_run_is_named_by_its_method_and_by_its_folder_where_that_is_not_enough(tmp_path):
@@ -14,9 +14,9 @@ def test_a_run_is_named_by_its_method_and_by_its_folder_where_that_is_not_enough
         return str(tmp_path / folder)
 
     one, two, other = run("a", "mmrf"), run("b", "mmrf"), run("c/a", "mmrf")
-    assert ab_test._names(["production", one, run("d", "bc")]) == ["production", "mmrf", "bc"]
-    assert ab_test._names(["production", one, two]) == ["production", "mmrf (a)", "mmrf (b)"]
+    assert run_folder.arm_names(["production", one, run("d", "bc")]) == ["production", "mmrf", "bc"]
+    assert run_folder.arm_names(["production", one, two]) == ["production", "mmrf (a)", "mmrf (b)"]
     with pytest.raises(ValueError, match=r"repeats a name; name each arm once"):
-        ab_test._names(["production", one, other])
+        run_folder.arm_names(["production", one, other])
     with pytest.raises(ValueError, match=r"repeats a name"):
-        ab_test._names(["random", "random"])
+        run_folder.arm_names(["random", "random"])
