@@ -104,7 +104,7 @@ def _starts(run: Run) -> str:
     """Return the table of the run's starts: the first, and one per resumption."""
     if not run.starts:
         return '<p class="missing">This run was started before its folder recorded commits and commands.</p>'
-    rows = [
+    rows: list[list[str | Cell]] = [
         [start["start"], start["host"], start["commit"], Cell(start["command"], kind="text wrap")]
         for start in run.starts
     ]

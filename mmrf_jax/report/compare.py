@@ -154,7 +154,15 @@ def _overview(runs: Sequence[Run]) -> Part:
         )
     names = ("method", "verdict", "commit", "host", "start")
     text = {name: Cell(name, kind="text") for name in names}
-    head = ["run", text["method"], "seed", text["verdict"], text["commit"], text["host"], text["start"]]
+    head: list[str | Cell] = [
+        "run",
+        text["method"],
+        "seed",
+        text["verdict"],
+        text["commit"],
+        text["host"],
+        text["start"],
+    ]
     return Part("runs", "Runs", "Each run's own verdict, against what it was tested with.", table(head, rows))
 
 
@@ -252,7 +260,9 @@ def _configs(runs: Sequence[Run]) -> Part:
     differ = [name for name in names if any(config.get(name) != found[0].get(name) for config in found)]
     if not differ:
         return Part("configs", "Config differences", "", missing="All of these runs have the same config.")
-    rows = [[name, *(Cell(plain(config.get(name, NOTHING)), kind="text") for config in found)] for name in differ]
-    head = ["field", *(Cell(run.name, kind="text") for run in runs)]
+    rows: list[list[str | Cell]] = [
+        [name, *(Cell(plain(config.get(name, NOTHING)), kind="text") for config in found)] for name in differ
+    ]
+    head: list[str | Cell] = ["field", *(Cell(run.name, kind="text") for run in runs)]
     caption = f"The {len(differ)} fields that differ, of {len(names)}."
     return Part("configs", "Config differences", caption, table(head, rows))

@@ -157,7 +157,7 @@ def fidelity(run: Run) -> Part:
                     change(NOTHING if not minus else "", minus.get("diff"), minus.get("ci95"), "+.4f", less=True),
                 ]
             )
-    head = [
+    columns: list[str | Cell] = [
         "signal",
         Cell("predictor", kind="text"),
         "users",
@@ -171,5 +171,5 @@ def fidelity(run: Run) -> Part:
         "was predicted, below it less. Bars: 95 % intervals of the first predictor's shares, as if exposures were "
         "independent."
     )
-    body = split(table(head, rows), legend(rankers) + grid(list(figures), "wide"))
+    body = split(table(columns, rows), legend(rankers) + grid(list(figures), "wide"))
     return Part(identity, title, caption, body, figures)

@@ -178,7 +178,7 @@ def write_users(workdir: Path, blocks: Sequence[Mapping[str, np.ndarray]]) -> No
     names = [name for name in blocks[0] if name != "exposures"]
     columns = {name: np.concatenate([block[name] for block in blocks]) for name in names}
     with files.new_file(workdir / USERS) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **columns)
+        np.savez_compressed(file, **columns)  # type: ignore[arg-type]
 
 
 def read_users(workdir: Path) -> dict[str, np.ndarray]:

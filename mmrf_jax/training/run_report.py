@@ -231,7 +231,7 @@ def missing() -> extras.MissingExtra | None:
 
 def headline(config: configs.Run, results: Mapping[str, Any]) -> dict[str, float]:
     """Return the results as flat numbers for trackers: the run's own arm, and GAUC of the held-out log."""
-    found = {}
+    found: dict[str, Any] = {}
     for metric, entry in results.get("ab_test", {}).get(config.method, {}).items():
         found |= {f"ab_test/{metric}/{key}": entry[key] for key in ("mean", "diff_pct")}
     found |= {f"offline/{signal}/gauc": entry["gauc"] for signal, entry in results.get("offline", {}).items()}
