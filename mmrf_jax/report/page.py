@@ -163,7 +163,7 @@ def _of_logs(run: sections.Run, metrics: Sequence[str]) -> Iterator[tuple[str, s
     for metric in metrics:
         kind, name = ("XAUC" if metric.endswith("_xauc") else "GAUC"), labels.name(metric.removesuffix("_xauc"))
         for rival, entry in run.results.get("offline", {}).get(metric, {}).get("against", {}).items():
-            cell = markup.change("", entry["diff"], entry["diff_ci95"], "+.4f")
+            cell = markup.change("", entry.get("diff"), entry.get("diff_ci95"), "+.4f")
             if rival in verdict.BASELINES and len(cell.detail) > 1:
                 figure, bounds = labels.show(entry["diff"], "+.4f"), cell.detail[1]
                 yield f"{kind} of {name}", figure, _compared(cell.outcome, rival, bounds), cell.outcome

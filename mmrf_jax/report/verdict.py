@@ -81,9 +81,8 @@ def _of_ab_test(arm: Mapping[str, Any], control: str, method: str, main: str) ->
     bounds = bounds_of(entry)
     outcome = statistics.verdict(bounds, less) or "unclear"
     fallen, unknown, said = [], [], []
-    for metric in GUARDRAILS:
-        if metric not in arm or metric == main:
-            continue
+    measured = [metric for metric in GUARDRAILS if metric in arm and metric != main]
+    for metric in measured:
         there = bounds_of(arm[metric])
         if there is None:
             unknown.append(metric)
@@ -94,11 +93,11 @@ def _of_ab_test(arm: Mapping[str, Any], control: str, method: str, main: str) ->
         why = (entry or {}).get("note") or "it has no interval"
         text = f"{method} is not distinguishable from {control}: too small to compare {name(main)} ({why})"
     else:
-        measured = f"{name(main)} {show(entry['diff_pct'], '+.1f')} % {_interval(bounds, '+.1f')}"  # type: ignore[index]
-        text = f"{method} is {outcome} than {control}: {measured}"
+        figures = f"{name(main)} {show(entry['diff_pct'], '+.1f')} % {_interval(bounds, '+.1f')}"  # type: ignore[index]
+        text = f"{method} is {outcome} than {control}: {figures}"
         if outcome == "unclear":
-            text = f"{method} is not distinguishable from {control}: {measured}{_size(bounds)}"
-    return Verdict(outcome, f"{text}; {_guardrails(said, unknown)}.", main, tuple(fallen), tuple(unknown))
+            text = f"{method} is not distinguishable from {control}: {figures}{_size(bounds)}"
+    return Verdict(outcome, f"{text}; {_guardrails(measured, said, unknown)}.", main, tuple(fallen), tuple(unknown))
 
 
 def _size(bounds: tuple[float, float]) -> str:
@@ -117,12 +116,13 @@ def _of_logs(offline: Mapping[str, Any], rivals: Sequence[str], method: str, met
         outcome = statistics.verdict(bounds) or "unclear"
         outcomes.append(outcome)
         start = "not distinguishable from" if outcome == "unclear" else f"{outcome} than"
-        figures = "too few users" if bounds is None else f"{show(entry['diff'], '+.4f')} {_interval(bounds, '+.4f')}"
+        figures = "no interval" if bounds is None else f"{show(entry['diff'], '+.4f')} {_interval(bounds, '+.4f')}"
         parts.append(f"{start} {rival} ({figures})")
     outcome = next(x for x in ("worse", "unclear", "better") if x in outcomes)
     fallen, unknown, said = [], [], []
-    for signal in GUARDRAILS:
-        against = offline.get(signal, {}).get("against", {})
+    measured = [signal for signal in GUARDRAILS if offline.get(signal, {}).get("against") and signal != metric]
+    for signal in measured:
+        against = offline[signal]["against"]
         found = {rival: bounds_of(against[rival], "diff_ci95") for rival in rivals if rival in against}
         lost = [rival for rival, bounds in found.items() if statistics.verdict(bounds) == "worse"]
         if lost:
@@ -132,11 +132,13 @@ def _of_logs(offline: Mapping[str, Any], rivals: Sequence[str], method: str, met
             unknown.append(signal)
     kind = "XAUC" if metric.endswith("_xauc") else "GAUC"
     what = f"{name(metric.removesuffix('_xauc'))} ({kind})"
-    text = f"By {what}, {method} is {joined(parts)}; {_guardrails(said, unknown)}."
+    text = f"By {what}, {method} is {joined(parts)}; {_guardrails(measured, said, unknown)}."
     return Verdict(outcome, text, metric, tuple(fallen), tuple(unknown))
 
 
-def _guardrails(said: list[str], unknown: Sequence[str]) -> str:
+def _guardrails(measured: Sequence[str], said: Sequence[str], unknown: Sequence[str]) -> str:
+    if not measured:
+        return "no guardrail was measured"
     text = f"worse on guardrails: {', '.join(said)}" if said else "no guardrail is significantly worse"
     return text + (f" (too few events for {joined([name(metric) for metric in unknown])})" if unknown else "")
 
