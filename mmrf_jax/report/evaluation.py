@@ -7,27 +7,10 @@ from typing import Any
 
 from mmrf_jax import types
 from mmrf_jax.abtest.statistics import MIN_EVENTS, control_of, lower_is_better, reason, too_small
-from mmrf_jax.report import charts
-from mmrf_jax.report.markup import NOTHING, Cell, escape, interval, legend, number, significance, table
-from mmrf_jax.report.sections import UNFINISHED, Part, Run, grid
+from mmrf_jax.report import charts, labels
+from mmrf_jax.report.markup import NOTHING, Cell, change, escape, interval, legend, number, table
+from mmrf_jax.report.sections import UNFINISHED, Part, Run, grid, split
 
-METRICS = {
-    "watch_time": "watch time, s a session",
-    "depth": "depth, videos a session",
-    "requests": "requests a session",
-    "return_rate": "back within a day",
-    "click": "clicks a video",
-    "long_view": "long views a video",
-    "like": "likes a video",
-    "follow": "follows a video",
-    "comment": "comments a video",
-    "forward": "forwards a video",
-    "hate": "hates a video",
-    "profile_enter": "profiles entered a video",
-    "coverage": "coverage of the catalogue",
-    "gini": "Gini index of exposures",
-    "ild": "diversity in a slate",
-}
 _FOREST = ("watch_time", "depth", "return_rate", "click", "like", "follow", "hate", "coverage")
 _LOGS = {
     "test": "The held-out days",
@@ -57,41 +40,48 @@ def ab_test(run: Run) -> Part:
             missing=("There is no A/B test: this run has logs alone and no simulator whose users could be served."),
         )
     everyone = run.results["ab_test"]
+    metrics = [
+        *(m for m in labels.METRICS if m in everyone[control]),
+        *(m for m in everyone[control] if m not in labels.METRICS),
+    ]
+    first, *rest = others  # the run's own arm stands next to the names, where a phone shows it
     rows: list[list[str | Cell]] = [
-        [_label(name), number(entry["mean"]), *(_difference(name, arm.get(name)) for arm in others.values())]
-        for name, entry in ((name, everyone[control][name]) for name in METRICS if name in everyone[control])
+        [
+            Cell(labels.name(m), labels.units(m)),
+            difference(m, others[first].get(m)),
+            number(everyone[control][m]["mean"]),
+            *(difference(m, others[arm].get(m)) for arm in rest),
+        ]
+        for m in metrics
     ]
     figures = {}
-    for name in _FOREST:
+    for metric in _FOREST:
         shown = [
-            (arm, m[name]["diff_pct"], *m[name]["ci95"])
+            (arm, m[metric]["diff_pct"], *m[metric]["ci95"])
             for arm, m in others.items()
-            if name in m and m[name]["diff_pct"] is not None and m[name]["ci95"] is not None
+            if metric in m and m[metric]["diff_pct"] is not None and m[metric]["ci95"] is not None
         ]
         if shown:
-            figures[f"forest-{name}"] = charts.forest(_label(name), shown)
+            less = lower_is_better(metric)
+            figures[f"forest-{metric}"] = charts.forest(labels.titled(metric), shown, control, less)
     sessions = run.config["ab_test"]["sessions"]
     caption = (
-        f"The same {sessions:,} users in every arm. Differences to {control} in %, with intervals of 95 %: a "
-        "filled point, and in the table a bold figure, is one whose interval leaves out 0, better or worse as it says. "
-        f"Too few: fewer than {MIN_EVENTS} users of an arm have any, which carries no interval. "
+        f"The same {sessions:,} users in every arm. Differences to {control} in %, with 95 % intervals. Blue triangles "
+        "that point up are better, orange ones that point down worse; a hollow circle has an interval that contains 0. "
+        f"Too few: fewer than {MIN_EVENTS} users of an arm have any, which is not enough for an interval. "
     ) + too_small(everyone)
-    body = grid(list(figures), "forest") + "<h3>All metrics</h3>" + table(["metric", control, *others], rows)
+    head = ["metric", first, control, *rest]
+    body = split(table(head, rows), grid(list(figures), "forest"))
     return Part("ab-test", "A/B test", caption, body, figures)
 
 
-def _label(metric: str) -> str:
-    return METRICS[metric] + (" (less is better)" if lower_is_better(metric) else "")
-
-
-def _difference(metric: str, entry: Mapping[str, Any] | None) -> Cell:
+def difference(metric: str, entry: Mapping[str, Any] | None) -> Cell:
     """Return a cell with a mean and its difference to the control, or why the difference is unknown."""
     if entry is None:
         return Cell(NOTHING)
     if entry["diff_pct"] is None:
         return Cell(number(entry["mean"]), reason(entry))
-    bounds, sure = significance(entry["ci95"], "+.2f", lower_is_better(metric))
-    return Cell(number(entry["mean"]), f"{charts.show(entry['diff_pct'], '+.2f')} % {bounds}", sure)
+    return change(number(entry["mean"]), entry["diff_pct"], entry["ci95"], "+.2f %", lower_is_better(metric))
 
 
 def _in_order(entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -111,25 +101,25 @@ def offline(run: Run) -> Part:
     body = ""
 
     def gauc(x):
-        return NOTHING if x is None else charts.show(x, ".4f")
+        return NOTHING if x is None else labels.show(x, ".4f")
 
     for log, entries in logs.items():
         rankers = list(dict.fromkeys(r for entry in entries.values() for r in entry.get("against", {})))
         rows: list[list[str | Cell]] = []
         for signal, entry in _in_order(entries):
-            row: list[str | Cell] = [signal, f"{entry['eligible_users']:,}"]
+            row: list[str | Cell] = [labels.name(signal), f"{entry['eligible_users']:,}"]
             row += [Cell(gauc(entry["gauc"]), interval(entry["ci95"])), gauc(entry.get("gauc_agent"))]
             for ranker in rankers:
                 other = entry.get("against", {}).get(ranker, {})
-                row.append(Cell(gauc(other.get("gauc")), *significance(other.get("diff_ci95"), "+.4f")))
+                row.append(change(gauc(other.get("gauc")), other.get("diff"), other.get("diff_ci95"), "+.4f"))
             rows.append(row)
         head = ["signal", "users", "served ranking", "own agent", *rankers]
         body += (f"<h3>{escape(_LOGS.get(log, log))}</h3>" if len(logs) > 1 else "") + table(head, rows)
     caption = (
         "GAUC: how often a video with the signal stands above one without it, within a user; .5 is chance. "
-        "watch_time_xauc is the same for pairs of play times. Small print: intervals of 95 % over users; under a "
-        "baseline, of how far the agents are ahead of it, bold and better or worse where that leaves out 0. No figure "
-        "for fewer than 200 users."
+        "Watch time in pairs is XAUC, the same for pairs of play times. Small print: 95 % intervals over users; under "
+        "another ranker, how far the agents are ahead of it, in colour where the interval excludes 0. No figure for "
+        "fewer than 200 users."
     )
     return Part(identity, title, caption, body)
 
@@ -151,27 +141,35 @@ def fidelity(run: Run) -> Part:
     for signal, entries in _in_order(found):
         series = {r: (i, entries[r]["by_decile"]) for i, r in enumerate(rankers) if r in entries}
         seconds = signal == "watch_time"
-        name = f"reliability-{signal}"
-        figures[name] = charts.reliability(f"{signal}, s" if seconds else signal, series, share=not seconds)
+        unit = "seconds" if seconds else "share of videos"
+        figures[f"reliability-{signal}"] = charts.reliability(labels.name(signal), series, unit, share=not seconds)
         ranking, loss, last = ("xauc", "mae", "rmse") if seconds else ("gauc", "logloss", "ece")
         for ranker, entry in ((r, entries[r]) for r in rankers if r in entries):
-            bounds, sure = significance(entry.get("model_minus", {}).get(loss, {}).get("ci95"), "+.4f", less=True)
+            minus = entry.get("model_minus", {}).get(loss, {})
             rows.append(
                 [
-                    signal,
+                    labels.name(signal),
                     Cell(ranker, kind="text"),
                     f"{entry['eligible_users']:,}",
                     Cell(number(entry[ranking]), interval(entry[f"{ranking}_ci95"])),
                     number(entry[loss]),
                     number(entry[last]),
-                    Cell(bounds or NOTHING, sure=sure),
+                    change(NOTHING if not minus else "", minus.get("diff"), minus.get("ci95"), "+.4f", less=True),
                 ]
             )
-    head = ["signal", "predictor", "users", "GAUC / XAUC", "log-loss / MAE", "ECE / RMSE", "model − predictor, loss"]
+    columns: list[str | Cell] = [
+        "signal",
+        Cell("predictor", kind="text"),
+        "users",
+        "GAUC / XAUC",
+        "log-loss / MAE",
+        "ECE / RMSE",
+        "model − predictor, loss",
+    ]
     caption = (
-        "Each point is a tenth of the held-out videos, by what was predicted of them: on the dashed diagonal as much "
-        "happens as was predicted, below it less. Bars: intervals of 95 % of the first predictor's shares, as if "
-        "exposures were independent."
+        "Each point is a tenth of the held-out videos, by their prediction: on the dashed diagonal as much happens as "
+        "was predicted, below it less. Bars: 95 % intervals of the first predictor's shares, as if exposures were "
+        "independent."
     )
-    body = legend(rankers) + grid(list(figures), "wide") + "<h3>In figures</h3>" + table(head, rows)
+    body = split(table(columns, rows), legend(rankers) + grid(list(figures), "wide"))
     return Part(identity, title, caption, body, figures)

@@ -25,6 +25,7 @@ class Run:
       source: counts from reading the input.
       explained: from `training.run_report.explain`.
       measured: {"speed", "scale": from `mmrf benchmark`}, if available.
+      starts: of the run and its resumptions, {"start", "host", "commit", "command"} each.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Run:
     source: Mapping[str, Any]
     explained: Mapping[str, Any]
     measured: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    starts: Sequence[Mapping[str, str]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +54,8 @@ class Part:
 def grid(names: Sequence[str], kind: str = "") -> str:
     """Return the section's placeholders for these charts."""
     return f'<div class="charts {kind}">' + "".join("{{" + name + "}}" for name in names) + "</div>"
+
+
+def split(table: str, charts: str) -> str:
+    """Return a table and charts: next to each other on wide screens, else the charts first."""
+    return f'<div class="split"><div class="figures">{charts}</div><div>{table}</div></div>'
