@@ -1,6 +1,6 @@
 """How well can videos be ranked for KuaiRand's users at all, without their own feedback of the test days?
 
-  python -m experiments.kuairand_ceiling --data_dir=$KUAIRAND_DIR
+  python -m experiments.results.kuairand_ceiling --data_dir=$KUAIRAND_DIR
 
 Prints GAUC on the test days for LightGBM as a user would fit it, for ensembles of it, and for predictors that no ranker
 could have: they know what *other* users answered on the test days. Takes three minutes on two cores.
