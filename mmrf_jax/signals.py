@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
 
 #: Feedback signals, in the order of the last axis of every feedback array [..., S] (MMRF, section 3).
 SIGNALS = ("click", "long_view", "like", "follow", "comment", "forward", "hate", "profile_enter", "watch_time")
@@ -40,6 +43,7 @@ class Signal:
         rating).
       sign: 1 where more is better, -1 where more is worse.
       unit: of a duration's column: `ms`, `s`, `min` or `h`; feedback arrays are in seconds.
+      weight: of the signal's loss; rare signals need more, or they leave no trace.
 
     Raises:
       ValueError: for another kind, sign or unit, or an empty name.
@@ -50,6 +54,7 @@ class Signal:
     kind: str = "binary"
     sign: int = 1
     unit: str = "s"
+    weight: float = 1.0
 
     def __post_init__(self):
         if not self.name:
@@ -57,6 +62,8 @@ class Signal:
         for field, among in (("kind", KINDS), ("sign", (1, -1)), ("unit", tuple(UNITS))):
             if (value := getattr(self, field)) not in among:
                 raise ValueError(f"signal {self.name} has {field}={value!r}; choose among {', '.join(map(str, among))}")
+        if not 0.0 <= self.weight < math.inf:
+            raise ValueError(f"signal {self.name} has weight={self.weight!r}; use a finite number, 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +91,21 @@ class Signals:
 
     def __len__(self) -> int:
         return len(self.signals)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Signals:
+        """Make signals from their fields, as `dataclasses.asdict` and JSON give them.
+
+        Raises:
+          TypeError: for a missing or unknown field.
+          ValueError: for signals that cannot be.
+        """
+        return cls(tuple(Signal(**signal) for signal in values["signals"]), tuple(values["agents"]))
+
+    @property
+    def described(self) -> str:
+        """Return the names and kinds in one line, such as `like (binary), watch_time (duration)`."""
+        return ", ".join(f"{signal.name} ({signal.kind})" for signal in self.signals)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,9 +136,11 @@ class Signals:
 #: The signals of the short-video world and of KuaiRand.
 SHORT_VIDEO = Signals(
     (
-        *(Signal(name) for name in SIGNALS[:6]),
-        Signal("hate", sign=-1),
-        Signal("profile_enter"),
+        Signal("click"),
+        Signal("long_view"),
+        *(Signal(name, weight=3.0) for name in ("like", "follow", "comment", "forward")),
+        Signal("hate", sign=-1, weight=3.0),
+        Signal("profile_enter", weight=2.0),
         Signal("watch_time", kind="duration"),
     ),
     AGENT_SIGNALS,

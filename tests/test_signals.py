@@ -1,8 +1,12 @@
 """Signals as data: order, kinds, agents, refusals."""
 
+import dataclasses
+import json
+
 import pytest
 
 from mmrf_jax import signals
+from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.signals import Signal, Signals
 
 
@@ -36,3 +40,20 @@ def test_signals_that_cannot_be_are_refused():
         Signals((like, buy), ("like", "share"))
     with pytest.raises(ValueError, match="name at least one signal"):
         Signals((like, buy), ())
+
+
+def test_a_spec_with_signals_is_read_back_from_json():
+    signals_ = Signals(
+        (Signal("buy", weight=3.0), Signal("stay", column="s", kind="duration", unit="min")), ("stay", "buy")
+    )
+    spec = InputSpec(50, 5, 4, 0, 3, 4, 2, 10, 3, 5, signals_)
+    read = InputSpec.from_dict(json.loads(json.dumps(dataclasses.asdict(spec))))
+    assert read == spec and hash(read) == hash(spec)
+    other = dataclasses.replace(spec, slate=2, signals=Signals((Signal("buy"),), ("buy",)))
+    assert spec.differing(other) == {"slate": (3, 2), "signals": ("buy (binary), stay (duration)", "buy (binary)")}
+
+
+def test_a_spec_of_before_signals_were_data_has_the_nine():
+    values = dataclasses.asdict(InputSpec(50, 5, 4, 0, 3, 4, 2, 10, 3, 5))
+    del values["signals"]
+    assert InputSpec.from_dict(values).signals == signals.SHORT_VIDEO

@@ -384,7 +384,7 @@ def open_bucket(job: Job, task: int) -> bucket.Bucket:
 
 def write_bucket(job: Job, task: int) -> None:
     """Write the shards of a bucket's users, one per split, and their counts."""
-    opened, spec = open_bucket(job, task), InputSpec(**_fitted(job)["spec"])
+    opened, spec = open_bucket(job, task), InputSpec.from_dict(_fitted(job)["spec"])
     shards, made = _parts(job, "buckets"), {}
     for name in ALL_SPLITS:
         plan = opened.plan(name)
