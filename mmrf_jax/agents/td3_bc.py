@@ -35,7 +35,8 @@ def improve(
     size = jax.lax.stop_gradient(reduction.sum(view.mean(jnp.abs(value))))
     distance = jnp.sum((w[..., 0, :] - view.logged) ** 2, axis=-1) / config.slate
     ascended, kept = view.mean(value) / (size + 1e-6), view.mean(distance)
-    return kept - ALPHA * ascended, {"objective/watch_time": ascended, "loss/distance": kept}
+    metrics = {f"objective/{config.agent_signals[-1]}": ascended, "loss/distance": kept}
+    return kept - ALPHA * ascended, metrics
 
 
 update = functools.partial(training_step.update, learner=training_step.Algorithm(improve))

@@ -51,7 +51,7 @@ def improve(
     wanted = jnp.concatenate([wanted[..., :-1, :], main[..., None, :] / total], axis=-2)
     projected = view.mean(training_step.projection(view.scores, wanted).sum(axis=-1))
     metrics = {"loss/projection": projected, "loss/distance": distance.sum()}
-    metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
+    metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.agent_signals)}
     return training_step.PROJECTION_WEIGHT * projected + CLOSENESS * distance.sum() - objective.sum(), metrics
 
 

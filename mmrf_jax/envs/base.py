@@ -24,6 +24,7 @@ import numpy as np
 from flax import struct
 
 from mmrf_jax import types
+from mmrf_jax.signals import Signals
 
 
 @struct.dataclass
@@ -37,13 +38,20 @@ class StepResult:
 
 
 class Simulator(NamedTuple):
-    """The three functions, their parameters, and the items as a platform may see them."""
+    """The three functions, the signals of their feedback, their parameters, and the items as a platform may see them.
+
+    The first `STATIC` fields are static arguments of jitted functions.
+    """
 
     reset: Callable[..., tuple[Any, types.Request, types.Exposure]]
     step: Callable[..., tuple[Any, StepResult]]
     next_visit: Callable[..., tuple[Any, chex.Array]]
+    signals: Signals
     params: Any
     items: types.Items
+
+
+STATIC = 4
 
 
 @struct.dataclass

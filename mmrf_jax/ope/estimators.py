@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax.abtest import statistics
-from mmrf_jax.signals import SIGNALS
 
 CAPS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, np.inf)
 PRINTED_CAP = 10.0  # of the doubly robust estimate in the table
@@ -66,7 +65,7 @@ class LoggedDecisions:
 
 def estimate(
     rows: LoggedDecisions,
-    signals: Sequence[str] = SIGNALS,
+    signals: Sequence[str],
     caps: Sequence[float] = CAPS,
     draws: int = 1000,
     seed: int = 0,
@@ -135,7 +134,7 @@ def per_decision(
     log_weight: np.ndarray,
     reward: np.ndarray,
     discount: float,
-    signals: Sequence[str] = SIGNALS,
+    signals: Sequence[str],
     caps: Sequence[float] = CAPS,
     draws: int = 1000,
     seed: int = 0,

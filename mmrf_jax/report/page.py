@@ -114,18 +114,20 @@ def _tiles(run: sections.Run) -> str:
     tiles = []
     control, arms = evaluation.arms(run)
     own = arms.get(run.config["method"], {})
-    for name in ("watch_time", "depth", "return_rate", "like") if own else ():
+    signals = run.signals
+    for name in (signals.main, "depth", "return_rate", *signals.choose(("like",))[:1]) if own else ():
         entry = own.get(name, {})
         if entry.get("diff_pct") is not None:
             tiles.append(
                 (
                     f"{charts.show(entry['diff_pct'], '+.1f')} %",
-                    evaluation.METRICS[name],
+                    sections.label(signals, name),
                     f"{interval(entry['ci95'], '+.1f')} to {control}",
                 )
             )
     if not own:
-        for name in ("click", "long_view", "watch_time_xauc"):
+        for signal in signals.choose(("click", "long_view", "watch_time"))[:3]:
+            name = signal if signal in signals.binary_names else f"{signal}_xauc"
             entry = run.results.get("offline", {}).get(name, {})
             if entry.get("gauc") is not None:
                 kind = "XAUC" if name.endswith("xauc") else "GAUC"

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrf_jax.abtest import statistics
+from mmrf_jax.abtest import statistics, summary
+from mmrf_jax.signals import Signals
 
-_METRICS = ("watch_time", "depth", "like", "follow", "hate", "return_rate")
-_DAILY = ("watch_time", "depth", "visits", "watch_time_per_day")
 _GAP = (math.nan, math.nan)
 _COLUMNS = 4  # of panels
 _MARKERS = "osD^vP"  # distinguish arms without colour
 
 
-def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _METRICS) -> None:
+def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] | None = None) -> None:
     """Plot differences to the control with 95 % intervals, one panel per metric, as a PNG.
 
     Args:
       result: from `abtest.simulate.compare`.
       path: file to write.
-      metrics: keys; metrics without any interval are left out. If only one arm has none, its row says why.
+      metrics: keys, None for the usual ones; metrics without any interval are left out. If only one arm has none, its
+        row says why.
     """
     from matplotlib.figure import Figure  # slow to import, and needed only here
 
-    arms = result["ab_test"]
+    arms, less = result["ab_test"], statistics.lower_is_better(result)
     control = statistics.control_of(arms)
     names = [a for a in arms if a != control]
-    shown = [m for m in metrics if any(_there(arms[a].get(m)) for a in names)]
+    shown = [m for m in metrics or _usual(result) if any(_there(arms[a].get(m)) for a in names)]
     if not shown:
         _save(_nothing(), path)
         return
@@ -55,7 +55,7 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
                 fontsize=8,
             )
         axis.axvline(0.0, color="gray", linestyle=":")
-        axis.set_title(_title(metric), fontsize=10)
+        axis.set_title(_title(metric, less), fontsize=10)
         axis.set_xlabel(f"% vs {control}", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.margins(x=0.25, y=0.35)
@@ -63,17 +63,17 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
     _save(figure, path)
 
 
-def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _DAILY) -> None:
+def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] | None = None) -> None:
     """Plot differences to the control by day with 95 % intervals, one panel per metric, as a PNG.
 
     Args:
       result: from `abtest.simulate_days.compare`.
       path: file to write.
-      metrics: keys; metrics without any interval are left out, and days without one are gaps.
+      metrics: keys, None for the usual ones; metrics without any interval are left out, and days without one are gaps.
     """
     from matplotlib.figure import Figure
 
-    rows = result["by_day"]
+    rows, less, metrics = result["by_day"], statistics.lower_is_better(result), metrics or summary.daily(result)
     arms = list(result["ab_test"])
     control = statistics.control_of(result["ab_test"])
     shown = [m for m in metrics if any(_there(row["ab_test"][a].get(m)) for row in rows for a in arms if a != control)]
@@ -91,7 +91,7 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
             axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
             diffs = [entry["diff_pct"] if _there(entry) else math.nan for entry in entries]
             axis.plot(at, diffs, color=line.get_color(), marker=marker, label=arm, markersize=4)
-        axis.set_title(_title(metric), fontsize=10)
+        axis.set_title(_title(metric, less), fontsize=10)
         axis.set_xlabel("day", fontsize=8)
         axis.locator_params(axis="x", integer=True)
         axis.tick_params(labelsize=8)
@@ -167,8 +167,16 @@ def _there(entry: Mapping[str, Any] | None) -> bool:
     return bool(entry) and entry["ci95"] is not None and None not in entry["ci95"]  # type: ignore[index]
 
 
-def _title(metric: str) -> str:
-    return f"{metric} (less is better)" if statistics.lower_is_better(metric) else metric
+def _usual(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the metrics of a plot: the main one, and what else an arm may change."""
+    main = statistics.main_metric(result)
+    signals = Signals.from_dict(result["signals"]) if "signals" in result else None
+    others = [] if signals is None else signals.choose(("like", "follow", "hate"))
+    return tuple(dict.fromkeys((main, "depth", *others, "return_rate")))
+
+
+def _title(metric: str, less: Collection[str]) -> str:
+    return f"{metric} (less is better)" if metric in less else metric
 
 
 def _nothing() -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrf_jax.report import charts
+from mmrf_jax.signals import Signals
 
 #: Why a results section is empty before the end of the run.
 UNFINISHED = "The run has not come to its end: results.json is not there yet."
@@ -18,6 +19,7 @@ class Run:
 
     Attributes:
       name: of the run.
+      signals: of its feedback.
       config: nested.
       versions: {library: version}.
       rows: of metrics.jsonl.
@@ -28,6 +30,7 @@ class Run:
     """
 
     name: str
+    signals: Signals
     config: Mapping[str, Any]
     versions: Mapping[str, str]
     rows: Sequence[Mapping[str, Any]]
@@ -47,6 +50,34 @@ class Part:
     body: str = ""
     figures: Mapping[str, charts.Figure] = dataclasses.field(default_factory=dict)
     missing: str = ""
+
+
+_LABELS = {
+    "watch_time": "watch time, s a session",
+    "depth": "depth, videos a session",
+    "requests": "requests a session",
+    "return_rate": "back within a day",
+    "click": "clicks a video",
+    "long_view": "long views a video",
+    "like": "likes a video",
+    "follow": "follows a video",
+    "comment": "comments a video",
+    "forward": "forwards a video",
+    "hate": "hates a video",
+    "profile_enter": "profiles entered a video",
+    "coverage": "coverage of the catalogue",
+    "gini": "Gini index of exposures",
+    "ild": "diversity in a slate",
+}
+
+
+def label(signals: Signals, metric: str) -> str:
+    """Return the words for a metric, with its unit."""
+    if metric in _LABELS or metric not in signals.names:
+        return _LABELS.get(metric, metric.replace("_", " "))
+    kind = signals.signals[signals.index(metric)].kind
+    unit = {"binary": "a video", "duration": "s a session", "count": "a session", "value": "total a session"}[kind]
+    return f"{metric.replace('_', ' ')}, {unit}"
 
 
 def grid(names: Sequence[str], kind: str = "") -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from mmrf_jax import types
 from mmrf_jax.report import charts
-from mmrf_jax.report.markup import legend, table
-from mmrf_jax.report.sections import Part, Run, grid
+from mmrf_jax.report.markup import escape, legend, table
+from mmrf_jax.report.sections import Part, Run, grid, label
 
 _PHASES = {"train": "agents", "fit": "feedback model"}
 
@@ -29,7 +28,7 @@ def curves(run: Run) -> Part:
                 steps, values = map(list, zip(*points, strict=True))
                 series[_PHASES[phase]] = (list(_PHASES).index(phase), steps, values)
         first, _, last = name.partition("/")
-        group = "losses" if last in (*types.SIGNALS, "stay") and first == "loss" else "rest"
+        group = "losses" if last in (*run.signals.names, "stay") and first == "loss" else "rest"
         group = "objectives" if first == "objective" else group
         label = last if group != "rest" else name.replace("/", " ").replace("_", " ")
         groups[group].append(f"curve-{name}")
@@ -59,4 +58,4 @@ def _exploitation_gap(run: Run) -> str:
         for i, row in enumerate(rows, 1)
     ]
     head = ["after round", "in its model", "in the world", "gap"]
-    return "<h3>What the newest policy earns, seconds of watch time a session</h3>" + table(head, cells)
+    return f"<h3>What the newest policy earns, {escape(label(run.signals, run.signals.main))}</h3>" + table(head, cells)

@@ -74,7 +74,7 @@ def export_workdir(config: configs.Run, workdir: Path, out: Path) -> tuple[str, 
         path = workdir / f"{name}.json"
         about[name] = run_folder.read_json(path) if path.exists() else None
     ids = None if source.video_ids is None else source.video_ids()
-    made = export_run(out, steps.plan_of(config), source.spec, source.items, ids, state, about)
+    made = export_run(out, steps.plan_of(config, source.spec.signals), source.spec, source.items, ids, state, about)
     return made, about["step"]
 
 
@@ -115,7 +115,7 @@ def export_run(
     about = about | {
         "method": plan.method,
         "agents": list(registry.get(plan.method).signals(plan.agents)),
-        "signals": list(types.SIGNALS),
+        "signals": list(spec.signals.names),
         "memory": memory_shape(plan.agents, spec),
     }
     return artifact.write(folder, functions, arrays, spec, about)
@@ -176,7 +176,7 @@ def _arguments(config: EncoderConfig, spec: InputSpec, twins: str) -> dict[str, 
         "shown": {
             "videos": size("be", dtype=jnp.int32),
             "duration": size("be"),
-            "feedback": size("be", len(types.SIGNALS)),
+            "feedback": size("be", len(spec.signals)),
             "mask": size("be", dtype=jnp.bool_),
         },
         "request": {
@@ -263,10 +263,10 @@ def _model_functions(plan: steps.TrainConfig, spec: InputSpec, model: network.Fe
             return encoder.apply(p, m, r, request["profile"], request["context"], method="user")
 
         z = both(user)(weights["params"]["encoder"], carried, network.twin_rows(rows)[embeddings.USER_TABLE])
-        out = network.predict(weights["params"], z, carried.mean(), encodings[:, request["candidates"]])
-        out = network.calibrated(out, weights["calibration"], request["context"])
+        out = network.predict(config, weights["params"], z, carried.mean(), encodings[:, request["candidates"]])
+        out = network.calibrated(config, out, weights["calibration"], request["context"])
         stay = network.continue_probability(out, exposed)
-        return {"feedback": network.expected(out, weights["scale"]), "stay": stay}
+        return {"feedback": network.expected(config, out, weights["scale"]), "stay": stay}
 
     a, weights = _arguments(config, spec, "2"), _shapes(_model_weights(model))
     return {

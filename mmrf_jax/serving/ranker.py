@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmrf_jax import types
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.ope import propensity
 from mmrf_jax.serving import artifact
@@ -18,7 +17,6 @@ from mmrf_jax.serving import artifact
 BATCHES = (1, 4, 16, 64)  # batches of requests are padded to one of these sizes
 _LONG = 64  # exposures written at a time, if they are more than a slate
 _BLOCK = 65_536  # videos encoded at a time
-S = len(types.SIGNALS)
 
 
 @dataclasses.dataclass
@@ -99,11 +97,11 @@ class Ranker:
                     np.arange(width) % self.spec.num_videos,
                     None,
                     nothing,
-                    np.zeros((0, S), np.float32),
+                    np.zeros((0, len(self.spec.signals)), np.float32),
                 )
                 self._score([job] * batch, [self._nothing()] * batch)
             for length in self._lengths:
-                videos, feedback = np.zeros(length, np.int64), np.zeros((length, S), np.float32)
+                videos, feedback = np.zeros(length, np.int64), np.zeros((length, len(self.spec.signals)), np.float32)
                 self._observe([self._nothing()] * batch, [videos] * batch, [feedback] * batch, length)
 
     def run(self, jobs: Sequence[Job]) -> list[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
@@ -140,7 +138,7 @@ class Ranker:
         n = BATCHES[bisect.bisect_left(BATCHES, len(memories))]
         shown = {
             "videos": np.zeros((n, length), np.int32),
-            "feedback": np.zeros((n, length, S), np.float32),
+            "feedback": np.zeros((n, length, len(self.spec.signals)), np.float32),
             "mask": np.zeros((n, length), bool),
         }
         for i, (v, f) in enumerate(zip(videos, feedback, strict=True)):

@@ -138,9 +138,9 @@ class Service:
         self._ranker = self._loaded(None)
         spec = self._ranker.spec
         sizes = {"profile": spec.profile, "context": spec.context, "history": spec.history}
-        self._log = feedback_log.Writer(settings.log, sizes)
+        self._log = feedback_log.Writer(settings.log, spec.signals, sizes)
         self._store = users.UserStore(
-            settings.log / STORE, settings.log, self._ranker.spec.history, settings.users_in_memory
+            settings.log / STORE, settings.log, spec.signals, spec.history, settings.users_in_memory
         )
         self.metrics = monitoring.Metrics(self._gauges())
         self.metrics.describe(self._ranker)
@@ -352,7 +352,7 @@ class Service:
         videos = np.concatenate([np.zeros(0, np.int64), *(s.videos for s in answered)])
         return memory.value, (
             videos,
-            np.concatenate([np.zeros((0, ranker.S), np.float32), *(s.feedback for s in answered)]),
+            np.concatenate([np.zeros((0, len(serving.spec.signals)), np.float32), *(s.feedback for s in answered)]),
         )
 
     def _known(self, serving: Ranker, seen) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.envs.short_video.config import WorldConfig
 from mmrf_jax.fields import field
 from mmrf_jax.io import files
+from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model.config import FeedbackConfig
 
 SOURCES, SIMULATORS, ANSWERS = ("world", "kuairand"), ("world", "feedback"), ("sampled", "expected")
@@ -235,9 +236,11 @@ def as_dict(config: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for spec in dataclasses.fields(config):
         value = getattr(config, spec.name)
+        if spec.metadata.get("internal"):
+            continue
         if dataclasses.is_dataclass(value):
             out[spec.name] = as_dict(value)
-        elif spec.metadata and not spec.metadata["internal"]:
+        elif spec.metadata:
             out[spec.name] = list(value) if isinstance(value, tuple) else value
     return out
 
@@ -246,7 +249,7 @@ def _filled(config: Any, values: Mapping[str, Any]) -> Any:
     given: dict[str, Any] = {}
     for spec in dataclasses.fields(config):
         value, current = values.get(spec.name), getattr(config, spec.name)
-        if dataclasses.is_dataclass(current):
+        if dataclasses.is_dataclass(current) and not spec.metadata.get("internal"):
             given[spec.name] = _filled(current, value or {})
         elif value is not None:
             given[spec.name] = tuple(value) if isinstance(value, list) else value
@@ -316,9 +319,11 @@ def _template(values: Mapping[str, Any]) -> Run:
 
 def _declared(config: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field]]:
     for spec in dataclasses.fields(config):
+        if spec.metadata.get("internal"):
+            continue
         if dataclasses.is_dataclass(value := getattr(config, spec.name)):
             yield from _declared(value, f"{prefix}{spec.name}.")
-        elif spec.metadata and not spec.metadata["internal"]:
+        elif spec.metadata:
             yield f"{prefix}{spec.name}", spec
 
 
@@ -334,7 +339,9 @@ def _validate_together(run: Mapping[str, Any]) -> None:
     kinds |= {"world": WorldConfig} if run["source"] == "world" else {"data": KuaiRandData}
     for section, kind in kinds.items():
         given = {name: value for name, value in run.get(section, {}).items() if value is not None}
-        kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        if isinstance(made, EncoderConfig):  # both sources have the signals of short videos
+            made.check_signals()
     logs_only = run["source"] != "world" and run.get("simulator", "world") == "world"
     if logs_only and run.get("alternation", {}).get("closed_loop"):
         raise ValueError("config.alternation.closed_loop needs a simulator to serve in; set it to False for logs")

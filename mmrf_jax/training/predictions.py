@@ -32,7 +32,7 @@ def feedback(
     """Predict the expected feedback of videos [B, T+1, M].
 
     Returns:
-      {predictor: [B, T+1, M, S]} for each of `plan.predictors`; with a feedback model also "log_seconds" [B, T+1, M].
+      {predictor: [B, T+1, M, S]} for each of `plan.predictors`; with a feedback model also "levels" [B, T+1, M, Q].
     """
     out = {}
     if "agents" in plan.predictors:
@@ -41,15 +41,17 @@ def feedback(
         r = representation.represent(plan.agents, agents.params["encoder"], rows, batch, items, None, videos)
         critic = registry.get(plan.method).critic(plan.agents)
         critic = critic.apply(agents.params["critic"], r.z, r.memory_mean, r.unseen)
-        out["agents"] = jnp.moveaxis(heads.expected_feedback(critic.feedback, agents.reward_scale), -2, -1)
+        out["agents"] = jnp.moveaxis(
+            heads.expected_feedback(plan.agents.all_signals, critic.feedback, agents.reward_scale), -2, -1
+        )
     if plan.use_feedback_model:
         model = steps.model_of(state)
         rows = embeddings.lookup(model.tables, representation.ids(batch, items, videos))
         r = network.represent(plan.feedback, model.params, rows, batch, items, None, videos)
-        predicted = network.predict(model.params, r.z, r.memory_mean, r.unseen)
-        predicted = network.calibrated(predicted, model.calibration, batch.context)
-        out["model"] = network.expected(predicted, model.scale)
-        out["log_seconds"] = predicted.extra[..., 0, :].mean(axis=0)
+        predicted = network.predict(plan.feedback, model.params, r.z, r.memory_mean, r.unseen)
+        predicted = network.calibrated(plan.feedback, predicted, model.calibration, batch.context)
+        out["model"] = network.expected(plan.feedback, predicted, model.scale)
+        out["levels"] = jnp.moveaxis(predicted.extra, -2, -1).mean(axis=0)
     return out
 
 

@@ -22,6 +22,7 @@ from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
+from mmrf_jax.signals import Signals
 from mmrf_jax.training import configs
 
 if TYPE_CHECKING:  # TFDS and polars take half a second to import, so they are imported only where real logs are read
@@ -84,6 +85,7 @@ def world_spec(sim: base.Simulator, config: parameters.WorldConfig) -> InputSpec
         candidates=config.candidates,
         slate=config.slate,
         history=config.history,
+        signals=sim.signals,
     )
 
 
@@ -332,17 +334,17 @@ def kuairand_config(config: configs.Run) -> KuaiRandConfig:
     )
 
 
-def _with_statistics(items: types.Items, past: list[SessionLog]) -> types.Items:
+def _with_statistics(items: types.Items, signals: Signals, past: list[SessionLog]) -> types.Items:
     """Add running means of feedback in past logs to the items, if the table of all days fits on every device."""
     days = len(np.unique(np.concatenate([log.date for log in past])))
-    if (days + 1) * items.num_videos * statistics.NUM_FEATURES > _MOST_STATISTICS:
-        size = 4 * (days + 1) * items.num_videos * statistics.NUM_FEATURES / 2**30
+    if (days + 1) * items.num_videos * statistics.num_features(signals) > _MOST_STATISTICS:
+        size = 4 * (days + 1) * items.num_videos * statistics.num_features(signals) / 2**30
         say(
             f"input: running means of {items.num_videos:,} videos over {days} days would take {size:.1f} GiB of each "
             "device and are left out"
         )
         return items
-    dates, table = statistics.by_day(past, items)
+    dates, table = statistics.by_day(past, items, signals)
     return dataclasses.replace(items, dates=dates, statistics=table)
 
 
@@ -398,8 +400,8 @@ def _kuairand(config: configs.Run) -> Source:
     items = builder.read_items(prepared)
     spec, ids = parts["test"].spec, lambda: builder.read_video_ids(prepared)
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
-        items = _with_statistics(items, [logs[name]() for name in ("train", "valid") if there(name)])
-        added = 0 if items.statistics is None else statistics.NUM_FEATURES
+        items = _with_statistics(items, spec.signals, [logs[name]() for name in ("train", "valid") if there(name)])
+        added = 0 if items.statistics is None else statistics.num_features(spec.signals)
         spec = dataclasses.replace(spec, item_features=spec.item_features + added)
     if d.random_log == "train":
         spec = dataclasses.replace(spec, context=spec.context + 1)

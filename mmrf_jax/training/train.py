@@ -50,12 +50,11 @@ def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, 
     """
     # Validate the config before writing anything.
     configs.validate(configs.as_dict(config))
-    registry.get(config.method)
+    registry.configured(config.method, config.agents)
     profile.parse(config.profile_steps)
     mesh = sharding.make_mesh()
     sharding.check_divisible(config.train.batch, mesh, "train.batch")
     sharding.check_divisible(config.feedback.batch, mesh, "feedback.batch")
-    plan = steps.plan_of(config)
     if config.source == "world" and config.simulator == "world":
         _arms(config, sources.world_policies())
     with contextlib.ExitStack() as stack:  # the first process holds the folder's lock
@@ -70,7 +69,7 @@ def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, 
             times.Times(compiled) as spent,
             observed(spent.begin),
         ):
-            return _run(config, plan, workdir, mesh, brief, compiled, spent)
+            return _run(config, workdir, mesh, brief, compiled, spent)
 
 
 def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> dict[str, Any] | None:
@@ -99,13 +98,12 @@ def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> N
             raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
 
 
-def _run(
-    config, plan: steps.TrainConfig, workdir: Path, mesh, brief: bool, compiled: programs.Ahead, spent: times.Times
-) -> dict[str, Any]:
+def _run(config, workdir: Path, mesh, brief: bool, compiled: programs.Ahead, spent: times.Times) -> dict[str, Any]:
     """Run everything from a claimed folder to its results. Each process computes the same process-local evaluations."""
     phase("prepare")
     with preemption.at_once():
-        source = restore.source_of(config, mesh, collects=plan.closed_loop)
+        source = restore.source_of(config, mesh, collects=config.alternation.closed_loop)
+    plan = steps.plan_of(config, source.spec.signals)
     if source.report:
         say(f"input: {json.dumps(source.report, default=str)}")
     policies = {} if source.sim is None else _arms(config, source.policies)
@@ -287,7 +285,7 @@ def _server(
 def _load_log(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, mesh) -> batches.Batches:
     """Return the batches of the first round's log, or of the log of all rounds; streamed if the source says so."""
     if (blocks := source.blocks()) is not None:
-        return batches.Streamed(config, blocks, mesh, plan.agents.discount)
+        return batches.Streamed(config, blocks, mesh, plan.agents.discount, len(plan.agents.all_signals))
     return batches.Held(config, source.train(), mesh)
 
 

@@ -11,8 +11,9 @@ from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
+from mmrf_jax.signals import SHORT_VIDEO
 
-S = len(types.SIGNALS)
+S = len(SHORT_VIDEO)
 SIZES = {
     "slate": 3,
     "dim": 12,
@@ -61,7 +62,7 @@ def make_items(spec: InputSpec = SPEC, seed: int = 0) -> types.Items:
 
 def make_feedback(rng, shape) -> np.ndarray:
     feedback = (rng.random((*shape, S)) < 0.3).astype(np.float32)
-    feedback[..., types.WATCH_TIME] = rng.gamma(1.0, 15.0, shape)
+    feedback[..., SHORT_VIDEO.index("watch_time")] = rng.gamma(1.0, 15.0, shape)
     return feedback
 
 

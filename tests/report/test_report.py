@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mmrf_jax.report import charts, page, sections
+from mmrf_jax.signals import SHORT_VIDEO
 
 NASTY = "</script><script>alert(1)</script><img src=http://example.com/x onerror=alert(1)>"
 SECTIONS = ["ab-test", "offline", "fidelity", "curves", "attention", "conflict", "explorer", "settings"]
@@ -83,7 +84,7 @@ def make_run(**changes) -> sections.Run:
             },
         },
     }
-    return sections.Run(**(fields | changes))
+    return sections.Run(**({"signals": SHORT_VIDEO} | fields | changes))
 
 
 def test_every_section_is_there_and_figures_are_the_results():

@@ -9,8 +9,9 @@ import tiny
 
 import mmrf_jax as mmrf
 from experiments import world
-from mmrf_jax import runs, types
+from mmrf_jax import runs
 from mmrf_jax.serving import artifact, ranker
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs
 
 IDS = exporting.VIDEO_IDS
@@ -26,8 +27,8 @@ def test_ranks_ids_as_the_service_scores_them(run):
     history = [(int(IDS[2]), {"click": 1.0, "watch_time": 9.0}), (4, {"click": 1.0}), (int(IDS[9]), {"like": 1.0})]
     profile = list(np.linspace(-1.0, 1.0, tiny.SPEC.profile))
     ranked = run.rank(candidates, user=3, history=history, profile=profile)
-    feedback = np.zeros((2, len(types.SIGNALS)), np.float32)  # of the videos that are known
-    feedback[0, 0], feedback[0, types.WATCH_TIME], feedback[1, types.signal_index("like")] = 1.0, 9.0, 1.0
+    feedback = np.zeros((2, len(SHORT_VIDEO)), np.float32)  # of the videos that are known
+    feedback[0, 0], feedback[0, SHORT_VIDEO.index("watch_time")], feedback[1, SHORT_VIDEO.index("like")] = 1.0, 9.0, 1.0
     serving = ranker.Ranker(artifact.load(run.path), 8)
     job = ranker.Job(
         3,

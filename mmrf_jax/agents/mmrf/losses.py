@@ -16,14 +16,16 @@ from mmrf_jax.models import heads
 
 
 def rewards(config: AgentConfig, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
-    """Convert feedback [..., S] (or its expectation) to normalised rewards of agents [..., N]; a hate is negative."""
+    """Convert feedback [..., S] (or its expectation) to normalised rewards of agents [..., N], by their terms."""
     normalised = feedback / jax.lax.broadcast_to_rank(reward_scale, feedback.ndim)
-    return jnp.stack([sum(sign * normalised[..., i] for i, sign in terms) for terms in config.reward_terms], axis=-1)
+    return jnp.stack(
+        [sum(weight * normalised[..., i] for i, weight in terms) for terms in config.reward_terms], axis=-1
+    )
 
 
 def video_rewards(config: AgentConfig, out: CriticOutput, reward_scale: chex.Array) -> chex.Array:
     """Compute the immediate normalised reward [..., N, M] that the critics expect of each video."""
-    expected = jnp.moveaxis(heads.expected_feedback(out.feedback, reward_scale), -2, -1)
+    expected = jnp.moveaxis(heads.expected_feedback(config.all_signals, out.feedback, reward_scale), -2, -1)
     reward = jnp.moveaxis(rewards(config, expected, reward_scale), -1, -2)
     return reward if out.gap is None else reward + out.gap
 
@@ -66,7 +68,9 @@ def simulated_rewards(
     if config.ablation == "constant_negative":
         return jnp.full_like(reward, -1.0)
     wide = uncertainty * jnp.abs(feedback) / jax.lax.broadcast_to_rank(reward_scale, feedback.ndim)
-    width = jnp.stack([sum(wide[..., i] for i, _ in terms) for terms in config.reward_terms], axis=-1)
+    width = jnp.stack(
+        [sum(abs(weight) * wide[..., i] for i, weight in terms) for terms in config.reward_terms], axis=-1
+    )
     return reward + config.uncertainty_bonus * width
 
 

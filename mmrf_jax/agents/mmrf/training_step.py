@@ -60,7 +60,7 @@ def policy_gradient(
     objective = view.mean(objectives(config, state, view.scores, view.q, view.weight))  # [N]
     projected = view.mean(projection(view.scores, maximiser(config, state, view.q), view.weight).sum(axis=-1))
     metrics = {"loss/projection": projected}
-    metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.signals)}
+    metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.agent_signals)}
     return PROJECTION_WEIGHT * projected - jnp.sum(objective), metrics
 
 
@@ -208,7 +208,7 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
 
     # Feedback and staying, by supervision.
     feedback = batch.feedback[:, :-1]
-    per_signal = heads.feedback_loss(shown.feedback[:, :-1], feedback, state.reward_scale)
+    per_signal = heads.feedback_loss(config.all_signals, shown.feedback[:, :-1], feedback, state.reward_scale)
     feedback_loss = jnp.einsum("btk,btks->s", learn.exposed, per_signal) / num_exposed
     stay_logit = shown.continue_logit[:, :-1] + jnp.sum(learn.exposed * shown.continue_item_logit[:, :-1], axis=-1)
     stays = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
@@ -248,11 +248,11 @@ def _loss(params, rows, state, batch, simulated, unseen, items, candidates, key,
     centred = q[:, :-1] - mean_q[..., None]
     average = reduction.sum(jnp.einsum("bt,btn->n", learn.request, mean_q)) / num_requests
     spread = reduction.sum(jnp.einsum("bt,btn->n", learn.request, _mean(centred**2, view.weight))) / num_requests
-    loss = jnp.sum(jnp.asarray(config.signal_weights, jnp.float32) * feedback_loss) + stay_loss
+    loss = jnp.sum(jnp.asarray(config.loss_weights, jnp.float32) * feedback_loss) + stay_loss
     loss += _VALUE_WEIGHT * (base_loss + value_loss) + improvement
     if config.rewards_differ:
         loss += jnp.einsum("btk,btnk->", learn.exposed, shown.gap[:, :-1] ** 2) / num_exposed
-    metrics = {f"loss/{s}": feedback_loss[i] for i, s in enumerate(types.SIGNALS)}
+    metrics = {f"loss/{s}": feedback_loss[i] for i, s in enumerate(config.all_signals.names)}
     metrics |= {"loss/stay": stay_loss, "loss/base": base_loss, "loss/value": value_loss}
     metrics |= improved
     metrics["value/main"] = jnp.sum(learn.request * value[:, :-1, -1]) / num_requests
@@ -283,8 +283,8 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     out = critic.apply(params["critic"], r.z[:, :-1], r.memory_mean[:, :-1], r.unseen[:, :-1])
     terms = {}
     if config.ablation != "constant_negative":  # a constant reward is not feedback
-        feedback = heads.feedback_loss(out.feedback, flat(s.expected), state.reward_scale)
-        terms["feedback"] = jnp.einsum("s,btms->bt", jnp.asarray(config.signal_weights, jnp.float32), feedback) / (
+        feedback = heads.feedback_loss(config.all_signals, out.feedback, flat(s.expected), state.reward_scale)
+        terms["feedback"] = jnp.einsum("s,btms->bt", jnp.asarray(config.loss_weights, jnp.float32), feedback) / (
             num_slates * k
         )
         logit = out.continue_logit[..., None] + apart(out.continue_item_logit).sum(axis=-1)
@@ -294,7 +294,9 @@ def _simulated_losses(params, state, batch, simulated, r, pool, stay_main, items
     if config.rewards_differ:
         expected = flat(s.expected)
         if config.ablation == "constant_negative":  # the feedback heads are not fitted to the model
-            expected = jnp.moveaxis(heads.expected_feedback(out.feedback, state.reward_scale), -2, -1)
+            expected = jnp.moveaxis(
+                heads.expected_feedback(config.all_signals, out.feedback, state.reward_scale), -2, -1
+            )
         expected = jnp.moveaxis(losses.rewards(config, expected, state.reward_scale), -1, -2)
         gap = jax.lax.stop_gradient(reward - expected)
         terms["gap"] = jnp.mean((out.gap - gap) ** 2, axis=-1).sum(axis=-1)

@@ -34,6 +34,7 @@ from mmrf_jax.data.readers.kuairand.job import RANDOM_SPLITS, Engine, Job, Task,
 from mmrf_jax.data.readers.kuairand.profiles import build_profiles, read_profiles, write_profiles
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.data.splits import SPLITS
+from mmrf_jax.signals import SHORT_VIDEO
 
 ALL_SPLITS = (*SPLITS, *RANDOM_SPLITS)
 #: An example of the TFDS dataset: a packed block of sessions.
@@ -316,6 +317,7 @@ def fit(job: Job, task: int) -> None:
         candidates=config.candidates,
         slate=config.slate,
         history=config.history,
+        signals=SHORT_VIDEO,
     )
     listed = read_users["user_id"].drop_nulls()
     report = {
