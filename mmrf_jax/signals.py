@@ -87,13 +87,17 @@ class Signals:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Signals:
-        """Make signals from their fields, as `dataclasses.asdict` and JSON give them.
+        """Make signals from their fields, as `as_dict`, `dataclasses.asdict` and JSON give them.
 
         Raises:
           TypeError: for a missing or unknown field.
           ValueError: for signals that cannot be.
         """
         return cls(tuple(Signal(**signal) for signal in values["signals"]), tuple(values["agents"]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields, which `from_dict` reads back, as JSON would give them."""
+        return {"signals": [dataclasses.asdict(signal) for signal in self.signals], "agents": list(self.agents)}
 
     @property
     def described(self) -> str:

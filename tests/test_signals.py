@@ -44,13 +44,13 @@ def test_signals_that_cannot_be_are_refused():
 
 def test_a_spec_with_signals_is_read_back_from_json():
     signals_ = Signals(
-        (Signal("buy", weight=3.0), Signal("stay", column="s", kind="duration", unit="min")), ("stay", "buy")
+        (Signal("buy", weight=3.0), Signal("dwell", column="s", kind="duration", unit="min")), ("dwell", "buy")
     )
     spec = InputSpec(50, 5, 4, 0, 3, 4, 2, 10, 3, 5, signals_)
     read = InputSpec.from_dict(json.loads(json.dumps(dataclasses.asdict(spec))))
     assert read == spec and hash(read) == hash(spec)
     other = dataclasses.replace(spec, slate=2, signals=Signals((Signal("buy"),), ("buy",)))
-    assert spec.differing(other) == {"slate": (3, 2), "signals": ("buy (binary), stay (duration)", "buy (binary)")}
+    assert spec.differing(other) == {"slate": (3, 2), "signals": ("buy (binary), dwell (duration)", "buy (binary)")}
 
 
 def test_a_spec_of_before_signals_were_data_has_the_nine():

@@ -106,8 +106,8 @@ def random_policy(sim: base.Simulator) -> base.Policy:
 def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
     """Return live requests per second, including resets, in sessions of `users` users."""
     mesh, key = sharding.make_mesh(), types.make_key(1)
-    data = sharding.put_replicated((serving.sim[base.STATIC :], serving.policy), mesh)
-    sim, policy = base.Simulator(*serving.sim[: base.STATIC], *data[0]), data[1]
+    data = sharding.put_replicated((serving.sim.data, serving.policy), mesh)
+    sim, policy = base.Simulator(*serving.sim.static, *data[0]), data[1]
     size = min(users, _LARGEST_CALL)
     calls = max(users, _LEAST_USERS) // size
     rates = []
@@ -129,11 +129,9 @@ def request_work(serving: Serving, slots: int = 256) -> cost.Work:
     slots_now = jax.eval_shape(begin, types.make_key(0))
 
     def step(data, policy, key, now):
-        return rollout.advance(
-            base.Simulator(*serving.sim[: base.STATIC], *data), policy, key, jnp.int32(0), now, serving.k
-        )
+        return rollout.advance(base.Simulator(*serving.sim.static, *data), policy, key, jnp.int32(0), now, serving.k)
 
-    return cost.work(step, serving.sim[base.STATIC :], serving.policy, types.make_key(0), slots_now).times(1 / slots)
+    return cost.work(step, serving.sim.data, serving.policy, types.make_key(0), slots_now).times(1 / slots)
 
 
 def _begin(serving: Serving, slots: int, key):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -87,7 +86,7 @@ def _call(sim, policy, key, mesh, user_ids: np.ndarray, day: int, k: int, capaci
     users[np.arange(share) < queue[:, None]] = user_ids
     most = _SLOTS if jax.default_backend() == "cpu" else _MANY_SLOTS
     here = sharding.put_batch((sharding.own_part(users, mesh).reshape(-1), sharding.own_part(queue, mesh)), mesh)
-    args = (sim[: base.STATIC], *sharding.put_replicated((sim[base.STATIC :], policy, key), mesh), *here, np.int32(day))
+    args = (sim.static, *sharding.put_replicated((sim.data, policy, key), mesh), *here, np.int32(day))
     return args, {"num_users": share, "slots": int(np.clip(share // 8, 16, most)), "k": k, "mesh": mesh}
 
 
@@ -224,5 +223,5 @@ def compare(
             quantile = sequential.quantile(min(start + block, total) / total)
             looks.append({"users": test.users(), "ab_test": test.ratios(quantile)})
     truncated = {name: 100.0 * value / max(test.users()[name], 1) for name, value in cut.items()}
-    result = test.results(quantile) | {"truncated_pct": truncated, "signals": dataclasses.asdict(sim.signals)}
+    result = test.results(quantile) | {"truncated_pct": truncated, "signals": sim.signals.as_dict()}
     return result | ({} if salt is None else sample_ratio(test.users())) | ({"looks": looks} if looks else {})

@@ -12,7 +12,6 @@ showed before, and interests that drifted in a session are reset on the next day
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -83,7 +82,7 @@ def compare(
     whole = {name: cohort.sums for name, cohort in cohorts.items()}
     cut = {name: float(100.0 * sums["truncated"].sum() / sums["sessions"].sum()) for name, sums in whole.items()}
     result = _results(sim.signals, whole, control, salt is None, covariate, quantile)
-    result |= {"truncated_pct": cut, "signals": dataclasses.asdict(sim.signals)}
+    result |= {"truncated_pct": cut, "signals": sim.signals.as_dict()}
     if salt is not None:
         result |= simulate.sample_ratio({name: len(ids) for name, ids in users.items()})
     if half:

@@ -14,7 +14,6 @@ Letters: n users of an arm, A arms, M columns of per-user sums, P covariates, G 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -308,7 +307,7 @@ def compare(
     """
     test = ABTest(signals, tuple(arms), control, paired)
     test.update(arms, covariate)
-    return test.results() | {"signals": dataclasses.asdict(signals)}
+    return test.results() | {"signals": signals.as_dict()}
 
 
 def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None, width: int = 160) -> str:

@@ -38,10 +38,7 @@ class StepResult:
 
 
 class Simulator(NamedTuple):
-    """The three functions, the signals of their feedback, their parameters, and the items as a platform may see them.
-
-    The first `STATIC` fields are static arguments of jitted functions.
-    """
+    """The three functions, the signals of their feedback, their parameters, and the items that a platform sees."""
 
     reset: Callable[..., tuple[Any, types.Request, types.Exposure]]
     step: Callable[..., tuple[Any, StepResult]]
@@ -50,8 +47,15 @@ class Simulator(NamedTuple):
     params: Any
     items: types.Items
 
+    @property
+    def static(self):
+        """The fields that are static arguments of jitted functions; `Simulator(*sim.static, *sim.data)` is the same."""
+        return self[:4]
 
-STATIC = 4
+    @property
+    def data(self):
+        """The other fields."""
+        return self[4:]
 
 
 @struct.dataclass

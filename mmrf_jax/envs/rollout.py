@@ -295,9 +295,9 @@ def _unroll(sim_functions, sim_data, policy, key, day, slots, *, num_steps: int,
 
 def begin(sim: base.Simulator, policy, key: types.Key, first_user, num_users, day, *, slots: int) -> EnvState:
     """Create idle slots with the queue `first_user … first_user + num_users - 1`, for `unroll`."""
-    return _idle(sim[: base.STATIC], sim[base.STATIC :], policy, key, first_user, num_users, day, num_slots=slots)
+    return _idle(sim.static, sim.data, policy, key, first_user, num_users, day, num_slots=slots)
 
 
 def unroll(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, *, num_steps: int, k: int):
     """Run `num_steps` steps of all slots (donated) and return them with a Transition of leading axis [num_steps]."""
-    return _unroll(sim[: base.STATIC], sim[base.STATIC :], policy, key, day, slots, num_steps=num_steps, k=k)
+    return _unroll(sim.static, sim.data, policy, key, day, slots, num_steps=num_steps, k=k)

@@ -73,7 +73,7 @@ def explorer(run: Run) -> Part:
         "candidates, and a frame marks those that the agent alone would have shown."
     )
     for name in found["agents"]:
-        if run.signals.sign(name) < 0:
+        if name in run.signals.names and run.signals.sign(name) < 0:
             caption += f" The agent of {name} ranks high what it expects to get none."
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in found["agents"])
     body = f"""<div class="controls"><label>User <select id="user"></select></label>

@@ -152,7 +152,7 @@ def evaluate(
         if thorough and plan.use_feedback_model and name != "test_frozen":
             certainties[name] = _excess(rows.feedback, found["model"], source, plan, state, log, per_segment)
             distances[name] = _session_distances(config, source, plan, state, log, mesh)
-    result: dict[str, Any] = {"offline": offlines.pop("test"), "signals": dataclasses.asdict(signals)}
+    result: dict[str, Any] = {"offline": offlines.pop("test"), "signals": signals.as_dict()}
     result |= {"excess_logloss": certainties, "simulated_sessions": distances} if distances else {}
     result |= {"off_policy": off_policies} if off_policies else {}
     result |= {"offline_other": offlines} if offlines else {}

@@ -171,6 +171,7 @@ def look(
     scores = np.asarray(predictions.evaluate(state, batch, source.items, plan)["scores"])
     duration = np.asarray(source.items.duration)
     users, signals = [], source.spec.signals
+    at = _duration(signals)
     for n in range(log.num_sessions):
         rows = slice(int(log.offsets[n]), int(log.offsets[n + 1]))
         length = rows.stop - rows.start
@@ -179,12 +180,10 @@ def look(
             "date": int(log.date[n]),
             "requests": length,
             "videos": int((log.slate[rows] >= 0).sum()),
-            "seconds": None,
+            "seconds": None if at is None else _total(log, rows, at),
             "left": bool(log.terminated[n]),
             "shown": [_request(signals, batch, scores, duration, n, t) for t in range(min(length, length_shown))],
         }
-        if (at := _duration(signals)) is not None:
-            user["seconds"] = float(np.where(log.slate[rows] >= 0, log.feedback[rows][..., at], 0.0).sum())
         users.append(user)
     return {"served": source.sim is not None, "agents": list(method.signals(plan.agents)), "users": users}
 
@@ -199,6 +198,11 @@ def _longest(log: SessionLog, number: int) -> np.ndarray:
 def _duration(signals: Signals) -> int | None:
     """Return the position of the first duration, the time that users watch; None if there is none."""
     return next(iter(signals.of_kind("duration")), None)
+
+
+def _total(log: SessionLog, rows: slice, signal: int) -> float:
+    """Return the sum of a signal over the videos shown at some requests."""
+    return float(np.where(log.slate[rows] >= 0, log.feedback[rows][..., signal], 0.0).sum())
 
 
 def _request(

@@ -143,7 +143,7 @@ def test_a_test_looked_at_as_users_come(sim, policies, everyone):
 
 def test_a_paired_test_has_no_sample_ratio(sim, policies, everyone):
     result = run(sim, policies, USERS)
-    assert result.keys() == {"ab_test", "truncated_pct"}
+    assert result.keys() == {"ab_test", "signals", "truncated_pct"}
     expected = {name: columns(sums, slice(None)) for name, sums in everyone.items()}
     expected = statistics.compare(SHORT_VIDEO, expected, "production", True)["ab_test"]["oracle"]["watch_time"]
     np.testing.assert_allclose(result["ab_test"]["oracle"]["watch_time"]["ci95"], expected["ci95"])

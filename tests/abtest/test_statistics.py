@@ -70,7 +70,7 @@ def test_interaction_rates_are_per_exposed_video_and_sessions_are_counted(few):
 def test_control_has_zero_and_the_keys_of_the_contract():
     rng = np.random.default_rng(0)
     results = _compare(_arm(rng, 50), _arm(rng, 60), paired=False)
-    assert set(results) == {"ab_test"} and list(results["ab_test"]) == ["production", "mmrf"]
+    assert set(results) == {"ab_test", "signals"} and list(results["ab_test"]) == ["production", "mmrf"]
     assert set(results["ab_test"]["mmrf"]) == {"watch_time", "depth", "requests", "like", "return_rate"}
     for entry in results["ab_test"]["production"].values():
         assert entry["diff_pct"] == 0.0 and entry["ci95"] == [0.0, 0.0]

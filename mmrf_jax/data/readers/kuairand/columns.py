@@ -156,8 +156,8 @@ def _read_numbers(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.Dat
     for id_type in (pl.Int32, pl.Int64):
         types = kept | dict.fromkeys(IDS, id_type)
         try:
-            spec = {name: types.get(name, pl.String) for name in header}
-            frame = pl.read_csv(raw, spec=spec, ignore_errors=True, **_OPTIONS)
+            schema = {name: types.get(name, pl.String) for name in header}
+            frame = pl.read_csv(raw, schema=schema, ignore_errors=True, **_OPTIONS)
         except pl.exceptions.PolarsError:  # the first line, or one with too many fields
             return None
         unread = {name for name in kept if frame[name].null_count()}
@@ -299,7 +299,7 @@ def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
     if not raw.endswith(b"\n"):
         raw += b"\n"
     try:
-        frame = pl.read_csv(raw, has_header=False, spec=dict.fromkeys(header, pl.String), encoding="utf8-lossy")
+        frame = pl.read_csv(raw, has_header=False, schema=dict.fromkeys(header, pl.String), encoding="utf8-lossy")
     except pl.exceptions.PolarsError:  # the first line, or one with too many fields
         return None
     within = frame.select(pl.all().str.count_matches(",", literal=True).sum()).row(0) if b'"' in raw else (0,)
