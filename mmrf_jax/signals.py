@@ -208,7 +208,6 @@ def parse_reward(text: str, names: Sequence[str]) -> dict[str, float]:
             weights[name] = weights.get(name, 0.0) + weight
             weight, name, expects = -1.0 if token == "-" else 1.0, "", True
         else:
-            raise ValueError(
-                f"{token or 'its end'!r} cannot stand there; write it as in 'watch_time + 3*like - 5*hate'"
-            )
+            what = f"{token!r} cannot stand there" if token else "its end is missing"
+            raise ValueError(f"{what}; write it as in 'watch_time + 3*like - 5*hate'")
     return weights

@@ -132,7 +132,14 @@ def sizes(config: EncoderConfig, spec: InputSpec) -> tuple[int, int]:
 
 
 def init(key: types.Key, config: EncoderConfig, spec: InputSpec):
-    """Initialise the parameters of the encoder."""
+    """Initialise the parameters of the encoder.
+
+    Raises:
+      ValueError: for a config of other signals than the spec's.
+    """
+    if config.all_signals != spec.signals:
+        has = f"signals {config.all_signals.described}, the spec {spec.signals.described}"
+        raise ValueError(f"the {config.room} config has {has}; set all_signals to the spec's")
     k = spec.slate
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
     rows = {name: zeros((1, k, config.table_dims[name])) for name in ("author", "id", "tag")}

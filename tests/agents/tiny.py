@@ -152,9 +152,9 @@ def make_feedback_model(config: FeedbackConfig = FEEDBACK, spec: InputSpec = SPE
         params=jax.tree.map(fill, state.params),
         tables=state.tables | {"user": users.replace(rows=fill(np.asarray(users.rows)))},
         uncertainty_scale=rng.uniform(0.01, 0.1, S).astype(np.float32),
-        residual=np.float32(0.7),
-        edges=np.linspace(1.5, 3.0, network.BINS - 1, dtype=np.float32),
-        quantiles=np.sort(rng.normal(0.0, 0.7, (network.BINS, network.QUANTILES)), axis=1).astype(np.float32),
+        residual=np.full(1, 0.7, np.float32),
+        edges=np.linspace(1.5, 3.0, network.BINS - 1, dtype=np.float32)[None],
+        quantiles=np.sort(rng.normal(0.0, 0.7, (1, network.BINS, network.QUANTILES)), axis=2).astype(np.float32),
     )
     return jax.tree.map(jax.numpy.asarray, state)
 
