@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.serving import artifact, export, ranker
 from mmrf_jax.training import configs, run_folder
 from mmrf_jax.training import train as training
 
+#: Of a video or a user, as the platform names it.
+Id = int | str
 #: What a user was shown before, oldest first: (id of the video, {signal: feedback}).
-History = Sequence[tuple[int, Mapping[str, float]]]
+History = Sequence[tuple[Id, Mapping[str, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +68,21 @@ class Run:
 
     def rank(
         self,
-        candidates: Sequence[int],
-        user: int = 0,
+        candidates: Sequence[Id],
+        user: Id | None = None,
         history: History | None = None,
         k: int | None = None,
         profile: Sequence[float] | None = None,
         context: Sequence[float] | None = None,
-    ) -> list[int]:
+    ) -> list[Id]:
         """Rank candidates for a user, best first.
 
         Args:
           candidates: ids of different videos, as the platform names them.
-          user: id of the user, for platforms whose users are known.
+          user: id of the user, for platforms whose users are known; None, or one that was not in the log, is unknown.
           history: what the user was shown before.
           k: how many to return; None for all.
-          profile: [Du] of the user; None for zeros, the average user.
+          profile: [Du] of the user; None for the one in the log, or zeros, the average user.
           context: [Dx] of the request; None for zeros, the first request of a session.
 
         Returns:
@@ -92,7 +95,7 @@ class Run:
             [{"candidates": candidates, "user": user, "history": history, "profile": profile, "context": context}], k
         )[0]
 
-    def rank_batch(self, requests: Sequence[Mapping[str, Any]], k: int | None = None) -> list[list[int]]:
+    def rank_batch(self, requests: Sequence[Mapping[str, Any]], k: int | None = None) -> list[list[Id]]:
         """Rank several requests together; each has the arguments of `rank` by name."""
         most = max((len(request["candidates"]) for request in requests), default=1)
         serving = self._ranker(1 << max(most - 1, 0).bit_length())
@@ -104,24 +107,27 @@ class Run:
         return ranked
 
     def _job(
-        self, serving: ranker.Ranker, candidates, user: int = 0, history=None, profile=None, context=None
+        self, serving: ranker.Ranker, candidates, user=None, history=None, profile=None, context=None
     ) -> ranker.Job:
         rows = serving.rows_of(np.asarray(candidates))
-        if len(unknown := np.flatnonzero(rows < 0)):
+        other = serving.manifest.get("unknown_video")
+        if other is None and len(unknown := np.flatnonzero(rows < 0)):
             raise ValueError(f"candidate {candidates[unknown[0]]!r} is no video of {self.path}; leave it out")
-        if len(np.unique(rows)) < len(rows):
+        if len(np.unique(np.asarray(candidates))) < len(rows):
             raise ValueError("candidates repeat a video; name each once")
+        rows = np.where(rows < 0, other or 0, rows)
+        number, known_profile = serving.user_of(user)
         videos, feedback, known_signals = [], [], serving.spec.signals
         for video, signals in history or ():
             feedback.append(np.zeros(len(known_signals), np.float32))
             for name, value in signals.items():
                 feedback[-1][known_signals.index(name)] = value
             videos.append(video)
-        seen = serving.rows_of(np.asarray(videos, np.int64))
+        seen = serving.rows_of(np.asarray(videos))
         known = seen >= 0
         return ranker.Job(
-            user_id=user,
-            profile=_vector("profile", profile, serving.spec.profile),
+            user_id=number,
+            profile=_vector("profile", known_profile if profile is None else profile, serving.spec.profile),
             context=_vector("context", context, serving.spec.context),
             candidates=rows,
             memory=None,
@@ -159,18 +165,21 @@ def load(path: str | Path) -> Run:
     return run
 
 
-def train(config: Any, workdir: str | Path, overrides: Mapping[str, Any] | None = None) -> Run:
+def train(
+    config: Any, workdir: str | Path, overrides: Mapping[str, Any] | None = None, log: FrameLog | None = None
+) -> Run:
     """Train and evaluate a ranker, or resume it, as `launch.train` does, which also sets JAX's compilation options.
 
     Args:
-      config: `world` or `kuairand`, the path of an experiment file, its ConfigDict, or a `configs.Run`.
+      config: `world`, `kuairand` or `logs`, the path of an experiment file, its ConfigDict, or a `configs.Run`.
       workdir: the run folder.
       overrides: nested dictionaries of fields, such as {"quick": True, "train": {"batch": 64}}.
+      log: `SessionLog.from_frame(...)`, for the config `logs`; the run folder then holds a copy.
 
     Raises:
       ValueError: for a config that cannot be, or a folder of another config.
     """
-    training.train(_config(config, overrides or {}), Path(workdir))
+    training.train(_config(config, overrides or {}), Path(workdir), log=log)
     return load(workdir)
 
 
@@ -202,7 +211,7 @@ def _module(name: str) -> Any:
         return importlib.import_module(f"experiments.{name}")
     spec = importlib.util.spec_from_file_location(Path(name).stem, name)
     if spec is None or spec.loader is None or not Path(name).exists():
-        raise ValueError(f"{name} is no file; name an experiment file, or `world` or `kuairand`")
+        raise ValueError(f"{name} is no file; name an experiment file, or `world`, `kuairand` or `logs`")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

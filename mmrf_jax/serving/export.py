@@ -67,14 +67,16 @@ def export_workdir(config: configs.Run, workdir: Path, out: Path) -> tuple[str, 
     """Export the newest state of a run folder with its config and results; return the artefact's id and the step."""
     from mmrf_jax.training import restore  # imports every source of sessions
 
-    source = restore.source_of(config, sharding.make_mesh())
+    source = restore.source_of(config, sharding.make_mesh(), workdir=workdir)
     state = restore.load_state(config, source, workdir, sharding.make_mesh())
     about: dict[str, Any] = {"config": configs.as_dict(config), "step": int(state.agents.step)}
     for name in ("learned", "results"):  # the metrics files that exist
         path = workdir / f"{name}.json"
         about[name] = run_folder.read_json(path) if path.exists() else None
+    about["unknown_video"] = source.unknown_video
     ids = None if source.video_ids is None else source.video_ids()
-    made = export_run(out, steps.plan_of(config, source.spec.signals), source.spec, source.items, ids, state, about)
+    plan = steps.plan_of(config, source.spec.signals)
+    made = export_run(out, plan, source.spec, source.items, ids, state, about, source.users)
     return made, about["step"]
 
 
@@ -86,6 +88,7 @@ def export_run(
     video_ids: np.ndarray | None,
     state: steps.TrainState,
     about: dict[str, Any],
+    users: Arrays | None = None,
 ) -> str:
     """Write the artefact of a trained state and return its id; see `artifact.write` for errors.
 
@@ -94,20 +97,23 @@ def export_run(
       plan: config of the run.
       spec: spec of the requests.
       items: the items.
-      video_ids: [V] int64 ids of the videos in requests; None if they are item rows.
+      video_ids: [V] ids of the videos in requests, integers or strings; None if they are item rows.
       state: the trained state.
       about: contents of the manifest in addition to signals, agents and sizes.
+      users: {"user_id": [U] ids, "profile": [U, Du]}, where users are known.
     """
     v = spec.num_videos
     functions = _policy_functions(plan, spec, state.agents)
     arrays = {
         "policy": _flat(_policy_weights(state.agents)),
         "catalogue": {
-            "video_id": np.arange(v) if video_ids is None else np.asarray(video_ids, np.int64),
+            "video_id": _ids(np.arange(v) if video_ids is None else video_ids),
             "features": np.asarray(items.features_of(np.arange(v))),
             **{n: np.asarray(getattr(items, n)) for n in ("author", "tag", "duration", "embedding_id")},
         },
     }
+    if users is not None:
+        arrays["users"] = users
     if plan.use_feedback_model:
         assert state.feedback is not None
         functions |= _model_functions(plan, spec, state.feedback)
@@ -119,6 +125,10 @@ def export_run(
         "memory": memory_shape(plan.agents, spec),
     }
     return artifact.write(folder, functions, arrays, spec, about)
+
+
+def _ids(given: np.ndarray) -> np.ndarray:
+    return given.astype(np.int64) if given.dtype.kind == "i" else given  # or strings, or integers above those
 
 
 def memory_shape(config: EncoderConfig, spec: InputSpec) -> list[int]:

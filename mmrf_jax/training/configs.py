@@ -23,7 +23,7 @@ from mmrf_jax.io import files
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model.config import FeedbackConfig
 
-SOURCES, SIMULATORS, ANSWERS = ("world", "kuairand"), ("world", "feedback"), ("sampled", "expected")
+SOURCES, SIMULATORS, ANSWERS = ("world", "kuairand", "logs"), ("world", "feedback"), ("sampled", "expected")
 _STREAM = "whether logs are read while training; None: those above 2^20 sessions"
 
 
@@ -56,6 +56,25 @@ class KuaiRandData(KuaiRandConfig):
     )
     stream: bool | None = field(None, _STREAM)
     served: str | None = field(None, "feedback log of launch.serve, to learn from instead of the training days")
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnLogs:
+    """Anyone's log, and what its columns mean (`mmrf_jax.schema`)."""
+
+    path: str = field("", "the log: a CSV, Parquet or Arrow file, a folder, or a glob such as 'logs/*.parquet'")
+    schema: str = field("", "a Python file that defines `schema`")
+    items: str = field("", "table of the items, a path as for the log")
+    users: str = field("", "table of the users, a path as for the log")
+    candidate_lists: str = field("", "table of the candidates of requests, a path as for the log")
+    slate: int = field(0, "K, the most items of a request; 0: as in the schema or the log", fields.NATURAL)
+    candidates: int = field(0, "C, the candidates of a request; 0: as in the schema or the log", fields.NATURAL)
+    digest: str = field("", "of the log that a run has read; set by the program")
+    stream: bool | None = field(None, _STREAM)
+
+
+#: The section `data` of sources without a world.
+_LOGS: dict[str, Any] = {"kuairand": KuaiRandData, "logs": OwnLogs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +149,7 @@ class Run:
     simulator_checkpoint: str = field("", "run folder whose feedback model answers")
     simulator_answers: str = field("sampled", "how that model answers", among=ANSWERS)
     world: WorldConfig | None = dataclasses.field(default_factory=WorldConfig)
-    data: LogData | KuaiRandData = dataclasses.field(default_factory=LogData)
+    data: LogData | KuaiRandData | OwnLogs = dataclasses.field(default_factory=LogData)
     collect: Collect = dataclasses.field(default_factory=Collect)
     alternation: Alternation = dataclasses.field(default_factory=Alternation)
     feedback: Feedback = dataclasses.field(default_factory=Feedback)
@@ -148,9 +167,17 @@ class Run:
         return self.data
 
     @property
-    def sizes(self) -> WorldConfig | KuaiRandData:
+    def own_logs(self) -> OwnLogs:
+        """Return `data` of a run on anyone's log."""
+        assert isinstance(self.data, OwnLogs), self.source
+        return self.data
+
+    @property
+    def sizes(self) -> WorldConfig | KuaiRandData | OwnLogs:
         """Return the section that defines the number of candidates and of exposed videos per request."""
-        return self.world if self.world is not None else self.kuairand
+        if self.world is not None:
+            return self.world
+        return self.kuairand if self.source == "kuairand" else self.own_logs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,8 +332,8 @@ def _specs_of_run(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
     if source not in SOURCES or (source == "world") != ("world" in config):
         raise ValueError(
             f"config.source={source!r} does not go with this config file; use "
-            f"{files.shipped('experiments/world.py')} for 'world' and {files.shipped('experiments/kuairand.py')} for "
-            "'kuairand'"
+            f"{files.shipped('experiments/world.py')} for 'world', {files.shipped('experiments/kuairand.py')} for "
+            f"'kuairand' and {files.shipped('experiments/logs.py')} for 'logs'"
         )
     return dict(_declared(_template(config), ""))
 
@@ -314,7 +341,7 @@ def _specs_of_run(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
 def _template(values: Mapping[str, Any]) -> Run:
     """Return a run with the defaults of its source."""
     source = values["source"]
-    return Run() if source == "world" else Run(source=source, world=None, data=KuaiRandData())
+    return Run() if source == "world" else Run(source=source, world=None, data=_LOGS[source]())
 
 
 def _declared(config: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field]]:
@@ -336,7 +363,7 @@ def declaration(name: str, declared: Mapping[str, dataclasses.Field]) -> datacla
 def _validate_together(run: Mapping[str, Any]) -> None:
     """Refuse combinations of values that are valid separately but not together."""
     kinds: dict[str, Any] = {"agents": AgentConfig, "feedback": Feedback}
-    kinds |= {"world": WorldConfig} if run["source"] == "world" else {"data": KuaiRandData}
+    kinds |= {"world": WorldConfig} if run["source"] == "world" else {"data": _LOGS[run["source"]]}
     for section, kind in kinds.items():
         given = {name: value for name, value in run.get(section, {}).items() if value is not None}
         made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})

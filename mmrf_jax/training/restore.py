@@ -64,17 +64,18 @@ def load_state(config: configs.Run, source: sources.Source, workdir: Path, mesh)
     return state
 
 
-def source_of(config: configs.Run, mesh, collects: bool = False) -> sources.Source:
+def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path | None = None) -> sources.Source:
     """Return a config's source with its items on the devices; `simulator=feedback` uses another run's feedback model.
 
     Args:
       collects: whether the run's own policy will collect logs too (see `sources.Source.choose`).
+      workdir: the run folder, which holds the log of a run on `logs`.
 
     Raises:
       ValueError: if that run has another source, or no feedback model.
     """
     own = functools.partial(untrained_policy, config, mesh) if collects else None
-    source = sources.from_config(config, counted_in_parts, own)
+    source = sources.from_config(config, counted_in_parts, own, workdir)
     source = dataclasses.replace(source, items=sharding.put_replicated(source.items, mesh))
     if config.simulator == "world":
         return source

@@ -13,7 +13,8 @@ from mmrf_jax.io import files
 
 _FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
 #: Files and folders that a run writes in addition to config.json.
-_FOLDERS = ("checkpoints", "tensorboard", "profile")
+LOG = "log"  # a run on anyone's log holds it
+_FOLDERS = ("checkpoints", "tensorboard", "profile", LOG)
 _FILES = ("metrics.jsonl", "learned.json", "results.json", "truth.json", "off_policy.json", "report.html")
 
 

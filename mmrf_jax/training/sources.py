@@ -1,4 +1,4 @@
-"""Sources of sessions: logs collected in the world, logs on disk, or KuaiRand."""
+"""Sources of sessions: logs collected in the world, logs on disk, KuaiRand, or anyone's log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.signals import Signals
-from mmrf_jax.training import configs
+from mmrf_jax.training import configs, own_logs
 
 if TYPE_CHECKING:  # TFDS and polars take half a second to import, so they are imported only where real logs are read
     from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
@@ -55,6 +55,8 @@ class Source:
       choose: wraps a collecting policy (the first one or the run's own) as a choice between these two, so that all
         collections share one program.
       video_ids: makes the platform's ids [V] of the videos; None if these are the row numbers.
+      users: ids and features of the users, if the source knows them: {"user_id": [U], "profile": [U, Du]}.
+      unknown_video: row of any other video; None if there is none.
     """
 
     items: types.Items
@@ -69,6 +71,8 @@ class Source:
     report: dict[str, Any]
     config: Any
     video_ids: Callable[[], np.ndarray] | None = None
+    users: dict[str, np.ndarray] | None = None
+    unknown_video: int | None = None
     blocks: Callable[[], stream.Blocks | None] = lambda: None
     choose: Callable[[base.Policy], base.Policy | base.PolicyChoice] = lambda policy: policy
 
@@ -168,17 +172,25 @@ def _of_all(log: SessionLog) -> SessionLog:
     return dataclasses.replace(log, offsets=offsets, **dict(zip(names, fields, strict=True)))
 
 
-def from_config(config: configs.Run, progress: Progress, own: Callable[[Source], base.Policy] | None = None) -> Source:
-    """Return the source that a config describes (`config.source` is `world` or `kuairand`).
+def from_config(
+    config: configs.Run,
+    progress: Progress,
+    own: Callable[[Source], base.Policy] | None = None,
+    workdir: Path | None = None,
+) -> Source:
+    """Return the source that a config describes (`config.source` is `world`, `kuairand` or `logs`).
 
     Args:
       own: gives a policy with the shapes of the one that will collect the run's logs; see `Source.choose`.
+      workdir: the run folder, which holds the log of a run on `logs`.
     """
     if config.source == "world":
         return _world(config, progress, own)
     if config.source == "kuairand":
         return _kuairand(config)
-    raise ValueError(f"unknown source {config.source!r}; use --config.source=world or kuairand")
+    if config.source == "logs":
+        return _own_logs(config, workdir)
+    raise ValueError(f"unknown source {config.source!r}; use --config.source=world, kuairand or logs")
 
 
 def in_simulator(
@@ -364,6 +376,34 @@ def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, 
 
     tests = {name: functools.cache(functools.partial(said, name)) for name in ("test", "random_test")}
     return tests | {name: functools.cache(functools.partial(together, name)) for name in ("train", "valid")}
+
+
+def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
+    log = own_logs.of_run(config, workdir)
+
+    def held(name: str) -> Callable[[], SessionLog]:
+        part = log.parts[name]
+        return functools.cache(lambda: part if isinstance(part, SessionLog) else _held(config, part, name))
+
+    parts = {name: held(name) for name in log.parts}
+    train = log.parts["train"]
+    return Source(
+        items=jax.tree.map(jax.numpy.asarray, log.items),
+        spec=log.spec,
+        sim=None,
+        policies={},
+        truth=None,
+        collect=None,
+        train=parts["train"],
+        valid=parts["valid"] if log.report["splits"]["valid"]["sessions"] else None,
+        test=lambda: {"test": parts["test"]()},
+        report=dict(log.report),
+        config=config,
+        video_ids=lambda: log.item_ids,
+        users={"user_id": log.user_ids, "profile": log.profiles},
+        unknown_video=0,
+        blocks=lambda: None if isinstance(train, SessionLog) else _streamed(config, train),
+    )
 
 
 def _kuairand(config: configs.Run) -> Source:

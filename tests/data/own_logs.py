@@ -1,11 +1,13 @@
 """A made-up log that looks like no other: string ids, vectors, lists of candidates, propensities, gaps."""
 
+import dataclasses
+
 import numpy as np
 import polars as pl
 
 from mmrf_jax import types
 from mmrf_jax.schema import Schema
-from mmrf_jax.signals import SHORT_VIDEO, Signal
+from mmrf_jax.signals import SHORT_VIDEO
 
 START = 1_714_521_600_000  # 2024-05-01 00:00 UTC, ms
 
@@ -44,9 +46,11 @@ def make_log(rows: int = 2_000, seed: int = 0, users: int = 80, items: int = 60)
     vectors = np.array(catalogue["vector"].to_list())
     out: dict[str, list] = {name: [] for name in ("user_id", "item_id", "ts", "req", "rank", "p", "candidates")}
     signals: dict[str, list] = {signal.name: [] for signal in SHORT_VIDEO.signals}
-    times, request = np.sort(rng.integers(0, 6 * 86_400, rows)), 0
+    times, request, user, at = np.sort(rng.integers(0, 6 * 86_400, rows)), 0, 0, 0
     while len(out["ts"]) < rows:
-        user, at = int(rng.integers(users)), int(times[len(out["ts"])])
+        if rng.random() < 0.3:  # another session
+            user, at = int(rng.integers(users)), int(times[len(out["ts"])])
+        at += 60
         listed = rng.choice(items, 12, replace=False)
         for rank, item in enumerate(listed[: rng.integers(1, 5)]):
             liking = 1 / (1 + np.exp(-taste[user] @ vectors[item]))
@@ -77,8 +81,7 @@ SCHEMA = Schema(
     candidates="candidates",
     duration="duration_ms",
     signals=[
-        Signal(s.name, kind=s.kind, sign=s.sign, unit="ms" if s.kind == "duration" else "s")
-        for s in SHORT_VIDEO.signals
+        dataclasses.replace(signal, unit="ms" if signal.kind == "duration" else "s") for signal in SHORT_VIDEO.signals
     ],
     main="watch_time",
     agents=types.AGENT_SIGNALS,

@@ -51,9 +51,8 @@ def from_frame(
     shown = requests.assemble(frame, user, item, split, slate, schema, notes)
     _check_positives(shown, schema)
     made, item_encoders = catalogue.build_items(item_table, item_ids, shown, schema, notes)
-    profiles, user_encoders = catalogue.build_profiles(
-        user_table, user_ids, np.unique(shown.user[trained]), schema, notes
-    )
+    trained = np.unique(shown.user[shown.split == 0])
+    profiles, user_encoders = catalogue.build_profiles(user_table, user_ids, trained, schema, notes)
     whole, count = _sessions(shown, made, item_ids, profiles, slate, schema, notes)
     spec = InputSpec(
         num_videos=len(item_ids),
