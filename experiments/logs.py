@@ -1,7 +1,7 @@
 """Train on anyone's log: one row per shown item, and a file that says what the columns mean.
 
   python -m launch.train --config=experiments/logs.py --config.data.path='logs/*.parquet' \
-    --config.data.schema=schema.py --config.data.items=items.parquet --workdir=runs/mine
+    --config.data.schema=schema.py --config.data.item_table=items.parquet --workdir=runs/mine
 
 docs/own-data.md explains the schema; `python -m launch.check_data` with the same config prints what would be assumed.
 """

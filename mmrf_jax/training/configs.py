@@ -64,9 +64,9 @@ class OwnLogs:
 
     path: str = field("", "the log: a CSV, Parquet or Arrow file, a folder, or a glob such as 'logs/*.parquet'")
     schema: str = field("", "a Python file that defines `schema`")
-    items: str = field("", "table of the items, a path as for the log")
-    users: str = field("", "table of the users, a path as for the log")
-    candidate_lists: str = field("", "table of the candidates of requests, a path as for the log")
+    item_table: str = field("", "table of the items, a path as for the log")
+    user_table: str = field("", "table of the users, a path as for the log")
+    candidate_table: str = field("", "table of the candidates of requests, a path as for the log")
     slate: int = field(0, "K, the most items of a request; 0: as in the schema or the log", fields.NATURAL)
     candidates: int = field(0, "C, the candidates of a request; 0: as in the schema or the log", fields.NATURAL)
     digest: str = field("", "of the log that a run has read; set by the program")

@@ -55,8 +55,8 @@ def read(data: configs.OwnLogs, quiet: bool = False) -> FrameLog:
     return FrameLog.from_frame(
         data.path,
         dataclasses.replace(schema, **sizes),
-        items=data.items or None,
-        users=data.users or None,
-        candidates=data.candidate_lists or None,
+        items=data.item_table or None,
+        users=data.user_table or None,
+        candidates=data.candidate_table or None,
         quiet=quiet,
     )

@@ -30,8 +30,9 @@ def from_frame(
 ) -> FrameLog:
     """Build a log; see `FrameLog.from_frame`."""
     notes = Notes()
-    wanted = {*schema.columns().values()}
-    frame = tables.read(log, "log", wanted)
+    roles = schema.columns()
+    needed = {role: column for role, column in roles.items() if role not in ("duration", "candidates")}
+    frame = tables.read(log, "log", roles.values(), needed)
     rows = len(frame)
     known = None if items is None else tables.read(items, "item table")
     people = None if users is None else tables.read(users, "user table")
@@ -83,10 +84,10 @@ def _check_optional(frame: pl.DataFrame, items: pl.DataFrame | None, schema: Sch
     named = {role: getattr(schema, role) for role in OPTIONAL if getattr(schema, role)}
     if lists:
         named.pop("candidates", None)
-    columns.check_names(there, named, "log")
+    tables.check_names(there, named, "log")
     for role in ("author", "tag"):
         if column := getattr(schema, role):
-            columns.check_names([] if items is None else items.columns, {role: column}, "item table")
+            tables.check_names([] if items is None else items.columns, {role: column}, "item table")
     if lists and not schema.request:
         raise ValueError("a table of candidates needs schema.request, the column that joins it to the log; name it")
 
@@ -95,7 +96,7 @@ def _with_lists(frame: pl.DataFrame, table: pl.DataFrame, schema: Schema) -> pl.
     """Add the candidate lists of a second table: a list column, or one row per candidate."""
     name = schema.candidates or schema.item
     needed = {"request": str(schema.request), "candidates" if schema.candidates else "item": name}
-    columns.check_names(table.columns, needed, "candidate table")
+    tables.check_names(table.columns, needed, "candidate table")
     request = columns.ids(table[str(schema.request)]).rename("request")
     if isinstance(table[name].dtype, pl.List | pl.Array) or (
         table[name].dtype == pl.String and str(table[name].drop_nulls().head(1).item() or "").startswith("[")

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax import types
-from mmrf_jax.data.readers.frame import columns, features, requests
+from mmrf_jax.data.readers.frame import columns, features, requests, tables
 from mmrf_jax.data.readers.frame.columns import Notes
 from mmrf_jax.schema import Schema
 
@@ -17,7 +17,7 @@ def read_table(
     """Return a table of items or users with its ids, once each, and all ids: row 0 is an unknown one."""
     listed: list[pl.Series] = []
     if table is not None:
-        columns.check_names(table.columns, {what: name}, f"{what} table")
+        tables.check_names(table.columns, {what: name}, f"{what} table")
         known = columns.ids(table[name])
         if known.dtype != used.dtype:
             raise ValueError(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mmrf_jax import fields
 from mmrf_jax.schema import TIME_UNITS, Schema
 from mmrf_jax.signals import UNITS, Signal
 
@@ -36,13 +35,6 @@ class Notes:
         return kept
 
 
-def check_names(present: list[str], needed: dict[str, str], what: str) -> None:
-    """Raise ValueError if a table lacks a column of a role."""
-    for role, column in needed.items():
-        if column not in present:
-            raise ValueError(f"the {what} has no column {column!r} (schema: {role}); {fields.nearest(column, present)}")
-
-
 def clean(log: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
     """Return the usable rows of a log with typed columns.
 
@@ -52,10 +44,9 @@ def clean(log: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
       `__row`; without the columns that the schema does not name.
 
     Raises:
-      ValueError: for a missing column, a type that does not fit, or a value that cannot be.
+      ValueError: for a type that does not fit, or a value that cannot be.
     """
     roles = schema.columns()
-    check_names(log.columns, {role: c for role, c in roles.items() if role not in ("duration", "candidates")}, "log")
     columns: dict[str, pl.Series] = {role: ids(log[roles[role]]) for role in ("user", "item")}
     columns["time"] = times(log[schema.time], schema, notes)
     if schema.request:

@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from mmrf_jax import fields
+
 _CSV = {"infer_schema_length": 10_000, "null_values": ["", "NA", "NaN", "nan", "NULL", "null", "None"]}
 _SCANS: dict[str, Callable[[list[str]], pl.LazyFrame]] = {
     ".csv": lambda paths: pl.scan_csv(paths, **_CSV),  # type: ignore[arg-type]
@@ -22,16 +24,20 @@ _SCANS: dict[str, Callable[[list[str]], pl.LazyFrame]] = {
 Table = Any  # pandas.DataFrame, polars.DataFrame or LazyFrame, pyarrow.Table, a mapping of columns, or path(s)
 
 
-def read(table: Table, what: str, wanted: Collection[str] | None = None) -> pl.DataFrame:
+def read(
+    table: Table, what: str, wanted: Collection[str] | None = None, needed: Mapping[str, str] | None = None
+) -> pl.DataFrame:
     """Read a table.
 
     Args:
       table: a pandas, polars or pyarrow table; a mapping of columns; or files: a path, a glob, a folder, or several.
       what: name of the table in messages, such as "log".
-      wanted: the columns to read; None for all. The ones that the table lacks are left to the caller.
+      wanted: the columns to read, as far as the table has them; None for all.
+      needed: {role: column} that the table must have.
 
     Raises:
-      ValueError: for a table of another type, no file, files of several kinds, a damaged file, or a doubled column.
+      ValueError: for a table of another type, no file, files of several kinds, a damaged file, or a missing or doubled
+        column.
     """
     if isinstance(table, str | os.PathLike) or _is_paths(table):
         lazy = _scan([table] if isinstance(table, str | os.PathLike) else table, what)
@@ -43,18 +49,18 @@ def read(table: Table, what: str, wanted: Collection[str] | None = None) -> pl.D
         names = lazy.collect_schema().names()
         if doubled := [name for name in names if name.endswith("_duplicated_0")]:
             raise _doubled(doubled[0].removesuffix("_duplicated_0"), what)
+        check_names(names, needed or {}, what)
         frame = lazy.select([name for name in names if wanted is None or name in wanted]).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"the {what} cannot be read: {_first_line(error)}; correct the file") from error
     return frame
 
 
-def names(table: Table, what: str) -> list[str]:
-    """Return the names of a table's columns; reads no rows of files."""
-    if isinstance(table, str | os.PathLike) or _is_paths(table):
-        return _scan([table] if isinstance(table, str | os.PathLike) else table, what).collect_schema().names()
-    frame = table if isinstance(table, pl.LazyFrame) else _in_memory(table, what).lazy()
-    return frame.collect_schema().names()
+def check_names(present: Collection[str], needed: Mapping[str, str], what: str) -> None:
+    """Raise ValueError if a table lacks a column of a role."""
+    for role, column in needed.items():
+        if column not in present:
+            raise ValueError(f"the {what} has no column {column!r} (schema: {role}); {fields.nearest(column, present)}")
 
 
 def _is_paths(table: Table) -> bool:
