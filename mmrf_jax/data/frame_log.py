@@ -113,13 +113,15 @@ class FrameLog:
         """Return what was read, assumed and left out, as lines of text."""
         r = self.report
         lines = [f"{r['used']:,} of {r['rows']:,} rows are used, of {_counted(r['sizes'])}"]
-        lines += [f"left out: {number:,} rows: {reason}" for reason, number in r["left_out"].items()]
+        lines += [f"left out: {number:,} rows: {reason}" for reason, number in sorted(r["left_out"].items())]
         lines += [f"assumed: {text}" for text in r["assumed"]]
-        for name, s in r["signals"].items():
+        for name in self.spec.signals.names:
+            s = r["signals"][name]
             kind = f"{s['kind']}, {'more is better' if s['sign'] > 0 else 'more is worse'}"
             main = ", main" if name == r["main"] else ""
             lines.append(f"signal {name} ({kind}{main}): {s['positive']:,} positive, mean {s['mean']:.4g}")
-        for name, s in r["splits"].items():
+        for name in SPLITS:
+            s = r["splits"][name]
             when = "nothing" if s["from_to_utc"] is None else " to ".join(s["from_to_utc"]) + " UTC"
             lines.append(
                 f"{name}: {when}; {s['users']:,} users, {s['sessions']:,} sessions, {s['requests']:,} requests, "

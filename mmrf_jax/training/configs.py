@@ -69,6 +69,7 @@ class OwnLogs:
     candidate_table: str = field("", "table of the candidates of requests, a path as for the log")
     slate: int = field(0, "K, the most items of a request; 0: as in the schema or the log", fields.NATURAL)
     candidates: int = field(0, "C, the candidates of a request; 0: as in the schema or the log", fields.NATURAL)
+    statistics: bool = field(True, "whether running means of items, authors and tags up to the day before are features")
     digest: str = field("", "of the log that a run has read; set by the program")
     stream: bool | None = field(None, _STREAM)
 
@@ -367,7 +368,7 @@ def _validate_together(run: Mapping[str, Any]) -> None:
     for section, kind in kinds.items():
         given = {name: value for name, value in run.get(section, {}).items() if value is not None}
         made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
-        if isinstance(made, EncoderConfig):  # both sources have the signals of short videos
+        if isinstance(made, EncoderConfig) and run["source"] != "logs":  # the others have the signals of short videos
             made.check_signals()
     logs_only = run["source"] != "world" and run.get("simulator", "world") == "world"
     if logs_only and run.get("alternation", {}).get("closed_loop"):

@@ -11,7 +11,7 @@ from mmrf_jax.training import configs, run_folder
 
 
 def prepare(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[configs.Run, FrameLog | None]:
-    """Return a run's config with the sizes and agents of its log, and the log; both unchanged for other sources.
+    """Return a run's config with the sizes of its log, and the log; both unchanged for other sources.
 
     A run that has learned something already keeps the log of its folder, unless another one is given.
 
@@ -32,7 +32,7 @@ def prepare(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[c
             raise ValueError(
                 f"config.data.{name} is {asked!r}, and the log has {value!r}; leave it out or read the log again"
             )
-    return configs.override(config, data=found, agents={"signals": log.spec.signals.agents}), log
+    return configs.override(config, data=found), log
 
 
 def of_run(config: configs.Run, workdir: Path | None) -> FrameLog:

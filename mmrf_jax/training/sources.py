@@ -386,16 +386,21 @@ def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
         return functools.cache(lambda: part if isinstance(part, SessionLog) else _held(config, part, name))
 
     parts = {name: held(name) for name in log.parts}
-    train = log.parts["train"]
+    train, items, spec = log.parts["train"], log.items, log.spec
+    there = [name for name in ("train", "valid") if log.report["splits"][name]["sessions"]]
+    if config.own_logs.statistics:
+        items = _with_statistics(items, spec.signals, [parts[name]() for name in there])
+        added = 0 if items.statistics is None else statistics.num_features(spec.signals)
+        spec = dataclasses.replace(spec, item_features=spec.item_features + added)
     return Source(
-        items=jax.tree.map(jax.numpy.asarray, log.items),
-        spec=log.spec,
+        items=jax.tree.map(jax.numpy.asarray, items),
+        spec=spec,
         sim=None,
         policies={},
         truth=None,
         collect=None,
         train=parts["train"],
-        valid=parts["valid"] if log.report["splits"]["valid"]["sessions"] else None,
+        valid=parts["valid"] if "valid" in there else None,
         test=lambda: {"test": parts["test"]()},
         report=dict(log.report),
         config=config,

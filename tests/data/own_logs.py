@@ -1,13 +1,10 @@
 """A made-up log that looks like no other: string ids, vectors, lists of candidates, propensities, gaps."""
 
-import dataclasses
-
 import numpy as np
 import polars as pl
 
-from mmrf_jax import types
 from mmrf_jax.schema import Schema
-from mmrf_jax.signals import SHORT_VIDEO
+from mmrf_jax.signals import Signal
 
 START = 1_714_521_600_000  # 2024-05-01 00:00 UTC, ms
 
@@ -45,7 +42,7 @@ def make_log(rows: int = 2_000, seed: int = 0, users: int = 80, items: int = 60)
     taste = rng.normal(size=(users, 3))
     vectors = np.array(catalogue["vector"].to_list())
     out: dict[str, list] = {name: [] for name in ("user_id", "item_id", "ts", "req", "rank", "p", "candidates")}
-    signals: dict[str, list] = {signal.name: [] for signal in SHORT_VIDEO.signals}
+    signals: dict[str, list] = {name: [] for name in ("liked", "taps", "reported", "watch_ms")}
     times, request, user, at = np.sort(rng.integers(0, 6 * 86_400, rows)), 0, 0, 0
     while len(out["ts"]) < rows:
         if rng.random() < 0.3:  # another session
@@ -61,16 +58,15 @@ def make_log(rows: int = 2_000, seed: int = 0, users: int = 80, items: int = 60)
             out["rank"].append(rank)
             out["p"].append(1 / (12 - rank))
             out["candidates"].append([f"i{i:03d}" for i in listed])
-            for signal in SHORT_VIDEO.signals:
-                positive = rng.random() < (0.6 if signal.name == "click" else 0.2) * liking
-                seconds = int(rng.gamma(2.0, 8_000.0) * liking)
-                signals[signal.name].append(seconds if signal.kind == "duration" else int(positive))
+            signals["liked"].append(int(rng.random() < 0.6 * liking))
+            signals["taps"].append(int(rng.poisson(liking)))
+            signals["reported"].append(bool(rng.random() < 0.2 * (1 - liking)))
+            signals["watch_ms"].append(int(rng.gamma(2.0, 8_000.0) * liking))
         request += 1
     log = pl.DataFrame(out | signals).head(rows)
     return {"log": log, "items": catalogue, "users": make_users(users)}
 
 
-#: The nine signals of short video, with watch time in ms.
 SCHEMA = Schema(
     user="user_id",
     item="item_id",
@@ -81,10 +77,12 @@ SCHEMA = Schema(
     candidates="candidates",
     duration="duration_ms",
     signals=[
-        dataclasses.replace(signal, unit="ms" if signal.kind == "duration" else "s") for signal in SHORT_VIDEO.signals
+        Signal("like", column="liked"),
+        Signal("taps", kind="count"),
+        Signal("report", column="reported", sign=-1),
+        Signal("watch_time", column="watch_ms", kind="duration", unit="ms"),
     ],
     main="watch_time",
-    agents=types.AGENT_SIGNALS,
     author="shop",
     tag="kind",
     history=8,

@@ -33,7 +33,8 @@ def from_frame(
     roles = schema.columns()
     needed = {role: column for role, column in roles.items() if role not in ("duration", "candidates")}
     frame = tables.read(log, "log", roles.values(), needed)
-    rows = len(frame)
+    if not (rows := len(frame)):
+        raise ValueError("the log has no rows; give at least a few sessions")
     known = None if items is None else tables.read(items, "item table")
     people = None if users is None else tables.read(users, "user table")
     _check_optional(frame, known, schema, candidates is not None)

@@ -16,7 +16,10 @@ from mmrf_jax.schema import TIME_UNITS, Schema
 from mmrf_jax.signals import UNITS, Signal
 
 ROW = "__row"  # number of a row in the given table, from 0
-_LONGEST_MEDIAN, _SHORTEST_MEDIAN = 14_400.0, 0.05  # seconds of a plausible duration
+_SHORTEST_MEDIAN, _LONGEST_MEDIAN = 0.05, 3_600.0  # seconds of plausible feedback
+_LONGEST_ITEM = 14_400.0  # median seconds of plausible items
+_ISO = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+_ISO_ZONED = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%:z")
 _MIN_TIMES = {"s": 1e8, "ms": 1e11, "us": 1e14, "ns": 1e17}  # of dates after 1973
 
 
@@ -59,8 +62,9 @@ def clean(log: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
         columns["candidates"] = id_lists(log[schema.candidates])
     if schema.duration and schema.duration in log.columns:
         columns["duration"] = durations(log[schema.duration], schema, notes)
+    longest = _LONGEST_ITEM if schema.duration else _LONGEST_MEDIAN
     for i, signal in enumerate(schema.signals):
-        columns[f"s{i}"] = _signal(log[signal.column or signal.name], signal)
+        columns[f"s{i}"] = _signal(log[signal.column or signal.name], signal, longest)
     frame = pl.DataFrame({name: column.rename(name) for name, column in columns.items()}).with_row_index(ROW)
     return _usable(frame, schema, notes)
 
@@ -153,7 +157,7 @@ def numbers(column: pl.Series) -> pl.Series:
     return found
 
 
-def _signal(column: pl.Series, signal: Signal) -> pl.Series:
+def _signal(column: pl.Series, signal: Signal, longest: float) -> pl.Series:
     """Return a signal as Float32; durations in seconds."""
     of = f"column {column.name!r} of the {signal.kind} signal {signal.name!r}"
     if signal.kind == "binary" and column.dtype == pl.String:
@@ -175,17 +179,17 @@ def _signal(column: pl.Series, signal: Signal) -> pl.Series:
         raise ValueError(f"{of} has {first(column, wrong)}; {advice}")
     if signal.kind == "duration" and not was_duration:
         found = found * UNITS[signal.unit]
-        _check_unit(found, f"{of} with unit={signal.unit!r}")
+        _check_unit(found, f"{of} with unit={signal.unit!r}", longest)
     return found.cast(pl.Float32)
 
 
-def _check_unit(seconds: pl.Series, of: str) -> None:
+def _check_unit(seconds: pl.Series, of: str, longest: float) -> None:
     """Raise ValueError if the median of positive durations is implausible."""
     median: Any = seconds.filter(seconds > 0).median()
-    if median is None or _SHORTEST_MEDIAN <= median <= _LONGEST_MEDIAN:
+    if median is None or _SHORTEST_MEDIAN <= median <= longest:
         return
-    advice = "a larger unit" if median < _SHORTEST_MEDIAN else "a smaller unit such as 'ms'"
-    raise ValueError(f"{of} has a median of {median:,.4g} s where it is not 0; choose {advice}, or kind='value'")
+    advice = "a larger unit" if median < _SHORTEST_MEDIAN else "a smaller unit such as 'ms', or name schema.duration"
+    raise ValueError(f"{of} has a median of {median:,.4g} s where it is not 0; choose {advice}")
 
 
 def durations(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:
@@ -197,7 +201,7 @@ def durations(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:
         unit = next((u for u in UNITS if column.name.lower().endswith(f"_{u}")), "s")
         notes.assumed.append(f"durations in {column.name} are in {unit}, by the column's name")
     found = numbers(column) * UNITS[unit]
-    _check_unit(found, f"column {column.name!r} of durations with duration_unit={unit!r}")
+    _check_unit(found, f"column {column.name!r} of durations with duration_unit={unit!r}", _LONGEST_ITEM)
     return found
 
 
@@ -219,8 +223,10 @@ def times(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:
     """
     if column.dtype == pl.String:
         whole = column.cast(pl.Int64, strict=False)
-        if whole.null_count() > column.null_count():
+        if 2 * whole.null_count() > len(column) + column.null_count():
             return _milliseconds(_parsed(column, schema), schema, notes)
+        if (wrong := whole.is_null() & column.is_not_null()).any():
+            raise ValueError(f"column {column.name!r} of times has {first(column, wrong)}; write all times as numbers")
         column = whole
     if column.dtype.is_temporal():
         return _milliseconds(column, schema, notes)
@@ -246,16 +252,14 @@ def times(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:
 
 def _parsed(column: pl.Series, schema: Schema) -> pl.Series:
     """Return ISO strings as datetimes."""
-    text = column.str.strip_chars()
-    zoned = bool(text.str.contains(r"(Z|[+-]\d\d:?\d\d)$").any())
-    known = {} if not zoned else {"time_zone": "UTC"}
-    found = text.str.to_datetime(strict=False, time_unit="us", **known)
-    rest = found.is_null() & text.is_not_null()
-    if rest.any():  # some have fractions of a second and others do not, or the first has a format of its kind
-        for form in ("%+", "%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d"):
-            more = text.str.to_datetime(form, strict=False, time_unit="us", **known)
+    text = column.str.strip_chars().str.replace("T", " ", literal=True).str.replace(r" ?(Z|UTC)$", "+00:00")
+    zoned = bool(text.str.contains(r"[+-]\d\d:?\d\d$").any())
+    found = pl.Series(column.name, [None] * len(text), pl.Datetime("us", "UTC" if zoned else None))
+    for form in _ISO_ZONED if zoned else _ISO:
+        if found.null_count() > text.null_count():
+            more = text.str.to_datetime(form, strict=False, time_unit="us", time_zone="UTC" if zoned else None)
             found = pl.select(pl.coalesce(found, more)).to_series().rename(column.name)
-        rest = found.is_null() & text.is_not_null()
+    rest = found.is_null() & text.is_not_null()
     if rest.any():
         raise ValueError(
             f"column {column.name!r} of times has {first(column, rest)}; write ISO times such as 2024-05-02T18:30:00Z"
