@@ -80,7 +80,8 @@ def rows_by_id(video_ids: np.ndarray) -> RowsOf:
     def rows_of(videos: np.ndarray) -> np.ndarray:
         if len(videos) and (videos.dtype.kind == "U") != text:
             kinds = ("strings", "integers") if text else ("integers", "strings")
-            raise ValueError(f"the ids are {kinds[0]}, and {videos[0]!r} is of the {kinds[1]}; give ids in their type")
+            given = videos.tolist()[0]
+            raise ValueError(f"the ids are {kinds[0]}, and {given!r} is of the {kinds[1]}; give ids in their type")
         place = np.minimum(np.searchsorted(ids, videos), len(ids) - 1)
         return np.where(ids[place] == videos, order[place], -1)
 

@@ -56,11 +56,13 @@ def from_frame(
     trained = np.unique(shown.user[shown.split == 0])
     profiles, user_encoders = catalogue.build_profiles(user_table, user_ids, trained, schema, notes)
     whole, count = _sessions(shown, made, item_ids, profiles, slate, schema, notes)
+    parts = _split(whole, shown)
+    repeated = len(np.unique(parts["train"].user_id)) < parts["train"].num_sessions
     spec = InputSpec(
         num_videos=len(item_ids),
         num_authors=made.num_authors,
         num_tags=made.num_tags,
-        num_users=len(user_ids),
+        num_users=len(user_ids) if repeated else 0,
         item_features=made.features.shape[1],
         profile=profiles.shape[1],
         context=CONTEXT,
@@ -69,8 +71,7 @@ def from_frame(
         history=schema.history,
         signals=schema.as_signals(),
     )
-    parts = _split(whole, shown)
-    report = _report(rows, shown, parts, spec, schema, notes)
+    report = _report(rows, len(user_ids) - 1, shown, parts, spec, schema, notes)
     encoders = {"items": item_encoders, "users": user_encoders}
     fitted = {name: [dataclasses.asdict(encoder) for encoder in of] for name, of in encoders.items()}
     found = FrameLog(schema, spec, made, item_ids, user_ids, profiles, parts, fitted, report)
@@ -289,6 +290,7 @@ def _split(log: SessionLog, rows: requests.Rows) -> dict[str, SessionLog]:
 
 def _report(
     number: int,
+    users: int,
     rows: requests.Rows,
     parts: dict[str, SessionLog],
     spec: InputSpec,
@@ -331,7 +333,7 @@ def _report(
         "splits": splits,
         "sizes": {
             "items": spec.num_videos - 1,
-            "users": spec.num_users - 1,
+            "users": users,
             "item_features": spec.item_features,
             "user_features": spec.profile,
             "slate_size": spec.slate,
