@@ -184,7 +184,16 @@ def test_sample_ratios_are_scipys():
         mmrf.abtest.sample_ratio_mismatch(counts, {"control": 1.0})
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+TRAINING = {"own_logs"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * (path.stem in TRAINING), id=path.stem)
+        for path in sorted((ROOT / "examples").glob("*.py"))
+    ],
+)
 def test_examples_run(path, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, path], cwd=tmp_path, env=environment, capture_output=True, text=True)
