@@ -222,7 +222,7 @@ def _loaded(path: Path, max_candidates: int) -> ranker.Ranker:
     return ranker.Ranker(artifact.load(path), max_candidates)
 
 
-def _vector(name: str, given: Sequence[float] | None, size: int) -> np.ndarray:
+def _vector(name: str, given: Sequence[float] | np.ndarray | None, size: int) -> np.ndarray:
     vector = np.zeros(size, np.float32) if given is None else np.asarray(given, np.float32)
     if vector.shape != (size,):
         raise ValueError(f"{name} has shape {vector.shape}; the model has {size} numbers there")

@@ -103,15 +103,15 @@ class Schema:
         self.as_signals()
 
     def _check_split(self) -> None:
-        shares = isinstance(self.split, tuple) and all(isinstance(x, int | float) for x in self.split)
-        if isinstance(self.split, tuple) and shares and len(self.split) == 3:
-            if min(self.split) >= 0 and self.split[0] > 0 and self.split[2] > 0 and abs(sum(self.split) - 1) < 1e-6:
+        given: Any = self.split
+        if isinstance(given, tuple) and len(given) == 3 and all(isinstance(x, int | float) for x in given):
+            if min(given) >= 0 and given[0] > 0 and given[2] > 0 and abs(sum(given) - 1) < 1e-6:
                 return
-        elif isinstance(self.split, tuple) and len(self.split) == 2 and all(isinstance(x, str) for x in self.split):
-            days = [int(str(x).replace("-", "")) for x in self.split if str(x).replace("-", "").isdigit()]
-            if len(days) == 2 and days[0] < days[1] and all(19000101 <= day <= 99991231 for day in days):
+        elif isinstance(given, tuple) and len(given) == 2 and all(isinstance(x, str) for x in given):
+            days = [x.replace("-", "") for x in given]
+            if all(day.isdigit() and len(day) == 8 for day in days) and days[0] < days[1]:
                 return
-        elif isinstance(self.split, int) and not isinstance(self.split, bool) and self.split > 0:
+        elif isinstance(given, int) and not isinstance(given, bool) and given > 0:
             return
         raise ValueError(
             f"schema.split is {self.split!r}; give three shares that sum to 1 such as (0.8, 0.1, 0.1), a number of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from mmrf_jax import schema as schemas
 from mmrf_jax.data.frame_log import FrameLog
@@ -51,7 +52,10 @@ def read(data: configs.OwnLogs, quiet: bool = False) -> FrameLog:
         if not value:
             raise ValueError(f"no log to read: config.data.{name} is empty; use --config.data.{name}=PATH")
     schema = schemas.load(data.schema)
-    sizes = {"slate_size": data.slate or schema.slate_size, "num_candidates": data.candidates or schema.num_candidates}
+    sizes: dict[str, Any] = {
+        "slate_size": data.slate or schema.slate_size,
+        "num_candidates": data.candidates or schema.num_candidates,
+    }
     return FrameLog.from_frame(
         data.path,
         dataclasses.replace(schema, **sizes),

@@ -277,7 +277,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base
         lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions, True)
     )
     source = dataclasses.replace(source, test=lambda: {"test": test()})
-    if not config.data.dir:
+    if not isinstance(config.data, configs.LogData) or not config.data.dir:
         return source
     return dataclasses.replace(
         source,
@@ -415,7 +415,7 @@ def _kuairand(config: configs.Run) -> Source:
     from mmrf_jax.data.readers.kuairand import builder
     from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
 
-    if not config.data.dir:
+    if not config.kuairand.dir:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
     d = config.kuairand
     wanted = kuairand_config(config)

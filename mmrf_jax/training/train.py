@@ -234,7 +234,7 @@ def _learn(
             if number == 0 or not plan.closed_loop:
                 if given is None:
                     if source.sim is not None:
-                        phase("read" if config.data.dir else "collect")
+                        phase("read" if isinstance(config.data, configs.OwnLogs) or config.data.dir else "collect")
                     with preemption.at_once():
                         given = _load_log(config, plan, source, mesh)
                 data = given

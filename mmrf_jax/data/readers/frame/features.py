@@ -8,6 +8,7 @@ dimension. Empty cells are zeros, the average.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -110,10 +111,10 @@ def _fit(column: pl.Series, in_train: np.ndarray) -> Encoder | str:
     if isinstance(kind, pl.List):
         inner = kind.inner
         if isinstance(inner, pl.DataType) and inner.is_float():
-            lengths = column.drop_nulls().list.len()
-            if lengths.min() != lengths.max():
-                return f"its vectors have {lengths.min()} to {lengths.max()} numbers"
-            return _standardised(name, "vector", _values(train, "vector"), int(lengths[0]))
+            shortest, longest = _lengths(column)
+            if shortest != longest:
+                return f"its vectors have {shortest} to {longest} numbers"
+            return _standardised(name, "vector", _values(train, "vector"), longest)
         tokens = train.explode(empty_as_null=False, keep_nulls=False).cast(pl.String)
         return Encoder(name, "categories", vocabulary=_frequent(tokens))
     if kind.is_numeric() or kind == pl.Boolean:
@@ -137,17 +138,20 @@ def _frequent(texts: pl.Series) -> tuple[str, ...]:
     return tuple(counted.sort(["len", "value"], descending=[True, False]).head(MAX_ONE_HOT)["value"])
 
 
+def _lengths(column: pl.Series) -> tuple[int, int]:
+    """Return the lengths of the shortest and of the longest list."""
+    lengths: Any = column.drop_nulls().list.len()
+    return int(lengths.min() or 0), int(lengths.max() or 0)
+
+
 def _values(column: pl.Series, kind: str) -> np.ndarray:
     """Return numbers [n, width] float64, NaN where there is none; dates in days."""
     if kind == "vector":
-        lengths = column.drop_nulls().list.len()
-        width = int(lengths.max() or 0)  # type: ignore[arg-type]
+        shortest, width = _lengths(column)
         out = np.full((len(column), width), np.nan)
         there = column.is_not_null().to_numpy()
-        if (lengths != width).any():
-            raise ValueError(
-                f"column {column.name!r} has vectors of {lengths.min()} to {width} numbers; use one length"
-            )
+        if shortest != width:
+            raise ValueError(f"column {column.name!r} has vectors of {shortest} to {width} numbers; use one length")
         flat = column.drop_nulls().explode(empty_as_null=False, keep_nulls=True).cast(pl.Float64)
         out[there] = flat.fill_null(np.nan).to_numpy().reshape(-1, width)
         return out

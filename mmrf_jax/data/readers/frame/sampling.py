@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 
@@ -31,8 +33,8 @@ def number(lists: pl.Series | None, num_items: int, slate: int, schema: Schema, 
                 f"{num_items} items"
             )
         return schema.num_candidates
-    longest = None if lists is None else lists.list.len().max()
-    found = max(min(int(longest or DEFAULT_CANDIDATES), num_items), slate)  # type: ignore[call-overload]
+    longest: Any = None if lists is None else lists.list.len().max()
+    found = max(min(longest or DEFAULT_CANDIDATES, num_items), slate)
     notes.assumed.append(
         f"num_candidates={found}, " + ("the longest list of candidates" if longest else "the default, or all items")
     )
