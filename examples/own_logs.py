@@ -11,7 +11,7 @@ import polars as pl
 
 import mmrf_jax as mmrf
 
-ITEMS, USERS, REQUESTS, SHOWN, CANDIDATES = 200, 150, 1_500, 4, 16
+ITEMS, USERS, SESSIONS, PAGES, SHOWN, CANDIDATES = 200, 150, 400, 3, 4, 16
 
 
 def write_tables(folder: Path) -> None:
@@ -19,9 +19,10 @@ def write_tables(folder: Path) -> None:
     rng = np.random.default_rng(0)
     vectors, taste = rng.normal(size=(ITEMS, 8)), rng.normal(size=(USERS, 8))
     start, rows = np.datetime64("2024-05-01T00:00:00"), []
-    minutes = np.sort(rng.integers(0, 14 * 24 * 60, REQUESTS))
-    for request, minute in enumerate(minutes):
-        user, listed = rng.integers(USERS), rng.choice(ITEMS, CANDIDATES, replace=False)
+    users, minutes = rng.integers(USERS, size=SESSIONS), np.sort(rng.integers(0, 14 * 24 * 60, SESSIONS))
+    for page in range(SESSIONS * PAGES):
+        user, minute = users[page // PAGES], minutes[page // PAGES] + page % PAGES
+        listed = rng.choice(ITEMS, CANDIDATES, replace=False)
         for rank in range(SHOWN):  # the shop chooses uniformly
             liking = 1 / (1 + np.exp(2 - taste[user] @ vectors[listed[rank]]))
             rows.append(
@@ -29,7 +30,7 @@ def write_tables(folder: Path) -> None:
                     "visitor": f"visitor-{user}",
                     "sku": f"sku-{listed[rank]}",
                     "shown_at": (start + np.timedelta64(int(minute), "m")).astype(str) + "Z",
-                    "page": f"page-{request}",
+                    "page": f"page-{page}",
                     "rank": rank,
                     "probability": 1 / (CANDIDATES - rank),
                     "choices": [f"sku-{i}" for i in listed],
@@ -65,5 +66,6 @@ schema = mmrf.Schema(
 )
 log = mmrf.SessionLog.from_frame(folder / "log.parquet", schema, items=folder / "items.parquet")
 run = mmrf.train("logs", workdir=folder / "run", log=log, overrides={"quick": True})
-print("GAUC of clicks:", run.results["offline"]["click"]["gauc_agent"])
+clicks = run.results["offline"]["click"]
+print(f"GAUC of clicks: {clicks['gauc']}, of {clicks['eligible_users']} users (it needs 200)")
 print("slate:", run.rank(user="visitor-7", candidates=["sku-3", "sku-14", "sku-15", "sku-92", "sku-65"], k=3))

@@ -37,9 +37,20 @@ def prepare(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[c
 
 
 def of_run(config: configs.Run, workdir: Path | None) -> FrameLog:
-    """Return the log in a run's folder; without a folder, that of the config's tables."""
+    """Return the log in a run's folder; without a folder, that of the config's tables.
+
+    Raises:
+      ValueError: if the config has other sizes than the log; a run's own config has those of its log.
+    """
     stored = None if workdir is None else workdir / run_folder.LOG
-    return FrameLog.open(stored) if stored is not None and stored.exists() else read(config.own_logs)
+    log = FrameLog.open(stored) if stored is not None and stored.exists() else read(config.own_logs)
+    if (config.sizes.slate, config.sizes.candidates) != (log.spec.slate, log.spec.candidates):
+        raise ValueError(
+            f"the log has slates of {log.spec.slate} among {log.spec.candidates} candidates, the config of "
+            f"{config.sizes.slate} among {config.sizes.candidates}; use --config.data.slate={log.spec.slate} "
+            f"--config.data.candidates={log.spec.candidates}"
+        )
+    return log
 
 
 def read(data: configs.OwnLogs, quiet: bool = False) -> FrameLog:

@@ -10,7 +10,7 @@ import tiny
 import mmrf_jax as mmrf
 from experiments import world
 from mmrf_jax import runs
-from mmrf_jax.serving import artifact, export, ranker
+from mmrf_jax.serving import artifact, export, ranker, service
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs
 
@@ -72,6 +72,8 @@ def test_ids_of_any_type_and_users_of_the_log(tmp_path):
         run.rank([3, 4])
     with pytest.raises(ValueError, match="the ids are integers, and 'u7' is of the strings"):
         run.rank(given, user="u7")
+    with pytest.raises(artifact.ArtifactError, match="was trained on string ids, and the service takes integers"):
+        service.Service(service.Settings(run.path, tmp_path / "log"))
 
 
 @pytest.mark.parametrize(

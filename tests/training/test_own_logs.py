@@ -60,6 +60,8 @@ def test_a_source_reads_the_log_of_the_run_folder(log, tmp_path):
     np.testing.assert_array_equal(source.train().feedback, log.train.feedback)
     np.testing.assert_array_equal(source.test()["test"].candidates, log.test.candidates)
     assert source.video_ids().tolist() == log.item_ids.tolist() and source.unknown_video == 0 and source.sim is None
+    with pytest.raises(ValueError, match=r"use --config.data.slate=4 --config.data.candidates=12"):
+        sources.from_config(CONFIG, None, workdir=tmp_path)
     added = statistics.num_features(log.spec.signals)
     assert source.spec == dataclasses.replace(log.spec, item_features=log.spec.item_features + added)
     plain = sources.from_config(configs.override(config, data={"statistics": False}), None, workdir=tmp_path)

@@ -157,21 +157,8 @@ def _sessions(
     exposed = np.where(shown, rows.item[exposure], -1).astype(np.int32)
     feedback = np.where(shown[..., None], rows.feedback[exposure], 0.0).astype(np.float32)
     day = columns.days(rows.time, schema.time_zone)
-    lists = _listed(rows.frame)
-    lists = None if lists is None else lists.gather(first)
-    count = sampling.number(lists, len(item_ids) - 1, slate, schema, notes)
-    pool = sampling.available(rows.item, day, len(item_ids), count)
-    candidates, chosen = pool.sample(
-        sampling.keys(exposed, rows.user[first], rows.time[first]), day[first], exposed, count
-    )
-    if lists is not None:
-        key = sampling.keys(exposed, rows.user[first], rows.time[first])
-        candidates, chosen = _from_lists(lists, exposed, candidates, key, rows, first, item_ids, schema, notes)
-    else:
-        notes.assumed.append(
-            f"no candidates are logged: each request has its shown items and others, up to {count}, drawn at random "
-            "from the items shown until the same day"
-        )
+    candidates, chosen = _candidates(rows, first, exposed, day, item_ids, schema, notes)
+    count = candidates.shape[1]
     log_propensity, scores = np.full(len(first), np.nan, np.float32), None
     if rows.propensity is not None:
         each = np.where(shown, rows.propensity[exposure], 1.0)
@@ -201,18 +188,41 @@ def _sessions(
     return log, count
 
 
-def _from_lists(
-    lists: pl.Series,
-    exposed: np.ndarray,
-    filled: np.ndarray,
-    key: np.ndarray,
+def _candidates(
     rows: requests.Rows,
     first: np.ndarray,
+    exposed: np.ndarray,
+    day: np.ndarray,
     item_ids: np.ndarray,
     schema: Schema,
     notes: Notes,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return candidates [r, C] and slates [r, K] of logged lists, checked and completed."""
+    """Return candidates [r, C] and slates [r, K] of the requests that start at rows `first` [r]."""
+    lists = _listed(rows.frame)
+    lists = None if lists is None else lists.gather(first)
+    count = sampling.number(lists, len(item_ids) - 1, exposed.shape[1], schema, notes)
+    pool = sampling.available(rows.item, day, len(item_ids), count)
+    key = sampling.keys(exposed, rows.user[first], rows.time[first])
+    sampled = pool.sample(key, day[first], exposed, count)
+    if lists is not None:
+        flat, lengths = _checked(lists, exposed, rows.frame[columns.ROW].gather(first), item_ids, schema)
+        sampling.note_lengths(lengths, count, notes)
+        return sampling.listed(flat, lengths, exposed, sampled[0], key)
+    notes.assumed.append(
+        f"no candidates are logged: each request has its shown items and others, up to {count}, drawn at random from "
+        "the items shown until the same day"
+    )
+    return sampled
+
+
+def _checked(
+    lists: pl.Series, exposed: np.ndarray, row: pl.Series, item_ids: np.ndarray, schema: Schema
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the item rows of candidate lists, one after another, and their lengths [r].
+
+    Raises:
+      ValueError: for a list without a shown item.
+    """
     lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
     flat = catalogue.rows_of(lists.explode(empty_as_null=False, keep_nulls=False), item_ids)
     request = np.repeat(np.arange(len(lengths)), lengths)
@@ -222,23 +232,12 @@ def _from_lists(
     lacking = (exposed >= 0) & ~has & (lengths > 0)[:, None]
     if lacking.any():
         at, slot = (int(x[0]) for x in np.nonzero(lacking))
-        row = rows.frame[columns.ROW][int(first[at]) + slot]
         raise ValueError(
-            f"column {schema.candidates!r} lacks the shown item {item_ids[exposed[at, slot]]!s} in row {row} "
-            f"({int(lacking.any(axis=1).sum()):,} such requests); candidates are all items that could be shown, those "
-            "that were included"
+            f"column {schema.candidates!r} lacks the shown item {item_ids[exposed[at, slot]]!s} of the request in row "
+            f"{row[at]} ({int(lacking.any(axis=1).sum()):,} such requests); candidates are all items that could be "
+            "shown, with those that were"
         )
-    count = filled.shape[1]
-    short, long = int((lengths < count).sum()), int((lengths > count).sum())
-    if short:
-        notes.assumed.append(
-            f"{short:,} of {len(lengths):,} requests list fewer than {count} candidates: filled with items of the day"
-        )
-    if long:
-        notes.assumed.append(
-            f"{long:,} of {len(lengths):,} requests list more than {count} candidates: a sample is used"
-        )
-    return sampling.listed(flat, lengths, exposed, filled, key)
+    return flat, lengths
 
 
 def _history(rows: requests.Rows, begin: np.ndarray, length: int) -> dict[str, np.ndarray]:

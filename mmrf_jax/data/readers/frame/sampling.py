@@ -58,16 +58,19 @@ def available(item: np.ndarray, day: np.ndarray, num_rows: int, least: int) -> P
     return make_pool(live, int(_NEVER))
 
 
-def sampled(
-    pool: Pool, exposed: np.ndarray, user: np.ndarray, time: np.ndarray, day: np.ndarray, candidates: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return candidates [r, C] and slates [r, K]: the exposed items [r, K] (-1 for none) and others of the day."""
-    return pool.sample(keys(exposed, user, time), day, exposed, candidates)
-
-
 def keys(exposed: np.ndarray, user: np.ndarray, time: np.ndarray) -> np.ndarray:
     """Return a hash [r] uint64 of each request, so that its sample does not depend on other requests."""
     return request_keys(0, user, time, exposed[:, 0])
+
+
+def note_lengths(lengths: np.ndarray, count: int, notes: Notes) -> None:
+    """Note how many lists [r] have fewer or more than C candidates."""
+    for number, text in (
+        (int((lengths < count).sum()), f"list fewer than {count} candidates: filled with items of the day"),
+        (int((lengths > count).sum()), f"list more than {count} candidates: sampled"),
+    ):
+        if number:
+            notes.assumed.append(f"{number:,} of {len(lengths):,} requests {text}")
 
 
 def listed(

@@ -9,6 +9,7 @@ import pytest
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.readers.frame import requests
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.ope import propensity
 from mmrf_jax.schema import Schema
@@ -177,6 +178,29 @@ def test_shorter_lists_are_filled_and_longer_ones_sampled(tables):
         True,
         False,
     }
+
+
+def test_propensities_that_are_partly_unknown_are_fitted(tables):
+    some = tables["log"].with_columns(pl.when(pl.int_range(600) > 9).then("p").alias("p"))
+    log = FrameLog.from_frame(some, own_logs.SCHEMA, items=tables["items"], quiet=True)
+    assert "10 of 600 propensities are empty: the behaviour policy is fitted" in log.describe()
+    assert np.isnan(log.test.log_propensity).all() and log.test.scores is None
+
+
+@pytest.mark.parametrize(
+    ("split", "wanted"),
+    [
+        ((0.5, 0.25, 0.25), [0, 0, 0, 0, 1, 1, 2, 2]),
+        ((0.75, 0, 0.25), [0, 0, 0, 0, 0, 0, 2, 2]),
+        (1, [0, 0, 0, 0, 0, 1, 1, 2]),
+        (("2024-05-01", "2024-05-02"), [0, 0, 1, 1, 1, 2, 2, 2]),
+        (("20240502", "20240503"), [0, 0, 0, 0, 0, 1, 1, 2]),
+    ],
+)
+def test_time_is_cut_by_shares_days_or_dates(split, wanted):
+    day = 20240500 + np.array([1, 1, 2, 2, 2, 3, 3, 4])
+    schema = dataclasses.replace(SCHEMA, split=split)
+    assert requests.cut(np.arange(8) * 1_000, day, schema).tolist() == wanted
 
 
 @pytest.mark.parametrize("library", ["pandas", "pyarrow", "lazy", "csv", "csv.gz", "parquet", "ipc", "folder"])
