@@ -1,7 +1,8 @@
 """Schemas of logs: what is required, what is refused, and back from plain values."""
 
-import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -65,9 +66,27 @@ def test_a_file_defines_a_schema(tmp_path):
         "import mmrf_jax as mmrf\n"
         "schema = mmrf.Schema(user='u', item='i', time='t', signals=[mmrf.Signal('like', column='liked')])\n"
     )
-    assert schemas.load(file) == dataclasses.replace(make(signals=[LIKE]))
+    assert schemas.load(file) == make(signals=[LIKE])
     file.write_text("schema = 3\n")
     with pytest.raises(ValueError, match="defines no `schema` of type mmrf_jax"):
         schemas.load(file)
     with pytest.raises(ValueError, match="is no Python file; name one that defines `schema`"):
         schemas.load(tmp_path / "other.py")
+
+
+def test_schemas_are_written_without_jax_or_polars():
+    script = (
+        "import sys, mmrf_jax as mmrf\n"
+        "schema = mmrf.Schema(user='u', item='i', time='t', signals=[mmrf.Signal('like')])\n"
+        "assert not {'jax', 'polars'} & set(sys.modules)\n"
+        "mmrf.SessionLog, mmrf.train\n"
+        "assert 'polars' not in sys.modules\n"
+        "sys.modules['polars'] = None  # as where it is not installed\n"
+        "try:\n"
+        "    mmrf.SessionLog.from_frame('log.csv', schema)\n"
+        "except ImportError as error:\n"
+        "    assert str(error) == 'reading tables needs polars; pip install mmrf_jax[data]', error\n"
+        "else:\n"
+        "    raise AssertionError\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,9 @@ class FrameLog:
         lines = [f"{r['used']:,} of {r['rows']:,} rows are used, of {_counted(r['sizes'])}"]
         lines += [f"left out: {number:,} rows: {reason}" for reason, number in sorted(r["left_out"].items())]
         lines += [f"assumed: {text}" for text in r["assumed"]]
+        for name, encoders in self.encoders.items():
+            if encoders:
+                lines.append(f"features of {name}: " + ", ".join(_described(**encoder) for encoder in encoders))
         for name in self.spec.signals.names:
             s = r["signals"][name]
             kind = f"{s['kind']}, {'more is better' if s['sign'] > 0 else 'more is worse'}"
@@ -196,6 +199,12 @@ def describe(log: Any, schema: schemas.Schema, items: Any = None, users: Any = N
 def _arrays(items: types.Items) -> dict[str, np.ndarray]:
     names = ("author", "tag", "duration", "features", "embedding_id")
     return {name: np.asarray(getattr(items, name)) for name in names}
+
+
+def _described(name: str, kind: str, mean: Sequence[float], log: bool, vocabulary: Sequence[str], **_: Any) -> str:
+    """Return a feature column in words."""
+    sizes = {"vector": f" of {len(mean)}", "category": f" of {len(vocabulary)}", "categories": f" of {len(vocabulary)}"}
+    return f"{name} ({kind}{sizes.get(kind, '')}{', as log1p' if log else ''})"
 
 
 def _counted(sizes: Mapping[str, int]) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mmrf_jax import types
 from mmrf_jax.data import sessions
 from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.data.readers.frame import catalogue, columns, requests, sampling, tables
@@ -55,7 +54,7 @@ def from_frame(
     made, item_encoders = catalogue.build_items(item_table, item_ids, shown, schema, notes)
     trained = np.unique(shown.user[shown.split == 0])
     profiles, user_encoders = catalogue.build_profiles(user_table, user_ids, trained, schema, notes)
-    whole, count = _sessions(shown, made, item_ids, profiles, slate, schema, notes)
+    whole, count = _sessions(shown, item_ids, profiles, slate, schema, notes)
     parts = _split(whole, shown)
     repeated = len(np.unique(parts["train"].user_id)) < parts["train"].num_sessions
     spec = InputSpec(
@@ -139,7 +138,6 @@ def _check_positives(rows: requests.Rows, schema: Schema) -> None:
 
 def _sessions(
     rows: requests.Rows,
-    items: types.Items,
     item_ids: np.ndarray,
     profiles: np.ndarray,
     slate: int,

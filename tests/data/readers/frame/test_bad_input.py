@@ -130,6 +130,8 @@ def test_a_dry_run_says_what_reading_would():
     assert text == FrameLog.from_frame(LOG, SCHEMA, TABLES["items"], TABLES["users"], quiet=True).describe()
     assert text.startswith("400 of 400 rows are used, of 60 items, 80 users")
     assert "signal watch_time (duration, more is better, main): " in text
+    items = "price (number, as log1p), colours (categories of 3), vector (vector of 3), duration_ms (number)"
+    assert f"features of items: {items}\nfeatures of users: age (number), country (category of 3)\n" in text
 
 
 @pytest.mark.parametrize(
