@@ -26,7 +26,7 @@ class Run:
       results: of results.json, empty if the run is not finished.
       source: counts from reading the input.
       explained: from `training.run_report.explain`.
-      measured: {"speed", "scale": from `launch.benchmark`}, if available.
+      measured: {"speed", "scale": from `mmrf benchmark`}, if available.
     """
 
     name: str

@@ -19,7 +19,7 @@ from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.envs import base, collect
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
-from mmrf_jax.io import files
+from mmrf_jax.io import extras, files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.signals import Signals
@@ -275,7 +275,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base
 
 
 def _given(source: Source, progress: Progress) -> SessionLog:
-    """Load the log of `data.dir`, which launch.collect or a ranking service wrote."""
+    """Load the log of `data.dir`, which mmrf collect or a ranking service wrote."""
     folder = files.user_path(source.config.data.dir, "config.data.dir")
     if feedback_log.is_log(folder):
         return _served(folder, source.spec, np.arange(source.spec.num_videos), progress)
@@ -367,8 +367,9 @@ def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, 
 
 
 def _kuairand(config: configs.Run) -> Source:
-    from mmrf_jax.data.readers.kuairand import builder
-    from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
+    with extras.needed("data"):
+        from mmrf_jax.data.readers.kuairand import builder
+        from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
 
     if not config.data.dir:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
