@@ -2,6 +2,7 @@
 # make test          set up .venv, then the tests (without those of the next two)
 # make test-slow     the slow tests: trainings, real processes killed, several devices, browsers
 # make test-nightly  what takes longer still: kills at random moments, more topologies, ten thousand updates
+# make smoke         the wheel in a fresh environment, from an empty folder; smoke-oldest: oldest allowed versions
 # make lint          ruff and mypy
 # Programs that tests compile are kept in .cache/xla, or in the folder that MMRF_TEST_CACHE names.
 PYTHON ?= python3
@@ -14,19 +15,19 @@ export PYTHONDONTWRITEBYTECODE :=
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-slow test-nightly lint clean
+.PHONY: train test test-slow test-nightly smoke smoke-oldest lint clean
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -r requirements.txt
 	touch $@
 
-$(VENV)/.dev: requirements-dev.txt requirements-serve.txt $(VENV)/.run
-	$(BIN)/pip install -q -r requirements-dev.txt
+$(VENV)/.dev: requirements-dev.txt pyproject.toml $(VENV)/.run
+	$(BIN)/pip install -q -e '.[report,data,baselines,serve,gym]' -r requirements-dev.txt
 	touch $@
 
 train: $(VENV)/.run
-	$(BIN)/python -m launch.train --config=experiments/world.py --workdir=$(WORKDIR)
+	$(BIN)/python -m launch.train --config=world --workdir=$(WORKDIR)
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow and not nightly"
@@ -34,8 +35,14 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m "slow and not nightly" --durations=20
 
-test-nightly: $(VENV)/.dev
+test-nightly: $(VENV)/.dev smoke-oldest
 	$(PYTEST) -m nightly --durations=20
+
+smoke:
+	PYTHON=$(PYTHON) .ci/smoke
+
+smoke-oldest:
+	PYTHON=$(PYTHON) .ci/smoke --oldest
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -5,38 +5,9 @@
   python -m launch.train --config=experiments/world.py --config.method=myopic --workdir=runs/myopic
   python -m launch.train --config=experiments/world.py --config.quick=True --workdir=/tmp/look
 
-Measures the gain of agents that optimise the session over the production ranker, over a supervised ranker of the next
-video's watch time (`method=myopic`), and over the same agents without collaboration (`ablation=no_collaboration`),
-without counterfactual slates (`no_augmentation`), or with a constant negative reward for those (`constant_negative`).
-
-The defaults in mmrf_jax/training/configs.py, which gives every field's range and meaning, are those of this job.
+It is the packaged config `world`, and --config=world names it from any folder.
 """
 
-from ml_collections import ConfigDict
+from mmrf_jax.configs.world import get_config
 
-from mmrf_jax.training import configs
-
-#: Fields without effect here: the world has no per-user embeddings, and signals and sizes are the defaults.
-WITHOUT = (
-    "agents.user_dim",
-    "agents.signal_weights",
-    "feedback.dim",
-    "feedback.id_dim",
-    "feedback.user_dim",
-    "feedback.signal_weights",
-)
-
-
-def get_config() -> ConfigDict:
-    return configs.to_config_dict(
-        configs.Run(),
-        without=WITHOUT,
-        when_quick={
-            "world": {"num_videos": 5_000, "candidates": 40},
-            "collect": {"sessions": 1_024, "test_sessions": 1_024},  # equal, so that both share one compilation
-            "alternation": {"rounds": 2},
-            "ab_test": {"sessions": 512, "arms": ("production",)},
-            "log_every": 5,
-            "checkpoint_every": 10,
-        },
-    )
+__all__ = ["get_config"]

@@ -1,49 +1,6 @@
-"""Collect session logs of a policy in the world, as array_record files that `--config.data.dir` reads.
+"""The command `mmrf collect` as a script of the checkout: python -m launch.collect --help."""
 
-python -m launch.collect --config=experiments/world.py --sessions=65536 --out=logs/production
-python -m launch.collect --config=experiments/world.py --policy=runs/world --sessions=65536 --out=logs/mmrf
-"""
-
-from absl import flags
-
-from launch import common
-
-_CONFIG = common.define_config()
-_SESSIONS = flags.DEFINE_integer("sessions", None, "Sessions to collect.", lower_bound=1, required=True)
-_OUT = common.define_path("out", None, "Folder to write; it must not exist.", required=True)
-_POLICY = flags.DEFINE_string("policy", "production", "production, random, an oracle, or a run folder.")
-_FIRST_USER = flags.DEFINE_integer("first_user", 100_000_000, "First user id.", lower_bound=0)
-
-
-def main() -> None:
-    from mmrf_jax.data import records
-    from mmrf_jax.parallel import sharding
-    from mmrf_jax.training import restore, sources
-
-    config = common.resolve_run(_CONFIG)
-    common.check_world(config)
-    if _OUT.value.exists():
-        raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
-    common.check_output("out", _OUT.value)
-    mesh = sharding.make_mesh()
-    source = restore.source_of(config, mesh)
-    assert source.sim is not None
-    policy = restore.policy_of(_POLICY.value, source, mesh)
-    log = sources.collect_log(
-        source.sim,
-        policy,
-        config.seed,
-        first_user=_FIRST_USER.value,
-        sessions=_SESSIONS.value,
-        k=source.spec.slate,
-        progress=restore.counted_in_parts,
-        keep_scores=True,
-    )
-    if not sharding.is_primary():
-        return
-    records.write_log(log, _OUT.value, source.spec, sources.world_origin(config))
-    print(f"{log.num_sessions} sessions, {log.num_requests} requests -> {_OUT.value}")
-
+from mmrf_jax.cli import collect
 
 if __name__ == "__main__":
-    common.run(main, several=True)
+    collect.run()

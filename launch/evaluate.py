@@ -1,37 +1,6 @@
-"""Compute offline metrics and model quality of a trained run on the test days, in the world also against the truth.
+"""The command `mmrf evaluate` as a script of the checkout: python -m launch.evaluate --help."""
 
-The results are printed and written to WORKDIR/evaluation.json.
-
-python -m launch.evaluate --workdir=runs/kuairand [--config.data.dir=DIR]
-"""
-
-import sys
-
-from launch import common
-from mmrf_jax.io import files
-from mmrf_jax.io.progress import phase
-
-_WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
-_CONFIG = common.define_run_config(sys.argv)
-
-
-def main() -> None:
-    from mmrf_jax.parallel import sharding
-    from mmrf_jax.training import evaluate, restore, steps, world_truth
-
-    config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
-    mesh = sharding.make_mesh()
-    source = restore.source_of(config, mesh, workdir=workdir)
-    state = restore.load_state(config, source, workdir, mesh)
-    result = evaluate.evaluate(config, source, state, mesh, thorough=True)
-    if source.truth is not None:
-        phase("truth")
-        result |= world_truth.compare(
-            source, steps.plan_of(config, source.spec.signals), state, source.test()["test"], source.train
-        )
-    files.write_json(workdir / "evaluation.json", result)
-    evaluate.print_results(result)
-
+from mmrf_jax.cli import evaluate
 
 if __name__ == "__main__":
-    common.run(main)
+    evaluate.run()

@@ -1,30 +1,6 @@
-"""Export a trained run for serving: its ranker, its feedback model, embedding tables, vocabularies, and a manifest.
+"""The command `mmrf export` as a script of the checkout: python -m launch.export --help."""
 
-  python -m launch.export --workdir=runs/world --out=artifacts/world
-
-The artefact loads on CPUs, CUDA GPUs and TPUs, for about six months. `python -m launch.serve --artifact=DIR` serves it;
-mmrf_jax/serving/export.py documents how to call its functions from other code.
-"""
-
-import sys
-
-from launch import common
-
-_WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
-_OUT = common.define_path("out", None, "Folder to write; it must not exist.", required=True)
-_CONFIG = common.define_run_config(sys.argv)
-
-
-def main() -> None:
-    from mmrf_jax.serving import export
-
-    config, workdir, out = common.resolve_run(_CONFIG), _WORKDIR.value, _OUT.value
-    if out.exists():
-        raise ValueError(f"--out={out} exists; name a folder that does not")
-    common.check_output("out", _OUT.value)
-    made, step = export.export_workdir(config, workdir, out)
-    print(f"artefact {made} of {config.method}, step {step} -> {out}")
-
+from mmrf_jax.cli import export
 
 if __name__ == "__main__":
-    common.run(main)
+    export.run()

@@ -1,28 +1,6 @@
-"""Write WORKDIR/report.html, a page of a run that opens offline: results, curves, agents, example sessions.
+"""The command `mmrf report` as a script of the checkout: python -m launch.report --help."""
 
-python -m launch.report --workdir=runs/world [--config.data.dir=DIR]
-
-`launch.train` writes it at the end of a run; for an unfinished run it shows the data so far.
-"""
-
-import sys
-
-from launch import common
-
-_WORKDIR = common.define_path("workdir", None, "Run folder of launch.train.", required=True)
-_CONFIG = common.define_run_config(sys.argv)
-
-
-def main() -> None:
-    from mmrf_jax.parallel import sharding
-    from mmrf_jax.training import restore, run_report
-
-    config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
-    mesh = sharding.make_mesh()
-    source = restore.source_of(config, mesh, workdir=workdir)
-    state = restore.load_state(config, source, workdir, mesh)
-    print(run_report.write_report(config, source, state, workdir))
-
+from mmrf_jax.cli import report
 
 if __name__ == "__main__":
-    common.run(main)
+    report.run()

@@ -1,39 +1,6 @@
-"""Run a study: every variant with every seed, then one table. Re-running the same command resumes it.
+"""The command `mmrf sweep` as a script of the checkout: python -m launch.sweep --help."""
 
-  python -m launch.sweep --config=experiments/table_ablation.py --out=experiments/results/table_ablation
-  python -m launch.sweep --config=experiments/table_ablation.py --config.quick=True --out=/tmp/a --runs=/tmp/b
-  python -m launch.sweep --config=experiments/table_estimators.py --out=experiments/results/table_estimators
-
-OUT gets table.json and table.md. Each run has its folder below --runs, named by its config, so that studies share runs;
-any of them can be an arm of launch.ab_test, and launch.report writes its page. --config.tables selects the tables:
-ab_test, ab_test_users, ab_test_leaving (the shifted worlds), by_day, offline, offline_frozen, offline_random, errors,
-model_exploitation_gap, conflict. A study of policies instead of variants trains nothing: it evaluates the off-policy
-estimators against the world.
-"""
-
-from launch import common
-from mmrf_jax.io import files
-
-_CONFIG = common.define_config()
-_OUT = common.define_path("out", None, "Folder of the tables.", required=True)
-_RUNS = common.define_path("runs", "runs/study", "Folder of the runs, shared by studies.")
-
-
-def main() -> None:
-    from mmrf_jax.sweeps import off_policy_study, sweep
-
-    config, out = common.resolve(_CONFIG), _OUT.value
-    common.check_output("out", out / "table.json")
-    if "policies" not in config:
-        sweep.check(sweep.Study(config, out, _RUNS.value))  # before creating the folder
-    out.mkdir(parents=True, exist_ok=True)
-    with files.held(out):
-        if "policies" in config:
-            table = off_policy_study.format_table(off_policy_study.run(config, out))
-        else:
-            table = sweep.format_table(sweep.run(config, out, _RUNS.value))
-    print(table)
-
+from mmrf_jax.cli import sweep
 
 if __name__ == "__main__":
-    common.run(main, resumes=True)
+    sweep.run()

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import importlib.util
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmrf_jax import configs as packaged
 from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.io import files
 from mmrf_jax.serving import artifact, export, ranker
-from mmrf_jax.training import configs, run_folder
+from mmrf_jax.training import configs, run_folder, startup
 from mmrf_jax.training import train as training
 
 #: Of a video or a user, as the platform names it.
@@ -26,7 +25,7 @@ History = Sequence[tuple[Id, Mapping[str, float]]]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder of `train` or `launch.train`, or an artefact of `launch.export`.
+    """A run folder of `train` or `mmrf train`, or an artefact of `mmrf export`.
 
     Attributes:
       path: the folder.
@@ -136,17 +135,19 @@ class Run:
         )
 
     def _ranker(self, max_candidates: int) -> ranker.Ranker:
-        if not self.exported:
-            return self._artefact._ranker(max_candidates)
-        return _loaded(self.path, max_candidates)
+        if max_candidates not in self._rankers:
+            self._rankers[max_candidates] = ranker.Ranker(self._artifact, max_candidates)
+        return self._rankers[max_candidates]
 
     @functools.cached_property
-    def _scratch(self) -> tempfile.TemporaryDirectory:
-        return tempfile.TemporaryDirectory()  # removed with this object
+    def _rankers(self) -> dict[int, ranker.Ranker]:
+        return {}
 
     @functools.cached_property
-    def _artefact(self) -> Run:
-        return self.export(Path(self._scratch.name) / "artefact")
+    def _artifact(self) -> artifact.Artifact:
+        if self.exported:
+            return artifact.load(self.path)
+        return export.in_memory(configs.run_of(self.config), self.path)
 
     @functools.cached_property
     def _about(self) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def load(path: str | Path) -> Run:
     Raises:
       ValueError: if the folder is neither.
     """
-    run = Run(Path(path))
+    run = Run(files.user_path(str(path), "path"))
     if not run.exported:
         run_folder.read_config(run.path)
     return run
@@ -168,18 +169,23 @@ def load(path: str | Path) -> Run:
 def train(
     config: Any, workdir: str | Path, overrides: Mapping[str, Any] | None = None, log: FrameLog | None = None
 ) -> Run:
-    """Train and evaluate a ranker, or resume it, as `launch.train` does, which also sets JAX's compilation options.
+    """Train and evaluate a ranker, or resume it, as `mmrf train` does, to the same numbers.
+
+    JAX's settings that decide numbers, such as 32-bit floats, hold until it returns (`startup.NUMBERS`).
 
     Args:
-      config: `world`, `kuairand` or `logs`, the path of an experiment file, its ConfigDict, or a `configs.Run`.
+      config: a packaged config's name such as `world`, the path of a config file, MODULE:FUNCTION, a ConfigDict, or a
+        `configs.Run`.
       workdir: the run folder.
-      overrides: nested dictionaries of fields, such as {"quick": True, "train": {"batch": 64}}.
+      overrides: fields, as nested dictionaries such as {"quick": True, "train": {"batch": 64}}, or by dotted name.
       log: `SessionLog.from_frame(...)`, for the config `logs`; the run folder then holds a copy.
 
     Raises:
-      ValueError: for a config that cannot be, or a folder of another config.
+      ValueError: for an unknown field or an invalid value, or a folder of another config.
     """
-    training.train(_config(config, overrides or {}), Path(workdir), log=log)
+    run = _config(config, overrides or {})
+    with startup.settings(run.quick):
+        training.train(run, files.user_path(str(workdir), "workdir"), log=log)
     return load(workdir)
 
 
@@ -187,39 +193,10 @@ def _config(config: Any, overrides: Mapping[str, Any]) -> configs.Run:
     if isinstance(config, configs.Run):
         values = configs.as_dict(config)
     elif isinstance(config, str | Path):
-        values = _module(str(config)).get_config().to_dict()
+        values = packaged.load(str(config)).to_dict()
     else:
         values = config.to_dict()
-    layers = [overrides]
-    if overrides.get("quick", values.get("quick")):
-        layers.insert(0, values.get("when_quick", {}))
-    for layer in layers:
-        values = _merged(values, layer)
-    return configs.run_of(values)
-
-
-def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
-    for name, value in over.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _merged(merged[name], value) if nested else value
-    return merged
-
-
-def _module(name: str) -> Any:
-    if not name.endswith(".py"):
-        return importlib.import_module(f"experiments.{name}")
-    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-    if spec is None or spec.loader is None or not Path(name).exists():
-        raise ValueError(f"{name} is no file; name an experiment file, or `world`, `kuairand` or `logs`")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@functools.lru_cache(maxsize=4)
-def _loaded(path: Path, max_candidates: int) -> ranker.Ranker:
-    return ranker.Ranker(artifact.load(path), max_candidates)
+    return configs.run_of(configs.resolve(values, overrides))
 
 
 def _vector(name: str, given: Sequence[float] | np.ndarray | None, size: int) -> np.ndarray:

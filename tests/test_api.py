@@ -184,16 +184,14 @@ def test_sample_ratios_are_scipys():
         mmrf.abtest.sample_ratio_mismatch(counts, {"control": 1.0})
 
 
-TRAINING = {"own_logs"}
+TRAINS = {"quickstart", "own_logs"}
+EXAMPLES = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in TRAINS else [])
+    for path in sorted((ROOT / "examples").glob("*.py"))
+]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=[pytest.mark.slow] * (path.stem in TRAINING), id=path.stem)
-        for path in sorted((ROOT / "examples").glob("*.py"))
-    ],
-)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_examples_run(path, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, path], cwd=tmp_path, env=environment, capture_output=True, text=True)

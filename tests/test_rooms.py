@@ -16,8 +16,9 @@ LEVELS = (
     {"ope", "abtest"},
     {"report"},
     {"training"},
-    {"sweeps", "serving"},
+    {"sweeps", "serving", "configs"},
     {"runs"},
+    {"cli"},
     {"launch", "experiments"},
 )
 LEAVES = {"parallel", "checkpointing", "io"}
@@ -111,7 +112,7 @@ def test_only_sources_and_mains_know_a_concrete_simulator():
         if any(name.startswith("mmrf_jax.envs.short_video") for name in imports((ROOT / path).read_text())):
             knowing.add(module_of(path))
     own = {name for name in knowing if name.startswith("mmrf_jax.envs.short_video.")}
-    measuring = {name for name in knowing if name.startswith("launch.benchmarks.")}
+    measuring = {name for name in knowing if name.startswith("mmrf_jax.cli.benchmarks.")}
     assert own and knowing - own - measuring <= {"mmrf_jax.training.sources", "mmrf_jax.training.configs"}
 
 
@@ -123,7 +124,7 @@ def test_only_sources_and_mains_know_a_concrete_simulator():
         ("mmrf_jax.agents.mmrf.losses", "import mmrf_jax.envs.short_video.env as s"),
         ("mmrf_jax.io.files", "from mmrf_jax.data import session_log"),
         ("mmrf_jax.types", "from mmrf_jax.data.session_log import InputSpec"),
-        ("mmrf_jax.training.train", "from launch import common"),
+        ("mmrf_jax.training.train", "from mmrf_jax.cli import common"),
     ],
 )
 def test_a_wrong_arrow_is_found(module, source):

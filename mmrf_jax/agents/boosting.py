@@ -15,6 +15,7 @@ from mmrf_jax import types
 from mmrf_jax.data import sessions, statistics
 from mmrf_jax.data.records import num_exposures
 from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.io import extras
 from mmrf_jax.signals import Signals
 
 FREQUENT = ("click", "long_view", "like", "profile_enter", "watch_time")  # of short videos; of other logs all signals
@@ -113,7 +114,8 @@ def scores(
       measure: (users, scores, labels) [n] -> the selection metric; NaN if it is undefined.
       rounds: maximum number of trees of a model.
     """
-    import lightgbm
+    with extras.needed("baselines"):
+        import lightgbm
 
     result: dict[str, dict[str, np.ndarray]] = {log: {} for log in tests}
     for name, label in labels(train, signals).items():

@@ -11,9 +11,10 @@ orders of magnitude larger than the rest, and the rest of the state. If the proc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -36,6 +37,17 @@ __all__ = ["CheckpointError", "Checkpoints", "targets"]
 
 class CheckpointError(RuntimeError):
     """An error in writing or reading checkpoints; the message names the folder, the step and the fix."""
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hide what orbax logs below the level of errors."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class Checkpoints:
@@ -78,18 +90,20 @@ class Checkpoints:
         self._current: int | None = None  # the step last saved or restored here; saving it again changes nothing
         self._damaged: set[int] = set()
         self._check_directory()
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            item_names=_ITEMS,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=None,  # `_settle` deletes, once the new step is committed
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-                lightweight_initialize=True,  # `verify` handles damaged metadata files
-                async_options=None if read_only else ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
-            ),
-        )
+        asynchronous = None if read_only else ocp.AsyncOptions(post_finalization_callback=self._write_checksums)
+        with _without_warnings() if read_only else contextlib.nullcontext():  # orbax warns that it is read-only
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                item_names=_ITEMS,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=None,  # `_settle` deletes, once the new step is committed
+                    create=not read_only,
+                    read_only=read_only,
+                    cleanup_tmp_directories=not read_only,
+                    lightweight_initialize=True,  # `verify` handles damaged metadata files
+                    async_options=asynchronous,
+                ),
+            )
 
     def save(self, step: int, state: PyTree, force: bool = False, again: bool = False) -> bool:
         """Copy the state to the host, then write it in the background; the state may be donated immediately.

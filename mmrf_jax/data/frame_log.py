@@ -16,7 +16,7 @@ from mmrf_jax import types
 from mmrf_jax.data import records
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.data.splits import SPLITS
-from mmrf_jax.io import files
+from mmrf_jax.io import extras, files
 from mmrf_jax.io.progress import say
 
 VERSION = 1
@@ -77,12 +77,10 @@ class FrameLog:
 
         Raises:
           ValueError: for a table that does not fit the schema, naming the column, the value, its row and the fix.
-          ImportError: without polars.
+          MissingExtra: without polars.
         """
-        try:
+        with extras.needed("data"):
             from mmrf_jax.data.readers.frame import build
-        except ModuleNotFoundError as error:
-            raise ImportError(f"reading tables needs {error.name}; pip install mmrf_jax[data]") from error
         made = build.from_frame(log, schema, items, users, candidates)
         if not quiet:
             for line in made.describe().splitlines():

@@ -16,11 +16,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module
 
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.data.sessions import num_exposures, select_sessions
-from mmrf_jax.io import files
+from mmrf_jax.io import extras, files
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -28,6 +27,17 @@ SESSIONS_PER_RECORD = 256
 SESSIONS_PER_FILE = 65536
 _MAGIC = b"MMRS"
 _HEADER = struct.Struct("<4sIIII")
+
+
+def array_records() -> Any:
+    """Return the module that reads and writes array_record files.
+
+    Raises:
+      MissingExtra: if it is not installed.
+    """
+    with extras.needed("data"):
+        from array_record.python import array_record_module
+    return array_record_module
 
 
 def _layout(spec: InputSpec) -> tuple[tuple[str, bool, str, tuple[int, ...]], ...]:
@@ -153,7 +163,7 @@ def write_log(
         for i, start in enumerate(starts):
             part = select_sessions(log, np.arange(start, min(start + SESSIONS_PER_FILE, log.num_sessions)))
             name = f"sessions-{i:05d}-of-{len(starts):05d}.array_record"
-            writer = array_record_module.ArrayRecordWriter(str(folder / name), "group_size:1")
+            writer = array_records().ArrayRecordWriter(str(folder / name), "group_size:1")
             for block in blocks(part, spec):
                 writer.write(block)
             writer.close()
@@ -237,7 +247,7 @@ class Blocks:
         for number in np.unique(file):
             path, chosen = self._directory / self._files[number][0], blocks[file == number]
             try:
-                reader = array_record_module.ArrayRecordReader(str(path))
+                reader = array_records().ArrayRecordReader(str(path))
                 found |= dict(zip(chosen.tolist(), reader.read((chosen - self._first[number]).tolist()), strict=True))
                 reader.close()
             except Exception as error:  # the C++ reader raises several kinds

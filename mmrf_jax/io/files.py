@@ -25,14 +25,6 @@ from mmrf_jax.io.progress import say
 
 #: The file that `held` locks in a folder.
 LOCK = "lock"
-_PROJECT = Path(__file__).resolve().parents[2]
-
-
-def shipped(name: str) -> str:
-    """Return the path of a project file, such as experiments/world.py, readable from the current folder."""
-    path = _PROJECT / name
-    here = os.path.exists(name) and os.path.samefile(name, path)
-    return name if here else str(path)
 
 
 def user_path(text: str, name: str) -> Path:
@@ -122,22 +114,31 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Replace a file with a text, atomically and durably (temporary file in the same folder, fsync, rename)."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary file next to `path`; at the end it replaces `path`, durably. On an error it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with tmp.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
     finally:
-        tmp.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)  # makes the rename durable
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # makes the rename durable
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

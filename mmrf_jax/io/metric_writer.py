@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
+from mmrf_jax.io import extras
 from mmrf_jax.io.files import write_text
+from mmrf_jax.io.progress import say
 
 #: Columns of a row that are not metrics.
 COLUMNS = ("step", "seed", "phase", "seconds")
@@ -50,7 +52,7 @@ class MetricsWriter:
         self._seed, self._clock = seed, clock
         self._started = clock()
         self._file: TextIO | None = None
-        self._events: SummaryWriter | None = None
+        self._events: Any = None  # a tensorboardX.SummaryWriter
         if workdir is None:
             return
         workdir = Path(workdir)
@@ -59,10 +61,8 @@ class MetricsWriter:
         last = cut_back(path, start_step)
         self._started -= float(last.get("seconds", 0.0))
         self._file = path.open("a", encoding="utf-8")
-        events = str(workdir / "tensorboard")
-        purge = 0 if start_step is None else start_step + 1  # TensorBoard hides older events from this step on
         if tensorboard:
-            self._events = SummaryWriter(events, purge_step=purge, flush_secs=10)
+            self._events = _events(workdir / "tensorboard", start_step)
 
     def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Write one row and one event per metric.
@@ -116,6 +116,23 @@ class MetricsWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _events(folder: Path, start_step: int | None) -> Any:
+    """Return a writer of TensorBoard events; None, with a line that says so, if the package is not installed."""
+    try:
+        with extras.needed("report"):
+            from tensorboardX import SummaryWriter
+    except extras.MissingExtra as missing:
+        _say_once(f"no TensorBoard events: {missing}")
+        return None
+    purge = 0 if start_step is None else start_step + 1  # TensorBoard hides older events from this step on
+    return SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -15,6 +15,7 @@ import numpy as np
 import scipy
 
 from mmrf_jax.data import statistics
+from mmrf_jax.io import extras
 from mmrf_jax.metrics import ranking
 from mmrf_jax.metrics.offline import MIN_USERS
 from mmrf_jax.signals import Signals
@@ -76,8 +77,6 @@ def metrics(
         for signal, values in of_signals.items():
             signals.index(signal)
             _check_finite(f"{signal} predicted by {ranker}", values)
-    from sklearn.metrics import roc_auc_score  # takes a second to import: not at the start of a run
-
     _, user_row, user_rows = np.unique(user_id, return_inverse=True, return_counts=True)
 
     def measure(signal: str, values: np.ndarray) -> _Measured:
@@ -93,7 +92,7 @@ def metrics(
             ranked = ranking.grouped_auc(user_id, values, target[:, None])[0]
             loss = _logloss(values, target)
             entry = _ranking("gauc", ranked, draws) | {"logloss": float(loss.mean())}
-            entry["auc"] = float(roc_auc_score(target, values)) if entry["gauc"] is not None else None
+            entry["auc"] = _auc(target, values) if entry["gauc"] is not None else None
         entry["by_decile"] = bins = [_means(values[rows], target[rows]) for rows in _deciles(values)]
         if signal in signals.binary_names:
             entry["ece"] = sum(abs(b["predicted"] - b["actual"]) * b["rows"] for b in bins) / len(values)
@@ -138,6 +137,19 @@ def per_video_mean(
     return {signal: means[:, i] for i, signal in enumerate(signals.names)}
 
 
+def _auc(label: np.ndarray, score: np.ndarray) -> float:
+    """Return the area under the ROC curve of labels [n], 0 or 1 and both present; ties count one half."""
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of each block of equal scores
+    hits = np.cumsum(label[order])[last]
+    misses = 1.0 + last - hits
+    if len(last) > 2:  # the corners of the curve
+        corner = np.concatenate([[True], (np.diff(hits, 2) != 0) | (np.diff(misses, 2) != 0), [True]])
+        hits, misses = hits[corner], misses[corner]
+    x, y = (np.concatenate([[0.0], count]) / count[-1] for count in (misses, hits))
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2.0))
+
+
 def logistic(
     signals: Signals, features: np.ndarray, feedback: np.ndarray, tests: Mapping[str, np.ndarray], seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
@@ -153,8 +165,9 @@ def logistic(
     Returns:
       {log: {signal: [n] float64}}. A signal with a single class in the fitted rows gets its smoothed training mean.
     """
-    from sklearn.linear_model import LinearRegression, LogisticRegression
-    from sklearn.preprocessing import StandardScaler
+    with extras.needed("baselines"):
+        from sklearn.linear_model import LinearRegression, LogisticRegression
+        from sklearn.preprocessing import StandardScaler
 
     features, feedback = np.asarray(features), np.asarray(feedback)
     rows = np.arange(len(features))

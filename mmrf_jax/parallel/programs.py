@@ -27,10 +27,15 @@ _PATIENCE = 0.5  # seconds between two checks for a stop signal
 _quick = False
 
 
-def compile_quickly() -> None:
-    """Compile hot programs for a hundred calls instead of thousands, from now on in this process."""
+def compile_quickly(quick: bool = True) -> bool:
+    """Compile hot programs for a hundred calls instead of thousands, from now on in this process.
+
+    Returns:
+      The choice before this call.
+    """
     global _quick
-    _quick = True
+    before, _quick = _quick, quick
+    return before
 
 
 class Program:
@@ -45,14 +50,18 @@ class Program:
     def __init__(self, function: Callable[..., Any], often: bool, **kwargs: Any):
         functools.update_wrapper(self, function)
         self._function, self._often, self._kwargs = function, often, kwargs
+        self._jitted: dict[bool, Any] = {}  # by `compile_quickly`
 
-    @functools.cached_property
+    @property
     def jitted(self) -> Any:
         """Return the jitted function."""
+        if (found := self._jitted.get(_quick)) is not None:
+            return found
         options = None
         if jax.default_backend() == "cpu" and not jax.config.read("jax_disable_most_optimizations"):
             options = (_SOME if _quick else _OFTEN) if self._often else _ONCE
-        return jax.jit(self._function, compiler_options=options, **self._kwargs)
+        self._jitted[_quick] = found = jax.jit(self._function, compiler_options=options, **self._kwargs)
+        return found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):

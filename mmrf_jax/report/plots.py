@@ -9,11 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from mmrf_jax.abtest import statistics, summary
+from mmrf_jax.io import extras
 from mmrf_jax.signals import Signals
 
 _GAP = (math.nan, math.nan)
 _COLUMNS = 4  # of panels
 _MARKERS = "osD^vP"  # distinguish arms without colour
+
+
+def require() -> None:
+    """Check that plots can be drawn.
+
+    Raises:
+      MissingExtra: if Matplotlib is not installed.
+    """
+    with extras.needed("report"):
+        import matplotlib.figure  # noqa: F401, slow to import, and needed only here
+
+
+def _figure(**options: Any) -> Any:
+    """Return a new `matplotlib.figure.Figure`."""
+    require()
+    from matplotlib.figure import Figure
+
+    return Figure(**options)
 
 
 def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] | None = None) -> None:
@@ -25,8 +44,6 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
       metrics: keys, None for the usual ones; metrics without any interval are left out. If only one arm has none, its
         row says why.
     """
-    from matplotlib.figure import Figure  # slow to import, and needed only here
-
     arms, less = result["ab_test"], statistics.lower_is_better(result)
     control = statistics.control_of(arms)
     names = [a for a in arms if a != control]
@@ -34,7 +51,7 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
     if not shown:
         _save(_nothing(), path)
         return
-    figure = Figure(figsize=(2.2 * len(shown) + 1.4, 0.45 * len(names) + 1.3), layout="constrained")
+    figure = _figure(figsize=(2.2 * len(shown) + 1.4, 0.45 * len(names) + 1.3), layout="constrained")
     axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     rows = list(range(len(names)))[::-1]
     for axis, metric in zip(axes, shown, strict=True):
@@ -71,8 +88,6 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
       path: file to write.
       metrics: keys, None for the usual ones; metrics without any interval are left out, and days without one are gaps.
     """
-    from matplotlib.figure import Figure
-
     rows, less, metrics = result["by_day"], statistics.lower_is_better(result), metrics or summary.daily(result)
     arms = list(result["ab_test"])
     control = statistics.control_of(result["ab_test"])
@@ -80,7 +95,7 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
     if not shown:
         _save(_nothing(), path)
         return
-    figure = Figure(figsize=(2.8 * len(shown) + 0.6, 3.0), layout="constrained")
+    figure = _figure(figsize=(2.8 * len(shown) + 0.6, 3.0), layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     at = [row["day"] for row in rows]
     for axis, metric in zip(axes, shown, strict=True):
@@ -104,11 +119,9 @@ def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
     """Plot costs over size, on a logarithmic axis, one panel per part and unit, as a PNG.
 
     Args:
-      results: [{"name": "part/what/size", "value", "unit"}] from `launch.benchmark --suite=scale`.
+      results: [{"name": "part/what/size", "value", "unit"}] from `mmrf benchmark --suite=scale`.
       path: file to write.
     """
-    from matplotlib.figure import Figure
-
     panels: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = {}
     for entry in results:
         part, what, size = entry["name"].split("/")
@@ -116,7 +129,7 @@ def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
             panels.setdefault((part, entry["unit"]), {}).setdefault(what, []).append((int(size), entry["value"]))
     columns = min(len(panels), _COLUMNS)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.2 * columns + 0.4, 2.6 * rows + 0.4), layout="constrained")
+    figure = _figure(figsize=(3.2 * columns + 0.4, 2.6 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -140,14 +153,12 @@ def limits(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
     """Plot rates as shares of the machine's limits, which are the line at 1, as a PNG.
 
     Args:
-      results: [{"name", "value", "unit", "limit", "fraction_of_limit"}] from `launch.benchmark --suite=speed`; entries
+      results: [{"name", "value", "unit", "limit", "fraction_of_limit"}] from `mmrf benchmark --suite=speed`; entries
         without a limit are left out.
       path: file to write.
     """
-    from matplotlib.figure import Figure
-
     entries = [entry for entry in results if "limit" in entry][::-1]
-    figure = Figure(figsize=(7.6, 0.32 * len(entries) + 1.0), layout="constrained")
+    figure = _figure(figsize=(7.6, 0.32 * len(entries) + 1.0), layout="constrained")
     axis = figure.subplots()
     axis.barh([entry["name"] for entry in entries], [entry["fraction_of_limit"] for entry in entries], color="0.6")
     for row, entry in enumerate(entries):
@@ -181,9 +192,7 @@ def _title(metric: str, less: Collection[str]) -> str:
 
 def _nothing() -> Any:
     """Return a figure saying that there is nothing to draw."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.0, 1.0))
+    figure = _figure(figsize=(5.0, 1.0))
     figure.text(0.5, 0.5, "too few events for any interval", ha="center", va="center")
     return figure
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrf_jax.report import charts
-from mmrf_jax.signals import Signals
+from mmrf_jax.signals import SHORT_VIDEO, Signals
 
 #: Why a results section is empty before the end of the run.
 UNFINISHED = "The run has not come to its end: results.json is not there yet."
@@ -26,7 +26,7 @@ class Run:
       results: of results.json, empty if the run is not finished.
       source: counts from reading the input.
       explained: from `training.run_report.explain`.
-      measured: {"speed", "scale": from `launch.benchmark`}, if available.
+      measured: {"speed", "scale": from `mmrf benchmark`}, if available.
     """
 
     name: str
@@ -73,9 +73,11 @@ _LABELS = {
 
 def label(signals: Signals, metric: str) -> str:
     """Return the words for a metric, with its unit."""
-    if metric in _LABELS or metric not in signals.names:
+    if metric not in signals.names:
         return _LABELS.get(metric, metric.replace("_", " "))
     kind = signals.signals[signals.index(metric)].kind
+    if metric in _LABELS and kind == SHORT_VIDEO.signals[SHORT_VIDEO.index(metric)].kind:
+        return _LABELS[metric]
     unit = {"binary": "a video", "duration": "s a session", "count": "a session", "value": "total a session"}[kind]
     return f"{metric.replace('_', ' ')}, {unit}"
 

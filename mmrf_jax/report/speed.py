@@ -1,4 +1,4 @@
-"""Report sections on machine performance, if `launch.benchmark` has written its results into the run folder."""
+"""Report sections on machine performance, if `mmrf benchmark` has written its results into the run folder."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import datetime
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import jax
 import numpy as np
 from jax import export
 
+import mmrf_jax
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.io import files
 
@@ -58,14 +59,14 @@ class Artifact:
       id: the first 16 digits of the manifest's SHA-256; artefacts with equal ids have equal bytes.
       manifest: the manifest.
       spec: spec of its requests.
-      functions: by name, to be called under `jax.jit` with arrays of any size that the signature allows.
+      functions: by name; `call` of each, under `jax.jit`, takes arrays of any size that the signature allows.
       arrays: {group: {name: array}}.
     """
 
     id: str
     manifest: dict[str, Any]
     spec: InputSpec
-    functions: dict[str, export.Exported]
+    functions: Mapping[str, export.Exported | Function]
     arrays: dict[str, Arrays]
 
 
@@ -95,6 +96,7 @@ def write(
         "version": VERSION,
         "created": now.isoformat(timespec="seconds"),
         "expires": (now + datetime.timedelta(days=VALID_DAYS)).isoformat(timespec="seconds"),
+        "code": about.get("code", mmrf_jax.__version__),
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
         "platforms": list(PLATFORMS),
         "spec": dataclasses.asdict(spec),
@@ -191,7 +193,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ArtifactError(f"{folder} is no artefact: it has no {MANIFEST}; make one with launch.export")
+        raise ArtifactError(f"{folder} is no artefact: it has no {MANIFEST}; make one with `mmrf export`")
     needed = ("version", "created", "expires", "libraries", "spec", "functions", "files")
     digest_file = folder / _OF_MANIFEST
     if not digest_file.is_file():

@@ -47,7 +47,7 @@ from mmrf_jax.models.feedback_model import network
 from mmrf_jax.parallel import sharding
 from mmrf_jax.serving import artifact
 from mmrf_jax.serving.artifact import Arrays, Function
-from mmrf_jax.training import configs, run_folder, steps
+from mmrf_jax.training import configs, inputs, run_folder, steps
 
 _IDS = {"author": "author", "id": "embedding_id", "tag": "tag"}  # table -> field of a video
 
@@ -65,19 +65,33 @@ class _Trained:
 
 def export_workdir(config: configs.Run, workdir: Path, out: Path) -> tuple[str, int]:
     """Export the newest state of a run folder with its config and results; return the artefact's id and the step."""
+    found, state, about = _trained(config, workdir)
+    plan = steps.plan_of(config, found.spec.signals)
+    made = export_run(out, plan, found.spec, found.items, found.video_ids, state, about, found.users)
+    return made, about["step"]
+
+
+def in_memory(config: configs.Run, workdir: Path) -> artifact.Artifact:
+    """Return the artefact of a run folder without writing it; its functions are not serialised."""
+    found, state, about = _trained(config, workdir)
+    plan = steps.plan_of(config, found.spec.signals)
+    functions, arrays, more = _contents(plan, found.spec, found.items, found.video_ids, state, found.users)
+    return artifact.Artifact(f"step {about['step']}", about | more, found.spec, functions, arrays)
+
+
+def _trained(config: configs.Run, workdir: Path) -> tuple[inputs.Inputs, steps.TrainState, dict[str, Any]]:
+    """Return inputs and newest state of a run folder, and what a manifest says about the run."""
     from mmrf_jax.training import restore  # imports every source of sessions
 
-    source = restore.source_of(config, sharding.make_mesh(), workdir=workdir)
-    state = restore.load_state(config, source, workdir, sharding.make_mesh())
-    about: dict[str, Any] = {"config": configs.as_dict(config), "step": int(state.agents.step)}
+    mesh = sharding.make_mesh()
+    found = inputs.read(workdir) or inputs.of_source(restore.source_of(config, mesh, workdir=workdir))
+    state = restore.load_state(config, found, workdir, mesh)
+    about: dict[str, Any] = {"config": configs.as_dict(config), "step": int(state.agents.step), "code": found.code}
+    about["unknown_video"] = found.unknown_video
     for name in ("learned", "results"):  # the metrics files that exist
         path = workdir / f"{name}.json"
         about[name] = run_folder.read_json(path) if path.exists() else None
-    about["unknown_video"] = source.unknown_video
-    ids = None if source.video_ids is None else source.video_ids()
-    plan = steps.plan_of(config, source.spec.signals)
-    made = export_run(out, plan, source.spec, source.items, ids, state, about, source.users)
-    return made, about["step"]
+    return found, state, about
 
 
 def export_run(
@@ -102,6 +116,19 @@ def export_run(
       about: contents of the manifest in addition to signals, agents and sizes.
       users: {"user_id": [U] ids, "profile": [U, Du]}, where users are known.
     """
+    functions, arrays, more = _contents(plan, spec, items, video_ids, state, users)
+    return artifact.write(folder, functions, arrays, spec, about | more)
+
+
+def _contents(
+    plan: steps.TrainConfig,
+    spec: InputSpec,
+    items: types.Items,
+    video_ids: np.ndarray | None,
+    state: steps.TrainState,
+    users: Arrays | None,
+) -> tuple[dict[str, Function], dict[str, Arrays], dict[str, Any]]:
+    """Return functions, arrays and manifest of the artefact of a trained state."""
     v = spec.num_videos
     functions = _policy_functions(plan, spec, state.agents)
     arrays = {
@@ -118,13 +145,13 @@ def export_run(
         assert state.feedback is not None
         functions |= _model_functions(plan, spec, state.feedback)
         arrays["model"] = _flat(_model_weights(state.feedback))
-    about = about | {
+    about = {
         "method": plan.method,
         "agents": list(registry.get(plan.method).signals(plan.agents)),
         "signals": list(spec.signals.names),
         "memory": memory_shape(plan.agents, spec),
     }
-    return artifact.write(folder, functions, arrays, spec, about)
+    return functions, arrays, about
 
 
 def _ids(given: np.ndarray) -> np.ndarray:

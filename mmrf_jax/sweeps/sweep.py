@@ -43,7 +43,7 @@ _ERRORS = ("click", "long_view", "like", "watch_time")
 #: Metrics ranked by the served scores; all other signals are ranked by their own agent's.
 _SERVED = ("long_view", "watch_time_median", "watch_time_xauc")
 _ESTIMATED = ("watch_time", "click", "like", "follow", "comment", "forward", "hate")
-_CAP = "10"  # of NCIS in the tables; `launch.evaluate` reports all caps
+_CAP = "10"  # of NCIS in the tables; `mmrf evaluate` reports all caps
 
 
 class Study(NamedTuple):

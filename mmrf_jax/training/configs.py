@@ -19,7 +19,6 @@ from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.envs.short_video.config import WorldConfig
 from mmrf_jax.fields import field
-from mmrf_jax.io import files
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model.config import FeedbackConfig
 
@@ -31,7 +30,7 @@ _STREAM = "whether logs are read while training; None: those above 2^20 sessions
 class LogData:
     """Location of logs that are read instead of collected."""
 
-    dir: str = field("", "logs of launch.collect or launch.serve to learn from; empty: collect them")
+    dir: str = field("", "logs of mmrf collect or mmrf serve to learn from; empty: collect them")
     stream: bool | None = field(None, _STREAM)
 
 
@@ -55,7 +54,7 @@ class KuaiRandData(KuaiRandConfig):
         among=("off", "train"),
     )
     stream: bool | None = field(None, _STREAM)
-    served: str | None = field(None, "feedback log of launch.serve, to learn from instead of the training days")
+    served: str | None = field(None, "feedback log of mmrf serve, to learn from instead of the training days")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +137,7 @@ class ABTest:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The config of a launch.train run."""
+    """The config of a mmrf train run."""
 
     seed: int = field(0, "of logs, initial parameters and A/B test; the world has world.seed", fields.NATURAL)
     quick: bool = field(False, "a tiny form, for tests and first looks")
@@ -253,6 +252,36 @@ def run_of(values: Mapping[str, Any]) -> Run:
     return _filled(_template(values), values)
 
 
+def resolve(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with some fields replaced; a quick one also has its `when_quick`, below `overrides`.
+
+    Args:
+      values: the config of a run or study as nested dictionaries.
+      overrides: fields to replace, as nested dictionaries or by dotted name, such as {"train.batch": 64}.
+
+    Raises:
+      ValueError: as `validate`.
+    """
+    resolved = {name: value for name, value in values.items() if name != "when_quick"}
+    layers = [flat(overrides)]
+    if layers[0].get("quick", values.get("quick")):
+        layers.insert(0, flat(values.get("when_quick") or {}))
+    for layer in layers:
+        for name, value in layer.items():
+            resolved = _replaced(resolved, name.split("."), value)
+    validate(resolved)
+    return resolved
+
+
+def _replaced(values: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """Return nested dictionaries with the value at a path replaced."""
+    first, *rest = path
+    if rest:
+        section = values.get(first)
+        value = _replaced(section if isinstance(section, Mapping) else {}, rest, value)
+    return {**values, first: value}
+
+
 def override(run: Run, **sections: Mapping[str, Any]) -> Run:
     """Return a run's config with some fields of some sections replaced, as in `override(run, train={"batch": 64})`."""
     changed = {name: dataclasses.replace(getattr(run, name), **values) for name, values in sections.items()}
@@ -311,8 +340,15 @@ def unknown(name: str, names: Iterable[str]) -> str:
     known, parts = [other.split(".") for other in names], name.split(".")
     at = next((i for i in range(len(parts)) if parts[: i + 1] not in [other[: i + 1] for other in known]), len(parts))
     siblings = {other[at] for other in known if other[:at] == parts[:at] and len(other) > at}
-    advice = fields.nearest(parts[at], siblings) if at < len(parts) and siblings else "it has no fields"
+    if at == len(parts):  # a section
+        return f"config field {name!r} has fields, set one of them: {', '.join(sorted(_below(parts, known)))}"
+    advice = fields.nearest(parts[at], siblings) if siblings else "it has no fields"
     return f"unknown config field {name!r}; {advice}"
+
+
+def _below(section: list[str], known: Iterable[list[str]]) -> set[str]:
+    size = len(section)
+    return {".".join(other[: size + 1]) for other in known if other[:size] == section and len(other) > size}
 
 
 def specs(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
@@ -332,9 +368,8 @@ def _specs_of_run(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
     source = config.get("source")
     if source not in SOURCES or (source == "world") != ("world" in config):
         raise ValueError(
-            f"config.source={source!r} does not go with this config file; use "
-            f"{files.shipped('experiments/world.py')} for 'world', {files.shipped('experiments/kuairand.py')} for "
-            f"'kuairand' and {files.shipped('experiments/logs.py')} for 'logs'"
+            f"config.source={source!r} does not go with this config; each source has a packaged config of its name: "
+            f"{', '.join(SOURCES)}"
         )
     return dict(_declared(_template(config), ""))
 

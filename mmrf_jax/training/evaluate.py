@@ -15,8 +15,8 @@ from mmrf_jax.agents import boosting, popularity, registry
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import base, learned
-from mmrf_jax.io import files
-from mmrf_jax.io.progress import counted, phase
+from mmrf_jax.io import extras
+from mmrf_jax.io.progress import counted, phase, say
 from mmrf_jax.metrics import model_quality, offline, ranking
 from mmrf_jax.ope import behavior_policy, estimators
 from mmrf_jax.training import configs, off_policy, predictions, sources, steps
@@ -95,9 +95,8 @@ def _simulator(config: configs.Run, source: sources.Source) -> tuple[base.Simula
     """
     if source.sim is None:
         raise ValueError(
-            f"A/B tests need a simulator, but config.source is {config.source!r}; use "
-            f"{files.shipped('experiments/world.py')}, or --config.simulator=feedback with "
-            "--config.simulator_checkpoint=RUN"
+            f"A/B tests need a simulator, but config.source is {config.source!r}; use the config `world`, or "
+            "config.simulator=feedback with config.simulator_checkpoint=RUN"
         )
     return source.sim._replace(items=source.items), ab_key(config.seed)
 
@@ -127,7 +126,11 @@ def evaluate(
     baselines: dict[str, Any] = {}
     simple: dict[str, Any] = {}
     if (source.sim is None or thorough) and with_baselines:
-        simple, baselines = _simple(source, tests)
+        try:
+            simple, baselines = _simple(source, tests)
+        except extras.MissingExtra as missing:
+            say(f"no simple predictors and rankers to compare with: {missing}")
+            with_baselines = False
     if source.sim is None:
         train = offline.exposures(source.train())
         tests["test_frozen"] = sessions.freeze_histories(tests["test"])

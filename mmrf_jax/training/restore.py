@@ -19,14 +19,14 @@ from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.metrics import offline
 from mmrf_jax.parallel import multihost, sharding
-from mmrf_jax.training import configs, evaluate, run_folder, sources, steps
+from mmrf_jax.training import configs, evaluate, inputs, run_folder, sources, steps
 
 POPULARITY = "popularity"  # an arm built from a log, not from the simulator
 #: Progress of a log's collection, in which each process collects its own part.
 counted_in_parts = functools.partial(counted, checks=32)
 
 
-def state_shapes(config: configs.Run, source: sources.Source, mesh) -> steps.TrainState:
+def state_shapes(config: configs.Run, source: sources.Source | inputs.Inputs, mesh) -> steps.TrainState:
     """Return the shapes, types and shardings of a state, as a restore target; computes nothing."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: source.items))
     return steps.infer_shardings(
@@ -44,14 +44,14 @@ def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple)
     return jax.eval_shape(init, jax.tree.unflatten(tree, leaves))
 
 
-def load_state(config: configs.Run, source: sources.Source, workdir: Path, mesh) -> steps.TrainState:
+def load_state(config: configs.Run, source: sources.Source | inputs.Inputs, workdir: Path, mesh) -> steps.TrainState:
     """Load the latest state of a run.
 
     Raises:
       ValueError: if the run has no checkpoint yet.
       CheckpointError: if all checkpoints are damaged.
     """
-    nothing = ValueError(f"{workdir} has no checkpoint; run launch.train with --workdir={workdir} first")
+    nothing = ValueError(f"{workdir} has no checkpoint; train it first: mmrf train --workdir={workdir}")
     if not (workdir / "checkpoints").exists():
         raise nothing
     with manager.Checkpoints(workdir / "checkpoints", read_only=True, agree=multihost.on_primary) as checkpoints:

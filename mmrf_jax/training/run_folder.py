@@ -15,7 +15,10 @@ _FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
 #: Files and folders that a run writes in addition to config.json.
 LOG = "log"  # a run on anyone's log holds it
 _FOLDERS = ("checkpoints", "tensorboard", "profile", LOG)
-_FILES = ("metrics.jsonl", "learned.json", "results.json", "truth.json", "off_policy.json", "report.html")
+_FILES = (
+    *("metrics.jsonl", "learned.json", "results.json", "truth.json", "off_policy.json", "report.html"),
+    *("inputs.json", "inputs.npz"),
+)
 
 
 def is_free(name: str) -> bool:
@@ -134,7 +137,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise ValueError(f"{workdir} is not a run folder: it has no config.json; name the --workdir of launch.train")
+        raise ValueError(f"{workdir} is not a run folder: it has no config.json; name the workdir of a training run")
     return read_json(path, "restore it or use another --workdir")
 
 

@@ -17,7 +17,7 @@ from mmrf_jax.agents.mmrf import diagnostics
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import collect
-from mmrf_jax.io import files
+from mmrf_jax.io import extras, files
 from mmrf_jax.metrics import offline
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.parallel import programs
@@ -29,7 +29,7 @@ _TOGETHER = ("attention", "actors", "encoder")  # matrices of how the agents dep
 _USERS = 12  # example sessions; of each, the requests of one segment
 _BEST = 9  # candidates listed by the main agent's score, including those shown
 
-_MEASURED = ("speed", "scale")  # suites of launch.benchmark, written into the run folder as NAME.json
+_MEASURED = ("speed", "scale")  # suites of mmrf benchmark, written into the run folder as NAME.json
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bokeh")
 
 _predict = programs.Program(counterfactuals.predict, often=False, static_argnames="config")
@@ -51,7 +51,7 @@ def explain(
     if thorough or _alone(plan):
         together = _together(config, plan, source, state, log, _BATCHES)
     else:
-        missing = {"missing": "python -m launch.report --workdir=RUN computes it, and writes this page again."}
+        missing = {"missing": "mmrf report --workdir=RUN computes it, and writes this page again."}
         together = dict.fromkeys(_TOGETHER, missing)
     return together | {"sessions": look(config, plan, source, state, log)}
 
@@ -235,6 +235,16 @@ def _request(
     return rows
 
 
+def missing() -> extras.MissingExtra | None:
+    """Return why no report can be written; None if it can."""
+    try:
+        with extras.needed("report"):
+            import bokeh  # noqa: F401
+    except extras.MissingExtra as error:
+        return error
+    return None
+
+
 def write_report(
     config: configs.Run, source: sources.Source, state: steps.TrainState, workdir: Path, thorough: bool = True
 ) -> Path:
@@ -243,7 +253,8 @@ def write_report(
     Args:
       thorough: see `explain`.
     """
-    from mmrf_jax.report import page, sections  # imported here: importing Bokeh takes half a second
+    with extras.needed("report"):
+        from mmrf_jax.report import page, sections  # imported here: importing Bokeh takes half a second
 
     metrics, results = workdir / "metrics.jsonl", workdir / "results.json"
     run = sections.Run(

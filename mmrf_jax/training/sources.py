@@ -19,7 +19,7 @@ from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.envs import base, collect
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
-from mmrf_jax.io import files
+from mmrf_jax.io import extras, files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.signals import Signals
@@ -287,7 +287,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base
 
 
 def _given(source: Source, progress: Progress) -> SessionLog:
-    """Load the log of `data.dir`, which launch.collect or a ranking service wrote."""
+    """Load the log of `data.dir`, which mmrf collect or a ranking service wrote."""
     folder = files.user_path(source.config.data.dir, "config.data.dir")
     if feedback_log.is_log(folder):
         return _served(folder, source.spec, np.arange(source.spec.num_videos), progress)
@@ -412,8 +412,9 @@ def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
 
 
 def _kuairand(config: configs.Run) -> Source:
-    from mmrf_jax.data.readers.kuairand import builder
-    from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
+    with extras.needed("data"):
+        from mmrf_jax.data.readers.kuairand import builder
+        from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
 
     if not config.kuairand.dir:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")

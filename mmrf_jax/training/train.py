@@ -29,6 +29,7 @@ from mmrf_jax.training import (
     compilation,
     configs,
     evaluate,
+    inputs,
     own_logs,
     restore,
     run_folder,
@@ -47,7 +48,7 @@ def train(config: configs.Run, workdir: Path, brief: bool = False, log: FrameLog
     """Run a config to its results, resuming from the latest checkpoint in the folder; return the results.
 
     Args:
-      brief: whether to skip the report (`launch.report` can write it later) and, on real logs, the simple rankers that
+      brief: whether to skip the report (`mmrf report` can write it later) and, on real logs, the simple rankers that
         the run is compared with, as in a study.
       log: the log of a run on `logs`; None to read the one that the config names.
     """
@@ -84,7 +85,8 @@ def _begun(
     Stores the log of a run on `logs`, so that the folder is complete without its source.
     """
     results = _read_if_exists(workdir / "results.json")
-    if results is not None and (brief or (workdir / "report.html").exists() or not run_folder.has_checkpoint(workdir)):
+    written = brief or (workdir / "report.html").exists() or not run_folder.has_checkpoint(workdir)
+    if results is not None and (written or run_report.missing()):
         run_folder.check(workdir, configs.as_dict(config))
         return results
     stack.enter_context(run_folder.claimed(workdir, configs.as_dict(config)))
@@ -117,6 +119,8 @@ def _run(config, workdir: Path, mesh, brief: bool, compiled: programs.Ahead, spe
     plan = steps.plan_of(config, source.spec.signals)
     if source.report:
         say(f"input: {json.dumps(source.report, default=str)}")
+    if sharding.is_primary():
+        inputs.write(workdir, inputs.of_source(_alone(source)))
     policies = {} if source.sim is None else _arms(config, source.policies)
     with manager.Checkpoints(
         workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
@@ -170,11 +174,14 @@ def _alone(source: sources.Source) -> sources.Source:
 
 def _report(config: configs.Run, source: sources.Source, state: steps.TrainState, workdir: Path) -> None:
     """Write the run's report. The results are already saved, so any error here is only logged."""
+    if (missing := run_report.missing()) is not None:
+        say(f"no report: {missing}, then mmrf report --workdir={workdir}")
+        return
     try:
         phase("report")
         run_report.write_report(config, source, state, workdir, thorough=False)
     except Exception as error:
-        fix = f"python -m launch.report --workdir={workdir} tries again"
+        fix = f"mmrf report --workdir={workdir} tries again"
         say(f"no report: {type(error).__name__}: {error}; {fix}")
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import SessionLog
-from mmrf_jax.io.progress import counted
+from mmrf_jax.io import extras
+from mmrf_jax.io.progress import counted, say
 from mmrf_jax.metrics import model_quality
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.training import predictions, sources, steps
@@ -115,7 +116,10 @@ def compare(
     if plan.use_feedback_model:
         result["uncertainty"] = _uncertainty(flat, train(), source)
     if plan.slates:
-        result["sample_auc"] = _sample_auc(flat, source.items)
+        try:
+            result["sample_auc"] = _sample_auc(flat, source.items)
+        except extras.MissingExtra as missing:
+            say(f"no sample_auc: {missing}")
     return result
 
 
@@ -139,8 +143,9 @@ def _sample_auc(flat: dict[str, np.ndarray], items: types.Items) -> float:
     """Return the AUC, on the held-out half, of boosting that separates sampled non-impressions from all candidates.
 
     It is 0.5 if the two are alike."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.metrics import roc_auc_score
+    with extras.needed("baselines"):
+        from sklearn.ensemble import HistGradientBoostingClassifier
+        from sklearn.metrics import roc_auc_score
 
     video = flat["video"]
     pool = np.random.default_rng(1).random(len(video)) < flat["sampled"].mean()

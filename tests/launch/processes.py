@@ -39,7 +39,7 @@ FORKS = """
 import functools, gc, importlib, json, os, runpy, sys
 import jax
 from jax._src.interpreters import mlir
-for name in ("launch.common", "mmrf_jax.data.readers.kuairand.builder"):
+for name in ("mmrf_jax.cli.common", "mmrf_jax.data.readers.kuairand.builder"):
     importlib.import_module(name)
 for name in ("mmrf_jax.sweeps.sweep", "mmrf_jax.serving.export"):
     importlib.import_module(name)

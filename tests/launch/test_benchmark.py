@@ -5,7 +5,7 @@ import json
 import pytest
 from processes import error_line
 
-from launch.benchmarks import scale
+from mmrf_jax.cli.benchmarks import scale
 
 
 @pytest.mark.slow

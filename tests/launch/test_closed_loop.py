@@ -6,7 +6,7 @@ import signal
 import processes
 import pytest
 
-from launch import closed_loop
+from mmrf_jax.cli import closed_loop
 
 SESSIONS = 64
 

@@ -46,7 +46,7 @@ def test_ab_test_of_a_run_folder_gives_the_figures_of_its_results(launch, finish
     error_line(done, "unknown policy 'nosuch'", "production", "popularity", "run folder")
     assert not (tmp_path / "no.json").exists()
     done = launch("ab_test", "--config=experiments/kuairand.py", "--arms=production,random", f"--out={tmp_path / 'a'}")
-    error_line(done, "needs the world", "'kuairand'", "experiments/world.py")
+    error_line(done, "needs the world", "'kuairand'", "--config=world")
     done = launch("ab_test", *TINY, "--arms=production,random", f"--out={tmp_path}")
     error_line(done, "is a folder", "name a file")
     done = launch("collect", *TINY, "--sessions=200", "--first_user=2147483600", f"--out={tmp_path / 'l'}")

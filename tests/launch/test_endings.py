@@ -14,12 +14,11 @@ from pathlib import Path
 import processes
 import pytest
 
-from launch import closed_loop, endings
-from mmrf_jax.io import files
+from mmrf_jax.cli import closed_loop, endings
 from mmrf_jax.parallel import preemption
 
 ROOT = Path(__file__).resolve().parents[2]
-MAINS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if "__main__" in path.read_text())
+MAINS = sorted(path.stem for path in (ROOT / "launch").glob("[a-z]*.py"))
 #: Mains whose same command goes on where a signal has stopped them.
 RESUME = {"train", "sweep", "closed_loop", "prepare"}
 PATIENCE = 900  # seconds until a test that hangs ends
@@ -49,16 +48,16 @@ def calls(path: Path, name: str) -> list[ast.Call]:
     return [node for node in nodes if ast.unparse(node.func) == name]
 
 
-@pytest.mark.parametrize("main", [main for main in MAINS if main != "multiprocess"])
+@pytest.mark.parametrize("main", [main for main in MAINS if main not in ("multiprocess", "configs")])
 def test_every_main_ends_as_all_do(main):
-    """`common.run` hears signals and closed pipes; `launch.multiprocess` passes signals on and has its own tests."""
-    (call,) = calls(ROOT / "launch" / f"{main}.py", "common.run")
+    """`common.run` hears signals and closed pipes; `multiprocess` passes signals on, and `configs` only prints."""
+    (call,) = calls(ROOT / "mmrf_jax" / "cli" / f"{main}.py", "common.run")
     assert ("resumes" in {keyword.arg for keyword in call.keywords}) == (main in RESUME)
 
 
 SAYS = """
 import sys
-from launch import endings
+from mmrf_jax.cli import endings
 with endings.of_closed_pipes():
     {work}
 """
@@ -114,37 +113,19 @@ def test_the_loop_waits_for_what_its_process_saves(tmp_path, monkeypatch):
     assert not there.exists()
 
 
-def test_files_of_the_project_are_found_from_any_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert files.shipped("experiments/world.py") == "experiments/world.py"
-    monkeypatch.chdir(tmp_path)
-    assert Path(files.shipped("experiments/world.py")) == ROOT / "experiments" / "world.py"
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "world.py").write_text("")  # another one
-    assert Path(files.shipped("experiments/world.py")) == ROOT / "experiments" / "world.py"
-
-
-def project_files_in(path: Path) -> list[str]:
-    """Texts that a source uses or says, and that name a file of the project as if the current folder had it."""
-    tree = ast.parse(path.read_text())
-    allowed: set[int] = set()  # docstrings and help give examples
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            allowed.add(id(node.value))
-        if isinstance(node, ast.Call):
-            name = ast.unparse(node.func).rsplit(".", 1)[-1]
-            if name in ("shipped", "define_config"):
-                allowed |= {id(argument) for argument in node.args}
-            elif name.lower().startswith("define_"):
-                allowed |= {id(argument) for argument in node.args[2:]}
-    texts = [x for x in ast.walk(tree) if isinstance(x, ast.Constant) and isinstance(x.value, str)]
-    named = [x.value for x in texts if id(x) not in allowed]
-    return [text for text in named if re.search(r"(^|use |see |-r |=)(experiments/|requirements-)", text)]
-
-
-def test_no_default_and_no_message_names_a_file_relative_to_the_current_folder():
-    paths = [*(ROOT / "launch").rglob("*.py"), *(ROOT / "mmrf_jax").rglob("*.py")]
-    assert len(paths) > 100 and {path.stem: found for path in paths if (found := project_files_in(path))} == {}
+def test_no_text_names_a_file_of_the_checkout():
+    """The wheel has no experiments, launch or requirements: messages name packaged configs, commands and extras."""
+    paths = list((ROOT / "mmrf_jax").rglob("*.py"))
+    texts = {
+        f"{path.relative_to(ROOT)}: {node.value}"
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.count("\n") < 2
+    }
+    naming = re.compile(r"experiments/\w+\.py|requirements-|-m launch|launch\.[a-z]")
+    allowed = {"mmrf_jax/cli/parsing.py", "mmrf_jax/agents/mmrf/config.py"}  # scripts' help, and where a number is from
+    found = [text for text in texts if naming.search(text) and text.split(":")[0] not in allowed]
+    assert len(texts) > 1000 and not found
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ import pytest
 from processes import HANG, ROOT, TINY, error_line, results
 
 from experiments import world
-from launch import common
+from mmrf_jax.cli import common
+from mmrf_jax.training import startup
 
 #: A start as a user whom the system does not know, as in containers.
 UNKNOWN = """
@@ -44,17 +45,17 @@ def nobody(monkeypatch):
 
 
 def test_no_cache_folder_is_no_error(nobody, monkeypatch, tmp_path):
-    assert common._cache_folder() is None
+    assert startup.cache_folder() is None
     monkeypatch.setenv("HOME", "/proc/nothing")  # a place where nobody can make a folder
-    assert common._cache_folder() is None
+    assert startup.cache_folder() is None
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert common._cache_folder() == str(tmp_path / ".cache" / "mmrf_jax" / "xla")
+    assert startup.cache_folder() == str(tmp_path / ".cache" / "mmrf_jax" / "xla")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert common._cache_folder() == str(tmp_path / "x" / "mmrf_jax" / "xla")
+    assert startup.cache_folder() == str(tmp_path / "x" / "mmrf_jax" / "xla")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/proc/nothing")
-    assert common._cache_folder() is None
+    assert startup.cache_folder() is None
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/xla")
-    assert common._cache_folder() == "gs://bucket/xla"
+    assert startup.cache_folder() == "gs://bucket/xla"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_the_smallest_run_has_the_same_results_under_all_settings_of_jax(finishe
         JAX_NUMPY_DTYPE_PROMOTION="strict",
         JAX_NUMPY_RANK_PROMOTION="raise",
     )
-    assert "JAX_ENABLE_X64 is True here; the mains compute with False" in done.stderr
+    assert "JAX_ENABLE_X64 is True here; runs compute with False" in done.stderr
     assert results(tmp_path / "run") == results(finished)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from experiments import kuairand
-from launch import common
 from mmrf_jax.checkpointing.manager import CheckpointError, Checkpoints, targets
+from mmrf_jax.cli import common
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.kuairand import builder, engines, synthetic
 from mmrf_jax.io import files, metric_writer
@@ -21,7 +21,7 @@ from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs, restore, run_folder, sources
 
 ROOT = Path(__file__).resolve().parents[2]
-MAINS = sorted(path for path in (ROOT / "launch").glob("*.py") if "__main__" in path.read_text())
+MAINS = sorted(ROOT / "mmrf_jax" / "cli" / path.name for path in (ROOT / "launch").glob("[a-z]*.py"))
 #: Names that some library below takes for something else than a name.
 AWKWARD = (
     "x[3]",

@@ -114,4 +114,4 @@ def test_a_report_that_fails_loses_no_results(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(run_report, "write_report", broken)
     train._report(None, None, None, tmp_path)
     told = capsys.readouterr().err
-    assert "no report: RuntimeError: no room left" in told and f"launch.report --workdir={tmp_path}" in told
+    assert "no report: RuntimeError: no room left" in told and f"mmrf report --workdir={tmp_path}" in told

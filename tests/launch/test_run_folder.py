@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import TINY, results
 
+import mmrf_jax as mmrf
 from mmrf_jax.io import files
 from mmrf_jax.parallel import preemption
-from mmrf_jax.training import configs, run_folder, train
+from mmrf_jax.training import configs, inputs, restore, run_folder, train
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = "import sys, time\nfrom pathlib import Path\nfrom mmrf_jax.io import files\n"
@@ -136,3 +138,36 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     with files.held(tmp_path):
         pass
     assert "cannot be locked (Operation not supported)" in capsys.readouterr().err
+
+
+def test_a_run_ranks_and_is_exported_without_its_source(finished, artifact, monkeypatch, tmp_path):
+    """What the world made is in the folder; its artefact, exported from it, ranks alike."""
+    monkeypatch.setattr(restore, "source_of", lambda *_: pytest.fail("the source is built again"))
+    kept = inputs.read(finished)
+    assert kept is not None and kept.code == mmrf.__version__ and kept.video_ids is None
+    assert kept.spec.num_videos == kept.items.num_videos == 1_000 and kept.spec.candidates == 20
+    run, exported = mmrf.load(finished), mmrf.load(artifact)
+    request = {"candidates": [3, 1, 4, 15, 9, 26], "history": [(5, {"click": 1.0, "watch_time": 20.0})], "k": 4}
+    assert run.rank(**request) == exported.rank(**request) and len(run.rank(**request)) == 4
+    assert exported.config == run.config and exported.results == run.results and run.results["ab_test"]
+    again = run.export(tmp_path / "again")
+    assert json.loads((again.path / "manifest.json").read_text())["code"] == mmrf.__version__
+
+
+@pytest.mark.slow
+def test_from_python_a_run_has_the_results_of_the_command(finished, run_python, tmp_path):
+    """Whatever the calling program computes with: to the bit."""
+    fields = {name: value for name, _, value in (flag.removeprefix("--config.").partition("=") for flag in TINY[1:])}
+    script = """
+import ast, json, sys
+import jax
+import mmrf_jax as mmrf
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_default_prng_impl", "rbg")
+run = mmrf.train("world", sys.argv[1], {name: ast.literal_eval(x) for name, x in json.loads(sys.argv[2]).items()})
+assert jax.config.jax_enable_x64 and jax.config.jax_default_prng_impl == "rbg"
+print(json.dumps(run.results))
+"""
+    said = run_python(script, tmp_path / "run", json.dumps(fields))
+    assert json.loads(said.splitlines()[-1]) == results(finished)

@@ -17,8 +17,8 @@ import numpy as np
 import processes
 import pytest
 
-from launch import serving
 from mmrf_jax.agents import registry
+from mmrf_jax.cli import serving
 from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.envs import collect
 from mmrf_jax.parallel import sharding
@@ -186,7 +186,7 @@ def test_killed_under_load_it_loses_no_acknowledged_event(start, artifact, tmp_p
     [
         (["--host=0.0.0.0"], ["--host=0.0.0.0 can be reached by other machines", "--token_file"]),
         (["--token_file=/nowhere"], ["/nowhere"]),
-        (["--artifact=/nowhere"], ["is no artefact", "launch.export"]),
+        (["--artifact=/nowhere"], ["is no artefact", "mmrf export"]),
     ],
 )
 def test_a_start_that_cannot_be(launch, artifact, tmp_path, flags, said):

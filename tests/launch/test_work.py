@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.benchmarks import cost, speed
 from mmrf_jax.abtest import simulate
 from mmrf_jax.agents.mmrf import policy
+from mmrf_jax.cli.benchmarks import cost, speed
 from mmrf_jax.data import sessions
 from mmrf_jax.envs import learned
 from mmrf_jax.parallel import sharding

@@ -28,7 +28,7 @@ if __name__ == "__main__":
     _, function, call, main, *args = sys.argv
     sys.path.insert(0, os.getcwd())
     # The mains set the environment up before JAX is imported; `stop_at` imports it.
-    importlib.import_module("launch.common")
+    importlib.import_module("mmrf_jax.cli.common")
     sys.argv = [main, *args]
     stop_at(function, int(call))
     runpy.run_module(main, run_name="__main__", alter_sys=True)

@@ -10,7 +10,7 @@ import numpy as np
 import processes
 import pytest
 
-from launch.benchmarks import scale
+from mmrf_jax.cli.benchmarks import scale
 from mmrf_jax.data import records
 
 pytestmark = pytest.mark.slow

@@ -112,5 +112,7 @@ def test_configs_by_name_path_and_object(tmp_path):
     assert quick.quick and quick.train.batch == 16 and quick.world is not None and quick.world.num_videos == 5_000
     with pytest.raises(ValueError, match="did you mean batch"):
         runs._config("world", {"train": {"bacth": 16}})
-    with pytest.raises(ValueError, match="is no file; name an experiment file"):
+    with pytest.raises(ValueError, match="did you mean quick"):
+        runs._config("world", {"quik": True})
+    with pytest.raises(ValueError, match=r"config=nosuch\.py cannot be read"):
         runs._config("nosuch.py", {})

@@ -112,6 +112,23 @@ def test_a_typed_config_says_what_its_file_says(name):
     assert other.train.batch == 7 and dataclasses.replace(other, train=run.train) == run
 
 
+def test_a_quick_config_has_its_overlay_below_what_is_set():
+    values = {**world.get_config().to_dict(), "when_quick": {"log_every": 5, "train": {"batch": 8, "epochs": 3}}}
+    for overrides in ({"quick": True, "train": {"batch": 16}}, {"quick": True, "train.batch": 16}):
+        resolved = configs.resolve(values, overrides)
+        assert (resolved["log_every"], resolved["train"]["batch"], resolved["train"]["epochs"]) == (5, 16, 3)
+        assert resolved["train"]["segment"] == 8 and "when_quick" not in resolved and values["train"]["batch"] == 32
+    assert configs.resolve(values, {"train": {"batch": 16}})["log_every"] == 50
+    assert configs.resolve({**values, "quick": True}, {})["log_every"] == 5
+    for wrong, message in (
+        ({"train": {"bacth": 1}}, "unknown config field 'train.bacth'; did you mean batch"),
+        ({"trian": {"batch": 1}}, "unknown config field 'trian.batch'; did you mean train"),
+        ({"train": 5}, "config field 'train' has fields, set one of them: train.batch, train.candidates"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            configs.resolve(values, wrong)
+
+
 def test_a_field_that_no_config_has_is_named_with_those_like_it():
     config = world.get_config()
     config.agents.lerning_rate = 0.1

@@ -80,7 +80,7 @@ def sessions(made, job):
 
 
 def read_all(path):
-    reader = records.array_record_module.ArrayRecordReader(str(path))
+    reader = records.array_records().ArrayRecordReader(str(path))
     return reader.read_all()
 
 
@@ -470,7 +470,7 @@ def test_killed_again_and_again_it_makes_the_same_files(tmp_path, launch):
 
 @pytest.mark.slow
 def test_beam_makes_the_same_files(source, divided, tmp_path):
-    pytest.importorskip("apache_beam", reason="apache-beam is not installed: pip install -r requirements-beam.txt")
+    pytest.importorskip("apache_beam", reason="apache-beam is not installed: pip install 'mmrf_jax[beam]'")
     from mmrf_jax.data.readers.kuairand import beam
 
     made, job = run(source, tmp_path / "beam", beam.pipelines(), **SMALL)

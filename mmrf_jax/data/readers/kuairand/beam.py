@@ -1,6 +1,6 @@
 """An engine that runs the tasks of `prepare` on Apache Beam, on several machines with a shared file system.
 
-Beam is an extra: pip install -r requirements-beam.txt. A stage is one pipeline; its tasks are distributed, and repeated
+Beam is an extra: pip install 'mmrf_jax[beam]'. A stage is one pipeline; its tasks are distributed, and repeated
 if a machine is lost. Tasks publish their files by renames, so running a task twice is safe.
 """
 

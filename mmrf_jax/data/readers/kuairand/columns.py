@@ -156,8 +156,8 @@ def _read_numbers(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.Dat
     for id_type in (pl.Int32, pl.Int64):
         types = kept | dict.fromkeys(IDS, id_type)
         try:
-            schema = {name: types.get(name, pl.String) for name in header}
-            frame = pl.read_csv(raw, schema=schema, ignore_errors=True, **_OPTIONS)
+            spec = {name: types.get(name, pl.String) for name in header}
+            frame = pl.read_csv(raw, schema=spec, ignore_errors=True, **_OPTIONS)
         except pl.exceptions.PolarsError:  # the first line, or one with too many fields
             return None
         unread = {name for name in kept if frame[name].null_count()}

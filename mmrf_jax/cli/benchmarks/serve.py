@@ -19,8 +19,8 @@ import aiohttp
 import numpy as np
 import psutil
 
-from launch import serving
-from launch.benchmarks import speed
+from mmrf_jax.cli import serving
+from mmrf_jax.cli.benchmarks import speed
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.serving import artifact, export, ranker
 

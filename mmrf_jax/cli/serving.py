@@ -27,13 +27,13 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def service(artifact: Path, log: Path, output: Path, *flags: str) -> Iterator[Server]:
-    """Run `launch.serve` on a free port of this machine until the end of the block; its output goes to a file.
+    """Run `mmrf serve` on a free port of this machine until the end of the block; its output goes to a file.
 
     Raises:
       ValueError: if it does not start.
     """
     given = [f"--artifact={artifact}", f"--log={log}", "--port=0", f"--parent={os.getpid()}", *flags]
-    command = [sys.executable, "-m", "launch.serve", *given]
+    command = [sys.executable, "-m", "mmrf_jax.cli", "serve", *given]
     with output.open("wb") as out:  # separate process group: this process handles Ctrl-C and ends the service
         process = subprocess.Popen(command, stdout=out, stderr=out, process_group=0)
     try:

@@ -24,13 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import world as experiment
-from launch import common
-from launch.benchmarks import cost
 from mmrf_jax import types
 from mmrf_jax.abtest import simulate
 from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf.policy import make as make_policy
+from mmrf_jax.cli import common
+from mmrf_jax.cli.benchmarks import cost
+from mmrf_jax.configs import world as experiment
 from mmrf_jax.data import sessions
 from mmrf_jax.data.readers.kuairand import builder, synthetic
 from mmrf_jax.envs import base, learned, rollout
@@ -261,7 +261,7 @@ def evaluating(repeats: int, max_users: int) -> Iterator[Figure]:
 
 
 def preparing(repeats: int, max_users: int) -> Iterator[Figure]:
-    """Measure preparing a synthetic log, once; `launch.prepare` reports rate and memory for any log."""
+    """Measure preparing a synthetic log, once; `mmrf prepare` reports rate and memory for any log."""
     with tempfile.TemporaryDirectory() as folder:
         log, out = Path(folder) / "log", Path(folder) / "records"
         synthetic.SyntheticLog(rows=_LOG_ROWS, users=_LOG_ROWS // 2_000, videos=_LOG_ROWS // 10).write(log, counted)
@@ -275,7 +275,14 @@ def cold_start(repeats: int, max_users: int) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(("compiled anew", "kept programs")):
             workdir = Path(folder) / str(number)
-            command = [sys.executable, "-m", "launch.train", f"--config={common.WORLD}", f"--workdir={workdir}"]
+            command = [
+                sys.executable,
+                "-m",
+                "mmrf_jax.cli",
+                "train",
+                f"--config={common.WORLD}",
+                f"--workdir={workdir}",
+            ]
             command += ["--config.collect.sessions=128", "--config.log_every=1"]
             environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "programs")}
             start = time.perf_counter()

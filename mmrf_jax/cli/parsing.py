@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import math
 import os
 import re
-import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_flags
 
-from launch import endings
-from mmrf_jax import fields
-from mmrf_jax.io import files
-from mmrf_jax.training import configs
+from mmrf_jax import configs, fields
+from mmrf_jax.cli import endings
+from mmrf_jax.training import configs as run_configs
 
-WORLD = files.shipped("experiments/world.py")  # the config that messages recommend
+_DESCRIBE = "List the fields of the config with default, type, range and meaning, and exit."
+WORLD = "world"  # the config that messages recommend
+_FILE = Path(__file__).parent / "config_file.py"  # which ml_collections reads for every --config
 
 _FIXES = {
     errno.ENOSPC: "free some space",
@@ -33,6 +32,8 @@ _FIXES = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENAMETOOLONG: "use a shorter name",
 }
+_default: Any = None  # the config of a command without --config
+_named = False  # whether --config names a config
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "True or False"}
 
 
@@ -43,7 +44,9 @@ def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
       argv: the command line.
       positional: whether positional arguments are allowed.
     """
-    given = ["--help" if argument == "-h" else _with_home(argument) for argument in argv]
+    given = ["--help" if argument == "-h" else argument for argument in argv]
+    if "--describe" in given and "config" in flags.FLAGS:
+        _describe(given)
     try:
         rest = _parse(given)
     except SystemExit:  # absl has printed its help and exits with 1
@@ -53,19 +56,33 @@ def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
     return rest
 
 
-def _parse(argv: list[str]) -> list[str]:
-    if not {argument.lstrip("-") for argument in argv} & {"help", "helpfull", "helpshort", "helpxml"}:
-        _check_config_file(argv)
+def _describe(argv: Sequence[str]) -> NoReturn:
+    """List the fields of the config and exit."""
+    from mmrf_jax.cli import describe
+
     try:
+        config = _config(argv)
+    except ValueError as error:
+        fail(f"--{error}")
+    if config is None:
+        fail(f"--describe needs a config; add --config=NAME, such as --config={WORLD}")
+    print(describe.describe(config))
+    sys.exit(0)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        if not {argument.lstrip("-") for argument in argv} & {"help", "helpfull", "helpshort", "helpxml"}:
+            argv = _with_config_file(argv)
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and (config := flags.FLAGS["config"].value) is not None:
-            configs.validate(config.to_dict())
+            run_configs.validate(config.to_dict())
     except BrokenPipeError:  # the reader of the help is gone
         raise
     except flags.Error as error:
         fail(_of_flag(error))
     except (AttributeError, KeyError) as error:
-        fail(_unknown_field(_config_of(value_of(argv, "config") or ""), argv) or one_line(error))
+        fail(_unknown_field(argv) or one_line(error))
     except (TypeError, ValueError, OSError) as error:
         fail(one_line(error))
     for name, value in flags.FLAGS.flag_values_dict().items():
@@ -74,34 +91,56 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def define_config_file(default: str | None, text: str) -> flags.FlagHolder:
-    """Define the --config flag of a file with get_config(); a default is read here, with the overridden fields."""
+def define_config(default: str | None, text: str) -> flags.FlagHolder:
+    """Define the --config flag of a name for `configs.load`; a default is read here, with the overridden fields."""
+    global _default, _named
+    _default, _named = default and configs.load(default), True
+    flags.DEFINE_bool("describe", False, _DESCRIBE)
     try:
-        return config_flags.DEFINE_config_file("config", default, text, lock_config=True)
+        holder = config_flags.DEFINE_config_file("config", default and f"{_FILE}:{default}", text, lock_config=True)
     except flags.Error as error:
         fail(_of_flag(error))
     except (AttributeError, KeyError) as error:
-        fail(_unknown_field(_config_of(str(default)), sys.argv) or one_line(error))
+        fail(_unknown_field(sys.argv) or one_line(error))
+    if default:
+        flags.FLAGS["config"].default_as_str = f"'{default}'"
+    return holder
+
+
+def config_name() -> str:
+    """Return the value of --config as the user, or a default, gave it."""
+    return config_flags.get_config_filename(flags.FLAGS["config"]).removeprefix(f"{_FILE}:")
 
 
 def define_config_dict(config: Any, text: str) -> flags.FlagHolder:
     """Define the --config flag of an existing config."""
+    global _default
+    _default = config
+    flags.DEFINE_bool("describe", False, _DESCRIBE)
     try:
         return config_flags.DEFINE_config_dict("config", config, text, lock_config=True)
     except flags.Error as error:
         fail(_of_flag(error))
     except (AttributeError, KeyError) as error:
-        fail(_unknown_field(config, sys.argv) or one_line(error))
+        fail(_unknown_field(sys.argv) or one_line(error))
 
 
-def _unknown_field(config: Any, argv: Sequence[str]) -> str | None:
-    """Return the message for the first --config.FIELD that a config does not have; None if it has them all."""
-    names = configs.flat(config.to_dict())
+def _config(argv: Sequence[str]) -> Any:
+    """Return the config that --config names, or the command's default, before fields are set; None without one."""
+    name = value_of(argv, "config")
+    return _default if name is None else configs.load(name.removeprefix(f"{_FILE}:"))
+
+
+def _unknown_field(argv: Sequence[str]) -> str | None:
+    """Return the message for the first --config.FIELD that the config does not have; None if it has them all."""
+    if (config := _config(argv)) is None:
+        return None
+    names = run_configs.flat(config.to_dict())
     for argument in argv:
         if found := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             name = found[1]
             if not any(other == name or other.startswith(f"{name}.") for other in names):
-                return configs.unknown(name, names)
+                return run_configs.unknown(name, names)
     return None
 
 
@@ -141,7 +180,7 @@ def _of_flag(error: flags.Error) -> str:
     """Translate absl's message about a wrong flag."""
     if isinstance(error, flags.UnrecognizedFlagError):
         if error.flagname.startswith("config."):
-            return f"--{error.flagname} needs --config=FILE before it, such as --config={WORLD}"
+            return f"--{error.flagname} needs --config=NAME before it, such as --config={WORLD}"
         return f"unknown flag --{error.flagname}; {_nearest_flag(error.flagname)}"
     text = str(error).split("\n")[0]
     if found := re.match(r"flag --(\S+?)=None: Flag --\S+ must have a value", text):
@@ -153,7 +192,7 @@ def _of_flag(error: flags.Error) -> str:
     if found := re.match(r"Missing value for flag -*(\S+)", text):
         return f"--{found[1]} has no value; write --{found[1]}=VALUE"
     if found := re.match(r"Found (\S+) in argv before a value for --config", text):
-        return f"{found[1]} stands before --config=FILE; put --config=FILE first"
+        return f"{found[1]} stands before --config=NAME; put --config=NAME first"
     return text
 
 
@@ -183,37 +222,49 @@ def _wanted(flag: flags.Flag) -> str:
     return kind if low is None else f"{kind} of {low} or more"
 
 
-def _config_of(file: str) -> Any:
-    """Load the config of a file as --config names it, such as FILE or FILE:ARGUMENT."""
-    path, _, argument = file.partition(":")
-    make = runpy.run_path(path)["get_config"]
-    return make(argument) if argument else make()
+def _with_config_file(argv: Sequence[str]) -> list[str]:
+    """Return the command line with the file that ml_collections reads in --config.
+
+    Raises:
+      ValueError: if there is no such config, or the command does not take one by name.
+    """
+    given = list(argv)
+    if "config" not in flags.FLAGS:
+        return given
+    for i, argument in enumerate(given):
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "-config"):
+            continue
+        at = i if equals else i + 1
+        if not _named:
+            raise ValueError("--config is that of the run; set its fields by --config.FIELD=VALUE")
+        if at < len(given):
+            value = value if equals else given[at]
+            try:
+                configs.load(value)
+            except ValueError as error:
+                raise ValueError(f"--{error}") from error
+            given[at] = f"{name}={_FILE}:{value}" if equals else f"{_FILE}:{value}"
+        break
+    return given
 
 
-def _check_config_file(argv: Sequence[str]) -> None:
-    """Fail with a clear message if the file of --config is invalid; the flag's own is less clear, or a traceback."""
-    value = value_of(argv, "config")
-    if value is None:
-        return
-    path = Path(value.split(":")[0])
-    if ":" in value and Path(value).exists():
-        fail(f"--config={value} holds a colon, which ends the name of a config file; rename the file or folder")
-    try:
-        tree = ast.parse(path.read_text())
-    except OSError as error:
-        fail(f"--config={path} cannot be read ({error.strerror}); use {WORLD} or another experiment")
-    except (SyntaxError, ValueError) as error:
-        fail(f"--config={path} is no Python file ({error}); correct it or use {WORLD}")
-    if not any(getattr(node, "name", "") == "get_config" for node in tree.body):
-        fail(f"--config={path} does not define get_config(); see {WORLD}")
+def explain(module: str, hidden: Collection[str] = ()) -> None:
+    """Let --help show the docstring of a command's module and its flags.
+
+    Args:
+      module: the module that defines the command.
+      hidden: flags to leave out.
+    """
+    text = sys.modules[module].__doc__ or ""
+    if not sys.argv[0].startswith("mmrf "):  # a script of the checkout
+        text = re.sub(r"(?m)^( *)mmrf (\S+)", lambda found: f"{found[1]}python -m launch.{_module(found[2])}", text)
+    sys.modules["__main__"].__doc__ = text
+    for defining in (module, "mmrf_jax.cli.common", __name__):  # the modules whose functions define flags
+        for flag in flags.FLAGS.get_flags_for_module(defining):
+            if flag.name not in hidden:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
-def _with_home(argument: str) -> str:
-    """Expand ~ in --config=~/… as in other paths; the flag itself would take it literally."""
-    name, _, value = argument.partition("=")
-    if name not in ("--config", "-config"):
-        return argument
-    try:
-        return f"{name}={files.user_path(value, name)}"
-    except ValueError as error:
-        fail(str(error))
+def _module(name: str) -> str:
+    return name.replace("-", "_")

@@ -28,23 +28,13 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import endings, parsing
-from launch.parsing import WORLD
-from mmrf_jax.io import files, progress
+from mmrf_jax.cli import endings, parsing
+from mmrf_jax.cli.parsing import WORLD
+from mmrf_jax.io import extras, files, progress
 from mmrf_jax.io.progress import say
 from mmrf_jax.parallel import ending
-from mmrf_jax.training import configs, run_folder
+from mmrf_jax.training import configs, run_folder, startup
 
-#: JAX settings that affect a run's numbers, or only check the style of code. The mains override the environment's
-#: values, so that a run gives the same numbers everywhere.
-_NUMBERS = {
-    "jax_enable_x64": False,
-    "jax_default_prng_impl": "threefry2x32",
-    "jax_threefry_partitionable": True,
-    "jax_random_seed_offset": 0,
-    "jax_numpy_dtype_promotion": "standard",
-    "jax_numpy_rank_promotion": "allow",
-}
 _LIBRARIES = ("orbax", "tensorflow_datasets", "etils", "matplotlib")
 
 _MULTIHOST = flags.DEFINE_bool(
@@ -71,21 +61,20 @@ def run(main: Callable[[], None], several: bool = False, resumes: bool = False, 
         try:
             _quieten()
             _run(main, several, resumes, devices)
-        except (ValueError, OSError, FloatingPointError) as error:
+        except (ValueError, OSError, FloatingPointError, extras.MissingExtra) as error:
             if isinstance(error, BrokenPipeError) and endings.is_closed_pipe():
                 raise
             parsing.fail(parsing.one_line(error))
 
-    for module in (__name__, parsing.__name__):  # the modules whose functions define flags, for --help
-        for flag in flags.FLAGS.get_flags_for_module(module):
-            if flag.name not in _SHARED or (several and flag.name != "parent"):
-                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    parsing.explain(main.__module__, hidden=("parent",) if several else _SHARED)
     with endings.of_closed_pipes():
         app.run(guarded, flags_parser=parsing.parse, **kwargs)
 
 
 def _run(main: Callable[[], None], several: bool, resumes: bool, devices: bool) -> None:
-    start_jax()
+    startup.start_jax()
+    gc.freeze()  # tracing makes millions of objects: exclude the imported ones from garbage collection
+    gc.set_threshold(100_000, 50, 1_000)
     import jax
 
     from mmrf_jax.checkpointing.manager import CheckpointError
@@ -125,45 +114,6 @@ def _quieten() -> None:
 def _is_ours(record) -> bool:
     of_library = any(f"{os.sep}{library}{os.sep}" in record.pathname for library in _LIBRARIES)
     return not of_library or (record.levelname in ("ERROR", "CRITICAL") and not record.exc_info)
-
-
-def start_jax() -> None:
-    """Import JAX with the mains' settings and a persistent compilation cache.
-
-    Raises:
-      ValueError: if JAX cannot read a setting of the environment.
-    """
-    try:
-        import jax
-    except ValueError as error:
-        given = " ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_"))
-        raise ValueError(f"JAX does not start with {given} ({error}); correct or unset it") from error
-    gc.freeze()  # tracing makes millions of objects: exclude the imported ones from garbage collection
-    gc.set_threshold(100_000, 50, 1_000)
-    for name, value in _NUMBERS.items():
-        if getattr(jax.config, name) != value:
-            say(f"{name.upper()} is {getattr(jax.config, name)} here; the mains compute with {value}")
-            jax.config.update(name, value)
-    if (cache := _cache_folder()) is None:
-        jax.config.update("jax_enable_compilation_cache", False)
-        return
-    jax.config.update("jax_compilation_cache_dir", cache)
-    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _cache_folder() -> str | None:
-    """Return the folder of compiled programs; None if there is none, as for a user without a home directory."""
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if given and "://" in given:
-        return given
-    try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        folder = Path(given) if given else root.expanduser() / "mmrf_jax" / "xla"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (RuntimeError, OSError):
-        return None
-    return str(folder) if os.access(folder, os.R_OK | os.W_OK | os.X_OK) else None
 
 
 def check_devices() -> None:
@@ -212,7 +162,7 @@ def _join(several: bool) -> None:
     if not several:
         raise ValueError(
             "this main works in one process; leave out --multihost, --coordinator_address, --num_processes and "
-            "--process_id, which are of launch.train, launch.ab_test and launch.collect"
+            "--process_id, which are of train, ab-test and collect"
         )
     multihost.join(*given)
     if not sharding.is_primary():
@@ -260,9 +210,9 @@ class _PathParser(flags.ArgumentParser):
 
 
 def define_config(default: str | None = None):
-    """Define the --config flag: a Python file with get_config(); --config.a.b=value sets fields."""
-    text = "Experiment file, such as experiments/world.py; mmrf_jax/training/configs.py explains its fields."
-    return parsing.define_config_file(default and files.shipped(default), text)
+    """Define the --config flag: a name for `mmrf_jax.configs.load`; --config.a.b=value sets fields."""
+    text = "A packaged config (`mmrf configs` lists them), a file with get_config(), or MODULE:FUNCTION."
+    return parsing.define_config(default, text)
 
 
 def check_world(config) -> None:
@@ -305,14 +255,9 @@ def resolve(flag) -> ml_collections.ConfigDict:
     config = flag.value
     if config is None:
         raise ValueError(f"no config; use --config={WORLD}")
-    if config.quick and "when_quick" in config:
-        explicit = config_flags.get_override_values(flags.FLAGS[flag.name])
-        config.update(config.when_quick)
-        for name, value in explicit.items():
-            config.update_from_flattened_dict({name: value})
-        configs.validate(config.to_dict())
+    resolved = configs.resolve(config.to_dict(), config_flags.get_override_values(flags.FLAGS[flag.name]))
     if config.quick:  # its time is compilation, so optimise less
         from mmrf_jax.parallel import programs
 
         programs.compile_quickly()
-    return ml_collections.ConfigDict({name: v for name, v in config.to_dict().items() if name != "when_quick"})
+    return ml_collections.ConfigDict(resolved)

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch import common
-from launch.benchmarks import cost, speed
 from mmrf_jax import types
 from mmrf_jax.abtest import simulate
+from mmrf_jax.cli import common
+from mmrf_jax.cli.benchmarks import cost, speed
 from mmrf_jax.data import stream
 from mmrf_jax.data.readers.kuairand import builder, synthetic
 from mmrf_jax.envs.short_video import env, parameters
@@ -96,8 +96,9 @@ def processes(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     del repeats
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
-        job = ["-m", "launch.train", *_JOB, f"--workdir={workdir}"]
-        command = [sys.executable, "-m", "launch.multiprocess", f"--num_processes={number}", "--", *job]
+        job = ["-m", "mmrf_jax.cli", "train", *_JOB, f"--workdir={workdir}"]
+        several = [sys.executable, "-m", "mmrf_jax.cli", "multiprocess", f"--num_processes={number}"]
+        command = [*several, "--", *job]
         with (Path(folder) / "said").open("w+") as said:
             run = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=said, stderr=said)
             try:

@@ -1,4 +1,4 @@
-"""Handling of closed output pipes. It does not import JAX, so `launch.multiprocess` starts quickly."""
+"""Handling of closed output pipes. It does not import JAX, so `mmrf multiprocess` starts quickly."""
 
 import contextlib
 import select

@@ -1,0 +1,37 @@
+"""Compute offline metrics and model quality of a trained run on the test days, in the world also against the truth.
+
+The results are printed and written to WORKDIR/evaluation.json.
+
+  mmrf evaluate --workdir=runs/kuairand [--config.data.dir=DIR]
+"""
+
+import sys
+
+from mmrf_jax.cli import common
+from mmrf_jax.io import files
+from mmrf_jax.io.progress import phase
+
+_WORKDIR = common.define_path("workdir", None, "Run folder of `mmrf train`.", required=True)
+_CONFIG = common.define_run_config(sys.argv)
+
+
+def main() -> None:
+    from mmrf_jax.parallel import sharding
+    from mmrf_jax.training import evaluate, restore, steps, world_truth
+
+    config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
+    mesh = sharding.make_mesh()
+    source = restore.source_of(config, mesh, workdir=workdir)
+    state = restore.load_state(config, source, workdir, mesh)
+    result = evaluate.evaluate(config, source, state, mesh, thorough=True)
+    if source.truth is not None:
+        phase("truth")
+        plan = steps.plan_of(config, source.spec.signals)
+        result |= world_truth.compare(source, plan, state, source.test()["test"], source.train)
+    files.write_json(workdir / "evaluation.json", result)
+    evaluate.print_results(result)
+
+
+def run() -> None:
+    """Run this command."""
+    common.run(main)

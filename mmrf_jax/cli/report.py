@@ -1,0 +1,29 @@
+"""Write WORKDIR/report.html, a page of a run that opens offline: results, curves, agents, example sessions.
+
+  mmrf report --workdir=runs/world [--config.data.dir=DIR]
+
+`mmrf train` writes it at the end of a run; for an unfinished run it shows the data so far.
+"""
+
+import sys
+
+from mmrf_jax.cli import common
+
+_WORKDIR = common.define_path("workdir", None, "Run folder of `mmrf train`.", required=True)
+_CONFIG = common.define_run_config(sys.argv)
+
+
+def main() -> None:
+    from mmrf_jax.parallel import sharding
+    from mmrf_jax.training import restore, run_report
+
+    config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
+    mesh = sharding.make_mesh()
+    source = restore.source_of(config, mesh, workdir=workdir)
+    state = restore.load_state(config, source, workdir, mesh)
+    print(run_report.write_report(config, source, state, workdir))
+
+
+def run() -> None:
+    """Run this command."""
+    common.run(main)

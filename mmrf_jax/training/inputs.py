@@ -1,0 +1,98 @@
+"""What a trained state needs besides its parameters, kept in the run folder: spec, items, and the platform's ids.
+
+    inputs.json    the spec, the sizes of vocabularies, and the version of the code that wrote it
+    inputs.npz     arrays by name: the fields of `types.Items`, `video_id` if the platform has its own ids, and
+                   `user_id` and `profile` if its users are known
+
+With them a run folder is ranked with, or exported, without its source of sessions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import mmrf_jax
+from mmrf_jax import types
+from mmrf_jax.data.session_log import InputSpec
+from mmrf_jax.io import files
+from mmrf_jax.training import run_folder, sources
+
+_ARRAYS = ("author", "tag", "duration", "features", "embedding_id")
+_SIZES = ("num_embeddings", "num_authors", "num_tags")
+_ID, _USERS = "video_id", ("user_id", "profile")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Spec and items of a run.
+
+    Attributes:
+      spec: sizes of the agents' inputs.
+      items: the items; their features include the newest statistics.
+      video_ids: the platform's ids [V]; None if these are the row numbers.
+      users: ids and features of the users; see `sources.Source`.
+      unknown_video: row of any other video; None if there is none.
+      code: version of the package that trained the run.
+    """
+
+    spec: InputSpec
+    items: types.Items
+    video_ids: np.ndarray | None
+    users: dict[str, np.ndarray] | None = None
+    unknown_video: int | None = None
+    code: str = mmrf_jax.__version__
+
+
+def of_source(source: sources.Source) -> Inputs:
+    """Return the inputs of a source whose items are on this process's devices."""
+    items = source.items
+    if items.statistics is not None:
+        features = items.features_of(jnp.arange(items.num_videos))
+        items = dataclasses.replace(items, features=features, dates=None, statistics=None)
+    ids = None if source.video_ids is None else source.video_ids()
+    return Inputs(source.spec, items, ids, source.users, source.unknown_video)
+
+
+def write(workdir: Path, inputs: Inputs) -> None:
+    """Write the inputs of a run, unless its folder has them."""
+    if (workdir / "inputs.json").exists():
+        return
+    arrays = {name: np.asarray(getattr(inputs.items, name)) for name in _ARRAYS}
+    if inputs.video_ids is not None:
+        arrays[_ID] = inputs.video_ids
+    arrays |= inputs.users or {}
+    with files.new_file(workdir / "inputs.npz") as path, path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    sizes = {name: getattr(inputs.items, name) for name in _SIZES}
+    about = {"spec": dataclasses.asdict(inputs.spec), "sizes": sizes, "code": inputs.code}
+    about |= {"unknown_video": inputs.unknown_video}
+    files.write_json(workdir / "inputs.json", about)  # last: it says that the arrays are complete
+
+
+def read(workdir: Path) -> Inputs | None:
+    """Read the inputs of a run; None if its folder has none, as those of version 0.2.0 and before.
+
+    Raises:
+      ValueError: if they are damaged.
+    """
+    path = workdir / "inputs.json"
+    if not path.exists():
+        return None
+    again = "remove inputs.json, and `mmrf train` with the same --workdir writes both files again"
+    about: dict[str, Any] = run_folder.read_json(path, again)
+    try:
+        with np.load(workdir / "inputs.npz", allow_pickle=False) as kept:
+            arrays = {name: kept[name] for name in kept.files}
+        ids = arrays.pop(_ID, None)
+        users = {name: arrays.pop(name) for name in _USERS if name in arrays} or None
+        items = types.Items(**{name: jnp.asarray(x) for name, x in arrays.items()}, **about["sizes"])
+        spec = InputSpec.from_dict(about["spec"])
+        return Inputs(spec, items, ids, users, about.get("unknown_video"), about["code"])
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{workdir / 'inputs.npz'} cannot be read ({error}); {again}") from error

@@ -1,0 +1,69 @@
+"""What is said where an extra is absent."""
+
+import json
+import sys
+
+import pytest
+
+from mmrf_jax.data import records
+from mmrf_jax.io import extras, metric_writer
+from mmrf_jax.io.metric_writer import MetricsWriter
+from mmrf_jax.report import plots
+from mmrf_jax.training import run_report
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Makes packages as if they were not installed."""
+
+    def block(*names: str) -> None:
+        for name in names:
+            monkeypatch.setitem(sys.modules, name, None)
+
+    return block
+
+
+def test_the_package_and_its_extra_are_named(without):
+    without("polars")
+    with pytest.raises(extras.MissingExtra) as missing, extras.needed("data"):
+        import polars  # noqa: F401
+    assert str(missing.value) == "polars is not installed; pip install 'mmrf_jax[data]'"
+    assert isinstance(missing.value, ImportError) and missing.value.name == "polars"
+
+
+def test_other_errors_pass():
+    with pytest.raises(ModuleNotFoundError, match=r"mmrf_jax\.nosuch"), extras.needed("data"):
+        import mmrf_jax.nosuch  # noqa: F401
+    with pytest.raises(ZeroDivisionError), extras.needed("data"):
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "call"),
+    [
+        ("array_record.python", "data", records.array_records),
+        ("matplotlib.figure", "report", plots.require),
+    ],
+)
+def test_features_name_their_extra(package, extra, call, without):
+    without(package)
+    with pytest.raises(extras.MissingExtra, match=rf"{package} is not installed; pip install 'mmrf_jax\[{extra}\]'"):
+        call()
+
+
+def test_the_report_says_why_it_cannot_be(without):
+    assert run_report.missing() is None
+    without("bokeh")
+    assert str(run_report.missing()) == "bokeh is not installed; pip install 'mmrf_jax[report]'"
+
+
+def test_metrics_are_written_without_events(without, tmp_path, capsys):
+    without("tensorboardX")
+    metric_writer._say_once.cache_clear()
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, "train", {"loss": 0.5})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 0.5
+    assert not (tmp_path / "tensorboard").exists()
+    assert (
+        "no TensorBoard events: tensorboardX is not installed; pip install 'mmrf_jax[report]'" in capsys.readouterr()[1]
+    )
