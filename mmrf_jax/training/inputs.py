@@ -70,8 +70,8 @@ def write(workdir: Path, inputs: Inputs) -> None:
     with files.new_file(workdir / "inputs.npz") as path, path.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     sizes = {name: getattr(inputs.items, name) for name in _SIZES}
-    about = {"spec": dataclasses.asdict(inputs.spec), "sizes": sizes, "code": inputs.code}
-    about |= {"unknown_video": inputs.unknown_video}
+    about: dict[str, Any] = {"spec": dataclasses.asdict(inputs.spec), "sizes": sizes, "code": inputs.code}
+    about["unknown_video"] = inputs.unknown_video
     files.write_json(workdir / "inputs.json", about)  # last: it says that the arrays are complete
 
 
@@ -88,7 +88,7 @@ def read(workdir: Path) -> Inputs | None:
     about: dict[str, Any] = run_folder.read_json(path, again)
     try:
         with np.load(workdir / "inputs.npz", allow_pickle=False) as kept:
-            arrays = {name: kept[name] for name in kept.files}
+            arrays: dict[str, Any] = {name: kept[name] for name in kept.files}
         ids = arrays.pop(_ID, None)
         users = {name: arrays.pop(name) for name in _USERS if name in arrays} or None
         items = types.Items(**{name: jnp.asarray(x) for name, x in arrays.items()}, **about["sizes"])
