@@ -88,10 +88,11 @@ def read(workdir: Path) -> Inputs | None:
     about: dict[str, Any] = run_folder.read_json(path, again)
     try:
         with np.load(workdir / "inputs.npz", allow_pickle=False) as kept:
-            arrays: dict[str, Any] = {name: kept[name] for name in kept.files}
+            arrays = {name: kept[name] for name in kept.files}
         ids = arrays.pop(_ID, None)
         users = {name: arrays.pop(name) for name in _USERS if name in arrays} or None
-        items = types.Items(**{name: jnp.asarray(x) for name, x in arrays.items()}, **about["sizes"])
+        columns: dict[str, Any] = {name: jnp.asarray(x) for name, x in arrays.items()}
+        items = types.Items(**columns, **about["sizes"])
         spec = InputSpec.from_dict(about["spec"])
         return Inputs(spec, items, ids, users, about.get("unknown_video"), about["code"])
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
