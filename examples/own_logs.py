@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 import mmrf_jax as mmrf
+from mmrf_jax import Schema, Signal
 
 ITEMS, USERS, SESSIONS, PAGES, SHOWN, CANDIDATES = 200, 150, 400, 3, 4, 16
 
@@ -34,8 +35,8 @@ def write_tables(folder: Path) -> None:
                     "rank": rank,
                     "probability": 1 / (CANDIDATES - rank),
                     "choices": [f"sku-{i}" for i in listed],
-                    "clicked": bool(rng.random() < liking),
-                    "bought": bool(rng.random() < 0.3 * liking),
+                    "click": bool(rng.random() < liking),
+                    "purchase": bool(rng.random() < 0.3 * liking),
                     "dwell_ms": int(rng.gamma(2.0, 10_000 * liking)),
                 }
             )
@@ -48,7 +49,7 @@ def write_tables(folder: Path) -> None:
 folder = Path(tempfile.mkdtemp())
 write_tables(folder)
 
-schema = mmrf.Schema(
+schema = Schema(
     user="visitor",
     item="sku",
     time="shown_at",
@@ -56,11 +57,7 @@ schema = mmrf.Schema(
     position="rank",
     propensity="probability",
     candidates="choices",
-    signals=[
-        mmrf.Signal("click", column="clicked"),
-        mmrf.Signal("purchase", column="bought", weight=3.0),
-        mmrf.Signal("dwell", column="dwell_ms", kind="duration", unit="ms"),
-    ],
+    signals=[Signal("click"), Signal("purchase", weight=3.0), Signal("dwell", "dwell_ms", "duration", unit="ms")],
     main="dwell",
     author="brand",
 )
