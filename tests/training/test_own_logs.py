@@ -71,6 +71,13 @@ def test_a_source_reads_the_log_of_the_run_folder(log, tmp_path):
     assert blocks.read([0]).num_sessions == min(256, log.train.num_sessions) and source.blocks() is None
 
 
+def test_a_run_that_fails_before_it_learns_leaves_no_log(log, tmp_path):
+    with pytest.raises(KeyError), run_folder.claimed(tmp_path / "run", {"seed": 0}):
+        log.save(tmp_path / "run" / run_folder.LOG)
+        raise KeyError
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     config = configs.override(CONFIG, train={"batch": 16}, feedback={"batch": 16}, data={"statistics": False})
