@@ -114,7 +114,7 @@ def test_a_single_agent_can_stand_for_all():
 
 
 def test_unknown_choices_are_refused():
-    with pytest.raises(ValueError, match="unknown agents.sampling='x'; choose among"):
+    with pytest.raises(ValueError, match=r"unknown agents.sampling='x'; choose among"):
         dataclasses.replace(tiny.CONFIG, sampling="x")
 
 
