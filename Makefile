@@ -1,4 +1,6 @@
 # make train      set up .venv, then run the main job
+# make pretrained    trains examples/pretrained/world anew, which loads for about six months
+# make docs          the documentation site, into site/; fails on a broken link, anchor or docstring
 # make test          set up .venv, then the tests (without those of the next two)
 # make test-slow     the slow tests: trainings, real processes killed, several devices, browsers
 # make test-nightly  what takes longer still: kills at random moments, more topologies, ten thousand updates
@@ -29,6 +31,18 @@ $(VENV)/.dev: requirements-dev.txt pyproject.toml $(VENV)/.run
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=world --workdir=$(WORKDIR)
 
+.PHONY: pretrained docs
+
+# The variable keeps this machine's paths out of the exported functions.
+pretrained: $(VENV)/.run
+	rm -rf .cache/pretrained
+	$(BIN)/python -m launch.train --config=experiments/world.py --config.quick=True \
+	  --config.world.num_videos=2000 --workdir=.cache/pretrained/run
+	JAX_HLO_SOURCE_FILE_CANONICALIZATION_REGEX='.*/' \
+	  $(BIN)/python -m launch.export --workdir=.cache/pretrained/run --out=.cache/pretrained/world
+	rm -rf examples/pretrained/world
+	mv .cache/pretrained/world examples/pretrained/world
+
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow and not nightly"
 
@@ -48,6 +62,16 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint deploy/*.Dockerfile
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml
+
+.venv-docs/.built: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install -q -r requirements-docs.txt
+	touch $@
+
+docs: .venv-docs/.built
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-docs site .cache .pytest_cache .ruff_cache .mypy_cache

@@ -103,6 +103,28 @@ class SessionBatch:
         at_requests = {name: x[:, :-1] for name in _OF_REQUESTS if (x := getattr(self, name)) is not None}
         return dataclasses.replace(self, **at_requests)
 
+    def loss_masks(self) -> LossMasks:
+        """Compute what enters the losses, as weights."""
+        request = self.mask[:, :-1]
+        exposed = self.slate_mask[:, :-1] & request[..., None]
+        known = request & (self.terminated[:, :-1] | self.mask[:, 1:])
+        return LossMasks(*(x.astype(jnp.float32) for x in (exposed, request, known)))
+
+    def next_context(self) -> chex.Array:
+        """Return the context [B, T, Dx] of each next request: the logged one, or this one a position later."""
+        context = jnp.asarray(self.context)
+        later = context[:, :-1].at[..., -1].set(jnp.log1p(jnp.expm1(context[:, :-1, -1]) + 1.0))
+        return jnp.where(self.mask[:, 1:, None], context[:, 1:], later)
+
+
+@struct.dataclass
+class LossMasks:
+    """Masks of what enters the losses; the last request of a segment never does."""
+
+    exposed: chex.Array  # [B, T, K] float32
+    request: chex.Array  # [B, T] float32
+    known: chex.Array  # [B, T] float32, requests whose continuation is known: termination, or the next request
+
 
 _OF_REQUESTS = (
     *("context", "candidates", "slate", "slate_mask", "feedback", "log_propensity"),

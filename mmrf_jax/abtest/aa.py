@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax.abtest import assignment, statistics
+from mmrf_jax.io import tables
 from mmrf_jax.signals import Signals
 
 _ARMS = ("A", "B")
@@ -69,7 +70,6 @@ def coverage(
 
 def format_table(result: Mapping[str, Any]) -> str:
     """Format the result of `coverage` as a Markdown table."""
-    lines = [f"| metric | coverage of {result['tests']} A/A tests | half-width, % |", "|---|---|---|"]
-    lines += [f"| {name} | {x['coverage']:.3f} | {x['half_width']:.2f} |" for name, x in result["aa"].items()]
-    lines += [f"| {name} | {note} | – |" for name, note in result.get("left_out", {}).items()]
-    return "\n".join(lines)
+    rows = [[name, f"{x['coverage']:.3f}", f"{x['half_width']:.2f}"] for name, x in result["aa"].items()]
+    rows += [[name, note, "–"] for name, note in result.get("left_out", {}).items()]
+    return tables.markdown(["metric", f"coverage of {result['tests']} A/A tests", "half-width, %"], rows)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax.abtest import statistics
+from mmrf_jax.io import tables
 from mmrf_jax.signals import Signals
 
 
@@ -88,8 +89,8 @@ def format_table(result: Mapping[str, Any], metric: str) -> str:
       metric: key of its metrics.
     """
     arms, less = list(result["ab_test"]), metric in statistics.lower_is_better(result)
-    lines = [f"| day | {' | '.join(f'{arm}, {metric}' for arm in arms)} |", "|---" * (1 + len(arms)) + "|"]
-    for row in result["by_day"]:
-        cells = [statistics.cell(row["ab_test"][arm][metric], less) for arm in arms]
-        lines.append(f"| {row['day']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [str(row["day"]), *(statistics.cell(row["ab_test"][arm][metric], less) for arm in arms)]
+        for row in result["by_day"]
+    ]
+    return tables.markdown(["day", *(f"{arm}, {metric}" for arm in arms)], rows)

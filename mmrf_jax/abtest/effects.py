@@ -1,31 +1,35 @@
-"""Effects of the arms of an experiment on any per-user metrics, with intervals and p-values."""
+"""Effects of the arms of an experiment on any per-user metrics, with intervals and p-values of the same test."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from mmrf_jax.abtest import assignment
-from mmrf_jax.estimate import MIN_EVENTS
+from mmrf_jax.abtest import assignment, samples, sequential
+from mmrf_jax.estimate import MIN_EVENTS, require
+
+_NAN = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
     """A metric of an arm and its difference to the control; what is undefined is NaN, and `note` says why.
 
+    `str` gives one line; a format spec, as in `f"{effect:.3f}"`, applies to the value, the difference and its ends.
+
     Attributes:
-      value: mean of the arm, over users.
+      value: mean of the arm, over users; of a ratio metric, the ratio of the sums.
       diff: value minus the control's.
       diff_pct: the same in per cent of the control's.
       low, high: ends of the interval of `diff`.
-      p_value: two-sided, of a true difference of 0.
+      p_value: two-sided, of a true difference of 0, by the test of the interval.
       n: users of the arm.
-      note: why a number is NaN; empty where none is.
+      note: why a number is NaN, or why a covariate adjusts nothing; empty where there is nothing to say.
     """
 
     value: float
@@ -38,32 +42,53 @@ class Effect:
     note: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.value:.4g}, {self.diff:+.4g} [{self.low:+.4g}, {self.high:+.4g}] ({self.diff_pct:+.2f} %), "
-        text += f"p={self.p_value:.3g}, n={self.n}"
+        return format(self, "")
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or ".4g"
+        text = f"{self.value:{spec}}, {self.diff:+{spec}} [{self.low:+{spec}}, {self.high:+{spec}}] "
+        text += f"({self.diff_pct:+.2f} %), p={self.p_value:.3g}, n={self.n}"
         return f"{text} ({self.note})" if self.note else text
 
 
 def compare(
-    arms: Mapping[str, Any],
-    control: str,
-    covariate: str | None = None,
+    arms: Mapping[Any, Any],
+    control: Hashable,
+    covariate: Hashable | None = None,
     paired: bool = False,
     alpha: float = 0.05,
-) -> dict[str, dict[str, Effect]]:
+    *,
+    metrics: Mapping[Any, Any] | Sequence[Hashable] | None = None,
+    always_valid: bool = False,
+    planned_users: float = 10_000,
+    holm: bool = False,
+) -> dict[Any, dict[Any, Effect]]:
     """Compare the arms of an experiment with the control, metric by metric.
 
     Welch's t-test for arms of different users, the paired t-test for the same users in the same order. With a
-    covariate known before the experiment, CUPED (Deng et al., WSDM 2013) takes out what it explains.
+    covariate known before the experiment, CUPED (Deng et al., WSDM 2013) takes out what it explains. A ratio metric is
+    tested by the delta method, with users as the units (Deng, Knoblich and Lu, KDD 2018).
 
     Args:
-      arms: {arm: {metric: values [n] of its users}}; a data frame is such a mapping.
+      arms: {arm: table}, a table being {column: values [n] of the arm's users}, a data frame of pandas, polars or
+        pyarrow, or values [n] of one metric, which is then called "value".
       control: the arm that the others are compared with.
       covariate: name of a column that is no metric, such as last week's watch time.
       paired: whether row i is the same user in every arm.
       alpha: 1 minus the coverage of the intervals.
+      metrics: {name: column}, {name: (numerator, denominator)} for Σ numerator / Σ denominator, both columns or
+        functions, or {name: function of an arm's {column: array}}, which returns [n]; or a list of columns. None: each
+        column except the covariate.
+      always_valid: whether intervals and p-values hold for any number of looks at a growing test (asymptotic confidence
+        sequences, the boundary of the mixture SPRT; see `sequential`).
+      planned_users: of all arms together, where always-valid intervals are narrowest. Fix it before the first look: it
+        must not depend on the data.
+      holm: whether p-values are adjusted for the number of arms and metrics (Holm, 1979). Intervals stay those of
+        single comparisons.
 
     Returns:
-      {arm: {metric: Effect}}, the control included (its differences are 0).
+      {arm: {metric: Effect}}, the control included (its differences are 0). Without `holm` an interval excludes 0
+      exactly where p_value < alpha. With fewer than 25 users with any of a metric in an arm, both are NaN.
 
     Raises:
       ValueError: for an unknown control, arms with other columns, or numbers that are not finite.
@@ -74,30 +99,29 @@ def compare(
       >>> effect.value, effect.diff, effect.p_value < 0.01
       (0.75, 0.25, True)
     """
-    if control not in arms:
-        raise ValueError(f"control={control!r} is no arm; choose among {', '.join(map(repr, arms))}")
-    tables = {arm: _columns(arm, table) for arm, table in arms.items()}
-    metrics = [name for name in tables[control] if name != covariate]
-    for arm, table in tables.items():
-        if set(table) != set(tables[control]):
-            raise ValueError(f"arm {arm!r} has columns {sorted(table)}, the control {sorted(tables[control])}")
-    if covariate is not None and covariate not in tables[control]:
-        raise ValueError(f"covariate={covariate!r} is no column; choose among {', '.join(tables[control])}")
-    sizes = {arm: len(next(iter(table.values()))) for arm, table in tables.items()}
+    require("alpha", alpha, lambda x: 0 < x < 1, "between 0 and 1, such as 0.05 for intervals of 95 %")
+    require("planned_users", planned_users, lambda x: 0 < x < math.inf, "the number of users planned, above 0")
+    tables = samples.tables_of(arms, control)
+    if covariate is not None and paired:
+        raise ValueError(f"covariate={covariate!r}: paired arms have the same users, it adjusts nothing; leave it out")
+    parts = samples.parts_of(metrics, tables, control, covariate)
+    known = None if covariate is None else {arm: samples.of_users(arm, x, covariate) for arm, x in tables.items()}
+    sizes = {arm: samples.rows_of(table) for arm, table in tables.items()}
     if paired and len(set(sizes.values())) > 1:
         raise ValueError(f"paired arms have the same users, but they have {sizes} rows")
-    result: dict[str, dict[str, Effect]] = {arm: {} for arm in tables}
-    for metric in metrics:
-        values = {arm: table[metric] for arm, table in tables.items()}
-        events = {arm: int(np.count_nonzero(x)) for arm, x in values.items()}
-        if covariate is not None:
-            values = _adjusted(values, {arm: table[covariate] for arm, table in tables.items()})
-        for arm in tables:
-            result[arm][metric] = _effect(arm, control, values, events, paired, alpha)
-    return result
+    users = sizes[control] if paired else sum(sizes.values())
+    test = _Test(paired, alpha, users / planned_users if always_valid else None)
+    result: dict[Hashable, dict[Hashable, Effect]] = {arm: {} for arm in tables}
+    for metric, part in parts.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = {arm: samples.sample_of(arm, metric, part, table) for arm, table in tables.items()}
+            found = found if known is None else samples.adjusted(found, known, covariate)
+            for arm in tables:
+                result[arm][metric] = _effect(arm, control, found, test)
+    return _holm(result) if holm else result
 
 
-def sample_ratio_mismatch(counts: Mapping[str, int], shares: Mapping[str, float] | None = None) -> float:
+def sample_ratio_mismatch(counts: Mapping[Any, int], shares: Mapping[Any, float] | None = None) -> float:
     """Return the p-value of a chi-square test that users fell into the arms as intended.
 
     Below .001 the assignment or the logging is broken (Fabijan et al., KDD 2019).
@@ -107,57 +131,93 @@ def sample_ratio_mismatch(counts: Mapping[str, int], shares: Mapping[str, float]
       shares: {arm: intended share}; None for equal ones.
 
     Raises:
-      ValueError: for fewer than two arms, no users, or arms without a share.
+      ValueError: for fewer than two arms, no users, counts that are no numbers of users, or arms without a share.
 
     Example:
       >>> round(sample_ratio_mismatch({"control": 5012, "treatment": 4988}), 2)
       0.81
     """
+    for name, given in (("counts", counts), ("shares", {} if shares is None else shares)):
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{name} is of type {type(given).__name__}; give a number for each arm, {{arm: number}}")
+    for arm, users in counts.items():
+        require(f"counts[{arm!r}]", users, lambda x: x >= 0 and x % 1 == 0, "a number of users, 0 or more")
     if shares is not None and set(shares) != set(counts):
-        raise ValueError(f"shares are of {sorted(shares)}, counts of {sorted(counts)}; give a share for each arm")
+        arms = f"shares are of {samples.listed(shares)}, counts of {samples.listed(counts)}"
+        raise ValueError(f"{arms}; give a share for each arm")
+    for arm, share in ({} if shares is None else shares).items():
+        require(f"shares[{arm!r}]", share, lambda x: 0 < x < math.inf, "above 0")
     wanted = [1.0 if shares is None else shares[arm] for arm in counts]
     return assignment.sample_ratio_mismatch(list(counts.values()), wanted)
 
 
-def _columns(arm: str, table: Any) -> dict[str, np.ndarray]:
-    names = list(getattr(table, "columns", table))
-    columns = {str(name): np.asarray(table[name], np.float64) for name in names}
-    if not columns or len({x.shape for x in columns.values()}) > 1 or next(iter(columns.values())).ndim != 1:
-        shapes = {name: x.shape for name, x in columns.items()}
-        raise ValueError(f"arm {arm!r} has columns of shapes {shapes}; give one number for each user")
-    for name, x in columns.items():
-        if not np.isfinite(x).all():
-            raise ValueError(f"{name} of arm {arm!r} has {int((~np.isfinite(x)).sum())} numbers that are not finite")
-    return columns
+@dataclasses.dataclass(frozen=True)
+class _Test:
+    """How a difference is tested; `fraction` of the planned users for always-valid intervals, else None."""
+
+    paired: bool
+    alpha: float
+    fraction: float | None
 
 
-def _adjusted(values: dict[str, np.ndarray], x: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """CUPED: values minus θ (x − mean of x over all arms), θ the pooled within-arm regression."""
-    centred = {arm: part - part.mean() for arm, part in x.items()}
-    spread = sum(float(part @ part) for part in centred.values())
-    if spread == 0.0:
-        return values
-    theta = sum(float(centred[arm] @ values[arm]) for arm in values) / spread
-    overall = np.concatenate(list(x.values())).mean()
-    return {arm: values[arm] - theta * (x[arm] - overall) for arm in values}
-
-
-def _effect(
-    arm: str, control: str, values: dict[str, np.ndarray], events: dict[str, int], paired: bool, alpha: float
-) -> Effect:
-    mine, base = values[arm], values[control]
-    value, diff = float(mine.mean()), float(mine.mean() - base.mean())
-    percent = 100.0 * diff / float(base.mean()) if base.mean() != 0.0 else math.nan
+def _effect(arm: Hashable, control: Hashable, found: Mapping[Hashable, samples.Sample], test: _Test) -> Effect:
+    mine, base = found[arm], found[control]
+    n = len(mine.values)
+    value = float(mine.values.mean()) if n else _NAN
     if arm == control:
-        return Effect(value, 0.0, 0.0, 0.0, 0.0, 1.0, len(mine))
-    scarce = min((control, arm), key=lambda name: events[name])
-    if events[scarce] < MIN_EVENTS:
-        note = f"no interval: {events[scarce]} users of {scarce} have any, it needs {MIN_EVENTS}"
-        return Effect(value, diff, percent, math.nan, math.nan, math.nan, len(mine), note)
-    spread = [np.ptp(mine - base)] if paired else [np.ptp(mine), np.ptp(base)]
-    if not any(spread):
-        note = "no interval: all users are alike"
-        return Effect(value, diff, percent, math.nan, math.nan, math.nan, len(mine), note)
-    test = stats.ttest_rel(mine, base) if paired else stats.ttest_ind(mine, base, equal_var=False)
-    low, high = test.confidence_interval(1.0 - alpha)
-    return Effect(value, diff, percent, float(low), float(high), float(test.pvalue), len(mine))
+        none = (0.0, 0.0, 0.0, 0.0, 1.0) if math.isfinite(value) else (_NAN,) * 5
+        return Effect(value, *none, n, mine.note if n else f"no users in {arm}")
+    if not n or not len(base.values):
+        return Effect(value, *(_NAN,) * 5, n, f"no users in {control if n else arm}")
+    of_control = float(base.values.mean())
+    diff = value - of_control
+    percent = 100.0 * diff / of_control if of_control else _NAN
+    note, error, quantile, p_value = _tested(arm, control, found, test, diff)
+    note = note or mine.note or base.note or ("" if of_control else f"no per cent: the value of {control} is 0")
+    return Effect(value, diff, percent, diff - quantile * error, diff + quantile * error, p_value, n, note)
+
+
+def _tested(
+    arm: Hashable, control: Hashable, found: Mapping[Hashable, samples.Sample], test: _Test, diff: float
+) -> tuple[str, float, float, float]:
+    """Return (why there is no interval, standard error of the difference, half-width in errors, p-value)."""
+    mine, base = found[arm], found[control]
+    if math.isnan(diff):
+        return mine.note or base.note, _NAN, _NAN, _NAN
+    scarce = min((control, arm), key=lambda name: found[name].events)
+    if found[scarce].events < MIN_EVENTS:
+        note = f"no interval: {found[scarce].events} users of {scarce} have any, it needs {MIN_EVENTS}"
+        return note, _NAN, _NAN, _NAN
+    parts = [(mine.values, mine.scale), (base.values, base.scale)]
+    if test.paired:
+        parts = [(mine.values - base.values, mine.scale + base.scale)]
+    if not any(samples.differ(values, scale) for values, scale in parts):
+        return "no interval: all users are alike", _NAN, _NAN, _NAN
+    counts = [len(values) for values, _ in parts]
+    variances = [float(values.var(ddof=1)) / count for (values, _), count in zip(parts, counts, strict=True)]
+    error = math.sqrt(sum(variances))
+    if not math.isfinite(error) or error == 0.0:
+        return "no interval: the numbers are too large or too small for it", _NAN, _NAN, _NAN
+    if test.fraction is not None:
+        quantile = sequential.quantile(test.fraction, test.alpha)
+        return "", error, quantile, sequential.p_value(diff / error, test.fraction, test.alpha)
+    # Welch and Satterthwaite's degrees of freedom; n − 1 for one variance.
+    shares = [x / sum(variances) for x in variances]
+    freedom = 1.0 / sum(share**2 / (count - 1) for share, count in zip(shares, counts, strict=True))
+    quantile = float(special.stdtrit(freedom, 1.0 - test.alpha / 2))
+    return "", error, quantile, float(2.0 * special.stdtr(freedom, -abs(diff / error)))
+
+
+def _holm(result: dict[Hashable, dict[Hashable, Effect]]) -> dict[Hashable, dict[Hashable, Effect]]:
+    """Adjust the p-values of all arms but the control, and of all metrics (Holm, Scand. J. Statist. 1979)."""
+    tested = [
+        (effect.p_value, arm, metric)
+        for arm, effects in result.items()
+        for metric, effect in effects.items()
+        if not math.isnan(effect.p_value) and (effect.low, effect.high) != (0.0, 0.0)  # the control's are both 0
+    ]
+    least = 0.0
+    for rank, (p_value, arm, metric) in enumerate(sorted(tested, key=lambda x: x[0])):
+        least = max(least, min(1.0, (len(tested) - rank) * p_value))
+        result[arm][metric] = dataclasses.replace(result[arm][metric], p_value=least)
+    return result

@@ -23,12 +23,33 @@ def quantile(fraction: float, alpha: float = 0.05) -> float:
     Raises:
       ValueError: for a fraction that is not above 0, or alpha outside (0, 1).
     """
+    x = _mixture(fraction, alpha)
+    return float(np.sqrt((1.0 + 1.0 / x) * (np.log1p(x) - 2.0 * np.log(alpha))))
+
+
+def p_value(z: float, fraction: float, alpha: float = 0.05) -> float:
+    """Return the always-valid p-value: the least alpha whose sequence, with the same mixture ρ, excludes 0.
+
+    min(1, √(1 + x) exp(−z² x / (2 (1 + x)))), one over the mixture of likelihood ratios (Johari et al., KDD 2017).
+
+    Args:
+      z: the difference in standard errors.
+      fraction: as in `quantile`.
+      alpha: as in `quantile`; it fixes ρ. The p-value is below it exactly where |z| is above `quantile`.
+
+    Raises:
+      ValueError: as `quantile`.
+    """
+    x = _mixture(fraction, alpha)
+    return float(np.exp(min(0.0, 0.5 * np.log1p(x) - 0.5 * z * z * x / (1.0 + x))))
+
+
+def _mixture(fraction: float, alpha: float) -> float:
+    """Return x = t ρ² of the mixture whose sequence is narrowest at `fraction` = 1."""
     if not fraction > 0 or not 0 < alpha < 1:
         raise ValueError(f"fraction {fraction} must be above 0 and alpha {alpha} in (0, 1)")
     # The derivative vanishes where x = log((1 + x) / α²).
-    best = -1.0 - float(special.lambertw(-(alpha**2) / np.e, k=-1).real)
-    x = best * fraction
-    return float(np.sqrt((1.0 + 1.0 / x) * (np.log1p(x) - 2.0 * np.log(alpha))))
+    return (-1.0 - float(special.lambertw(-(alpha**2) / np.e, k=-1).real)) * fraction
 
 
 def quantile_of_looks(looks: int, alpha: float = 0.05) -> float:

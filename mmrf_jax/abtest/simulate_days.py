@@ -49,7 +49,7 @@ def compare(
     Returns:
       "ab_test", "truncated_pct" and "srm" of all sessions of the test, and
       "by_day": [{"day", "visitors": {arm: number}, "ab_test": metrics of the day's sessions, None if it has none}]
-      and, for four days or more, "lasting" (`by_day.change`): how the effects of the second half of the days differ
+      and, for three days or more, "lasting" (`by_day.change`): how the effects of the second half of the days differ
       from those of the first half, excluding the first day, on which all users visit.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrf_jax.abtest import aa, assignment, by_day, statistics
+from mmrf_jax.io import tables
 
 
 def daily(result: Mapping[str, Any]) -> tuple[str, ...]:
@@ -81,17 +82,17 @@ def _looks(looks: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 
 def _lasting(lasting: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    lines = ["\ndifferences to the control, %, in the first and in the second half of the days after the first:"]
-    lines += ["| arm | metric | first half | second half | change, points |", "|---|---|---|---|---|"]
+    rows = []
     for arm, entries in lasting.items():
         for metric in metrics:
             entry = entries[metric]
             if (entry["change"], entry["early"]) == (0.0, 0.0):  # of the control
                 continue
             if entry["change"] is None:
-                lines.append(f"| {arm} | {metric} | – | – | {statistics.reason(entry)} |")
+                rows.append([arm, metric, "–", "–", statistics.reason(entry)])
                 continue
             low, high = entry["ci95"]
             change = f"{entry['change']:+.2f} [{low:+.2f}, {high:+.2f}]"
-            lines.append(f"| {arm} | {metric} | {entry['early']:+.2f} | {entry['late']:+.2f} | {change} |")
-    return "\n".join(lines)
+            rows.append([arm, metric, f"{entry['early']:+.2f}", f"{entry['late']:+.2f}", change])
+    table = tables.markdown(["arm", "metric", "first half", "second half", "change, points"], rows)
+    return f"\ndifferences to the control, %, in the first and in the second half of the days after the first:\n{table}"

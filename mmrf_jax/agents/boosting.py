@@ -23,7 +23,7 @@ _ROUNDS = 600
 _STEP = 25  # rounds between two evaluations on the validation day
 _MAX_ROWS = 1_000_000  # exposures fitted on
 _USER_PRIOR = 5.0  # pseudo-exposures of the overall mean in a user's means
-_PARAMETERS: dict[str, Any] = {
+PARAMETERS: dict[str, Any] = {
     "learning_rate": 0.03,
     "num_leaves": 31,
     "min_data_in_leaf": 100,
@@ -124,7 +124,7 @@ def scores(
         binary = name in signals.binary_names
         objective = "binary" if binary else "regression"
         data = lightgbm.Dataset(train.features, label)
-        model = lightgbm.train(_PARAMETERS | {"objective": objective, "seed": seed}, data, rounds)
+        model = lightgbm.train(PARAMETERS | {"objective": objective, "seed": seed}, data, rounds)
         trees = (
             rounds
             if valid is None

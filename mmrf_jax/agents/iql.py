@@ -15,31 +15,23 @@ import chex
 import jax.numpy as jnp
 
 from mmrf_jax import ops
-from mmrf_jax.agents.mmrf import agent_state, training_step
-from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import optimization
+from mmrf_jax.agents.mmrf import losses, training_step
 
 EXPECTILE = 0.7
 SHARPNESS = 3.0
 MAX_WEIGHT = 100.0
 
 
-def improve(
-    config: AgentConfig,
-    state: agent_state.AgentState,
-    view: training_step.ActorBatch,
-    reduction: optimization.Reduction,
-) -> tuple[chex.Array, dict[str, chex.Array]]:
+def actor_loss(b: losses.ActorBatch, temperature: float) -> tuple[chex.Array, dict[str, chex.Array]]:
     """Compute the advantage-weighted imitation loss; see `agents.mmrf.training_step.Algorithm`."""
-    del reduction
-    slate, mask = view.batch.slate[:, :-1], view.batch.slate_mask[:, :-1]
-    shown = jnp.maximum(mask.sum(axis=-1), 1)[..., None]
-    q = jnp.take_along_axis(view.q[..., -1, :], slate, axis=-1)  # [B, T, K]
-    advantage = q + (view.base[..., -1:] - view.value[..., -1:]) / shown
-    weight = jnp.minimum(jnp.exp(SHARPNESS * advantage / state.q_scale[-1]), MAX_WEIGHT)
-    log_prob = ops.plackett_luce_log_prob(view.scores[..., -1, :], slate, mask)
-    loss = -view.mean(jnp.sum(jnp.where(mask, weight * log_prob, 0.0), axis=-1)) / config.slate
+    del temperature
+    shown = jnp.maximum(b.slate_mask.sum(axis=-1), 1)[..., None]
+    q = jnp.take_along_axis(b.q[..., -1, :], b.slate, axis=-1)  # [B, T, K]
+    advantage = q + (b.base[..., -1:] - b.value[..., -1:]) / shown
+    weight = jnp.minimum(jnp.exp(SHARPNESS * advantage / b.q_scale[-1]), MAX_WEIGHT)
+    log_prob = ops.plackett_luce_log_prob(b.scores[..., -1, :], b.slate, b.slate_mask)
+    loss = -b.mean(jnp.sum(jnp.where(b.slate_mask, weight * log_prob, 0.0), axis=-1)) / b.num_shown
     return loss, {"loss/imitation": loss}
 
 
-update = functools.partial(training_step.update, learner=training_step.Algorithm(improve, expectile=EXPECTILE))
+update = functools.partial(training_step.update, algorithm=training_step.Algorithm(actor_loss, expectile=EXPECTILE))

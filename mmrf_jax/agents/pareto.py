@@ -12,9 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from mmrf_jax.agents.mmrf import agent_state, training_step
-from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import optimization
+from mmrf_jax.agents.mmrf import losses, training_step
 
 _STEPS = 100  # of Frank–Wolfe
 
@@ -41,29 +39,20 @@ def min_norm_weights(gram: chex.Array) -> chex.Array:
     return jax.lax.fori_loop(0, _STEPS, body, jnp.full((num,), 1.0 / num))
 
 
-def improve(
-    config: AgentConfig,
-    state: agent_state.AgentState,
-    view: training_step.ActorBatch,
-    reduction: optimization.Reduction,
-) -> tuple[chex.Array, dict[str, chex.Array]]:
+def actor_loss(b: losses.ActorBatch, temperature: float) -> tuple[chex.Array, dict[str, chex.Array]]:
     """Compute the loss of the min-norm direction; see `agents.mmrf.training_step.Algorithm`."""
 
     def objectives(scores):
-        value = training_step.objectives(config, state, scores, view.q)
-        return view.mean(
-            value
-            - training_step.PROJECTION_WEIGHT
-            * training_step.projection(scores, training_step.maximiser(config, state, view.q))
-        )
+        value = losses.objectives(scores, b.q, b.q_scale, b.num_shown, temperature)
+        wanted = losses.optimal_scores(b.q, b.q_mean, b.q_scale, temperature)
+        return b.mean(value - losses.PROJECTION_WEIGHT * losses.projection(scores, wanted))
 
-    gradients = reduction.sum(jax.jacrev(lambda actor: objectives(view.act(actor)))(view.actor))
-    flat = jnp.concatenate([g.reshape(config.num_agents, -1) for g in jax.tree.leaves(gradients)], axis=1)
+    gradients = jax.tree.leaves(b.total(b.jacobian(objectives)))
+    flat = jnp.concatenate([g.reshape(len(g), -1) for g in gradients], axis=1)  # [N, P]
     weights = jax.lax.stop_gradient(min_norm_weights(flat @ flat.T))
-    objective = objectives(view.scores)
+    objective = objectives(b.scores)
     # The weights sum to 1 on each device, because the objective is the device's part of the whole.
-    metrics = {f"objective/{s}": objective[i] for i, s in enumerate(config.agent_signals)}
-    return -weights @ objective, metrics
+    return -weights @ objective, {"objective": objective}
 
 
-update = functools.partial(training_step.update, learner=training_step.Algorithm(improve))
+update = functools.partial(training_step.update, algorithm=training_step.Algorithm(actor_loss))

@@ -20,10 +20,9 @@ from mmrf_jax.models import embeddings, representation
 
 
 def _actor_scores(
-    config: AgentConfig, state: agent_state.AgentState, r: representation.Representation, items
+    config: AgentConfig, state: agent_state.AgentState, encoded: representation.Encoded, items
 ) -> chex.Array:
-    critics = acting.critics_of(state, config)
-    return acting.act(config, state.params["actor"], critics, r.z, r.memory_mean, items).scores
+    return acting.act(config, state.params["actor"], acting.critics_of(state, config), *encoded.user, items).scores
 
 
 def _actors(config: AgentConfig) -> tuple[str, ...]:
@@ -34,9 +33,9 @@ class Method(NamedTuple):
     """A trainable ranker.
 
     Attributes:
-      update: (state, batch, items, config, rate[, simulated]) -> the next state, and metrics.
+      update: one gradient step.
       make_policy: (state, items, config[, temperature]) -> `envs.base.Policy`.
-      score: (config, state, Representation, items [B, T+1, C, D]) -> [B, T+1, N, C].
+      score: (config, state, Encoded, items [B, T+1, C, D]) -> [B, T+1, N, C].
       signals: config -> signals of the score columns; the last column is served.
       critic: the module of `state.params["critic"]`.
       configure: adapts a run's agent config to this method.
@@ -45,7 +44,7 @@ class Method(NamedTuple):
       collects: whether it collects the logs it learns from, in a closed loop; else the first policy keeps collecting.
     """
 
-    update: Callable[..., tuple[agent_state.AgentState, dict[str, chex.Array]]]
+    update: agent_state.Update
     make_policy: Callable[..., base.Policy] = policy.make
     score: Callable[..., chex.Array] = _actor_scores
     signals: Callable[[AgentConfig], tuple[str, ...]] = _actors
@@ -59,8 +58,8 @@ class Method(NamedTuple):
 def _supervised(module, critic: Callable[[AgentConfig], nn.Module], rank: supervised.Rank, **fields) -> Method:
     """Build a method that ranks by predictions; its columns are the agents' signals."""
 
-    def score(config, state, r, items):
-        raw = critic(config).apply(state.params["critic"], r.z, r.memory_mean, items).feedback
+    def score(config, state, encoded, items):
+        raw = critic(config).apply(state.params["critic"], *encoded.user, items).feedback
         return supervised.scores(config, raw, rank(config, raw, state.reward_scale))
 
     return Method(module.update, module.make, score, lambda config: config.agent_signals, critic, **fields)
@@ -125,9 +124,8 @@ def score_candidates(
     state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
 ) -> chex.Array:
     """Score all candidates of a batch of segments, without dropout: [B, T+1, N, C]."""
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-    r = representation.represent(config, state.params["encoder"], rows, batch, items, None)
+    encoded = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items)
     candidates = embeddings.encode_videos(
         config, state.params["encoder"], state.tables, items, batch.candidates, batch.date
     )
-    return METHODS[method].score(config, state, r, candidates)
+    return METHODS[method].score(config, state, encoded, candidates)

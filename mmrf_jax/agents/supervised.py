@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable
 
 import chex
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -47,30 +46,29 @@ def update(
     items: types.Items,
     config: AgentConfig,
     rate: chex.Numeric = 1.0,
+    simulated: types.CounterfactualSlates | None = None,
     axis_name: str | None = None,
     *,
     critic: Callable[[AgentConfig], nn.Module],
     only_main: bool = False,
 ) -> tuple[agent_state.AgentState, dict[str, chex.Array]]:
-    """Run one regression step of all signals, or the main one, on shown videos; see `training_step.update`."""
+    """Run one regression step of all signals, or the main one, on shown videos: an `agent_state.Update`."""
+    del simulated
     reduction = optimization.Reduction(axis_name)
-    key = reduction.fold(jax.random.fold_in(state.key, state.step))
-    learn = representation.loss_masks(batch)
-    count = jnp.maximum(reduction.sum(learn.exposed.sum()), 1.0)
+    exposed = batch.loss_masks().exposed
+    count = reduction.count(exposed)
     signals = config.agent_signals[-1:] if only_main else config.all_signals.names
     index = jnp.array([config.all_signals.index(s) for s in signals])
     weights = jnp.asarray(config.loss_weights)[index]
 
-    def loss_fn(params, rows):
-        r = representation.represent(config, params["encoder"], rows, batch, items, key)
-        out = critic(config).apply(params["critic"], r.z, r.memory_mean, r.shown)
+    def loss_fn(params, encoded):
+        out = critic(config).apply(params["critic"], *encoded.user, encoded.shown)
         loss = heads.feedback_loss(config.all_signals, out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
-        loss = jnp.einsum("btk,btks->s", learn.exposed, loss[..., index]) / count
+        loss = jnp.einsum("btk,btks->s", exposed, loss[..., index]) / count
         return weights @ loss, {f"loss/{s}": loss[i] for i, s in enumerate(signals)}
 
-    state, metrics, grad_norm = agent_state.step(
-        state, representation.ids(batch, items), loss_fn, config, reduction, rate
-    )
+    inputs = representation.gather(batch, items)
+    state, metrics, grad_norm = agent_state.step(state, inputs, loss_fn, config, reduction, rate)
     return state, reduction.sum(metrics) | {"grad_norm": grad_norm}
 
 

@@ -14,29 +14,23 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import ops
-from mmrf_jax.agents.mmrf import agent_state, training_step
-from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import optimization
+from mmrf_jax.agents.mmrf import losses, training_step
 
 ALPHA = 2.5
 
 
-def improve(
-    config: AgentConfig,
-    state: agent_state.AgentState,
-    view: training_step.ActorBatch,
-    reduction: optimization.Reduction,
-) -> tuple[chex.Array, dict[str, chex.Array]]:
+def actor_loss(b: losses.ActorBatch, temperature: float) -> tuple[chex.Array, dict[str, chex.Array]]:
     """Compute the TD3+BC actor loss; see `agents.mmrf.training_step.Algorithm`."""
-    w = ops.soft_top_k(view.scores, config.slate, 1.0)  # [B, T, 1, C]
+    del temperature
+    w = ops.soft_top_k(b.scores, b.num_shown, 1.0)  # [B, T, 1, C]
     # Centred, so that the value of showing anything at all is not credited to the policy.
-    centred = view.q - view.q.mean(axis=-1, keepdims=True)
+    centred = b.q - b.q.mean(axis=-1, keepdims=True)
     value = jnp.sum(w * centred, axis=-1)[..., 0]  # [B, T]
-    size = jax.lax.stop_gradient(reduction.sum(view.mean(jnp.abs(value))))
-    distance = jnp.sum((w[..., 0, :] - view.logged) ** 2, axis=-1) / config.slate
-    ascended, kept = view.mean(value) / (size + 1e-6), view.mean(distance)
-    metrics = {f"objective/{config.agent_signals[-1]}": ascended, "loss/distance": kept}
-    return kept - ALPHA * ascended, metrics
+    size = jax.lax.stop_gradient(b.total(b.mean(jnp.abs(value))))
+    logged = ops.slate_to_multihot(b.slate, b.slate_mask, b.scores.shape[-1])
+    distance = jnp.sum((w[..., 0, :] - logged) ** 2, axis=-1) / b.num_shown
+    ascended, kept = b.mean(value) / (size + 1e-6), b.mean(distance)
+    return kept - ALPHA * ascended, {"objective": ascended[None], "loss/distance": kept}
 
 
-update = functools.partial(training_step.update, learner=training_step.Algorithm(improve))
+update = functools.partial(training_step.update, algorithm=training_step.Algorithm(actor_loss))

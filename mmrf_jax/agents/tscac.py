@@ -19,9 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import ops
-from mmrf_jax.agents.mmrf import agent_state, training_step
-from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import optimization
+from mmrf_jax.agents.mmrf import losses, training_step
 
 CLOSENESS = 0.01  # lambda_i, of each auxiliary policy; tau is 0.25
 
@@ -34,25 +32,18 @@ def closeness(scores: chex.Array, others: chex.Array, slate: int) -> chex.Array:
     return jnp.sum(w * jnp.log(w / v) + (1.0 - w) * jnp.log((1.0 - w) / (1.0 - v)), axis=-1)
 
 
-def improve(
-    config: AgentConfig,
-    state: agent_state.AgentState,
-    view: training_step.ActorBatch,
-    reduction: optimization.Reduction,
-) -> tuple[chex.Array, dict[str, chex.Array]]:
+def actor_loss(b: losses.ActorBatch, temperature: float) -> tuple[chex.Array, dict[str, chex.Array]]:
     """Compute the actor losses of both stages; see `agents.mmrf.training_step.Algorithm`."""
-    del reduction
-    objective = view.mean(training_step.objectives(config, state, view.scores, view.q))  # [N]
-    stage_one = jax.lax.stop_gradient(view.scores[..., :-1, :])
-    distance = view.mean(closeness(view.scores[..., -1, :], stage_one, config.slate)) / config.slate  # [N - 1]
-    wanted = training_step.maximiser(config, state, view.q)
-    total = config.temperature + CLOSENESS * stage_one.shape[-2]
-    main = config.temperature * wanted[..., -1, :] + CLOSENESS * stage_one.sum(axis=-2)
+    objective = b.mean(losses.objectives(b.scores, b.q, b.q_scale, b.num_shown, temperature))  # [N]
+    stage_one = jax.lax.stop_gradient(b.scores[..., :-1, :])
+    distance = b.mean(closeness(b.scores[..., -1, :], stage_one, b.num_shown)) / b.num_shown  # [N - 1]
+    wanted = losses.optimal_scores(b.q, b.q_mean, b.q_scale, temperature)
+    total = temperature + CLOSENESS * stage_one.shape[-2]
+    main = temperature * wanted[..., -1, :] + CLOSENESS * stage_one.sum(axis=-2)
     wanted = jnp.concatenate([wanted[..., :-1, :], main[..., None, :] / total], axis=-2)
-    projected = view.mean(training_step.projection(view.scores, wanted).sum(axis=-1))
-    metrics = {"loss/projection": projected, "loss/distance": distance.sum()}
-    metrics |= {f"objective/{s}": objective[i] for i, s in enumerate(config.agent_signals)}
-    return training_step.PROJECTION_WEIGHT * projected + CLOSENESS * distance.sum() - objective.sum(), metrics
+    projected = b.mean(losses.projection(b.scores, wanted).sum(axis=-1))
+    metrics = {"loss/projection": projected, "loss/distance": distance.sum(), "objective": objective}
+    return losses.PROJECTION_WEIGHT * projected + CLOSENESS * distance.sum() - objective.sum(), metrics
 
 
-update = functools.partial(training_step.update, learner=training_step.Algorithm(improve))
+update = functools.partial(training_step.update, algorithm=training_step.Algorithm(actor_loss))

@@ -8,21 +8,22 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from mmrf_jax.estimate import MIN_EVENTS, Estimate, unit_numbers
+from mmrf_jax.estimate import MIN_EVENTS, Estimate, column, require_interval, unit_numbers
 from mmrf_jax.metrics import ranking
 
 __all__ = ["gauc", "xauc"]
 
 
 def gauc(
-    y_true: Sequence[Any],
-    y_score: Sequence[Any],
-    group: Sequence[Hashable],
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    group: Iterable[Hashable],
     *,
     level: float = 0.95,
     draws: int = 1000,
@@ -34,33 +35,40 @@ def gauc(
 
     Args:
       y_true: [n] labels, 0 or 1.
-      y_score: [n] scores, higher is ranked higher.
+      y_score: [n] scores, higher is ranked higher; infinities are allowed.
       group: [n] ids of any hashable type, such as users.
       level: coverage of the interval, a percentile bootstrap over groups.
       draws: bootstrap samples.
       seed: of the bootstrap.
 
     Returns:
-      The estimate; `n` is the number of groups that count.
+      The estimate; `n` is the number of groups that count. NaN, with the reason in `note`, if no group counts; the
+      interval is NaN for fewer than 25.
 
     Raises:
-      ValueError: for shapes that disagree, scores with NaN, or labels other than 0 and 1.
+      ValueError: for shapes that disagree, missing ids, scores with NaN, or labels other than 0 and 1.
 
     Example:
       >>> gauc([1, 0, 1, 0], [0.8, 0.1, 0.5, 0.5], [7, 7, 8, 8]).value
       0.75
     """
 
-    def measure(codes: np.ndarray) -> ranking.GroupedMetric:
-        return ranking.grouped_auc(codes, np.asarray(y_score, float), {"label": np.asarray(y_true)})["label"]
+    labels = column("y_true", y_true)
+    wrong = np.flatnonzero((labels != 0) & (labels != 1))
+    if len(wrong):
+        raise ValueError(f"y_true of row {wrong[0]} is {labels[wrong[0]]}; labels are 0 or 1, so compare with a bound")
+    scores = column("y_score", y_score, ("y_true", len(labels)), finite=False)
 
-    return _grouped(measure, group, "no group has both classes", level, draws, seed)
+    def measure(codes: np.ndarray) -> ranking.GroupedMetric:
+        return ranking.grouped_auc(codes, scores, {"label": labels})["label"]
+
+    return _grouped(measure, group, len(labels), "no group has both classes", level, draws, seed)
 
 
 def xauc(
-    y_true: Sequence[Any],
-    y_score: Sequence[Any],
-    group: Sequence[Hashable],
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    group: Iterable[Hashable],
     *,
     level: float = 0.95,
     draws: int = 1000,
@@ -72,40 +80,47 @@ def xauc(
 
     Args:
       y_true: [n] numbers, such as seconds played.
-      y_score: [n] scores, higher is ranked higher.
+      y_score: [n] scores, higher is ranked higher; infinities are allowed.
       group: [n] ids of any hashable type, such as users.
       level: coverage of the interval, a percentile bootstrap over groups.
       draws: bootstrap samples.
       seed: of the bootstrap.
 
     Returns:
-      The estimate; `n` is the number of groups that count.
+      The estimate; `n` is the number of groups that count. NaN, with the reason in `note`, if no group counts; the
+      interval is NaN for fewer than 25.
 
     Raises:
-      ValueError: for shapes that disagree, or scores or targets with NaN.
+      ValueError: for shapes that disagree, missing ids, or scores or targets with NaN.
 
     Example:
       >>> round(xauc([1.0, 2.0, 3.0], [0.1, 0.3, 0.2], ["u", "u", "u"]).value, 3)
       0.667
     """
 
-    def measure(codes: np.ndarray) -> ranking.GroupedMetric:
-        return ranking.grouped_xauc(codes, np.asarray(y_score, float), np.asarray(y_true, float))
+    targets = column("y_true", y_true, finite=False)
+    scores = column("y_score", y_score, ("y_true", len(targets)), finite=False)
 
-    return _grouped(measure, group, "no group has two different targets", level, draws, seed)
+    def measure(codes: np.ndarray) -> ranking.GroupedMetric:
+        return ranking.grouped_xauc(codes, scores, targets)
+
+    return _grouped(measure, group, len(targets), "no group has two different targets", level, draws, seed)
 
 
 def _grouped(
     measure: Callable[[np.ndarray], ranking.GroupedMetric],
-    group: Sequence[Hashable],
+    group: Iterable[Hashable],
+    rows: int,
     nothing: str,
     level: float,
     draws: int,
     seed: int,
 ) -> Estimate:
-    found = measure(unit_numbers(group))
+    require_interval(level, draws, seed)
+    codes = unit_numbers(group, rows=rows)
+    found = measure(codes) if rows else ranking.NO_USERS
     if not found.eligible_users:
-        return Estimate(float("nan"), note=nothing)
+        return Estimate(math.nan, note=nothing if rows else "no rows")
     if found.eligible_users < MIN_EVENTS:
         note = f"no interval: {found.eligible_users} groups count, it needs {MIN_EVENTS}"
         return Estimate(found.value, n=found.eligible_users, note=note)

@@ -15,7 +15,7 @@ import numpy as np
 import scipy
 
 from mmrf_jax.data import statistics
-from mmrf_jax.io import extras
+from mmrf_jax.io import extras, tables
 from mmrf_jax.metrics import ranking
 from mmrf_jax.metrics.offline import MIN_USERS
 from mmrf_jax.signals import Signals
@@ -275,7 +275,7 @@ def format_table(result: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     def interval(x):
         return "–" if x is None else f"[{x[0]:+.4f}, {x[1]:+.4f}]"
 
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    rows = []
     for signal, rankers in result.items():
         for ranker, entry in rankers.items():
             rank_metric, loss, last = ("xauc", "mae", "rmse") if "xauc" in entry else ("gauc", "logloss", "ece")
@@ -287,8 +287,8 @@ def format_table(result: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
                 *(number(entry[k]) for k in (rank_metric, loss, last)),
             ]
             cells += [interval(minus.get(key, {}).get("ci95")) for key in (rank_metric, loss)]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append(cells)
+    return tables.markdown(header, rows)
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:

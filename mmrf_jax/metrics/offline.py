@@ -14,6 +14,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.io import tables
 from mmrf_jax.metrics import ranking
 from mmrf_jax.signals import Signals
 
@@ -178,12 +179,12 @@ def format_table(result: dict[str, dict[str, Any]]) -> str:
     def interval(x, sign=""):
         return "–" if x is None else f"[{x[0]:{sign}.4f}, {x[1]:{sign}.4f}]"
 
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    rows = []
     for name, entry in result.items():
         cells = [name, str(entry["eligible_users"]), number(entry["gauc"]), interval(entry["ci95"])]
         cells.append(number(entry.get("gauc_agent")))
         for ranker in rankers:
             other = entry.get("against", {}).get(ranker, {})
             cells += [number(other.get("gauc")), interval(other.get("diff_ci95"), "+")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return tables.markdown(header, rows)

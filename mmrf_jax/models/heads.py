@@ -125,14 +125,28 @@ def continue_probability(out: Prediction, w: chex.Array) -> chex.Array:
     return jax.nn.sigmoid(out.continue_logit + jnp.sum(w * out.continue_item_logit, axis=-1))
 
 
+def continuation_loss(out: Prediction, w: chex.Array, continues: chex.Array) -> chex.Array:
+    """Compute −log p of whether the session went on after an exposure, p = p_stay(s, w) or 1 − p_stay(s, w).
+
+    Equation (2) of docs/update.md.
+
+    Args:
+      out: predictions for M videos.
+      w: [..., M], the exposure.
+      continues: [...], 1 if there was another request, 0 if the user left; or a probability.
+    """
+    logit = out.continue_logit + jnp.sum(w * out.continue_item_logit, axis=-1)
+    return optax.sigmoid_binary_cross_entropy(logit, continues)
+
+
 def feedback_loss(
     signals: Signals, predicted: chex.Array, feedback: chex.Array, reward_scale: chex.Array
 ) -> chex.Array:
     """Compute the loss of each signal [..., M, S] by its kind.
 
-    Raw predictions are log-odds of binary signals (Bernoulli), the logarithm of the mean of durations and counts
-    (quasi-Poisson) and the mean of values (Gaussian with unit variance), the last three divided by `reward_scale`. All
-    losses are proper for the mean, which rewards need (the paper regresses by MSE).
+    Equation (1) of docs/update.md. Raw predictions are log-odds of binary signals (Bernoulli), the logarithm of the
+    mean of durations and counts (quasi-Poisson) and the mean of values (Gaussian with unit variance), the last three
+    divided by `reward_scale`. All losses are proper for the mean, which rewards need (the paper regresses by MSE).
 
     Args:
       predicted: [..., S, M] raw outputs of the critic.

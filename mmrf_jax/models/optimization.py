@@ -7,6 +7,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 from flax import struct
 
@@ -38,6 +39,10 @@ class Reduction:
     def sum(self, tree: Any) -> Any:
         """Sum over the mapped axis, if there is one."""
         return tree if self._axis is None else jax.lax.psum(tree, self._axis)
+
+    def count(self, weight: chex.Array) -> chex.Array:
+        """Return the sum of a weight over the whole batch, at least 1: what masked sums are divided by."""
+        return jnp.maximum(self.sum(weight.sum()), 1.0)
 
     def gather(self, tree: Any) -> Any:
         """Concatenate the leading axes of all devices."""

@@ -23,6 +23,7 @@ import optax
 from mmrf_jax import ops, types
 from mmrf_jax.data import statistics
 from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.io import tables
 from mmrf_jax.metrics import ranking
 from mmrf_jax.ope import propensity
 from mmrf_jax.signals import Signals
@@ -57,16 +58,16 @@ def log_propensities(
         raise ValueError(f"{folds} folds of {len(users)} users; use at least 2 folds and as many users")
     rng = np.random.default_rng(seed)
     fold = (rng.permutation(len(users)) % folds)[user][np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))]
-    tables = _VideoTables(log, items, signals, past)
+    videos = _VideoTables(log, items, signals, past)
     fitted = np.sort(rng.permutation(log.num_requests)[:_MAX_REQUESTS])
-    x = tables.features(fitted)
+    x = videos.features(fitted)
     mean, std = x.mean(axis=(0, 1)), x.std(axis=(0, 1)) + 1e-6
     x = (x - mean) / std
     models = [_fit(x[fold[fitted] != f], log.slate[fitted[fold[fitted] != f]], rng) for f in range(folds)]
     parts, block = [], min(_BLOCK, log.num_requests)
     for first in range(0, log.num_requests, block):
         rows = np.arange(first, first + block) % log.num_requests  # equal block sizes need one compilation
-        each = np.stack([_scores(model, (tables.features(rows) - mean) / std) for model in models])
+        each = np.stack([_scores(model, (videos.features(rows) - mean) / std) for model in models])
         parts.append(each[fold[rows], np.arange(block)])
     scores = np.concatenate(parts)[: log.num_requests]
     random = np.array([1.0 / (1.0 + np.exp(-float(model["random"]))) for model in models])
@@ -117,12 +118,13 @@ def calibration(scores: np.ndarray, slate: np.ndarray, random: np.ndarray) -> di
 
 def format_table(result: dict[str, Any]) -> str:
     """Format the result of `calibration` as a Markdown table, one row per propensity decile."""
-    lines = ["| decile | mean propensity | share exposed | ratio |", "|---|---|---|---|"]
+    rows = []
     for i, entry in enumerate(result["by_decile"], 1):
         predicted, actual = entry["predicted"], entry["actual"]
-        lines.append(f"| {i} | {predicted:.5f} | {actual:.5f} | {actual / predicted:.3f} |")
+        rows.append([str(i), f"{predicted:.5f}", f"{actual:.5f}", f"{actual / predicted:.3f}"])
+    table = tables.markdown(["decile", "mean propensity", "share exposed", "ratio"], rows)
     nats = f"mean −log-propensity of an exposure {result['nats']:.4f}, uniform {result['nats_uniform']:.4f}"
-    return "\n".join(lines) + f"\n{nats}; slots filled at random {100 * result['random']:.2f} %"
+    return f"{table}\n{nats}; slots filled at random {100 * result['random']:.2f} %"
 
 
 class _VideoTables:

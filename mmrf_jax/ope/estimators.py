@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax.abtest import statistics
+from mmrf_jax.io import tables
 
 CAPS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, np.inf)
 PRINTED_CAP = 10.0  # of the doubly robust estimate in the table
@@ -106,7 +107,9 @@ def estimate(
         columns += [capped * videos, *(capped * reward.T)]
         columns += [] if rows.direct is None else [*(capped * error.T)]
     sums = np.stack([np.bincount(user, column, len(users)) for column in columns], axis=1)
-    totals = np.concatenate([sums.sum(axis=0, keepdims=True), _resampled(sums, draws, seed)])  # the log itself first
+    totals = np.concatenate(
+        [sums.sum(axis=0, keepdims=True), resampled_sums(sums, draws, seed)]
+    )  # the log itself first
 
     after = iter(np.split(totals, np.cumsum([1, s] + [s] * (rows.direct is not None)), axis=1))
     number, observed = next(after), next(after)
@@ -176,7 +179,7 @@ def per_decision(
     starts = np.searchsorted(user[order], np.arange(len(users)))
 
     def resampled(sums):
-        return np.concatenate([sums.sum(axis=0, keepdims=True), _resampled(sums, draws, seed)])
+        return np.concatenate([sums.sum(axis=0, keepdims=True), resampled_sums(sums, draws, seed)])
 
     def by_user(x):
         return np.add.reduceat(x.reshape(len(x), -1)[order], starts, axis=0)
@@ -202,7 +205,7 @@ def per_decision(
 def format_table(units: Mapping[str, Mapping[str, Any]]) -> str:
     """Format one log's estimates as two Markdown tables: weights by unit and cap, and values with intervals."""
     header = ["unit", "rows", "users", "cap", "mean weight", "effective rows", "capped, %", "clipped mass, %"]
-    lines = [header, ["---"] * len(header)]
+    weights = []
     for unit, result in units.items():
         for cap, entry in result["weights"].items():
             cells = [
@@ -213,21 +216,18 @@ def format_table(units: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{entry['mean']:.3f}",
                 f"{entry['ess']:.1f}",
             ]
-            lines.append(cells + [f"{100 * entry[key]:.2f}" for key in ("capped", "clipped_mass")])
+            weights.append(cells + [f"{100 * entry[key]:.2f}" for key in ("capped", "clipped_mass")])
+    first = tables.markdown(header, weights)
     caps = list(next(iter(units.values()))["weights"])
     printed = _cap_names([PRINTED_CAP])[0]
     header = ["unit", "signal", "logged", "DM", f"DR, cap {printed}", *(f"NCIS, cap {cap}" for cap in caps)]
-    values = [header, ["---"] * len(header)]
+    values = []
     for unit, result in units.items():
         for signal, entry in result["signals"].items():
             cells = [entry["logged"], entry.get("dm"), entry.get("dr", {}).get(printed)]
             cells += [entry["ncis"].get(cap) for cap in caps]
             values.append([unit, signal, *(_cell(x) for x in cells)])
-
-    def text(rows):
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-    return text(lines) + "\n\n" + text(values)
+    return f"{first}\n\n{tables.markdown(header, values)}"
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:
@@ -258,7 +258,7 @@ def _cap_names(caps: Sequence[float]) -> list[str]:
     return [f"{cap:g}" for cap in caps]
 
 
-def _resampled(sums: np.ndarray, draws: int, seed: int) -> np.ndarray:
+def resampled_sums(sums: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Return sums [draws, M] over users drawn with replacement, given each user's sums [U, M]."""
     rng, users = np.random.default_rng(seed), len(sums)
     chunk = max(1, _DRAW_CELLS // users)

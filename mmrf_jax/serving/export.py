@@ -257,7 +257,7 @@ def _policy_functions(plan: steps.TrainConfig, spec: InputSpec, agents: agent_st
         # encoding of the candidates does not change it.
         e, real = encodings[asked.candidates], there[..., None]
         mean = jnp.sum(jnp.where(real, e, 0.0), axis=1, keepdims=True) / jnp.maximum(real.sum(axis=1, keepdims=True), 1)
-        before = representation.Representation(z, carried, nothing, nothing)
+        before = representation.Encoded(z, carried, nothing, nothing)
         return method.score(config, known, before, jnp.where(real, e, mean))
 
     a, weights = _arguments(config, spec, ""), _shapes(_policy_weights(agents))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mmrf_jax import types
 from mmrf_jax.agents import registry
-from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.models import heads, representation
 from mmrf_jax.models.feedback_model import counterfactuals, network
 from mmrf_jax.parallel import programs
 from mmrf_jax.training import steps
@@ -37,18 +37,16 @@ def feedback(
     out = {}
     if "agents" in plan.predictors:
         agents = state.agents
-        rows = embeddings.lookup(agents.tables, representation.ids(batch, items, videos))
-        r = representation.represent(plan.agents, agents.params["encoder"], rows, batch, items, None, videos)
+        encoder = agents.params["encoder"]
+        encoded = representation.encode_batch(plan.agents, encoder, agents.tables, batch, items, videos)
         critic = registry.get(plan.method).critic(plan.agents)
-        critic = critic.apply(agents.params["critic"], r.z, r.memory_mean, r.unseen)
-        out["agents"] = jnp.moveaxis(
-            heads.expected_feedback(plan.agents.all_signals, critic.feedback, agents.reward_scale), -2, -1
-        )
+        critic = critic.apply(agents.params["critic"], *encoded.user, encoded.unseen)
+        expected = heads.expected_feedback(plan.agents.all_signals, critic.feedback, agents.reward_scale)
+        out["agents"] = jnp.moveaxis(expected, -2, -1)
     if plan.use_feedback_model:
         model = steps.model_of(state)
-        rows = embeddings.lookup(model.tables, representation.ids(batch, items, videos))
-        r = network.represent(plan.feedback, model.params, rows, batch, items, None, videos)
-        predicted = network.predict(plan.feedback, model.params, r.z, r.memory_mean, r.unseen)
+        encoded = network.encode_batch(plan.feedback, model, batch, items, videos)
+        predicted = network.predict(plan.feedback, model.params, *encoded.user, encoded.unseen)
         predicted = network.calibrated(plan.feedback, predicted, model.calibration, batch.context)
         out["model"] = network.expected(plan.feedback, predicted, model.scale)
         out["levels"] = jnp.moveaxis(predicted.extra, -2, -1).mean(axis=0)

@@ -242,6 +242,7 @@ def update_step(
     if plan.others is not None:
         key = jax.random.fold_in(jax.random.fold_in(state.agents.key, 1), state.agents.step)
         batch = with_fewer_candidates(batch, key, plan.others)
+    simulated = None
     if plan.use_feedback_model:
         model = model_of(state)
         key = jax.random.fold_in(jax.random.fold_in(model.key, 1), state.agents.step)
@@ -257,9 +258,7 @@ def update_step(
             preference(state, batch, items, plan, key),
             encodings,
         )
-        agents, metrics = method.update(state.agents, batch, items, plan.agents, rate, simulated)
-    else:
-        agents, metrics = method.update(state.agents, batch, items, plan.agents, rate)
+    agents, metrics = method.update(state.agents, batch, items, plan.agents, rate, simulated)
     return dataclasses.replace(state, agents=agents, done=state.done + 1), metrics
 
 

@@ -33,6 +33,22 @@ def test_quantile_is_where_the_mixture_rejects(alpha):
         assert sequential.quantile(1.0, alpha) < boundary(1.0, rho2, alpha)
 
 
+def test_p_value_is_one_over_the_mixture_of_likelihood_ratios():
+    # With rho2 of the plan's end, x = fraction * rho2; the p-value is alpha exactly on the boundary.
+    rho2 = sequential._mixture(1.0, 0.05)
+    for fraction, z in ((0.1, 2.0), (0.7, 3.1), (1.0, -4.0)):
+
+        def ratio(effect, fraction=fraction, z=z):
+            s = z * np.sqrt(fraction)
+            return np.exp(effect * s - effect**2 * fraction / 2) * stats.norm.pdf(effect, 0, np.sqrt(rho2))
+
+        mixture = integrate.quad(ratio, -60, 60, limit=400, points=[0, z / np.sqrt(fraction)])[0]
+        assert sequential.p_value(z, fraction) == pytest.approx(min(1.0, 1.0 / mixture), rel=1e-6)
+        for alpha in (0.05, 0.01):
+            assert sequential.p_value(sequential.quantile(fraction, alpha), fraction, alpha) == pytest.approx(alpha)
+    assert sequential.p_value(0.0, 1.0) == 1.0
+
+
 def test_quantile_of_a_number_of_looks():
     assert sequential.quantile_of_looks(1) == pytest.approx(1.959964, abs=1e-6)
     assert sequential.quantile_of_looks(14) == pytest.approx(stats.norm.ppf(1 - 0.025 / 14))

@@ -79,9 +79,8 @@ def test_serves_without_actors(items):
 def test_loss_is_that_of_watch_time_over_exposures(items, step):
     batch, state = tiny.make_batch(), tiny.make_state()
     _, metrics = step(state, batch)
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-    represent = jax.jit(representation.represent, static_argnums=0)
-    r = represent(CONFIG, state.params["encoder"], rows, batch, items, None)
+    encode = jax.jit(representation.encode_batch, static_argnums=0)
+    r = encode(CONFIG, state.params["encoder"], state.tables, batch, items)
     critic = jax.jit(networks.Critic(CONFIG).apply)
     raw = np.float64(critic(state.params["critic"], r.z, r.memory_mean, r.shown).feedback)
     total, count = 0.0, 0

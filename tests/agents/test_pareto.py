@@ -11,7 +11,7 @@ import scipy.optimize
 import tiny
 
 from mmrf_jax.agents import pareto
-from mmrf_jax.agents.mmrf import training_step
+from mmrf_jax.agents.mmrf import losses, training_step
 
 CONFIG = dataclasses.replace(
     tiny.CONFIG, one_actor=True, ablation="no_augmentation", optimizer="sgd", learning_rate=1e-3
@@ -48,20 +48,16 @@ def test_no_objective_falls():
     """The step of the actor is along the weighted gradient, whose product with each objective's is not negative."""
     items, batch, state = tiny.make_items(), tiny.make_batch(), tiny.make_state(CONFIG)
 
-    def improve(config, state, view, reduction):
-        out = pareto.improve(config, state, view, reduction)
-        scaled = view.q / state.q_scale[:, None]
+    def actor_loss(b, temperature):
+        def objectives(scores):
+            value = losses.policy_objective(scores, b.q / b.q_scale[:, None], CONFIG.slate, temperature)
+            wanted = losses.optimal_scores(b.q, b.q_mean, b.q_scale, temperature)
+            return b.mean(value - losses.PROJECTION_WEIGHT * losses.projection(scores, wanted))
 
-        def objectives(actor):
-            value = training_step.losses.policy_objective(view.act(actor), scaled, config.slate, config.temperature)
-            wanted = training_step.maximiser(config, state, view.q)
-            return view.mean(
-                value - training_step.PROJECTION_WEIGHT * training_step.projection(view.act(actor), wanted)
-            )
+        loss, metrics = pareto.actor_loss(b, temperature)
+        return loss, metrics | {"jacobian": b.jacobian(objectives)}
 
-        return out[0], out[1] | {"jacobian": jax.jacrev(objectives)(view.actor)}
-
-    fn = functools.partial(training_step.update, config=CONFIG, learner=training_step.Algorithm(improve))
+    fn = functools.partial(training_step.update, config=CONFIG, algorithm=training_step.Algorithm(actor_loss))
     after, metrics = jax.jit(fn)(state, batch, items)
     leaves = jax.tree.leaves(metrics["jacobian"])
     rows = np.concatenate([np.asarray(g).reshape(CONFIG.num_agents, -1) for g in leaves], axis=1)

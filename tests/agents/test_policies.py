@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from mmrf_jax import ops
 from mmrf_jax.agents import bc, iql, massa, td3_bc, tscac
-from mmrf_jax.agents.mmrf import networks, training_step
+from mmrf_jax.agents.mmrf import losses, networks, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.models import embeddings, optimization, representation
 
@@ -26,26 +25,34 @@ def items():
     return tiny.make_items()
 
 
-def view(config: AgentConfig, seed: int = 0) -> training_step.ActorBatch:
+def make_actor_batch(config: AgentConfig, seed: int = 0) -> losses.ActorBatch:
     """Random critics and scores of a batch in which every request is there."""
     rng = np.random.default_rng(seed)
     n, a = config.num_agents, config.num_actors
-    slate = rng.random((B, T + 1, C)).argsort(-1)[..., :K].astype(np.int32)
-    mask = np.ones((B, T + 1, K), bool)
+    mask = np.ones((B, T, K), bool)
     mask[0, 1, 1] = False
-    full = tiny.make_batch(users=B, requests=T, spec=dataclasses.replace(tiny.SPEC, candidates=C, slate=K))
-    return training_step.ActorBatch(
-        actor=None,
-        act=None,
-        scores=jnp.asarray(rng.normal(size=(B, T, a, C)), jnp.float32),
-        q=jnp.asarray(rng.normal(size=(B, T, n, C)), jnp.float32),
-        base=jnp.asarray(rng.normal(size=(B, T, n)), jnp.float32),
-        value=jnp.asarray(rng.normal(size=(B, T, n)), jnp.float32),
-        logged=ops.slate_to_multihot(jnp.asarray(slate), jnp.asarray(mask), C)[:, :-1],
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=(B, T, *shape)), jnp.float32)
+
+    return losses.ActorBatch(
+        scores=normal(a, C),
+        q=normal(n, C),
+        base=normal(n),
+        value=normal(n),
+        q_mean=jnp.zeros(n),
+        q_scale=jnp.linspace(0.5, 1.0, n),
+        slate=jnp.asarray(rng.random((B, T, C)).argsort(-1)[..., :K]),
+        slate_mask=jnp.asarray(mask),
         weight=None,
-        batch=full.replace(slate=slate, slate_mask=mask),
-        mean=lambda x: x.mean(axis=(0, 1)),
+        mean=partial_mean,
+        total=optimization.Reduction().sum,
+        jacobian=jax.jacrev,
     )
+
+
+def partial_mean(x):
+    return x.mean(axis=(0, 1))
 
 
 def relaxed(scores, k):
@@ -58,30 +65,30 @@ def relaxed(scores, k):
 
 
 def test_td3_bc_by_hand():
-    config = dataclasses.replace(ALONE, slate=K)
-    v, state = view(config), tiny.make_state(ALONE)
-    loss, metrics = td3_bc.improve(config, state, v, optimization.Reduction())
+    v = make_actor_batch(ALONE)
+    loss, metrics = td3_bc.actor_loss(v, ALONE.temperature)
     value, distance = np.zeros((B, T)), np.zeros((B, T))
     for b in range(B):
         for t in range(T):
             w = relaxed(np.float64(v.scores[b, t, 0]), K)
             q = np.float64(v.q[b, t, 0])
             value[b, t] = w @ (q - q.mean())
-            distance[b, t] = ((w - np.float64(v.logged[b, t])) ** 2).sum() / K
+            logged = np.zeros(C)
+            logged[v.slate[b, t][v.slate_mask[b, t]]] = 1.0
+            distance[b, t] = ((w - logged) ** 2).sum() / K
     ascended = value.mean() / np.abs(value).mean()
     assert float(loss) == pytest.approx(distance.mean() - 2.5 * ascended, rel=1e-3)
     assert float(metrics["loss/distance"]) == pytest.approx(distance.mean(), rel=1e-3)
 
 
 def test_iql_by_hand():
-    config = dataclasses.replace(ALONE, slate=K)
-    v, state = view(config), tiny.make_state(ALONE).replace(q_scale=jnp.array([0.5]))
-    loss, _ = iql.improve(config, state, v, optimization.Reduction())
+    v = make_actor_batch(ALONE)
+    loss, _ = iql.actor_loss(v, ALONE.temperature)
     total = 0.0
     for b in range(B):
         for t in range(T):
             scores, q = np.float64(v.scores[b, t, 0]), np.float64(v.q[b, t, 0])
-            shown = [c for c, there in zip(v.batch.slate[b, t], v.batch.slate_mask[b, t], strict=True) if there]
+            shown = [c for c, there in zip(v.slate[b, t].tolist(), v.slate_mask[b, t], strict=True) if there]
             left = list(range(C))
             for c in shown:
                 advantage = q[c] + (float(v.base[b, t, 0]) - float(v.value[b, t, 0])) / len(shown)
@@ -95,22 +102,25 @@ def test_iql_values_are_expectiles_of_logged_slates(items):
     """V moves up by .7 of the shortfall and down by .3 of the excess; with .5 it is half of plain regression."""
     batch, state = tiny.make_batch(), tiny.make_state(ALONE)
 
-    def take(learner):
-        return tiny.step(state, batch, items, config=ALONE, learner=learner)[1]
+    def take(algorithm):
+        return tiny.step(state, batch, items, config=ALONE, algorithm=algorithm)[1]
 
     seven, five, three = (
-        float(take(training_step.Algorithm(iql.improve, expectile=e))["loss/value"]) for e in (0.7, 0.5, 0.3)
+        float(take(training_step.Algorithm(iql.actor_loss, expectile=e))["loss/value"]) for e in (0.7, 0.5, 0.3)
     )
     assert seven + three == pytest.approx(2.0 * five, rel=1e-4)
     assert abs(seven - three) > 1e-3 * five
 
 
 def test_iql_never_values_what_was_not_logged(items):
-    """Other scores of the actor change neither targets nor values; in the policy-gradient learner they do."""
+    """Other scores of the actor change neither targets nor values; in the policy-gradient algorithm they do."""
     batch, state = tiny.make_batch(), tiny.make_state(ALONE)
     other = state.replace(params=state.params | {"actor": jax.tree.map(lambda x: x + 0.3, state.params["actor"])})
-    for learner, same in ((training_step.Algorithm(iql.improve, expectile=0.7), True), (training_step.MMRF, False)):
-        fn = functools.partial(tiny.step, config=ALONE, learner=learner)
+    for algorithm, same in (
+        (training_step.Algorithm(iql.actor_loss, expectile=0.7), True),
+        (training_step.MMRF, False),
+    ):
+        fn = functools.partial(tiny.step, config=ALONE, algorithm=algorithm)
         a, b = fn(state, batch, items)[1], fn(other, batch, items)[1]
         for name in ("loss/base", "loss/value"):
             assert (float(a[name]) == pytest.approx(float(b[name]), rel=1e-6)) == same, name
@@ -132,24 +142,20 @@ def test_tscac_closeness_by_hand():
 
 def test_tscac_settles_at_the_papers_solution(monkeypatch):
     """Ascending stage two's objective alone leads to w ∝ Π w_i^(lambda_i / Λ) exp(q / Λ)."""
-    monkeypatch.setattr(training_step, "PROJECTION_WEIGHT", 0.0)
+    monkeypatch.setattr(losses, "PROJECTION_WEIGHT", 0.0)
     monkeypatch.setattr(tscac, "CLOSENESS", 0.2)
-    config = dataclasses.replace(QUIET, slate=K)
-    v = view(config)
-    state = tiny.make_state(QUIET)
+    v = make_actor_batch(QUIET)
 
     def loss(main):
-        return tscac.improve(
-            config, state, v._replace(scores=v.scores.at[..., -1, :].set(main)), optimization.Reduction()
-        )[0]
+        return tscac.actor_loss(v._replace(scores=v.scores.at[..., -1, :].set(main)), QUIET.temperature)[0]
 
     step = jax.jit(lambda main: main - 20.0 * jax.grad(loss)(main))
     main = v.scores[..., -1, :]
     for _ in range(3000):
         main = step(main)
-    tau, closeness = config.temperature, 0.2
+    tau, closeness = QUIET.temperature, 0.2
     stage_one = np.asarray(v.scores[..., :-1, :], np.float64)
-    q = np.asarray(v.q / state.q_scale[:, None], np.float64)[..., -1, :]
+    q = np.asarray(v.q / v.q_scale[:, None], np.float64)[..., -1, :]
     wanted = (q + closeness * stage_one.sum(axis=-2)) / (tau + closeness * stage_one.shape[-2])
     for b in range(B):
         for t in range(T):
@@ -162,13 +168,13 @@ def test_tscac_auxiliary_policies_are_stage_one(items):
     config = dataclasses.replace(QUIET, optimizer="sgd", learning_rate=0.05)
 
     def step(strength):
-        def improve(config, state, view, reduction):
-            others = jax.lax.stop_gradient(view.scores[..., :-1, :])
-            pull = view.mean(tscac.closeness(view.scores[..., -1, :], others, config.slate)).sum()
-            loss, metrics = tscac.improve(config, state, view, reduction)
+        def actor_loss(b, temperature):
+            others = jax.lax.stop_gradient(b.scores[..., :-1, :])
+            pull = b.mean(tscac.closeness(b.scores[..., -1, :], others, b.num_shown)).sum()
+            loss, metrics = tscac.actor_loss(b, temperature)
             return loss + strength * pull, metrics
 
-        fn = functools.partial(training_step.update, config=config, learner=training_step.Algorithm(improve))
+        fn = functools.partial(training_step.update, config=config, algorithm=training_step.Algorithm(actor_loss))
         return jax.jit(fn)(tiny.make_state(config), batch, items)[0]
 
     assert set(state.params["actor"]["params"]) == {"agent_states", "main", "auxiliary", "trust"} | {
@@ -185,8 +191,8 @@ def test_bc_is_the_likelihood_of_logged_slates(items):
     batch, state = tiny.make_batch(), tiny.make_state(ALONE)
     fn = jax.jit(functools.partial(bc.update, config=ALONE))
     _, metrics = fn(state, batch, items)
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-    r = jax.jit(representation.represent, static_argnums=0)(ALONE, state.params["encoder"], rows, batch, items, None)
+    encode = jax.jit(representation.encode_batch, static_argnums=0)
+    r = encode(ALONE, state.params["encoder"], state.tables, batch, items)
     e = embeddings.encode_videos(ALONE, state.params["encoder"], state.tables, items, batch.candidates)
     scores = np.float64(networks.Actor(ALONE).apply(state.params["actor"], r.z, r.memory_mean, e).scores[..., 0, :])
     total, count = 0.0, 0

@@ -62,15 +62,14 @@ def test_weighted_sum_by_hand():
 def test_starts_from_base_rates_and_learns_every_signal(name):
     items, batch, state = tiny.make_items(), tiny.make_batch(), initial_state(name)
     method = registry.get(name)
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-    r = representation.represent(CONFIG, state.params["encoder"], rows, batch, items, None)
+    r = representation.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
     out = method.critic(CONFIG).apply(state.params["critic"], r.z, r.memory_mean, r.shown)
     mean = np.asarray(heads.expected_feedback(SHORT_VIDEO, out.feedback, state.reward_scale)).mean(axis=(0, 1, 3))
     np.testing.assert_allclose(mean[:-1], 0.3, atol=0.12)
     assert mean[-1] == pytest.approx(15.0, rel=0.3)
     step = functools.partial(learner(name), config=CONFIG)
     _, first = step(state, batch, items)
-    exposed = np.asarray(representation.loss_masks(batch).exposed)[..., None]
+    exposed = np.asarray(batch.loss_masks().exposed)[..., None]
     loss = np.asarray(
         heads.feedback_loss(SHORT_VIDEO, out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
     )
@@ -97,8 +96,7 @@ def test_serves_the_order_of_its_rule(name):
     request = types.Request(batch.user_id, batch.profile, batch.context[:, 0], batch.candidates[:, 0])
     memory = served.init(served.params, request, batch.history)
     scores = np.float64(served.score(served.params, memory, request))
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-    r = representation.represent(CONFIG, state.params["encoder"], rows, batch, items, None)
+    r = representation.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
     e = embeddings.encode_videos(CONFIG, state.params["encoder"], state.tables, items, batch.candidates)
     offline = np.float64(method.score(CONFIG, state, r, e))[:, 0]
     assert offline.shape == (8, CONFIG.num_agents, 8) and method.signals(CONFIG) == CONFIG.signals

@@ -103,7 +103,7 @@ def make_batch(seed: int = 0, users: int = 8, requests: int = 4, spec: InputSpec
 HOT = {"xla_backend_optimization_level": 1}
 #: The agents' state and their update; the tests of a worker share what is traced and compiled of them.
 init = jax.jit(agent_state.init, static_argnames=("config", "spec", "critic"))
-step = jax.jit(training_step.update, static_argnames=("config", "learner"))
+step = jax.jit(training_step.update, static_argnames=("config", "algorithm"))
 init_feedback_model = jax.jit(network.init, static_argnames=("config", "spec"))
 
 

@@ -11,7 +11,6 @@ import tiny
 
 from mmrf_jax import ops, types
 from mmrf_jax.envs import base, learned, rollout
-from mmrf_jax.models import embeddings, representation
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -265,8 +264,7 @@ def test_simulator_and_training_have_the_same_states(sim, items, model):
 
     @jax.jit
     def trained(state):
-        rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-        r = network.represent(CONFIG, state.params, rows, batch, items, None)
+        r = network.encode_batch(CONFIG, state, batch, items)
         return r, network.predict(CONFIG, state.params, r.z, r.memory_mean, r.shown)
 
     r, out = trained(model)

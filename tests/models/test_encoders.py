@@ -97,9 +97,10 @@ def test_memory_over_requests_is_the_memory_before_each():
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def represent(config, state, batch, items, key=None):
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-    return representation.represent(config, state.params["encoder"], rows, batch, items, key)
+def encode(config, state, batch, items, key=None):
+    inputs = representation.gather(batch, items)
+    rows = embeddings.lookup(state.tables, inputs.ids)
+    return representation.encode(config, state.params["encoder"], rows, inputs, key)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -124,7 +125,7 @@ def test_serving_sees_what_training_saw(ablation):
     config = dataclasses.replace(CONFIG, ablation=ablation, dropout=0.5)  # dropout must be off in both
     state = tiny.make_state(dataclasses.replace(CONFIG, ablation=ablation))
     items, batch = tiny.make_items(), tiny.make_batch()
-    r = represent(config, state, batch, items)
+    r = encode(config, state, batch, items)
     trained = training_scores(config, state, batch, items, r)
     served = policy.make(state, items, config)
     all_scores = jax.jit(functools.partial(policy.all_scores, config))
@@ -144,11 +145,11 @@ def test_serving_sees_what_training_saw(ablation):
 def test_feedback_reaches_later_requests_only():
     items, batch, state = tiny.make_items(), tiny.make_batch(), tiny.make_state()
     user = int(np.argmax(batch.mask.sum(1)))
-    before = represent(CONFIG, state, batch, items)
+    before = encode(CONFIG, state, batch, items)
     for signal in range(tiny.S):
         changed = batch.feedback.copy()
         changed[user, 1, 0, signal] += 1.0
-        after = represent(CONFIG, state, batch.replace(feedback=changed), items)
+        after = encode(CONFIG, state, batch.replace(feedback=changed), items)
         moved = np.abs(np.asarray(before.z - after.z)).max(-1) > 0
         expected = np.zeros_like(moved)
         expected[user, 2:] = True
@@ -161,22 +162,22 @@ def test_a_user_has_a_row_of_his_own_and_strangers_have_none():
         batch.history, videos=batch.history.videos * 0, feedback=batch.history.feedback * 0, mask=batch.history.mask & 0
     )
     batch = batch.replace(profile=np.zeros_like(batch.profile), context=np.zeros_like(batch.context), history=same)
-    z = np.asarray(represent(CONFIG, state, batch, items).z[:, 0])
+    z = np.asarray(encode(CONFIG, state, batch, items).z[:, 0])
     known = tiny.SPEC.num_users
     assert known < len(z) and len(np.unique(z[:known].round(6), axis=0)) == known
     np.testing.assert_array_equal(z[known:], np.broadcast_to(z[-1], z[known:].shape))
     far = batch.replace(user_id=batch.user_id + 2_000_000_000)
-    np.testing.assert_allclose(represent(CONFIG, state, far, items).z[:, 0], np.broadcast_to(z[-1], z.shape), atol=1e-6)
+    np.testing.assert_allclose(encode(CONFIG, state, far, items).z[:, 0], np.broadcast_to(z[-1], z.shape), atol=1e-6)
 
 
 def test_dropout_in_training_only():
     config = dataclasses.replace(CONFIG, dropout=0.5)
     items, batch, state = tiny.make_items(), tiny.make_batch(), tiny.make_state(CONFIG)
-    assert not tiny.differences(represent(config, state, batch, items), represent(CONFIG, state, batch, items))
-    one, other = (represent(config, state, batch, items, jax.random.key(i)) for i in range(2))
+    assert not tiny.differences(encode(config, state, batch, items), encode(CONFIG, state, batch, items))
+    one, other = (encode(config, state, batch, items, jax.random.key(i)) for i in range(2))
     assert np.abs(np.asarray(one.z - other.z)).max() > 1e-3
-    still = represent(CONFIG, state, batch, items, jax.random.key(0))
-    assert not tiny.differences(still, represent(CONFIG, state, batch, items))
+    still = encode(CONFIG, state, batch, items, jax.random.key(0))
+    assert not tiny.differences(still, encode(CONFIG, state, batch, items))
 
 
 def test_item_encoding_holds_a_one_the_row_of_the_id_and_the_features():
@@ -203,7 +204,7 @@ def test_encodings_in_blocks_cover_the_whole_catalogue(monkeypatch):
 
 def test_user_state_ends_with_profile_and_context():
     items, batch, state = tiny.make_items(), tiny.make_batch(), tiny.make_state()
-    z = represent(CONFIG, state, batch, items).z
+    z = encode(CONFIG, state, batch, items).z
     assert z.shape == (8, 5, CONFIG.state_dim + 3 + 2) and z.shape[-1] == encoders.sizes(CONFIG, tiny.SPEC)[0]
     np.testing.assert_array_equal(z[..., -2:], batch.context)
     np.testing.assert_array_equal(z[..., -5:-2], np.broadcast_to(batch.profile[:, None], (8, 5, 3)))
@@ -217,8 +218,9 @@ def test_blindness_hides_entries_and_keeps_their_means():
 
     @jax.jit
     def seen(blind, key=None):
-        rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-        return representation.represent(CONFIG, state.params["encoder"], rows, batch, items, key, None, blind)
+        inputs = representation.gather(batch, items)
+        rows = embeddings.lookup(state.tables, inputs.ids)
+        return representation.encode(CONFIG, state.params["encoder"], rows, inputs, key, blind)
 
     r = seen(0.25, jax.random.key(5))
     np.testing.assert_array_equal(r.z[..., -2:], batch.context)

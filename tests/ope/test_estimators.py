@@ -10,6 +10,7 @@ import pytest
 
 from mmrf_jax import ops
 from mmrf_jax.abtest import statistics
+from mmrf_jax.metrics import ranking
 from mmrf_jax.ope import estimators, propensity
 
 CAPS = (0.5, 1.0, 2.0, 10.0, math.inf)
@@ -154,6 +155,19 @@ def test_intervals_agree_with_a_loop_over_resampled_users(few):
         low, high = np.quantile([x[name] for x in again], [0.025, 0.975])
         np.testing.assert_allclose(entry["ci95"], [low, high], **TIGHT)
         assert low < entry["value"] < high
+
+
+@pytest.mark.parametrize("resampled", ["ope", "metrics"])
+def test_both_bootstraps_draw_as_many_users_with_replacement(resampled):
+    """Sums over n of n users: n means, n covariances of a user; always n users. Two loops, one for few columns."""
+    values = np.stack([np.ones(50), *np.random.default_rng(0).gamma(1.0, 1.0, (2, 50))], axis=1)  # [U, M]
+    if resampled == "ope":
+        sums = estimators.resampled_sums(values, draws=40_000, seed=1)
+    else:
+        sums = ranking._resampled_sums(values.T, 40_000, np.random.default_rng(1)).T
+    assert sums.shape == (40_000, 3) and (sums[:, 0] == 50).all()
+    np.testing.assert_allclose(sums.mean(axis=0), values.sum(axis=0), rtol=3e-3)
+    np.testing.assert_allclose(np.cov(sums.T), 50 * np.cov(values.T, ddof=0), rtol=0.05, atol=1.0)
 
 
 def test_estimates_by_hand():

@@ -17,8 +17,6 @@ from mmrf_jax.agents.mmrf import losses, networks
 from mmrf_jax.agents.mmrf.agent_state import AgentState
 from mmrf_jax.agents.mmrf.config import AgentConfig
 
-MAX_SCORE = 20.0
-
 
 @struct.dataclass
 class Critics:
@@ -37,13 +35,6 @@ def critics_of(state: AgentState, config: AgentConfig) -> Critics | None:
     return Critics(state.target, state.reward_scale, state.q_mean, state.q_scale)
 
 
-def optimal_scores(config: AgentConfig, q_mean: chex.Array, q_scale: chex.Array, q: chex.Array) -> chex.Array:
-    """Return the maximiser of `losses.policy_objective` of q over scores, q / tau less a constant; both [..., N, C]."""
-    scale = jax.lax.broadcast_to_rank(q_scale[:, None] * config.temperature, q.ndim)
-    wanted = (q - jax.lax.broadcast_to_rank(q_mean[:, None], q.ndim)) / scale
-    return jnp.clip(wanted, -MAX_SCORE, MAX_SCORE)
-
-
 def critic_scores(
     config: AgentConfig, critics: Critics, out: networks.CriticOutput, weight: chex.Array | None = None
 ) -> chex.Array:
@@ -57,10 +48,10 @@ def critic_scores(
     """
     effect = jnp.average(out.continue_item_logit, axis=-1, weights=weight)
     chance = jax.nn.sigmoid(out.continue_logit + config.slate * effect)
-    q = losses.video_values(config, out, out.value.min(axis=-2), chance, critics.reward_scale)
-    return jax.lax.stop_gradient(
-        optimal_scores(config, critics.q_mean, critics.q_scale, q)[..., -config.num_actors :, :]
-    )
+    reward = losses.video_rewards(config.all_signals, out, critics.reward_scale, config.reward_terms)
+    q = losses.video_values(reward, out.continue_item_logit, out.value.min(axis=-2), chance, config.discount)
+    scores = losses.optimal_scores(q, critics.q_mean, critics.q_scale, config.temperature)
+    return jax.lax.stop_gradient(scores[..., -config.num_actors :, :])
 
 
 def base_scores(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import chex
 import jax
@@ -17,7 +17,7 @@ from mmrf_jax import types
 from mmrf_jax.agents.mmrf import losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization
+from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation
 
 
 @struct.dataclass
@@ -33,6 +33,30 @@ class AgentState:
     q_mean: chex.Array  # [N] running mean of each critic over candidates
     q_scale: chex.Array  # [N] running spread of each critic over candidates
     key: chex.Array  # typed key
+
+
+class Update(Protocol):
+    """One gradient step of a method; jit it with `config` static and `state` donated."""
+
+    def __call__(
+        self,
+        state: AgentState,
+        batch: types.SessionBatch,
+        items: types.Items,
+        config: AgentConfig,
+        rate: chex.Numeric = 1.0,
+        simulated: types.CounterfactualSlates | None = None,
+        axis_name: str | None = None,
+    ) -> tuple[AgentState, dict[str, chex.Array]]:
+        """Return the next state and scalar metrics.
+
+        Args:
+          batch: segments of T + 1 requests; the first T are learned from.
+          rate: factor on the learning rates.
+          simulated: counterfactual slates; methods without a feedback model ignore them.
+          axis_name: see `models.optimization.Reduction`.
+        """
+        ...
 
 
 def optimizer(config: AgentConfig) -> optax.GradientTransformation:
@@ -83,8 +107,8 @@ def init(
     params["critic"]["params"]["heads"]["prior"] = prior[:, None].astype(jnp.float32)
     reward_scale = jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3)
     if mean_return is not None and "values" in params["critic"]["params"]:
-        value = losses.rewards(config, mean_return, reward_scale)
-        base = value - spec.slate * losses.rewards(config, feedback_mean, reward_scale)
+        value = losses.rewards(mean_return, reward_scale, config.reward_terms)
+        base = value - spec.slate * losses.rewards(feedback_mean, reward_scale, config.reward_terms)
         bias = params["critic"]["params"]["values"]["bias"]  # twin bases, then twin values
         params["critic"]["params"]["values"]["bias"] = jnp.concatenate([base, base, value, value]).astype(bias.dtype)
     return AgentState(
@@ -102,15 +126,28 @@ def init(
 
 def step(
     state: AgentState,
-    ids: dict[str, chex.Array],
-    loss_fn: Callable[[Any, dict[str, chex.Array]], tuple[chex.Array, Any]],
+    inputs: representation.EncoderInputs,
+    loss_fn: Callable[[Any, representation.Encoded], tuple[chex.Array, Any]],
     config: AgentConfig,
     reduction: optimization.Reduction,
     rate: chex.Numeric = 1.0,
 ) -> tuple[AgentState, Any, chex.Array]:
-    """Apply `models.optimization.step` to a state: parameters, target, optimiser and tables are replaced."""
+    """Encode a batch and take one gradient step: parameters, target, optimiser and tables are replaced.
+
+    Args:
+      loss_fn: (params, the encoded batch) -> this device's part of the loss, and extra outputs.
+      rate: factor on the step of the parameters, from a schedule.
+
+    Returns:
+      The next state, the extra outputs, and the norm of the gradient.
+    """
+    key = reduction.fold(jax.random.fold_in(state.key, state.step))
+
+    def of_rows(params, rows):
+        return loss_fn(params, representation.encode(config, params["encoder"], rows, inputs, key))
+
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
-    learned, extra, norm = optimization.step(learnable, ids, loss_fn, config, optimizer(config), reduction, rate)
+    learned, extra, norm = optimization.step(learnable, inputs.ids, of_rows, config, optimizer(config), reduction, rate)
     state = dataclasses.replace(
         state,
         step=state.step + 1,

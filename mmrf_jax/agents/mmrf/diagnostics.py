@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import types
-from mmrf_jax.agents.mmrf import acting, agent_state, networks, training_step
+from mmrf_jax.agents.mmrf import acting, agent_state, losses, networks, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.models import embeddings, heads, representation
 from mmrf_jax.parallel import programs
@@ -18,12 +18,11 @@ _SHARED = "collaboration"
 
 def _still(state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig):
     """Return user states and memories at the first T requests, without dropout, and the encoded candidates."""
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-    r = representation.represent(config, state.params["encoder"], rows, batch, items, None)
+    encoded = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items)
     candidates = embeddings.encode_videos(
         config, state.params["encoder"], state.tables, items, batch.candidates, batch.date
     )
-    return (r.z[:, :-1], r.memory_mean[:, :-1]), candidates[:, :-1]
+    return jax.tree.map(lambda x: x[:, :-1], encoded.user), candidates[:, :-1]
 
 
 @programs.program(often=False, static_argnames="config")
@@ -33,7 +32,7 @@ def attention(
     """Sum attention [heads, N, N] over the first T requests; row i holds the weights from agent i to the others."""
     users, candidates = _still(state, batch, items, config)
     weights = networks.Actor(config).apply(state.params["actor"], *users, candidates).attention
-    return jnp.einsum("bt,bthij->hij", representation.loss_masks(batch).request, weights)
+    return jnp.einsum("bt,bthij->hij", batch.loss_masks().request, weights)
 
 
 @programs.program(often=False, static_argnames="config")
@@ -58,7 +57,7 @@ def actor_gradients(
     if _SHARED not in state.params["actor"]["params"]:
         raise ValueError(f"agents.ablation={config.ablation} with {config.num_agents} agents has no attention")
     users, candidates = _still(state, batch, items, config)
-    weight = representation.loss_masks(batch).request
+    weight = batch.loss_masks().request
     first = jax.tree.map(lambda x: x[:, :-1], predicted)
     pool = networks.Critic(config).apply(state.target, *users, candidates)
     base = acting.base_scores(config, acting.critics_of(state, config), pool)
@@ -68,7 +67,8 @@ def actor_gradients(
         scores = networks.Actor(config).apply(params, *users, candidates, base).scores
         w = training_step.main_exposure(scores, config)
         q = training_step.pool_values(state, pool, w, first, config)[-1]
-        return jnp.einsum("bt,btn->n", weight, training_step.objectives(config, state, scores, q))
+        value = losses.objectives(scores, q, state.q_scale, config.slate, config.temperature)
+        return jnp.einsum("bt,btn->n", weight, value)
 
     return _rows(jax.jacrev(total)(state.params["actor"]["params"][_SHARED]), config.num_agents)
 
@@ -81,13 +81,13 @@ def encoder_gradients(
 
     Only the critics' predictions of feedback train the encoder; actors and values use its states without gradient.
     """
-    rows, learn = embeddings.lookup(state.tables, representation.ids(batch, items)), representation.loss_masks(batch)
+    exposed = batch.loss_masks().exposed
 
     def total(encoder):
-        r = representation.represent(config, encoder, rows, batch, items, None)
-        out = networks.Critic(config).apply(state.params["critic"], r.z, r.memory_mean, r.shown)
+        encoded = representation.encode_batch(config, encoder, state.tables, batch, items)
+        out = networks.Critic(config).apply(state.params["critic"], *encoded.user, encoded.shown)
         loss = heads.feedback_loss(config.all_signals, out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
-        loss = jnp.einsum("btk,btks->s", learn.exposed, loss)
+        loss = jnp.einsum("btk,btks->s", exposed, loss)
         return -jnp.stack([sum(loss[i] for i, _ in terms) for terms in config.reward_terms])
 
     return _rows(jax.jacrev(total)(state.params["encoder"]), config.num_agents)

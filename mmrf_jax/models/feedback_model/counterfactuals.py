@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import random, types
-from mmrf_jax.models import embeddings, heads, kinds, representation
+from mmrf_jax.models import heads, kinds, representation
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 from mmrf_jax.signals import Signals
@@ -157,8 +157,7 @@ def uncertainty(
     key: types.Key,
 ) -> chex.Array:
     """Compute the uncertainty [B, T+1, M, S] of g's predictions of videos [B, T+1, M]; `key` is for dropout masks."""
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items, videos))
-    u = network.uncertainty(config, state, rows, batch, items, key, videos)
+    u = network.uncertainty(config, state, representation.gather(batch, items, videos), key)
     return u[..., batch.slate.shape[-1] :, :]
 
 
@@ -178,11 +177,11 @@ def _of_candidates(
 ) -> heads.Prediction:
     """Return calibrated raw predictions for all candidates, with the twins on the first axis."""
     if encodings is None:
-        rows = embeddings.lookup(state.tables, representation.ids(batch, items, batch.candidates))
-        r = network.represent(config, state.params, rows, batch, items, None, batch.candidates)
+        encoded = network.encode_batch(config, state, batch, items, batch.candidates)
     else:
-        r = network.represent_known(config, state, encodings, batch, items, batch.candidates)
-    out = network.predict(config, state.params, r.z, r.memory_mean, r.unseen)
+        inputs = representation.gather(batch, items, batch.candidates)
+        encoded = network.encode_known(config, state, encodings, inputs)
+    out = network.predict(config, state.params, *encoded.user, encoded.unseen)
     return network.calibrated(config, out, state.calibration, batch.context)
 
 

@@ -9,10 +9,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from mmrf_jax import types
-from mmrf_jax.models import embeddings, heads, kinds, optimization, representation
+from mmrf_jax.models import heads, kinds, optimization, representation
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 from mmrf_jax.parallel import programs
@@ -40,22 +39,21 @@ def update(
     """
     reduction = optimization.Reduction(axis_name)
     key = reduction.fold(jax.random.fold_in(state.key, state.step))
-    learn = representation.loss_masks(batch)
-    num_exposed = jnp.maximum(reduction.sum(learn.exposed.sum()), 1.0)
-    num_known = jnp.maximum(reduction.sum(learn.known.sum()), 1.0)
-    stays = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
+    masks = batch.loss_masks()
+    num_exposed, num_known = reduction.count(masks.exposed), reduction.count(masks.known)
+    continues = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
     batch = batch.without_last()
+    inputs = representation.gather(batch, items)
 
     def loss_fn(params, rows):
-        r = network.represent(config, params, rows, batch, items, key)
-        out = network.predict(config, params, r.z, r.memory_mean, r.shown)
+        encoded = network.encode(config, params, rows, inputs, key)
+        out = network.predict(config, params, *encoded.user, encoded.shown)
         per_signal = losses(config, out, jnp.asarray(batch.feedback), state.scale)  # [2, B, T, K, S + Q]
-        per_signal = jnp.einsum("btk,nbtks->s", learn.exposed, per_signal) / num_exposed
-        logit = out.continue_logit + jnp.sum(
-            jax.lax.broadcast_to_rank(learn.exposed, 4) * out.continue_item_logit, axis=-1
+        per_signal = jnp.einsum("btk,nbtks->s", masks.exposed, per_signal) / num_exposed
+        exposed, stays, known = (
+            jax.lax.broadcast_to_rank(x, x.ndim + 1) for x in (masks.exposed, continues, masks.known)
         )
-        per_request = optax.sigmoid_binary_cross_entropy(logit, jax.lax.broadcast_to_rank(stays, 3))
-        stay = jnp.sum(jax.lax.broadcast_to_rank(learn.known, 3) * per_request) / num_known
+        stay = jnp.sum(known * heads.continuation_loss(out, exposed, stays)) / num_known
         levels = [f"level_{name}" for name in config.all_signals.numeric_names]
         weights = jnp.asarray((*config.loss_weights, *(_LEVEL_WEIGHT for _ in levels)), jnp.float32)
         names = (*config.all_signals.names, *levels)
@@ -64,7 +62,7 @@ def update(
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
     learned, metrics, norm = optimization.step(
-        learnable, representation.ids(batch, items), loss_fn, config, network.optimizer(config), reduction, rate
+        learnable, inputs.ids, loss_fn, config, network.optimizer(config), reduction, rate
     )
     state = dataclasses.replace(
         state, step=state.step + 1, params=learned.params, optimizer=learned.optimizer, tables=learned.tables
@@ -90,9 +88,8 @@ def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, 
 
 @programs.program(often=False, static_argnames="config")
 def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig):
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-    r = network.represent(config, state.params, rows, batch, items, None)
-    out = network.predict(config, state.params, r.z, r.memory_mean, r.shown)
+    encoded = network.encode_batch(config, state, batch, items)
+    out = network.predict(config, state.params, *encoded.user, encoded.shown)
     # Divided by the residual's variance once it is known.
     unit = dataclasses.replace(state, residual=jnp.ones_like(state.residual))
     key = jax.random.fold_in(state.key, 2**32 - 1)  # no update has this number
@@ -101,7 +98,7 @@ def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items
     log_odds = jnp.log(p) - jnp.log1p(-p)
     return (
         network.mean_levels(out),
-        network.uncertainty(config, unit, rows, batch, items, key),
+        network.uncertainty(config, unit, representation.gather(batch, items), key),
         log_odds,
     )
 
@@ -123,7 +120,7 @@ def measure(
     for batch in batches:
         mean, u, raw = (np.asarray(x)[:, :-1] for x in _measure(state, batch, items, config))
         batch = jax.device_get(batch)
-        shown = representation.loss_masks(batch).exposed > 0
+        shown = batch.loss_masks().exposed > 0
         predicted.append(mean[shown])
         observed.append(batch.feedback[:, :-1][shown])
         divergence.append(u[shown].astype(np.float64))
@@ -148,9 +145,10 @@ def measure(
         calibration = np.stack(fitted)
 
     def put(new, old):
-        return jax.device_put(np.asarray(new, np.float32).reshape(old.shape), old.sharding)
+        return jax.device_put(np.asarray(new, np.float32), old.sharding)
 
-    residuals, edges, quantiles = zip(*of_levels, strict=True) if of_levels else ((), (), ())
+    empty = (state.residual, state.edges, state.quantiles)
+    residuals, edges, quantiles = zip(*of_levels, strict=True) if of_levels else empty
 
     return dataclasses.replace(
         state,

@@ -110,24 +110,34 @@ def twin_rows(rows: dict[str, chex.Array]) -> dict[str, chex.Array]:
     return {name: apart(row) for name, row in rows.items()}
 
 
-def represent(
+def encode(
     config: FeedbackConfig,
     params: Any,
     rows: dict[str, chex.Array],
-    batch: types.SessionBatch,
-    items: types.Items,
-    key: types.Key | None,
-    unseen: chex.Array | None = None,
-) -> representation.Representation:
-    """Apply `models.representation.represent` per twin, leading axis 2; `key` gives each twin its dropout masks."""
+    inputs: representation.EncoderInputs,
+    key: types.Key | None = None,
+) -> representation.Encoded:
+    """Apply `models.representation.encode` per twin, leading axis 2; `key` gives each twin its dropout masks."""
 
     def one(p, r, k, blind):
-        return representation.represent(config, p, r, batch, items, k, unseen, blind)
+        return representation.encode(config, p, r, inputs, k, blind)
 
     keys = None if key is None else jax.random.split(key, TWINS)
     blind = jnp.asarray(config.twin_feature_dropout, jnp.float32) if any(config.twin_feature_dropout) else 0.0
     axes = (0, 0, None if key is None else 0, 0 if any(config.twin_feature_dropout) else None)
     return jax.vmap(one, in_axes=axes)(params["encoder"], twin_rows(rows), keys, blind)
+
+
+def encode_batch(
+    config: FeedbackConfig,
+    state: FeedbackState,
+    batch: types.SessionBatch,
+    items: types.Items,
+    unseen: chex.Array | None = None,
+) -> representation.Encoded:
+    """Gather, look up and `encode` a batch without dropout, as `models.representation.encode_batch`."""
+    inputs = representation.gather(batch, items, unseen)
+    return encode(config, state.params, embeddings.lookup(state.tables, inputs.ids), inputs)
 
 
 def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
@@ -145,30 +155,24 @@ def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackC
     return jnp.moveaxis(embeddings.over_catalogue(encode, items.num_videos), 1, 0)
 
 
-def represent_known(
-    config: FeedbackConfig,
-    state: FeedbackState,
-    encodings: chex.Array,
-    batch: types.SessionBatch,
-    items: types.Items,
-    unseen: chex.Array,
-) -> representation.Representation:
-    """Compute `represent` without dropout, from the encodings [2, V, D] of `encode_catalogue`."""
-    rows = twin_rows(embeddings.lookup(state.tables, {embeddings.USER_TABLE: batch.user_id}))[embeddings.USER_TABLE]
+def encode_known(
+    config: FeedbackConfig, state: FeedbackState, encodings: chex.Array, inputs: representation.EncoderInputs
+) -> representation.Encoded:
+    """Compute `encode` without dropout, from the encodings [2, V, D] of `encode_catalogue`."""
+    users = {embeddings.USER_TABLE: inputs.ids[embeddings.USER_TABLE]}
+    rows = twin_rows(embeddings.lookup(state.tables, users))[embeddings.USER_TABLE]
     # One lookup, in the order of the products that use it: slices of one array would be copied twice.
     first = encodings.shape[1] * jnp.arange(TWINS, dtype=jnp.int32)
 
-    def place(videos):
-        twins = first.reshape(TWINS, *(1,) * videos.ndim)
-        return jax.lax.broadcast_to_rank(videos, twins.ndim) + twins
-
     def of(videos):
-        return encodings.reshape(-1, encodings.shape[-1])[place(videos)]
+        twins = first.reshape(TWINS, *(1,) * videos.ndim)
+        place = jax.lax.broadcast_to_rank(videos, twins.ndim) + twins
+        return encodings.reshape(-1, encodings.shape[-1])[place]
 
-    def one(p, seen, other, r):
-        return representation.of_encoded(config, p, seen, other, r, batch, items)
+    def one(p, seen, unseen, r):
+        return representation.encode_users(config, p, (seen, unseen), r, inputs)
 
-    return jax.vmap(one)(state.params["encoder"], of(representation.seen_videos(batch)), of(unseen), rows)
+    return jax.vmap(one)(state.params["encoder"], of(inputs.seen), of(inputs.unseen), rows)
 
 
 def predict(config: FeedbackConfig, params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
@@ -236,17 +240,15 @@ def divergence(config: FeedbackConfig, out: heads.Prediction, residual: chex.Arr
 def uncertainty(
     config: FeedbackConfig,
     state: FeedbackState,
-    rows: dict[str, chex.Array],
-    batch: types.SessionBatch,
-    items: types.Items,
+    inputs: representation.EncoderInputs,
     key: types.Key,
-    unseen: chex.Array | None = None,
 ) -> chex.Array:
     """Average the divergence of the twins over dropout masks: [B, T+1, K + M, S], shown videos first."""
+    rows = embeddings.lookup(state.tables, inputs.ids)
 
     def one(key):
-        r = represent(config, state.params, rows, batch, items, key, unseen)
-        videos = jnp.concatenate([r.shown, r.unseen], axis=-2)
-        return divergence(config, predict(config, state.params, r.z, r.memory_mean, videos), state.residual)
+        encoded = encode(config, state.params, rows, inputs, key)
+        videos = jnp.concatenate([encoded.shown, encoded.unseen], axis=-2)
+        return divergence(config, predict(config, state.params, *encoded.user, videos), state.residual)
 
     return jax.vmap(one)(jax.random.split(key, config.num_mc_dropout_samples)).mean(axis=0)

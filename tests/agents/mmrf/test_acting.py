@@ -116,7 +116,7 @@ def test_no_gradient_reaches_the_critics():
 
 @pytest.mark.parametrize("value, score", [(1e6, 20.0), (-1e6, -20.0)])
 def test_scores_of_critics_are_bounded(value, score):
-    got = acting.optimal_scores(CONFIG, jnp.zeros(N), jnp.ones(N), jnp.full((2, N, 3), value))
+    got = losses.optimal_scores(jnp.full((2, N, 3), value), jnp.zeros(N), jnp.ones(N), CONFIG.temperature)
     np.testing.assert_array_equal(got, np.full((2, N, 3), score))
 
 
@@ -128,17 +128,16 @@ def test_updates_and_policies_score_alike():
 
     @jax.jit
     def answers(state):
-        rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-        r = representation.represent(config, state.params["encoder"], rows, batch, items, None)
+        r = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items)
         candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
         critics = acting.critics_of(state, config)
         scores = acting.act(config, state.params["actor"], critics, r.z, r.memory_mean, candidates).scores
         pool = networks.Critic(config).apply(state.target, r.z, r.memory_mean, candidates)
         w = ops.soft_top_k(scores[..., -1, :], config.slate, 1.0)
-        q = losses.video_values(
-            config, pool, pool.value.min(axis=-2), heads.continue_probability(pool, w), state.reward_scale
-        )
-        return scores, acting.optimal_scores(config, state.q_mean, state.q_scale, q)
+        reward = losses.video_rewards(config.all_signals, pool, state.reward_scale, config.reward_terms)
+        value, stay = pool.value.min(axis=-2), heads.continue_probability(pool, w)
+        q = losses.video_values(reward, pool.continue_item_logit, value, stay, config.discount)
+        return scores, losses.optimal_scores(q, state.q_mean, state.q_scale, config.temperature)
 
     scores, wanted = (np.asarray(x, np.float64)[:, :-1] for x in answers(state))
     distance = ((scores - wanted) ** 2).mean(axis=-1).sum(axis=-1)[batch.mask[:, :-1]].mean()

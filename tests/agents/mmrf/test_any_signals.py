@@ -63,7 +63,8 @@ def test_a_config_of_other_signals_than_the_log_is_refused():
 
 
 def rewards(signals, feedback, scale, **fields):
-    return np.asarray(losses.rewards(config_of(signals, **fields), jnp.asarray(feedback), jnp.asarray(scale)))
+    terms = config_of(signals, **fields).reward_terms
+    return np.asarray(losses.rewards(jnp.asarray(feedback), jnp.asarray(scale), terms))
 
 
 def test_rewards_are_signals_with_their_sign():

@@ -69,8 +69,7 @@ def critics(items, before):
 
     @functools.partial(jax.jit, static_argnames="config")
     def answers(state, batch, simulated, unseen, config):
-        rows = embeddings.lookup(state.tables, representation.ids(batch, items, unseen))
-        r = representation.represent(config, state.params["encoder"], rows, batch, items, None, unseen)
+        r = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items, unseen)
         candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
         critic = networks.Critic(config)
         known = acting.critics_of(state, config)
@@ -104,25 +103,21 @@ def agents_rewards(feedback, scale):
 
 
 def test_simulated_rewards_by_hand():
-    config = dataclasses.replace(tiny.CONFIG, uncertainty_bonus=0.5)
     feedback, uncertainty = np.full((2, S), 0.2, np.float32), np.full((2, S), 9.0, np.float32)
     hate = SHORT_VIDEO.index("hate")
     feedback[:, WATCH] = [10.0, 40.0]
     uncertainty[:, [0, hate, WATCH]] = [[0.0, 1.0, 2.0], [4.0, 0.0, 0.4]]
     click, hated = 0.2 / SCALE[0], -0.2 / SCALE[hate]
+
+    def rewarded(bonus):
+        return losses.simulated_rewards(feedback, uncertainty, SCALE, tiny.CONFIG.reward_terms, bonus)
+
     expected = [[click, 0.5 * hated, 1.0], [3.0 * click, hated, 2.4]]
-    got = losses.simulated_rewards(config, feedback, uncertainty, SCALE)
-    np.testing.assert_allclose(got, expected, rtol=1e-6)
-    pessimist = losses.simulated_rewards(
-        dataclasses.replace(config, uncertainty_bonus=-0.5), feedback, uncertainty, SCALE
-    )
-    np.testing.assert_allclose(pessimist, [[click, 1.5 * hated, 0.0], [-click, hated, 1.6]], rtol=1e-5, atol=1e-7)
-    none = losses.simulated_rewards(dataclasses.replace(config, uncertainty_bonus=0.0), feedback, uncertainty, SCALE)
-    np.testing.assert_allclose(none, losses.rewards(config, feedback, SCALE), rtol=1e-6)
-    constant = losses.simulated_rewards(
-        dataclasses.replace(config, ablation="constant_negative"), feedback, uncertainty, SCALE
-    )
-    np.testing.assert_array_equal(constant, np.full((2, N), -1.0))
+    np.testing.assert_allclose(rewarded(0.5), expected, rtol=1e-6)
+    pessimist = [[click, 1.5 * hated, 0.0], [-click, hated, 1.6]]
+    np.testing.assert_allclose(rewarded(-0.5), pessimist, rtol=1e-5, atol=1e-7)
+    none = losses.rewards(feedback, SCALE, tiny.CONFIG.reward_terms)
+    np.testing.assert_allclose(rewarded(0.0), none, rtol=1e-6)
 
 
 def test_a_bonus_raises_negative_rewards_and_a_negative_one_lowers_them():
@@ -130,10 +125,10 @@ def test_a_bonus_raises_negative_rewards_and_a_negative_one_lowers_them():
     rng = np.random.default_rng(0)
     feedback = rng.random((50, S)).astype(np.float32)
     u = np.broadcast_to(np.linspace(0.0, 2.0, 50)[:, None], (50, S))
-    plain = np.asarray(losses.rewards(tiny.CONFIG, feedback, SCALE))
+    terms = tiny.CONFIG.reward_terms
+    plain = np.asarray(losses.rewards(feedback, SCALE, terms))
     for beta in (0.4, -0.4):
-        config = dataclasses.replace(tiny.CONFIG, uncertainty_bonus=beta)
-        moved = np.asarray(losses.simulated_rewards(config, feedback, u, SCALE)) - plain
+        moved = np.asarray(losses.simulated_rewards(feedback, u, SCALE, terms, beta)) - plain
         np.testing.assert_allclose(moved, beta * u[:, :N] * np.abs(plain), rtol=1e-4, atol=1e-5)
         assert (np.sign(plain + moved) == np.sign(plain)).all()
 
@@ -171,7 +166,7 @@ def test_next_context_by_hand():
     context[..., 0] = 10.0 * np.arange(3)[:, None] + np.arange(5)
     context[..., 1] = np.log1p(7.0 + np.arange(5))
     mask = np.arange(5) < np.array([1, 3, 5])[:, None]
-    got = representation.next_context(batch.replace(context=np.where(mask[..., None], context, -50.0), mask=mask))
+    got = batch.replace(context=np.where(mask[..., None], context, -50.0), mask=mask).next_context()
     assert got.shape == (3, 4, 2)
     np.testing.assert_allclose(got[0, 0], [0.0, np.log(9.0)], rtol=1e-5)  # nothing is logged: a position later
     np.testing.assert_array_equal(got[1, :2], context[1, 1:3])
@@ -253,14 +248,13 @@ def next_values(items, before):
 
     @jax.jit
     def values(batch):
-        rows = embeddings.lookup(before.tables, representation.ids(batch, items))
-        r = representation.represent(SGD, before.params["encoder"], rows, batch, items, None)
+        r = representation.encode_batch(SGD, before.params["encoder"], before.tables, batch, items)
         nothing = jnp.zeros((*r.z.shape[:-1], 0, r.shown.shape[-1]))
         return networks.Critic(SGD).apply(before.target, r.z, r.memory_mean, nothing).value.min(axis=-2)
 
     def run(batch, simulated):
         out = np.zeros((*simulated.stay[:, :-1].shape, N))
-        follows = np.asarray(representation.next_context(batch))
+        follows = np.asarray(batch.next_context())
         for t in range(out.shape[1]):
             for m in range(out.shape[2]):
 
@@ -402,8 +396,7 @@ def test_predictions_of_unseen_videos_become_the_labels(items, before):
 
     @jax.jit
     def answers(state):
-        rows = embeddings.lookup(state.tables, representation.ids(batch, items, videos[:, :, 0]))
-        r = representation.represent(config, state.params["encoder"], rows, batch, items, None, videos[:, :, 0])
+        r = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items, videos[:, :, 0])
         out = networks.Critic(config).apply(state.params["critic"], r.z, r.memory_mean, r.unseen)
         mean = heads.expected_feedback(SHORT_VIDEO, out.feedback, state.reward_scale)
         return jnp.moveaxis(mean, -2, -1), jnp.moveaxis(out.gap, -2, -1), heads.continue_probability(out, jnp.ones(3))

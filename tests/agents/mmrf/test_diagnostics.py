@@ -10,7 +10,7 @@ import pytest
 from tiny import CONFIG, SIZES, make_batch, make_items, make_shapes, make_state
 
 from mmrf_jax import types
-from mmrf_jax.agents.mmrf import diagnostics, training_step
+from mmrf_jax.agents.mmrf import diagnostics, losses, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -26,7 +26,7 @@ def flat(tree) -> np.ndarray:
 def step():
     """(state, batch, what one update of plain gradient descent without projection added to each parameter)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_step, "PROJECTION_WEIGHT", 0.0)
+        patch.setattr(losses, "PROJECTION_WEIGHT", 0.0)
         state, batch = make_state(EVERYONE), make_batch()
         run = jax.jit(lambda s, b, i: training_step.update(s, b, i, EVERYONE)[0])
         after = run(state, batch, make_items())

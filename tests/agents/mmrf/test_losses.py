@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,10 @@ from mmrf_jax.agents.mmrf.networks import CriticOutput
 from mmrf_jax.models import heads
 from mmrf_jax.signals import SHORT_VIDEO
 
-rewards = jax.jit(losses.rewards, static_argnums=0)
-simulated_rewards = jax.jit(losses.simulated_rewards, static_argnums=0)
-video_values = jax.jit(losses.video_values, static_argnums=0)
+rewards = jax.jit(losses.rewards, static_argnums=2)
+simulated_rewards = jax.jit(losses.simulated_rewards, static_argnums=3)
+video_rewards = jax.jit(functools.partial(losses.video_rewards, SHORT_VIDEO), static_argnums=2)
+video_values = jax.jit(losses.video_values)
 feedback_loss = jax.jit(functools.partial(heads.feedback_loss, SHORT_VIDEO))
 expected_feedback = jax.jit(functools.partial(heads.expected_feedback, SHORT_VIDEO))
 continue_probability, policy_objective = jax.jit(heads.continue_probability), jax.jit(losses.policy_objective)
@@ -42,6 +45,14 @@ def critic_output(rng, m, n=3):
         base=normal(2, n),
         value=3.0 + normal(2, n),
     )
+
+
+def test_the_page_of_equations_names_functions():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "update.md").read_text()
+    named = set(re.findall(r"`(losses|heads)\.(\w+)`", page))
+    assert len(named) == 10
+    for module, name in named:
+        assert callable(getattr({"losses": losses, "heads": heads}[module], name))
 
 
 def test_feedback_loss_is_log_loss_for_binary_signals():
@@ -83,27 +94,28 @@ def test_watch_time_can_be_rewarded_by_long_views():
     feedback = np.arange(1.0, S + 1)
     config = dataclasses.replace(tiny.CONFIG, reward="long_view")
     index = [SHORT_VIDEO.index(s) for s in ("click", "hate", "long_view")]
-    np.testing.assert_allclose(rewards(config, feedback, SCALE), feedback[index] * [1, -1, 1] / SCALE[index])
+    np.testing.assert_allclose(
+        rewards(feedback, SCALE, config.reward_terms), feedback[index] * [1, -1, 1] / SCALE[index]
+    )
 
 
 def test_a_single_agent_can_stand_for_all():
-    config = dataclasses.replace(tiny.CONFIG, signals=("watch_time",), reward="sum_of_signals", uncertainty_bonus=0.5)
+    config = dataclasses.replace(tiny.CONFIG, signals=("watch_time",), reward="sum_of_signals")
     feedback = np.arange(1.0, S + 1)
     by_hand = {name: feedback[SHORT_VIDEO.index(name)] / SCALE[SHORT_VIDEO.index(name)] for name in SHORT_VIDEO.names}
     click, like, follow, comment, forward = (by_hand[n] for n in ("click", "like", "follow", "comment", "forward"))
     total = click + like + follow + comment + forward - by_hand["hate"] + by_hand["watch_time"]
-    np.testing.assert_allclose(rewards(config, feedback, SCALE), [total], rtol=1e-6)
+    np.testing.assert_allclose(rewards(feedback, SCALE, config.reward_terms), [total], rtol=1e-6)
     # Widened by each signal's own size, whatever its sign.
     u = np.linspace(0.1, 0.9, S)
     width = sum(u[SHORT_VIDEO.index(n)] * by_hand[n] for n in SHORT_VIDEO.agents)
-    wide = simulated_rewards(config, feedback, u, SCALE)
+    wide = simulated_rewards(feedback, u, SCALE, config.reward_terms, 0.5)
     np.testing.assert_allclose(wide, [total + 0.5 * width], rtol=1e-6)
 
 
-@pytest.mark.parametrize("field", ["reward", "sampling"])
-def test_unknown_choices_are_refused(field):
-    with pytest.raises(ValueError, match=f"unknown agents.{field}='x'; choose among"):
-        dataclasses.replace(tiny.CONFIG, **{field: "x"})
+def test_unknown_choices_are_refused():
+    with pytest.raises(ValueError, match=r"unknown agents.sampling='x'; choose among"):
+        dataclasses.replace(tiny.CONFIG, sampling="x")
 
 
 def test_expected_feedback_is_in_the_units_of_the_signals():
@@ -128,7 +140,7 @@ def test_rewards_by_name_and_a_hate_counts_negative():
     feedback[1, WATCH] = 50.0
     per = {name: 1.0 / SCALE[SHORT_VIDEO.index(name)] for name in ("hate", "like", "click")}
     expected = [[-per["hate"], per["like"], 0.0, 0.0], [0.0, 0.0, per["click"], 2.5]]
-    np.testing.assert_allclose(rewards(config, feedback, SCALE), expected, rtol=1e-6)
+    np.testing.assert_allclose(rewards(feedback, SCALE, config.reward_terms), expected, rtol=1e-6)
 
 
 def test_td_targets_do_not_bootstrap_from_the_end():
@@ -152,7 +164,9 @@ def test_video_values_are_the_slope_of_reward_and_staying():
     out = critic_output(rng, 6)
     w = rng.random(6)
     value = np.float64(out.value.min(axis=0))
-    q = video_values(config, out, jnp.asarray(value, jnp.float32), continue_probability(out, jnp.float32(w)), SCALE)
+    stay = continue_probability(out, jnp.float32(w))
+    reward = video_rewards(out, SCALE, config.reward_terms)
+    q = video_values(reward, out.continue_item_logit, jnp.float32(value), stay, config.discount)
     assert q.shape == (3, 6)
     expected = np.float64(expected_feedback(out.feedback, SCALE)) / SCALE[:, None]
     reward = np.stack([sign * expected[i] for ((i, sign),) in config.reward_terms])
@@ -171,10 +185,15 @@ def test_video_values_with_batch_axes():
     outs = [critic_output(rng, 4) for _ in range(6)]
     batched = jax.tree.map(lambda *x: jnp.stack(x).reshape(2, 3, *x[0].shape), *outs)
     values, stay = rng.random((2, 3, 3)).astype(np.float32), rng.random((2, 3)).astype(np.float32)
-    got = video_values(tiny.CONFIG, batched, values, stay, SCALE)
+    terms, discount = tiny.CONFIG.reward_terms, tiny.CONFIG.discount
+
+    def value(out, value, stay):
+        return video_values(video_rewards(out, SCALE, terms), out.continue_item_logit, value, stay, discount)
+
+    got = value(batched, values, stay)
     assert got.shape == (2, 3, 3, 4)
     for i, out in enumerate(outs):
-        one = video_values(tiny.CONFIG, out, values[i // 3, i % 3], stay[i // 3, i % 3], SCALE)
+        one = value(out, values[i // 3, i % 3], stay[i // 3, i % 3])
         np.testing.assert_allclose(got[i // 3, i % 3], one, rtol=1e-5, atol=1e-6)
 
 
@@ -215,3 +234,98 @@ def test_policy_objective_by_hand():
     # A video of more value: its score should rise, and the others' fall.
     gradient = jax.jit(jax.grad(losses.policy_objective))(jnp.zeros(4), jnp.array([1.0, 0.0, 0.0, 0.0]), 2, 0.5)
     assert gradient[0] > 0 and (gradient[1:] < 0).all()
+
+
+def test_base_loss_by_hand():
+    """(b + q - target)^2 of each twin; the bases alone have a gradient."""
+    base = jnp.array([[1.0, 2.0], [0.0, -1.0]])  # two twins, two agents
+    slate_q, target = jnp.array([3.0, 4.0]), jnp.array([5.0, 1.0])
+    np.testing.assert_allclose(losses.base_loss(base, slate_q, target), [[1.0, 25.0], [4.0, 4.0]])
+    gradients = jax.grad(lambda *x: losses.base_loss(*x).sum(), (0, 1, 2))(base, slate_q, target)
+    np.testing.assert_allclose(gradients[0], [[-2.0, 10.0], [-4.0, 4.0]])
+    assert not np.any(gradients[1]) and not np.any(gradients[2])
+
+
+def test_value_loss_by_hand():
+    """A shortfall of 2 and an excess of 1; with an expectile of 0.7 the shortfall weighs 0.7 and the excess 0.3."""
+    value, target = jnp.array([[1.0], [4.0]]), jnp.array([3.0])
+    np.testing.assert_allclose(losses.value_loss(value, target), [[4.0], [1.0]])
+    np.testing.assert_allclose(losses.value_loss(value, target, 0.7), [[2.8], [0.3]], rtol=1e-6)
+    assert not np.any(jax.grad(lambda t: losses.value_loss(value, t, 0.7).sum())(target))
+
+
+def test_continuation_loss_by_hand():
+    """Log-odds -1 + 0.5 + 2 of the two shown videos."""
+    out = critic_output(np.random.default_rng(6), 3).replace(
+        continue_logit=jnp.array(-1.0), continue_item_logit=jnp.array([0.5, 7.0, 2.0])
+    )
+    w, p = jnp.array([1.0, 0.0, 1.0]), expit(1.5)
+    assert float(heads.continuation_loss(out, w, jnp.array(1.0))) == pytest.approx(-np.log(p), rel=1e-6)
+    assert float(heads.continuation_loss(out, w, jnp.array(0.0))) == pytest.approx(-np.log1p(-p), rel=1e-6)
+    mixed = -0.3 * np.log(p) - 0.7 * np.log1p(-p)
+    assert float(heads.continuation_loss(out, w, jnp.array(0.3))) == pytest.approx(mixed, rel=1e-6)
+
+
+def test_actor_loss_by_hand():
+    """Minus the sum of the agents' objectives, plus 0.1 of the distance to their maximisers; two requests, weighted."""
+    rng = np.random.default_rng(7)
+    scores, q = rng.normal(size=(1, 2, 2, 4)), rng.normal(size=(1, 2, 2, 4))
+    q_mean, q_scale, tau, k = np.array([0.1, -0.2]), np.array([0.5, 2.0]), 0.25, 2
+    b = losses.ActorBatch(
+        scores=jnp.float32(scores),
+        q=jnp.float32(q),
+        base=jnp.zeros((1, 2, 2)),
+        value=jnp.zeros((1, 2, 2)),
+        q_mean=jnp.float32(q_mean),
+        q_scale=jnp.float32(q_scale),
+        slate=jnp.zeros((1, 2, k), jnp.int32),
+        slate_mask=jnp.ones((1, 2, k), bool),
+        weight=None,
+        mean=lambda x: jnp.einsum("bt,bt...->...", jnp.array([[0.75, 0.25]]), x),
+        total=lambda x: x,
+        jacobian=jax.jacrev,
+    )
+    loss, metrics = losses.actor_loss(b, tau)
+    w = np.float64(ops.soft_top_k(jnp.float32(scores), k, 1.0))
+    entropy = -(w * np.log(w) + (1 - w) * np.log1p(-w)).sum(axis=-1)
+    value = ((w * q / q_scale[:, None]).sum(axis=-1) + tau * entropy) / k  # [1, 2, N]
+    wanted = np.clip((q - q_mean[:, None]) / (q_scale[:, None] * tau), -20, 20)
+    distance = ((scores - wanted) ** 2).mean(axis=-1).sum(axis=-1)
+    over_requests = np.array([0.75, 0.25])
+    np.testing.assert_allclose(metrics["objective"], over_requests @ value[0], rtol=1e-5)
+    projected = over_requests @ distance[0]
+    assert float(metrics["loss/projection"]) == pytest.approx(projected, rel=1e-5)
+    assert float(loss) == pytest.approx(0.1 * projected - (over_requests @ value[0]).sum(), rel=1e-5)
+
+
+def test_counterfactual_losses_of_one_slate_by_hand():
+    """Two videos, two agents; whole slates and the model's probability of staying."""
+    rng, gamma = np.random.default_rng(8), 0.9
+    out = critic_output(rng, 2, n=2).replace(gap=jnp.array([[0.5, 0.0], [1.0, -1.0]]))
+    feedback = np.full((2, S), 0.25, np.float32)
+    feedback[:, WATCH] = [10.0, 40.0]
+    slate = losses.CounterfactualStep(
+        feedback=jnp.asarray(feedback),
+        reward=jnp.array([[1.0, 2.0], [3.0, -1.0]]),
+        gap=jnp.array([[0.5, 1.0], [0.0, 0.0]]),
+        stay=jnp.array(0.5),
+        next_value=jnp.array([4.0, 8.0]),
+        video_reward=jnp.array([[0.5, 0.5], [1.0, 2.0]]),
+        continue_logit=jnp.array(-0.5),
+        continue_item_logit=jnp.array([0.25, 1.25]),
+        value=jnp.array([10.0, 20.0]),
+        policy_stay=jnp.array(0.6),
+    )
+    got = losses.counterfactual_losses(SHORT_VIDEO, out, slate, SCALE, gamma)
+    assert {name: x.shape for name, x in got.items()} == {"feedback": (2, S), "stay": (), "base": (2, 2), "gap": (2, 2)}
+    np.testing.assert_allclose(got["gap"], [[0.0, 1.0], [1.0, 1.0]], rtol=1e-6)
+    for s in range(S - 1):
+        p = expit(np.float64(out.feedback[s]))
+        np.testing.assert_allclose(got["feedback"][:, s], -0.25 * np.log(p) - 0.75 * np.log1p(-p), rtol=1e-5)
+    eta = np.float64(out.feedback[WATCH])
+    np.testing.assert_allclose(got["feedback"][:, WATCH], np.exp(eta) - np.array([0.5, 2.0]) * eta, rtol=1e-5)
+    logit = float(out.continue_logit) + np.float64(out.continue_item_logit).sum()
+    assert float(got["stay"]) == pytest.approx(np.logaddexp(0.0, logit) - 0.5 * logit, rel=1e-5)
+    change = gamma * (expit(1.0) - 0.6)  # of staying, from the policy's slate to this one
+    error = np.array([1.0 + change * 10.0 - (3.0 + gamma * 0.5 * 4.0), 3.0 + change * 20.0 - (2.0 + gamma * 0.5 * 8.0)])
+    np.testing.assert_allclose(got["base"], (np.float64(out.base) + error) ** 2, rtol=1e-5)

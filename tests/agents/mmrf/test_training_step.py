@@ -166,7 +166,7 @@ def test_rows_of_videos_not_in_the_batch_keep_their_bits(step, before):
         history=batch.history.replace(mask=batch.history.mask & few[:, None]),
     )
     after, _ = step(before, batch)
-    learned = np.asarray(representation.loss_masks(batch).exposed) > 0
+    learned = np.asarray(batch.loss_masks().exposed) > 0
     shown = np.take_along_axis(batch.candidates, batch.slate, axis=-1)
     seen = set(shown[:, :-1][learned]) | set(shown[batch.slate_mask]) | set(batch.history.videos[batch.history.mask])
     old, new = before.tables["id"], after.tables["id"]
@@ -211,11 +211,11 @@ def test_terminated_is_not_bootstrapped_from_and_truncated_not_judged(step, befo
     cut = batch.replace(**fields | {"truncated": fields["mask"] & (np.arange(5) == 1)})
 
     def known(b):
-        return np.asarray(representation.loss_masks(b).known)[user]
+        return np.asarray(b.loss_masks().known)[user]
 
     np.testing.assert_array_equal(known(left), [1, 1, 0, 0])
     np.testing.assert_array_equal(known(cut), [1, 0, 0, 0])
-    exposed = np.asarray(representation.loss_masks(cut).exposed)[user]
+    exposed = np.asarray(cut.loss_masks().exposed)[user]
     np.testing.assert_array_equal(exposed[:2], batch.slate_mask[user, :2])  # its feedback is known all the same
     assert float(step(before, left)[1]["loss/stay"]) != float(step(before, cut)[1]["loss/stay"])
 
@@ -341,13 +341,13 @@ def drawn(items, before):
     batch = tiny.make_batch()
 
     def answers(params):
-        rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-        r = representation.represent(SGD, state.params["encoder"], rows, batch, items, None)
+        r = representation.encode_batch(SGD, state.params["encoder"], state.tables, batch, items)
         candidates = embeddings.encode_videos(SGD, state.params["encoder"], state.tables, items, batch.candidates)
         scores = acting.act(SGD, params, acting.critics_of(state, SGD), r.z, r.memory_mean, candidates).scores
         pool = networks.Critic(SGD).apply(state.target, r.z, r.memory_mean, candidates)
         stay = heads.continue_probability(pool, ops.soft_top_k(scores[..., -1, :], SGD.slate, 1.0))
-        q = losses.video_values(SGD, pool, pool.value.min(axis=-2), stay, state.reward_scale)
+        reward = losses.video_rewards(SHORT_VIDEO, pool, state.reward_scale, SGD.reward_terms)
+        q = losses.video_values(reward, pool.continue_item_logit, pool.value.min(axis=-2), stay, SGD.discount)
         return scores[:, :-1], jax.lax.stop_gradient(q[:, :-1])
 
     return state, batch, answers
@@ -368,7 +368,7 @@ def test_projection_is_the_distance_to_the_maximiser(step, drawn):
 def test_projection_draws_the_actors_and_nothing_else(step, drawn, items, monkeypatch):
     state, batch, answers = drawn
     learned_with, _ = step(state, batch)
-    monkeypatch.setattr(training_step, "PROJECTION_WEIGHT", 0.0)
+    monkeypatch.setattr(losses, "PROJECTION_WEIGHT", 0.0)
     without = jax.jit(functools.partial(training_step.update, config=SGD))
     learned_without, _ = without(state, batch, items)
 

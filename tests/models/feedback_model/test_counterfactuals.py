@@ -7,7 +7,7 @@ import pytest
 import tiny
 from scipy.special import expit
 
-from mmrf_jax.models import embeddings, encoders, representation
+from mmrf_jax.models import embeddings, encoders
 from mmrf_jax.models.feedback_model import counterfactuals, network
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -185,8 +185,7 @@ def test_answers_by_hand(answered):
 
     @jax.jit
     def predict(state):
-        rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-        r = network.represent(CONFIG, state.params, rows, batch, items, None)
+        r = network.encode_batch(CONFIG, state, batch, items)
 
         def encode(p, rows):
             return encoders.Encoder(CONFIG).apply(p, rows, items.features[videos], method="items")

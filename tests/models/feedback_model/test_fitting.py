@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import InputSpec, SessionLog
-from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.models import heads, representation
 from mmrf_jax.models.feedback_model import fitting, network
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -31,8 +31,7 @@ def items():
 
 @functools.partial(jax.jit, static_argnames="config")
 def predict(config, state, batch, items):
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-    r = network.represent(config, state.params, rows, batch, items, None)
+    r = network.encode_batch(config, state, batch, items)
     return network.predict(config, state.params, r.z, r.memory_mean, r.shown)
 
 
@@ -255,7 +254,7 @@ def test_uncertainty_is_one_on_impressions(fitted, measured):
     batches, state = measured
     u = []
     for b in batches:
-        shown = np.asarray(representation.loss_masks(b).exposed) > 0
+        shown = np.asarray(b.loss_masks().exposed) > 0
         u.append(_uncertainty(config, state, b, WORLD_ITEMS)[:, :-1][shown])
     np.testing.assert_allclose(np.concatenate(u).mean(axis=0) / state.uncertainty_scale, 1.0, rtol=1e-4)
 
@@ -284,7 +283,7 @@ def test_calibration_is_measured_when_asked_for_and_moves_predictions(fitted, me
     before, after, actual = [], [], []
     for batch in batches:
         out = predict(config, sure, batch, WORLD_ITEMS)
-        shown = np.asarray(representation.loss_masks(batch).exposed) > 0
+        shown = np.asarray(batch.loss_masks().exposed) > 0
 
         def at(x, shown=shown):
             return np.asarray(network.expected(CONFIG, x, state.scale))[:, :-1][shown][:, 0]
@@ -314,7 +313,7 @@ def test_random_exposures_are_calibrated_apart(fitted, measured):
     told: dict[bool, list] = {True: [], False: []}
     for batch in batches:
         out = network.calibrated(two, predict(two, state, batch, WORLD_ITEMS), found.calibration, batch.context)
-        shown = np.asarray(representation.loss_masks(batch).exposed) > 0
+        shown = np.asarray(batch.loss_masks().exposed) > 0
         clicks = np.asarray(network.expected(CONFIG, out, state.scale))[:, :-1, :, 0]
         for kind, gaps in told.items():
             rows = shown & (batch.context[:, :-1, :1] == kind)
@@ -327,9 +326,8 @@ def test_random_exposures_are_calibrated_apart(fitted, measured):
 
 @functools.partial(jax.jit, static_argnames="config")
 def _uncertainty_of(config, state, batch, items):
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
     key = jax.random.fold_in(state.key, 2**32 - 1)
-    return network.uncertainty(config, state, rows, batch, items, key)
+    return network.uncertainty(config, state, representation.gather(batch, items), key)
 
 
 def _uncertainty(*args):

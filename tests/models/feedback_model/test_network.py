@@ -38,15 +38,14 @@ def unseen():
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def predict(config, params, rows, batch, items, key=None, unseen=None):
-    r = network.represent(config, params, rows, batch, items, key, unseen)
+def predict(config, params, rows, inputs, key=None):
+    r = network.encode(config, params, rows, inputs, key)
     return network.predict(config, params, r.z, r.memory_mean, jnp.concatenate([r.shown, r.unseen], axis=-2))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def uncertainty(config, state, batch, items, key, unseen=None):
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items, unseen))
-    return network.uncertainty(config, state, rows, batch, items, key, unseen)
+    return network.uncertainty(config, state, representation.gather(batch, items, unseen), key)
 
 
 def equal_twins(state):
@@ -81,12 +80,13 @@ def test_rows_of_the_twins_stand_side_by_side():
 def test_a_loss_of_one_twin_leaves_the_other_alone(items, unseen):
     """Parameters and halves of rows: the gradient of what one twin says is 0 to the other."""
     state, batch = tiny.make_feedback_model(), tiny.make_batch()
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items, unseen))
+    inputs = representation.gather(batch, items, unseen)
+    rows = embeddings.lookup(state.tables, inputs.ids)
 
     @jax.jit
     def gradient(twin):
         def loss(params, rows):
-            out = predict.__wrapped__(CONFIG, params, rows, batch, items, jax.random.key(0), unseen)
+            out = predict.__wrapped__(CONFIG, params, rows, inputs, jax.random.key(0))
             return sum(jnp.sum(jnp.sin(x[twin])) for x in jax.tree.leaves(out))
 
         params, halves = jax.grad(loss, (0, 1))(state.params, rows)
@@ -100,14 +100,14 @@ def test_a_loss_of_one_twin_leaves_the_other_alone(items, unseen):
 
 def test_twins_are_encoders_side_by_side(items):
     state, batch = tiny.make_feedback_model(), tiny.make_batch()
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
-    represent = jax.jit(network.represent, static_argnums=0)
-    alone = jax.jit(representation.represent, static_argnums=0)
-    both = represent(CONFIG, state.params, rows, batch, items, None)
+    inputs = representation.gather(batch, items)
+    rows = embeddings.lookup(state.tables, inputs.ids)
+    alone = jax.jit(representation.encode, static_argnums=0)
+    both = jax.jit(network.encode, static_argnums=0)(CONFIG, state.params, rows, inputs)
     for twin in range(2):
         half = {name: np.split(np.asarray(row), 2, axis=-1)[twin] for name, row in rows.items()}
         encoder = jax.tree.map(lambda x, twin=twin: x[twin], state.params["encoder"])
-        one = alone(CONFIG, encoder, half, batch, items, None)
+        one = alone(CONFIG, encoder, half, inputs)
         assert max(tiny.differences(one, jax.tree.map(lambda x, twin=twin: x[twin], both)).values(), default=0) < 1e-5
 
 
@@ -170,9 +170,10 @@ def test_twins_part_by_what_they_are_by_dropout_and_by_blindness(items):
 
 def test_predictions_have_no_dropout_and_uncertainty_has(items, unseen):
     state, batch = tiny.make_feedback_model(), tiny.make_batch()
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items, unseen))
-    still = predict(STILL, state.params, rows, batch, items, None, unseen)
-    assert not tiny.differences(predict(CONFIG, state.params, rows, batch, items, None, unseen), still)
+    inputs = representation.gather(batch, items, unseen)
+    rows = embeddings.lookup(state.tables, inputs.ids)
+    still = predict(STILL, state.params, rows, inputs)
+    assert not tiny.differences(predict(CONFIG, state.params, rows, inputs), still)
     drawn = [uncertainty(CONFIG, state, batch, items, jax.random.key(i), unseen) for i in (0, 0, 1)]
     assert drawn[0].shape == (8, 5, 5, S) and (np.asarray(drawn[0]) >= 0).all()
     np.testing.assert_array_equal(drawn[0], drawn[1])
@@ -181,9 +182,10 @@ def test_predictions_have_no_dropout_and_uncertainty_has(items, unseen):
 
 def test_uncertainty_is_the_mean_over_masks(items):
     state, batch, key = tiny.make_feedback_model(), tiny.make_batch(), jax.random.key(3)
-    rows = embeddings.lookup(state.tables, representation.ids(batch, items))
+    inputs = representation.gather(batch, items)
+    rows = embeddings.lookup(state.tables, inputs.ids)
     each = [
-        np.float64(network.divergence(CONFIG, predict(CONFIG, state.params, rows, batch, items, k), state.residual))
+        np.float64(network.divergence(CONFIG, predict(CONFIG, state.params, rows, inputs, k), state.residual))
         for k in jax.random.split(key, 3)
     ]
     got = uncertainty(dataclasses.replace(CONFIG, num_mc_dropout_samples=3), state, batch, items, key)

@@ -1,0 +1,330 @@
+"""Write the result tables of README.md and docs/ from the finished tables in this folder.
+
+  python -m experiments.results.pages            # writes every table anew
+  python -m experiments.results.pages --check    # changes nothing; exits with 1 if a page is stale
+
+A page has a table between `<!-- table: NAME -->` and `<!-- end of table -->`; `TABLES` defines the names.
+NAME/table.json is what `launch.sweep` writes. `world` and `kuairand` have the part of a run's results.json that the
+pages print, with its digits; to publish another run, copy its results.json there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmrf_jax.abtest import statistics
+from mmrf_jax.signals import AGENT_SIGNALS
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "experiments" / "results"
+_MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(\n?<!-- end of table -->)", re.DOTALL)
+
+_METHODS = ("mmrf", "massa", "tscac", "td3_bc", "iql", "pareto", "deepfm", "wide_deep", "ltr", "bc")
+_OTHERS = ("production", "popularity", "random", "oracle_myopic", "oracle_planning")
+_SESSION = {
+    "watch_time": "watch time, s per session",
+    "depth": "depth, videos per session",
+    "like": "likes per video",
+}
+_VISITS = _SESSION | {"return_rate": "return rate"}
+
+
+@functools.cache
+def read(name: str) -> dict[str, Any]:
+    """Read a finished study's table.json, or a run's results.json."""
+    folder = RESULTS / name
+    (path,) = [path for path in (folder / "table.json", folder / "results.json") if path.exists()]
+    return json.loads(path.read_text())
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Format a Markdown table."""
+    lines = ["| " + " | ".join(line) + " |" for line in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
+def cell(entry: Mapping[str, Any], lower_is_better: bool = False) -> str:
+    """Format a metric of an arm as "mean, diff % [low, high]", with "better" or "worse"; of the reference as "mean"."""
+    mean = entry["mean"]
+    if mean is None:
+        return "–"
+    text = f"{mean:,.0f}" if abs(mean) >= 1_000 else f"{mean:.4g}"
+    if not entry["diff_pct"]:
+        return text
+    return f"{text}, {difference(entry, lower_is_better)}"
+
+
+def difference(entry: Mapping[str, Any], lower_is_better: bool = False, digits: int = 2) -> str:
+    """Format "diff % [low, high]", with "better" or "worse" if the interval excludes 0."""
+    text = f"{entry['diff_pct']:+.{digits}f} %"
+    if entry["ci95"] is None:
+        return f"{text}, {statistics.reason(entry)}"
+    low, high = entry["ci95"]
+    text += f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{text} {statistics.verdict(entry['ci95'], lower_is_better)}".rstrip()
+
+
+def arms(
+    name: str,
+    rows: Mapping[str, str] | Sequence[str],
+    columns: Mapping[Any, str],
+    part: str = "ab_test",
+    head: str = "arm",
+) -> str:
+    """Format arms × metrics.
+
+    Args:
+      name: of the study.
+      rows: the arms, or {arm: its label}.
+      columns: {metric or (part, metric): label}.
+      part: of the study's table, for columns that name none.
+      head: label of the first column.
+    """
+    table, labels = read(name), rows if isinstance(rows, Mapping) else {arm: arm for arm in rows}
+    of_errors = part == "errors"
+    keys = [key if isinstance(key, tuple) else (part, key) for key in columns]
+    lines = [
+        [label, *(cell(table[p][arm][m], of_errors or statistics.lower_is_better(m)) for p, m in keys)]
+        for arm, label in labels.items()
+    ]
+    return markdown([head, *columns.values()], lines)
+
+
+def convergence() -> str:
+    """Format the watch time of each method after one and two passes."""
+    table, lines = read("convergence")["ab_test"], []
+    for method in ("mmrf", "massa", "tscac", "td3_bc", "iql", "pareto", "ltr", "wide_deep", "deepfm", "bc"):
+        one, two = table[method]["watch_time"], table[f"{method}_twice"]["watch_time"]
+        change = table["mmrf_twice"]["watch_time"] if method == "mmrf" else two
+        lines.append([method, cell(one | {"diff_pct": 0}), cell(two | {"diff_pct": 0}), difference(change, digits=1)])
+    return markdown(["method", "one pass", "two passes", "change"], lines)
+
+
+def model_exploitation_gap() -> str:
+    """Format the error of the model, its gap by round and what its policy earns, for three sizes of its log."""
+    table, lines = read("model_exploitation_gap"), []
+    for arm, label in {"mmrf": "all of each log", "share_33": "33 %", "share_10": "10 %"}.items():
+        error = table["errors"][f"model of {arm}"]["click, not shown"]["mean"]
+        gaps = [f"{row['gap']:+,.0f}" for row in table["model_exploitation_gap"][arm]]
+        lines.append([label, f"{error:.3f}", *gaps, cell(table["ab_test"][arm]["watch_time"])])
+    header = ["the model fitted on", "error of clicks not shown", "gap after round 1", "round 2", "round 3"]
+    return markdown([*header, _SESSION["watch_time"]], lines)
+
+
+def conflict() -> str:
+    """Format gradient cosines and attention of each auxiliary agent, by round."""
+    lines = []
+    for number, row in enumerate(read("conflict")["conflict"]["mmrf"], 1):
+        cells = [
+            f"{row[f'encoder/{name}']:+.2f} / {row[f'actors/{name}']:+.2f} / {row[f'attention/{name}']:.2f}"
+            for name in AGENT_SIGNALS[:-1]
+        ]
+        lines.append([str(number), *cells])
+    return markdown(["round", *AGENT_SIGNALS[:-1]], lines)
+
+
+def estimators() -> str:
+    """Format errors, coverage and rank correlation of the off-policy estimators for watch time."""
+    summary, lines = read("table_estimators")["summary"]["watch_time"], []
+    shown = {"IPS": ("ips", "inf"), **{f"NCIS, cap {cap}": ("ncis", cap) for cap in ("2", "10", "50")}}
+    for label, (estimator, cap) in (shown | {"SNIPS": ("ncis", "inf")}).items():
+        cells = [label]
+        for policies in ("all", "close"):
+            found = summary[estimator][cap][policies]
+            cells += [f"{100 * found['error']:.2f}", f"{found['coverage']:.3f}"]
+        lines.append([*cells, f"{found['rank']:.3f}", f"{found['rank_on_policy']:.3f}"])
+    header = [f"{what}, {which}" for which in ("all", "close") for what in ("error (i), %", "coverage")]
+    return markdown(["estimator", *header, "rank (i), close", "rank (ii), close"], lines)
+
+
+#: Rankers that KuaiRand's agents are compared with, in results.json and in the tables.
+_RANKERS = {
+    "critics": "critics",
+    "feedback_model": "feedback model",
+    "boosting": "LightGBM",
+    "logistic": "logistic",
+    "popularity": "popularity",
+}
+
+
+def kuairand(log: str, signals: Sequence[str] = (), rankers: Mapping[str, str] = _RANKERS) -> str:
+    """Format the GAUC of a run and of other rankers on a held-out log, and the difference to LightGBM."""
+    results, lines = read("kuairand"), []
+    entries = results["offline"] if log == "test" else results["offline_other"][log]
+    for name in signals or entries:
+        entry = entries[name]
+        own, others = entry.get("gauc_agent"), entry["against"]
+        scores = [entry["gauc"], own, *(others[ranker]["gauc"] for ranker in rankers)]
+        low, high = others["boosting"]["diff_ci95"]
+        gauc = ["–" if x is None else f"{x:.4f}" for x in scores]
+        lines.append(
+            [name, str(entry["eligible_users"]), *gauc, f"{others['boosting']['diff']:+.4f} [{low:+.4f}, {high:+.4f}]"]
+        )
+    header = ["signal", "users", "served", "own agent", *rankers.values(), "own (or served) − LightGBM"]
+    return markdown(header, lines)
+
+
+_SENSITIVITY = {
+    "mmrf": "mmrf: ρ = .25, β = 0, uniform",
+    **{f"non_impressions={name}": f"ρ = {name.replace('_', '.')}" for name in ("0_0", "0_1", "0_5", "1_0")},
+    **{f"optimism={name}": f"β = {name.replace('_', '.')}" for name in ("-1_0", "-0_3", "0_3", "1_0")},
+    "sampling=score": "videos drawn by score",
+    "sampling=uncertainty": "videos drawn by uncertainty",
+}
+_SAMPLES = {
+    "production": "production",
+    **{
+        f"{arm}_{n}k": f"{n},000 sessions, {label}"
+        for n in (4, 16, 64)
+        for arm, label in (("da", "without"), ("mmrf", "with the model"))
+    },
+}
+_ERRORS = {
+    "click, shown": "click, shown",
+    "click, not shown": "click, not shown",
+    "long_view, not shown": "long_view, not shown",
+    "watch_time, not shown": "watch time, not shown, s",
+}
+
+TABLES: dict[str, Callable[[], str]] = {
+    "world": lambda: arms("world", ("production", "random", "oracle_myopic", "oracle_planning", "mmrf"), _VISITS),
+    "ablation": lambda: arms("table_ablation", ("mmrf", "co", "da", "ns", "production"), _SESSION),
+    "ablation_errors": lambda: arms(
+        "table_ablation",
+        ("model of mmrf", "agents of mmrf", "agents of co", "agents of da", "agents of ns"),
+        _ERRORS,
+        part="errors",
+        head="predictor",
+    ),
+    "model_parts": lambda: arms("model_parts", ("mmrf", "labels_only", "values_only", "da"), _SESSION),
+    "leave_one_out": lambda: arms(
+        "leave_one_out", ("mmrf", *(f"without_{name}" for name in AGENT_SIGNALS[:-1])), _SESSION
+    ),
+    "single_vs_multi": lambda: arms(
+        "single_vs_multi",
+        (
+            *("mmrf", "only_watch_time", "sum", "only_click", "only_comment"),
+            *("only_like", "only_follow", "only_forward", "only_hate"),
+        ),
+        _SESSION,
+    ),
+    "coverage": lambda: arms(
+        "bias_coverage",
+        ("mmrf", "da", "ns", "production", "random"),
+        {
+            "watch_time": _SESSION["watch_time"],
+            "coverage": "coverage",
+            "gini": "Gini",
+            "ild": "intra-list diversity",
+        },
+    ),
+    "methods": lambda: arms("table_ab", (*_METHODS, *_OTHERS), _VISITS),
+    "methods_shifted": lambda: arms(
+        "table_ab",
+        (*_METHODS, *_OTHERS),
+        {
+            ("ab_test_users", "watch_time"): "watch time, other mix of users",
+            ("ab_test_leaving", "watch_time"): "watch time, other leaving hazard",
+        },
+    ),
+    "methods_offline": lambda: arms(
+        "table_offline",
+        _METHODS,
+        {
+            "GAUC long_view": "GAUC long_view",
+            "GAUC watch_time_xauc": "GAUC watch_time_xauc",
+            "GAUC click": "GAUC click",
+            "NCIS watch_time": "NCIS watch time, s per video",
+        },
+        part="offline",
+        head="method",
+    ),
+    "convergence": convergence,
+    "model_exploitation_gap": model_exploitation_gap,
+    "sensitivity": lambda: arms("sensitivity", _SENSITIVITY, _SESSION),
+    "mlp_heads": lambda: arms("mlp_heads", {"mmrf": "mmrf: products", "mlp": "products and MLPs"}, _SESSION),
+    "ab_long": lambda: arms(
+        "ab_long",
+        ("ltr", "production", "da", "mmrf"),
+        {
+            "watch_time_per_day": "watch time per user and day, s",
+            "visits": "share of users who come, of all days",
+            "watch_time_per_day, late / early": "watch time, days 9 to 14 / days 2 to 7",
+        },
+        part="by_day",
+    ),
+    "conflict": conflict,
+    "sample_efficiency": lambda: arms(
+        "sample_efficiency", _SAMPLES, {name: _SESSION[name] for name in ("watch_time", "depth")}
+    ),
+    "estimators": estimators,
+    "kuairand_frozen": lambda: kuairand("test_frozen"),
+    "kuairand": lambda: kuairand("test"),
+    "kuairand_random": lambda: kuairand("random_test"),
+    "kuairand_summary": lambda: kuairand(
+        "test_frozen",
+        ("click", "like", "long_view", "watch_time_xauc"),
+        {name: _RANKERS[name] for name in ("boosting", "logistic", "popularity")},
+    ),
+    "methods_kuairand": lambda: arms(
+        "table_offline_kuairand",
+        ("mmrf", "massa", "tscac", "pareto", "td3_bc", "iql", "ltr", "deepfm", "wide_deep", "bc"),
+        {
+            ("offline_frozen", "GAUC long_view"): "GAUC long_view, frozen",
+            ("offline_frozen", "GAUC watch_time_xauc"): "XAUC watch time, frozen",
+            ("offline_frozen", "GAUC click"): "GAUC click, frozen",
+            ("offline", "GAUC watch_time_xauc"): "XAUC watch time",
+            ("offline", "NCIS watch_time"): "NCIS watch time, s per video",
+            ("offline_random", "GAUC long_view"): "GAUC long_view, random log",
+        },
+        head="method",
+    ),
+}
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """Return the pages that may have tables."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def render(text: str, where: str) -> str:
+    """Return a page with its tables written anew.
+
+    Raises:
+      ValueError: for a table that is not defined, or a marker without its end.
+    """
+
+    def table(found: re.Match) -> str:
+        if found[2] not in TABLES:
+            raise ValueError(f"{where}: unknown table {found[2]!r}; choose among {', '.join(TABLES)}")
+        return f"{found[1]}{TABLES[found[2]]()}\n{found[4].strip()}"
+
+    if text.count("<!-- table:") != len(_MARKED.findall(text)):
+        raise ValueError(f"{where}: a table has no <!-- end of table -->; add it")
+    return _MARKED.sub(table, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, and exit with 1 if a page is stale")
+    check, stale = parser.parse_args().check, []
+    for path in pages():
+        text = path.read_text()
+        if (new := render(text, path.relative_to(ROOT).as_posix())) != text:
+            stale.append(path.relative_to(ROOT).as_posix())
+            if not check:
+                path.write_text(new)
+    if stale and check:
+        sys.exit(f"stale tables in {', '.join(stale)}; run python -m experiments.results.pages")
+    print(f"{len(stale)} pages written" if stale else "all tables are up to date")
+
+
+if __name__ == "__main__":
+    main()
