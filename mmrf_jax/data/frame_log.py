@@ -157,8 +157,8 @@ class FrameLog:
         with files.new_folder(folder) as made:
             for name in SPLITS:
                 records.write_log(self.part(name), made / name, self.spec)
-            np.savez(made / "items.npz", allow_pickle=False, id=self.item_ids, **_arrays(self.items))
-            np.savez(made / "users.npz", allow_pickle=False, id=self.user_ids, profile=self.profiles)
+            files.write_arrays(made / "items.npz", {"id": self.item_ids, **_arrays(self.items)})
+            files.write_arrays(made / "users.npz", {"id": self.user_ids, "profile": self.profiles})
             about = {"version": VERSION, "schema": self.schema.as_dict(), "digest": self.digest()}
             sizes = {name: getattr(self.items, name) for name in ("num_embeddings", "num_authors", "num_tags")}
             about |= {"items": sizes, "encoders": self.encoders, "report": self.report}

@@ -67,8 +67,7 @@ def write(workdir: Path, inputs: Inputs) -> None:
     if inputs.video_ids is not None:
         arrays[_ID] = inputs.video_ids
     arrays |= inputs.users or {}
-    with files.new_file(workdir / "inputs.npz") as path, path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    files.write_arrays(workdir / "inputs.npz", arrays)
     sizes = {name: getattr(inputs.items, name) for name in _SIZES}
     about: dict[str, Any] = {"spec": dataclasses.asdict(inputs.spec), "sizes": sizes, "code": inputs.code}
     about["unknown_video"] = inputs.unknown_video
@@ -88,12 +87,10 @@ def read(workdir: Path) -> Inputs | None:
     about: dict[str, Any] = run_folder.read_json(path, again)
     try:
         with np.load(workdir / "inputs.npz", allow_pickle=False) as kept:
-            arrays = {name: kept[name] for name in kept.files}
-        ids = arrays.pop(_ID, None)
-        users = {name: arrays.pop(name) for name in _USERS if name in arrays} or None
-        columns: dict[str, Any] = {name: jnp.asarray(x) for name, x in arrays.items()}
-        items = types.Items(**columns, **about["sizes"])
-        spec = InputSpec.from_dict(about["spec"])
+            arrays: dict[str, Any] = {name: jnp.asarray(kept[name]) for name in _ARRAYS}
+            ids = kept[_ID] if _ID in kept.files else None
+            users = {name: kept[name] for name in _USERS if name in kept.files} or None
+        items, spec = types.Items(**arrays, **about["sizes"]), InputSpec.from_dict(about["spec"])
         return Inputs(spec, items, ids, users, about.get("unknown_video"), about["code"])
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{workdir / 'inputs.npz'} cannot be read ({error}); {again}") from error
