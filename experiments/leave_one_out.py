@@ -4,15 +4,15 @@ python -m launch.sweep --config=experiments/leave_one_out.py --out=experiments/r
 """
 
 from experiments import base
-from mmrf_jax.signals import AGENT_SIGNALS
+from mmrf_jax.signals import SHORT_VIDEO
 
 
 def get_config():
     def without(left_out):
-        return tuple(name for name in AGENT_SIGNALS if name != left_out)
+        return tuple(name for name in SHORT_VIDEO.agents if name != left_out)
 
     config = base.get_config(
-        **{f"without_{name}": {"agents": {"signals": without(name)}} for name in AGENT_SIGNALS[:-1]}
+        **{f"without_{name}": {"agents": {"signals": without(name)}} for name in SHORT_VIDEO.agents[:-1]}
     )
     config.seeds = 2
     return config

@@ -4,13 +4,13 @@ python -m launch.sweep --config=experiments/single_vs_multi.py --out=experiments
 """
 
 from experiments import base
-from mmrf_jax.signals import AGENT_SIGNALS
+from mmrf_jax.signals import SHORT_VIDEO
 
 
 def get_config():
     config = base.get_config(
         sum={"agents": {"signals": ("watch_time",), "reward": "sum_of_signals"}},
-        **{f"only_{name}": {"agents": {"signals": (name,)}} for name in AGENT_SIGNALS},
+        **{f"only_{name}": {"agents": {"signals": (name,)}} for name in SHORT_VIDEO.agents},
     )
     config.seeds = 2
     return config

@@ -143,8 +143,9 @@ def check(config: Any, name: str) -> None:
       ValueError: for the first invalid value; the message suggests a valid one.
     """
     for spec in dataclasses.fields(config):
-        if spec.metadata:
-            refuse(spec, f"{name}.{spec.name}", getattr(config, spec.name))
+        value = getattr(config, spec.name)
+        if spec.metadata and not dataclasses.is_dataclass(value):  # those check themselves
+            refuse(spec, f"{name}.{spec.name}", value)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

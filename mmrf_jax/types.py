@@ -1,4 +1,4 @@
-"""Shared types: signals, agents and the records that packages exchange.
+"""Shared types: the records that packages exchange.
 
 Letters used in every shape: **B** users (sessions) in a batch, **T** requests in a session, **C** candidates of one
 request, **K** videos exposed of them, **H** exposures of the history a user arrives with, **N** agents,
@@ -13,8 +13,6 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
-
-from mmrf_jax.signals import AGENT_SIGNALS, BINARY_SIGNALS, SIGNALS, WATCH_TIME, signal_index  # noqa: F401 - part of the public API
 
 
 @struct.dataclass
@@ -58,7 +56,7 @@ class Exposure:
     """Shown videos, oldest first, and their feedback; `[..., K]` or, for a history, `[..., H]`."""
 
     videos: chex.Array  # [..., K] int32 video ids
-    feedback: chex.Array  # [..., K, S] float32, SIGNALS order
+    feedback: chex.Array  # [..., K, S] float32, in the order of the log's signals (`mmrf_jax.Signals`)
     mask: chex.Array  # [..., K] bool, False where nothing was shown
 
 

@@ -31,7 +31,7 @@ def test_examples_print_what_they_say(name):
     assert found.attempted and not found.failed
 
 
-TRAINS = {"quickstart"}
+TRAINS = {"quickstart", "own_logs"}
 EXAMPLES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in TRAINS else [])
     for path in sorted((ROOT / "examples").glob("*.py"))

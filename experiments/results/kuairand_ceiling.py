@@ -16,7 +16,7 @@ _FOLDS, _TREES, _SEEDS, _PRIOR = 5, 250, 5, 10.0
 
 def main(_):
     from experiments import kuairand
-    from mmrf_jax import metrics, types
+    from mmrf_jax import metrics
     from mmrf_jax.agents import boosting
     from mmrf_jax.io.progress import counted
     from mmrf_jax.training import configs, sources
@@ -26,13 +26,13 @@ def main(_):
     source = sources.from_config(configs.run_of(config.to_dict()), counted)
     assert source.valid is not None  # the packaged config has a validation day
     train, valid, test = source.train(), source.valid(), source.test()["test"]
-    known = [boosting.table(train, source.items, [train]), boosting.table(valid, source.items, [train])]
+    known = [boosting.table(log, source.items, source.spec.signals, [train]) for log in (train, valid)]
     features, feedback = (np.concatenate([getattr(rows, name) for rows in known]) for name in ("features", "feedback"))
-    rows = boosting.table(test, source.items, [train, valid])
+    rows = boosting.table(test, source.items, source.spec.signals, [train, valid])
     print("| predictor | " + " | ".join(_SIGNALS) + " |\n|---|---|---|")
     columns = []
     for name in _SIGNALS:
-        at = types.signal_index(name)
+        at = source.spec.signals.index(name)
         scores = predictors(
             features, feedback[:, at], np.concatenate([x.user for x in known]), rows, rows.feedback[:, at]
         )

@@ -13,15 +13,19 @@ import numpy as np
 
 from mmrf_jax.abtest import assignment, statistics
 from mmrf_jax.io import tables
+from mmrf_jax.signals import Signals
 
 _ARMS = ("A", "B")
 
 
-def coverage(sums: Mapping[str, np.ndarray], tests: int, covariate: np.ndarray | None = None) -> dict[str, Any]:
+def coverage(
+    signals: Signals, sums: Mapping[str, np.ndarray], tests: int, covariate: np.ndarray | None = None
+) -> dict[str, Any]:
     """Compute the share of tests whose interval contains zero, by metric.
 
     Args:
-      sums: `user_id` [n] and keys of `statistics.SUMS`, [n] each.
+      signals: of the sums.
+      sums: `user_id` [n] and keys of `statistics.sums_of`, [n] each.
       tests: number of assignments; each uses a different hash.
       covariate: [n] or [n, P], for CUPED.
 
@@ -43,7 +47,7 @@ def coverage(sums: Mapping[str, np.ndarray], tests: int, covariate: np.ndarray |
     for number in range(tests):
         arm = assignment.assign(sums["user_id"], [0.5, 0.5], f"A/A test {number}")
         rows = {name: arm == i for i, name in enumerate(_ARMS)}
-        test = statistics.ABTest(_ARMS, "A", paired=False)
+        test = statistics.ABTest(signals, _ARMS, "A", paired=False)
         test.update(
             {name: {key: x[here] for key, x in values.items()} for name, here in rows.items()},
             None if covariate is None else {name: covariate[here] for name, here in rows.items()},

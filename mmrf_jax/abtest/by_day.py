@@ -9,9 +9,11 @@ import numpy as np
 
 from mmrf_jax.abtest import statistics
 from mmrf_jax.io import tables
+from mmrf_jax.signals import Signals
 
 
 def change(
+    signals: Signals,
     early: Mapping[str, Mapping[str, np.ndarray]],
     late: Mapping[str, Mapping[str, np.ndarray]],
     control: str,
@@ -23,7 +25,8 @@ def change(
     not independent.
 
     Args:
-      early: arm -> key of `statistics.SUMS` -> [n] sums over the first part.
+      signals: of the sums.
+      early: arm -> key of `statistics.sums_of` -> [n] sums over the first part.
       late: the same over the second part; users in the same order.
       control: one of the arms.
       paired: whether all arms have the same users in the same order.
@@ -34,7 +37,7 @@ def change(
       `statistics.MIN_EVENTS` users of the arm or of the control have any of the metric.
     """
     result: dict[str, dict[str, dict[str, Any]]] = {arm: {} for arm in early}
-    for metric, (top, bottom) in statistics.RATIOS.items():
+    for metric, (top, bottom) in statistics.ratios_of(signals).items():
         if top not in early[control] or bottom not in early[control]:
             continue
         events = {arm: min(int(np.count_nonzero(part[arm][top])) for part in (early, late)) for arm in early}
@@ -85,9 +88,9 @@ def format_table(result: Mapping[str, Any], metric: str) -> str:
       result: from `abtest.simulate_days.compare`.
       metric: key of its metrics.
     """
-    arms = list(result["ab_test"])
+    arms, less = list(result["ab_test"]), metric in statistics.lower_is_better(result)
     rows = [
-        [str(row["day"]), *(statistics.cell(row["ab_test"][arm][metric], metric) for arm in arms)]
+        [str(row["day"]), *(statistics.cell(row["ab_test"][arm][metric], less) for arm in arms)]
         for row in result["by_day"]
     ]
     return tables.markdown(["day", *(f"{arm}, {metric}" for arm in arms)], rows)

@@ -46,7 +46,7 @@ def rollout_metrics_of_users(
     k: int,
     capacity: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Serve one session to each user; return sums [n] by name of `rollout.USER_METRICS`.
+    """Serve one session to each user; return sums [n] by name of `rollout.user_metrics`.
 
     The result also has `user_id` [n] and `exposures` [G, V].
 
@@ -61,10 +61,11 @@ def rollout_metrics_of_users(
     args, sizes = _call(sim, policy, key, mesh, user_ids, day, k, capacity)
     share, each = sizes["num_users"], -(-num_users // devices)
     sums, counts = _serve(*args, **sizes)
-    width = len(rollout.USER_METRICS)  # explicit: reshape cannot infer -1 for an empty array
+    names = rollout.user_metrics(sim.signals)
+    width = len(names)  # explicit: reshape cannot infer -1 for an empty array
     table = sharding.fetch(sums).astype(np.float64).reshape(devices, share, width)[:, :each]
     table = table.reshape(devices * each, width)[:num_users]
-    result: dict[str, np.ndarray] = {name: table[:, i] for i, name in enumerate(rollout.USER_METRICS)}
+    result: dict[str, np.ndarray] = {name: table[:, i] for i, name in enumerate(names)}
     result["user_id"] = np.asarray(user_ids)
     result["exposures"] = functools.reduce(np.add, sharding.fetch(counts))  # of one device: no copy
     return result
@@ -85,7 +86,7 @@ def _call(sim, policy, key, mesh, user_ids: np.ndarray, day: int, k: int, capaci
     users[np.arange(share) < queue[:, None]] = user_ids
     most = _SLOTS if jax.default_backend() == "cpu" else _MANY_SLOTS
     here = sharding.put_batch((sharding.own_part(users, mesh).reshape(-1), sharding.own_part(queue, mesh)), mesh)
-    args = (sim[:3], *sharding.put_replicated((sim[3:], policy, key), mesh), *here, np.int32(day))
+    args = (sim.static, *sharding.put_replicated((sim.data, policy, key), mesh), *here, np.int32(day))
     return args, {"num_users": share, "slots": int(np.clip(share // 8, 16, most)), "k": k, "mesh": mesh}
 
 
@@ -126,10 +127,11 @@ def history_means(sim: base.Simulator, key: types.Key, user_ids: np.ndarray, day
       day: of the arrival.
       block: users per call.
     """
+    number = len(sim.signals)
     padded = np.zeros(-(-len(user_ids) // block) * block, np.int32)
     padded[: len(user_ids)] = user_ids
     parts = [_history_means(sim.reset, sim.params, key, part, jnp.int32(day)) for part in padded.reshape(-1, block)]
-    return np.concatenate([np.zeros((0, len(types.SIGNALS))), *parts])[: len(user_ids)]
+    return np.concatenate([np.zeros((0, number)), *parts])[: len(user_ids)]
 
 
 def users_of(names: list[str], user_ids: np.ndarray, salt: str | None) -> dict[str, np.ndarray]:
@@ -188,7 +190,8 @@ def compare(
       observe: called with each block's per-user sums, as `statistics.ABTest.update` takes them.
 
     Returns:
-      {"ab_test": as `statistics.ABTest.results`, "truncated_pct": {arm: share of truncated sessions}}; with hashing
+      {"ab_test": as `statistics.ABTest.results`, "signals": the simulator's, as a dictionary, "truncated_pct": {arm:
+      share of truncated sessions}}; with hashing
       also "srm" (`sample_ratio`); if always valid, "always_valid95" in addition to "ci95", and "looks", the interim
       analyses: [{"users": {arm: so far}, "ab_test": as above without coverage and Gini}], starting when every arm has
       two users.
@@ -197,7 +200,7 @@ def compare(
       ValueError: for an arm that gets fewer than two users.
     """
     names = list(arms)
-    test, policies = statistics.ABTest(names, control, paired=salt is None), base.choices(arms)
+    test, policies = statistics.ABTest(sim.signals, names, control, paired=salt is None), base.choices(arms)
     total = num_users if salt is None else num_users * len(names)
     check_users(users_of(names, np.arange(total), salt))
     block = min(block_users(total, mesh), -(-total // _LOOKS) if always_valid else total)
@@ -223,5 +226,5 @@ def compare(
             quantile = sequential.quantile(min(start + block, total) / total)
             looks.append({"users": test.users(), "ab_test": test.ratios(quantile)})
     truncated = {name: 100.0 * value / max(test.users()[name], 1) for name, value in cut.items()}
-    result = test.results(quantile) | {"truncated_pct": truncated}
+    result = test.results(quantile) | {"truncated_pct": truncated, "signals": sim.signals.as_dict()}
     return result | ({} if salt is None else sample_ratio(test.users())) | ({"looks": looks} if looks else {})

@@ -3,7 +3,7 @@
 All users visit on the first day, and later on the days that `next_visit` gives, which depend on their sessions in that
 arm. So the days after the first measure an arm's effect on visits, and a day's sessions are those of its visitors. A
 difference per session may thus come from a difference in visitors, while metrics per user and day (`visits`,
-`watch_time_per_day`) cover all users of an arm.
+such as `watch_time_per_day`) cover all users of an arm.
 
 The state carried from day to day is the day of the next visit, the new videos, and the assignment to arms. The world
 samples each day's initial history in closed form from users' base interests: histories do not contain what an arm
@@ -18,6 +18,7 @@ import numpy as np
 
 from mmrf_jax.abtest import by_day, sequential, simulate, statistics
 from mmrf_jax.envs import base, rollout
+from mmrf_jax.signals import Signals
 
 _NOT_SUMMED = ("user_id", "exposures", "next_visit")
 
@@ -72,7 +73,7 @@ def compare(
             done += len(cohort.user_ids)
             progress(done)
         visitors = {name: int(sums["sessions"].sum()) for name, sums in today.items()}
-        found = _results(today, control, salt is None, covariate, quantile)
+        found = _results(sim.signals, today, control, salt is None, covariate, quantile)
         rows.append({"day": day, "visitors": visitors, **found})
         for part, inside in ((early, 0 < day - first_day <= half), (late, first_day + days - day <= half)):
             if inside:
@@ -80,11 +81,12 @@ def compare(
                     _add(part.setdefault(name, {}), {key: x for key, x in sums.items() if key != "exposures"})
     whole = {name: cohort.sums for name, cohort in cohorts.items()}
     cut = {name: float(100.0 * sums["truncated"].sum() / sums["sessions"].sum()) for name, sums in whole.items()}
-    result = _results(whole, control, salt is None, covariate, quantile) | {"truncated_pct": cut}
+    result = _results(sim.signals, whole, control, salt is None, covariate, quantile)
+    result |= {"truncated_pct": cut, "signals": sim.signals.as_dict()}
     if salt is not None:
         result |= simulate.sample_ratio({name: len(ids) for name, ids in users.items()})
     if half:
-        result["lasting"] = by_day.change(early, late, control, paired=salt is None)
+        result["lasting"] = by_day.change(sim.signals, early, late, control, paired=salt is None)
     return result | {"by_day": rows}
 
 
@@ -100,7 +102,7 @@ class _Cohort:
         """Serve a day; return its sums [n] over all users of the arm (0 without a visit) and add them to `sums`."""
         block = min(simulate.BLOCK * mesh.size, capacity)
         coming = np.flatnonzero(self.due == day)
-        sums = {name: np.zeros(len(self.due)) for name in rollout.USER_METRICS if name not in _NOT_SUMMED}
+        sums = {name: np.zeros(len(self.due)) for name in rollout.user_metrics(sim.signals) if name not in _NOT_SUMMED}
         sums |= {"user_days": np.ones(len(self.due)), "sessions": 1.0 * (self.due == day)}
         sums["exposures"] = np.zeros((rollout.EXPOSURE_GROUPS, sim.items.num_videos), np.int64)
         for start in range(0, len(coming), block):
@@ -122,9 +124,9 @@ def _add(total: dict[str, np.ndarray], sums: Mapping[str, np.ndarray]) -> None:
         total[name] = total.get(name, 0) + values
 
 
-def _results(sums, control: str, paired: bool, covariate, quantile: float | None) -> dict:
+def _results(signals: Signals, sums, control: str, paired: bool, covariate, quantile: float | None) -> dict:
     """Return {"ab_test": …} of arms held in memory."""
-    test = statistics.ABTest(tuple(sums), control, paired)
+    test = statistics.ABTest(signals, tuple(sums), control, paired)
     tested = {arm: {name: x for name, x in own.items() if name not in simulate.NOT_TESTED} for arm, own in sums.items()}
     test.update(tested, covariate)
     return test.results(quantile)

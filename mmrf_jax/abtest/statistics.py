@@ -24,27 +24,53 @@ from scipy import special
 from mmrf_jax.abtest import moments
 from mmrf_jax.estimate import MIN_EVENTS
 from mmrf_jax.metrics import coverage
-from mmrf_jax.signals import BINARY_SIGNALS
+from mmrf_jax.signals import Signals
 
-#: Metric -> (numerator, denominator), keys of per-user sums. Interaction rates are per exposed video.
-RATIOS = {
-    "watch_time": ("watch_time", "sessions"),  # seconds per session
-    "depth": ("depth", "sessions"),  # videos per session
-    "requests": ("requests", "sessions"),  # requests per session
-    **{signal: (signal, "depth") for signal in BINARY_SIGNALS},
-    "return_rate": ("returned", "sessions"),  # share of sessions followed by another within a day
-    "ild": ("ild", "requests"),  # intra-list diversity per slate
-    # Over all users of an arm, including those without a visit. `user_days` is days under test, users × days overall.
-    "visits": ("sessions", "user_days"),  # sessions per user and day
-    "watch_time_per_day": ("watch_time", "user_days"),  # seconds per user and day
-}
-#: Per-user sums an arm may have; `sessions` defaults to 1 for every user.
-SUMS = ("sessions", "watch_time", "depth", "requests", "returned", "ild", *BINARY_SIGNALS, "user_days")
-#: Metrics for which lower is better; for all others higher is.
-LOWER_IS_BETTER = ("hate", "truncated", "gini")
+#: Metrics for which lower is better, whatever the signals.
+LOWER_IS_BETTER = ("truncated", "gini")
 MAX_ERROR = 0.5  # relative standard error of a ratio; above it few users hold most events: no interval is reliable
 _COVARIATE = "covariate"
 Z95 = float(special.ndtri(0.975))  # half-width of an interval in standard errors
+
+
+def ratios_of(signals: Signals) -> dict[str, tuple[str, str]]:
+    """Return metric -> (numerator, denominator), keys of per-user sums; rates of binary signals are per exposed video.
+
+    `visits` and `NAME_per_day` are over all users of an arm, including those without a visit; `user_days` is days under
+    test, users × days overall.
+    """
+    return {
+        **{name: (name, "sessions") for name in signals.numeric_names},  # such as seconds per session
+        "depth": ("depth", "sessions"),  # videos per session
+        "requests": ("requests", "sessions"),  # requests per session
+        **{name: (name, "depth") for name in signals.binary_names},
+        "return_rate": ("returned", "sessions"),  # share of sessions followed by another within a day
+        "ild": ("ild", "requests"),  # intra-list diversity per slate
+        "visits": ("sessions", "user_days"),  # sessions per user and day
+        f"{signals.main}_per_day": (signals.main, "user_days"),  # such as seconds per user and day
+    }
+
+
+def sums_of(signals: Signals) -> tuple[str, ...]:
+    """Return the per-user sums that an arm may have; `sessions` defaults to 1 for every user."""
+    counts = ("depth", "requests", "returned", "ild", *signals.binary_names, "user_days")
+    return ("sessions", *signals.numeric_names, *counts)
+
+
+def main_metric(results: Mapping[str, Any]) -> str:
+    """Return the metric of the main agent's signal, given a result with "signals"; without them the first metric."""
+    if "signals" in results:
+        return Signals.from_dict(results["signals"]).main
+    return next(iter(next(iter(results.get("ab_test", results).values()), {})), "")
+
+
+def lower_is_better(results: Mapping[str, Any] | Signals) -> frozenset[str]:
+    """Return the metrics for which lower is better, given signals or a result with "signals"."""
+    if not isinstance(results, Signals):
+        if "signals" not in results:
+            return frozenset(LOWER_IS_BETTER)
+        results = Signals.from_dict(results["signals"])
+    return frozenset((*LOWER_IS_BETTER, *(signal.name for signal in results.signals if signal.sign < 0)))
 
 
 class ABTest:
@@ -54,6 +80,7 @@ class ABTest:
     blocks, up to float64 rounding.
 
     Args:
+      signals: of the sums.
       arms: names, including the control.
       control: name of the arm that the others are compared with.
       paired: True if the arms hold the same users in the same order (a simulator can serve every arm to every user);
@@ -63,7 +90,8 @@ class ABTest:
       ValueError: for a control that is not an arm, or duplicate names.
     """
 
-    def __init__(self, arms: Sequence[str], control: str, paired: bool):
+    def __init__(self, signals: Signals, arms: Sequence[str], control: str, paired: bool):
+        self._ratios, self._sums = ratios_of(signals), sums_of(signals)
         self.arms, self.control, self.paired = tuple(arms), control, paired
         if control not in self.arms or len(set(self.arms)) != len(self.arms):
             raise ValueError(f"control {control!r} must be one of the arms {self.arms}, all different")
@@ -78,7 +106,7 @@ class ABTest:
         """Add users.
 
         Args:
-          sums: arm -> key of `SUMS` -> [n] sums over the user's sessions; optionally `user_id` [n], which must agree
+          sums: arm -> key of `sums_of` -> [n] sums over the user's sessions; optionally `user_id` [n], which must agree
             between paired arms; optionally `exposures` [G, V], counts by group of users (`rollout.exposure_group`) and
             video.
           covariate: arm -> [n] or [n, P], known before the test and correlated with the metrics, such as the watch time
@@ -95,7 +123,7 @@ class ABTest:
             raise ValueError(f"covariate is of the arms {sorted(covariate)}, expected {sorted(self.arms)}")
         tables = {}
         for arm in self.arms:
-            columns, tables[arm] = _table(arm, sums[arm], None if covariate is None else covariate[arm])
+            columns, tables[arm] = _table(self._sums, arm, sums[arm], None if covariate is None else covariate[arm])
             self._columns = self._columns or columns
             if columns != self._columns:
                 raise ValueError(f"arm {arm!r} has sums {columns}, another arm or block has {self._columns}")
@@ -154,7 +182,7 @@ class ABTest:
         quantiles = {"ci95": Z95} | ({} if always_valid is None else {"always_valid95": always_valid})
         means, covariance = self._mean_and_covariance()
         result: dict[str, dict[str, dict[str, Any]]] = {arm: {} for arm in self.arms}
-        for metric, (numerator, denominator) in RATIOS.items():
+        for metric, (numerator, denominator) in self._ratios.items():
             if numerator not in self._columns or denominator not in self._columns:
                 continue
             values, gradients = self._ratio(metric, means)
@@ -226,7 +254,7 @@ class ABTest:
     def _ratio(self, metric: str, means: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Return a metric's value in every arm (NaN without a denominator) and its gradient [A M] in the means."""
         values, gradients, size = {}, {}, len(self._columns)
-        top, bottom = (self._columns.index(key) for key in RATIOS[metric])
+        top, bottom = (self._columns.index(key) for key in self._ratios[metric])
         for index, arm in enumerate(self.arms):
             mean = means[index * size : (index + 1) * size]
             gradient = np.zeros((len(self.arms), size))
@@ -265,19 +293,21 @@ class ABTest:
 
 
 def compare(
+    signals: Signals,
     arms: Mapping[str, Mapping[str, np.ndarray]],
     control: str,
     paired: bool,
     covariate: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """Return {"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}} of arms held in memory; see `ABTest`.
+) -> dict[str, Any]:
+    """Return {"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}, "signals"} of arms in memory; see `ABTest`.
 
     Example:
-      compare({"production": {"watch_time": seconds, "depth": videos}, "mmrf": {…}}, "production", paired=True)
+      arms = {"production": {"watch_time": seconds, "depth": videos}, "mmrf": {…}}
+      compare(SHORT_VIDEO, arms, "production", paired=True)
     """
-    test = ABTest(tuple(arms), control, paired)
+    test = ABTest(signals, tuple(arms), control, paired)
     test.update(arms, covariate)
-    return test.results()
+    return test.results() | {"signals": signals.as_dict()}
 
 
 def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None, width: int = 160) -> str:
@@ -291,7 +321,7 @@ def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = Non
     Raises:
       KeyError: for a metric that an arm does not have.
     """
-    results = results.get("ab_test", results)
+    less, results = lower_is_better(results), results.get("ab_test", results)
     metrics = list(next(iter(results.values()))) if metrics is None else list(metrics)
     names = ["arm", *results]
     names = [name.ljust(max(map(len, names))) for name in names]
@@ -302,7 +332,7 @@ def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = Non
             raise KeyError(
                 f"metric {metric!r} is not among the results of {missing}; choose among {list(results[missing[0]])}"
             )
-        cells = [metric, *(cell(results[arm][metric], metric) for arm in results)]
+        cells = [metric, *(cell(results[arm][metric], metric in less) for arm in results)]
         size = max(map(len, cells))
         if not tables or len(tables[-1][0]) + size + 3 > width:
             tables.append([f"| {name} |" for name in names])
@@ -313,14 +343,14 @@ def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = Non
 
 
 def _table(
-    arm: str, sums: Mapping[str, np.ndarray], covariate: np.ndarray | None
+    known: Sequence[str], arm: str, sums: Mapping[str, np.ndarray], covariate: np.ndarray | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Check the sums of an arm; return the column names and [n, M] float64."""
     given = [key for key in sums if key not in ("user_id", "exposures")]
-    unknown = [key for key in given if key not in SUMS]
+    unknown = [key for key in given if key not in known]
     if unknown or not given:
-        raise ValueError(f"arm {arm!r} has sums {given}; choose among {', '.join(SUMS)}")
-    columns = {key: np.asarray(sums[key], np.float64) for key in SUMS if key in given}
+        raise ValueError(f"arm {arm!r} has sums {given}; choose among {', '.join(known)}")
+    columns = {key: np.asarray(sums[key], np.float64) for key in known if key in given}
     columns.setdefault("sessions", np.ones_like(columns[given[0]]))
     if covariate is not None:
         covariate = np.asarray(covariate, np.float64)
@@ -336,11 +366,6 @@ def _table(
                 f"{key} of arm {arm!r} has {int((~np.isfinite(values)).sum())} numbers that are not finite"
             )
     return tuple(columns), np.stack(list(columns.values()), axis=1)
-
-
-def lower_is_better(metric: str) -> bool:
-    """Return whether lower values of a metric are better."""
-    return metric in LOWER_IS_BETTER
 
 
 def verdict(bounds: Sequence[float | None] | None, less: bool = False) -> str:
@@ -371,21 +396,22 @@ def reason(entry: Mapping[str, Any]) -> str:
 
 
 def control_of(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the control: the first arm whose main metric has the interval [0, 0]; "" if there is none."""
+    """Return the control: the first arm all of whose known intervals are [0, 0]; "" if there is none."""
     for arm, metrics in arms.items():
-        entry: Mapping[str, Any] = metrics.get("watch_time") or next(iter(metrics.values()), {})
-        if entry.get("ci95") == [0, 0]:
+        known = [entry["ci95"] for entry in metrics.values() if entry.get("ci95") is not None]
+        if known and all(bounds == [0, 0] for bounds in known):
             return arm
     return ""
 
 
-def too_small(results: Mapping[str, Any], metric: str = "watch_time") -> str:
+def too_small(results: Mapping[str, Any], metric: str = "") -> str:
     """Return a sentence on the arms whose difference to the control is not significant; "" if all differences are.
 
     Args:
       results: from `compare`, or its "ab_test" entry.
+      metric: by which to compare; empty for `main_metric`.
     """
-    arms = results.get("ab_test", results)
+    arms, metric = results.get("ab_test", results), metric or main_metric(results)
     control = control_of(arms)
     found = {arm: metrics[metric]["ci95"] for arm, metrics in arms.items() if arm != control and metric in metrics}
     unsure = {arm: bounds for arm, bounds in found.items() if not verdict(bounds) and bounds != [0, 0]}
@@ -398,13 +424,18 @@ def too_small(results: Mapping[str, Any], metric: str = "watch_time") -> str:
     return f"{text}the true difference may be 0, and as large as {max(known):.2g} %; use more sessions."
 
 
-def cell(entry: Mapping[str, Any], metric: str = "") -> str:
-    """Format a metric of an arm as "mean, diff % [low, high]", with "better" or "worse" if the interval excludes 0."""
+def cell(entry: Mapping[str, Any], less: bool = False) -> str:
+    """Format a metric of an arm as "mean, diff % [low, high]", with "better" or "worse" if the interval excludes 0.
+
+    Args:
+      entry: of `ABTest.results`.
+      less: whether less is better.
+    """
     mean = "–" if entry["mean"] is None else f"{entry['mean']:.4g}"
     if entry["mean"] is not None and abs(entry["mean"]) >= 1000:
         mean = f"{entry['mean']:,.0f}"
     if entry["diff_pct"] is None:
         return f"{mean}, {reason(entry)}"
     low, high = entry["ci95"]
-    said = verdict(entry["ci95"], lower_is_better(metric))
+    said = verdict(entry["ci95"], less)
     return f"{mean}, {entry['diff_pct']:+.2f} % [{low:+.2f}, {high:+.2f}]" + (f" {said}" if said else "")

@@ -8,7 +8,11 @@ from typing import Any
 from mmrf_jax.abtest import aa, assignment, by_day, statistics
 from mmrf_jax.io import tables
 
-_DAILY = ("watch_time", "depth", "visits", "watch_time_per_day")
+
+def daily(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the metrics that are listed by day."""
+    main = statistics.main_metric(result)
+    return (main, "depth", "visits", f"{main}_per_day")
 
 
 def describe(result: Mapping[str, Any]) -> str:
@@ -23,11 +27,11 @@ def describe(result: Mapping[str, Any]) -> str:
     cut = {name: round(value, 3) for name, value in result["truncated_pct"].items()}
     parts.append(f"sessions cut at their longest, %: {cut}")
     if "looks" in result:
-        parts.append(_looks(result["looks"]))
+        parts.append(_looks(result["looks"], statistics.main_metric(result)))
     if "by_day" in result:
-        parts += [f"\n{by_day.format_table(result, metric)}" for metric in _DAILY]
+        parts += [f"\n{by_day.format_table(result, metric)}" for metric in daily(result)]
     if "lasting" in result:
-        parts.append(_lasting(result["lasting"], _DAILY))
+        parts.append(_lasting(result["lasting"], daily(result)))
     return "\n".join(parts)
 
 
@@ -54,7 +58,7 @@ def _sample_ratio(result: Mapping[str, Any]) -> str:
     return line
 
 
-def _looks(looks: Sequence[Mapping[str, Any]], metric: str = "watch_time") -> str:
+def _looks(looks: Sequence[Mapping[str, Any]], metric: str) -> str:
     """Return, for each arm, the first interim analysis whose always-valid interval excludes zero."""
     lines = []
     for arm, metrics in looks[-1]["ab_test"].items():

@@ -16,8 +16,9 @@ from mmrf_jax.data import sessions, statistics
 from mmrf_jax.data.records import num_exposures
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.io import extras
+from mmrf_jax.signals import Signals
 
-SIGNALS = ("click", "long_view", "like", "profile_enter", "watch_time")
+FREQUENT = ("click", "long_view", "like", "profile_enter", "watch_time")  # of short videos; of other logs all signals
 _ROUNDS = 600
 _STEP = 25  # rounds between two evaluations on the validation day
 _MAX_ROWS = 1_000_000  # exposures fitted on
@@ -37,14 +38,19 @@ PARAMETERS: dict[str, Any] = {
 
 
 def features(
-    log: SessionLog, items: types.Items, past: list[SessionLog], rows: np.ndarray | slice = slice(None)
+    log: SessionLog,
+    items: types.Items,
+    signals: Signals,
+    past: list[SessionLog],
+    rows: np.ndarray | slice = slice(None),
 ) -> np.ndarray:
     """Compute one row per exposure of a log (`sessions.exposure_index`), or per one of `rows`, [n, F] float32.
 
-    Running means of `statistics.SIGNALS`, and counts, of the video, its author, its tag and the user over the exposures
-    of `past` logs on *earlier days*; the video's duration and features; the request's context; the user's profile.
+    Running means of `statistics.averaged`, and counts, of the video, its author, its tag and the user over the
+    exposures of `past` logs on *earlier days*; the video's duration and features; the request's context; the user's
+    profile.
     """
-    known, mine = statistics.exposures(past), statistics.exposures([log])
+    known, mine = statistics.exposures(past, signals), statistics.exposures([log], signals)
     date, user, video = (x[rows] for x in (mine.date, mine.user, mine.video))
     every = np.arange(items.num_videos)
     columns = [
@@ -69,23 +75,26 @@ class Table(NamedTuple):
     feedback: np.ndarray  # [n, S] float32
 
 
-def table(log: SessionLog, items: types.Items, past: list[SessionLog], seed: int | None = None) -> Table:
+def table(
+    log: SessionLog, items: types.Items, signals: Signals, past: list[SessionLog], seed: int | None = None
+) -> Table:
     """Return the exposures of a log, with a seed a sample if there are over a million; `past` as in `features`."""
     rows = np.arange(num_exposures(log))
     if seed is not None and len(rows) > _MAX_ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, _MAX_ROWS, replace=False))
     session, request, slot = (x[rows] for x in sessions.exposure_index(log))
     video = log.candidates[request, log.slate[request, slot]]
-    return Table(log.user_id[session], video, features(log, items, past, rows), log.feedback[request, slot])
+    return Table(log.user_id[session], video, features(log, items, signals, past, rows), log.feedback[request, slot])
 
 
-def labels(rows: Table) -> dict[str, np.ndarray]:
-    """Return the labels of each model, {signal: [n]}: 0 or 1, and log1p of seconds."""
-    out = {name: rows.feedback[:, types.signal_index(name)].astype(np.float64) for name in SIGNALS}
-    return out | {"watch_time": np.log1p(out["watch_time"])}
+def labels(rows: Table, signals: Signals) -> dict[str, np.ndarray]:
+    """Return the labels of each model, {signal: [n]}: 0 or 1, log1p of durations and counts, and values."""
+    feedback = rows.feedback.astype(np.float64)
+    return {name: statistics.label_of(signals, name, feedback) for name in signals.choose(FREQUENT)}
 
 
 def scores(
+    signals: Signals,
     train: Table,
     valid: Table | None,
     tests: Mapping[str, np.ndarray],
@@ -93,11 +102,12 @@ def scores(
     seed: int = 0,
     rounds: int = _ROUNDS,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Score the exposures of test logs, {log: {signal: [n]}}: log-odds, and expected log1p seconds.
+    """Score the exposures of test logs, {log: {signal: [n]}}: log-odds, or the expected label.
 
     A signal with a single label value in the training rows has no scores.
 
     Args:
+      signals: of the logs.
       train: exposures to fit on.
       valid: exposures to choose the number of rounds on; None to use all rounds.
       tests: {log: features [n, F]} to score.
@@ -108,22 +118,26 @@ def scores(
         import lightgbm
 
     result: dict[str, dict[str, np.ndarray]] = {log: {} for log in tests}
-    for name, label in labels(train).items():
+    for name, label in labels(train, signals).items():
         if len(np.unique(label)) < 2:
             continue
-        objective = "regression" if name == "watch_time" else "binary"
+        binary = name in signals.binary_names
+        objective = "binary" if binary else "regression"
         data = lightgbm.Dataset(train.features, label)
         model = lightgbm.train(PARAMETERS | {"objective": objective, "seed": seed}, data, rounds)
-        trees = rounds if valid is None else _best(model, name, valid, measure, rounds)
+        trees = (
+            rounds
+            if valid is None
+            else _best(model, labels(valid, signals)[name], name in signals.binary_names, valid, measure, rounds)
+        )
         for log, x in tests.items():
             result[log][name] = np.asarray(model.predict(x, num_iteration=trees, raw_score=True))
     return result
 
 
-def _best(model, name: str, valid: Table, measure, rounds: int) -> int:
-    """Return the number of trees with the best validation metric of a signal; all of them if it is undefined."""
-    label = labels(valid)[name]
-    if name == "watch_time":  # above the median: all pairs of rows would take longer and choose the same
+def _best(model, label: np.ndarray, binary: bool, valid: Table, measure, rounds: int) -> int:
+    """Return the number of trees with the best validation metric of a label; all of them if it is undefined."""
+    if not binary:  # above the median: all pairs of rows would take longer and choose the same
         label = label > np.median(label)
     score, measured = np.zeros(len(label)), []
     for start in range(0, rounds, _STEP):

@@ -1,7 +1,7 @@
 """DeepFM (Guo et al., 2017): a factorisation machine and a deep part over the same fields, one output per signal.
 
 Fields are the user state, the crosses of the user's memory with the video, and the video's encoding in two parts: the
-id's row and the rest. Videos are ranked by expected watch time. The encoders are those of MMRF.
+id's row and the rest. Videos are ranked by the main signal. The encoders are those of MMRF.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mmrf_jax import types
 from mmrf_jax.agents import supervised
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.agents.wide_deep import Deep, crosses, prediction
@@ -31,14 +30,16 @@ class Heads(nn.Module):
 
     Attributes:
       id_dim: width of the id's row within an encoding, where it follows a constant.
+      num_signals: S.
     """
 
     id_dim: int
+    num_signals: int
 
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> heads.Prediction:
         """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
-        num_signals, zeros = len(types.SIGNALS), nn.initializers.zeros
+        num_signals, zeros = self.num_signals, nn.initializers.zeros
         prior = self.param("prior", zeros, (num_signals, 1))  # set to the base rates of the first log
         crossed = crosses(memory_mean, items)
         row, rest = items[..., 1 : 1 + self.id_dim], items[..., 1 + self.id_dim :]
@@ -54,13 +55,13 @@ class Heads(nn.Module):
 
         raw = linear("first_user")(z)[..., None, :]
         raw = raw + linear("first_video")(jnp.concatenate([crossed, items], axis=-1)) + linear("second")(pairs(fields))
-        return prediction(prior, raw + Deep(name="deep")(z, crossed, items))
+        return prediction(prior, raw + Deep(num_signals, name="deep")(z, crossed, items))
 
 
 def critic(config: AgentConfig) -> nn.Module:
     """Build the prediction network."""
-    return supervised.Predictor(config, functools.partial(Heads, config.id_dim))
+    return supervised.Predictor(config, functools.partial(Heads, config.id_dim, len(config.all_signals)))
 
 
 update = functools.partial(supervised.update, critic=critic)
-make = functools.partial(supervised.make, critic=critic, rank=supervised.by_watch_time)
+make = functools.partial(supervised.make, critic=critic, rank=supervised.by_main_signal)

@@ -10,27 +10,25 @@ import functools
 import chex
 import jax.numpy as jnp
 
-from mmrf_jax import types
 from mmrf_jax.agents import supervised
 from mmrf_jax.agents.mmrf import networks
+from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.models import heads
+from mmrf_jax.signals import Signals
 
-#: Weights of each signal's expectation divided by its standard deviation.
-WEIGHTS = {
-    "click": 0.1,
-    "like": 0.1,
-    "follow": 0.1,
-    "comment": 0.1,
-    "forward": 0.1,
-    "hate": -0.1,
-    "watch_time": 1.0,
-}
+AUXILIARY = 0.1  # weight of the signals of auxiliary agents; the main one has 1, the others 0
 
 
-def weighted_sum(raw: chex.Array, scale: chex.Array) -> chex.Array:
+def signal_weights(signals: Signals) -> tuple[float, ...]:
+    """Return the weight [S] of each signal's expectation divided by its standard deviation."""
+    size = dict.fromkeys(signals.agents, AUXILIARY) | {signals.main: 1.0}
+    return tuple(size.get(name, 0.0) * signals.sign(name) for name in signals.names)
+
+
+def weighted_sum(config: AgentConfig, raw: chex.Array, scale: chex.Array) -> chex.Array:
     """Rank by the sum over signals of weight × expected feedback / standard deviation; a `supervised.Rank`."""
-    weights = jnp.array([WEIGHTS.get(s, 0.0) for s in types.SIGNALS])
-    expected = heads.expected_feedback(raw, scale) / scale[:, None]
+    weights = jnp.array(signal_weights(config.all_signals))
+    expected = heads.expected_feedback(config.all_signals, raw, scale) / scale[:, None]
     return jnp.einsum("s,...sc->...c", weights, expected)
 
 

@@ -8,29 +8,33 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import statistics
 from mmrf_jax.envs import base
+from mmrf_jax.signals import Signals
 
 PRIOR = 20.0  # pseudo-exposures of the overall mean
 
 
-def smoothed_means(videos: np.ndarray, feedback: np.ndarray, num_videos: int) -> np.ndarray:
+def smoothed_means(signals: Signals, videos: np.ndarray, feedback: np.ndarray, num_videos: int) -> np.ndarray:
     """Compute per-video means of training feedback, shrunk to the overall mean.
 
     Args:
+      signals: of the log.
       videos: [n] int32.
-      feedback: [n, S]; watch time enters as log1p of its seconds, so that a few long plays do not decide a video's
-        rank.
+      feedback: [n, S]; durations and counts enter as log1p, so that a few long plays do not decide a video's rank.
       num_videos: V.
 
     Returns:
       [V, S] float64.
     """
-    values = np.concatenate([feedback[:, :-1], np.log1p(feedback[:, -1:])], axis=1).astype(np.float64)
+    values = feedback.copy()
+    values[:, signals.amounts] = np.log1p(feedback[:, signals.amounts])
+    values = values.astype(np.float64)
     return statistics.shrunken_means(videos, values, num_videos, PRIOR)[:, :-1]
 
 
-def make(means: np.ndarray) -> base.Policy:
-    """Return a policy that ranks all candidates by the means [V, S] of their watch time, as an arm of A/B tests."""
-    return base.Policy(jnp.asarray(means[:, types.WATCH_TIME], jnp.float32), base.nothing, _score, base.nothing)
+def make(signals: Signals, means: np.ndarray) -> base.Policy:
+    """Return a policy that ranks all candidates by the means [V, S] of their main signal, as an arm of A/B tests."""
+    main = signals.sign(signals.main) * means[:, signals.index(signals.main)]
+    return base.Policy(jnp.asarray(main, jnp.float32), base.nothing, _score, base.nothing)
 
 
 def _score(mean, memory, request: types.Request):

@@ -26,7 +26,7 @@ def _actor_scores(
 
 
 def _actors(config: AgentConfig) -> tuple[str, ...]:
-    return config.signals[-config.num_actors :]
+    return config.agent_signals[-config.num_actors :]
 
 
 class Method(NamedTuple):
@@ -60,27 +60,33 @@ def _supervised(module, critic: Callable[[AgentConfig], nn.Module], rank: superv
 
     def score(config, state, encoded, items):
         raw = critic(config).apply(state.params["critic"], *encoded.user, items).feedback
-        return supervised.scores(config, raw, rank(raw, state.reward_scale))
+        return supervised.scores(config, raw, rank(config, raw, state.reward_scale))
 
-    return Method(module.update, module.make, score, lambda config: config.signals, critic, **fields)
+    return Method(module.update, module.make, score, lambda config: config.agent_signals, critic, **fields)
 
 
 _with = functools.partial(functools.partial, dataclasses.replace)
-_ALONE = _with(signals=("watch_time",))
-_ALONE_AND_FREE = _with(signals=("watch_time",), residual_actor=False)  # as published, even if MMRF adds to critics
+
+
+def _alone(config: AgentConfig, **changes) -> AgentConfig:
+    """Return the config of the main agent alone."""
+    return dataclasses.replace(config, signals=config.agent_signals[-1:], **changes)
+
+
+_alone_and_free = functools.partial(_alone, residual_actor=False)  # as published, even if MMRF adds to critics
 
 METHODS = {
     "mmrf": Method(training_step.update, simulates=True),
-    "bc": Method(bc.update, configure=_ALONE_AND_FREE, predicts=False, collects=False),
-    "wide_deep": _supervised(wide_deep, wide_deep.critic, supervised.by_watch_time),
-    "deepfm": _supervised(deepfm, deepfm.critic, supervised.by_watch_time),
+    "bc": Method(bc.update, configure=_alone_and_free, predicts=False, collects=False),
+    "wide_deep": _supervised(wide_deep, wide_deep.critic, supervised.by_main_signal),
+    "deepfm": _supervised(deepfm, deepfm.critic, supervised.by_main_signal),
     "pareto": Method(pareto.update, configure=_with(one_actor=True)),
     "tscac": Method(tscac.update, configure=_with(communication="none")),
     "massa": Method(massa.update, configure=_with(communication="shared_latent"), simulates=True),
-    "td3_bc": Method(td3_bc.update, configure=_ALONE_AND_FREE),
-    "iql": Method(iql.update, configure=_ALONE_AND_FREE),
+    "td3_bc": Method(td3_bc.update, configure=_alone_and_free),
+    "iql": Method(iql.update, configure=_alone_and_free),
     "ltr": _supervised(ltr, networks.Critic, ltr.weighted_sum, collects=False),
-    "myopic": _supervised(myopic, networks.Critic, supervised.by_watch_time, configure=_ALONE, predicts=False),
+    "myopic": _supervised(myopic, networks.Critic, supervised.by_main_signal, configure=_alone, predicts=False),
 }
 
 

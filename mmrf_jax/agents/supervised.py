@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import chex
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.envs import base
 from mmrf_jax.models import heads, optimization, representation
 
-Rank = Callable[[chex.Array, chex.Array], chex.Array]  # raw predictions [..., S, C], scale [S] -> scores [..., C]
+#: (config, raw predictions [..., S, C], scale [S]) -> scores [..., C].
+Rank = Callable[[AgentConfig, chex.Array, chex.Array], chex.Array]
 
 
 class Predictor(nn.Module):
@@ -49,19 +50,20 @@ def update(
     axis_name: str | None = None,
     *,
     critic: Callable[[AgentConfig], nn.Module],
-    signals: Sequence[str] = types.SIGNALS,
+    only_main: bool = False,
 ) -> tuple[agent_state.AgentState, dict[str, chex.Array]]:
-    """Run one regression step of `signals` on shown videos; with a critic, an `agent_state.Update`."""
+    """Run one regression step of all signals, or the main one, on shown videos: an `agent_state.Update`."""
     del simulated
     reduction = optimization.Reduction(axis_name)
     exposed = batch.loss_masks().exposed
     count = reduction.count(exposed)
-    index = jnp.array([types.signal_index(s) for s in signals])
-    weights = jnp.asarray(config.signal_weights)[index]
+    signals = config.agent_signals[-1:] if only_main else config.all_signals.names
+    index = jnp.array([config.all_signals.index(s) for s in signals])
+    weights = jnp.asarray(config.loss_weights)[index]
 
     def loss_fn(params, encoded):
         out = critic(config).apply(params["critic"], *encoded.user, encoded.shown)
-        loss = heads.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
+        loss = heads.feedback_loss(config.all_signals, out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
         loss = jnp.einsum("btk,btks->s", exposed, loss[..., index]) / count
         return weights @ loss, {f"loss/{s}": loss[i] for i, s in enumerate(signals)}
 
@@ -98,21 +100,23 @@ def _score(config: AgentConfig, critic, rank):
     def score(params, memory, request):
         z = policy.user_state(config, params, memory, request)
         out = critic(config).apply(params["critic"], z, memory.mean(), params["encodings"][request.candidates])
-        scores = rank(out.feedback, params["scale"])
+        scores = rank(config, out.feedback, params["scale"])
         scores = scores - scores.mean(axis=-1, keepdims=True)
         return scores / (config.temperature * (scores.std(axis=-1, keepdims=True) + 1e-6))
 
     return score
 
 
-def by_watch_time(raw: chex.Array, scale: chex.Array) -> chex.Array:
-    """Rank by the log of expected normalised watch time; a `Rank`."""
+def by_main_signal(config: AgentConfig, raw: chex.Array, scale: chex.Array) -> chex.Array:
+    """Rank by the main signal's raw prediction, such as the log of expected normalised watch time; a `Rank`."""
     del scale
-    return raw[..., types.WATCH_TIME, :]
+    main = config.agent_signals[-1]
+    predicted = raw[..., config.all_signals.index(main), :]
+    return predicted if config.all_signals.sign(main) > 0 else -predicted
 
 
 def scores(config: AgentConfig, raw: chex.Array, main: chex.Array) -> chex.Array:
     """Return columns [..., N, C]: raw predictions [..., S, C] of auxiliary agents' signals, then `main` [..., C]."""
-    index = jnp.array([types.signal_index(s) for s in config.signals[:-1]], jnp.int32)
+    index = jnp.array([config.all_signals.index(s) for s in config.agent_signals[:-1]], jnp.int32)
     signs = jnp.array([terms[0][1] for terms in config.reward_terms[:-1]])[:, None]
     return jnp.concatenate([signs * raw[..., index, :], main[..., None, :]], axis=-2)

@@ -1,6 +1,6 @@
 """Wide & Deep (Cheng et al., 2016): a wide linear part over crosses, and a deep one; videos are scored separately.
 
-One output per signal; videos are ranked by expected watch time. The encoders are those of MMRF.
+One output per signal; videos are ranked by the main signal. The encoders are those of MMRF.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mmrf_jax import types
 from mmrf_jax.agents import supervised
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.models import heads
@@ -28,6 +27,8 @@ def crosses(memory_mean: chex.Array, items: chex.Array) -> chex.Array:
 class Deep(nn.Module):
     """Hidden layers over user state, video and crosses, separately for each video, with S outputs."""
 
+    num_signals: int
+
     @nn.compact
     def __call__(self, z: chex.Array, crossed: chex.Array, items: chex.Array) -> chex.Array:
         """Map z [..., Z], crossed [..., M, X] and items [..., M, D] to [..., M, S]."""
@@ -36,7 +37,7 @@ class Deep(nn.Module):
         x = nn.gelu(x + nn.Dense(_HIDDEN[0])(jnp.concatenate([crossed, items], axis=-1)))
         for width in _HIDDEN[1:]:
             x = nn.gelu(nn.Dense(width)(x))
-        return nn.Dense(len(types.SIGNALS), kernel_init=nn.initializers.zeros, use_bias=False)(x)
+        return nn.Dense(self.num_signals, kernel_init=nn.initializers.zeros, use_bias=False)(x)
 
 
 def prediction(prior: chex.Array, raw: chex.Array) -> heads.Prediction:
@@ -49,10 +50,12 @@ def prediction(prior: chex.Array, raw: chex.Array) -> heads.Prediction:
 class Heads(nn.Module):
     """The sum of wide and deep parts."""
 
+    num_signals: int
+
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> heads.Prediction:
         """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
-        num_signals, zeros = len(types.SIGNALS), nn.initializers.zeros
+        num_signals, zeros = self.num_signals, nn.initializers.zeros
         prior = self.param("prior", zeros, (num_signals, 1))  # set to the base rates of the first log
         crossed = crosses(memory_mean, items)
 
@@ -61,13 +64,13 @@ class Heads(nn.Module):
 
         wide = linear("wide_user")(z)[..., None, :]
         wide = wide + linear("wide_video")(jnp.concatenate([crossed, items], axis=-1))
-        return prediction(prior, wide + Deep(name="deep")(z, crossed, items))
+        return prediction(prior, wide + Deep(num_signals, name="deep")(z, crossed, items))
 
 
 def critic(config: AgentConfig) -> nn.Module:
     """Build the prediction network."""
-    return supervised.Predictor(config, Heads)
+    return supervised.Predictor(config, functools.partial(Heads, len(config.all_signals)))
 
 
 update = functools.partial(supervised.update, critic=critic)
-make = functools.partial(supervised.make, critic=critic, rank=supervised.by_watch_time)
+make = functools.partial(supervised.make, critic=critic, rank=supervised.by_main_signal)

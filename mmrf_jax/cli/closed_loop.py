@@ -88,7 +88,7 @@ def _loop(config, folder: Path, clients) -> None:
             moved = _Moved(server.url, row["artifact"])
             others = first + _USERS_A_ROUND // 2 + done.tried(f"{number} swap") * _USERS_A_TRY
             meanwhile = users.visit(others, _USERS_A_TRY, 32, until=moved)
-            row |= {"sessions_during_swap": len(meanwhile.watch_time), "failed_during_swap": meanwhile.failed}
+            row |= {"sessions_during_swap": len(meanwhile.main), "failed_during_swap": meanwhile.failed}
             done.add(row)
             say(_line(row))
     print("\n".join(table(done.production or {}, done.rounds)))
@@ -99,8 +99,8 @@ def _served(users, artifact: str, first_user: int) -> dict[str, Any]:
     visits = users.visit(first_user, _SESSIONS.value, progress=counted("visits", _SESSIONS.value))
     return {
         "artifact": artifact,
-        "sessions": len(visits.watch_time),
-        "watch_time": _mean(visits.watch_time),
+        "sessions": len(visits.main),
+        "watch_time": _mean(visits.main),
         "depth": _mean(visits.depth),
         "requests": int(visits.requests.sum()),
         "ranked_per_second": visits.requests.sum() / visits.seconds,

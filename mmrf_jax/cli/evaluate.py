@@ -21,12 +21,13 @@ def main() -> None:
 
     config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
     mesh = sharding.make_mesh()
-    source = restore.source_of(config, mesh)
+    source = restore.source_of(config, mesh, workdir=workdir)
     state = restore.load_state(config, source, workdir, mesh)
     result = evaluate.evaluate(config, source, state, mesh, thorough=True)
     if source.truth is not None:
         phase("truth")
-        result |= world_truth.compare(source, steps.plan_of(config), state, source.test()["test"], source.train)
+        plan = steps.plan_of(config, source.spec.signals)
+        result |= world_truth.compare(source, plan, state, source.test()["test"], source.train)
     files.write_json(workdir / "evaluation.json", result)
     evaluate.print_results(result)
 

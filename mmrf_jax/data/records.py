@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from mmrf_jax import types
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.data.sessions import num_exposures, select_sessions
 from mmrf_jax.io import extras, files
@@ -43,7 +42,7 @@ def array_records() -> Any:
 
 def _layout(spec: InputSpec) -> tuple[tuple[str, bool, str, tuple[int, ...]], ...]:
     """Return (field, one row per session?, dtype, shape of a row) in the order on disk."""
-    s = len(types.SIGNALS)
+    s = len(spec.signals)
     return (
         ("user_id", True, "<i4", ()),
         ("date", True, "<i4", ()),
@@ -185,18 +184,6 @@ def write_log(
             os.fsync(f.fileno())
 
 
-def _check_same(directory: pathlib.Path, found: dict[str, Any] | None, wanted: dict[str, Any] | None) -> None:
-    """Raise ValueError, naming the fields, if a log was made with other values than the reader expects."""
-    if found is None or wanted is None or found == wanted:
-        return
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
-    name = differing[0]
-    raise ValueError(
-        f"{directory} has {name}={found.get(name)}, {wanted[name]} is asked for; "
-        f"collect it again or change the config ({', '.join(differing)} differ)"
-    )
-
-
 class Blocks:
     """The blocks of sessions in a folder of `write_log`, read on demand (implements `data.stream.Blocks`)."""
 
@@ -221,16 +208,22 @@ class Blocks:
             manifest = json.loads((self._directory / MANIFEST).read_text())
             if manifest["version"] != VERSION:
                 raise ValueError(f"log version {manifest['version']}, this code reads {VERSION}")
-            self.spec, made_by = InputSpec(**manifest["spec"]), manifest["origin"]
+            self.spec, made_by = InputSpec.from_dict(manifest["spec"]), manifest["origin"]
             self._files = [(entry["name"], int(entry["sessions"])) for entry in manifest["files"]]
             self.total = (manifest["sessions"], manifest["requests"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{self._directory / MANIFEST} cannot be used ({error!r}); collect the log again"
             ) from error
-        wanted = None if spec is None else dataclasses.asdict(spec)
-        _check_same(self._directory, dataclasses.asdict(self.spec), wanted)
-        _check_same(self._directory, made_by, origin)
+        differing = {} if spec is None else self.spec.differing(spec)
+        if made_by is not None and origin is not None:
+            differing |= {n: (made_by.get(n), x) for n, x in origin.items() if not differing and made_by.get(n) != x}
+        if differing:
+            name, (found, wanted) = next(iter(differing.items()))
+            raise ValueError(
+                f"{self._directory} has {name}={found}, {wanted} is asked for; "
+                f"collect it again or change the config ({', '.join(differing)} differ)"
+            )
         for name, _ in self._files:
             if not (self._directory / name).exists():
                 raise FileNotFoundError(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from mmrf_jax import types
+from mmrf_jax.signals import SHORT_VIDEO, Signals
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """Sizes of all inputs of an agent; equal specs can share a checkpoint.
+    """Sizes of all inputs of an agent, and the signals; equal specs can share a checkpoint.
 
     Attributes:
       num_videos: V.
@@ -23,6 +25,7 @@ class InputSpec:
       candidates: C of a request.
       slate: K.
       history: H.
+      signals: the S signals of feedback arrays, and those with an agent.
     """
 
     num_videos: int
@@ -35,6 +38,28 @@ class InputSpec:
     candidates: int
     slate: int
     history: int
+    signals: Signals = SHORT_VIDEO
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> InputSpec:
+        """Make a spec from its fields, as `dataclasses.asdict` and JSON give them.
+
+        Raises:
+          TypeError: for a missing or unknown field.
+          ValueError: for signals that cannot be.
+        """
+        given = {"signals": Signals.from_dict(values["signals"])} if "signals" in values else {}
+        return cls(**{**values, **given})
+
+    def differing(self, other: InputSpec) -> dict[str, tuple[Any, Any]]:
+        """Return the fields in which two specs differ, with both values; of signals, their names and kinds."""
+
+        def plain(value: Any) -> Any:
+            return value.described if isinstance(value, Signals) else value
+
+        names = [field.name for field in dataclasses.fields(self)]
+        pairs = {name: (plain(getattr(self, name)), plain(getattr(other, name))) for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 @dataclasses.dataclass
@@ -78,7 +103,7 @@ class SessionLog:
             spec.candidates,
             spec.slate,
             spec.history,
-            len(types.SIGNALS),
+            len(spec.signals),
         )
         expected = {
             "profile": (n, spec.profile),

@@ -13,12 +13,12 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.signals import Signals
 
-#: Signals whose means are features; watch time enters as log1p of its seconds.
-SIGNALS = ("click", "long_view", "like", "watch_time")
+#: Signals of short videos whose means are features: the frequent ones. Of other logs it is all of them.
+FREQUENT = ("click", "long_view", "like", "watch_time")
 #: Prior weight of the overall mean in each mean, in exposures.
 PRIOR = 20.0
-NUM_FEATURES = 3 * (len(SIGNALS) + 1)  # per video: means of the video, its author and its tag
 
 
 class Exposures(NamedTuple):
@@ -27,20 +27,36 @@ class Exposures(NamedTuple):
     date: np.ndarray  # [n] int32
     user: np.ndarray  # [n] int32
     video: np.ndarray  # [n] int32
-    label: np.ndarray  # [n, L] float64, of `SIGNALS`
+    label: np.ndarray  # [n, L] float64, of `averaged`; durations and counts as log1p
 
 
-def exposures(logs: list[SessionLog]) -> Exposures:
+def averaged(signals: Signals) -> tuple[str, ...]:
+    """Return the L signals whose means are features."""
+    return signals.choose(FREQUENT)
+
+
+def num_features(signals: Signals) -> int:
+    """Return the number of features of a video: means of the video, its author and its tag, and counts."""
+    return 3 * (len(averaged(signals)) + 1)
+
+
+def exposures(logs: list[SessionLog], signals: Signals) -> Exposures:
     """Return all exposures of some logs."""
     parts = []
     for log in logs:
         session, request, slot = sessions.exposure_index(log)
         feedback = log.feedback[request, slot].astype(np.float64)
-        columns = [feedback[:, types.signal_index(name)] for name in SIGNALS]
-        label = np.stack([*columns[:-1], np.log1p(np.maximum(columns[-1], 0.0))], axis=1)
+        columns = [label_of(signals, name, feedback) for name in averaged(signals)]
+        label = np.stack(columns, axis=1)
         video = log.candidates[request, log.slate[request, slot]]
         parts.append((log.date[session], log.user_id[session], video, label))
     return Exposures(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+
+def label_of(signals: Signals, name: str, feedback: np.ndarray) -> np.ndarray:
+    """Return a signal [n] of feedback [n, S] as the label of simple predictors: durations and counts as log1p."""
+    column = feedback[:, signals.index(name)]
+    return np.log1p(np.maximum(column, 0.0)) if signals.index(name) in signals.amounts else column
 
 
 def shrunken_means(key: np.ndarray, label: np.ndarray, size: int, prior: float = PRIOR) -> np.ndarray:
@@ -75,7 +91,7 @@ def running_means(
     return out
 
 
-def by_day(logs: list[SessionLog], items: types.Items) -> tuple[np.ndarray, np.ndarray]:
+def by_day(logs: list[SessionLog], items: types.Items, signals: Signals) -> tuple[np.ndarray, np.ndarray]:
     """Return the statistics of every video after each day of some logs, for `types.Items.statistics`.
 
     Returns:
@@ -83,10 +99,10 @@ def by_day(logs: list[SessionLog], items: types.Items) -> tuple[np.ndarray, np.n
       are differences from the overall mean of the same days, divided by their standard deviation over the exposures of
       all days; counts likewise. Row 0 uses no data and is zeros.
     """
-    rows = exposures(logs)
+    rows, width, number = exposures(logs, signals), len(averaged(signals)) + 1, num_features(signals)
     dates = np.unique(rows.date)
     keys = [np.arange(items.num_videos), np.asarray(items.author), np.asarray(items.tag)]
-    out = np.zeros((len(dates) + 1, items.num_videos, NUM_FEATURES), np.float32)
+    out = np.zeros((len(dates) + 1, items.num_videos, number), np.float32)
     for i in range(1, len(dates) + 1):
         past = rows.date <= dates[i - 1]
         overall = np.append(rows.label[past].mean(axis=0), 0.0)
@@ -95,8 +111,9 @@ def by_day(logs: list[SessionLog], items: types.Items) -> tuple[np.ndarray, np.n
             means = shrunken_means(key[rows.video[past]], rows.label[past], int(key.max()) + 1)
             parts.append((means - overall)[key])
         out[i] = np.concatenate(parts, axis=1)
-    last = out[-1][rows.video] if len(dates) else np.zeros((1, NUM_FEATURES))
-    scale = np.maximum(last.std(axis=0), 1e-6)
-    centre = np.where(np.arange(NUM_FEATURES) % (len(SIGNALS) + 1) == len(SIGNALS), last.mean(axis=0), 0.0)
+    last = out[-1][rows.video] if len(dates) else np.zeros((1, number))
+    equal = last.max(axis=0) == last.min(axis=0)  # for all videos, as with a single tag: such a column is 0
+    scale = np.where(equal, np.inf, np.maximum(last.std(axis=0), 1e-6))
+    centre = np.where(np.arange(number) % width == width - 1, last.mean(axis=0), 0.0)
     out[1:] = (out[1:] - centre) / scale
     return dates.astype(np.int32), out

@@ -24,6 +24,7 @@ import numpy as np
 from flax import struct
 
 from mmrf_jax import types
+from mmrf_jax.signals import Signals
 
 
 @struct.dataclass
@@ -37,13 +38,24 @@ class StepResult:
 
 
 class Simulator(NamedTuple):
-    """The three functions, their parameters, and the items as a platform may see them."""
+    """The three functions, the signals of their feedback, their parameters, and the items that a platform sees."""
 
     reset: Callable[..., tuple[Any, types.Request, types.Exposure]]
     step: Callable[..., tuple[Any, StepResult]]
     next_visit: Callable[..., tuple[Any, chex.Array]]
+    signals: Signals
     params: Any
     items: types.Items
+
+    @property
+    def static(self):
+        """The fields that are static arguments of jitted functions; `Simulator(*sim.static, *sim.data)` is the same."""
+        return self[:4]
+
+    @property
+    def data(self):
+        """The other fields."""
+        return self[4:]
 
 
 @struct.dataclass

@@ -50,8 +50,8 @@ def collect(
     size = slots_for(num_sessions) if slots is None else slots
     # Use one device from the first call on: a program is compiled for the placement of its arrays.
     here = sharding.make_mesh(jax.local_devices()[:1])
-    data, policy, key = sharding.put_replicated((sim[3:], policy, key), here)
-    sim = base.Simulator(*sim[:3], *data)
+    data, policy, key = sharding.put_replicated((sim.data, policy, key), here)
+    sim = base.Simulator(*sim.static, *data)
     state = rollout.begin(sim, policy, key, first_user, num_sessions, day, slots=size)
     state = sharding.put_replicated(state, here)
     requests: list[dict[str, np.ndarray]] = []

@@ -115,7 +115,7 @@ def make(
         max_requests=max_requests,
         answers=answers,
     )
-    return base.Simulator(reset, step, next_visit, params, items)
+    return base.Simulator(reset, step, next_visit, config.all_signals, params, items)
 
 
 def _pool(log: SessionLog, pool_requests: int) -> Pool:
@@ -169,21 +169,24 @@ def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: Fee
 
     Each slate is cut to its first videos, as many as the logged request that provides the candidates had shown.
     """
-    k = exposed.shape[1]
+    k, signals = exposed.shape[1], params.config.all_signals
+    number = counterfactuals.num_uniforms(signals)
     mask = jnp.arange(k, dtype=jnp.int32) < (params.pool.slate[state.row] >= 0).sum(axis=1, keepdims=True)
     u = random.per_user_uniform(
         jax.random.fold_in(key, 2),
         state.day * 4096 + state.position,
         state.user_id,
-        k * counterfactuals.NUM_UNIFORMS + 2,
+        k * number + 2,
     )
     videos = jnp.take_along_axis(params.pool.candidates[state.row], exposed, axis=1)
     out = predict(params, state, videos)
-    feedback = network.expected(out, params.scale)
+    feedback = network.expected(params.config, out, params.scale)
     if params.answers == "sampled":
-        numbers = u[:, : k * counterfactuals.NUM_UNIFORMS].reshape(*videos.shape, -1)
-        log_seconds = network.mean_of_twins(out.extra[..., 0, :])
-        feedback = counterfactuals.draw(feedback, log_seconds, params.edges, params.quantiles, numbers)
+        numbers = u[:, : k * number].reshape(*videos.shape, -1)
+        levels = network.mean_levels(out)
+        feedback = counterfactuals.draw(
+            signals, feedback, levels, params.edges, params.quantiles, params.scale, numbers
+        )
     stays = u[:, -2] < network.continue_probability(out, mask.astype(feedback.dtype))
     shown = types.Exposure(videos=videos, feedback=jnp.where(mask[..., None], feedback, 0.0), mask=mask)
     position = state.position + 1
@@ -216,8 +219,8 @@ def predict(params: FeedbackParams, state: SimulatedState, videos: chex.Array):
         return encoder.apply(p, memory, row, request.profile, request.context, method="user")
 
     z = jax.vmap(user)(params.params["encoder"], memory, params.users)
-    out = network.predict(params.params, z, memory.mean(), params.encodings[:, videos])
-    return network.calibrated(out, params.calibration, request.context)
+    out = network.predict(params.config, params.params, z, memory.mean(), params.encodings[:, videos])
+    return network.calibrated(params.config, out, params.calibration, request.context)
 
 
 def logged_slates(params: FeedbackParams, state: SimulatedState) -> chex.Array:

@@ -20,11 +20,19 @@ from mmrf_jax import ops, random, types
 from mmrf_jax.envs import base
 from mmrf_jax.metrics import diversity
 from mmrf_jax.parallel import programs
+from mmrf_jax.signals import Signals
 
-#: Columns of the per-user sums. Interactions are counts; `returned` is 1 if the user returns within a day, and
-#: `next_visit` is the number of days until then.
-USER_METRICS = ("watch_time", "depth", "requests", *types.BINARY_SIGNALS, "ild", "returned", "truncated", "next_visit")
 EXPOSURE_GROUPS = 20  # user groups with separate exposure counts, for the intervals of coverage and Gini
+
+
+def user_metrics(signals: Signals) -> tuple[str, ...]:
+    """Return the columns of the per-user sums.
+
+    Interactions are counts; `returned` is 1 if the user returns within a day, `next_visit` the number of days until
+    then.
+    """
+    counted = ("depth", "requests", *signals.binary_names)
+    return (*signals.numeric_names, *counted, "ild", "returned", "truncated", "next_visit")
 
 
 @struct.dataclass
@@ -234,9 +242,10 @@ def rollout(
       queue: int32, length of the queue if it is shorter than num_users; the rows past it are 0.
 
     Returns:
-      Sums per user [num_users, len(USER_METRICS)] float32, and exposure counts [EXPOSURE_GROUPS, V] int32 per group.
+      Sums per user [num_users, M] float32 (`user_metrics`), and exposure counts [EXPOSURE_GROUPS, V] int32 per group.
     """
-    columns = len(USER_METRICS)
+    signals = sim.signals
+    columns = len(user_metrics(signals))
     sums = jnp.zeros((num_users, columns), jnp.float32)
     counts = jnp.zeros((EXPOSURE_GROUPS, sim.items.num_videos), jnp.int32)
     state = idle(sim, policy, key, users, num_users if queue is None else queue, day, slots, keep_history=False)
@@ -252,8 +261,8 @@ def rollout(
         seen = record.feedback.sum(axis=1)  # [B, S]
         ones = jnp.ones(seen.shape[0], jnp.float32)
         ild = diversity.intra_list_diversity(sim.items.tag[shown.videos], shown.mask)
-        columns_of_row = [seen[:, types.WATCH_TIME], shown.mask.sum(axis=1), ones]
-        columns_of_row += [*seen[:, : len(types.BINARY_SIGNALS)].T, ild, days == 1, record.truncated, days]
+        columns_of_row = [*(seen[:, i] for i in signals.numeric), shown.mask.sum(axis=1), ones]
+        columns_of_row += [*(seen[:, i] for i in signals.binary), ild, days == 1, record.truncated, days]
         row = jnp.stack([column.astype(jnp.float32) for column in columns_of_row], axis=-1)
         index = jnp.where(record.live, record.index, num_users)
         sums = sums.at[index].add(row, mode="drop")
@@ -286,9 +295,9 @@ def _unroll(sim_functions, sim_data, policy, key, day, slots, *, num_steps: int,
 
 def begin(sim: base.Simulator, policy, key: types.Key, first_user, num_users, day, *, slots: int) -> EnvState:
     """Create idle slots with the queue `first_user … first_user + num_users - 1`, for `unroll`."""
-    return _idle(sim[:3], sim[3:], policy, key, first_user, num_users, day, num_slots=slots)
+    return _idle(sim.static, sim.data, policy, key, first_user, num_users, day, num_slots=slots)
 
 
 def unroll(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, *, num_steps: int, k: int):
     """Run `num_steps` steps of all slots (donated) and return them with a Transition of leading axis [num_steps]."""
-    return _unroll(sim[:3], sim[3:], policy, key, day, slots, num_steps=num_steps, k=k)
+    return _unroll(sim.static, sim.data, policy, key, day, slots, num_steps=num_steps, k=k)

@@ -1,8 +1,8 @@
 """Quality of predicted feedback against observed feedback: ranking within users, and calibration of the values.
 
-A prediction is the *expected* feedback of an exposure: a probability for the binary signals, mean seconds for
-watch time. `metrics` evaluates it on a log; `uncertainty_ranks` and `selection_bias` need the simulator's truth.
-Everything is NumPy on the host. Letters: n exposures, S signals, U users.
+A prediction is the *expected* feedback of an exposure: a probability for the binary signals, for the numeric ones a
+mean, such as of seconds of watch time. `metrics` evaluates it on a log; `uncertainty_ranks` and `selection_bias` need
+the simulator's truth. Everything is NumPy on the host. Letters: n exposures, S signals, U users.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import scipy
 
-from mmrf_jax import types
 from mmrf_jax.data import statistics
 from mmrf_jax.io import extras, tables
 from mmrf_jax.metrics import ranking
 from mmrf_jax.metrics.offline import MIN_USERS
+from mmrf_jax.signals import Signals
 
 _SMALLEST = 1e-7  # probabilities are clipped to [this, 1 − this] before the logarithm
 _MAX_ROWS = 500_000  # maximum exposures for fitting the linear baselines
 _MIN_ROWS = 10  # minimum rows of a decile for its rank correlation
-_WATCH_TIME = types.SIGNALS[types.WATCH_TIME]
 
 
 @dataclasses.dataclass(eq=False)
@@ -36,6 +35,7 @@ class _Measured:
 
 
 def metrics(
+    signals: Signals,
     user_id: np.ndarray,
     feedback: np.ndarray,
     predicted: Mapping[str, Mapping[str, np.ndarray]],
@@ -45,10 +45,11 @@ def metrics(
     """Compute ranking and calibration of each ranker's predictions, and compare the first, the model, with the others.
 
     Args:
+      signals: of the log.
       user_id: [n] integers.
-      feedback: [n, S] in SIGNALS order, watch time in seconds.
+      feedback: [n, S].
       predicted: {ranker: {signal: expected feedback [n]}}; a ranker may omit signals.
-      duration: [n] seconds, of the videos; if given, watch time is also evaluated within duration deciles.
+      duration: [n] seconds, of the videos; if given, numeric signals are also evaluated within duration deciles.
       draws: samples of the bootstraps over users.
 
     Returns:
@@ -56,7 +57,7 @@ def metrics(
 
       Binary signals: "auc" over all rows, "gauc", "gauc_ci95", "eligible_users", "logloss" in nats, "ece" (mean of
       |mean predicted − actual rate| over deciles of the prediction, weighted by rows), "by_decile".
-      Watch time: "xauc", "xauc_ci95", "eligible_users", "mae" and "rmse" in seconds, "by_decile" and, given
+      Numeric signals: "xauc", "xauc_ci95", "eligible_users", "mae" and "rmse" in their unit, "by_decile" and, given
       `duration`, "by_duration", where a ranker by duration has no advantage.
       "by_decile": [{"predicted", "actual": means, "rows"}], ascending; equal predictions share a bin.
       "model_minus", for the rankers after the first if the first predicts the signal too: {"gauc" and "logloss", or
@@ -69,18 +70,18 @@ def metrics(
       ValueError: for inconsistent shapes, an unknown signal, labels other than 0 and 1, or numbers that are not finite.
     """
     user_id, feedback = np.asarray(user_id), np.asarray(feedback)
-    if feedback.shape != (*user_id.shape, len(types.SIGNALS)):
+    if feedback.shape != (*user_id.shape, len(signals)):
         raise ValueError(f"feedback has shape {feedback.shape}, expected [n, S] for user_id {user_id.shape}")
     _check_finite("feedback", feedback)
-    for ranker, signals in predicted.items():
-        for signal, values in signals.items():
-            types.signal_index(signal)
+    for ranker, of_signals in predicted.items():
+        for signal, values in of_signals.items():
+            signals.index(signal)
             _check_finite(f"{signal} predicted by {ranker}", values)
     _, user_row, user_rows = np.unique(user_id, return_inverse=True, return_counts=True)
 
     def measure(signal: str, values: np.ndarray) -> _Measured:
-        values, target = np.asarray(values, np.float64), feedback[:, types.signal_index(signal)].astype(np.float64)
-        if signal == _WATCH_TIME:
+        values, target = np.asarray(values, np.float64), feedback[:, signals.index(signal)].astype(np.float64)
+        if signal in signals.numeric_names:
             ranked = ranking.grouped_xauc(user_id, values, target)
             loss = np.abs(values - target)
             entry = _ranking("xauc", ranked, draws)
@@ -93,12 +94,12 @@ def metrics(
             entry = _ranking("gauc", ranked, draws) | {"logloss": float(loss.mean())}
             entry["auc"] = _auc(target, values) if entry["gauc"] is not None else None
         entry["by_decile"] = bins = [_means(values[rows], target[rows]) for rows in _deciles(values)]
-        if signal != _WATCH_TIME:
+        if signal in signals.binary_names:
             entry["ece"] = sum(abs(b["predicted"] - b["actual"]) * b["rows"] for b in bins) / len(values)
         return _Measured(entry, ranked, np.bincount(user_row, weights=loss) / user_rows)
 
     def model_minus(signal: str, model: _Measured, other: _Measured) -> dict[str, Any]:
-        rank_metric, loss = ("xauc", "mae") if signal == _WATCH_TIME else ("gauc", "logloss")
+        rank_metric, loss = ("gauc", "logloss") if signal in signals.binary_names else ("xauc", "mae")
         result: dict[str, Any] = {rank_metric: {"diff": None, "ci95": None}}
         if other.entry[rank_metric] is not None:
             result[rank_metric] = _difference(
@@ -109,7 +110,7 @@ def metrics(
 
     result: dict[str, dict[str, dict[str, Any]]] = {}
     first = next(iter(predicted), None)
-    for signal in types.SIGNALS:
+    for signal in signals.names:
         measured = {ranker: measure(signal, s[signal]) for ranker, s in predicted.items() if signal in s}
         for ranker, other in measured.items():
             if first in measured and ranker != first:
@@ -120,11 +121,12 @@ def metrics(
 
 
 def per_video_mean(
-    train_video: np.ndarray, train_feedback: np.ndarray, video: np.ndarray, num_videos: int
+    signals: Signals, train_video: np.ndarray, train_feedback: np.ndarray, video: np.ndarray, num_videos: int
 ) -> dict[str, np.ndarray]:
     """Return the smoothed mean of each video's training feedback, {signal: [n] float64}; equal for all users.
 
     Args:
+      signals: of the log.
       train_video: [m] of the training exposures.
       train_feedback: [m, S] of the training exposures.
       video: [n] of the exposures to predict.
@@ -132,7 +134,7 @@ def per_video_mean(
     """
     feedback = np.asarray(train_feedback, np.float64)
     means = statistics.shrunken_means(np.asarray(train_video), feedback, num_videos)[np.asarray(video)]
-    return {signal: means[:, i] for i, signal in enumerate(types.SIGNALS)}
+    return {signal: means[:, i] for i, signal in enumerate(signals.names)}
 
 
 def _auc(label: np.ndarray, score: np.ndarray) -> float:
@@ -149,11 +151,12 @@ def _auc(label: np.ndarray, score: np.ndarray) -> float:
 
 
 def logistic(
-    features: np.ndarray, feedback: np.ndarray, tests: Mapping[str, np.ndarray], seed: int = 0
+    signals: Signals, features: np.ndarray, feedback: np.ndarray, tests: Mapping[str, np.ndarray], seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Fit linear baselines on plain features: logistic regression for binary signals, least squares for seconds.
+    """Fit linear baselines on plain features: logistic regression for binary signals, else least squares.
 
     Args:
+      signals: of the log.
       features: [m, F] of the training exposures, of which at most 500,000 are used.
       feedback: [m, S] of the training exposures.
       tests: {log: [n, F]} of the exposures to predict.
@@ -174,7 +177,7 @@ def logistic(
     at_train = scaler.transform(features[rows].astype(np.float64))
     at_tests = {log: scaler.transform(x) for log, x in tests.items()}
     result: dict[str, dict[str, np.ndarray]] = {log: {} for log in tests}
-    for i, signal in enumerate(types.BINARY_SIGNALS):
+    for i, signal in zip(signals.binary, signals.binary_names, strict=True):
         label = feedback[:, i] > 0.5
         if label[rows].any() and not label[rows].all():
             model = LogisticRegression(max_iter=1000).fit(at_train, label[rows])
@@ -186,9 +189,10 @@ def logistic(
                 result[log][signal] = np.full(len(x), (label.sum() + 1.0) / (len(label) + 2.0))
     # Least squares on seconds estimates the mean. On log1p it would estimate a median-like value below the mean; a log
     # link would estimate the mean but explode on features far from the training ones.
-    line = LinearRegression().fit(at_train, feedback[rows, types.WATCH_TIME].astype(np.float64))
-    for log, x in at_tests.items():
-        result[log][_WATCH_TIME] = np.maximum(line.predict(x), 0.0)
+    for i, signal in zip(signals.numeric, signals.numeric_names, strict=True):
+        line = LinearRegression().fit(at_train, feedback[rows, i].astype(np.float64))
+        for log, x in at_tests.items():
+            result[log][signal] = np.maximum(line.predict(x), 0.0 if i in signals.amounts else -np.inf)
     return result
 
 
@@ -273,8 +277,8 @@ def format_table(result: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
     rows = []
     for signal, rankers in result.items():
-        rank_metric, loss, last = ("xauc", "mae", "rmse") if signal == _WATCH_TIME else ("gauc", "logloss", "ece")
         for ranker, entry in rankers.items():
+            rank_metric, loss, last = ("xauc", "mae", "rmse") if "xauc" in entry else ("gauc", "logloss", "ece")
             minus = entry.get("model_minus", {})
             cells = [
                 signal,

@@ -16,6 +16,7 @@ from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.io import tables
 from mmrf_jax.metrics import ranking
+from mmrf_jax.signals import Signals
 
 MIN_USERS = 200  # metrics need at least this many eligible users
 #: Segments scored at a time.
@@ -75,18 +76,22 @@ def exposures(log: SessionLog) -> Rows:
 
 def metrics(
     rows: Rows,
-    signals: tuple[str, ...],
+    signals: Signals,
+    agents: tuple[str, ...],
     train: Rows,
     duration: np.ndarray,
     baselines: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     draws: int = 1000,
 ) -> dict[str, dict[str, Any]]:
-    """Compute GAUC per signal, and for watch time its three variants, all with intervals over users.
+    """Compute GAUC per signal, and two variants for numeric ones such as watch time, all with intervals over users.
+
+    Those are `NAME_median`, the GAUC of values above the user's median, and `NAME_xauc`.
 
     Args:
       rows: scored test exposures.
-      signals: of the agents, in the order of `rows.scores`.
-      train: training exposures, for the users' medians of watch time.
+      signals: of the log.
+      agents: signals of the agents, in the order of `rows.scores`.
+      train: training exposures, for the users' medians of numeric signals.
       duration: [n] seconds, of the videos.
       baselines: {ranker: {signal: scores [n]}}, compared by a paired bootstrap.
       draws: bootstrap samples.
@@ -97,31 +102,31 @@ def metrics(
       signal, also "against" {ranker: {"gauc", "diff", "diff_ci95"}}, where diff is gauc_agent (else gauc) minus the
       ranker's GAUC. Metrics with fewer than MIN_USERS eligible users are None.
     """
-    seconds = rows.feedback[:, types.WATCH_TIME]
-    labels = {s: rows.feedback[:, i] > 0.5 for i, s in enumerate(types.BINARY_SIGNALS)}
-    longer, known, left_out = ranking.watch_time_median(
-        train.user_id, train.feedback[:, types.WATCH_TIME], rows.user_id, seconds
-    )
-    everyone = np.ones(len(seconds), bool)
+    everyone = np.ones(len(rows.user_id), bool)
 
-    def part(name: str) -> tuple[np.ndarray, np.ndarray, Callable[..., ranking.GroupedMetric]]:
-        """Return (rows that count, labels or targets, metric) of a signal."""
-        if name == "watch_time_xauc":
-            return everyone, seconds, ranking.grouped_xauc
+    def auc(groups, scores, label):
+        return ranking.grouped_auc(groups, scores, label[:, None])[0]
 
-        def auc(groups, scores, label):
-            return ranking.grouped_auc(groups, scores, label[:, None])[0]
-
-        return (known, longer, auc) if name == "watch_time_median" else (everyone, labels[name], auc)
+    #: metric -> (signal, rows that count, labels or targets, metric of groups)
+    parts: dict[str, tuple[str, np.ndarray, np.ndarray, Callable[..., ranking.GroupedMetric]]] = {}
+    without_training_rows = {}
+    for i, signal in zip(signals.binary, signals.binary_names, strict=True):
+        parts[signal] = (signal, everyone, rows.feedback[:, i] > 0.5, auc)
+    for i, signal in zip(signals.numeric, signals.numeric_names, strict=True):
+        values = rows.feedback[:, i]
+        above, known, left_out = ranking.above_median(train.user_id, train.feedback[:, i], rows.user_id, values)
+        parts[f"{signal}_median"] = (signal, known, above, auc)
+        parts[f"{signal}_xauc"] = (signal, everyone, values, ranking.grouped_xauc)
+        without_training_rows[f"{signal}_median"] = int(left_out)
 
     def measure(scores: np.ndarray, name: str) -> ranking.GroupedMetric:
-        mask, label, metric = part(name)
+        _, mask, label, metric = parts[name]
         if not mask.any():
             return ranking.NO_USERS
         return metric(rows.user_id[mask], scores[mask], label[mask])
 
     def by_duration(name: str) -> list[dict[str, Any]]:
-        mask, label, metric = part(name)
+        _, mask, label, metric = parts[name]
         if not mask.any():
             return []
         deciles = ranking.by_decile(duration[mask], rows.user_id[mask], rows.scores[mask, -1], label[mask], metric)
@@ -135,21 +140,20 @@ def metrics(
         ]
 
     result: dict[str, dict[str, Any]] = {}
-    for name in (*types.BINARY_SIGNALS, "watch_time_median", "watch_time_xauc"):
+    for name, (signal, *_) in parts.items():
         served = measure(rows.scores[:, -1], name)
         entry: dict[str, Any] = {"eligible_users": int(served.eligible_users)}
-        if name == "watch_time_median":
-            entry["users_without_training_rows"] = int(left_out)
+        if name in without_training_rows:
+            entry["users_without_training_rows"] = without_training_rows[name]
         enough = served.eligible_users >= MIN_USERS
         interval = ranking.bootstrap_interval(served.per_user, served.impressions, draws) if enough else None
         entry["gauc"] = served.value if enough else None
         entry["ci95"] = [interval.low, interval.high] if interval else None
         entry["by_duration"] = by_duration(name)
         own = served
-        if name in signals:
-            own = measure(rows.scores[:, signals.index(name)], name)
+        if name in agents:
+            own = measure(rows.scores[:, agents.index(name)], name)
             entry["gauc_agent"] = own.value if enough else None
-        signal = types.SIGNALS[types.WATCH_TIME] if name.startswith("watch_time") else name
         for ranker, scores in (baselines or {}).items():
             if signal not in scores:
                 continue

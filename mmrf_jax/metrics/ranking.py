@@ -134,10 +134,10 @@ def grouped_xauc(groups: np.ndarray, scores: np.ndarray, targets: np.ndarray) ->
     return _weighted(sorted_groups[starts], doubled_wins, 2 * pairs, sizes)
 
 
-def watch_time_median(
+def above_median(
     train_users: np.ndarray, train_play: np.ndarray, test_users: np.ndarray, test_play: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Label rows watched (strictly) longer than the user's training median.
+    """Label rows whose value, such as play time, is (strictly) above the user's training median.
 
     Args:
       train_users: [m] user ids of the training rows.

@@ -6,7 +6,7 @@ import dataclasses
 
 from mmrf_jax import fields
 from mmrf_jax.fields import field
-from mmrf_jax.signals import SIGNALS
+from mmrf_jax.signals import SHORT_VIDEO, Signals
 
 OPTIMIZERS = ("adamw", "sgd")
 TABLE_DTYPES = ("float32", "bfloat16")
@@ -20,6 +20,9 @@ class EncoderConfig:
       ValueError: if values are invalid, alone or in combination.
     """
 
+    all_signals: Signals = dataclasses.field(  # S, as the log's spec names them
+        default=SHORT_VIDEO, metadata={"internal": True}
+    )
     slate: int = field(6, "K, videos of a slate", fields.NATURAL, internal=True)
     dim: int = field(32, "width of an item encoding, its features not counted", fields.WIDTH)
     id_dim: int = field(8, "width of a video's embedding row", fields.WIDTH)
@@ -47,8 +50,8 @@ class EncoderConfig:
         "float32", "of the rows of embedding tables; bfloat16 takes half the memory", among=TABLE_DTYPES, optional=True
     )
     signal_weights: tuple[float, ...] = field(
-        (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 1.0),
-        "of the feedback losses, SIGNALS order; rare signals weigh more, or they leave no trace",
+        (),
+        "of the feedback losses, in the order of the signals; empty: as each signal says (`mmrf_jax.Signal.weight`)",
         fields.NOT_NEGATIVE,
     )
 
@@ -58,11 +61,24 @@ class EncoderConfig:
             raise ValueError(
                 f"{self.room}.dim={self.dim} leaves no room for {self.room}.id_dim={self.id_dim}; use a larger dim"
             )
-        if len(self.signal_weights) != len(SIGNALS):
+
+    def check_signals(self) -> None:
+        """Check the fields that name or count signals, once the log's are known.
+
+        Raises:
+          ValueError: for a name or a number of numbers that does not fit.
+        """
+        names = self.all_signals.names
+        if self.signal_weights and len(self.signal_weights) != len(names):
             raise ValueError(
-                f"{self.room}.signal_weights has {len(self.signal_weights)} numbers; give {len(SIGNALS)}, one for each "
-                f"of {', '.join(SIGNALS)}"
+                f"{self.room}.signal_weights has {len(self.signal_weights)} numbers; give {len(names)}, one for each "
+                f"of {', '.join(names)}"
             )
+
+    @property
+    def loss_weights(self) -> tuple[float, ...]:
+        """Weights [S] of the feedback losses."""
+        return self.signal_weights or tuple(signal.weight for signal in self.all_signals.signals)
 
     @property
     def room(self) -> str:

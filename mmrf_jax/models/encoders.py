@@ -18,7 +18,7 @@ from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.models import embedding_table
+from mmrf_jax.models import embedding_table, kinds
 from mmrf_jax.models.encoder_config import EncoderConfig
 
 _PRIOR_WEIGHT = 2.0  # pseudo-exposures of zero in the decayed means, so that short histories shrink to 0
@@ -67,9 +67,15 @@ class Encoder(nn.Module):
 
     def feedback(self, feedback: chex.Array, duration: chex.Array) -> chex.Array:
         """Encode feedback [..., S] on videos of these durations (seconds) as [..., F]; the first dimension is 1."""
-        seconds = feedback[..., types.WATCH_TIME]
-        watched = jnp.stack([jnp.log1p(seconds) / 4.0, jnp.minimum(seconds / jnp.maximum(duration, 1.0), 2.0)], axis=-1)
-        x = jnp.concatenate([feedback[..., : types.WATCH_TIME], watched], axis=-1)
+        signals, numbers = self.config.all_signals, []
+        for i in signals.numeric:
+            x = feedback[..., i]
+            small = jnp.sign(x) * jnp.log1p(jnp.abs(x)) if signals.signals[i].kind == "value" else jnp.log1p(x)
+            numbers.append(small / 4.0)
+            if signals.signals[i].kind == "duration":  # also as a share of the video
+                numbers.append(jnp.minimum(x / jnp.maximum(duration, 1.0), 2.0))
+        x = kinds.take(feedback, signals.binary, -1)
+        x = jnp.concatenate([x, jnp.stack(numbers, axis=-1)], axis=-1) if numbers else x
         f = jnp.tanh(self.feedback_out(x))
         return jnp.concatenate([jnp.ones_like(f[..., :1]), f], axis=-1)
 
@@ -126,7 +132,14 @@ def sizes(config: EncoderConfig, spec: InputSpec) -> tuple[int, int]:
 
 
 def init(key: types.Key, config: EncoderConfig, spec: InputSpec):
-    """Initialise the parameters of the encoder."""
+    """Initialise the parameters of the encoder.
+
+    Raises:
+      ValueError: for a config of other signals than the spec's.
+    """
+    if config.all_signals != spec.signals:
+        has = f"signals {config.all_signals.described}, the spec {spec.signals.described}"
+        raise ValueError(f"the {config.room} config has {has}; set all_signals to the spec's")
     k = spec.slate
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
     rows = {name: zeros((1, k, config.table_dims[name])) for name in ("author", "id", "tag")}
@@ -135,7 +148,7 @@ def init(key: types.Key, config: EncoderConfig, spec: InputSpec):
         rows,
         zeros((1, config.user_dim)),
         zeros((1, k, spec.item_features)),
-        zeros((1, k, len(types.SIGNALS))),
+        zeros((1, k, len(config.all_signals))),
         jnp.ones((1, k), jnp.float32),
         zeros((1, spec.profile)),
         zeros((1, spec.context)),

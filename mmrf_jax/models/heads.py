@@ -8,13 +8,15 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
 
-from mmrf_jax import types
+from mmrf_jax.models.kinds import join, take
+from mmrf_jax.signals import Signals
 
-_MAX_LOG_WATCH = 5.0  # of watch time divided by its standard deviation
+_MAX_LOG = 5.0  # of an amount divided by its standard deviation
 _CEILING, _CEILING_PACE = 0.5, 4.0  # initial ceilings are sigmoid(2) = .88; the pace makes their log-odds move faster
 
 
@@ -47,7 +49,7 @@ class UserVectors(nn.Module):
 class Prediction:
     """Predictions of the heads for one request; `...` are batch axes."""
 
-    feedback: chex.Array  # [..., S, M] raw predictions of the M videos: log-odds, and log of normalised watch time
+    feedback: chex.Array  # [..., S, M] raw predictions of the M videos, see `feedback_loss`
     extra: chex.Array  # [..., E, M] raw predictions without a loss here
     continue_logit: chex.Array  # [...] log-odds of another request, before the slate's effect
     continue_item_logit: chex.Array  # [..., M] change of those log-odds by each video when shown
@@ -57,19 +59,21 @@ class FeedbackHeads(nn.Module):
     """One head per signal, plus staying or leaving.
 
     Attributes:
+      all_signals: the S signals.
       extra: number of raw predictions in addition to those of the signals.
       ceilings: whether the probability of a binary signal stays below a learned bound, because a fraction of videos is
         swiped away unseen however well they match. The log-odds of shown videos flatten towards the bound. Without one,
         the model extrapolates this flat slope to videos unlike those and overestimates their probabilities.
     """
 
+    all_signals: Signals
     extra: int = 0
     ceilings: bool = False
 
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> Prediction:
         """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
-        num_signals = len(types.SIGNALS)
+        num_signals, binary = len(self.all_signals), self.all_signals.binary
         vectors = UserVectors(num_signals + self.extra, name="signals")(
             jnp.concatenate([z, nn.gelu(nn.Dense(64, name="hidden")(z))], -1), memory_mean
         )
@@ -79,10 +83,11 @@ class FeedbackHeads(nn.Module):
         raw = jax.lax.broadcast_to_rank(prior, products.ndim) + products
         free, extra = raw[..., :num_signals, :], raw[..., num_signals:, :]
         feedback = free
-        if self.ceilings:
-            ceiling = self.param("ceiling", nn.initializers.constant(_CEILING), (num_signals - 1, 1), jnp.float32)
-            binary = below(free[..., : types.WATCH_TIME, :], _CEILING_PACE * ceiling)
-            feedback = jnp.concatenate([binary, free[..., types.WATCH_TIME :, :]], axis=-2)
+        if self.ceilings and binary:
+            ceiling = self.param("ceiling", nn.initializers.constant(_CEILING), (len(binary), 1), jnp.float32)
+            numeric = self.all_signals.numeric
+            bounded = below(take(free, binary, -2), _CEILING_PACE * ceiling)
+            feedback = join({binary: bounded, numeric: take(free, numeric, -2)}, axis=-2)
         # Staying is learned from few numbers per video: its log-odds of feedback, before ceilings, and its encoding,
         # with weights shared by all users. Free user x video effects fit noise: one slate moves the odds by little.
         few = jax.lax.stop_gradient(free - jax.lax.broadcast_to_rank(prior[:num_signals], free.ndim))
@@ -103,11 +108,16 @@ def below(log_odds: chex.Array, ceiling: chex.Array) -> chex.Array:
     return log_odds + least(ceiling) - jax.nn.softplus(log_odds + least(-ceiling))
 
 
-def prior(feedback_mean: chex.Array, feedback_std: chex.Array) -> chex.Array:
+def prior(signals: Signals, feedback_mean: chex.Array, feedback_std: chex.Array) -> chex.Array:
     """Return the raw predictions [S] of the mean of each signal."""
     rate = jnp.clip(feedback_mean, 1e-5, None)
-    log_odds = jnp.log(rate / (1 - jnp.minimum(rate, 0.999)))
-    return jnp.where(jnp.arange(len(rate), dtype=jnp.int32) == types.WATCH_TIME, jnp.log(rate / feedback_std), log_odds)
+    raw = jnp.log(rate / (1 - jnp.minimum(rate, 0.999)))
+    kinds = np.array([signal.kind for signal in signals.signals])
+    if signals.amounts:
+        raw = jnp.where(np.isin(kinds, ("duration", "count")), jnp.log(rate / feedback_std), raw)
+    if "value" in kinds:
+        raw = jnp.where(kinds == "value", feedback_mean / jnp.maximum(feedback_std, 1e-3), raw)
+    return raw
 
 
 def continue_probability(out: Prediction, w: chex.Array) -> chex.Array:
@@ -129,10 +139,14 @@ def continuation_loss(out: Prediction, w: chex.Array, continues: chex.Array) -> 
     return optax.sigmoid_binary_cross_entropy(logit, continues)
 
 
-def feedback_loss(predicted: chex.Array, feedback: chex.Array, reward_scale: chex.Array) -> chex.Array:
-    """Compute the loss of each signal [..., M, S]: Bernoulli if binary, quasi-Poisson (log link) for watch time.
+def feedback_loss(
+    signals: Signals, predicted: chex.Array, feedback: chex.Array, reward_scale: chex.Array
+) -> chex.Array:
+    """Compute the loss of each signal [..., M, S] by its kind.
 
-    Equation (1) of docs/update.md. Both are proper for the mean, which rewards need (the paper regresses by MSE).
+    Equation (1) of docs/update.md. Raw predictions are log-odds of binary signals (Bernoulli), the logarithm of the
+    mean of durations and counts (quasi-Poisson) and the mean of values (Gaussian with unit variance), the last three
+    divided by `reward_scale`. All losses are proper for the mean, which rewards need (the paper regresses by MSE).
 
     Args:
       predicted: [..., S, M] raw outputs of the critic.
@@ -140,14 +154,34 @@ def feedback_loss(predicted: chex.Array, feedback: chex.Array, reward_scale: che
       reward_scale: [S].
     """
     raw = jnp.moveaxis(predicted, -2, -1)
-    binary = optax.sigmoid_binary_cross_entropy(raw[..., : types.WATCH_TIME], feedback[..., : types.WATCH_TIME])
-    eta = jnp.clip(raw[..., types.WATCH_TIME :], -8.0, _MAX_LOG_WATCH)
-    watched = feedback[..., types.WATCH_TIME :] / reward_scale[types.WATCH_TIME]
-    return jnp.concatenate([binary, jnp.exp(eta) - watched * eta], axis=-1)
+    binary, amounts, values = signals.binary, signals.amounts, signals.of_kind("value")
+
+    def normalised(where):
+        return take(feedback, where, -1) / jax.lax.broadcast_to_rank(take(reward_scale, where, 0), feedback.ndim)
+
+    eta = jnp.clip(take(raw, amounts, -1), -8.0, _MAX_LOG)
+    return join(
+        {
+            binary: optax.sigmoid_binary_cross_entropy(take(raw, binary, -1), take(feedback, binary, -1)),
+            amounts: jnp.exp(eta) - normalised(amounts) * eta,
+            values: 0.5 * (take(raw, values, -1) - normalised(values)) ** 2,
+        },
+        axis=-1,
+    )
 
 
-def expected_feedback(predicted: chex.Array, reward_scale: chex.Array) -> chex.Array:
-    """Convert raw outputs [..., S, M] to means in the signals' units (probabilities, seconds), [..., S, M]."""
-    binary = jax.nn.sigmoid(predicted[..., : types.WATCH_TIME, :])
-    seconds = jnp.exp(jnp.clip(predicted[..., types.WATCH_TIME :, :], -8.0, _MAX_LOG_WATCH))
-    return jnp.concatenate([binary, reward_scale[types.WATCH_TIME] * seconds], axis=-2)
+def expected_feedback(signals: Signals, predicted: chex.Array, reward_scale: chex.Array) -> chex.Array:
+    """Convert raw outputs [..., S, M] to means in the signals' units (probabilities, seconds, …), [..., S, M]."""
+    binary, amounts, values = signals.binary, signals.amounts, signals.of_kind("value")
+
+    def scale(where):
+        return jax.lax.broadcast_to_rank(take(reward_scale, where, 0)[:, None], predicted.ndim)
+
+    return join(
+        {
+            binary: jax.nn.sigmoid(take(predicted, binary, -2)),
+            amounts: scale(amounts) * jnp.exp(jnp.clip(take(predicted, amounts, -2), -8.0, _MAX_LOG)),
+            values: scale(values) * take(predicted, values, -2),
+        },
+        axis=-2,
+    )

@@ -26,6 +26,7 @@ from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.io import tables
 from mmrf_jax.metrics import ranking
 from mmrf_jax.ope import propensity
+from mmrf_jax.signals import Signals
 
 _HIDDEN, _BATCH, _EPOCHS, _RATE, _DECAY = 32, 256, 5, 0.01, 1e-3
 _OPTIMISER = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(_DECAY))
@@ -34,7 +35,7 @@ _BLOCK = 4_096  # requests whose features are held at a time
 
 
 def log_propensities(
-    log: SessionLog, items: types.Items, past: list[SessionLog], folds: int = 3, seed: int = 0
+    log: SessionLog, items: types.Items, signals: Signals, past: list[SessionLog], folds: int = 3, seed: int = 0
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Fit the behaviour policy of a log, cross-fitted over folds of users.
 
@@ -57,7 +58,7 @@ def log_propensities(
         raise ValueError(f"{folds} folds of {len(users)} users; use at least 2 folds and as many users")
     rng = np.random.default_rng(seed)
     fold = (rng.permutation(len(users)) % folds)[user][np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))]
-    videos = _VideoTables(log, items, past)
+    videos = _VideoTables(log, items, signals, past)
     fitted = np.sort(rng.permutation(log.num_requests)[:_MAX_REQUESTS])
     x = videos.features(fitted)
     mean, std = x.mean(axis=(0, 1)), x.std(axis=(0, 1)) + 1e-6
@@ -129,14 +130,14 @@ def format_table(result: dict[str, Any]) -> str:
 class _VideoTables:
     """Features of a log's candidates: of the video on the request's day, and of its match with the user."""
 
-    def __init__(self, log: SessionLog, items: types.Items, past: list[SessionLog]):
-        self._log = log
+    def __init__(self, log: SessionLog, items: types.Items, signals: Signals, past: list[SessionLog]):
+        self._log, self._signals = log, signals
         self._keys = [np.arange(items.num_videos), np.asarray(items.author), np.asarray(items.tag)]
         self._session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
         self._days, day = np.unique(log.date, return_inverse=True)
         self._day = day[self._session]
-        seen = statistics.exposures([*past, log])
-        seen = seen._replace(label=seen.label[:, :2])  # clicks and long views
+        seen = statistics.exposures([*past, log], signals)
+        seen = seen._replace(label=seen.label[:, :2])  # of short videos, clicks and long views
         known = [np.log1p(np.asarray(items.duration))[:, None], np.asarray(items.features)]
         every = np.arange(items.num_videos)
         self._tables = []  # [V, ...] per day
@@ -152,7 +153,7 @@ class _VideoTables:
         """Return features [r, C, F] float32 of the requests' candidates.
 
         They are running means and counts over earlier days by video, author and tag; the static features of the video;
-        and how often the user has seen, and watched long, the same video, author and tag.
+        and how often the user has seen, and liked, the same video, author and tag.
         """
         videos, session = self._log.candidates[requests], self._session[requests]
         own = np.empty((*videos.shape, self._tables[0].shape[1]), np.float32)
@@ -161,12 +162,22 @@ class _VideoTables:
             own[now] = table[videos[now]]
         seen = self._log.history_videos[session]
         mask = self._log.history_mask[session].astype(bool)
-        liked = self._log.history_feedback[session, :, types.signal_index("long_view")] > 0.5
+        liked = _liked(self._signals, self._log.history_feedback, self._log.history_mask)[session]
         columns = [own]
         for key in self._keys:
             same = (key[videos][:, :, None] == key[seen][:, None]) & mask[:, None]  # [r, C, H]
             columns += [np.log1p(x.sum(axis=-1, dtype=np.float32))[..., None] for x in (same, same & liked[:, None])]
         return np.concatenate(columns, axis=-1)
+
+
+def _liked(signals: Signals, feedback: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return which exposures [..., S] were liked: long views, or else the main signal, if numeric above its mean."""
+    name = "long_view" if "long_view" in signals.binary_names else signals.main
+    values = feedback[..., signals.index(name)]
+    if name in signals.binary_names:
+        return values > 0.5
+    seen = values[mask.astype(bool)]
+    return values > (seen.mean() if len(seen) else 0.0)
 
 
 def _mixed(xp, log_prob, shown, random, candidates: int):

@@ -21,7 +21,6 @@ import numpy as np
 
 from mmrf_jax.abtest import statistics
 from mmrf_jax.io import tables
-from mmrf_jax.signals import SIGNALS
 
 CAPS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, np.inf)
 PRINTED_CAP = 10.0  # of the doubly robust estimate in the table
@@ -67,7 +66,7 @@ class LoggedDecisions:
 
 def estimate(
     rows: LoggedDecisions,
-    signals: Sequence[str] = SIGNALS,
+    signals: Sequence[str],
     caps: Sequence[float] = CAPS,
     draws: int = 1000,
     seed: int = 0,
@@ -138,7 +137,7 @@ def per_decision(
     log_weight: np.ndarray,
     reward: np.ndarray,
     discount: float,
-    signals: Sequence[str] = SIGNALS,
+    signals: Sequence[str],
     caps: Sequence[float] = CAPS,
     draws: int = 1000,
     seed: int = 0,

@@ -71,9 +71,11 @@ def explorer(run: Run) -> Part:
     caption = (
         f"{whose} Listed are the videos that were shown, with what the user did, then others that {main} or "
         "another agent ranks high. Scores are compared within a column only; no. is the place among all "
-        "candidates, and a frame marks those that the agent alone would have shown. The agent of hate ranks high "
-        "what it expects no user to hate."
+        "candidates, and a frame marks those that the agent alone would have shown."
     )
+    for name in found["agents"]:
+        if name in run.signals.names and run.signals.sign(name) < 0:
+            caption += f" The agent of {name} ranks high what it expects to get none."
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in found["agents"])
     body = f"""<div class="controls"><label>User <select id="user"></select></label>
 <div><label id="requests-label">Request</label>

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmrf_jax import types
 from mmrf_jax.abtest.statistics import MIN_EVENTS, control_of, lower_is_better, reason, too_small
 from mmrf_jax.report import charts, labels
 from mmrf_jax.report.markup import NOTHING, Cell, change, escape, interval, legend, number, table
 from mmrf_jax.report.sections import UNFINISHED, Part, Run, grid, split
+from mmrf_jax.signals import Signals
 
-_FOREST = ("watch_time", "depth", "return_rate", "click", "like", "follow", "hate", "coverage")
+_FOREST = ("click", "like", "follow", "hate")  # of short videos
 _LOGS = {
     "test": "The held-out days",
     "test_frozen": "The held-out days, with no feedback of those days in what the agents remember",
@@ -39,56 +39,57 @@ def ab_test(run: Run) -> Part:
             "",
             missing=("There is no A/B test: this run has logs alone and no simulator whose users could be served."),
         )
-    everyone = run.results["ab_test"]
-    metrics = [
-        *(m for m in labels.METRICS if m in everyone[control]),
-        *(m for m in everyone[control] if m not in labels.METRICS),
-    ]
+    everyone, signals = run.results["ab_test"], run.signals
+    less = lower_is_better(signals)
     first, *rest = others  # the run's own arm stands next to the names, where a phone shows it
     rows: list[list[str | Cell]] = [
         [
-            Cell(labels.name(m), labels.units(m)),
-            difference(m, others[first].get(m)),
+            Cell(labels.name(m), labels.units(signals, m)),
+            difference(others[first].get(m), m in less),
             number(everyone[control][m]["mean"]),
-            *(difference(m, others[arm].get(m)) for arm in rest),
+            *(difference(others[arm].get(m), m in less) for arm in rest),
         ]
-        for m in metrics
+        for m in labels.ordered(signals, everyone[control])
     ]
     figures = {}
-    for metric in _FOREST:
+    for metric in dict.fromkeys((signals.main, "depth", "return_rate", *signals.choose(_FOREST), "coverage")):
         shown = [
             (arm, m[metric]["diff_pct"], *m[metric]["ci95"])
             for arm, m in others.items()
             if metric in m and m[metric]["diff_pct"] is not None and m[metric]["ci95"] is not None
         ]
         if shown:
-            less = lower_is_better(metric)
-            figures[f"forest-{metric}"] = charts.forest(labels.titled(metric), shown, control, less)
+            figures[f"forest-{metric}"] = charts.forest(labels.titled(signals, metric), shown, control, metric in less)
     sessions = run.config["ab_test"]["sessions"]
     caption = (
         f"The same {sessions:,} users in every arm. Differences to {control} in %, with 95 % intervals. Blue triangles "
         "that point up are better, orange ones that point down worse; a hollow circle has an interval that contains 0. "
         f"Too few: fewer than {MIN_EVENTS} users of an arm have any, which is not enough for an interval. "
-    ) + too_small(everyone)
+    ) + too_small(everyone, signals.main)
     head = ["metric", first, control, *rest]
     body = split(table(head, rows), grid(list(figures), "forest"))
     return Part("ab-test", "A/B test", caption, body, figures)
 
 
-def difference(metric: str, entry: Mapping[str, Any] | None) -> Cell:
-    """Return a cell with a mean and its difference to the control, or why the difference is unknown."""
+def difference(entry: Mapping[str, Any] | None, less: bool) -> Cell:
+    """Return a cell with a mean and its difference to the control, or why the difference is unknown.
+
+    Args:
+      entry: of a metric of an arm.
+      less: whether less of it is better.
+    """
     if entry is None:
         return Cell(NOTHING)
     if entry["diff_pct"] is None:
         return Cell(number(entry["mean"]), reason(entry))
-    return change(number(entry["mean"]), entry["diff_pct"], entry["ci95"], "+.2f %", lower_is_better(metric))
+    return change(number(entry["mean"]), entry["diff_pct"], entry["ci95"], "+.2f %", less)
 
 
-def _in_order(entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _in_order(signals: Signals, entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the entries in the usual order of signals, entries of no signal last."""
 
     def place(name):
-        return types.SIGNALS.index(name) if name in types.SIGNALS else len(types.SIGNALS)
+        return signals.index(name) if name in signals.names else len(signals)
 
     return sorted(entries.items(), key=lambda item: place(item[0]))
 
@@ -106,7 +107,7 @@ def offline(run: Run) -> Part:
     for log, entries in logs.items():
         rankers = list(dict.fromkeys(r for entry in entries.values() for r in entry.get("against", {})))
         rows: list[list[str | Cell]] = []
-        for signal, entry in _in_order(entries):
+        for signal, entry in _in_order(run.signals, entries):
             row: list[str | Cell] = [labels.name(signal), f"{entry['eligible_users']:,}"]
             row += [Cell(gauc(entry["gauc"]), interval(entry["ci95"])), gauc(entry.get("gauc_agent"))]
             for ranker in rankers:
@@ -117,7 +118,7 @@ def offline(run: Run) -> Part:
         body += (f"<h3>{escape(_LOGS.get(log, log))}</h3>" if len(logs) > 1 else "") + table(head, rows)
     caption = (
         "GAUC: how often a video with the signal stands above one without it, within a user; .5 is chance. "
-        "Watch time in pairs is XAUC, the same for pairs of play times. Small print: 95 % intervals over users; under "
+        "XAUC is the same for pairs of values, such as play times. Small print: 95 % intervals over users; under "
         "another ranker, how far the agents are ahead of it, in colour where the interval excludes 0. No figure for "
         "fewer than 200 users."
     )
@@ -138,12 +139,13 @@ def fidelity(run: Run) -> Part:
     rankers = [*(r for r in _RANKERS if r in there), *(r for r in there if r not in _RANKERS)]
     figures: dict[str, charts.Figure] = {}
     rows: list[list[str | Cell]] = []
-    for signal, entries in _in_order(found):
+    for signal, entries in _in_order(run.signals, found):
         series = {r: (i, entries[r]["by_decile"]) for i, r in enumerate(rankers) if r in entries}
-        seconds = signal == "watch_time"
-        unit = "seconds" if seconds else "share of videos"
-        figures[f"reliability-{signal}"] = charts.reliability(labels.name(signal), series, unit, share=not seconds)
-        ranking, loss, last = ("xauc", "mae", "rmse") if seconds else ("gauc", "logloss", "ece")
+        numeric = signal in run.signals.numeric_names
+        kind = run.signals.signals[run.signals.index(signal)].kind
+        unit = {"duration": "seconds", "binary": "share of videos"}.get(kind, kind)
+        figures[f"reliability-{signal}"] = charts.reliability(labels.name(signal), series, unit, share=not numeric)
+        ranking, loss, last = ("xauc", "mae", "rmse") if numeric else ("gauc", "logloss", "ece")
         for ranker, entry in ((r, entries[r]) for r in rankers if r in entries):
             minus = entry.get("model_minus", {}).get(loss, {})
             rows.append(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from mmrf_jax.abtest import statistics
+from collections.abc import Mapping
+from typing import Any
 
-#: Metric of an A/B test -> (name, unit).
-METRICS = {
+from mmrf_jax.abtest import statistics
+from mmrf_jax.signals import SHORT_VIDEO, Signals
+
+#: Metric of an A/B test, and signal of short videos -> (name, unit).
+_METRICS = {
     "watch_time": ("watch time", "seconds per session"),
     "depth": ("depth", "videos per session"),
     "requests": ("requests", "per session"),
@@ -27,20 +31,37 @@ METRICS = {
 _OFFLINE = {"watch_time_xauc": "watch time, in pairs", "watch_time_median": "watch time above the user's median"}
 
 
+_UNITS = {"duration": "seconds per session", "count": "per session", "value": "total per session"}
+
+
+def signals_of(results: Mapping[str, Any]) -> Signals:
+    """Return the signals of results; of results that name none, those of short videos."""
+    return Signals.from_dict(results["signals"]) if "signals" in results else SHORT_VIDEO
+
+
+def ordered(signals: Signals, metrics: Mapping[str, Any]) -> list[str]:
+    """Return metrics of an A/B test in the order in which they are read: the main one, sizes, signals, all others."""
+    sizes = (signals.main, *signals.numeric_names, "depth", "requests", "return_rate")
+    usual = dict.fromkeys((*sizes, *signals.binary_names, *_METRICS))
+    return [*(m for m in usual if m in metrics), *(m for m in metrics if m not in usual)]
+
+
 def name(metric: str) -> str:
     """Return the name of a metric or a signal; of an unknown one, its key with spaces."""
-    return METRICS[metric][0] if metric in METRICS else _OFFLINE.get(metric, metric.replace("_", " "))
+    return _METRICS[metric][0] if metric in _METRICS else _OFFLINE.get(metric, metric.replace("_", " "))
 
 
-def units(metric: str) -> tuple[str, ...]:
+def units(signals: Signals, metric: str) -> tuple[str, ...]:
     """Return the unit of a metric, and whether less is better, in a word or two each."""
-    unit = METRICS.get(metric, ("", ""))[1]
-    return (*((unit,) if unit else ()), *(("less is better",) if statistics.lower_is_better(metric) else ()))
+    unit = _METRICS.get(metric, ("", ""))[1]
+    if metric in signals.names:
+        unit = _UNITS.get(signals.signals[signals.index(metric)].kind, "per video")
+    return (*((unit,) if unit else ()), *(("less is better",) if metric in statistics.lower_is_better(signals) else ()))
 
 
-def titled(metric: str) -> str:
+def titled(signals: Signals, metric: str) -> str:
     """Return the name of a metric, and whether less is better, as the title of a chart."""
-    return f"{name(metric)} (less is better)" if statistics.lower_is_better(metric) else name(metric)
+    return f"{name(metric)} (less is better)" if metric in statistics.lower_is_better(signals) else name(metric)
 
 
 def show(x: float, form: str) -> str:

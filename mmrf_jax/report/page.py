@@ -14,6 +14,7 @@ from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.resources import Resources
 
+from mmrf_jax.abtest import statistics
 from mmrf_jax.report import agents, charts, evaluation, labels, markup, palette, sections, speed, training, verdict
 from mmrf_jax.report.markup import data, escape
 
@@ -138,7 +139,7 @@ def _duration(seconds: float) -> str:
 def _tiles(run: sections.Run, found: verdict.Verdict) -> str:
     """Return a tile for the verdict's main metric and for each guardrail."""
     own = run.results.get("ab_test", {}).get(run.config["method"], {})
-    metrics = list(dict.fromkeys((found.metric, *verdict.GUARDRAILS))) if found.metric else []
+    metrics = list(dict.fromkeys((found.metric, *verdict.guardrails(run.signals)))) if found.metric else []
     tiles = _of_arm(run, own, metrics) if found.metric in own else _of_logs(run, metrics)
     lines = [
         f'<div class="tile {outcome}"><span>{escape(name)}</span><b>{escape(figure)}</b>'
@@ -151,7 +152,7 @@ def _tiles(run: sections.Run, found: verdict.Verdict) -> str:
 def _of_arm(run: sections.Run, own: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
     control, _ = evaluation.arms(run)
     for metric in (metric for metric in metrics if metric in own):
-        cell = evaluation.difference(metric, own[metric])
+        cell = evaluation.difference(own[metric], metric in statistics.lower_is_better(run.signals))
         if isinstance(cell.detail, str):  # why there is no interval
             yield labels.name(metric), cell.text, cell.detail, ""
         else:

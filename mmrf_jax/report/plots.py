@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrf_jax.abtest import statistics
+from mmrf_jax.abtest import statistics, summary
 from mmrf_jax.io import extras
 from mmrf_jax.report import labels
 from mmrf_jax.report.palette import AXIS, COLOURS, DIRECTIONS, GRID, INK, style
 
-_METRICS = ("watch_time", "depth", "like", "follow", "hate", "return_rate")
-_DAILY = ("watch_time", "depth", "visits", "watch_time_per_day")
 _GAP = (math.nan, math.nan)
 _COLUMNS = 4  # of panels
 _MARKERS = {
@@ -41,15 +39,18 @@ def _figure(**options: Any) -> Any:
     return Figure(**options)
 
 
-def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _METRICS) -> None:
+def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] | None = None) -> None:
     """Plot differences to the control with 95 % intervals, one panel per metric, as a PNG.
 
     Args:
       result: from `abtest.simulate.compare`.
       path: file to write.
-      metrics: keys; metrics without any interval are left out. If only one arm has none, its row says why.
+      metrics: keys, None for the usual ones; metrics without any interval are left out. If only one arm has none, its
+        row says why.
     """
-    arms = result["ab_test"]
+    arms, signals = result["ab_test"], labels.signals_of(result)
+    less, usual = statistics.lower_is_better(signals), signals.choose(("like", "follow", "hate"))
+    metrics = metrics or tuple(dict.fromkeys((signals.main, "depth", *usual, "return_rate")))
     control = statistics.control_of(arms)
     names = [a for a in arms if a != control]
     shown = [m for m in metrics if any(_there(arms[a].get(m)) for a in names)]
@@ -66,7 +67,7 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
                 axis.annotate(statistics.reason(entry), (0.0, row), ha="center", fontsize=8, color=INK)
                 continue
             low, high = entry["ci95"]
-            outcome = statistics.verdict(entry["ci95"], statistics.lower_is_better(metric))
+            outcome = statistics.verdict(entry["ci95"], metric in less)
             colour, marker = DIRECTIONS[outcome]
             axis.plot([low, high], [row, row], color=colour, linewidth=1.8)
             fill = colour if outcome else "white"
@@ -81,22 +82,22 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
                 color=INK,
             )
         axis.axvline(0.0, color=INK, linestyle="--", linewidth=1.0)
-        _dress(axis, labels.titled(metric), f"difference to {control}, %")
+        _dress(axis, labels.titled(signals, metric), f"difference to {control}, %")
         axis.grid(axis="y", visible=False)
         axis.margins(x=0.3, y=0.35)
     axes[0].set_yticks(rows, names)
     _save(figure, path)
 
 
-def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] = _DAILY) -> None:
+def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[str] | None = None) -> None:
     """Plot differences to the control by day with 95 % intervals, one panel per metric, as a PNG.
 
     Args:
       result: from `abtest.simulate_days.compare`.
       path: file to write.
-      metrics: keys; metrics without any interval are left out, and days without one are gaps.
+      metrics: keys, None for the usual ones; metrics without any interval are left out, and days without one are gaps.
     """
-    rows = result["by_day"]
+    rows, signals, metrics = result["by_day"], labels.signals_of(result), metrics or summary.daily(result)
     arms = list(result["ab_test"])
     control = statistics.control_of(result["ab_test"])
     shown = [m for m in metrics if any(_there(row["ab_test"][a].get(m)) for row in rows for a in arms if a != control)]
@@ -116,7 +117,7 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
             marker = _MARKERS[look["marker"]]
             axis.plot(at, diffs, color=look["colour"], marker=marker, label=arm, markersize=4, linewidth=1.5)
         axis.axhline(0.0, color=INK, linestyle="--", linewidth=1.0, label=control)
-        _dress(axis, labels.titled(metric), "day")
+        _dress(axis, labels.titled(signals, metric), "day")
         axis.locator_params(axis="x", integer=True)
     axes[0].set_ylabel(f"difference to {control}, %", fontsize=9, color=INK)
     axes[0].legend(fontsize=8, frameon=False, labelcolor=INK)

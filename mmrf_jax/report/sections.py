@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrf_jax.report import charts
+from mmrf_jax.signals import Signals
 
 #: Why a results section is empty before the end of the run.
 UNFINISHED = "The run has not come to its end: results.json is not there yet."
@@ -18,6 +19,7 @@ class Run:
 
     Attributes:
       name: of the run.
+      signals: of its feedback.
       config: nested.
       versions: {library: version}.
       rows: of metrics.jsonl.
@@ -29,6 +31,7 @@ class Run:
     """
 
     name: str
+    signals: Signals
     config: Mapping[str, Any]
     versions: Mapping[str, str]
     rows: Sequence[Mapping[str, Any]]

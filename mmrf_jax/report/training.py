@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmrf_jax import types
 from mmrf_jax.report import charts, labels
-from mmrf_jax.report.markup import legend, table
+from mmrf_jax.report.markup import escape, legend, table
 from mmrf_jax.report.sections import Part, Run, grid
+from mmrf_jax.signals import Signals
 
 _PHASES = {"train": "agents", "fit": "feedback model"}
 
@@ -28,8 +28,8 @@ def curves(run: Run) -> Part:
             if points := [(row["step"], row[name]) for row in rows if row["phase"] == phase and name in row]:
                 steps, values = map(list, zip(*points, strict=True))
                 series[_PHASES[phase]] = (list(_PHASES).index(phase), steps, values, ends)
-        figures[name] = charts.curves(*titled(name), series)
-    body = legend([_PHASES[phase] for phase in phases]) + grouped(figures, "curve")
+        figures[name] = charts.curves(*titled(run.signals, name), series)
+    body = legend([_PHASES[phase] for phase in phases]) + grouped(run.signals, figures, "curve")
     body += _exploitation_gap(run)
     caption = (
         "Steps count the whole run; a dotted line ends a round. Strong lines are moving means over a tenth of a round, "
@@ -46,12 +46,12 @@ def round_ends(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     return [rows[i]["step"] for i in range(len(rows) - 1) if phases[i] == "train" and phases[i + 1] != "train"]
 
 
-def grouped(names: Iterable[str], prefix: str) -> str:
+def grouped(signals: Signals, names: Iterable[str], prefix: str) -> str:
     """Return the placeholders `PREFIX-NAME` of the curves of logged metrics, by what they are."""
     groups: dict[str, list[str]] = {"loss": [], "objective": [], "": []}
     for name in names:
         first, _, last = name.partition("/")
-        known = first == "objective" or (first == "loss" and last in (*types.SIGNALS, "stay"))
+        known = first == "objective" or (first == "loss" and last in (*signals.names, "stay"))
         groups[first if known else ""].append(f"{prefix}-{name}")
     body = ""
     if groups["loss"]:
@@ -64,10 +64,10 @@ def grouped(names: Iterable[str], prefix: str) -> str:
     return body
 
 
-def titled(name: str) -> tuple[str, str]:
+def titled(signals: Signals, name: str) -> tuple[str, str]:
     """Return the title and the unit of a logged metric's chart."""
     first, _, last = name.partition("/")
-    if first == "loss" and last in types.BINARY_SIGNALS:
+    if first == "loss" and last in signals.binary_names:
         return labels.name(last), "log-loss, nats"
     if first == "loss":
         return ("continuing the session", "log-loss, nats") if last == "stay" else (labels.name(last), "loss")
@@ -86,4 +86,5 @@ def _exploitation_gap(run: Run) -> str:
         for i, row in enumerate(rows, 1)
     ]
     head = ["after round", "in its model", "in the world", "gap"]
-    return "<h3>Return of the newest policy, seconds of watch time per session</h3>" + table(head, cells)
+    main = ", ".join((labels.name(run.signals.main), *labels.units(run.signals, run.signals.main)))
+    return f"<h3>Return of the newest policy: {escape(main)}</h3>" + table(head, cells)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, NamedTuple
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from mmrf_jax import types
 from mmrf_jax.data.session_log import InputSpec
+from mmrf_jax.signals import Signals
 
 MAX_USER = 2**31 - 2
 _MAX_VIDEO = 2**53 - 1  # the largest integer that every JSON reader preserves
-_MAX_SECONDS = 86_400.0
+_MAX_SECONDS, _MAX_COUNT = 86_400.0, 2**31 - 1
 
 UserId = Annotated[int, Field(ge=0, le=MAX_USER, strict=True, description="The user's id.")]
 VideoId = Annotated[int, Field(ge=0, le=_MAX_VIDEO, strict=True, description="The platform's id of a video.")]
@@ -34,29 +35,37 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-def _answer(name: str) -> Any:
-    flag = Annotated[int, Field(ge=0, le=1, strict=True)]
-    return (
-        (flag, 0)
-        if name in types.BINARY_SIGNALS
-        else (Annotated[float, Field(ge=0.0, le=_MAX_SECONDS, strict=True)], 0.0)
-    )
+def _answer(kind: str) -> Any:
+    """Return the type and the default of a signal."""
+    return {
+        "binary": (Annotated[int, Field(ge=0, le=1, strict=True)], 0),
+        "duration": (Annotated[float, Field(ge=0.0, le=_MAX_SECONDS, strict=True)], 0.0),
+        "count": (Annotated[int, Field(ge=0, le=_MAX_COUNT, strict=True)], 0),
+        "value": (Number, 0.0),
+    }[kind]
 
 
-#: A user's feedback on one video; omitted signals are 0.
-VideoFeedback: Any = pydantic.create_model(
-    "VideoFeedback", __base__=Strict, video=(VideoId, ...), **{name: _answer(name) for name in types.SIGNALS}
-)
-VideoFeedback.__doc__ = "Feedback on one video: flags 0 or 1, and `watch_time` in seconds; what is left out is 0."
+@functools.cache
+def video_feedback(signals: Signals) -> Any:
+    """Return the model of a user's feedback on one video."""
+    fields: dict[str, Any] = {signal.name: _answer(signal.kind) for signal in signals.signals}
+    made: Any = pydantic.create_model("VideoFeedback", __base__=Strict, video=(VideoId, ...), **fields)
+    made.__doc__ = "Feedback on one video: flags 0 or 1, durations in seconds, counts, values; what is left out is 0."
+    return made
 
 
-class Feedback(Strict):
-    """One feedback event on a request; a request may have several, each with its own id."""
-
-    event_id: EventId
-    request_id: RequestId
-    videos: Annotated[list[VideoFeedback], Field(max_length=64)] = []
-    left: Annotated[bool, Field(strict=True, description="Whether the user has left the session.")] = False
+def _feedback(signals: Signals) -> Any:
+    """Return the model of a feedback event."""
+    videos: Any = Annotated[list[video_feedback(signals)], Field(max_length=64)]  # type: ignore[misc]
+    fields: dict[str, Any] = {
+        "event_id": (EventId, ...),
+        "request_id": (RequestId, ...),
+        "videos": (videos, []),
+        "left": (Annotated[bool, Field(strict=True, description="Whether the user has left the session.")], False),
+    }
+    made: Any = pydantic.create_model("Feedback", __base__=Strict, **fields)
+    made.__doc__ = "One feedback event on a request; a request may have several, each with its own id."
+    return made
 
 
 class Acknowledged(BaseModel):
@@ -114,9 +123,10 @@ class Error(BaseModel):
 
 
 class Models(NamedTuple):
-    """The models that depend on sizes."""
+    """The models that depend on the spec."""
 
     rank: type[BaseModel]
+    feedback: type[BaseModel]
 
 
 def _numbers(size: int, what: str) -> Any:
@@ -128,7 +138,10 @@ def models(spec: InputSpec, max_candidates: int) -> Models:
     Profile: Any = _numbers(spec.profile, "Features of the user; left out, those given last, or zeros.")
     Context: Any = _numbers(spec.context - 1, "Of the request; the service adds the position in the session.")
     description = "What a user who is new to the service was shown before, oldest first; else not read."
-    History: Any = Annotated[list[VideoFeedback], Field(max_length=spec.history, description=description)]
+    History: Any = Annotated[
+        list[video_feedback(spec.signals)],  # type: ignore[misc]
+        Field(max_length=spec.history, description=description),
+    ]
     many = Field(min_length=1, max_length=max_candidates, description="Videos, all different.")
     Candidates: Any = Annotated[list[VideoId], many]
     K: Any = Annotated[int, Field(ge=1, le=spec.slate, strict=True, description="Videos wanted.")]
@@ -146,4 +159,4 @@ def models(spec: InputSpec, max_candidates: int) -> Models:
     }
     rank: Any = pydantic.create_model("Rank", __base__=Strict, **fields)
     user.__doc__, rank.__doc__ = "Who asks.", "A request for a slate."
-    return Models(rank)
+    return Models(rank, _feedback(spec.signals))

@@ -13,11 +13,10 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from mmrf_jax import types
 from mmrf_jax.serving import api, guard
 from mmrf_jax.serving.service import Asked, Refused, Service
 
-_DESCRIPTION = """Ranks short videos for the watch time of whole sessions (MMRF, arXiv 2405.01847).
+_DESCRIPTION = """Ranks for the value of whole sessions (MMRF, arXiv 2405.01847).
 
 Ask `/rank` for a slate, show it, and tell `/feedback` what the user did with it; the next slate of that user follows
 from it. What was shown and answered is logged, for training."""
@@ -48,6 +47,8 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
     """
     models = api.models(service.ranker.spec, service.settings.max_candidates)
     Rank: Any = models.rank
+    Feedback: Any = models.feedback
+    signals = service.ranker.spec.signals.names
 
     @contextlib.asynccontextmanager
     async def lifespan(_):
@@ -98,7 +99,7 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
                 context=np.array(asked.context, np.float32),
                 k=asked.k,
                 profile=None if profile is None else np.array(profile, np.float32),
-                history=None if not history else _table(history),
+                history=None if not history else _table(signals, history),
                 new_session=asked.new_session,
             )
         )
@@ -123,13 +124,13 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
         return JSONResponse(answer)
 
     @app.post("/feedback", response_model=api.Acknowledged, responses=_refusals(404, 409, 410))
-    async def feedback(event: api.Feedback) -> Any:
+    async def feedback(event: Feedback) -> Any:
         """Record a user's feedback. It is on disk when acknowledged; repeating the event changes nothing."""
         seen = [v.video for v in event.videos]
         if len(set(seen)) < len(seen):
             place = next(i for i, v in enumerate(seen) if v in seen[:i])
             raise Refused(422, f"video {seen[place]} is there twice", ("body", "videos", place, "video"))
-        new = await service.feedback(event.event_id, event.request_id, *_table(event.videos), event.left)
+        new = await service.feedback(event.event_id, event.request_id, *_table(signals, event.videos), event.left)
         return JSONResponse({"event_id": event.event_id, "duplicate": not new})
 
     @app.get(
@@ -163,8 +164,8 @@ def _error(status: int, detail: list[dict[str, Any]], headers: Mapping[str, str]
     return JSONResponse({"detail": detail}, status, dict(headers or {}))
 
 
-def _table(given: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Convert `api.VideoFeedback`s to videos [m] and their feedback [m, S]."""
+def _table(signals: Sequence[str], given: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Convert models of `api.video_feedback` to videos [m] and their feedback [m, S]."""
     videos = np.array([v.video for v in given], np.int64)
-    rows = [[getattr(v, name) for name in types.SIGNALS] for v in given]
-    return videos, np.array(rows, np.float32).reshape(-1, len(types.SIGNALS))
+    rows = [[getattr(v, name) for name in signals] for v in given]
+    return videos, np.array(rows, np.float32).reshape(-1, len(signals))

@@ -147,7 +147,7 @@ def load(folder: Path, spec: InputSpec | None = None) -> Artifact:
         raise ArtifactError(
             f"{folder} expired on {expires:%Y-%m-%d}: JAX reads what it has exported for {VALID_DAYS} days; {again}"
         )
-    found = InputSpec(**manifest["spec"])
+    found = InputSpec.from_dict(manifest["spec"])
     if spec is not None:
         check_spec(folder, found, spec)
     for name, known in manifest["files"].items():
@@ -204,7 +204,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         if lacking := [name for name in needed if name not in manifest]:
             raise ValueError(f"it lacks {lacking[0]!r}")
-        InputSpec(**manifest["spec"])
+        InputSpec.from_dict(manifest["spec"])
         if datetime.datetime.fromisoformat(manifest["expires"]).tzinfo is None:
             raise ValueError("'expires' has no time zone")
         if not all({"bytes", "sha256"} <= known.keys() for known in manifest["files"].values()):
@@ -218,11 +218,12 @@ def check_spec(what: object, found: InputSpec, wanted: InputSpec) -> None:
     """Check that an artefact fits the format of the requests.
 
     Raises:
-      ArtifactError: naming the first size that differs.
+      ArtifactError: naming the first size that differs, or the signals.
     """
-    for name in ("profile", "context", "item_features", "slate", "history"):
-        have, need = getattr(found, name), getattr(wanted, name)
-        if have != need:
+    differing = found.differing(wanted)
+    for name in ("profile", "context", "item_features", "slate", "history", "signals"):
+        if name in differing:
+            have, need = differing[name]
             raise ArtifactError(
                 f"{what} was made for another spec: {name}={have}, and {need} is needed; export a run that was "
                 "trained on the same kind of log"

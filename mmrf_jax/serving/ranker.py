@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmrf_jax import types
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.ope import propensity
 from mmrf_jax.serving import artifact
@@ -18,7 +17,6 @@ from mmrf_jax.serving import artifact
 BATCHES = (1, 4, 16, 64)  # batches of requests are padded to one of these sizes
 _LONG = 64  # exposures written at a time, if they are more than a slate
 _BLOCK = 65_536  # videos encoded at a time
-S = len(types.SIGNALS)
 
 
 @dataclasses.dataclass
@@ -63,9 +61,18 @@ class Ranker:
         self.catalogue = catalogue
         #: Item rows [n] for the platform's ids [n]; −1 for an unknown video.
         self.rows_of = feedback_log.rows_by_id(catalogue["video_id"])
+        self._users = loaded.arrays.get("users")
+        self._user_rows = None if self._users is None else feedback_log.rows_by_id(self._users["user_id"])
         self._functions = {name: self._traced(name, loaded.functions[name]) for name in self.traces}
         self._weights = jax.device_put(artifact.nested(loaded.arrays["policy"]))
         self._encodings = self._encode(catalogue)
+
+    def user_of(self, user: int | str | None) -> tuple[int, np.ndarray | None]:
+        """Return the number and the profile [Du] of a user; without a table of users, ids are the numbers."""
+        if self._users is None or self._user_rows is None:
+            return int(user or 0), None
+        row = 0 if user is None else max(int(self._user_rows(np.asarray([user]))[0]), 0)
+        return row, self._users["profile"][row]
 
     def _traced(self, name: str, function: Any):
         def call(*arguments):
@@ -99,11 +106,11 @@ class Ranker:
                     np.arange(width) % self.spec.num_videos,
                     None,
                     nothing,
-                    np.zeros((0, S), np.float32),
+                    np.zeros((0, len(self.spec.signals)), np.float32),
                 )
                 self._score([job] * batch, [self._nothing()] * batch)
             for length in self._lengths:
-                videos, feedback = np.zeros(length, np.int64), np.zeros((length, S), np.float32)
+                videos, feedback = np.zeros(length, np.int64), np.zeros((length, len(self.spec.signals)), np.float32)
                 self._observe([self._nothing()] * batch, [videos] * batch, [feedback] * batch, length)
 
     def run(self, jobs: Sequence[Job]) -> list[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
@@ -140,7 +147,7 @@ class Ranker:
         n = BATCHES[bisect.bisect_left(BATCHES, len(memories))]
         shown = {
             "videos": np.zeros((n, length), np.int32),
-            "feedback": np.zeros((n, length, S), np.float32),
+            "feedback": np.zeros((n, length, len(self.spec.signals)), np.float32),
             "mask": np.zeros((n, length), bool),
         }
         for i, (v, f) in enumerate(zip(videos, feedback, strict=True)):

@@ -19,6 +19,7 @@ import numpy as np
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.feedback_log import Position, Record, Shown, UserLog
 from mmrf_jax.io.progress import counted, say
+from mmrf_jax.signals import Signals
 
 _VERSION = 1
 _AT_ONCE = 4_096  # users changed between two writes while a log is read
@@ -31,19 +32,20 @@ class UserStore:
     One thread uses it, the one that appends to the log; another may `write` the rows that this one has `packed`.
     """
 
-    def __init__(self, path: Path, log: Path, history: int, in_memory: int = 100_000):
+    def __init__(self, path: Path, log: Path, signals: Signals, history: int, in_memory: int = 100_000):
         """Open or create the store, and apply the log's records after its position.
 
         Args:
           path: the SQLite file.
           log: folder of the log.
+          signals: of the log.
           history: H, the number of exposures retained from before a session.
           in_memory: number of users in memory, in addition to those changed since the last `flush`.
 
         Raises:
           ValueError: if the log is damaged.
         """
-        self._path, self._history, self._limit = path, history, in_memory
+        self._path, self._signals, self._history, self._limit = path, signals, history, in_memory
         self._users: collections.OrderedDict[int, UserLog] = collections.OrderedDict()
         self._changed: set[int] = set()
         self._writing: set[int] = set()  # packed, but not yet in the file
@@ -103,7 +105,7 @@ class UserStore:
         known = self._users.get(user)
         if known is None:
             row = self._db.execute("SELECT state FROM users WHERE id = ?", (user,)).fetchone()
-            known = UserLog() if row is None else unpack(row[0])
+            known = UserLog(self._signals) if row is None else unpack(row[0], self._signals)
             self._users[user] = known
             if len(self._users) > self._limit + len(self._changed) + len(self._writing):
                 self._forget()
@@ -184,14 +186,14 @@ def pack(known: UserLog) -> bytes:
     return msgpack.packb((*history, shown, known.requests, profile, known.time, known.over))
 
 
-def unpack(state: bytes) -> UserLog:
+def unpack(state: bytes, signals: Signals) -> UserLog:
     """Unpack the output of `pack`."""
-    known, feedback = UserLog(), lambda x: np.frombuffer(x, "<f4").reshape(-1, feedback_log.S)
+    known, feedback = UserLog(signals), lambda x: np.frombuffer(x, "<f4").reshape(-1, len(signals))
     videos, answers, shown, known.requests, profile, known.time, known.over = msgpack.unpackb(state)
     known.history_videos, known.history_feedback = np.frombuffer(videos, "<i8"), feedback(answers)
     known.profile = None if profile is None else np.frombuffer(profile, "<f4")
     for number, seen, got, answered, events in shown:
-        request = Shown(number, np.frombuffer(seen, "<i8"))
+        request = Shown(number, np.frombuffer(seen, "<i8"), signals)
         request.feedback, request.answered, request.events = feedback(got).copy(), answered, set(events)
         known.shown.append(request)
     return known

@@ -2,7 +2,7 @@
 
 Production collects the logs. Truth (i) is the target of the per-video estimates: states and preceding videos follow
 production, actions follow the policy. It is exact except for the states, which are those of all logs. Truth (ii) is the
-on-policy value from separate sessions. Letters: P policies, R rankers, r requests, s signals of `SIGNALS`.
+on-policy value from separate sessions. Letters: P policies, R rankers, r requests, s signals of `MEASURED`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import estimators
 from mmrf_jax.parallel import sharding
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs, sources
 
-SIGNALS = ("click", "long_view", "like", "watch_time")
+MEASURED = ("click", "long_view", "like", "watch_time")
 CLOSE = 0.05  # relative to production's watch time per video, truth (i): policies that differ by less count as close
 _BATCH = 256  # sessions per batch
 _DRAWS = 300  # bootstrap samples per log
 _LOG_USERS, _SERVED_USERS = 300_000_000, 400_000_000
-_COLUMNS = np.array([types.signal_index(name) for name in SIGNALS])
+_COLUMNS = np.array([SHORT_VIDEO.index(name) for name in MEASURED])
 
 Score = Callable[[Any, Any], chex.Array]  # (simulator parameters, state) -> [B, C]
 
@@ -66,17 +67,17 @@ def run(config, out: Path) -> dict[str, Any]:
     earned = _serve(source, scores, jax.random.fold_in(key, 1), weights, config.sessions)
     phase("estimates")
     difference = truth / truth[names.index("production")] - 1.0
-    by_estimator: dict[str, Any] = {signal: {} for signal in SIGNALS}
+    by_estimator: dict[str, Any] = {signal: {} for signal in MEASURED}
     done = counted("estimates", len(names))
     for i, name in enumerate(names):
         for signal, estimator, cap, entry in _errors(rows, i, truth[i], config.logs, config.log_users):
             by_estimator[signal].setdefault(estimator, {}).setdefault(cap, {})[name] = entry
         done(i + 1)
-    close = [name for name, x in zip(names, difference[:, SIGNALS.index("watch_time")], strict=True) if abs(x) < CLOSE]
+    close = [name for name, x in zip(names, difference[:, MEASURED.index("watch_time")], strict=True) if abs(x) < CLOSE]
     policies = {
         name: {
             signal: {"truth": float(truth[i, j]), "on_policy": earned[i][signal], "difference": float(difference[i, j])}
-            for j, signal in enumerate(SIGNALS)
+            for j, signal in enumerate(MEASURED)
         }
         for i, name in enumerate(names)
     }
@@ -159,7 +160,7 @@ def simulate_logs(
             total += jnp.einsum("pbc,bcs->pbs", odds / odds.sum(axis=-1, keepdims=True), expected)
             return (total, odds.at[:, user, slate[:, slot]].set(0.0)), None
 
-        start = jnp.zeros((*mixed.shape[:2], len(SIGNALS))), jnp.exp(mixed)
+        start = jnp.zeros((*mixed.shape[:2], len(MEASURED))), jnp.exp(mixed)
         (total, _), _ = jax.lax.scan(add, start, jnp.arange(k))
         state, result = sim.step(key, state, slate, params)
         reward = result.exposure.feedback[..., _COLUMNS]
@@ -168,7 +169,7 @@ def simulate_logs(
         return state, result.request, going, log_weight, reward, would
 
     parts: list[dict[str, np.ndarray]] = []
-    total = np.zeros((len(weights), len(SIGNALS)))
+    total = np.zeros((len(weights), len(MEASURED)))
     done, reset = counted("logs", users), jax.jit(sim.reset)
     for first in range(0, users, _BATCH):
         ids = jnp.arange(_LOG_USERS + first, _LOG_USERS + first + _BATCH, dtype=jnp.int32)
@@ -191,16 +192,16 @@ def _errors(rows: dict[str, np.ndarray], policy: int, truth: np.ndarray, logs: i
     """Yield (signal, estimator, cap, entry of `run`) of a policy, from all logs together and from each log."""
     log_weight, reward = rows["log_weight"][:, policy], rows["reward"]
     edges = np.searchsorted(rows["user"], log_users * np.arange(logs + 1))
-    estimate = functools.partial(estimators.estimate, signals=SIGNALS, draws=_DRAWS)
+    estimate = functools.partial(estimators.estimate, signals=MEASURED, draws=_DRAWS)
 
     def of(part, seed):
         return estimate(estimators.LoggedDecisions(rows["user"][part], log_weight[part], reward[part]), seed=seed)
 
-    pooled = estimators.estimate(estimators.LoggedDecisions(rows["user"], log_weight, reward), SIGNALS, draws=1)[
+    pooled = estimators.estimate(estimators.LoggedDecisions(rows["user"], log_weight, reward), MEASURED, draws=1)[
         "signals"
     ]
     each = [of(slice(*edges[i : i + 2]), i)["signals"] for i in range(logs)]
-    for j, signal in enumerate(SIGNALS):
+    for j, signal in enumerate(MEASURED):
         for estimator in ("ips", "ncis"):
             for cap, entry in pooled[signal][estimator].items():
                 found = [x[signal][estimator][cap] for x in each]
@@ -256,6 +257,7 @@ def _serve(
         lambda key, users, day, params: sim.reset(key, users, day, params[0]),
         lambda key, state, exposed, params: sim.step(key, state, exposed, params[0]),
         lambda key, state, params: sim.next_visit(key, state, params[0]),
+        sim.signals,
         sim.params,
         sim.items,
     )
@@ -266,7 +268,7 @@ def _serve(
         served = simulate.rollout_user_metrics(
             here, policy, key, mesh, first_user=_SERVED_USERS, num_users=sessions, day=0, k=k
         )
-        result.append({signal: float(served[signal].mean()) for signal in SIGNALS})
+        result.append({signal: float(served[signal].mean()) for signal in MEASURED})
         done(sessions * (i + 1))
     return result
 

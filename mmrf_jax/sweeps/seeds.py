@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from mmrf_jax.abtest import statistics
+from mmrf_jax.signals import SHORT_VIDEO
 
 MIN_SEEDS = 3  # with two, Student's interval is ±12.7 standard errors
 TOO_WIDE = 100.0  # percentage points
@@ -73,10 +74,15 @@ def _interval(diff: np.ndarray, bounded: bool) -> dict[str, Any]:
     return {"diff_pct": mean, "ci95": [low, high]}
 
 
+def less_is_better(metric: str) -> bool:
+    """Return whether lower values of a metric of the world are better."""
+    return metric in statistics.lower_is_better(SHORT_VIDEO)
+
+
 def format_table(
     table: Mapping[str, Mapping[str, Any]],
     metrics: Sequence[str],
-    lower_is_better: Callable[[str], bool] = statistics.lower_is_better,
+    lower_is_better: Callable[[str], bool] = less_is_better,
 ) -> str:
     """Format arms × metrics in Markdown; a cell is "mean (diff % [low, high])", with better or worse if it excludes 0.
 

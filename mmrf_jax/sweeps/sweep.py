@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from mmrf_jax.abtest import statistics
 from mmrf_jax.agents import registry
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
@@ -89,7 +88,7 @@ class Table(NamedTuple):
     of_runs: str = ""
     reference: Callable[[str], str] = lambda name: name
     serves: bool = False
-    lower_is_better: Callable[[str], bool] = statistics.lower_is_better
+    lower_is_better: Callable[[str], bool] = seeds.less_is_better
 
 
 def run_config(config, variant: str, seed: int) -> configs.Run:
@@ -276,9 +275,9 @@ def _measured(config, place: Path, name: str) -> dict[str, Any]:
     kept = run_folder.read_json(path) if path.exists() else {}
     if kept.get("learned") != learned:
         mesh = sharding.make_mesh()
-        source = restore.source_of(config, mesh)
+        source = restore.source_of(config, mesh, workdir=place)
         state = restore.load_state(config, source, place, mesh)
-        kept = _OF_RUNS[name](config, source, steps.plan_of(config), state) | {"learned": learned}
+        kept = _OF_RUNS[name](config, source, steps.plan_of(config, source.spec.signals), state) | {"learned": learned}
         files.write_json(path, kept)
     return kept
 

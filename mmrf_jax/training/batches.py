@@ -49,7 +49,7 @@ class Batches(Protocol):
 
 def example(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch:
     """Return a batch of zeros with the shapes and types of a run's batches of `size` segments, for compilation."""
-    t, h, k, s = num_requests + 1, spec.history, spec.slate, len(types.SIGNALS)
+    t, h, k, s = num_requests + 1, spec.history, spec.slate, len(spec.signals)
 
     def zeros(dtype, *shape):
         return np.zeros((size, *shape), dtype)
@@ -107,14 +107,14 @@ def known(log: SessionLog, discount: float) -> tuple[np.ndarray, np.ndarray, np.
 class Streamed:
     """A streamed log (`data.stream`); each process reads its own part."""
 
-    def __init__(self, config: configs.Run, blocks: stream.Blocks, mesh, discount: float):
+    def __init__(self, config: configs.Run, blocks: stream.Blocks, mesh, discount: float, num_signals: int):
         """Compute the sums of the log and the segments per epoch.
 
         Raises:
           ValueError: if the log has too few sessions for the batches.
         """
         self._config, self._mesh, self._blocks = config, mesh, blocks
-        sums = _Sums(discount)
+        sums = _Sums(discount, num_signals)
         slots = {part: sharding.own_part(np.arange(getattr(config, part).batch), mesh) for part in _PARTS}
         share = (int(slots["train"][0]) // len(slots["train"]), config.train.batch // len(slots["train"]))
         self._part = stream.Part(blocks, config.seed, share, sums.add)
@@ -188,9 +188,9 @@ class Streamed:
 class _Sums:
     """Accumulated requests, exposures, and sums of feedback, squared feedback and returns, in float64."""
 
-    def __init__(self, discount: float):
+    def __init__(self, discount: float, num_signals: int):
         self._discount = discount
-        self.values = np.zeros(2 + 3 * len(types.SIGNALS))
+        self.values = np.zeros(2 + 3 * num_signals)
 
     def add(self, log: SessionLog) -> None:
         feedback = log.feedback[log.slate >= 0].astype(np.float64)

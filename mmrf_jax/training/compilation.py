@@ -54,7 +54,7 @@ def begin(
 
     rate = np.float32(1.0)
     if start is not None:
-        known = (np.ones(len(types.SIGNALS)),) * 3
+        known = (np.ones(len(spec.signals)),) * 3
         ahead.add("initial state", lambda: start.lower(*initial_args(config, plan, source, known)))
     encodings = None
     if plan.use_feedback_model:

@@ -84,7 +84,9 @@ def aa_tests(
     )
     means = simulate.history_means(sim, key, sums["user_id"], day, min(simulate.BLOCK, number)) if cuped else None
     phase("aa_tests")
-    return aa.coverage({name: x for name, x in sums.items() if name not in simulate.NOT_TESTED}, tests, means)
+    return aa.coverage(
+        sim.signals, {name: x for name, x in sums.items() if name not in simulate.NOT_TESTED}, tests, means
+    )
 
 
 def _simulator(config: configs.Run, source: sources.Source) -> tuple[base.Simulator, types.Key]:
@@ -115,12 +117,12 @@ def evaluate(
     Returns:
       {"offline": metrics of the test log, "fidelity": model quality on it, "offline_other", "fidelity_other":
       {log: the same}, "excess_logloss": {log: {signal: by decile of uncertainty}}, "simulated_sessions": {log:
-      {"requests" | "watch_time" per session: {"ks": distance to the log's, "simulated", "actual": means}}},
+      {"requests" | main signal per session: {"ks": distance to the log's, "simulated", "actual": means}}},
       "off_policy": {log: `off_policy.evaluate`}}. Among the other logs, `test_frozen` is the test log again, with every
       request scored without any feedback of the test days (`sessions.freeze_histories`).
     """
-    plan = steps.plan_of(config)
-    signals = registry.get(config.method).signals(plan.agents)
+    plan, signals = steps.plan_of(config, source.spec.signals), source.spec.signals
+    agents = registry.get(config.method).signals(plan.agents)
     tests = source.test()
     train: offline.Rows | None = None
     baselines: dict[str, Any] = {}
@@ -146,15 +148,16 @@ def evaluate(
         if rankers is not None:  # on real logs, also compare with the run's own predictors and the logistic regression
             mine = {"critics" if predictor == "agents" else "feedback_model": x for predictor, x in found.items()}
             rankers = rankers | {"logistic": simple[name]["logistic"]} | mine
-        offlines[name] = offline.metrics(rows, signals, before, duration, rankers)
+        offlines[name] = offline.metrics(rows, signals, agents, before, duration, rankers)
         if found or name in simple:
-            fidelities[name] = model_quality.metrics(rows.user_id, rows.feedback, found | simple.get(name, {}))
+            predicted = found | simple.get(name, {})
+            fidelities[name] = model_quality.metrics(signals, rows.user_id, rows.feedback, predicted)
         if thorough and name != "test_frozen":
             off_policies[name] = off_policy.evaluate(config, source, plan, state, log)
         if thorough and plan.use_feedback_model and name != "test_frozen":
             certainties[name] = _excess(rows.feedback, found["model"], source, plan, state, log, per_segment)
             distances[name] = _session_distances(config, source, plan, state, log, mesh)
-    result: dict[str, Any] = {"offline": offlines.pop("test")}
+    result: dict[str, Any] = {"offline": offlines.pop("test"), "signals": signals.as_dict()}
     result |= {"excess_logloss": certainties, "simulated_sessions": distances} if distances else {}
     result |= {"off_policy": off_policies} if off_policies else {}
     result |= {"offline_other": offlines} if offlines else {}
@@ -171,12 +174,12 @@ def _excess(feedback, found, source, plan, state, log, num_requests) -> dict[str
     u = offline.score_log(one, log, num_requests=num_requests).scores
     return {
         signal: model_quality.excess_logloss_by_decile(u[:, i], found[signal], feedback[:, i])
-        for i, signal in enumerate(types.BINARY_SIGNALS)
+        for i, signal in zip(source.spec.signals.binary, source.spec.signals.binary_names, strict=True)
     }
 
 
 def _session_distances(config: configs.Run, source, plan, state, log: SessionLog, mesh) -> dict[str, Any]:
-    """Compare length and watch time of sessions simulated by the feedback model on the log's slates with the log's own.
+    """Compare sessions simulated by the feedback model on the log's slates with the log's: length and main signal.
 
     Past the end of a logged session the model draws other logged requests (`envs.learned`).
     """
@@ -188,9 +191,10 @@ def _session_distances(config: configs.Run, source, plan, state, log: SessionLog
     )
     log = sessions.select_sessions(log, np.arange(int(model.params.pool.num_sessions)))  # its starts
     session, request, slot = sessions.exposure_index(log)
-    seconds = np.bincount(session, log.feedback[request, slot, types.WATCH_TIME], log.num_sessions)
+    main = source.spec.signals.main
+    total = np.bincount(session, log.feedback[request, slot, source.spec.signals.index(main)], log.num_sessions)
     result = {}
-    for name, actual in (("requests", np.diff(log.offsets)), ("watch_time", seconds)):
+    for name, actual in (("requests", np.diff(log.offsets)), (main, total)):
         ks = model_quality.ks_distance(served[name], actual)
         result[name] = {"ks": ks, "simulated": float(served[name].mean()), "actual": float(actual.mean())}
     return result
@@ -205,15 +209,18 @@ def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[
     """
     phase("logistic")
     train, valid, items = source.train(), None if source.valid is None else source.valid(), source.items
+    signals = source.spec.signals
     past = [train] if valid is None else [train, valid]
-    at_train = boosting.table(train, items, [train], seed=0)
-    at_tests = {name: boosting.table(log, items, past) for name, log in tests.items()}
+    at_train = boosting.table(train, items, signals, [train], seed=0)
+    at_tests = {name: boosting.table(log, items, signals, past) for name, log in tests.items()}
     features = {name: rows.features for name, rows in at_tests.items()}
-    linear = model_quality.logistic(at_train.features, at_train.feedback, features)
+    linear = model_quality.logistic(signals, at_train.features, at_train.feedback, features)
     known = offline.exposures(train)
     simple = {
         name: {
-            "per_video_mean": model_quality.per_video_mean(known.video, known.feedback, rows.video, items.num_videos),
+            "per_video_mean": model_quality.per_video_mean(
+                signals, known.video, known.feedback, rows.video, items.num_videos
+            ),
             "logistic": linear[name],
         }
         for name, rows in at_tests.items()
@@ -225,10 +232,10 @@ def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[
     def measure(users, scores, labels):
         return ranking.grouped_auc(users, scores, {"label": labels})["label"].value
 
-    at_valid = None if valid is None else boosting.table(valid, items, past)
-    boosted = boosting.scores(at_train, at_valid, features, measure)
-    means = popularity.smoothed_means(known.video, known.feedback, items.num_videos)
-    popular = {name: dict(zip(types.SIGNALS, means[rows.video].T, strict=True)) for name, rows in at_tests.items()}
+    at_valid = None if valid is None else boosting.table(valid, items, signals, past)
+    boosted = boosting.scores(signals, at_train, at_valid, features, measure)
+    means = popularity.smoothed_means(signals, known.video, known.feedback, items.num_videos)
+    popular = {name: dict(zip(signals.names, means[rows.video].T, strict=True)) for name, rows in at_tests.items()}
     return simple, {name: {"popularity": popular[name], "boosting": boosted[name]} for name in tests}
 
 
@@ -249,7 +256,7 @@ def model_exploitation_gap(
     mesh,
     arms_beside: Mapping[str, base.Policy],
 ) -> dict[str, float]:
-    """Compute the newest policy's return in the feedback model and in the source's simulator, in seconds per session.
+    """Compute the newest policy's return in the feedback model and in the source's simulator: main signal per session.
 
     Args:
       arms_beside: the other arms of the run's A/B test; sharing its compiled program avoids a new compilation.
@@ -275,7 +282,7 @@ def model_exploitation_gap(
         served = simulate.rollout_user_metrics(
             sim, ranker, key, mesh, first_user=0, num_users=number, day=0, k=source.spec.slate, capacity=most
         )
-        earned[name] = float(served["watch_time"].mean())
+        earned[name] = float(served[source.spec.signals.main].mean())
         done(len(earned))
     return earned | {"gap": earned["model"] - earned["world"]}
 
@@ -307,7 +314,8 @@ def score(
     num_agents = len(registry.get(plan.method).signals(plan.agents))
     expected = np.split(rows.scores[:, num_agents:], max(len(plan.predictors), 1), axis=1)
     found = {
-        name: dict(zip(types.SIGNALS, x.T, strict=True)) for name, x in zip(plan.predictors, expected, strict=False)
+        name: dict(zip(source.spec.signals.names, x.T, strict=True))
+        for name, x in zip(plan.predictors, expected, strict=False)
     }
     return dataclasses.replace(rows, scores=rows.scores[:, :num_agents]), found
 

@@ -42,12 +42,13 @@ def evaluate(
     phase("off_policy")
     log_probability, expected, direct = _policy(config, source, plan, state, log)
     weight = np.where(log.slate >= 0, propensity.log_ratio(log_probability, log_propensity), 0.0)  # [r, K]
-    units = estimates(log, weight, plan.agents.discount, expected, direct)
+    units = estimates(log, source.spec.signals.names, weight, plan.agents.discount, expected, direct)
     return {"propensities": kind, "units": units} | ({"behaviour": calibration} if calibration else {})
 
 
 def estimates(
     log: SessionLog,
+    signals: tuple[str, ...],
     weight: np.ndarray,
     discount: float,
     expected: np.ndarray | None = None,
@@ -57,6 +58,7 @@ def estimates(
     """Compute `estimators.estimate` by unit: "video", "slate" and "session".
 
     Args:
+      signals: names [S].
       weight: [r, K] logarithms of the weights, 0 where nothing was shown.
       discount: per request.
       expected: [r, K, S] a model's prediction for the exposed videos.
@@ -72,15 +74,15 @@ def estimates(
     rows = estimators.LoggedDecisions(
         log.user_id[session], weight[request, slot], at(log.feedback), at(expected), at(direct)
     )
-    units = {"video": estimators.estimate(rows, **options)}
+    units = {"video": estimators.estimate(rows, signals, **options)}
     shown = log.slate >= 0
     reward = np.where(shown[..., None], log.feedback, 0.0).sum(axis=1, dtype=np.float64)
     if (shown.sum(axis=1) > 1).any():
         rows = estimators.LoggedDecisions(user, weight.sum(axis=1), reward, videos=shown.sum(axis=1))
-        units["slate"] = estimators.estimate(rows, **options)
+        units["slate"] = estimators.estimate(rows, signals, **options)
     if log.num_requests > log.num_sessions:
         units["session"] = estimators.per_decision(
-            log.user_id, log.offsets, weight.sum(axis=1), reward, discount, **options
+            log.user_id, log.offsets, weight.sum(axis=1), reward, discount, signals, **options
         )
     return units
 
@@ -111,7 +113,7 @@ def propensities(source: sources.Source, log: SessionLog) -> Propensities:
         )
     phase("behaviour")
     past = [source.train()] + ([] if source.valid is None else [source.valid()])
-    each, calibration = behavior_policy.log_propensities(log, source.items, past)
+    each, calibration = behavior_policy.log_propensities(log, source.items, source.spec.signals, past)
     return "fitted", each, calibration
 
 

@@ -32,7 +32,7 @@ def feedback(
     """Predict the expected feedback of videos [B, T+1, M].
 
     Returns:
-      {predictor: [B, T+1, M, S]} for each of `plan.predictors`; with a feedback model also "log_seconds" [B, T+1, M].
+      {predictor: [B, T+1, M, S]} for each of `plan.predictors`; with a feedback model also "levels" [B, T+1, M, Q].
     """
     out = {}
     if "agents" in plan.predictors:
@@ -41,14 +41,15 @@ def feedback(
         encoded = representation.encode_batch(plan.agents, encoder, agents.tables, batch, items, videos)
         critic = registry.get(plan.method).critic(plan.agents)
         critic = critic.apply(agents.params["critic"], *encoded.user, encoded.unseen)
-        out["agents"] = jnp.moveaxis(heads.expected_feedback(critic.feedback, agents.reward_scale), -2, -1)
+        expected = heads.expected_feedback(plan.agents.all_signals, critic.feedback, agents.reward_scale)
+        out["agents"] = jnp.moveaxis(expected, -2, -1)
     if plan.use_feedback_model:
         model = steps.model_of(state)
         encoded = network.encode_batch(plan.feedback, model, batch, items, videos)
-        predicted = network.predict(model.params, *encoded.user, encoded.unseen)
-        predicted = network.calibrated(predicted, model.calibration, batch.context)
-        out["model"] = network.expected(predicted, model.scale)
-        out["log_seconds"] = predicted.extra[..., 0, :].mean(axis=0)
+        predicted = network.predict(plan.feedback, model.params, *encoded.user, encoded.unseen)
+        predicted = network.calibrated(plan.feedback, predicted, model.calibration, batch.context)
+        out["model"] = network.expected(plan.feedback, predicted, model.scale)
+        out["levels"] = jnp.moveaxis(predicted.extra, -2, -1).mean(axis=0)
     return out
 
 

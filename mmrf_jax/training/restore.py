@@ -29,12 +29,14 @@ counted_in_parts = functools.partial(counted, checks=32)
 def state_shapes(config: configs.Run, source: sources.Source | inputs.Inputs, mesh) -> steps.TrainState:
     """Return the shapes, types and shardings of a state, as a restore target; computes nothing."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: source.items))
-    return steps.infer_shardings(_state_shapes(steps.plan_of(config), source.spec, tree, tuple(leaves)), mesh)
+    return steps.infer_shardings(
+        _state_shapes(steps.plan_of(config, source.spec.signals), source.spec, tree, tuple(leaves)), mesh
+    )
 
 
 @functools.lru_cache(maxsize=1)
 def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple) -> steps.TrainState:
-    ones = jnp.ones(len(types.SIGNALS))
+    ones = jnp.ones(len(spec.signals))
 
     def init(items):
         return steps.init(types.make_key(0), plan, spec, items, ones, ones, ones)
@@ -62,17 +64,18 @@ def load_state(config: configs.Run, source: sources.Source | inputs.Inputs, work
     return state
 
 
-def source_of(config: configs.Run, mesh, collects: bool = False) -> sources.Source:
+def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path | None = None) -> sources.Source:
     """Return a config's source with its items on the devices; `simulator=feedback` uses another run's feedback model.
 
     Args:
       collects: whether the run's own policy will collect logs too (see `sources.Source.choose`).
+      workdir: the run folder, which holds the log of a run on `logs`.
 
     Raises:
       ValueError: if that run has another source, or no feedback model.
     """
     own = functools.partial(untrained_policy, config, mesh) if collects else None
-    source = sources.from_config(config, counted_in_parts, own)
+    source = sources.from_config(config, counted_in_parts, own, workdir)
     source = dataclasses.replace(source, items=sharding.put_replicated(source.items, mesh))
     if config.simulator == "world":
         return source
@@ -83,7 +86,7 @@ def source_of(config: configs.Run, mesh, collects: bool = False) -> sources.Sour
     path = files.user_path(config.simulator_checkpoint, "config.simulator_checkpoint")
     fitted = configs.run_of(run_folder.read_config(path))
     _check_same_world(str(path), fitted, source)
-    plan = steps.plan_of(fitted)
+    plan = steps.plan_of(fitted, source.spec.signals)
     if not plan.use_feedback_model:
         raise ValueError(
             f"run {path} has no feedback model: its method is {fitted.method}, its ablation {fitted.agents.ablation}; "
@@ -100,7 +103,9 @@ def source_of(config: configs.Run, mesh, collects: bool = False) -> sources.Sour
 
 def untrained_policy(config: configs.Run, mesh, source: sources.Source) -> base.Policy:
     """Return a policy with the shapes of the run's own and all-zero parameters."""
-    make = functools.partial(registry.get(config.method).make_policy, config=steps.agent_config(config))
+    make = functools.partial(
+        registry.get(config.method).make_policy, config=steps.agent_config(config, source.spec.signals)
+    )
     shapes = jax.eval_shape(lambda state: make(state, source.items), state_shapes(config, source, mesh).agents)
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
@@ -128,7 +133,8 @@ def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
         return source.policies[name]
     if name == POPULARITY:
         rows = offline.exposures(source.train())
-        return popularity.make(popularity.smoothed_means(rows.video, rows.feedback, source.items.num_videos))
+        signals, number = source.spec.signals, source.items.num_videos
+        return popularity.make(signals, popularity.smoothed_means(signals, rows.video, rows.feedback, number))
     path = files.user_path(name, "policy")
     if not path.is_dir():
         known = ", ".join([*source.policies, POPULARITY])
@@ -136,4 +142,6 @@ def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
     config = configs.run_of(run_folder.read_config(path))
     _check_same_world(name, config, source)
     state = load_state(config, source, path, mesh)
-    return registry.get(config.method).make_policy(state.agents, source.items, steps.agent_config(config))
+    return registry.get(config.method).make_policy(
+        state.agents, source.items, steps.agent_config(config, source.spec.signals)
+    )

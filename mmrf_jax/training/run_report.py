@@ -22,6 +22,7 @@ from mmrf_jax.io import extras, files
 from mmrf_jax.metrics import offline
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.parallel import programs
+from mmrf_jax.signals import Signals
 from mmrf_jax.training import configs, evaluate, predictions, provenance, run_folder, sources, steps
 
 _BATCH, _BATCHES = 64, 16  # held-out segments per batch, and the maximum number of batches
@@ -46,7 +47,7 @@ def explain(
     Returns:
       {"attention", "actors", "encoder": matrices, or {"missing": why there are none}, "sessions": see `look`}.
     """
-    plan = steps.plan_of(config)
+    plan = steps.plan_of(config, source.spec.signals)
     log = source.test()["test"]
     if thorough or _alone(plan):
         together = _together(config, plan, source, state, log, _BATCHES)
@@ -69,7 +70,7 @@ def conflicts(
         f"{name}/{signal}": found[name]["matrix"][-1][i]
         for name in ("actors", "encoder", "attention")
         if "matrix" in found[name]
-        for i, signal in enumerate(plan.agents.signals[:-1])
+        for i, signal in enumerate(plan.agents.agent_signals[:-1])
     }
 
 
@@ -145,9 +146,10 @@ def look(
 
     Returns:
       {"served": whether the run's ranker chose the slates, "agents": names of the score columns, "users": [{"user",
-      "date", "requests", "videos", "seconds": of the whole session, "left", "shown": [[candidate]] of each of its first
-      requests}]}. A candidate is {"video", "duration", "slot": 0 … K − 1 or None, "scores": one per agent, "ranks"
-      among all candidates, from 1} and, if it was shown, {"signals": those it received, "seconds"}.
+      "date", "requests", "videos", "seconds": of the whole session, None if no signal is a duration, "left", "shown":
+      [[candidate]] of each of its first requests}]}. A candidate is {"video", "duration", "slot": 0 … K − 1 or None,
+      "scores": one per agent, "ranks" among all candidates, from 1} and, if it was shown, {"signals": those it
+      received, numeric ones with their value, "seconds"}.
     """
     method = registry.get(plan.method)
     if source.sim is not None:
@@ -169,7 +171,8 @@ def look(
     batch = sessions.gather_segments(log, np.resize(index, (offline.BATCH, 2)), length_shown)
     scores = np.asarray(predictions.evaluate(state, batch, source.items, plan)["scores"])
     duration = np.asarray(source.items.duration)
-    users = []
+    users, signals = [], source.spec.signals
+    at = _duration(signals)
     for n in range(log.num_sessions):
         rows = slice(int(log.offsets[n]), int(log.offsets[n + 1]))
         length = rows.stop - rows.start
@@ -178,9 +181,9 @@ def look(
             "date": int(log.date[n]),
             "requests": length,
             "videos": int((log.slate[rows] >= 0).sum()),
-            "seconds": float(np.where(log.slate[rows] >= 0, log.feedback[rows][..., types.WATCH_TIME], 0.0).sum()),
+            "seconds": None if at is None else _total(log, rows, at),
             "left": bool(log.terminated[n]),
-            "shown": [_request(batch, scores, duration, n, t) for t in range(min(length, length_shown))],
+            "shown": [_request(signals, batch, scores, duration, n, t) for t in range(min(length, length_shown))],
         }
         users.append(user)
     return {"served": source.sim is not None, "agents": list(method.signals(plan.agents)), "users": users}
@@ -193,7 +196,19 @@ def _longest(log: SessionLog, number: int) -> np.ndarray:
     return np.sort(order[np.sort(first)[:number]])
 
 
-def _request(batch: types.SessionBatch, scores: np.ndarray, duration: np.ndarray, n: int, t: int) -> list[dict]:
+def _duration(signals: Signals) -> int | None:
+    """Return the position of the first duration, the time that users watch; None if there is none."""
+    return next(iter(signals.of_kind("duration")), None)
+
+
+def _total(log: SessionLog, rows: slice, signal: int) -> float:
+    """Return the sum of a signal over the videos shown at some requests."""
+    return float(np.where(log.slate[rows] >= 0, log.feedback[rows][..., signal], 0.0).sum())
+
+
+def _request(
+    signals: Signals, batch: types.SessionBatch, scores: np.ndarray, duration: np.ndarray, n: int, t: int
+) -> list[dict]:
     """Return the notable candidates of a request: those shown, the main agent's best, and each agent's first."""
     said = scores[n, t]  # [N, C]
     order = np.argsort(-said, axis=-1, kind="stable")
@@ -213,8 +228,10 @@ def _request(batch: types.SessionBatch, scores: np.ndarray, duration: np.ndarray
         }
         if c in slots:
             feedback = batch.feedback[n, t, slots[c]]
-            got = [signal for signal, x in zip(types.BINARY_SIGNALS, feedback, strict=False) if x > 0.5]
-            row |= {"signals": got, "seconds": round(float(feedback[types.WATCH_TIME]), 1)}
+            at = _duration(signals)
+            got = [name for i, name in zip(signals.binary, signals.binary_names, strict=True) if feedback[i] > 0.5]
+            got += [f"{signals.names[i]} {feedback[i]:.4g}" for i in signals.numeric if i != at]
+            row |= {"signals": got, "seconds": None if at is None else round(float(feedback[at]), 1)}
         rows.append(row)
     return rows
 
@@ -252,6 +269,7 @@ def write_report(
     metrics, results = workdir / "metrics.jsonl", workdir / "results.json"
     run = sections.Run(
         name=workdir.resolve().name,
+        signals=source.spec.signals,
         config=configs.as_dict(config),
         versions=_versions(),
         rows=[json.loads(line) for line in metrics.read_text().splitlines()],

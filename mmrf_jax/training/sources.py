@@ -1,4 +1,4 @@
-"""Sources of sessions: logs collected in the world, logs on disk, or KuaiRand."""
+"""Sources of sessions: logs collected in the world, logs on disk, KuaiRand, or anyone's log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.io import extras, files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
-from mmrf_jax.training import configs
+from mmrf_jax.signals import Signals
+from mmrf_jax.training import configs, own_logs
 
 if TYPE_CHECKING:  # TFDS and polars take half a second to import, so they are imported only where real logs are read
     from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
@@ -54,6 +55,8 @@ class Source:
       choose: wraps a collecting policy (the first one or the run's own) as a choice between these two, so that all
         collections share one program.
       video_ids: makes the platform's ids [V] of the videos; None if these are the row numbers.
+      users: ids and features of the users, if the source knows them: {"user_id": [U], "profile": [U, Du]}.
+      unknown_video: row of any other video; None if there is none.
     """
 
     items: types.Items
@@ -68,6 +71,8 @@ class Source:
     report: dict[str, Any]
     config: Any
     video_ids: Callable[[], np.ndarray] | None = None
+    users: dict[str, np.ndarray] | None = None
+    unknown_video: int | None = None
     blocks: Callable[[], stream.Blocks | None] = lambda: None
     choose: Callable[[base.Policy], base.Policy | base.PolicyChoice] = lambda policy: policy
 
@@ -84,6 +89,7 @@ def world_spec(sim: base.Simulator, config: parameters.WorldConfig) -> InputSpec
         candidates=config.candidates,
         slate=config.slate,
         history=config.history,
+        signals=sim.signals,
     )
 
 
@@ -166,17 +172,25 @@ def _of_all(log: SessionLog) -> SessionLog:
     return dataclasses.replace(log, offsets=offsets, **dict(zip(names, fields, strict=True)))
 
 
-def from_config(config: configs.Run, progress: Progress, own: Callable[[Source], base.Policy] | None = None) -> Source:
-    """Return the source that a config describes (`config.source` is `world` or `kuairand`).
+def from_config(
+    config: configs.Run,
+    progress: Progress,
+    own: Callable[[Source], base.Policy] | None = None,
+    workdir: Path | None = None,
+) -> Source:
+    """Return the source that a config describes (`config.source` is `world`, `kuairand` or `logs`).
 
     Args:
       own: gives a policy with the shapes of the one that will collect the run's logs; see `Source.choose`.
+      workdir: the run folder, which holds the log of a run on `logs`.
     """
     if config.source == "world":
         return _world(config, progress, own)
     if config.source == "kuairand":
         return _kuairand(config)
-    raise ValueError(f"unknown source {config.source!r}; use --config.source=world or kuairand")
+    if config.source == "logs":
+        return _own_logs(config, workdir)
+    raise ValueError(f"unknown source {config.source!r}; use --config.source=world, kuairand or logs")
 
 
 def in_simulator(
@@ -263,7 +277,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base
         lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions, True)
     )
     source = dataclasses.replace(source, test=lambda: {"test": test()})
-    if not config.data.dir:
+    if not isinstance(config.data, configs.LogData) or not config.data.dir:
         return source
     return dataclasses.replace(
         source,
@@ -332,17 +346,17 @@ def kuairand_config(config: configs.Run) -> KuaiRandConfig:
     )
 
 
-def _with_statistics(items: types.Items, past: list[SessionLog]) -> types.Items:
+def _with_statistics(items: types.Items, signals: Signals, past: list[SessionLog]) -> types.Items:
     """Add running means of feedback in past logs to the items, if the table of all days fits on every device."""
     days = len(np.unique(np.concatenate([log.date for log in past])))
-    if (days + 1) * items.num_videos * statistics.NUM_FEATURES > _MOST_STATISTICS:
-        size = 4 * (days + 1) * items.num_videos * statistics.NUM_FEATURES / 2**30
+    if (days + 1) * items.num_videos * statistics.num_features(signals) > _MOST_STATISTICS:
+        size = 4 * (days + 1) * items.num_videos * statistics.num_features(signals) / 2**30
         say(
             f"input: running means of {items.num_videos:,} videos over {days} days would take {size:.1f} GiB of each "
             "device and are left out"
         )
         return items
-    dates, table = statistics.by_day(past, items)
+    dates, table = statistics.by_day(past, items, signals)
     return dataclasses.replace(items, dates=dates, statistics=table)
 
 
@@ -364,12 +378,45 @@ def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, 
     return tests | {name: functools.cache(functools.partial(together, name)) for name in ("train", "valid")}
 
 
+def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
+    log = own_logs.of_run(config, workdir)
+
+    def held(name: str) -> Callable[[], SessionLog]:
+        part = log.parts[name]
+        return functools.cache(lambda: part if isinstance(part, SessionLog) else _held(config, part, name))
+
+    parts = {name: held(name) for name in log.parts}
+    train, items, spec = log.parts["train"], log.items, log.spec
+    there = [name for name in ("train", "valid") if log.report["splits"][name]["sessions"]]
+    if config.own_logs.statistics:
+        items = _with_statistics(items, spec.signals, [parts[name]() for name in there])
+        added = 0 if items.statistics is None else statistics.num_features(spec.signals)
+        spec = dataclasses.replace(spec, item_features=spec.item_features + added)
+    return Source(
+        items=jax.tree.map(jax.numpy.asarray, items),
+        spec=spec,
+        sim=None,
+        policies={},
+        truth=None,
+        collect=None,
+        train=parts["train"],
+        valid=parts["valid"] if "valid" in there else None,
+        test=lambda: {"test": parts["test"]()},
+        report=dict(log.report),
+        config=config,
+        video_ids=lambda: log.item_ids,
+        users={"user_id": log.user_ids, "profile": log.profiles},
+        unknown_video=0,
+        blocks=lambda: None if isinstance(train, SessionLog) else _streamed(config, train),
+    )
+
+
 def _kuairand(config: configs.Run) -> Source:
     with extras.needed("data"):
         from mmrf_jax.data.readers.kuairand import builder
         from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
 
-    if not config.data.dir:
+    if not config.kuairand.dir:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
     d = config.kuairand
     wanted = kuairand_config(config)
@@ -399,8 +446,8 @@ def _kuairand(config: configs.Run) -> Source:
     items = builder.read_items(prepared)
     spec, ids = parts["test"].spec, lambda: builder.read_video_ids(prepared)
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
-        items = _with_statistics(items, [logs[name]() for name in ("train", "valid") if there(name)])
-        added = 0 if items.statistics is None else statistics.NUM_FEATURES
+        items = _with_statistics(items, spec.signals, [logs[name]() for name in ("train", "valid") if there(name)])
+        added = 0 if items.statistics is None else statistics.num_features(spec.signals)
         spec = dataclasses.replace(spec, item_features=spec.item_features + added)
     if d.random_log == "train":
         spec = dataclasses.replace(spec, context=spec.context + 1)

@@ -22,6 +22,7 @@ from mmrf_jax.models import embedding_table, embeddings
 from mmrf_jax.models.feedback_model import counterfactuals, fitting, network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 from mmrf_jax.parallel import programs, sharding
+from mmrf_jax.signals import Signals
 from mmrf_jax.training import configs
 
 _LAST_RATE = 0.05  # final factor of the cosine learning-rate schedule
@@ -71,21 +72,36 @@ class TrainConfig:
         return ("model",) * self.use_feedback_model + ("agents",) * registry.get(self.method).predicts
 
 
-def agent_config(config: configs.Run) -> AgentConfig:
-    """Return the agents' config of a run."""
-    slate = config.sizes.slate
-    return registry.configured(config.method, dataclasses.replace(config.agents, slate=slate))
+def agent_config(config: configs.Run, signals: Signals) -> AgentConfig:
+    """Return the agents' config of a run whose log has these signals.
+
+    Raises:
+      ValueError: if the config names others.
+    """
+    agents = dataclasses.replace(config.agents, slate=config.sizes.slate, all_signals=signals)
+    agents.check_signals()
+    return registry.configured(config.method, agents)
 
 
-def plan_of(config: configs.Run) -> TrainConfig:
-    """Return the training settings of a run's config."""
-    agents = agent_config(config)
+def plan_of(config: configs.Run, signals: Signals) -> TrainConfig:
+    """Return the training settings of a run's config.
+
+    Args:
+      signals: of the run's log (`InputSpec.signals`).
+
+    Raises:
+      ValueError: if the config names others.
+    """
+    agents = agent_config(config, signals)
     candidates = config.sizes.candidates
     fields = {spec.name: getattr(config.feedback, spec.name) for spec in dataclasses.fields(FeedbackConfig)}
+    known = {"slate": agents.slate, "exposures": _exposures(config), "all_signals": signals}
+    feedback = FeedbackConfig(**fields | known)
+    feedback.check_signals()
     return TrainConfig(
         method=config.method,
         agents=agents,
-        feedback=FeedbackConfig(**fields | {"slate": agents.slate, "exposures": _exposures(config)}),
+        feedback=feedback,
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
         slates=agents.simulated_slates(candidates),
@@ -276,5 +292,5 @@ def preference(
     else:
         key = jax.random.fold_in(key, 1)
         u = counterfactuals.uncertainty(model_of(state), batch, batch.candidates, items, plan.feedback, key)
-        value = u[..., types.signal_index(plan.agents.signals[-1])]
+        value = u[..., plan.agents.all_signals.index(plan.agents.agent_signals[-1])]
     return ops.standardised(value)

@@ -108,13 +108,13 @@ def compare(
         "selection_bias": {
             name: {
                 signal: model_quality.selection_bias(flat[name][:, i], flat["truth"][:, i], flat["shown"])
-                for i, signal in enumerate(types.SIGNALS)
+                for i, signal in enumerate(source.spec.signals.names)
             }
             for name in plan.predictors
         }
     }
     if plan.use_feedback_model:
-        result["uncertainty"] = _uncertainty(flat, train(), source.items.num_videos)
+        result["uncertainty"] = _uncertainty(flat, train(), source)
     if plan.slates:
         try:
             result["sample_auc"] = _sample_auc(flat, source.items)
@@ -123,18 +123,18 @@ def compare(
     return result
 
 
-def _uncertainty(flat: dict[str, np.ndarray], train: SessionLog, num_videos: int) -> dict[str, Any]:
+def _uncertainty(flat: dict[str, np.ndarray], train: SessionLog, source: sources.Source) -> dict[str, Any]:
     _, request, slot = sessions.exposure_index(train)
-    exposures = np.bincount(train.candidates[request, train.slate[request, slot]], minlength=num_videos)
+    exposures = np.bincount(train.candidates[request, train.slate[request, slot]], minlength=source.items.num_videos)
     rows = np.flatnonzero(exposures[flat["video"]] > 0)
     rows = np.random.default_rng(0).permutation(rows)[:_RANKED]
     result = {}
     for signal in CALIBRATED:
-        i = types.signal_index(signal)
+        i = source.spec.signals.index(signal)
         u, mean, truth = (flat[name][rows, i] for name in ("uncertainty", "model", "truth"))
         if signal == "watch_time":
             result["watch_time_seconds"] = model_quality.uncertainty_ranks(u, mean, truth)
-            mean, truth = flat["log_seconds"][rows], flat["true_log_seconds"][rows]
+            mean, truth = flat["levels"][rows, 0], flat["true_log_seconds"][rows]
         result[signal] = model_quality.uncertainty_ranks(u, mean, truth)
     return result
 

@@ -5,6 +5,7 @@ import pytest
 from scipy import integrate, optimize, stats
 
 from mmrf_jax.abtest import sequential, statistics
+from mmrf_jax.signals import SHORT_VIDEO
 
 
 def boundary(fraction, rho2, alpha=0.05):
@@ -58,7 +59,7 @@ def test_looking_often_keeps_the_coverage_where_a_fixed_interval_loses_it():
     rng, tests, looks, users = np.random.default_rng(0), 300, 50, 4000
     held = {"ci95": 0, "always_valid95": 0}
     for _ in range(tests):
-        test = statistics.ABTest(("a", "b"), "a", paired=False)
+        test = statistics.ABTest(SHORT_VIDEO, ("a", "b"), "a", paired=False)
         always = dict.fromkeys(held, True)
         for look in range(1, looks + 1):
             depth = 1 + rng.poisson(5, (2, users // looks))

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrf_jax import types
 from mmrf_jax.abtest import aa, assignment, sequential, simulate, statistics, summary
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.parallel import sharding
+from mmrf_jax.signals import SHORT_VIDEO
 
 CONFIG = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
 USERS = 1200  # as in test_long_run, so that all is compiled once
@@ -78,7 +78,7 @@ def test_users_of_any_ids_are_served_as_in_a_row(sim, policies, everyone):
 
 def test_history_means_are_those_of_the_arrival(sim, histories):
     history = jax.jit(env.reset)(KEY, jnp.arange(100), 2, sim.params)[2]
-    assert histories.shape == (USERS, len(types.SIGNALS))
+    assert histories.shape == (USERS, len(SHORT_VIDEO))
     np.testing.assert_allclose(histories[:100], np.asarray(history.feedback, np.float64).mean(axis=1), rtol=1e-4)
     assert len(simulate.history_means(sim, KEY, np.arange(0), 2, 512)) == 0
 
@@ -88,6 +88,7 @@ def test_each_user_is_in_one_arm_by_hash(sim, policies, everyone, histories):
     arm = assignment.assign(np.arange(USERS), [0.5, 0.5], "ranker")
     rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(policies)}
     expected = statistics.compare(
+        SHORT_VIDEO,
         {name: columns(everyone[name], x) for name, x in rows.items()},
         "production",
         False,
@@ -114,7 +115,7 @@ def test_what_histories_explain_narrows_the_intervals(sim, policies, everyone, h
     width = {}
     for cuped in (False, True):
         covariate = {name: histories[x] for name, x in rows.items()} if cuped else None
-        entry = statistics.compare(sums, "production", False, covariate)["ab_test"]["oracle"]
+        entry = statistics.compare(SHORT_VIDEO, sums, "production", False, covariate)["ab_test"]["oracle"]
         width[cuped] = {metric: np.ptp(x["ci95"]) for metric, x in entry.items() if x["ci95"] is not None}
     assert 0.9 < width[True]["watch_time"] / width[False]["watch_time"] < 0.995
     assert 0.9 < width[True]["long_view"] / width[False]["long_view"] < 0.98
@@ -129,7 +130,7 @@ def test_a_test_looked_at_as_users_come(sim, policies, everyone):
     assert [sum(look["users"].values()) for look in looks] == [*range(51, 1010, 51), 1010]
     arm = assignment.assign(np.arange(7 * 51), [0.5, 0.5], "looks")
     rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(same)}
-    test = statistics.ABTest(tuple(same), "production", paired=False)
+    test = statistics.ABTest(SHORT_VIDEO, tuple(same), "production", paired=False)
     test.update({name: columns(everyone["production"], x) for name, x in rows.items()})
     assert looks[6]["users"] == {name: len(x) for name, x in rows.items()}
     expected = test.ratios(sequential.quantile(7 * 51 / 1010))["again"]
@@ -142,9 +143,9 @@ def test_a_test_looked_at_as_users_come(sim, policies, everyone):
 
 def test_a_paired_test_has_no_sample_ratio(sim, policies, everyone):
     result = run(sim, policies, USERS)
-    assert result.keys() == {"ab_test", "truncated_pct"}
+    assert result.keys() == {"ab_test", "signals", "truncated_pct"}
     expected = {name: columns(sums, slice(None)) for name, sums in everyone.items()}
-    expected = statistics.compare(expected, "production", True)["ab_test"]["oracle"]["watch_time"]
+    expected = statistics.compare(SHORT_VIDEO, expected, "production", True)["ab_test"]["oracle"]["watch_time"]
     np.testing.assert_allclose(result["ab_test"]["oracle"]["watch_time"]["ci95"], expected["ci95"])
 
 
@@ -153,7 +154,7 @@ def test_intervals_of_aa_tests_cover_zero_as_often_as_they_say(everyone, histori
     """Production's users assigned to two arms by 1,000 hashes, so that chance moves a coverage by .007 only."""
     sums = {name: x for name, x in everyone["production"].items() if name not in simulate.NOT_TESTED}
     for covariate in (None, histories):
-        result = aa.coverage(sums, 1000, covariate)
+        result = aa.coverage(SHORT_VIDEO, sums, 1000, covariate)
         assert result["mismatches"] <= 0.01
         for metric in ("watch_time", "depth", "requests", "click", "long_view", "like", "return_rate"):
             assert 0.93 <= result["aa"][metric]["coverage"] <= 0.97, (metric, covariate is not None)
@@ -171,7 +172,7 @@ def test_empty_groups_of_a_call_are_served(sim, policies, everyone):
         capacity=USERS,
     )
     lengths = {name: len(x) for name, x in served.items() if name != "exposures"}
-    assert lengths == dict.fromkeys((*rollout.USER_METRICS, "user_id"), 0)
+    assert lengths == dict.fromkeys((*rollout.user_metrics(SHORT_VIDEO), "user_id"), 0)
     assert served["exposures"].shape == everyone["production"]["exposures"].shape and not served["exposures"].any()
 
 
@@ -204,6 +205,7 @@ def test_empty_groups_add_nothing(sim, everyone, histories, monkeypatch, num_use
     if always_valid:
         assert result["looks"][-1]["users"] == result["srm"]["users"] and len(result["looks"]) <= 20
     expected = statistics.compare(
+        SHORT_VIDEO,
         {name: columns(everyone[name], x) for name, x in rows.items()},
         "production",
         False,

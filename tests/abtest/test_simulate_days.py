@@ -12,6 +12,7 @@ from mmrf_jax.envs import base, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.parallel import sharding
 from mmrf_jax.report import plots
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs, sources
 
 CONFIG = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
@@ -142,7 +143,7 @@ def rollout_metrics_of_users(back: dict[str, int]):
 
     def serve(sim, policy, *_, user_ids, **__):
         n = len(user_ids)
-        sums = {name: 1.0 + np.arange(n) % 7 for name in rollout.USER_METRICS} | {"truncated": np.zeros(n)}
+        sums = {name: 1.0 + np.arange(n) % 7 for name in rollout.user_metrics(SHORT_VIDEO)} | {"truncated": np.zeros(n)}
         exposures = np.ones((rollout.EXPOSURE_GROUPS, CONFIG.num_videos), np.int32)
         return sums | {"user_id": user_ids, "next_visit": np.full(n, back[policy]), "exposures": exposures}
 

@@ -7,6 +7,7 @@ import pytest
 
 from mmrf_jax.abtest import assignment, moments, statistics
 from mmrf_jax.metrics import diversity
+from mmrf_jax.signals import SHORT_VIDEO
 
 
 def _arm(rng: np.random.Generator, users: int, lift: float = 1.0, taste: np.ndarray | None = None):
@@ -28,7 +29,7 @@ def _entry(results, arm, metric):
 
 
 def _compare(control, treated, **options):
-    return statistics.compare({"production": control, "mmrf": treated}, "production", **options)
+    return statistics.compare(SHORT_VIDEO, {"production": control, "mmrf": treated}, "production", **options)
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_interaction_rates_are_per_exposed_video_and_sessions_are_counted(few):
 def test_control_has_zero_and_the_keys_of_the_contract():
     rng = np.random.default_rng(0)
     results = _compare(_arm(rng, 50), _arm(rng, 60), paired=False)
-    assert set(results) == {"ab_test"} and list(results["ab_test"]) == ["production", "mmrf"]
+    assert set(results) == {"ab_test", "signals"} and list(results["ab_test"]) == ["production", "mmrf"]
     assert set(results["ab_test"]["mmrf"]) == {"watch_time", "depth", "requests", "like", "return_rate"}
     for entry in results["ab_test"]["production"].values():
         assert entry["diff_pct"] == 0.0 and entry["ci95"] == [0.0, 0.0]
@@ -137,7 +138,9 @@ def test_cuped_narrows_the_interval_and_keeps_the_mean():
         covariate = {arm: np.exp(taste) for arm, taste in tastes.items()}
         for adjusted in (False, True):
             entry = _entry(
-                statistics.compare(arms, "production", False, covariate if adjusted else None), "mmrf", "watch_time"
+                statistics.compare(SHORT_VIDEO, arms, "production", False, covariate if adjusted else None),
+                "mmrf",
+                "watch_time",
             )
             estimates[adjusted].append(entry["diff_pct"])
             widths[adjusted].append(entry["ci95"][1] - entry["ci95"][0])
@@ -173,7 +176,7 @@ def test_cuped_with_several_covariates_is_a_regression():
         arms[arm] = _arm(rng, users, taste=taste + mood)
         rare = 1e-4 * (rng.random(users) < 0.1)  # of another scale
         covariate[arm] = np.stack([100 * np.exp(taste), mood, rare, np.full(users, 0.25)], axis=1)
-    results = statistics.compare(arms, "production", False, covariate)
+    results = statistics.compare(SHORT_VIDEO, arms, "production", False, covariate)
     everyone = np.concatenate([covariate[arm] for arm in n]).mean(axis=0)
     for metric, bottom in (("watch_time", None), ("like", "depth")):
         z, value = {}, {}
@@ -201,7 +204,7 @@ def test_cuped_with_several_covariates_is_a_regression():
 def test_a_second_interval_that_may_be_looked_at_often():
     rng = np.random.default_rng(10)
     arms = {arm: _arm(rng, 400) | {"exposures": np.ones((2, 5), int)} for arm in ("production", "mmrf")}
-    test = statistics.ABTest(tuple(arms), "production", paired=False)
+    test = statistics.ABTest(SHORT_VIDEO, tuple(arms), "production", paired=False)
     assert test.users() == {}
     test.update(arms)
     assert test.users() == {"production": 400, "mmrf": 400}
@@ -224,9 +227,9 @@ def test_users_who_do_not_come_count_by_user_and_day():
 def test_order_and_blocks_of_users_do_not_matter(paired, monkeypatch):
     rng = np.random.default_rng(5)
     arms = {"production": _arm(rng, 500), "mmrf": _arm(rng, 500), "ltr": _arm(rng, 500)}
-    expected = statistics.compare(arms, "production", paired)["ab_test"]
+    expected = statistics.compare(SHORT_VIDEO, arms, "production", paired)["ab_test"]
     order = rng.permutation(500)
-    test = statistics.ABTest(tuple(arms), "production", paired)
+    test = statistics.ABTest(SHORT_VIDEO, tuple(arms), "production", paired)
     monkeypatch.setattr(moments, "BLOCK_ROWS", 64)
     for rows in np.array_split(order, 3):
         test.update({arm: {key: value[rows] for key, value in sums.items()} for arm, sums in arms.items()})
@@ -288,7 +291,7 @@ def test_intervals_of_few_events_hold_the_truth_and_stay_above_minus_100():
     for _ in range(1_500):
         counts = {name: rng.poisson(rate, 300) for name, rate in (("base", 0.36), ("one", 0.36), ("third", 0.12))}
         arms = {name: {"like": x, "depth": np.full(300, 10)} for name, x in counts.items()}
-        results = statistics.compare(arms, "base", paired=False)["ab_test"]
+        results = statistics.compare(SHORT_VIDEO, arms, "base", paired=False)["ab_test"]
         for name, truth in (("one", 0.0), ("third", -200 / 3)):
             if bounds := results[name]["like"]["ci95"]:
                 inside[name].append(bounds[0] <= truth <= bounds[1])
@@ -313,15 +316,19 @@ def test_intervals_of_many_events_are_those_around_the_difference():
 def test_a_run_too_small_to_tell_says_so_in_one_sentence():
     rng = np.random.default_rng(13)
     arms = {"production": _arm(rng, 64), "again": _arm(rng, 64), "twice": _arm(rng, 64, 2.5)}
-    said = statistics.too_small(statistics.compare(arms, "production", paired=False))
+    said = statistics.too_small(statistics.compare(SHORT_VIDEO, arms, "production", paired=False))
     assert said.startswith(
         "Too small to tell again from production by watch_time: the true difference may be 0, and as"
     )
     few = statistics.too_small(_compare(_arm(rng, 20), _arm(rng, 20, 9.0), paired=False))
     assert few.endswith("there are too few users for an interval; use more sessions.")
     assert all(text.count(". ") == 0 and "\n" not in text for text in (said, few))
-    sure = statistics.compare({name: arms[name] for name in ("production", "twice")}, "production", paired=False)
-    same = statistics.compare({"production": arms["again"], "again": arms["again"]}, "production", paired=True)
+    sure = statistics.compare(
+        SHORT_VIDEO, {name: arms[name] for name in ("production", "twice")}, "production", paired=False
+    )
+    same = statistics.compare(
+        SHORT_VIDEO, {"production": arms["again"], "again": arms["again"]}, "production", paired=True
+    )
     assert statistics.too_small(sure) == statistics.too_small(same) == ""
 
 
@@ -333,8 +340,8 @@ def test_bold_is_better_or_worse_by_metric():
         "",
         "",
     ]
-    for metric in statistics.LOWER_IS_BETTER:
-        assert statistics.lower_is_better(metric) and statistics.verdict([1, 2], less=True) == "worse"
+    assert statistics.lower_is_better(SHORT_VIDEO) == {"hate", "truncated", "gini"}
+    assert statistics.verdict([1, 2], less=True) == "worse"
     noise = np.arange(100) % 2
     control, treated = ({"hate": rate + noise, "like": rate + noise, "depth": np.full(100, 50)} for rate in (1, 3))
     row = statistics.format_table(_compare(control, treated, paired=False), ["like", "hate"]).splitlines()[-1]
@@ -348,13 +355,13 @@ def test_empty_groups_add_nothing_and_an_arm_below_two_users_is_named():
     control, treated = _arm(rng, 300), _arm(rng, 200)
     nobody = {name: values[:0] for name, values in treated.items()}
     expected = _compare(control, treated, paired=False)
-    test = statistics.ABTest(("production", "mmrf"), "production", paired=False)
+    test = statistics.ABTest(SHORT_VIDEO, ("production", "mmrf"), "production", paired=False)
     test.update({"production": control, "mmrf": nobody})
     with pytest.raises(ValueError, match="arm 'mmrf' has 0 users, intervals need at least 2; use more sessions"):
         test.results()
     test.update({"production": {name: x[:0] for name, x in control.items()}, "mmrf": treated})
     test.update({"production": {name: x[:0] for name, x in control.items()}, "mmrf": nobody})
-    assert test.results() == expected and test.users() == {"production": 300, "mmrf": 200}
+    assert test.results()["ab_test"] == expected["ab_test"] and test.users() == {"production": 300, "mmrf": 200}
 
 
 def test_empty_groups_of_sessions_have_no_mean():
@@ -426,7 +433,7 @@ def test_table_is_aligned_and_wraps():
 def test_errors_name_the_thing():
     arm, two = {"depth": np.ones(3)}, {"depth": np.ones(2)}
     with pytest.raises(ValueError, match="control 'ltr' must be one of the arms"):
-        statistics.compare({"mmrf": arm}, "ltr", True)
+        statistics.compare(SHORT_VIDEO, {"mmrf": arm}, "ltr", True)
     with pytest.raises(ValueError, match="'mmrf' has 2, 'production' 3; use paired=False"):
         _compare(arm, two, paired=True)
     with pytest.raises(ValueError, match="same users in the same order"):
@@ -444,7 +451,10 @@ def test_errors_name_the_thing():
 def test_ten_thousand_million_requests_do_not_overflow():
     """Blocks as the device gives them, with counts of 32 bits that are nearly full."""
     number, groups, videos = 1_000, 20, 3
-    test, rng = statistics.ABTest(("production", "mmrf"), "production", paired=True), np.random.default_rng(0)
+    test, rng = (
+        statistics.ABTest(SHORT_VIDEO, ("production", "mmrf"), "production", paired=True),
+        np.random.default_rng(0),
+    )
     requests, watch = rng.integers(1, 2**21, (6, number)), rng.uniform(0.0, 1e8, (6, number))
     counts = np.full((groups, videos), 2**31 - 1, np.int32)
     counts[:, 2] = 1
@@ -472,7 +482,7 @@ def test_counts_of_ten_billion_requests_do_not_overflow():
     shares = np.array([[0, 1, 1, 0], [2, 1, 0, 0]])
     results = []
     for unit, blocks in ((1, 1), (most // 2, 6)):
-        test = statistics.ABTest(["production", "mmrf"], "production", paired=True)
+        test = statistics.ABTest(SHORT_VIDEO, ["production", "mmrf"], "production", paired=True)
         for _ in range(blocks):
             big = {name: value * unit for name, value in small.items()} | {
                 "exposures": (shares * unit).astype(np.int32)

@@ -3,12 +3,15 @@
 import numpy as np
 
 from mmrf_jax.abtest import statistics, summary
+from mmrf_jax.signals import SHORT_VIDEO
 
 
 def result(**more):
     rng = np.random.default_rng(0)
     arms = {arm: {"watch_time": rng.lognormal(shift, 1, 500)} for arm, shift in (("production", 0.0), ("mmrf", 1.0))}
-    return statistics.compare(arms, "production", paired=False) | {"truncated_pct": {"mmrf": 1.23456}} | more
+    return (
+        statistics.compare(SHORT_VIDEO, arms, "production", paired=False) | {"truncated_pct": {"mmrf": 1.23456}} | more
+    )
 
 
 def look(users, low, high):
@@ -39,7 +42,7 @@ def test_intervals_that_events_cannot_carry_are_said_in_words():
         arm: {"watch_time": rng.lognormal(0, 1, 64), "depth": np.full(64, 50), "forward": rng.poisson(0.1, 64)}
         for arm in ("production", "mmrf")
     }
-    found = statistics.compare(arms, "production", paired=False) | {"truncated_pct": {"mmrf": 0.0}}
+    found = statistics.compare(SHORT_VIDEO, arms, "production", paired=False) | {"truncated_pct": {"mmrf": 0.0}}
     text = summary.describe(found)
     assert "no interval (25 users of each arm need to have any) — too few: forward of mmrf" in text
     assert "Too small to tell mmrf from production by watch_time" in text

@@ -13,6 +13,7 @@ from mmrf_jax import ops, types
 from mmrf_jax.agents import myopic
 from mmrf_jax.agents.mmrf import networks, policy
 from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.signals import SHORT_VIDEO
 
 CONFIG = tiny.CONFIG
 
@@ -42,7 +43,7 @@ def test_ranks_by_predicted_watch_time(items):
     z = policy.user_state(CONFIG, served.params, memory, request(batch))
     e = embeddings.encode_videos(CONFIG, state.params["encoder"], state.tables, items, batch.candidates[:, 0])
     out = networks.Critic(CONFIG).apply(state.params["critic"], z, memory.mean(), e)
-    seconds = heads.expected_feedback(out.feedback, state.reward_scale)[:, types.WATCH_TIME]
+    seconds = heads.expected_feedback(SHORT_VIDEO, out.feedback, state.reward_scale)[:, SHORT_VIDEO.index("watch_time")]
     log = np.log(np.float64(seconds))
     expected = (log - log.mean(-1, keepdims=True)) / log.std(-1, keepdims=True) / CONFIG.temperature
     np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3)
@@ -54,8 +55,12 @@ def test_policy_by_hand(items):
     batch, state = tiny.make_batch(), tiny.make_state()
     critic = jax.tree.map(jnp.zeros_like, state.params["critic"])
     bias = critic["params"]["heads"]["signals"]["Dense_0"]["bias"].reshape(tiny.S, -1)
-    critic["params"]["heads"]["signals"]["Dense_0"]["bias"] = bias.at[types.WATCH_TIME, 2].set(-1.5).reshape(-1)
-    critic["params"]["heads"]["prior"] = critic["params"]["heads"]["prior"].at[types.WATCH_TIME].set(0.25)
+    critic["params"]["heads"]["signals"]["Dense_0"]["bias"] = (
+        bias.at[SHORT_VIDEO.index("watch_time"), 2].set(-1.5).reshape(-1)
+    )
+    critic["params"]["heads"]["prior"] = (
+        critic["params"]["heads"]["prior"].at[SHORT_VIDEO.index("watch_time")].set(0.25)
+    )
     served = myopic.make(state.replace(params=state.params | {"critic": critic}), items, CONFIG, temperature=0.7)
     assert served.temperature == 0.7 and not served.privileged
     memory = served.init(served.params, request(batch), batch.history)
@@ -80,8 +85,8 @@ def test_loss_is_that_of_watch_time_over_exposures(items, step):
     raw = np.float64(critic(state.params["critic"], r.z, r.memory_mean, r.shown).feedback)
     total, count = 0.0, 0
     for b, t, k in zip(*np.nonzero(batch.slate_mask[:, :-1] & batch.mask[:, :-1, None]), strict=True):
-        eta = raw[b, t, types.WATCH_TIME, k]
-        total += np.exp(eta) - batch.feedback[b, t, k, types.WATCH_TIME] / 15.0 * eta
+        eta = raw[b, t, SHORT_VIDEO.index("watch_time"), k]
+        total += np.exp(eta) - batch.feedback[b, t, k, SHORT_VIDEO.index("watch_time")] / 15.0 * eta
         count += 1
     assert float(metrics["loss/watch_time"]) == pytest.approx(total / count, rel=1e-4)
 

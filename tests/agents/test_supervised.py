@@ -13,6 +13,7 @@ from mmrf_jax import types
 from mmrf_jax.agents import deepfm, ltr, registry, supervised, wide_deep
 from mmrf_jax.agents.mmrf import agent_state
 from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.signals import SHORT_VIDEO
 
 CONFIG = dataclasses.replace(tiny.CONFIG, ablation="no_augmentation")
 NAMES = ("wide_deep", "deepfm", "ltr")
@@ -49,12 +50,12 @@ def test_weighted_sum_by_hand():
     rng = np.random.default_rng(0)
     raw, scale = rng.normal(size=(tiny.S, 4)), rng.uniform(0.1, 1.0, tiny.S)
     expected = np.zeros(4)
-    for name, weight in ltr.WEIGHTS.items():
-        x = raw[types.signal_index(name)]
+    for name, weight in zip(SHORT_VIDEO.names, ltr.signal_weights(SHORT_VIDEO), strict=True):
+        x = raw[SHORT_VIDEO.index(name)]
         expected += weight * (
-            np.exp(x) if name == "watch_time" else 1 / (1 + np.exp(-x)) / scale[types.signal_index(name)]
+            np.exp(x) if name == "watch_time" else 1 / (1 + np.exp(-x)) / scale[SHORT_VIDEO.index(name)]
         )
-    np.testing.assert_allclose(ltr.weighted_sum(jnp.asarray(raw), jnp.asarray(scale)), expected, rtol=1e-4)
+    np.testing.assert_allclose(ltr.weighted_sum(CONFIG, jnp.asarray(raw), jnp.asarray(scale)), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,21 +64,23 @@ def test_starts_from_base_rates_and_learns_every_signal(name):
     method = registry.get(name)
     r = representation.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
     out = method.critic(CONFIG).apply(state.params["critic"], r.z, r.memory_mean, r.shown)
-    mean = np.asarray(heads.expected_feedback(out.feedback, state.reward_scale)).mean(axis=(0, 1, 3))
+    mean = np.asarray(heads.expected_feedback(SHORT_VIDEO, out.feedback, state.reward_scale)).mean(axis=(0, 1, 3))
     np.testing.assert_allclose(mean[:-1], 0.3, atol=0.12)
     assert mean[-1] == pytest.approx(15.0, rel=0.3)
     step = functools.partial(learner(name), config=CONFIG)
     _, first = step(state, batch, items)
     exposed = np.asarray(batch.loss_masks().exposed)[..., None]
-    loss = np.asarray(heads.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale))
+    loss = np.asarray(
+        heads.feedback_loss(SHORT_VIDEO, out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
+    )
     by_hand = (exposed * loss).sum(axis=(0, 1, 2)) / exposed.sum()
-    for i, s in enumerate(types.SIGNALS):
+    for i, s in enumerate(SHORT_VIDEO.names):
         assert float(first[f"loss/{s}"]) == pytest.approx(by_hand[i], rel=1e-4), s
     moved = tiny.differences(state.params, step(state, batch, items)[0].params)
     assert any("encoder" in path for path in moved)
     for _ in range(150):
         state, metrics = step(state, batch, items)
-    for s in types.SIGNALS:
+    for s in SHORT_VIDEO.names:
         assert float(metrics[f"loss/{s}"]) < float(first[f"loss/{s}"]), s
 
 
@@ -105,5 +108,5 @@ def test_serves_the_order_of_its_rule(name):
 def test_columns_of_hate_count_negative():
     raw = jnp.asarray(np.random.default_rng(0).normal(size=(tiny.S, 4)))
     out = supervised.scores(CONFIG, raw, raw[0])
-    np.testing.assert_array_equal(out[1], -raw[types.signal_index("hate")])  # signals: click, hate, watch_time
-    np.testing.assert_array_equal(out[0], raw[types.signal_index("click")])
+    np.testing.assert_array_equal(out[1], -raw[SHORT_VIDEO.index("hate")])  # signals: click, hate, watch_time
+    np.testing.assert_array_equal(out[0], raw[SHORT_VIDEO.index("click")])

@@ -11,8 +11,9 @@ from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
+from mmrf_jax.signals import SHORT_VIDEO
 
-S = len(types.SIGNALS)
+S = len(SHORT_VIDEO)
 SIZES = {
     "slate": 3,
     "dim": 12,
@@ -61,7 +62,7 @@ def make_items(spec: InputSpec = SPEC, seed: int = 0) -> types.Items:
 
 def make_feedback(rng, shape) -> np.ndarray:
     feedback = (rng.random((*shape, S)) < 0.3).astype(np.float32)
-    feedback[..., types.WATCH_TIME] = rng.gamma(1.0, 15.0, shape)
+    feedback[..., SHORT_VIDEO.index("watch_time")] = rng.gamma(1.0, 15.0, shape)
     return feedback
 
 
@@ -151,9 +152,9 @@ def make_feedback_model(config: FeedbackConfig = FEEDBACK, spec: InputSpec = SPE
         params=jax.tree.map(fill, state.params),
         tables=state.tables | {"user": users.replace(rows=fill(np.asarray(users.rows)))},
         uncertainty_scale=rng.uniform(0.01, 0.1, S).astype(np.float32),
-        residual=np.float32(0.7),
-        edges=np.linspace(1.5, 3.0, network.BINS - 1, dtype=np.float32),
-        quantiles=np.sort(rng.normal(0.0, 0.7, (network.BINS, network.QUANTILES)), axis=1).astype(np.float32),
+        residual=np.full(1, 0.7, np.float32),
+        edges=np.linspace(1.5, 3.0, network.BINS - 1, dtype=np.float32)[None],
+        quantiles=np.sort(rng.normal(0.0, 0.7, (1, network.BINS, network.QUANTILES)), axis=2).astype(np.float32),
     )
     return jax.tree.map(jax.numpy.asarray, state)
 

@@ -35,7 +35,7 @@ def make_items() -> types.Items:
 
 def make_log(seed: int, sessions: int, scores: bool = True, spec: InputSpec = SPEC, longest: int = 9) -> SessionLog:
     rng = np.random.default_rng(seed)
-    s = len(types.SIGNALS)
+    s = len(spec.signals)
     lengths = rng.integers(1, longest + 1, sessions)
     r = int(lengths.sum())
     candidates = rng.random((r, spec.num_videos)).argsort(1)[:, : spec.candidates].astype(np.int32)

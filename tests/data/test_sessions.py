@@ -6,10 +6,10 @@ import chex
 import numpy as np
 import pytest
 
-from mmrf_jax import types
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.metrics import ranking
+from mmrf_jax.signals import SHORT_VIDEO
 
 
 def reference_segments(log: SessionLog, t: int) -> list[dict]:
@@ -91,7 +91,7 @@ def test_a_batch_is_a_pytree_of_the_documented_types(make_log):
     for name in ("mask", "slate_mask", "terminated", "truncated"):
         assert getattr(batch, name).dtype == bool
     assert batch.candidates.dtype == np.int32 and batch.slate.dtype == np.int32
-    assert batch.feedback.dtype == np.float32 and batch.feedback.shape[-1] == len(types.SIGNALS)
+    assert batch.feedback.dtype == np.float32 and batch.feedback.shape[-1] == len(SHORT_VIDEO)
     assert batch.log_propensity.dtype == np.float32
 
 
@@ -139,7 +139,7 @@ def test_mean_return_equals_a_loop_over_sessions(make_log):
     log = make_log(sessions=40, seed=3)
     returns = []
     for n in range(log.num_sessions):
-        later = np.zeros(len(types.SIGNALS))
+        later = np.zeros(len(SHORT_VIDEO))
         for r in reversed(range(log.offsets[n], log.offsets[n + 1])):
             later = log.feedback[r][log.slate[r] >= 0].sum(axis=0, dtype=np.float64) + 0.9 * later
             returns.append(later)

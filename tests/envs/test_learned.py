@@ -12,8 +12,9 @@ import tiny
 from mmrf_jax import ops, types
 from mmrf_jax.envs import base, learned, rollout
 from mmrf_jax.models.feedback_model import network
+from mmrf_jax.signals import SHORT_VIDEO
 
-CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, types.WATCH_TIME
+CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, SHORT_VIDEO.index("watch_time")
 B, C, K, MAX = 64, 8, 3, 4
 reset, step, predict = jax.jit(learned.reset), jax.jit(learned.step), jax.jit(learned.predict)
 KEY, IDS = jax.random.key(7), jnp.arange(B, dtype=jnp.int32)
@@ -179,7 +180,7 @@ def crowd(sim, log):
     np.testing.assert_array_equal(result.exposure.mask, shown)
     np.testing.assert_array_equal(np.asarray(result.exposure.feedback)[~shown], 0.0)
     stay = np.float64(network.continue_probability(out, jnp.asarray(shown, jnp.float32)))
-    expected = np.float64(network.expected(out, sim.params.scale)) * shown[..., None]
+    expected = np.float64(network.expected(CONFIG, out, sim.params.scale)) * shown[..., None]
     return state, slates, expected, stay, result
 
 
@@ -264,7 +265,7 @@ def test_simulator_and_training_have_the_same_states(sim, items, model):
     @jax.jit
     def trained(state):
         r = network.encode_batch(CONFIG, state, batch, items)
-        return r, network.predict(state.params, r.z, r.memory_mean, r.shown)
+        return r, network.predict(CONFIG, state.params, r.z, r.memory_mean, r.shown)
 
     r, out = trained(model)
     for t in range(3):
@@ -293,7 +294,7 @@ def test_runs_in_rollouts_whatever_the_slots(sim, items):
     (few, counts), (many, other_counts) = run(8, KEY), run(64, KEY)
     np.testing.assert_allclose(few, many, rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(counts, other_counts)
-    requests = np.asarray(few)[:, rollout.USER_METRICS.index("requests")]
+    requests = np.asarray(few)[:, rollout.user_metrics(SHORT_VIDEO).index("requests")]
     assert requests.min() >= 1 and requests.max() == MAX
-    depth = np.asarray(few)[:, rollout.USER_METRICS.index("depth")]
+    depth = np.asarray(few)[:, rollout.user_metrics(SHORT_VIDEO).index("depth")]
     assert counts.sum() == depth.sum() and (requests <= depth).all() and (depth < K * requests).any()

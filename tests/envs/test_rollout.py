@@ -12,10 +12,11 @@ from mmrf_jax import random, types
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.envs import base, collect, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
+from mmrf_jax.signals import SHORT_VIDEO
 
 CONFIG = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6)
 C, K, N, SESSIONS = CONFIG.candidates, CONFIG.slate, 600, 150
-COLUMN = {name: i for i, name in enumerate(rollout.USER_METRICS)}
+COLUMN = {name: i for i, name in enumerate(rollout.user_metrics(SHORT_VIDEO))}
 
 arrive = jax.jit(env.reset)
 
@@ -23,7 +24,7 @@ arrive = jax.jit(env.reset)
 
 
 def remember(params, request, history):
-    return history.feedback[..., types.WATCH_TIME].mean(axis=1)
+    return history.feedback[..., SHORT_VIDEO.index("watch_time")].mean(axis=1)
 
 
 def rank(params, carry, request):
@@ -34,7 +35,7 @@ def rank(params, carry, request):
 
 
 def observe(params, carry, request, shown):
-    return 0.9 * carry + shown.feedback[..., types.WATCH_TIME].mean(axis=1)
+    return 0.9 * carry + shown.feedback[..., SHORT_VIDEO.index("watch_time")].mean(axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +82,14 @@ def plain(sim, policy):
         key = jax.random.key(key)
         state, request, history = arrive(key, first_user + jnp.arange(N), day, sim.params)
         carry, here = policy.init(policy.params, request, history), np.ones(N, bool)
-        sums = np.zeros((N, len(rollout.USER_METRICS)))
+        sums = np.zeros((N, len(rollout.user_metrics(SHORT_VIDEO))))
         while here.any():
             state, result, carry, days = turn(key, state, request, carry, day)
             request, feedback = result.request, np.asarray(result.exposure.feedback, np.float64).sum(axis=1)
             over = np.asarray(result.terminated | result.truncated)
             tags = np.asarray(sim.items.tag)[np.asarray(result.exposure.videos)]
             pairs = [(i, j) for i in range(K) for j in range(i)]
-            row = {s: feedback[:, i] for i, s in enumerate(types.SIGNALS)}
+            row = {s: feedback[:, i] for i, s in enumerate(SHORT_VIDEO.names)}
             row |= {"depth": K, "requests": 1, "truncated": np.asarray(result.truncated)}
             row |= {"returned": over & (np.asarray(days) == 1), "next_visit": over * np.asarray(days)}
             row |= {"ild": np.mean([tags[:, i] != tags[:, j] for i, j in pairs], axis=0)}
@@ -277,7 +278,7 @@ class TestCollect:
         def total(x):
             return np.add.reduceat(x, log.offsets[:-1])
 
-        for i, signal in enumerate(types.SIGNALS):
+        for i, signal in enumerate(SHORT_VIDEO.names):
             np.testing.assert_allclose(total(log.feedback[..., i].sum(axis=1)), sums[:, COLUMN[signal]], rtol=1e-4)
         requests = np.diff(log.offsets)
         np.testing.assert_array_equal(requests, sums[:, COLUMN["requests"]])
@@ -301,12 +302,12 @@ class TestCollect:
         """The scores of a session follow from its history and the feedback logged before each request."""
         params = jax.tree.map(np.asarray, policy.params)
         for n in range(5):
-            carry = log.history_feedback[n, :, types.WATCH_TIME].mean()
+            carry = log.history_feedback[n, :, SHORT_VIDEO.index("watch_time")].mean()
             for r in range(log.offsets[n], log.offsets[n + 1]):
                 features = params["features"][log.candidates[r]]
                 expected = features @ params["weight"] + 0.1 * np.sin(carry) * features[:, 0] + 0.01 * log.context[r, 2]
                 np.testing.assert_allclose(log.scores[r], expected, rtol=1e-3, atol=1e-3)
-                carry = 0.9 * carry + log.feedback[r, :, types.WATCH_TIME].mean()
+                carry = 0.9 * carry + log.feedback[r, :, SHORT_VIDEO.index("watch_time")].mean()
 
     def test_traces_once(self, sim, policy, log):
         before = rollout._unroll._cache_size(), rollout._idle._cache_size()
@@ -335,7 +336,7 @@ here = lambda params, key, first: serve(n, 16, params, key, first)
 first = sharding.put_batch(100 + n * np.arange(4, dtype=np.int32), mesh)
 sums, counts = jax.jit(sharding.shard_users(here, mesh, num_replicated=2))(sim.params, key, first)
 alone, alone_counts = jax.jit(lambda *x: serve(4 * n, 64, *x))(sim.params, key, jnp.array([100], jnp.int32))
-assert sums.shape == (4 * n, len(rollout.USER_METRICS)) and len(sums.sharding.device_set) == 4
+assert sums.shape == (4 * n, len(rollout.user_metrics(SHORT_VIDEO))) and len(sums.sharding.device_set) == 4
 np.testing.assert_allclose(sums, alone, rtol=1e-4, atol=1e-3)
 counts = np.asarray(counts).reshape(4, rollout.EXPOSURE_GROUPS, -1)
 np.testing.assert_array_equal(counts.sum(axis=(0, 1)), np.asarray(alone_counts).sum(axis=0))

@@ -13,12 +13,12 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from mmrf_jax import types
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.envs.short_video import response
+from mmrf_jax.signals import SHORT_VIDEO
 
 TOKEN = "a-word-of-sixteen-letters"
-LIKE, WATCH, CLICK, LONG = (types.signal_index(name) for name in ("like", "watch_time", "click", "long_view"))
+LIKE, WATCH, CLICK, LONG = (SHORT_VIDEO.index(name) for name in ("like", "watch_time", "click", "long_view"))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def records(log, user: int) -> tuple[list[dict], list[dict]]:
 
 
 def signals(event: dict) -> np.ndarray:
-    return np.frombuffer(event["feedback"], "<f4").reshape(-1, len(types.SIGNALS))
+    return np.frombuffer(event["feedback"], "<f4").reshape(-1, len(SHORT_VIDEO))
 
 
 def follows_the_rules(events: list[dict], artifact) -> None:
@@ -199,7 +199,7 @@ def test_a_visitor_clicks_through_three_requests(service, artifact, browser):
         answers = signals(event)
         assert answers[:, LIKE].tolist() == [1, 0, 0, 0, 0, 0]
         assert answers[:2, CLICK].all() and answers[:2, LONG].all() and answers[0, WATCH] > 0
-        assert not answers[:, types.signal_index("hate")].any() and not answers[4:].any()
+        assert not answers[:, SHORT_VIDEO.index("hate")].any() and not answers[4:].any()
     assert signals(told[0])[3, WATCH] > 0
     follows_the_rules(told, artifact)
     feed.click("#again")

@@ -17,6 +17,7 @@ from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.kuairand import builder, engines, synthetic
 from mmrf_jax.io import files, metric_writer
 from mmrf_jax.parallel import sharding
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs, restore, run_folder, sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,7 +153,7 @@ def test_what_libraries_write_into_a_folder_is_found_there_again(tmp_path):
     with metric_writer.MetricsWriter(folder) as writer:
         writer.write(1, "train", {"loss": 1.0})
     assert list((folder / "tensorboard").iterdir())
-    with feedback_log.Writer(folder / "log"):
+    with feedback_log.Writer(folder / "log", SHORT_VIDEO):
         pass
     assert feedback_log.is_log(folder / "log")
     synthetic.SyntheticLog(3_000, 60, 300, "pure", 0).write(folder / "csv", builder.unchecked)

@@ -17,7 +17,6 @@ import numpy as np
 import processes
 import pytest
 
-from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.cli import serving
 from mmrf_jax.data.readers import feedback_log, feedback_sessions
@@ -26,6 +25,7 @@ from mmrf_jax.parallel import sharding
 from mmrf_jax.serving import service
 from mmrf_jax.serving.artifact import load as load_artifact
 from mmrf_jax.serving.demo import clients
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs, restore, run_folder, sources, steps
 
 USERS = 40
@@ -67,7 +67,9 @@ def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launc
     assert served.failed == 0 and len(served.watch_time) == USERS
 
     state = restore.load_state(config, source, finished, mesh)
-    policy = registry.get(config.method).make_policy(state.agents, source.items, steps.agent_config(config))
+    policy = registry.get(config.method).make_policy(
+        state.agents, source.items, steps.agent_config(config, SHORT_VIDEO)
+    )
     wanted = collect.collect(
         source.sim._replace(items=source.items),
         policy,
@@ -277,7 +279,7 @@ def test_a_ranker_of_real_logs_learns_from_its_own_feedback(launch, tmp_path):
     launch.ok("export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'artifact'}")
     made = load_artifact(tmp_path / "artifact")
     ids = made.arrays["catalogue"]["video_id"][1:]  # row 0 is the unknown video
-    spec, users, told = made.spec, 24, len(types.SIGNALS)
+    spec, users, told = made.spec, 24, len(SHORT_VIDEO)
     assert len(ids) == spec.num_videos - 1 and ids.min() >= 0 and not np.array_equal(ids, np.arange(1, len(ids) + 1))
 
     async def serve() -> None:

@@ -10,10 +10,10 @@ import pytest
 from processes import TINY, error_line, results
 
 import mmrf_jax as mmrf
-from mmrf_jax import types
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs
 
-METRICS = {*types.SIGNALS, "watch_time", "depth", "requests", "return_rate", "coverage", "gini", "ild"}
+METRICS = {*SHORT_VIDEO.names, "watch_time", "depth", "requests", "return_rate", "coverage", "gini", "ild"}
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from scipy.special import expit
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
-from mmrf_jax import types
 from mmrf_jax.metrics import model_quality, ranking
+from mmrf_jax.signals import SHORT_VIDEO
 
-CLICK, LIKE, HATE = (types.signal_index(s) for s in ("click", "like", "hate"))
+CLICK, LIKE, HATE = (SHORT_VIDEO.index(s) for s in ("click", "like", "hate"))
 DRAWS = 200
 
 
@@ -21,18 +21,18 @@ def make_rows(seed: int, users: int = 400, per_user: int = 12):
     rng = np.random.default_rng(seed)
     user_id = rng.permutation(np.repeat(np.arange(users) * 7 + 3, per_user)).astype(np.int32)
     click, seconds = expit(rng.normal(0.0, 1.5, len(user_id))), rng.uniform(2.0, 60.0, len(user_id))
-    feedback = np.zeros((len(user_id), len(types.SIGNALS)), np.float32)
+    feedback = np.zeros((len(user_id), len(SHORT_VIDEO)), np.float32)
     feedback[:, CLICK] = rng.random(len(user_id)) < click
-    feedback[:, types.WATCH_TIME] = seconds * rng.exponential(1.0, len(user_id))
+    feedback[:, SHORT_VIDEO.index("watch_time")] = seconds * rng.exponential(1.0, len(user_id))
     return user_id, feedback, {"click": click, "watch_time": seconds}
 
 
 def binary_rows(values, labels, users=None):
     """Metrics of one ranker's clicks."""
-    feedback = np.zeros((len(values), len(types.SIGNALS)), np.float32)
+    feedback = np.zeros((len(values), len(SHORT_VIDEO)), np.float32)
     feedback[:, CLICK] = labels
     users = np.arange(len(values)) if users is None else users
-    result = model_quality.metrics(users, feedback, {"model": {"click": np.asarray(values)}}, draws=DRAWS)
+    result = model_quality.metrics(SHORT_VIDEO, users, feedback, {"model": {"click": np.asarray(values)}}, draws=DRAWS)
     return result["click"]["model"]
 
 
@@ -54,7 +54,7 @@ def test_binary_figures_equal_sklearn():
     user_id, feedback, truth = make_rows(0)
     prediction = np.round(truth["click"], 2)  # with ties
     prediction = prediction.clip(0.01, 0.99).astype(np.float32)
-    result = model_quality.metrics(user_id, feedback, {"model": {"click": prediction}}, draws=DRAWS)
+    result = model_quality.metrics(SHORT_VIDEO, user_id, feedback, {"model": {"click": prediction}}, draws=DRAWS)
     assert list(result) == ["click"]
     entry, label = result["click"]["model"], feedback[:, CLICK]
     assert entry["logloss"] == pytest.approx(log_loss(label, prediction.astype(np.float64)), rel=1e-9)
@@ -95,7 +95,7 @@ def test_deciles_are_of_equal_mass_and_keep_ties_together():
 def test_calibrated_and_inverted_predictions():
     user_id, feedback, truth = make_rows(1, users=1500)
     rankers = {"true": truth, "inverted": {"click": 1.0 - truth["click"]}}
-    result = model_quality.metrics(user_id, feedback, rankers, draws=DRAWS)["click"]
+    result = model_quality.metrics(SHORT_VIDEO, user_id, feedback, rankers, draws=DRAWS)["click"]
     assert result["true"]["ece"] < 0.02 < 0.3 < result["inverted"]["ece"]
     assert len(result["true"]["by_decile"]) == 10
     assert all(abs(b["predicted"] - b["actual"]) < 0.05 for b in result["true"]["by_decile"])
@@ -106,7 +106,7 @@ def test_constant_predictions_share_one_bin():
     user_id, feedback, _ = make_rows(2)
     n, rate = len(user_id), feedback[:, CLICK].mean(dtype=np.float64)
     constant = {"click": np.full(n, 0.25, np.float32), "watch_time": np.full(n, 9.0)}
-    result = model_quality.metrics(user_id, feedback, {"constant": constant}, draws=DRAWS)
+    result = model_quality.metrics(SHORT_VIDEO, user_id, feedback, {"constant": constant}, draws=DRAWS)
     click, seconds = result["click"]["constant"], result["watch_time"]["constant"]
     assert click["by_decile"] == [{"predicted": 0.25, "actual": pytest.approx(rate), "rows": n}]
     assert click["ece"] == pytest.approx(abs(rate - 0.25))
@@ -116,8 +116,8 @@ def test_constant_predictions_share_one_bin():
 
 def test_watch_time_by_hand_and_as_xauc():
     user_id, feedback, truth = make_rows(3)
-    target = feedback[:, types.WATCH_TIME].astype(np.float64)
-    entry = model_quality.metrics(user_id, feedback, {"model": truth}, draws=DRAWS)["watch_time"]["model"]
+    target = feedback[:, SHORT_VIDEO.index("watch_time")].astype(np.float64)
+    entry = model_quality.metrics(SHORT_VIDEO, user_id, feedback, {"model": truth}, draws=DRAWS)["watch_time"]["model"]
     grouped = ranking.grouped_xauc(user_id, truth["watch_time"], target)
     assert entry["xauc"] == grouped.value > 0.55 and entry["eligible_users"] == 400
     interval = ranking.bootstrap_interval(grouped.per_user, grouped.impressions, DRAWS)
@@ -134,10 +134,12 @@ def test_watch_time_within_deciles_of_duration():
     rng = np.random.default_rng(4)
     user_id = np.repeat(np.arange(300), 40)
     duration = rng.choice(np.arange(10.0, 110.0, 10.0), len(user_id))
-    feedback = np.zeros((len(user_id), len(types.SIGNALS)), np.float32)
-    feedback[:, types.WATCH_TIME] = duration * rng.uniform(0.5, 1.0, len(user_id))
+    feedback = np.zeros((len(user_id), len(SHORT_VIDEO)), np.float32)
+    feedback[:, SHORT_VIDEO.index("watch_time")] = duration * rng.uniform(0.5, 1.0, len(user_id))
     rankers = {"duration": {"watch_time": duration}}
-    entry = model_quality.metrics(user_id, feedback, rankers, duration, draws=DRAWS)["watch_time"]["duration"]
+    entry = model_quality.metrics(SHORT_VIDEO, user_id, feedback, rankers, duration, draws=DRAWS)["watch_time"][
+        "duration"
+    ]
     assert entry["xauc"] > 0.8
     single = [part for part in entry["by_duration"] if part["rows"] < 0.15 * len(user_id)]
     assert len(single) >= 5 and all(part["xauc"] == 0.5 and part["eligible_users"] >= 200 for part in single)
@@ -146,7 +148,7 @@ def test_watch_time_within_deciles_of_duration():
         rows = (duration <= high) & ((duration > low) | (i == 0))
         assert part["rows"] == rows.sum()
         assert part["predicted"] == pytest.approx(duration[rows].mean())
-        assert part["actual"] == pytest.approx(feedback[rows, types.WATCH_TIME].mean(dtype=np.float64))
+        assert part["actual"] == pytest.approx(feedback[rows, SHORT_VIDEO.index("watch_time")].mean(dtype=np.float64))
 
 
 def test_the_order_of_rows_does_not_matter():
@@ -158,9 +160,9 @@ def test_the_order_of_rows_does_not_matter():
     def shuffle(signals):
         return {signal: values[order] for signal, values in signals.items()}
 
-    a = model_quality.metrics(user_id, feedback, {"model": truth, "noisy": noisy}, duration, draws=DRAWS)
+    a = model_quality.metrics(SHORT_VIDEO, user_id, feedback, {"model": truth, "noisy": noisy}, duration, draws=DRAWS)
     rankers = {"model": shuffle(truth), "noisy": shuffle(noisy)}
-    b = model_quality.metrics(user_id[order], feedback[order], rankers, duration[order], draws=DRAWS)
+    b = model_quality.metrics(SHORT_VIDEO, user_id[order], feedback[order], rankers, duration[order], draws=DRAWS)
     assert a["watch_time"]["noisy"]["model_minus"]["mae"]["ci95"][0] < 0
     assert_same(a, b)
 
@@ -170,7 +172,7 @@ def test_a_label_of_one_class_has_no_ranking_figure(value):
     user_id, feedback, truth = make_rows(6)
     feedback[:, LIKE] = value
     rankers = {"model": {"like": truth["click"]}, "half": {"like": np.full(len(user_id), 0.5)}}
-    result = model_quality.metrics(user_id, feedback, rankers, draws=DRAWS)["like"]
+    result = model_quality.metrics(SHORT_VIDEO, user_id, feedback, rankers, draws=DRAWS)["like"]
     entry = result["half"]
     assert entry["auc"] is None and entry["gauc"] is None and entry["gauc_ci95"] is None
     assert entry["eligible_users"] == 0 and entry["logloss"] == pytest.approx(np.log(2.0))
@@ -184,13 +186,15 @@ def test_a_label_of_one_class_has_no_ranking_figure(value):
 @pytest.mark.parametrize(("users", "given"), [(199, False), (200, True)])
 def test_too_few_users_get_no_ranking_figure_and_no_interval(users, given):
     user_id = np.repeat(np.arange(users), 4)
-    feedback = np.zeros((len(user_id), len(types.SIGNALS)), np.float32)
+    feedback = np.zeros((len(user_id), len(SHORT_VIDEO)), np.float32)
     feedback[::4, CLICK] = 1.0
-    feedback[:, types.WATCH_TIME] = np.tile([1.0, 2.0, 3.0, 4.0], users)
+    feedback[:, SHORT_VIDEO.index("watch_time")] = np.tile([1.0, 2.0, 3.0, 4.0], users)
     values = np.random.default_rng(0).random(len(user_id))
     model, other = {"click": values, "watch_time": 9 * values}, {"click": values**2, "watch_time": values}
     duration = np.ones(len(user_id))
-    result = model_quality.metrics(user_id, feedback, {"model": model, "other": other}, duration, draws=DRAWS)
+    result = model_quality.metrics(
+        SHORT_VIDEO, user_id, feedback, {"model": model, "other": other}, duration, draws=DRAWS
+    )
     click, seconds = result["click"]["other"], result["watch_time"]["other"]
     figures = [click["auc"], click["gauc"], click["gauc_ci95"], seconds["xauc"], seconds["xauc_ci95"]]
     figures.append(seconds["by_duration"][0]["xauc"])
@@ -216,7 +220,7 @@ def test_intervals_tell_a_better_model_from_an_equal_one():
         }
 
     rankers = {"model": noisy(), "equal": noisy(), "worse": worse}
-    result = model_quality.metrics(user_id, feedback, rankers, draws=DRAWS)
+    result = model_quality.metrics(SHORT_VIDEO, user_id, feedback, rankers, draws=DRAWS)
     for signal, rank_metric, loss in (("click", "gauc", "logloss"), ("watch_time", "xauc", "mae")):
         assert "model_minus" not in result[signal]["model"]
         better, equal = (result[signal][ranker]["model_minus"] for ranker in ("worse", "equal"))
@@ -234,9 +238,9 @@ def test_intervals_tell_a_better_model_from_an_equal_one():
 def test_losses_of_users_with_many_rows_weigh_more():
     """One user with 9 rows and one with 1: the difference is of the mean over rows, not over users."""
     users = np.array([5] * 9 + [2])
-    feedback = np.zeros((10, len(types.SIGNALS)), np.float32)
+    feedback = np.zeros((10, len(SHORT_VIDEO)), np.float32)
     rankers = {"model": {"watch_time": np.zeros(10)}, "other": {"watch_time": np.array([1.0] * 9 + [21.0])}}
-    entry = model_quality.metrics(users, feedback, rankers, draws=DRAWS)["watch_time"]["other"]
+    entry = model_quality.metrics(SHORT_VIDEO, users, feedback, rankers, draws=DRAWS)["watch_time"]["other"]
     assert entry["mae"] == pytest.approx(3.0)
     assert entry["model_minus"]["mae"]["diff"] == pytest.approx(-3.0)
 
@@ -244,37 +248,37 @@ def test_losses_of_users_with_many_rows_weigh_more():
 def test_signals_that_a_ranker_leaves_out():
     user_id, feedback, truth = make_rows(8)
     only = {"click": truth["click"]}
-    result = model_quality.metrics(user_id, feedback, {"model": only, "other": truth}, draws=DRAWS)
+    result = model_quality.metrics(SHORT_VIDEO, user_id, feedback, {"model": only, "other": truth}, draws=DRAWS)
     assert {signal: list(rankers) for signal, rankers in result.items()} == {
         "click": ["model", "other"],
         "watch_time": ["other"],
     }
     assert "model_minus" in result["click"]["other"] and "model_minus" not in result["watch_time"]["other"]
-    assert model_quality.metrics(user_id, feedback, {}) == {}
+    assert model_quality.metrics(SHORT_VIDEO, user_id, feedback, {}) == {}
 
 
 def test_wrong_input_is_refused():
     user_id, feedback, truth = make_rows(9, users=20)
     with pytest.raises(ValueError, match="feedback has shape"):
-        model_quality.metrics(user_id, feedback[:, :-1], {"model": truth})
+        model_quality.metrics(SHORT_VIDEO, user_id, feedback[:, :-1], {"model": truth})
     with pytest.raises(ValueError, match="unknown signal 'clicks'"):
-        model_quality.metrics(user_id, feedback, {"model": {"clicks": truth["click"]}})
+        model_quality.metrics(SHORT_VIDEO, user_id, feedback, {"model": {"clicks": truth["click"]}})
     with pytest.raises(ValueError, match="expected"):
-        model_quality.metrics(user_id, feedback, {"model": {"click": truth["click"][:-1]}})
+        model_quality.metrics(SHORT_VIDEO, user_id, feedback, {"model": {"click": truth["click"][:-1]}})
     broken = truth["watch_time"].copy()
     broken[3] = np.inf
     with pytest.raises(ValueError, match="watch_time predicted by model"):
-        model_quality.metrics(user_id, feedback, {"model": {"watch_time": broken}})
+        model_quality.metrics(SHORT_VIDEO, user_id, feedback, {"model": {"watch_time": broken}})
     with pytest.raises(ValueError, match="finite"):
         model_quality.ks_distance(np.array([]), np.array([1.0]))
 
 
 def test_per_video_mean_by_hand():
-    feedback = np.zeros((4, len(types.SIGNALS)), np.float32)
+    feedback = np.zeros((4, len(SHORT_VIDEO)), np.float32)
     feedback[:, CLICK] = [1, 0, 1, 0]
-    feedback[:, types.WATCH_TIME] = [100.0, 0.0, 20.0, 40.0]
-    means = model_quality.per_video_mean(np.array([0, 0, 2, 0]), feedback, np.array([2, 1, 0, 2]), 3)
-    assert tuple(means) == types.SIGNALS
+    feedback[:, SHORT_VIDEO.index("watch_time")] = [100.0, 0.0, 20.0, 40.0]
+    means = model_quality.per_video_mean(SHORT_VIDEO, np.array([0, 0, 2, 0]), feedback, np.array([2, 1, 0, 2]), 3)
+    assert tuple(means) == SHORT_VIDEO.names
     np.testing.assert_allclose(means["click"], [(1 + 10) / 21, 0.5, (1 + 10) / 23, (1 + 10) / 21])
     # Seconds, not log1p of them: the mean over all four exposures is 40 s.
     np.testing.assert_allclose(means["watch_time"], [(20 + 800) / 21, 40.0, (140 + 800) / 23, (20 + 800) / 21])
@@ -285,18 +289,20 @@ def test_linear_baselines_are_scikit_learns():
     rng = np.random.default_rng(10)
     x = (rng.normal(size=(3000, 3)) * [1.0, 100.0, 0.01] + [0.0, 50.0, 2.0]).astype(np.float32)
     z = (x - x.mean(axis=0)) / x.std(axis=0)
-    feedback = np.zeros((3000, len(types.SIGNALS)), np.float32)
+    feedback = np.zeros((3000, len(SHORT_VIDEO)), np.float32)
     feedback[:, CLICK] = rng.random(3000) < expit(1.0 + z[:, 0] - 2.0 * z[:, 1])
     feedback[:, HATE] = 1.0
-    feedback[:, types.WATCH_TIME] = np.maximum(5.0 + 6.0 * z[:, 2] + rng.normal(size=3000), 0.0)
+    feedback[:, SHORT_VIDEO.index("watch_time")] = np.maximum(5.0 + 6.0 * z[:, 2] + rng.normal(size=3000), 0.0)
     train, test = slice(0, 2000), slice(2000, None)
-    result = model_quality.logistic(x[train], feedback[train], {"other": x[train], "test": x[test]})["test"]
-    assert set(result) == set(types.SIGNALS) and {v.shape for v in result.values()} == {(1000,)}
+    result = model_quality.logistic(SHORT_VIDEO, x[train], feedback[train], {"other": x[train], "test": x[test]})[
+        "test"
+    ]
+    assert set(result) == set(SHORT_VIDEO.names) and {v.shape for v in result.values()} == {(1000,)}
     center, scale = x[train].mean(axis=0, dtype=np.float64), x[train].std(axis=0, dtype=np.float64)
     at_train, at_test = (x[train] - center) / scale, (x[test] - center) / scale
     expected = LogisticRegression(max_iter=1000).fit(at_train, feedback[train, CLICK]).predict_proba(at_test)[:, 1]
     np.testing.assert_allclose(result["click"], expected, atol=1e-4)
-    line = LinearRegression().fit(at_train, feedback[train, types.WATCH_TIME]).predict(at_test)
+    line = LinearRegression().fit(at_train, feedback[train, SHORT_VIDEO.index("watch_time")]).predict(at_test)
     assert line.min() < 0.0 == result["watch_time"].min()
     np.testing.assert_allclose(result["watch_time"], np.maximum(line, 0.0), atol=1e-3)
     np.testing.assert_allclose(result["like"], 1 / 2002)
@@ -306,9 +312,11 @@ def test_linear_baselines_are_scikit_learns():
 def test_linear_baselines_fit_on_a_seeded_sample(monkeypatch):
     _, feedback, truth = make_rows(11)
     x = np.stack([truth["click"], truth["watch_time"]], axis=1)
-    full = model_quality.logistic(x, feedback, {"test": x[:50]})["test"]
+    full = model_quality.logistic(SHORT_VIDEO, x, feedback, {"test": x[:50]})["test"]
     monkeypatch.setattr(model_quality, "_MAX_ROWS", 500)
-    first, again, other = (model_quality.logistic(x, feedback, {"test": x[:50]}, seed)["test"] for seed in (0, 0, 1))
+    first, again, other = (
+        model_quality.logistic(SHORT_VIDEO, x, feedback, {"test": x[:50]}, seed)["test"] for seed in (0, 0, 1)
+    )
     for signal in ("click", "watch_time"):
         np.testing.assert_array_equal(first[signal], again[signal])
         assert np.abs(first[signal] - other[signal]).max() > 0 and np.abs(first[signal] - full[signal]).max() > 0
@@ -397,7 +405,7 @@ def test_table():
     feedback[0, LIKE] = 1.0
     half = np.full(len(user_id), 0.5)
     rankers = {"model": truth | {"like": half}, "half": {"click": half, "like": half, "watch_time": 60 * half}}
-    result = model_quality.metrics(user_id, feedback, rankers, draws=DRAWS)
+    result = model_quality.metrics(SHORT_VIDEO, user_id, feedback, rankers, draws=DRAWS)
     lines = model_quality.format_table(result).split("\n")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert {len(row) for row in cells} == {8}

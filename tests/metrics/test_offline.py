@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import random_logs
 
-from mmrf_jax import types
 from mmrf_jax.data import sessions
 from mmrf_jax.metrics import offline
+from mmrf_jax.signals import SHORT_VIDEO
 
 
 def shown_videos(data):
@@ -59,9 +59,9 @@ SIGNALS = ("like", "click", "watch_time")  # the main agent last; click is not t
 
 
 def make_rows(user, click, seconds, *scores):
-    feedback = np.zeros((len(user), len(types.SIGNALS)), np.float32)
-    feedback[:, types.signal_index("click")] = click
-    feedback[:, types.WATCH_TIME] = seconds
+    feedback = np.zeros((len(user), len(SHORT_VIDEO)), np.float32)
+    feedback[:, SHORT_VIDEO.index("click")] = click
+    feedback[:, SHORT_VIDEO.index("watch_time")] = seconds
     scores = np.array(scores, np.float32).T if scores else np.zeros((len(user), 0), np.float32)
     return offline.Rows(np.array(user, np.int32), np.arange(len(user), dtype=np.int32), feedback, scores)
 
@@ -83,7 +83,7 @@ TRAIN = make_rows([1, 1, 2], [0, 0, 0], [4, 8, 4])  # medians of 6 and 4 seconds
 
 def measure(rows, signals=SIGNALS, baselines=None, draws=1000, duration=None):
     duration = np.full(len(rows.video), 30.0) if duration is None else duration
-    return offline.metrics(rows, signals, TRAIN, duration, baselines, draws)
+    return offline.metrics(rows, SHORT_VIDEO, signals, TRAIN, duration, baselines, draws)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def few(monkeypatch):
 
 def test_gauc_by_hand_served_and_own(few):
     result = measure(make_test_rows())
-    assert set(result) >= {*types.BINARY_SIGNALS, "watch_time_median", "watch_time_xauc"}
+    assert set(result) >= {*SHORT_VIDEO.binary_names, "watch_time_median", "watch_time_xauc"}
     click = result["click"]
     assert click["eligible_users"] == 2
     assert click["gauc"] == pytest.approx((3 * 0.5 + 2 * 0.0) / 5)
@@ -145,7 +145,7 @@ def test_by_duration_by_hand(few):
     short, long = measure(rows, ("watch_time",), duration=duration)["click"]["by_duration"]
     assert (short["duration"][1], short["gauc"], short["eligible_users"]) == (10.0, 0.5, 2)
     assert (long["duration"][1], long["gauc"], long["eligible_users"]) == (60.0, 1.0, 2)
-    rows.feedback[4:6, types.signal_index("click")] = 0  # user 2 is no longer eligible among the short ones
+    rows.feedback[4:6, SHORT_VIDEO.index("click")] = 0  # user 2 is no longer eligible among the short ones
     short, long = measure(rows, ("watch_time",), duration=duration)["click"]["by_duration"]
     assert (short["gauc"], short["eligible_users"], long["gauc"]) == (None, 1, 1.0)
 
@@ -213,7 +213,9 @@ def test_table():
 def test_empty_groups_have_no_figure(few, train):
     """No user of the test has a training row, or nobody has one at all; nor has anybody two kinds of labels."""
     rows = make_test_rows()
-    found = offline.metrics(rows, SIGNALS, train, np.full(7, 30.0), {"popularity": {"watch_time": np.arange(7.0)}})
+    found = offline.metrics(
+        rows, SHORT_VIDEO, SIGNALS, train, np.full(7, 30.0), {"popularity": {"watch_time": np.arange(7.0)}}
+    )
     median = found["watch_time_median"]
     assert median == {
         "eligible_users": 0,

@@ -117,14 +117,14 @@ def test_order_of_rows_and_monotone_scores_do_not_matter():
     np.testing.assert_array_equal(got.per_user, expected.per_user)
 
 
-def test_watch_time_median_by_hand():
+def test_above_median_by_hand():
     train_users, train_play = np.array([3, 1, 3, 1, 3, 1, 7]), np.array([9.0, 4.0, 1.0, 2.0, 5.0, 30.0, 6.0])
     train_users, train_play = np.append(train_users, 7), np.append(train_play, 8.0)  # medians: 1 → 4, 3 → 5, 7 → 7
     test_users, test_play = (
         np.array([1, 1, 3, 3, 7, 7, 8, 0, 8]),
         np.array([4.0, 5.0, 4.9, 5.1, 7.0, 7.5, 9.0, 1.0, 2.0]),
     )
-    label, mask, left_out = ranking.watch_time_median(train_users, train_play, test_users, test_play)
+    label, mask, left_out = ranking.above_median(train_users, train_play, test_users, test_play)
     np.testing.assert_array_equal(mask, [1, 1, 1, 1, 1, 1, 0, 0, 0])
     np.testing.assert_array_equal(label, [0, 1, 0, 1, 0, 1, 0, 0, 0])
     assert left_out == 2

@@ -10,10 +10,10 @@ import pytest
 import tiny
 from scipy.special import expit, logit
 
-from mmrf_jax import types
 from mmrf_jax.models import heads
+from mmrf_jax.signals import SHORT_VIDEO
 
-S = len(types.SIGNALS)
+S = len(SHORT_VIDEO)
 
 
 def test_below_is_the_log_odds_of_a_share_of_the_chance():
@@ -38,7 +38,7 @@ def test_learned_ceilings_hold_for_videos_unlike_those_shown():
     shown = rng.uniform(0.5, 4.0, (1, 4000, 1)).astype(np.float32)
     feedback = np.zeros((1, 4000, S), np.float32)
     feedback[..., 0] = rng.random((1, 4000)) < chance(shown[..., 0])
-    scale, prior = jnp.ones(S), heads.prior(jnp.full(S, 0.5), jnp.ones(S))
+    scale, prior = jnp.ones(S), heads.prior(SHORT_VIDEO, jnp.full(S, 0.5), jnp.ones(S))
     nothing, memory = jnp.ones((1, 1)), jnp.zeros((1, 1, 1, 2))
 
     def videos(match):
@@ -46,7 +46,7 @@ def test_learned_ceilings_hold_for_videos_unlike_those_shown():
 
     @functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.HOT)
     def error(ceilings):
-        head = heads.FeedbackHeads(ceilings=ceilings)
+        head = heads.FeedbackHeads(SHORT_VIDEO, ceilings=ceilings)
         params = head.init(jax.random.key(0), nothing, memory, videos(jnp.asarray(shown)))
         params["params"]["prior"] = prior[:, None]
         adam = optax.adam(0.02)
@@ -56,7 +56,9 @@ def test_learned_ceilings_hold_for_videos_unlike_those_shown():
 
             def loss(p):
                 return jnp.mean(
-                    heads.feedback_loss(head.apply(p, nothing, memory, videos(shown)).feedback, feedback, scale)[..., 0]
+                    heads.feedback_loss(
+                        SHORT_VIDEO, head.apply(p, nothing, memory, videos(shown)).feedback, feedback, scale
+                    )[..., 0]
                 )
 
             updates, state = adam.update(jax.grad(loss)(params), state)

@@ -9,6 +9,7 @@ import pytest
 from mmrf_jax import types
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.ope import behavior_policy, propensity
+from mmrf_jax.signals import SHORT_VIDEO
 
 VIDEOS, CANDIDATES, SLATE, HISTORY = 60, 12, 2, 3
 
@@ -46,7 +47,7 @@ def make_log(items, requests, seed=0, users=None, scores=true_scores, days=1):
         date=20220504 + np.sort(rng.integers(0, days, requests)).astype(np.int32),
         profile=np.zeros((requests, 1), np.float32),
         history_videos=rng.integers(0, VIDEOS, (requests, HISTORY)).astype(np.int32),
-        history_feedback=rng.integers(0, 2, (requests, HISTORY, len(types.SIGNALS))).astype(np.float32),
+        history_feedback=rng.integers(0, 2, (requests, HISTORY, len(SHORT_VIDEO))).astype(np.float32),
         history_mask=rng.random((requests, HISTORY)) < 0.8,
         terminated=never,
         truncated=~never,
@@ -54,7 +55,7 @@ def make_log(items, requests, seed=0, users=None, scores=true_scores, days=1):
         context=np.zeros((requests, 1), np.float32),
         candidates=candidates,
         slate=slate,
-        feedback=rng.integers(0, 2, (requests, SLATE, len(types.SIGNALS))).astype(np.float32),
+        feedback=rng.integers(0, 2, (requests, SLATE, len(SHORT_VIDEO))).astype(np.float32),
         log_propensity=np.full(requests, np.nan, np.float32),
         scores=None,
     )
@@ -63,7 +64,7 @@ def make_log(items, requests, seed=0, users=None, scores=true_scores, days=1):
 def test_it_finds_the_propensities_that_made_the_log():
     items = make_items()
     log = make_log(items, 6_000, days=2)
-    got, report = behavior_policy.log_propensities(log, items, [])
+    got, report = behavior_policy.log_propensities(log, items, SHORT_VIDEO, [])
     truth = propensity.log_prob(true_scores(items, log.candidates), log.slate)
     shown = log.slate >= 0
     assert (got[~shown] == 0).all() and (got[shown] < 0).all()
@@ -82,7 +83,7 @@ def test_it_finds_the_propensities_that_made_the_log():
 def test_a_log_at_random_has_uniform_propensities():
     items = make_items()
     log = make_log(items, 3_000, scores=lambda items, candidates: np.zeros(candidates.shape))
-    got, report = behavior_policy.log_propensities(log, items, [])
+    got, report = behavior_policy.log_propensities(log, items, SHORT_VIDEO, [])
     assert np.exp(got[:, 0]) == pytest.approx(1 / CANDIDATES, abs=0.05)
     assert report["nats"] == pytest.approx(report["nats_uniform"], abs=0.02)
 
@@ -97,7 +98,7 @@ def test_a_user_is_judged_by_a_model_that_never_saw_the_user():
         slate = log.slate.copy()
         slate[own] = [position, -1]
         shown = dataclasses.replace(log, slate=slate)
-        total += np.exp(behavior_policy.log_propensities(shown, items, [], folds=2)[0][own, 0])
+        total += np.exp(behavior_policy.log_propensities(shown, items, SHORT_VIDEO, [], folds=2)[0][own, 0])
     np.testing.assert_allclose(total, 1.0, rtol=1e-5)
 
 
@@ -122,4 +123,4 @@ def test_calibration_by_hand():
 def test_refuses_folds_that_cannot_be(folds):
     items = make_items()
     with pytest.raises(ValueError, match=f"{folds} folds of 3 users; use at least 2"):
-        behavior_policy.log_propensities(make_log(items, 9, users=3), items, [], folds=folds)
+        behavior_policy.log_propensities(make_log(items, 9, users=3), items, SHORT_VIDEO, [], folds=folds)

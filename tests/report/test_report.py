@@ -7,6 +7,7 @@ import pytest
 from pages import NASTY, Page
 
 from mmrf_jax.report import charts, page, palette, sections
+from mmrf_jax.signals import SHORT_VIDEO
 
 SECTIONS = ["ab-test", "offline", "fidelity", "curves", "attention", "conflict", "explorer", "settings"]
 
@@ -51,7 +52,7 @@ def make_run(**changes) -> sections.Run:
             },
         },
     }
-    return sections.Run(**(fields | changes))
+    return sections.Run(**({"signals": SHORT_VIDEO} | fields | changes))
 
 
 def test_every_section_is_there_and_figures_are_the_results():

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.serving import export
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import steps
 
 PLAN = steps.TrainConfig("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=1)
@@ -19,7 +19,7 @@ VIDEO_IDS = 7 * np.arange(tiny.SPEC.num_videos, dtype=np.int64) + 1_000_000_000_
 
 def run_state(plan: steps.TrainConfig) -> steps.TrainState:
     """A state of random parameters and rows; all else is ones. Nothing is compiled for it."""
-    ones = jnp.ones(len(types.SIGNALS))
+    ones = jnp.ones(len(SHORT_VIDEO))
 
     def start():
         return steps.init(jax.random.key(0), plan, tiny.SPEC, tiny.make_items(), ones, ones, ones)

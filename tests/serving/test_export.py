@@ -84,7 +84,7 @@ def test_exported_scores_are_the_live_ones(mmrf, users, candidates, shown):
 
     live = registry.get("mmrf").make_policy(state.agents, tiny.make_items(), plan.agents)
     carry = jax.jit(live.init)(live.params, request, history)
-    assert scores.shape == (users, len(plan.agents.signals), candidates)
+    assert scores.shape == (users, len(plan.agents.agent_signals), candidates)
     np.testing.assert_allclose(memory["outer"], carry.outer, rtol=1e-5, atol=1e-6)
     every = jax.jit(policy.all_scores, static_argnums=0)(plan.agents, live.params, carry, request)
     np.testing.assert_allclose(every[:, -1], jax.jit(live.score)(live.params, carry, request), rtol=1e-6)
@@ -158,7 +158,9 @@ def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, sh
     at = dataclasses.make_dataclass("State", ["row", "session", "position", "memory"])
     here = at(each, each, jnp.expm1(request.context[:, -1]), carried)
     predicted = learned.predict(params, here, request.candidates)
-    np.testing.assert_allclose(out["feedback"], network.expected(predicted, model.scale), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        out["feedback"], network.expected(plan.feedback, predicted, model.scale), rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_allclose(out["stay"], network.continue_probability(predicted, exposed), rtol=1e-5, atol=1e-6)
 
 
@@ -166,7 +168,7 @@ def test_what_an_artefact_holds(mmrf):
     plan, _, folder = mmrf
     loaded = artifact.load(folder, tiny.SPEC)
     assert loaded.spec == tiny.SPEC
-    assert loaded.manifest["agents"] == list(plan.agents.signals)
+    assert loaded.manifest["agents"] == list(plan.agents.agent_signals)
     assert loaded.manifest["libraries"]["jax"] == jax.__version__
     np.testing.assert_array_equal(loaded.arrays["catalogue"]["video_id"], exporting.VIDEO_IDS)
     assert {"policy", "model", "catalogue"} == set(loaded.arrays)

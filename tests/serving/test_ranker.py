@@ -11,8 +11,9 @@ from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.serving import artifact, ranker
 from mmrf_jax.serving.ranker import Job
+from mmrf_jax.signals import SHORT_VIDEO
 
-S = len(types.SIGNALS)
+S = len(SHORT_VIDEO)
 
 
 @pytest.fixture(scope="module")

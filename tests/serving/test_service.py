@@ -18,12 +18,12 @@ import pytest
 import tiny
 from processes import HANG
 
-from mmrf_jax import types
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.serving import artifact, service, users
 from mmrf_jax.serving.service import Asked, Refused, Service, Settings
+from mmrf_jax.signals import SHORT_VIDEO
 
-S = len(types.SIGNALS)
+S = len(SHORT_VIDEO)
 IDS = exporting.VIDEO_IDS
 
 
@@ -358,7 +358,7 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
         shutil.copytree(settings.log, log)
         lines = [r for r, _ in feedback_log.scan(log)]
         shutil.rmtree(log)
-        with feedback_log.Writer(log) as writer:
+        with feedback_log.Writer(log, SHORT_VIDEO) as writer:
             for record in lines[:-1]:
                 writer.append(record)
         async with running(dataclasses.replace(settings, log=log)) as s:

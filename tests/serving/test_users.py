@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from mmrf_jax import types
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.serving import users
+from mmrf_jax.signals import SHORT_VIDEO
 
-S, WATCH = len(types.SIGNALS), types.WATCH_TIME
+S, WATCH = len(SHORT_VIDEO), SHORT_VIDEO.index("watch_time")
 HISTORY = 4
 
 
@@ -70,14 +70,14 @@ def state(store: users.UserStore, num_users: int = 5) -> list[bytes]:
 def log(tmp_path):
     """A log, and the users as its records make them one after another."""
     records = some_records(np.random.default_rng(0), 200)
-    with feedback_log.Writer(tmp_path / "log") as writer:
+    with feedback_log.Writer(tmp_path / "log", SHORT_VIDEO) as writer:
         for record in records:
             writer.append(record)
     return tmp_path / "log", records
 
 
 def by_hand(records) -> list[bytes]:
-    known = [feedback_log.UserLog() for _ in range(5)]
+    known = [feedback_log.UserLog(SHORT_VIDEO) for _ in range(5)]
     for record in records:
         known[feedback_log.user_of(record)].apply(record, HISTORY)
     return [users.pack(k) for k in known]
@@ -85,7 +85,7 @@ def by_hand(records) -> list[bytes]:
 
 def test_a_store_is_made_of_the_log(log, tmp_path):
     folder, records = log
-    store = users.UserStore(tmp_path / "s", folder, HISTORY)
+    store = users.UserStore(tmp_path / "s", folder, SHORT_VIDEO, HISTORY)
     assert state(store) == by_hand(records)
     assert store.position == feedback_log.end(folder)
 
@@ -93,8 +93,8 @@ def test_a_store_is_made_of_the_log(log, tmp_path):
 def test_users_may_change_while_they_are_written(log, tmp_path):
     """Rows that say more than the position beside them: what a start takes twice changes nothing."""
     _, records = log
-    with feedback_log.Writer(tmp_path / "live") as writer:
-        store = users.UserStore(tmp_path / "s", tmp_path / "live", HISTORY)
+    with feedback_log.Writer(tmp_path / "live", SHORT_VIDEO) as writer:
+        store = users.UserStore(tmp_path / "s", tmp_path / "live", SHORT_VIDEO, HISTORY)
         for record in records[:100]:
             writer.append(record)
             store.apply(record)
@@ -114,17 +114,17 @@ def test_users_may_change_while_they_are_written(log, tmp_path):
         live = state(store)
         store._writer.close()
         store._db.close()
-    assert state(users.UserStore(tmp_path / "s", tmp_path / "live", HISTORY)) == live == by_hand(records)
+    assert state(users.UserStore(tmp_path / "s", tmp_path / "live", SHORT_VIDEO, HISTORY)) == live == by_hand(records)
 
 
 def test_a_pass_that_is_given_up_loses_nobody(log, tmp_path):
     folder, records = log
-    store = users.UserStore(tmp_path / "s", tmp_path / "empty", HISTORY, in_memory=1)
+    store = users.UserStore(tmp_path / "s", tmp_path / "empty", SHORT_VIDEO, HISTORY, in_memory=1)
     for record in records:
         store.apply(record)
     next(store.packed())
     store.close(feedback_log.end(folder))
-    again = users.UserStore(tmp_path / "s", folder, HISTORY)
+    again = users.UserStore(tmp_path / "s", folder, SHORT_VIDEO, HISTORY)
     assert again.position == feedback_log.end(folder) and again.in_memory == 0  # nothing was taken from the log
     assert state(again) == by_hand(records)
 
@@ -132,7 +132,7 @@ def test_a_pass_that_is_given_up_loses_nobody(log, tmp_path):
 def test_users_come_back_from_bytes(log):
     _, records = log
     for packed in by_hand(records):
-        assert users.pack(users.unpack(packed)) == packed
+        assert users.pack(users.unpack(packed, SHORT_VIDEO)) == packed
 
 
 @pytest.mark.parametrize("flushed", [0, 1, 77, 200])
@@ -142,8 +142,8 @@ def test_it_goes_on_from_wherever_it_was_written(log, tmp_path, flushed, in_memo
     folder, records = log
     positions = [feedback_log.START, *(position for _, position in feedback_log.scan(folder))]
     first = tmp_path / "first"
-    with feedback_log.Writer(first) as writer:
-        store = users.UserStore(tmp_path / "s", first, HISTORY, in_memory)
+    with feedback_log.Writer(first, SHORT_VIDEO) as writer:
+        store = users.UserStore(tmp_path / "s", first, SHORT_VIDEO, HISTORY, in_memory)
         for record in records[:flushed]:
             writer.append(record)
             store.apply(record)
@@ -155,7 +155,7 @@ def test_it_goes_on_from_wherever_it_was_written(log, tmp_path, flushed, in_memo
         live = state(store)
         store._writer.close()
         store._db.close()
-    again = users.UserStore(tmp_path / "s", first, HISTORY, in_memory)
+    again = users.UserStore(tmp_path / "s", first, SHORT_VIDEO, HISTORY, in_memory)
     assert state(again) == live == by_hand(records)
 
 
@@ -163,7 +163,7 @@ def test_it_goes_on_from_wherever_it_was_written(log, tmp_path, flushed, in_memo
 def test_a_store_that_cannot_be_used_is_made_again(log, tmp_path, how, capfd):
     folder, records = log
     path = tmp_path / "s"
-    store = users.UserStore(path, folder, HISTORY)
+    store = users.UserStore(path, folder, SHORT_VIDEO, HISTORY)
     store.close(feedback_log.end(folder))
     history = HISTORY
     if how == "garbage":
@@ -171,7 +171,7 @@ def test_a_store_that_cannot_be_used_is_made_again(log, tmp_path, how, capfd):
     elif how == "cut":
         path.write_bytes(path.read_bytes()[:-5000])
     elif how == "another log":
-        with feedback_log.Writer(tmp_path / "other") as writer:
+        with feedback_log.Writer(tmp_path / "other", SHORT_VIDEO) as writer:
             for record in records[:10]:
                 writer.append(record)
         folder = tmp_path / "other"
@@ -180,8 +180,8 @@ def test_a_store_that_cannot_be_used_is_made_again(log, tmp_path, how, capfd):
         history = 2
     else:
         path.unlink()
-    store = users.UserStore(path, folder, history)
-    known = [feedback_log.UserLog() for _ in range(5)]
+    store = users.UserStore(path, folder, SHORT_VIDEO, history)
+    known = [feedback_log.UserLog(SHORT_VIDEO) for _ in range(5)]
     for record in records:
         known[feedback_log.user_of(record)].apply(record, history)
     assert state(store) == [users.pack(k) for k in known]
@@ -190,7 +190,7 @@ def test_a_store_that_cannot_be_used_is_made_again(log, tmp_path, how, capfd):
 
 def test_memory_is_bounded(log, tmp_path):
     folder, records = log
-    store = users.UserStore(tmp_path / "s", folder, HISTORY, in_memory=2)
+    store = users.UserStore(tmp_path / "s", folder, SHORT_VIDEO, HISTORY, in_memory=2)
     for _ in range(3):
         state(store)
         assert store.in_memory <= 3
@@ -198,7 +198,7 @@ def test_memory_is_bounded(log, tmp_path):
 
 
 def test_exposures_are_the_history_and_what_was_answered():
-    known = feedback_log.UserLog()
+    known = feedback_log.UserLog(SHORT_VIDEO)
     for record in some_records(np.random.default_rng(3), 400, num_users=1):
         before = known.exposures()
         known.apply(record, HISTORY)

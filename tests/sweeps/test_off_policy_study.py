@@ -76,10 +76,10 @@ def test_estimates_hold_its_truth(simulated):
     _, _, rows, truth = simulated
     for i, name in enumerate(NAMES):
         decisions = estimators.LoggedDecisions(rows["user"], rows["log_weight"][:, i], rows["reward"])
-        found = estimators.estimate(decisions, off_policy_study.SIGNALS)["signals"]
+        found = estimators.estimate(decisions, off_policy_study.MEASURED)["signals"]
         for j in (0, 3):  # clicks and seconds; the rest is too rare in so small a log
-            value, (low, high) = (found[off_policy_study.SIGNALS[j]]["ncis"]["inf"][key] for key in ("value", "ci95"))
-            assert abs(value - truth[i, j]) < 1.5 * (high - low), (name, off_policy_study.SIGNALS[j])
+            value, (low, high) = (found[off_policy_study.MEASURED[j]]["ncis"]["inf"][key] for key in ("value", "ci95"))
+            assert abs(value - truth[i, j]) < 1.5 * (high - low), (name, off_policy_study.MEASURED[j])
     seconds = dict(zip(NAMES, truth[:, 3], strict=True))
     assert seconds["uniform"] < seconds["production"] < seconds["myopic"]
 

@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from experiments import world
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs, steps
 
 C, OTHERS = tiny.SPEC.candidates, 2
@@ -68,4 +69,4 @@ def test_how_many_others_an_update_looks_at(given, candidates, others):
     config = world.get_config()
     config.world.candidates = candidates
     config.update_from_flattened_dict(given)
-    assert steps.plan_of(configs.run_of(config.to_dict())).others == others
+    assert steps.plan_of(configs.run_of(config.to_dict()), SHORT_VIDEO).others == others

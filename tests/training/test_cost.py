@@ -12,6 +12,7 @@ from mmrf_jax.abtest import simulate
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.parallel import sharding
+from mmrf_jax.signals import SHORT_VIDEO
 
 # In units of a slot's step, as measured on a CPU core: what a step costs whatever its slots, and a reset.
 STEP, RESET = 10, 2
@@ -73,7 +74,7 @@ def test_a_million_users_in_one_call_fit_8_gib(optimised):
 
     memory = jax.jit(run).lower(sim.params, sim.items, jax.random.key(0)).compile().memory_analysis()
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    assert n * len(rollout.USER_METRICS) * 4 < used < 2**30  # the sums, and little else
+    assert n * len(rollout.user_metrics(SHORT_VIDEO)) * 4 < used < 2**30  # the sums, and little else
 
 
 @pytest.mark.parametrize("first", [0, -1, -(2**31)])

@@ -9,6 +9,7 @@ import random_logs
 
 from mmrf_jax.data import sessions
 from mmrf_jax.ope import propensity
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import off_policy
 
 
@@ -24,7 +25,7 @@ def test_units_agree_with_loops_over_the_log():
     rng = np.random.default_rng(1)
     weight = np.where(log.slate >= 0, rng.normal(0, 0.4, log.slate.shape), 0.0)
     direct, expected = rng.random((2, *log.feedback.shape))
-    units = off_policy.estimates(log, weight, 0.9, expected, direct, draws=20)
+    units = off_policy.estimates(log, SHORT_VIDEO.names, weight, 0.9, expected, direct, draws=20)
     videos = slates = mass = slate_mass = number = doubly = gain = 0.0
     for s in range(log.num_sessions):
         product = 1.0
@@ -56,7 +57,7 @@ def test_a_log_of_single_videos_has_one_unit():
     slate = log.slate.copy()
     slate[:, 1:] = -1
     log = sessions.freeze_histories(dataclasses.replace(log, slate=slate))
-    assert list(off_policy.estimates(log, np.zeros(slate.shape), 0.9, draws=5)) == ["video"]
+    assert list(off_policy.estimates(log, SHORT_VIDEO.names, np.zeros(slate.shape), 0.9, draws=5)) == ["video"]
 
 
 def test_how_propensities_are_known():

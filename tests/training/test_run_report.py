@@ -5,6 +5,7 @@ import pytest
 
 from mmrf_jax import types
 from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import run_report
 
 
@@ -52,8 +53,8 @@ def test_a_request_lists_what_was_shown_then_what_agents_rank_high():
     scores = np.zeros((1, 1, n, candidates))
     scores[0, 0, 1] = -np.arange(candidates)  # the main agent: 0, 1, 2, …
     scores[0, 0, 0, 17] = 5.0  # the other agent's first
-    feedback = np.zeros((1, 1, k, len(types.SIGNALS)), np.float32)
-    feedback[0, 0, 0, [types.signal_index("like"), types.WATCH_TIME]] = 1.0, 12.34
+    feedback = np.zeros((1, 1, k, len(SHORT_VIDEO)), np.float32)
+    feedback[0, 0, 0, [SHORT_VIDEO.index("like"), SHORT_VIDEO.index("watch_time")]] = 1.0, 12.34
     batch = types.SessionBatch(
         user_id=np.zeros(1),
         date=np.zeros(1, np.int32),

@@ -10,6 +10,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from mmrf_jax.data import statistics
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import sources
 
 
@@ -61,4 +62,4 @@ def test_running_means_are_left_out_where_they_are_too_large(most, monkeypatch, 
     if most == 100:
         assert found.statistics is None and "running means of 50 videos over 2 days would take 0.0 GiB" in said
     else:
-        assert found.statistics.shape == (3, 50, statistics.NUM_FEATURES) and not said
+        assert found.statistics.shape == (3, 50, statistics.num_features(SHORT_VIDEO)) and not said

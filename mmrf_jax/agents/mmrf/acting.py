@@ -48,7 +48,7 @@ def critic_scores(
     """
     effect = jnp.average(out.continue_item_logit, axis=-1, weights=weight)
     chance = jax.nn.sigmoid(out.continue_logit + config.slate * effect)
-    reward = losses.video_rewards(out, critics.reward_scale, config.reward_terms)
+    reward = losses.video_rewards(config.all_signals, out, critics.reward_scale, config.reward_terms)
     q = losses.video_values(reward, out.continue_item_logit, out.value.min(axis=-2), chance, config.discount)
     scores = losses.optimal_scores(q, critics.q_mean, critics.q_scale, config.temperature)
     return jax.lax.stop_gradient(scores[..., -config.num_actors :, :])

@@ -103,7 +103,7 @@ def init(
         "critic": critic(config).init(k2, z, memory, e),
         "actor": networks.Actor(config).init(k3, z, memory, e),
     }
-    prior = heads.prior(feedback_mean, feedback_std)
+    prior = heads.prior(config.all_signals, feedback_mean, feedback_std)
     params["critic"]["params"]["heads"]["prior"] = prior[:, None].astype(jnp.float32)
     reward_scale = jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3)
     if mean_return is not None and "values" in params["critic"]["params"]:

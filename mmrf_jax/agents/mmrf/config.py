@@ -7,9 +7,9 @@ import dataclasses
 from mmrf_jax import fields
 from mmrf_jax.fields import field
 from mmrf_jax.models.encoder_config import EncoderConfig
-from mmrf_jax.signals import AGENT_SIGNALS, SIGNALS, signal_index
+from mmrf_jax.signals import parse_reward
 
-REWARDS = ("seconds", "long_view", "sum_of_signals")
+SUM = "sum_of_signals"  # a reward: of all agents
 SAMPLING = ("uniform", "score", "uncertainty")
 ABLATIONS = ("none", "no_collaboration", "no_augmentation", "constant_negative")
 COMMUNICATION = ("attention", "shared_latent", "none")
@@ -21,9 +21,12 @@ class AgentConfig(EncoderConfig):
 
     Fields are documented where they are declared. Ablations (the paper's short names in parentheses):
     `no_collaboration` (co) removes attention and the auxiliary scores of the main agent; `no_augmentation` (da) removes
-    the counterfactual slates; `constant_negative` (ns) gives them a constant negative reward. The watch-time agent's
-    `reward` is `seconds`; `long_view`, 1 for 18 seconds or the whole video, for data where a few long plays would
-    dominate; or `sum_of_signals`, the sum of all agents' normalised rewards, for a single agent.
+    the counterfactual slates; `constant_negative` (ns) gives them a constant negative reward.
+
+    An agent's reward is its signal, or minus it where more is worse. `reward` changes that of the main agent to a
+    weighted sum of signals, each divided by its standard deviation in the first log, such as `long_view`, for data
+    where a few long plays would dominate, or `watch_time + 3*like - 5*hate`. `sum_of_signals` is the sum of all agents'
+    rewards, for a single agent. `like: like + comment; watch_time: watch_time - hate` names the agents.
     Actors communicate by `attention`, by one `shared_latent` vector without auxiliary scores, or not at all (`none`).
 
     Raises:
@@ -31,7 +34,9 @@ class AgentConfig(EncoderConfig):
     """
 
     signals: tuple[str, ...] = field(
-        AGENT_SIGNALS, "of the agents; the last is the main one, whose scores decide the exposure", among=SIGNALS
+        (),
+        "of the agents; the last is the main one, whose scores decide the exposure; empty: those that the log's schema "
+        "names",
     )
     ablation: str = field(
         "none",
@@ -74,7 +79,11 @@ class AgentConfig(EncoderConfig):
     main_objective_weight: float = field(
         0.1, "lambda, weight of the main agent's value in an auxiliary agent's objective", fields.NOT_NEGATIVE
     )
-    reward: str = field("seconds", "of the watch-time agent", among=REWARDS)
+    reward: str = field(
+        "",
+        "of the main agent, such as 'watch_time + 3*like - 5*hate', in standard deviations of each signal; of others "
+        "as 'like: like + comment; …'; empty: each agent's own signal",
+    )
     temperature: float = field(
         0.25, "tau of the relaxed exposure, in units of the spread of a critic over candidates", fields.RATE
     )
@@ -94,10 +103,25 @@ class AgentConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if len(set(self.signals)) != len(self.signals) or not self.signals:
-            raise ValueError(f"agents.signals={self.signals} must name at least one signal, each once")
+        if len(set(self.signals)) != len(self.signals):
+            raise ValueError(f"agents.signals={self.signals} must name each signal once")
         if self.agent_dim % self.heads:
             raise ValueError(f"agents.agent_dim={self.agent_dim} is not divisible by agents.heads={self.heads}")
+
+    def check_signals(self) -> None:
+        super().check_signals()
+        for name in self.signals:
+            if name not in self.all_signals.names:
+                among = ", ".join(self.all_signals.names)
+                raise ValueError(f"unknown agents.signals={name!r}; choose among {among}")
+        for name in self._rewards:
+            if name not in self.agent_signals:
+                among = ", ".join(self.agent_signals)
+                raise ValueError(f"agents.reward={self.reward!r} names the agent {name!r}; choose among {among}")
+        try:
+            _ = self.reward_terms
+        except ValueError as error:
+            raise ValueError(f"agents.reward={self.reward!r}: {error}") from error
 
     def simulated_slates(self, candidates: int) -> int:
         """Return the number of counterfactual slates per request of C candidates: floor(rho (C - K) / K), or 0."""
@@ -124,7 +148,12 @@ class AgentConfig(EncoderConfig):
 
     @property
     def num_agents(self) -> int:
-        return len(self.signals)
+        return len(self.agent_signals)
+
+    @property
+    def agent_signals(self) -> tuple[str, ...]:
+        """Signals [N] of the agents, the main one last."""
+        return self.signals or self.all_signals.agents
 
     @property
     def num_actors(self) -> int:
@@ -132,13 +161,30 @@ class AgentConfig(EncoderConfig):
 
     @property
     def reward_terms(self) -> tuple[tuple[tuple[int, float], ...], ...]:
-        """The terms of each agent's reward: positions of signals, and signs; a hate counts -1."""
-        watched = {"seconds": ("watch_time",), "long_view": ("long_view",), "sum_of_signals": AGENT_SIGNALS}
+        """The terms of each agent's reward: positions of signals, and their weights.
 
-        def term(s):
-            return (signal_index(s), -1.0 if s == "hate" else 1.0)
+        Raises:
+          ValueError: for a reward that is no weighted sum of signals.
+        """
+        signals, given = self.all_signals, self._rewards
 
-        def summed(s):
-            return watched[self.reward] if s == "watch_time" else (s,)
+        def terms(agent):
+            if agent not in given:
+                return {agent: float(signals.sign(agent))}
+            if given[agent] == SUM:
+                return {name: float(signals.sign(name)) for name in signals.agents}
+            return parse_reward(given[agent], signals.names)
 
-        return tuple(tuple(map(term, summed(s))) for s in self.signals)
+        return tuple(
+            tuple((signals.index(name), weight) for name, weight in terms(agent).items())
+            for agent in self.agent_signals
+        )
+
+    @property
+    def _rewards(self) -> dict[str, str]:
+        """The rewards that `reward` sets, by agent; one without a name is the main agent's."""
+        found = {}
+        for part in filter(None, map(str.strip, self.reward.split(";"))):
+            name, colon, text = part.rpartition(":")
+            found[name.strip() if colon else self.agent_signals[-1]] = text.strip()
+        return found

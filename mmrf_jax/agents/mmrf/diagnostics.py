@@ -86,7 +86,7 @@ def encoder_gradients(
     def total(encoder):
         encoded = representation.encode_batch(config, encoder, state.tables, batch, items)
         out = networks.Critic(config).apply(state.params["critic"], *encoded.user, encoded.shown)
-        loss = heads.feedback_loss(out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
+        loss = heads.feedback_loss(config.all_signals, out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
         loss = jnp.einsum("btk,btks->s", exposed, loss)
         return -jnp.stack([sum(loss[i] for i, _ in terms) for terms in config.reward_terms])
 

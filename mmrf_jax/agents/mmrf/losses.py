@@ -17,22 +17,23 @@ from flax import struct
 from mmrf_jax import ops
 from mmrf_jax.agents.mmrf.networks import CriticOutput
 from mmrf_jax.models import heads
+from mmrf_jax.signals import Signals
 
 MAX_SCORE = 20.0
 PROJECTION_WEIGHT = 0.1  # of the regression of scores on their maximiser
 
-RewardTerms = tuple[tuple[tuple[int, float], ...], ...]  # signals and signs of each agent: `AgentConfig.reward_terms`
+RewardTerms = tuple[tuple[tuple[int, float], ...], ...]  # signals and weights of each agent: `AgentConfig.reward_terms`
 
 
 def rewards(feedback: chex.Array, reward_scale: chex.Array, terms: RewardTerms) -> chex.Array:
-    """Convert feedback [..., S] (or its expectation) to normalised rewards of agents [..., N]; a hate is negative."""
+    """Convert feedback [..., S] (or its expectation) to normalised rewards of agents [..., N], by their terms."""
     normalised = feedback / jax.lax.broadcast_to_rank(reward_scale, feedback.ndim)
-    return jnp.stack([sum(sign * normalised[..., i] for i, sign in term) for term in terms], axis=-1)
+    return jnp.stack([sum(weight * normalised[..., i] for i, weight in term) for term in terms], axis=-1)
 
 
-def video_rewards(out: CriticOutput, reward_scale: chex.Array, terms: RewardTerms) -> chex.Array:
+def video_rewards(signals: Signals, out: CriticOutput, reward_scale: chex.Array, terms: RewardTerms) -> chex.Array:
     """Compute the immediate normalised reward [..., N, M] that the critics expect of each video."""
-    expected = jnp.moveaxis(heads.expected_feedback(out.feedback, reward_scale), -2, -1)
+    expected = jnp.moveaxis(heads.expected_feedback(signals, out.feedback, reward_scale), -2, -1)
     reward = jnp.moveaxis(rewards(expected, reward_scale, terms), -1, -2)
     return reward if out.gap is None else reward + out.gap
 
@@ -211,7 +212,7 @@ def simulated_rewards(
     """
     reward = rewards(feedback, reward_scale, terms)
     wide = uncertainty * jnp.abs(feedback) / jax.lax.broadcast_to_rank(reward_scale, feedback.ndim)
-    width = jnp.stack([sum(wide[..., i] for i, _ in term) for term in terms], axis=-1)
+    width = jnp.stack([sum(abs(weight) * wide[..., i] for i, weight in term) for term in terms], axis=-1)
     return reward + bonus * width
 
 
@@ -232,7 +233,7 @@ class CounterfactualStep:
 
 
 def counterfactual_losses(
-    out: CriticOutput, slate: CounterfactualStep, reward_scale: chex.Array, discount: float
+    signals: Signals, out: CriticOutput, slate: CounterfactualStep, reward_scale: chex.Array, discount: float
 ) -> dict[str, chex.Array]:
     """Compute the losses of one slate that was not shown: those of a shown one, with the model's answers (10).
 
@@ -240,6 +241,7 @@ def counterfactual_losses(
     base of a state would be biased to absorb the difference.
 
     Args:
+      signals: the S signals.
       out: outputs of the critics for the K videos.
 
     Returns:
@@ -251,7 +253,7 @@ def counterfactual_losses(
     slate_q = slate.video_reward.sum(axis=-1) + discount * (stay - slate.policy_stay) * slate.value
     target = slate.reward.sum(axis=-1) + discount * slate.stay * slate.next_value
     terms = {
-        "feedback": heads.feedback_loss(out.feedback, slate.feedback, reward_scale),
+        "feedback": heads.feedback_loss(signals, out.feedback, slate.feedback, reward_scale),
         "stay": heads.continuation_loss(out, everything, slate.stay),
         "base": base_loss(out.base, slate_q, target),
     }

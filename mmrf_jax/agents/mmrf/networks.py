@@ -163,7 +163,7 @@ class Critic(nn.Module):
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> CriticOutput:
         """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
         c = self.config
-        predicted = heads.FeedbackHeads(name="heads")(z, memory_mean, items)
+        predicted = heads.FeedbackHeads(c.all_signals, name="heads")(z, memory_mean, items)
         state = jax.lax.stop_gradient(z)
         hidden = nn.gelu(nn.Dense(64, name="value_hidden")(state))
         values = nn.Dense(4 * c.num_agents, kernel_init=nn.initializers.zeros, name="values")(hidden)

@@ -6,6 +6,7 @@ The batch is encoded once, networks are applied to it, and the loss is the weigh
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -124,15 +125,15 @@ def _loss(
     if data.simulated is not None and data.simulated.slates.shape[2]:
         simulated = _counterfactual_losses(params, encoded, state, data, policy, config)
 
-    loss = jnp.sum(jnp.asarray(config.signal_weights, jnp.float32) * terms["feedback"]) + terms["stay"]
+    loss = jnp.sum(jnp.asarray(config.loss_weights, jnp.float32) * terms["feedback"]) + terms["stay"]
     loss += _VALUE_WEIGHT * (terms["base"] + terms["value"]) + terms["actor"]
     if config.rewards_differ:
         loss += terms["gap"]
     loss += config.counterfactual_weight * sum(simulated.values())
 
     objective = metrics.pop("objective", ())
-    metrics |= {f"objective/{config.signals[i]}": objective[i] for i in range(len(objective))}
-    metrics |= {f"loss/{s}": terms["feedback"][i] for i, s in enumerate(types.SIGNALS)}
+    metrics |= {f"objective/{config.agent_signals[i]}": objective[i] for i in range(len(objective))}
+    metrics |= {f"loss/{s}": terms["feedback"][i] for i, s in enumerate(config.all_signals.names)}
     metrics |= {f"loss/{name}": terms[name] for name in ("stay", "base", "value")}
     metrics |= {f"loss/simulated_{name}": term for name, term in simulated.items()}
     metrics["value/main"] = jnp.sum(data.masks.request * policy.value[:, :-1, -1]) / data.counts.request
@@ -204,7 +205,7 @@ def pool_values(
     if predicted is not None and config.uses_model:
         pool = networks.blend(pool, predicted, config.model_weight)
     stay = heads.continue_probability(pool, w)
-    reward = losses.video_rewards(pool, state.reward_scale, config.reward_terms)
+    reward = losses.video_rewards(config.all_signals, pool, state.reward_scale, config.reward_terms)
     value = pool.value.min(axis=-2)
     return pool, stay, losses.video_values(reward, pool.continue_item_logit, value, stay, config.discount)
 
@@ -226,7 +227,7 @@ def _critic_losses(
     base = losses.base_loss(out.base, slate_q, target)
     value = losses.value_loss(out.value, policy.value[:, :-1], expectile)
     stay = heads.continuation_loss(out, masks.exposed, jnp.where(batch.terminated, 0.0, 1.0))
-    per_signal = heads.feedback_loss(out.feedback, batch.feedback, scale)
+    per_signal = heads.feedback_loss(config.all_signals, out.feedback, batch.feedback, scale)
     terms = {
         "feedback": jnp.einsum("btk,btks->s", masks.exposed, per_signal) / counts.exposed,
         "stay": jnp.sum(masks.known * stay) / counts.known,
@@ -269,13 +270,16 @@ def _counterfactual_losses(
 ) -> Metrics:
     """Compute the losses of simulated slates, means over slates and requests, in units of those of shown slates."""
     out, slates = _counterfactuals(params, encoded, state, data, policy, config)
-    over_slates = jax.vmap(losses.counterfactual_losses, in_axes=(_OUT_AXES, _SLATE_AXES, None, None))
+    over_slates = jax.vmap(
+        functools.partial(losses.counterfactual_losses, config.all_signals),
+        in_axes=(_OUT_AXES, _SLATE_AXES, None, None),
+    )
     over_users = jax.vmap(jax.vmap(over_slates, in_axes=(0, 0, None, None)), in_axes=(0, 0, None, None))
     each = over_users(out, slates, state.reward_scale, config.discount)  # [B, T, M, ...]
     terms = {}
     if config.ablation != "constant_negative":  # a constant reward is not feedback
-        weights = jnp.asarray(config.signal_weights, jnp.float32)
-        feedback = each["feedback"].reshape(*data.masks.request.shape, -1, len(types.SIGNALS))  # [B, T, M K, S]
+        weights = jnp.asarray(config.loss_weights, jnp.float32)
+        feedback = each["feedback"].reshape(*data.masks.request.shape, -1, len(config.all_signals))  # [B, T, M K, S]
         terms["feedback"] = jnp.einsum("s,btms->bt", weights, feedback) / feedback.shape[2]
         terms["stay"] = each["stay"].mean(axis=-1)
     if config.rewards_differ:
@@ -322,7 +326,9 @@ def _counterfactuals(params, encoded, state, data: UpdateData, policy: PolicyVal
         gap=gap,
         stay=simulated.stay,
         next_value=_next_values(params, encoded, state, data, config),
-        video_reward=of_slates(losses.video_rewards(pool, state.reward_scale, config.reward_terms), 2),
+        video_reward=of_slates(
+            losses.video_rewards(config.all_signals, pool, state.reward_scale, config.reward_terms), 2
+        ),
         continue_logit=pool.continue_logit,
         continue_item_logit=of_slates(pool.continue_item_logit),
         value=pool.value.min(axis=-2),
@@ -348,7 +354,7 @@ def _slate_rewards(
     """
     terms = config.reward_terms
     if config.ablation == "constant_negative":  # the feedback heads are not fitted to the model
-        own = jnp.moveaxis(heads.expected_feedback(out.feedback, scale), -2, -1)
+        own = jnp.moveaxis(heads.expected_feedback(config.all_signals, out.feedback, scale), -2, -1)
         expected = losses.rewards(own.reshape(*simulated.expected.shape), scale, terms)
         reward = jnp.full_like(expected, -1.0)
     else:

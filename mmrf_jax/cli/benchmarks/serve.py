@@ -85,7 +85,7 @@ def _job(spec, rng, memory) -> ranker.Job:
         rng.integers(0, spec.num_videos, CANDIDATES),
         memory,
         rng.integers(0, spec.num_videos, spec.slate),
-        np.zeros((spec.slate, ranker.S), np.float32),
+        np.zeros((spec.slate, len(spec.signals)), np.float32),
     )
 
 

@@ -83,7 +83,8 @@ def fresh_run(**overrides: Any) -> Run:
     config.collect.sessions = _SESSIONS
     config.update_from_flattened_dict(overrides)
     config = configs.run_of(config.to_dict())
-    source, plan = restore.source_of(config, mesh), steps.plan_of(config)
+    source = restore.source_of(config, mesh)
+    plan = steps.plan_of(config, source.spec.signals)
     log = source.train()
     start = compilation.initial(restore.state_shapes(config, source, mesh))
     state = start(*compilation.initial_args(config, plan, source, batches.known(log, plan.agents.discount)))
@@ -105,8 +106,8 @@ def random_policy(sim: base.Simulator) -> base.Policy:
 def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
     """Return live requests per second, including resets, in sessions of `users` users."""
     mesh, key = sharding.make_mesh(), types.make_key(1)
-    data = sharding.put_replicated((serving.sim[3:], serving.policy), mesh)
-    sim, policy = base.Simulator(*serving.sim[:3], *data[0]), data[1]
+    data = sharding.put_replicated((serving.sim.data, serving.policy), mesh)
+    sim, policy = base.Simulator(*serving.sim.static, *data[0]), data[1]
     size = min(users, _LARGEST_CALL)
     calls = max(users, _LEAST_USERS) // size
     rates = []
@@ -128,9 +129,9 @@ def request_work(serving: Serving, slots: int = 256) -> cost.Work:
     slots_now = jax.eval_shape(begin, types.make_key(0))
 
     def step(data, policy, key, now):
-        return rollout.advance(base.Simulator(*serving.sim[:3], *data), policy, key, jnp.int32(0), now, serving.k)
+        return rollout.advance(base.Simulator(*serving.sim.static, *data), policy, key, jnp.int32(0), now, serving.k)
 
-    return cost.work(step, serving.sim[3:], serving.policy, types.make_key(0), slots_now).times(1 / slots)
+    return cost.work(step, serving.sim.data, serving.policy, types.make_key(0), slots_now).times(1 / slots)
 
 
 def _begin(serving: Serving, slots: int, key):

@@ -16,9 +16,9 @@ platform's ids.
     kind "feedback"   event (its id), request, time, videos [m] i64, feedback [m, S] f32, left (bool: the session ends)
 
 A record is in the log before its request is answered; feedback is on disk before it is acknowledged. An event counts
-once. If several events concern a video, the largest value of each signal counts. A killed process can truncate the last
-frame, and a power loss can leave zeros after it. Neither was acknowledged, so both are dropped. Any other deviation is
-damage, and an error.
+once. If several events concern a video, the largest number of each signal counts, of signals of kind `value` the last
+that is not 0. A killed process can truncate the last frame, and a power loss can leave zeros after it. Neither was
+acknowledged, so both are dropped. Any other deviation is damage, and an error.
 
 `feedback_sessions` converts a log to training sessions.
 """
@@ -38,15 +38,14 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 
-from mmrf_jax import types
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
+from mmrf_jax.signals import Signals
 
 VERSION = 1
 MANIFEST = "feedback_log.json"
 SEGMENT_BYTES = 256 * 2**20
 _FRAME = struct.Struct("<III")
-S = len(types.SIGNALS)
 
 Record = dict[str, Any]
 RowsOf = Callable[[np.ndarray], np.ndarray]
@@ -71,12 +70,18 @@ def rows_by_id(video_ids: np.ndarray) -> RowsOf:
     """Return a function from the platform's ids [n] to item rows [n], −1 for an unknown video.
 
     Args:
-      video_ids: [V] int64 ids of the item rows, all different, in any order.
+      video_ids: [V] ids of the item rows, integers or strings, all different, in any order.
     """
     order = np.argsort(video_ids, kind="stable")
-    ids = np.asarray(video_ids, np.int64)[order]
+    ids = np.asarray(video_ids)[order]
+    ids = ids.astype(np.int64) if ids.dtype.kind == "i" else ids
+    text = ids.dtype.kind == "U"
 
     def rows_of(videos: np.ndarray) -> np.ndarray:
+        if len(videos) and (videos.dtype.kind == "U") != text:
+            kinds = ("strings", "integers") if text else ("integers", "strings")
+            given = videos.tolist()[0]
+            raise ValueError(f"the ids are {kinds[0]}, and {given!r} is of the {kinds[1]}; give ids in their type")
         place = np.minimum(np.searchsorted(ids, videos), len(ids) - 1)
         return np.where(ids[place] == videos, order[place], -1)
 
@@ -92,17 +97,22 @@ class Writer:
     """Appends to a log; only one writer at a time over all processes."""
 
     def __init__(
-        self, folder: str | os.PathLike, sizes: dict[str, int] | None = None, segment_bytes: int = SEGMENT_BYTES
+        self,
+        folder: str | os.PathLike,
+        signals: Signals,
+        sizes: dict[str, int] | None = None,
+        segment_bytes: int = SEGMENT_BYTES,
     ):
         """Open or create the log.
 
         Args:
           folder: folder of the log.
+          signals: of the feedback, stored with the log.
           sizes: sizes of the arrays in records, such as {"profile": 20}, common to the whole log and stored with it.
           segment_bytes: size at which a new segment begins.
 
         Raises:
-          ValueError: if another process holds the log, or it is damaged, of another version or of other sizes.
+          ValueError: if another process holds the log, or it is damaged, or of another version, other signals or sizes.
         """
         self.folder, self._limit = Path(folder), segment_bytes
         self._failed: OSError | None = None
@@ -111,14 +121,14 @@ class Writer:
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(files.held(self.folder))
-            self._open(sizes)
+            self._open(signals, sizes)
             self._lock = stack.pop_all()
 
-    def _open(self, sizes: dict[str, int] | None) -> None:
+    def _open(self, signals: Signals, sizes: dict[str, int] | None) -> None:
         if not is_log(self.folder):
-            about = {"version": VERSION, "signals": list(types.SIGNALS), "sizes": sizes or {}}
+            about = {"version": VERSION, "signals": list(signals.names), "sizes": sizes or {}}
             files.write_json(self.folder / MANIFEST, about)
-        check(self.folder, sizes)
+        check(self.folder, signals, sizes)
         paths = segments(self.folder)
         number, end = max(len(paths) - 1, 0), 0
         if paths:
@@ -273,17 +283,21 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f"feedback-{number:06d}.log"
 
 
-def check(folder: Path, sizes: dict[str, int] | None = None) -> None:
-    """Check that a log has this version, and the sizes wanted.
+def check(folder: Path, signals: Signals, sizes: dict[str, int] | None = None) -> None:
+    """Check that a log has this version, and the signals and sizes wanted.
 
     Raises:
       ValueError: naming what differs.
     """
     manifest = json.loads((folder / MANIFEST).read_text())
-    if manifest.get("version") != VERSION or tuple(manifest.get("signals", ())) != types.SIGNALS:
+    if manifest.get("version") != VERSION:
         raise ValueError(
-            f"{folder / MANIFEST} says {manifest}, this code has version {VERSION} and signals {types.SIGNALS}; "
-            "use the code that wrote the log"
+            f"{folder / MANIFEST} says {manifest}, this code has version {VERSION}; use the code that wrote the log"
+        )
+    if (found := tuple(manifest.get("signals", ()))) != signals.names:
+        raise ValueError(
+            f"{folder} has the signals {', '.join(found)}, not {', '.join(signals.names)}; name another log, or a "
+            "ranker that was trained on the same signals"
         )
     for name, wanted in (sizes or {}).items():
         found = manifest["sizes"].get(name, wanted)
@@ -299,10 +313,10 @@ class Shown:
 
     __slots__ = ("answered", "events", "feedback", "number", "videos")
 
-    def __init__(self, number: int, videos: np.ndarray):
+    def __init__(self, number: int, videos: np.ndarray, signals: Signals):
         self.number = number  # index among the user's requests
         self.videos = videos  # [k] int64, as shown
-        self.feedback = np.zeros((len(videos), S), np.float32)
+        self.feedback = np.zeros((len(videos), len(signals)), np.float32)
         self.answered = False  # whether any feedback has arrived
         self.events: set[str] = set()
 
@@ -311,6 +325,7 @@ class UserLog:
     """The state of one user in a log: the history and requests of the open session, built from records in order.
 
     Attributes:
+      signals: of the log.
       history_videos: [h ≤ H] int64, exposures before the session, oldest first.
       history_feedback: [h, S], their feedback.
       shown: the session's requests.
@@ -320,11 +335,12 @@ class UserLog:
       over: whether the user has left the session.
     """
 
-    __slots__ = ("history_feedback", "history_videos", "over", "profile", "requests", "shown", "time")
+    __slots__ = ("history_feedback", "history_videos", "over", "profile", "requests", "shown", "signals", "time")
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Signals) -> None:
+        self.signals = signals
         self.history_videos = np.zeros(0, np.int64)
-        self.history_feedback = np.zeros((0, S), np.float32)
+        self.history_feedback = np.zeros((0, len(signals)), np.float32)
         self.shown: list[Shown] = []
         self.requests = 0
         self.profile: np.ndarray | None = None
@@ -357,13 +373,13 @@ class UserLog:
                     videos, feedback = self.exposures()
                 else:
                     videos = np.frombuffer(given["videos"], "<i8")
-                    feedback = np.frombuffer(given["feedback"], "<f4").reshape(-1, S)
+                    feedback = np.frombuffer(given["feedback"], "<f4").reshape(-1, len(self.signals))
                 # copies, since views would retain the whole previous session
                 self.history_videos = videos[max(len(videos) - history, 0) :].copy()
                 self.history_feedback = feedback[max(len(videos) - history, 0) :].copy()
                 self.shown, self.over = [], False
             candidates = np.frombuffer(record["candidates"], "<i8")
-            self.shown.append(Shown(record["number"], candidates[np.frombuffer(record["slate"], "<u2")]))
+            self.shown.append(Shown(record["number"], candidates[np.frombuffer(record["slate"], "<u2")], self.signals))
             self.requests = record["number"] + 1
             self.profile = np.frombuffer(record["profile"], "<f4")
             self.time = record["time"]
@@ -374,10 +390,13 @@ class UserLog:
         shown.events.add(record["event"])
         shown.answered = True
         place = {int(v): i for i, v in enumerate(shown.videos)}
-        feedback = np.frombuffer(record["feedback"], "<f4").reshape(-1, S)
-        for video, signals in zip(np.frombuffer(record["videos"], "<i8"), feedback, strict=True):
-            i = place[int(video)]
-            shown.feedback[i] = np.maximum(shown.feedback[i], signals)
+        feedback = np.frombuffer(record["feedback"], "<f4").reshape(-1, len(self.signals))
+        values = list(self.signals.of_kind("value"))
+        for video, now in zip(np.frombuffer(record["videos"], "<i8"), feedback, strict=True):
+            known = shown.feedback[place[int(video)]]
+            last = np.where(now[values] != 0.0, now[values], known[values])
+            np.maximum(known, now, out=known)
+            known[values] = last
         self.over |= record["left"]
         self.time = record["time"]
         return shown

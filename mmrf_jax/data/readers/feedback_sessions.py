@@ -12,7 +12,7 @@ import numpy as np
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.readers import feedback_log
-from mmrf_jax.data.readers.feedback_log import Record, RowsOf, S, Shown, UserLog
+from mmrf_jax.data.readers.feedback_log import Record, RowsOf, Shown, UserLog
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 
 Progress = Callable[[str, int], Callable[[int], None]]
@@ -45,7 +45,7 @@ def read(
       ValueError: for a log of another version or spec, a damaged one, or one without a usable session.
     """
     folder = Path(folder)
-    feedback_log.check(folder)
+    feedback_log.check(folder, spec.signals)
     cut, number = _Cutter(spec, rows_of), 0
     before = np.cumsum([0, *(path.stat().st_size for path in feedback_log.segments(folder))])
     report = progress("read", max(int(before[-1]), 1))
@@ -88,7 +88,7 @@ class _Cutter:
 
     def take(self, record: Record) -> None:
         user = feedback_log.user_of(record)
-        known = self._users.setdefault(user, UserLog())
+        known = self._users.setdefault(user, UserLog(self._spec.signals))
         if record["kind"] == "feedback":
             self.report["feedback"] += known.apply(record, self._spec.history) is not None
             return
@@ -166,7 +166,7 @@ class _Cutter:
                 "time": record["time"],
                 "profile": np.frombuffer(record["profile"], "<f4"),
                 "history_videos": np.concatenate([np.zeros(empty, np.int32), rows]),
-                "history_feedback": np.concatenate([np.zeros((empty, S), np.float32), feedback]),
+                "history_feedback": np.concatenate([np.zeros((empty, len(s.signals)), np.float32), feedback]),
                 "history_mask": np.arange(s.history) >= empty,
                 "terminated": terminated,
                 "requests": len(stretch),
@@ -184,7 +184,7 @@ class _Cutter:
             return np.array([x[name] for x in made], dtype).reshape(len(made), *shape)
 
         lengths = column("requests", (), np.int64)
-        slots = [np.zeros((s.slate, S), np.float32) for _ in self._requests]
+        slots = [np.zeros((s.slate, len(s.signals)), np.float32) for _ in self._requests]
         for slot, request in zip(slots, self._requests, strict=True):
             slot[: len(request.shown.feedback)] = request.shown.feedback
 
@@ -197,7 +197,7 @@ class _Cutter:
             date=column("date", (), np.int32),
             profile=column("profile", (s.profile,), np.float32),
             history_videos=column("history_videos", (s.history,), np.int32),
-            history_feedback=column("history_feedback", (s.history, S), np.float32),
+            history_feedback=column("history_feedback", (s.history, len(s.signals)), np.float32),
             history_mask=column("history_mask", (s.history,), bool),
             terminated=terminated,
             truncated=~terminated,
@@ -205,7 +205,7 @@ class _Cutter:
             context=rows([r.context for r in self._requests], (s.context,), np.float32),
             candidates=rows([r.candidates for r in self._requests], (s.candidates,), np.int32),
             slate=rows([r.slate for r in self._requests], (s.slate,), np.int32),
-            feedback=rows(slots, (s.slate, S), np.float32),
+            feedback=rows(slots, (s.slate, len(s.signals)), np.float32),
             log_propensity=rows([r.log_propensity for r in self._requests], (), np.float32),
             scores=rows([r.scores for r in self._requests], (s.candidates,), np.float32),
         )

@@ -13,7 +13,9 @@ from flax import struct
 from mmrf_jax import random, types
 from mmrf_jax.envs import base
 from mmrf_jax.envs.short_video import items, parameters, response, users
+from mmrf_jax.signals import SHORT_VIDEO
 
+_WATCH_TIME = SHORT_VIDEO.index("watch_time")
 _RUNS = 6  # topic clusters that a request retrieves from
 _RETRIEVAL_SHARPNESS = 6.0
 _TOURNAMENT = 3  # the history at arrival shows the best of this many draws, as a ranker would
@@ -52,7 +54,7 @@ def make(config: parameters.WorldConfig) -> base.Simulator:
             f"world.num_videos={config.num_videos} has days with {fewest} new videos, but "
             f"world.candidates={config.candidates} needs {new}; use more videos or fewer candidates"
         )
-    return base.Simulator(reset, step, next_visit, params, videos)
+    return base.Simulator(reset, step, next_visit, SHORT_VIDEO, params, videos)
 
 
 def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: parameters.WorldParams):
@@ -99,7 +101,7 @@ def step(key: types.Key, state: WorldState, exposed: chex.Array, params: paramet
     terminated = ~stays
     truncated = stays & (position >= config.max_requests)
 
-    watched = feedback[..., types.WATCH_TIME] / (feedback[..., types.WATCH_TIME] + 20.0)
+    watched = feedback[..., _WATCH_TIME] / (feedback[..., _WATCH_TIME] + 20.0)
     taste = params.hidden[videos][..., : parameters.LATENT]
     interest = users.unit(state.interest + b.drift * jnp.einsum("bk,bkd->bd", watched, taste))
     seen = jax.nn.one_hot(params.topic[videos], parameters.TOPICS, dtype=jnp.float32).sum(axis=1)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mmrf_jax import random, types
+from mmrf_jax import random
 from mmrf_jax.envs.short_video import parameters, users
+from mmrf_jax.signals import SHORT_VIDEO
 
 EXPLICIT = ("like", "follow", "comment", "forward", "hate", "profile_enter")
 _SKIP_NOISE = 0.35
@@ -99,7 +100,7 @@ def respond(params: parameters.WorldParams, traits: users.Traits, truth: Affinit
     out = {"click": click, "long_view": long_view, "watch_time": seconds}
     for i, name in enumerate(EXPLICIT):
         out[name] = uniforms[..., 2 + i] < jax.nn.sigmoid(explicit_logit(b, name, traits, truth, log_seconds, click))
-    return jnp.stack([out[s].astype(jnp.float32) for s in types.SIGNALS], axis=-1)
+    return jnp.stack([out[s].astype(jnp.float32) for s in SHORT_VIDEO.names], axis=-1)
 
 
 def watch_rules(seconds: chex.Array, duration: chex.Array) -> tuple[chex.Array, chex.Array]:
@@ -174,7 +175,7 @@ def expected_feedback(
     nodes = (0.5 * (1.0 + _LEGENDRE_X), 0.5 * _LEGENDRE_W)
     total, _ = jax.lax.scan(add, total, jax.tree.map(lambda x: jnp.asarray(x, truth.drive.dtype), nodes))
     out |= dict(zip((*EXPLICIT, "watch_time"), total[:-1], strict=True))
-    return jnp.stack([out[s] for s in types.SIGNALS], axis=-1), total[-1]
+    return jnp.stack([out[s] for s in SHORT_VIDEO.names], axis=-1), total[-1]
 
 
 def _noise_for(b: parameters.Behaviour, truth: Affinity, seconds: chex.Array) -> tuple[chex.Array, chex.Array]:

@@ -9,49 +9,72 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import random, types
-from mmrf_jax.models import heads, representation
+from mmrf_jax.models import heads, kinds, representation
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
+from mmrf_jax.signals import Signals
 
-#: Uniforms per exposure: one for watch time and the signals that follow from it, one for each other signal.
-NUM_UNIFORMS = len(types.SIGNALS) - 2
-_WATCHED = ("click", "long_view")  # increase with play time, so drawn from the same uniform
+_WATCHED, _FOLLOWING = "watch_time", ("click", "long_view")  # the latter increase with play time
+
+
+def _following(signals: Signals) -> tuple[str, ...]:
+    """Return the binary signals that are drawn from watch time's uniform: click and long_view, if all three exist."""
+    together = _WATCHED in signals.numeric_names and set(_FOLLOWING) <= set(signals.binary_names)
+    return _FOLLOWING if together else ()
+
+
+def num_uniforms(signals: Signals) -> int:
+    """Return the number of uniforms per exposure: one per signal, but none for those that follow from watch time."""
+    return len(signals) - len(_following(signals))
 
 
 def draw(
-    expected: chex.Array, log_seconds: chex.Array, edges: chex.Array, quantiles: chex.Array, uniforms: chex.Array
+    signals: Signals,
+    expected: chex.Array,
+    levels: chex.Array,
+    edges: chex.Array,
+    quantiles: chex.Array,
+    scale: chex.Array,
+    uniforms: chex.Array,
 ) -> chex.Array:
     """Sample feedback [..., S] with the predicted means.
 
-    Watch time is the prediction of log1p seconds plus a residual of similar predictions. Click and long_view happen in
-    the longest plays, at their predicted rates. The other signals are sampled independently.
+    A numeric signal is its predicted level (`models.kinds`; log1p seconds) plus a residual of similar predictions.
+    Click and long_view happen in the longest plays, at their predicted rates. All else is sampled independently.
 
     Args:
       expected: [..., S].
-      log_seconds: [...] predicted mean.
+      levels: [..., Q] predicted means of the numeric signals' levels.
       edges: of a `FeedbackState`.
       quantiles: of a `FeedbackState`.
-      uniforms: [..., NUM_UNIFORMS] in (0, 1).
+      scale: [S] of a `FeedbackState`.
+      uniforms: [..., num_uniforms(signals)] in (0, 1), those of the numeric signals first.
     """
-    watch = uniforms[..., 0]
-    place = watch * (quantiles.shape[-1] - 1)
+    out, number, following = {}, len(signals.numeric), _following(signals)
+    for q, i in enumerate(signals.numeric):
+        level = levels[..., q] + _residual(levels[..., q], edges[q], quantiles[q], uniforms[..., q])
+        out[i] = kinds.of_level(signals, level, scale, i)
+    for i, name in zip(signals.binary, signals.binary_names, strict=True):
+        if name in following:
+            happens = uniforms[..., signals.numeric_names.index(_WATCHED)] > 1.0 - expected[..., i]
+        else:
+            happens = uniforms[..., number] < expected[..., i]
+            number += 1
+        out[i] = happens.astype(jnp.float32)
+    return jnp.stack([out[i] for i in range(len(signals))], axis=-1)
+
+
+def _residual(mean: chex.Array, edges: chex.Array, quantiles: chex.Array, uniform: chex.Array) -> chex.Array:
+    """Return the residual [...] at a quantile [...] among those of similar predictions [...], by interpolation."""
+    place = uniform * (quantiles.shape[-1] - 1)
     low = jnp.minimum(place.astype(jnp.int32), quantiles.shape[-1] - 2)
-    above = log_seconds[..., None] > jax.lax.broadcast_to_rank(edges, log_seconds.ndim + 1)
+    above = mean[..., None] > jax.lax.broadcast_to_rank(edges, mean.ndim + 1)
     row = jnp.sum(above, axis=-1, dtype=jnp.int32)
 
     def at(i):
         return quantiles.reshape(-1)[row * quantiles.shape[-1] + i]
 
-    residual = at(low) + (place - low.astype(jnp.float32)) * (at(low + 1) - at(low))
-    seconds = jnp.maximum(jnp.expm1(log_seconds + residual), 0.0)
-    out, number = [], 1
-    for i, name in enumerate(types.BINARY_SIGNALS):
-        if name in _WATCHED:
-            out.append(watch > 1.0 - expected[..., i])
-        else:
-            out.append(uniforms[..., number] < expected[..., i])
-            number += 1
-    return jnp.stack([*(x.astype(jnp.float32) for x in out), seconds], axis=-1)
+    return at(low) + (place - low.astype(jnp.float32)) * (at(low + 1) - at(low))
 
 
 def unseen_slates(
@@ -105,15 +128,16 @@ def answer(
         extra=at(pool.extra, (0, 3)),
         continue_item_logit=at(pool.continue_item_logit, 0),
     )
-    expected = network.expected(out, state.scale)  # [B, T+1, M K, S]
+    expected = network.expected(config, out, state.scale)  # [B, T+1, M K, S]
     if measure_uncertainty:
         unseen = jnp.take_along_axis(batch.candidates, flat, axis=-1)
         u = uncertainty(state, batch, unseen, items, config, k_masks) / state.uncertainty_scale
     else:
         u = jnp.zeros_like(expected)
-    uniforms = random.uniforms(k_feedback, (*flat.shape, NUM_UNIFORMS))
-    log_seconds = network.mean_of_twins(out.extra[..., 0, :])
-    sampled = draw(expected, log_seconds, state.edges, state.quantiles, uniforms)
+    signals = config.all_signals
+    uniforms = random.uniforms(k_feedback, (*flat.shape, num_uniforms(signals)))
+    levels = network.mean_levels(out)
+    sampled = draw(signals, expected, levels, state.edges, state.quantiles, state.scale, uniforms)
 
     def apart(x):
         return x.reshape(*slates.shape, *x.shape[3:])
@@ -157,8 +181,8 @@ def _of_candidates(
     else:
         inputs = representation.gather(batch, items, batch.candidates)
         encoded = network.encode_known(config, state, encodings, inputs)
-    out = network.predict(state.params, *encoded.user, encoded.unseen)
-    return network.calibrated(out, state.calibration, batch.context)
+    out = network.predict(config, state.params, *encoded.user, encoded.unseen)
+    return network.calibrated(config, out, state.calibration, batch.context)
 
 
 def _mean(out: heads.Prediction) -> types.FeedbackPrediction:

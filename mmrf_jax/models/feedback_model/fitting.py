@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.models import heads, optimization, representation
+from mmrf_jax.models import heads, kinds, optimization, representation
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 from mmrf_jax.parallel import programs
 
+_LEVEL_WEIGHT = 0.3  # of the losses of the numeric signals' levels
 _PLATT_PRIOR = 10.0  # pseudo-exposures
 
 
@@ -46,15 +47,17 @@ def update(
 
     def loss_fn(params, rows):
         encoded = network.encode(config, params, rows, inputs, key)
-        out = network.predict(params, *encoded.user, encoded.shown)
-        per_signal = losses(config, out, jnp.asarray(batch.feedback), state.scale)  # [2, B, T, K, S + 1]
+        out = network.predict(config, params, *encoded.user, encoded.shown)
+        per_signal = losses(config, out, jnp.asarray(batch.feedback), state.scale)  # [2, B, T, K, S + Q]
         per_signal = jnp.einsum("btk,nbtks->s", masks.exposed, per_signal) / num_exposed
         exposed, stays, known = (
             jax.lax.broadcast_to_rank(x, x.ndim + 1) for x in (masks.exposed, continues, masks.known)
         )
         stay = jnp.sum(known * heads.continuation_loss(out, exposed, stays)) / num_known
-        weights = jnp.asarray((*config.signal_weights, 0.3), jnp.float32)
-        metrics = {f"loss/{s}": per_signal[i] / network.TWINS for i, s in enumerate((*types.SIGNALS, "log_seconds"))}
+        levels = [f"level_{name}" for name in config.all_signals.numeric_names]
+        weights = jnp.asarray((*config.loss_weights, *(_LEVEL_WEIGHT for _ in levels)), jnp.float32)
+        names = (*config.all_signals.names, *levels)
+        metrics = {f"loss/{s}": per_signal[i] / network.TWINS for i, s in enumerate(names)}
         return jnp.sum(weights * per_signal) + stay, metrics | {"loss/stay": stay / network.TWINS}
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
@@ -68,31 +71,33 @@ def update(
 
 
 def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, scale: chex.Array) -> chex.Array:
-    """Compute losses [2, ..., M, S + 1] of predictions of feedback [..., M, S]; the last is that of log1p seconds."""
-    seconds = feedback[..., types.WATCH_TIME]
-    log_seconds = (out.extra[..., 0, :] - jax.lax.broadcast_to_rank(jnp.log1p(seconds), seconds.ndim + 1)) ** 2
+    """Compute losses [2, ..., M, S + Q] of predictions of feedback [..., M, S]; the last Q are of the levels."""
+    signals = config.all_signals
+    wanted = kinds.levels(signals, feedback, scale)
+    levels = (jnp.moveaxis(out.extra, -2, -1) - jax.lax.broadcast_to_rank(wanted, wanted.ndim + 1)) ** 2
     if config.loss == "likelihood":
         per_signal = heads.feedback_loss(
-            out.feedback, jnp.broadcast_to(feedback, (network.TWINS, *feedback.shape)), scale
+            signals, out.feedback, jnp.broadcast_to(feedback, (network.TWINS, *feedback.shape)), scale
         )
     else:
-        unit = jnp.where(jnp.arange(len(types.SIGNALS), dtype=jnp.int32) == types.WATCH_TIME, scale, 1.0)
-        predicted = jnp.moveaxis(heads.expected_feedback(out.feedback, scale), -2, -1)
+        unit = jnp.where(np.isin(np.arange(len(signals)), signals.numeric), scale, 1.0)
+        predicted = jnp.moveaxis(heads.expected_feedback(signals, out.feedback, scale), -2, -1)
         per_signal = ((predicted - feedback) / unit) ** 2
-    return jnp.concatenate([per_signal, log_seconds[..., None]], axis=-1)
+    return jnp.concatenate([per_signal, levels], axis=-1)
 
 
 @programs.program(often=False, static_argnames="config")
 def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig):
     encoded = network.encode_batch(config, state, batch, items)
-    out = network.predict(state.params, *encoded.user, encoded.shown)
+    out = network.predict(config, state.params, *encoded.user, encoded.shown)
     # Divided by the residual's variance once it is known.
-    unit = dataclasses.replace(state, residual=jnp.ones((), jnp.float32))
+    unit = dataclasses.replace(state, residual=jnp.ones_like(state.residual))
     key = jax.random.fold_in(state.key, 2**32 - 1)  # no update has this number
-    p = jnp.clip(network.expected(out, state.scale)[..., : types.WATCH_TIME], 1e-6, 1.0 - 1e-6)
+    p = kinds.take(network.expected(config, out, state.scale), config.all_signals.binary, -1)
+    p = jnp.clip(p, 1e-6, 1.0 - 1e-6)
     log_odds = jnp.log(p) - jnp.log1p(-p)
     return (
-        network.mean_of_twins(out.extra[..., 0, :]),
+        network.mean_levels(out),
         network.uncertainty(config, unit, representation.gather(batch, items), key),
         log_odds,
     )
@@ -105,7 +110,7 @@ def measure(
     config: FeedbackConfig,
     calibrate: bool = False,
 ) -> FeedbackState:
-    """Return the state with scales of uncertainty and residuals of log1p seconds, from held-out sessions.
+    """Return the state with scales of uncertainty and residuals of the levels, from held-out sessions.
 
     Args:
       calibrate: whether to also fit a slope and an offset of the log-odds of binary signals to these sessions. Users
@@ -123,20 +128,18 @@ def measure(
         at_random = types.exposed_at_random(batch.context[:, :-1]) & (config.exposures == 2)
         random.append(np.broadcast_to(at_random[..., None], shown.shape)[shown])
     every, labels, kind = np.concatenate(log_odds), np.concatenate(observed), np.concatenate(random)
-    actual, mean = labels[~kind], np.concatenate(predicted)[~kind]
-    error = np.log1p(actual[:, types.WATCH_TIME]) - mean
-    residual = max(float(error.std()), 1e-3)
+    signals = config.all_signals
+    wanted = np.asarray(kinds.levels(signals, labels[~kind], np.asarray(state.scale)))
     scale = np.concatenate(divergence)[~kind].mean(axis=0)
-    scale[types.WATCH_TIME] /= residual**2
-    order = np.argsort(mean, kind="stable")
-    parts = np.array_split(error[order], network.BINS)
-    grid = np.linspace(0.0, 1.0, network.QUANTILES)
-    quantiles = np.stack([np.quantile(part if len(part) else error, grid) for part in parts])
-    edges = np.quantile(mean, np.arange(1, network.BINS) / network.BINS)
+    of_levels = [_residuals(*columns) for columns in zip(wanted.T, np.concatenate(predicted)[~kind].T, strict=True)]
+    for i, (residual, _, _) in zip(signals.numeric, of_levels, strict=True):
+        scale[i] /= residual**2
     calibration = np.asarray(state.calibration)
     if calibrate:
         fitted = [
-            np.stack([platt(x, y) for x, y in zip(every[rows].T, labels[rows].T, strict=False)], axis=1)
+            np.stack(
+                [platt(x, y) for x, y in zip(every[rows].T, labels[rows][:, signals.binary].T, strict=True)], axis=1
+            )
             for rows in (~kind, kind)[: config.exposures]
         ]
         calibration = np.stack(fitted)
@@ -144,14 +147,28 @@ def measure(
     def put(new, old):
         return jax.device_put(np.asarray(new, np.float32), old.sharding)
 
+    empty = (state.residual, state.edges, state.quantiles)
+    residuals, edges, quantiles = zip(*of_levels, strict=True) if of_levels else empty
+
     return dataclasses.replace(
         state,
         uncertainty_scale=put(np.maximum(scale, 1e-12), state.uncertainty_scale),
         calibration=put(calibration, state.calibration),
-        residual=put(residual, state.residual),
+        residual=put(residuals, state.residual),
         edges=put(edges, state.edges),
         quantiles=put(quantiles, state.quantiles),
     )
+
+
+def _residuals(actual: np.ndarray, mean: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the standard deviation of the residuals of a level [n], the bins' edges [BINS - 1], and quantiles."""
+    error = actual - mean
+    residual = max(float(error.std()), 1e-3)
+    order = np.argsort(mean, kind="stable")
+    parts = np.array_split(error[order], network.BINS)
+    grid = np.linspace(0.0, 1.0, network.QUANTILES)
+    quantiles = np.stack([np.quantile(part if len(part) else error, grid) for part in parts])
+    return residual, np.quantile(mean, np.arange(1, network.BINS) / network.BINS), quantiles
 
 
 def platt(log_odds: np.ndarray, label: np.ndarray) -> np.ndarray:

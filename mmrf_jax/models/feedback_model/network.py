@@ -18,10 +18,10 @@ from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation
+from mmrf_jax.models import embedding_table, embeddings, encoders, heads, kinds, optimization, representation
 from mmrf_jax.models.feedback_model.config import TWINS, FeedbackConfig
 
-BINS, QUANTILES = 16, 65  # of the residuals of log1p seconds: bins by prediction, quantiles per bin
+BINS, QUANTILES = 16, 65  # of the residuals of levels: bins by prediction, quantiles per bin
 
 
 @struct.dataclass
@@ -34,14 +34,16 @@ class FeedbackState:
     tables: dict[str, embedding_table.Table]  # rows of both twins, concatenated
     scale: chex.Array  # [S] standard deviation of each signal in the first log
     uncertainty_scale: chex.Array  # [S] mean uncertainty on impressions
-    calibration: chex.Array  # [E, 2, S - 1] slope and offset of the log-odds of binary signals, on held-out days
-    residual: chex.Array  # [] standard deviation of the residuals of log1p seconds
-    edges: chex.Array  # [BINS - 1] of the predicted mean of log1p seconds
-    quantiles: chex.Array  # [BINS, QUANTILES] of the residuals in each bin
+    calibration: chex.Array  # [E, 2, S - Q] slope and offset of the log-odds of binary signals, on held-out days
+    residual: chex.Array  # [Q] standard deviation of the residuals of each numeric signal's level (`models.kinds`)
+    edges: chex.Array  # [Q, BINS - 1] of the predicted level
+    quantiles: chex.Array  # [Q, BINS, QUANTILES] of the residuals in each bin
     key: chex.Array  # typed key
 
 
-_HEADS = heads.FeedbackHeads(extra=1, ceilings=True)  # the mean of log1p seconds
+def _heads(config: FeedbackConfig) -> heads.FeedbackHeads:
+    """Return the heads of one twin; the extra ones predict the mean levels of the Q numeric signals."""
+    return heads.FeedbackHeads(config.all_signals, extra=len(config.all_signals.numeric), ceilings=True)
 
 
 def init(
@@ -63,27 +65,31 @@ def init(
     z_size, dim = encoders.sizes(config, spec)
     z = jnp.zeros((1, z_size), jnp.float32)
     memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim), jnp.float32)
-    prior = jnp.append(heads.prior(feedback_mean, feedback_std), jnp.log1p(feedback_mean[types.WATCH_TIME]) - 0.5)
+    signals = config.all_signals
+    scale = jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3)
+    below = [0.5 if i in signals.amounts else 0.0 for i in signals.numeric]  # a mean of logarithms is the smaller one
+    level = kinds.levels(signals, feedback_mean, scale) - jnp.asarray(below, jnp.float32)
+    prior = jnp.append(heads.prior(signals, feedback_mean, feedback_std), level)
 
     def one(key):
         k1, k2 = jax.random.split(key)
-        head = _HEADS.init(k2, z, memory, jnp.zeros((1, 1, dim), jnp.float32))
+        head = _heads(config).init(k2, z, memory, jnp.zeros((1, 1, dim), jnp.float32))
         head["params"]["prior"] = prior[:, None].astype(jnp.float32)
         return {"encoder": encoders.init(k1, config, spec), "heads": head}
 
     params = jax.vmap(one)(jax.random.split(k_params, TWINS))
-    ones = jnp.ones(len(types.SIGNALS), jnp.float32)
+    ones, num_binary, num_numeric = jnp.ones(len(signals), jnp.float32), len(signals.binary), len(signals.numeric)
     return FeedbackState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         optimizer=optimizer(config).init(params),
         tables=embeddings.init(k_tables, config, spec, items, copies=TWINS),
-        scale=jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3),
+        scale=scale,
         uncertainty_scale=ones,
-        calibration=jnp.stack([jnp.stack([ones[:-1], 0.0 * ones[:-1]])] * config.exposures),
-        residual=jnp.ones((), jnp.float32),
-        edges=jnp.zeros((BINS - 1,), jnp.float32),
-        quantiles=jnp.zeros((BINS, QUANTILES), jnp.float32),
+        calibration=jnp.stack([jnp.stack([ones[:num_binary], 0.0 * ones[:num_binary]])] * config.exposures),
+        residual=jnp.ones((num_numeric,), jnp.float32),
+        edges=jnp.zeros((num_numeric, BINS - 1), jnp.float32),
+        quantiles=jnp.zeros((num_numeric, BINS, QUANTILES), jnp.float32),
         key=k_state,
     )
 
@@ -169,17 +175,19 @@ def encode_known(
     return jax.vmap(one)(state.params["encoder"], of(inputs.seen), of(inputs.unseen), rows)
 
 
-def predict(params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
+def predict(config: FeedbackConfig, params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
     """Predict by both twins: z [2, ..., Z], memory [2, ..., L, F, D], encodings [2, ..., M, D]."""
-    return jax.vmap(_HEADS.apply)(params["heads"], z, memory_mean, videos)
+    return jax.vmap(_heads(config).apply)(params["heads"], z, memory_mean, videos)
 
 
-def calibrated(out: heads.Prediction, calibration: chex.Array, context: chex.Array) -> heads.Prediction:
+def calibrated(
+    config: FeedbackConfig, out: heads.Prediction, calibration: chex.Array, context: chex.Array
+) -> heads.Prediction:
     """Scale and shift the log-odds of binary signals (Platt, 1999).
 
     Args:
       out: predictions at requests [...], twins on the first axis.
-      calibration: [E, 2, S - 1] slopes and offsets of each kind of exposure.
+      calibration: [E, 2, S - Q] slopes and offsets of each kind of exposure.
       context: [..., Dx] of the requests. If E is 2, its first column is 1 for videos exposed at random.
     """
     chosen = calibration[0]
@@ -187,8 +195,9 @@ def calibrated(out: heads.Prediction, calibration: chex.Array, context: chex.Arr
         random = types.exposed_at_random(jnp.asarray(context))[..., None, None]
         chosen = jnp.where(random, *(jax.lax.broadcast_to_rank(x, random.ndim) for x in calibration[::-1]))
     slope, offset = (jax.lax.broadcast_to_rank(chosen[..., i, :, None], out.feedback.ndim) for i in range(2))
-    binary = slope * out.feedback[..., : types.WATCH_TIME, :] + offset
-    feedback = jnp.concatenate([binary, out.feedback[..., types.WATCH_TIME :, :]], axis=-2)
+    binary, numeric = config.all_signals.binary, config.all_signals.numeric
+    scaled = slope * kinds.take(out.feedback, binary, -2) + offset
+    feedback = kinds.join({binary: scaled, numeric: kinds.take(out.feedback, numeric, -2)}, axis=-2)
     return dataclasses.replace(out, feedback=feedback)
 
 
@@ -197,9 +206,14 @@ def mean_of_twins(x: chex.Array) -> chex.Array:
     return 0.5 * (x[0] + x[1])
 
 
-def expected(out: heads.Prediction, scale: chex.Array) -> chex.Array:
-    """Return expected feedback [..., M, S], the mean of the twins: probabilities and seconds."""
-    return jnp.moveaxis(mean_of_twins(heads.expected_feedback(out.feedback, scale)), -2, -1)
+def expected(config: FeedbackConfig, out: heads.Prediction, scale: chex.Array) -> chex.Array:
+    """Return expected feedback [..., M, S], the mean of the twins: probabilities, seconds, counts and values."""
+    return jnp.moveaxis(mean_of_twins(heads.expected_feedback(config.all_signals, out.feedback, scale)), -2, -1)
+
+
+def mean_levels(out: heads.Prediction) -> chex.Array:
+    """Return the predicted levels [..., M, Q] of the numeric signals, the mean of the twins (`models.kinds`)."""
+    return jnp.moveaxis(mean_of_twins(out.extra), -2, -1)
 
 
 def continue_probability(out: heads.Prediction, w: chex.Array) -> chex.Array:
@@ -207,18 +221,20 @@ def continue_probability(out: heads.Prediction, w: chex.Array) -> chex.Array:
     return mean_of_twins(heads.continue_probability(out, w))
 
 
-def divergence(out: heads.Prediction, residual: chex.Array) -> chex.Array:
+def divergence(config: FeedbackConfig, out: heads.Prediction, residual: chex.Array) -> chex.Array:
     """Compute the KL divergence between the twins [..., M, S]: u = (KL(p || q) + KL(q || p)) / 2.
 
-    Bernoulli for binary signals; for watch time Gaussian on log1p seconds, both with the standard deviation `residual`.
+    Bernoulli for binary signals; for the others Gaussian on their levels (log1p seconds), both with the standard
+    deviation `residual` [Q].
     """
-    log_odds = out.feedback[..., : types.WATCH_TIME, :]
+    binary, numeric = config.all_signals.binary, config.all_signals.numeric
+    log_odds = kinds.take(out.feedback, binary, -2)
     p = jax.nn.sigmoid(log_odds)
     # KL(p || q) + KL(q || p) = (p - q) (logit p - logit q)
-    binary = 0.5 * (p[0] - p[1]) * (log_odds[0] - log_odds[1])
-    mean = out.extra[..., 0, :]
-    seconds = (mean[0] - mean[1]) ** 2 / (2.0 * residual**2)
-    return jnp.moveaxis(jnp.concatenate([binary, seconds[..., None, :]], axis=-2), -2, -1)
+    bernoulli = 0.5 * (p[0] - p[1]) * (log_odds[0] - log_odds[1])
+    mean = out.extra
+    gaussian = (mean[0] - mean[1]) ** 2 / jax.lax.broadcast_to_rank((2.0 * residual**2)[:, None], mean.ndim - 1)
+    return jnp.moveaxis(kinds.join({binary: bernoulli, numeric: gaussian}, axis=-2), -2, -1)
 
 
 def uncertainty(
@@ -233,6 +249,6 @@ def uncertainty(
     def one(key):
         encoded = encode(config, state.params, rows, inputs, key)
         videos = jnp.concatenate([encoded.shown, encoded.unseen], axis=-2)
-        return divergence(predict(state.params, *encoded.user, videos), state.residual)
+        return divergence(config, predict(config, state.params, *encoded.user, videos), state.residual)
 
     return jax.vmap(one)(jax.random.split(key, config.num_mc_dropout_samples)).mean(axis=0)

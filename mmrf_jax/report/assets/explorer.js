@@ -25,8 +25,10 @@
       cell.textContent = "not shown";
       return cell;
     }
-    cell.append(make("span", `${row.seconds.toFixed(0)} s of ${row.duration.toFixed(0)} s `));
+    const timed = row.seconds !== null;
+    if (timed) cell.append(make("span", `${row.seconds.toFixed(0)} s of ${row.duration.toFixed(0)} s `));
     for (const signal of row.signals) cell.append(make("span", signal.replaceAll("_", " "), "signal"));
+    if (!timed) return cell;
     const bar = make("div", undefined, "watched");
     const part = make("i");
     part.style.width = `${Math.min(100, (100 * row.seconds) / Math.max(row.duration, 1))}%`;
@@ -41,10 +43,10 @@
     [...buttons.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === t)));
     const after = t + 1 < user.requests ? "then asked for more" : user.left ? "then left" : "then the log ends";
     const seconds = rows.reduce((sum, row) => sum + (row.slot === null ? 0 : row.seconds), 0);
+    const watched = (s) => (user.seconds === null ? "" : `, ${minutes(s)} watched`);
     document.getElementById("session").textContent =
-      `User ${user.user}: ${many(user.requests, "request")}, ${many(user.videos, "video")}, ` +
-      `${minutes(user.seconds)} watched in the whole session. ` +
-      `Request ${t + 1}: ${many(slate[u][t], "video")} shown, ${minutes(seconds)} watched, ${after}.`;
+      `User ${user.user}: ${many(user.requests, "request")}, ${many(user.videos, "video")}${watched(user.seconds)} in the whole session. ` +
+      `Request ${t + 1}: ${many(slate[u][t], "video")} shown${watched(seconds)}, ${after}.`;
     const body = document.querySelector("#candidates tbody");
     body.replaceChildren();
     for (const row of rows) {
@@ -75,7 +77,8 @@
   };
 
   data.users.forEach((user, u) => {
-    const option = make("option", `${user.user}: ${many(user.requests, "request")}, ${minutes(user.seconds)}`);
+    const length = user.seconds === null ? "" : `, ${minutes(user.seconds)}`;
+    const option = make("option", `${user.user}: ${many(user.requests, "request")}${length}`);
     option.value = String(u);
     users.append(option);
   });

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.envs import base
+from mmrf_jax.signals import Signals
 
 _AT_ONCE = 64  # requests in flight
 _WAIT = 0.2  # seconds until a rejected request is sent again
@@ -25,14 +26,14 @@ class Visits:
     """Results of the sessions of some users.
 
     Attributes:
-      watch_time: [n] seconds per session.
+      main: [n] the main signal per session, such as seconds.
       depth: [n] videos per session.
       requests: [n] per session.
       failed: requests without a valid response, after all retries.
       seconds: in total.
     """
 
-    watch_time: np.ndarray
+    main: np.ndarray
     depth: np.ndarray
     requests: np.ndarray
     failed: int
@@ -91,7 +92,7 @@ class Clients:
         return Visits(sums[:, 0], sums[:, 1], sums[:, 2], self._failed, took)
 
     async def _group(self, first_user: int, number: int, slots: int) -> np.ndarray:
-        """Simulate users who arrive together; return their [number, 3] watch time, videos and requests.
+        """Simulate users who arrive together; return their [number, 3] main signal, videos and requests.
 
         Slots beyond `number` stay idle.
         """
@@ -100,10 +101,10 @@ class Clients:
         arrived = jax.device_get(history)
         live = np.arange(slots) < number
         sums = np.zeros((slots, 3))
-        first = True
+        first, signals = True, self._sim.signals
         while live.any():
             asked = jax.device_get(request)
-            bodies = {int(u): _rank(asked, int(u), arrived if first else None) for u in np.flatnonzero(live)}
+            bodies = {int(u): _rank(signals, asked, int(u), arrived if first else None) for u in np.flatnonzero(live)}
             answers = zip(bodies, await self._all("/rank", bodies.values()), strict=True)
             slates = {u: answer for u, answer in answers if answer is not None}  # a failure has no slate to answer
             if not slates:
@@ -116,10 +117,11 @@ class Clients:
             state, result = self._step(self._key, state, exposed, self._sim.params)
             request, outcome = result.request, jax.device_get(result)
             over = outcome.terminated | outcome.truncated
-            await self._all("/feedback", [_feedback(outcome, answer, u) for u, answer in slates.items()])
-            seconds = np.where(outcome.exposure.mask, outcome.exposure.feedback[..., types.WATCH_TIME], 0.0).sum(axis=1)
+            await self._all("/feedback", [_feedback(signals, outcome, answer, u) for u, answer in slates.items()])
+            main = outcome.exposure.feedback[..., signals.index(signals.main)]
+            main = np.where(outcome.exposure.mask, main, 0.0).sum(axis=1)
             shown = outcome.exposure.mask.sum(axis=1)
-            sums += np.where(live[:, None], np.stack([seconds, shown, np.ones(slots)], axis=1), 0.0)
+            sums += np.where(live[:, None], np.stack([main, shown, np.ones(slots)], axis=1), 0.0)
             live = live & ~over
             first = False
         return sums[:number]
@@ -146,13 +148,13 @@ class Clients:
         return None
 
 
-def _rank(asked: types.Request, u: int, arrived: types.Exposure | None) -> dict[str, Any]:
+def _rank(signals: Signals, asked: types.Request, u: int, arrived: types.Exposure | None) -> dict[str, Any]:
     """Return the body of a request for a slate; the first one includes the user's history."""
     user: dict[str, Any] = {"id": int(asked.user_id[u])}
     if arrived is not None:
         user["profile"] = asked.profile[u].tolist()
         there = np.flatnonzero(arrived.mask[u])
-        user["history"] = [_answers(arrived.videos[u, h], arrived.feedback[u, h]) for h in there]
+        user["history"] = [_answers(signals, arrived.videos[u, h], arrived.feedback[u, h]) for h in there]
     return {
         "user": user,
         "context": asked.context[u, :-1].tolist(),
@@ -161,17 +163,20 @@ def _rank(asked: types.Request, u: int, arrived: types.Exposure | None) -> dict[
     }
 
 
-def _feedback(outcome: base.StepResult, slate: dict[str, Any], u: int) -> dict[str, Any]:
+def _feedback(signals: Signals, outcome: base.StepResult, slate: dict[str, Any], u: int) -> dict[str, Any]:
     shown = outcome.exposure
-    answers = [_answers(v, f) for v, f, m in zip(shown.videos[u], shown.feedback[u], shown.mask[u], strict=True) if m]
+    answers = [
+        _answers(signals, v, f) for v, f, m in zip(shown.videos[u], shown.feedback[u], shown.mask[u], strict=True) if m
+    ]
     left = bool(outcome.terminated[u])
     return {"event_id": slate["request_id"], "request_id": slate["request_id"], "videos": answers, "left": left}
 
 
-def _answers(video, feedback: np.ndarray) -> dict[str, Any]:
+def _answers(signals: Signals, video, feedback: np.ndarray) -> dict[str, Any]:
     """Return feedback on a video in the service's format; signals that are 0 are left out."""
     row: dict[str, Any] = {"video": int(video)}
-    for name, value in zip(types.SIGNALS, feedback, strict=True):
+    integers = {signal.name for signal in signals.signals if signal.kind in ("binary", "count")}
+    for name, value in zip(signals.names, feedback, strict=True):
         if value:
-            row[name] = float(value) if name == types.SIGNALS[types.WATCH_TIME] else int(value)
+            row[name] = int(value) if name in integers else float(value)
     return row

@@ -19,10 +19,10 @@ import numpy as np
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
-from mmrf_jax import types
 from mmrf_jax.serving import api
 from mmrf_jax.serving.demo import visits
 from mmrf_jax.serving.service import Refused, Service
+from mmrf_jax.signals import Signals
 
 FIRST_USER, _USERS = 2_000_000_000, 147_000_000  # ids of visits: far from those of an app and of the world's logs
 _MOST_VISITS = 256
@@ -63,7 +63,7 @@ class Visit(BaseModel):
     user: int = Field(description="Id to ask /rank with.")
     simulated: int | None
     profile: list[float] | None
-    history: list[api.VideoFeedback] = Field(description="What the user was shown before, oldest first.")
+    history: list[dict[str, float]] = Field(description="What the user was shown before, oldest first.")
     turn: Turn
 
 
@@ -86,7 +86,7 @@ class Shown(api.Strict):
 class Answered(BaseModel):
     """A simulated user's feedback, and the next request to rank."""
 
-    answers: list[api.VideoFeedback] | None = Field(description="Of the slate, in its order; null for a visitor.")
+    answers: list[dict[str, float]] | None = Field(description="Of the slate, in its order; null for a visitor.")
     leaves: bool
     turn: Turn
 
@@ -145,12 +145,12 @@ class Demo:
         self._visits[user] = visit
         while len(self._visits) > _MOST_VISITS:
             self._visits.popitem(last=False)
-        none = np.zeros(0, np.int64), np.zeros((0, len(types.SIGNALS)), np.float32)
+        none = np.zeros(0, np.int64), np.zeros((0, len(ranker.spec.signals)), np.float32)
         videos, feedback = visit.history or none
         return {
             "user": user,
             "simulated": simulated,
-            "history": _answers(videos, feedback),
+            "history": _answers(ranker.spec.signals, videos, feedback),
             "profile": None if visit.profile is None else visit.profile.tolist(),
             "turn": self._turn(visit, videos),
         }
@@ -162,7 +162,11 @@ class Demo:
             raise Refused(404, f"there is no visit of user {user} any more; begin another", ("path", "user"))
         self._visits.move_to_end(user)
         answer = await self._run(visit.step, self._service.ranker, shown.position, shown.slate, shown.reacted)
-        answers = None if answer.feedback is None else _answers(np.array(shown.slate), answer.feedback)
+        answers = (
+            None
+            if answer.feedback is None
+            else _answers(self._service.ranker.spec.signals, np.array(shown.slate), answer.feedback)
+        )
         return {"answers": answers, "leaves": answer.leaves, "turn": self._turn(visit)}
 
     def _turn(self, visit: visits.Visit, more: np.ndarray | tuple = ()) -> dict[str, Any]:
@@ -197,14 +201,14 @@ class Demo:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
 
-def _answers(videos: np.ndarray, feedback: np.ndarray) -> list[dict[str, Any]]:
-    """Convert videos [m] and feedback [m, S] to `api.VideoFeedback`s, without signals that are 0."""
+def _answers(signals: Signals, videos: np.ndarray, feedback: np.ndarray) -> list[dict[str, Any]]:
+    """Convert videos [m] and feedback [m, S] to the form of `api.video_feedback`, without signals that are 0."""
 
     def value(name, x):
-        return int(x) if name in types.BINARY_SIGNALS else float(x)
+        return int(x) if name in signals.binary_names else float(x)
 
     return [
-        {"video": int(v)} | {name: value(name, x) for name, x in zip(types.SIGNALS, row, strict=True) if x}
+        {"video": int(v)} | {name: value(name, x) for name, x in zip(signals.names, row, strict=True) if x}
         for v, row in zip(videos, feedback, strict=True)
     ]
 

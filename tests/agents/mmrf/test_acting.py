@@ -134,7 +134,7 @@ def test_updates_and_policies_score_alike():
         scores = acting.act(config, state.params["actor"], critics, r.z, r.memory_mean, candidates).scores
         pool = networks.Critic(config).apply(state.target, r.z, r.memory_mean, candidates)
         w = ops.soft_top_k(scores[..., -1, :], config.slate, 1.0)
-        reward = losses.video_rewards(pool, state.reward_scale, config.reward_terms)
+        reward = losses.video_rewards(config.all_signals, pool, state.reward_scale, config.reward_terms)
         value, stay = pool.value.min(axis=-2), heads.continue_probability(pool, w)
         q = losses.video_values(reward, pool.continue_item_logit, value, stay, config.discount)
         return scores, losses.optimal_scores(q, state.q_mean, state.q_scale, config.temperature)

@@ -14,11 +14,12 @@ from scipy.special import expit
 from mmrf_jax import ops, types
 from mmrf_jax.agents.mmrf import acting, agent_state, losses, networks
 from mmrf_jax.models import embeddings, encoders, heads, representation
+from mmrf_jax.signals import SHORT_VIDEO
 
 SGD = dataclasses.replace(
     tiny.CONFIG, optimizer="sgd", learning_rate=0.05, counterfactual_weight=0.5, uncertainty_bonus=0.3, model_weight=0.4
 )
-S, WATCH, N, M, K = tiny.S, types.WATCH_TIME, 3, 2, 3
+S, WATCH, N, M, K = tiny.S, SHORT_VIDEO.index("watch_time"), 3, 2, 3
 SCALE = np.append(np.linspace(0.1, 0.8, S - 1), 20.0).astype(np.float32)
 
 
@@ -95,7 +96,7 @@ def mean_over_requests(batch, terms):
 
 def agents_rewards(feedback, scale):
     """[..., S] -> [..., N] for click, hate and watch time."""
-    hate = types.signal_index("hate")
+    hate = SHORT_VIDEO.index("hate")
     return np.stack(
         [feedback[..., 0] / scale[0], -feedback[..., hate] / scale[hate], feedback[..., WATCH] / scale[WATCH]], -1
     )
@@ -103,7 +104,7 @@ def agents_rewards(feedback, scale):
 
 def test_simulated_rewards_by_hand():
     feedback, uncertainty = np.full((2, S), 0.2, np.float32), np.full((2, S), 9.0, np.float32)
-    hate = types.signal_index("hate")
+    hate = SHORT_VIDEO.index("hate")
     feedback[:, WATCH] = [10.0, 40.0]
     uncertainty[:, [0, hate, WATCH]] = [[0.0, 1.0, 2.0], [4.0, 0.0, 0.4]]
     click, hated = 0.2 / SCALE[0], -0.2 / SCALE[hate]
@@ -227,7 +228,7 @@ def test_feedback_staying_and_gap_by_hand(step, before, critics):
     binary = np.logaddexp(0.0, raw) - label * raw  # also where a label is a probability
     watch = np.exp(raw[..., WATCH]) - label[..., WATCH] / scale[WATCH] * raw[..., WATCH]
     per_signal = np.concatenate([binary[..., :WATCH], watch[..., None]], axis=-1).mean(axis=(2, 3))
-    expected = mean_over_requests(batch, per_signal @ np.array(SGD.signal_weights))
+    expected = mean_over_requests(batch, per_signal @ np.array(SGD.loss_weights))
     assert float(metrics["loss/simulated_feedback"]) == pytest.approx(expected, rel=1e-4)
 
     logit = out.continue_logit[:, :-1, None] + out.continue_item_logit[:, :-1].reshape(8, 4, M, K).sum(axis=-1)
@@ -384,7 +385,7 @@ def test_predictions_of_unseen_videos_become_the_labels(items, before):
     odd = videos % 2
     expected = np.full(simulated.expected.shape, 0.3, np.float32)
     expected[..., 0] = np.where(odd, 0.85, 0.1)
-    expected[..., types.signal_index("hate")] = np.where(odd, 0.05, 0.4)
+    expected[..., SHORT_VIDEO.index("hate")] = np.where(odd, 0.05, 0.4)
     expected[..., WATCH] = np.where(odd, 30.0, 5.0)
     stay = expit(0.8 - 0.6 * odd.sum(axis=-1)).astype(np.float32)
     simulated = simulated.replace(slates=slates, expected=expected, uncertainty=np.ones_like(expected), stay=stay)
@@ -397,7 +398,7 @@ def test_predictions_of_unseen_videos_become_the_labels(items, before):
     def answers(state):
         r = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items, videos[:, :, 0])
         out = networks.Critic(config).apply(state.params["critic"], r.z, r.memory_mean, r.unseen)
-        mean = heads.expected_feedback(out.feedback, state.reward_scale)
+        mean = heads.expected_feedback(SHORT_VIDEO, out.feedback, state.reward_scale)
         return jnp.moveaxis(mean, -2, -1), jnp.moveaxis(out.gap, -2, -1), heads.continue_probability(out, jnp.ones(3))
 
     mean, gap, stays = (np.asarray(x)[:, :-1][batch.mask[:, :-1]] for x in answers(state))

@@ -12,9 +12,10 @@ from tiny import CONFIG, SIZES, make_batch, make_items, make_shapes, make_state
 from mmrf_jax import types
 from mmrf_jax.agents.mmrf import diagnostics, losses, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.signals import SHORT_VIDEO
 
 #: An agent for every signal, so that the feedback losses of the agents are all that teach the encoder.
-EVERYONE = AgentConfig(signals=types.SIGNALS, optimizer="sgd", learning_rate=1e-2, **SIZES)
+EVERYONE = AgentConfig(signals=SHORT_VIDEO.names, optimizer="sgd", learning_rate=1e-2, **SIZES)
 
 
 def flat(tree) -> np.ndarray:
@@ -44,7 +45,7 @@ def test_objectives_of_all_actors_make_the_step_of_the_attention(step):
 def test_losses_of_all_critics_make_the_step_of_the_encoder(step):
     state, batch, moved = step
     rows = np.asarray(diagnostics.encoder_gradients(state, batch, make_items(), EVERYONE))
-    weights = np.asarray(EVERYONE.signal_weights)[[i for ((i, _),) in EVERYONE.reward_terms]]
+    weights = np.asarray(EVERYONE.loss_weights)[[i for ((i, _),) in EVERYONE.reward_terms]]
     exposed = (batch.slate_mask & batch.mask[..., None])[:, :-1].sum()
     wanted = EVERYONE.learning_rate * (weights[:, None] * rows).sum(axis=0) / exposed
     np.testing.assert_allclose(flat(moved["encoder"]), wanted, rtol=2e-3, atol=1e-6)
@@ -71,7 +72,7 @@ def test_what_a_model_says_of_the_candidates_moves_the_actors():
     shape = batch.candidates.shape
     rng = np.random.default_rng(0)
     said = types.FeedbackPrediction(
-        jnp.asarray(rng.normal(size=(*shape[:2], len(types.SIGNALS), shape[2])), jnp.float32),
+        jnp.asarray(rng.normal(size=(*shape[:2], len(SHORT_VIDEO), shape[2])), jnp.float32),
         jnp.zeros(shape[:2]),
         jnp.zeros(shape),
     )

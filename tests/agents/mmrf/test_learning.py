@@ -16,6 +16,7 @@ from mmrf_jax.agents import myopic
 from mmrf_jax.agents.mmrf import policy, training_step
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.signals import SHORT_VIDEO
 
 V, C, K, H, T, LONGEST = 40, 8, 3, 2, 4, 20
 SPEC = InputSpec(
@@ -63,9 +64,9 @@ def play(world, rank, seed, users):
         videos = np.take_along_axis(candidates, slate, axis=-1)
         seconds, stay = world(rng, profile, TAG[videos])
         feedback = np.zeros((users, K, tiny.S), np.float32)
-        feedback[..., types.WATCH_TIME] = seconds
-        feedback[..., types.signal_index("click")] = seconds > 7.0
-        feedback[..., types.signal_index("like")] = rng.random(seconds.shape) < 0.2
+        feedback[..., SHORT_VIDEO.index("watch_time")] = seconds
+        feedback[..., SHORT_VIDEO.index("click")] = seconds > 7.0
+        feedback[..., SHORT_VIDEO.index("like")] = rng.random(seconds.shape) < 0.2
         stays = rng.random(users) < stay
         rows.append({"live": live, "candidates": candidates, "context": context, "slate": slate, "feedback": feedback})
         rows[-1] |= {"videos": videos, "over": live & ~stays}
@@ -136,7 +137,7 @@ def outcome(world, served, users=400):
     candidates, the largest share that was possible."""
     profile, played = play(world, ranker(served), 99, users)
     live = played["live"]
-    seconds = np.sum(played["feedback"][..., types.WATCH_TIME].sum(-1) * live, axis=1)
+    seconds = np.sum(played["feedback"][..., SHORT_VIDEO.index("watch_time")].sum(-1) * live, axis=1)
     return profile, TAG[played["videos"]], TAG[played["candidates"]], live, seconds.mean()
 
 
@@ -171,5 +172,5 @@ def test_far_sighted_agent_keeps_users_whom_the_myopic_one_drives_away():
     _, tags, offered, live, myopic_seconds = outcome(leaving, served)
     assert right_share(tags, offered, live, 1) > 0.9
     assert seconds > 2.0 * myopic_seconds
-    per_exposure = log.feedback[..., types.WATCH_TIME].mean()
+    per_exposure = log.feedback[..., SHORT_VIDEO.index("watch_time")].mean()
     assert myopic_seconds < 3 * K * per_exposure  # what it chooses is watched longer, and for a request or two

@@ -13,6 +13,7 @@ import tiny
 from mmrf_jax import ops, types
 from mmrf_jax.agents.mmrf import acting, losses, networks, training_step
 from mmrf_jax.models import embeddings, encoders, heads, representation
+from mmrf_jax.signals import SHORT_VIDEO
 
 SGD = dataclasses.replace(tiny.CONFIG, optimizer="sgd", learning_rate=0.05)
 ADAM = dataclasses.replace(tiny.CONFIG, learning_rate=3e-3)
@@ -38,7 +39,7 @@ def test_shapes_and_metrics(step, before):
     after, metrics = step(before, tiny.make_batch())
     chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
     assert int(after.step) == 1
-    expected = {f"loss/{s}" for s in types.SIGNALS} | {"loss/stay", "loss/base", "loss/value", "grad_norm"}
+    expected = {f"loss/{s}" for s in SHORT_VIDEO.names} | {"loss/stay", "loss/base", "loss/value", "grad_norm"}
     expected |= {f"objective/{s}" for s in SGD.signals} | {"value/main"}
     assert expected <= set(metrics)
     assert all(np.shape(x) == () and np.isfinite(x) for x in metrics.values())
@@ -61,7 +62,7 @@ def test_traces_once_over_batches_and_loss_decreases(items):
     chex.clear_trace_counter()
     fn = jax.jit(chex.assert_max_traces(training_step.update, n=1), static_argnames="config", compiler_options=tiny.HOT)
     state, batch = tiny.make_state(ADAM), tiny.make_batch(users=16)
-    names = [f"loss/{s}" for s in types.SIGNALS] + ["loss/stay"]
+    names = [f"loss/{s}" for s in SHORT_VIDEO.names] + ["loss/stay"]
     history = []
     for i in range(200):
         state, metrics = fn(state, batch if i % 20 else tiny.make_batch(seed=i, users=16), items, config=ADAM)
@@ -345,7 +346,7 @@ def drawn(items, before):
         scores = acting.act(SGD, params, acting.critics_of(state, SGD), r.z, r.memory_mean, candidates).scores
         pool = networks.Critic(SGD).apply(state.target, r.z, r.memory_mean, candidates)
         stay = heads.continue_probability(pool, ops.soft_top_k(scores[..., -1, :], SGD.slate, 1.0))
-        reward = losses.video_rewards(pool, state.reward_scale, SGD.reward_terms)
+        reward = losses.video_rewards(SHORT_VIDEO, pool, state.reward_scale, SGD.reward_terms)
         q = losses.video_values(reward, pool.continue_item_logit, pool.value.min(axis=-2), stay, SGD.discount)
         return scores[:, :-1], jax.lax.stop_gradient(q[:, :-1])
 

@@ -10,12 +10,12 @@ import msgpack
 import numpy as np
 import pytest
 
-from mmrf_jax import types
 from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.data.session_log import InputSpec
+from mmrf_jax.signals import SHORT_VIDEO
 
-S = len(types.SIGNALS)
-CLICK, WATCH = types.signal_index("click"), types.WATCH_TIME
+S = len(SHORT_VIDEO)
+CLICK, WATCH = SHORT_VIDEO.index("click"), SHORT_VIDEO.index("watch_time")
 SPEC = InputSpec(
     num_videos=50,
     num_authors=2,
@@ -78,7 +78,7 @@ def feedback_record(user, number, videos, event=None, left=False, click=0.0, sec
 
 
 def write(folder, records, **kwargs):
-    with feedback_log.Writer(folder, **kwargs) as writer:
+    with feedback_log.Writer(folder, SHORT_VIDEO, **kwargs) as writer:
         for record in records:
             writer.append(record)
 
@@ -103,7 +103,7 @@ def test_appending_waits_for_no_disk_and_one_sync_is_for_all(tmp_path, monkeypat
     synced = []
     real = os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda file: (synced.append(os.fstat(file).st_ino), real(file)))
-    with feedback_log.Writer(tmp_path / "log", segment_bytes=400) as writer:
+    with feedback_log.Writer(tmp_path / "log", SHORT_VIDEO, segment_bytes=400) as writer:
         for record in some(9):
             writer.append(record)
         paths = feedback_log.segments(tmp_path / "log")
@@ -151,7 +151,7 @@ def test_one_wrong_bit_is_an_error_and_nothing_is_cut_off(tmp_path, frame, byte)
     with pytest.raises(ValueError, match=rf"feedback-000000.log is damaged at byte {starts[frame]} of \d+; restore it"):
         list(feedback_log.scan(tmp_path / "log"))
     with pytest.raises(ValueError, match=f"is damaged at byte {starts[frame]}"):
-        feedback_log.Writer(tmp_path / "log")
+        feedback_log.Writer(tmp_path / "log", SHORT_VIDEO)
     assert path.read_bytes() == content
 
 
@@ -169,7 +169,7 @@ def test_zeros_at_the_end_are_dropped_and_said(tmp_path, capfd):
 def test_after_a_sync_that_failed_nothing_is_taken(tmp_path, monkeypatch):
     """The system may say nothing of what it dropped when it is asked again."""
     records = some(3)
-    writer = feedback_log.Writer(tmp_path / "log")
+    writer = feedback_log.Writer(tmp_path / "log", SHORT_VIDEO)
     writer.append(records[0])
     real, calls = os.fdatasync, []
 
@@ -192,7 +192,7 @@ def test_after_a_sync_that_failed_nothing_is_taken(tmp_path, monkeypatch):
 
 def test_a_segment_that_cannot_be_begun_costs_nothing(tmp_path, monkeypatch):
     records = some(6)
-    with feedback_log.Writer(tmp_path / "log", segment_bytes=400) as writer:
+    with feedback_log.Writer(tmp_path / "log", SHORT_VIDEO, segment_bytes=400) as writer:
         writer.append(records[0])
         writer.append(records[1])
         real = os.open
@@ -212,20 +212,23 @@ def test_a_segment_that_cannot_be_begun_costs_nothing(tmp_path, monkeypatch):
 
 
 def test_a_log_is_of_one_kind_of_requests(tmp_path):
-    with feedback_log.Writer(tmp_path / "log", {"profile": 20, "history": 30}):
+    with feedback_log.Writer(tmp_path / "log", SHORT_VIDEO, {"profile": 20, "history": 30}):
         pass
-    feedback_log.Writer(tmp_path / "log", {"profile": 20, "history": 30}).close()
+    feedback_log.Writer(tmp_path / "log", SHORT_VIDEO, {"profile": 20, "history": 30}).close()
     with pytest.raises(ValueError, match="is the log of rankers with profile=20, not 4; name another log"):
-        feedback_log.Writer(tmp_path / "log", {"profile": 4, "history": 30})
+        feedback_log.Writer(tmp_path / "log", SHORT_VIDEO, {"profile": 4, "history": 30})
 
 
 def test_one_writer_at_a_time_and_one_version(tmp_path):
-    with feedback_log.Writer(tmp_path / "log"), pytest.raises(ValueError, match="is used by another process: process"):
-        feedback_log.Writer(tmp_path / "log")
+    with (
+        feedback_log.Writer(tmp_path / "log", SHORT_VIDEO),
+        pytest.raises(ValueError, match="is used by another process: process"),
+    ):
+        feedback_log.Writer(tmp_path / "log", SHORT_VIDEO)
     manifest = tmp_path / "log" / feedback_log.MANIFEST
     manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
     with pytest.raises(ValueError, match="use the code that wrote the log"):
-        feedback_log.Writer(tmp_path / "log")
+        feedback_log.Writer(tmp_path / "log", SHORT_VIDEO)
 
 
 def test_a_missing_segment_is_an_error(tmp_path):
@@ -237,7 +240,7 @@ def test_a_missing_segment_is_an_error(tmp_path):
 
 def test_a_full_disk_leaves_nothing_of_a_record(tmp_path, monkeypatch):
     records = some(2)
-    with feedback_log.Writer(tmp_path / "log") as writer:
+    with feedback_log.Writer(tmp_path / "log", SHORT_VIDEO) as writer:
         writer.append(records[0])
         real = os.write
 

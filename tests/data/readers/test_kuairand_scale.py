@@ -70,7 +70,7 @@ def kept(job):
 
 def sessions(made, job):
     """Each split's sessions as one block."""
-    spec = builder.InputSpec(**made["spec"])
+    spec = builder.InputSpec.from_dict(made["spec"])
     logs = {}
     for name, shards in made["splits"].items():
         paths = [job.records / prepare.shard_name(name, i, len(shards)) for i in range(len(shards))]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import tiny
 
-from mmrf_jax import types
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.envs.short_video import env, items, parameters, reference_policies, response, users
+from mmrf_jax.signals import SHORT_VIDEO
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def serve(sim):
 
     def run(privileged, temperature, params, videos, which, key):
         policy = base.privileged_policy(lambda *args: jax.lax.switch(which, privileged, *args), temperature)
-        world = base.Simulator(env.reset, env.step, env.next_visit, params, videos)
+        world = base.Simulator(env.reset, env.step, env.next_visit, SHORT_VIDEO, params, videos)
         return rollout.rollout(world, policy, key, 0, 0, num_users=SERVED, slots=SLOTS, k=K)[0]
 
     groups = {
@@ -73,7 +73,7 @@ def serve(sim):
         temperature = next(t for t, group in groups.items() if ranker in group)
         group = groups[temperature]
         sums = compiled[temperature](group, temperature, params, sim.items, group.index(ranker), jax.random.key(0))
-        return dict(zip(rollout.USER_METRICS, np.asarray(sums, np.float64).T, strict=True))
+        return dict(zip(rollout.user_metrics(SHORT_VIDEO), np.asarray(sums, np.float64).T, strict=True))
 
     return ask
 
@@ -115,7 +115,7 @@ def standard(sim):
     idle = rollout.begin(sim, policy, key, 0, USERS, 0, slots=USERS)
     _, shown = unroll(jax.jit(lambda slots: rollout.refill(sim, policy, key, 0, slots))(idle), key)
     live, feedback, duration = map(np.asarray, shown)
-    return feedback[live].reshape(-1, len(types.SIGNALS)), duration[live].ravel()
+    return feedback[live].reshape(-1, len(SHORT_VIDEO)), duration[live].ravel()
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def uniform(sim):
         return response.respond(sim.params, traits, truth, u), truth.duration
 
     feedback, duration = map(np.asarray, show(jax.random.key(2)))
-    return feedback.reshape(-1, len(types.SIGNALS)), duration.ravel()
+    return feedback.reshape(-1, len(SHORT_VIDEO)), duration.ravel()
 
 
 @pytest.mark.parametrize("log, real, tolerance", [("standard", STANDARD, 0.25), ("uniform", RANDOM, 0.35)])
@@ -141,7 +141,7 @@ class TestMarginals:
     def test_rates(self, log, real, tolerance, request):
         feedback, _ = request.getfixturevalue(log)
         wrong = {}
-        for i, signal in enumerate(types.BINARY_SIGNALS):
+        for i, signal in enumerate(SHORT_VIDEO.binary_names):
             ratio = feedback[:, i].mean(dtype=np.float64) / real[signal]
             frequent = real[signal] * real["rows"] >= 100
             low, high = (1 - tolerance, 1 + tolerance) if frequent else (0.5, 2.0)
@@ -152,7 +152,7 @@ class TestMarginals:
 
     def test_play_time_and_duration(self, log, real, tolerance, request):
         feedback, duration = request.getfixturevalue(log)
-        for name, values in (("watch_time", feedback[:, types.WATCH_TIME]), ("duration", duration)):
+        for name, values in (("watch_time", feedback[:, SHORT_VIDEO.index("watch_time")]), ("duration", duration)):
             ratio = np.quantile(values, QUANTILES) / real[name]
             assert ((1 - tolerance <= ratio) & (ratio <= 1 + tolerance)).all(), (name, ratio)
 
@@ -161,7 +161,7 @@ class TestSpread:
     def test_random_against_production(self, sums, uniform):
         production = per_exposure(sums["production"])
         assert per_exposure(sums["random"]) <= 0.5 * production  # uniform over the candidates
-        assert uniform[0][:, types.WATCH_TIME].mean() <= 0.5 * production  # uniform over the catalogue
+        assert uniform[0][:, SHORT_VIDEO.index("watch_time")].mean() <= 0.5 * production  # uniform over the catalogue
 
     def test_production_against_the_myopic_oracle(self, sums):
         for value in (per_session, per_exposure):

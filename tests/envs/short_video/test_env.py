@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrf_jax import ops, random, types
+from mmrf_jax import ops, random
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.envs.short_video import env, items, parameters, reference_policies, response, users
+from mmrf_jax.signals import SHORT_VIDEO
 
 TINY = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=6)
 B, K = 256, TINY.slate
@@ -79,7 +80,7 @@ def assert_same(a, b):
 
 class TestContract:
     def test_shapes(self, sim):
-        c, h, s = TINY.candidates, TINY.history, len(types.SIGNALS)
+        c, h, s = TINY.candidates, TINY.history, len(SHORT_VIDEO)
         state, request, history = reset(jax.random.key(0), jnp.arange(B), 3, sim.params)
         next_state, result = step(jax.random.key(0), state, first_slate(), sim.params)
         for asked in (request, result.request):
@@ -228,7 +229,7 @@ def answered(sim):
     truth = affinity(params, traits, interest, fresh, videos)
     u = jax.random.uniform(jax.random.key(2), (40_000, K, response.NUM_UNIFORMS), minval=1e-7)
     feedback = respond(params, traits, truth, u)
-    return params, traits, truth, {s: np.asarray(feedback[..., i]) for i, s in enumerate(types.SIGNALS)}
+    return params, traits, truth, {s: np.asarray(feedback[..., i]) for i, s in enumerate(SHORT_VIDEO.names)}
 
 
 class TestFeedback:
@@ -295,10 +296,10 @@ class TestFeedback:
         u = jnp.broadcast_to(
             jax.random.uniform(jax.random.key(3), (B, 1, response.NUM_UNIFORMS)), (B, 6, response.NUM_UNIFORMS)
         )
-        seconds = np.asarray(respond(sim.params, traits, truth, u)[..., types.WATCH_TIME])
+        seconds = np.asarray(respond(sim.params, traits, truth, u)[..., SHORT_VIDEO.index("watch_time")])
         assert (np.diff(seconds, axis=1) <= 1e-5).all() and seconds[:, -1].mean() < 0.97 * seconds[:, 0].mean()
         flat = with_behaviour(sim.params, drive_position=0.0)
-        seconds = np.asarray(respond(flat, traits, truth, u)[..., types.WATCH_TIME])
+        seconds = np.asarray(respond(flat, traits, truth, u)[..., SHORT_VIDEO.index("watch_time")])
         np.testing.assert_array_equal(seconds, np.broadcast_to(seconds[:, :1], seconds.shape))
 
     def test_arriving_history_is_plausible(self, wide):
@@ -307,7 +308,7 @@ class TestFeedback:
         state, _, history = reset(jax.random.key(0), jnp.arange(B), 10, params)
         videos = np.asarray(history.videos)
         assert (upload_days(WIDE)[videos] <= 0).all()
-        feedback = dict(zip(types.SIGNALS, np.moveaxis(np.asarray(history.feedback), -1, 0), strict=True))
+        feedback = dict(zip(SHORT_VIDEO.names, np.moveaxis(np.asarray(history.feedback), -1, 0), strict=True))
         assert 0.3 < feedback["click"].mean() < 0.6 and 0.2 < feedback["long_view"].mean() < 0.45
         assert 0.005 < feedback["like"].mean() < 0.05 and 10 < feedback["watch_time"].mean() < 35
         duration = np.asarray(wide.items.duration)[videos]
@@ -366,7 +367,7 @@ class TestSession:
         state, _, _ = reset(jax.random.key(0), jnp.arange(B), 0, sim.params)
         after, result = step(jax.random.key(0), state, first_slate(), sim.params)
         np.testing.assert_allclose(np.linalg.norm(after.interest, axis=1), 1.0, atol=1e-5)
-        seconds = np.asarray(result.exposure.feedback[..., types.WATCH_TIME])
+        seconds = np.asarray(result.exposure.feedback[..., SHORT_VIDEO.index("watch_time")])
         taste = np.asarray(sim.params.hidden)[np.asarray(result.exposure.videos), : parameters.LATENT]
         moved = np.asarray(after.interest - state.interest)
         drift = sim.params.behaviour.drift

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrf_jax import types
 from mmrf_jax.envs.short_video import env, parameters, reference_policies, response
+from mmrf_jax.signals import SHORT_VIDEO
 
 TINY = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=6)
 B, USERS, DRAWS = 256, 3, 50_000
@@ -80,28 +80,35 @@ class TestFeedback:
     def test_frequencies_of_every_signal(self, sim, shown, answer, changes):
         params = with_behaviour(sim.params, **COMMON, **changes)
         expected = np.asarray(expected_feedback(params, *shown)[0], np.float64)[..., :-1]
-        assert expected.shape == (USERS, len(DURATION), len(types.BINARY_SIGNALS))
+        assert expected.shape == (USERS, len(DURATION), len(SHORT_VIDEO.binary_names))
         assert expected.min() >= 0 and expected.max() <= 1 and np.ptp(expected, axis=(0, 1)).min() > 0.1
         frequency = np.asarray(answer(params)[0]).mean(axis=2, dtype=np.float64)[..., :-1]
         error = np.sqrt(expected * (1 - expected) / DRAWS)
         off = np.abs(frequency - expected) / (error + 2e-5)
-        for i, name in enumerate(types.BINARY_SIGNALS):
+        for i, name in enumerate(SHORT_VIDEO.binary_names):
             assert off[..., i].max() < 4.5, (name, np.round(off[..., i], 1))
 
     def test_rare_signals_to_a_per_cent(self, sim, shown, answer):
         """With the world's own numbers: the mean chance of each signal, given the seconds that users answered with."""
         expected = np.asarray(expected_feedback(sim.params, *shown)[0], np.float64)
         feedback, traits, truth = answer(sim.params)
-        seconds, click = (feedback.reshape(-1, 1, len(types.SIGNALS))[..., i] for i in (types.WATCH_TIME, 0))
+        seconds, click = (
+            feedback.reshape(-1, 1, len(SHORT_VIDEO))[..., i] for i in (SHORT_VIDEO.index("watch_time"), 0)
+        )
         for name in response.EXPLICIT:
             logit = response.explicit_logit(sim.params.behaviour, name, traits, truth, jnp.log1p(seconds), click)
             chance = np.asarray(jax.nn.sigmoid(logit), np.float64).reshape(USERS, len(DURATION), DRAWS).mean(axis=2)
-            np.testing.assert_allclose(expected[..., types.signal_index(name)], chance, rtol=0.01, err_msg=name)
+            np.testing.assert_allclose(expected[..., SHORT_VIDEO.index(name)], chance, rtol=0.01, err_msg=name)
 
     def test_watch_time_and_its_logarithm(self, sim, shown, answer):
         expected, log_seconds = expected_feedback(sim.params, *shown)
-        seconds = np.asarray(answer(sim.params)[0], np.float64)[..., types.WATCH_TIME]  # [U, videos, DRAWS]
-        for found, drawn in ((expected[..., types.WATCH_TIME], seconds), (log_seconds, np.log1p(seconds))):
+        seconds = np.asarray(answer(sim.params)[0], np.float64)[
+            ..., SHORT_VIDEO.index("watch_time")
+        ]  # [U, videos, DRAWS]
+        for found, drawn in (
+            (expected[..., SHORT_VIDEO.index("watch_time")], seconds),
+            (log_seconds, np.log1p(seconds)),
+        ):
             error = drawn.std(axis=2) / np.sqrt(DRAWS)
             assert (np.abs(np.asarray(found) - drawn.mean(axis=2)) < 4.5 * error + 1e-3 * drawn.mean(axis=2)).all()
 
@@ -117,7 +124,7 @@ class TestFeedback:
         state = arrived.replace(satiation=tired)
         params = with_behaviour(sim.params, **COMMON)
         expected = np.asarray(of_candidates(params, state)[0], np.float64)
-        assert expected.shape == (B, TINY.candidates, len(types.SIGNALS))
+        assert expected.shape == (B, TINY.candidates, len(SHORT_VIDEO))
         np.testing.assert_allclose(expected[..., -1], reference_policies.oracle_myopic(params, state), rtol=0.1)
         truth = response.affinity(params, state.traits, state.interest, state.satiation, state.candidates)
         first = with_behaviour(params, drive_position=0.0)
@@ -125,7 +132,7 @@ class TestFeedback:
         for _ in range(repeats):
             uniforms = rng.uniform(1e-7, 1 - 1e-7, (*state.candidates.shape, response.NUM_UNIFORMS))
             seen += np.asarray(respond(first, state.traits, truth, jnp.asarray(uniforms, jnp.float32))) / repeats
-        for i, name in enumerate(types.BINARY_SIGNALS):
+        for i, name in enumerate(SHORT_VIDEO.binary_names):
             x, y = expected[..., i], seen[..., i]
             for weight in (np.ones_like(x), x - x.mean(), np.asarray(truth.drive, np.float64)):
                 error = np.sqrt((weight**2 * x * (1 - x)).sum() / repeats)

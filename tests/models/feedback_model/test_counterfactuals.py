@@ -7,13 +7,20 @@ import pytest
 import tiny
 from scipy.special import expit
 
-from mmrf_jax import types
 from mmrf_jax.models import embeddings, encoders
 from mmrf_jax.models.feedback_model import counterfactuals, network
+from mmrf_jax.signals import SHORT_VIDEO
 
-CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, types.WATCH_TIME
-CLICK, LONG = types.signal_index("click"), types.signal_index("long_view")
-BINS, QUANTILES = network.BINS, network.QUANTILES
+CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, SHORT_VIDEO.index("watch_time")
+CLICK, LONG = SHORT_VIDEO.index("click"), SHORT_VIDEO.index("long_view")
+BINS, QUANTILES, NUM_UNIFORMS = network.BINS, network.QUANTILES, counterfactuals.num_uniforms(SHORT_VIDEO)
+
+
+def draw(expected, log_seconds, edges, quantiles, uniforms):
+    """`counterfactuals.draw` of the nine signals, of which one is numeric."""
+    ones = np.ones(S, np.float32)
+    levels = log_seconds[..., None]
+    return counterfactuals.draw(SHORT_VIDEO, expected, levels, edges[None], quantiles[None], ones, uniforms)
 
 
 def tables(rng):
@@ -28,11 +35,9 @@ def test_seconds_follow_the_residuals_of_like_predictions():
     edges, quantiles = tables(rng)
     log_seconds = rng.uniform(0.0, 4.0, (40, 5)).astype(np.float32)
     log_seconds[0] = edges[[0, 3, 7, 13, 14]]  # on an edge, the bin below it
-    uniforms = rng.uniform(1e-6, 1.0, (40, 5, counterfactuals.NUM_UNIFORMS)).astype(np.float32)
+    uniforms = rng.uniform(1e-6, 1.0, (40, 5, NUM_UNIFORMS)).astype(np.float32)
     uniforms[1, :, 0] = [1e-7, 0.5, 1.0 - 1e-7, 1.0 / 64, 0.75]
-    got = np.asarray(
-        counterfactuals.draw(np.full((40, 5, S), 0.5, np.float32), log_seconds, edges, quantiles, uniforms)
-    )
+    got = np.asarray(draw(np.full((40, 5, S), 0.5, np.float32), log_seconds, edges, quantiles, uniforms))
     assert got.shape == (40, 5, S) and got.dtype == np.float32
     grid, row = np.linspace(0.0, 1.0, QUANTILES), np.searchsorted(edges, log_seconds, side="left")
     for i in np.ndindex(40, 5):
@@ -44,10 +49,8 @@ def test_seconds_follow_the_residuals_of_like_predictions():
 def test_seconds_are_never_negative():
     rng = np.random.default_rng(1)
     edges, quantiles = tables(rng)
-    uniforms = rng.uniform(1e-6, 1.0, (500, counterfactuals.NUM_UNIFORMS)).astype(np.float32)
-    drawn = counterfactuals.draw(
-        np.full((500, S), 0.5, np.float32), np.full(500, -0.5), edges, quantiles - 1.0, uniforms
-    )
+    uniforms = rng.uniform(1e-6, 1.0, (500, NUM_UNIFORMS)).astype(np.float32)
+    drawn = draw(np.full((500, S), 0.5, np.float32), np.full(500, -0.5), edges, quantiles - 1.0, uniforms)
     assert (np.asarray(drawn)[:, WATCH] >= 0).all() and (np.asarray(drawn)[:, WATCH] == 0).mean() > 0.5
 
 
@@ -58,9 +61,8 @@ def many():
     edges, quantiles = tables(rng)
     expected = np.append(rng.permutation(np.linspace(0.03, 0.8, S - 1)), 10.0).astype(np.float32)
     n = 200_000
-    uniforms = rng.uniform(1e-7, 1.0, (n, counterfactuals.NUM_UNIFORMS)).astype(np.float32)
-    draw = jax.jit(counterfactuals.draw)
-    drawn = draw(np.broadcast_to(expected, (n, S)), np.full(n, 2.0, np.float32), edges, quantiles, uniforms)
+    uniforms = rng.uniform(1e-7, 1.0, (n, NUM_UNIFORMS)).astype(np.float32)
+    drawn = jax.jit(draw)(np.broadcast_to(expected, (n, S)), np.full(n, 2.0, np.float32), edges, quantiles, uniforms)
     return expected, np.asarray(drawn)
 
 
@@ -83,10 +85,10 @@ def test_click_and_long_view_come_with_the_longest_plays(many):
 
 def test_the_other_signals_are_drawn_apart(many):
     _, drawn = many
-    names = [i for i, name in enumerate(types.BINARY_SIGNALS) if name not in ("click", "long_view")]
+    names = [i for i, name in enumerate(SHORT_VIDEO.binary_names) if name not in ("click", "long_view")]
     correlation = np.corrcoef(drawn[:, [*names, CLICK]].T)
     assert np.abs(correlation - np.eye(len(correlation))).max() < 5.0 / np.sqrt(len(drawn))
-    assert len(names) + 1 == counterfactuals.NUM_UNIFORMS
+    assert len(names) + 1 == NUM_UNIFORMS
 
 
 def test_unseen_slates_are_different_and_never_shown():
@@ -193,7 +195,9 @@ def test_answers_by_hand(answered):
                 {n: state.tables[n] for n in embeddings.VIDEO_TABLES}, embeddings.video_ids(items, videos)
             )
         )
-        return network.predict(state.params, r.z, r.memory_mean, jax.vmap(encode)(state.params["encoder"], rows))
+        return network.predict(
+            CONFIG, state.params, r.z, r.memory_mean, jax.vmap(encode)(state.params["encoder"], rows)
+        )
 
     out = jax.tree.map(np.float64, predict(state))
     logit = out.continue_logit[..., None] + out.continue_item_logit.reshape(2, 8, 5, 2, 3).sum(axis=-1)

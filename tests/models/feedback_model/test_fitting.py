@@ -12,13 +12,13 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from mmrf_jax import types
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.models import heads, representation
 from mmrf_jax.models.feedback_model import fitting, network
+from mmrf_jax.signals import SHORT_VIDEO
 
-CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, types.WATCH_TIME
+CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, SHORT_VIDEO.index("watch_time")
 STILL = dataclasses.replace(CONFIG, dropout=0.0, twin_feature_dropout=(0.0, 0.0))
 SCALE = np.append(np.full(S - 1, 0.5), 20.0).astype(np.float32)
 T, BATCH = 3, 96
@@ -32,7 +32,7 @@ def items():
 @functools.partial(jax.jit, static_argnames="config")
 def predict(config, state, batch, items):
     r = network.encode_batch(config, state, batch, items)
-    return network.predict(state.params, r.z, r.memory_mean, r.shown)
+    return network.predict(config, state.params, r.z, r.memory_mean, r.shown)
 
 
 @pytest.mark.parametrize("loss", ["likelihood", "mse"])
@@ -76,7 +76,7 @@ def test_metrics_are_means_over_exposures_and_twins(still_step, items):
             logit = out.continue_logit[n, b, t] + out.continue_item_logit[n, b, t, exposed[b, t]].sum()
             stay.append(np.logaddexp(0.0, logit if batch.terminated[b, t] else -logit))
     means = sums / (2 * exposed[:, :-1].sum())
-    for i, name in enumerate((*types.SIGNALS, "log_seconds")):
+    for i, name in enumerate((*SHORT_VIDEO.names, "level_watch_time")):
         assert float(metrics[f"loss/{name}"]) == pytest.approx(means[i], rel=1e-4), name
     assert float(metrics["loss/stay"]) == pytest.approx(np.mean(stay), rel=1e-4)
 
@@ -228,7 +228,7 @@ def test_learns_clicks_watch_time_and_staying(fitted):
     shown = batch.slate_mask & batch.mask[..., None]
     tags = TAG[np.take_along_axis(batch.candidates, batch.slate, axis=-1)]
     truth = click_probability(batch.profile[:, None], tags)
-    expected = np.asarray(network.expected(out, state.scale))
+    expected = np.asarray(network.expected(CONFIG, out, state.scale))
     assert np.abs(expected[..., 0] - truth)[shown].mean() < 0.05
     assert roc_auc_score(batch.feedback[..., 0][shown], expected[..., 0][shown]) > 0.8
     seconds = truth * 20.0 + (1.0 - truth) * 4.0
@@ -286,10 +286,10 @@ def test_calibration_is_measured_when_asked_for_and_moves_predictions(fitted, me
         shown = np.asarray(batch.loss_masks().exposed) > 0
 
         def at(x, shown=shown):
-            return np.asarray(network.expected(x, state.scale))[:, :-1][shown][:, 0]
+            return np.asarray(network.expected(CONFIG, x, state.scale))[:, :-1][shown][:, 0]
 
         before.append(at(out))
-        after.append(at(network.calibrated(out, calibrated, batch.context)))
+        after.append(at(network.calibrated(CONFIG, out, calibrated, batch.context)))
         actual.append(batch.feedback[:, :-1][shown][:, 0])
     before, after, actual = (np.concatenate(x).mean(dtype=np.float64) for x in (before, after, actual))
     assert abs(after - actual) < 0.01 < 0.05 < before - actual
@@ -312,9 +312,9 @@ def test_random_exposures_are_calibrated_apart(fitted, measured):
     assert found.calibration.shape == (2, 2, S - 1)
     told: dict[bool, list] = {True: [], False: []}
     for batch in batches:
-        out = network.calibrated(predict(two, state, batch, WORLD_ITEMS), found.calibration, batch.context)
+        out = network.calibrated(two, predict(two, state, batch, WORLD_ITEMS), found.calibration, batch.context)
         shown = np.asarray(batch.loss_masks().exposed) > 0
-        clicks = np.asarray(network.expected(out, state.scale))[:, :-1, :, 0]
+        clicks = np.asarray(network.expected(CONFIG, out, state.scale))[:, :-1, :, 0]
         for kind, gaps in told.items():
             rows = shown & (batch.context[:, :-1, :1] == kind)
             gaps += list((clicks - batch.feedback[:, :-1, :, 0])[rows])
@@ -345,18 +345,18 @@ def test_residuals_by_hand(fitted, measured):
         mean.append(predicted[shown])
         error.append(np.log1p(np.float64(batch.feedback[..., WATCH]))[shown] - predicted[shown])
     mean, error = np.concatenate(mean), np.concatenate(error)
-    assert float(after.residual) == pytest.approx(error.std(), rel=1e-4)
+    assert float(after.residual[0]) == pytest.approx(error.std(), rel=1e-4)
     places = np.arange(1, network.BINS) / network.BINS
-    np.testing.assert_allclose(after.edges, np.quantile(mean, places), rtol=1e-4)
+    np.testing.assert_allclose(after.edges[0], np.quantile(mean, places), rtol=1e-4)
     order = np.argsort(mean)
-    assert after.quantiles.shape == (network.BINS, network.QUANTILES)
-    assert (np.diff(after.quantiles, axis=1) >= 0).all()
+    assert after.quantiles.shape == (1, network.BINS, network.QUANTILES)
+    assert (np.diff(after.quantiles, axis=2) >= 0).all()
     size = len(mean) / network.BINS
     for i in (0, 7, network.BINS - 1):
         inside = error[order[int(i * size) : int((i + 1) * size)]]  # to one exposure, where they do not divide
-        assert np.abs(after.quantiles[i, 32] - np.median(inside)) < 0.1
-        assert after.quantiles[i, 0] >= error.min() - 1e-4 and after.quantiles[i, -1] <= error.max() + 1e-4
-    assert float(after.quantiles[:, -1].max()) == pytest.approx(error.max(), rel=1e-4)
-    assert float(after.quantiles[:, 0].min()) == pytest.approx(error.min(), rel=1e-4)
+        assert np.abs(after.quantiles[0, i, 32] - np.median(inside)) < 0.1
+        assert after.quantiles[0, i, 0] >= error.min() - 1e-4 and after.quantiles[0, i, -1] <= error.max() + 1e-4
+    assert float(after.quantiles[0, :, -1].max()) == pytest.approx(error.max(), rel=1e-4)
+    assert float(after.quantiles[0, :, 0].min()) == pytest.approx(error.min(), rel=1e-4)
     for name in ("params", "tables", "optimizer", "step", "scale", "calibration"):
         assert not tiny.differences(getattr(state, name), getattr(after, name))

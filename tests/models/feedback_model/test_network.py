@@ -10,11 +10,11 @@ import pytest
 import tiny
 from scipy.special import expit, rel_entr
 
-from mmrf_jax import types
 from mmrf_jax.models import embeddings, heads, representation
 from mmrf_jax.models.feedback_model import network
+from mmrf_jax.signals import SHORT_VIDEO
 
-CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, types.WATCH_TIME
+CONFIG, S, WATCH = tiny.FEEDBACK, tiny.S, SHORT_VIDEO.index("watch_time")
 STILL = dataclasses.replace(CONFIG, dropout=0.0, twin_feature_dropout=(0.0, 0.0))
 
 
@@ -40,7 +40,7 @@ def unseen():
 @functools.partial(jax.jit, static_argnames="config")
 def predict(config, params, rows, inputs, key=None):
     r = network.encode(config, params, rows, inputs, key)
-    return network.predict(params, r.z, r.memory_mean, jnp.concatenate([r.shown, r.unseen], axis=-2))
+    return network.predict(config, params, r.z, r.memory_mean, jnp.concatenate([r.shown, r.unseen], axis=-2))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -114,7 +114,7 @@ def test_twins_are_encoders_side_by_side(items):
 def test_expected_is_the_mean_of_the_twins_probabilities():
     out = random_prediction(np.random.default_rng(0), 3, 2)
     scale = np.append(np.ones(S - 1), 20.0).astype(np.float32)
-    got = np.asarray(network.expected(out, scale))
+    got = np.asarray(network.expected(CONFIG, out, scale))
     assert got.shape == (3, 2, 5, S)
     raw = np.moveaxis(np.float64(out.feedback), -2, -1)
     np.testing.assert_allclose(got[..., :WATCH], expit(raw[..., :WATCH]).mean(axis=0), rtol=1e-5)  # one sigmoid
@@ -132,7 +132,7 @@ def test_stay_probability_is_the_mean_of_the_twins():
 
 def test_divergence_is_the_mean_of_both_directions():
     out = random_prediction(np.random.default_rng(2), 3)
-    got = np.asarray(network.divergence(out, jnp.float32(0.8)))
+    got = np.asarray(network.divergence(CONFIG, out, jnp.full((1,), 0.8)))
     assert got.shape == (3, 5, S) and (got > 0).all()
     p, q = expit(np.moveaxis(np.float64(out.feedback), -2, -1)[..., :WATCH])
 
@@ -151,7 +151,7 @@ def test_divergence_is_the_mean_of_both_directions():
         both = [np.trapezoid(rel_entr(x, y), seconds) for x, y in ((p, q), (q, p))]
         assert got[b, m, WATCH] == pytest.approx(np.mean(both), rel=1e-3, abs=1e-6)
     same = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), out)
-    np.testing.assert_array_equal(network.divergence(same, jnp.float32(0.8)), 0.0)
+    np.testing.assert_array_equal(network.divergence(CONFIG, same, jnp.full((1,), 0.8)), 0.0)
 
 
 def test_twins_part_by_what_they_are_by_dropout_and_by_blindness(items):
@@ -185,7 +185,7 @@ def test_uncertainty_is_the_mean_over_masks(items):
     inputs = representation.gather(batch, items)
     rows = embeddings.lookup(state.tables, inputs.ids)
     each = [
-        np.float64(network.divergence(predict(CONFIG, state.params, rows, inputs, k), state.residual))
+        np.float64(network.divergence(CONFIG, predict(CONFIG, state.params, rows, inputs, k), state.residual))
         for k in jax.random.split(key, 3)
     ]
     got = uncertainty(dataclasses.replace(CONFIG, num_mc_dropout_samples=3), state, batch, items, key)

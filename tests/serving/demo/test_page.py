@@ -22,10 +22,11 @@ from mmrf_jax.envs import base
 from mmrf_jax.serving import app, export, guard
 from mmrf_jax.serving.demo import page, visits
 from mmrf_jax.serving.service import Refused, Service, Settings
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import steps
 
 VIDEO_IDS = 7 * np.arange(tiny.SPEC.num_videos, dtype=np.int64) + 1_000_000_000_000
-K, C, S = tiny.SPEC.slate, tiny.SPEC.candidates, len(types.SIGNALS)
+K, C, S = tiny.SPEC.slate, tiny.SPEC.candidates, len(SHORT_VIDEO)
 WORLD = {"source": "world", "world": {"num_videos": tiny.SPEC.num_videos}}
 TOKEN = "a-word-of-sixteen-letters"
 
@@ -33,7 +34,7 @@ TOKEN = "a-word-of-sixteen-letters"
 def exported(folder, ids, config):
     """The artefact of agents that nobody trained."""
     plan = steps.TrainConfig("myopic", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=0)
-    ones = jnp.ones(len(types.SIGNALS))
+    ones = jnp.ones(len(SHORT_VIDEO))
 
     def init(key):
         return steps.init(key, plan, tiny.SPEC, tiny.make_items(), 0.3 * ones, ones, ones)
@@ -53,19 +54,19 @@ def toy() -> base.Simulator:
         return types.Request(user, jnp.ones((len(user), tiny.SPEC.profile)), context, candidates.astype(jnp.int32))
 
     def reset(key, users, day, params):
-        told = jnp.zeros((len(users), 2, S)).at[:, :, types.WATCH_TIME].set(5.0)
+        told = jnp.zeros((len(users), 2, S)).at[:, :, SHORT_VIDEO.index("watch_time")].set(5.0)
         history = types.Exposure(jnp.array([[3, 4]]), told, jnp.array([[False, True]]))
         return (users, jnp.zeros_like(users)), request(users, jnp.zeros_like(users)), history
 
     def step(key, state, exposed, params):
         users, position = state
         videos = jnp.take_along_axis(request(users, position).candidates, exposed, 1)
-        told = jnp.zeros((*videos.shape, S)).at[..., types.WATCH_TIME].set(videos).at[:, 0, 2].set(1.0)
+        told = jnp.zeros((*videos.shape, S)).at[..., SHORT_VIDEO.index("watch_time")].set(videos).at[:, 0, 2].set(1.0)
         position = position + 1
         exposure = types.Exposure(videos, told, jnp.ones(videos.shape, bool))
         return (users, position), base.StepResult(exposure, request(users, position), position >= 3, position < 0)
 
-    return base.Simulator(reset, step, lambda *_: None, (), tiny.make_items())
+    return base.Simulator(reset, step, lambda *_: None, SHORT_VIDEO, (), tiny.make_items())
 
 
 class Client:

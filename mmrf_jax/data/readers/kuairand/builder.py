@@ -213,7 +213,7 @@ class Split:
         """
         builder = _open(prepared)
         self._source = builder.as_data_source(name)
-        self.spec = InputSpec(**builder.info.metadata["spec"])
+        self.spec = InputSpec.from_dict(builder.info.metadata["spec"])
         blocks = np.load(pathlib.Path(builder.data_path) / f"blocks-{name}.npy")
         #: [blocks] int32 of each block, available without reading the block.
         self.sessions, self.requests = blocks[:, 0], blocks[:, 1]
@@ -258,7 +258,7 @@ def load(
     metadata = builder.info.metadata
     parts = {name: Split(builder, name) for name in prepare.ALL_SPLITS}
     splits = {name: part.read_all() for name, part in parts.items()}
-    return splits, read_items(builder), InputSpec(**metadata["spec"]), metadata["report"]
+    return splits, read_items(builder), InputSpec.from_dict(metadata["spec"]), metadata["report"]
 
 
 def read_items(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> types.Items:

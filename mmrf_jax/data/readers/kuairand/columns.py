@@ -17,7 +17,7 @@ import polars as pl
 
 from mmrf_jax.data.readers.kuairand import lines
 
-#: Column of the log for each binary signal, in the order of `types.SIGNALS`; watch time is `play_time_ms`.
+#: Column of the log for each binary signal, in the order of `signals.SHORT_VIDEO`; watch time is `play_time_ms`.
 SIGNAL_COLUMNS = (
     "is_click",
     "long_view",

@@ -34,6 +34,7 @@ from mmrf_jax.data.readers.kuairand.job import RANDOM_SPLITS, Engine, Job, Task,
 from mmrf_jax.data.readers.kuairand.profiles import build_profiles, read_profiles, write_profiles
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.data.splits import SPLITS
+from mmrf_jax.signals import SHORT_VIDEO
 
 ALL_SPLITS = (*SPLITS, *RANDOM_SPLITS)
 #: An example of the TFDS dataset: a packed block of sessions.
@@ -316,6 +317,7 @@ def fit(job: Job, task: int) -> None:
         candidates=config.candidates,
         slate=config.slate,
         history=config.history,
+        signals=SHORT_VIDEO,
     )
     listed = read_users["user_id"].drop_nulls()
     report = {
@@ -384,7 +386,7 @@ def open_bucket(job: Job, task: int) -> bucket.Bucket:
 
 def write_bucket(job: Job, task: int) -> None:
     """Write the shards of a bucket's users, one per split, and their counts."""
-    opened, spec = open_bucket(job, task), InputSpec(**_fitted(job)["spec"])
+    opened, spec = open_bucket(job, task), InputSpec.from_dict(_fitted(job)["spec"])
     shards, made = _parts(job, "buckets"), {}
     for name in ALL_SPLITS:
         plan = opened.plan(name)

@@ -12,8 +12,8 @@ import dataclasses
 import numpy as np
 import polars as pl
 
-from mmrf_jax import types
 from mmrf_jax.data.readers.kuairand import columns
+from mmrf_jax.signals import SHORT_VIDEO
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -50,8 +50,8 @@ class Rows:
         return self if which.all() else Rows(**{f.name: getattr(self, f.name)[which] for f in dataclasses.fields(self)})
 
     def feedback(self, which: np.ndarray) -> np.ndarray:
-        """Return the feedback of rows [...]: [..., S] float32, in the order of `types.SIGNALS`."""
-        out = np.empty((*which.shape, len(types.SIGNALS)), np.float32)
+        """Return the feedback of rows [...]: [..., S] float32, in the order of `signals.SHORT_VIDEO`."""
+        out = np.empty((*which.shape, len(SHORT_VIDEO)), np.float32)
         out[..., :-1] = self.flags[which]
         out[..., -1] = self.play[which] / 1000
         return out
@@ -125,7 +125,7 @@ class Plan:
         index = end[:, None] + np.arange(-length, 0)
         mask = index >= first[:, None]
         if not len(self.past):
-            shape = (*mask.shape, len(types.SIGNALS))
+            shape = (*mask.shape, len(SHORT_VIDEO))
             return np.zeros(mask.shape, np.int32), np.zeros(shape, np.float32), mask
         index = np.where(mask, index, 0)
         videos, feedback = self.past.item[index], self.past.feedback(index)

@@ -1,0 +1,122 @@
+"""A run on logs whose signals are not those of short videos, from training to the service and back."""
+
+import asyncio
+import dataclasses
+import functools
+import json
+
+import any_signals
+import jax
+import numpy as np
+import pytest
+import random_logs
+
+import mmrf_jax as mmrf
+from mmrf_jax.abtest import statistics, summary
+from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.data.readers import feedback_log, feedback_sessions
+from mmrf_jax.io.progress import counted
+from mmrf_jax.parallel import sharding
+from mmrf_jax.serving import api
+from mmrf_jax.serving.service import Asked, Service, Settings
+from mmrf_jax.training import configs, evaluate, restore, sources, train
+
+SMALL = {"dim": 12, "id_dim": 4}
+IDS = 7 * np.arange(random_logs.SPEC.num_videos, dtype=np.int64) + 1_000
+
+
+def make_config(**changes) -> configs.Run:
+    sizes = {"candidates": 10, "slate": 3, "history": 5, "statistics": False}
+    run = configs.Run(
+        source="kuairand",  # any source of logs alone
+        world=None,
+        data=configs.KuaiRandData(dir="logs", **sizes),
+        alternation=configs.Alternation(rounds=1, closed_loop=False),
+        feedback=configs.Feedback(**SMALL, batch=16),
+        agents=AgentConfig(**SMALL, counterfactual_weight=1.0),
+        train=configs.Train(batch=16, segment=3, candidates=0),
+        ab_test=configs.ABTest(sessions=64, arms=("logged", "random")),
+        log_every=1,
+    )
+    return dataclasses.replace(run, **changes)
+
+
+@pytest.fixture(params=any_signals.ALL)
+def signals(request):
+    return any_signals.ALL[request.param]
+
+
+@pytest.fixture
+def log_source(signals, monkeypatch):
+    """Logs of these signals, where a run expects KuaiRand's."""
+
+    def make(config):
+        sizes = {"train": 80, "valid": 40, "test": 40}
+        logs = {
+            name: functools.partial(any_signals.make_log, seed, number, signals, scores=False)
+            for seed, (name, number) in enumerate(sizes.items())
+        }
+        return sources.Source(
+            items=jax.tree.map(jax.numpy.asarray, random_logs.make_items()),
+            spec=any_signals.make_spec(signals),
+            sim=None,
+            policies={},
+            truth=None,
+            collect=None,
+            train=logs["train"],
+            valid=logs["valid"],
+            test=lambda: {"test": logs["test"]()},
+            report={},
+            config=config,
+            video_ids=lambda: IDS,
+        )
+
+    monkeypatch.setattr(sources, "_kuairand", make)
+
+
+async def visit(settings: Settings, signals, number: int) -> None:
+    """A user who asks `number` times, and tells what its kinds allow."""
+    rng, service = np.random.default_rng(0), Service(settings)
+    await service.start()
+    for i in range(number):
+        slate = await service.rank(Asked(5, IDS[rng.permutation(50)[:12]], rng.normal(size=1).astype(np.float32), k=3))
+        told = any_signals.make_feedback(rng, (3,), signals)
+        await service.feedback(str(i), slate.request, slate.videos, told, left=i == number - 1)
+    await service.close()
+
+
+@pytest.mark.slow
+def test_from_logs_to_the_service_and_back(signals, log_source, tmp_path):
+    config, mesh, spec = make_config(), sharding.make_mesh(), any_signals.make_spec(signals)
+    result = train.train(config, tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Ranking of held-out sessions" in page and ("watched" in page) == ("duration" in str(signals))
+    assert set(result["fidelity"]) == set(signals.names)
+    numeric = {f"{name}_{kind}" for name in signals.numeric_names for kind in ("median", "xauc")}
+    assert set(result["offline"]) == {*signals.binary_names, *numeric}
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["signals"] == signals.as_dict()
+
+    # An A/B test in the learned environment.
+    learned = make_config(simulator="feedback", simulator_checkpoint=str(tmp_path / "run"))
+    source = restore.source_of(learned, mesh)
+    own = restore.policy_of(str(tmp_path / "run"), source, mesh)
+    tested = evaluate.compare(learned, source, source.policies | {"mmrf": own}, mesh)
+    assert set(signals.names) <= set(tested["ab_test"]["mmrf"]) and summary.describe(tested)
+    assert statistics.main_metric(tested) == signals.main
+
+    # An artefact, the service, and its log as sessions.
+    run = mmrf.load(tmp_path / "run").export(tmp_path / "artefact")
+    history = [(int(IDS[3]), dict.fromkeys(signals.names, 1))]
+    assert sorted(run.rank(IDS[:6].tolist(), history=history)) == IDS[:6].tolist()
+    models = api.models(spec, 12)
+    event = {"event_id": "a", "request_id": "5-0", "videos": [{"video": 7} | dict.fromkeys(signals.names, 1)]}
+    assert models.feedback.model_validate(event).videos[0].video == 7
+    asyncio.run(visit(Settings(tmp_path / "artefact", tmp_path / "served", max_candidates=12), signals, 4))
+    log, report = feedback_sessions.read(tmp_path / "served", spec, feedback_log.rows_by_id(IDS), counted)
+    log.validate(spec)
+    assert (log.num_sessions, log.num_requests, report["feedback"]) == (1, 4, 4)
+    rng, told = np.random.default_rng(0), []
+    for _ in range(4):
+        rng.permutation(50), rng.normal(size=1)
+        told.append(any_signals.make_feedback(rng, (3,), signals))
+    np.testing.assert_array_equal(log.feedback, np.stack(told))
