@@ -10,13 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-_MODULES = ("abtest", "metrics", "ope")
-_FROM = {"Estimate": "mmrf_jax.estimate", **dict.fromkeys(("Run", "load", "train"), "mmrf_jax.runs")}
+_MODULES = ("abtest", "metrics", "ope", "wrappers")
+_FROM = {
+    "Estimate": "mmrf_jax.estimate",
+    **dict.fromkeys(("Run", "load", "train"), "mmrf_jax.runs"),
+    **dict.fromkeys(("make", "register_env"), "mmrf_jax.envs.registry"),
+    **dict.fromkeys(("Policy", "rollout"), "mmrf_jax.envs.policies"),
+}
 
-__all__ = ["Estimate", "Run", "__version__", "abtest", "load", "metrics", "ope", "train"]
+__all__ = [
+    "Estimate",
+    "Policy",
+    "Run",
+    "__version__",
+    "abtest",
+    "load",
+    "make",
+    "metrics",
+    "ope",
+    "register_env",
+    "rollout",
+    "train",
+    "wrappers",
+]
 
 if TYPE_CHECKING:
-    from mmrf_jax import abtest, metrics, ope
+    from mmrf_jax import abtest, metrics, ope, wrappers
+    from mmrf_jax.envs.policies import Policy, rollout
+    from mmrf_jax.envs.registry import make, register_env
     from mmrf_jax.estimate import Estimate
     from mmrf_jax.runs import Run, load, train
 

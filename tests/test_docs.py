@@ -21,7 +21,7 @@ PAGES = [*(ROOT / name for name in ("README.md", "WORKSPACE.md", "CONTRIBUTING.m
 PAGES += sorted((ROOT / "examples").rglob("*.md"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 #: Names of the API that README.md describes and `mmrf_jax` does not have yet.
-PLANNED = {"make", "rollout", "Schema", "Signal", "SessionLog"}
+PLANNED = {"Schema", "Signal", "SessionLog"}
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

@@ -82,9 +82,7 @@ def _trained(config: configs.Run, workdir: Path) -> tuple[inputs.Inputs, steps.T
     """Return inputs and newest state of a run folder, and what a manifest says about the run."""
     from mmrf_jax.training import restore  # imports every source of sessions
 
-    mesh = sharding.make_mesh()
-    found = inputs.read(workdir) or inputs.of_source(restore.source_of(config, mesh))
-    state = restore.load_state(config, found, workdir, mesh)
+    found, state = restore.load_trained(config, workdir, sharding.make_mesh())
     about: dict[str, Any] = {"config": configs.as_dict(config), "step": int(state.agents.step), "code": found.code}
     for name in ("learned", "results"):  # the metrics files that exist
         path = workdir / f"{name}.json"

@@ -5,6 +5,7 @@ import pytest
 
 from mmrf_jax import types
 from mmrf_jax.agents import popularity
+from mmrf_jax.envs import base
 
 CLICK, LIKE = types.signal_index("click"), types.signal_index("like")
 
@@ -52,4 +53,4 @@ def test_as_an_arm_it_ranks_by_mean_watch_time():
     request = types.Request(user_id=None, profile=None, context=None, candidates=np.array([[3, 2, 0], [0, 1, 2]]))
     scores = np.asarray(policy.score(policy.params, policy.init(policy.params, request, None), request))
     np.testing.assert_allclose(scores, means[[[3, 2, 0], [0, 1, 2]], types.WATCH_TIME], rtol=1e-6)
-    assert policy.temperature == 0.0 and not policy.privileged
+    assert policy.temperature == 0.0 and not isinstance(policy, base.PrivilegedPolicy)
