@@ -46,7 +46,7 @@ def test_a_session_is_the_environment_s(env, single):
     obs, info = single.reset(seed=5, options={"user_id": 77})
     assert info == {"user_id": 77}
     inner, state = env.reset(single._key, env.default_params, jnp.array([77]))
-    step, over = jax.jit(env.step), False
+    step, over = env.step, False
     while not over:
         np.testing.assert_array_equal(obs["candidates"], inner.candidates[0])
         np.testing.assert_allclose(obs["history_feedback"], inner.history.feedback[0], rtol=1e-4)
@@ -68,7 +68,7 @@ def test_a_vector_resets_at_the_next_step(env, vector):
     again, _ = vector.reset(seed=1)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     users, over, ended = about["user_id"], np.zeros(N, bool), 0
-    fresh = jax.jit(env.reset)
+    fresh = env.reset
     for _ in range(2 * T):
         obs, reward, terminated, truncated, info = vector.step(np.tile(np.arange(3), (N, 1)))
         assert obs in vector.observation_space

@@ -24,7 +24,7 @@ def env():
 
 @pytest.fixture(scope="module")
 def calls(env):
-    return jax.jit(env.reset), jax.jit(env.step)
+    return env.reset, env.step
 
 
 def by_features(key, obs):
