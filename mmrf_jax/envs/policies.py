@@ -124,13 +124,12 @@ def rollout(
         raise ValueError(f"users {first_user} … {first_user + num_users - 1} are not all in [0, 2^31 - 1)")
     environment.check_key(key)
     params = env.default_params if params is None else params
-    data = (params.simulator, params.items)
     served: Any = policy.policy if isinstance(policy, RankingPolicy) else policy
     if not isinstance(served, base.Policy | base.PolicyChoice):
         served = _Served(_as_data(served), params.items, jax.random.fold_in(key, 5), env.slate_size)
     sums = _sums(
-        env.simulator[:3],
-        data,
+        env.simulator._replace(params=None, items=None),  # type: ignore[arg-type]
+        params,
         served,
         key,
         np.int32(first_user),
@@ -144,8 +143,8 @@ def rollout(
 
 
 @programs.program(often=True, static_argnames=("functions", "num_users", "slots", "k"))
-def _sums(functions, data, policy, key, first_user, day, *, num_users: int, slots: int, k: int) -> chex.Array:
-    simulator = base.Simulator(*functions, *data)
+def _sums(functions, params, policy, key, first_user, day, *, num_users: int, slots: int, k: int) -> chex.Array:
+    simulator = functions._replace(params=params.simulator, items=params.items)
     return rollouts.rollout(simulator, policy, key, first_user, day, num_users=num_users, slots=slots, k=k)[0]
 
 
