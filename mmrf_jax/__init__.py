@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-_MODULES = ("abtest", "metrics", "ope")
+_MODULES = ("abtest", "metrics", "ope", "wrappers")
 _FROM = {
     "Estimate": "mmrf_jax.estimate",
     "Schema": "mmrf_jax.schema",
     "SessionLog": "mmrf_jax.data.frame_log",
     "Signal": "mmrf_jax.signals",
     **dict.fromkeys(("Run", "load", "train"), "mmrf_jax.runs"),
+    **dict.fromkeys(("make", "register_env"), "mmrf_jax.envs.registry"),
+    **dict.fromkeys(("Policy", "rollout"), "mmrf_jax.envs.policies"),
 }
 _NAMED = {"SessionLog": "FrameLog"}  # public names that differ from those in the modules
 
 __all__ = [
     "Estimate",
+    "Policy",
     "Run",
     "Schema",
     "SessionLog",
@@ -29,14 +32,20 @@ __all__ = [
     "__version__",
     "abtest",
     "load",
+    "make",
     "metrics",
     "ope",
+    "register_env",
+    "rollout",
     "train",
+    "wrappers",
 ]
 
 if TYPE_CHECKING:
-    from mmrf_jax import abtest, metrics, ope
+    from mmrf_jax import abtest, metrics, ope, wrappers
     from mmrf_jax.data.frame_log import FrameLog as SessionLog
+    from mmrf_jax.envs.policies import Policy, rollout
+    from mmrf_jax.envs.registry import make, register_env
     from mmrf_jax.estimate import Estimate
     from mmrf_jax.runs import Run, load, train
     from mmrf_jax.schema import Schema

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax import configs as packaged
+from mmrf_jax.agents import registry
 from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.envs import environment, learned, policies
 from mmrf_jax.io import files
+from mmrf_jax.parallel import sharding
 from mmrf_jax.serving import artifact, export, ranker
-from mmrf_jax.training import configs, run_folder, startup
+from mmrf_jax.training import configs, inputs, run_folder, startup, steps
 from mmrf_jax.training import train as training
 
 #: Of a video or a user, as the platform names it.
@@ -50,6 +53,19 @@ class Run:
             return self._about.get("results") or {}
         path = self.path / "results.json"
         return run_folder.read_json(path) if path.exists() else {}
+
+    @functools.cached_property
+    def policy(self) -> policies.RankingPolicy:
+        """The trained ranker as an `mmrf.Policy`, for environments with the run's videos and sizes.
+
+        Raises:
+          ValueError: for an artefact, which has no checkpoint.
+        """
+        config, found, state = self._trained
+        made = registry.get(config.method).make_policy(
+            state.agents, found.items, steps.agent_config(config, found.spec.signals)
+        )
+        return policies.RankingPolicy(made)
 
     def export(self, out: str | Path) -> Run:
         """Export the trained ranker to a new folder; see `mmrf_jax.serving.export`.
@@ -140,6 +156,15 @@ class Run:
         return self._rankers[max_candidates]
 
     @functools.cached_property
+    def _trained(self) -> tuple[configs.Run, inputs.Inputs, steps.TrainState]:
+        if self.exported:
+            raise ValueError(f"{self.path} is an artefact, which has no checkpoint; name the run folder")
+        from mmrf_jax.training import restore  # imports every source of sessions
+
+        config = configs.run_of(self.config)
+        return config, *restore.load_trained(config, self.path, sharding.make_mesh())
+
+    @functools.cached_property
     def _rankers(self) -> dict[int, ranker.Ranker]:
         return {}
 
@@ -187,6 +212,34 @@ def train(
     with startup.settings(run.quick):
         training.train(run, files.user_path(str(workdir), "workdir"), log=log)
     return load(workdir)
+
+
+def learned_environment(run: str | Path | Run, answers: str = "sampled") -> environment.Environment:
+    """Return the feedback model of a run as an environment, `mmrf.make("learned", run="runs/x")`.
+
+    Sessions start as those of the run's training log do, and have its candidates; see `envs.learned`. The log is
+    collected or read again.
+
+    Args:
+      run: a run folder, or a `Run`.
+      answers: `sampled` feedback, or `expected`: probabilities instead of 0 and 1, and mean seconds.
+
+    Raises:
+      ValueError: for an artefact, or a run without a feedback model.
+    """
+    from mmrf_jax.training import evaluate, restore
+
+    run = run if isinstance(run, Run) else load(run)
+    config, found, state = run._trained
+    plan = steps.plan_of(config, found.spec.signals)
+    if not plan.use_feedback_model:
+        raise ValueError(
+            f"run {run.path} has no feedback model: its method is {config.method}, its ablation "
+            f"{config.agents.ablation}; name another run"
+        )
+    source = restore.source_of(config, sharding.make_mesh())
+    simulator = evaluate.feedback_simulator(source, plan, state, source.train(), answers=answers)
+    return environment.Environment(simulator, source.spec.slate, reference_policies=learned.policies())
 
 
 def _config(config: Any, overrides: Mapping[str, Any]) -> configs.Run:

@@ -12,7 +12,7 @@ LEVELS = (
     {"types", "signals", "schema", "fields", "random", "ops", "estimate"},
     {"data", "models", "metrics"},
     {"envs"},
-    {"agents"},
+    {"agents", "wrappers"},
     {"ope", "abtest"},
     {"report"},
     {"training"},

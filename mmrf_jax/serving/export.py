@@ -83,9 +83,7 @@ def _trained(config: configs.Run, workdir: Path) -> tuple[inputs.Inputs, steps.T
     """Return inputs and newest state of a run folder, and what a manifest says about the run."""
     from mmrf_jax.training import restore  # imports every source of sessions
 
-    mesh = sharding.make_mesh()
-    found = inputs.read(workdir) or inputs.of_source(restore.source_of(config, mesh, workdir=workdir))
-    state = restore.load_state(config, found, workdir, mesh)
+    found, state = restore.load_trained(config, workdir, sharding.make_mesh())
     about: dict[str, Any] = {"config": configs.as_dict(config), "step": int(state.agents.step), "code": found.code}
     about["unknown_video"] = found.unknown_video
     for name in ("learned", "results"):  # the metrics files that exist

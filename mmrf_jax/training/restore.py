@@ -64,6 +64,12 @@ def load_state(config: configs.Run, source: sources.Source | inputs.Inputs, work
     return state
 
 
+def load_trained(config: configs.Run, workdir: Path, mesh) -> tuple[inputs.Inputs, steps.TrainState]:
+    """Return the inputs and the latest state of a run; see `load_state` for errors."""
+    found = inputs.read(workdir) or inputs.of_source(source_of(config, mesh, workdir=workdir))
+    return found, load_state(config, found, workdir, mesh)
+
+
 def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path | None = None) -> sources.Source:
     """Return a config's source with its items on the devices; `simulator=feedback` uses another run's feedback model.
 
@@ -94,11 +100,7 @@ def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path |
         )
     state = load_state(fitted, source, path, mesh)
     model = evaluate.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
-    policies = {
-        "logged": base.privileged_policy(learned.logged_slates, 0.0),
-        "random": base.privileged_policy(learned.no_preference, 1.0),
-    }
-    return sources.in_simulator(source, model, policies, None, counted_in_parts, own)
+    return sources.in_simulator(source, model, learned.policies(), None, counted_in_parts, own)
 
 
 def untrained_policy(config: configs.Run, mesh, source: sources.Source) -> base.Policy:

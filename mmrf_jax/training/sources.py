@@ -99,14 +99,8 @@ def world_origin(config: configs.Run) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config.world).items() if name != "variant"}
 
 
-def world_policies() -> dict[str, base.Policy]:
-    """Return the arms that need no training: production serves Plackett–Luce, the oracles their best slate."""
-    return {
-        "production": base.privileged_policy(reference_policies.production, 1.0),
-        "random": base.privileged_policy(reference_policies.random, 1.0),
-        "oracle_myopic": base.privileged_policy(reference_policies.oracle_myopic, 0.0),
-        "oracle_planning": base.privileged_policy(reference_policies.oracle_planning, 0.0),
-    }
+#: The world's arms that need no training.
+world_policies = reference_policies.policies
 
 
 def check_days(config: configs.Run, days: int) -> None:
