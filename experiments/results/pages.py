@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrf_jax.abtest import statistics
-from mmrf_jax.signals import AGENT_SIGNALS
+from mmrf_jax.signals import SHORT_VIDEO
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
@@ -91,7 +91,7 @@ def arms(
     of_errors = part == "errors"
     keys = [key if isinstance(key, tuple) else (part, key) for key in columns]
     lines = [
-        [label, *(cell(table[p][arm][m], of_errors or statistics.lower_is_better(m)) for p, m in keys)]
+        [label, *(cell(table[p][arm][m], of_errors or m in statistics.lower_is_better(SHORT_VIDEO)) for p, m in keys)]
         for arm, label in labels.items()
     ]
     return markdown([head, *columns.values()], lines)
@@ -124,10 +124,10 @@ def conflict() -> str:
     for number, row in enumerate(read("conflict")["conflict"]["mmrf"], 1):
         cells = [
             f"{row[f'encoder/{name}']:+.2f} / {row[f'actors/{name}']:+.2f} / {row[f'attention/{name}']:.2f}"
-            for name in AGENT_SIGNALS[:-1]
+            for name in SHORT_VIDEO.agents[:-1]
         ]
         lines.append([str(number), *cells])
-    return markdown(["round", *AGENT_SIGNALS[:-1]], lines)
+    return markdown(["round", *SHORT_VIDEO.agents[:-1]], lines)
 
 
 def estimators() -> str:
@@ -205,7 +205,7 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "model_parts": lambda: arms("model_parts", ("mmrf", "labels_only", "values_only", "da"), _SESSION),
     "leave_one_out": lambda: arms(
-        "leave_one_out", ("mmrf", *(f"without_{name}" for name in AGENT_SIGNALS[:-1])), _SESSION
+        "leave_one_out", ("mmrf", *(f"without_{name}" for name in SHORT_VIDEO.agents[:-1])), _SESSION
     ),
     "single_vs_multi": lambda: arms(
         "single_vs_multi",
