@@ -176,6 +176,7 @@ def compare(
     cuped: bool = False,
     always_valid: bool = False,
     progress: Callable[[int], None] = lambda done: None,
+    observe: Callable[[Mapping[str, Mapping[str, np.ndarray]]], object] = lambda sums: None,
 ) -> dict:
     """Run an A/B test of one session per user.
 
@@ -186,6 +187,7 @@ def compare(
       cuped: whether to adjust for the users' histories (CUPED); for arms assigned by hash.
       always_valid: whether to run 20 interim analyses as users arrive, with always-valid intervals.
       progress: called with the sessions served so far, out of num_users × arms.
+      observe: called with each block's per-user sums, as `statistics.ABTest.update` takes them.
 
     Returns:
       {"ab_test": as `statistics.ABTest.results`, "signals": the simulator's, as a dictionary, "truncated_pct": {arm:
@@ -219,6 +221,7 @@ def compare(
             done += len(ids)
             progress(done)
         test.update(sums, covariate or None)
+        observe(sums)
         if always_valid and min(test.users().values()) >= 2:
             quantile = sequential.quantile(min(start + block, total) / total)
             looks.append({"users": test.users(), "ab_test": test.ratios(quantile)})

@@ -8,8 +8,8 @@
   mmrf ab-test --config=world --arms=production --aa=500 --sessions=20000 --out=runs/aa.json
 
 Arms are production, random, oracle_myopic, oracle_planning, popularity (mean watch time of each video in production's
-log), or run folders of `mmrf train`; the first is the control. In a feedback model (--config.simulator=feedback) the
-arm `logged` is the ranker that collected the model's training log.
+log), or run folders of `mmrf train`, which are named by their method; the first is the control. In a feedback model
+(--config.simulator=feedback) the arm `logged` is the ranker that collected the model's training log.
 With --days users return, and effects are also given by day. --aa runs that many A/A tests: one arm serves all users,
 each test assigns them to two arms independently, and the result is how often the intervals contain zero.
 """
@@ -34,7 +34,7 @@ _AA = flags.DEFINE_integer("aa", 0, "Number of A/A tests of the only arm, instea
 def main() -> None:
     from mmrf_jax.parallel import sharding
     from mmrf_jax.report import plots
-    from mmrf_jax.training import configs, evaluate, restore
+    from mmrf_jax.training import configs, evaluate, restore, run_folder
 
     config = configs.override(common.resolve_run(_CONFIG), ab_test={"sessions": _SESSIONS.value})
     common.check_world(config)
@@ -47,9 +47,8 @@ def main() -> None:
     _check_options()
     mesh = sharding.make_mesh()
     source = restore.source_of(config, mesh)
-    policies = {_arm(name): restore.policy_of(name, source, mesh) for name in _ARMS.value}
-    if len(policies) < len(_ARMS.value):
-        raise ValueError(f"--arms={','.join(_ARMS.value)} repeats a name; arms are named by their last folder")
+    names = run_folder.arm_names(_ARMS.value)
+    policies = {name: restore.policy_of(arm, source, mesh) for name, arm in zip(names, _ARMS.value, strict=True)}
     if _AA.value:
         (policy,) = policies.values()
         result = evaluate.aa_tests(config, source, policy, mesh, _AA.value, _CUPED.value)
@@ -71,12 +70,6 @@ def main() -> None:
         draw = plots.days if _DAYS.value > 1 else plots.forest
         draw(result, _PLOT.value)
     evaluate.print_results(result)
-
-
-def _arm(name: str) -> str:
-    """Return the arm's name in tables: for a run, its folder's name."""
-    path = files.user_path(name, "--arms")
-    return path.name if path.is_dir() else name
 
 
 def _check_options() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import os
 import signal
@@ -47,7 +48,14 @@ _PARENT = flags.DEFINE_integer("parent", None, "Number of the process with which
 _SHARED = [flag.name for flag in flags.FLAGS.get_flags_for_module(__name__)]
 
 
-def run(main: Callable[[], None], several: bool = False, resumes: bool = False, devices: bool = True, **kwargs) -> None:
+def run(
+    main: Callable[..., None],
+    several: bool = False,
+    resumes: bool = False,
+    devices: bool = True,
+    positional: bool = False,
+    **kwargs,
+) -> None:
     """Run a main with absl's `app.run`; a user error is one line on stderr and exit code 2.
 
     Args:
@@ -55,12 +63,13 @@ def run(main: Callable[[], None], several: bool = False, resumes: bool = False, 
       resumes: whether the same command resumes after a signal has stopped it; if so, the exit code says so, otherwise
         the process ends by the signal.
       devices: whether the main computes on JAX's devices; if there are none, it fails before any work is done.
+      positional: whether the main takes arguments that are no flags, as a list.
     """
 
-    def guarded(_: list[str]) -> None:
+    def guarded(argv: list[str]) -> None:
         try:
             _quieten()
-            _run(main, several, resumes, devices)
+            _run(functools.partial(main, argv[1:]) if positional else main, several, resumes, devices)
         except (ValueError, OSError, FloatingPointError, extras.MissingExtra) as error:
             if isinstance(error, BrokenPipeError) and endings.is_closed_pipe():
                 raise
@@ -68,7 +77,7 @@ def run(main: Callable[[], None], several: bool = False, resumes: bool = False, 
 
     parsing.explain(main.__module__, hidden=("parent",) if several else _SHARED)
     with endings.of_closed_pipes():
-        app.run(guarded, flags_parser=parsing.parse, **kwargs)
+        app.run(guarded, flags_parser=functools.partial(parsing.parse, positional=positional), **kwargs)
 
 
 def _run(main: Callable[[], None], several: bool, resumes: bool, devices: bool) -> None:

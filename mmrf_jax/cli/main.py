@@ -16,6 +16,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "report",
+    "compare",
     "ab-test",
     "export",
     "serve",

@@ -15,7 +15,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,20 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
     """
     text = json.dumps(plain(obj), sort_keys=True, indent=2, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name to an uncompressed .npz file, atomically, without pickling.
+
+    Raises:
+      TypeError: for an array of Python objects, naming it.
+    """
+    # Older versions of NumPy take `allow_pickle=False` of np.savez for an array of that name.
+    if objects := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
+        raise TypeError(f"array {objects[0]!r} holds Python objects; convert it to numbers or text")
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        named: dict[str, Any] = dict(arrays)
+        np.savez(file, **named)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

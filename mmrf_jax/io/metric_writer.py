@@ -1,39 +1,37 @@
-"""Metrics of a run on disk: `metrics.jsonl` always, TensorBoard events optionally."""
+"""Metrics of a run: `metrics.jsonl` always, and the trackers that the config names."""
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from mmrf_jax.io import extras
+from mmrf_jax.io import trackers
 from mmrf_jax.io.files import write_text
 from mmrf_jax.io.progress import say
 
-#: Columns of a row that are not metrics.
-COLUMNS = ("step", "seed", "phase", "seconds")
-
 
 class MetricsWriter:
-    """Writes per logging step a JSON line `{"step", "seed", "phase", "seconds", metric: value, ...}` and events.
+    """Writes per logging step a JSON line `{"step", "seed", "phase", "seconds", metric: value, ...}` and to trackers.
 
     `seconds` is the wall time since the run first started, including restarts but not the pauses between them. It is
     the only column that differs between two runs of one config. `write` flushes a row to the file before it returns.
+    A tracker that fails, such as a service that is down, gets no more rows; a line says so, and the run goes on.
 
     Args:
-      workdir: folder of the run, for `metrics.jsonl` and `tensorboard/`. With None metrics are checked but not written,
-        as in all but one of several processes.
+      workdir: folder of the run, for `metrics.jsonl`. With None metrics are checked but not written, as in all but one
+        of several processes.
       start_step: step of the restored checkpoint; later rows are removed, and so is a last line truncated by a kill.
         None means no checkpoint: the run and its metrics start afresh.
       seed: the run's seed, for its column.
-      tensorboard: whether to write events too.
+      track: names of the trackers, among `trackers.NAMES`.
+      config: of the run, as nested dictionaries, for trackers that show it.
       clock: returns monotonic seconds.
 
     Raises:
@@ -46,26 +44,28 @@ class MetricsWriter:
         start_step: int | None = None,
         *,
         seed: int = 0,
-        tensorboard: bool = True,
+        track: Iterable[str] = ("tensorboard", "csv"),
+        config: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seed, self._clock = seed, clock
         self._started = clock()
         self._file: TextIO | None = None
-        self._events: Any = None  # a tensorboardX.SummaryWriter
+        self._trackers: dict[str, trackers.Tracker] = {}
         if workdir is None:
             return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
-        last = cut_back(path, start_step)
-        self._started -= float(last.get("seconds", 0.0))
+        kept, dropped = cut_back(path, start_step)
+        self._started -= float(kept[-1].get("seconds", 0.0)) if kept else 0.0
         self._file = path.open("a", encoding="utf-8")
-        if tensorboard:
-            self._events = _events(workdir / "tensorboard", start_step)
+        if start_step is None:
+            (workdir / trackers.IDS).unlink(missing_ok=True)
+        self._trackers = trackers.open_all(track, workdir, config or {}, kept, dropped, start_step)
 
     def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Write one row and one event per metric.
+        """Write one row, to the file and to every tracker.
 
         Args:
           step: number of the step.
@@ -81,8 +81,8 @@ class MetricsWriter:
           OSError: if the row cannot be written, naming the file.
         """
         values = flatten(metrics)
-        if clash := sorted(set(values) & set(COLUMNS)):
-            raise ValueError(f"metrics {clash} have the names of columns; choose other names than {COLUMNS}")
+        if clash := sorted(set(values) & set(trackers.COLUMNS)):
+            raise ValueError(f"metrics {clash} have the names of columns; choose other names than {trackers.COLUMNS}")
         if bad := {name: value for name, value in values.items() if not math.isfinite(value)}:
             listed = ", ".join(f"{name} = {value}" for name, value in bad.items())
             raise FloatingPointError(
@@ -97,42 +97,38 @@ class MetricsWriter:
                 self._file.flush()
             except OSError as error:  # the original error does not name the file
                 raise OSError(error.errno, error.strerror, self._file.name) from error
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(f"{phase}/{name}", value, int(step))
+        self._each(lambda tracker: tracker.write(row, values))
         return values
 
-    def close(self) -> None:
-        """Flush rows and events to disk and close the files."""
+    def summarise(self, values: Mapping[str, float]) -> None:
+        """Pass the results of the run to the services that track it."""
+        self._each(lambda tracker: tracker.summarise(values) if isinstance(tracker, trackers.Remote) else None)
+
+    def _each(self, do: Callable[[trackers.Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                do(tracker)
+            except Exception as error:  # of any library: the training must not end for it
+                del self._trackers[name]
+                say(f"{name} gets no more metrics ({type(error).__name__}: {error}); metrics.jsonl has them all")
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Flush rows to disk, close the file and end the trackers.
+
+        Args:
+          status: "FINISHED", "FAILED" or "KILLED", for services that show it.
+        """
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-        if self._events is not None:
-            self._events.close()
+        self._each(lambda tracker: tracker.close(status))
 
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _events(folder: Path, start_step: int | None) -> Any:
-    """Return a writer of TensorBoard events; None, with a line that says so, if the package is not installed."""
-    try:
-        with extras.needed("report"):
-            from tensorboardX import SummaryWriter
-    except extras.MissingExtra as missing:
-        _say_once(f"no TensorBoard events: {missing}")
-        return None
-    purge = 0 if start_step is None else start_step + 1  # TensorBoard hides older events from this step on
-    return SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    say(text)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close("FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED")
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -154,19 +150,20 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def cut_back(path: Path, step: int | None) -> dict[str, Any]:
+def cut_back(path: Path, step: int | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Remove the rows of `metrics.jsonl` after a step (all rows for None) and a truncated last line, atomically.
 
     Returns:
-      The last remaining row, {} if there is none.
+      The remaining rows and the removed ones.
 
     Raises:
       ValueError: for a line, not the last, that is not a row.
     """
     if not path.exists():
-        return {}
+        return [], []
     lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
-    rows = []
+    rows: list[tuple[str, dict[str, Any]]] = []
+    dropped: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line feed is truncated, or empty
         try:
             row = json.loads(line)
@@ -179,7 +176,9 @@ def cut_back(path: Path, step: int | None) -> dict[str, Any]:
             ) from error
         if keep:
             rows.append((line, row))
+        else:
+            dropped.append(row)
     text = "".join(f"{line}\n" for line, _ in rows)
     if text != "\n".join(lines):
         write_text(path, text)
-    return rows[-1][1] if rows else {}
+    return [row for _, row in rows], dropped

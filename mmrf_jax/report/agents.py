@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmrf_jax.report import charts
-from mmrf_jax.report.markup import Cell, data, escape, table
+from mmrf_jax.report.markup import Cell, data, escape, flat, plain, table
 from mmrf_jax.report.sections import Part, Run, grid
 
 
@@ -21,7 +21,8 @@ def attention(run: Run) -> Part:
     agents = _agents(run)
     values = [[None if i == j else x for j, x in enumerate(row)] for i, row in enumerate(found["matrix"])]
     shares = [x for row in values for x in row if x is not None]
-    figure = charts.heat("who listens (row) to whom (column)", agents, agents, values, min(shares), max(shares))
+    axes = "agent that is attended to", "attending agent"
+    figure = charts.heat("share of attention", agents, agents, values, min(shares), max(shares), axes)
     caption = (
         "A row sums to 1: how an agent shares its attention among the others, on average over "
         f"{found['requests']:,} held-out requests and all heads. Even shares would be {1 / (len(agents) - 1):.2f}; "
@@ -42,7 +43,7 @@ def conflict(run: Run) -> Part:
         rows, values = list(agents), [*found["matrix"]]
         if found["itself"] is not None:
             rows, values = [*rows, "itself, other half"], [*values, found["itself"]]
-        figures[f"conflict-{name}"] = charts.heat(label, rows, agents, values, -1.0, 1.0)
+        figures[f"conflict-{name}"] = charts.heat(label, rows, agents, values, -1.0, 1.0, ("agent", "agent"))
     if not figures:
         return Part("conflict", title, "", missing=run.explained["actors"]["missing"])
     requests = run.explained["encoder"]["requests"]
@@ -88,24 +89,34 @@ def explorer(run: Run) -> Part:
 
 
 def settings(run: Run) -> Part:
-    body = "<h3>Versions that wrote this page</h3>" + table(["library", "version"], run.versions.items())
-    body += f"<details><summary>Config</summary>{table(['field', 'value'], _lines(run.config))}</details>"
+    body = _starts(run)
+    spent = next((row for row in reversed(run.rows) if row["phase"] == "time"), None)
+    if spent:
+        seconds = {name.removeprefix("seconds_"): x for name, x in spent.items() if name.startswith("seconds_")}
+        rows = [[name, f"{x:,.1f}", f"{x / (sum(seconds.values()) or 1):.0%}"] for name, x in seconds.items()]
+        body += "<h3>Time of the last start</h3>" + table(["phase", "seconds", "share"], rows)
+    body += "<h3>Versions that wrote this page</h3>" + table(["library", "version"], run.versions.items())
+    body += _details("Config", run.config)
     if run.source:
-        body += f"<details><summary>Input, as counted</summary>{table(['what', 'value'], _lines(run.source))}</details>"
-    return Part("settings", "What was run", "The config starts the same run again.", body)
+        body += _details("Input, as counted", run.source)
+    return Part("settings", "What was run", "The command at the commit, with this config, gives the same run.", body)
+
+
+def _starts(run: Run) -> str:
+    """Return the table of the run's starts: the first, and one per resumption."""
+    if not run.starts:
+        return '<p class="missing">This run was started before its folder recorded commits and commands.</p>'
+    rows: list[list[str | Cell]] = [
+        [start["start"], start["host"], start["commit"], Cell(start["command"], kind="text wrap")]
+        for start in run.starts
+    ]
+    return table(["start", "host", "commit", Cell("command", kind="text")], rows)
+
+
+def _details(title: str, tree: Mapping[str, Any]) -> str:
+    lines = table(["field", Cell("value", kind="text")], _lines(tree))
+    return f"<details><summary>{title}</summary>{lines}</details>"
 
 
 def _lines(tree: Mapping[str, Any]) -> list[list[str | Cell]]:
-    def plain(x):
-        return ", ".join(map(str, x)) if isinstance(x, list | tuple) else str(x)
-
-    return [[name, Cell(plain(value), kind="text wrap")] for name, value in _flat(tree)]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested settings by dotted name."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return [[name, Cell(plain(value), kind="text wrap")] for name, value in flat(tree)]

@@ -7,30 +7,27 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from bokeh.core.properties import value
-from bokeh.models import BasicTickFormatter, ColumnDataSource, HoverTool
+from bokeh.models import BasicTickFormatter, ColumnDataSource, HoverTool, NumeralTickFormatter
 from bokeh.models.annotations import Span, Title, Whisker
 from bokeh.palettes import Blues256
 from bokeh.plotting import figure
 
-#: Okabe and Ito's colours, with a marker and a dash for each, so that every series differs in all three.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
-_DASHES = ("solid", "dashed", "dotdash", "dotted", "solid", "dashed", "dotdash")
-_INK, _GRID = "#1f2933", "#e4e7eb"
+from mmrf_jax.abtest import statistics
+from mmrf_jax.report.labels import show
+from mmrf_jax.report.palette import AXIS, COLOURS, DIRECTIONS, GRID, INK, style
+
+_CELL_INK = "#1f2934"  # dark on light cells of a heat map, on a dark page too
 _FONT = "system-ui, sans-serif"
-_POINTS = 120  # maximum per curve: more are averaged
+_POINTS = 120  # maximum per smoothed curve: more are averaged
+_RAW_POINTS = 400  # maximum of the raw curve behind it
 
 Figure = Any  # Bokeh's figures have no useful types
 
 
-def style(index: int) -> dict[str, str]:
-    """Return the colour, marker and dash of a series."""
-    i = index % len(COLOURS)
-    return {"colour": COLOURS[i], "marker": MARKERS[i], "dash": _DASHES[i]}
-
-
-def _blank(title: str, height: int, **options) -> Figure:
+def _blank(title: str, height: int, x: str = "", y: str = "", **options) -> Figure:
+    """Return an empty chart; `x` and `y` are the labels of its axes, with units."""
     plot = figure(
         height=height,
         sizing_mode="stretch_width",
@@ -42,107 +39,146 @@ def _blank(title: str, height: int, **options) -> Figure:
         border_fill_color=None,
         **options,
     )
-    plot.title = Title(text=title, text_font=_FONT, text_font_size="12px", text_color=_INK)
-    plot.grid.grid_line_color = _GRID
+    plot.title = Title(text=title, text_font=_FONT, text_font_size="12px", text_color=INK)
+    plot.grid.grid_line_color = GRID
+    plot.xaxis.axis_label, plot.yaxis.axis_label = x or None, y or None
     for axis in plot.axis:
         axis.update(
-            axis_line_color="#9aa5b1",
-            major_tick_line_color="#9aa5b1",
+            axis_line_color=AXIS,
+            major_tick_line_color=AXIS,
             minor_tick_line_color=None,
             major_label_text_font=_FONT,
             major_label_text_font_size="11px",
-            major_label_text_color=_INK,
+            major_label_text_color=INK,
             axis_label_text_font=_FONT,
             axis_label_text_font_size="11px",
             axis_label_text_font_style="normal",
-            axis_label_text_color=_INK,
+            axis_label_text_color=INK,
         )
     return plot
-
-
-def show(x: float, form: str) -> str:
-    """Format a number with a minus sign as wide as a plus."""
-    text = f"{x:{form}}"
-    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
 
 
 def _hover(plot: Figure, renderers: list, tips: list[tuple[str, str]]) -> None:
     plot.add_tools(HoverTool(renderers=renderers, tooltips=tips))
 
 
-def thinned(x: Sequence[float], y: Sequence[float], breaks: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Downsample a curve to about a hundred points, by means of neighbours, with a gap (NaN) at every break."""
-    size = max(-(-len(x) // _POINTS), 1)
-    edges = [-math.inf, *breaks, math.inf]
+def pieces(x: Sequence[float], y: Sequence[float], breaks: Sequence[float]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split a curve at its breaks; a point at a break belongs to the piece before it."""
+    at, values = np.asarray(x, float), np.asarray(y, float)
+    found = [(at > low) & (at <= high) for low, high in itertools.pairwise([-math.inf, *breaks, math.inf])]
+    return [(at[mask], values[mask]) for mask in found if mask.any()]
+
+
+def thinned(
+    x: Sequence[float], y: Sequence[float], breaks: Sequence[float], points: int = _POINTS
+) -> tuple[list[float], list[float]]:
+    """Downsample a curve to about `points`, by means of neighbours, with a gap (NaN) at every break."""
+    size = max(-(-len(x) // points), 1)
     out: tuple[list[float], list[float]] = ([], [])
-    for low, high in itertools.pairwise(edges):
-        piece = [(a, b) for a, b in zip(x, y, strict=True) if low < a <= high]
-        for start in range(0, len(piece), size):
-            near = piece[start : start + size]
-            for column, values in zip(out, zip(*near, strict=True), strict=True):
-                column.append(sum(values) / len(near))
-        if piece:
-            for column in out:
-                column.append(math.nan)
+    for piece in pieces(x, y, breaks):
+        for column, values in zip(out, piece, strict=True):
+            means = (values[start : start + size].mean() for start in range(0, len(values), size))
+            column += [float(f"{mean:.6g}") for mean in means]  # more digits would only make the page larger
+            column.append(math.nan)
     return out[0][:-1], out[1][:-1]
 
 
-def curves(title: str, series: Mapping[str, tuple[int, list, list]], breaks: Sequence[float]) -> Figure:
-    """Plot curves over steps.
+def smoothed(x: Sequence[float], y: Sequence[float], breaks: Sequence[float]) -> list[float]:
+    """Return the centred moving mean of a curve, over a tenth of each piece between breaks, in the order of x."""
+    out: list[float] = []
+    for _, values in pieces(x, y, breaks):
+        reach = len(values) // 20
+        total = np.concatenate([[0.0], np.cumsum(values)])
+        index = np.arange(len(values))
+        low, high = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
+        out += ((total[high] - total[low]) / (high - low)).tolist()
+    return out
+
+
+def curves(
+    title: str,
+    unit: str,
+    series: Mapping[str, tuple[int, list, list, Sequence[float]]],
+    raw: bool = True,
+) -> Figure:
+    """Plot smoothed curves over steps, the raw ones behind them.
 
     Args:
-      series: {name: (style number, steps, values)}.
-      breaks: steps at which a round ended, drawn as dotted lines.
+      title: of the chart.
+      unit: of the values.
+      series: {name: (style number, steps, values, ends of rounds)}, by rising steps. A curve has a gap at the end of a
+        round, and the chart a dotted line if all curves share it.
+      raw: whether to draw the raw curves.
     """
-    plot = _blank(title, 150)
-    plot.xaxis.ticker.desired_num_ticks = plot.yaxis.ticker.desired_num_ticks = 3
+    plot = _blank(title, 210, "step", unit)
+    plot.xaxis.ticker.desired_num_ticks, plot.yaxis.ticker.desired_num_ticks = 3, 4
+    plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
     plot.xgrid.grid_line_color = None
-    for at in breaks:
-        plot.add_layout(Span(location=at, dimension="height", line_color="#9aa5b1", line_dash="dotted"))
-    drawn = []
-    for name, (number, x, y) in series.items():
-        look, (x, y) = style(number), thinned(x, y, breaks)
-        data = ColumnDataSource({"x": x, "y": y, "name": [name] * len(x)})
-        drawn.append(
-            plot.line("x", "y", source=data, line_color=look["colour"], line_dash=look["dash"], line_width=1.5)
-        )
+    for at in set.intersection(*(set(ends) for *_, ends in series.values())):
+        plot.add_layout(Span(location=at, dimension="height", line_color=AXIS, line_dash="dotted"))
+    # One renderer for all series: Bokeh takes milliseconds for each.
+    lines: dict[str, list] = {key: [] for key in ("x", "y", "colour", "dash", "name")}
+    behind: dict[str, list] = {key: [] for key in ("x", "y", "colour")}
+    points: dict[str, list] = {key: [] for key in ("x", "y", "colour", "marker")}
+    for name, (number, steps, values, breaks) in series.items():
+        look = style(number)
+        if raw:
+            _append(behind, *thinned(steps, values, breaks, _RAW_POINTS), look["colour"])
+        x, y = thinned(steps, smoothed(steps, values, breaks), breaks)
+        _append(lines, x, y, look["colour"], look["dash"], name)
         every = max(len(x) // 6, 1)
-        plot.scatter(x[::every], y[::every], marker=look["marker"], size=6, color=look["colour"])
-    _hover(plot, drawn, [("", "@name"), ("step", "@x{0,0}"), ("value", "@y{0.[0000]}")])
+        for at, height in zip(x[::every], y[::every], strict=True):
+            _append(points, at, height, look["colour"], look["marker"])
+    if raw:
+        plot.multi_line("x", "y", source=ColumnDataSource(behind), line_color="colour", line_alpha=0.3, line_width=1)
+    data = ColumnDataSource(lines)
+    drawn = plot.multi_line("x", "y", source=data, line_color="colour", line_dash="dash", line_width=2)
+    dots = ColumnDataSource(points)
+    plot.scatter("x", "y", source=dots, marker="marker", size=6, line_color="colour", fill_color="colour")
+    _hover(plot, [drawn], [("", "@name"), ("step", "$snap_x{0,0}"), ("smoothed", "$snap_y{0.[0000]}")])
     return plot
 
 
-def forest(title: str, rows: Sequence[tuple[str, float, float, float]]) -> Figure:
-    """Plot differences with their intervals (name, difference, low, high), the first on top."""
+def _append(columns: Mapping[str, list], *row: Any) -> None:
+    for column, cell in zip(columns.values(), row, strict=True):
+        column.append(cell)
+
+
+def forest(title: str, rows: Sequence[tuple[str, float, float, float]], control: str, less: bool = False) -> Figure:
+    """Plot differences to the control with their intervals (name, difference, low, high), in %, the first on top.
+
+    Better and worse differ in colour and marker; a point whose interval contains 0 is hollow.
+
+    Args:
+      title: of the chart.
+      rows: one per arm.
+      control: what the differences are to.
+      less: whether less is better.
+    """
     names = [row[0] for row in rows]
-    plot = _blank(title, 58 + 34 * len(rows), y_range=names[::-1])
+    plot = _blank(title, 84 + 34 * len(rows), f"difference to {control}, %", y_range=names[::-1])
     plot.ygrid.grid_line_color = None
     plot.xaxis.ticker.desired_num_ticks = 4
-    plot.add_layout(Span(location=0, dimension="height", line_color=_INK, line_dash="dashed"))
+    plot.add_layout(Span(location=0, dimension="height", line_color=INK, line_dash="dashed"))
     columns = dict(zip(("name", "diff", "low", "high"), map(list, zip(*rows, strict=True)), strict=True))
     columns["text"] = [f"{show(diff, '+.1f')} %" for diff in columns["diff"]]
-    # Filled if the interval excludes 0, otherwise hollow.
-    columns["fill"] = [
-        COLOURS[0] if low > 0 or high < 0 else "#ffffff"
-        for low, high in zip(columns["low"], columns["high"], strict=True)
-    ]
+    outcomes = [statistics.verdict(bounds, less) for bounds in zip(columns["low"], columns["high"], strict=True)]
+    columns["colour"], columns["marker"] = map(list, zip(*(DIRECTIONS[outcome] for outcome in outcomes), strict=True))
+    columns["filled"] = [1.0 if outcome else 0.0 for outcome in outcomes]
     data = ColumnDataSource(columns)
-    plot.segment("low", "name", "high", "name", source=data, line_color=COLOURS[0], line_width=2.5)
+    plot.segment("low", "name", "high", "name", source=data, line_color="colour", line_width=2.5)
     points = plot.scatter(
-        "diff", "name", source=data, marker="circle", size=9, line_color=COLOURS[0], fill_color="fill", line_width=2
-    )
-    plot.text(
         "diff",
         "name",
-        "text",
         source=data,
-        y_offset=-7,
-        text_align="center",
-        text_baseline="bottom",
-        text_font=value(_FONT),
-        text_font_size="11px",
-        text_color=_INK,
+        marker="marker",
+        size=10,
+        line_color="colour",
+        fill_color="colour",
+        fill_alpha="filled",
+        line_width=2,
     )
+    _texts(plot, "diff", "name", data, y_offset=-8, text_align="center", text_baseline="bottom")
     low, high = min([0.0, *columns["low"]]), max([0.0, *columns["high"]])
     margin = 0.3 * (high - low or 1.0)
     plot.x_range.start, plot.x_range.end = low - margin, high + margin
@@ -152,34 +188,40 @@ def forest(title: str, rows: Sequence[tuple[str, float, float, float]]) -> Figur
     return plot
 
 
+def _texts(plot: Figure, x: str, y: str, data: ColumnDataSource, **options) -> None:
+    plot.text(x, y, "text", source=data, text_font=value(_FONT), text_font_size="11px", text_color=INK, **options)
+
+
 def shares(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
-    """Plot shares of a limit (name, share, label) on a logarithmic axis, the limit a line at 1, the first on top."""
+    """Plot shares of a limit (name, share, label) on a logarithmic axis, the limit a line at 1, the first on top.
+
+    Dots, not bars: a logarithmic axis has no 0 that a bar could start from.
+    """
     names = [row[0] for row in rows]
     low, high = min(0.1, *(row[1] for row in rows)), max(1.0, *(row[1] for row in rows))
-    plot = _blank(title, 70 + 26 * len(rows), y_range=names[::-1], x_axis_type="log", x_range=(0.5 * low, 30.0 * high))
-    plot.ygrid.grid_line_color = None
-    plot.add_layout(Span(location=1.0, dimension="height", line_color=_INK, line_dash="dashed"))
-    columns = dict(zip(("name", "share", "text"), map(list, zip(*rows, strict=True)), strict=True))
-    data = ColumnDataSource(columns | {"from": [0.5 * low] * len(rows)})
-    bars = plot.hbar(left="from", right="share", y="name", height=0.55, source=data, color=COLOURS[0])
-    plot.text(
-        "share",
-        "name",
-        "text",
-        source=data,
-        x_offset=5,
-        text_baseline="middle",
-        text_font=value(_FONT),
-        text_font_size="11px",
-        text_color=_INK,
+    label = "share of the limit of this machine (1: as fast as it could be)"
+    plot = _blank(
+        title, 90 + 26 * len(rows), label, y_range=names[::-1], x_axis_type="log", x_range=(0.5 * low, 30.0 * high)
     )
-    _hover(plot, [bars], [("", "@name"), ("measured", "@text"), ("share of the limit", "@share{0.00}")])
+    plot.add_layout(Span(location=1.0, dimension="height", line_color=INK, line_dash="dashed"))
+    columns = dict(zip(("name", "share", "text"), map(list, zip(*rows, strict=True)), strict=True))
+    data = ColumnDataSource(columns)
+    dots = plot.scatter("share", "name", source=data, marker="circle", size=9, color=COLOURS[0])
+    _texts(plot, "share", "name", data, x_offset=9, text_baseline="middle")
+    _hover(plot, [dots], [("", "@name"), ("measured", "@text"), ("share of the limit", "@share{0.00}")])
     return plot
 
 
-def growth(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    """Plot costs (size, cost) over size, on a logarithmic axis."""
-    plot = _blank(title, 240, x_axis_type="log")
+def growth(title: str, series: Mapping[str, Sequence[tuple[int, float]]], size: str, unit: str) -> Figure:
+    """Plot costs (size, cost) over size, on a logarithmic axis.
+
+    Args:
+      title: of the chart.
+      series: {name: [(size, cost)]}.
+      size: what the size counts.
+      unit: of the costs.
+    """
+    plot = _blank(title, 260, size, unit, x_axis_type="log")
     for index, (name, points) in enumerate(series.items()):
         look = style(index)
         x, y = map(list, zip(*points, strict=True))
@@ -192,22 +234,29 @@ def growth(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Fig
     plot.y_range.start = 0.0
     plot.y_range.end = 1.3 * max(cost for points in series.values() for _, cost in points)
     plot.legend.update(
-        location="bottom_right", label_text_font=_FONT, label_text_font_size="11px", background_fill_alpha=0.8
+        location="bottom_right",
+        label_text_font=_FONT,
+        label_text_font_size="11px",
+        label_text_color=INK,
+        background_fill_alpha=0.0,
+        border_line_color=None,
     )
     return plot
 
 
-def reliability(title: str, series: Mapping[str, tuple[int, list[Mapping[str, float]]]], share: bool) -> Figure:
+def reliability(
+    title: str, series: Mapping[str, tuple[int, list[Mapping[str, float]]]], unit: str, share: bool
+) -> Figure:
     """Plot observed against predicted means by decile (reliability diagram); on the diagonal they agree.
 
     Args:
       series: {name: (style number, [{"predicted", "actual", "rows"}])}.
+      unit: of the means.
       share: whether means are of 0 and 1, so that the first series has 95 % intervals.
     """
-    plot = _blank(title, 210)
+    plot = _blank(title, 240, f"predicted, {unit}", f"observed, {unit}")
     plot.xaxis.ticker.desired_num_ticks = plot.yaxis.ticker.desired_num_ticks = 3
     plot.axis.formatter = BasicTickFormatter(use_scientific=False)
-    plot.xaxis.axis_label, plot.yaxis.axis_label = "predicted", "observed"
     drawn, top = [], 1e-9
     for place, (name, (number, bins)) in enumerate(series.items()):
         look = style(number)
@@ -243,14 +292,16 @@ def heat(
     values: Sequence[Sequence[float | None]],
     low: float,
     high: float,
+    axes: tuple[str, str] = ("", ""),
 ) -> Figure:
     """Plot a matrix as a heat map with numbers in the cells, rows from the top; None stays blank.
 
     Args:
       low: value at the lower end of the colour scale: light blue, or dark orange if it is below 0.
       high: value at the upper end: dark blue.
+      axes: labels below and on the left.
     """
-    plot = _blank(title, 90 + 34 * len(rows), x_range=list(columns), y_range=list(rows)[::-1])
+    plot = _blank(title, 110 + 34 * len(rows), *axes, x_range=list(columns), y_range=list(rows)[::-1])
     plot.grid.grid_line_color = None
     for axis in plot.axis:
         axis.update(major_tick_line_color=None, axis_line_color=None)
@@ -295,4 +346,4 @@ def _shade(x: float, low: float, high: float) -> tuple[str, str]:
         start = max(low, 0.0)
         size = min(max((x - start) / (high - start or 1.0), 0.0), 1.0)
         fill = Blues256[250 - round(size * 220)]
-    return fill, "#ffffff" if size > 0.6 else _INK
+    return fill, "#ffffff" if size > 0.6 else _CELL_INK

@@ -5,26 +5,29 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmrf_jax.abtest import statistics
-from mmrf_jax.report import charts
+from mmrf_jax.report import palette
+from mmrf_jax.report.labels import show
 
 NOTHING = "–"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A table cell: a value, and its interval in small print.
+    """A table cell: a value, and lines of small print under it.
 
     Attributes:
-      sure: whether the interval excludes "no difference"; if so, the cell is bold and `detail` says better or worse.
+      outcome: "better" or "worse" if the interval in the small print excludes "no difference"; the cell is then bold
+        and in that colour, and its last line says the word.
     """
 
     text: str
-    detail: str = ""
-    sure: bool = False
+    detail: str | tuple[str, ...] = ""
+    outcome: str = ""
     kind: str = ""
 
 
@@ -36,26 +39,50 @@ def number(x: float | None, digits: int = 4) -> str:
     """Format a number with `digits` significant digits."""
     if x is None:
         return NOTHING
-    return charts.show(x, ",.0f" if abs(x) >= 10 ** (digits - 1) else f".{digits}g")
+    return show(x, ",.0f" if abs(x) >= 10 ** (digits - 1) else f".{digits}g")
 
 
-def interval(bounds: Sequence[float] | None, form: str = ".4f") -> str:
-    return "" if bounds is None or None in bounds else "[" + ", ".join(charts.show(x, form) for x in bounds) + "]"
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings by dotted name."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
-def significance(bounds: Sequence[float] | None, form: str, less: bool = False) -> tuple[str, bool]:
-    """Format the interval of a difference, with "better" or "worse" if it excludes 0, and return whether it does.
+def plain(value: Any) -> str:
+    """Format a setting."""
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def interval(bounds: Sequence[float | None] | None, form: str = ".4f") -> str:
+    """Format an interval; "" if there is none."""
+    known = [x for x in bounds or () if x is not None and math.isfinite(x)]
+    return f"[{', '.join(show(x, form) for x in known)}]" if len(known) == 2 else ""
+
+
+def change(text: str, diff: float | None, bounds: Sequence[float] | None, form: str, less: bool = False) -> Cell:
+    """Return a cell of a value with a difference, its interval, and "better" or "worse" if that excludes 0.
 
     Args:
+      text: the value.
+      diff: the difference; None leaves it out.
+      bounds: its interval.
+      form: format of both, which may end in " %".
       less: whether less is better.
     """
-    said = statistics.verdict(bounds, less)
-    return " ".join(filter(None, [interval(bounds, form), said])), bool(said)
+    form, unit = (form.removesuffix(" %"), " %") if form.endswith(" %") else (form, "")
+    shown = interval(bounds, form)
+    outcome = statistics.verdict(bounds, less) if shown else ""
+    first = "" if diff is None else f"{show(diff, form)}{unit}"
+    return Cell(text, tuple(filter(None, [f"{first} {outcome}".strip(), shown])), outcome)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> str:
+def table(head: Sequence[str | Cell], rows: Iterable[Sequence[str | Cell]]) -> str:
     """Return a table in its own box, which scrolls if the table is wider than the page."""
-    lines = ["<tr>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in head) + "</tr>"]
+    names = [name if isinstance(name, Cell) else Cell(name) for name in head]
+    lines = ["<tr>" + "".join(f'<th scope="col" class="{x.kind}">{escape(x.text)}</th>' for x in names) + "</tr>"]
     body = []
     for row in rows:
         cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
@@ -65,9 +92,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    names = " ".join(filter(None, ["sure" if cell.sure else "", cell.kind]))
+    names = " ".join(filter(None, [cell.outcome, cell.kind]))
     kind = f' class="{escape(names)}"' if names else ""
-    detail = f"<small>{escape(cell.detail)}</small>" if cell.detail else ""
+    lines = (cell.detail,) if isinstance(cell.detail, str) else cell.detail
+    detail = "".join(f"<small>{escape(line)}</small>" for line in lines if line)
     return f"<td{kind}>{escape(cell.text)}{detail}</td>"
 
 
@@ -87,9 +115,10 @@ def legend(names: Sequence[str]) -> str:
     """Return one legend for many charts: the marker, dash and colour of each series."""
     items = []
     for index, name in enumerate(names):
-        look = charts.style(index)
+        look = palette.style(index)
         line = f'<path d="M1 7H37" stroke-width="2" stroke-dasharray="{_STROKES[look["dash"]]}"/>'
-        glyph = f'<svg aria-hidden="true" stroke="{look["colour"]}" fill="{look["colour"]}">'
+        colour = f"var(--series-{palette.COLOURS.index(look['colour'])})"
+        glyph = f'<svg aria-hidden="true" style="stroke:{colour};fill:{colour}">'
         items.append(f"<li>{glyph}{line}{_SHAPES[look['marker']]}</svg>{escape(name)}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmrf_jax.abtest import statistics, summary
 from mmrf_jax.io import extras
-from mmrf_jax.signals import Signals
+from mmrf_jax.report import labels
+from mmrf_jax.report.palette import AXIS, COLOURS, DIRECTIONS, GRID, INK, style
 
 _GAP = (math.nan, math.nan)
 _COLUMNS = 4  # of panels
-_MARKERS = "osD^vP"  # distinguish arms without colour
+_MARKERS = {
+    **{"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "inverted_triangle": "v", "hex": "h"},
+    "star": "*",
+}
 
 
 def require() -> None:
@@ -58,24 +62,27 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
         for row, name in zip(rows, names, strict=True):
             entry = arms[name].get(metric, {})
             if not _there(entry):
-                axis.annotate(statistics.reason(entry), (0.0, row), ha="center", fontsize=8)
+                axis.annotate(statistics.reason(entry), (0.0, row), ha="center", fontsize=8, color=INK)
                 continue
             low, high = entry["ci95"]
-            axis.plot([low, high], [row, row], color="black", linewidth=1.5)
-            axis.plot(entry["diff_pct"], row, marker="o", color="black")
+            outcome = statistics.verdict(entry["ci95"], metric in less)
+            colour, marker = DIRECTIONS[outcome]
+            axis.plot([low, high], [row, row], color=colour, linewidth=1.8)
+            fill = colour if outcome else "white"
+            axis.plot(entry["diff_pct"], row, marker=_MARKERS[marker], color=colour, markerfacecolor=fill)
             axis.annotate(
-                f"{entry['diff_pct']:+.1f}",
+                f"{labels.show(entry['diff_pct'], '+.1f')} %",
                 (entry["diff_pct"], row),
                 (0, 6),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
+                color=INK,
             )
-        axis.axvline(0.0, color="gray", linestyle=":")
-        axis.set_title(_title(metric, less), fontsize=10)
-        axis.set_xlabel(f"% vs {control}", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.margins(x=0.25, y=0.35)
+        axis.axvline(0.0, color=INK, linestyle="--", linewidth=1.0)
+        _dress(axis, labels.titled(metric, metric in less), f"difference to {control}, %")
+        axis.grid(axis="y", visible=False)
+        axis.margins(x=0.3, y=0.35)
     axes[0].set_yticks(rows, names)
     _save(figure, path)
 
@@ -99,19 +106,19 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     at = [row["day"] for row in rows]
     for axis, metric in zip(axes, shown, strict=True):
-        for number, arm in enumerate(arms):
+        for number, arm in enumerate(arm for arm in arms if arm != control):
             entries = [row["ab_test"][arm][metric] for row in rows]
             low, high = zip(*(entry["ci95"] if _there(entry) else _GAP for entry in entries), strict=True)
-            marker, line = _MARKERS[number % len(_MARKERS)], axis.plot([], [])[0]
-            axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            look = style(number)
+            axis.fill_between(at, low, high, color=look["colour"], alpha=0.2, linewidth=0)
             diffs = [entry["diff_pct"] if _there(entry) else math.nan for entry in entries]
-            axis.plot(at, diffs, color=line.get_color(), marker=marker, label=arm, markersize=4)
-        axis.set_title(_title(metric, less), fontsize=10)
-        axis.set_xlabel("day", fontsize=8)
+            marker = _MARKERS[look["marker"]]
+            axis.plot(at, diffs, color=look["colour"], marker=marker, label=arm, markersize=4, linewidth=1.5)
+        axis.axhline(0.0, color=INK, linestyle="--", linewidth=1.0, label=control)
+        _dress(axis, labels.titled(metric, metric in less), "day")
         axis.locator_params(axis="x", integer=True)
-        axis.tick_params(labelsize=8)
-    axes[0].set_ylabel("% vs control", fontsize=8)
-    axes[0].legend(fontsize=8)
+    axes[0].set_ylabel(f"difference to {control}, %", fontsize=9, color=INK)
+    axes[0].legend(fontsize=8, frameon=False, labelcolor=INK)
     _save(figure, path)
 
 
@@ -134,18 +141,18 @@ def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
     for axis in axes[len(panels) :]:
         axis.remove()
     for axis, ((part, unit), curves) in zip(axes, panels.items(), strict=False):
-        for (what, points), marker in zip(curves.items(), _MARKERS, strict=False):
-            axis.plot(*zip(*points, strict=True), marker=marker, color="black", linewidth=1.0, label=what)
+        for number, (what, points) in enumerate(curves.items()):
+            look = style(number)
+            marker = _MARKERS[look["marker"]]
+            axis.plot(*zip(*points, strict=True), marker=marker, color=look["colour"], linewidth=1.5, label=what)
         axis.set_xscale("log")
         sizes = sorted({size for points in curves.values() for size, _ in points})
         if sizes[-1] < 100:  # a few processes: label the sizes instead of powers of ten
             axis.set_xticks(sizes, [str(size) for size in sizes])
             axis.minorticks_off()
-        axis.set_xlabel(part)
+        _dress(axis, part, *labels.growth_axes(part, unit))
         axis.set_ylim(0.0, 1.3 * max(value for points in curves.values() for _, value in points))
-        axis.set_ylabel(unit)
-        axis.legend(fontsize=8)
-        axis.tick_params(labelsize=8)
+        axis.legend(fontsize=8, frameon=False, labelcolor=INK)
     _save(figure, path)
 
 
@@ -158,19 +165,39 @@ def limits(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
       path: file to write.
     """
     entries = [entry for entry in results if "limit" in entry][::-1]
-    figure = _figure(figsize=(7.6, 0.32 * len(entries) + 1.0), layout="constrained")
+    figure = _figure(figsize=(7.6, 0.3 * len(entries) + 1.0), layout="constrained")
     axis = figure.subplots()
-    axis.barh([entry["name"] for entry in entries], [entry["fraction_of_limit"] for entry in entries], color="0.6")
     for row, entry in enumerate(entries):
-        axis.text(
-            entry["fraction_of_limit"] * 1.08, row, f"{entry['value']:,.0f} {entry['unit']}", va="center", fontsize=7
+        axis.plot(entry["fraction_of_limit"], row, marker="o", color=COLOURS[0])
+        text = f"{entry['value']:,.0f} {entry['unit']}"
+        axis.annotate(
+            text,
+            (entry["fraction_of_limit"], row),
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=INK,
         )
-    axis.axvline(1.0, color="black", linewidth=1.0)
-    axis.set_xscale("log")
+    axis.axvline(1.0, color=INK, linestyle="--", linewidth=1.0)
+    axis.set_xscale("log")  # dots, because a bar has no 0 to start from
     axis.set_xlim(right=10.0 * max([1.0, *(entry["fraction_of_limit"] for entry in entries)]))
-    axis.set_xlabel("share of the limit of this machine, measured in the same run")
-    axis.tick_params(labelsize=8)
+    _dress(axis, "", "share of the limit of this machine (1: as fast as it could be)")
+    axis.set_yticks(range(len(entries)), [entry["name"] for entry in entries])
     _save(figure, path)
+
+
+def _dress(axis: Any, title: str, x: str, y: str = "") -> None:
+    """Give a panel the look of the page's charts."""
+    axis.set_title(title, fontsize=10, fontweight="bold", loc="left", color=INK)
+    axis.set_xlabel(x, fontsize=9, color=INK)
+    axis.set_ylabel(y, fontsize=9, color=INK)
+    axis.grid(color=GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(AXIS)
+    axis.tick_params(labelsize=8, color=AXIS, labelcolor=INK)
 
 
 def _there(entry: Mapping[str, Any] | None) -> bool:
@@ -181,13 +208,8 @@ def _there(entry: Mapping[str, Any] | None) -> bool:
 def _usual(result: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the metrics of a plot: the main one, and what else an arm may change."""
     main = statistics.main_metric(result)
-    signals = Signals.from_dict(result["signals"]) if "signals" in result else None
-    others = [] if signals is None else signals.choose(("like", "follow", "hate"))
+    others = statistics.signals_of(result).choose(("like", "follow", "hate"))
     return tuple(dict.fromkeys((main, "depth", *others, "return_rate")))
-
-
-def _title(metric: str, less: Collection[str]) -> str:
-    return f"{metric} (less is better)" if metric in less else metric
 
 
 def _nothing() -> Any:

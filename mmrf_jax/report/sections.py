@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrf_jax.report import charts
-from mmrf_jax.signals import SHORT_VIDEO, Signals
+from mmrf_jax.signals import Signals
 
 #: Why a results section is empty before the end of the run.
 UNFINISHED = "The run has not come to its end: results.json is not there yet."
@@ -27,6 +27,7 @@ class Run:
       source: counts from reading the input.
       explained: from `training.run_report.explain`.
       measured: {"speed", "scale": from `mmrf benchmark`}, if available.
+      starts: of the run and its resumptions, {"start", "host", "commit", "command"} each.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Run:
     source: Mapping[str, Any]
     explained: Mapping[str, Any]
     measured: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    starts: Sequence[Mapping[str, str]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,36 +54,11 @@ class Part:
     missing: str = ""
 
 
-_LABELS = {
-    "watch_time": "watch time, s a session",
-    "depth": "depth, videos a session",
-    "requests": "requests a session",
-    "return_rate": "back within a day",
-    "click": "clicks a video",
-    "long_view": "long views a video",
-    "like": "likes a video",
-    "follow": "follows a video",
-    "comment": "comments a video",
-    "forward": "forwards a video",
-    "hate": "hates a video",
-    "profile_enter": "profiles entered a video",
-    "coverage": "coverage of the catalogue",
-    "gini": "Gini index of exposures",
-    "ild": "diversity in a slate",
-}
-
-
-def label(signals: Signals, metric: str) -> str:
-    """Return the words for a metric, with its unit."""
-    if metric not in signals.names:
-        return _LABELS.get(metric, metric.replace("_", " "))
-    kind = signals.signals[signals.index(metric)].kind
-    if metric in _LABELS and kind == SHORT_VIDEO.signals[SHORT_VIDEO.index(metric)].kind:
-        return _LABELS[metric]
-    unit = {"binary": "a video", "duration": "s a session", "count": "a session", "value": "total a session"}[kind]
-    return f"{metric.replace('_', ' ')}, {unit}"
-
-
 def grid(names: Sequence[str], kind: str = "") -> str:
     """Return the section's placeholders for these charts."""
     return f'<div class="charts {kind}">' + "".join("{{" + name + "}}" for name in names) + "</div>"
+
+
+def split(table: str, charts: str) -> str:
+    """Return a table and charts: next to each other on wide screens, else the charts first."""
+    return f'<div class="split"><div class="figures">{charts}</div><div>{table}</div></div>'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmrf_jax.report import charts
+from mmrf_jax.report import charts, labels
 from mmrf_jax.report.markup import table
 from mmrf_jax.report.sections import Part, Run, grid
 
@@ -41,7 +41,8 @@ def scale(run: Run) -> Part | None:
         if size.isdigit():
             panels.setdefault((part, entry["unit"]), {}).setdefault(what, []).append((int(size), entry["value"]))
     figures = {
-        f"scale-{part}-{unit}": charts.growth(f"{part}, {unit}", curves) for (part, unit), curves in panels.items()
+        f"scale-{part}-{unit}": charts.growth(part, curves, *labels.growth_axes(part, unit))
+        for (part, unit), curves in panels.items()
     }
     caption = f"Costs and memory by the number of rows, videos, users, processes or log rows. {_machine(found)}"
     return Part("scale", "How it grows", caption, grid(list(figures), "wide"), figures)

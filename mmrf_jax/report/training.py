@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from mmrf_jax.report import charts
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mmrf_jax.report import charts, labels
 from mmrf_jax.report.markup import escape, legend, table
-from mmrf_jax.report.sections import Part, Run, grid, label
+from mmrf_jax.report.sections import Part, Run, grid
+from mmrf_jax.signals import Signals
 
 _PHASES = {"train": "agents", "fit": "feedback model"}
 
@@ -15,37 +19,61 @@ def curves(run: Run) -> Part:
     if not rows:
         return Part(identity, title, "", missing="metrics.jsonl has no steps of learning.")
     phases = [phase for phase in _PHASES if any(row["phase"] == phase for row in rows)]
-    order = [row["phase"] for row in run.rows]
-    ends = [run.rows[i]["step"] for i in range(len(order) - 1) if order[i] == "train" and order[i + 1] != "train"]
+    ends = round_ends(run.rows)
     names = dict.fromkeys(name for row in rows for name in row if name not in ("step", "seed", "phase", "seconds"))
     figures: dict[str, charts.Figure] = {}
-    groups: dict[str, list[str]] = {"losses": [], "objectives": [], "rest": []}
     for name in names:
-        series: dict[str, tuple[int, list, list]] = {}
+        series: dict[str, tuple[int, list, list, list]] = {}
         for phase in phases:
-            points = [(row["step"], row[name]) for row in rows if row["phase"] == phase and name in row]
-            if points:
+            if points := [(row["step"], row[name]) for row in rows if row["phase"] == phase and name in row]:
                 steps, values = map(list, zip(*points, strict=True))
-                series[_PHASES[phase]] = (list(_PHASES).index(phase), steps, values)
-        first, _, last = name.partition("/")
-        group = "losses" if last in (*run.signals.names, "stay") and first == "loss" else "rest"
-        group = "objectives" if first == "objective" else group
-        label = last if group != "rest" else name.replace("/", " ").replace("_", " ")
-        groups[group].append(f"curve-{name}")
-        figures[f"curve-{name}"] = charts.curves(label, series, ends)
-    body = legend([_PHASES[phase] for phase in phases])
-    body += "<h3>Loss of predicted feedback, and of staying</h3>" + grid(groups["losses"])
-    if groups["objectives"]:
-        body += "<h3>What each agent's actor ascends</h3>" + grid(groups["objectives"])
-    if groups["rest"]:
-        body += f"<details><summary>Everything else that was logged</summary>{grid(groups['rest'])}</details>"
+                series[_PHASES[phase]] = (list(_PHASES).index(phase), steps, values, ends)
+        figures[name] = charts.curves(*titled(name, run.signals), series)
+    body = legend([_PHASES[phase] for phase in phases]) + grouped(figures, "curve", run.signals)
     body += _exploitation_gap(run)
     caption = (
-        "Against the steps of the whole run; a dotted line ends a round. Losses should fall; after a round they "
-        "may jump, as the logs are new. Objectives are in units of each critic's spread, and fall where that "
-        "grows faster. A point is a batch or the mean of a few, so rare signals are noisy."
+        "Steps count the whole run; a dotted line ends a round. Strong lines are moving means over a tenth of a round, "
+        "pale ones the raw values, each of one batch, so rare signals are noisy. Losses should fall; after a round "
+        "they may jump, because the logs are new. Objectives are in units of each critic's standard deviation, and "
+        "fall where that grows faster."
     )
-    return Part(identity, title, caption, body, figures)
+    return Part(identity, title, caption, body, {f"curve-{name}": figure for name, figure in figures.items()})
+
+
+def round_ends(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the steps at which rounds of updates ended."""
+    phases = [row["phase"] for row in rows]
+    return [rows[i]["step"] for i in range(len(rows) - 1) if phases[i] == "train" and phases[i + 1] != "train"]
+
+
+def grouped(names: Iterable[str], prefix: str, signals: Signals) -> str:
+    """Return the placeholders `PREFIX-NAME` of the curves of logged metrics, by what they are."""
+    groups: dict[str, list[str]] = {"loss": [], "objective": [], "": []}
+    for name in names:
+        first, _, last = name.partition("/")
+        known = first == "objective" or (first == "loss" and last in (*signals.names, "stay"))
+        groups[first if known else ""].append(f"{prefix}-{name}")
+    body = ""
+    if groups["loss"]:
+        body += "<h3>Loss of predicted feedback and of continuing the session</h3>" + grid(groups["loss"], "curves")
+    if groups["objective"]:
+        body += "<h3>Objective of each agent's actor</h3>" + grid(groups["objective"], "curves")
+    if groups[""]:
+        more = grid(groups[""], "curves")
+        body += f"<details><summary>Everything else that was logged</summary>{more}</details>"
+    return body
+
+
+def titled(name: str, signals: Signals) -> tuple[str, str]:
+    """Return the title and the unit of a logged metric's chart."""
+    first, _, last = name.partition("/")
+    if first == "loss" and last in signals.binary_names:
+        return labels.name(last), "log-loss, nats"
+    if first == "loss":
+        return ("continuing the session", "log-loss, nats") if last == "stay" else (labels.name(last), "loss")
+    if first == "objective":
+        return labels.name(last), "standard deviations"
+    return name.replace("/", " ").replace("_", " "), first.replace("_", " ")
 
 
 def _exploitation_gap(run: Run) -> str:
@@ -54,8 +82,10 @@ def _exploitation_gap(run: Run) -> str:
     if not rows:
         return ""
     cells = [
-        [str(i), f"{row['model']:,.0f}", f"{row['world']:,.0f}", charts.show(row["gap"], "+,.0f")]
+        [str(i), f"{row['model']:,.0f}", f"{row['world']:,.0f}", labels.show(row["gap"], "+,.0f")]
         for i, row in enumerate(rows, 1)
     ]
     head = ["after round", "in its model", "in the world", "gap"]
-    return f"<h3>What the newest policy earns, {escape(label(run.signals, run.signals.main))}</h3>" + table(head, cells)
+    main = run.signals.main
+    what = ", ".join((labels.name(main), *labels.units(main, less=False)))
+    return f"<h3>Return of the newest policy: {escape(what)}</h3>" + table(head, cells)

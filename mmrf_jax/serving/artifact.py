@@ -114,7 +114,7 @@ def write(
                 "out": [str(aval) for aval in lowered.out_avals],
             }
         for group, named in arrays.items():
-            np.savez(made / "arrays" / f"{group}.npz", allow_pickle=False, **named)
+            files.write_arrays(made / "arrays" / f"{group}.npz", named)
         manifest["files"] = {
             str(path.relative_to(made)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
             for path in sorted(made.rglob("*"))

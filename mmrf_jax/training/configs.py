@@ -19,6 +19,7 @@ from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.envs.short_video.config import WorldConfig
 from mmrf_jax.fields import field
+from mmrf_jax.io import trackers
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model.config import FeedbackConfig
 
@@ -138,6 +139,9 @@ class Run:
     ab_test: ABTest = dataclasses.field(default_factory=ABTest)
     log_every: int = field(50, "steps", fields.COUNT)
     checkpoint_every: int = field(500, "steps", fields.COUNT)
+    trackers: tuple[str, ...] = field(
+        ("tensorboard", "csv"), "of metrics, in addition to metrics.jsonl", among=trackers.NAMES
+    )
     profile_steps: str = field("", "or FIRST:LAST, such as 100:110: a trace of these steps in the run folder")
 
     @property

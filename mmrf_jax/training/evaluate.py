@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -41,6 +41,7 @@ def compare(
     hashed: bool = False,
     cuped: bool = False,
     always_valid: bool = False,
+    observe: Callable[[Mapping[str, Mapping[str, np.ndarray]]], object] = lambda sums: None,
 ) -> dict[str, Any]:
     """Run an A/B test in the source's simulator, with progress; the first arm is the control.
 
@@ -49,6 +50,7 @@ def compare(
       hashed: whether each user is in one arm, by hash, instead of in all of them.
       cuped: as in `simulate.compare`.
       always_valid: as in `simulate.compare`.
+      observe: as in `simulate.compare`, for tests of one day.
 
     Raises:
       ValueError: without a simulator, or for days outside the simulator's range.
@@ -65,7 +67,7 @@ def compare(
         "progress": counted("ab_test", config.ab_test.sessions * len(names) * days),
     }
     if days == 1:
-        return simulate.compare(sim, policies, key, mesh, day=config.ab_test.day, **options)
+        return simulate.compare(sim, policies, key, mesh, day=config.ab_test.day, observe=observe, **options)
     sources.check_days(config, days)
     return simulate_days.compare(sim, policies, key, mesh, first_day=config.ab_test.day, days=days, **options)
 

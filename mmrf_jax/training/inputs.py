@@ -60,8 +60,7 @@ def write(workdir: Path, inputs: Inputs) -> None:
     arrays = {name: np.asarray(getattr(inputs.items, name)) for name in _ARRAYS}
     if inputs.video_ids is not None:
         arrays[_ID] = inputs.video_ids
-    with files.new_file(workdir / "inputs.npz") as path, path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    files.write_arrays(workdir / "inputs.npz", arrays)
     sizes = {name: getattr(inputs.items, name) for name in _SIZES}
     about = {"spec": dataclasses.asdict(inputs.spec), "sizes": sizes, "code": inputs.code}
     files.write_json(workdir / "inputs.json", about)  # last: it says that the arrays are complete
@@ -80,9 +79,9 @@ def read(workdir: Path) -> Inputs | None:
     about: dict[str, Any] = run_folder.read_json(path, again)
     try:
         with np.load(workdir / "inputs.npz", allow_pickle=False) as kept:
-            arrays = {name: kept[name] for name in kept.files}
-        ids = arrays.pop(_ID, None)
-        items = types.Items(**{name: jnp.asarray(x) for name, x in arrays.items()}, **about["sizes"])
+            arrays: dict[str, Any] = {name: jnp.asarray(kept[name]) for name in _ARRAYS}
+            ids = kept[_ID] if _ID in kept.files else None
+        items = types.Items(**arrays, **about["sizes"])
         return Inputs(InputSpec.from_dict(about["spec"]), items, ids, about["code"])
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{workdir / 'inputs.npz'} cannot be read ({error}); {again}") from error

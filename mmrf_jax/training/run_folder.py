@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmrf_jax.io import files
 
-_FREE_PREFIXES = ("log_", "profile_", "checkpoint_")
+#: Per-user sums of the run's own arm in its A/B test.
+USERS = "ab_test_users.npz"
+_FREE_PREFIXES = ("log_", "profile_", "checkpoint_", "trackers")
 #: Files and folders that a run writes in addition to config.json.
-_FOLDERS = ("checkpoints", "tensorboard", "profile")
+_FOLDERS = ("checkpoints", "tensorboard", "profile", "wandb")
 _FILES = (
-    *("metrics.jsonl", "learned.json", "results.json", "truth.json", "off_policy.json", "report.html"),
+    *("metrics.jsonl", "metrics.csv", "trackers.json", "starts.json", USERS),
+    *("learned.json", "results.json", "truth.json", "off_policy.json", "report.html"),
     *("inputs.json", "inputs.npz"),
 )
 
@@ -138,6 +145,56 @@ def read_config(workdir: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{workdir} is not a run folder: it has no config.json; name the workdir of a training run")
     return read_json(path, "restore it or use another --workdir")
+
+
+def arm_names(arms: Sequence[str]) -> list[str]:
+    """Return the names of arms in tables and plots: of a run its method, with its folder where two arms share that.
+
+    Args:
+      arms: policies or run folders.
+
+    Raises:
+      ValueError: for two arms that would have the same name.
+    """
+    paths = [files.user_path(arm, "--arms") for arm in arms]
+    runs = [(path / "config.json").exists() for path in paths]
+    methods = [read_config(path)["method"] if run else arm for arm, path, run in zip(arms, paths, runs, strict=True)]
+    names = [
+        f"{method} ({path.resolve().name})" if run and methods.count(method) > 1 else method
+        for method, path, run in zip(methods, paths, runs, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--arms={','.join(arms)} repeats a name; name each arm once, in folders of different names")
+    return names
+
+
+def write_users(workdir: Path, blocks: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Write the per-user sums of the run's own arm, so that runs can be compared user by user.
+
+    Args:
+      workdir: the run folder.
+      blocks: of users, as `statistics.ABTest.update` takes them.
+    """
+    names = [name for name in blocks[0] if name != "exposures"]
+    columns = {name: np.concatenate([block[name] for block in blocks]) for name in names}
+    with files.new_file(workdir / USERS) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **columns)  # type: ignore[arg-type]
+
+
+def read_users(workdir: Path) -> dict[str, np.ndarray]:
+    """Return the per-user sums of `write_users`; {} if the run has none.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    path = workdir / USERS
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path) as columns:
+            return {name: columns[name] for name in columns.files}
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and runs are compared without it") from error
 
 
 def read_json(path: Path, fix: str = "remove it, and the same command writes it again") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mmrf_jax.metrics import offline
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.parallel import programs
 from mmrf_jax.signals import Signals
-from mmrf_jax.training import configs, evaluate, predictions, run_folder, sources, steps
+from mmrf_jax.training import configs, evaluate, predictions, provenance, run_folder, sources, steps
 
 _BATCH, _BATCHES = 64, 16  # held-out segments per batch, and the maximum number of batches
 _TOGETHER = ("attention", "actors", "encoder")  # matrices of how the agents depend on each other
@@ -245,6 +246,15 @@ def missing() -> extras.MissingExtra | None:
     return None
 
 
+def headline(config: configs.Run, results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the results as flat numbers for trackers: the run's own arm, and GAUC of the held-out log."""
+    found: dict[str, Any] = {}
+    for metric, entry in results.get("ab_test", {}).get(config.method, {}).items():
+        found |= {f"ab_test/{metric}/{key}": entry[key] for key in ("mean", "diff_pct")}
+    found |= {f"offline/{signal}/gauc": entry["gauc"] for signal, entry in results.get("offline", {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def write_report(
     config: configs.Run, source: sources.Source, state: steps.TrainState, workdir: Path, thorough: bool = True
 ) -> Path:
@@ -269,6 +279,7 @@ def write_report(
         measured={
             name: run_folder.read_json(path) for name in _MEASURED if (path := workdir / f"{name}.json").exists()
         },
+        starts=provenance.read(workdir),
     )
     path = workdir / "report.html"
     files.write_text(path, page.build(run))

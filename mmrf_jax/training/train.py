@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions, stream
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import base
-from mmrf_jax.io import files, metric_writer, profile
+from mmrf_jax.io import files, metric_writer, profile, trackers
 from mmrf_jax.io.progress import check, counted, interruptible, observed, phase, say
 from mmrf_jax.models.feedback_model import fitting
 from mmrf_jax.parallel import multihost, preemption, programs, sharding
@@ -29,6 +29,7 @@ from mmrf_jax.training import (
     configs,
     evaluate,
     inputs,
+    provenance,
     restore,
     run_folder,
     run_report,
@@ -53,6 +54,7 @@ def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, 
     configs.validate(configs.as_dict(config))
     registry.configured(config.method, config.agents)
     profile.parse(config.profile_steps)
+    trackers.check(config.trackers)
     mesh = sharding.make_mesh()
     sharding.check_divisible(config.train.batch, mesh, "train.batch")
     sharding.check_divisible(config.feedback.batch, mesh, "feedback.batch")
@@ -81,6 +83,7 @@ def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> d
         run_folder.check(workdir, configs.as_dict(config))
         return results
     stack.enter_context(run_folder.claimed(workdir, configs.as_dict(config)))
+    provenance.record(workdir)
     return None
 
 
@@ -118,11 +121,14 @@ def _run(config, workdir: Path, mesh, brief: bool, compiled: programs.Ahead, spe
     result = multihost.on_primary(lambda: _read_if_exists(workdir / "results.json"))  # if stopped at the report before
     with preemption.at_once():
         if result is None:
-            result = {"train": metrics} | _judged(config, source, plan, policies, state, mesh, brief, compiled)
+            result = {"train": metrics}
+            if source.sim is not None:
+                result |= _ab_test(config, source, plan, policies, state, mesh, workdir, compiled)
+            result |= _offline(config, source, state, brief, compiled)
             phase("results")
             if sharding.is_primary():
                 files.write_json(workdir / "results.json", result)
-                _write_times(config, workdir, metrics["steps"], spent.seconds())
+                _write_end(config, workdir, metrics["steps"], spent.seconds(), result)
         if not brief:
             source, state = _alone(source), sharding.local(state)
             source.test()  # a collective operation if the test log has not been collected yet
@@ -132,26 +138,56 @@ def _run(config, workdir: Path, mesh, brief: bool, compiled: programs.Ahead, spe
     return result
 
 
-def _write_times(config: configs.Run, workdir: Path, step: int, seconds: dict[str, float]) -> None:
-    """Log this process's times, as a line and as a row of metrics.jsonl."""
+def _writer(config: configs.Run, workdir: Path | None, start_step: int | None) -> metric_writer.MetricsWriter:
+    return metric_writer.MetricsWriter(
+        workdir, start_step, seed=config.seed, track=config.trackers, config=configs.as_dict(config)
+    )
+
+
+def _write_end(
+    config: configs.Run, workdir: Path, step: int, seconds: dict[str, float], result: Mapping[str, Any]
+) -> None:
+    """Log this process's times, as a line and as a row of metrics.jsonl, and the results, to the trackers."""
     say(times.describe(seconds))
-    with metric_writer.MetricsWriter(workdir, start_step=step, seed=config.seed) as writer:
+    with _writer(config, workdir, step) as writer:
         writer.write(step, "time", {f"seconds_{kind}": round(value, 3) for kind, value in seconds.items()})
+        writer.summarise(run_report.headline(config, result))
 
 
-def _judged(
-    config, source, plan: steps.TrainConfig, policies, state, mesh, brief: bool, compiled: programs.Ahead
+def _ab_test(
+    config: configs.Run,
+    source: sources.Source,
+    plan: steps.TrainConfig,
+    policies: dict[str, base.Policy],
+    state: steps.TrainState,
+    mesh,
+    workdir: Path,
+    compiled: programs.Ahead,
 ) -> dict[str, Any]:
-    """Evaluate a trained state: the A/B test if there is a simulator, then the offline metrics."""
-    result: dict[str, Any] = {}
-    if source.sim is not None:
-        phase("ab_test")
-        compiled.wait("A/B test", check, say)
-        own = registry.get(plan.method).make_policy(state.agents, source.items, plan.agents)
-        result |= evaluate.compare(config, source, policies | {config.method: own}, mesh)
+    """Compare a trained state with the other arms; the per-user sums of its arm go to the run folder."""
+    phase("ab_test")
+    compiled.wait("A/B test", check, say)
+    own = registry.get(plan.method).make_policy(state.agents, source.items, plan.agents)
+    blocks: list[Mapping[str, np.ndarray]] = []
+    result = evaluate.compare(
+        config,
+        source,
+        policies | {config.method: own},
+        mesh,
+        observe=lambda sums: blocks.append(sums[config.method]),
+    )
+    if sharding.is_primary():
+        run_folder.write_users(workdir, blocks)
+    return result
+
+
+def _offline(
+    config: configs.Run, source: sources.Source, state: steps.TrainState, brief: bool, compiled: programs.Ahead
+) -> dict[str, Any]:
+    """Evaluate a trained state on the held-out logs."""
     phase("offline")
     compiled.wait("offline", check, say)
-    return result | evaluate.evaluate(
+    return evaluate.evaluate(
         config, _alone(source), sharding.local(state), sharding.local_mesh(), with_baselines=not brief
     )
 
@@ -221,7 +257,7 @@ def _learn(
     start = compilation.initial(shapes) if state is None else None
     compilation.begin(compiled, config, plan, source, shapes, start, policies, mesh)
     writes = workdir if sharding.is_primary() else None
-    writer = metric_writer.MetricsWriter(writes, start_step=step if step else None, seed=config.seed)
+    writer = _writer(config, writes, step if step else None)
     hooks = _RunHooks(config, writer, checkpoints, step)
     traced = profile.Profile(config.profile_steps, writes and writes / "profile")
     given: batches.Batches | None = None

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mmrf_jax.data import records
-from mmrf_jax.io import extras, metric_writer
+from mmrf_jax.io import extras, trackers
 from mmrf_jax.io.metric_writer import MetricsWriter
 from mmrf_jax.report import plots
 from mmrf_jax.training import run_report
@@ -59,7 +59,7 @@ def test_the_report_says_why_it_cannot_be(without):
 
 def test_metrics_are_written_without_events(without, tmp_path, capsys):
     without("tensorboardX")
-    metric_writer._say_once.cache_clear()
+    trackers._say_once.cache_clear()
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, "train", {"loss": 0.5})
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 0.5

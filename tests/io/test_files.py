@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmrf_jax.io import files
 from mmrf_jax.io.files import write_json
 
 
@@ -39,3 +40,15 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="killed"):
         write_json(path, {"new": 1})
     assert json.loads(path.read_text()) == {"old": 1} and os.listdir(tmp_path) == ["results.json"]
+
+
+def test_arrays_are_written_without_pickling(tmp_path):
+    arrays = {"a": np.arange(3, dtype=np.int64), "text|b": np.array(["x", "yy"])}
+    files.write_arrays(tmp_path / "a.npz", arrays)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as found:
+        assert sorted(found.files) == sorted(arrays)  # under these names alone, with every NumPy
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+    with pytest.raises(TypeError, match="array 'b' holds Python objects"):
+        files.write_arrays(tmp_path / "b.npz", {"b": np.array([{}])})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]

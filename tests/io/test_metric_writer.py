@@ -21,7 +21,7 @@ def rows(workdir):
 
 
 def log(workdir, steps, start_step=None, **kwargs):
-    with MetricsWriter(workdir, start_step, tensorboard=False, clock=Clock(), **kwargs) as writer:
+    with MetricsWriter(workdir, start_step, track=(), clock=Clock(), **kwargs) as writer:
         for step in steps:
             writer.write(step, "train", {"loss": step / 2})
 
@@ -83,7 +83,7 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
 
 
 def test_not_finite_names_metrics_and_step(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, track=()) as writer:
         with pytest.raises(FloatingPointError, match=r"step 12 \(fit\): loss/like = nan, norm = inf"):
             writer.write(12, "fit", {"loss": {"click": 1.0, "like": jnp.nan}, "norm": np.inf})
         assert rows(tmp_path) == []
@@ -93,7 +93,7 @@ def test_refuses_arrays_and_names_of_columns(tmp_path):
     with pytest.raises(ValueError, match=r"metric a/b has shape \(2,\)"):
         flatten({"a": {"b": np.zeros(2)}})
     with (
-        MetricsWriter(tmp_path, tensorboard=False) as writer,
+        MetricsWriter(tmp_path, track=()) as writer,
         pytest.raises(ValueError, match=r"\['phase', 'step'\] have the names of columns"),
     ):
         writer.write(1, "train", {"step": 1, "phase": 2})

@@ -1,5 +1,8 @@
 """`launch.report`, and the page of a finished run as a browser shows it: drawn, without an error, on a phone too."""
 
+import csv
+import html
+import json
 import shutil
 
 import pytest
@@ -7,7 +10,7 @@ from processes import HANG, error_line, results
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from mmrf_jax.training import run_report, train
+from mmrf_jax.training import provenance, run_folder, run_report, train
 
 #: What of the page's charts is drawn: every root's size, and whether its canvases hold anything but nothing.
 DRAWN = """
@@ -84,6 +87,32 @@ def test_the_session_explorer_responds(finished, browser):
     buttons[1].click()
     assert "Request 2:" in told() and rows() != before and buttons[1].get_attribute("aria-pressed") == "true"
     assert buttons[0].get_attribute("aria-pressed") == "false"
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves_for_other_programs_and_for_comparisons(finished, launch, tmp_path):
+    with (finished / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    logged = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [{name: x for name, x in row.items() if x} for row in table] == [
+        {name: str(x) for name, x in row.items() if str(x)} for row in logged
+    ]
+    (start,) = provenance.read(finished)
+    assert start["command"].startswith("python -m launch.train --config=") and start["command"] in (
+        html.unescape((finished / "report.html").read_text())
+    )
+    users, arm = run_folder.read_users(finished), results(finished)["ab_test"]["mmrf"]
+    assert users["watch_time"].mean() == pytest.approx(arm["watch_time"]["mean"])
+    assert users["like"].sum() / users["depth"].sum() == pytest.approx(arm["like"]["mean"])
+    # Compared with itself, user by user, a run is exactly as good.
+    other = shutil.copytree(finished, tmp_path / "other")
+    done = launch.ok("compare", finished, other, f"--out={tmp_path / 'compare.html'}")
+    assert done.stdout.strip() == str(tmp_path / "compare.html")
+    page = (tmp_path / "compare.html").read_text()
+    assert "user by user" in page and "<small>+0.00 %</small><small>[+0.00, +0.00]</small>" in page
+    error_line(launch("compare", finished, f"--out={tmp_path / 'no.html'}"), "1 runs to compare; name 2 to 20")
+    error_line(launch("compare", finished, tmp_path / "none"), "none is not a run folder")
+    assert not (tmp_path / "no.html").exists()
 
 
 @pytest.mark.slow

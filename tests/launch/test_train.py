@@ -1,6 +1,7 @@
 """`launch.train` and `launch.evaluate` as a user starts them."""
 
 import json
+import re
 import shutil
 
 import kuairand_files
@@ -99,9 +100,12 @@ def test_myopic_runs(launch, tmp_path):
     # The run's own ranker is an arm without being named, and once if it is.
     done = launch.ok("train", *TINY, "--config.ab_test.arms=('myopic','production')", *args)
     assert "| myopic" in done.stdout
+    sentence = done.stdout.splitlines()[-1]
+    assert re.match(r"myopic is (better than|worse than|not distinguishable from) production: ", sentence)
     result = results(tmp_path / "run")
     assert set(result["ab_test"]) == {"production", "myopic"} and result["train"]["updates"] > 0
     page = (tmp_path / "run" / "report.html").read_text()
+    assert sentence.replace(" %", "&nbsp;%") in page  # the same on the terminal and on the page
     assert (
         page.count("method=myopic has no agents that work together") == 2
         and "method=myopic predicts no feedback" in page

@@ -2,46 +2,14 @@
 
 import json
 import math
-from html.parser import HTMLParser
 
 import pytest
+from pages import NASTY, Page
 
-from mmrf_jax.report import charts, page, sections
+from mmrf_jax.report import charts, page, palette, sections
 from mmrf_jax.signals import SHORT_VIDEO
 
-NASTY = "</script><script>alert(1)</script><img src=http://example.com/x onerror=alert(1)>"
 SECTIONS = ["ab-test", "offline", "fidelity", "curves", "attention", "conflict", "explorer", "settings"]
-
-
-class Page(HTMLParser):
-    """The elements of a page, and the text of each section outside of scripts."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict]] = []
-        self.sections: dict[str, str] = {}
-        self.scripts: list[str] = []
-        self._section = self._inside = None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        self._inside = tag
-        if tag == "section":
-            self._section = dict(attributes)["id"]
-            self.sections[self._section] = ""
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag):
-        self._inside = None
-        self._section = None if tag == "section" else self._section
-
-    def handle_data(self, data):
-        if self._inside == "script":
-            self.scripts[-1] += data
-        elif self._section:
-            self.sections[self._section] += data
 
 
 def make_run(**changes) -> sections.Run:
@@ -90,18 +58,19 @@ def make_run(**changes) -> sections.Run:
 def test_every_section_is_there_and_figures_are_the_results():
     found = Page(page.build(make_run()))
     assert list(found.sections) == SECTIONS
-    assert sum(a.get("class") == "missing" for _, a in found.elements) == 1  # that of a browser without scripts
+    assert sum(a.get("class") == "missing" for _, a in found.elements) == 2  # of starts, and of scripts
     ab, offline = found.sections["ab-test"], found.sections["offline"]
-    assert "990" in ab and "+10.00 % [−1.50, +21.50]" in ab and "−20.00 % [−21.00, −19.00]" in ab
-    bold = [a for tag, a in found.elements if tag == "td" and a.get("class") == "sure"]
-    assert len(bold) == 1  # depth alone is told apart from production
-    assert "−20.00 % [−21.00, −19.00] worse" in ab and "[−1.50, +21.50] " not in ab
+    cells = [a.get("class") for tag, a in found.elements if tag == "td"]
+    assert cells.count("worse") == 1 and cells.count("better") == 0  # depth alone differs from production
+    # The run's own arm stands next to the names, before production.
+    assert "metricmmrfproductionwatch timeseconds per session990+10.00 %[−1.50, +21.50]900" in ab
+    assert "depthvideos per session0.5−20.00 % worse[−21.00, −19.00]900" in ab
     assert "0too few" in ab and "Too few: fewer than 25 users of an arm have any" in ab
     said = "Too small to tell mmrf from production by watch_time: the true difference may be 0, and as large as 22 %;"
     assert said in ab.replace("\xa0", " ")
     assert "0.6282[0.6100, 0.6400]0.6264" in offline and "4,045" in offline
     assert "1,234" in found.sections["attention"] and "1,234" in found.sections["conflict"]
-    assert "1.2.3" in found.sections["settings"]
+    assert "1.2.3" in found.sections["settings"] and "before its folder recorded" in found.sections["settings"]
     told = next(a for tag, a in found.elements if tag == "meta" and a.get("name") == "viewport")
     assert "width=device-width" in told["content"]
 
@@ -118,13 +87,61 @@ def test_bold_is_better_or_worse_by_metric_and_section():
     results["fidelity"]["click"]["agents"]["model_minus"] = minus
     found = Page(page.build(make_run(results=results)))
     ab = found.sections["ab-test"]
-    assert "follows a video12+20.00 % [+10.00, +30.00] better" in ab
-    for label in ("hates a video", "Gini index of exposures"):
-        assert f"{label} (less is better)12+20.00 % [+10.00, +30.00] worse" in ab
-    assert "0.6000[+0.0100, +0.0300] better" in found.sections["offline"]
-    assert "[−0.2000, −0.1000] better" in found.sections["fidelity"]
-    sure = sum(a.get("class") == "sure" for tag, a in found.elements if tag == "td")
-    assert sure == sum(text.count("] better") + text.count("] worse") for text in found.sections.values())
+    assert "followsper video2+20.00 % better[+10.00, +30.00]1" in ab
+    assert "hatesper videoless is better2+20.00 % worse[+10.00, +30.00]1" in ab
+    assert "Gini index of exposuresless is better2+20.00 % worse[+10.00, +30.00]1" in ab
+    assert "0.6000+0.0200 better[+0.0100, +0.0300]" in found.sections["offline"]
+    assert "−0.1000 better[−0.2000, −0.1000]" in found.sections["fidelity"]
+    cells = [a.get("class") for tag, a in found.elements if tag == "td"]
+    assert cells.count("better") == 3 and cells.count("worse") == 3
+
+
+def test_the_verdict_stands_on_top_with_its_tiles():
+    found = page.build(make_run())
+    sentence = "mmrf is not distinguishable from production: watch time +10.0&nbsp;% [−1.5, +21.5]"
+    assert f'<p class="verdict unclear">{sentence}' in found and found.index("verdict unclear") < found.index("<nav")
+    small = "<small>to production, [−1.5, +21.5]</small>"
+    assert f'<div class="tile "><span>watch time</span><b>+10.0 %</b>{small}</div>' in found
+    results = json.loads(json.dumps(make_run().results))
+    results["ab_test"]["mmrf"] |= {
+        "watch_time": {"mean": 2.0, "diff_pct": 20.0, "ci95": [10.0, 30.0]},
+        "hate": {"mean": 2.0, "diff_pct": 20.0, "ci95": [10.0, 30.0]},
+        "click": {"mean": 0.25, "diff_pct": None, "ci95": None, "note": "too few: 3 users"},
+    }
+    found = page.build(make_run(results=results))
+    assert '<p class="verdict better">mmrf is better than production' in found
+    assert '<div class="tile better"><span>watch time</span>' in found
+    worse = "<b>+20.0 %</b><small>worse than production, [+10.0, +30.0]</small>"
+    assert f'<div class="tile worse"><span>hates</span>{worse}' in found
+    assert '<div class="tile "><span>clicks</span><b>0.25</b><small>too few</small>' in found
+    assert '<p class="verdict none">No verdict yet' in page.build(make_run(results={}))
+
+
+def test_tiles_of_logs_are_the_baselines():
+    against = {
+        "popularity": {"gauc": 0.6, "diff": 0.02, "diff_ci95": [0.01, 0.03]},
+        "boosting": {"gauc": 0.6, "diff": None, "diff_ci95": None},
+        "logistic": {"gauc": 0.6, "diff": 0.02, "diff_ci95": [0.01, 0.03]},
+    }
+    results = json.loads(json.dumps(make_run().results))
+    del results["ab_test"]
+    results["offline"]["watch_time_xauc"] = results["offline"]["click"] | {"against": against}
+    found = page.build(make_run(results=results))
+    assert "By watch time (XAUC), mmrf is better than popularity (+0.0200 [+0.0100, +0.0300]) and not" in found
+    tile = "<b>+0.0200</b><small>better than popularity, [+0.0100, +0.0300]</small></div>"
+    assert f'<div class="tile better"><span>XAUC of watch time</span>{tile}' in found
+    assert found.count('<div class="tile ') == 1
+
+
+def test_what_was_run_is_said():
+    start = {"start": "2026-01-02 03:04 UTC", "host": "h1", "commit": "abc", "command": f"python -m x --a='{NASTY}'"}
+    times = {"step": 9, "phase": "time", "seconds": 50.0, "seconds_compiling": 30.0, "seconds_training": 10.0}
+    run = make_run(starts=[start, start | {"host": "h2"}])
+    text = page.build(make_run(starts=run.starts, rows=[*run.rows, times]))
+    found = Page(text).sections["settings"]
+    assert "2026-01-02 03:04 UTCh1abcpython -m x" in found and "UTCh2abc" in found
+    assert "compiling30.075%" in found and "training10.025%" in found
+    assert "started 2026-01-02 03:04 UTC on h1 at commit abc" in text
 
 
 def drawn(run: sections.Run) -> int:
@@ -206,23 +223,62 @@ def test_curves_are_means_of_neighbours_with_a_gap_between_rounds():
     assert len(x) <= 125 and x[0] == 4.0 and y == pytest.approx(x, nan_ok=True)  # the mean of 0 … 8
 
 
+def test_smoothing_is_a_centred_mean_within_a_round():
+    values = [0.0] * 20 + [100.0] * 20  # a reach of 1 on both sides
+    found = charts.smoothed(range(40), values, [19])
+    assert found == values
+    spike = [0.0] * 10 + [30.0] + [0.0] * 10
+    assert charts.smoothed(range(21), spike, [])[8:13] == [0.0, 10.0, 10.0, 10.0, 0.0]
+    assert charts.smoothed(range(21), [4.0, *[1.0] * 20], [])[:3] == [2.5, 2.0, 1.0]  # fewer at an end
+
+
+def test_curves_have_the_raw_values_behind_and_units():
+    plot = charts.curves("clicks", "nats", {"agents": (0, [1, 2, 3], [3.0, 1.0, 2.0], [2])})
+    raw, smooth = plot.renderers[:2]
+    assert raw.glyph.line_alpha == 0.3 and smooth.glyph.line_alpha == 1.0
+    assert raw.data_source.data["y"][0][:2] == [3.0, 1.0] and smooth.data_source.data["name"] == ["agents"]
+    assert len(charts.curves("clicks", "nats", {"agents": (0, [1], [3.0], [])}, raw=False).renderers) == 2
+    assert plot.xaxis.axis_label == "step" and plot.yaxis.axis_label == "nats"
+
+
 def test_wilson_by_hand():
     low, high = charts.wilson(0.5, 100)
     assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
     assert charts.wilson(0.0, 10)[0] == 0.0 and charts.wilson(0.0, 10)[1] == pytest.approx(0.2775, abs=1e-3)
 
 
-def test_a_forest_holds_the_differences_and_is_filled_where_they_are_sure():
-    plot = charts.forest("depth", [("a", 5.0, 4.0, 6.0), ("b", -1.0, -3.0, 1.0)])
-    data = plot.renderers[0].data_source.data
-    assert data["text"] == ["+5.0 %", "−1.0 %"] and data["low"] == [4.0, -3.0]
-    assert data["fill"][1] == "#ffffff" != data["fill"][0]
-    assert list(plot.y_range.factors) == ["b", "a"]  # from below
+def test_a_forest_holds_the_differences_and_their_directions():
+    rows = [("a", 5.0, 4.0, 6.0), ("b", -1.0, -3.0, 1.0), ("c", -5.0, -6.0, -4.0)]
+    for less in (False, True):
+        plot = charts.forest("depth", rows, "production", less)
+        data = plot.renderers[0].data_source.data
+        assert data["text"] == ["+5.0 %", "−1.0 %", "−5.0 %"] and data["low"] == [4.0, -3.0, -6.0]
+        assert data["filled"] == [1.0, 0.0, 1.0]
+        order = ["worse", "", "better"] if less else ["better", "", "worse"]
+        wanted = [palette.DIRECTIONS[outcome] for outcome in order]
+        assert list(zip(data["colour"], data["marker"], strict=True)) == wanted
+    assert list(plot.y_range.factors) == ["c", "b", "a"]  # from below
+    assert plot.xaxis.axis_label == "difference to production, %"
+
+
+def test_shares_are_dots_on_their_logarithmic_axis():
+    plot = charts.shares("s", [("a", 0.5, "1 x/s"), ("b", 20.0, "2 x/s")])
+    kinds = [type(renderer.glyph).__name__ for renderer in plot.renderers]
+    assert kinds == ["Scatter", "Text"] and plot.renderers[0].data_source.data["share"] == [0.5, 20.0]
 
 
 def test_series_differ_without_colour():
-    looks = [charts.style(i) for i in range(4)]
-    assert len({look["marker"] for look in looks}) == len({look["dash"] for look in looks}) == 4
+    looks = [palette.style(i) for i in range(20)]
+    assert len({look["marker"] for look in looks[:4]}) == len({look["dash"] for look in looks[:4]}) == 4
+    assert len({tuple(look.values()) for look in looks}) == 20
+
+
+def test_a_dark_page_has_a_colour_for_each_that_would_not_show():
+    text = page.build(make_run())
+    data = text.split('id="dark-colours">')[1].split("</script>")[0]
+    assert json.loads(data) == palette.DARK and palette.DARK["#000000"] == "#ffffff"
+    assert "embed_items(themed(docs_json)" in text
+    assert text.index("const themed") < text.index("themed(docs_json)")
 
 
 def test_signs_differ_in_a_matrix_and_the_empty_stay_out():
@@ -246,4 +302,4 @@ def test_what_the_machine_did_is_shown_where_it_was_measured():
     assert list(found.sections) == [*SECTIONS[:-1], "speed", "scale", SECTIONS[-1]]
     assert "1.85 GiB" in found.sections["speed"] and "2 cores, cpu:0" in found.sections["speed"]
     script = "".join(found.scripts)
-    assert "250,435 requests/s" in script and "tables, ms" in script and "tables, ratio" not in script
+    assert "250,435 requests/s" in script and "number of tables" in script and '"ratio"' not in script

@@ -311,21 +311,7 @@ def _counterfactuals(params, encoded, state, data: UpdateData, policy: PolicyVal
     simulated, pool = jax.tree.map(lambda x: x[:, :-1], (data.simulated, policy.pool))
     z, memory_mean = encoded.user
     out = networks.Critic(config).apply(params["critic"], z[:, :-1], memory_mean[:, :-1], encoded.unseen[:, :-1])
-    expected_reward = losses.rewards(simulated.expected, state.reward_scale, config.reward_terms)  # [B, T, M, K, N]
-    if config.ablation == "constant_negative":  # the feedback heads are not fitted to the model
-        own = jnp.moveaxis(heads.expected_feedback(config.all_signals, out.feedback, state.reward_scale), -2, -1)
-        own = own.reshape(*simulated.expected.shape)
-        expected_reward = losses.rewards(own, state.reward_scale, config.reward_terms)
-        reward = jnp.full_like(expected_reward, -1.0)
-    else:
-        reward = losses.simulated_rewards(
-            simulated.expected,
-            simulated.uncertainty,
-            state.reward_scale,
-            config.reward_terms,
-            config.uncertainty_bonus,
-        )
-    gap = jnp.moveaxis(reward - expected_reward, -1, -2) if config.rewards_differ else None
+    reward, gap = _slate_rewards(simulated, out, state.reward_scale, config)
     flat = simulated.slates.reshape(*simulated.slates.shape[:2], -1)
 
     def apart(x):
@@ -336,7 +322,7 @@ def _counterfactuals(params, encoded, state, data: UpdateData, policy: PolicyVal
 
     slates = losses.CounterfactualStep(
         feedback=simulated.expected,
-        reward=jnp.moveaxis(reward, -1, -2),
+        reward=reward,
         gap=gap,
         stay=simulated.stay,
         next_value=_next_values(params, encoded, state, data, config),
@@ -356,6 +342,28 @@ def _counterfactuals(params, encoded, state, data: UpdateData, policy: PolicyVal
         gap=None if out.gap is None else apart(out.gap),
     )
     return out, slates
+
+
+def _slate_rewards(
+    simulated: types.CounterfactualSlates, out: networks.CriticOutput, scale: chex.Array, config: AgentConfig
+) -> tuple[chex.Array, chex.Array | None]:
+    """Return rewards [B, T, M, N, K] of the videos of simulated slates, and the part of them that is not feedback.
+
+    Args:
+      out: the critics' outputs for the same videos.
+    """
+    terms = config.reward_terms
+    if config.ablation == "constant_negative":  # the feedback heads are not fitted to the model
+        own = jnp.moveaxis(heads.expected_feedback(config.all_signals, out.feedback, scale), -2, -1)
+        expected = losses.rewards(own.reshape(*simulated.expected.shape), scale, terms)
+        reward = jnp.full_like(expected, -1.0)
+    else:
+        expected = losses.rewards(simulated.expected, scale, terms)
+        reward = losses.simulated_rewards(
+            simulated.expected, simulated.uncertainty, scale, terms, config.uncertainty_bonus
+        )
+    gap = jnp.moveaxis(reward - expected, -1, -2) if config.rewards_differ else None
+    return jnp.moveaxis(reward, -1, -2), gap
 
 
 def _next_values(params, encoded, state, data: UpdateData, config: AgentConfig) -> chex.Array:

@@ -1,6 +1,6 @@
 """How well can videos be ranked for KuaiRand's users at all, without their own feedback of the test days?
 
-  python -m experiments.kuairand_ceiling --data_dir=$KUAIRAND_DIR
+  python -m experiments.results.kuairand_ceiling --data_dir=$KUAIRAND_DIR
 
 Prints GAUC on the test days for LightGBM as a user would fit it, for ensembles of it, and for predictors that no ranker
 could have: they know what *other* users answered on the test days. Takes three minutes on two cores.
@@ -18,11 +18,13 @@ def main(_):
     from experiments import kuairand
     from mmrf_jax import metrics
     from mmrf_jax.agents import boosting
+    from mmrf_jax.io.progress import counted
     from mmrf_jax.training import configs, sources
 
     config = kuairand.get_config()
     config.data.dir = _DATA.value
-    source = sources.from_config(configs.run_of(config.to_dict()), None)
+    source = sources.from_config(configs.run_of(config.to_dict()), counted)
+    assert source.valid is not None  # the packaged config has a validation day
     train, valid, test = source.train(), source.valid(), source.test()["test"]
     known = [boosting.table(log, source.items, source.spec.signals, [train]) for log in (train, valid)]
     features, feedback = (np.concatenate([getattr(rows, name) for rows in known]) for name in ("features", "feedback"))
