@@ -64,7 +64,8 @@ def signals_of(results: Mapping[str, Any]) -> Signals:
 
 def main_metric(results: Mapping[str, Any]) -> str:
     """Return the metric of the main agent's signal; if it was not measured, the first metric."""
-    main, metrics = signals_of(results).main, next(iter(results.get("ab_test", results).values()), {})
+    main = signals_of(results).main
+    metrics: Mapping[str, Any] = next(iter(results.get("ab_test", results).values()), {})
     return main if main in metrics else next(iter(metrics), main)
 
 
