@@ -24,7 +24,7 @@ from scipy import special
 from mmrf_jax.abtest import moments
 from mmrf_jax.estimate import MIN_EVENTS
 from mmrf_jax.metrics import coverage
-from mmrf_jax.signals import Signals
+from mmrf_jax.signals import SHORT_VIDEO, Signals
 
 #: Metrics for which lower is better, whatever the signals.
 LOWER_IS_BETTER = ("truncated", "gini")
@@ -57,20 +57,22 @@ def sums_of(signals: Signals) -> tuple[str, ...]:
     return ("sessions", *signals.numeric_names, *counts)
 
 
+def signals_of(results: Mapping[str, Any]) -> Signals:
+    """Return the signals of a result; one without "signals" is of before they were data, of short videos."""
+    return Signals.from_dict(results["signals"]) if "signals" in results else SHORT_VIDEO
+
+
 def main_metric(results: Mapping[str, Any]) -> str:
-    """Return the metric of the main agent's signal, given a result with "signals"; without them the first metric."""
-    if "signals" in results:
-        return Signals.from_dict(results["signals"]).main
-    return next(iter(next(iter(results.get("ab_test", results).values()), {})), "")
+    """Return the metric of the main agent's signal; if it was not measured, the first metric."""
+    main = signals_of(results).main
+    metrics: Mapping[str, Any] = next(iter(results.get("ab_test", results).values()), {})
+    return main if main in metrics else next(iter(metrics), main)
 
 
 def lower_is_better(results: Mapping[str, Any] | Signals) -> frozenset[str]:
-    """Return the metrics for which lower is better, given signals or a result with "signals"."""
-    if not isinstance(results, Signals):
-        if "signals" not in results:
-            return frozenset(LOWER_IS_BETTER)
-        results = Signals.from_dict(results["signals"])
-    return frozenset((*LOWER_IS_BETTER, *(signal.name for signal in results.signals if signal.sign < 0)))
+    """Return the metrics for which lower is better, given signals or a result."""
+    signals = results if isinstance(results, Signals) else signals_of(results)
+    return frozenset((*LOWER_IS_BETTER, *(signal.name for signal in signals.signals if signal.sign < 0)))
 
 
 class ABTest:

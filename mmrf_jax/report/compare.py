@@ -118,7 +118,7 @@ def differences(one: Run, other: Run) -> dict[str, tuple[float, tuple[float, flo
             found[metric] = (percents[0], (percents[1], percents[2]), "by control")
     if one.users and other.users and one.users.keys() == other.users.keys():
         alike = paired(one, other)
-        test = statistics.ABTest(labels.signals_of(one.results), ("one", "other"), control="one", paired=alike)
+        test = statistics.ABTest(statistics.signals_of(one.results), ("one", "other"), control="one", paired=alike)
         test.update({"one": one.users, "other": other.users})
         for metric, entry in test.ratios()["other"].items():
             found.pop(metric, None)
@@ -170,7 +170,7 @@ def _metrics(runs: Sequence[Run]) -> Part:
     title, first = "A/B metrics", runs[0]
     compared = {run.name: differences(first, run) for run in runs[1:]}
     present = dict.fromkeys(metric for run in runs for metric in run.arm)
-    signals = labels.signals_of(first.results)
+    signals = statistics.signals_of(first.results)
     metrics, lower = labels.ordered(signals, present), statistics.lower_is_better(signals)
     if not metrics:
         return Part("metrics", title, "", missing="None of these runs has an A/B test.")
@@ -235,7 +235,7 @@ def _offline(runs: Sequence[Run]) -> Part | None:
 def _curves(runs: Sequence[Run]) -> list[Part]:
     """Return the overlaid curves, by what learned."""
     parts, ends = [], {run.name: training.round_ends(run.rows) for run in runs}
-    signals = labels.signals_of(runs[0].results)
+    signals = statistics.signals_of(runs[0].results)
     for phase, title in _PHASES.items():
         by_run = {run.name: [row for row in run.rows if row["phase"] == phase] for run in runs}
         names = dict.fromkeys(name for rows in by_run.values() for row in rows for name in row)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmrf_jax.abtest import statistics
-from mmrf_jax.signals import SHORT_VIDEO, Signals
+from mmrf_jax.signals import Signals
 
 #: Metric of an A/B test, and signal of short videos -> (name, unit).
 _METRICS = {
@@ -32,11 +32,6 @@ _OFFLINE = {"watch_time_xauc": "watch time, in pairs", "watch_time_median": "wat
 
 
 _UNITS = {"duration": "seconds per session", "count": "per session", "value": "total per session"}
-
-
-def signals_of(results: Mapping[str, Any]) -> Signals:
-    """Return the signals of results; of results that name none, those of short videos."""
-    return Signals.from_dict(results["signals"]) if "signals" in results else SHORT_VIDEO
 
 
 def ordered(signals: Signals, metrics: Mapping[str, Any]) -> list[str]:

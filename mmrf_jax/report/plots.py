@@ -48,7 +48,7 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
       metrics: keys, None for the usual ones; metrics without any interval are left out. If only one arm has none, its
         row says why.
     """
-    arms, signals = result["ab_test"], labels.signals_of(result)
+    arms, signals = result["ab_test"], statistics.signals_of(result)
     less, usual = statistics.lower_is_better(signals), signals.choose(("like", "follow", "hate"))
     metrics = metrics or tuple(dict.fromkeys((signals.main, "depth", *usual, "return_rate")))
     control = statistics.control_of(arms)
@@ -97,7 +97,7 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
       path: file to write.
       metrics: keys, None for the usual ones; metrics without any interval are left out, and days without one are gaps.
     """
-    rows, signals, metrics = result["by_day"], labels.signals_of(result), metrics or summary.daily(result)
+    rows, signals, metrics = result["by_day"], statistics.signals_of(result), metrics or summary.daily(result)
     arms = list(result["ab_test"])
     control = statistics.control_of(result["ab_test"])
     shown = [m for m in metrics if any(_there(row["ab_test"][a].get(m)) for row in rows for a in arms if a != control)]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrf_jax.abtest import statistics
-from mmrf_jax.report.labels import joined, name, show, signals_of
+from mmrf_jax.report.labels import joined, name, show
 from mmrf_jax.signals import Signals
 
 #: Rankers without trained agents that a run on logs should beat.
@@ -55,7 +55,7 @@ def of_results(results: Mapping[str, Any], method: str) -> Verdict:
     """
     if not results:
         return Verdict("none", "No verdict yet: the run has not ended.")
-    arms, signals = results.get("ab_test") or {}, signals_of(results)
+    arms, signals = results.get("ab_test") or {}, statistics.signals_of(results)
     control = statistics.control_of(arms)
     if control and method in arms and control != method:
         return _of_ab_test(arms[method], control, method, signals)

@@ -70,7 +70,7 @@ def test_a_request_lists_what_was_shown_then_what_agents_rank_high():
         terminated=None,
         truncated=None,
     )
-    rows = run_report._request(batch, scores, np.full(200, 30.0), 0, 0)
+    rows = run_report._request(SHORT_VIDEO, batch, scores, np.full(200, 30.0), 0, 0)
     # Shown is 12; then the main agent's nine best, then 17. The slot that is not there shows nothing.
     assert [row["video"] - 100 for row in rows] == [12, *range(9), 17]
     assert rows[0] == {

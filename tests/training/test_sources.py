@@ -57,7 +57,7 @@ def test_requests_say_whether_they_were_exposed_at_random():
 def test_running_means_are_left_out_where_they_are_too_large(most, monkeypatch, capfd):
     monkeypatch.setattr(sources, "_MOST_STATISTICS", most)
     items = tiny.make_items(random_logs.SPEC)
-    found = sources._with_statistics(items, [random_logs.make_log(0, 20)])
+    found = sources._with_statistics(items, SHORT_VIDEO, [random_logs.make_log(0, 20)])
     said = capfd.readouterr().err
     if most == 100:
         assert found.statistics is None and "running means of 50 videos over 2 days would take 0.0 GiB" in said
