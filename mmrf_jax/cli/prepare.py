@@ -39,7 +39,7 @@ def main() -> None:
     with extras.needed("data"):
         import tensorflow_datasets as tfds
 
-        from mmrf_jax.data.readers.kuairand import builder, engines
+        from mmrf_jax.data.readers.kuairand import backend, builder
     from mmrf_jax.training import sources
 
     wanted = sources.kuairand_config(common.resolve_run(_CONFIG))
@@ -47,11 +47,9 @@ def main() -> None:
     tfds.disable_progress_bar()
     with contextlib.ExitStack() as stack:
         if _ENGINE.value == "beam":
-            with extras.needed("beam"):
-                from mmrf_jax.data.readers.kuairand import beam
-            engine = beam.pipelines([f"--{option}" for option in _OPTIONS.value])
+            engine = backend.pipelines([f"--{option}" for option in _OPTIONS.value])
         else:
-            engine = stack.enter_context(engines.processes(_WORKERS.value))
+            engine = stack.enter_context(backend.processes(_WORKERS.value))
         memory = stack.enter_context(_Memory())
         made = builder.KuaiRand(
             data_dir=_OUT.value,

@@ -25,7 +25,7 @@ from mmrf_jax.parallel import multihost
 from mmrf_jax.training import configs
 
 if TYPE_CHECKING:  # TFDS and polars take half a second to import, so they are imported only where real logs are read
-    from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
+    from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 
 #: First user ids of the logs, far from each other and from the A/B tests, which start at 0.
 _TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
@@ -317,7 +317,7 @@ def _held(config: configs.Run, blocks: stream.Blocks, name: str) -> SessionLog:
 
 def kuairand_config(config: configs.Run) -> KuaiRandConfig:
     """Return the config of how KuaiRand's rows become sessions."""
-    from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
+    from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 
     d = config.kuairand
     return KuaiRandConfig(
@@ -367,7 +367,7 @@ def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, 
 def _kuairand(config: configs.Run) -> Source:
     with extras.needed("data"):
         from mmrf_jax.data.readers.kuairand import builder
-        from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
+        from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS
 
     if not config.data.dir:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
