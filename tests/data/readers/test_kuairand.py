@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 import types
 
@@ -12,12 +14,40 @@ import pandas as pd
 import pytest
 
 from mmrf_jax.data import records
+from mmrf_jax.data.readers import kuairand
 from mmrf_jax.data.readers.kuairand import backend, builder, clean, csv_files, prepare, requests
 from mmrf_jax.data.readers.kuairand.backend import Job
 from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS
+from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
 
 CONFIG = builder.KuaiRandConfig(candidates=20, slate=3, history=8, session_gap_minutes=120)
+
+LAZY = """
+import sys
+from mmrf_jax.data.readers import kuairand
+kuairand.KuaiRandConfig, kuairand.ALL_SPLITS
+assert not {"jax", "polars", "tensorflow_datasets"} & set(sys.modules)
+sys.modules["polars"] = None
+try:
+    kuairand.Split
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_names_of_the_package_load_when_they_are_used_and_name_their_extra():
+    done = subprocess.run([sys.executable, "-c", LAZY], check=True, capture_output=True, text=True)
+    assert done.stdout == "polars is not installed; pip install 'mmrf_jax[data]'\n"
+    assert all(hasattr(kuairand, name) for name in kuairand.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Spilt'; it has ALL_SPLITS, KuaiRand, "):
+        _ = kuairand.Spilt
+
+
+def test_beam_is_named_where_it_is_absent(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(extras.MissingExtra, match=r"apache_beam is not installed; pip install 'mmrf_jax\[beam\]'"):
+        kuairand.pipelines(["--runner=DirectRunner"])
 
 
 def opened(source, tmp_path, config=CONFIG):
