@@ -186,7 +186,7 @@ def read_source(seed: int, folder: pathlib.Path) -> None:
                 pieces = [[csv_files.read_videos(c)[0] for c in csv_files.chunks(path, of)] for of in (1 << 30, size)]
                 joined = [pl.concat(frames, how="vertical_relaxed") for frames in pieces]
                 one, other = (frame.with_columns(pl.col(pl.String).fill_null("")) for frame in joined)
-                assert len(one) == rows_in(data) and one.equals(other.cast(one.spec)), seed
+                assert len(one) == rows_in(data) and one.equals(other.cast(one.schema)), seed
         except ValueError as error:
             check_message(error, seed)
 
