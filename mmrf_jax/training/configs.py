@@ -16,7 +16,7 @@ from ml_collections.config_dict import placeholder
 
 from mmrf_jax import fields
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
+from mmrf_jax.data.readers.kuairand import KuaiRandConfig
 from mmrf_jax.envs.short_video.config import WorldConfig
 from mmrf_jax.fields import field
 from mmrf_jax.io import trackers

@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import chex
 import jax
@@ -15,18 +15,15 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import records, sessions, statistics, stream
-from mmrf_jax.data.readers import feedback_log, feedback_sessions
+from mmrf_jax.data.readers import feedback_log, feedback_sessions, kuairand
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.envs import base, collect
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
-from mmrf_jax.io import extras, files
+from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.signals import Signals
 from mmrf_jax.training import configs, own_logs
-
-if TYPE_CHECKING:  # TFDS and polars take half a second to import, so they are imported only where real logs are read
-    from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
 
 #: First user ids of the logs, far from each other and from the A/B tests, which start at 0.
 _TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
@@ -323,12 +320,10 @@ def _held(config: configs.Run, blocks: stream.Blocks, name: str) -> SessionLog:
     return blocks.read(chosen)
 
 
-def kuairand_config(config: configs.Run) -> KuaiRandConfig:
+def kuairand_config(config: configs.Run) -> kuairand.KuaiRandConfig:
     """Return the config of how KuaiRand's rows become sessions."""
-    from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
-
     d = config.kuairand
-    return KuaiRandConfig(
+    return kuairand.KuaiRandConfig(
         train_until=d.train_until,
         valid_until=d.valid_until,
         test_from=d.test_from,
@@ -406,19 +401,15 @@ def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
 
 
 def _kuairand(config: configs.Run) -> Source:
-    with extras.needed("data"):
-        from mmrf_jax.data.readers.kuairand import builder
-        from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
-
     if not config.kuairand.dir:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
     d = config.kuairand
     wanted = kuairand_config(config)
     given = files.user_path(d.dir, "config.data.dir")
     cache = files.user_path(d.cache_dir, "config.data.cache_dir")
-    progress = counted if jax.process_count() == 1 else builder.unchecked
-    prepared = multihost.in_turn(lambda: builder.open_or_prepare(given, cache, wanted, progress=progress))
-    parts: dict[str, Any] = {name: builder.Split(prepared, name) for name in ALL_SPLITS}
+    progress = counted if jax.process_count() == 1 else kuairand.unchecked
+    prepared = multihost.in_turn(lambda: kuairand.open_or_prepare(given, cache, wanted, progress=progress))
+    parts: dict[str, Any] = {name: kuairand.Split(prepared, name) for name in kuairand.ALL_SPLITS}
     if d.max_sessions:
         parts["train"] = stream.Beginning(parts["train"], d.max_sessions)
     logs: dict[str, Any] = {
@@ -437,8 +428,8 @@ def _kuairand(config: configs.Run) -> Source:
         return int(parts[name].sessions.sum()) > 0
 
     tests = [name for name in ("test", "random_test") if there(name)]
-    items = builder.read_items(prepared)
-    spec, ids = parts["test"].spec, lambda: builder.read_video_ids(prepared)
+    items = kuairand.read_items(prepared)
+    spec, ids = parts["test"].spec, lambda: kuairand.read_video_ids(prepared)
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
         items = _with_statistics(items, spec.signals, [logs[name]() for name in ("train", "valid") if there(name)])
         added = 0 if items.statistics is None else statistics.num_features(spec.signals)
@@ -460,7 +451,7 @@ def _kuairand(config: configs.Run) -> Source:
         train=logs["train"],
         valid=logs["valid"] if there("valid") else None,
         test=lambda: {name: logs[name]() for name in tests},
-        report=builder.read_report(prepared),
+        report=kuairand.read_report(prepared),
         config=config,
         video_ids=ids,
         blocks=lambda: None if d.served or d.random_log == "train" else _streamed(config, parts["train"]),

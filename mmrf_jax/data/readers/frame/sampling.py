@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax.data.readers.frame.columns import Notes
-from mmrf_jax.data.readers.kuairand.candidates import Pool, make_pool, mix, request_keys
+from mmrf_jax.data.readers.kuairand.requests import Pool, make_pool, mix, request_keys
 from mmrf_jax.schema import Schema
 
 DEFAULT_CANDIDATES = 100
