@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-_MODULES = ("abtest", "metrics", "ope", "wrappers")
+_MODULES = ("abtest", "metrics", "ope", "testing", "wrappers")
 _FROM = {
     "Estimate": "mmrf_jax.estimate",
     "Schema": "mmrf_jax.schema",
@@ -18,12 +18,15 @@ _FROM = {
     "Signal": "mmrf_jax.signals",
     **dict.fromkeys(("Run", "load", "train"), "mmrf_jax.runs"),
     **dict.fromkeys(("make", "register_env"), "mmrf_jax.envs.registry"),
+    **dict.fromkeys(("Method", "register_method"), "mmrf_jax.agents.registry"),
+    "register_policy": "mmrf_jax.plugins",
     **dict.fromkeys(("Policy", "rollout"), "mmrf_jax.envs.policies"),
 }
 _NAMED = {"SessionLog": "FrameLog"}  # public names that differ from those in the modules
 
 __all__ = [
     "Estimate",
+    "Method",
     "Policy",
     "Run",
     "Schema",
@@ -36,17 +39,22 @@ __all__ = [
     "metrics",
     "ope",
     "register_env",
+    "register_method",
+    "register_policy",
     "rollout",
+    "testing",
     "train",
     "wrappers",
 ]
 
 if TYPE_CHECKING:
-    from mmrf_jax import abtest, metrics, ope, wrappers
+    from mmrf_jax import abtest, metrics, ope, testing, wrappers
+    from mmrf_jax.agents.registry import Method, register_method
     from mmrf_jax.data.frame_log import FrameLog as SessionLog
     from mmrf_jax.envs.policies import Policy, rollout
     from mmrf_jax.envs.registry import make, register_env
     from mmrf_jax.estimate import Estimate
+    from mmrf_jax.plugins import register_policy
     from mmrf_jax.runs import Run, load, train
     from mmrf_jax.schema import Schema
     from mmrf_jax.signals import Signal

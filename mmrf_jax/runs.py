@@ -192,7 +192,11 @@ def load(path: str | Path) -> Run:
 
 
 def train(
-    config: Any, workdir: str | Path, overrides: Mapping[str, Any] | None = None, log: FrameLog | None = None
+    config: Any,
+    workdir: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    init_from: str | Path | None = None,
+    log: FrameLog | None = None,
 ) -> Run:
     """Train and evaluate a ranker, or resume it, as `mmrf train` does, to the same numbers.
 
@@ -204,11 +208,14 @@ def train(
       workdir: the run folder.
       overrides: fields, as nested dictionaries such as {"quick": True, "train": {"batch": 64}}, or by dotted name.
       log: `SessionLog.from_frame(...)`, for the config `logs`; the run folder then holds a copy.
+      init_from: a run folder, to begin with what it has learned; it stays unchanged (`training.warm_start`).
 
     Raises:
       ValueError: for an unknown field or an invalid value, or a folder of another config.
     """
     run = _config(config, overrides or {})
+    if init_from is not None:
+        run = dataclasses.replace(run, init_from=str(init_from))
     with startup.settings(run.quick):
         training.train(run, files.user_path(str(workdir), "workdir"), log=log)
     return load(workdir)

@@ -29,7 +29,7 @@ def test_importing_takes_no_jax():
 @pytest.mark.parametrize(
     "name",
     [
-        *("metrics", "ope", "ope.policy_value", "abtest.effects"),
+        *("metrics", "ope", "ope.policy_value", "abtest.effects", "agents.registry", "plugins"),
         *("envs.registry", "envs.policies", "wrappers", "envs.gymnasium_envs"),
     ],
 )
@@ -40,7 +40,7 @@ def test_examples_print_what_they_say(name):
     assert found.attempted and not found.failed
 
 
-TRAINS = {"own_logs", "ppo", "quickstart"}
+TRAINS = {"own_logs", "own_method", "ppo", "quickstart"}
 EXAMPLES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in TRAINS else [])
     for path in sorted((ROOT / "examples").glob("*.py"))

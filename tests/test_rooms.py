@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: A room imports its own level and those before it; leaves import the vocabulary alone.
 LEVELS = (
-    {"types", "signals", "schema", "fields", "random", "ops", "estimate"},
+    {"types", "signals", "schema", "fields", "random", "ops", "estimate", "plugins"},
     {"data", "models", "metrics"},
     {"envs"},
     {"agents", "wrappers"},
@@ -17,7 +17,7 @@ LEVELS = (
     {"report"},
     {"training"},
     {"sweeps", "serving", "configs"},
-    {"runs"},
+    {"runs", "testing"},
     {"cli"},
     {"launch", "experiments"},
 )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import chex
 import jax
 from flax import linen as nn
 
-from mmrf_jax import types
+from mmrf_jax import plugins, types
 from mmrf_jax.agents import bc, deepfm, iql, ltr, massa, myopic, pareto, supervised, td3_bc, tscac, wide_deep
 from mmrf_jax.agents.mmrf import acting, agent_state, networks, policy, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
@@ -90,31 +90,63 @@ METHODS = {
 }
 
 
-def get(name: str) -> Method:
+_registry = plugins.Registry("method", METHODS)
+module_of = _registry.module_of
+
+
+def register_method(name: str, method: Method) -> None:
+    """Make a method available as `config.method`; `mmrf_jax.testing.check_method` checks that it keeps the contract.
+
+    Args:
+      name: of the method.
+      method: the method; see docs/own-method.md.
+
+    Raises:
+      ValueError: if another method has the name.
+      TypeError: if it is no `Method`.
+
+    Example:
+      >>> from mmrf_jax.agents import td3_bc
+      >>> register_method("my_td3_bc", Method(td3_bc.update))
+      >>> get("my_td3_bc").signals(AgentConfig(signals=("like", "watch_time")))
+      ('like', 'watch_time')
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"method {name!r} is {method!r}; give a mmrf_jax.agents.registry.Method")
+    _registry.register(name, method, plugins.caller())
+
+
+def get(name: str, modules: Iterable[str] = ()) -> Method:
     """Return the method of a name.
+
+    Args:
+      name: of the method.
+      modules: modules that may register it (`Run.plugins` of a config), imported if the name is unknown.
 
     Raises:
       ValueError: if the name is unknown.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; use --config.method= one of {', '.join(METHODS)}")
-    return METHODS[name]
+    return _registry.get(name, modules)
 
 
-def configured(name: str, config: AgentConfig) -> AgentConfig:
-    """Return the agent config of a method.
+def configured(name: str, config: AgentConfig, modules: Iterable[str] = ()) -> AgentConfig:
+    """Return the agent config of a method; `modules` as in `get`.
 
     Raises:
       ValueError: if the ablation removes something that the method does not have.
     """
-    method = get(name)
+    method = get(name, modules)
     if config.ablation != "none" and (
         not method.simulates or (name != "mmrf" and config.ablation == "no_collaboration")
     ):
         raise ValueError(
             f"agents.ablation={config.ablation!r} takes away what method {name!r} does not have; leave it at 'none'"
         )
-    # Without a feedback model, nothing is learned from unshown videos.
+    return adapted(method, config)
+
+
+def adapted(method: Method, config: AgentConfig) -> AgentConfig:
+    """Return the agent config of a method; without a feedback model, nothing is learned from unshown videos."""
     config = config if method.simulates else dataclasses.replace(config, ablation="no_augmentation")
     return method.configure(config)
 
@@ -128,4 +160,4 @@ def score_candidates(
     candidates = embeddings.encode_videos(
         config, state.params["encoder"], state.tables, items, batch.candidates, batch.date
     )
-    return METHODS[method].score(config, state, encoded, candidates)
+    return get(method).score(config, state, encoded, candidates)

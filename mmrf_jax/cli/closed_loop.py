@@ -184,7 +184,7 @@ def _train(folder: Path, number: int) -> None:
     if workdir.exists():
         with files.held(workdir, serving.PATIENCE):  # the process of a killed loop may still be saving
             pass
-    _call("train", f"--config={parsing.config_name()}", *arguments, f"--workdir={workdir}")
+    _call("train", *common.imports(), f"--config={parsing.config_name()}", *arguments, f"--workdir={workdir}")
 
 
 def _export(folder: Path, number: int) -> None:

@@ -29,6 +29,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mmrf_jax import plugins
 from mmrf_jax.cli import endings, parsing
 from mmrf_jax.cli.parsing import WORLD
 from mmrf_jax.io import extras, files, progress
@@ -46,6 +47,7 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the r
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 _PARENT = flags.DEFINE_integer("parent", None, "Number of the process with which this one ends, as by SIGTERM.")
 _SHARED = [flag.name for flag in flags.FLAGS.get_flags_for_module(__name__)]
+_IMPORT = flags.DEFINE_list("import", [], "Modules that register methods, policies or environments, imported first.")
 
 
 def run(
@@ -96,6 +98,7 @@ def _run(main: Callable[[], None], several: bool, resumes: bool, devices: bool) 
         with preemption.watching(at_once=True) as watch, progress.interruptible(watch.check):
             if devices:
                 check_devices()
+            plugins.load(_IMPORT.value)
             main()
     except multihost.FailedElsewhere:
         parsing.leave(2)
@@ -253,6 +256,11 @@ def define_run_config(argv: list[str]):
 def resolve_run(flag) -> configs.Run:
     """Return `resolve` of a run's config, typed."""
     return configs.run_of(resolve(flag).to_dict())
+
+
+def imports() -> list[str]:
+    """Return --import as a flag for the commands that this one starts."""
+    return [f"--import={','.join(_IMPORT.value)}"] if _IMPORT.value else []
 
 
 def resolve(flag) -> ml_collections.ConfigDict:

@@ -2,16 +2,21 @@
 
   mmrf train --config=world --workdir=runs/world
   mmrf train --config=kuairand --config.data.dir=$KUAIRAND_DIR --workdir=runs/kuairand
+  mmrf train --config=kuairand --config.data.dir=NEW_DAYS --workdir=runs/next --init_from=runs/kuairand
+  mmrf train --import=my_module --config=world --config.method=my_method --workdir=runs/mine
 
 The run folder holds config.json, metrics.jsonl, metrics.csv, TensorBoard events, checkpoints/ and, at the end,
 results.json and report.html. The last line printed is the verdict: better, worse or not distinguishable from
-production.
+production. A finished run continues if config.alternation.rounds is raised.
 """
+
+import dataclasses
 
 from mmrf_jax.cli import common
 
 _CONFIG = common.define_config()
 _WORKDIR = common.define_path("workdir", None, "Run folder.", required=True)
+_INIT_FROM = common.define_path("init_from", None, "Run folder to begin with what it has learned; it stays unchanged.")
 
 
 def main() -> None:
@@ -20,6 +25,8 @@ def main() -> None:
     from mmrf_jax.training import configs, evaluate, train
 
     config = common.resolve_run(_CONFIG)
+    if _INIT_FROM.value:
+        config = dataclasses.replace(config, init_from=str(_INIT_FROM.value))
     results = train.train(config, _WORKDIR.value)
     if sharding.is_primary():
         evaluate.print_results(results)

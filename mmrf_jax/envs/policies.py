@@ -124,9 +124,7 @@ def rollout(
         raise ValueError(f"users {first_user} … {first_user + num_users - 1} are not all in [0, 2^31 - 1)")
     environment.check_key(key)
     params = env.default_params if params is None else params
-    served: Any = policy.policy if isinstance(policy, RankingPolicy) else policy
-    if not isinstance(served, base.Policy | base.PolicyChoice):
-        served = _Served(_as_data(served), params.items, jax.random.fold_in(key, 5), env.slate_size)
+    served = servable(policy, params.items, jax.random.fold_in(key, 5), env.slate_size)
     sums = _sums(
         env.simulator._replace(params=None, items=None),  # type: ignore[arg-type]
         params,
@@ -140,6 +138,26 @@ def rollout(
     )
     columns = zip(rollouts.user_metrics(env.signals), np.asarray(sums).T, strict=True)
     return {"user_id": first_user + np.arange(num_users), **dict(columns)}
+
+
+def servable(
+    policy: PolicyFunction | Policy | base.Policy | base.PolicyChoice, items: types.Items, key: types.Key, k: int
+) -> Any:
+    """Return a public policy as one that `envs.rollout` serves, next to those of `envs.base`.
+
+    Args:
+      policy: as in `rollout`.
+      items: the videos.
+      key: typed key of the policy's randomness.
+      k: number of videos of a slate.
+
+    Raises:
+      ValueError: if it is no policy.
+    """
+    served: Any = policy.policy if isinstance(policy, RankingPolicy) else policy
+    if isinstance(served, base.Policy | base.PolicyChoice):
+        return served
+    return _Served(_as_data(served), items, key, k)
 
 
 @programs.program(often=True, static_argnames=("functions", "num_users", "slots", "k"))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from mmrf_jax import plugins
 from mmrf_jax.agents import registry
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
@@ -138,10 +139,13 @@ def check(study: Study) -> None:
             raise ValueError(
                 f"variant {name} is not of the world, which {needed[0]} needs; leave it out of config.tables"
             )
-        if "errors" in needed and not registry.get(one.method).predicts and name == config.reference:
+        if "errors" in needed and not registry.get(one.method, one.plugins).predicts and name == config.reference:
             raise ValueError(f"config.reference={name!r} predicts no feedback; compare with another variant")
     if needed:
-        train.check_arms(config.arms, [*sources.world_policies(), restore.POPULARITY], "config.arms")
+        registered = [
+            name for name in config.arms if plugins.POLICIES.find(name, run_config(config, names[0], 0).plugins)
+        ]
+        train.check_arms(config.arms, [*sources.world_policies(), restore.POPULARITY, *registered], "config.arms")
     if "by_day" in needed:
         sources.check_days(config.run, config.days)
         if config.days < 5:

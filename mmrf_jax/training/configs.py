@@ -143,7 +143,11 @@ class Run:
     seed: int = field(0, "of logs, initial parameters and A/B test; the world has world.seed", fields.NATURAL)
     quick: bool = field(False, "a tiny form, for tests and first looks")
     source: str = field("world", "of sessions", among=SOURCES)
-    method: str = field("mmrf", "or a baseline: bc, wide_deep, deepfm, pareto, tscac, massa, td3_bc, iql, ltr, myopic")
+    method: str = field(
+        "mmrf", "or a baseline: bc, wide_deep, deepfm, pareto, tscac, massa, td3_bc, iql, ltr, myopic; or a plug-in's"
+    )
+    plugins: tuple[str, ...] = field((), "modules that register methods and policies of this run; see --import")
+    init_from: str | None = field(None, "run folder to begin with what it has learned; see docs/warm-start.md")
     simulator: str = field(
         "world", "what answers slates; feedback: the model of the run simulator_checkpoint", among=SIMULATORS
     )

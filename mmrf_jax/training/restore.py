@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmrf_jax import types
+from mmrf_jax import plugins, types
 from mmrf_jax.agents import popularity, registry
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.envs import base, learned
+from mmrf_jax.envs import base, learned, policies
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.metrics import offline
@@ -105,9 +105,8 @@ def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path |
 
 def untrained_policy(config: configs.Run, mesh, source: sources.Source) -> base.Policy:
     """Return a policy with the shapes of the run's own and all-zero parameters."""
-    make = functools.partial(
-        registry.get(config.method).make_policy, config=steps.agent_config(config, source.spec.signals)
-    )
+    agents = steps.agent_config(config, source.spec.signals)
+    make = functools.partial(registry.get(config.method).make_policy, config=agents)
     shapes = jax.eval_shape(lambda state: make(state, source.items), state_shapes(config, source, mesh).agents)
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
@@ -125,22 +124,37 @@ def _check_same_world(name: str, trained, source: sources.Source) -> None:
             raise ValueError(f"run {name} was trained in another world; add {flags}")
 
 
+def untrained_arm(name: str, source: sources.Source) -> base.Policy:
+    """Return the policy of an arm that needs no training: the name of a simulator's ranker, or of a plug-in's policy.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if name in source.policies:
+        return source.policies[name]
+    policy = plugins.POLICIES.get(name, source.config.plugins)
+    key = jax.random.fold_in(types.make_key(source.config.seed), 15)
+    return policies.servable(policy, source.items, key, source.spec.slate)
+
+
 def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
-    """Return the policy of an arm: the name of a simulator's ranker, `popularity`, or a run folder.
+    """Return the policy of an arm: the name of a ranker that needs no training, `popularity`, or a run folder.
 
     Raises:
       ValueError: for an unknown name, or a run trained on another source or world.
     """
-    if name in source.policies:
-        return source.policies[name]
     if name == POPULARITY:
         rows = offline.exposures(source.train())
         signals, number = source.spec.signals, source.items.num_videos
         return popularity.make(signals, popularity.smoothed_means(signals, rows.video, rows.feedback, number))
+    if name in source.policies or plugins.POLICIES.find(name, source.config.plugins):
+        return untrained_arm(name, source)
     path = files.user_path(name, "policy")
     if not path.is_dir():
-        known = ", ".join([*source.policies, POPULARITY])
-        raise ValueError(f"unknown policy {name!r}: neither a run folder nor one of {known}")
+        known = ", ".join([*source.policies, POPULARITY, *plugins.POLICIES.entries])
+        raise ValueError(
+            f"unknown policy {name!r}: neither a run folder nor one of {known}; one of a plug-in needs --import=MODULE"
+        )
     config = configs.run_of(run_folder.read_config(path))
     _check_same_world(name, config, source)
     state = load_state(config, source, path, mesh)

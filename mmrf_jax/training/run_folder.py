@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import zipfile
 import zlib
@@ -17,7 +18,7 @@ from mmrf_jax.io import files
 
 #: Per-user sums of the run's own arm in its A/B test.
 USERS = "ab_test_users.npz"
-_FREE_PREFIXES = ("log_", "profile_", "checkpoint_", "trackers")
+_FREE_PREFIXES = ("log_", "profile_", "checkpoint_", "trackers", "plugins")
 #: Files and folders that a run writes in addition to config.json.
 LOG = "log"  # a run on anyone's log holds it
 _FOLDERS = ("checkpoints", "tensorboard", "profile", "wandb", LOG)
@@ -26,6 +27,9 @@ _FILES = (
     *("learned.json", "results.json", "truth.json", "off_policy.json", "report.html"),
     *("inputs.json", "inputs.npz"),
 )
+#: Files that evaluate a finished run; more rounds make new ones.
+_OF_RESULTS = ("results.json", USERS, "evaluation.json", "truth.json", "off_policy.json", "report.html")
+_ROUNDS = ("alternation", "rounds")
 
 
 def is_free(name: str) -> bool:
@@ -81,6 +85,10 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     path = workdir / "config.json"
     if path.exists() and has_learned(workdir):
         check(workdir, config)
+        if needs_more_rounds(workdir, config):
+            files.write_json(path, config)
+            for name in (*_OF_RESULTS, "learned.json"):  # last: it says that there is more to do
+                (workdir / name).unlink(missing_ok=True)
         return
     if path.exists():
         release(workdir, [])  # left by a process that was killed before its first checkpoint
@@ -89,8 +97,15 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     files.write_json(path, config)
 
 
+def needs_more_rounds(workdir: Path, config: dict[str, Any]) -> bool:
+    """Return whether a run has finished training, with fewer rounds than the config has."""
+    section, field = _ROUNDS
+    done, wanted = workdir / "learned.json", config.get(section, {}).get(field)
+    return wanted is not None and done.exists() and wanted > read_json(done).get("rounds", math.inf)
+
+
 def check(workdir: Path, config: dict[str, Any]) -> None:
-    """Refuse a config that differs from the run's.
+    """Refuse a config that differs from the run's; only a finished run may have more rounds than before.
 
     Raises:
       ValueError: naming the first field that differs and both values.
@@ -98,6 +113,8 @@ def check(workdir: Path, config: dict[str, Any]) -> None:
     before, now = flat(read_config(workdir)), flat(config)
     for name in sorted(before.keys() | now.keys()):
         if is_free(name):
+            continue
+        if name == ".".join(_ROUNDS) and needs_more_rounds(workdir, config):
             continue
         if before.get(name) != now.get(name):
             raise ValueError(

@@ -45,7 +45,7 @@ class TrainConfig:
     """The static settings of training; hashable.
 
     Attributes:
-      method: name in `registry.METHODS`.
+      method: name in `agents.registry`.
       rounds: number of fit → label → update rounds.
       closed_loop: whether each round after the first has a new log, collected by the newest policy, or by the
         first policy if the method does not collect on-policy (`registry.Method.collects`).
@@ -80,7 +80,7 @@ def agent_config(config: configs.Run, signals: Signals) -> AgentConfig:
     """
     agents = dataclasses.replace(config.agents, slate=config.sizes.slate, all_signals=signals)
     agents.check_signals()
-    return registry.configured(config.method, agents)
+    return registry.configured(config.method, agents, config.plugins)
 
 
 def plan_of(config: configs.Run, signals: Signals) -> TrainConfig:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmrf_jax import types
+from mmrf_jax import plugins, types
 from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions, stream
@@ -38,6 +38,7 @@ from mmrf_jax.training import (
     sources,
     steps,
     times,
+    warm_start,
 )
 
 _KEEP = 3
@@ -56,14 +57,16 @@ def train(config: configs.Run, workdir: Path, brief: bool = False, log: FrameLog
     # Validate the config before writing anything.
     configs.validate(configs.as_dict(config))
     config, log = own_logs.prepare(config, workdir, log)
-    registry.configured(config.method, config.agents)
+    registry.configured(config.method, config.agents, config.plugins)
     profile.parse(config.profile_steps)
     trackers.check(config.trackers)
     mesh = sharding.make_mesh()
     sharding.check_divisible(config.train.batch, mesh, "train.batch")
     sharding.check_divisible(config.feedback.batch, mesh, "feedback.batch")
     if config.source == "world" and config.simulator == "world":
-        _arms(config, sources.world_policies())
+        _check_arms(config, sources.world_policies())
+    config = _with_plugins(config)
+    multihost.on_primary(lambda: warm_start.check(config, workdir))
     with contextlib.ExitStack() as stack:  # the first process holds the folder's lock
         finished = multihost.on_primary(lambda: _begun(stack, workdir, config, brief, log))
         if finished is not None:
@@ -87,6 +90,8 @@ def _begun(
     Stores the log of a run on `logs`, so that the folder is complete without its source.
     """
     results = _read_if_exists(workdir / "results.json")
+    if run_folder.needs_more_rounds(workdir, configs.as_dict(config)):
+        results = None
     written = brief or (workdir / "report.html").exists() or not run_folder.has_checkpoint(workdir)
     if results is not None and (written or run_report.missing()):
         run_folder.check(workdir, configs.as_dict(config))
@@ -124,7 +129,7 @@ def _run(config, workdir: Path, mesh, brief: bool, compiled: programs.Ahead, spe
         say(f"input: {json.dumps(source.report, default=str)}")
     if sharding.is_primary():
         inputs.write(workdir, inputs.of_source(_alone(source)))
-    policies = {} if source.sim is None else _arms(config, source.policies)
+    policies = {} if source.sim is None else _arms(config, source)
     with manager.Checkpoints(
         workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
     ) as checkpoints:
@@ -221,11 +226,22 @@ def _report(config: configs.Run, source: sources.Source, state: steps.TrainState
         say(f"no report: {type(error).__name__}: {error}; {fix}")
 
 
-def _arms(config: configs.Run, policies: dict[str, base.Policy]) -> dict[str, base.Policy]:
-    """Return the config's arms, except the run's own ranker, which is added later."""
+def _check_arms(config: configs.Run, policies: Collection[str]) -> list[str]:
+    """Return the config's arms, except the run's own ranker, which is added later; refuse unknown ones."""
     names = [name for name in config.ab_test.arms if name != config.method]
-    check_arms(names, policies, "config.ab_test.arms")
-    return {name: policies[name] for name in names}
+    registered = [name for name in names if name not in policies and plugins.POLICIES.find(name, config.plugins)]
+    check_arms(names, [*policies, *registered], "config.ab_test.arms")
+    return names
+
+
+def _arms(config: configs.Run, source: sources.Source) -> dict[str, base.Policy]:
+    return {name: restore.untrained_arm(name, source) for name in _check_arms(config, source.policies)}
+
+
+def _with_plugins(config: configs.Run) -> configs.Run:
+    """Return the config with the modules that register its method and arms, so that commands find them again."""
+    found = {registry.module_of(config.method), *map(plugins.POLICIES.module_of, config.ab_test.arms)}
+    return dataclasses.replace(config, plugins=tuple(sorted({*config.plugins, *filter(None, found)})))
 
 
 @jax.jit
@@ -289,6 +305,8 @@ def _learn(
                 compiled.wait("initial state", check, say)
                 state = start(*compilation.initial_args(config, plan, source, data.known(plan.agents.discount)))
                 start = None
+                if config.init_from:
+                    state = warm_start.begin(config, inputs.of_source(_alone(source)), state, mesh)
             logged = sharding.put_replicated(np.array([data.sessions, data.requests], np.int32), mesh)
             state = dataclasses.replace(state, logged=logged)
             hooks.hold(state)

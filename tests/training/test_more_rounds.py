@@ -1,0 +1,47 @@
+"""More rounds of a finished run: two and one are three, but for the learning rates, which decay over all rounds."""
+
+import json
+
+import pytest
+import tiny
+
+from mmrf_jax import configs as packaged
+from mmrf_jax.parallel import sharding
+from mmrf_jax.training import configs, inputs, restore, run_folder, steps, train
+
+TINY = {
+    "quick": True,
+    "world": {"num_videos": 1_000, "candidates": 20},
+    "collect": {"sessions": 200, "test_sessions": 200},
+    "ab_test": {"sessions": 64, "arms": ("production",)},
+    "train": {"batch": 32},
+    "feedback": {"batch": 32},
+    "log_every": 2,
+}
+
+
+def config(rounds: int) -> configs.Run:
+    values = packaged.load("world").to_dict()
+    return configs.run_of(configs.resolve(values, {**TINY, "alternation": {"rounds": rounds}}))
+
+
+def state(folder):
+    found = configs.run_of(run_folder.read_config(folder))
+    return restore.load_state(found, inputs.read(folder), folder, sharding.make_mesh())
+
+
+def rows(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: x for name, x in row.items() if name != "seconds"} for row in lines if row["phase"] != "time"]
+
+
+@pytest.mark.slow
+def test_two_and_one_rounds_are_three_at_a_constant_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "rate", lambda progress: 1.0)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    wanted = train.train(config(3), whole, brief=True)
+    assert train.train(config(2), parts, brief=True)["train"]["rounds"] == 2
+    assert train.train(config(3), parts, brief=True) == wanted and wanted["train"]["rounds"] == 3
+    assert run_folder.read_config(parts) == run_folder.read_config(whole)
+    assert not tiny.differences(state(whole), state(parts)) and rows(parts) == rows(whole)
+    assert train.train(config(3), parts, brief=True) == wanted  # finished
