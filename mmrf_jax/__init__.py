@@ -10,22 +10,53 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-_MODULES = ("abtest", "metrics", "ope")
-_FROM = {"Estimate": "mmrf_jax.estimate", **dict.fromkeys(("Run", "load", "train"), "mmrf_jax.runs")}
+_MODULES = ("abtest", "metrics", "ope", "wrappers")
+_FROM = {
+    "Estimate": "mmrf_jax.estimate",
+    "Schema": "mmrf_jax.schema",
+    "SessionLog": "mmrf_jax.data.frame_log",
+    "Signal": "mmrf_jax.signals",
+    **dict.fromkeys(("Run", "load", "train"), "mmrf_jax.runs"),
+    **dict.fromkeys(("make", "register_env"), "mmrf_jax.envs.registry"),
+    **dict.fromkeys(("Policy", "rollout"), "mmrf_jax.envs.policies"),
+}
+_NAMED = {"SessionLog": "FrameLog"}  # public names that differ from those in the modules
 
-__all__ = ["Estimate", "Run", "__version__", "abtest", "load", "metrics", "ope", "train"]
+__all__ = [
+    "Estimate",
+    "Policy",
+    "Run",
+    "Schema",
+    "SessionLog",
+    "Signal",
+    "__version__",
+    "abtest",
+    "load",
+    "make",
+    "metrics",
+    "ope",
+    "register_env",
+    "rollout",
+    "train",
+    "wrappers",
+]
 
 if TYPE_CHECKING:
-    from mmrf_jax import abtest, metrics, ope
+    from mmrf_jax import abtest, metrics, ope, wrappers
+    from mmrf_jax.data.frame_log import FrameLog as SessionLog
+    from mmrf_jax.envs.policies import Policy, rollout
+    from mmrf_jax.envs.registry import make, register_env
     from mmrf_jax.estimate import Estimate
     from mmrf_jax.runs import Run, load, train
+    from mmrf_jax.schema import Schema
+    from mmrf_jax.signals import Signal
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"mmrf_jax.{name}")
     if name in _FROM:
-        return getattr(importlib.import_module(_FROM[name]), name)
+        return getattr(importlib.import_module(_FROM[name]), _NAMED.get(name, name))
     raise AttributeError(f"module 'mmrf_jax' has no attribute {name!r}; its public names are {', '.join(__all__)}")
 
 

@@ -11,13 +11,19 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax import configs as packaged
+from mmrf_jax.agents import registry
+from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.envs import environment, learned, policies
 from mmrf_jax.io import files
+from mmrf_jax.parallel import sharding
 from mmrf_jax.serving import artifact, export, ranker
-from mmrf_jax.training import configs, run_folder, startup
+from mmrf_jax.training import configs, inputs, run_folder, startup, steps
 from mmrf_jax.training import train as training
 
+#: Of a video or a user, as the platform names it.
+Id = int | str
 #: What a user was shown before, oldest first: (id of the video, {signal: feedback}).
-History = Sequence[tuple[int, Mapping[str, float]]]
+History = Sequence[tuple[Id, Mapping[str, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +54,19 @@ class Run:
         path = self.path / "results.json"
         return run_folder.read_json(path) if path.exists() else {}
 
+    @functools.cached_property
+    def policy(self) -> policies.RankingPolicy:
+        """The trained ranker as an `mmrf.Policy`, for environments with the run's videos and sizes.
+
+        Raises:
+          ValueError: for an artefact, which has no checkpoint.
+        """
+        config, found, state = self._trained
+        made = registry.get(config.method).make_policy(
+            state.agents, found.items, steps.agent_config(config, found.spec.signals)
+        )
+        return policies.RankingPolicy(made)
+
     def export(self, out: str | Path) -> Run:
         """Export the trained ranker to a new folder; see `mmrf_jax.serving.export`.
 
@@ -64,21 +83,21 @@ class Run:
 
     def rank(
         self,
-        candidates: Sequence[int],
-        user: int = 0,
+        candidates: Sequence[Id],
+        user: Id | None = None,
         history: History | None = None,
         k: int | None = None,
         profile: Sequence[float] | None = None,
         context: Sequence[float] | None = None,
-    ) -> list[int]:
+    ) -> list[Id]:
         """Rank candidates for a user, best first.
 
         Args:
           candidates: ids of different videos, as the platform names them.
-          user: id of the user, for platforms whose users are known.
+          user: id of the user, for platforms whose users are known; None, or one that was not in the log, is unknown.
           history: what the user was shown before.
           k: how many to return; None for all.
-          profile: [Du] of the user; None for zeros, the average user.
+          profile: [Du] of the user; None for the one in the log, or zeros, the average user.
           context: [Dx] of the request; None for zeros, the first request of a session.
 
         Returns:
@@ -91,7 +110,7 @@ class Run:
             [{"candidates": candidates, "user": user, "history": history, "profile": profile, "context": context}], k
         )[0]
 
-    def rank_batch(self, requests: Sequence[Mapping[str, Any]], k: int | None = None) -> list[list[int]]:
+    def rank_batch(self, requests: Sequence[Mapping[str, Any]], k: int | None = None) -> list[list[Id]]:
         """Rank several requests together; each has the arguments of `rank` by name."""
         most = max((len(request["candidates"]) for request in requests), default=1)
         serving = self._ranker(1 << max(most - 1, 0).bit_length())
@@ -103,24 +122,27 @@ class Run:
         return ranked
 
     def _job(
-        self, serving: ranker.Ranker, candidates, user: int = 0, history=None, profile=None, context=None
+        self, serving: ranker.Ranker, candidates, user=None, history=None, profile=None, context=None
     ) -> ranker.Job:
         rows = serving.rows_of(np.asarray(candidates))
-        if len(unknown := np.flatnonzero(rows < 0)):
+        other = serving.manifest.get("unknown_video")
+        if other is None and len(unknown := np.flatnonzero(rows < 0)):
             raise ValueError(f"candidate {candidates[unknown[0]]!r} is no video of {self.path}; leave it out")
-        if len(np.unique(rows)) < len(rows):
+        if len(np.unique(np.asarray(candidates))) < len(rows):
             raise ValueError("candidates repeat a video; name each once")
+        rows = np.where(rows < 0, other or 0, rows)
+        number, known_profile = serving.user_of(user)
         videos, feedback, known_signals = [], [], serving.spec.signals
         for video, signals in history or ():
             feedback.append(np.zeros(len(known_signals), np.float32))
             for name, value in signals.items():
                 feedback[-1][known_signals.index(name)] = value
             videos.append(video)
-        seen = serving.rows_of(np.asarray(videos, np.int64))
+        seen = serving.rows_of(np.asarray(videos))
         known = seen >= 0
         return ranker.Job(
-            user_id=user,
-            profile=_vector("profile", profile, serving.spec.profile),
+            user_id=number,
+            profile=_vector("profile", known_profile if profile is None else profile, serving.spec.profile),
             context=_vector("context", context, serving.spec.context),
             candidates=rows,
             memory=None,
@@ -132,6 +154,15 @@ class Run:
         if max_candidates not in self._rankers:
             self._rankers[max_candidates] = ranker.Ranker(self._artifact, max_candidates)
         return self._rankers[max_candidates]
+
+    @functools.cached_property
+    def _trained(self) -> tuple[configs.Run, inputs.Inputs, steps.TrainState]:
+        if self.exported:
+            raise ValueError(f"{self.path} is an artefact, which has no checkpoint; name the run folder")
+        from mmrf_jax.training import restore  # imports every source of sessions
+
+        config = configs.run_of(self.config)
+        return config, *restore.load_trained(config, self.path, sharding.make_mesh())
 
     @functools.cached_property
     def _rankers(self) -> dict[int, ranker.Ranker]:
@@ -160,7 +191,9 @@ def load(path: str | Path) -> Run:
     return run
 
 
-def train(config: Any, workdir: str | Path, overrides: Mapping[str, Any] | None = None) -> Run:
+def train(
+    config: Any, workdir: str | Path, overrides: Mapping[str, Any] | None = None, log: FrameLog | None = None
+) -> Run:
     """Train and evaluate a ranker, or resume it, as `mmrf train` does, to the same numbers.
 
     JAX's settings that decide numbers, such as 32-bit floats, hold until it returns (`startup.NUMBERS`).
@@ -170,14 +203,43 @@ def train(config: Any, workdir: str | Path, overrides: Mapping[str, Any] | None 
         `configs.Run`.
       workdir: the run folder.
       overrides: fields, as nested dictionaries such as {"quick": True, "train": {"batch": 64}}, or by dotted name.
+      log: `SessionLog.from_frame(...)`, for the config `logs`; the run folder then holds a copy.
 
     Raises:
       ValueError: for an unknown field or an invalid value, or a folder of another config.
     """
     run = _config(config, overrides or {})
     with startup.settings(run.quick):
-        training.train(run, files.user_path(str(workdir), "workdir"))
+        training.train(run, files.user_path(str(workdir), "workdir"), log=log)
     return load(workdir)
+
+
+def learned_environment(run: str | Path | Run, answers: str = "sampled") -> environment.Environment:
+    """Return the feedback model of a run as an environment, `mmrf.make("learned", run="runs/x")`.
+
+    Sessions start as those of the run's training log do, and have its candidates; see `envs.learned`. The log is
+    collected or read again.
+
+    Args:
+      run: a run folder, or a `Run`.
+      answers: `sampled` feedback, or `expected`: probabilities instead of 0 and 1, and mean seconds.
+
+    Raises:
+      ValueError: for an artefact, or a run without a feedback model.
+    """
+    from mmrf_jax.training import evaluate, restore
+
+    run = run if isinstance(run, Run) else load(run)
+    config, found, state = run._trained
+    plan = steps.plan_of(config, found.spec.signals)
+    if not plan.use_feedback_model:
+        raise ValueError(
+            f"run {run.path} has no feedback model: its method is {config.method}, its ablation "
+            f"{config.agents.ablation}; name another run"
+        )
+    source = restore.source_of(config, sharding.make_mesh())
+    simulator = evaluate.feedback_simulator(source, plan, state, source.train(), answers=answers)
+    return environment.Environment(simulator, source.spec.slate, reference_policies=learned.policies())
 
 
 def _config(config: Any, overrides: Mapping[str, Any]) -> configs.Run:
@@ -190,7 +252,7 @@ def _config(config: Any, overrides: Mapping[str, Any]) -> configs.Run:
     return configs.run_of(configs.resolve(values, overrides))
 
 
-def _vector(name: str, given: Sequence[float] | None, size: int) -> np.ndarray:
+def _vector(name: str, given: Sequence[float] | np.ndarray | None, size: int) -> np.ndarray:
     vector = np.zeros(size, np.float32) if given is None else np.asarray(given, np.float32)
     if vector.shape != (size,):
         raise ValueError(f"{name} has shape {vector.shape}; the model has {size} numbers there")

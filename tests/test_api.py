@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +26,21 @@ def test_importing_takes_no_jax():
         _ = mmrf.metric
 
 
-@pytest.mark.parametrize("name", ["metrics", "ope", "ope.policy_value", "abtest.effects"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("metrics", "ope", "ope.policy_value", "abtest.effects"),
+        *("envs.registry", "envs.policies", "wrappers", "envs.gymnasium_envs"),
+    ],
+)
 def test_examples_print_what_they_say(name):
+    if "gymnasium" in name:
+        pytest.importorskip("gymnasium")
     found = doctest.testmod(importlib.import_module(f"mmrf_jax.{name}"))
     assert found.attempted and not found.failed
 
 
-TRAINS = {"quickstart"}
+TRAINS = {"own_logs", "ppo", "quickstart"}
 EXAMPLES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in TRAINS else [])
     for path in sorted((ROOT / "examples").glob("*.py"))
@@ -40,6 +49,10 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("path", EXAMPLES)
 def test_examples_run(path, tmp_path):
+    if path.stem == "gymnasium_env":
+        pytest.importorskip("gymnasium")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, path], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout, done.stderr
+    if path.stem == "ppo":
+        assert int(re.search(r"PPO: .* \+(\d+) %", done.stdout)[1]) >= 50, done.stdout

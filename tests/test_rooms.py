@@ -9,10 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: A room imports its own level and those before it; leaves import the vocabulary alone.
 LEVELS = (
-    {"types", "signals", "fields", "random", "ops", "estimate"},
+    {"types", "signals", "schema", "fields", "random", "ops", "estimate"},
     {"data", "models", "metrics"},
     {"envs"},
-    {"agents"},
+    {"agents", "wrappers"},
     {"ope", "abtest"},
     {"report"},
     {"training"},

@@ -88,11 +88,10 @@ def arms(
       head: label of the first column.
     """
     table, labels = read(name), rows if isinstance(rows, Mapping) else {arm: arm for arm in rows}
-    of_errors = part == "errors"
+    of_errors, lower = part == "errors", statistics.lower_is_better(SHORT_VIDEO)
     keys = [key if isinstance(key, tuple) else (part, key) for key in columns]
     lines = [
-        [label, *(cell(table[p][arm][m], of_errors or m in statistics.lower_is_better(SHORT_VIDEO)) for p, m in keys)]
-        for arm, label in labels.items()
+        [label, *(cell(table[p][arm][m], of_errors or m in lower) for p, m in keys)] for arm, label in labels.items()
     ]
     return markdown([head, *columns.values()], lines)
 

@@ -23,6 +23,7 @@ COMMANDS = (
     "sweep",
     "configs",
     "collect",
+    "check-data",
     "prepare",
     "synthesize",
     "closed-loop",

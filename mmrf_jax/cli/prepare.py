@@ -39,7 +39,7 @@ def main() -> None:
     with extras.needed("data"):
         import tensorflow_datasets as tfds
 
-        from mmrf_jax.data.readers.kuairand import builder, engines
+    from mmrf_jax.data.readers import kuairand
     from mmrf_jax.training import sources
 
     wanted = sources.kuairand_config(common.resolve_run(_CONFIG))
@@ -47,13 +47,11 @@ def main() -> None:
     tfds.disable_progress_bar()
     with contextlib.ExitStack() as stack:
         if _ENGINE.value == "beam":
-            with extras.needed("beam"):
-                from mmrf_jax.data.readers.kuairand import beam
-            engine = beam.pipelines([f"--{option}" for option in _OPTIONS.value])
+            engine = kuairand.pipelines([f"--{option}" for option in _OPTIONS.value])
         else:
-            engine = stack.enter_context(engines.processes(_WORKERS.value))
+            engine = stack.enter_context(kuairand.processes(_WORKERS.value))
         memory = stack.enter_context(_Memory())
-        made = builder.KuaiRand(
+        made = kuairand.KuaiRand(
             data_dir=_OUT.value,
             source=_SOURCE.value,
             config=wanted,
@@ -63,7 +61,7 @@ def main() -> None:
         before = made.data_path.exists()
         made.download_and_prepare()
     seconds = time.monotonic() - start
-    report = builder.read_report(made)
+    report = kuairand.read_report(made)
     rows = sum(log["rows"] for log in report["log"].values())
     print(f"{rows:,} rows -> {made.data_path}")
     for name, counts in report["splits"].items():

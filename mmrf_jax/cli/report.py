@@ -19,7 +19,7 @@ def main() -> None:
 
     config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
     mesh = sharding.make_mesh()
-    source = restore.source_of(config, mesh)
+    source = restore.source_of(config, mesh, workdir=workdir)
     state = restore.load_state(config, source, workdir, mesh)
     print(run_report.write_report(config, source, state, workdir))
 

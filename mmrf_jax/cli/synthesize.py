@@ -11,7 +11,6 @@ those of the real logs; there is nothing to learn in it. The files depend on the
 from absl import flags
 
 from mmrf_jax.cli import common
-from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
 
 _ROWS = flags.DEFINE_integer(
@@ -29,14 +28,13 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", lower_bound=0)
 
 
 def main() -> None:
-    with extras.needed("data"):
-        from mmrf_jax.data.readers.kuairand import synthetic
+    from mmrf_jax.data.readers import kuairand
 
     out = _OUT.value
     if out.exists():
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
     common.check_output("out", out)
-    log = synthetic.SyntheticLog(_ROWS.value, _USERS.value, _VIDEOS.value, _VARIANT.value, _SEED.value)
+    log = kuairand.SyntheticLog(_ROWS.value, _USERS.value, _VIDEOS.value, _VARIANT.value, _SEED.value)
     log.write(out, counted)
     print(f"{_ROWS.value:,} rows -> {out}")
 

@@ -112,7 +112,8 @@ def by_day(logs: list[SessionLog], items: types.Items, signals: Signals) -> tupl
             parts.append((means - overall)[key])
         out[i] = np.concatenate(parts, axis=1)
     last = out[-1][rows.video] if len(dates) else np.zeros((1, number))
-    scale = np.maximum(last.std(axis=0), 1e-6)
+    equal = last.max(axis=0) == last.min(axis=0)  # for all videos, as with a single tag: such a column is 0
+    scale = np.where(equal, np.inf, np.maximum(last.std(axis=0), 1e-6))
     centre = np.where(np.arange(number) % width == width - 1, last.mean(axis=0), 0.0)
     out[1:] = (out[1:] - centre) / scale
     return dates.astype(np.int32), out

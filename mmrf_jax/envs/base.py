@@ -65,8 +65,7 @@ class Policy:
     Attributes:
       params: what the functions need.
       init: (params, request, history) -> carry, the user state at the start of a session.
-      score: (params, carry, request) -> scores [B, C]. A privileged policy receives the simulator's parameters and
-        hidden state instead of `params` and `carry`; only oracles and the production ranker are privileged.
+      score: (params, carry, request) -> scores [B, C].
       observe: (params, carry, request, exposure) -> carry, after feedback; O(K), never O(history).
       temperature: scalar; 0 serves the top K, in order; above 0 samples Plackett–Luce on scores / temperature.
     """
@@ -76,21 +75,31 @@ class Policy:
     score: Callable = struct.field(pytree_node=False)
     observe: Callable = struct.field(pytree_node=False)
     temperature: chex.Numeric = 0.0
-    privileged: bool = struct.field(pytree_node=False, default=False)
 
     def initial_carry(self, request: types.Request, history: types.Exposure) -> Any:
         """Return the user state at the start of a session."""
         return self.init(self.params, request, history)
 
     def scores(self, sim_params: Any, state: Any, carry: Any, request: types.Request) -> chex.Array:
-        """Return the scores [B, C] of the candidates of a request."""
-        if self.privileged:
-            return self.score(sim_params, state)
+        """Return the scores [B, C] of the candidates of a request; no policy but a privileged one reads `state`."""
         return self.score(self.params, carry, request)
 
     def next_carry(self, carry: Any, request: types.Request, exposure: types.Exposure) -> Any:
         """Return the user state after feedback."""
         return self.observe(self.params, carry, request, exposure)
+
+
+@struct.dataclass
+class PrivilegedPolicy(Policy):
+    """A policy that sees the simulator's hidden state: the oracles and the production ranker.
+
+    Attributes:
+      score: (simulator's parameters, its state) -> scores [B, C].
+    """
+
+    def scores(self, sim_params: Any, state: Any, carry: Any, request: types.Request) -> chex.Array:
+        """Return the scores [B, C] by the hidden state."""
+        return self.score(sim_params, state)
 
 
 @struct.dataclass
@@ -143,9 +152,9 @@ def choices(policies: Mapping[str, Policy]) -> dict[str, PolicyChoice]:
     return {name: PolicyChoice(together, np.int32(i)) for i, name in enumerate(policies)}
 
 
-def privileged_policy(score: Callable, temperature: float) -> Policy:
+def privileged_policy(score: Callable, temperature: float) -> PrivilegedPolicy:
     """Return a policy that ranks by hidden ground truth: `score(simulator params, simulator state) -> [B, C]`."""
-    return Policy((), nothing, score, nothing, temperature, privileged=True)
+    return PrivilegedPolicy((), nothing, score, nothing, temperature)
 
 
 def nothing(*_):

@@ -236,6 +236,11 @@ def no_preference(params: FeedbackParams, state: SimulatedState) -> chex.Array:
     return jnp.zeros((state.row.shape[0], params.pool.candidates.shape[1]), jnp.float32)
 
 
+def policies() -> dict[str, base.Policy]:
+    """Return the arms that need no training: the logging policy, and uniform slates."""
+    return {"logged": base.privileged_policy(logged_slates, 0.0), "random": base.privileged_policy(no_preference, 1.0)}
+
+
 def _twins_first(memory: encoders.Memory) -> encoders.Memory:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), memory)
 

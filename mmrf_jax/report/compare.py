@@ -168,17 +168,17 @@ def _overview(runs: Sequence[Run]) -> Part:
 
 def _metrics(runs: Sequence[Run]) -> Part:
     title, first = "A/B metrics", runs[0]
-    lower = statistics.lower_is_better(first.results)
     compared = {run.name: differences(first, run) for run in runs[1:]}
     present = dict.fromkeys(metric for run in runs for metric in run.arm)
-    metrics = [*(m for m in labels.METRICS if m in present), *(m for m in present if m not in labels.METRICS)]
+    signals = statistics.signals_of(first.results)
+    metrics, lower = labels.ordered(signals, present), statistics.lower_is_better(signals)
     if not metrics:
         return Part("metrics", title, "", missing="None of these runs has an A/B test.")
     rows: list[list[str | Cell]] = []
     figures = {}
     for metric in metrics:
         less = metric in lower
-        row: list[str | Cell] = [Cell(labels.name(metric), labels.units(metric, less))]
+        row: list[str | Cell] = [Cell(labels.name(metric), labels.units(signals, metric))]
         shown = []
         for run in runs:
             mean = number(run.arm.get(metric, {}).get("mean"))
@@ -190,7 +190,7 @@ def _metrics(runs: Sequence[Run]) -> Part:
                 row.append(Cell(mean))
         rows.append(row)
         if shown:
-            figures[f"difference-{metric}"] = charts.forest(labels.titled(metric, less), shown, first.name, less)
+            figures[f"difference-{metric}"] = charts.forest(labels.titled(signals, metric), shown, first.name, less)
     kinds = dict.fromkeys(kind for found in compared.values() for *_, kind in found.values())
     caption = " ".join(["Small print: the difference to the first run, with its 95 % interval.", *map(_HOW.get, kinds)])  # type: ignore[list-item]
     body = grid(list(figures), "forest") + table(["metric", *(run.name for run in runs)], rows)
@@ -225,16 +225,17 @@ def _offline(runs: Sequence[Run]) -> Part | None:
             row.append(change(text, diff, (diff - half, diff + half), "+.4f"))
         rows.append(row)
     caption = (
-        "GAUC of the served ranking; watch time in pairs is XAUC. Small print: for the first run its 95 % interval, "
-        "for the others the difference to it, as if their users were independent: wider than need be for the same log."
+        "GAUC of the served ranking; XAUC is the same for pairs of values, such as play times. Small print: for the "
+        "first run its 95 % interval, for the others the difference to it, as if their users were independent: wider "
+        "than need be for the same log."
     )
     return Part("offline", "Ranking of held-out sessions", caption, table(["signal", *(r.name for r in runs)], rows))
 
 
 def _curves(runs: Sequence[Run]) -> list[Part]:
     """Return the overlaid curves, by what learned."""
-    signals = statistics.signals_of(runs[0].results)
     parts, ends = [], {run.name: training.round_ends(run.rows) for run in runs}
+    signals = statistics.signals_of(runs[0].results)
     for phase, title in _PHASES.items():
         by_run = {run.name: [row for row in run.rows if row["phase"] == phase] for run in runs}
         names = dict.fromkeys(name for rows in by_run.values() for row in rows for name in row)
@@ -245,10 +246,10 @@ def _curves(runs: Sequence[Run]) -> list[Part]:
                 if points := [(row["step"], row[name]) for row in by_run[run.name] if name in row]:
                     steps, values = map(list, zip(*points, strict=True))
                     series[run.name] = (index, steps, values, ends[run.name])
-            figures[name] = charts.curves(*training.titled(name, signals), series, raw=len(runs) <= _FEW)
+            figures[name] = charts.curves(*training.titled(signals, name), series, raw=len(runs) <= _FEW)
         if not figures:
             continue
-        body = legend([run.name for run in runs]) + training.grouped(figures, phase, signals)
+        body = legend([run.name for run in runs]) + training.grouped(signals, figures, phase)
         raw = ", the raw values behind them" if len(runs) <= _FEW else ""
         caption = f"Moving means over a tenth of a round{raw}."
         drawn = {f"{phase}-{name}": figure for name, figure in figures.items()}

@@ -40,20 +40,16 @@ def ab_test(run: Run) -> Part:
             missing=("There is no A/B test: this run has logs alone and no simulator whose users could be served."),
         )
     everyone, signals = run.results["ab_test"], run.signals
-    lower = lower_is_better(signals)
-    metrics = [
-        *(m for m in labels.METRICS if m in everyone[control]),
-        *(m for m in everyone[control] if m not in labels.METRICS),
-    ]
+    less = lower_is_better(signals)
     first, *rest = others  # the run's own arm stands next to the names, where a phone shows it
     rows: list[list[str | Cell]] = [
         [
-            Cell(labels.name(m), labels.units(m, m in lower)),
-            difference(others[first].get(m), m in lower),
+            Cell(labels.name(m), labels.units(signals, m)),
+            difference(others[first].get(m), m in less),
             number(everyone[control][m]["mean"]),
-            *(difference(others[arm].get(m), m in lower) for arm in rest),
+            *(difference(others[arm].get(m), m in less) for arm in rest),
         ]
-        for m in metrics
+        for m in labels.ordered(signals, everyone[control])
     ]
     figures = {}
     for metric in dict.fromkeys((signals.main, "depth", "return_rate", *signals.choose(_FOREST), "coverage")):
@@ -63,8 +59,7 @@ def ab_test(run: Run) -> Part:
             if metric in m and m[metric]["diff_pct"] is not None and m[metric]["ci95"] is not None
         ]
         if shown:
-            less = metric in lower
-            figures[f"forest-{metric}"] = charts.forest(labels.titled(metric, less), shown, control, less)
+            figures[f"forest-{metric}"] = charts.forest(labels.titled(signals, metric), shown, control, metric in less)
     sessions = run.config["ab_test"]["sessions"]
     caption = (
         f"The same {sessions:,} users in every arm. Differences to {control} in %, with 95 % intervals. Blue triangles "
@@ -77,7 +72,12 @@ def ab_test(run: Run) -> Part:
 
 
 def difference(entry: Mapping[str, Any] | None, less: bool) -> Cell:
-    """Return a cell with a mean and its difference to the control, or why the difference is unknown."""
+    """Return a cell with a mean and its difference to the control, or why the difference is unknown.
+
+    Args:
+      entry: of a metric of an arm.
+      less: whether less of it is better.
+    """
     if entry is None:
         return Cell(NOTHING)
     if entry["diff_pct"] is None:
@@ -118,7 +118,7 @@ def offline(run: Run) -> Part:
         body += (f"<h3>{escape(_LOGS.get(log, log))}</h3>" if len(logs) > 1 else "") + table(head, rows)
     caption = (
         "GAUC: how often a video with the signal stands above one without it, within a user; .5 is chance. "
-        "Watch time in pairs is XAUC, the same for pairs of play times. Small print: 95 % intervals over users; under "
+        "XAUC is the same for pairs of values, such as play times. Small print: 95 % intervals over users; under "
         "another ranker, how far the agents are ahead of it, in colour where the interval excludes 0. No figure for "
         "fewer than 200 users."
     )
@@ -142,8 +142,8 @@ def fidelity(run: Run) -> Part:
     for signal, entries in _in_order(run.signals, found):
         series = {r: (i, entries[r]["by_decile"]) for i, r in enumerate(rankers) if r in entries}
         numeric = signal in run.signals.numeric_names
-        kind = run.signals.signals[run.signals.index(signal)].kind if numeric else "binary"
-        unit = {"binary": "share of videos", "duration": "seconds"}.get(kind, kind)
+        kind = run.signals.signals[run.signals.index(signal)].kind
+        unit = {"duration": "seconds", "binary": "share of videos"}.get(kind, kind)
         figures[f"reliability-{signal}"] = charts.reliability(labels.name(signal), series, unit, share=not numeric)
         ranking, loss, last = ("xauc", "mae", "rmse") if numeric else ("gauc", "logloss", "ece")
         for ranker, entry in ((r, entries[r]) for r in rankers if r in entries):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-#: Metric of an A/B test -> (name, unit).
-METRICS = {
+from collections.abc import Mapping
+from typing import Any
+
+from mmrf_jax.abtest import statistics
+from mmrf_jax.signals import Signals
+
+#: Metric of an A/B test, and signal of short videos -> (name, unit).
+_METRICS = {
     "watch_time": ("watch time", "seconds per session"),
     "depth": ("depth", "videos per session"),
     "requests": ("requests", "per session"),
@@ -25,20 +31,32 @@ METRICS = {
 _OFFLINE = {"watch_time_xauc": "watch time, in pairs", "watch_time_median": "watch time above the user's median"}
 
 
+_UNITS = {"duration": "seconds per session", "count": "per session", "value": "total per session"}
+
+
+def ordered(signals: Signals, metrics: Mapping[str, Any]) -> list[str]:
+    """Return metrics of an A/B test in the order in which they are read: the main one, sizes, signals, all others."""
+    sizes = (signals.main, *signals.numeric_names, "depth", "requests", "return_rate")
+    usual = dict.fromkeys((*sizes, *signals.binary_names, *_METRICS))
+    return [*(m for m in usual if m in metrics), *(m for m in metrics if m not in usual)]
+
+
 def name(metric: str) -> str:
     """Return the name of a metric or a signal; of an unknown one, its key with spaces."""
-    return METRICS[metric][0] if metric in METRICS else _OFFLINE.get(metric, metric.replace("_", " "))
+    return _METRICS[metric][0] if metric in _METRICS else _OFFLINE.get(metric, metric.replace("_", " "))
 
 
-def units(metric: str, less: bool) -> tuple[str, ...]:
+def units(signals: Signals, metric: str) -> tuple[str, ...]:
     """Return the unit of a metric, and whether less is better, in a word or two each."""
-    unit = METRICS.get(metric, ("", ""))[1]
-    return (*((unit,) if unit else ()), *(("less is better",) if less else ()))
+    unit = _METRICS.get(metric, ("", ""))[1]
+    if metric in signals.names:
+        unit = _UNITS.get(signals.signals[signals.index(metric)].kind, "per video")
+    return (*((unit,) if unit else ()), *(("less is better",) if metric in statistics.lower_is_better(signals) else ()))
 
 
-def titled(metric: str, less: bool) -> str:
+def titled(signals: Signals, metric: str) -> str:
     """Return the name of a metric, and whether less is better, as the title of a chart."""
-    return f"{name(metric)} (less is better)" if less else name(metric)
+    return f"{name(metric)} (less is better)" if metric in statistics.lower_is_better(signals) else name(metric)
 
 
 def show(x: float, form: str) -> str:

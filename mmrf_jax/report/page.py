@@ -139,7 +139,7 @@ def _duration(seconds: float) -> str:
 def _tiles(run: sections.Run, found: verdict.Verdict) -> str:
     """Return a tile for the verdict's main metric and for each guardrail."""
     own = run.results.get("ab_test", {}).get(run.config["method"], {})
-    metrics = list(dict.fromkeys((found.metric, *verdict.GUARDRAILS))) if found.metric else []
+    metrics = list(dict.fromkeys((found.metric, *verdict.guardrails(run.signals)))) if found.metric else []
     tiles = _of_arm(run, own, metrics) if found.metric in own else _of_logs(run, metrics)
     lines = [
         f'<div class="tile {outcome}"><span>{escape(name)}</span><b>{escape(figure)}</b>'
@@ -150,9 +150,9 @@ def _tiles(run: sections.Run, found: verdict.Verdict) -> str:
 
 
 def _of_arm(run: sections.Run, own: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
-    (control, _), lower = evaluation.arms(run), statistics.lower_is_better(run.signals)
+    control, _ = evaluation.arms(run)
     for metric in (metric for metric in metrics if metric in own):
-        cell = evaluation.difference(own[metric], metric in lower)
+        cell = evaluation.difference(own[metric], metric in statistics.lower_is_better(run.signals))
         if isinstance(cell.detail, str):  # why there is no interval
             yield labels.name(metric), cell.text, cell.detail, ""
         else:

@@ -48,10 +48,12 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
       metrics: keys, None for the usual ones; metrics without any interval are left out. If only one arm has none, its
         row says why.
     """
-    arms, less = result["ab_test"], statistics.lower_is_better(result)
+    arms, signals = result["ab_test"], statistics.signals_of(result)
+    less, usual = statistics.lower_is_better(signals), signals.choose(("like", "follow", "hate"))
+    metrics = metrics or tuple(dict.fromkeys((signals.main, "depth", *usual, "return_rate")))
     control = statistics.control_of(arms)
     names = [a for a in arms if a != control]
-    shown = [m for m in metrics or _usual(result) if any(_there(arms[a].get(m)) for a in names)]
+    shown = [m for m in metrics if any(_there(arms[a].get(m)) for a in names)]
     if not shown:
         _save(_nothing(), path)
         return
@@ -80,7 +82,7 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
                 color=INK,
             )
         axis.axvline(0.0, color=INK, linestyle="--", linewidth=1.0)
-        _dress(axis, labels.titled(metric, metric in less), f"difference to {control}, %")
+        _dress(axis, labels.titled(signals, metric), f"difference to {control}, %")
         axis.grid(axis="y", visible=False)
         axis.margins(x=0.3, y=0.35)
     axes[0].set_yticks(rows, names)
@@ -95,7 +97,7 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
       path: file to write.
       metrics: keys, None for the usual ones; metrics without any interval are left out, and days without one are gaps.
     """
-    rows, less, metrics = result["by_day"], statistics.lower_is_better(result), metrics or summary.daily(result)
+    rows, signals, metrics = result["by_day"], statistics.signals_of(result), metrics or summary.daily(result)
     arms = list(result["ab_test"])
     control = statistics.control_of(result["ab_test"])
     shown = [m for m in metrics if any(_there(row["ab_test"][a].get(m)) for row in rows for a in arms if a != control)]
@@ -115,7 +117,7 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
             marker = _MARKERS[look["marker"]]
             axis.plot(at, diffs, color=look["colour"], marker=marker, label=arm, markersize=4, linewidth=1.5)
         axis.axhline(0.0, color=INK, linestyle="--", linewidth=1.0, label=control)
-        _dress(axis, labels.titled(metric, metric in less), "day")
+        _dress(axis, labels.titled(signals, metric), "day")
         axis.locator_params(axis="x", integer=True)
     axes[0].set_ylabel(f"difference to {control}, %", fontsize=9, color=INK)
     axes[0].legend(fontsize=8, frameon=False, labelcolor=INK)
@@ -203,13 +205,6 @@ def _dress(axis: Any, title: str, x: str, y: str = "") -> None:
 def _there(entry: Mapping[str, Any] | None) -> bool:
     """Return whether an entry has an interval."""
     return bool(entry) and entry["ci95"] is not None and None not in entry["ci95"]  # type: ignore[index]
-
-
-def _usual(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the metrics of a plot: the main one, and what else an arm may change."""
-    main = statistics.main_metric(result)
-    others = statistics.signals_of(result).choose(("like", "follow", "hate"))
-    return tuple(dict.fromkeys((main, "depth", *others, "return_rate")))
 
 
 def _nothing() -> Any:

@@ -28,8 +28,8 @@ def curves(run: Run) -> Part:
             if points := [(row["step"], row[name]) for row in rows if row["phase"] == phase and name in row]:
                 steps, values = map(list, zip(*points, strict=True))
                 series[_PHASES[phase]] = (list(_PHASES).index(phase), steps, values, ends)
-        figures[name] = charts.curves(*titled(name, run.signals), series)
-    body = legend([_PHASES[phase] for phase in phases]) + grouped(figures, "curve", run.signals)
+        figures[name] = charts.curves(*titled(run.signals, name), series)
+    body = legend([_PHASES[phase] for phase in phases]) + grouped(run.signals, figures, "curve")
     body += _exploitation_gap(run)
     caption = (
         "Steps count the whole run; a dotted line ends a round. Strong lines are moving means over a tenth of a round, "
@@ -46,7 +46,7 @@ def round_ends(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     return [rows[i]["step"] for i in range(len(rows) - 1) if phases[i] == "train" and phases[i + 1] != "train"]
 
 
-def grouped(names: Iterable[str], prefix: str, signals: Signals) -> str:
+def grouped(signals: Signals, names: Iterable[str], prefix: str) -> str:
     """Return the placeholders `PREFIX-NAME` of the curves of logged metrics, by what they are."""
     groups: dict[str, list[str]] = {"loss": [], "objective": [], "": []}
     for name in names:
@@ -64,7 +64,7 @@ def grouped(names: Iterable[str], prefix: str, signals: Signals) -> str:
     return body
 
 
-def titled(name: str, signals: Signals) -> tuple[str, str]:
+def titled(signals: Signals, name: str) -> tuple[str, str]:
     """Return the title and the unit of a logged metric's chart."""
     first, _, last = name.partition("/")
     if first == "loss" and last in signals.binary_names:
@@ -86,6 +86,5 @@ def _exploitation_gap(run: Run) -> str:
         for i, row in enumerate(rows, 1)
     ]
     head = ["after round", "in its model", "in the world", "gap"]
-    main = run.signals.main
-    what = ", ".join((labels.name(main), *labels.units(main, less=False)))
-    return f"<h3>Return of the newest policy: {escape(what)}</h3>" + table(head, cells)
+    main = ", ".join((labels.name(run.signals.main), *labels.units(run.signals, run.signals.main)))
+    return f"<h3>Return of the newest policy: {escape(main)}</h3>" + table(head, cells)

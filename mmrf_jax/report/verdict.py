@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrf_jax.abtest import statistics
 from mmrf_jax.report.labels import joined, name, show
+from mmrf_jax.signals import Signals
 
-#: Metrics that a better main metric should not cost.
-GUARDRAILS = ("click", "long_view", "coverage", "hate")
 #: Rankers without trained agents that a run on logs should beat.
 BASELINES = ("popularity", "boosting")
 #: An interval around 0 that stays within ± this many % shows that there is no difference of practical size.
@@ -41,32 +40,36 @@ class Verdict:
     unknown: tuple[str, ...] = ()
 
 
-def of_results(results: Mapping[str, Any], method: str, main: str = "") -> Verdict:
+def guardrails(signals: Signals) -> tuple[str, ...]:
+    """Return the metrics that a better main metric should not cost."""
+    usual = dict.fromkeys((*signals.choose(("click", "long_view")), "coverage", *signals.choose(("hate",))))
+    return tuple(name for name in usual if name != signals.main)
+
+
+def of_results(results: Mapping[str, Any], method: str) -> Verdict:
     """Return the verdict on a run's results.
 
     Args:
       results: of results.json; parts may be missing and intervals may be None or NaN.
       method: of the run, which names its arm.
-      main: the signal that the main agent maximises; empty for that of the signals.
     """
     if not results:
         return Verdict("none", "No verdict yet: the run has not ended.")
-    main = main or statistics.signals_of(results).main
-    arms, less = results.get("ab_test") or {}, statistics.lower_is_better(results)
+    arms, signals = results.get("ab_test") or {}, statistics.signals_of(results)
     control = statistics.control_of(arms)
     if control and method in arms and control != method:
-        return _of_ab_test(arms[method], control, method, main, less)
+        return _of_ab_test(arms[method], control, method, signals)
     offline = results.get("offline") or {}
-    metric = next((key for key in (f"{main}_xauc", main) if key in offline), "")
+    metric = next((key for key in (f"{signals.main}_xauc", signals.main) if key in offline), "")
     rivals = [name for name in BASELINES if name in offline.get(metric, {}).get("against", {})]
     if rivals:
-        return _of_logs(offline, rivals, method, metric)
+        return _of_logs(offline, rivals, method, metric, signals)
     return Verdict("none", f"No verdict: {method} was not compared with production, {' or '.join(BASELINES)}.")
 
 
 def of_run(results: Mapping[str, Any], config: Mapping[str, Any]) -> Verdict:
     """Return the verdict on the results of a run with this config, as in config.json."""
-    return of_results(results, config["method"], (config.get("agents", {}).get("signals") or ("",))[-1])
+    return of_results(results, config["method"])
 
 
 def bounds_of(entry: Mapping[str, Any] | None, key: str = "ci95") -> tuple[float, float] | None:
@@ -77,12 +80,13 @@ def bounds_of(entry: Mapping[str, Any] | None, key: str = "ci95") -> tuple[float
     return found[0], found[1]
 
 
-def _of_ab_test(arm: Mapping[str, Any], control: str, method: str, main: str, lower: Collection[str]) -> Verdict:
-    entry, less = arm.get(main), main in lower
+def _of_ab_test(arm: Mapping[str, Any], control: str, method: str, signals: Signals) -> Verdict:
+    main, lower = signals.main, statistics.lower_is_better(signals)
+    entry = arm.get(main)
     bounds = bounds_of(entry)
-    outcome = statistics.verdict(bounds, less) or "unclear"
+    outcome = statistics.verdict(bounds, main in lower) or "unclear"
     fallen, unknown, said = [], [], []
-    measured = [metric for metric in GUARDRAILS if metric in arm and metric != main]
+    measured = [metric for metric in guardrails(signals) if metric in arm]
     for metric in measured:
         there = bounds_of(arm[metric])
         if there is None:
@@ -109,7 +113,7 @@ def _size(bounds: tuple[float, float]) -> str:
     return f", too small to tell differences below {most:.2g} %, use more sessions"
 
 
-def _of_logs(offline: Mapping[str, Any], rivals: Sequence[str], method: str, metric: str) -> Verdict:
+def _of_logs(offline: Mapping[str, Any], rivals: Sequence[str], method: str, metric: str, signals: Signals) -> Verdict:
     outcomes, parts = [], []
     for rival in rivals:
         entry = offline[metric]["against"][rival]
@@ -121,7 +125,7 @@ def _of_logs(offline: Mapping[str, Any], rivals: Sequence[str], method: str, met
         parts.append(f"{start} {rival} ({figures})")
     outcome = next(x for x in ("worse", "unclear", "better") if x in outcomes)
     fallen, unknown, said = [], [], []
-    measured = [signal for signal in GUARDRAILS if offline.get(signal, {}).get("against") and signal != metric]
+    measured = [signal for signal in guardrails(signals) if offline.get(signal, {}).get("against") and signal != metric]
     for signal in measured:
         against = offline[signal]["against"]
         found = {rival: bounds_of(against[rival], "diff_ci95") for rival in rivals if rival in against}

@@ -66,9 +66,8 @@ class _Trained:
 def export_workdir(config: configs.Run, workdir: Path, out: Path) -> tuple[str, int]:
     """Export the newest state of a run folder with its config and results; return the artefact's id and the step."""
     found, state, about = _trained(config, workdir)
-    made = export_run(
-        out, steps.plan_of(config, found.spec.signals), found.spec, found.items, found.video_ids, state, about
-    )
+    plan = steps.plan_of(config, found.spec.signals)
+    made = export_run(out, plan, found.spec, found.items, found.video_ids, state, about, found.users)
     return made, about["step"]
 
 
@@ -76,7 +75,7 @@ def in_memory(config: configs.Run, workdir: Path) -> artifact.Artifact:
     """Return the artefact of a run folder without writing it; its functions are not serialised."""
     found, state, about = _trained(config, workdir)
     plan = steps.plan_of(config, found.spec.signals)
-    functions, arrays, more = _contents(plan, found.spec, found.items, found.video_ids, state)
+    functions, arrays, more = _contents(plan, found.spec, found.items, found.video_ids, state, found.users)
     return artifact.Artifact(f"step {about['step']}", about | more, found.spec, functions, arrays)
 
 
@@ -84,10 +83,9 @@ def _trained(config: configs.Run, workdir: Path) -> tuple[inputs.Inputs, steps.T
     """Return inputs and newest state of a run folder, and what a manifest says about the run."""
     from mmrf_jax.training import restore  # imports every source of sessions
 
-    mesh = sharding.make_mesh()
-    found = inputs.read(workdir) or inputs.of_source(restore.source_of(config, mesh))
-    state = restore.load_state(config, found, workdir, mesh)
+    found, state = restore.load_trained(config, workdir, sharding.make_mesh())
     about: dict[str, Any] = {"config": configs.as_dict(config), "step": int(state.agents.step), "code": found.code}
+    about["unknown_video"] = found.unknown_video
     for name in ("learned", "results"):  # the metrics files that exist
         path = workdir / f"{name}.json"
         about[name] = run_folder.read_json(path) if path.exists() else None
@@ -102,6 +100,7 @@ def export_run(
     video_ids: np.ndarray | None,
     state: steps.TrainState,
     about: dict[str, Any],
+    users: Arrays | None = None,
 ) -> str:
     """Write the artefact of a trained state and return its id; see `artifact.write` for errors.
 
@@ -110,16 +109,22 @@ def export_run(
       plan: config of the run.
       spec: spec of the requests.
       items: the items.
-      video_ids: [V] int64 ids of the videos in requests; None if they are item rows.
+      video_ids: [V] ids of the videos in requests, integers or strings; None if they are item rows.
       state: the trained state.
       about: contents of the manifest in addition to signals, agents and sizes.
+      users: {"user_id": [U] ids, "profile": [U, Du]}, where users are known.
     """
-    functions, arrays, more = _contents(plan, spec, items, video_ids, state)
+    functions, arrays, more = _contents(plan, spec, items, video_ids, state, users)
     return artifact.write(folder, functions, arrays, spec, about | more)
 
 
 def _contents(
-    plan: steps.TrainConfig, spec: InputSpec, items: types.Items, video_ids: np.ndarray | None, state: steps.TrainState
+    plan: steps.TrainConfig,
+    spec: InputSpec,
+    items: types.Items,
+    video_ids: np.ndarray | None,
+    state: steps.TrainState,
+    users: Arrays | None,
 ) -> tuple[dict[str, Function], dict[str, Arrays], dict[str, Any]]:
     """Return functions, arrays and manifest of the artefact of a trained state."""
     v = spec.num_videos
@@ -127,11 +132,13 @@ def _contents(
     arrays = {
         "policy": _flat(_policy_weights(state.agents)),
         "catalogue": {
-            "video_id": np.arange(v) if video_ids is None else np.asarray(video_ids, np.int64),
+            "video_id": _ids(np.arange(v) if video_ids is None else video_ids),
             "features": np.asarray(items.features_of(np.arange(v))),
             **{n: np.asarray(getattr(items, n)) for n in ("author", "tag", "duration", "embedding_id")},
         },
     }
+    if users is not None:
+        arrays["users"] = users
     if plan.use_feedback_model:
         assert state.feedback is not None
         functions |= _model_functions(plan, spec, state.feedback)
@@ -143,6 +150,10 @@ def _contents(
         "memory": memory_shape(plan.agents, spec),
     }
     return functions, arrays, about
+
+
+def _ids(given: np.ndarray) -> np.ndarray:
+    return given.astype(np.int64) if given.dtype.kind == "i" else given  # or strings, or integers above those
 
 
 def memory_shape(config: EncoderConfig, spec: InputSpec) -> list[int]:

@@ -61,9 +61,18 @@ class Ranker:
         self.catalogue = catalogue
         #: Item rows [n] for the platform's ids [n]; −1 for an unknown video.
         self.rows_of = feedback_log.rows_by_id(catalogue["video_id"])
+        self._users = loaded.arrays.get("users")
+        self._user_rows = None if self._users is None else feedback_log.rows_by_id(self._users["user_id"])
         self._functions = {name: self._traced(name, loaded.functions[name]) for name in self.traces}
         self._weights = jax.device_put(artifact.nested(loaded.arrays["policy"]))
         self._encodings = self._encode(catalogue)
+
+    def user_of(self, user: int | str | None) -> tuple[int, np.ndarray | None]:
+        """Return the number and the profile [Du] of a user; without a table of users, ids are the numbers."""
+        if self._users is None or self._user_rows is None:
+            return int(user or 0), None
+        row = 0 if user is None else max(int(self._user_rows(np.asarray([user]))[0]), 0)
+        return row, self._users["profile"][row]
 
     def _traced(self, name: str, function: Any):
         def call(*arguments):

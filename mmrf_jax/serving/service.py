@@ -215,13 +215,15 @@ class Service:
             if not len(there):
                 raise Refused(422, "the artefact knows none of these videos", ("body", "candidates"))
             position = 0 if start else len(known.shown)
-            profile = asked.profile if asked.profile is not None else known.profile
+            user, profile = serving.user_of(asked.user)
+            for newer in (known.profile, asked.profile):
+                profile = profile if newer is None else newer
             if profile is None:
                 profile = np.zeros(serving.spec.profile, np.float32)
             context = np.append(asked.context, np.log1p(position)).astype(np.float32)
             memory, seen = self._since(asked.user, serving, start, given)
             scores, value = await self._scored(
-                serving, Job(asked.user, profile, context, rows[there], memory, *self._known(serving, seen))
+                serving, Job(user, profile, context, rows[there], memory, *self._known(serving, seen))
             )
             # No await from here on: the request is both in the log and in the user's state, or in neither.
             number = known.requests
@@ -465,6 +467,12 @@ class Service:
 
     def _loaded(self, before: Ranker | None) -> Ranker:
         loaded = artifact.load(self._tried, None if before is None else before.spec)
+        ids = (loaded.arrays["catalogue"]["video_id"], loaded.arrays.get("users", {}).get("user_id", np.zeros(0, int)))
+        if any(of.dtype.kind == "U" for of in ids):
+            raise artifact.ArtifactError(
+                f"{self._tried} was trained on string ids, and the service takes integers; rank with mmrf_jax.load, or "
+                "number the ids of the log"
+            )
         made = Ranker(loaded, self.settings.max_candidates)
         made.warm()
         return made

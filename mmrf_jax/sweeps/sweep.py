@@ -275,7 +275,7 @@ def _measured(config, place: Path, name: str) -> dict[str, Any]:
     kept = run_folder.read_json(path) if path.exists() else {}
     if kept.get("learned") != learned:
         mesh = sharding.make_mesh()
-        source = restore.source_of(config, mesh)
+        source = restore.source_of(config, mesh, workdir=place)
         state = restore.load_state(config, source, place, mesh)
         kept = _OF_RUNS[name](config, source, steps.plan_of(config, source.spec.signals), state) | {"learned": learned}
         files.write_json(path, kept)

@@ -16,14 +16,14 @@ from ml_collections.config_dict import placeholder
 
 from mmrf_jax import fields
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
+from mmrf_jax.data.readers.kuairand import KuaiRandConfig
 from mmrf_jax.envs.short_video.config import WorldConfig
 from mmrf_jax.fields import field
 from mmrf_jax.io import trackers
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model.config import FeedbackConfig
 
-SOURCES, SIMULATORS, ANSWERS = ("world", "kuairand"), ("world", "feedback"), ("sampled", "expected")
+SOURCES, SIMULATORS, ANSWERS = ("world", "kuairand", "logs"), ("world", "feedback"), ("sampled", "expected")
 _STREAM = "whether logs are read while training; None: those above 2^20 sessions"
 
 
@@ -56,6 +56,26 @@ class KuaiRandData(KuaiRandConfig):
     )
     stream: bool | None = field(None, _STREAM)
     served: str | None = field(None, "feedback log of mmrf serve, to learn from instead of the training days")
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnLogs:
+    """Anyone's log, and what its columns mean (`mmrf_jax.schema`)."""
+
+    path: str = field("", "the log: a CSV, Parquet or Arrow file, a folder, or a glob such as 'logs/*.parquet'")
+    schema: str = field("", "a Python file that defines `schema`")
+    item_table: str = field("", "table of the items, a path as for the log")
+    user_table: str = field("", "table of the users, a path as for the log")
+    candidate_table: str = field("", "table of the candidates of requests, a path as for the log")
+    slate: int = field(0, "K, the most items of a request; 0: as in the schema or the log", fields.NATURAL)
+    candidates: int = field(0, "C, the candidates of a request; 0: as in the schema or the log", fields.NATURAL)
+    statistics: bool = field(True, "whether running means of items, authors and tags up to the day before are features")
+    digest: str = field("", "of the log that a run has read; set by the program")
+    stream: bool | None = field(None, _STREAM)
+
+
+#: The section `data` of sources without a world.
+_LOGS: dict[str, Any] = {"kuairand": KuaiRandData, "logs": OwnLogs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +150,7 @@ class Run:
     simulator_checkpoint: str = field("", "run folder whose feedback model answers")
     simulator_answers: str = field("sampled", "how that model answers", among=ANSWERS)
     world: WorldConfig | None = dataclasses.field(default_factory=WorldConfig)
-    data: LogData | KuaiRandData = dataclasses.field(default_factory=LogData)
+    data: LogData | KuaiRandData | OwnLogs = dataclasses.field(default_factory=LogData)
     collect: Collect = dataclasses.field(default_factory=Collect)
     alternation: Alternation = dataclasses.field(default_factory=Alternation)
     feedback: Feedback = dataclasses.field(default_factory=Feedback)
@@ -151,9 +171,17 @@ class Run:
         return self.data
 
     @property
-    def sizes(self) -> WorldConfig | KuaiRandData:
+    def own_logs(self) -> OwnLogs:
+        """Return `data` of a run on anyone's log."""
+        assert isinstance(self.data, OwnLogs), self.source
+        return self.data
+
+    @property
+    def sizes(self) -> WorldConfig | KuaiRandData | OwnLogs:
         """Return the section that defines the number of candidates and of exposed videos per request."""
-        return self.world if self.world is not None else self.kuairand
+        if self.world is not None:
+            return self.world
+        return self.kuairand if self.source == "kuairand" else self.own_logs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,7 +381,7 @@ def _specs_of_run(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
 def _template(values: Mapping[str, Any]) -> Run:
     """Return a run with the defaults of its source."""
     source = values["source"]
-    return Run() if source == "world" else Run(source=source, world=None, data=KuaiRandData())
+    return Run() if source == "world" else Run(source=source, world=None, data=_LOGS[source]())
 
 
 def _declared(config: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field]]:
@@ -375,11 +403,11 @@ def declaration(name: str, declared: Mapping[str, dataclasses.Field]) -> datacla
 def _validate_together(run: Mapping[str, Any]) -> None:
     """Refuse combinations of values that are valid separately but not together."""
     kinds: dict[str, Any] = {"agents": AgentConfig, "feedback": Feedback}
-    kinds |= {"world": WorldConfig} if run["source"] == "world" else {"data": KuaiRandData}
+    kinds |= {"world": WorldConfig} if run["source"] == "world" else {"data": _LOGS[run["source"]]}
     for section, kind in kinds.items():
         given = {name: value for name, value in run.get(section, {}).items() if value is not None}
         made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
-        if isinstance(made, EncoderConfig):  # both sources have the signals of short videos
+        if isinstance(made, EncoderConfig) and run["source"] != "logs":  # the others have the signals of short videos
             made.check_signals()
     logs_only = run["source"] != "world" and run.get("simulator", "world") == "world"
     if logs_only and run.get("alternation", {}).get("closed_loop"):

@@ -1,7 +1,8 @@
 """What a trained state needs besides its parameters, kept in the run folder: spec, items, and the platform's ids.
 
     inputs.json    the spec, the sizes of vocabularies, and the version of the code that wrote it
-    inputs.npz     arrays by name: the fields of `types.Items`, and `video_id` if the platform has its own ids
+    inputs.npz     arrays by name: the fields of `types.Items`, `video_id` if the platform has its own ids, and
+                   `user_id` and `profile` if its users are known
 
 With them a run folder is ranked with, or exported, without its source of sessions.
 """
@@ -24,7 +25,7 @@ from mmrf_jax.training import run_folder, sources
 
 _ARRAYS = ("author", "tag", "duration", "features", "embedding_id")
 _SIZES = ("num_embeddings", "num_authors", "num_tags")
-_ID = "video_id"
+_ID, _USERS = "video_id", ("user_id", "profile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,16 @@ class Inputs:
       spec: sizes of the agents' inputs.
       items: the items; their features include the newest statistics.
       video_ids: the platform's ids [V]; None if these are the row numbers.
+      users: ids and features of the users; see `sources.Source`.
+      unknown_video: row of any other video; None if there is none.
       code: version of the package that trained the run.
     """
 
     spec: InputSpec
     items: types.Items
     video_ids: np.ndarray | None
+    users: dict[str, np.ndarray] | None = None
+    unknown_video: int | None = None
     code: str = mmrf_jax.__version__
 
 
@@ -50,7 +55,8 @@ def of_source(source: sources.Source) -> Inputs:
     if items.statistics is not None:
         features = items.features_of(jnp.arange(items.num_videos))
         items = dataclasses.replace(items, features=features, dates=None, statistics=None)
-    return Inputs(source.spec, items, None if source.video_ids is None else source.video_ids())
+    ids = None if source.video_ids is None else source.video_ids()
+    return Inputs(source.spec, items, ids, source.users, source.unknown_video)
 
 
 def write(workdir: Path, inputs: Inputs) -> None:
@@ -60,9 +66,11 @@ def write(workdir: Path, inputs: Inputs) -> None:
     arrays = {name: np.asarray(getattr(inputs.items, name)) for name in _ARRAYS}
     if inputs.video_ids is not None:
         arrays[_ID] = inputs.video_ids
+    arrays |= inputs.users or {}
     files.write_arrays(workdir / "inputs.npz", arrays)
     sizes = {name: getattr(inputs.items, name) for name in _SIZES}
-    about = {"spec": dataclasses.asdict(inputs.spec), "sizes": sizes, "code": inputs.code}
+    about: dict[str, Any] = {"spec": dataclasses.asdict(inputs.spec), "sizes": sizes, "code": inputs.code}
+    about["unknown_video"] = inputs.unknown_video
     files.write_json(workdir / "inputs.json", about)  # last: it says that the arrays are complete
 
 
@@ -81,7 +89,8 @@ def read(workdir: Path) -> Inputs | None:
         with np.load(workdir / "inputs.npz", allow_pickle=False) as kept:
             arrays: dict[str, Any] = {name: jnp.asarray(kept[name]) for name in _ARRAYS}
             ids = kept[_ID] if _ID in kept.files else None
-        items = types.Items(**arrays, **about["sizes"])
-        return Inputs(InputSpec.from_dict(about["spec"]), items, ids, about["code"])
+            users = {name: kept[name] for name in _USERS if name in kept.files} or None
+        items, spec = types.Items(**arrays, **about["sizes"]), InputSpec.from_dict(about["spec"])
+        return Inputs(spec, items, ids, users, about.get("unknown_video"), about["code"])
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{workdir / 'inputs.npz'} cannot be read ({error}); {again}") from error

@@ -64,17 +64,24 @@ def load_state(config: configs.Run, source: sources.Source | inputs.Inputs, work
     return state
 
 
-def source_of(config: configs.Run, mesh, collects: bool = False) -> sources.Source:
+def load_trained(config: configs.Run, workdir: Path, mesh) -> tuple[inputs.Inputs, steps.TrainState]:
+    """Return the inputs and the latest state of a run; see `load_state` for errors."""
+    found = inputs.read(workdir) or inputs.of_source(source_of(config, mesh, workdir=workdir))
+    return found, load_state(config, found, workdir, mesh)
+
+
+def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path | None = None) -> sources.Source:
     """Return a config's source with its items on the devices; `simulator=feedback` uses another run's feedback model.
 
     Args:
       collects: whether the run's own policy will collect logs too (see `sources.Source.choose`).
+      workdir: the run folder, which holds the log of a run on `logs`.
 
     Raises:
       ValueError: if that run has another source, or no feedback model.
     """
     own = functools.partial(untrained_policy, config, mesh) if collects else None
-    source = sources.from_config(config, counted_in_parts, own)
+    source = sources.from_config(config, counted_in_parts, own, workdir)
     source = dataclasses.replace(source, items=sharding.put_replicated(source.items, mesh))
     if config.simulator == "world":
         return source
@@ -93,11 +100,7 @@ def source_of(config: configs.Run, mesh, collects: bool = False) -> sources.Sour
         )
     state = load_state(fitted, source, path, mesh)
     model = evaluate.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
-    policies = {
-        "logged": base.privileged_policy(learned.logged_slates, 0.0),
-        "random": base.privileged_policy(learned.no_preference, 1.0),
-    }
-    return sources.in_simulator(source, model, policies, None, counted_in_parts, own)
+    return sources.in_simulator(source, model, learned.policies(), None, counted_in_parts, own)
 
 
 def untrained_policy(config: configs.Run, mesh, source: sources.Source) -> base.Policy:

@@ -19,7 +19,8 @@ from mmrf_jax.io import files
 USERS = "ab_test_users.npz"
 _FREE_PREFIXES = ("log_", "profile_", "checkpoint_", "trackers")
 #: Files and folders that a run writes in addition to config.json.
-_FOLDERS = ("checkpoints", "tensorboard", "profile", "wandb")
+LOG = "log"  # a run on anyone's log holds it
+_FOLDERS = ("checkpoints", "tensorboard", "profile", "wandb", LOG)
 _FILES = (
     *("metrics.jsonl", "metrics.csv", "trackers.json", "starts.json", USERS),
     *("learned.json", "results.json", "truth.json", "off_policy.json", "report.html"),

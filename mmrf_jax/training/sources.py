@@ -1,4 +1,4 @@
-"""Sources of sessions: logs collected in the world, logs on disk, or KuaiRand."""
+"""Sources of sessions: logs collected in the world, logs on disk, KuaiRand, or anyone's log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import chex
 import jax
@@ -15,18 +15,15 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import records, sessions, statistics, stream
-from mmrf_jax.data.readers import feedback_log, feedback_sessions
+from mmrf_jax.data.readers import feedback_log, feedback_sessions, kuairand
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.envs import base, collect
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
-from mmrf_jax.io import extras, files
+from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.signals import Signals
-from mmrf_jax.training import configs
-
-if TYPE_CHECKING:  # TFDS and polars take half a second to import, so they are imported only where real logs are read
-    from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
+from mmrf_jax.training import configs, own_logs
 
 #: First user ids of the logs, far from each other and from the A/B tests, which start at 0.
 _TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
@@ -55,6 +52,8 @@ class Source:
       choose: wraps a collecting policy (the first one or the run's own) as a choice between these two, so that all
         collections share one program.
       video_ids: makes the platform's ids [V] of the videos; None if these are the row numbers.
+      users: ids and features of the users, if the source knows them: {"user_id": [U], "profile": [U, Du]}.
+      unknown_video: row of any other video; None if there is none.
     """
 
     items: types.Items
@@ -69,6 +68,8 @@ class Source:
     report: dict[str, Any]
     config: Any
     video_ids: Callable[[], np.ndarray] | None = None
+    users: dict[str, np.ndarray] | None = None
+    unknown_video: int | None = None
     blocks: Callable[[], stream.Blocks | None] = lambda: None
     choose: Callable[[base.Policy], base.Policy | base.PolicyChoice] = lambda policy: policy
 
@@ -95,14 +96,8 @@ def world_origin(config: configs.Run) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config.world).items() if name != "variant"}
 
 
-def world_policies() -> dict[str, base.Policy]:
-    """Return the arms that need no training: production serves Plackett–Luce, the oracles their best slate."""
-    return {
-        "production": base.privileged_policy(reference_policies.production, 1.0),
-        "random": base.privileged_policy(reference_policies.random, 1.0),
-        "oracle_myopic": base.privileged_policy(reference_policies.oracle_myopic, 0.0),
-        "oracle_planning": base.privileged_policy(reference_policies.oracle_planning, 0.0),
-    }
+#: The world's arms that need no training.
+world_policies = reference_policies.policies
 
 
 def check_days(config: configs.Run, days: int) -> None:
@@ -168,17 +163,25 @@ def _of_all(log: SessionLog) -> SessionLog:
     return dataclasses.replace(log, offsets=offsets, **dict(zip(names, fields, strict=True)))
 
 
-def from_config(config: configs.Run, progress: Progress, own: Callable[[Source], base.Policy] | None = None) -> Source:
-    """Return the source that a config describes (`config.source` is `world` or `kuairand`).
+def from_config(
+    config: configs.Run,
+    progress: Progress,
+    own: Callable[[Source], base.Policy] | None = None,
+    workdir: Path | None = None,
+) -> Source:
+    """Return the source that a config describes (`config.source` is `world`, `kuairand` or `logs`).
 
     Args:
       own: gives a policy with the shapes of the one that will collect the run's logs; see `Source.choose`.
+      workdir: the run folder, which holds the log of a run on `logs`.
     """
     if config.source == "world":
         return _world(config, progress, own)
     if config.source == "kuairand":
         return _kuairand(config)
-    raise ValueError(f"unknown source {config.source!r}; use --config.source=world or kuairand")
+    if config.source == "logs":
+        return _own_logs(config, workdir)
+    raise ValueError(f"unknown source {config.source!r}; use --config.source=world, kuairand or logs")
 
 
 def in_simulator(
@@ -265,7 +268,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base
         lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions, True)
     )
     source = dataclasses.replace(source, test=lambda: {"test": test()})
-    if not config.data.dir:
+    if not isinstance(config.data, configs.LogData) or not config.data.dir:
         return source
     return dataclasses.replace(
         source,
@@ -317,12 +320,10 @@ def _held(config: configs.Run, blocks: stream.Blocks, name: str) -> SessionLog:
     return blocks.read(chosen)
 
 
-def kuairand_config(config: configs.Run) -> KuaiRandConfig:
+def kuairand_config(config: configs.Run) -> kuairand.KuaiRandConfig:
     """Return the config of how KuaiRand's rows become sessions."""
-    from mmrf_jax.data.readers.kuairand.job import KuaiRandConfig
-
     d = config.kuairand
-    return KuaiRandConfig(
+    return kuairand.KuaiRandConfig(
         train_until=d.train_until,
         valid_until=d.valid_until,
         test_from=d.test_from,
@@ -366,20 +367,49 @@ def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, 
     return tests | {name: functools.cache(functools.partial(together, name)) for name in ("train", "valid")}
 
 
-def _kuairand(config: configs.Run) -> Source:
-    with extras.needed("data"):
-        from mmrf_jax.data.readers.kuairand import builder
-        from mmrf_jax.data.readers.kuairand.prepare import ALL_SPLITS
+def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
+    log = own_logs.of_run(config, workdir)
 
-    if not config.data.dir:
+    def held(name: str) -> Callable[[], SessionLog]:
+        part = log.parts[name]
+        return functools.cache(lambda: part if isinstance(part, SessionLog) else _held(config, part, name))
+
+    parts = {name: held(name) for name in log.parts}
+    train, items, spec = log.parts["train"], log.items, log.spec
+    there = [name for name in ("train", "valid") if log.report["splits"][name]["sessions"]]
+    if config.own_logs.statistics:
+        items = _with_statistics(items, spec.signals, [parts[name]() for name in there])
+        added = 0 if items.statistics is None else statistics.num_features(spec.signals)
+        spec = dataclasses.replace(spec, item_features=spec.item_features + added)
+    return Source(
+        items=jax.tree.map(jax.numpy.asarray, items),
+        spec=spec,
+        sim=None,
+        policies={},
+        truth=None,
+        collect=None,
+        train=parts["train"],
+        valid=parts["valid"] if "valid" in there else None,
+        test=lambda: {"test": parts["test"]()},
+        report=dict(log.report),
+        config=config,
+        video_ids=lambda: log.item_ids,
+        users={"user_id": log.user_ids, "profile": log.profiles},
+        unknown_video=0,
+        blocks=lambda: None if isinstance(train, SessionLog) else _streamed(config, train),
+    )
+
+
+def _kuairand(config: configs.Run) -> Source:
+    if not config.kuairand.dir:
         raise ValueError("no data directory; use --config.data.dir=DIR, the folder with KuaiRand's CSV files")
     d = config.kuairand
     wanted = kuairand_config(config)
     given = files.user_path(d.dir, "config.data.dir")
     cache = files.user_path(d.cache_dir, "config.data.cache_dir")
-    progress = counted if jax.process_count() == 1 else builder.unchecked
-    prepared = multihost.in_turn(lambda: builder.open_or_prepare(given, cache, wanted, progress=progress))
-    parts: dict[str, Any] = {name: builder.Split(prepared, name) for name in ALL_SPLITS}
+    progress = counted if jax.process_count() == 1 else kuairand.unchecked
+    prepared = multihost.in_turn(lambda: kuairand.open_or_prepare(given, cache, wanted, progress=progress))
+    parts: dict[str, Any] = {name: kuairand.Split(prepared, name) for name in kuairand.ALL_SPLITS}
     if d.max_sessions:
         parts["train"] = stream.Beginning(parts["train"], d.max_sessions)
     logs: dict[str, Any] = {
@@ -398,8 +428,8 @@ def _kuairand(config: configs.Run) -> Source:
         return int(parts[name].sessions.sum()) > 0
 
     tests = [name for name in ("test", "random_test") if there(name)]
-    items = builder.read_items(prepared)
-    spec, ids = parts["test"].spec, lambda: builder.read_video_ids(prepared)
+    items = kuairand.read_items(prepared)
+    spec, ids = parts["test"].spec, lambda: kuairand.read_video_ids(prepared)
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
         items = _with_statistics(items, spec.signals, [logs[name]() for name in ("train", "valid") if there(name)])
         added = 0 if items.statistics is None else statistics.num_features(spec.signals)
@@ -421,7 +451,7 @@ def _kuairand(config: configs.Run) -> Source:
         train=logs["train"],
         valid=logs["valid"] if there("valid") else None,
         test=lambda: {name: logs[name]() for name in tests},
-        report=builder.read_report(prepared),
+        report=kuairand.read_report(prepared),
         config=config,
         video_ids=ids,
         blocks=lambda: None if d.served or d.random_log == "train" else _streamed(config, parts["train"]),

@@ -17,6 +17,7 @@ from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions, stream
+from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import base
 from mmrf_jax.io import files, metric_writer, profile, trackers
@@ -29,6 +30,7 @@ from mmrf_jax.training import (
     configs,
     evaluate,
     inputs,
+    own_logs,
     provenance,
     restore,
     run_folder,
@@ -43,15 +45,17 @@ _LARGE = 2**22  # array entries; larger arrays are checked on the device
 _MEASURED = 16  # batches of held-out sessions on which the feedback model is measured
 
 
-def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, Any]:
+def train(config: configs.Run, workdir: Path, brief: bool = False, log: FrameLog | None = None) -> dict[str, Any]:
     """Run a config to its results, resuming from the latest checkpoint in the folder; return the results.
 
     Args:
       brief: whether to skip the report (`mmrf report` can write it later) and, on real logs, the simple rankers that
         the run is compared with, as in a study.
+      log: the log of a run on `logs`; None to read the one that the config names.
     """
     # Validate the config before writing anything.
     configs.validate(configs.as_dict(config))
+    config, log = own_logs.prepare(config, workdir, log)
     registry.configured(config.method, config.agents)
     profile.parse(config.profile_steps)
     trackers.check(config.trackers)
@@ -61,7 +65,7 @@ def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, 
     if config.source == "world" and config.simulator == "world":
         _arms(config, sources.world_policies())
     with contextlib.ExitStack() as stack:  # the first process holds the folder's lock
-        finished = multihost.on_primary(lambda: _begun(stack, workdir, config, brief))
+        finished = multihost.on_primary(lambda: _begun(stack, workdir, config, brief, log))
         if finished is not None:
             say(f"{workdir} is finished; nothing to do")
             return finished
@@ -75,8 +79,13 @@ def train(config: configs.Run, workdir: Path, brief: bool = False) -> dict[str, 
             return _run(config, workdir, mesh, brief, compiled, spent)
 
 
-def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> dict[str, Any] | None:
-    """Return the results of a finished run; otherwise lock its folder until the stack closes and return None."""
+def _begun(
+    stack: contextlib.ExitStack, workdir: Path, config, brief: bool, log: FrameLog | None
+) -> dict[str, Any] | None:
+    """Return the results of a finished run; otherwise lock its folder until the stack closes and return None.
+
+    Stores the log of a run on `logs`, so that the folder is complete without its source.
+    """
     results = _read_if_exists(workdir / "results.json")
     written = brief or (workdir / "report.html").exists() or not run_folder.has_checkpoint(workdir)
     if results is not None and (written or run_report.missing()):
@@ -84,6 +93,8 @@ def _begun(stack: contextlib.ExitStack, workdir: Path, config, brief: bool) -> d
         return results
     stack.enter_context(run_folder.claimed(workdir, configs.as_dict(config)))
     provenance.record(workdir)
+    if log is not None and not (workdir / run_folder.LOG).exists():
+        log.save(workdir / run_folder.LOG)
     return None
 
 
@@ -107,7 +118,7 @@ def _run(config, workdir: Path, mesh, brief: bool, compiled: programs.Ahead, spe
     """Run everything from a claimed folder to its results. Each process computes the same process-local evaluations."""
     phase("prepare")
     with preemption.at_once():
-        source = restore.source_of(config, mesh, collects=config.alternation.closed_loop)
+        source = restore.source_of(config, mesh, collects=config.alternation.closed_loop, workdir=workdir)
     plan = steps.plan_of(config, source.spec.signals)
     if source.report:
         say(f"input: {json.dumps(source.report, default=str)}")
@@ -266,7 +277,7 @@ def _learn(
             if number == 0 or not plan.closed_loop:
                 if given is None:
                     if source.sim is not None:
-                        phase("read" if config.data.dir else "collect")
+                        phase("read" if isinstance(config.data, configs.OwnLogs) or config.data.dir else "collect")
                     with preemption.at_once():
                         given = _load_log(config, plan, source, mesh)
                 data = given

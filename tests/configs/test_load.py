@@ -17,7 +17,7 @@ def get_config(text="none"):
 
 
 def test_packaged_configs_are_those_of_the_experiments():
-    assert configs.names() == ["kuairand", "world"]
+    assert configs.names() == ["kuairand", "logs", "world"]
     assert configs.load("world").to_dict() == world.get_config().to_dict()
     assert configs.load("kuairand").to_dict() == kuairand.get_config().to_dict()
 

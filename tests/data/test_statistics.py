@@ -108,3 +108,11 @@ def test_without_statistics_features_are_those_that_stay():
     items = random_logs.make_items()
     videos = np.array([[1, 4]])
     np.testing.assert_array_equal(items.features_of(videos, np.array([DAYS[0]])), items.features[videos])
+
+
+def test_what_is_equal_for_all_videos_is_no_feature():
+    """With a single tag, its mean and its count differ between days alone."""
+    items = random_logs.make_items()
+    items = dataclasses.replace(items, tag=np.zeros(V, np.int32), num_tags=1)
+    _, table = statistics.by_day([make_log(0)], items, SHORT_VIDEO)
+    assert not table[..., -(L + 1) :].any() and np.abs(table).max() < 20

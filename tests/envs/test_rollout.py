@@ -321,6 +321,7 @@ import jax, jax.numpy as jnp, numpy as np
 from mmrf_jax.parallel import sharding
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
+from mmrf_jax.signals import SHORT_VIDEO
 
 sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
 policy, key, n = base.privileged_policy(reference_policies.production, 1.0), jax.random.key(0), 60

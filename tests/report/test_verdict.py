@@ -5,6 +5,7 @@ import math
 import pytest
 
 from mmrf_jax.report import verdict
+from mmrf_jax.signals import SHORT_VIDEO, Signal, Signals
 
 CONTROL = {"watch_time": {"mean": 900.0, "diff_pct": 0.0, "ci95": [0.0, 0.0]}}
 NONE = {"mean": 0.001, "diff_pct": None, "ci95": None, "note": "too few: 3 users of mmrf have any"}
@@ -12,6 +13,12 @@ NONE = {"mean": 0.001, "diff_pct": None, "ci95": None, "note": "too few: 3 users
 
 def entry(low, high):
     return {"mean": 1.0, "diff_pct": (low + high) / 2, "ci95": [low, high]}
+
+
+def main(name):
+    """The signals of a result whose main agent maximises one."""
+    signals = SHORT_VIDEO.signals if name in SHORT_VIDEO.names else (Signal(name),)
+    return Signals(signals, (name,)).as_dict()
 
 
 def of(**metrics):
@@ -76,7 +83,7 @@ def test_no_interval_of_the_main_metric_is_too_small(broken):
 
 def test_a_main_metric_that_should_fall():
     arms = {"production": CONTROL, "mmrf": {"hate": entry(-9.0, -7.0), "click": entry(-3.0, -2.0)}}
-    found = verdict.of_results({"ab_test": arms}, "mmrf", main="hate")
+    found = verdict.of_results({"ab_test": arms, "signals": main("hate")}, "mmrf")
     assert found.outcome == "better" and found.fallen == ("click",)
 
 
@@ -113,7 +120,9 @@ def test_logs_are_compared_with_popularity_and_boosting(popularity, boosting, ou
 
 
 def test_a_main_signal_of_its_own_and_a_single_baseline():
-    found = verdict.of_results({"offline": {"purchase": against(popularity=(0.01, 0.02))}}, "bc", main="purchase")
+    found = verdict.of_results(
+        {"offline": {"purchase": against(popularity=(0.01, 0.02))}, "signals": main("purchase")}, "bc"
+    )
     assert found.outcome == "better" and found.metric == "purchase"
     assert found.sentence.startswith("By purchase (GAUC), bc is better than popularity (+0.0150")
 

@@ -10,7 +10,7 @@ import tiny
 import mmrf_jax as mmrf
 from experiments import world
 from mmrf_jax import runs
-from mmrf_jax.serving import artifact, ranker
+from mmrf_jax.serving import artifact, export, ranker, service
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs
 
@@ -45,6 +45,35 @@ def test_ranks_ids_as_the_service_scores_them(run):
     requests = [{"candidates": candidates, "user": 3, "history": history, "profile": profile}, {"candidates": IDS[:3]}]
     both = run.rank_batch(requests)
     assert both[0] == ranked and both[1] == run.rank(IDS[:3]) and set(both[1]) == set(IDS[:3])
+
+
+def test_ids_of_any_type_and_users_of_the_log(tmp_path):
+    plan, state = exporting.planned()
+    names = np.array(["", *(f"item {n}" for n in range(1, tiny.SPEC.num_videos))])
+    profiles = np.float32([[0, 0, 0], [1, 2, 3], [3, 1, -2]])
+    users = {"user_id": np.array([-(2**63), 2**40, 2**40 + 1]), "profile": profiles}
+    about = {"config": {"method": "mmrf"}, "unknown_video": 0}
+    export.export_run(tmp_path / "a", plan, tiny.SPEC, tiny.make_items(), names, state, about, users)
+    run, given = mmrf.load(tmp_path / "a"), ["item 5", "item 17", "new", "item 3"]
+    serving = ranker.Ranker(artifact.load(run.path), 4)
+    for user, number in ((2**40 + 1, 2), (7, 0), (None, 0)):
+        job = ranker.Job(
+            number,
+            profiles[number],
+            np.zeros(tiny.SPEC.context, np.float32),
+            np.array([5, 17, 0, 3]),
+            None,
+            np.zeros(0, np.int64),
+            np.zeros((0, len(SHORT_VIDEO)), np.float32),
+        )
+        best = np.argsort(-serving.run([job])[0][0][-1])
+        assert run.rank(given, user=user) == [given[i] for i in best]
+    with pytest.raises(ValueError, match="the ids are strings, and 3 is of the integers; give ids in their type"):
+        run.rank([3, 4])
+    with pytest.raises(ValueError, match="the ids are integers, and 'u7' is of the strings"):
+        run.rank(given, user="u7")
+    with pytest.raises(artifact.ArtifactError, match="was trained on string ids, and the service takes integers"):
+        service.Service(service.Settings(run.path, tmp_path / "log"))
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_numbers_of_a_config_that_cannot_be(make, field, value, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["world", "kuairand"])
+@pytest.mark.parametrize("name", ["world", "kuairand", "logs"])
 def test_a_typed_config_says_what_its_file_says(name):
     given = importlib.import_module(f"experiments.{name}").get_config().to_dict()
     del given["when_quick"]

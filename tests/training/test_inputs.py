@@ -12,8 +12,9 @@ import mmrf_jax
 from mmrf_jax.training import inputs
 
 
-def source(items, ids=None):
-    return types.SimpleNamespace(items=items, spec=tiny.SPEC, video_ids=None if ids is None else lambda: ids)
+def source(items, ids=None, users=None, unknown=None):
+    ids_of = None if ids is None else lambda: ids
+    return types.SimpleNamespace(items=items, spec=tiny.SPEC, video_ids=ids_of, users=users, unknown_video=unknown)
 
 
 @pytest.mark.parametrize("ids", [None, np.array(["a", "bb"]), np.array([2**60, 1])])
@@ -26,6 +27,16 @@ def test_what_is_written_is_read(ids, tmp_path):
         np.testing.assert_array_equal(getattr(found.items, field.name), getattr(items, field.name))
     np.testing.assert_array_equal(found.video_ids, ids) if ids is not None else None
     assert (found.video_ids is None) == (ids is None)
+    assert found.users is None and found.unknown_video is None
+
+
+def test_users_and_the_unknown_video_are_kept(tmp_path):
+    users = {"user_id": np.array(["", "u1"]), "profile": np.float32([[0, 0, 0], [1, 2, 3]])}
+    inputs.write(tmp_path, inputs.of_source(source(tiny.make_items(), np.arange(30), users, 0)))
+    found = inputs.read(tmp_path)
+    assert found.unknown_video == 0 and found.users.keys() == users.keys()
+    for name, array in users.items():
+        np.testing.assert_array_equal(found.users[name], array)
 
 
 def test_the_newest_statistics_are_features(tmp_path):

@@ -22,7 +22,7 @@ from mmrf_jax.abtest import simulate
 from mmrf_jax.cli import common
 from mmrf_jax.cli.benchmarks import cost, speed
 from mmrf_jax.data import stream
-from mmrf_jax.data.readers.kuairand import builder, synthetic
+from mmrf_jax.data.readers.kuairand import Split, SyntheticLog, open_or_prepare
 from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.models import embedding_table, rowwise
@@ -123,12 +123,12 @@ def logs(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
     del repeats
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "log", Path(folder) / "records"
-        made = synthetic.SyntheticLog(rows=rows, users=rows // 2_000, videos=rows // 10)
+        made = SyntheticLog(rows=rows, users=rows // 2_000, videos=rows // 10)
         made.write(source, counted)
         start = time.perf_counter()
-        prepared = builder.open_or_prepare(source, out)
+        prepared = open_or_prepare(source, out)
         took = time.perf_counter() - start
-        part = stream.Part(builder.Split(prepared, "train"), 0, (0, 1), lambda log: None)
+        part = stream.Part(Split(prepared, "train"), 0, (0, 1), lambda log: None)
         every = np.ones(len(part.number), bool)
         batches = stream.Batches(part, np.arange(_BATCH), _BATCH, _SEGMENT, every, [0])
         batches.get(0, 0)

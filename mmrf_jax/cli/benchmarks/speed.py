@@ -32,7 +32,7 @@ from mmrf_jax.cli import common
 from mmrf_jax.cli.benchmarks import cost
 from mmrf_jax.configs import world as experiment
 from mmrf_jax.data import sessions
-from mmrf_jax.data.readers.kuairand import builder, synthetic
+from mmrf_jax.data.readers.kuairand import KuaiRand, SyntheticLog
 from mmrf_jax.envs import base, learned, rollout
 from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import counted
@@ -264,9 +264,9 @@ def preparing(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure preparing a synthetic log, once; `mmrf prepare` reports rate and memory for any log."""
     with tempfile.TemporaryDirectory() as folder:
         log, out = Path(folder) / "log", Path(folder) / "records"
-        synthetic.SyntheticLog(rows=_LOG_ROWS, users=_LOG_ROWS // 2_000, videos=_LOG_ROWS // 10).write(log, counted)
+        SyntheticLog(rows=_LOG_ROWS, users=_LOG_ROWS // 2_000, videos=_LOG_ROWS // 10).write(log, counted)
         start = time.perf_counter()
-        builder.KuaiRand(data_dir=out, source=log).download_and_prepare()
+        KuaiRand(data_dir=out, source=log).download_and_prepare()
         yield Figure("prepare/records", _LOG_ROWS / (time.perf_counter() - start), "rows/s")
 
 

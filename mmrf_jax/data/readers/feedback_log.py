@@ -70,12 +70,18 @@ def rows_by_id(video_ids: np.ndarray) -> RowsOf:
     """Return a function from the platform's ids [n] to item rows [n], −1 for an unknown video.
 
     Args:
-      video_ids: [V] int64 ids of the item rows, all different, in any order.
+      video_ids: [V] ids of the item rows, integers or strings, all different, in any order.
     """
     order = np.argsort(video_ids, kind="stable")
-    ids = np.asarray(video_ids, np.int64)[order]
+    ids = np.asarray(video_ids)[order]
+    ids = ids.astype(np.int64) if ids.dtype.kind == "i" else ids
+    text = ids.dtype.kind == "U"
 
     def rows_of(videos: np.ndarray) -> np.ndarray:
+        if len(videos) and (videos.dtype.kind == "U") != text:
+            kinds = ("strings", "integers") if text else ("integers", "strings")
+            given = videos.tolist()[0]
+            raise ValueError(f"the ids are {kinds[0]}, and {given!r} is of the {kinds[1]}; give ids in their type")
         place = np.minimum(np.searchsorted(ids, videos), len(ids) - 1)
         return np.where(ids[place] == videos, order[place], -1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import chex
 import jax.numpy as jnp
 
+from mmrf_jax.envs import base
 from mmrf_jax.envs.short_video import parameters, response, users
 from mmrf_jax.envs.short_video.env import WorldState, truth_of
 
@@ -47,3 +48,13 @@ def oracle_planning(params: parameters.WorldParams, state: WorldState, weight: f
     """Compute the true immediate value plus `weight` seconds per unit of enjoyment, which moves the odds of staying."""
     truth = truth_of(params, state, state.candidates)
     return response.expected_watch(params, truth) + weight * truth.enjoyment
+
+
+def policies() -> dict[str, base.Policy]:
+    """Return the arms that need no training: production serves Plackett–Luce, the oracles their best slate."""
+    return {
+        "production": base.privileged_policy(production, 1.0),
+        "random": base.privileged_policy(random, 1.0),
+        "oracle_myopic": base.privileged_policy(oracle_myopic, 0.0),
+        "oracle_planning": base.privileged_policy(oracle_planning, 0.0),
+    }

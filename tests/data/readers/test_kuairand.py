@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 import types
 
@@ -12,20 +14,49 @@ import pandas as pd
 import pytest
 
 from mmrf_jax.data import records
-from mmrf_jax.data.readers.kuairand import builder, candidates, clean, columns, engines, prepare, requests
-from mmrf_jax.data.readers.kuairand.job import Job
+from mmrf_jax.data.readers import kuairand
+from mmrf_jax.data.readers.kuairand import backend, builder, clean, csv_files, prepare, requests
+from mmrf_jax.data.readers.kuairand.backend import Job
+from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS
+from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
 
 CONFIG = builder.KuaiRandConfig(candidates=20, slate=3, history=8, session_gap_minutes=120)
 
+LAZY = """
+import sys
+from mmrf_jax.data.readers import kuairand
+kuairand.KuaiRandConfig, kuairand.ALL_SPLITS
+assert not {"jax", "polars", "tensorflow_datasets"} & set(sys.modules)
+sys.modules["polars"] = None
+try:
+    kuairand.Split
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_names_of_the_package_load_when_they_are_used_and_name_their_extra():
+    done = subprocess.run([sys.executable, "-c", LAZY], check=True, capture_output=True, text=True)
+    assert done.stdout == "polars is not installed; pip install 'mmrf_jax[data]'\n"
+    assert all(hasattr(kuairand, name) for name in kuairand.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Spilt'; it has ALL_SPLITS, KuaiRand, "):
+        _ = kuairand.Spilt
+
+
+def test_beam_is_named_where_it_is_absent(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(extras.MissingExtra, match=r"apache_beam is not installed; pip install 'mmrf_jax\[beam\]'"):
+        kuairand.pipelines(["--runner=DirectRunner"])
+
 
 def opened(source, tmp_path, config=CONFIG):
     """Catalogue, profiles and plans of a log so small that it is one bucket."""
-    job = Job(columns.find_source(source), config, pathlib.Path(tempfile.mkdtemp(dir=tmp_path)))
-    with engines.processes(1) as engine:
+    job = Job(csv_files.find_source(source), config, pathlib.Path(tempfile.mkdtemp(dir=tmp_path)))
+    with backend.processes(1) as engine:
         prepare.run(job, engine, counted)
     bucket = prepare.open_bucket(job, 0)
-    plans = {name: bucket.plan(name) for name in prepare.ALL_SPLITS}
+    plans = {name: bucket.plan(name) for name in ALL_SPLITS}
     return types.SimpleNamespace(catalogue=bucket.catalogue, profiles=bucket.profiles, plans=plans)
 
 
@@ -278,13 +309,13 @@ def test_missing_columns_and_files_are_named(tmp_path, file, column):
 
 def test_sources_that_are_none_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        columns.find_source(tmp_path / "nowhere")
+        csv_files.find_source(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no log_standard"):
-        columns.find_source(tmp_path)
+        csv_files.find_source(tmp_path)
     source = files.write(tmp_path / "source")
     shutil.copy(source / "data" / "user_features_pure.csv", source / "data" / "user_features_1k.csv")
     with pytest.raises(ValueError, match="1k and pure"):
-        columns.find_source(source)
+        csv_files.find_source(source)
 
 
 def test_configs_that_cannot_be_are_refused(tmp_path):
@@ -400,9 +431,9 @@ def test_context_by_hand():
 
 
 def test_sampling_is_uniform_and_places_are_too():
-    pool = candidates.make_pool(np.array([clean.NEVER, *[20220501] * 30, *[20220502] * 10], np.int32), clean.NEVER)
+    pool = requests.make_pool(np.array([clean.NEVER, *[20220501] * 30, *[20220502] * 10], np.int32), clean.NEVER)
     r, c = 20000, 12
-    key = candidates.request_keys(3, np.arange(r))
+    key = requests.request_keys(3, np.arange(r))
     exposed = np.stack([np.full(r, 5), np.full(r, 40), np.full(r, -1)], 1).astype(np.int32)  # 40 is not live yet
     drawn, slate = pool.sample(key, np.full(r, 20220501), exposed, c)
     assert (np.diff(np.sort(drawn, 1), axis=1) > 0).all()

@@ -15,19 +15,8 @@ import pytest
 from processes import HANG
 
 from mmrf_jax.data import records
-from mmrf_jax.data.readers.kuairand import (
-    builder,
-    candidates,
-    clean,
-    columns,
-    engines,
-    external,
-    fits,
-    lines,
-    prepare,
-    synthetic,
-)
-from mmrf_jax.data.readers.kuairand.job import Job
+from mmrf_jax.data.readers.kuairand import backend, builder, clean, csv_files, features, prepare, requests, synthetic
+from mmrf_jax.data.readers.kuairand.backend import Job
 from mmrf_jax.io.progress import counted
 
 CONFIG = builder.KuaiRandConfig(candidates=20, slate=3, history=8)
@@ -43,7 +32,7 @@ def source(tmp_path_factory):
     path = folder / "data" / "log_standard_4_22_to_5_08_27k_part1.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *sorted(lines[1:], key=hash_of), "7,1,2", "?" + lines[5], lines[7] + ",1"]))
-    return columns.find_source(folder)
+    return csv_files.find_source(folder)
 
 
 def hash_of(line):
@@ -55,7 +44,7 @@ def run(source, work, engine=None, **sizes):
     work.mkdir(exist_ok=True)
     job = Job(source, CONFIG, work, **sizes)
     if engine is None:
-        with engines.processes(1) as engine:
+        with backend.processes(1) as engine:
             made = prepare.run(job, engine, counted)
     else:
         made = prepare.run(job, engine, counted)
@@ -108,7 +97,7 @@ def test_chunks_and_buckets_change_no_session(whole, divided):
 
 
 def test_several_processes_make_the_same_files(source, divided, tmp_path):
-    with engines.processes(2) as engine:
+    with backend.processes(2) as engine:
         made, job = run(source, tmp_path / "two", engine, **SMALL)
     assert kept(job) == kept(divided[1]) and made == divided[0]
 
@@ -144,7 +133,7 @@ def test_a_stopped_job_goes_on_and_does_nothing_twice(source, divided, tmp_path)
 
 
 def test_an_error_in_a_process_is_the_callers_and_a_lost_process_is_named(source, tmp_path):
-    with engines.processes(2) as engine:
+    with backend.processes(2) as engine:
         job = Job(source, CONFIG, tmp_path)
         with pytest.raises(FileNotFoundError, match="featured_id"):
             engine(prepare.clean_bucket, job, [0, 1], lambda done: None)
@@ -239,9 +228,9 @@ def test_cuts_keep_keys_together_and_parts_alike(tmp_path):
     frames.append(frames[0].clear())
     runs = [tmp_path / f"{i}.arrow" for i in range(len(frames))]
     for frame, path in zip(frames, runs, strict=True):
-        external.write_run(frame.sort("key", maintain_order=True), path)
-    cuts = external.cut(runs, "key", 4_000)
-    parts = [external.read_part(runs, cuts, i) for i in range(cuts.shape[1] - 1)]
+        backend.write_run(frame.sort("key", maintain_order=True), path)
+    cuts = backend.cut(runs, "key", 4_000)
+    parts = [backend.read_part(runs, cuts, i) for i in range(cuts.shape[1] - 1)]
     assert pl.concat(parts)["row"].sort().to_list() == list(range(30_000))
     keys = [set(part["key"]) for part in parts]
     assert all(max(a) < min(b) for a, b in itertools.pairwise(keys))
@@ -257,7 +246,7 @@ def test_chunks_hold_every_line_once(tmp_path, end):
     every = [b"h,e,a,d\n"] + [b"x" * (i * 7 % 23) + b"\n" for i in range(60)] + [b"last" + end.encode()]
     path.write_bytes(b"".join(every))
     for size in (1, 2, 10, 33, 100, 10_000):
-        pieces = [chunk.read() for chunk in lines.chunks(path, size)]
+        pieces = [chunk.read() for chunk in csv_files.chunks(path, size)]
         assert b"".join(pieces) == b"".join(every[1:])
         assert all(piece.endswith(b"\n") for piece in [piece for piece in pieces if piece][:-1])
 
@@ -267,7 +256,7 @@ def test_a_file_with_a_header_alone_is_an_empty_one(source, whole, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     first = tmp_path / "log_standard_4_08_to_4_21_27k.csv"
     first.write_text(source.logs[0].read_text().splitlines()[0])
-    made, job = run(columns.find_source(tmp_path), tmp_path / "work")
+    made, job = run(csv_files.find_source(tmp_path), tmp_path / "work")
     assert made["report"]["files"][0] == first.name
     assert sessions(made, job) == sessions(*whole)
 
@@ -275,9 +264,9 @@ def test_a_file_with_a_header_alone_is_an_empty_one(source, whole, tmp_path):
 def test_candidates_equal_a_slow_reference():
     rng = np.random.default_rng(0)
     live_from = np.where(np.arange(200) % 50 == 0, 99999999, 20220501 + np.arange(200) // 100).astype(np.int32)
-    pool = candidates.make_pool(live_from, 99999999)
+    pool = requests.make_pool(live_from, 99999999)
     r, c, k = 400, 40, 4
-    dates, key = rng.choice([20220501, 20220502], r), candidates.request_keys(5, np.arange(r), np.arange(r) * 3)
+    dates, key = rng.choice([20220501, 20220502], r), requests.request_keys(5, np.arange(r), np.arange(r) * 3)
     exposed = np.stack([rng.permutation(199)[:k] + 1 for _ in range(r)]).astype(np.int32)
     exposed[np.arange(k) >= rng.integers(1, k + 1, r)[:, None]] = -1
     drawn, slate = pool.sample(key, dates, exposed, c)
@@ -310,11 +299,11 @@ def mixed(x):
 def test_packed_keys_give_the_order_that_sorting_gives():
     random = np.random.default_rng(4)
     user, time = random.integers(-7, 8, 500, np.int32), random.integers(0, 9, 500) * 2**40
-    np.testing.assert_array_equal(fits.order_of(user, time), np.lexsort((time, user)))
-    np.testing.assert_array_equal(fits.order_of(user), np.argsort(user, kind="stable"))
-    assert len(fits.order_of(user[:0], time[:0])) == 0
-    np.testing.assert_array_equal(fits.order_of(user, time << 18), np.lexsort((time << 18, user)))
-    np.testing.assert_array_equal(fits.order_of(user > 0, user), np.argsort(user, kind="stable"))
+    np.testing.assert_array_equal(clean.order_of(user, time), np.lexsort((time, user)))
+    np.testing.assert_array_equal(clean.order_of(user), np.argsort(user, kind="stable"))
+    assert len(clean.order_of(user[:0], time[:0])) == 0
+    np.testing.assert_array_equal(clean.order_of(user, time << 18), np.lexsort((time << 18, user)))
+    np.testing.assert_array_equal(clean.order_of(user > 0, user), np.argsort(user, kind="stable"))
 
 
 @pytest.mark.parametrize("latest", [9, 2**62])
@@ -325,7 +314,9 @@ def test_rows_are_in_one_order_whatever_they_agree_on(latest):
         return pl.Series(random.integers(-1, high, 800)).replace(-1, None).cast(dtype)
 
     types = (
-        columns.LOG_TYPES | columns.EXTRA_LOG_TYPES | dict.fromkeys(["lost_digits", "random", "readable"], pl.Boolean)
+        csv_files.LOG_TYPES
+        | csv_files.EXTRA_LOG_TYPES
+        | dict.fromkeys(["lost_digits", "random", "readable"], pl.Boolean)
     )
     rows = pl.DataFrame({name: few(1 if dtype == pl.Boolean else 2, dtype) for name, dtype in types.items()})
     time = few(5, pl.Int64).replace(4, latest)
@@ -338,10 +329,10 @@ def test_weighted_statistics_are_those_of_repeated_values():
     values, weight = rng.normal(size=300).round(1), rng.integers(0, 9, 300)
     repeated = np.repeat(values, weight)
     at = np.arange(1, 8) / 8
-    np.testing.assert_allclose(fits.quantiles(values, weight, at), np.quantile(repeated, at), atol=1e-12)
-    np.testing.assert_allclose(fits.mean_std(values, weight), [repeated.mean(), repeated.std()], rtol=1e-12)
-    assert fits.mean_std(values, 0 * weight).tolist() == [0, 1]
-    assert fits.mean_std(np.ones(5), np.ones(5, int)).tolist() == [1, 1]
+    np.testing.assert_allclose(features.quantiles(values, weight, at), np.quantile(repeated, at), atol=1e-12)
+    np.testing.assert_allclose(features.mean_std(values, weight), [repeated.mean(), repeated.std()], rtol=1e-12)
+    assert features.mean_std(values, 0 * weight).tolist() == [0, 1]
+    assert features.mean_std(np.ones(5), np.ones(5, int)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("variant", synthetic.OFFICIAL)
@@ -355,11 +346,11 @@ def test_synthetic_logs_look_like_the_release(tmp_path, variant):
         return {p.name: p.read_bytes() for p in (tmp_path / name / "data").iterdir()}
 
     assert read("a") == read("again") and read("a") != read("b")
-    found = columns.find_source(tmp_path / "a")
-    columns.check(found)
+    found = csv_files.find_source(tmp_path / "a")
+    csv_files.check(found)
     parts = [path.name for path in found.logs if "part" in path.name]
     assert found.variant == variant and len(parts) == (4 if variant == "27k" else 0)
-    rows = pl.concat([columns.read_log(lines.whole(path)) for path in found.logs])
+    rows = pl.concat([csv_files.read_log(csv_files.whole(path)) for path in found.logs])
     standard, random = rows.filter(pl.col("is_rand") == 0), rows.filter(pl.col("is_rand") == 1)
     assert len(standard) == 60_000 and len(random) == max(600, round(60_000 * synthetic.OFFICIAL[variant][2]))
     assert not sum(rows.null_count().row(0)) and rows["date"].n_unique() == 31
@@ -373,7 +364,7 @@ def test_synthetic_logs_look_like_the_release(tmp_path, variant):
     np.testing.assert_allclose([play.quantile(q) / 1000 for q in (0.25, 0.5, 0.75)], [1.3, 4.8, 19], rtol=0.3)
     shown = standard["video_id"].value_counts()["count"].sort(descending=True)
     assert shown[0] > 20 * shown.median()
-    uploaded = columns.read_videos(lines.whole(found.videos[0]))[0].select("video_id", "upload_dt")
+    uploaded = csv_files.read_videos(csv_files.whole(found.videos[0]))[0].select("video_id", "upload_dt")
     assert (rows.join(uploaded, "video_id")["upload_dt"] <= rows["date"]).all()
     with pytest.raises(FileExistsError, match="exists; remove it"):
         log.write(tmp_path / "a", counted)
@@ -407,14 +398,15 @@ def test_synthetic_logs_that_cannot_be_are_refused(tmp_path):
 
 MEASURE = """
 import pathlib, resource, sys
-from mmrf_jax.data.readers.kuairand import columns, engines, prepare
-from mmrf_jax.data.readers.kuairand.job import Job, KuaiRandConfig
+from mmrf_jax.data.readers.kuairand import backend, csv_files, prepare
+from mmrf_jax.data.readers.kuairand.backend import Job
+from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.io.progress import counted
 work = pathlib.Path(sys.argv[2])
 work.mkdir()
-job = Job(columns.find_source(sys.argv[1]), KuaiRandConfig(), work, chunk_bytes=8 << 20, bucket_rows=100_000)
+job = Job(csv_files.find_source(sys.argv[1]), KuaiRandConfig(), work, chunk_bytes=8 << 20, bucket_rows=100_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with engines.processes(1) as engine:
+with backend.processes(1) as engine:
     prepare.run(job, engine, counted)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
@@ -471,7 +463,5 @@ def test_killed_again_and_again_it_makes_the_same_files(tmp_path, launch):
 @pytest.mark.slow
 def test_beam_makes_the_same_files(source, divided, tmp_path):
     pytest.importorskip("apache_beam", reason="apache-beam is not installed: pip install 'mmrf_jax[beam]'")
-    from mmrf_jax.data.readers.kuairand import beam
-
-    made, job = run(source, tmp_path / "beam", beam.pipelines(), **SMALL)
+    made, job = run(source, tmp_path / "beam", backend.pipelines(), **SMALL)
     assert kept(job) == kept(divided[1]) and made == divided[0]

@@ -14,8 +14,8 @@ import pytest
 import reading
 from reading import cells_of, with_cells
 
-from mmrf_jax.data.readers.kuairand import builder, columns, engines, lines, prepare
-from mmrf_jax.data.readers.kuairand.job import Job
+from mmrf_jax.data.readers.kuairand import backend, builder, csv_files, prepare
+from mmrf_jax.data.readers.kuairand.backend import Job
 from mmrf_jax.io.progress import counted
 
 DOCS = pathlib.Path(__file__).parents[3] / "docs" / "reading-logs.md"
@@ -101,7 +101,7 @@ def check_fate(path, fault, good, places, end, sizes):
         usable, counts = reading.read(path, size)
         assert reading.unused(counts) == ({outcome: n} if outcome not in ("used", "") else {}), (places, size)
         assert counts["rows"] == len(good) + n * ((outcome == "duplicates") - (outcome == ""))
-        found.append(usable.cast(dict.fromkeys(columns.IDS, pl.Int64)))
+        found.append(usable.cast(dict.fromkeys(csv_files.IDS, pl.Int64)))
     assert all(frame.equals(found[0]) for frame in found)
 
 
@@ -188,7 +188,7 @@ def test_a_column_twice_is_refused_in_features(tmp_path):
         text = path.read_text()
         path.write_text("\n".join(line + "," + line.split(",")[0] for line in text.splitlines()))
         with pytest.raises(ValueError, match=rf"{stem}_pure.csv has the column '\w+_id' twice; remove one of the two"):
-            columns.check(columns.find_source(source))
+            csv_files.check(csv_files.find_source(source))
         path.write_text(text)
 
 
@@ -197,9 +197,9 @@ def test_packed_files_are_named(tmp_path):
     path = source / "data" / reading.NAME
     path.rename(path.with_name(path.name + ".gz"))
     with pytest.raises(ValueError, match=r"pure\.csv\.gz is compressed; unpack it"):
-        columns.find_source(source)
+        csv_files.find_source(source)
     (source / "data" / reading.NAME).write_text(reading.HEADER)
-    assert len(columns.find_source(source).logs) == 2  # unpacked meanwhile
+    assert len(csv_files.find_source(source).logs) == 2  # unpacked meanwhile
 
 
 def standard() -> pd.DataFrame:
@@ -262,8 +262,8 @@ UNITS = {
 
 def prepared(source: pathlib.Path, work: pathlib.Path, config=CONFIG, **sizes) -> dict:
     work.mkdir()
-    with engines.processes(1) as engine:
-        return prepare.run(Job(columns.find_source(source), config, work, **sizes), engine, counted)
+    with backend.processes(1) as engine:
+        return prepare.run(Job(csv_files.find_source(source), config, work, **sizes), engine, counted)
 
 
 @pytest.mark.parametrize("way", UNITS)
@@ -332,7 +332,7 @@ def test_faulty_lines_of_features_are_counted_wherever_they_stand(at, tmp_path):
     for fault, line in faults.items():
         path.write_text("\n".join([*text[: at + 1], line, *text[at + 2 :]]))
         for size in (1 << 20, 10):
-            frames = [columns.read_videos(chunk)[0] for chunk in lines.chunks(path, size)]
+            frames = [csv_files.read_videos(chunk)[0] for chunk in csv_files.chunks(path, size)]
             rows = pl.concat(frames, how="vertical_relaxed")
             assert len(rows) == len(text) - 1 - (fault == "blank"), (fault, size)
             assert rows["video_id"].null_count() == (fault != "blank"), (fault, size)
@@ -344,7 +344,7 @@ def test_ids_of_64_bits_give_the_sessions_that_small_ones_do(tmp_path):
     frames |= {"users": files.make_users(), "videos": files.make_videos()}
     far = 2**60 + 1
     moved = {
-        kind: frame.assign(**{name: frame[name].astype("int64") + far for name in columns.IDS if name in frame})
+        kind: frame.assign(**{name: frame[name].astype("int64") + far for name in csv_files.IDS if name in frame})
         for kind, frame in frames.items()
     }
     half = {**moved, "users": frames["users"], "standard": moved["standard"].copy()}

@@ -16,8 +16,9 @@ import polars as pl
 import pytest
 import reading
 
-from mmrf_jax.data.readers.kuairand import columns, engines, prepare
-from mmrf_jax.data.readers.kuairand.job import Job, KuaiRandConfig
+from mmrf_jax.data.readers.kuairand import backend, csv_files, prepare
+from mmrf_jax.data.readers.kuairand.backend import Job
+from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.io.progress import counted
 
@@ -175,14 +176,14 @@ def read_source(seed: int, folder: pathlib.Path) -> None:
             if name.startswith("log"):
                 (one, counts), (other, again) = (reading.read(path, of) for of in (1 << 30, size))
                 reading.unused(counts)
-                same = dict.fromkeys(columns.IDS, pl.Int64)
+                same = dict.fromkeys(csv_files.IDS, pl.Int64)
                 assert (
                     counts == again and counts["rows"] == rows_in(data) and one.cast(same).equals(other.cast(same))
                 ), seed
             elif name.startswith("user"):
-                assert len(columns.read_users((path,))[0]) == rows_in(data), seed
+                assert len(csv_files.read_users((path,))[0]) == rows_in(data), seed
             else:
-                pieces = [[columns.read_videos(c)[0] for c in prepare.lines.chunks(path, of)] for of in (1 << 30, size)]
+                pieces = [[csv_files.read_videos(c)[0] for c in csv_files.chunks(path, of)] for of in (1 << 30, size)]
                 joined = [pl.concat(frames, how="vertical_relaxed") for frames in pieces]
                 one, other = (frame.with_columns(pl.col(pl.String).fill_null("")) for frame in joined)
                 assert len(one) == rows_in(data) and one.equals(other.cast(one.schema)), seed
@@ -197,9 +198,9 @@ def prepare_source(seed: int, folder: pathlib.Path) -> str:
         (folder / name).write_bytes(content)
     work = folder / "work"
     work.mkdir()
-    job = Job(columns.find_source(folder), CONFIG, work, chunk_bytes=int([1 << 20, 900][seed % 2]), bucket_rows=40)
+    job = Job(csv_files.find_source(folder), CONFIG, work, chunk_bytes=int([1 << 20, 900][seed % 2]), bucket_rows=40)
     try:
-        with engines.processes(1) as engine:
+        with backend.processes(1) as engine:
             report = prepare.run(job, engine, counted)["report"]
     except ValueError as error:
         check_message(error, seed)

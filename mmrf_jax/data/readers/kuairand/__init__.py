@@ -1,0 +1,53 @@
+"""KuaiRand's official files as session logs of any size, and synthetic files like them: all that others use of it.
+
+Names that need TFDS or polars load when they are first used (PEP 562), since these take half a second to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, KuaiRandConfig
+from mmrf_jax.io import extras
+
+if TYPE_CHECKING:
+    from mmrf_jax.data.readers.kuairand.backend import pipelines, processes
+    from mmrf_jax.data.readers.kuairand.builder import (
+        KuaiRand,
+        Split,
+        load,
+        load_or_prepare,
+        open_or_prepare,
+        read_items,
+        read_report,
+        read_video_ids,
+        unchecked,
+    )
+    from mmrf_jax.data.readers.kuairand.synthetic import SyntheticLog
+
+__all__ = [
+    "ALL_SPLITS",
+    "KuaiRand",
+    "KuaiRandConfig",
+    "Split",
+    "SyntheticLog",
+    "load",
+    "load_or_prepare",
+    "open_or_prepare",
+    "pipelines",
+    "processes",
+    "read_items",
+    "read_report",
+    "read_video_ids",
+    "unchecked",
+]
+
+_MODULES = {"SyntheticLog": "synthetic", "pipelines": "backend", "processes": "backend"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    with extras.needed("data"):
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'builder')}"), name)

@@ -28,10 +28,10 @@ from tensorflow_datasets.core import dataset_builder
 from mmrf_jax import types
 from mmrf_jax.checkpointing import literal
 from mmrf_jax.data import records
-from mmrf_jax.data.readers.kuairand import columns, engines, prepare
-from mmrf_jax.data.readers.kuairand.catalogue import read_catalogue
-from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig, digest
-from mmrf_jax.data.readers.kuairand.job import Engine, Job
+from mmrf_jax.data.readers.kuairand import backend, csv_files, prepare
+from mmrf_jax.data.readers.kuairand.backend import Engine, Job
+from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, KuaiRandConfig, digest
+from mmrf_jax.data.readers.kuairand.features import read_catalogue
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.io.progress import counted, say
 
@@ -64,7 +64,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
           data_dir: folder for the records.
           source: folder of the official CSV files, or the parent folder of their `data`.
           config: see `KuaiRandConfig`.
-          engine: runs the tasks; `engines.processes()` by default.
+          engine: runs the tasks; `backend.processes()` by default.
           progress: as `io.progress.counted`, which also checks for a stop; the default does not check.
           **kwargs: arguments of the TFDS builder.
         """
@@ -92,7 +92,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
         """
         if self.data_path.exists():
             return
-        source = columns.find_source(self.source_dir)
+        source = csv_files.find_source(self.source_dir)
         name = digest([FORMAT, records.VERSION, dataclasses.asdict(self.session_config), _stats(source)])
         job = Job(source, self.session_config, pathlib.Path(self.data_dir_root) / f".unfinished-{name}")
         with _alone(job.work):
@@ -100,7 +100,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
                 return
             try:
                 with contextlib.ExitStack() as stack:
-                    engine = self._engine or stack.enter_context(engines.processes())
+                    engine = self._engine or stack.enter_context(backend.processes())
                     self._made = prepare.run(job, engine, self._progress)
                 _say_unused(self._made["report"])
                 self._kept = job.records
@@ -167,7 +167,7 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _stats(source: columns.Source) -> list:
+def _stats(source: csv_files.Source) -> list:
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
 
 
@@ -256,7 +256,7 @@ def load(
     """
     builder = _open(prepared)
     metadata = builder.info.metadata
-    parts = {name: Split(builder, name) for name in prepare.ALL_SPLITS}
+    parts = {name: Split(builder, name) for name in ALL_SPLITS}
     splits = {name: part.read_all() for name, part in parts.items()}
     return splits, read_items(builder), InputSpec.from_dict(metadata["spec"]), metadata["report"]
 
@@ -300,7 +300,7 @@ def open_or_prepare(
     if their names, sizes and modification times are. `engine` and `progress` are those of `KuaiRand`.
 
     Raises:
-      FileNotFoundError, ValueError: as `columns.find_source` and `prepare.run`.
+      FileNotFoundError, ValueError: as `csv_files.find_source` and `prepare.run`.
     """
     config = config or KuaiRandConfig()
     if finished := _finished(pathlib.Path(source)):
@@ -308,7 +308,7 @@ def open_or_prepare(
         if made != config.fingerprint():
             raise ValueError(f"{source} was prepared with other settings ({made}); name the folder of the CSV files")
         return source
-    stats = _stats(columns.find_source(source))
+    stats = _stats(csv_files.find_source(source))
     cache = pathlib.Path(cache_dir) / digest([FORMAT, records.VERSION, dataclasses.asdict(config), stats])
     tfds.disable_progress_bar()
     builder = KuaiRand(data_dir=cache, source=source, config=config, engine=engine, progress=progress)

@@ -1,20 +1,24 @@
-"""Cleaning of log rows: usable rows, counts of unusable ones, and facts about videos.
+"""Cleaning of log rows: usable rows, counts of unusable ones, facts about videos, and files in another format.
 
 Exact duplicates are removed first (4,677 rows of KuaiRand-Pure's standard log of 25 April to 5 May), before any split,
 so that no row can be in two splits. A duration of 0 is replaced by that of the video's features, if known. Duplicates
 belong to one user, so all steps work on a subset of users at a time.
+
+Single rows that contradict themselves are left out and counted. If most rows of a file do, the file is in another
+format than the release (units of times and lengths), and the error of `check_format` names it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.readers.kuairand import columns, fits, requests
+from mmrf_jax.data.readers.kuairand import csv_files
 
 #: Why a row is unusable; a row counts under the first reason that applies.
 REASONS = (
@@ -28,6 +32,7 @@ REASONS = (
     "no_duration",
 )
 DAY_MS = 24 * 3_600_000
+UTC_OFFSET_MS = 8 * 3_600_000  # Kuaishou's days are in Beijing time
 #: The longest play or video in ms. Kuaishou's are shorter; longer values are in another unit.
 LONGEST_MS = DAY_MS // 4
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
@@ -37,10 +42,17 @@ NEVER = 99999999  # a day after all others
 IN_LOG = {"standard": 1, "random": 2}
 USED = {"standard": 4, "random": 8}
 
-_ALL_COLUMNS = (*columns.LOG_TYPES, *columns.EXTRA_LOG_TYPES, "lost_digits", "random", "readable")
+_ALL_COLUMNS = (*csv_files.LOG_TYPES, *csv_files.EXTRA_LOG_TYPES, "lost_digits", "random", "readable")
 # By user, time and video; then by the others, with the duration last, since it may be repaired.
 _ORDER = ("user_id", "time_ms", "video_id", *(n for n in _ALL_COLUMNS if n not in ("user_id", "time_ms", "video_id")))
 _ORDER = (*(n for n in _ORDER if n != "duration_ms"), "duration_ms")
+
+#: Conversion of a time in another unit to ms, and its description.
+_TIME_UNITS = {"seconds": (1e3, "multiply it by 1,000"), "microseconds": (1e-3, "divide it by 1,000")}
+_TIME_UNITS["nanoseconds"] = (1e-6, "divide it by 1,000,000")
+_LONG_VIEW_MS = 18_000  # of play, or all of a shorter video, make a long view
+_EXAMPLES = {"user_id": "30", "video_id": "1300", "date": "20220422", "time_ms": "1650610747599", "tab": "1"}
+_EXAMPLES |= {"play_time_ms": "18312", "duration_ms": "36438"}
 
 
 def mark(rows: pl.DataFrame, random_file: bool) -> pl.DataFrame:
@@ -50,7 +62,7 @@ def mark(rows: pl.DataFrame, random_file: bool) -> pl.DataFrame:
     """
     return rows.with_columns(
         pl.col("is_rand").is_between(1, 1).fill_null(random_file).alias("random"),
-        pl.all_horizontal(pl.col(n).is_not_null() for n in columns.LOG_TYPES).alias("readable"),
+        pl.all_horizontal(pl.col(n).is_not_null() for n in csv_files.LOG_TYPES).alias("readable"),
         pl.col("user_id").fill_null(NO_USER),
     )
 
@@ -63,10 +75,11 @@ def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tupl
       known: video ids [n] int32 to durations [n] in ms from the features, 0 if unknown.
 
     Returns:
-      The usable rows with the columns of `columns.LOG_TYPES`, sorted by user, time and video (and by the other columns,
-      so that the order does not depend on the files); all rows except duplicates, with `reason`, the index in `REASONS`
-      of why a row is unusable; and a report `{"standard": counts, "random": counts}` with `rows`, `duplicates`,
-      `duration_repaired`, one entry per reason, `used` and `users`. `count_videos` counts videos, over all users.
+      The usable rows with the columns of `csv_files.LOG_TYPES`, sorted by user, time and video (and by the other
+      columns, so that the order does not depend on the files); all rows except duplicates, with `reason`, the index in
+      `REASONS` of why a row is unusable; and a report `{"standard": counts, "random": counts}` with `rows`,
+      `duplicates`, `duration_repaired`, one entry per reason, `used` and `users`. `count_videos` counts videos, over
+      all users.
     """
     read = _by_log(rows)
     rows = _sorted(rows)
@@ -89,7 +102,7 @@ def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tupl
             "used": used.height,
             "users": used["user_id"].n_unique(),
         }
-    usable = rows.filter(pl.col("reason").is_null()).select(*columns.LOG_TYPES)
+    usable = rows.filter(pl.col("reason").is_null()).select(*csv_files.LOG_TYPES)
     return usable, rows, report
 
 
@@ -108,7 +121,7 @@ def give_reasons(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) 
     faults: dict[str, pl.Expr] = {
         "lost_digits": pl.col("lost_digits"),
         "unparsable": ~pl.col("readable"),
-        "bad_flag": ~pl.all_horizontal(pl.col(name).is_in([0, 1]) for name in (*columns.SIGNAL_COLUMNS, "is_rand")),
+        "bad_flag": ~pl.all_horizontal(pl.col(name).is_in([0, 1]) for name in (*csv_files.SIGNAL_COLUMNS, "is_rand")),
         "bad_date": pl.lit(midnight.is_null()),
         # `date` and `time_ms` of the releases disagree near midnight; other platforms' days are of other time zones.
         "time_not_on_date": (time < midnight - DAY_MS) | (time >= midnight + 2 * DAY_MS),
@@ -120,20 +133,47 @@ def give_reasons(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) 
     return rows.with_columns(reason.alias("reason"))
 
 
+def day_number(date: int) -> int:
+    return datetime.date(date // 10000, date // 100 % 100, date % 100).toordinal()
+
+
 def midnights(dates: pl.Series) -> pl.Series:
     """Return when days such as 20220409 begin in Beijing, in ms since 1970; null for invalid days."""
     start: dict[int, int] = {}
     for date in dates.unique().drop_nulls().to_list():
         with contextlib.suppress(ValueError):  # not a day
-            start[date] = (fits.day_number(date) - _EPOCH) * DAY_MS - requests.UTC_OFFSET_MS
+            start[date] = (day_number(date) - _EPOCH) * DAY_MS - UTC_OFFSET_MS
     return dates.replace_strict(start, default=None, return_dtype=pl.Int64)
+
+
+def order_of(*keys: np.ndarray) -> np.ndarray:
+    """Return `np.lexsort(keys[::-1])` of integers [n]; ten times as fast if all keys fit into 63 bits.
+
+    It then packs keys and positions into one integer each, since NumPy sorts integers with vector instructions.
+    """
+    n = len(keys[0])
+    low = [int(key.min()) if n else 0 for key in keys]
+    width = [(int(key.max()) - least).bit_length() if n else 0 for key, least in zip(keys, low, strict=True)]
+    of_place = n.bit_length()
+    if sum(width) + of_place > 63:
+        return np.lexsort(keys[::-1])
+    packed = np.zeros(n, np.int64)
+    for key, least, bits in zip(keys, low, width, strict=True):  # in place, since there may be many
+        packed <<= bits
+        packed += key
+        packed -= least
+    packed <<= of_place
+    packed += np.arange(n, dtype=np.int32) if of_place < 32 else np.arange(n)
+    packed.sort()
+    packed &= (1 << of_place) - 1
+    return packed
 
 
 def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
     """Return `rows.sort(_ORDER)`: sort by user and time, then sort ties by all columns."""
     time = rows["time_ms"]
     keys = rows["user_id"].to_numpy(), time.is_not_null().to_numpy(), time.fill_null(0).to_numpy()
-    order = fits.order_of(*keys)
+    order = order_of(*keys)
     same = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
     tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
     order[tied] = order[tied][rows[order[tied]].select(pl.arg_sort_by(_ORDER)).to_series().to_numpy()]
@@ -195,7 +235,7 @@ def fold_videos(facts: pl.DataFrame) -> pl.DataFrame:
     n = len(facts)
     if not n:
         return facts
-    facts = facts[fits.order_of(facts["video_id"].to_numpy())]
+    facts = facts[order_of(facts["video_id"].to_numpy())]
 
     def column(name):
         return facts[name].to_numpy()
@@ -223,3 +263,158 @@ def count_videos(mentions: np.ndarray) -> dict[str, dict[str, int]]:
         }
         for log in IN_LOG
     }
+
+
+def count_format_signs(rows: pl.DataFrame, random_file: bool) -> dict[str, int]:
+    """Count in rows returned by `mark` what `check_format` compares; counts of parts of a file add up."""
+    midnight = midnights(rows["date"])
+    time, play, duration, length = pl.col("time_ms"), pl.col("play_time_ms"), pl.col("duration_ms"), pl.col("length")
+
+    def on_date(when):
+        return (when >= midnight - DAY_MS) & (when < midnight + 2 * DAY_MS)
+
+    counts = rows.with_columns(length=pl.min_horizontal(duration, _LONG_VIEW_MS)).select(
+        rows=pl.len(),
+        lost_digits=pl.col("lost_digits").sum(),
+        of_a_log=pl.col("is_rand").is_in([0, 1]).sum(),
+        of_the_other=(pl.col("is_rand") == 1 - random_file).sum(),
+        dated=(midnight.is_not_null() & time.is_not_null()).sum(),
+        off_date=(~on_date(time)).sum(),
+        durations=(duration > 0).sum(),
+        short_durations=duration.is_between(1, 999).sum(),
+        long_durations=(duration > LONGEST_MS).sum(),
+        plays=(play > 0).sum(),
+        short_plays=play.is_between(1, 999).sum(),
+        short_long_views=((pl.col("long_view") == 1) & (play > 0) & (play < length)).sum(),
+        lengths=((play > 0) & (duration > 0)).sum(),
+        long_plays=((duration > 0) & (play > 10 * duration.cast(pl.Int64))).sum(),
+    )
+    units = dict.fromkeys(_TIME_UNITS, 0)
+    if counts["off_date"].item():
+        scaled = {name: on_date(time.cast(pl.Float64) * scale).sum() for name, (scale, _) in _TIME_UNITS.items()}
+        units = rows.select(**scaled).row(0, named=True)
+    return counts.row(0, named=True) | units
+
+
+def check_format(path: pathlib.Path, counts: dict[str, int], find: Callable[[str], str]) -> None:
+    """Raise ValueError if most rows of a log's file indicate another format.
+
+    Args:
+      path: the file.
+      counts: output of `count_format_signs` over all its rows.
+      find: returns the first row of the file that is unusable for a reason of `REASONS`, in words.
+    """
+
+    def most(part, whole):
+        return 2 * counts[part] > counts[whole]
+
+    def share(part, whole):
+        return f"{counts[part]:,} of {counts[whole]:,} rows"
+
+    if most("lost_digits", "rows"):
+        raise ValueError(
+            f"{path}: {share('lost_digits', 'rows')} lack digits that a spreadsheet rounded off "
+            f"({find('lost_digits')}); export the numbers in full"
+        )
+    if most("of_the_other", "of_a_log"):
+        here, other = ("random", "standard") if csv_files.is_random(path) else ("standard", "random")
+        raise ValueError(
+            f"{path}: by their is_rand, {share('of_the_other', 'of_a_log')} are of the {other} log, the name says "
+            f"{here}; rename the file or correct is_rand"
+        )
+    if most("off_date", "dated"):
+        fix = "correct time_ms, which is in milliseconds since 1970, or date, such as 20220422"
+        unit = max(_TIME_UNITS, key=lambda name: counts[name])
+        if 2 * counts[unit] > counts["off_date"]:
+            fix = f"time_ms is in {unit}: {_TIME_UNITS[unit][1]}"
+        raise ValueError(
+            f"{path}: time_ms of {share('off_date', 'dated')} is not on their date ({find('time_not_on_date')}); {fix}"
+        )
+    for part, what, unit, fix in (
+        ("short_durations", "below a second", "seconds", "multiply it by 1,000"),
+        ("long_durations", "above six hours", "microseconds", "divide it by 1,000"),
+    ):
+        if most(part, "durations"):
+            raise ValueError(f"{path}: duration_ms of {share(part, 'durations')} is {what}, as if in {unit}; {fix}")
+    # One play in seven is shorter than a second, so here "most" is nine in ten, and long views must confirm it.
+    if 10 * counts["short_plays"] > 9 * counts["plays"] and counts["short_long_views"]:
+        raise ValueError(
+            f"{path}: play_time_ms of {share('short_plays', 'plays')} with a play is below a second, long views "
+            "among them, as if in seconds; multiply it by 1,000"
+        )
+    if most("long_plays", "lengths"):
+        raise ValueError(
+            f"{path}: play_time_ms of {share('long_plays', 'lengths')} is above ten times duration_ms, as if in "
+            "microseconds; divide it by 1,000"
+        )
+
+
+def check_durations(path: pathlib.Path, duration_ms: np.ndarray) -> None:
+    """Raise ValueError if most durations [V] of the video features, 0 where unknown, are in another unit."""
+    known = int((duration_ms > 0).sum())
+    for part, what, unit, fix in (
+        ((duration_ms > 0) & (duration_ms < 1_000), "below a second", "seconds", "multiply it by 1,000"),
+        (duration_ms > LONGEST_MS, "above six hours", "microseconds", "divide it by 1,000"),
+    ):
+        if 2 * part.sum() > known:
+            raise ValueError(
+                f"{path}: video_duration of {part.sum():,} of {known:,} videos is {what}, as if in {unit}; {fix}, for "
+                "it is in milliseconds"
+            )
+
+
+def find_unusable(
+    path: pathlib.Path, chunk_bytes: int, known: Callable[[np.ndarray], np.ndarray], reasons: Sequence[str]
+) -> str | None:
+    """Find the first row of a log's file that is unusable for one of some reasons; None if there is none.
+
+    Args:
+      path: the file.
+      chunk_bytes: number of bytes to read at a time.
+      known: as for `clean`.
+      reasons: reasons to look for.
+
+    Returns:
+      Its line and cell, such as `line 2: date is '2022-04-22', not a whole number such as 20220422`.
+    """
+    places = [REASONS.index(reason) for reason in reasons]
+    before = csv_files.read_top(path).count(b"\n")
+    for chunk in csv_files.chunks(path, chunk_bytes):
+        rows = give_reasons(mark(csv_files.read_log(chunk), csv_files.is_random(path)), known)
+        found = rows["reason"].is_in(places).arg_true()
+        raw = chunk.read()
+        if len(found):
+            at = found[0]
+            number = [i for i, line in enumerate(raw.split(b"\n"), 1) if line.decode("utf-8", "replace").strip()][at]
+            cells = csv_files.split(raw)[at].to_list()
+            what = _describe(csv_files.read_header(path, csv_files.LOG_TYPES), cells, rows.row(at, named=True))
+            return f"line {before + number:,}: {what}"
+        before += raw.count(b"\n")
+    return None
+
+
+def _describe(header: list[str], cells: list[str], row: dict) -> str:
+    """Describe why a row is unusable, with the first cell that shows it."""
+    if len(cells) != len(header):
+        return f"it has {len(cells)} fields, the header {len(header)}"
+    reason = REASONS[row["reason"]]
+
+    def cell(name):
+        return f"{name} is {cells[header.index(name)]!r}"
+
+    if reason in ("lost_digits", "unparsable"):
+        name = next(name for name in csv_files.LOG_TYPES if row[name] is None or row[name] == NO_USER)
+        form = f"a whole number such as {_EXAMPLES[name]}" if name in _EXAMPLES else "0 or 1"
+        return f"{cell(name)}, not {form}"
+    if reason == "bad_flag":
+        name = next(name for name in (*csv_files.SIGNAL_COLUMNS, "is_rand") if row[name] not in (0, 1))
+        return f"{cell(name)}, not 0 or 1"
+    if reason == "bad_date":
+        return f"{cell('date')}, no day"
+    if reason == "time_not_on_date":
+        return f"{cell('time_ms')}, {cell('date')}"
+    if reason == "too_long":
+        return cell("play_time_ms" if row["play_time_ms"] > LONGEST_MS else "duration_ms")
+    if reason == "no_duration":
+        return f"{cell('duration_ms')}, and the features have none of its video"
+    return cell("play_time_ms")

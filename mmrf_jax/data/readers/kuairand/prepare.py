@@ -28,15 +28,20 @@ from absl import logging
 from array_record.python import array_record_module
 
 from mmrf_jax.data import records
-from mmrf_jax.data.readers.kuairand import bucket, candidates, checks, clean, columns, external, lines
-from mmrf_jax.data.readers.kuairand.catalogue import build_catalogue, read_catalogue
-from mmrf_jax.data.readers.kuairand.job import RANDOM_SPLITS, Engine, Job, Task, appearing, save_array, write_json
-from mmrf_jax.data.readers.kuairand.profiles import build_profiles, read_profiles, write_profiles
+from mmrf_jax.data.readers.kuairand import backend, clean, csv_files, requests
+from mmrf_jax.data.readers.kuairand.backend import Engine, Job, Task, appearing, save_array, write_json
+from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, RANDOM_SPLITS
+from mmrf_jax.data.readers.kuairand.features import (
+    build_catalogue,
+    build_profiles,
+    read_catalogue,
+    read_profiles,
+    write_profiles,
+)
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.signals import SHORT_VIDEO
 
-ALL_SPLITS = (*SPLITS, *RANDOM_SPLITS)
 #: An example of the TFDS dataset: a packed block of sessions.
 FEATURES = tfds.features.FeaturesDict(
     {"block": tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)}
@@ -60,7 +65,7 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
 
     Raises:
       ValueError: for a file that is not CSV or lacks a column, one whose rows are mostly in another format than the
-        release (`checks`), no usable row on training days, or fewer live videos than candidates.
+        release (`clean.check_format`), no usable row on training days, or fewer live videos than candidates.
     """
 
     def stage(name: str, task: Task, count: int, suffix: str = "json") -> None:
@@ -73,14 +78,14 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
 
     def cut(name: str, of: str, key: str) -> None:
         if not (job.work / f"{name}.npy").exists():
-            save_array(job.work / f"{name}.npy", external.cut(job.made(of), key, job.bucket_rows))
+            save_array(job.work / f"{name}.npy", backend.cut(job.made(of), key, job.bucket_rows))
 
-    columns.check(job.source)
+    csv_files.check(job.source)
     if not (job.work / "cleaned.json").exists():
         stage("videos", sort_videos, len(_chunks(job, job.source.videos)), "arrow")
         cut("video_parts", "videos", "video_id")
         stage("feature", merge_videos, _parts(job, "video_parts"), "arrow")
-        columns.check_cells(job.source.videos[0], columns.add_cells([m["cells"] for m in job.read_all("videos")]))
+        csv_files.check_cells(job.source.videos[0], csv_files.add_cells([m["cells"] for m in job.read_all("videos")]))
         _save_durations(job)
         stage("sort", sort, len(_chunks(job, job.source.logs)), "arrow")
         _check_logs(job)
@@ -105,11 +110,11 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
     return {"report": report, "spec": fitted["spec"], "splits": splits}
 
 
-def _chunks(job: Job, paths: tuple[pathlib.Path, ...]) -> list[list[lines.Chunk]]:
+def _chunks(job: Job, paths: tuple[pathlib.Path, ...]) -> list[list[csv_files.Chunk]]:
     """Return the chunks of each task: one, or several small ones."""
-    tasks: list[list[lines.Chunk]] = []
+    tasks: list[list[csv_files.Chunk]] = []
     size = 0
-    for chunk in (chunk for path in paths for chunk in lines.chunks(path, job.chunk_bytes)):
+    for chunk in (chunk for path in paths for chunk in csv_files.chunks(path, job.chunk_bytes)):
         size += chunk.end - chunk.start
         if not tasks or size > job.chunk_bytes:
             tasks.append([])
@@ -137,19 +142,19 @@ def _fitted(job: Job) -> dict:
 
 def sort_videos(job: Job, task: int) -> None:
     """Write a chunk of the video features as a run, sorted by video."""
-    read = [columns.read_videos(chunk) for chunk in _chunks(job, job.source.videos)[task]]
+    read = [csv_files.read_videos(chunk) for chunk in _chunks(job, job.source.videos)[task]]
     rows = pl.concat([frame for frame, _ in read], how="vertical_relaxed")
     videos = rows.filter(pl.col("video_id").is_not_null())
-    cells = columns.add_cells([of for _, of in read])
+    cells = csv_files.add_cells([of for _, of in read])
     write_json(job.path("videos", task, "json"), {"rows": len(rows), "used": len(videos), "cells": cells})
-    external.write_run(videos.sort("video_id", maintain_order=True), job.path("videos", task))
+    backend.write_run(videos.sort("video_id", maintain_order=True), job.path("videos", task))
 
 
 def merge_videos(job: Job, task: int) -> None:
     """Write the features of some videos; of videos listed more than once, the first."""
-    part = external.read_part(job.made("videos"), _cuts(job, "video_parts"), task)
+    part = backend.read_part(job.made("videos"), _cuts(job, "video_parts"), task)
     part = part.sort("video_id", maintain_order=True)
-    external.write_run(part.filter(pl.col("video_id").is_first_distinct()), job.path("feature", task))
+    backend.write_run(part.filter(pl.col("video_id").is_first_distinct()), job.path("feature", task))
 
 
 def _save_durations(job: Job) -> None:
@@ -158,12 +163,12 @@ def _save_durations(job: Job) -> None:
     Raises:
       ValueError: if most are in another unit.
     """
-    ids, duration = (external.read_column(job.made("feature"), name) for name in ("video_id", "duration_ms"))
+    ids, duration = (backend.read_column(job.made("feature"), name) for name in ("video_id", "duration_ms"))
     # A sentinel, so that every search finds an entry.
     last = np.array(np.iinfo(ids.to_numpy().dtype).max, ids.to_numpy().dtype)
     save_array(job.work / "featured_id.npy", np.append(ids.to_numpy(), last))
     milliseconds = duration.fill_null(0).clip(0, 2**31 - 1).cast(pl.Int32).to_numpy()
-    checks.check_durations(job.source.videos[0], milliseconds)
+    clean.check_durations(job.source.videos[0], milliseconds)
     save_array(job.work / "featured_duration.npy", np.append(milliseconds, np.int32(0)))
 
 
@@ -171,11 +176,11 @@ def sort(job: Job, task: int) -> None:
     """Write a chunk of the log as a run, sorted by user."""
     frames, counts = [], []
     for chunk in _chunks(job, job.source.logs)[task]:
-        random_file = checks.is_random(chunk.path)
-        frames.append(clean.mark(columns.read_log(chunk), random_file))
-        counts.append((chunk.path.name, checks.count(frames[-1], random_file)))
+        random_file = csv_files.is_random(chunk.path)
+        frames.append(clean.mark(csv_files.read_log(chunk), random_file))
+        counts.append((chunk.path.name, clean.count_format_signs(frames[-1], random_file)))
     write_json(job.path("sort", task, "json"), counts)
-    external.write_run(pl.concat(frames, how="vertical_relaxed").sort("user_id"), job.path("sort", task))
+    backend.write_run(pl.concat(frames, how="vertical_relaxed").sort("user_id"), job.path("sort", task))
 
 
 def _check_logs(job: Job) -> None:
@@ -184,9 +189,9 @@ def _check_logs(job: Job) -> None:
     for path in job.source.logs:
 
         def find(reason: str, path: pathlib.Path = path) -> str:
-            return checks.find_unusable(path, job.chunk_bytes, _known_durations(job), [reason]) or ""
+            return clean.find_unusable(path, job.chunk_bytes, _known_durations(job), [reason]) or ""
 
-        checks.check(path, _sum([of for name, of in counts if name == path.name]), find)
+        clean.check_format(path, _sum([of for name, of in counts if name == path.name]), find)
 
 
 def _known_durations(job: Job) -> Callable[[np.ndarray], np.ndarray]:
@@ -203,16 +208,16 @@ def _known_durations(job: Job) -> Callable[[np.ndarray], np.ndarray]:
 def clean_bucket(job: Job, task: int) -> None:
     """Write the usable rows of a bucket's users, their facts about videos, and counts."""
     config, known = job.config, _known_durations(job)
-    rows = external.read_part(job.made("sort"), _cuts(job, "buckets"), task)
+    rows = backend.read_part(job.made("sort"), _cuts(job, "buckets"), task)
     rows, every, report = clean.clean(rows, known)
     facts = clean.describe_videos(every, config.train_until)
     standard = rows.filter(pl.col("is_rand") == 0)
     split = config.dates.split_of(standard["date"].to_numpy())
     of_split = {name: standard.filter(split == i) for i, name in enumerate(SPLITS)}
-    random = {name: bucket.random_rows(rows, config.dates, name) for name in RANDOM_SPLITS}
+    random = {name: requests.random_rows(rows, config.dates, name) for name in RANDOM_SPLITS}
     for folder, frame in (("rows", rows), ("facts", facts)):
         (job.work / folder).mkdir(exist_ok=True)
-        external.write_run(frame, job.path(folder, task))
+        backend.write_run(frame, job.path(folder, task))
     made = {
         "log": report,
         "log_end": {name: of["time_ms"].max() for name, of in of_split.items()},
@@ -262,7 +267,7 @@ def _check_usable(job: Job) -> None:
     if not counts["rows"]:
         raise ValueError(f"{folder} holds no row of the standard log; copy log_standard_*.csv to it")
     known = _known_durations(job)
-    found = ((path, checks.find_unusable(path, job.chunk_bytes, known, clean.REASONS)) for path in job.source.logs)
+    found = ((path, clean.find_unusable(path, job.chunk_bytes, known, clean.REASONS)) for path in job.source.logs)
     path, first = next((path, first) for path, first in found if first)
     raise ValueError(
         f"none of the {counts['rows']:,} rows of the standard log in {folder} can be used: {describe_unused(counts)}; "
@@ -277,8 +282,8 @@ def describe_unused(counts: dict[str, int]) -> str:
 
 def merge_told(job: Job, task: int) -> None:
     """Merge the facts of all buckets about some videos."""
-    part = external.read_part(job.made("facts"), _cuts(job, "fact_parts"), task)
-    external.write_run(clean.fold_videos(part), job.path("merge", task))
+    part = backend.read_part(job.made("facts"), _cuts(job, "fact_parts"), task)
+    backend.write_run(clean.fold_videos(part), job.path("merge", task))
 
 
 def fit(job: Job, task: int) -> None:
@@ -288,11 +293,11 @@ def fit(job: Job, task: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     facts, videos = job.made("merge"), job.made("feature")
     build_catalogue(facts, videos, config.train_until, job.records / "catalogue")
-    by_log = clean.count_videos(external.read_column(facts, "mentions").to_numpy())
-    featured = len(external.read_column(videos, "video_id"))
+    by_log = clean.count_videos(backend.read_column(facts, "mentions").to_numpy())
+    featured = len(backend.read_column(videos, "video_id"))
     catalogue = read_catalogue(job.records / "catalogue")
-    read_users, cells = columns.read_users(job.source.users)
-    columns.check_cells(job.source.users[0], cells)
+    read_users, cells = csv_files.read_users(job.source.users)
+    csv_files.check_cells(job.source.users[0], cells)
     profiles = build_profiles(read_users, np.array(cleaned["train_users"]))
     write_profiles(profiles, job.records / "profiles")
     # Pure is the whole pool of the random log; in the larger releases only its exposures reveal that pool.
@@ -300,7 +305,7 @@ def fit(job: Job, task: int) -> None:
     if job.source.variant != "pure":
         days["random"] = np.maximum(catalogue.live_from, catalogue.random_from)
     for log, day in days.items():
-        pool = candidates.make_pool(day, clean.NEVER)
+        pool = requests.make_pool(day, clean.NEVER)
         for split, first in cleaned["first_day"].items():
             if first is not None and log == _pool_of(split):
                 pool.check(first, config.candidates, config.slate)
@@ -313,7 +318,7 @@ def fit(job: Job, task: int) -> None:
         num_users=_number_users(job, np.union1d(profiles.user_id, [*users, *cleaned["random_users"]])),
         item_features=items.features.shape[1],
         profile=profiles.values.shape[1],
-        context=bucket.requests.CONTEXT,
+        context=requests.CONTEXT,
         candidates=config.candidates,
         slate=config.slate,
         history=config.history,
@@ -369,11 +374,11 @@ def shard_name(split: str, shard: int, shards: int) -> str:
     return f"kuairand-{split}.array_record-{shard:05d}-of-{shards:05d}"
 
 
-def open_bucket(job: Job, task: int) -> bucket.Bucket:
+def open_bucket(job: Job, task: int) -> requests.Bucket:
     """Open a bucket of a job whose `fit` is done."""
     numbered = job.records / "user_ids.npy"
-    pools = {log: candidates.read_pool(job.work / "pools" / log) for log in ("standard", "random")}
-    return bucket.Bucket(
+    pools = {log: requests.read_pool(job.work / "pools" / log) for log in ("standard", "random")}
+    return requests.Bucket(
         job,
         rows=pl.scan_ipc(job.path("rows", task), glob=False).collect(),
         catalogue=read_catalogue(job.records / "catalogue"),
@@ -401,5 +406,5 @@ def write_bucket(job: Job, task: int) -> None:
                 size += len(serialized)
                 blocks.append((log.num_sessions, log.num_requests))
             writer.close()
-        made[name] = {"bytes": size, "blocks": blocks, "counts": bucket.counts(plan)}
+        made[name] = {"bytes": size, "blocks": blocks, "counts": requests.counts(plan)}
     write_json(job.path("write", task, "json"), made)

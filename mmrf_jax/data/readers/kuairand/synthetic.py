@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.readers.kuairand import columns
+from mmrf_jax.data.readers.kuairand import csv_files
 from mmrf_jax.io import files
 
 #: Users, videos and random rows per standard row of the releases.
@@ -218,11 +218,11 @@ def _users(rng: np.random.Generator, users: int) -> pl.DataFrame:
     values["is_lowactive_period"] = np.zeros(users, np.int8)
     values["is_live_streamer"] = rng.choice([-124, 0, 1], users)
     values["is_video_author"] = rng.integers(0, 2, users)
-    for name in columns.USER_COUNTS:
+    for name in csv_files.USER_COUNTS:
         values[name] = rng.lognormal(4, 2, users).astype(np.int64)
         values[f"{name}_range"] = np.full(users, "[0,10000)")
     sizes = (2, 7, 50, 1_471, 15, 34, 3, 118, 454, 7, 5, 6, 2, 2, 2, 2, 2, 2)
-    values |= {name: rng.integers(0, size, users) for name, size in zip(columns.USER_CODES, sizes, strict=True)}
+    values |= {name: rng.integers(0, size, users) for name, size in zip(csv_files.USER_CODES, sizes, strict=True)}
     return pl.DataFrame(values)
 
 

@@ -1,21 +1,23 @@
-"""The official file layout of KuaiRand-Pure, -1K and -27K: files and columns.
+"""The official files of KuaiRand-Pure, -1K and -27K: which they are, their lines, and the cells of their columns.
 
-Every reader returns a polars frame in which a cell that is not a number is null; `clean` counts unusable rows.
-docs/reading-logs.md lists the effect of each fault of a file.
+Every reader returns a polars frame in which a cell that is not a number is null; `clean` counts unusable rows. The
+result for a line depends only on the line and the header, not on its position in a file or chunk. Lines end in LF or
+CR LF; a quoted cell may contain commas but no line end. Blank lines are skipped. docs/reading-logs.md lists the effect
+of each fault of a file.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import polars as pl
-
-from mmrf_jax.data.readers.kuairand import lines
 
 #: Column of the log for each binary signal, in the order of `signals.SHORT_VIDEO`; watch time is `play_time_ms`.
 SIGNAL_COLUMNS = (
@@ -43,8 +45,6 @@ LOG_TYPES = {
 #: Log columns used only to distinguish exact duplicates from rows that differ.
 EXTRA_LOG_TYPES = {"hourmin": pl.Int32, "profile_stay_time": pl.Int64, "comment_stay_time": pl.Int64}
 IDS = ("user_id", "video_id")
-_PIECE = 4 << 20  # bytes per piece of faulty lines, since each piece takes fifty times as much memory
-_OPTIONS: dict[str, Any] = {"has_header": False, "quote_char": None, "encoding": "utf8-lossy"}
 USER_FLAGS = ("is_lowactive_period", "is_live_streamer", "is_video_author")
 USER_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 USER_CODES = tuple(f"onehot_feat{i}" for i in range(18))
@@ -55,6 +55,26 @@ _NAME = re.compile(
     r"(log_standard|log_random|user_features|video_features_basic)(?:_\d_\d\d_to_\d_\d\d)?_(pure|1k|27k)(_part\d+)?\.csv"
     r"(\.(?:gz|bz2|xz|zst|zip))?"
 )
+
+#: First bytes of files that are not CSV in UTF-8, their formats, and the fixes.
+_MAGIC = {
+    b"\x1f\x8b": ("compressed by gzip", "unpack it with gunzip"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it with unzstd"),
+    b"BZh": ("compressed by bzip2", "unpack it with bunzip2"),
+    b"\xfd7zXZ": ("compressed by xz", "unpack it with unxz"),
+    b"PK\x03\x04": ("a zip archive or a spreadsheet", "unpack it, or save it as CSV"),
+    b"PAR1": ("a Parquet file", "save it as CSV"),
+    b"\xff\xfe": ("in UTF-16", "save it as CSV in UTF-8"),
+    b"\xfe\xff": ("in UTF-16", "save it as CSV in UTF-8"),
+}
+#: A line in which all quotes surround whole cells without commas.
+_PLAIN_QUOTES = r'^(?:"[^",]*"|[^",]*)(?:,(?:"[^",]*"|[^",]*))*$'
+_NO = pl.Series([False])
+_LONGEST_HEADER = 1 << 20  # bytes; a file without line ends may have any size
+#: Spreadsheets and R write numbers with fewer digits in full.
+_LOST_FROM_EXPONENT = 11
+_PIECE = 4 << 20  # bytes per piece of faulty lines, since each piece takes fifty times as much memory
+_OPTIONS: dict[str, Any] = {"has_header": False, "quote_char": None, "encoding": "utf8-lossy"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +130,11 @@ def find_source(directory: str | os.PathLike) -> Source:
     return Source(variant, logs, tuple(found["user_features"]), tuple(found["video_features_basic"]))
 
 
+def is_random(path: pathlib.Path) -> bool:
+    """Return whether a file belongs to the random log, as its name says."""
+    return path.name.startswith("log_random")
+
+
 def check(source: Source) -> None:
     """Raise ValueError for a file that is empty, not CSV, or whose header lacks a column or has one twice."""
     for paths, needed in (
@@ -118,10 +143,132 @@ def check(source: Source) -> None:
         (source.videos, VIDEO_COLUMNS),
     ):
         for path in paths:
-            lines.read_header(path, needed)
+            read_header(path, needed)
 
 
-def read_log(chunk: lines.Chunk) -> pl.DataFrame:
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """The lines of a file that begin in its bytes `start` … `end` − 1."""
+
+    path: pathlib.Path
+    start: int
+    end: int
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as f:
+            f.seek(max(self.start - 1, 0))
+            if self.start:
+                f.readline()  # skip the rest of a line that began before
+            rest = self.end - f.tell()
+            return f.read(rest - 1) + f.readline() if rest > 0 else b""
+
+
+def whole(path: pathlib.Path) -> Chunk:
+    """Return all lines of a CSV file except its header."""
+    return Chunk(path, len(read_top(path)), path.stat().st_size)
+
+
+def chunks(path: pathlib.Path, size: int) -> list[Chunk]:
+    """Return the lines of a CSV file except its header, in chunks of about `size` bytes; at least one."""
+    all_lines = whole(path)
+    first, end = all_lines.start, all_lines.end
+    edges = [first, *range(first + size, end - size // 2, size), end]
+    return [Chunk(path, a, b) for a, b in itertools.pairwise(edges)]
+
+
+def read_top(path: pathlib.Path) -> bytes:
+    """Read the header's line, and the blank lines before it."""
+    top = line = b""
+    with open(path, "rb") as f:
+        while line.strip() in (b"", b"\xef\xbb\xbf") and (line := f.readline(_LONGEST_HEADER)):
+            top += line
+    return top
+
+
+def read_header(path: pathlib.Path, needed: Iterable[str]) -> list[str]:
+    """Read the column names of a CSV file, one per field; `column 3` stands for a third column without a name.
+
+    Raises:
+      ValueError: for a file that is empty, not CSV, not separated by commas, lacks a column or has one twice.
+    """
+    top = read_top(path)
+    for magic, (what, fix) in _MAGIC.items():
+        if top.startswith(magic):
+            raise ValueError(f"{path} is {what}; {fix}")
+    text = top.decode("utf-8-sig", "replace").strip()
+    if not text:
+        raise ValueError(f"{path} is empty; copy it again from the KuaiRand download")
+    if "\r" in text:
+        raise ValueError(f"{path} has lines that end in CR alone; convert their ends to LF")
+    header = [name.strip().strip('"') for name in _split_quoted(text)]
+    for name in needed:
+        if name not in header:
+            for separator, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+                if name in (part.strip().strip('"') for part in text.split(separator)):
+                    raise ValueError(f"{path} is separated by {called}; save it with commas")
+            raise ValueError(f"{path} has no column {name!r}; copy it again from the KuaiRand download")
+    for i, name in enumerate(header):
+        if name and name in header[:i]:
+            raise ValueError(f"{path} has the column {name!r} twice; remove one of the two")
+    return [name or f"column {i}" for i, name in enumerate(header, 1)]
+
+
+def cut(raw: bytes, size: int) -> list[bytes]:
+    """Cut bytes into pieces of whole lines, of about `size` bytes each; at least one."""
+    edges = [0]
+    while end := raw.find(b"\n", edges[-1] + size - 1) + 1:
+        edges.append(end)
+    return [raw[a:b] for a, b in itertools.pairwise([*edges, len(raw)]) if b > a] or [raw]
+
+
+def split(raw: bytes) -> pl.Series:
+    """Split each line that is not blank into cells: lists of strings without the surrounding quotes."""
+    line = pl.Series("line", [raw.decode("utf-8", "replace")]).str.split("\n").explode()
+    line = line.filter(line.str.strip_chars() != "").str.strip_suffix("\r")
+    quoted = line.str.contains('"', literal=True)
+    if not quoted.any():
+        return line.str.split(",")
+    plain = line.str.contains(_PLAIN_QUOTES)
+    cells = pl.DataFrame({"at": pl.int_range(len(line), eager=True), "line": line})
+    pieces = [
+        cells.filter(plain).select("at", pl.col("line").str.replace_all('"', "", literal=True).str.split(",")),
+        cells.filter(~plain).select(
+            "at", pl.Series("line", [_split_quoted(text) for text in line.filter(~plain)], pl.List(pl.String))
+        ),
+    ]
+    return pl.concat(pieces).sort("at")["line"]
+
+
+def _split_quoted(line: str) -> list[str]:
+    """Split a line as the csv module does; at all commas if its quotes are malformed."""
+    try:
+        return next(csv.reader([line], strict=True))
+    except (csv.Error, StopIteration):
+        return line.split(",")
+
+
+def parse_whole_numbers(text: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Parse cells as Int64, and flag cells that lack digits because a spreadsheet cut them off (`1.65061E+12`).
+
+    A cell that is not a whole number is null, and so is one that lacks digits. `7`, ` 7`, `+7`, `007`, `7.0` and `7e0`
+    are 7.
+    """
+    text = text.str.strip_chars()
+    number = text.cast(pl.Int64, strict=False)
+    if not number.null_count():
+        return number, _NO.new_from_index(0, len(text))
+    decimal = text.cast(pl.Float64, strict=False)
+    # Beyond 2^53 Float64 itself lacks digits.
+    whole_number = (decimal == decimal.floor()) & (decimal.abs() < 2**53)
+    parts = text.str.extract_groups(r"^[+-]?\d+\.?(\d*)[eE]\+?(\d{1,3})$").struct.unnest()
+    decimals, exponent = parts["1"].str.len_chars(), parts["2"].cast(pl.Int64, strict=False)
+    lost = ((exponent >= _LOST_FROM_EXPONENT) & (decimals < exponent)).fill_null(False)
+    frame = pl.DataFrame({"number": number, "decimal": decimal, "use": whole_number.fill_null(False) & ~lost})
+    usable = pl.when("use").then("decimal").cast(pl.Int64, strict=False)
+    return frame.select(pl.coalesce("number", usable).alias(text.name)).to_series(), lost
+
+
+def read_log(chunk: Chunk) -> pl.DataFrame:
     """Read lines of a log file.
 
     Returns:
@@ -134,12 +281,12 @@ def read_log(chunk: lines.Chunk) -> pl.DataFrame:
     Raises:
       ValueError: as `check`.
     """
-    header = lines.read_header(chunk.path, LOG_TYPES)
+    header = read_header(chunk.path, LOG_TYPES)
     kept = {name: kind for name, kind in {**LOG_TYPES, **EXTRA_LOG_TYPES}.items() if name in header}
     raw = chunk.read()
     rows = _read_numbers(raw, header, kept)
     if rows is None:  # some pieces may have no fault
-        pieces = lines.cut(raw, _PIECE)
+        pieces = cut(raw, _PIECE)
         read = [_read_numbers(piece, header, kept) if len(pieces) > 1 else None for piece in pieces]
         cells = [_read_cells(p, header, kept) if of is None else of for p, of in zip(pieces, read, strict=True)]
         rows = pl.concat(cells, how="vertical_relaxed")
@@ -174,12 +321,12 @@ def _read_numbers(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.Dat
 
 def _read_cells(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.DataFrame:
     """Read lines of a log that may have any fault, at a fifth of the speed."""
-    cells = lines.split(raw)
+    cells = split(raw)
     full = cells.list.len() == len(header)
     rows: dict[str, pl.Series] = {}
     lost = full ^ full
     for name in kept:
-        number, rounded = lines.parse_whole_numbers(cells.list.get(header.index(name), null_on_oob=True).alias(name))
+        number, rounded = parse_whole_numbers(cells.list.get(header.index(name), null_on_oob=True).alias(name))
         if name in LOG_TYPES:
             lost |= rounded
         if name in IDS:
@@ -208,7 +355,7 @@ def read_users(paths: tuple[pathlib.Path, ...]) -> tuple[pl.DataFrame, CellCount
       A row per line that is not blank: `user_id` as in `read_log` (null if it or the number of fields is wrong),
       `user_active_degree` String, the others Float64; and counts of cells that could not be parsed.
     """
-    text = pl.concat([_read_text(lines.whole(path), USER_COLUMNS) for path in paths])
+    text = pl.concat([_read_text(whole(path), USER_COLUMNS) for path in paths])
     numbers = [name for name in USER_COLUMNS if name not in ("user_id", "user_active_degree")]
     frame = text.with_columns(
         _parse_ids(text["user_id"]), *(_parse_numbers(text[name]).alias(name) for name in numbers)
@@ -216,7 +363,7 @@ def read_users(paths: tuple[pathlib.Path, ...]) -> tuple[pl.DataFrame, CellCount
     return frame, _count_cells(text, {name: frame[name] for name in numbers})
 
 
-def read_videos(chunk: lines.Chunk) -> tuple[pl.DataFrame, CellCounts]:
+def read_videos(chunk: Chunk) -> tuple[pl.DataFrame, CellCounts]:
     """Read lines of basic video features.
 
     Returns:
@@ -228,7 +375,7 @@ def read_videos(chunk: lines.Chunk) -> tuple[pl.DataFrame, CellCounts]:
     day = pl.col("upload_dt").str.slice(0, 10).str.replace_all("-", "", literal=True).cast(pl.Int32, strict=False)
     frame = text.select(
         _parse_ids(text["video_id"]),
-        lines.parse_whole_numbers(text["author_id"])[0],
+        parse_whole_numbers(text["author_id"])[0],
         pl.col("video_type", "upload_type"),
         pl.when(day > 10_000_000).then(day).alias("upload_dt"),
         _parse_numbers(text["video_duration"]).alias("duration_ms"),
@@ -273,7 +420,7 @@ def _count_cells(text: pl.DataFrame, parsed: dict[str, pl.Series]) -> CellCounts
 
 
 def _parse_ids(text: pl.Series) -> pl.Series:
-    return _narrow_ids(lines.parse_whole_numbers(text)[0])
+    return _narrow_ids(parse_whole_numbers(text)[0])
 
 
 def _parse_numbers(text: pl.Series) -> pl.Series:
@@ -284,14 +431,14 @@ def _parse_numbers(text: pl.Series) -> pl.Series:
     return value if value.is_finite().all() else pl.select(pl.when(value.is_finite()).then(value)).to_series()
 
 
-def _read_text(chunk: lines.Chunk, names: tuple[str, ...]) -> pl.DataFrame:
+def _read_text(chunk: Chunk, names: tuple[str, ...]) -> pl.DataFrame:
     """Read cells as text, a row per line that is not blank; null throughout if the number of fields is wrong."""
-    header = lines.read_header(chunk.path, names)
+    header = read_header(chunk.path, names)
     raw = chunk.read()
     frame = _read_quoted(raw, header)
     if frame is not None:
         return frame.select(names)
-    return pl.concat([_read_all(piece, header, names) for piece in lines.cut(raw, _PIECE)])
+    return pl.concat([_read_all(piece, header, names) for piece in cut(raw, _PIECE)])
 
 
 def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
@@ -310,7 +457,7 @@ def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
 
 def _read_all(raw: bytes, header: list[str], names: tuple[str, ...]) -> pl.DataFrame:
     """Read lines of features that may have any fault."""
-    cells = lines.split(raw)
+    cells = split(raw)
     full = cells.list.len() == len(header)
     columns = [cells.list.get(header.index(name), null_on_oob=True).alias(name) for name in names]
     return pl.DataFrame(columns).with_columns(full.alias("full")).select(pl.when("full").then(pl.col(names)))

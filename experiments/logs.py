@@ -1,0 +1,11 @@
+"""Train on anyone's log: one row per shown item, and a file that says what the columns mean.
+
+  python -m launch.train --config=experiments/logs.py --config.data.path='logs/*.parquet' --config.data.schema=my.py \
+    --workdir=runs/mine
+
+It is the packaged config `logs`, and --config=logs names it from any folder.
+"""
+
+from mmrf_jax.configs.logs import get_config
+
+__all__ = ["get_config"]

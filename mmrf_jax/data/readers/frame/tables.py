@@ -1,0 +1,127 @@
+"""Any table as a polars frame: pandas, polars and pyarrow tables, and files by path, glob or folder."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mmrf_jax import fields
+
+_CSV = {"infer_schema_length": 10_000, "null_values": ["", "NA", "NaN", "nan", "NULL", "null", "None"]}
+_SCANS: dict[str, Callable[[list[str]], pl.LazyFrame]] = {
+    ".csv": lambda paths: pl.scan_csv(paths, **_CSV),  # type: ignore[arg-type]
+    ".csv.gz": lambda paths: pl.scan_csv(paths, **_CSV),  # type: ignore[arg-type]
+    ".tsv": lambda paths: pl.scan_csv(paths, separator="\t", **_CSV),  # type: ignore[arg-type]
+    ".parquet": pl.scan_parquet,
+    **dict.fromkeys((".arrow", ".ipc", ".feather"), pl.scan_ipc),
+}
+
+Table = Any  # pandas.DataFrame, polars.DataFrame or LazyFrame, pyarrow.Table, a mapping of columns, or path(s)
+
+
+def read(
+    table: Table, what: str, wanted: Collection[str] | None = None, needed: Mapping[str, str] | None = None
+) -> pl.DataFrame:
+    """Read a table.
+
+    Args:
+      table: a pandas, polars or pyarrow table; a mapping of columns; or files: a path, a glob, a folder, or several.
+      what: name of the table in messages, such as "log".
+      wanted: the columns to read, as far as the table has them; None for all.
+      needed: {role: column} that the table must have.
+
+    Raises:
+      ValueError: for a table of another type, no file, files of several kinds, a damaged file, or a missing or doubled
+        column.
+    """
+    if isinstance(table, str | os.PathLike) or _is_paths(table):
+        lazy = _scan([table] if isinstance(table, str | os.PathLike) else table, what)
+    elif isinstance(table, pl.LazyFrame):
+        lazy = table
+    else:
+        lazy = _in_memory(table, what).lazy()
+    try:
+        names = lazy.collect_schema().names()
+        if doubled := [name for name in names if name.endswith("_duplicated_0")]:
+            raise _doubled(doubled[0].removesuffix("_duplicated_0"), what)
+        check_names(names, needed or {}, what)
+        frame = lazy.select([name for name in names if wanted is None or name in wanted]).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"the {what} cannot be read: {_first_line(error)}; correct the file") from error
+    return frame
+
+
+def check_names(present: Collection[str], needed: Mapping[str, str], what: str) -> None:
+    """Raise ValueError if a table lacks a column of a role."""
+    for role, column in needed.items():
+        if column not in present:
+            raise ValueError(f"the {what} has no column {column!r} (schema: {role}); {fields.nearest(column, present)}")
+
+
+def _is_paths(table: Table) -> bool:
+    return isinstance(table, list | tuple) and bool(table) and all(isinstance(x, str | os.PathLike) for x in table)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _doubled(name: str, what: str) -> ValueError:
+    return ValueError(f"the {what} has two columns {name!r}; rename or remove one")
+
+
+def _in_memory(table: Table, what: str) -> pl.DataFrame:
+    if isinstance(table, pl.DataFrame):
+        return table
+    columns = list(getattr(table, "column_names", getattr(table, "columns", ())))  # of pyarrow, of pandas
+    for name in columns:
+        if columns.count(name) > 1:
+            raise _doubled(name, what)
+    library = type(table).__module__.split(".")[0]
+    try:
+        if library == "pandas":
+            return pl.from_pandas(table)
+        if library == "pyarrow":
+            return pl.DataFrame(pl.from_arrow(table))
+        if isinstance(table, Mapping):
+            return pl.DataFrame(table)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, ImportError) as error:
+        raise ValueError(f"the {what} cannot be converted to polars: {_first_line(error)}") from error
+    raise ValueError(
+        f"the {what} is a {type(table).__name__}; give a pandas, polars or pyarrow table, or the path of a CSV, "
+        "Parquet or Arrow file"
+    )
+
+
+def _scan(paths: Sequence[str | os.PathLike], what: str) -> pl.LazyFrame:
+    found = [file for path in paths for file in _files(str(path))]
+    given = ", ".join(map(str, paths))
+    if not found:
+        raise ValueError(f"{given} is no file of the {what}; name a CSV, Parquet or Arrow file, a folder or a glob")
+    kinds = {_kind(file) for file in found}
+    if None in kinds:
+        wrong = next(file for file in found if _kind(file) is None)
+        raise ValueError(f"{wrong} of the {what} has an unknown ending; use one of {', '.join(_SCANS)}")
+    readers = {_SCANS[str(kind)] for kind in kinds}
+    if len(readers) > 1 and kinds != {".csv", ".csv.gz"}:
+        raise ValueError(f"{given} holds files of several kinds ({', '.join(sorted(map(str, kinds)))}); name one kind")
+    return _SCANS[str(min(map(str, kinds)))](found)
+
+
+def _files(path: str) -> list[str]:
+    """Return the files of a path, a glob or a folder, in order."""
+    path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        return sorted(str(file) for file in Path(path).rglob("[!._]*") if file.is_file() and _kind(str(file)))
+    if os.path.exists(path):
+        return [path]
+    return sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+
+
+def _kind(path: str) -> str | None:
+    return next((kind for kind in sorted(_SCANS, key=len, reverse=True) if path.lower().endswith(kind)), None)

@@ -1,0 +1,289 @@
+"""How tasks run, on any machine and any size of log: the job they share, engines, and an external sort.
+
+A task is a function of a job and a number. Tasks exchange files through the job's work folder, and publish them by
+renames, so running a task twice is safe. An engine runs the tasks of a stage: in this process, in several child
+processes, or on Apache Beam, on several machines with a shared file system.
+
+Child processes are started as `python -m` of this module, not by `multiprocessing`. That would run the caller's main
+module again in each, and leave them running if the caller is killed. These end when the pipe with their tasks closes.
+
+The external sort orders a frame of any size by an integer key. The frame is written as runs, one file per piece sorted
+in memory. `cut` divides the keys so that about as many rows lie between any two cuts, and `read_part` collects the rows
+of all runs between two cuts. Rows of one key stay together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import pickle
+import queue
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mmrf_jax.data.readers.kuairand import csv_files
+from mmrf_jax.data.readers.kuairand.config import SESSION_GAP_MINUTES, KuaiRandConfig
+from mmrf_jax.io import extras
+
+#: Default limit. Each further process takes about 0.7 GiB; with two the 32 million videos of 27K fit into 4 GiB.
+MOST_WORKERS = 2
+
+_BATCH_ROWS = 16_384  # smallest number of rows to read from a file
+_SAMPLES = 1_024  # keys sampled per part, to place the cuts
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to prepare and where; sent to the processes that run tasks.
+
+    Attributes:
+      source: the official files.
+      config: see `KuaiRandConfig`.
+      work: folder of all outputs, the same for all processes.
+      chunk_bytes: size of the chunk of files that a task reads.
+      bucket_rows: number of rows of the users in one task's sessions. Both sizes determine the memory of a task, and
+        where blocks of sessions end.
+    """
+
+    source: csv_files.Source
+    config: KuaiRandConfig
+    work: pathlib.Path
+    chunk_bytes: int = 64 << 20
+    bucket_rows: int = 1_000_000
+
+    @property
+    def records(self) -> pathlib.Path:
+        """Return the folder of all permanent outputs."""
+        return self.work / "records"
+
+    @property
+    def session_gap_minutes(self) -> float:
+        return self.config.session_gap_minutes or SESSION_GAP_MINUTES[self.source.variant]
+
+    def path(self, stage: str, task: int, suffix: str = "arrow") -> pathlib.Path:
+        """Return the path of a task's output in a stage."""
+        return self.work / stage / f"{task:06d}.{suffix}"
+
+    def made(self, stage: str, suffix: str = "arrow") -> list[pathlib.Path]:
+        """Return the outputs of all tasks of a stage, in order."""
+        return sorted((self.work / stage).glob(f"*.{suffix}"))
+
+    def read(self, name: str) -> Any:
+        """Read a JSON file of the work folder."""
+        return json.loads((self.work / name).read_text())
+
+    def read_all(self, stage: str) -> list[Any]:
+        """Read the JSON files of all tasks of a stage."""
+        return [json.loads(path.read_text()) for path in self.made(stage, "json")]
+
+
+@contextlib.contextmanager
+def appearing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a temporary path in the folder of `path`, renamed to it at the end; concurrent writers do not interfere."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    yield temporary
+    temporary.rename(path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    with appearing(path) as temporary:
+        temporary.write_text(json.dumps(value))
+
+
+def save_array(path: pathlib.Path, value: np.ndarray) -> None:
+    """Write an npy file atomically; `path` ends in .npy."""
+    with appearing(path) as temporary, open(temporary, "wb") as f:
+        np.save(f, value)
+
+
+Task = Callable[[Job, int], None]
+#: Runs a task for each of some numbers, in any order; `done` receives how many have ended.
+Engine = Callable[[Task, Job, Sequence[int], Callable[[int], None]], None]
+
+
+def default_workers() -> int:
+    """Return one process per core that this process may use, at most `MOST_WORKERS`."""
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
+@contextlib.contextmanager
+def processes(workers: int | None = None) -> Iterator[Engine]:
+    """Return a context with an engine of child processes; a single task runs in this process.
+
+    Args:
+      workers: number of processes, `default_workers()` by default; 1 uses this process.
+    """
+    workers = workers or default_workers()
+    with contextlib.ExitStack() as stack:
+        idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        threads = ThreadPoolExecutor(workers)
+
+        def engine(task: Task, job: Job, todo: Sequence[int], done: Callable[[int], None]) -> None:
+            if workers == 1 or (len(todo) == 1 and idle.empty()):  # no need to start processes
+                for ended, i in enumerate(todo, 1):
+                    task(job, i)
+                    done(ended)
+                return
+            while idle.qsize() < workers:
+                idle.put(stack.enter_context(_Worker()))
+
+            def run(i: int) -> None:
+                worker = idle.get()
+                try:
+                    worker.run(task, job, i)
+                finally:
+                    idle.put(worker)
+
+            futures = [threads.submit(run, i) for i in todo]
+            for ended, future in enumerate(as_completed(futures), 1):
+                future.result()
+                done(ended)
+
+        try:
+            yield engine
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _Worker:
+    """A process that runs one task at a time; it is killed at the end of the context."""
+
+    def __enter__(self) -> _Worker:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,  # Ctrl-C goes to the caller, which ends this process
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def run(self, task: Task, job: Job, i: int) -> None:
+        """Run a task; raise what the task raised, or ChildProcessError if the process ended."""
+        assert self._process.stdin and self._process.stdout
+        try:
+            pickle.dump((task, job, i), self._process.stdin)
+            self._process.stdin.flush()
+            error = pickle.load(self._process.stdout)
+        except (EOFError, BrokenPipeError):
+            raise ChildProcessError(
+                f"the process of task {i} of {task.__name__} ended with {self._process.wait()}; if memory was short, "
+                "use fewer workers"
+            ) from None
+        if error is not None:
+            raise error
+
+
+def _environment() -> dict[str, str]:
+    # Freed memory stays for the next task: glibc (NumPy) and jemalloc (polars) would return it to the system, and new
+    # page faults took a tenth of all time. Columns of ten million videos are excluded, since they are used once.
+    return os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": str(2**26),
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
+        "_RJEM_MALLOC_CONF": "dirty_decay_ms:2000,muzzy_decay_ms:2000,thp:always",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "POLARS_MAX_THREADS": "1",  # one core per process
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # modules that this process can import
+    }
+
+
+def pipelines(options: Sequence[str] = ()) -> Engine:
+    """Return an engine of Apache Beam, which is an extra; each stage is a pipeline.
+
+    Tasks of a stage are distributed, and repeated if a machine is lost.
+
+    Args:
+      options: options of the pipelines (`--runner=…`); Beam's local runner by default.
+
+    Raises:
+      MissingExtra: if Beam is not installed.
+    """
+    with extras.needed("beam"):
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+    def engine(task: Task, job: Job, todo: Sequence[int], done: Callable[[int], None]) -> None:
+        with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+            tasks = pipeline | beam.Create(list(todo)) | beam.Reshuffle()
+            tasks | beam.Map(lambda i: task(job, i))
+        done(len(todo))
+
+    return engine
+
+
+def write_run(frame: pl.DataFrame, path: pathlib.Path) -> None:
+    """Write a frame, sorted by its key, as a run; the file appears atomically."""
+    with appearing(path) as temporary:
+        # A third of the bytes; the disk would take longer than lz4 does.
+        frame.write_ipc(temporary, compression="lz4", record_batch_size=_BATCH_ROWS)
+
+
+def cut(runs: Sequence[pathlib.Path], key: str, rows: int) -> np.ndarray:
+    """Cut runs into parts of about `rows` rows, or of one key if it has more.
+
+    Returns:
+      [runs, parts + 1] int64: the first row of each part in each run, and the run's number of rows.
+    """
+    step = max(1, rows // _SAMPLES)
+    with ThreadPoolExecutor(2) as threads:  # the keys may not fit in memory, so they are read twice
+
+        def of_each(function: Callable[[np.ndarray], Any]) -> list:
+            return list(threads.map(lambda run: function(read_column([run], key).to_numpy()), runs))
+
+        sample = np.sort(np.concatenate(of_each(lambda keys: keys[step // 2 :: step].copy())))
+        every = rows // step
+        first = np.unique(sample[every : max(len(sample) - every // 2, 0) : every])
+        return np.array(of_each(lambda keys: [0, *np.searchsorted(keys, first), len(keys)]))
+
+
+def read_column(files: Sequence[pathlib.Path], name: str) -> pl.Series:
+    """Read a column of frames that were written one after another."""
+    # Paths are not patterns. Ids are Int64 in some files if they are too large for the Int32 of the others.
+    columns = [pl.scan_ipc(path, glob=False).select(name) for path in files]
+    return pl.concat(columns, how="vertical_relaxed").collect()[name]
+
+
+def read_part(runs: Sequence[pathlib.Path], cuts: np.ndarray, part: int) -> pl.DataFrame:
+    """Read all rows of a part: run after run, each in its order; see `cut` for `cuts`."""
+    bounds = [(run, int(start), int(end)) for run, (start, end) in zip(runs, cuts[:, part : part + 2], strict=True)]
+    filled = [of for of in bounds if of[2] > of[1]] or bounds[:1]
+    pieces = pl.collect_all([pl.scan_ipc(run, glob=False).slice(start, end - start) for run, start, end in filled])
+    # Gathering rows from one piece is seven times as fast as from a hundred.
+    return pl.concat(pieces, how="vertical_relaxed", rechunk=True)
+
+
+def _serve() -> None:
+    """Run the tasks that arrive on stdin, and write None or an exception for each to stdout."""
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)  # prints go to stderr
+        while True:
+            try:
+                task, job, i = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                return
+            try:
+                task(job, i)
+                answer = None
+            except Exception as error:
+                answer = error
+            pickle.dump(answer, answers)
+            answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,315 @@
+"""The public environments: `reset` and `step` of sessions of B users, in the convention of JAX.
+
+    env = mmrf.make("short-video", num_videos=5_000, num_candidates=40, slate_size=6)
+    params = env.default_params
+    obs, state = env.reset(key, params, user_ids=jnp.arange(64))
+    obs, state, reward, terminated, truncated, info = env.step(key, state, slate, params)
+
+Any `envs.base.Simulator` becomes an environment: `Environment` adds what agents observe, a history that moves on with
+the session, valid slates, and sessions that stay ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mmrf_jax import types
+from mmrf_jax.envs import base
+from mmrf_jax.signals import Signals
+
+_MAX_USER = 2**31 - 1
+
+
+@struct.dataclass
+class Observation:
+    """What an agent sees of B users who request videos."""
+
+    user_id: chex.Array  # [B] int32
+    profile: chex.Array  # [B, Du] float32, roughly standardised
+    context: chex.Array  # [B, Dx] float32; the last column is log1p of the requests of the session so far
+    candidates: chex.Array  # [B, C] int32 video ids, all distinct
+    features: chex.Array  # [B, C, Di] float32, the candidates' features that the platform knows
+    history: types.Exposure  # [B, H], the last H exposures, oldest first: before the session, then in it
+    exposure: types.Exposure  # [B, K], the previous slate with its feedback; mask False at the first request
+
+
+@struct.dataclass
+class EnvParams:
+    """The parameters of an environment, as a pytree."""
+
+    simulator: Any  # the hidden ground truth
+    items: types.Items  # the videos as agents may see them
+
+
+@struct.dataclass
+class SessionState:
+    """The state of B sessions."""
+
+    hidden: Any  # of the simulator; no policy sees it but an oracle
+    request: types.Request
+    history: types.Exposure  # [B, H]
+    exposure: types.Exposure  # [B, K]
+    terminated: chex.Array  # [B] bool
+    truncated: chex.Array  # [B] bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """Shape (without the axis of users), dtype and bounds of an array.
+
+    Attributes:
+      low, high: smallest and largest value, both allowed; they broadcast to `shape`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    low: Any = -np.inf
+    high: Any = np.inf
+
+    def contains(self, x: Any) -> bool:
+        """Return whether an array [..., *shape] has this shape, dtype and bounds."""
+        x = np.asarray(x)
+        fits = x.shape[x.ndim - len(self.shape) :] == self.shape and x.dtype == self.dtype
+        return bool(fits and np.all(x >= self.low) and np.all(x <= self.high))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Environment:
+    """Sessions of B users whom an agent shows slates of K of C candidates.
+
+    Observation: see `Observation`, and `observation_spec` for sizes and bounds.
+    Action: slate [B, K] int32, positions among `obs.candidates`, in the order shown.
+    Reward: [B] float32, seconds of watch time (of `signals.main`) that the slate earned.
+    Termination: [B] bool, the user left.
+    Truncation: [B] bool, the session reached its maximum length.
+    Info: `feedback` [B, K, S] float32 in the order of `signals`, `mask` [B, K] bool (what was shown), `invalid` [B]
+      int32 (entries of the slate that were replaced).
+
+    There is no autoreset: a step after the end has reward 0 and changes nothing, and its flags stay set, until `reset`.
+    An entry of a slate that is out of range or repeats an earlier one is left out; the following ones move up, and the
+    first candidates that are not in the slate fill the end. So repeats cannot earn twice. This holds under jit too.
+
+    Both calls compile themselves at their first use with a shape, and work inside `jit`, `vmap` over keys and `scan`.
+
+    All randomness comes from `key`, the user id, the day and the number of requests so far. So one key serves all
+    steps of a session, and what happens to a user depends on no other user of the batch.
+
+    Attributes:
+      simulator: the functions, the parameters and the items.
+      slate_size: K.
+      reference_policies: policies that see hidden ground truth, for `mmrf.rollout`.
+    """
+
+    simulator: base.Simulator
+    slate_size: int
+    reference_policies: Mapping[str, base.Policy] = dataclasses.field(default_factory=dict)
+
+    @property
+    def signals(self) -> Signals:
+        """Names and kinds of the feedback, S of them."""
+        return self.simulator.signals
+
+    @property
+    def default_params(self) -> EnvParams:
+        """The parameters to begin with; a pytree, whose leaves may be replaced."""
+        return EnvParams(self.simulator.params, self.simulator.items)
+
+    @property
+    def num_candidates(self) -> int:
+        """C, the number of candidates of a request."""
+        return self._shapes.candidates.shape[1]
+
+    @functools.cached_property
+    def observation_spec(self) -> Observation:
+        """An `Observation` of `ArraySpec`."""
+        videos, kinds = self.simulator.items.num_videos, [signal.kind for signal in self.signals.signals]
+        low = np.array([-np.inf if kind == "value" else 0.0 for kind in kinds], np.float32)
+        high = np.array([1.0 if kind == "binary" else np.inf for kind in kinds], np.float32)
+
+        def spec(x: jax.ShapeDtypeStruct, low: Any = -np.inf, high: Any = np.inf) -> ArraySpec:
+            return ArraySpec(x.shape[1:], np.dtype(x.dtype), low, high)
+
+        def exposure(x: types.Exposure) -> types.Exposure:
+            return types.Exposure(spec(x.videos, 0, videos - 1), spec(x.feedback, low, high), spec(x.mask, False, True))
+
+        x = self._shapes
+        return Observation(
+            user_id=spec(x.user_id, 0, _MAX_USER),
+            profile=spec(x.profile),
+            context=spec(x.context),
+            candidates=spec(x.candidates, 0, videos - 1),
+            features=spec(x.features),
+            history=exposure(x.history),
+            exposure=exposure(x.exposure),
+        )
+
+    @property
+    def action_spec(self) -> ArraySpec:
+        """Slates [K]: positions in [0, C)."""
+        return ArraySpec((self.slate_size,), np.dtype(np.int32), 0, self.num_candidates - 1)
+
+    def reset(
+        self, key: types.Key, params: EnvParams, user_ids: chex.Array, day: chex.Numeric = 0
+    ) -> tuple[Observation, SessionState]:
+        """Start a session of each user.
+
+        Args:
+          key: typed key, such as `jax.random.key(0)`.
+          params: `default_params`, or changed ones.
+          user_ids: [B] int32, 0 or more; an id is the same user in every session.
+          day: of the sessions, from 0 on.
+
+        Returns:
+          The first observation of each user, and the state of the sessions.
+
+        Raises:
+          ValueError: for a raw key, or user ids that are no vector of whole numbers.
+        """
+        check_key(key)
+        user_ids = jnp.asarray(user_ids)
+        if user_ids.ndim != 1 or not user_ids.size or not jnp.issubdtype(user_ids.dtype, jnp.integer):
+            raise ValueError(
+                f"user_ids has shape {user_ids.shape} and dtype {user_ids.dtype}; give whole numbers [B], "
+                "such as jnp.arange(64)"
+            )
+        return self._compiled[0](key, params, user_ids.astype(jnp.int32), jnp.asarray(day, jnp.int32))
+
+    def step(
+        self, key: types.Key, state: SessionState, slate: chex.Array, params: EnvParams
+    ) -> tuple[Observation, SessionState, chex.Array, chex.Array, chex.Array, dict[str, chex.Array]]:
+        """Show a slate to each user.
+
+        Args:
+          key: typed key; the same for all steps, or a new one.
+          state: of `reset` or `step`.
+          slate: [B, K] int32, positions among `obs.candidates`.
+          params: as in `reset`.
+
+        Returns:
+          The next observation, the next state, reward [B] in seconds, terminated [B], truncated [B], and info.
+
+        Raises:
+          ValueError: for a raw key, or a slate of another shape or dtype.
+        """
+        check_key(key)
+        slate, wanted = jnp.asarray(slate), (*state.terminated.shape, self.slate_size)
+        if slate.shape != wanted or not jnp.issubdtype(slate.dtype, jnp.integer):
+            raise ValueError(
+                f"slate has shape {slate.shape} and dtype {slate.dtype}; give whole numbers [B, K] = {list(wanted)}, "
+                "positions among obs.candidates"
+            )
+        return self._compiled[1](key, state, slate.astype(jnp.int32), params)
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[Any, Any]:
+        return jax.jit(self._reset), jax.jit(self._step)
+
+    def _reset(
+        self, key: types.Key, params: EnvParams, user_ids: chex.Array, day: chex.Array
+    ) -> tuple[Observation, SessionState]:
+        hidden, request, history = self.simulator.reset(key, user_ids, day, params.simulator)
+        over = jnp.zeros(user_ids.shape, bool)
+        state = SessionState(hidden, request, history, nothing_shown(history, self.slate_size), over, over)
+        return _observe(params.items, state), state
+
+    def _step(
+        self, key: types.Key, state: SessionState, slate: chex.Array, params: EnvParams
+    ) -> tuple[Observation, SessionState, chex.Array, chex.Array, chex.Array, dict[str, chex.Array]]:
+        over = state.terminated | state.truncated
+        shown, invalid = _valid(slate, state.request.candidates.shape[1])
+        hidden, result = self.simulator.step(key, state.hidden, shown, params.simulator)
+        exposure = result.exposure
+        moved = SessionState(
+            hidden=hidden,
+            request=result.request,
+            history=append(state.history, exposure),
+            exposure=exposure,
+            terminated=result.terminated,
+            truncated=result.truncated,
+        )
+
+        def unless_over(new: chex.Array, old: chex.Array) -> chex.Array:
+            return jnp.where(over.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
+
+        state = jax.tree.map(unless_over, moved, state)
+        mask = exposure.mask & ~over[:, None]
+        feedback = jnp.where(mask[..., None], exposure.feedback, 0.0)
+        reward = feedback[..., self.signals.index(self.signals.main)].sum(axis=1)
+        info = {"feedback": feedback, "mask": mask, "invalid": jnp.where(over, 0, invalid)}
+        return _observe(params.items, state), state, reward, state.terminated, state.truncated, info
+
+    @functools.cached_property
+    def _shapes(self) -> Observation:
+        return jax.eval_shape(
+            lambda params: self.reset(types.make_key(0), params, jnp.zeros(1, jnp.int32))[0], self.default_params
+        )
+
+
+def observe(
+    items: types.Items, request: types.Request, history: types.Exposure, exposure: types.Exposure
+) -> Observation:
+    """Return the observation of a request, given the last H exposures and the previous slate."""
+    return Observation(
+        user_id=request.user_id,
+        profile=request.profile,
+        context=request.context,
+        candidates=request.candidates,
+        features=items.features_of(request.candidates),
+        history=history,
+        exposure=exposure,
+    )
+
+
+def nothing_shown(history: types.Exposure, slate_size: int) -> types.Exposure:
+    """Return slates [B, K] in which nothing was shown, of the dtypes of a history [B, H]."""
+
+    def zeros(x: chex.Array) -> chex.Array:
+        return jnp.zeros((x.shape[0], slate_size, *x.shape[2:]), x.dtype)
+
+    return jax.tree.map(zeros, history)
+
+
+def append(history: types.Exposure, exposure: types.Exposure) -> types.Exposure:
+    """Return the last H exposures [B, H] after a slate [B, K]."""
+
+    def join(old: chex.Array, new: chex.Array) -> chex.Array:
+        return jnp.concatenate([old, new.astype(old.dtype)], axis=1)[:, -old.shape[1] :]
+
+    return jax.tree.map(join, history, exposure)
+
+
+def _observe(items: types.Items, state: SessionState) -> Observation:
+    return observe(items, state.request, state.history, state.exposure)
+
+
+def _valid(slate: chex.Array, num_candidates: int) -> tuple[chex.Array, chex.Array]:
+    """Return slates [B, K] of distinct positions in range, and how many entries [B] had to be replaced."""
+    k = slate.shape[1]
+    spare = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), slate.shape)
+    listed = jnp.concatenate([slate, spare], axis=1)
+    earlier = jnp.tril(jnp.ones((2 * k, 2 * k), bool), -1)
+    repeated = jnp.any((listed[:, :, None] == listed[:, None, :]) & earlier, axis=-1)
+    usable = (listed >= 0) & (listed < num_candidates) & ~repeated
+    first = jnp.argsort(~usable, axis=1, stable=True)[:, :k]
+    return jnp.take_along_axis(listed, first, axis=1), jnp.sum(~usable[:, :k], axis=1, dtype=jnp.int32)
+
+
+def check_key(key: Any) -> None:
+    """Refuse a raw key, or several keys."""
+    typed = jnp.issubdtype(getattr(key, "dtype", np.dtype(object)), jax.dtypes.prng_key)
+    if typed and jax.random.key_impl(key) != "threefry2x32":
+        raise ValueError(f"key is of impl {jax.random.key_impl(key)!r}; use jax.random.key(0, impl='threefry2x32')")
+    if not typed or key.shape:
+        raise ValueError(
+            f"key is {getattr(key, 'dtype', type(key).__name__)} of shape {getattr(key, 'shape', ())}; give one typed "
+            "key, such as jax.random.key(0), and vmap over several"
+        )

@@ -1,0 +1,75 @@
+"""Environments by name: `mmrf.make` and `mmrf.register_env`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from mmrf_jax import fields
+from mmrf_jax.envs import environment
+
+Factory = Callable[..., environment.Environment]
+
+#: Factories by name; `module:function` is imported when it is first used.
+_FACTORIES: dict[str, Factory | str] = {
+    "short-video": "mmrf_jax.envs.short_video.environment:make",
+    "learned": "mmrf_jax.runs:learned_environment",
+}
+
+
+def register_env(name: str, factory: Factory) -> None:
+    """Make a factory available to `make`.
+
+    Args:
+      name: of the environment.
+      factory: returns an `Environment`; its keyword arguments are those of `make`.
+
+    Raises:
+      ValueError: if another factory has the name.
+
+    Example:
+      >>> from mmrf_jax.envs.short_video import environment
+      >>> def tiny(seed: int = 0):
+      ...     return environment.make(num_videos=40, num_candidates=40, slate_size=2, seed=seed)
+      >>> register_env("tiny", tiny)
+      >>> make("tiny").num_candidates
+      40
+    """
+    if _FACTORIES.get(name, factory) is not factory:
+        raise ValueError(f"an environment named {name!r} is registered already; use another name")
+    _FACTORIES[name] = factory
+
+
+def make(name: str, **arguments: Any) -> environment.Environment:
+    """Return the environment of a name.
+
+    Args:
+      name: `short-video`, `learned`, or a name given to `register_env`.
+      arguments: of the environment. `short-video`: see `envs.short_video.environment.make`. `learned`: see
+        `runs.learned_environment`.
+
+    Raises:
+      ValueError: for an unknown name, or sizes that cannot be.
+      TypeError: for an unknown or missing argument.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, mmrf_jax as mmrf
+      >>> env = mmrf.make("short-video", num_videos=5_000, num_candidates=40, slate_size=6)
+      >>> obs, state = env.reset(jax.random.key(0), env.default_params, user_ids=jnp.arange(64))
+      >>> obs.candidates.shape
+      (64, 40)
+    """
+    if name not in _FACTORIES:
+        raise ValueError(f"unknown environment {name!r}; {fields.nearest(name, _FACTORIES)}")
+    factory = _FACTORIES[name]
+    if isinstance(factory, str):
+        module, function = factory.split(":")
+        factory = getattr(importlib.import_module(module), function)
+    known = inspect.signature(factory)
+    try:
+        known.bind(**arguments)
+    except TypeError as error:
+        raise TypeError(f"environment {name!r}: {error}; its arguments are {', '.join(known.parameters)}") from None
+    return factory(**arguments)

@@ -1,0 +1,62 @@
+"""The world as a public environment, `mmrf.make("short-video")`."""
+
+from __future__ import annotations
+
+from mmrf_jax.envs import environment
+from mmrf_jax.envs.short_video import env, reference_policies
+from mmrf_jax.envs.short_video.config import WorldConfig
+
+#: Public names of the variants, and those of configs.
+VARIANTS = {"base": "base", "users": "users", "exit_hazard": "leaving"}
+#: Names of configs in messages, and those of the arguments.
+_ARGUMENTS = {
+    "world.candidates": "num_candidates",
+    "world.slate": "slate_size",
+    "world.history": "history_size",
+    "world.": "",
+}
+
+
+def make(
+    num_videos: int = 100_000,
+    num_candidates: int = 100,
+    slate_size: int = 6,
+    history_size: int = 30,
+    max_requests: int = 64,
+    variant: str = "base",
+    seed: int = 0,
+) -> environment.Environment:
+    """Return the short-video world: users with hidden tastes watch, like, get bored and leave.
+
+    Args:
+      num_videos: V, videos of the catalogue.
+      num_candidates: C of a request; all V if it is `num_videos`.
+      slate_size: K, videos shown at a time.
+      history_size: H, exposures in `obs.history`.
+      max_requests: longer sessions are truncated.
+      variant: `base`; `users`: another mix of users and habits; `exit_hazard`: users leave for other reasons.
+      seed: of the catalogue and of the users' hidden traits.
+
+    Raises:
+      ValueError: for sizes that cannot be.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant={variant!r}; choose among {', '.join(VARIANTS)}")
+    try:
+        simulator = env.make(
+            WorldConfig(
+                num_videos=num_videos,
+                candidates=num_candidates,
+                slate=slate_size,
+                history=history_size,
+                max_requests=max_requests,
+                variant=VARIANTS[variant],
+                seed=seed,
+            )
+        )
+    except ValueError as error:
+        message = str(error)
+        for config_name, argument in _ARGUMENTS.items():
+            message = message.replace(config_name, argument)
+        raise ValueError(message) from None
+    return environment.Environment(simulator, slate_size, reference_policies=reference_policies.policies())

@@ -1,0 +1,77 @@
+"""The log of a run on `logs`: read from the config's tables or given, and then stored in the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mmrf_jax import schema as schemas
+from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.training import configs, run_folder
+
+
+def prepare(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[configs.Run, FrameLog | None]:
+    """Return a run's config with the sizes of its log, and the log; both unchanged for other sources.
+
+    A run that has learned something already keeps the log of its folder, unless another one is given.
+
+    Raises:
+      ValueError: for a log that does not fit the config, or none.
+    """
+    if config.source != "logs":
+        if log is not None:
+            raise ValueError(f"config.source={config.source!r} reads no log that is given; use the config 'logs'")
+        return config, None
+    if log is None:
+        stored = workdir / run_folder.LOG
+        resumes = run_folder.has_learned(workdir) and stored.exists()
+        log = FrameLog.open(stored) if resumes else read(config.own_logs)
+    found = {"slate": log.spec.slate, "candidates": log.spec.candidates, "digest": log.digest()}
+    for name, value in found.items():
+        if (asked := getattr(config.own_logs, name)) and asked != value:
+            raise ValueError(
+                f"config.data.{name} is {asked!r}, and the log has {value!r}; leave it out or read the log again"
+            )
+    return configs.override(config, data=found), log
+
+
+def of_run(config: configs.Run, workdir: Path | None) -> FrameLog:
+    """Return the log in a run's folder; without a folder, that of the config's tables.
+
+    Raises:
+      ValueError: if the config has other sizes than the log; a run's own config has those of its log.
+    """
+    stored = None if workdir is None else workdir / run_folder.LOG
+    log = FrameLog.open(stored) if stored is not None and stored.exists() else read(config.own_logs)
+    if (config.sizes.slate, config.sizes.candidates) != (log.spec.slate, log.spec.candidates):
+        raise ValueError(
+            f"the log has slates of {log.spec.slate} among {log.spec.candidates} candidates, the config of "
+            f"{config.sizes.slate} among {config.sizes.candidates}; use --config.data.slate={log.spec.slate} "
+            f"--config.data.candidates={log.spec.candidates}"
+        )
+    return log
+
+
+def read(data: configs.OwnLogs, quiet: bool = False) -> FrameLog:
+    """Read the tables that a config names.
+
+    Raises:
+      ValueError: if a path is missing, or as `FrameLog.from_frame`.
+    """
+    for name, value in (("path", data.path), ("schema", data.schema)):
+        if not value:
+            raise ValueError(f"no log to read: config.data.{name} is empty; use --config.data.{name}=PATH")
+    schema = schemas.load(data.schema)
+    sizes: dict[str, Any] = {
+        "slate_size": data.slate or schema.slate_size,
+        "num_candidates": data.candidates or schema.num_candidates,
+    }
+    return FrameLog.from_frame(
+        data.path,
+        dataclasses.replace(schema, **sizes),
+        items=data.item_table or None,
+        users=data.user_table or None,
+        candidates=data.candidate_table or None,
+        quiet=quiet,
+    )

@@ -1,0 +1,102 @@
+"""Runs on anyone's log: the config, the log in the run folder, and ids in and out."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import own_logs as tables
+import pytest
+
+import mmrf_jax as mmrf
+from experiments import logs as experiment
+from mmrf_jax.data import statistics
+from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.training import configs, own_logs, run_folder, sources, train
+
+CONFIG = configs.run_of(experiment.get_config().to_dict())
+
+
+@pytest.fixture(scope="module")
+def made():
+    return tables.make_log(600)
+
+
+@pytest.fixture(scope="module")
+def log(made):
+    return FrameLog.from_frame(made["log"], tables.SCHEMA, items=made["items"], users=made["users"], quiet=True)
+
+
+def test_a_config_takes_its_sizes_from_the_log(log, tmp_path):
+    config, same = own_logs.prepare(CONFIG, tmp_path, log)
+    assert same is log and (config.sizes.slate, config.sizes.candidates) == (4, 12)
+    assert config.own_logs.digest == log.digest()
+    assert configs.run_of(configs.as_dict(config)) == config
+    world = configs.Run()
+    assert own_logs.prepare(world, tmp_path, None) == (world, None)
+    with pytest.raises(ValueError, match=r"config.source='world' reads no log that is given; use the config 'logs'"):
+        own_logs.prepare(world, tmp_path, log)
+    with pytest.raises(ValueError, match=r"config.data.slate is 5, and the log has 4; leave it out"):
+        own_logs.prepare(configs.override(CONFIG, data={"slate": 5}), tmp_path, log)
+    with pytest.raises(ValueError, match=r"no log to read: config.data.path is empty; use --config.data.path=PATH"):
+        own_logs.prepare(CONFIG, tmp_path, None)
+
+
+def test_a_config_names_the_tables(made, log, tmp_path):
+    for name, table in made.items():
+        table.write_parquet(tmp_path / f"{name}.parquet")
+    schema = tmp_path / "schema.py"
+    schema.write_text("import own_logs\n\nschema = own_logs.SCHEMA\n")
+    paths = {"path": "log", "item_table": "items", "user_table": "users"}
+    data = {field: f"{tmp_path}/{name}.parquet" for field, name in paths.items()} | {"schema": str(schema)}
+    assert own_logs.read(configs.OwnLogs(**data), quiet=True).digest() == log.digest()
+    fewer = own_logs.read(configs.OwnLogs(**data, slate=2, candidates=8), quiet=True)
+    assert (fewer.spec.slate, fewer.spec.candidates) == (2, 8)
+
+
+def test_a_source_reads_the_log_of_the_run_folder(log, tmp_path):
+    log.save(tmp_path / run_folder.LOG)
+    config, _ = own_logs.prepare(CONFIG, tmp_path, log)
+    source = sources.from_config(config, None, workdir=tmp_path)
+    np.testing.assert_array_equal(source.train().feedback, log.train.feedback)
+    np.testing.assert_array_equal(source.test()["test"].candidates, log.test.candidates)
+    assert source.video_ids().tolist() == log.item_ids.tolist() and source.unknown_video == 0 and source.sim is None
+    with pytest.raises(ValueError, match=r"use --config.data.slate=4 --config.data.candidates=12"):
+        sources.from_config(CONFIG, None, workdir=tmp_path)
+    added = statistics.num_features(log.spec.signals)
+    assert source.spec == dataclasses.replace(log.spec, item_features=log.spec.item_features + added)
+    plain = sources.from_config(configs.override(config, data={"statistics": False}), None, workdir=tmp_path)
+    assert plain.spec == log.spec and plain.items.statistics is None
+    whole = configs.override(config, data={"stream": True})
+    blocks = sources.from_config(whole, None, workdir=tmp_path).blocks()
+    assert blocks.read([0]).num_sessions == min(256, log.train.num_sessions) and source.blocks() is None
+
+
+def test_a_run_that_fails_before_it_learns_leaves_no_log(log, tmp_path):
+    with pytest.raises(KeyError), run_folder.claimed(tmp_path / "run", {"seed": 0}):
+        log.save(tmp_path / "run" / run_folder.LOG)
+        raise KeyError
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
+    config = configs.override(CONFIG, train={"batch": 16}, feedback={"batch": 16}, data={"statistics": False})
+    config, workdir = dataclasses.replace(config, log_every=2, checkpoint_every=5), tmp_path / "x"
+    results = train.train(config, workdir, brief=True, log=log)
+    assert {"like", "report", "watch_time_xauc"} <= results["offline"].keys()
+    assert FrameLog.open(workdir / run_folder.LOG).digest() == log.digest()
+    moved = shutil.move(workdir, tmp_path / "moved")  # complete, wherever it is
+    run = mmrf.load(moved)
+    candidates = ["i001", "i003", "never seen", "i010"]
+    ranked = run.rank(user="u7", candidates=candidates)
+    assert sorted(ranked) == sorted(candidates) and ranked == run.rank(user="u7", candidates=candidates[::-1])
+    assert run.rank(user="u7", candidates=candidates, k=2) == ranked[:2]
+    assert len(run.rank(user="who", candidates=candidates, history=[("i001", {"like": 1.0, "watch_time": 9.0})])) == 4
+    with pytest.raises(ValueError, match="the ids are strings, and 1 is of the integers"):
+        run.rank(candidates=[1, 2])
+    exported = run.export(tmp_path / "artefact")
+    assert exported.rank(user="u7", candidates=candidates) == ranked
+    assert train.train(config, moved, brief=True) == results  # needs no table
+    other = FrameLog.from_frame(made["log"].head(500), tables.SCHEMA, items=made["items"], quiet=True)
+    with pytest.raises(ValueError, match=r"was made by another config: config.data.digest was "):
+        train.train(config, moved, brief=True, log=other)
