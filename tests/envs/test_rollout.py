@@ -337,7 +337,7 @@ here = lambda params, key, first: serve(n, 16, params, key, first)
 first = sharding.put_batch(100 + n * np.arange(4, dtype=np.int32), mesh)
 sums, counts = jax.jit(sharding.shard_users(here, mesh, num_replicated=2))(sim.params, key, first)
 alone, alone_counts = jax.jit(lambda *x: serve(4 * n, 64, *x))(sim.params, key, jnp.array([100], jnp.int32))
-assert sums.shape == (4 * n, len(rollout.user_metrics(SHORT_VIDEO))) and len(sums.sharding.device_set) == 4
+assert sums.shape == (4 * n, len(rollout.user_metrics(sim.signals))) and len(sums.sharding.device_set) == 4
 np.testing.assert_allclose(sums, alone, rtol=1e-4, atol=1e-3)
 counts = np.asarray(counts).reshape(4, rollout.EXPOSURE_GROUPS, -1)
 np.testing.assert_array_equal(counts.sum(axis=(0, 1)), np.asarray(alone_counts).sum(axis=0))
