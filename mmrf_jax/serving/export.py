@@ -87,7 +87,7 @@ def _trained(config: configs.Run, workdir: Path) -> tuple[inputs.Inputs, steps.T
     found = inputs.read(workdir) or inputs.of_source(restore.source_of(config, mesh, workdir=workdir))
     state = restore.load_state(config, found, workdir, mesh)
     about: dict[str, Any] = {"config": configs.as_dict(config), "step": int(state.agents.step), "code": found.code}
-    about["unknown_video"] = found.unknown_video
+    about |= {name: getattr(found, name) for name in ("unknown_video", "names", "num_statistics")}
     for name in ("learned", "results"):  # the metrics files that exist
         path = workdir / f"{name}.json"
         about[name] = run_folder.read_json(path) if path.exists() else None
