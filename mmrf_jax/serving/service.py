@@ -102,7 +102,7 @@ class Service:
             return []
         return [
             "temperature 0 always serves the best slate, so the log has no usable propensities: no other policy can be "
-            "estimated from it, and nothing else is explored; use --temperature=0.25, say"
+            "estimated from it, and nothing else is explored; serve with a temperature above 0, such as 0.25"
         ]
 
     def _gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
