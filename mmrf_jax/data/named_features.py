@@ -17,7 +17,7 @@ _DAY_SECONDS = 86_400.0
 
 
 def plain(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return encoders of numbers that are features as they are."""
+    """Return encoders that leave numbers unchanged."""
     same = {"kind": "number", "mean": [0.0], "std": [1.0], "log": False, "vocabulary": []}
     return [{"name": name, **same} for name in names]
 

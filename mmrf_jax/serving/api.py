@@ -118,7 +118,7 @@ class Taken(BaseModel):
     """What became of described items."""
 
     new: list[int | str] = Field(description="Those that are ranked from now on.")
-    known: list[int | str] = Field(description="Those that were known; they stay as they are.")
+    known: list[int | str] = Field(description="Those that were known; nothing changes for them.")
 
 
 class Health(BaseModel):
@@ -155,7 +155,7 @@ class Models(NamedTuple):
 
 
 def either(one: Any, tag: str, other: Any, other_tag: str, is_other: type) -> Any:
-    """Return a union told apart by JSON type; `untagged` takes the tags out of the fields of errors."""
+    """Return a union chosen by JSON type; `untagged` takes the tags out of the fields of errors."""
 
     def which(value: Any) -> str:
         return f"<{other_tag}>" if isinstance(value, is_other) else f"<{tag}>"

@@ -107,7 +107,7 @@ class Ranker:
     def add(self, items: Sequence[Record]) -> list[int | str]:
         """Take new items; they are ranked by their features and the rows of unknown ids. Nothing is compiled for it.
 
-        Known items stay as they are. One thread adds at a time.
+        Known items do not change. One thread adds at a time.
 
         Args:
           items: {"id", "features", "author", "tag", "duration"}, see `new_items`.
@@ -172,8 +172,8 @@ class Ranker:
     def warm(self) -> None:
         """Compile every size that a service uses."""
         if self._spare:
-            nobody = {name: np.stack([self._describer.unknown[name]] * NEW_ITEMS) for name in _VIDEO}
-            encoded = self._functions["encode"](self._weights, nobody)
+            unknown = {name: np.stack([self._describer.unknown[name]] * NEW_ITEMS) for name in _VIDEO}
+            encoded = self._functions["encode"](self._weights, unknown)
             self._place(self._encodings, np.full(NEW_ITEMS, len(self._duration), np.int32), encoded)
         nothing = np.zeros(0, np.int64)
         for batch in BATCHES:

@@ -65,7 +65,7 @@ def read(
 
 
 def new_items(folder: str | os.PathLike) -> list[Record]:
-    """Return the items that a service was told of, in the order of the log, each once."""
+    """Return the items that were described to a service, in the order of the log, each once."""
     found: dict[int | str, Record] = {}
     for record, _ in feedback_log.scan(folder):
         if record["kind"] == "item":

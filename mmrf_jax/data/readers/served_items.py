@@ -1,4 +1,4 @@
-"""Items that a ranking service was told of: they join the item set of the next training."""
+"""Items that were described to a ranking service: they join the item set of the next training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmrf_jax.data.readers import feedback_log, feedback_sessions
 def with_new(
     items: types.Items, ids: np.ndarray, folder: str | os.PathLike, encoders: named_features.Encoders
 ) -> tuple[types.Items, np.ndarray]:
-    """Return the items and their ids with those of a feedback log that are new, each with an embedding row of its own.
+    """Return the items and their ids with those of a feedback log that are new, each with its own embedding row.
 
     Args:
       items: the items, NumPy arrays [V, ...] without statistics.
@@ -28,9 +28,9 @@ def with_new(
     Raises:
       ValueError: for an item whose features do not fit, naming it.
     """
-    told = feedback_sessions.new_items(folder)
-    rows = feedback_log.rows_by_id(ids)(feedback_log.ids_of([item["id"] for item in told]))
-    new = [item for item, row in zip(told, rows, strict=True) if row < 0]
+    described = feedback_sessions.new_items(folder)
+    rows = feedback_log.rows_by_id(ids)(feedback_log.ids_of([item["id"] for item in described]))
+    new = [item for item, row in zip(described, rows, strict=True) if row < 0]
     if not new:
         return items, ids
     width = np.shape(items.features)[1]
