@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import prometheus_client as prometheus
@@ -57,5 +58,9 @@ class Metrics:
             about[f"id{arm}"] = one.id
             about |= {f"{name}{arm}": one.manifest[name] for name in ("method", "created")}
         self.about.info(about)
+
+        def compiled(name: str) -> int:
+            return sum(one.traces[name] for one in rankers)
+
         for name in rankers[0].traces:
-            self.compilations.labels(name).set_function(lambda name=name: sum(one.traces[name] for one in rankers))
+            self.compilations.labels(name).set_function(functools.partial(compiled, name))

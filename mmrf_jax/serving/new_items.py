@@ -37,7 +37,7 @@ class Describer:
         #: An item of which nothing is known.
         self.unknown = self.describe({"id": 0})
 
-    def describe(self, item: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def describe(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Return {"author", "tag", "embedding_id": int32, "features": [Di], "duration": s}.
 
         Features are {name: value} where the artefact knows names, or [Di] numbers, with or without the running means at

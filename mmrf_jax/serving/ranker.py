@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from mmrf_jax.data.readers import feedback_log
-from mmrf_jax.data.readers.feedback_log import Record
 from mmrf_jax.ope import propensity
 from mmrf_jax.serving import artifact, new_items
 
@@ -96,7 +95,7 @@ class Ranker:
             rows[rows < 0] = new
         return rows
 
-    def check(self, item: Record) -> None:
+    def check(self, item: Mapping[str, Any]) -> None:
         """Check that an item can be added.
 
         Raises:
@@ -104,7 +103,7 @@ class Ranker:
         """
         self._describer.describe(item)
 
-    def add(self, items: Sequence[Record]) -> list[int | str]:
+    def add(self, items: Sequence[Mapping[str, Any]]) -> list[int | str]:
         """Take new items; they are ranked by their features and the rows of unknown ids. Nothing is compiled for it.
 
         Known items do not change. One thread adds at a time.
@@ -122,7 +121,7 @@ class Ranker:
             self._add(wanted[start : start + NEW_ITEMS])
         return [item["id"] for item in left]
 
-    def _add(self, items: Sequence[Record]) -> None:
+    def _add(self, items: Sequence[Mapping[str, Any]]) -> None:
         described = [self._describer.describe(item) for item in items]
         first = len(self.catalogue["author"])
         padded = [*described, *[described[0]] * (NEW_ITEMS - len(items))]

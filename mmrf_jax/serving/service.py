@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -453,7 +454,7 @@ class Service:
         return int(user), int(found[2])
 
 
-def _vector(serving: Ranker, kind: str, given, field: tuple[str | int, ...]) -> np.ndarray | None:
+def _vector(serving: Ranker, kind: str, given, field: tuple[str | int, ...]) -> Any:
     """Return features that are given as numbers or by name; None if they are left out."""
     if not isinstance(given, Mapping):
         return given

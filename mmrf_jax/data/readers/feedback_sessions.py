@@ -189,7 +189,7 @@ class _Cutter:
         positions[: len(slate)] = np.searchsorted(kept, slate)
         return _Asked(context, rows[kept].astype(np.int32), positions, scores[kept], record["log_propensity"], shown)
 
-    def _close(self, user: int) -> None:
+    def _close(self, user: int | str) -> None:
         """Close a user's session: emit one session of the log for each run of consecutive usable requests."""
         if user not in self._open:
             return

@@ -28,7 +28,7 @@ FIRST_USER, _USERS = 2_000_000_000, 147_000_000  # ids of visits: far from those
 _MOST_VISITS = 256
 _PATIENCE = 1.0  # seconds that a request waits for the world before it reports that it is still being created
 
-VideoId = api.id_type("integer", "a video")
+VideoId = Annotated[int, Field(ge=0, lt=2**63, strict=True, description="The platform's id of a video.")]
 UserId = Annotated[int, fastapi.Path(ge=FIRST_USER, le=api.MAX_USER, description="Of the visit.")]
 
 
