@@ -6,9 +6,7 @@ One event loop owns users, log and store; one thread scores. Requests of one use
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
-import dataclasses
 import re
 import sqlite3
 import time
@@ -24,6 +22,7 @@ from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.feedback_log import Record, UserLog
 from mmrf_jax.io.progress import say
 from mmrf_jax.serving import arms, monitoring, new_items, ranker, users
+from mmrf_jax.serving.memories import Memories, Memory
 from mmrf_jax.serving.ranker import Job, Ranker
 from mmrf_jax.serving.requests import Asked, Refused, Settings, Slate
 from mmrf_jax.serving.scoring import Scorer
@@ -35,16 +34,6 @@ _FLUSH_SECONDS = 0.5
 _MOST_REQUESTS, _MOST_EVENTS = 256, 64  # per session, per request: a user's state is bounded
 _REQUEST = re.compile(r"(.+)-(0|[1-9][0-9]{0,9})", re.DOTALL)
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
-
-
-@dataclasses.dataclass
-class _Memory:
-    """A user's memory up to a request of a session, computed by one artefact."""
-
-    artifact: str
-    first: int  # number of the session's first request
-    upto: int  # requests from this number on are not included
-    value: tuple[np.ndarray, np.ndarray]
 
 
 class Service:
@@ -70,7 +59,7 @@ class Service:
         for serving in self._arms.rankers:
             arms.add_stored(serving, list(self._store.items.values()))
         self._adding = asyncio.Lock()
-        self._memories: collections.OrderedDict[int | str, _Memory] = collections.OrderedDict()
+        self._memories = Memories(settings.users_in_memory)
         self._locks: weakref.WeakValueDictionary[int | str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._scorer = Scorer(self.metrics)
         self._syncer = ThreadPoolExecutor(1, "sync")
@@ -168,10 +157,8 @@ class Service:
                 profile = np.zeros(serving.spec.profile, np.float32)
             context = _vector(serving, "context", asked.context, ("body", "context"))
             context = np.append(context, np.log1p(position)).astype(np.float32)
-            memory, seen = self._since(asked.user, serving, start, given)
-            scores, value = await self._scorer.score(
-                serving, Job(user, profile, context, rows[there], memory, *self._known(serving, seen))
-            )
+            seen = self._memories.since(asked.user, known, serving, start, given)
+            scores, value = await self._scorer.score(serving, Job(user, profile, context, rows[there], *seen))
             # No await from here on: the request is both in the log and in the user's state, or in neither.
             number = known.requests
             rng = np.random.default_rng([self.settings.seed, feedback_log.user_number(asked.user), number])
@@ -184,8 +171,7 @@ class Service:
                     "number": number,
                     "time": now,
                     "start": bool(start),
-                    "history": given
-                    and {"videos": feedback_log.pack_ids(given[0]), "feedback": _bytes(given[1], "<f4")},
+                    "history": None if given is None else _history(*given),
                     "profile": _bytes(profile, "<f4"),
                     "context": _bytes(context, "<f4"),
                     "candidates": feedback_log.pack_ids(asked.candidates[there]),
@@ -197,7 +183,7 @@ class Service:
                 }
             )
             first = number if start else known.shown[0].number
-            self._remember(asked.user, _Memory(serving.id, first, number, value))
+            self._memories.hold(asked.user, Memory(serving.id, first, number, value))
         self.metrics.impressions.inc(len(slate))
         positions = there[slate]
         every = np.full((len(scores), len(rows)), np.nan, np.float32)
@@ -316,9 +302,7 @@ class Service:
             new = event not in shown.events
             if new:
                 self._take(user, known, shown, event, request, videos, signals, left)
-                memory = self._memories.get(user)
-                if memory is not None and memory.first == known.shown[0].number and number < memory.upto:
-                    del self._memories[user]  # it was computed without this event
+                self._memories.answered(user, known.shown[0].number, number)
         self.metrics.events.labels("new" if new else "duplicate").inc()
         await self._durable()
         return new
@@ -357,34 +341,6 @@ class Service:
         if lock is None:
             self._locks[user] = lock = asyncio.Lock()
         return lock
-
-    def _since(self, user: int | str, serving: Ranker, start: bool, given):
-        """Return the cached memory of a user, and (videos, feedback) of exposures not in it."""
-        known = self._store.get(user)
-        if start:
-            videos, feedback = known.exposures() if given is None else given
-            last = max(len(videos) - serving.spec.history, 0)
-            return None, (videos[last:], feedback[last:])
-        memory = self._memories.get(user)
-        if memory is None or (memory.artifact, memory.first) != (serving.id, known.shown[0].number):
-            return None, known.exposures()
-        answered = [s for s in known.shown[memory.upto - memory.first :] if s.answered]
-        videos = feedback_log.joined([s.videos for s in answered])
-        return memory.value, (
-            videos,
-            np.concatenate([np.zeros((0, len(serving.spec.signals)), np.float32), *(s.feedback for s in answered)]),
-        )
-
-    def _known(self, serving: Ranker, seen) -> tuple[np.ndarray, np.ndarray]:
-        """Return exposures as item rows, without unknown videos."""
-        rows = serving.rows_of(seen[0])
-        return rows[rows >= 0], seen[1][rows >= 0]
-
-    def _remember(self, user: int | str, memory: _Memory) -> None:
-        self._memories[user] = memory
-        self._memories.move_to_end(user)
-        while len(self._memories) > self.settings.users_in_memory:
-            self._memories.popitem(last=False)
 
     async def _durable(self) -> None:
         """Wait until all records appended so far are on disk; concurrent callers share one sync."""

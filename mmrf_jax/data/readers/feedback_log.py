@@ -13,7 +13,7 @@ have the platform's ids: 64-bit integers, in arrays as i64, or strings, in array
                       the user's first request, profile [Du] f32, context [Dx] f32, candidates [c] i64, scores [c] f32
                       (logits that the slate was sampled from by Plackett–Luce, or ranked by if deterministic), slate
                       [k] u16 positions in the candidates, log_propensity (of the slate), artifact (id of the ranker),
-                      arm ("a" or "b" of a traffic split; absent without one)
+                      arm ("a", or "b" of a traffic split)
     kind "feedback"   event (its id), request, user, time, videos [m] i64, feedback [m, S] f32, left (bool: the session
                       ends)
     kind "item"       id, time, and what was said of an item that no ranker had: features ({name: value} or [numbers],
