@@ -17,7 +17,6 @@ import tiny
 from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import policy
-from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.envs import learned
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.serving import artifact, export
@@ -241,7 +240,7 @@ def test_what_is_expired_or_of_another_kind_is_refused(mmrf, tmp_path):
 
 
 def test_bfloat16_tables_and_hashed_ids_are_exported(tmp_path):
-    config = AgentConfig(**{**dataclasses.asdict(tiny.CONFIG), "max_rows": 8, "table_dtype": "bfloat16"})
+    config = dataclasses.replace(tiny.CONFIG, max_rows=8, table_dtype="bfloat16")
     plan = dataclasses.replace(exporting.PLAN, agents=config)
     state = exporting.run_state(plan)
     export.export_run(tmp_path / "a", plan, tiny.SPEC, tiny.make_items(), None, state, {})
