@@ -1,5 +1,6 @@
 """Runs on anyone's log: the config, the log in the run folder, and ids in and out."""
 
+import asyncio
 import dataclasses
 import shutil
 
@@ -12,7 +13,8 @@ from experiments import logs as experiment
 from mmrf_jax.data import statistics
 from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.data.readers import feedback_log
-from mmrf_jax.training import configs, own_logs, run_folder, sources, train
+from mmrf_jax.serving.service import Asked, Service, Settings
+from mmrf_jax.training import configs, inputs, own_logs, run_folder, sources, train
 
 CONFIG = configs.run_of(experiment.get_config().to_dict())
 
@@ -161,3 +163,37 @@ def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     other = FrameLog.from_frame(made["log"].head(500), tables.SCHEMA, items=made["items"], quiet=True)
     with pytest.raises(ValueError, match=r"was made by another config: config.data.digest was "):
         train.train(config, moved, brief=True, log=other)
+
+
+@pytest.mark.slow
+def test_a_served_run_learns_from_its_feedback(log, tmp_path):
+    """From a training to a service that is asked by name, and from its log, with a new item, to the next training."""
+    config = configs.override(CONFIG, train={"batch": 16}, feedback={"batch": 16}, data={"statistics": True})
+    config = dataclasses.replace(config, log_every=2, checkpoint_every=5)
+    train.train(config, tmp_path / "x", brief=True, log=log)
+    run = mmrf.load(tmp_path / "x").export(tmp_path / "artefact")
+    new = {"id": "i999", "features": {"price": 20.0, "colours": ["red"]}, "author": 3, "duration": 7.5}
+
+    async def serve() -> None:
+        made = Service(Settings(run.path, tmp_path / "served", temperature=1.0, max_candidates=12))
+        await made.start()
+        assert await made.add_items([new]) == [True]
+        rng = np.random.default_rng(0)
+        for user in (*(f"u{n}" for n in range(15)), "who-2"):
+            for number in range(6):
+                candidates = np.array([*rng.choice(log.item_ids[1:], 11, replace=False), "i999"])
+                context = {"hour_sin": 0.5, "hours_away": 1.0}
+                slate = await made.rank(Asked(user, candidates, context, 4, profile={"country": "fr"}))
+                assert not slate.unknown and slate.log_propensity < 0.0
+                feedback = (rng.random((4, len(log.spec.signals))) < 0.4).astype(np.float32)
+                await made.feedback(f"{number}", slate.request, slate.videos, feedback, number == 5)
+        await made.close()
+
+    asyncio.run(serve())
+    again = configs.override(config, data={"served": str(tmp_path / "served")})
+    results = train.train(again, tmp_path / "again", brief=True, log=log)
+    assert results["train"]["requests_of_last_round"] == 96
+    ranked = mmrf.load(tmp_path / "again")
+    rows = inputs.read(tmp_path / "again")
+    assert rows.video_ids[-1] == "i999" and rows.num_statistics == statistics.num_features(log.spec.signals)
+    assert sorted(ranked.rank(["i999", "i003"], user="u7")) == ["i003", "i999"]
