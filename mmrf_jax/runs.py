@@ -12,6 +12,7 @@ import numpy as np
 
 from mmrf_jax import configs as packaged
 from mmrf_jax.agents import registry
+from mmrf_jax.data import named_features
 from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.envs import environment, learned, policies
 from mmrf_jax.io import files
@@ -19,6 +20,8 @@ from mmrf_jax.parallel import sharding
 from mmrf_jax.serving import artifact, export, ranker
 from mmrf_jax.training import configs, inputs, run_folder, startup, steps
 from mmrf_jax.training import train as training
+
+_NEW_ITEMS = 1_024  # that may be newer than a run
 
 #: Of a video or a user, as the platform names it.
 Id = int | str
@@ -87,8 +90,9 @@ class Run:
         user: Id | None = None,
         history: History | None = None,
         k: int | None = None,
-        profile: Sequence[float] | None = None,
-        context: Sequence[float] | None = None,
+        profile: Sequence[float] | Mapping[str, Any] | None = None,
+        context: Sequence[float] | Mapping[str, Any] | None = None,
+        items: Sequence[Mapping[str, Any]] = (),
     ) -> list[Id]:
         """Rank candidates for a user, best first.
 
@@ -97,8 +101,12 @@ class Run:
           user: id of the user, for platforms whose users are known; None, or one that was not in the log, is unknown.
           history: what the user was shown before.
           k: how many to return; None for all.
-          profile: [Du] of the user; None for the one in the log, or zeros, the average user.
-          context: [Dx] of the request; None for zeros, the first request of a session.
+          profile: [Du] of the user, or {column: value} for runs on own logs; None for the one in the log, or zeros, the
+            average user.
+          context: [Dx] of the request, or {name: value} without the position; None for zeros, the first request of a
+            session.
+          items: candidates that came after the training, to be ranked from {"id", "features": [numbers] or {column:
+            value}, "author", "tag": numbers, "duration": s}, all but the id optional; the run knows them from then on.
 
         Returns:
           The k best ids, in the type in which they came.
@@ -106,9 +114,8 @@ class Run:
         Raises:
           ValueError: for unknown or repeated candidates, unknown signals, or sizes that the model does not have.
         """
-        return self.rank_batch(
-            [{"candidates": candidates, "user": user, "history": history, "profile": profile, "context": context}], k
-        )[0]
+        request = {"candidates": candidates, "user": user, "history": history, "profile": profile, "context": context}
+        return self.rank_batch([request | {"items": items}], k)[0]
 
     def rank_batch(self, requests: Sequence[Mapping[str, Any]], k: int | None = None) -> list[list[Id]]:
         """Rank several requests together; each has the arguments of `rank` by name."""
@@ -122,12 +129,17 @@ class Run:
         return ranked
 
     def _job(
-        self, serving: ranker.Ranker, candidates, user=None, history=None, profile=None, context=None
+        self, serving: ranker.Ranker, candidates, user=None, history=None, profile=None, context=None, items=()
     ) -> ranker.Job:
+        for item in items:
+            serving.check(item)
+            self._described.setdefault(item["id"], item)
+        if self._described and (left := serving.add(list(self._described.values()))):
+            raise ValueError(f"item {left[0]!r} is one too many: {_NEW_ITEMS} may be newer than {self.path}")
         rows = serving.rows_of(np.asarray(candidates))
         other = serving.manifest.get("unknown_video")
         if other is None and len(unknown := np.flatnonzero(rows < 0)):
-            raise ValueError(f"candidate {candidates[unknown[0]]!r} is no video of {self.path}; leave it out")
+            raise ValueError(f"candidate {candidates[unknown[0]]!r} is no video of {self.path}; describe it in items")
         if len(np.unique(np.asarray(candidates))) < len(rows):
             raise ValueError("candidates repeat a video; name each once")
         rows = np.where(rows < 0, other or 0, rows)
@@ -142,8 +154,8 @@ class Run:
         known = seen >= 0
         return ranker.Job(
             user_id=number,
-            profile=_vector("profile", known_profile if profile is None else profile, serving.spec.profile),
-            context=_vector("context", context, serving.spec.context),
+            profile=_vector(serving, "profile", known_profile if profile is None else profile),
+            context=_vector(serving, "context", context),
             candidates=rows,
             memory=None,
             videos=seen[known],
@@ -152,7 +164,7 @@ class Run:
 
     def _ranker(self, max_candidates: int) -> ranker.Ranker:
         if max_candidates not in self._rankers:
-            self._rankers[max_candidates] = ranker.Ranker(self._artifact, max_candidates)
+            self._rankers[max_candidates] = ranker.Ranker(self._artifact, max_candidates, _NEW_ITEMS)
         return self._rankers[max_candidates]
 
     @functools.cached_property
@@ -163,6 +175,10 @@ class Run:
 
         config = configs.run_of(self.config)
         return config, *restore.load_trained(config, self.path, sharding.make_mesh())
+
+    @functools.cached_property
+    def _described(self) -> dict[Id, Mapping[str, Any]]:
+        return {}
 
     @functools.cached_property
     def _rankers(self) -> dict[int, ranker.Ranker]:
@@ -259,7 +275,17 @@ def _config(config: Any, overrides: Mapping[str, Any]) -> configs.Run:
     return configs.run_of(configs.resolve(values, overrides))
 
 
-def _vector(name: str, given: Sequence[float] | np.ndarray | None, size: int) -> np.ndarray:
+def _vector(serving: ranker.Ranker, name: str, given: Any) -> np.ndarray:
+    size = getattr(serving.spec, name)
+    if isinstance(given, Mapping):
+        if name not in serving.names:
+            raise ValueError(f"the model knows no names of {name}; give {size} numbers")
+        try:
+            given = named_features.encode(serving.names[name], given)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        if name == "context":
+            given = np.append(given, 0.0)  # the first request of a session
     vector = np.zeros(size, np.float32) if given is None else np.asarray(given, np.float32)
     if vector.shape != (size,):
         raise ValueError(f"{name} has shape {vector.shape}; the model has {size} numbers there")

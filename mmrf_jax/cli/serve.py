@@ -2,11 +2,13 @@
 
   mmrf serve --artifact=artifacts/world --log=logs/served --port=8080
 
-POST /rank requests a slate, POST /feedback reports the user's feedback on it; /openapi.json describes both, /metrics is
-for Prometheus, / shows a feed. A ranker of the world is trained on the log by `mmrf train
---config=world --config.data.dir=logs/served --config.alternation.closed_loop=False`, one of KuaiRand by
-`--config.data.served`. If --artifact is a link that is moved to another artefact, the service switches to it without
-dropping a request.
+POST /rank requests a slate, POST /feedback reports the user's feedback on it, POST /items describes items that arrived
+after the export; /docs describes all, /metrics is for Prometheus, / shows a feed. A ranker of the world is trained on
+the log by `mmrf train --config=world --config.data.dir=logs/served --config.alternation.closed_loop=False`, one of
+KuaiRand or of own logs by `--config.data.served`. If --artifact is a link that is moved to another artefact, the
+service switches to it without dropping a request.
+
+With --artifact_b a share of the users (--split) is served by another artefact; the log says who by which.
 
 By default the service listens on this machine only; elsewhere (--host) it requires the token of --token_file.
 """
@@ -37,6 +39,12 @@ _TIMEOUT = flags.DEFINE_float("timeout", 5.0, "Seconds until a request is given 
 _USERS = flags.DEFINE_integer(
     "users_in_memory", 20_000, "Users whose state is kept in memory, some 20 kB each.", lower_bound=1
 )
+_NEW = flags.DEFINE_integer(
+    "max_new_items", 4_096, "Items that may arrive after the export and are ranked all the same.", lower_bound=0
+)
+_ARTIFACT_B = common.define_path("artifact_b", None, "Artefact of arm b of a traffic split, or a link to one.")
+_SPLIT = flags.DEFINE_float("split", None, "Share of the users in arm b.", lower_bound=0.0, upper_bound=1.0)
+_EXPERIMENT = flags.DEFINE_string("experiment", "split", "Name of the split; those of two names are independent.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws, with user and request.", lower_bound=0)
 
 _FILES = 128  # files open in addition to connections
@@ -49,6 +57,8 @@ def main() -> None:
         from mmrf_jax.serving import app, connections, guard, service
         from mmrf_jax.serving.demo import page
     token = _token()
+    if (_ARTIFACT_B.value is None) != (_SPLIT.value is None):
+        raise ValueError("--artifact_b and --split go together: the artefact of arm b, and its share of the users")
     family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -67,6 +77,10 @@ def main() -> None:
             session_gap=60.0 * _GAP.value,
             users_in_memory=_USERS.value,
             seed=_SEED.value,
+            max_new_items=_NEW.value,
+            artifact_b=_ARTIFACT_B.value,
+            split=_SPLIT.value or 0.0,
+            experiment=_EXPERIMENT.value,
         )
     )
     limits = guard.Limits(in_flight=_IN_FLIGHT.value, seconds=_TIMEOUT.value, token=token)
@@ -78,7 +92,9 @@ def main() -> None:
     listening.listen(1024)
     say(f"serving artefact {made.ranker.id} on http://{_HOST.value}:{listening.getsockname()[1]}")
     config = uvicorn.Config(
-        app.make(made, limits, (page.router(made),)),
+        app.make(
+            made, limits, () if "string" in (made.ranker.video_ids, made.ranker.user_ids) else (page.router(made),)
+        ),
         http=connections.protocol(_TIMEOUT.value, _room()),
         ws="none",
         log_level="warning",

@@ -85,7 +85,7 @@ def _trained(config: configs.Run, workdir: Path) -> tuple[inputs.Inputs, steps.T
 
     found, state = restore.load_trained(config, workdir, sharding.make_mesh())
     about: dict[str, Any] = {"config": configs.as_dict(config), "step": int(state.agents.step), "code": found.code}
-    about["unknown_video"] = found.unknown_video
+    about |= {name: getattr(found, name) for name in ("unknown_video", "names", "num_statistics")}
     for name in ("learned", "results"):  # the metrics files that exist
         path = workdir / f"{name}.json"
         about[name] = run_folder.read_json(path) if path.exists() else None

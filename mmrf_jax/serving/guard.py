@@ -12,9 +12,10 @@ from typing import Any
 from mmrf_jax.serving.monitoring import Metrics
 
 _OPEN = ("/healthz",)  # answered at any load and without a token, for health checks
-_PUBLIC = ("/",)  # the page, which asks for the token itself: a browser cannot send one before it has the page
+# Without a token, which a browser cannot send before it has the page: the page asks for it itself, as /docs does.
+_PUBLIC = ("/", "/docs", "/openapi.json")
 _WATCHED = ("/metrics",)  # answered at any load, since it reports the load
-_ROUTES = ("/rank", "/feedback", "/healthz", "/metrics", "/openapi.json", "/")
+_ROUTES = ("/rank", "/items", "/feedback", "/docs", "/healthz", "/metrics", "/openapi.json", "/")
 
 
 @dataclasses.dataclass(frozen=True)

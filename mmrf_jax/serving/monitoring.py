@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import prometheus_client as prometheus
 
@@ -38,6 +38,7 @@ class Metrics:
         )
         self.scoring = counter("mmrf_scoring_seconds", "Time in which the scoring thread was busy.")
         self.impressions = counter("mmrf_impressions", "Videos shown.")
+        self.new_items = counter("mmrf_new_items", "Items taken that the artefacts do not have.")
         self.events = counter("mmrf_feedback_events", "Feedback events.", "kind")
         self.swaps = counter("mmrf_artifact_swaps", "Artefacts swapped in.")
         self.failed_swaps = counter("mmrf_artifact_swap_failures", "Artefacts that could not be used.")
@@ -50,7 +51,16 @@ class Metrics:
         )
         self.about = prometheus.Info("mmrf_artifact", "The artefact that ranks.", registry=registry)
 
-    def describe(self, ranker: Ranker) -> None:
-        self.about.info({"id": ranker.id, "method": ranker.manifest["method"], "created": ranker.manifest["created"]})
-        for name in ranker.traces:
-            self.compilations.labels(name).set_function(functools.partial(ranker.traces.__getitem__, name))
+    def describe(self, rankers: Sequence[Ranker]) -> None:
+        """Say which artefacts rank, that of arm a first."""
+        about: dict[str, str] = {}
+        for arm, one in zip(("", "_b"), rankers, strict=False):
+            about[f"id{arm}"] = one.id
+            about |= {f"{name}{arm}": one.manifest[name] for name in ("method", "created")}
+        self.about.info(about)
+
+        def compiled(name: str) -> int:
+            return sum(one.traces[name] for one in rankers)
+
+        for name in rankers[0].traces:
+            self.compilations.labels(name).set_function(functools.partial(compiled, name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,11 +12,13 @@ import numpy as np
 
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.ope import propensity
-from mmrf_jax.serving import artifact
+from mmrf_jax.serving import artifact, new_items
 
 BATCHES = (1, 4, 16, 64)  # batches of requests are padded to one of these sizes
+NEW_ITEMS = 16  # new items encoded at a time
 _LONG = 64  # exposures written at a time, if they are more than a slate
 _BLOCK = 65_536  # videos encoded at a time
+_VIDEO = ("author", "tag", "embedding_id", "features")
 
 
 @dataclasses.dataclass
@@ -43,12 +45,13 @@ class Job:
 class Ranker:
     """Scores jobs with an artefact. `warm` compiles its functions for every size that it uses."""
 
-    def __init__(self, loaded: artifact.Artifact, max_candidates: int):
+    def __init__(self, loaded: artifact.Artifact, max_candidates: int, spare: int = 0):
         """Prepare the functions of an artefact and encode all items.
 
         Args:
           loaded: the artefact.
           max_candidates: of one request. Requests are padded to it or, if they have no more, to the C of training.
+          spare: item rows for items that the artefact does not have, see `add`.
         """
         self.id, self.spec, self.manifest = loaded.id, loaded.spec, loaded.manifest
         self.agents: list[str] = loaded.manifest["agents"]
@@ -57,15 +60,85 @@ class Ranker:
         self.widths = tuple(sorted({min(loaded.spec.candidates, max_candidates), max_candidates}))
         self._lengths = (self.spec.slate, max(_LONG, self.spec.slate))
         catalogue = loaded.arrays["catalogue"]
-        self._duration = catalogue["duration"]
-        self.catalogue = catalogue
-        #: Item rows [n] for the platform's ids [n]; −1 for an unknown video.
-        self.rows_of = feedback_log.rows_by_id(catalogue["video_id"])
+        self._spare = spare
+        self._duration = np.append(catalogue["duration"], np.zeros(spare, np.float32))
+        #: Ids, authors, tags and durations of the item rows in use.
+        self.catalogue = {name: catalogue[name] for name in ("video_id", "author", "tag", "duration")}
+        if catalogue["video_id"].dtype.kind != "U":
+            self.catalogue["video_id"] = catalogue["video_id"].astype(np.int64)
+        self._rows_of = feedback_log.rows_by_id(catalogue["video_id"])
+        self._new_rows: dict[int | str, int] = {}
+        self._describer = new_items.Describer(loaded)
+        #: Encoders of features by name, {"item", "profile", "context": encoders}, where the artefact knows them.
+        self.names = loaded.manifest.get("names") or {}
         self._users = loaded.arrays.get("users")
         self._user_rows = None if self._users is None else feedback_log.rows_by_id(self._users["user_id"])
+        #: How the platform calls videos and users: "string" or "integer" ids; users without a table by "number".
+        self.video_ids = _kind(catalogue["video_id"])
+        self.user_ids = "number" if self._users is None else _kind(self._users["user_id"])
         self._functions = {name: self._traced(name, loaded.functions[name]) for name in self.traces}
+        self._place = jax.jit(lambda encodings, rows, values: encodings.at[rows].set(values, mode="drop"))
         self._weights = jax.device_put(artifact.nested(loaded.arrays["policy"]))
         self._encodings = self._encode(catalogue)
+
+    @property
+    def room(self) -> int:
+        """The number of items that can still be added."""
+        return self._spare - len(self._new_rows)
+
+    def rows_of(self, videos: np.ndarray) -> np.ndarray:
+        """Return item rows [n] of the platform's ids [n]; −1 for an unknown video."""
+        rows = self._rows_of(videos)
+        if self._new_rows and (rows < 0).any():
+            new = [self._new_rows.get(video, -1) for video in videos[rows < 0].tolist()]
+            rows = rows.copy()
+            rows[rows < 0] = new
+        return rows
+
+    def check(self, item: Mapping[str, Any]) -> None:
+        """Check that an item can be added.
+
+        Raises:
+          new_items.Undescribed: naming field and value.
+        """
+        self._describer.describe(item)
+
+    def add(self, items: Sequence[Mapping[str, Any]]) -> list[int | str]:
+        """Take new items; they are ranked by their features and the rows of unknown ids. Nothing is compiled for it.
+
+        Known items do not change. One thread adds at a time.
+
+        Args:
+          items: {"id", "features", "author", "tag", "duration"}, see `new_items`.
+
+        Returns:
+          The ids for which there is no room.
+        """
+        known = self.rows_of(feedback_log.ids_of([item["id"] for item in items])) >= 0
+        new = [item for item, there in zip(items, known, strict=True) if not there]
+        wanted, left = new[: self.room], new[self.room :]
+        for start in range(0, len(wanted), NEW_ITEMS):
+            self._add(wanted[start : start + NEW_ITEMS])
+        return [item["id"] for item in left]
+
+    def _add(self, items: Sequence[Mapping[str, Any]]) -> None:
+        described = [self._describer.describe(item) for item in items]
+        first = len(self.catalogue["author"])
+        padded = [*described, *[described[0]] * (NEW_ITEMS - len(items))]
+        video = {name: np.stack([one[name] for one in padded]) for name in _VIDEO}
+        rows = np.full(NEW_ITEMS, len(self._duration), np.int32)  # padding is written nowhere
+        rows[: len(items)] = np.arange(first, first + len(items))
+        encoded = self._functions["encode"](self._weights, video)
+        self._encodings = jax.block_until_ready(self._place(self._encodings, rows, encoded))
+        ids = feedback_log.ids_of([item["id"] for item in items])
+        new = {name: [one[name] for one in described] for name in ("author", "tag", "duration")} | {"video_id": ids}
+        self.catalogue = {
+            name: np.append(known, np.asarray(new[name], known.dtype if name != "video_id" else None))
+            for name, known in self.catalogue.items()
+        }
+        self._duration = np.append(self.catalogue["duration"], np.zeros(self.room - len(items), np.float32))
+        # Last, since requests look here first.
+        self._new_rows = self._new_rows | dict(zip(ids.tolist(), rows.tolist(), strict=False))
 
     def user_of(self, user: int | str | None) -> tuple[int, np.ndarray | None]:
         """Return the number and the profile [Du] of a user; without a table of users, ids are the numbers."""
@@ -83,7 +156,7 @@ class Ranker:
 
     def _encode(self, catalogue: artifact.Arrays) -> jax.Array:
         """Return encodings [V, D] of all items, computed in blocks of one size."""
-        video = {name: catalogue[name] for name in ("author", "tag", "embedding_id", "features")}
+        video = {name: catalogue[name] for name in _VIDEO}
         total = len(catalogue["author"])
         size = min(total, _BLOCK)
         starts = [min(start, total - size) for start in range(0, total, size)]  # the last block overlaps the one before
@@ -92,10 +165,15 @@ class Ranker:
             for start in starts
         ]
         parts[-1] = parts[-1][(len(starts) - 1) * size - starts[-1] :]
-        return jax.block_until_ready(jax.numpy.concatenate(parts))
+        spare = [jax.numpy.zeros((self._spare, *parts[0].shape[1:]), parts[0].dtype)] if self._spare else []
+        return jax.block_until_ready(jax.numpy.concatenate([*parts, *spare]))
 
     def warm(self) -> None:
         """Compile every size that a service uses."""
+        if self._spare:
+            unknown = {name: np.stack([self._describer.unknown[name]] * NEW_ITEMS) for name in _VIDEO}
+            encoded = self._functions["encode"](self._weights, unknown)
+            self._place(self._encodings, np.full(NEW_ITEMS, len(self._duration), np.int32), encoded)
         nothing = np.zeros(0, np.int64)
         for batch in BATCHES:
             for width in self.widths:
@@ -178,6 +256,10 @@ class Ranker:
     def _stacked(self, memories, n: int) -> dict[str, np.ndarray]:
         padded = [*memories, *[self._nothing()] * (n - len(memories))]
         return {"outer": np.stack([m[0] for m in padded]), "weight": np.stack([m[1] for m in padded])}
+
+
+def _kind(ids: np.ndarray) -> str:
+    return "string" if ids.dtype.kind == "U" else "integer"
 
 
 def choose(scores: np.ndarray, k: int, temperature: float, rng: np.random.Generator):

@@ -1,126 +1,39 @@
 """The ranking service without HTTP: it ranks for users, logs everything, and swaps artefacts while it runs.
 
-One event loop owns users, log and store. One thread scores; it takes as a batch all requests that arrived while it
-scored the previous batch. Requests of one user wait for each other.
+One event loop owns users, log and store; one thread scores. Requests of one user wait for each other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
-import dataclasses
-import math
+import re
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmrf_jax.data import named_features
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.feedback_log import Record, UserLog
 from mmrf_jax.io.progress import say
-from mmrf_jax.serving import artifact, monitoring, ranker, users
+from mmrf_jax.serving import arms, monitoring, new_items, ranker, users
+from mmrf_jax.serving.memories import Memories, Memory
 from mmrf_jax.serving.ranker import Job, Ranker
+from mmrf_jax.serving.requests import Asked, Refused, Settings, Slate
+from mmrf_jax.serving.scoring import Scorer
+
+__all__ = ["Asked", "Refused", "Service", "Settings", "Slate"]
 
 STORE = "users.sqlite"
-_FLUSH_SECONDS, _RELOAD_SECONDS, _RETRY_SECONDS = 0.5, 1.0, 10.0
+_FLUSH_SECONDS = 0.5
 _MOST_REQUESTS, _MOST_EVENTS = 256, 64  # per session, per request: a user's state is bounded
-
-
-class Refused(Exception):
-    """A rejected request, with its HTTP status."""
-
-    def __init__(self, status: int, message: str, field: tuple[str | int, ...] = ()):
-        super().__init__(message)
-        self.status, self.message, self.field = status, message, field
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of a service.
-
-    Attributes:
-      artifact: the folder of the artefact, or a link to it; when the link moves, the service swaps artefacts.
-      log: the folder of the feedback log and the users' store.
-      temperature: 0 serves the K best; above 0 samples Plackett–Luce on standardised scores divided by it, so that the
-        log contains exploration.
-      max_candidates: of one request.
-      session_gap: seconds after which a user's next request begins a new session; a clock set back by more than that
-        does too.
-      users_in_memory: users whose state stays in memory, some 20 kB each; others are read from the store.
-      seed: of the sampling, with user and request.
-    """
-
-    artifact: Path
-    log: Path
-    temperature: float = 0.0
-    max_candidates: int = 400
-    session_gap: float = 1_800.0
-    users_in_memory: int = 20_000
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """A request for a slate; the caller has checked it against the spec, including ids and values.
-
-    Attributes:
-      user: id of the user.
-      candidates: [c] int64, the platform's ids, all different.
-      context: [Dx − 1]; the service adds the position in the session.
-      k: number of videos wanted.
-      profile: [Du], or None for the last one received.
-      history: (videos [h], feedback [h, S]) of a user unknown to the service, oldest first.
-      new_session: whether a session begins, however short the pause.
-    """
-
-    user: int
-    candidates: np.ndarray
-    context: np.ndarray
-    k: int
-    profile: np.ndarray | None = None
-    history: tuple[np.ndarray, np.ndarray] | None = None
-    new_session: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Slate:
-    """A slate and all scores.
-
-    Attributes:
-      request: id of the request.
-      artifact: id of the artefact that ranked.
-      position: of the request in the session.
-      videos: [k] in order.
-      positions: [k] of the videos among the requested candidates.
-      log_propensity: of the slate.
-      scores: {agent: [c]}, NaN for a candidate unknown to the artefact.
-      unknown: those candidates.
-    """
-
-    request: str
-    artifact: str
-    position: int
-    videos: np.ndarray
-    positions: np.ndarray
-    log_propensity: float
-    scores: dict[str, np.ndarray]
-    unknown: list[int]
-
-
-@dataclasses.dataclass
-class _Memory:
-    """A user's memory up to a request of a session, computed by one artefact."""
-
-    artifact: str
-    first: int  # number of the session's first request
-    upto: int  # requests from this number on are not included
-    value: tuple[np.ndarray, np.ndarray]
+_REQUEST = re.compile(r"(.+)-(0|[1-9][0-9]{0,9})", re.DOTALL)
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 
 
 class Service:
@@ -134,32 +47,53 @@ class Service:
           ValueError: for a log that another process writes, or a damaged one.
         """
         self.settings = settings
-        self._tried = settings.artifact.resolve()  # the last artefact found there
-        self._ranker = self._loaded(None)
-        spec = self._ranker.spec
+        self._arms = arms.Arms(settings)
+        spec = self.ranker.spec
         sizes = {"profile": spec.profile, "context": spec.context, "history": spec.history}
         self._log = feedback_log.Writer(settings.log, spec.signals, sizes)
         self._store = users.UserStore(
             settings.log / STORE, settings.log, spec.signals, spec.history, settings.users_in_memory
         )
         self.metrics = monitoring.Metrics(self._gauges())
-        self.metrics.describe(self._ranker)
-        self._memories: collections.OrderedDict[int, _Memory] = collections.OrderedDict()
-        self._locks: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
-        self._queue: collections.deque[tuple[Ranker, Job, asyncio.Future]] = collections.deque()
-        self._arrived = asyncio.Event()
-        self._scorer = ThreadPoolExecutor(1, "score")
+        self.metrics.describe(self._arms.rankers)
+        for serving in self._arms.rankers:
+            arms.add_stored(serving, list(self._store.items.values()))
+        self._adding = asyncio.Lock()
+        self._memories = Memories(settings.users_in_memory)
+        self._locks: weakref.WeakValueDictionary[int | str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._scorer = Scorer(self.metrics)
         self._syncer = ThreadPoolExecutor(1, "sync")
         self._syncing: asyncio.Task | None = None
         self._appended = self._synced = 0
         self._tasks: list[asyncio.Task] = []
         self._said_back = False
-        self.failed_swap: str | None = None  # why the newest artefact does not rank
+        for warning in self.warnings:
+            say(f"warning: {warning}")
 
     @property
     def ranker(self) -> Ranker:
-        """Return the artefact that ranks."""
-        return self._ranker
+        """Return the artefact that ranks, of arm a."""
+        return self._arms.all[0].ranker
+
+    @property
+    def rankers(self) -> dict[str, Ranker]:
+        """Return the artefact of each arm."""
+        return {arm.name: arm.ranker for arm in self._arms.all}
+
+    @property
+    def failed_swap(self) -> str | None:
+        """Return why a newest artefact does not rank."""
+        return self._arms.failed_swap
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what is likely not meant."""
+        if self.settings.temperature > 0.0:
+            return []
+        return [
+            "temperature 0 always serves the best slate, so the log has no usable propensities: no other policy can be "
+            "estimated from it, and nothing else is explored; serve with a temperature above 0, such as 0.25"
+        ]
 
     def _gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
         return {
@@ -169,7 +103,7 @@ class Service:
         }
 
     async def start(self) -> None:
-        works = {"scoring": self._score_batches, "writing": self._flush, "looking for artefacts": self._reload}
+        works = {"scoring": self._scorer.work, "writing": self._flush, "looking for artefacts": self._reload}
         self._tasks = [asyncio.create_task(work(), name=name) for name, work in works.items()]
 
     @property
@@ -187,7 +121,7 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._scorer.shutdown()
+        self._scorer.close()
         self._syncer.shutdown()
         try:
             self._log.close()
@@ -201,7 +135,8 @@ class Service:
           Refused: if the artefact knows none of the candidates.
         """
         async with self._alone(asked.user):
-            serving, known = self._ranker, self._store.get(asked.user)
+            arm, known = self._arms.of(asked.user), self._store.get(asked.user)
+            serving = arm.ranker
             clock, gap = _now(), 1000.0 * self.settings.session_gap
             back = known.time - clock > gap  # the clock was ahead at the user's last request
             now = clock if back else max(clock, known.time)
@@ -213,21 +148,20 @@ class Service:
             rows = serving.rows_of(asked.candidates)
             there = np.flatnonzero(rows >= 0)
             if not len(there):
-                raise Refused(422, "the artefact knows none of these videos", ("body", "candidates"))
+                raise self._none_known(asked)
             position = 0 if start else len(known.shown)
             user, profile = serving.user_of(asked.user)
-            for newer in (known.profile, asked.profile):
+            for newer in (known.profile, _vector(serving, "profile", asked.profile, ("body", "user", "profile"))):
                 profile = profile if newer is None else newer
             if profile is None:
                 profile = np.zeros(serving.spec.profile, np.float32)
-            context = np.append(asked.context, np.log1p(position)).astype(np.float32)
-            memory, seen = self._since(asked.user, serving, start, given)
-            scores, value = await self._scored(
-                serving, Job(user, profile, context, rows[there], memory, *self._known(serving, seen))
-            )
+            context = _vector(serving, "context", asked.context, ("body", "context"))
+            context = np.append(context, np.log1p(position)).astype(np.float32)
+            seen = self._memories.since(asked.user, known, serving, start, given)
+            scores, value = await self._scorer.score(serving, Job(user, profile, context, rows[there], *seen))
             # No await from here on: the request is both in the log and in the user's state, or in neither.
             number = known.requests
-            rng = np.random.default_rng([self.settings.seed, asked.user, number])
+            rng = np.random.default_rng([self.settings.seed, feedback_log.user_number(asked.user), number])
             slate, logits, log_propensity = ranker.choose(scores[-1], asked.k, self.settings.temperature, rng)
             self._append(
                 {
@@ -237,18 +171,19 @@ class Service:
                     "number": number,
                     "time": now,
                     "start": bool(start),
-                    "history": given and {"videos": _bytes(given[0], "<i8"), "feedback": _bytes(given[1], "<f4")},
+                    "history": None if given is None else _history(*given),
                     "profile": _bytes(profile, "<f4"),
                     "context": _bytes(context, "<f4"),
-                    "candidates": _bytes(asked.candidates[there], "<i8"),
+                    "candidates": feedback_log.pack_ids(asked.candidates[there]),
                     "scores": _bytes(logits, "<f4"),
                     "slate": _bytes(slate, "<u2"),
                     "log_propensity": log_propensity,
                     "artifact": serving.id,
+                    "arm": arm.name,
                 }
             )
             first = number if start else known.shown[0].number
-            self._remember(asked.user, _Memory(serving.id, first, number, value))
+            self._memories.hold(asked.user, Memory(serving.id, first, number, value))
         self.metrics.impressions.inc(len(slate))
         positions = there[slate]
         every = np.full((len(scores), len(rows)), np.nan, np.float32)
@@ -256,13 +191,81 @@ class Service:
         return Slate(
             request=feedback_log.request_id(asked.user, number),
             artifact=serving.id,
+            arm=arm.name,
             position=position,
             videos=asked.candidates[positions],
             positions=positions,
             log_propensity=log_propensity,
             scores=dict(zip(serving.agents, every, strict=True)),
             unknown=asked.candidates[rows < 0].tolist(),
+            unknown_history=[] if given is None else given[0][serving.rows_of(given[0]) < 0].tolist(),
         )
+
+    async def rank_all(self, asked: Sequence[Asked]) -> list[Slate]:
+        """Rank for several requests in one batch, as `rank` does for each; those of one user wait for each other.
+
+        Raises:
+          Refused: as `rank`, with the request's place; nothing is ranked if an artefact knows no candidate of one.
+        """
+        for place, one in enumerate(asked):
+            if (self._arms.of(one.user).ranker.rows_of(one.candidates) < 0).all():
+                refused = self._none_known(one)
+                raise Refused(refused.status, refused.message, ("body", place, *refused.field[1:]))
+        done = await asyncio.gather(*(self.rank(one) for one in asked), return_exceptions=True)
+        slates = []
+        for place, slate in enumerate(done):
+            if isinstance(slate, Refused):
+                raise Refused(slate.status, slate.message, ("body", place, *slate.field[1:]))
+            if isinstance(slate, BaseException):
+                raise slate
+            slates.append(slate)
+        return slates
+
+    def _none_known(self, asked: Asked) -> Refused:
+        some = ", ".join(repr(video) for video in asked.candidates[:5].tolist())
+        more = f" and {len(asked.candidates) - 5} more" if len(asked.candidates) > 5 else ""
+        message = f"the artefact knows none of the videos {some}{more}; describe them in items"
+        return Refused(422, message, ("body", "candidates"))
+
+    async def add_items(self, items: Sequence[Record], field: tuple[str | int, ...] = ("body", "items")) -> list[bool]:
+        """Take items that the artefacts do not have, for all later requests; they are on disk when this returns.
+
+        Args:
+          items: {"id", "features", "author", "tag", "duration"}, of different ids; see `serving.new_items`.
+          field: the field of the request that holds them.
+
+        Returns:
+          For each whether it is new; a known one stays as it is.
+
+        Raises:
+          Refused: for features that do not fit, naming item and field, or for more items than there is room for.
+        """
+        async with self._adding:
+            ids = feedback_log.ids_of([item["id"] for item in items])
+            known = np.array([serving.rows_of(ids) >= 0 for serving in self._arms.rankers]).all(axis=0)
+            known |= np.array([item["id"] in self._store.items for item in items], bool)
+            new = [item for item, there in zip(items, known, strict=True) if not there]
+            for place, item in enumerate(items):
+                self._check(item, (*field, place))
+            room = min(serving.room for serving in self._arms.rankers)
+            if len(new) > room:
+                message = f"{len(new)} items are new and there is room for {room}; serve an artefact trained on them"
+                raise Refused(409, message, field)
+            for item in new:
+                self._append({"kind": "item", "time": _now(), **item})
+            for serving in self._arms.rankers:
+                await self._scorer.run(serving.add, new)
+        if new:
+            self.metrics.new_items.inc(len(new))
+            await self._durable()
+        return (~known).tolist()
+
+    def _check(self, item: Record, field: tuple[str | int, ...]) -> None:
+        for serving in self._arms.rankers:
+            try:
+                serving.check(item)
+            except new_items.Undescribed as error:
+                raise Refused(422, f"item {item['id']!r}: {error.message}", (*field, error.field)) from error
 
     def _say_back(self, milliseconds: int) -> None:
         """Report once that the clock was set back."""
@@ -287,7 +290,7 @@ class Service:
           Refused: for a request that does not exist or whose session is over, videos that it did not show, or too many
             events.
         """
-        user, number = _parsed(request)
+        user, number = self._parsed(request)
         async with self._alone(user):
             known = self._store.get(user)
             shown = known.request(number)
@@ -298,19 +301,17 @@ class Service:
                 raise Refused(404, f"there was no request {request}", ("body", "request_id"))
             new = event not in shown.events
             if new:
-                self._take(known, shown, event, request, videos, signals, left)
-                memory = self._memories.get(user)
-                if memory is not None and memory.first == known.shown[0].number and number < memory.upto:
-                    del self._memories[user]  # it was computed without this event
+                self._take(user, known, shown, event, request, videos, signals, left)
+                self._memories.answered(user, known.shown[0].number, number)
         self.metrics.events.labels("new" if new else "duplicate").inc()
         await self._durable()
         return new
 
-    def _take(self, known: UserLog, shown, event, request, videos, signals, left) -> None:
+    def _take(self, user, known: UserLog, shown, event, request, videos, signals, left) -> None:
         strange = np.flatnonzero(~np.isin(videos, shown.videos))
         if len(strange):
             place = int(strange[0])
-            message = f"video {videos[place]} was not shown by request {request}"
+            message = f"video {videos[place].item()} was not shown by request {request}"
             raise Refused(422, message, ("body", "videos", place, "video"))
         if len(shown.events) >= _MOST_EVENTS:
             raise Refused(409, f"request {request} has {_MOST_EVENTS} events, no more are taken", ("body", "event_id"))
@@ -319,8 +320,9 @@ class Service:
                 "kind": "feedback",
                 "event": event,
                 "request": request,
+                "user": user,
                 "time": max(_now(), known.time),
-                "videos": _bytes(videos, "<i8"),
+                "videos": feedback_log.pack_ids(videos),
                 "feedback": _bytes(signals, "<f4"),
                 "left": left,
             }
@@ -334,74 +336,11 @@ class Service:
         self._appended += 1
         self._store.apply(record)
 
-    def _alone(self, user: int) -> asyncio.Lock:
+    def _alone(self, user: int | str) -> asyncio.Lock:
         lock = self._locks.get(user)
         if lock is None:
             self._locks[user] = lock = asyncio.Lock()
         return lock
-
-    def _since(self, user: int, serving: Ranker, start: bool, given):
-        """Return the cached memory of a user, and (videos, feedback) of exposures not in it."""
-        known = self._store.get(user)
-        if start:
-            videos, feedback = known.exposures() if given is None else given
-            last = max(len(videos) - serving.spec.history, 0)
-            return None, (videos[last:], feedback[last:])
-        memory = self._memories.get(user)
-        if memory is None or (memory.artifact, memory.first) != (serving.id, known.shown[0].number):
-            return None, known.exposures()
-        answered = [s for s in known.shown[memory.upto - memory.first :] if s.answered]
-        videos = np.concatenate([np.zeros(0, np.int64), *(s.videos for s in answered)])
-        return memory.value, (
-            videos,
-            np.concatenate([np.zeros((0, len(serving.spec.signals)), np.float32), *(s.feedback for s in answered)]),
-        )
-
-    def _known(self, serving: Ranker, seen) -> tuple[np.ndarray, np.ndarray]:
-        """Return exposures as item rows, without unknown videos."""
-        rows = serving.rows_of(seen[0])
-        return rows[rows >= 0], seen[1][rows >= 0]
-
-    def _remember(self, user: int, memory: _Memory) -> None:
-        self._memories[user] = memory
-        self._memories.move_to_end(user)
-        while len(self._memories) > self.settings.users_in_memory:
-            self._memories.popitem(last=False)
-
-    async def _scored(self, serving: Ranker, job: Job):
-        future = asyncio.get_running_loop().create_future()
-        self._queue.append((serving, job, future))
-        self._arrived.set()
-        return await future
-
-    async def _score_batches(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._arrived.wait()
-            batch: list[tuple[Ranker, Job, asyncio.Future]] = []
-            while self._queue and len(batch) < ranker.BATCHES[-1]:
-                if batch and self._queue[0][0] is not batch[0][0]:
-                    break  # for another artefact
-                one = self._queue.popleft()
-                if not one[2].done():  # otherwise its caller has stopped waiting
-                    batch.append(one)
-            if not self._queue:
-                self._arrived.clear()
-            if not batch:
-                continue
-            self.metrics.batch.observe(len(batch))
-            serving, jobs, began = batch[0][0], [job for _, job, _ in batch], time.perf_counter()
-            try:
-                answers: list[Any] = await loop.run_in_executor(self._scorer, serving.run, jobs)
-            except Exception as error:  # of this batch alone; the next may succeed
-                for _, _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            self.metrics.scoring.inc(time.perf_counter() - began)
-            for (_, _, future), answer in zip(batch, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
 
     async def _durable(self) -> None:
         """Wait until all records appended so far are on disk; concurrent callers share one sync."""
@@ -429,7 +368,7 @@ class Service:
             position = self._log.position
             if self._store.position == position:
                 continue
-            rows: list[tuple[int, bytes]] = []
+            rows: list[tuple[int | str, bytes]] = []
             for some in self._store.packed():
                 rows += some
                 await asyncio.sleep(0)  # lets pending requests run
@@ -442,53 +381,52 @@ class Service:
             self._store.written(position)
 
     async def _reload(self) -> None:
-        """Swap to another artefact when the link moves; retry one that cannot be used."""
-        again = math.inf
+        """Swap to another artefact when a link moves; retry one that cannot be used."""
         while True:
-            await asyncio.sleep(_RELOAD_SECONDS)
-            try:
-                there = self.settings.artifact.resolve()
-                if there == self._tried and time.monotonic() < again:
+            await asyncio.sleep(arms.RELOAD_SECONDS)
+            for arm in self._arms.all:
+                try:
+                    new = await self._arms.changed(arm)
+                except Exception:  # `changed` has said it; the current artefact keeps ranking
+                    self.metrics.failed_swaps.inc()
                     continue
-                self._tried = there
-                new = await asyncio.get_running_loop().run_in_executor(None, self._loaded, self._ranker)
-            except Exception as error:  # on any error the current artefact keeps ranking
-                again = time.monotonic() + _RETRY_SECONDS  # it may still be being copied
-                said, self.failed_swap = self.failed_swap, str(error) or type(error).__name__
-                self.metrics.failed_swaps.inc()
-                if self.failed_swap != said:
-                    say(f"artefact not changed: {self.failed_swap}")
-                continue
-            again = math.inf
-            self._ranker, self.failed_swap = new, None
-            self.metrics.swaps.inc()
-            self.metrics.describe(new)
-            say(f"now serving artefact {new.id}, {there}")
+                if new is None:
+                    continue
+                async with self._adding:
+                    await self._scorer.run(arms.add_stored, new, list(self._store.items.values()))
+                    arm.ranker, arm.failed_swap = new, None
+                self.metrics.swaps.inc()
+                self.metrics.describe(self._arms.rankers)
+                say(f"now serving artefact {new.id}, {arm.tried}" + (f", in arm {arm.name}" if arm.name != "a" else ""))
 
-    def _loaded(self, before: Ranker | None) -> Ranker:
-        loaded = artifact.load(self._tried, None if before is None else before.spec)
-        ids = (loaded.arrays["catalogue"]["video_id"], loaded.arrays.get("users", {}).get("user_id", np.zeros(0, int)))
-        if any(of.dtype.kind == "U" for of in ids):
-            raise artifact.ArtifactError(
-                f"{self._tried} was trained on string ids, and the service takes integers; rank with mmrf_jax.load, or "
-                "number the ids of the log"
-            )
-        made = Ranker(loaded, self.settings.max_candidates)
-        made.warm()
-        return made
+    def _parsed(self, request: str) -> tuple[int | str, int]:
+        """Parse a request id into user and number."""
+        found = _REQUEST.fullmatch(request)
+        user = found[1] if found else ""
+        if found and self.ranker.user_ids == "string":
+            return user, int(found[2])
+        if not found or not _INTEGER.fullmatch(user) or not -(2**63) <= int(user) < 2**63:
+            raise Refused(404, f"there was no request {request[:40]!r}", ("body", "request_id"))
+        return int(user), int(found[2])
+
+
+def _vector(serving: Ranker, kind: str, given, field: tuple[str | int, ...]) -> Any:
+    """Return features that are given as numbers or by name; None if they are left out."""
+    if not isinstance(given, Mapping):
+        return given
+    try:
+        return named_features.encode(serving.names[kind], given)
+    except ValueError as error:
+        raise Refused(422, str(error), field) from error
 
 
 def _now() -> int:
     return int(time.time() * 1000)
 
 
+def _history(videos: np.ndarray, feedback: np.ndarray) -> dict[str, bytes | list[str]]:
+    return {"videos": feedback_log.pack_ids(videos), "feedback": _bytes(feedback, "<f4")}
+
+
 def _bytes(values, dtype: str) -> bytes:
     return feedback_log.to_bytes(values, dtype)
-
-
-def _parsed(request: str) -> tuple[int, int]:
-    """Parse a request id into user and number."""
-    user, _, number = request.partition("-")
-    if not all(x.isascii() and x.isdigit() and len(x) <= 10 and str(int(x)) == x for x in (user, number)):
-        raise Refused(404, f"there was no request {request[:40]!r}", ("body", "request_id"))
-    return int(user), int(number)

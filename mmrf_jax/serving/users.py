@@ -1,4 +1,4 @@
-"""The service's users, in an embedded store that can be rebuilt from the feedback log.
+"""The service's users and new items, in an embedded store that can be rebuilt from the feedback log.
 
 The log is authoritative. The store, an SQLite file, contains the users' state up to a log position or later. At its
 start the service reads users on demand and applies the records after that position (records already applied to a user
@@ -21,7 +21,7 @@ from mmrf_jax.data.readers.feedback_log import Position, Record, Shown, UserLog
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.signals import Signals
 
-_VERSION = 1
+_VERSION = 2
 _AT_ONCE = 4_096  # users changed between two writes while a log is read
 _A_FEW = 8  # users packed without yielding to other work
 
@@ -46,10 +46,14 @@ class UserStore:
           ValueError: if the log is damaged.
         """
         self._path, self._signals, self._history, self._limit = path, signals, history, in_memory
-        self._users: collections.OrderedDict[int, UserLog] = collections.OrderedDict()
-        self._changed: set[int] = set()
-        self._writing: set[int] = set()  # packed, but not yet in the file
+        self._users: collections.OrderedDict[int | str, UserLog] = collections.OrderedDict()
+        self._changed: set[int | str] = set()
+        self._writing: set[int | str] = set()  # packed, but not yet in the file
         self._db, self.position = self._opened(log)
+        #: Records of the items that no ranker had when they came, by id.
+        stored = self._db.execute("SELECT id, record FROM items ORDER BY rowid")
+        self.items: dict[int | str, Record] = {id_: msgpack.unpackb(record) for id_, record in stored}
+        self._items: list[tuple[int | str, bytes]] = []  # those not yet in the file
         self._writer = self._connect()  # with one connection readers would wait for writes
         self._catch_up(log)
 
@@ -80,7 +84,8 @@ class UserStore:
             db.close()
             raise sqlite3.DatabaseError("it is of another version")
         db.execute(f"PRAGMA user_version={_VERSION}")
-        db.execute("CREATE TABLE IF NOT EXISTS users (id INTEGER PRIMARY KEY, state BLOB NOT NULL)")
+        db.execute("CREATE TABLE IF NOT EXISTS users (id PRIMARY KEY, state BLOB NOT NULL)")
+        db.execute("CREATE TABLE IF NOT EXISTS items (id PRIMARY KEY, record BLOB NOT NULL)")
         db.execute(
             "CREATE TABLE IF NOT EXISTS position "
             "(one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, history INTEGER, clean INTEGER)"
@@ -100,7 +105,7 @@ class UserStore:
             self.position = position
         self.flush(self.position)
 
-    def get(self, user: int) -> UserLog:
+    def get(self, user: int | str) -> UserLog:
         """Return a user, a new one if unknown; change it only through `apply`."""
         known = self._users.get(user)
         if known is None:
@@ -115,6 +120,11 @@ class UserStore:
 
     def apply(self, record: Record) -> Shown | None:
         """Apply a record that was appended to the log; see `UserLog.apply`."""
+        if record["kind"] == "item":
+            if record["id"] not in self.items:
+                self.items[record["id"]] = record
+                self._items.append((record["id"], msgpack.packb(record)))
+            return None
         user = feedback_log.user_of(record)
         changed = self.get(user).apply(record, self._history)
         self._changed.add(user)
@@ -125,21 +135,24 @@ class UserStore:
         self.write([row for rows in self.packed() for row in rows], position)
         self.written(position)
 
-    def packed(self) -> Iterator[list[tuple[int, bytes]]]:
+    def packed(self) -> Iterator[list[tuple[int | str, bytes]]]:
         """Yield rows of the changed users for `write`, a few at a time; users may change in between."""
         self._writing, self._changed = self._changed | self._writing, set()  # with those of an aborted pass
         waiting = list(self._writing)
         for start in range(0, len(waiting), _A_FEW):
             yield [(user, pack(self._users[user])) for user in waiting[start : start + _A_FEW]]
 
-    def write(self, rows: Sequence[tuple[int, bytes]], position: Position, clean: int = 0) -> None:
-        """Write rows to the file, with the log's position before they were packed, in one transaction."""
+    def write(self, rows: Sequence[tuple[int | str, bytes]], position: Position, clean: int = 0) -> None:
+        """Write rows and new items to the file, with the log's position before the packing, in one transaction."""
+        items = self._items[:]
         values = (1, position.segment, position.offset, self._history, clean)
         self._writer.execute("BEGIN")
         try:
             self._writer.executemany("INSERT OR REPLACE INTO users VALUES (?, ?)", rows)
+            self._writer.executemany("INSERT OR IGNORE INTO items VALUES (?, ?)", items)
             self._writer.execute("INSERT OR REPLACE INTO position VALUES (?, ?, ?, ?, ?)", values)
             self._writer.execute("COMMIT")
+            del self._items[: len(items)]
         except sqlite3.Error:
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
@@ -174,7 +187,7 @@ def pack(known: UserLog) -> bytes:
     shown = [
         (
             s.number,
-            feedback_log.to_bytes(s.videos, "<i8"),
+            feedback_log.pack_ids(s.videos),
             feedback_log.to_bytes(s.feedback, "<f4"),
             s.answered,
             sorted(s.events),
@@ -182,7 +195,7 @@ def pack(known: UserLog) -> bytes:
         for s in known.shown
     ]
     profile = None if known.profile is None else feedback_log.to_bytes(known.profile, "<f4")
-    history = feedback_log.to_bytes(known.history_videos, "<i8"), feedback_log.to_bytes(known.history_feedback, "<f4")
+    history = feedback_log.pack_ids(known.history_videos), feedback_log.to_bytes(known.history_feedback, "<f4")
     return msgpack.packb((*history, shown, known.requests, profile, known.time, known.over))
 
 
@@ -190,10 +203,10 @@ def unpack(state: bytes, signals: Signals) -> UserLog:
     """Unpack the output of `pack`."""
     known, feedback = UserLog(signals), lambda x: np.frombuffer(x, "<f4").reshape(-1, len(signals))
     videos, answers, shown, known.requests, profile, known.time, known.over = msgpack.unpackb(state)
-    known.history_videos, known.history_feedback = np.frombuffer(videos, "<i8"), feedback(answers)
+    known.history_videos, known.history_feedback = feedback_log.unpack_ids(videos), feedback(answers)
     known.profile = None if profile is None else np.frombuffer(profile, "<f4")
     for number, seen, got, answered, events in shown:
-        request = Shown(number, np.frombuffer(seen, "<i8"), signals)
+        request = Shown(number, feedback_log.unpack_ids(seen), signals)
         request.feedback, request.answered, request.events = feedback(got).copy(), answered, set(events)
         known.shown.append(request)
     return known

@@ -70,6 +70,7 @@ class OwnLogs:
     slate: int = field(0, "K, the most items of a request; 0: as in the schema or the log", fields.NATURAL)
     candidates: int = field(0, "C, the candidates of a request; 0: as in the schema or the log", fields.NATURAL)
     statistics: bool = field(True, "whether running means of items, authors and tags up to the day before are features")
+    served: str | None = field(None, "feedback log of mmrf serve, to learn from instead of the training part")
     digest: str = field("", "of the log that a run has read; set by the program")
     stream: bool | None = field(None, _STREAM)
 

@@ -25,6 +25,7 @@ from mmrf_jax.training import run_folder, sources
 
 _ARRAYS = ("author", "tag", "duration", "features", "embedding_id")
 _SIZES = ("num_embeddings", "num_authors", "num_tags")
+_ABOUT = ("unknown_video", "names", "num_statistics")
 _ID, _USERS = "video_id", ("user_id", "profile")
 
 
@@ -38,6 +39,8 @@ class Inputs:
       video_ids: the platform's ids [V]; None if these are the row numbers.
       users: ids and features of the users; see `sources.Source`.
       unknown_video: row of any other video; None if there is none.
+      names: encoders of features by name; see `sources.Source`.
+      num_statistics: how many features at the end of an item's are running means of feedback.
       code: version of the package that trained the run.
     """
 
@@ -46,17 +49,20 @@ class Inputs:
     video_ids: np.ndarray | None
     users: dict[str, np.ndarray] | None = None
     unknown_video: int | None = None
+    names: dict[str, Any] | None = None
+    num_statistics: int = 0
     code: str = mmrf_jax.__version__
 
 
 def of_source(source: sources.Source) -> Inputs:
     """Return the inputs of a source whose items are on this process's devices."""
     items = source.items
+    added = 0 if items.statistics is None else items.statistics.shape[-1]
     if items.statistics is not None:
         features = items.features_of(jnp.arange(items.num_videos))
         items = dataclasses.replace(items, features=features, dates=None, statistics=None)
     ids = None if source.video_ids is None else source.video_ids()
-    return Inputs(source.spec, items, ids, source.users, source.unknown_video)
+    return Inputs(source.spec, items, ids, source.users, source.unknown_video, source.names, added)
 
 
 def write(workdir: Path, inputs: Inputs) -> None:
@@ -70,7 +76,7 @@ def write(workdir: Path, inputs: Inputs) -> None:
     files.write_arrays(workdir / "inputs.npz", arrays)
     sizes = {name: getattr(inputs.items, name) for name in _SIZES}
     about: dict[str, Any] = {"spec": dataclasses.asdict(inputs.spec), "sizes": sizes, "code": inputs.code}
-    about["unknown_video"] = inputs.unknown_video
+    about |= {name: getattr(inputs, name) for name in _ABOUT}
     files.write_json(workdir / "inputs.json", about)  # last: it says that the arrays are complete
 
 
@@ -91,6 +97,7 @@ def read(workdir: Path) -> Inputs | None:
             ids = kept[_ID] if _ID in kept.files else None
             users = {name: kept[name] for name in _USERS if name in kept.files} or None
         items, spec = types.Items(**arrays, **about["sizes"]), InputSpec.from_dict(about["spec"])
-        return Inputs(spec, items, ids, users, about.get("unknown_video"), about["code"])
+        known = {name: about[name] for name in _ABOUT if name in about}
+        return Inputs(spec, items, ids, users, code=about["code"], **known)
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{workdir / 'inputs.npz'} cannot be read ({error}); {again}") from error

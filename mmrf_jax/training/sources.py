@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data import records, sessions, statistics, stream
-from mmrf_jax.data.readers import feedback_log, feedback_sessions, kuairand
+from mmrf_jax.data import named_features, records, sessions, statistics, stream
+from mmrf_jax.data.readers import feedback_log, feedback_sessions, kuairand, served_items
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.envs import base, collect
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
@@ -54,6 +54,8 @@ class Source:
       video_ids: makes the platform's ids [V] of the videos; None if these are the row numbers.
       users: ids and features of the users, if the source knows them: {"user_id": [U], "profile": [U, Du]}.
       unknown_video: row of any other video; None if there is none.
+      names: encoders of features by name (`data.named_features`), {"item", "profile", "context": encoders}, where the
+        source knows them; the context's without the position.
     """
 
     items: types.Items
@@ -70,6 +72,7 @@ class Source:
     video_ids: Callable[[], np.ndarray] | None = None
     users: dict[str, np.ndarray] | None = None
     unknown_video: int | None = None
+    names: dict[str, Any] | None = None
     blocks: Callable[[], stream.Blocks | None] = lambda: None
     choose: Callable[[base.Policy], base.Policy | base.PolicyChoice] = lambda policy: policy
 
@@ -287,9 +290,19 @@ def _given(source: Source, progress: Progress) -> SessionLog:
     return records.read_log(folder, source.spec, origin=world_origin(source.config))[0]
 
 
-def _served(folder: Path, spec: InputSpec, video_ids: np.ndarray, progress: Progress) -> SessionLog:
-    """Read the feedback log of a ranking service as sessions; `video_ids` [V] are the service's ids of the videos."""
-    log, report = feedback_sessions.read(folder, spec, feedback_log.rows_by_id(video_ids), progress)
+def _served(
+    folder: Path, spec: InputSpec, video_ids: np.ndarray, progress: Progress, user_ids: np.ndarray | None = None
+) -> SessionLog:
+    """Read the feedback log of a ranking service as sessions.
+
+    Args:
+      folder: the log.
+      spec: of the sessions.
+      video_ids: [V] the service's ids of the videos.
+      progress: as of `feedback_sessions.read`.
+      user_ids: [U] the service's ids of the users; None if `user_id` is the id.
+    """
+    log, report = feedback_sessions.read(folder, spec, feedback_log.rows_by_id(video_ids), progress, user_ids)
     say(f"input: {json.dumps(report)}")
     return log
 
@@ -375,12 +388,20 @@ def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
         return functools.cache(lambda: part if isinstance(part, SessionLog) else _held(config, part, name))
 
     parts = {name: held(name) for name in log.parts}
-    train, items, spec = log.parts["train"], log.items, log.spec
+    train, items, spec, ids = log.parts["train"], log.items, log.spec, log.item_ids
+    served = files.user_path(config.own_logs.served, "config.data.served") if config.own_logs.served else None
+    if served is not None:
+        items, ids = served_items.with_new(items, ids, served, log.encoders["items"])
+        spec = dataclasses.replace(spec, num_videos=items.num_videos)
     there = [name for name in ("train", "valid") if log.report["splits"][name]["sessions"]]
     if config.own_logs.statistics:
         items = _with_statistics(items, spec.signals, [parts[name]() for name in there])
         added = 0 if items.statistics is None else statistics.num_features(spec.signals)
         spec = dataclasses.replace(spec, item_features=spec.item_features + added)
+    learned = parts["train"]
+    if served is not None:
+        learned = functools.cache(lambda: _served(served, spec, ids, counted, log.user_ids))
+    context = named_features.plain(["hour_sin", "hour_cos", "hours_away"])
     return Source(
         items=jax.tree.map(jax.numpy.asarray, items),
         spec=spec,
@@ -388,15 +409,16 @@ def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
         policies={},
         truth=None,
         collect=None,
-        train=parts["train"],
+        train=learned,
         valid=parts["valid"] if "valid" in there else None,
         test=lambda: {"test": parts["test"]()},
         report=dict(log.report),
         config=config,
-        video_ids=lambda: log.item_ids,
+        video_ids=lambda: ids,
         users={"user_id": log.user_ids, "profile": log.profiles},
         unknown_video=0,
-        blocks=lambda: None if isinstance(train, SessionLog) else _streamed(config, train),
+        names={"item": log.encoders["items"], "profile": log.encoders["users"], "context": context},
+        blocks=lambda: None if served or isinstance(train, SessionLog) else _streamed(config, train),
     )
 
 
@@ -430,6 +452,10 @@ def _kuairand(config: configs.Run) -> Source:
     tests = [name for name in ("test", "random_test") if there(name)]
     items = kuairand.read_items(prepared)
     spec, ids = parts["test"].spec, lambda: kuairand.read_video_ids(prepared)
+    if d.served:
+        given_ids = kuairand.read_video_ids(prepared)
+        items, every = served_items.with_new(items, given_ids, files.user_path(d.served, "config.data.served"), ())
+        spec, ids = dataclasses.replace(spec, num_videos=items.num_videos), lambda: every
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
         items = _with_statistics(items, spec.signals, [logs[name]() for name in ("train", "valid") if there(name)])
         added = 0 if items.statistics is None else statistics.num_features(spec.signals)

@@ -9,6 +9,7 @@ import numpy as np
 import tiny
 
 from mmrf_jax.agents import registry
+from mmrf_jax.data import named_features
 from mmrf_jax.serving import export
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import steps
@@ -45,3 +46,25 @@ def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[steps.TrainC
     plan, state = planned(method, **fields)
     export.export_run(folder, plan, tiny.SPEC, tiny.make_items(), VIDEO_IDS, state, {"config": {"method": method}})
     return plan, state, folder
+
+
+NAMES = np.array(["", *(f"item {n}" for n in range(1, tiny.SPEC.num_videos))])
+USERS = {"user_id": np.array(["", "ann", "bob-1"]), "profile": np.float32([[0, 0, 0], [1, 2, 3], [3, 1, -2]])}
+
+
+def encoder(name: str, kind: str = "number", mean=(), std=(), log: bool = False, vocabulary=()) -> dict:
+    """An encoder as a log's tables give it."""
+    return {"name": name, "kind": kind, "mean": mean, "std": std, "log": log, "vocabulary": vocabulary}
+
+
+def exported_with_names(folder: Path) -> Path:
+    """An artefact of string ids whose features have names."""
+    plan, state = planned()
+    names = {
+        "item": [encoder("price", mean=[2.0], std=[4.0]), encoder("age", mean=[0.0], std=[2.0], log=True)],
+        "profile": [encoder("points", mean=[1.0], std=[1.0]), encoder("sex", "category", vocabulary=["f"])],
+        "context": named_features.plain(["hour"]),
+    }
+    about = {"config": {"method": "mmrf"}, "unknown_video": 0, "names": names}
+    export.export_run(folder, plan, tiny.SPEC, tiny.make_items(), NAMES, state, about, USERS)
+    return folder

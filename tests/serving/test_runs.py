@@ -10,7 +10,7 @@ import tiny
 import mmrf_jax as mmrf
 from experiments import world
 from mmrf_jax import runs
-from mmrf_jax.serving import artifact, export, ranker, service
+from mmrf_jax.serving import artifact, export, ranker
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs
 
@@ -72,8 +72,26 @@ def test_ids_of_any_type_and_users_of_the_log(tmp_path):
         run.rank([3, 4])
     with pytest.raises(ValueError, match="the ids are integers, and 'u7' is of the strings"):
         run.rank(given, user="u7")
-    with pytest.raises(artifact.ArtifactError, match="was trained on string ids, and the service takes integers"):
-        service.Service(service.Settings(run.path, tmp_path / "log"))
+
+
+def test_new_items_and_names(tmp_path):
+    run = mmrf.load(exporting.exported_with_names(tmp_path / "a"))
+    new = {"id": "new", "features": {"price": 6.0, "age": 3.0}, "author": 2, "tag": 1, "duration": 12.5}
+    ranked = run.rank(["item 5", "new"], "ann", profile={"points": 3, "sex": "f"}, context={"hour": 0.5}, items=[new])
+    loaded = artifact.load(run.path)
+    catalogue = loaded.arrays["catalogue"]
+    catalogue["author"][7], catalogue["tag"][7], catalogue["embedding_id"][7] = 2, 1, 0
+    catalogue["features"][7] = [(6.0 - 2.0) / 4.0, np.log1p(3.0) / 2.0]
+    nothing = np.zeros(0, np.int64), np.zeros((0, len(SHORT_VIDEO)), np.float32)
+    job = ranker.Job(1, np.float32([2, 1, 0]), np.float32([0.5, 0.0]), np.array([5, 7]), None, *nothing)
+    scores = ranker.Ranker(loaded, 2).run([job])[0][0][-1]
+    assert ranked == [["item 5", "new"][i] for i in np.argsort(-scores)]
+    assert "new" in run.rank(["item 3", "item 4", "new"])  # it is known from now on
+    assert run._rankers[4].rows_of(np.array(["new", "newer"])).tolist() == [tiny.SPEC.num_videos, -1]
+    with pytest.raises(ValueError, match="profile: no feature is called 'point'; did you mean 'points'"):
+        run.rank(["item 5"], profile={"point": 1})
+    with pytest.raises(ValueError, match="features has 1 numbers"):
+        run.rank(["item 5"], items=[{"id": "other", "features": [1.0]}])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import tiny
 from processes import HANG
 
 from mmrf_jax.data.readers import feedback_log
-from mmrf_jax.serving import artifact, service, users
+from mmrf_jax.serving import arms, artifact, service, users
 from mmrf_jax.serving.service import Asked, Refused, Service, Settings
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -208,7 +208,7 @@ def test_unknown_candidates_are_said(settings):
             assert np.isnan(slate.scores["watch_time"]).tolist() == [True, False, True, False]
             alone = await s.rank(dataclasses.replace(some, user=12, candidates=IDS[[3, 9]]))
             np.testing.assert_allclose(slate.scores["click"][[1, 3]], alone.scores["click"], rtol=1e-5)
-            with pytest.raises(Refused, match="knows none of these videos"):
+            with pytest.raises(Refused, match="knows none of the videos 5; describe them in items"):
                 await s.rank(dataclasses.replace(some, user=3, candidates=np.array([5])))
 
     asyncio.run(run())
@@ -370,7 +370,7 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
 
 
 def test_an_artefact_that_is_still_on_its_way_is_tried_again(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(arms, "RETRY_SECONDS", 0.1)
     _, _, other = exporting.exported(tmp_path / "other", "mmrf", communication="shared_latent")
     late = tmp_path / "late"
     late.mkdir()

@@ -12,9 +12,11 @@ import mmrf_jax
 from mmrf_jax.training import inputs
 
 
-def source(items, ids=None, users=None, unknown=None):
+def source(items, ids=None, users=None, unknown=None, names=None):
     ids_of = None if ids is None else lambda: ids
-    return types.SimpleNamespace(items=items, spec=tiny.SPEC, video_ids=ids_of, users=users, unknown_video=unknown)
+    return types.SimpleNamespace(
+        items=items, spec=tiny.SPEC, video_ids=ids_of, users=users, unknown_video=unknown, names=names
+    )
 
 
 @pytest.mark.parametrize("ids", [None, np.array(["a", "bb"]), np.array([2**60, 1])])
@@ -32,8 +34,10 @@ def test_what_is_written_is_read(ids, tmp_path):
 
 def test_users_and_the_unknown_video_are_kept(tmp_path):
     users = {"user_id": np.array(["", "u1"]), "profile": np.float32([[0, 0, 0], [1, 2, 3]])}
-    inputs.write(tmp_path, inputs.of_source(source(tiny.make_items(), np.arange(30), users, 0)))
+    names = {"context": [{"name": "hour", "kind": "number", "mean": [0.0]}]}
+    inputs.write(tmp_path, inputs.of_source(source(tiny.make_items(), np.arange(30), users, 0, names)))
     found = inputs.read(tmp_path)
+    assert found.names == names and found.num_statistics == 0
     assert found.unknown_video == 0 and found.users.keys() == users.keys()
     for name, array in users.items():
         np.testing.assert_array_equal(found.users[name], array)
@@ -45,6 +49,7 @@ def test_the_newest_statistics_are_features(tmp_path):
     table = jnp.arange(3.0 * v * 2).reshape(3, v, 2)
     items = dataclasses.replace(items, dates=jnp.array([1, 2]), statistics=table)
     inputs.write(tmp_path, inputs.of_source(source(items)))
+    assert inputs.read(tmp_path).num_statistics == 2
     found = inputs.read(tmp_path).items
     assert found.statistics is None
     np.testing.assert_array_equal(found.features, np.concatenate([items.features, table[-1]], axis=1))

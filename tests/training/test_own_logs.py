@@ -1,5 +1,6 @@
 """Runs on anyone's log: the config, the log in the run folder, and ids in and out."""
 
+import asyncio
 import dataclasses
 import shutil
 
@@ -11,7 +12,9 @@ import mmrf_jax as mmrf
 from experiments import logs as experiment
 from mmrf_jax.data import statistics
 from mmrf_jax.data.frame_log import FrameLog
-from mmrf_jax.training import configs, own_logs, run_folder, sources, train
+from mmrf_jax.data.readers import feedback_log
+from mmrf_jax.serving.service import Asked, Service, Settings
+from mmrf_jax.training import configs, inputs, own_logs, run_folder, sources, train
 
 CONFIG = configs.run_of(experiment.get_config().to_dict())
 
@@ -71,6 +74,66 @@ def test_a_source_reads_the_log_of_the_run_folder(log, tmp_path):
     assert blocks.read([0]).num_sessions == min(256, log.train.num_sessions) and source.blocks() is None
 
 
+def served_by_hand(folder, log) -> None:
+    """Write a log in which a known and a new user see an item that came after the export, with candidates of 12."""
+    known = [f"i{n:03d}" for n in range(11)]
+    item = {"id": "i999", "features": {"price": 20.0, "colours": ["red"]}, "author": 3, "tag": 1_000, "duration": 7.5}
+    one = np.zeros((1, len(log.spec.signals)), np.float32)
+    with feedback_log.Writer(folder, log.spec.signals) as writer:
+        writer.append({"kind": "item", "time": 0, **item})
+        for user in ("u7", "who-2"):
+            writer.append(
+                {
+                    "kind": "rank",
+                    "request": f"{user}-0",
+                    "user": user,
+                    "number": 0,
+                    "time": 1_714_521_600_000,
+                    "start": True,
+                    "history": None,
+                    "profile": feedback_log.to_bytes(np.zeros(log.spec.profile), "<f4"),
+                    "context": feedback_log.to_bytes(np.zeros(log.spec.context), "<f4"),
+                    "candidates": [*known, "i999"],
+                    "scores": feedback_log.to_bytes(np.zeros(12), "<f4"),
+                    "slate": feedback_log.to_bytes(np.array([11]), "<u2"),
+                    "log_propensity": -1.0,
+                    "artifact": "a",
+                }
+            )
+            event = {"kind": "feedback", "event": "e", "request": f"{user}-0", "user": user, "time": 1_714_521_600_000}
+            said = {"videos": ["i999"], "feedback": feedback_log.to_bytes(one, "<f4"), "left": True}
+            writer.append(event | said)
+
+
+def test_a_service_s_log_is_learned_from_with_its_new_items_and_users(log, tmp_path):
+    log.save(tmp_path / run_folder.LOG)
+    served_by_hand(tmp_path / "served", log)
+    config, _ = own_logs.prepare(CONFIG, tmp_path, log)
+    config = configs.override(config, data={"served": str(tmp_path / "served")})
+    source = sources.from_config(config, None, workdir=tmp_path)
+    new = log.spec.num_videos
+    assert source.spec.num_videos == source.items.num_videos == new + 1 and source.video_ids()[new] == "i999"
+    assert (int(source.items.author[new]), int(source.items.tag[new])) == (3, 0)  # that tag is not of the training
+    assert int(source.items.embedding_id[new]) == log.items.num_embeddings == source.items.num_embeddings - 1
+    columns = [(encoder["name"], i) for encoder in log.encoders["items"] for i in range(width(encoder))]
+    features, known = np.asarray(source.items.features)[new], {e["name"]: e for e in log.encoders["items"]}
+    price = np.log1p(20.0) if known["price"]["log"] else 20.0
+    price = (price - known["price"]["mean"][0]) / known["price"]["std"][0]
+    red = known["colours"]["vocabulary"].index("red")
+    wanted = [price if c == ("price", 0) else float(c == ("colours", red)) for c in columns]
+    np.testing.assert_allclose(features, wanted, rtol=1e-5)
+    train = source.train()
+    train.validate(source.spec)
+    u7 = int(np.flatnonzero(log.user_ids == "u7")[0])
+    assert train.user_id.tolist() == [u7, len(log.user_ids)] and source.blocks() is None
+    shown = train.candidates[np.arange(2), train.slate[:, 0]]
+    assert shown.tolist() == [new, new]
+
+
+def width(encoder) -> int:
+    return len(encoder["mean"]) or len(encoder["vocabulary"]) + 1
+
+
 def test_a_run_that_fails_before_it_learns_leaves_no_log(log, tmp_path):
     with pytest.raises(KeyError), run_folder.claimed(tmp_path / "run", {"seed": 0}):
         log.save(tmp_path / "run" / run_folder.LOG)
@@ -100,3 +163,37 @@ def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     other = FrameLog.from_frame(made["log"].head(500), tables.SCHEMA, items=made["items"], quiet=True)
     with pytest.raises(ValueError, match=r"was made by another config: config.data.digest was "):
         train.train(config, moved, brief=True, log=other)
+
+
+@pytest.mark.slow
+def test_a_served_run_learns_from_its_feedback(log, tmp_path):
+    """From a training to a service that is asked by name, and from its log, with a new item, to the next training."""
+    config = configs.override(CONFIG, train={"batch": 16}, feedback={"batch": 16}, data={"statistics": True})
+    config = dataclasses.replace(config, log_every=2, checkpoint_every=5)
+    train.train(config, tmp_path / "x", brief=True, log=log)
+    run = mmrf.load(tmp_path / "x").export(tmp_path / "artefact")
+    new = {"id": "i999", "features": {"price": 20.0, "colours": ["red"]}, "author": 3, "duration": 7.5}
+
+    async def serve() -> None:
+        made = Service(Settings(run.path, tmp_path / "served", temperature=1.0, max_candidates=12))
+        await made.start()
+        assert await made.add_items([new]) == [True]
+        rng = np.random.default_rng(0)
+        for user in (*(f"u{n}" for n in range(15)), "who-2"):
+            for number in range(6):
+                candidates = np.array([*rng.choice(log.item_ids[1:], 11, replace=False), "i999"])
+                context = {"hour_sin": 0.5, "hours_away": 1.0}
+                slate = await made.rank(Asked(user, candidates, context, 4, profile={"country": "fr"}))
+                assert not slate.unknown and slate.log_propensity < 0.0
+                feedback = (rng.random((4, len(log.spec.signals))) < 0.4).astype(np.float32)
+                await made.feedback(f"{number}", slate.request, slate.videos, feedback, number == 5)
+        await made.close()
+
+    asyncio.run(serve())
+    again = configs.override(config, data={"served": str(tmp_path / "served")})
+    results = train.train(again, tmp_path / "again", brief=True, log=log)
+    assert results["train"]["requests_of_last_round"] == 96
+    ranked = mmrf.load(tmp_path / "again")
+    rows = inputs.read(tmp_path / "again")
+    assert rows.video_ids[-1] == "i999" and rows.num_statistics == statistics.num_features(log.spec.signals)
+    assert sorted(ranked.rank(["i999", "i003"], user="u7")) == ["i003", "i999"]

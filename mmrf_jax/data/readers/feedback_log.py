@@ -5,15 +5,19 @@ of about `SEGMENT_BYTES`. A segment is a sequence of frames,
 
     length of the record [u32] | CRC-32 of that length [u32] | CRC-32 of the record [u32] | record: a MessagePack map
 
-little-endian, with two kinds of records. Arrays in records are the bytes of little-endian numbers; videos have the
-platform's ids.
+little-endian, with three kinds of records. Arrays in records are the bytes of little-endian numbers. Users and videos
+have the platform's ids: 64-bit integers, in arrays as i64, or strings, in arrays as lists of them.
 
     kind "rank"       request (its id), user, number (of the user's requests, from 0), time (ms since 1970, UTC),
                       start (bool, of a session), history: null or {videos [h] i64, feedback [h, S] f32} from before
                       the user's first request, profile [Du] f32, context [Dx] f32, candidates [c] i64, scores [c] f32
                       (logits that the slate was sampled from by Plackett–Luce, or ranked by if deterministic), slate
-                      [k] u16 positions in the candidates, log_propensity (of the slate), artifact (id of the ranker)
-    kind "feedback"   event (its id), request, time, videos [m] i64, feedback [m, S] f32, left (bool: the session ends)
+                      [k] u16 positions in the candidates, log_propensity (of the slate), artifact (id of the ranker),
+                      arm ("a", or "b" of a traffic split)
+    kind "feedback"   event (its id), request, user, time, videos [m] i64, feedback [m, S] f32, left (bool: the session
+                      ends)
+    kind "item"       id, time, and what was said of an item that no ranker had: features ({name: value} or [numbers],
+                      or null), author and tag (numbers or null), duration (s)
 
 A record is in the log before its request is answered; feedback is on disk before it is acknowledged. An event counts
 once. If several events concern a video, the largest number of each signal counts, of signals of kind `value` the last
@@ -26,12 +30,13 @@ acknowledged, so both are dropped. Any other deviation is damage, and an error.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,18 +77,22 @@ def rows_by_id(video_ids: np.ndarray) -> RowsOf:
     Args:
       video_ids: [V] ids of the item rows, integers or strings, all different, in any order.
     """
-    order = np.argsort(video_ids, kind="stable")
-    ids = np.asarray(video_ids)[order]
-    ids = ids.astype(np.int64) if ids.dtype.kind == "i" else ids
+    ids = np.asarray(video_ids)
     text = ids.dtype.kind == "U"
+    ids = ids if text else ids.astype(np.int64)  # so are those of 64 bits without a sign, here and in requests
+    order = np.argsort(ids, kind="stable")
+    ids = ids[order]
 
     def rows_of(videos: np.ndarray) -> np.ndarray:
-        if len(videos) and (videos.dtype.kind == "U") != text:
+        if not len(videos) or not len(ids):
+            return np.full(len(videos), -1)
+        if (videos.dtype.kind == "U") != text:
             kinds = ("strings", "integers") if text else ("integers", "strings")
             given = videos.tolist()[0]
             raise ValueError(f"the ids are {kinds[0]}, and {given!r} is of the {kinds[1]}; give ids in their type")
-        place = np.minimum(np.searchsorted(ids, videos), len(ids) - 1)
-        return np.where(ids[place] == videos, order[place], -1)
+        wanted = videos if text else videos.astype(np.int64)
+        place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+        return np.where(ids[place] == wanted, order[place], -1)
 
     return rows_of
 
@@ -91,6 +100,28 @@ def rows_by_id(video_ids: np.ndarray) -> RowsOf:
 def to_bytes(values: np.ndarray, dtype: str) -> bytes:
     """Convert an array to the bytes stored in records."""
     return np.ascontiguousarray(values, dtype).tobytes()
+
+
+def ids_of(given: Sequence[int | str]) -> np.ndarray:
+    """Return ids [n], all integers or all strings, as an array of int64 or of strings."""
+    return np.array(given, np.str_ if given and isinstance(given[0], str) else np.int64)
+
+
+def pack_ids(ids: np.ndarray) -> bytes | list[str]:
+    """Convert ids [n], integers or strings, to the form stored in records."""
+    return ids.tolist() if ids.dtype.kind == "U" else to_bytes(ids, "<i8")
+
+
+def unpack_ids(stored: bytes | list[str]) -> np.ndarray:
+    """Return the ids [n] of `pack_ids`, int64 or strings."""
+    return np.frombuffer(stored, "<i8") if isinstance(stored, bytes) else np.array(stored, np.str_)
+
+
+def user_number(user: int | str) -> int:
+    """Return a number that seeds or hashes by user: of an id >= 0 itself, of any other a hash of 64 bits."""
+    if isinstance(user, int) and user >= 0:
+        return user
+    return int.from_bytes(hashlib.blake2b(str(user).encode(), digest_size=8).digest(), "little")
 
 
 class Writer:
@@ -315,7 +346,7 @@ class Shown:
 
     def __init__(self, number: int, videos: np.ndarray, signals: Signals):
         self.number = number  # index among the user's requests
-        self.videos = videos  # [k] int64, as shown
+        self.videos = videos  # [k] ids, as shown
         self.feedback = np.zeros((len(videos), len(signals)), np.float32)
         self.answered = False  # whether any feedback has arrived
         self.events: set[str] = set()
@@ -326,7 +357,7 @@ class UserLog:
 
     Attributes:
       signals: of the log.
-      history_videos: [h ≤ H] int64, exposures before the session, oldest first.
+      history_videos: [h ≤ H] ids, exposures before the session, oldest first.
       history_feedback: [h, S], their feedback.
       shown: the session's requests.
       requests: number of all requests of the user.
@@ -350,7 +381,7 @@ class UserLog:
     def exposures(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (videos [e], feedback [e, S]) of history and session, oldest first, without unanswered requests."""
         answered = [s for s in self.shown if s.answered]
-        videos = np.concatenate([self.history_videos, *(s.videos for s in answered)])
+        videos = joined([self.history_videos, *(s.videos for s in answered)])
         return videos, np.concatenate([self.history_feedback, *(s.feedback for s in answered)])
 
     def apply(self, record: Record, history: int) -> Shown | None:
@@ -372,13 +403,13 @@ class UserLog:
                 if given is None:
                     videos, feedback = self.exposures()
                 else:
-                    videos = np.frombuffer(given["videos"], "<i8")
+                    videos = unpack_ids(given["videos"])
                     feedback = np.frombuffer(given["feedback"], "<f4").reshape(-1, len(self.signals))
                 # copies, since views would retain the whole previous session
                 self.history_videos = videos[max(len(videos) - history, 0) :].copy()
                 self.history_feedback = feedback[max(len(videos) - history, 0) :].copy()
                 self.shown, self.over = [], False
-            candidates = np.frombuffer(record["candidates"], "<i8")
+            candidates = unpack_ids(record["candidates"])
             self.shown.append(Shown(record["number"], candidates[np.frombuffer(record["slate"], "<u2")], self.signals))
             self.requests = record["number"] + 1
             self.profile = np.frombuffer(record["profile"], "<f4")
@@ -389,11 +420,11 @@ class UserLog:
             return None
         shown.events.add(record["event"])
         shown.answered = True
-        place = {int(v): i for i, v in enumerate(shown.videos)}
+        place = {video: i for i, video in enumerate(shown.videos.tolist())}
         feedback = np.frombuffer(record["feedback"], "<f4").reshape(-1, len(self.signals))
         values = list(self.signals.of_kind("value"))
-        for video, now in zip(np.frombuffer(record["videos"], "<i8"), feedback, strict=True):
-            known = shown.feedback[place[int(video)]]
+        for video, now in zip(unpack_ids(record["videos"]).tolist(), feedback, strict=True):
+            known = shown.feedback[place[video]]
             last = np.where(now[values] != 0.0, now[values], known[values])
             np.maximum(known, now, out=known)
             known[values] = last
@@ -407,10 +438,17 @@ class UserLog:
         return self.shown[place] if 0 <= place < len(self.shown) else None
 
 
-def request_id(user: int, number: int) -> str:
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenate ids of one type; an empty part may have the other."""
+    return np.concatenate([part for part in parts if len(part)] or [np.zeros(0, np.int64)])
+
+
+def request_id(user: int | str, number: int) -> str:
     return f"{user}-{number}"
 
 
-def user_of(record: Record) -> int:
-    """Return the user of a record."""
-    return record["user"] if record["kind"] == "rank" else int(record["request"].rpartition("-")[0])
+def user_of(record: Record) -> int | str:
+    """Return the user of a record of kind "rank" or "feedback"."""
+    if "user" in record:
+        return record["user"]
+    return int(record["request"].rpartition("-")[0])  # feedback of version 0.2.0 and before

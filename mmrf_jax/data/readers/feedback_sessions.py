@@ -14,6 +14,7 @@ from mmrf_jax.data import sessions
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.feedback_log import Record, RowsOf, Shown, UserLog
 from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.signals import Signals
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -23,6 +24,7 @@ def read(
     spec: InputSpec,
     rows_of: RowsOf,
     progress: Progress = lambda name, total: lambda done: None,
+    user_ids: np.ndarray | None = None,
 ) -> tuple[SessionLog, Record]:
     """Read a whole feedback log as training sessions.
 
@@ -33,9 +35,11 @@ def read(
     Args:
       folder: folder of the log.
       spec: spec of the resulting sessions.
-      rows_of: platform's video ids [n] int64 -> item rows [n], −1 if unknown; unknown candidates are left out, and so
+      rows_of: platform's video ids [n] -> item rows [n], −1 if unknown; unknown candidates are left out, and so
         is a request that showed one.
       progress: (name, bytes) -> a callback that receives the bytes read so far.
+      user_ids: [U] platform's ids of the users in the table, whose `user_id` is then the row, and that of others the
+        numbers from U; None if ids are numbers in int32.
 
     Returns:
       The log, ordered by user and time, and a report: {"records", "requests", "feedback", "sessions", "left_out": {why:
@@ -46,7 +50,7 @@ def read(
     """
     folder = Path(folder)
     feedback_log.check(folder, spec.signals)
-    cut, number = _Cutter(spec, rows_of), 0
+    cut, number = _Cutter(spec, rows_of, user_ids), 0
     before = np.cumsum([0, *(path.stat().st_size for path in feedback_log.segments(folder))])
     report = progress("read", max(int(before[-1]), 1))
     for number, (record, position) in enumerate(feedback_log.scan(folder), 1):
@@ -58,6 +62,58 @@ def read(
     if not log.num_sessions:
         raise ValueError(f"{folder} has no session to learn from ({cut.report}); collect feedback first")
     return log, cut.report | {"records": number, "sessions": log.num_sessions}
+
+
+def new_items(folder: str | os.PathLike) -> list[Record]:
+    """Return the items that were described to a service, in the order of the log, each once."""
+    found: dict[int | str, Record] = {}
+    for record, _ in feedback_log.scan(folder):
+        if record["kind"] == "item":
+            found.setdefault(record["id"], record)
+    return list(found.values())
+
+
+def by_arm(folder: str | os.PathLike, signals: Signals) -> dict[str, dict[str, np.ndarray]]:
+    """Return the totals of the users in each arm of a service's traffic split, for `mmrf_jax.abtest.compare`.
+
+    Args:
+      folder: folder of the feedback log.
+      signals: of the log.
+
+    Returns:
+      {arm: {"requests": [n], signal: [n] sums over the n users who were assigned to the arm}}; without a split there is
+      the arm "a" alone. A user whom a changed split has moved counts in both arms.
+
+    Raises:
+      ValueError: for a damaged log, or one of other signals.
+    """
+    feedback_log.check(Path(folder), signals)
+    users: dict[int | str, UserLog] = {}
+    arm_of: dict[int | str, str] = {}
+    totals: dict[str, dict[int | str, np.ndarray]] = {}
+
+    def close(user: int | str) -> None:
+        for shown in users[user].shown:
+            totals[arm_of[user]][user][1:] += shown.feedback.sum(axis=0)
+
+    for record, _ in feedback_log.scan(folder):
+        if record["kind"] == "item":
+            continue
+        user = feedback_log.user_of(record)
+        known = users.setdefault(user, UserLog(signals))
+        if record["kind"] == "rank":
+            arm = record.get("arm", "a")
+            if user in arm_of and (record["start"] or arm != arm_of[user]):
+                close(user)
+                known.shown = []
+            arm_of[user] = arm
+            of_user = totals.setdefault(arm, {}).setdefault(user, np.zeros(1 + len(signals)))
+            of_user[0] += 1
+        known.apply(record, 0)
+    for user in users:
+        close(user)
+    tables = {arm: np.stack(list(of_users.values())) for arm, of_users in sorted(totals.items())}
+    return {arm: dict(zip(("requests", *signals.names), table.T, strict=True)) for arm, table in tables.items()}
 
 
 class _Asked(NamedTuple):
@@ -74,10 +130,11 @@ class _Asked(NamedTuple):
 class _Cutter:
     """Assembles the records of all users into sessions."""
 
-    def __init__(self, spec: InputSpec, rows_of: RowsOf):
+    def __init__(self, spec: InputSpec, rows_of: RowsOf, user_ids: np.ndarray | None):
         self._spec, self._rows_of = spec, rows_of
-        self._users: dict[int, UserLog] = {}
-        self._open: dict[int, tuple[Record, UserLog, list[_Asked | None]]] = {}
+        self._numbers = None if user_ids is None else {user: row for row, user in enumerate(user_ids.tolist())}
+        self._users: dict[int | str, UserLog] = {}
+        self._open: dict[int | str, tuple[Record, UserLog, list[_Asked | None]]] = {}
         self._sessions: list[dict[str, Any]] = []
         self._requests: list[_Asked] = []
         self.report: Record = {
@@ -87,6 +144,8 @@ class _Cutter:
         }
 
     def take(self, record: Record) -> None:
+        if record["kind"] == "item":
+            return
         user = feedback_log.user_of(record)
         known = self._users.setdefault(user, UserLog(self._spec.signals))
         if record["kind"] == "feedback":
@@ -113,7 +172,7 @@ class _Cutter:
                     "the config of the run that was served"
                 )
         slate = np.frombuffer(record["slate"], "<u2").astype(np.int64)
-        rows = np.asarray(self._rows_of(np.frombuffer(record["candidates"], "<i8")), np.int64)
+        rows = np.asarray(self._rows_of(feedback_log.unpack_ids(record["candidates"])), np.int64)
         scores = np.frombuffer(record["scores"], "<f4")
         if (rows[slate] < 0).any() or len(slate) > s.slate:
             self.report["left_out"]["unknown_videos"] += 1
@@ -123,14 +182,14 @@ class _Cutter:
             self.report["left_out"]["few_candidates"] += 1
             return None
         if len(slate) + len(others) > s.candidates:
-            rng = np.random.default_rng([record["user"], record["number"]])
+            rng = np.random.default_rng([feedback_log.user_number(record["user"]), record["number"]])
             others = rng.choice(others, s.candidates - len(slate), replace=False)
         kept = np.sort(np.concatenate([slate, others]))
         positions = np.full(s.slate, -1, np.int32)
         positions[: len(slate)] = np.searchsorted(kept, slate)
         return _Asked(context, rows[kept].astype(np.int32), positions, scores[kept], record["log_propensity"], shown)
 
-    def _close(self, user: int) -> None:
+    def _close(self, user: int | str) -> None:
         """Close a user's session: emit one session of the log for each run of consecutive usable requests."""
         if user not in self._open:
             return
@@ -150,7 +209,8 @@ class _Cutter:
                     self._emit(user, record, before, stretch, known.over and shown is None)
                     stretch = []
             if shown is not None and shown.answered:
-                videos, feedback = np.concatenate([videos, shown.videos]), np.concatenate([feedback, shown.feedback])
+                videos = feedback_log.joined([videos, shown.videos])
+                feedback = np.concatenate([feedback, shown.feedback])
 
     def _emit(self, user, record, before, stretch, terminated) -> None:
         s = self._spec
@@ -161,7 +221,7 @@ class _Cutter:
         day = datetime.datetime.fromtimestamp(record["time"] / 1000, datetime.UTC)
         self._sessions.append(
             {
-                "user_id": user,
+                "user_id": self._number(user),
                 "date": int(day.strftime("%Y%m%d")),
                 "time": record["time"],
                 "profile": np.frombuffer(record["profile"], "<f4"),
@@ -173,6 +233,11 @@ class _Cutter:
             }
         )
         self._requests += stretch
+
+    def _number(self, user: int | str) -> int:
+        if self._numbers is None:
+            return int(user)
+        return self._numbers.setdefault(user, len(self._numbers))
 
     def log(self) -> SessionLog:
         """Return all sessions; sessions still open are truncated."""

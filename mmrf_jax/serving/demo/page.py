@@ -28,6 +28,7 @@ FIRST_USER, _USERS = 2_000_000_000, 147_000_000  # ids of visits: far from those
 _MOST_VISITS = 256
 _PATIENCE = 1.0  # seconds that a request waits for the world before it reports that it is still being created
 
+VideoId = Annotated[int, Field(ge=0, lt=2**63, strict=True, description="The platform's id of a video.")]
 UserId = Annotated[int, fastapi.Path(ge=FIRST_USER, le=api.MAX_USER, description="Of the visit.")]
 
 
@@ -77,10 +78,8 @@ class Shown(api.Strict):
     """The slate of a request."""
 
     position: Annotated[int, Field(ge=0, le=2**31, strict=True, description="Of the request.")]
-    slate: Annotated[list[api.VideoId], Field(min_length=1, max_length=64, description="In the order shown.")]
-    reacted: list[api.VideoId] = Field(
-        default=[], max_length=64, description="Videos of it that a visitor was taken by."
-    )
+    slate: Annotated[list[VideoId], Field(min_length=1, max_length=64, description="In the order shown.")]
+    reacted: list[VideoId] = Field(default=[], max_length=64, description="Videos of it that a visitor was taken by.")
 
 
 class Answered(BaseModel):

@@ -1,19 +1,15 @@
 """The routes of the page: whom they bring, what may be ranked next, and what they refuse."""
 
-import contextlib
-import json
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-import uvicorn
+from in_thread import served
 from processes import HANG
 
 from mmrf_jax import types
@@ -67,46 +63,6 @@ def toy() -> base.Simulator:
         return (users, position), base.StepResult(exposure, request(users, position), position >= 3, position < 0)
 
     return base.Simulator(reset, step, lambda *_: None, SHORT_VIDEO, (), tiny.make_items())
-
-
-class Client:
-    """Asks a service on this machine."""
-
-    def __init__(self, port: int):
-        self.url, self.token = f"http://127.0.0.1:{port}", None
-
-    def __call__(self, path: str, body=None, text: bool = False):
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"content-type": "application/json"} | (
-            {"authorization": f"Bearer {self.token}"} if self.token else {}
-        )
-        try:
-            with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=HANG) as answer:
-                content = answer.read().decode()
-                return answer.status, content if text else json.loads(content)
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
-
-
-@contextlib.contextmanager
-def served(make, lifespan="on"):
-    """Serves the application that `make` makes, in a thread that makes it too."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    listening.listen()
-    servers = []
-
-    def run():
-        servers.append(uvicorn.Server(uvicorn.Config(make(), log_level="warning", lifespan=lifespan)))
-        servers[0].run(sockets=[listening])
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield Client(listening.getsockname()[1])
-    finally:
-        servers[0].should_exit = True
-        thread.join()
 
 
 def make_toy(config, slate):

@@ -1,0 +1,48 @@
+"""Values by name become the features that a table's column becomes."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mmrf_jax.data import named_features
+from mmrf_jax.data.readers.frame import features
+from mmrf_jax.data.readers.frame.features import Encoder
+
+ENCODERS = [
+    Encoder("price", "number", (2.0,), (4.0,)),
+    Encoder("views", "number", (1.0,), (0.5,), log=True),
+    Encoder("made", "date", (19_000.0,), (30.0,)),
+    Encoder("colour", "category", vocabulary=("blue", "red")),
+    Encoder("tags", "categories", vocabulary=("a", "b")),
+    Encoder("place", "vector", (0.0, 1.0), (1.0, 2.0)),
+]
+PLAIN = [{name: getattr(e, name) for name in ("name", "kind", "mean", "std", "log", "vocabulary")} for e in ENCODERS]
+ROWS = [
+    {"price": 3.0, "views": 40.0, "made": "2022-05-02", "colour": "red", "tags": ["b", "z"], "place": [1.0, 2.0]},
+    {"price": None, "views": 0.0, "made": None, "colour": "green", "tags": [], "place": None},
+    {"price": -1.0, "views": None, "made": "2021-01-01", "colour": None, "tags": ["a", "b"], "place": [0.5, 0.0]},
+]
+
+
+def test_it_encodes_as_tables_are():
+    frame = pl.DataFrame(ROWS).with_columns(pl.col("made").str.to_date())
+    wanted = features.encode(frame, ENCODERS)
+    for row, expected in zip(ROWS, wanted, strict=True):
+        np.testing.assert_allclose(named_features.encode(PLAIN, row), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"prise": 1.0}, "no feature is called 'prise'; did you mean 'price'"),
+        ({"price": "dear"}, "price='dear' is no number"),
+        ({"price": float("nan")}, "price=nan is no number"),
+        ({"made": "soon"}, "made='soon' is no date"),
+        ({"tags": "a"}, r"tags='a' is no categories \(give a list\)"),
+        ({"place": [1.0]}, r"place=\[1.0\] is no vector \(give 2 finite numbers\)"),
+        ({"colour": ["red"]}, "is no category"),
+    ],
+)
+def test_what_cannot_be_is_named(given, said):
+    with pytest.raises(ValueError, match=said):
+        named_features.encode(PLAIN, given)
