@@ -49,7 +49,7 @@ class GymnasiumEnv(gymnasium.Env[Arrays, np.ndarray]):
 
     def __init__(self, env: environment.Environment, seed: int = 0, params: environment.EnvParams | None = None):
         self.env, self._params, self._first_seed = env, env.default_params if params is None else params, seed
-        self.observation_space, self.action_space = _spaces(env)
+        self.observation_space, self.action_space = _spaces(env)  # type: ignore[assignment]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
         """Start a session; `options={"user_id": 7}` names its user, who is drawn otherwise."""
