@@ -34,7 +34,7 @@ _AA = flags.DEFINE_integer("aa", 0, "Number of A/A tests of the only arm, instea
 def main() -> None:
     from mmrf_jax.parallel import sharding
     from mmrf_jax.report import plots
-    from mmrf_jax.training import configs, evaluate, restore, run_folder
+    from mmrf_jax.training import configs, evaluate, restore, result_tables, run_folder
 
     config = configs.override(common.resolve_run(_CONFIG), ab_test={"sessions": _SESSIONS.value})
     common.check_world(config)
@@ -69,7 +69,7 @@ def main() -> None:
     if _PLOT.value:
         draw = plots.days if _DAYS.value > 1 else plots.forest
         draw(result, _PLOT.value)
-    evaluate.print_results(result)
+    result_tables.print_results(result)
 
 
 def _check_options() -> None:

@@ -17,19 +17,19 @@ _CONFIG = common.define_run_config(sys.argv)
 
 def main() -> None:
     from mmrf_jax.parallel import sharding
-    from mmrf_jax.training import evaluate, restore, steps, world_truth
+    from mmrf_jax.training import evaluate, restore, result_tables, steps, world_truth
 
     config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
     mesh = sharding.make_mesh()
     source = restore.source_of(config, mesh, workdir=workdir)
     state = restore.load_state(config, source, workdir, mesh)
-    result = evaluate.evaluate(config, source, state, mesh, thorough=True)
+    plan = steps.plan_of(config, source.spec.signals)
+    result = evaluate.evaluate(evaluate.TrainedRun(config, plan, source, state, mesh), thorough=True)
     if source.truth is not None:
         phase("truth")
-        plan = steps.plan_of(config, source.spec.signals)
         result |= world_truth.compare(source, plan, state, source.test()["test"], source.train)
     files.write_json(workdir / "evaluation.json", result)
-    evaluate.print_results(result)
+    result_tables.print_results(result)
 
 
 def run() -> None:

@@ -22,14 +22,14 @@ _INIT_FROM = common.define_path("init_from", None, "Run folder to begin with wha
 def main() -> None:
     from mmrf_jax.parallel import sharding
     from mmrf_jax.report import verdict
-    from mmrf_jax.training import configs, evaluate, train
+    from mmrf_jax.training import configs, result_tables, train
 
     config = common.resolve_run(_CONFIG)
     if _INIT_FROM.value:
         config = dataclasses.replace(config, init_from=str(_INIT_FROM.value))
     results = train.train(config, _WORKDIR.value)
     if sharding.is_primary():
-        evaluate.print_results(results)
+        result_tables.print_results(results)
         print(f"\n{verdict.of_run(results, configs.as_dict(config)).sentence}")
 
 

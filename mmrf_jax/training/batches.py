@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +47,49 @@ class Batches(Protocol):
 
     def held_out(self) -> tuple[SessionLog, np.ndarray]:
         """Return the sessions left out of the feedback model's fit: a log and rows of its `segment_index`."""
+
+
+class PhaseIterator:
+    """The batches of one phase of a round, from any of its steps on; it knows its position.
+
+    Use it as a context manager: a thread makes the next batch meanwhile.
+
+    Attributes:
+      position: steps begun so far, those before a restart included; after a step, what `TrainState.done` counts of
+        this phase.
+      total: steps of the phase.
+      number: of the round.
+    """
+
+    def __init__(self, data: Batches, part: str, number: int, epochs: int, done: int):
+        """Begin after `done` steps of a phase of round `number`; `part` is as in `Batches.get`.
+
+        Raises:
+          ValueError: if the log has too few segments for a batch.
+        """
+        self.position, self.total, self.number = done, epochs * data.per_epoch(part), number
+        self._get = functools.partial(data.get, part, number)
+        self._stack = contextlib.ExitStack()
+
+    @property
+    def progress(self) -> float:
+        """Return the fraction of the phase before the newest step."""
+        return (self.position - 1) / self.total
+
+    def __enter__(self) -> PhaseIterator:
+        self._batches = self._stack.enter_context(stream.ahead(self._get, self.position, self.total))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __iter__(self) -> PhaseIterator:
+        return self
+
+    def __next__(self) -> types.SessionBatch:
+        batch = next(self._batches)
+        self.position += 1
+        return batch
 
 
 def example(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch:
@@ -96,6 +141,19 @@ class Held:
 
     def held_out(self) -> tuple[SessionLog, np.ndarray]:
         return self.log, self._held
+
+
+def spread(log: SessionLog, rows: np.ndarray, num_requests: int, size: int, most: int) -> Iterator[types.SessionBatch]:
+    """Yield at most `most` batches of `size` segments, spread evenly over rows of a `segment_index`.
+
+    A batch that would be short is padded by repetition.
+    """
+    rows = rows[:: max(len(rows) // (most * size), 1)]
+    blocks = [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
+    if len(rows) and not blocks:
+        blocks = [np.resize(rows, (size, 2))]
+    for block in blocks[:most]:
+        yield sessions.gather_segments(log, block, num_requests)
 
 
 def known(log: SessionLog, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.abtest import aa, simulate, simulate_days, summary
+from mmrf_jax.abtest import aa, simulate, simulate_days
 from mmrf_jax.agents import boosting, popularity, registry
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import SessionLog
@@ -18,11 +19,12 @@ from mmrf_jax.envs import base, learned
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted, phase, say
 from mmrf_jax.metrics import model_quality, offline, ranking
-from mmrf_jax.ope import behavior_policy, estimators
+from mmrf_jax.parallel import sharding
 from mmrf_jax.training import configs, off_policy, predictions, sources, steps
 
 #: Upper limits on the requests that sessions of the model exploitation gap start from: in total, and per session.
 _GAP_POOL, _GAP_POOL_A_SESSION = 8_192, 4
+_FROZEN = "test_frozen"  # name of a split
 _MAX_SESSION = 64  # requests, if a config sets no maximum session length
 
 
@@ -103,15 +105,88 @@ def _simulator(config: configs.Run, source: sources.Source) -> tuple[base.Simula
     return source.sim._replace(items=source.items), ab_key(config.seed)
 
 
-def evaluate(
-    config, source: sources.Source, state: steps.TrainState, mesh, thorough: bool = False, with_baselines: bool = True
-) -> dict[str, Any]:
-    """Compute offline metrics and model quality on the held-out logs; on KuaiRand also for popularity and boosting.
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A run as evaluators see it.
+
+    Attributes:
+      source: its items are on the devices of `state`.
+      state: what the run has learned.
+      mesh: the devices.
+      arms: the policies of the run's A/B test in addition to its own.
+      begin: (name, program) -> None; announces a phase of evaluation, and waits until a program of that name, which is
+        compiled in the background, is ready.
+    """
+
+    config: configs.Run
+    plan: steps.TrainConfig
+    source: sources.Source
+    state: steps.TrainState
+    mesh: Any
+    arms: Mapping[str, base.Policy] = dataclasses.field(default_factory=dict)
+    begin: Callable[..., None] = lambda name, program=None: phase(name)
+
+    def local(self) -> TrainedRun:
+        """Return the run on this process's devices only, so that each process computes alone; all must call it."""
+        mesh, state = sharding.local_mesh(), sharding.local(self.state)
+        return dataclasses.replace(self, source=self.source.local(), state=state, mesh=mesh)
+
+
+@dataclasses.dataclass
+class Split:
+    """Sessions that a run is evaluated on.
+
+    Attributes:
+      name: such as "test".
+      read: makes their log.
+    """
+
+    name: str
+    read: Callable[[], SessionLog]
+
+    @functools.cached_property
+    def log(self) -> SessionLog:
+        """Return the log; made once."""
+        return self.read()
+
+
+@dataclasses.dataclass
+class ScoredSplit(Split):
+    """A held-out log with every exposure scored.
+
+    Attributes:
+      rows: the exposures, scored by the run.
+      predicted: {predictor of the run: {signal: [n]}}.
+      before: exposures before the log, for users' median watch time.
+      num_requests: T of the segments in which it was scored.
+      simple: {simple predictor: {signal: [n]}}; {} without them.
+      rankers: {simple ranker: {signal: [n]}}; None without them.
+    """
+
+    rows: offline.Rows
+    predicted: dict[str, dict[str, np.ndarray]]
+    before: offline.Rows
+    num_requests: int
+    simple: Mapping[str, Any]
+    rankers: Mapping[str, Any] | None
+
+    @property
+    def frozen(self) -> bool:
+        """Return whether this is the test log without any feedback of the test days."""
+        return self.name == _FROZEN
+
+
+#: (run, split) -> metrics; None if there is nothing to measure.
+Evaluator = Callable[[TrainedRun, Any], dict[str, Any] | None]
+
+
+def evaluate(run: TrainedRun, thorough: bool = False, with_baselines: bool = True) -> dict[str, Any]:
+    """Call the evaluators on the held-out logs; on KuaiRand popularity and boosting are compared too.
 
     Args:
-      thorough: whether to compare model quality with the simple predictors in the world too (which needs the training
-        log), estimate the ranker's off-policy value, evaluate the feedback model's uncertainty, and simulate sessions
-        with the model.
+      run: on this process's devices.
+      thorough: whether to call `THOROUGH_EVALUATORS` too, and compare model quality with the simple predictors in the
+        world too (which needs the training log).
       with_baselines: whether simple predictors and rankers (no trained agents) also score real logs.
 
     Returns:
@@ -121,83 +196,127 @@ def evaluate(
       "off_policy": {log: `off_policy.evaluate`}}. Among the other logs, `test_frozen` is the test log again, with every
       request scored without any feedback of the test days (`sessions.freeze_histories`).
     """
-    plan, signals = steps.plan_of(config, source.spec.signals), source.spec.signals
-    agents = registry.get(config.method).signals(plan.agents)
-    tests = source.test()
-    train: offline.Rows | None = None
-    baselines: dict[str, Any] = {}
+    evaluators = EVALUATORS | (THOROUGH_EVALUATORS if thorough else {})
+    found: dict[str, dict[str, Any]] = {name: {} for name in evaluators}
+    for split in _scored_splits(run, with_baselines and (thorough or run.source.sim is None)):
+        for name, evaluator in evaluators.items():
+            if (metrics := evaluator(run, split)) is not None:
+                found[name][split.name] = metrics
+    result: dict[str, Any] = {"signals": run.source.spec.signals.as_dict()}
+    for name, by_log in found.items():
+        if name in EVALUATORS and by_log:  # the test log's metrics have the name, those of other logs are apart
+            result[name] = by_log.pop("test")
+            name = f"{name}_other"
+        result |= {name: by_log} if by_log else {}
+    return result
+
+
+def _scored_splits(run: TrainedRun, with_baselines: bool) -> Iterator[ScoredSplit]:
+    """Yield the held-out logs, each scored when it is its turn."""
+    source, tests = run.source, run.source.test()
     simple: dict[str, Any] = {}
-    if (source.sim is None or thorough) and with_baselines:
+    rankers: dict[str, Any] = {}
+    if with_baselines:
         try:
-            simple, baselines = _simple(source, tests)
+            simple, rankers = _simple(source, tests)
         except extras.MissingExtra as missing:
             say(f"no simple predictors and rankers to compare with: {missing}")
-            with_baselines = False
+    train: offline.Rows | None = None
     if source.sim is None:
         train = offline.exposures(source.train())
-        tests["test_frozen"] = sessions.freeze_histories(tests["test"])
-        for scores in (baselines, simple):  # these use no feedback of the test days
-            scores |= {"test_frozen": scores["test"]} if with_baselines else {}
-    offlines, fidelities, certainties, distances, off_policies = {}, {}, {}, {}, {}
+        tests[_FROZEN] = sessions.freeze_histories(tests["test"])
+        for scores in (simple, rankers):  # these use no feedback of the test days
+            scores |= {_FROZEN: scores["test"]} if scores else {}
     for name, log in tests.items():
-        per_segment = 1 if name == "test_frozen" else config.train.segment
-        rows, found = score(source, plan, state, log, per_segment)
-        duration = np.asarray(source.items.duration)[rows.video]
-        before = _history_rows(log) if train is None else train
-        rankers = baselines.get(name)
-        if rankers is not None:  # on real logs, also compare with the run's own predictors and the logistic regression
-            mine = {"critics" if predictor == "agents" else "feedback_model": x for predictor, x in found.items()}
-            rankers = rankers | {"logistic": simple[name]["logistic"]} | mine
-        offlines[name] = offline.metrics(rows, signals, agents, before, duration, rankers)
-        if found or name in simple:
-            predicted = found | simple.get(name, {})
-            fidelities[name] = model_quality.metrics(signals, rows.user_id, rows.feedback, predicted)
-        if thorough and name != "test_frozen":
-            off_policies[name] = off_policy.evaluate(config, source, plan, state, log)
-        if thorough and plan.use_feedback_model and name != "test_frozen":
-            certainties[name] = _excess(rows.feedback, found["model"], source, plan, state, log, per_segment)
-            distances[name] = _session_distances(config, source, plan, state, log, mesh)
-    result: dict[str, Any] = {"offline": offlines.pop("test"), "signals": signals.as_dict()}
-    result |= {"excess_logloss": certainties, "simulated_sessions": distances} if distances else {}
-    result |= {"off_policy": off_policies} if off_policies else {}
-    result |= {"offline_other": offlines} if offlines else {}
-    result |= {"fidelity": fidelities.pop("test")} if fidelities else {}
-    return result | ({"fidelity_other": fidelities} if fidelities else {})
+        num_requests = 1 if name == _FROZEN else run.config.train.segment
+        rows, predicted = score(source, run.plan, run.state, log, num_requests)
+        yield ScoredSplit(
+            name,
+            functools.partial(tests.__getitem__, name),
+            rows=rows,
+            predicted=predicted,
+            before=_history_rows(log) if train is None else train,
+            num_requests=num_requests,
+            simple=simple.get(name, {}),
+            rankers=rankers.get(name),
+        )
 
 
-def _excess(feedback, found, source, plan, state, log, num_requests) -> dict[str, Any]:
+def _ranking(run: TrainedRun, split: ScoredSplit) -> dict[str, Any]:
+    """Return `offline.metrics`; on real logs also of simple rankers, logistic regression, and the run's predictors."""
+    rankers = split.rankers
+    if rankers is not None:
+        own = {"critics" if name == "agents" else "feedback_model": x for name, x in split.predicted.items()}
+        rankers = {**rankers, "logistic": split.simple["logistic"], **own}
+    agents = registry.get(run.config.method).signals(run.plan.agents)
+    duration = np.asarray(run.source.items.duration)[split.rows.video]
+    return offline.metrics(split.rows, run.source.spec.signals, agents, split.before, duration, rankers)
+
+
+def _model_quality(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None:
+    """Return `model_quality.metrics` of the run's predictors and the simple ones."""
+    predicted = split.predicted | dict(split.simple)
+    signals = run.source.spec.signals
+    return model_quality.metrics(signals, split.rows.user_id, split.rows.feedback, predicted) if predicted else None
+
+
+def _off_policy(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None:
+    """Return `off_policy.evaluate`."""
+    if split.frozen:
+        return None
+    return off_policy.evaluate(run.config, run.source, run.plan, run.state, split.log)
+
+
+def _excess(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None:
     """Return {binary signal: `model_quality.excess_logloss_by_decile` of the feedback model's exposures}."""
+    if split.frozen or not run.plan.use_feedback_model:
+        return None
 
     def one(batch):
-        return np.moveaxis(predictions.uncertainty(state, batch, predictions.shown(batch), source.items, plan), -1, -2)
+        shown = predictions.shown(batch)
+        return np.moveaxis(predictions.uncertainty(run.state, batch, shown, run.source.items, run.plan), -1, -2)
 
-    u = offline.score_log(one, log, num_requests=num_requests).scores
+    u = offline.score_log(one, split.log, num_requests=split.num_requests).scores
+    found, feedback, signals = split.predicted["model"], split.rows.feedback, run.source.spec.signals
     return {
         signal: model_quality.excess_logloss_by_decile(u[:, i], found[signal], feedback[:, i])
-        for i, signal in zip(source.spec.signals.binary, source.spec.signals.binary_names, strict=True)
+        for i, signal in zip(signals.binary, signals.binary_names, strict=True)
     }
 
 
-def _session_distances(config: configs.Run, source, plan, state, log: SessionLog, mesh) -> dict[str, Any]:
+def _simulated_sessions(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None:
     """Compare sessions simulated by the feedback model on the log's slates with the log's: length and main signal.
 
     Past the end of a logged session the model draws other logged requests (`envs.learned`).
     """
-    model = feedback_simulator(source, plan, state, log)
+    if split.frozen or not run.plan.use_feedback_model:
+        return None
+    log = split.log
+    model = feedback_simulator(run.source, run.plan, run.state, log)
     policy = base.privileged_policy(learned.logged_slates, 0.0)
-    key = jax.random.fold_in(types.make_key(config.seed), 14)
+    key = jax.random.fold_in(types.make_key(run.config.seed), 14)
     served = simulate.rollout_user_metrics(
-        model, policy, key, mesh, first_user=0, num_users=log.num_sessions, day=0, k=source.spec.slate
+        model, policy, key, run.mesh, first_user=0, num_users=log.num_sessions, day=0, k=run.source.spec.slate
     )
     log = sessions.select_sessions(log, np.arange(int(model.params.pool.num_sessions)))  # its starts
     session, request, slot = sessions.exposure_index(log)
-    main = source.spec.signals.main
-    total = np.bincount(session, log.feedback[request, slot, source.spec.signals.index(main)], log.num_sessions)
+    main = run.source.spec.signals.main
+    total = np.bincount(session, log.feedback[request, slot, run.source.spec.signals.index(main)], log.num_sessions)
     result = {}
     for name, actual in (("requests", np.diff(log.offsets)), (main, total)):
         ks = model_quality.ks_distance(served[name], actual)
         result[name] = {"ks": ks, "simulated": float(served[name].mean()), "actual": float(actual.mean())}
     return result
+
+
+#: Evaluators of a held-out log, by their keys in results.json.
+EVALUATORS: dict[str, Evaluator] = {"offline": _ranking, "fidelity": _model_quality}
+#: More of them in `mmrf evaluate`.
+THOROUGH_EVALUATORS: dict[str, Evaluator] = {
+    "off_policy": _off_policy,
+    "excess_logloss": _excess,
+    "simulated_sessions": _simulated_sessions,
+}
 
 
 def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -247,31 +366,24 @@ def feedback_simulator(
     return learned.make(steps.model_of(state), source.items, plan.feedback, log, longest, **options)
 
 
-def model_exploitation_gap(
-    config: configs.Run,
-    source: sources.Source,
-    plan: steps.TrainConfig,
-    state: steps.TrainState,
-    log: SessionLog,
-    mesh,
-    arms_beside: Mapping[str, base.Policy],
-) -> dict[str, float]:
+def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:
     """Compute the newest policy's return in the feedback model and in the source's simulator: main signal per session.
 
     Args:
-      arms_beside: the other arms of the run's A/B test; sharing its compiled program avoids a new compilation.
+      run: its `arms` are those of its A/B test; sharing that test's compiled program avoids a new compilation.
+      split: the log whose session starts the feedback model simulates.
 
     Returns:
       {"model", "world", "gap"}; "gap" is model − world, the model exploitation gap: how far the policy profits from
       errors of the model.
     """
-    assert source.sim is not None
-    policy = registry.get(plan.method).make_policy(state.agents, source.items, plan.agents)
+    config, source, mesh = run.config, run.source, run.mesh
+    policy = registry.get(run.plan.method).make_policy(run.state.agents, source.items, run.plan.agents)
     pool = min(_GAP_POOL, _GAP_POOL_A_SESSION * config.collect.sessions)  # the same size for the log of every round
-    model = feedback_simulator(source, plan, state, log, pool_requests=pool)
+    model = feedback_simulator(source, run.plan, run.state, split.log, pool_requests=pool)
     number = config.alternation.gap_sessions
     key = jax.random.fold_in(types.make_key(config.seed), 13)
-    chosen = base.choices({**arms_beside, config.method: policy})[config.method]
+    chosen = base.choices({**run.arms, config.method: policy})[config.method]
     world, capacity = _simulator(config, source)[0], simulate.block_users(config.ab_test.sessions, mesh)
     serving: dict[str, tuple[base.Simulator, Any, int]] = {
         "model": (model, policy, number),
@@ -318,51 +430,3 @@ def score(
         for name, x in zip(plan.predictors, expected, strict=False)
     }
     return dataclasses.replace(rows, scores=rows.scores[:, :num_agents]), found
-
-
-def print_results(result: dict[str, Any]) -> None:
-    """Print the result tables to stdout."""
-    if "ab_test" in result or "aa" in result:
-        print(summary.describe(result))
-    if "offline" in result:
-        print(offline.format_table(result["offline"]))
-    for name, entries in result.get("offline_other", {}).items():
-        print(f"\n{name}:")
-        print(offline.format_table(entries))
-    fidelities = {"test": result["fidelity"]} if "fidelity" in result else {}
-    for name, entries in (fidelities | result.get("fidelity_other", {})).items():
-        print(f"\nfidelity, {name}:")
-        print(model_quality.format_table(entries))
-    for name, entries in result.get("off_policy", {}).items():
-        print(f"\noff-policy estimates of the stochastic ranker, {name}, {entries['propensities']} propensities:")
-        print(estimators.format_table(entries["units"]))
-        if "behaviour" in entries:
-            print(f"\npropensities of the behaviour model, {name}:")
-            print(behavior_policy.format_table(entries["behaviour"]))
-    for name, entries in result.get("simulated_sessions", {}).items():
-        print(f"\nsessions of the feedback model and of the log, {name}:")
-        print(_table({"model": entries}, ("ks", "simulated", "actual")))
-    for name, entries in result.get("excess_logloss", {}).items():
-        print(f"\nlog-loss beyond what was expected, by decile of uncertainty, {name}:")
-        for signal, deciles in entries.items():
-            print(f"{signal:<14}" + " ".join(f"{decile['excess']:+.4f}" for decile in deciles))
-    if "selection_bias" in result:
-        print("\nmean |predicted − true| on impressions and on non-impressions, and their ratio:")
-        print(_table(result["selection_bias"], ("impressions", "non_impressions", "ratio")))
-    if "uncertainty" in result:
-        print("\nrank correlation of uncertainty with |predicted − true|:")
-        print(_table({"model": result["uncertainty"]}, ("spearman", "within_deciles", "spearman_of_prediction")))
-    if "sample_auc" in result:
-        print(f"\nAUC of sampled non-impressions against the pool: {result['sample_auc']:.4f}")
-
-
-def _table(entries: dict[str, dict[str, dict[str, Any]]], columns: tuple[str, ...]) -> str:
-    lines = ["| signal | predictor | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
-
-    def number(x):
-        return "–" if x is None else f"{x:.4g}"
-
-    for predictor, signals in entries.items():
-        for signal, entry in signals.items():
-            lines.append(f"| {signal} | {predictor} | " + " | ".join(number(entry[c]) for c in columns) + " |")
-    return "\n".join(lines)

@@ -23,7 +23,7 @@ from mmrf_jax.metrics import offline
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.parallel import programs
 from mmrf_jax.signals import Signals
-from mmrf_jax.training import configs, evaluate, predictions, provenance, run_folder, sources, steps
+from mmrf_jax.training import batches, configs, evaluate, predictions, provenance, run_folder, sources, steps
 
 _BATCH, _BATCHES = 64, 16  # held-out segments per batch, and the maximum number of batches
 _TOGETHER = ("attention", "actors", "encoder")  # matrices of how the agents depend on each other
@@ -57,15 +57,14 @@ def explain(
     return together | {"sessions": look(config, plan, source, state, log)}
 
 
-def conflicts(
-    config, source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog
-) -> dict[str, float]:
+def conflicts(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, float]:
     """Compute each auxiliary agent's gradient cosine with the main agent, and the attention that the latter gives it.
 
     Returns:
       {"actors | encoder | attention/signal": of each auxiliary agent}, without those that a method does not have.
     """
-    found = _together(config, plan, source, state, log, config.alternation.conflict_batches)
+    plan = run.plan
+    found = _together(run.config, plan, run.source, run.state, split.log, run.config.alternation.conflict_batches)
     return {
         f"{name}/{signal}": found[name]["matrix"][-1][i]
         for name in ("actors", "encoder", "attention")
@@ -75,14 +74,15 @@ def conflicts(
 
 
 def _together(
-    config, plan: steps.TrainConfig, source, state: steps.TrainState, log: SessionLog, batches: int
+    config, plan: steps.TrainConfig, source, state: steps.TrainState, log: SessionLog, most: int
 ) -> dict[str, Any]:
     """Compute inter-agent attention and gradient cosines over requests of a log."""
     if reason := _alone(plan):
         return {name: {"missing": reason} for name in _TOGETHER}
     talks = plan.agents.communication == "attention" and plan.agents.ablation != "no_collaboration"
     weights, acted, encoded, requests = [], [], [], 0
-    for batch in _blocks(log, config.train.segment, batches):
+    index = sessions.segment_index(log, config.train.segment)
+    for batch in batches.spread(log, index, config.train.segment, _BATCH, most):
         requests += int(batch.mask[:, :-1].sum())
         encoded.append(np.asarray(diagnostics.encoder_gradients(state.agents, batch, source.items, plan.agents)))
         if talks:
@@ -108,15 +108,6 @@ def _alone(plan: steps.TrainConfig) -> str:
     if plan.agents.num_agents == 1:
         return "This run has a single agent, so there is none to compare it with."
     return ""
-
-
-def _blocks(log: SessionLog, num_requests: int, number: int):
-    """Yield `number` batches of segments spread over a log; a short batch is padded by repetition."""
-    index = sessions.segment_index(log, num_requests)
-    index = index[:: max(len(index) // (number * _BATCH), 1)]
-    blocks = [index[i : i + _BATCH] for i in range(0, len(index) - _BATCH + 1, _BATCH)]
-    for rows in (blocks or [np.resize(index, (_BATCH, 2))])[:number]:
-        yield sessions.gather_segments(log, rows, num_requests)
 
 
 def agreement(gradients: np.ndarray) -> dict[str, Any]:

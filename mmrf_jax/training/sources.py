@@ -21,7 +21,7 @@ from mmrf_jax.envs import base, collect
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
-from mmrf_jax.parallel import multihost
+from mmrf_jax.parallel import multihost, sharding
 from mmrf_jax.signals import Signals
 from mmrf_jax.training import configs, own_logs
 
@@ -75,6 +75,10 @@ class Source:
     names: dict[str, Any] | None = None
     blocks: Callable[[], stream.Blocks | None] = lambda: None
     choose: Callable[[base.Policy], base.Policy | base.PolicyChoice] = lambda policy: policy
+
+    def local(self) -> Source:
+        """Return the source with its items on this process's devices only."""
+        return dataclasses.replace(self, items=sharding.local(self.items))
 
 
 def world_spec(sim: base.Simulator, config: parameters.WorldConfig) -> InputSpec:

@@ -1,27 +1,28 @@
-"""The host loop: collect or load logs, train, evaluate, write results. Only this module drives the devices."""
+"""The training loop: `train` reads from the set-up of a run to its report, its chapters follow in the same order.
+
+Only this module drives the devices. docs/training-loop.md describes it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmrf_jax import plugins, types
 from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
-from mmrf_jax.data import sessions, stream
+from mmrf_jax.data import sessions
 from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import base
 from mmrf_jax.io import files, metric_writer, profile, trackers
-from mmrf_jax.io.progress import check, counted, interruptible, observed, phase, say
+from mmrf_jax.io.progress import check, interruptible, observed, phase, say
 from mmrf_jax.models.feedback_model import fitting
 from mmrf_jax.parallel import multihost, preemption, programs, sharding
 from mmrf_jax.training import (
@@ -29,6 +30,7 @@ from mmrf_jax.training import (
     compilation,
     configs,
     evaluate,
+    hooks,
     inputs,
     own_logs,
     provenance,
@@ -37,12 +39,10 @@ from mmrf_jax.training import (
     run_report,
     sources,
     steps,
-    times,
     warm_start,
 )
 
-_KEEP = 3
-_LARGE = 2**22  # array entries; larger arrays are checked on the device
+_KEEP = 3  # checkpoints
 _MEASURED = 16  # batches of held-out sessions on which the feedback model is measured
 
 
@@ -54,7 +54,96 @@ def train(config: configs.Run, workdir: Path, brief: bool = False, log: FrameLog
         the run is compared with, as in a study.
       log: the log of a run on `logs`; None to read the one that the config names.
     """
-    # Validate the config before writing anything.
+    # ------------------------------------------------------------------------------------------------------- Set-up
+    config, log, mesh = _checked(config, workdir, log)
+    with contextlib.ExitStack() as stack:
+        finished = multihost.on_primary(lambda: _begun(stack, workdir, config, brief, log))
+        if finished is not None:
+            say(f"{workdir} is finished; nothing to do")
+            return finished
+        compiled = stack.enter_context(contextlib.closing(programs.Ahead()))
+        watch = stack.enter_context(preemption.watching())
+        stack.enter_context(interruptible(watch.check))
+        spent = stack.enter_context(hooks.Times(compiled))
+        stack.enter_context(observed(spent.begin))
+
+        # ----------------------------------------------------------------------------------------------------- Data
+        phase("prepare")
+        with preemption.at_once():
+            source = restore.source_of(config, mesh, collects=config.alternation.closed_loop, workdir=workdir)
+        plan = steps.plan_of(config, source.spec.signals)
+        arms = {} if source.sim is None else _arms(config, source)
+        job = _Job(config, plan, workdir, mesh, source, arms, compiled)
+        if source.report:
+            say(f"input: {json.dumps(source.report, default=str)}")
+        if sharding.is_primary():
+            inputs.write(workdir, inputs.of_source(source.local()))
+
+        # ------------------------------------------------------------------------------- State, restore and rounds
+        with manager.Checkpoints(
+            workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
+        ) as checkpoints:
+            state, step, learned = _restored(job, checkpoints)
+            if learned is None:
+                state, learned = _learn(job, state, step, checkpoints)
+        assert state is not None  # restored or trained
+
+        # ----------------------------------------------------------------------------------------------- Evaluation
+        result = multihost.on_primary(lambda: _read_if_exists(workdir / "results.json"))  # if stopped at the report
+        with preemption.at_once():
+            if result is None:
+                result = {"train": learned} | _evaluate(job, state, brief)
+                phase("results")
+                if sharding.is_primary():
+                    _write_results(job, result, spent.seconds)
+
+            # ------------------------------------------------------------------------------------------------ Report
+            if not brief:
+                source, state = source.local(), sharding.local(state)
+                source.test()  # a collective operation if the test log has not been collected yet
+                preemption.part()
+                if sharding.is_primary():
+                    _report(config, source, state, workdir)
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What stays the same while a run is trained.
+
+    Attributes:
+      source: its items are replicated on the devices of `mesh`.
+      arms: the policies of the A/B test in addition to the run's own.
+      compiled: compiles the run's programs ahead of their first calls.
+    """
+
+    config: configs.Run
+    plan: steps.TrainConfig
+    workdir: Path
+    mesh: Any
+    source: sources.Source
+    arms: dict[str, base.Policy]
+    compiled: programs.Ahead
+
+    def begin(self, name: str, program: str | None = None) -> None:
+        """Announce a phase, and wait until its program is compiled (by default the one of the same name)."""
+        phase(name)
+        self.compiled.wait(program or name, check, say)
+
+    def trained(self, state: steps.TrainState) -> evaluate.TrainedRun:
+        """Return the run as evaluators see it."""
+        return evaluate.TrainedRun(self.config, self.plan, self.source, state, self.mesh, self.arms, self.begin)
+
+
+# --------------------------------------------------------------------------------------------------------------- Set-up
+
+
+def _checked(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[configs.Run, FrameLog | None, Any]:
+    """Return the config as it is to be stored, the log of a run on `logs`, and the mesh; nothing is written before.
+
+    Raises:
+      ValueError: for an invalid config.
+    """
     configs.validate(configs.as_dict(config))
     config, log = own_logs.prepare(config, workdir, log)
     registry.configured(config.method, config.agents, config.plugins)
@@ -67,19 +156,36 @@ def train(config: configs.Run, workdir: Path, brief: bool = False, log: FrameLog
         _check_arms(config, sources.world_policies())
     config = _with_plugins(config)
     multihost.on_primary(lambda: warm_start.check(config, workdir))
-    with contextlib.ExitStack() as stack:  # the first process holds the folder's lock
-        finished = multihost.on_primary(lambda: _begun(stack, workdir, config, brief, log))
-        if finished is not None:
-            say(f"{workdir} is finished; nothing to do")
-            return finished
-        with (
-            contextlib.closing(programs.Ahead()) as compiled,
-            preemption.watching() as watch,
-            interruptible(watch.check),
-            times.Times(compiled) as spent,
-            observed(spent.begin),
-        ):
-            return _run(config, workdir, mesh, brief, compiled, spent)
+    return config, log, mesh
+
+
+def _check_arms(config: configs.Run, policies: Collection[str]) -> list[str]:
+    """Return the config's arms, except the run's own ranker, which is added later; refuse unknown ones."""
+    names = [name for name in config.ab_test.arms if name != config.method]
+    registered = [name for name in names if name not in policies and plugins.POLICIES.find(name, config.plugins)]
+    check_arms(names, [*policies, *registered], "config.ab_test.arms")
+    return names
+
+
+def _arms(config: configs.Run, source: sources.Source) -> dict[str, base.Policy]:
+    return {name: restore.untrained_arm(name, source) for name in _check_arms(config, source.policies)}
+
+
+def _with_plugins(config: configs.Run) -> configs.Run:
+    """Return the config with the modules that register its method and arms, so that commands find them again."""
+    found = {registry.module_of(config.method), *map(plugins.POLICIES.module_of, config.ab_test.arms)}
+    return dataclasses.replace(config, plugins=tuple(sorted({*config.plugins, *filter(None, found)})))
+
+
+def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> None:
+    """Refuse names in a config field that are not policies.
+
+    Raises:
+      ValueError: for the first such name.
+    """
+    for name in names:
+        if name not in policies:
+            raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
 
 
 def _begun(
@@ -108,50 +214,278 @@ def _read_if_exists(path: Path) -> dict[str, Any] | None:
     return run_folder.read_json(path) if path.exists() else None
 
 
-def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> None:
-    """Refuse names in a config field that are not policies.
+# ----------------------------------------------------------------------------------------------------------------- Data
 
-    Raises:
-      ValueError: for the first such name.
+
+def _log_of_round(
+    job: _Job, state: steps.TrainState | None, number: int, before: batches.Batches | None
+) -> batches.Batches:
+    """Return the log of a round: that of the round before, the first policy's, or one that the agents collect.
+
+    Args:
+      state: at the beginning of the round; None in a new run.
+      before: log of the round before; None in the first round of this process.
     """
-    for name in names:
-        if name not in policies:
-            raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
-
-
-def _run(config, workdir: Path, mesh, brief: bool, compiled: programs.Ahead, spent: times.Times) -> dict[str, Any]:
-    """Run everything from a claimed folder to its results. Each process computes the same process-local evaluations."""
-    phase("prepare")
+    if number == 0 or not job.plan.closed_loop:
+        if before is not None:
+            return before
+        if job.source.sim is not None:
+            given = isinstance(job.config.data, configs.OwnLogs) or job.config.data.dir
+            phase("read" if given else "collect")
+        with preemption.at_once():
+            if (blocks := job.source.blocks()) is not None:
+                num_signals = len(job.plan.agents.all_signals)
+                return batches.Streamed(job.config, blocks, job.mesh, job.plan.agents.discount, num_signals)
+            return batches.Held(job.config, job.source.train(), job.mesh)
+    phase("collect")
+    assert state is not None and job.source.collect is not None
     with preemption.at_once():
-        source = restore.source_of(config, mesh, collects=config.alternation.closed_loop, workdir=workdir)
-    plan = steps.plan_of(config, source.spec.signals)
-    if source.report:
-        say(f"input: {json.dumps(source.report, default=str)}")
+        return batches.Held(job.config, job.source.collect(_server(job, state), number), job.mesh)
+
+
+def _server(job: _Job, state: steps.TrainState) -> base.Policy:
+    """Return the policy that collects a round's log, local to this process: the agents as of the round's start, or the
+    source's first policy.
+    """
+    method = registry.get(job.plan.method)
+    if not method.collects:
+        return next(iter(job.source.policies.values()))
+    server = steps.behavior_state(sharding.local(state))
+    return method.make_policy(server, job.source.local().items, job.plan.agents, job.config.alternation.temperature)
+
+
+# ---------------------------------------------------------------------------------------------------- State and restore
+
+
+def _restored(
+    job: _Job, checkpoints: manager.Checkpoints
+) -> tuple[steps.TrainState | None, int, dict[str, Any] | None]:
+    """Return the state to begin with, its step, and what learned.json says if training is complete.
+
+    A run goes on from the first of these that it has:
+
+    1. results.json and report.html: nothing is left to do (`_begun`); without the report, only that is written.
+    2. learned.json: the newest checkpoint is the end of training, only the evaluation is left.
+    3. A checkpoint: the newest intact one. Its `round` and `done` say where: `_round` skips the fits and updates done,
+       `MetricsWriter` cuts metrics.jsonl back to its step, and the log of its round is collected again.
+    4. Nothing: no state, step 0. The state is initialised when the first log is there (`_initial`).
+    """
+    if checkpoints.latest_step() is None:
+        return None, 0, None
+    state, step = checkpoints.restore(restore.state_shapes(job.config, job.source, job.mesh))
+    say(f"resumed at step {step}, round {min(int(state.round) + 1, job.plan.rounds)}")
+    learned = multihost.on_primary(lambda: _read_if_exists(job.workdir / "learned.json"))
+    return state, step, learned if learned is not None and learned["steps"] == step else None
+
+
+def _initial(job: _Job, program: programs.Program, data: batches.Batches) -> steps.TrainState:
+    """Return a new state, scaled by the statistics of the first log."""
+    job.compiled.wait("initial state", check, say)
+    known = data.known(job.plan.agents.discount)
+    state = program(*compilation.initial_args(job.config, job.plan, job.source, known))
+    if job.config.init_from:
+        state = warm_start.begin(job.config, inputs.of_source(job.source.local()), state, job.mesh)
+    return state
+
+
+# --------------------------------------------------------------------------------------------------------------- Rounds
+
+
+def _learn(
+    job: _Job, state: steps.TrainState | None, step: int, checkpoints: manager.Checkpoints
+) -> tuple[steps.TrainState, dict[str, Any]]:
+    """Train the rounds that are left, from a state or a new one; return the last state and learned.json."""
+    config, plan = job.config, job.plan
+    shapes = restore.state_shapes(config, job.source, job.mesh)
+    initial = compilation.initial(shapes)
+    compilation.begin(
+        job.compiled, config, plan, job.source, shapes, initial if state is None else None, job.arms, job.mesh
+    )
+    writes = job.workdir if sharding.is_primary() else None
+    writer = _writer(config, writes, step if step else None)
+    trace = profile.Profile(config.profile_steps, writes and writes / "profile")
+    data: batches.Batches | None = None
+    with writer, hooks.Hooks(config, writer, checkpoints, trace, step) as run_hooks:
+        for number in range(0 if state is None else int(state.round), plan.rounds):
+            data = _log_of_round(job, state, number, data)
+            if state is None:
+                state = _initial(job, initial, data)
+            logged = sharding.put_replicated(np.array([data.sessions, data.requests], np.int32), job.mesh)
+            state = dataclasses.replace(state, logged=logged)
+            run_hooks.hold(state)
+            state = _round(job, state, data, run_hooks)
+            state = steps.next_round(state)
+            run_hooks.hold(state)
+            run_hooks.save(force=True, again=True)
+    checkpoints.wait()
+    assert state is not None
+    return state, multihost.on_primary(lambda: _write_learned(job, state, run_hooks.step))
+
+
+def _round(job: _Job, state: steps.TrainState, data: batches.Batches, run_hooks: hooks.Hooks) -> steps.TrainState:
+    """Train the rest of a round: fit the feedback model, measure it, update the agents, evaluate both."""
+    config, number, done = job.config, int(state.round), int(state.done)
+    fit = None  # the steps of a round that are done are first its fits, then its updates
+    if job.plan.use_feedback_model:
+        fit = batches.PhaseIterator(data, "feedback", number, config.feedback.epochs, done)
+    updates = done if fit is None else max(done - fit.total, 0)
+    update = batches.PhaseIterator(data, "train", number, config.train.epochs, updates)
+    if fit is not None:
+        state = _fit(job, state, fit, run_hooks)
+        if done <= fit.total:
+            job.compiled.wait("measure", check, say)
+            state = _measure(job, state, data)
+            run_hooks.hold(state)
+    state = _update(job, state, update, run_hooks)
+    round_log = evaluate.Split("round", lambda: data.log)
+    rows = {name: evaluator(job.trained(state), round_log) for name, evaluator in _EVALUATORS.items()}
+    for name, metrics in rows.items():  # written last, after everything that can be interrupted
+        if metrics is not None:
+            run_hooks.write(name, metrics)
+    return state
+
+
+def _fit(
+    job: _Job, state: steps.TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks
+) -> steps.TrainState:
+    """Fit the feedback model to the round's log."""
+    _begin_phase(job, "fit", iterator, run_hooks)
+    with iterator:
+        for batch in iterator:
+            run_hooks.before_step()
+            batch = sharding.put_batch(batch, job.mesh)
+            state, metrics = steps.fit_step(state, batch, job.source.items, job.plan, _lr_scale(job, iterator))
+            run_hooks.after_step(state, metrics)
+    return state
+
+
+def _update(
+    job: _Job, state: steps.TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks
+) -> steps.TrainState:
+    """Update the agents on the round's log, and on slates that the feedback model labels."""
+    encodings = steps.precompute_item_embeddings(state, job.source.items, job.plan)
+    encodings = None if encodings is None else sharding.put_replicated(encodings, job.mesh)
+    _begin_phase(job, "train", iterator, run_hooks)
+    with iterator:
+        for batch in iterator:
+            run_hooks.before_step()
+            batch = sharding.put_batch(batch, job.mesh)
+            state, metrics = steps.update_step(
+                state, batch, job.source.items, job.plan, _lr_scale(job, iterator), encodings
+            )
+            # The last state is saved at the end of the round.
+            run_hooks.after_step(state, metrics, save=iterator.position < iterator.total)
+    return state
+
+
+def _begin_phase(job: _Job, name: str, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks) -> None:
+    if iterator.position < iterator.total:
+        job.begin(name)
+    run_hooks.begin(name, f"{name} {iterator.number + 1}/{job.plan.rounds}", iterator)
+
+
+def _lr_scale(job: _Job, iterator: batches.PhaseIterator) -> np.float32:
+    """Return the learning-rate factor of the newest step; it decays over the whole run."""
+    return np.float32(steps.rate((iterator.number + iterator.progress) / job.plan.rounds))
+
+
+def _measure(job: _Job, state: steps.TrainState, data: batches.Batches) -> steps.TrainState:
+    """Scale the feedback model's uncertainty on held-out sessions, or on validation days, which also calibrate it.
+
+    Each process measures alone.
+    """
+    config, plan, source = job.config, job.plan, job.source
+    valid = source.valid is not None
+    if source.valid is not None:
+        log = source.valid()
+        held = sessions.segment_index(log, config.train.segment)
+    else:
+        log, held = data.held_out()
+    model, blocks = sharding.local(steps.model_of(state)), _held_out_batches(job, log, held)
+    found = fitting.measure(model, blocks, sharding.local(source.items), plan.feedback, calibrate=valid)
+    return dataclasses.replace(state, feedback=sharding.put_replicated(found, job.mesh))
+
+
+def _held_out_batches(job: _Job, log: SessionLog, index: np.ndarray) -> Iterator[types.SessionBatch]:
+    """Yield at most `_MEASURED` batches per exposure type, spread over rows of a `segment_index`."""
+    random = np.zeros(len(index), bool)
+    if job.plan.feedback.exposures == 2:
+        random = types.exposed_at_random(log.context[log.offsets[index[:, 0]]])
+    for part in (index[~random], index[random]):
+        for batch in batches.spread(log, part, job.config.train.segment, job.config.feedback.batch, _MEASURED):
+            yield sharding.put_batch(batch, sharding.local_mesh())
+
+
+def _write_learned(job: _Job, state: steps.TrainState, step: int) -> dict[str, Any]:
+    """Write learned.json of a run that has finished training, and return its contents."""
+    rows = [json.loads(line) for line in (job.workdir / "metrics.jsonl").read_text().splitlines()]
+
+    def plain(row):
+        return {name: value for name, value in row.items() if name != "seconds"}
+
+    logged = np.asarray(state.logged).tolist()
+    learned = {
+        "steps": step,
+        "updates": int(state.agents.step),
+        "rounds": job.plan.rounds,
+        "sessions_of_last_round": logged[0],
+        "requests_of_last_round": logged[1],
+        **{name: [plain(row) for row in rows if row["phase"] == name] for name in _EVALUATORS},
+        "final": plain(next(row for row in reversed(rows) if row["phase"] == "train")),
+    }
+    files.write_json(job.workdir / "learned.json", learned)
+    return learned
+
+
+# ----------------------------------------------------------------------------------------------------------- Evaluation
+
+
+def _exploitation_gap(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
+    if not (run.plan.use_feedback_model and run.config.alternation.gap_sessions and run.source.sim is not None):
+        return None
+    run.begin("model_exploitation_gap", "A/B test")
+    return evaluate.model_exploitation_gap(run.local(), split)
+
+
+def _conflict(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
+    if not run.config.alternation.conflict_batches:
+        return None
+    run.begin("conflict")
+    return run_report.conflicts(run.local(), split)
+
+
+#: Evaluators of a round, (run, its log) -> a row of metrics.jsonl under this name; None if there is nothing to measure.
+#: Those of held-out logs, at the end, are `evaluate.EVALUATORS`.
+_EVALUATORS: dict[str, evaluate.Evaluator] = {
+    "model_exploitation_gap": _exploitation_gap,
+    "conflict": _conflict,
+}
+
+
+def _evaluate(job: _Job, state: steps.TrainState, brief: bool) -> dict[str, Any]:
+    """Compare the trained ranker with the other arms, then evaluate it on the held-out logs."""
+    result: dict[str, Any] = {}
+    run = job.trained(state)
+    if run.source.sim is not None:
+        run.begin("ab_test", "A/B test")
+        result |= _ab_test(run, job.workdir)
+    run.begin("offline")
+    return result | evaluate.evaluate(run.local(), with_baselines=not brief)
+
+
+def _ab_test(run: evaluate.TrainedRun, workdir: Path) -> dict[str, Any]:
+    """Compare a run with the other arms; the per-user sums of its arm go to the run folder."""
+    own = registry.get(run.plan.method).make_policy(run.state.agents, run.source.items, run.plan.agents)
+    arms, blocks = {**run.arms, run.plan.method: own}, []
+    result = evaluate.compare(
+        run.config, run.source, arms, run.mesh, observe=lambda sums: blocks.append(sums[run.plan.method])
+    )
     if sharding.is_primary():
-        inputs.write(workdir, inputs.of_source(_alone(source)))
-    policies = {} if source.sim is None else _arms(config, source)
-    with manager.Checkpoints(
-        workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
-    ) as checkpoints:
-        state, metrics = _learn(config, source, plan, workdir, checkpoints, mesh, compiled, policies)
-    result = multihost.on_primary(lambda: _read_if_exists(workdir / "results.json"))  # if stopped at the report before
-    with preemption.at_once():
-        if result is None:
-            result = {"train": metrics}
-            if source.sim is not None:
-                result |= _ab_test(config, source, plan, policies, state, mesh, workdir, compiled)
-            result |= _offline(config, source, state, brief, compiled)
-            phase("results")
-            if sharding.is_primary():
-                files.write_json(workdir / "results.json", result)
-                _write_end(config, workdir, metrics["steps"], spent.seconds(), result)
-        if not brief:
-            source, state = _alone(source), sharding.local(state)
-            source.test()  # a collective operation if the test log has not been collected yet
-            preemption.part()
-            if sharding.is_primary():
-                _report(config, source, state, workdir)
+        run_folder.write_users(workdir, blocks)
     return result
+
+
+# --------------------------------------------------------------------------------------------------------------- Report
 
 
 def _writer(config: configs.Run, workdir: Path | None, start_step: int | None) -> metric_writer.MetricsWriter:
@@ -160,57 +494,14 @@ def _writer(config: configs.Run, workdir: Path | None, start_step: int | None) -
     )
 
 
-def _write_end(
-    config: configs.Run, workdir: Path, step: int, seconds: dict[str, float], result: Mapping[str, Any]
-) -> None:
-    """Log this process's times, as a line and as a row of metrics.jsonl, and the results, to the trackers."""
-    say(times.describe(seconds))
-    with _writer(config, workdir, step) as writer:
-        writer.write(step, "time", {f"seconds_{kind}": round(value, 3) for kind, value in seconds.items()})
-        writer.summarise(run_report.headline(config, result))
-
-
-def _ab_test(
-    config: configs.Run,
-    source: sources.Source,
-    plan: steps.TrainConfig,
-    policies: dict[str, base.Policy],
-    state: steps.TrainState,
-    mesh,
-    workdir: Path,
-    compiled: programs.Ahead,
-) -> dict[str, Any]:
-    """Compare a trained state with the other arms; the per-user sums of its arm go to the run folder."""
-    phase("ab_test")
-    compiled.wait("A/B test", check, say)
-    own = registry.get(plan.method).make_policy(state.agents, source.items, plan.agents)
-    blocks: list[Mapping[str, np.ndarray]] = []
-    result = evaluate.compare(
-        config,
-        source,
-        policies | {config.method: own},
-        mesh,
-        observe=lambda sums: blocks.append(sums[config.method]),
-    )
-    if sharding.is_primary():
-        run_folder.write_users(workdir, blocks)
-    return result
-
-
-def _offline(
-    config: configs.Run, source: sources.Source, state: steps.TrainState, brief: bool, compiled: programs.Ahead
-) -> dict[str, Any]:
-    """Evaluate a trained state on the held-out logs."""
-    phase("offline")
-    compiled.wait("offline", check, say)
-    return evaluate.evaluate(
-        config, _alone(source), sharding.local(state), sharding.local_mesh(), with_baselines=not brief
-    )
-
-
-def _alone(source: sources.Source) -> sources.Source:
-    """Return the source with its items on this process's devices only."""
-    return dataclasses.replace(source, items=sharding.local(source.items))
+def _write_results(job: _Job, result: dict[str, Any], seconds: Callable[[], dict[str, float]]) -> None:
+    """Write results.json, then this process's times, as a line and as a row of metrics.jsonl; both go to trackers."""
+    files.write_json(job.workdir / "results.json", result)
+    spent, step = seconds(), result["train"]["steps"]
+    say(hooks.describe(spent))
+    with _writer(job.config, job.workdir, step) as writer:
+        writer.write(step, "time", {f"seconds_{kind}": round(value, 3) for kind, value in spent.items()})
+        writer.summarise(run_report.headline(job.config, result))
 
 
 def _report(config: configs.Run, source: sources.Source, state: steps.TrainState, workdir: Path) -> None:
@@ -224,305 +515,3 @@ def _report(config: configs.Run, source: sources.Source, state: steps.TrainState
     except Exception as error:
         fix = f"mmrf report --workdir={workdir} tries again"
         say(f"no report: {type(error).__name__}: {error}; {fix}")
-
-
-def _check_arms(config: configs.Run, policies: Collection[str]) -> list[str]:
-    """Return the config's arms, except the run's own ranker, which is added later; refuse unknown ones."""
-    names = [name for name in config.ab_test.arms if name != config.method]
-    registered = [name for name in names if name not in policies and plugins.POLICIES.find(name, config.plugins)]
-    check_arms(names, [*policies, *registered], "config.ab_test.arms")
-    return names
-
-
-def _arms(config: configs.Run, source: sources.Source) -> dict[str, base.Policy]:
-    return {name: restore.untrained_arm(name, source) for name in _check_arms(config, source.policies)}
-
-
-def _with_plugins(config: configs.Run) -> configs.Run:
-    """Return the config with the modules that register its method and arms, so that commands find them again."""
-    found = {registry.module_of(config.method), *map(plugins.POLICIES.module_of, config.ab_test.arms)}
-    return dataclasses.replace(config, plugins=tuple(sorted({*config.plugins, *filter(None, found)})))
-
-
-@jax.jit
-def _all_finite(x: jax.Array) -> jax.Array:
-    return jnp.isfinite(x).all()
-
-
-def _finite(tree) -> bool:
-    """Return whether every floating-point number of a state is finite; all processes agree."""
-    for x in jax.tree.leaves(tree):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            continue
-        # Checking small arrays on the host avoids compiling a program for each; large ones may be sharded.
-        small = x.size <= _LARGE and x.is_fully_replicated
-        if not (np.isfinite(np.asarray(x)).all() if small else _all_finite(x)):
-            return False
-    return True
-
-
-def _learn(
-    config: configs.Run,
-    source,
-    plan: steps.TrainConfig,
-    workdir: Path,
-    checkpoints: manager.Checkpoints,
-    mesh,
-    compiled: programs.Ahead,
-    policies: dict[str, base.Policy],
-):
-    """Train all rounds of a run, from the latest checkpoint or a new state to the last update."""
-    state: Any = None
-    summary: dict[str, Any] | None
-    step, shapes = 0, restore.state_shapes(config, source, mesh)
-    if checkpoints.latest_step() is not None:
-        state, step = checkpoints.restore(shapes)
-        say(f"resumed at step {step}, round {min(int(state.round) + 1, plan.rounds)}")
-        summary = multihost.on_primary(lambda: _read_if_exists(workdir / "learned.json"))
-        if summary is not None and summary["steps"] == step:
-            return state, summary
-    start = compilation.initial(shapes) if state is None else None
-    compilation.begin(compiled, config, plan, source, shapes, start, policies, mesh)
-    writes = workdir if sharding.is_primary() else None
-    writer = _writer(config, writes, step if step else None)
-    hooks = _RunHooks(config, writer, checkpoints, step)
-    traced = profile.Profile(config.profile_steps, writes and writes / "profile")
-    given: batches.Batches | None = None
-    with writer, hooks, contextlib.closing(traced):
-        for number in range(0 if state is None else int(state.round), plan.rounds):
-            if number == 0 or not plan.closed_loop:
-                if given is None:
-                    if source.sim is not None:
-                        phase("read" if isinstance(config.data, configs.OwnLogs) or config.data.dir else "collect")
-                    with preemption.at_once():
-                        given = _load_log(config, plan, source, mesh)
-                data = given
-            else:
-                phase("collect")
-                with preemption.at_once():
-                    data = batches.Held(config, source.collect(_server(config, plan, source, state), number), mesh)
-            if start is not None:
-                compiled.wait("initial state", check, say)
-                state = start(*compilation.initial_args(config, plan, source, data.known(plan.agents.discount)))
-                start = None
-                if config.init_from:
-                    state = warm_start.begin(config, inputs.of_source(_alone(source)), state, mesh)
-            logged = sharding.put_replicated(np.array([data.sessions, data.requests], np.int32), mesh)
-            state = dataclasses.replace(state, logged=logged)
-            hooks.hold(state)
-            state = _round(config, source, plan, state, data, hooks, traced, mesh, compiled, policies)
-            state = steps.next_round(state)
-            hooks.hold(state)
-            hooks.save(force=True, again=True)
-    checkpoints.wait()
-    summary = multihost.on_primary(lambda: _summarise(plan, state, workdir, hooks.step))
-    return state, summary
-
-
-def _summarise(plan: steps.TrainConfig, state: steps.TrainState, workdir: Path, step: int) -> dict[str, Any]:
-    """Write learned.json of a run that has finished training, and return its contents."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-    def plain(row):
-        return {name: value for name, value in row.items() if name != "seconds"}
-
-    logged = np.asarray(state.logged).tolist()
-    summary = {
-        "steps": step,
-        "updates": int(state.agents.step),
-        "rounds": plan.rounds,
-        "sessions_of_last_round": logged[0],
-        "requests_of_last_round": logged[1],
-        "model_exploitation_gap": [plain(row) for row in rows if row["phase"] == "model_exploitation_gap"],
-        "conflict": [plain(row) for row in rows if row["phase"] == "conflict"],
-        "final": plain(next(row for row in reversed(rows) if row["phase"] == "train")),
-    }
-    files.write_json(workdir / "learned.json", summary)
-    return summary
-
-
-def _server(
-    config: configs.Run, plan: steps.TrainConfig, source: sources.Source, state: steps.TrainState
-) -> base.Policy:
-    """Return the policy that collects a round's log, local to this process: the agents as of the round's start, or the
-    source's first policy.
-    """
-    method = registry.get(plan.method)
-    if not method.collects:
-        return next(iter(source.policies.values()))
-    server = steps.behavior_state(sharding.local(state))
-    return method.make_policy(server, _alone(source).items, plan.agents, config.alternation.temperature)
-
-
-def _load_log(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, mesh) -> batches.Batches:
-    """Return the batches of the first round's log, or of the log of all rounds; streamed if the source says so."""
-    if (blocks := source.blocks()) is not None:
-        return batches.Streamed(config, blocks, mesh, plan.agents.discount, len(plan.agents.all_signals))
-    return batches.Held(config, source.train(), mesh)
-
-
-class _RunHooks:
-    """Writes metrics and checkpoints of a run after its steps; never saves a state that is not finite.
-
-    As a context manager it saves its current state when the run is preempted.
-    """
-
-    def __init__(
-        self, config: configs.Run, writer: metric_writer.MetricsWriter, checkpoints: manager.Checkpoints, step: int
-    ):
-        self.step = step  # steps of the whole run: fits and updates
-        self._config, self._writer, self._checkpoints = config, writer, checkpoints
-        self._state: Any = None
-        self._pending: tuple[int, str, Any] | None = None
-        self._good = step  # the last step whose metrics were finite
-
-    def __enter__(self) -> _RunHooks:
-        return self
-
-    def __exit__(self, kind, *_: object) -> None:
-        if kind is preemption.Preempted and self._state is not None:
-            self.save(force=True)
-            self._checkpoints.wait()
-            say(f"saved step {self.step}")
-
-    def hold(self, state) -> None:
-        """Set the run's current state."""
-        self._state = state
-
-    def after_step(self, phase: str, metrics, last: bool) -> None:
-        self.step += 1
-        if self.step % self._config.log_every == 0 or last:
-            # Write the metrics of the previous logging step: reading those does not block on the device.
-            self.flush()
-            self._pending = (self.step, phase, metrics)
-        if last:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the metrics that are still on the device."""
-        if self._pending is None:
-            return
-        (at, phase, metrics), self._pending = self._pending, None
-        self.write(phase, jax.device_get(metrics), at)
-
-    def write(self, phase: str, metrics, at: int | None = None) -> None:
-        at = self.step if at is None else at
-        try:
-            self._writer.write(at, phase, metrics)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"steps {self._good + 1} to {at}: {error}") from error
-        self._good = at
-
-    def save(self, force: bool = False, again: bool = False) -> None:
-        if not force and self.step % self._config.checkpoint_every:
-            return
-        self.flush()
-        if not _finite(self._state):
-            first = min(self._good + 1, self.step)  # its metrics may be finite nevertheless
-            raise FloatingPointError(
-                f"steps {first} to {self.step}: the state after step {self.step} is not finite and is not "
-                "saved; lower the learning rate"
-            )
-        self._checkpoints.save(self.step, self._state, force=force, again=again)
-
-
-def _round(
-    config: configs.Run,
-    source,
-    plan: steps.TrainConfig,
-    state,
-    data: batches.Batches,
-    hooks: _RunHooks,
-    traced,
-    mesh,
-    compiled: programs.Ahead,
-    policies: dict[str, base.Policy],
-):
-    """Run one round: the remaining steps of its fit and its updates, then the model exploitation gap."""
-    number, done = int(state.round), int(state.done)
-    of_fit = config.feedback.epochs * data.per_epoch("feedback") if plan.use_feedback_model else 0
-    of_updates = config.train.epochs * data.per_epoch("train")
-
-    def run(state, name: str, part: str, step, first: int, total: int):
-        """Run steps `first` … `total - 1` of a phase of this round; learning rates decay over the whole run."""
-        if first < total:
-            phase(name)
-            compiled.wait(name, check, say)
-        update = counted(f"{name} {number + 1}/{plan.rounds}", total, done=first)
-        with stream.ahead(lambda at: data.get(part, number, at), first, total) as coming:
-            for at, batch in enumerate(coming, first):
-                rate = np.float32(steps.rate((number + at / total) / plan.rounds))
-                traced.before(hooks.step + 1)
-                state, metrics = step(state, sharding.put_batch(batch, mesh), source.items, plan, rate)
-                hooks.hold(state)
-                traced.after(hooks.step + 1, state)
-                hooks.after_step(name, metrics, last=at + 1 == total)
-                if name == "fit" or at + 1 < total:  # the last update is saved at the end of the round
-                    hooks.save()
-                update(at + 1)
-        return state
-
-    if plan.use_feedback_model:
-        state = run(state, "fit", "feedback", steps.fit_step, done, of_fit)
-        if done <= of_fit:
-            compiled.wait("measure", check, say)
-            state = _measure(config, source, plan, state, data, mesh)
-            hooks.hold(state)
-    first = max(done - of_fit, 0)
-    encodings = steps.precompute_item_embeddings(state, source.items, plan)
-    encodings = None if encodings is None else sharding.put_replicated(encodings, mesh)
-
-    def update(*args):
-        return steps.update_step(*args, encodings)
-
-    state = run(state, "train", "train", update, first, of_updates)
-    rows: dict[str, Any] = {}
-
-    def alone() -> tuple[configs.Run, sources.Source, steps.TrainConfig, Any, SessionLog]:
-        return (config, _alone(source), plan, sharding.local(state), data.log)
-
-    if plan.use_feedback_model and config.alternation.gap_sessions and source.sim is not None:
-        phase("model_exploitation_gap")
-        compiled.wait("A/B test", check, say)
-        rows["model_exploitation_gap"] = evaluate.model_exploitation_gap(*alone(), sharding.local_mesh(), policies)
-    if config.alternation.conflict_batches:
-        phase("conflict")
-        rows["conflict"] = run_report.conflicts(*alone())
-    for name, metrics in rows.items():  # written last, after everything that can be interrupted
-        hooks.write(name, metrics)
-    return state
-
-
-def _measure(
-    config: configs.Run, source, plan: steps.TrainConfig, state, data: batches.Batches, mesh
-) -> steps.TrainState:
-    """Scale the feedback model's uncertainty on held-out sessions, or on validation days, which also calibrate it.
-
-    Each process measures alone.
-    """
-    valid = source.valid is not None
-    if valid:
-        log = source.valid()
-        held = sessions.segment_index(log, config.train.segment)
-    else:
-        log, held = data.held_out()
-    model, blocks = sharding.local(steps.model_of(state)), _blocks(log, held, config, plan.feedback.exposures)
-    found = fitting.measure(model, blocks, sharding.local(source.items), plan.feedback, calibrate=valid)
-    return dataclasses.replace(state, feedback=sharding.put_replicated(found, mesh))
-
-
-def _blocks(log: SessionLog, index: np.ndarray, config: configs.Run, exposures: int):
-    """Yield batches of segments spread over the log, at most `_MEASURED` per exposure type.
-
-    A short batch is padded by repetition.
-    """
-    size, random = config.feedback.batch, np.zeros(len(index), bool)
-    if exposures == 2:
-        random = types.exposed_at_random(log.context[log.offsets[index[:, 0]]])
-    for part in (index[~random], index[random]):
-        part = part[:: max(len(part) // (_MEASURED * size), 1)]
-        blocks = [part[i : i + size] for i in range(0, len(part) - size + 1, size)]
-        if len(part) and not blocks:
-            blocks = [np.resize(part, (size, 2))]
-        for rows in blocks[:_MEASURED]:
-            yield sharding.put_batch(sessions.gather_segments(log, rows, config.train.segment), sharding.local_mesh())

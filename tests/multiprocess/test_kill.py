@@ -42,8 +42,8 @@ COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is w
 SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit
 SERVE = "mmrf_jax.abtest.simulate.rollout_metrics_of_users"  # an arm of the A/B test
 SCORE = "mmrf_jax.training.predictions.evaluate"  # offline
-WRITE = "mmrf_jax.io.files.write_json"  # learned.json, results.json
-SYNC = "os.fsync"  # in write_json: the text is in a temporary file, and not yet in its place
+WRITE = "mmrf_jax.io.files.write_json"  # starts.json first in each start, then learned.json or results.json
+SYNC = "os.fsync"  # of a temporary file, then of its folder: starts.json, the A/B test's users, then results.json
 
 
 def moments(whole: list[dict]) -> list[Moment]:
@@ -66,11 +66,11 @@ def moments(whole: list[dict]) -> list[Moment]:
         Moment("fit", FIT, 3),
         Moment("train", UPDATE, 2),
         Moment("model_exploitation_gap", GAP, 1, rows=last + 1),
-        Moment("model_exploitation_gap", WRITE, 1, end, rows=last + 2),
+        Moment("model_exploitation_gap", WRITE, 2, end, rows=last + 2),
         Moment("ab_test", SERVE, 2, end, rows=last + 2, learned=True),
         Moment("offline", SCORE, 1, end, rows=last + 2, learned=True),
-        Moment("results", WRITE, 1, end, rows=last + 2, learned=True),
-        Moment("results", SYNC, 1, end, rows=last + 2, learned=True, result_begun=True),
+        Moment("results", WRITE, 2, end, rows=last + 2, learned=True),
+        Moment("results", SYNC, 5, end, rows=last + 2, learned=True, result_begun=True),
     ]
 
 

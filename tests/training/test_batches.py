@@ -103,3 +103,34 @@ def test_a_log_too_small_for_its_batches_is_refused(log, tmp_path):
     one = sessions.select_sessions(log, np.arange(2))
     with pytest.raises(ValueError, match="fewer than one batch of 32"):
         batches.Held(config(), one, sharding.make_mesh()).per_epoch("train")
+
+
+def test_a_phase_goes_on_from_any_of_its_steps(both):
+    """Its batches are those of an uninterrupted phase, and `position` counts the ones before a restart too."""
+    for data in both:
+        per_epoch = data.per_epoch("train")
+        done = per_epoch - 1
+        with batches.PhaseIterator(data, "train", 1, 2, done) as phase:
+            assert (phase.position, phase.total) == (done, 2 * per_epoch)
+            for at, batch in zip((done, done + 1), phase, strict=False):
+                assert (phase.position, phase.progress) == (at + 1, at / (2 * per_epoch))
+                np.testing.assert_array_equal(batch.slate, data.get("train", 1, at).slate)
+        with batches.PhaseIterator(data, "train", 1, 2, 2 * per_epoch) as phase:
+            assert not list(phase)
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen"),
+    [
+        (13, [[0, 2, 4], [6, 8, 10]]),  # every second row
+        (4, [[0, 1, 2]]),
+        (2, [[0, 1, 0]]),
+        (0, []),
+    ],
+)
+def test_batches_are_spread_over_rows_and_a_short_one_is_padded(log, rows, chosen):
+    index = sessions.segment_index(log, 3)[:rows]
+    found = list(batches.spread(log, index, 3, size=3, most=2))
+    assert len(found) == len(chosen)
+    for batch, numbers in zip(found, chosen, strict=True):
+        np.testing.assert_array_equal(batch.user_id, log.user_id[index[numbers, 0]])

@@ -1,0 +1,57 @@
+"""The results of a run as tables of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmrf_jax.abtest import summary
+from mmrf_jax.metrics import model_quality, offline
+from mmrf_jax.ope import behavior_policy, estimators
+
+
+def print_results(result: dict[str, Any]) -> None:
+    """Print the result tables to stdout."""
+    if "ab_test" in result or "aa" in result:
+        print(summary.describe(result))
+    if "offline" in result:
+        print(offline.format_table(result["offline"]))
+    for name, entries in result.get("offline_other", {}).items():
+        print(f"\n{name}:")
+        print(offline.format_table(entries))
+    fidelities = {"test": result["fidelity"]} if "fidelity" in result else {}
+    for name, entries in (fidelities | result.get("fidelity_other", {})).items():
+        print(f"\nfidelity, {name}:")
+        print(model_quality.format_table(entries))
+    for name, entries in result.get("off_policy", {}).items():
+        print(f"\noff-policy estimates of the stochastic ranker, {name}, {entries['propensities']} propensities:")
+        print(estimators.format_table(entries["units"]))
+        if "behaviour" in entries:
+            print(f"\npropensities of the behaviour model, {name}:")
+            print(behavior_policy.format_table(entries["behaviour"]))
+    for name, entries in result.get("simulated_sessions", {}).items():
+        print(f"\nsessions of the feedback model and of the log, {name}:")
+        print(_table({"model": entries}, ("ks", "simulated", "actual")))
+    for name, entries in result.get("excess_logloss", {}).items():
+        print(f"\nlog-loss beyond what was expected, by decile of uncertainty, {name}:")
+        for signal, deciles in entries.items():
+            print(f"{signal:<14}" + " ".join(f"{decile['excess']:+.4f}" for decile in deciles))
+    if "selection_bias" in result:
+        print("\nmean |predicted − true| on impressions and on non-impressions, and their ratio:")
+        print(_table(result["selection_bias"], ("impressions", "non_impressions", "ratio")))
+    if "uncertainty" in result:
+        print("\nrank correlation of uncertainty with |predicted − true|:")
+        print(_table({"model": result["uncertainty"]}, ("spearman", "within_deciles", "spearman_of_prediction")))
+    if "sample_auc" in result:
+        print(f"\nAUC of sampled non-impressions against the pool: {result['sample_auc']:.4f}")
+
+
+def _table(entries: dict[str, dict[str, dict[str, Any]]], columns: tuple[str, ...]) -> str:
+    lines = ["| signal | predictor | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
+
+    def number(x):
+        return "–" if x is None else f"{x:.4g}"
+
+    for predictor, signals in entries.items():
+        for signal, entry in signals.items():
+            lines.append(f"| {signal} | {predictor} | " + " | ".join(number(entry[c]) for c in columns) + " |")
+    return "\n".join(lines)
