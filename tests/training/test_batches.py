@@ -36,7 +36,7 @@ def config(share=1.0, batch=16):
 @pytest.fixture
 def both(log, blocks):
     return batches.Held(config(), log, sharding.make_mesh()), batches.Streamed(
-        config(), blocks, sharding.make_mesh(), DISCOUNT
+        config(), blocks, sharding.make_mesh(), DISCOUNT, log.feedback.shape[-1]
     )
 
 
@@ -64,7 +64,7 @@ def test_the_fit_never_sees_what_is_held_out(log, blocks, share):
     seen = []
     for data in (
         batches.Held(config(share), log, sharding.make_mesh()),
-        batches.Streamed(config(share), blocks, sharding.make_mesh(), DISCOUNT),
+        batches.Streamed(config(share), blocks, sharding.make_mesh(), DISCOUNT, log.feedback.shape[-1]),
     ):
         fitted = {int(u) for at in range(3 * data.per_epoch("feedback")) for u in data.get("feedback", 0, at).user_id}
         part, index = data.held_out()
@@ -99,7 +99,9 @@ def test_a_log_too_small_for_its_batches_is_refused(log, tmp_path):
     few = sessions.select_sessions(log, np.arange(20))
     records.write_log(few, tmp_path / "log", SPEC)
     with pytest.raises(ValueError, match=r"20 sessions give no segment to some of 32 slots.*--config.train.batch"):
-        batches.Streamed(config(), records.Blocks(tmp_path / "log"), sharding.make_mesh(), DISCOUNT)
+        batches.Streamed(
+            config(), records.Blocks(tmp_path / "log"), sharding.make_mesh(), DISCOUNT, log.feedback.shape[-1]
+        )
     one = sessions.select_sessions(log, np.arange(2))
     with pytest.raises(ValueError, match="fewer than one batch of 32"):
         batches.Held(config(), one, sharding.make_mesh()).per_epoch("train")
