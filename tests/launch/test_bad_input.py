@@ -28,7 +28,7 @@ def broken_csv(folder):
         (("--config={tmp}/none.py",), 1, ("none.py", "cannot be read", "world")),
         (("--config={tmp}/bad.py",), 1, ("bad.py", "no Python file", "line 1")),
         ((*TINY, "--config.nosuch=1"), 1, ("unknown config field 'nosuch'",)),
-        ((*TINY, "--config.method=nosuch"), 1, ("'nosuch'", "mmrf", "--config.method")),
+        ((*TINY, "--config.method=nosuch"), 1, ("unknown method 'nosuch'", "mmrf", "--import=MODULE")),
         ((*TINY, "--config.ab_test.arms=('production','nosuch')"), 1, ("'nosuch'", "config.ab_test.arms", "random")),
         ((*TINY, "--config.source=nosuch"), 1, ("'nosuch'", "kuairand")),
         ((*TINY, "--config.log_every=0"), 1, ("log_every", "0", "--config.log_every=1")),

@@ -51,11 +51,11 @@ AWKWARD = (
 #: One folder with all that checkpoints can be in.
 ALL = "".join(name for name in AWKWARD if "\\" not in name)
 #: Text flags that are no paths, and lists of which each item may be one.
-NO_PATHS = {"host", "coordinator_address", "pipeline_option"}
+NO_PATHS = {"host", "coordinator_address", "pipeline_option", "experiment"}
 NAMES_OR_PATHS = {"arms", "policy"}
 LISTS = {"parts"}
 #: Fields of configs that are paths; `run.` is that of studies.
-FIELDS = {"simulator_checkpoint", "data.dir", "data.cache_dir", "data.served"}
+FIELDS = {"simulator_checkpoint", "data.dir", "data.cache_dir", "data.served", "data.path"}
 
 
 def flags_of(path: Path) -> dict[str, str]:
@@ -135,7 +135,8 @@ def test_path_fields_mean_what_they_say(tmp_path, monkeypatch):
         restore.source_of(configs.run_of(config.to_dict()), sharding.make_mesh())
     assert f"{home / 'x[3]'} is not a run folder" in str(refused.value)
     with pytest.raises(ValueError) as refused:
-        restore.policy_of("~/x[3]", types.SimpleNamespace(policies={}), sharding.make_mesh())
+        source = types.SimpleNamespace(policies={}, config=types.SimpleNamespace(plugins=()))
+        restore.policy_of("~/x[3]", source, sharding.make_mesh())
     assert f"{home / 'x[3]'} is not a run folder" in str(refused.value)
 
 

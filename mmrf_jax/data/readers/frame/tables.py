@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,13 +13,15 @@ import polars as pl
 
 from mmrf_jax import fields
 
-_CSV = {"infer_schema_length": 10_000, "null_values": ["", "NA", "NaN", "nan", "NULL", "null", "None"]}
+_CSV = {"glob": False, "infer_schema_length": 10_000, "null_values": ["", "NA", "NaN", "nan", "NULL", "null", "None"]}
+# `_files` has found the files: to polars a name with brackets would be a pattern again.
+_ARROW = functools.partial(pl.scan_ipc, glob=False)
 _SCANS: dict[str, Callable[[list[str]], pl.LazyFrame]] = {
     ".csv": lambda paths: pl.scan_csv(paths, **_CSV),  # type: ignore[arg-type]
     ".csv.gz": lambda paths: pl.scan_csv(paths, **_CSV),  # type: ignore[arg-type]
     ".tsv": lambda paths: pl.scan_csv(paths, separator="\t", **_CSV),  # type: ignore[arg-type]
-    ".parquet": pl.scan_parquet,
-    **dict.fromkeys((".arrow", ".ipc", ".feather"), pl.scan_ipc),
+    ".parquet": functools.partial(pl.scan_parquet, glob=False),
+    **dict.fromkeys((".arrow", ".ipc", ".feather"), _ARROW),
 }
 
 Table = Any  # pandas.DataFrame, polars.DataFrame or LazyFrame, pyarrow.Table, a mapping of columns, or path(s)
