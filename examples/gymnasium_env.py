@@ -1,4 +1,4 @@
-"""The short-video environment behind Gymnasium's interfaces: `pip install mmrf_jax[gym]`.
+"""The short-video environment behind Gymnasium's interfaces: `pip install '.[gym]'`.
 
 python examples/gymnasium_env.py
 """
@@ -9,7 +9,7 @@ import mmrf_jax as mmrf
 
 env = mmrf.make("short-video", num_videos=5_000, num_candidates=40, slate_size=6)
 
-# One user a session.
+# One user per session.
 single = mmrf.wrappers.GymnasiumEnv(env, seed=0)
 obs, info = single.reset()
 over, earned = False, 0.0
@@ -18,7 +18,7 @@ while not over:
     over, earned = terminated or truncated, earned + reward
 print(f"user {info['user_id']} watched {earned:.0f} s")
 
-# 16 users at a time; a session that has ended is followed by another user's.
+# 16 users at a time; the session of the next user follows one that has ended.
 vector = mmrf.wrappers.GymnasiumVectorEnv(env, num_envs=16)
 obs, info = vector.reset(seed=0)
 watched, sessions = 0.0, 0

@@ -1,4 +1,4 @@
-"""Judge rankers and experiments from arrays: GAUC, off-policy estimates, A/B effects. Needs no JAX.
+"""Evaluate rankers and experiments from arrays: GAUC, off-policy estimates, A/B effects. Needs no JAX.
 
 python examples/judge.py
 """
@@ -17,7 +17,7 @@ print("GAUC of clicks:", mmrf.metrics.gauc(clicks, scores, users))
 seconds = rng.exponential(10.0, 5_000) * np.exp(0.5 * scores)
 print("XAUC of watch time:", mmrf.metrics.xauc(seconds, scores, users))
 
-# Off-policy: what would a policy earn that shows the first of two videos with another chance than the logging policy?
+# Off-policy: the value of a policy that shows the first of two videos with another probability than the logging policy.
 first_logged, first_target = rng.uniform(0.1, 0.9, 5_000), rng.uniform(0.1, 0.9, 5_000)
 first = rng.random(5_000) < first_logged
 logged, target = (np.where(first, p, 1.0 - p) for p in (first_logged, first_target))

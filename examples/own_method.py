@@ -3,9 +3,9 @@
   python examples/own_method.py
   mmrf train --import=own_method --config=world --config.method=calm --workdir=runs/calm
 
-The script trains a tiny run and prints its A/B test; the command trains the main job, in the folder of this file.
-The term keeps the scores small: large ones make the policy that collects the next log, Plackett–Luce on the scores,
-explore little. A plain function is an arm of the A/B test, too. docs/own-method.md explains the parts.
+The script trains a tiny run and prints its A/B test. The command, run in the folder of this file, trains the main job.
+The term keeps the scores small: with large scores the policy that collects the next log, Plackett–Luce on the scores,
+explores little. A plain function is an arm of the A/B test. docs/own-method.md explains the parts.
 """
 
 import functools

@@ -3,7 +3,7 @@
   python examples/quickstart.py
 
 It writes runs/quickstart and artifacts/quickstart below the current folder; the core install is enough. A second start
-uses what the first one left. 400 sessions are too few to learn from: without the overrides this is the main job, whose
+reuses the files of the first. 400 sessions are too few to learn from; without the overrides this is the main job, whose
 ranker beats production.
 """
 

@@ -1,6 +1,6 @@
 """Persistence of gains: users return over two simulated weeks to production, MMRF, MMRF without the model, and LTR.
 
-python -m launch.sweep --config=experiments/ab_long.py --out=experiments/results/ab_long
+mmrf sweep --config=experiments/ab_long.py --out=experiments/results/ab_long
 """
 
 from experiments import base, table_ab

@@ -1,6 +1,6 @@
 """Selection bias in served slates: coverage and diversity with and without learning from videos that were not shown.
 
-python -m launch.sweep --config=experiments/bias_coverage.py --out=experiments/results/bias_coverage
+mmrf sweep --config=experiments/bias_coverage.py --out=experiments/results/bias_coverage
 """
 
 from experiments import table_ablation

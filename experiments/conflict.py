@@ -1,6 +1,6 @@
 """Gradient conflict: cosines of the agents' gradients with the main agent's, and its attention to them, over training.
 
-  python -m launch.sweep --config=experiments/conflict.py --out=experiments/results/conflict
+  mmrf sweep --config=experiments/conflict.py --out=experiments/results/conflict
 
 experiments/leave_one_out.py measures how each agent raises or lowers watch time.
 """

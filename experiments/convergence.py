@@ -1,6 +1,6 @@
 """Convergence of the methods: each with twice the updates on the same logs.
 
-python -m launch.sweep --config=experiments/convergence.py --out=experiments/results/convergence
+mmrf sweep --config=experiments/convergence.py --out=experiments/results/convergence
 """
 
 from experiments import base, table_ab

@@ -1,6 +1,6 @@
 """MMRF's agents on real logs: KuaiRand, from the folder of its CSV files.
 
-  python -m launch.train --config=experiments/kuairand.py --config.data.dir=$KUAIRAND_DIR --workdir=runs/kuairand
+  mmrf train --config=kuairand --config.data.dir=$KUAIRAND_DIR --workdir=runs/kuairand
 
 It is the packaged config `kuairand`, and --config=kuairand names it from any folder.
 """

@@ -1,6 +1,6 @@
 """Contribution of each auxiliary agent to the others: MMRF without it.
 
-python -m launch.sweep --config=experiments/leave_one_out.py --out=experiments/results/leave_one_out
+mmrf sweep --config=experiments/leave_one_out.py --out=experiments/results/leave_one_out
 """
 
 from experiments import base

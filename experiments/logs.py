@@ -1,6 +1,6 @@
-"""Train on anyone's log: one row per shown item, and a file that says what the columns mean.
+"""Train on your own log: one row per shown item, and a file that says what the columns mean.
 
-  python -m launch.train --config=experiments/logs.py --config.data.path='logs/*.parquet' --config.data.schema=my.py \
+  mmrf train --config=logs --config.data.path='logs/*.parquet' --config.data.schema=my.py \
     --workdir=runs/mine
 
 It is the packaged config `logs`, and --config=logs names it from any folder.

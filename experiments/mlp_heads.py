@@ -1,6 +1,6 @@
 """Cost in watch time of scoring by dot products: MMRF, and MMRF whose agents also score by an MLP of width 64.
 
-python -m launch.sweep --config=experiments/mlp_heads.py --out=experiments/results/mlp_heads
+mmrf sweep --config=experiments/mlp_heads.py --out=experiments/results/mlp_heads
 """
 
 from experiments import base

@@ -1,6 +1,6 @@
 """Contribution of the feedback model by its labels alone, by its part of the values alone, and by both.
 
-python -m launch.sweep --config=experiments/model_parts.py --out=experiments/results/model_parts
+mmrf sweep --config=experiments/model_parts.py --out=experiments/results/model_parts
 """
 
 from experiments import base

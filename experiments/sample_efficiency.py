@@ -1,6 +1,6 @@
 """Sample efficiency of the feedback model: MMRF with and without it, trained on 4 k, 16 k and 64 k real sessions.
 
-python -m launch.sweep --config=experiments/sample_efficiency.py --out=experiments/results/sample_efficiency
+mmrf sweep --config=experiments/sample_efficiency.py --out=experiments/results/sample_efficiency
 """
 
 from experiments import base

@@ -1,6 +1,6 @@
 """Sensitivity of MMRF to single settings: the share and sampling of videos not shown, and the uncertainty bonus.
 
-python -m launch.sweep --config=experiments/sensitivity.py --out=experiments/results/sensitivity
+mmrf sweep --config=experiments/sensitivity.py --out=experiments/results/sensitivity
 """
 
 from experiments import base

@@ -1,6 +1,6 @@
 """One agent or several: MMRF against a single agent whose reward is the sum of all, and against each agent alone.
 
-python -m launch.sweep --config=experiments/single_vs_multi.py --out=experiments/results/single_vs_multi
+mmrf sweep --config=experiments/single_vs_multi.py --out=experiments/results/single_vs_multi
 """
 
 from experiments import base

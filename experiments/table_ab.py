@@ -1,6 +1,6 @@
 """All methods in the world and in the two shifted worlds: A/B metrics per session, compared with MMRF.
 
-python -m launch.sweep --config=experiments/table_ab.py --out=experiments/results/table_ab
+mmrf sweep --config=experiments/table_ab.py --out=experiments/results/table_ab
 """
 
 from experiments import base

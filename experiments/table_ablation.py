@@ -3,7 +3,7 @@
 They are MMRF without collaboration (co), without the feedback model and thus without videos that were not shown (da),
 and with a constant reward for those videos (ns).
 
-python -m launch.sweep --config=experiments/table_ablation.py --out=experiments/results/table_ablation
+mmrf sweep --config=experiments/table_ablation.py --out=experiments/results/table_ablation
 """
 
 from experiments import base

@@ -1,6 +1,6 @@
 """Errors of the off-policy estimators, for rankers near production and far from it, against the world's true values.
 
-python -m launch.sweep --config=experiments/table_estimators.py --out=experiments/results/table_estimators
+mmrf sweep --config=experiments/table_estimators.py --out=experiments/results/table_estimators
 
 Each policy mixes production's score with another ranker's, both standardised, and serves the result as Plackett–Luce.
 """

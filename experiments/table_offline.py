@@ -1,6 +1,6 @@
 """All methods offline in the world: GAUC on production's held-out log, and NCIS of their stochastic rankers.
 
-python -m launch.sweep --config=experiments/table_offline.py --out=experiments/results/table_offline
+mmrf sweep --config=experiments/table_offline.py --out=experiments/results/table_offline
 """
 
 from experiments import table_ab

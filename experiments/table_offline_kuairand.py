@@ -1,6 +1,6 @@
 """All methods on KuaiRand's test days and on their random log: GAUC, and NCIS of the stochastic rankers.
 
-  python -m launch.sweep --config=experiments/table_offline_kuairand.py --config.run.data.dir=$KUAIRAND_DIR \\
+  mmrf sweep --config=experiments/table_offline_kuairand.py --config.run.data.dir=$KUAIRAND_DIR \\
       --out=experiments/results/table_offline_kuairand
 """
 

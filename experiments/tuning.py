@@ -2,7 +2,7 @@
 
 Runs have as many sessions as those of the studies.
 
-  python -m launch.sweep --config=experiments/tuning.py --out=experiments/results/tuning
+  mmrf sweep --config=experiments/tuning.py --out=experiments/results/tuning
 
 The criterion is watch time in the A/B test; `table_ab.TUNED` has the choices.
 """

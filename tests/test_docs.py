@@ -109,7 +109,7 @@ def commands(text: str) -> list[str]:
 
 
 COMMANDS = sorted({command for path in PAGES for command in commands(path.read_text())})
-MAIN = re.compile(r"(?:-m launch\.|(?:^|\s)mmrf )([a-z][\w-]*)")
+MAIN = re.compile(r"(?:-m launch\.|-m mmrf_jax\.cli |(?:^|\s)mmrf )([a-z][\w-]*)")
 
 
 def calls(command: str) -> list[tuple[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""Run a main as several processes on this machine, as a cluster would.
+"""Run a command as several processes on this machine, as a cluster would.
 
   mmrf multiprocess --num_processes=2 --devices_per_process=2 -- \\
       -m mmrf_jax.cli train --config=world --workdir=runs/two

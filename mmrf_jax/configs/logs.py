@@ -1,4 +1,4 @@
-"""Train on anyone's log: one row per shown item, and a file that says what the columns mean.
+"""Train on your own log: one row per shown item, and a file that says what the columns mean.
 
   mmrf train --config=logs --config.data.path='logs/*.parquet' --config.data.schema=schema.py \
     --config.data.item_table=items.parquet --workdir=runs/mine

@@ -3,7 +3,7 @@
   mmrf train --config=world --workdir=runs/world
   mmrf train --config=world --config.agents.ablation=no_augmentation --workdir=runs/da
   mmrf train --config=world --config.method=myopic --workdir=runs/myopic
-  mmrf train --config=world --config.quick=True --workdir=/tmp/look
+  mmrf train --config=world --config.quick=True --workdir=runs/look
 
 Measures the gain of agents that optimise the session over the production ranker, over a supervised ranker of the next
 video's watch time (`method=myopic`), and over the same agents without collaboration (`ablation=no_collaboration`),

@@ -1,4 +1,4 @@
-"""Anyone's log as sessions: training, validation and test parts, with items, users, ids and a report."""
+"""Your own log as sessions: training, validation and test parts, with items, users, ids and a report."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class KuaiRandData(KuaiRandConfig):
 
 @dataclasses.dataclass(frozen=True)
 class OwnLogs:
-    """Anyone's log, and what its columns mean (`mmrf_jax.schema`)."""
+    """Your own log, and what its columns mean (`mmrf_jax.schema`)."""
 
     path: str = field("", "the log: a CSV, Parquet or Arrow file, a folder, or a glob such as 'logs/*.parquet'")
     schema: str = field("", "a Python file that defines `schema`")
@@ -177,7 +177,7 @@ class Run:
 
     @property
     def own_logs(self) -> OwnLogs:
-        """Return `data` of a run on anyone's log."""
+        """Return `data` of a run on an own log."""
         assert isinstance(self.data, OwnLogs), self.source
         return self.data
 

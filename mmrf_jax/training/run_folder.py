@@ -20,7 +20,7 @@ from mmrf_jax.io import files
 USERS = "ab_test_users.npz"
 _FREE_PREFIXES = ("log_", "profile_", "checkpoint_", "trackers", "plugins")
 #: Files and folders that a run writes in addition to config.json.
-LOG = "log"  # a run on anyone's log holds it
+LOG = "log"  # a run on an own log holds it
 _FOLDERS = ("checkpoints", "tensorboard", "profile", "wandb", LOG)
 _FILES = (
     *("metrics.jsonl", "metrics.csv", "trackers.json", "starts.json", USERS),

@@ -1,4 +1,4 @@
-"""Sources of sessions: logs collected in the world, logs on disk, KuaiRand, or anyone's log."""
+"""Sources of sessions: logs collected in the world, logs on disk, KuaiRand, or your own log."""
 
 from __future__ import annotations
 
