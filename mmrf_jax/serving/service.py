@@ -21,7 +21,7 @@ from mmrf_jax.data import named_features
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.feedback_log import Record, UserLog
 from mmrf_jax.io.progress import say
-from mmrf_jax.serving import arms, monitoring, new_items, ranker, users
+from mmrf_jax.serving import monitoring, new_items, ranker, traffic, users
 from mmrf_jax.serving.memories import Memories, Memory
 from mmrf_jax.serving.ranker import Job, Ranker
 from mmrf_jax.serving.requests import Asked, Refused, Settings, Slate
@@ -47,7 +47,7 @@ class Service:
           ValueError: for a log that another process writes, or a damaged one.
         """
         self.settings = settings
-        self._arms = arms.Arms(settings)
+        self._arms = traffic.Arms(settings)
         spec = self.ranker.spec
         sizes = {"profile": spec.profile, "context": spec.context, "history": spec.history}
         self._log = feedback_log.Writer(settings.log, spec.signals, sizes)
@@ -57,7 +57,7 @@ class Service:
         self.metrics = monitoring.Metrics(self._gauges())
         self.metrics.describe(self._arms.rankers)
         for serving in self._arms.rankers:
-            arms.add_stored(serving, list(self._store.items.values()))
+            traffic.add_stored(serving, list(self._store.items.values()))
         self._adding = asyncio.Lock()
         self._memories = Memories(settings.users_in_memory)
         self._locks: weakref.WeakValueDictionary[int | str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -383,7 +383,7 @@ class Service:
     async def _reload(self) -> None:
         """Swap to another artefact when a link moves; retry one that cannot be used."""
         while True:
-            await asyncio.sleep(arms.RELOAD_SECONDS)
+            await asyncio.sleep(traffic.RELOAD_SECONDS)
             for arm in self._arms.all:
                 try:
                     new = await self._arms.changed(arm)
@@ -393,7 +393,7 @@ class Service:
                 if new is None:
                     continue
                 async with self._adding:
-                    await self._scorer.run(arms.add_stored, new, list(self._store.items.values()))
+                    await self._scorer.run(traffic.add_stored, new, list(self._store.items.values()))
                     arm.ranker, arm.failed_swap = new, None
                 self.metrics.swaps.inc()
                 self.metrics.describe(self._arms.rankers)

@@ -5,7 +5,7 @@ import copy
 import exporting
 import pytest
 
-from mmrf_jax.serving import arms, artifact, ranker
+from mmrf_jax.serving import artifact, ranker, traffic
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +31,4 @@ def compiled():
 @pytest.fixture(autouse=True)
 def shared(compiled, monkeypatch):
     """Services of one artefact share its compiled ranker, which remembers nothing of a request."""
-    monkeypatch.setattr(arms, "Ranker", compiled)
+    monkeypatch.setattr(traffic, "Ranker", compiled)

@@ -19,7 +19,7 @@ import tiny
 from processes import HANG
 
 from mmrf_jax.data.readers import feedback_log
-from mmrf_jax.serving import arms, artifact, service, users
+from mmrf_jax.serving import artifact, service, traffic, users
 from mmrf_jax.serving.service import Asked, Refused, Service, Settings
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -215,7 +215,7 @@ def test_unknown_candidates_are_said(settings):
     assert len(list(feedback_log.scan(settings.log))) == 2  # nothing of what was refused
 
 
-def traffic(rng, events: int):
+def random_events(rng, events: int):
     """(user, seed, kind) of random traffic: late and repeated feedback, sessions left, requests without any."""
     return [(int(rng.integers(6)), i, str(rng.choice(["step", "rank", "late", "leave"]))) for i in range(events)]
 
@@ -238,7 +238,7 @@ def test_a_crash_changes_nothing(settings, tmp_path):
     async def run():
         async with running(settings) as s:
             slates: dict = {}
-            plan = traffic(np.random.default_rng(0), 120)
+            plan = random_events(np.random.default_rng(0), 120)
             await play(s, plan[:60], slates)
             await asyncio.sleep(1.2)  # the store is written
             await play(s, plan[60:], slates)
@@ -370,7 +370,7 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
 
 
 def test_an_artefact_that_is_still_on_its_way_is_tried_again(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(arms, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(traffic, "RETRY_SECONDS", 0.1)
     _, _, other = exporting.exported(tmp_path / "other", "mmrf", communication="shared_latent")
     late = tmp_path / "late"
     late.mkdir()

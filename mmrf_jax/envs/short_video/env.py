@@ -1,4 +1,4 @@
-"""reset, step and next_visit of the world: a session from arrival to exit, and the next visit."""
+"""reset and step of the world: a session from arrival to exit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flax import struct
 
 from mmrf_jax import random, types
 from mmrf_jax.envs import base
-from mmrf_jax.envs.short_video import items, parameters, response, users
+from mmrf_jax.envs.short_video import items, leaving, parameters, response, users
 from mmrf_jax.signals import SHORT_VIDEO
 
 _WATCH_TIME = SHORT_VIDEO.index("watch_time")
@@ -54,7 +54,7 @@ def make(config: parameters.WorldConfig) -> base.Simulator:
             f"world.num_videos={config.num_videos} has days with {fewest} new videos, but "
             f"world.candidates={config.candidates} needs {new}; use more videos or fewer candidates"
         )
-    return base.Simulator(reset, step, next_visit, SHORT_VIDEO, params, videos)
+    return base.Simulator(reset, step, leaving.next_visit, SHORT_VIDEO, params, videos)
 
 
 def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: parameters.WorldParams):
@@ -96,7 +96,7 @@ def step(key: types.Key, state: WorldState, exposed: chex.Array, params: paramet
     videos = jnp.take_along_axis(state.candidates, exposed, axis=1)
     truth = truth_of(params, state, videos)
     feedback = response.respond(params, state.traits, truth, u[:, :n_answer].reshape(num_users, k, -1))
-    stays = u[:, n_answer] < jax.nn.sigmoid(stay_logit(params, state, truth.enjoyment))
+    stays = u[:, n_answer] < jax.nn.sigmoid(leaving.stay_logit(params, state, truth.enjoyment))
     position = state.position + 1
     terminated = ~stays
     truncated = stays & (position >= config.max_requests)
@@ -117,28 +117,6 @@ def step(key: types.Key, state: WorldState, exposed: chex.Array, params: paramet
     return next_state, base.StepResult(exposure, _request(next_state), terminated, truncated)
 
 
-def next_visit(key: types.Key, state: WorldState, params: parameters.WorldParams):
-    """Sample the days [B] until the next visit: one after an enjoyed session, up to 30 after a dull one."""
-    b = params.behaviour
-    u = random.per_user_uniform(jax.random.fold_in(key, 3), state.day, state.user_id, 1)[:, 0]
-    joy = state.joy / jnp.maximum(state.position, 1).astype(jnp.float32)
-    daily = jax.nn.sigmoid(b.back + b.back_joy * (joy - b.stay_joy_centre) + 0.3 * state.traits.patience)
-    days = 1.0 + jnp.floor(jnp.log(u) / jnp.log1p(-daily))
-    days = jnp.clip(days, 1, 30).astype(jnp.int32)
-    return dataclasses.replace(state, day=state.day + days), days
-
-
-def stay_logit(params: parameters.WorldParams, state: WorldState, enjoyment: chex.Array) -> chex.Array:
-    """Compute the log-odds [B] of another request after a slate with these enjoyments [B, K]."""
-    b = params.behaviour
-    return (
-        b.stay
-        + b.stay_joy * (enjoyment.mean(axis=1) - b.stay_joy_centre)
-        + b.stay_patience * state.traits.patience
-        - b.stay_fatigue * state.position.astype(jnp.float32)
-    )
-
-
 def truth_of(params: parameters.WorldParams, state: WorldState, videos: chex.Array) -> response.Affinity:
     """Compute the true affinities of videos [B, M] for the users in their current state."""
     return response.affinity(params, state.traits, state.interest, state.satiation, videos)
@@ -156,7 +134,7 @@ def expected_feedback(
 def true_stay(params: parameters.WorldParams, state: WorldState, exposed: chex.Array) -> chex.Array:
     """Compute the probability [B] that the user stays after slates `exposed` [B, K] (positions in the candidates)."""
     videos = jnp.take_along_axis(state.candidates, exposed, axis=1)
-    return jax.nn.sigmoid(stay_logit(params, state, truth_of(params, state, videos).enjoyment))
+    return jax.nn.sigmoid(leaving.stay_logit(params, state, truth_of(params, state, videos).enjoyment))
 
 
 def _request(state: WorldState) -> types.Request:

@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from mmrf_jax.envs import base, rollout
-from mmrf_jax.envs.short_video import env, items, parameters, reference_policies, response, users
+from mmrf_jax.envs.short_video import env, items, leaving, parameters, reference_policies, response, users
 from mmrf_jax.signals import SHORT_VIDEO
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,7 @@ def serve(sim):
 
     def run(privileged, temperature, params, videos, which, key):
         policy = base.privileged_policy(lambda *args: jax.lax.switch(which, privileged, *args), temperature)
-        world = base.Simulator(env.reset, env.step, env.next_visit, SHORT_VIDEO, params, videos)
+        world = base.Simulator(env.reset, env.step, leaving.next_visit, SHORT_VIDEO, params, videos)
         return rollout.rollout(world, policy, key, 0, 0, num_users=SERVED, slots=SLOTS, k=K)[0]
 
     groups = {
@@ -187,7 +187,7 @@ def test_an_enjoyed_slate_and_a_boring_one_differ_by_about_one_in_the_log_odds_o
 
         def one(key):
             slate = jax.lax.top_k(jax.random.gumbel(key, state.candidates.shape), K)[1]
-            return env.stay_logit(sim.params, state, jnp.take_along_axis(truth.enjoyment, slate, axis=1))
+            return leaving.stay_logit(sim.params, state, jnp.take_along_axis(truth.enjoyment, slate, axis=1))
 
         return jax.vmap(one)(jax.random.split(key, 16))
 

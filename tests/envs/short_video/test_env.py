@@ -10,7 +10,7 @@ import pytest
 
 from mmrf_jax import ops, random
 from mmrf_jax.envs import base, rollout
-from mmrf_jax.envs.short_video import env, items, parameters, reference_policies, response, users
+from mmrf_jax.envs.short_video import env, items, leaving, parameters, reference_policies, response, users
 from mmrf_jax.signals import SHORT_VIDEO
 
 TINY = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=6)
@@ -19,7 +19,7 @@ WIDE = parameters.WorldConfig(num_videos=20_000)
 
 reset = jax.jit(env.reset)
 step = jax.jit(env.step)
-next_visit = jax.jit(env.next_visit)
+next_visit = jax.jit(leaving.next_visit)
 draw = jax.jit(users.draw)
 affinity = jax.jit(response.affinity)
 respond = jax.jit(response.respond)
@@ -328,7 +328,7 @@ class TestSession:
             b.stay + b.stay_joy * (joy.mean(axis=1) - b.stay_joy_centre) + b.stay_patience * state.traits.patience
         )
         expected -= b.stay_fatigue * jnp.array([0, 1, 5, 10])
-        np.testing.assert_allclose(env.stay_logit(sim.params, state, joy), expected, rtol=1e-6)
+        np.testing.assert_allclose(leaving.stay_logit(sim.params, state, joy), expected, rtol=1e-6)
 
     def flags(self, params, steps=TINY.max_requests):
         _, result = play(params, jax.random.key(0), jnp.arange(B), steps=steps)[0]
@@ -355,7 +355,7 @@ class TestSession:
         state, _, _ = reset(keys[0], jnp.arange(B), 0, sim.params)
         videos = state.candidates[:, :K]
         joy = affinity(sim.params, state.traits, state.interest, state.satiation, videos).enjoyment
-        logit = np.asarray(env.stay_logit(sim.params, state, joy))
+        logit = np.asarray(leaving.stay_logit(sim.params, state, joy))
         leaves = [step(key, state, first_slate(), sim.params)[1].terminated for key in keys]
         stays = 1.0 - np.mean(leaves, axis=0)
         probability = 1 / (1 + np.exp(-logit))

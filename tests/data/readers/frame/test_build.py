@@ -9,7 +9,7 @@ import pytest
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.frame_log import FrameLog
-from mmrf_jax.data.readers.frame import requests, tables
+from mmrf_jax.data.readers.frame import requests
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.ope import propensity
 from mmrf_jax.schema import Schema
@@ -259,12 +259,3 @@ def test_what_is_saved_is_opened(full, tmp_path):
     (tmp_path / "log" / "items.npz").write_bytes(b"x")
     with pytest.raises(ValueError, match="is no log that can be read"):
         FrameLog.open(tmp_path / "log")
-
-
-@pytest.mark.parametrize("folder", ["x[3]", "x[1:3]", "a b", "st*r?", "{0}", "%d"])
-def test_names_that_look_like_patterns_are_names(folder, tmp_path):
-    frame = pl.DataFrame({"a": [1, 2]})
-    (tmp_path / folder).mkdir()
-    for name, write in (("x.csv", frame.write_csv), ("y.parquet", frame.write_parquet), ("z.arrow", frame.write_ipc)):
-        write(tmp_path / folder / name)
-        assert tables.read(tmp_path / folder / name, "log").equals(frame)
