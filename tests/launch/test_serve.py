@@ -64,7 +64,7 @@ def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launc
     key = sources.log_key(3)
     with start() as server:
         served = clients.Clients(source.sim, key, 0, server.url).visit(1_000, USERS, together=16)
-    assert served.failed == 0 and len(served.watch_time) == USERS
+    assert served.failed == 0 and len(served.main) == USERS
 
     state = restore.load_state(config, source, finished, mesh)
     policy = registry.get(config.method).make_policy(
