@@ -306,8 +306,14 @@ def metric_of(results: Mapping[str, Any], path: str) -> float:
     for name in path.split("."):
         if not isinstance(found, Mapping) or name not in found:
             advice = fields.nearest(name, found) if isinstance(found, Mapping) else "it has no parts"
-            raise ValueError(f"config.metric: the results have no {path} ({name}: {advice}); use another --out with it")
+            raise ValueError(
+                f"config.metric: the results have no {path} ({name}: {advice}); correct it and use another --out"
+            )
         found = found[name]
+    if found is None:
+        raise ValueError(
+            f"config.metric: {path} has no value, as where users are too few; use another metric and --out"
+        )
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise ValueError(f"config.metric: {path} is {type(found).__name__}, not a number")
     return float(found)

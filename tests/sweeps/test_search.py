@@ -315,8 +315,26 @@ def test_the_metric_is_a_path():
     assert search.metric_of(results, "ab_test.mmrf.watch_time.mean") == 3.0
     with pytest.raises(ValueError, match=r"no ab_test.mmrf.watchtime.mean \(watchtime: did you mean watch_time"):
         search.metric_of(results, "ab_test.mmrf.watchtime.mean")
+    with pytest.raises(ValueError, match=r"valid\.click\.gauc has no value"):
+        search.metric_of({"valid": {"click": {"gauc": None}}}, "valid.click.gauc")
     with pytest.raises(ValueError, match=r"ab_test\.mmrf\.name is str, not a number"):
         search.metric_of(results, "ab_test.mmrf.name")
+
+
+def test_the_metric_is_of_the_run_s_own_arm_or_of_the_validation_days(monkeypatch, tmp_path):
+    one = configs.override(configs.Run(), alternation={"rounds": 2})
+    asked = []
+
+    def trained(config, folder, brief):
+        asked.append((config.alternation.rounds, folder, brief))
+        arms = {"production": {"watch_time": {"mean": 1.0}}, "mmrf": {"watch_time": {"mean": 2.5}}}
+        return {"ab_test": arms, "valid": {"click": {"gauc": 0.9}}}
+
+    monkeypatch.setattr(search.train, "train", trained)
+    monkeypatch.setattr(search.sweep, "measure_run", lambda config, folder, name: {"click": {"gauc": 0.6}, "of": name})
+    assert search._measure("ab_test.{method}.watch_time.mean")(one, tmp_path) == 2.5
+    assert search._measure("valid.click.gauc")(one, tmp_path) == 0.6
+    assert asked == [(2, tmp_path, True)] * 2
 
 
 def test_choices_may_be_tuples(tmp_path):
