@@ -131,14 +131,19 @@ def promoted(value: float, values: Sequence[float], reduction: int, direction: s
 
 
 def ranked(trials: Sequence[dict[str, Any]], direction: str) -> list[dict[str, Any]]:
-    """Return trials from the best to the worst: by the rounds they reached, then by their value."""
+    """Return trials from the best to the worst: finished ones by value, then pruned ones by rounds and value.
+
+    A pruned trial's value is of fewer rounds, so it does not compete with those of finished ones.
+    """
 
     def key(trial):
         value = trial["value"]
         if value is None:
-            return 1, 0, 0.0, trial["number"]
-        # A pruned trial's value is of fewer rounds, so it does not compete with those of a finished one.
-        return 0, -max(map(int, trial["rounds"])), -value if direction == "maximize" else value, trial["number"]
+            return 2, 0, 0.0, trial["number"]
+        better = -value if direction == "maximize" else value
+        if trial["state"] == "finished":
+            return 0, 0, better, trial["number"]
+        return 1, -max(map(int, trial["rounds"])), better, trial["number"]
 
     return sorted(trials, key=key)
 
@@ -306,14 +311,10 @@ def metric_of(results: Mapping[str, Any], path: str) -> float:
     for name in path.split("."):
         if not isinstance(found, Mapping) or name not in found:
             advice = fields.nearest(name, found) if isinstance(found, Mapping) else "it has no parts"
-            raise ValueError(
-                f"config.metric: the results have no {path} ({name}: {advice}); correct it and use another --out"
-            )
+            raise ValueError(f"config.metric: no {path} in the results ({name}: {advice}); use another --out with it")
         found = found[name]
     if found is None:
-        raise ValueError(
-            f"config.metric: {path} has no value, as where users are too few; use another metric and --out"
-        )
+        raise ValueError(f"config.metric: {path} has no value; choose another metric, and another --out")
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise ValueError(f"config.metric: {path} is {type(found).__name__}, not a number")
     return float(found)
@@ -376,4 +377,5 @@ def _write_page(folders: Sequence[Path], config, out: Path) -> None:
         return
     runs, notes = comparison.load(folders, out / "runs")
     chosen = f"The best {len(runs)} finished trials by {config.metric} ({config.direction}), the best first."
-    files.write_text(out / "compare.html", compare.build(runs, [chosen, *notes]))
+    with files.held(out, _PATIENCE):
+        files.write_text(out / "compare.html", compare.build(runs, [chosen, *notes]))

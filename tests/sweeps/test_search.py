@@ -199,6 +199,18 @@ def test_asha_by_hand(tmp_path):
     assert [trial["number"] for trial in search.ranked(trials, "minimize")] == [0, 3, 2, 1]
 
 
+def test_finished_trials_rank_by_value_whatever_their_rounds(tmp_path):
+    config = make_config(trials=8)
+    with config.unlocked():
+        config.space = {"alternation": {"rounds": {"low": 1, "high": 8}}}
+    trials = search.run(config, tmp_path, lambda config, folder: float(config.alternation.rounds))
+    values = [trial["value"] for trial in trials]
+    assert len(set(values)) > 2 and all(type(trial["params"]["alternation.rounds"]) is int for trial in trials)
+    for direction in ("maximize", "minimize"):
+        found = [trial["value"] for trial in search.ranked(trials, direction)]
+        assert found == sorted(values, reverse=direction == "maximize")
+
+
 def test_asha_resumes_at_its_rung(tmp_path):
     """Killed in round 2 of the first trial: the value of round 1 is known, and only round 2 is trained again."""
     calls = []
@@ -313,7 +325,9 @@ def test_rounds_are_not_searched_by_asha(tmp_path):
 def test_the_metric_is_a_path():
     results = {"ab_test": {"mmrf": {"watch_time": {"mean": 3}, "name": "a"}}}
     assert search.metric_of(results, "ab_test.mmrf.watch_time.mean") == 3.0
-    with pytest.raises(ValueError, match=r"no ab_test.mmrf.watchtime.mean \(watchtime: did you mean watch_time"):
+    with pytest.raises(
+        ValueError, match=r"no ab_test\.mmrf\.watchtime\.mean in the results \(watchtime: did you mean watch_time"
+    ):
         search.metric_of(results, "ab_test.mmrf.watchtime.mean")
     with pytest.raises(ValueError, match=r"valid\.click\.gauc has no value"):
         search.metric_of({"valid": {"click": {"gauc": None}}}, "valid.click.gauc")
