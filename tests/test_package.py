@@ -38,4 +38,4 @@ def test_every_version_has_both_bounds():
 def test_every_extra_that_the_code_names_exists():
     sources = [path.read_text() for path in (ROOT / "mmrf_jax").rglob("*.py")]
     named = {name for source in sources for name in re.findall(r'extras\.needed\("(\w+)"\)', source)}
-    assert named == {"report", "data", "baselines", "serve", "beam"} <= set(EXTRAS)
+    assert named == {"report", "data", "baselines", "serve", "optuna", "beam"} <= set(EXTRAS)

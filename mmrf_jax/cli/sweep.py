@@ -9,6 +9,11 @@ any of them can be an arm of `mmrf ab-test`, and `mmrf report` writes its page. 
 ab_test, ab_test_users, ab_test_leaving (the shifted worlds), by_day, offline, offline_frozen, offline_random, errors,
 model_exploitation_gap, conflict. A study of policies instead of variants trains nothing: it evaluates the off-policy
 estimators against the world.
+
+A config with a `space` is a search, by Optuna (pip install 'mmrf_jax[optuna]'): random, TPE, ASHA. Its runs are in
+OUT/runs; started several times, on one machine or many with a shared OUT, the processes share the trials.
+
+  mmrf sweep --config=experiments/search.py --out=runs/search
 """
 
 from mmrf_jax.cli import common
@@ -20,10 +25,13 @@ _RUNS = common.define_path("runs", "runs/study", "Folder of the runs, shared by 
 
 
 def main() -> None:
-    from mmrf_jax.sweeps import off_policy_study, sweep
+    from mmrf_jax.sweeps import off_policy_study, search, sweep
 
     config, out = common.resolve(_CONFIG), _OUT.value
     common.check_output("out", out / "table.json")
+    if "space" in config:
+        print(search.format_table(search.run(config, out), config))
+        return
     if "policies" not in config:
         sweep.check(sweep.Study(config, out, _RUNS.value))  # before creating the folder
     out.mkdir(parents=True, exist_ok=True)

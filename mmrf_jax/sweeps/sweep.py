@@ -170,13 +170,13 @@ def run(config, out: Path, runs_dir: Path) -> dict[str, Any]:
             say(f"study: {name}, seed {seed + 1} of {config.seeds}, in {paths[name][-1]}")
             train.train(one, paths[name][-1], brief=True)
             for kept in {TABLES[table].of_runs for table in config.tables if table in TABLES} - {""}:
-                _measured(one, paths[name][-1], kept)
-        _forget()
+                measure_run(one, paths[name][-1], kept)
+        forget()
     table: dict[str, Any] = {}
     for name in (name for name in config.tables if name in TABLES):
         measured = [TABLES[name].measure(study, seed) for seed in range(config.seeds)]
         table[name] = seeds.across(measured, TABLES[name].reference(config.reference), study.against())
-        _forget()
+        forget()
     for name in (name for name in config.tables if name in _BY_ROUND):
         table[name] = {arm: rows for arm, places in paths.items() if (rows := _by_round(places, name))}
     served = any(TABLES[name].serves for name in config.tables if name in TABLES)
@@ -188,7 +188,7 @@ def run(config, out: Path, runs_dir: Path) -> dict[str, Any]:
     return table
 
 
-def _forget() -> None:
+def forget() -> None:
     """Free compiled programs: each holds memory maps, and many runs in one process would exceed the system's limit."""
     jax.clear_caches()
 
@@ -259,6 +259,7 @@ _OF_RUNS: dict[str, Callable[..., dict[str, Any]]] = {
         name: off_policy.evaluate(config, source, plan, state, log, _propensities(config, source, name, log))
         for name, log in source.test().items()
     },
+    "valid": lambda config, source, plan, state: evaluate.ranking_of_valid(config, source, plan, state),
 }
 _fitted: dict[tuple[str, str], off_policy.Propensities] = {}  # of real logs, shared by all runs of a study
 
@@ -273,7 +274,7 @@ def _propensities(config, source: sources.Source, name: str, log) -> off_policy.
     return _fitted[key]
 
 
-def _measured(config, place: Path, name: str) -> dict[str, Any]:
+def measure_run(config, place: Path, name: str) -> dict[str, Any]:
     """Return one of `_OF_RUNS` of a run, cached in its folder."""
     path, learned = place / f"{name}.json", _learned(place)
     kept = run_folder.read_json(path) if path.exists() else {}
@@ -296,7 +297,7 @@ def _errors(study: Study, seed: int) -> Rows:
         }
         for variant, config in study.configs(seed).items()
         for predictor, signals in sorted(  # the order of a stored file
-            _measured(config, folder(config, study.runs_dir), "truth")["selection_bias"].items()
+            measure_run(config, folder(config, study.runs_dir), "truth")["selection_bias"].items()
         )
     }
 
@@ -306,7 +307,7 @@ def _offline(study: Study, seed: int, log: str = "test") -> Rows:
     result: Rows = {}
     for variant, config in study.configs(seed).items():
         place = folder(config, study.runs_dir)
-        estimated, results = _measured(config, place, "off_policy"), run_folder.read_json(place / "results.json")
+        estimated, results = measure_run(config, place, "off_policy"), run_folder.read_json(place / "results.json")
         entries = results["offline"] if log == "test" else results["offline_other"][log]
         row = {f"GAUC {name}": entries[name]["gauc"] for name in _SERVED}
         for name in ("click", "like", "follow", "comment", "forward", "hate"):

@@ -203,6 +203,30 @@ class Study:
 
 
 @dataclasses.dataclass(frozen=True)
+class Search:
+    """Fields of a search, in addition to `run`, `space` and `when_quick`.
+
+    `space` has the fields of `run` that differ between trials, nested as in `run`. Each is a range {"low", "high",
+    "log"}, where `log` may be absent, or a list of choices.
+    """
+
+    quick: bool = field(False, "few trials, tiny runs")
+    metric: str = field(
+        "ab_test.{method}.watch_time.mean",
+        "what decides: a path in results.json below ab_test, {method} is the run's own arm; or, of runs on logs, "
+        "valid.SIGNAL.gauc and the like: measured on the validation days",
+    )
+    direction: str = field("maximize", "of the metric", among=("maximize", "minimize"))
+    trials: int = field(20, "in all, by all processes together; more may be added later", fields.COUNT)
+    sampler: str = field("tpe", "Optuna's sampler of the space", among=("random", "tpe"))
+    pruner: str = field(
+        "none", "asha: rounds are added to the best trials only, at 1, reduction, reduction², …", among=("none", "asha")
+    )
+    reduction: int = field(3, "asha: one trial of so many goes on at each rung", "[2, 2147483647]")
+    seed: int = field(0, "of the sampler; the runs have run.seed", fields.NATURAL)
+
+
+@dataclasses.dataclass(frozen=True)
 class EstimatorStudy:
     """Fields of a study of the off-policy estimators, in addition to `run`, `policies` and `when_quick`."""
 
@@ -225,7 +249,7 @@ def to_config_dict(config: Any, without: Collection[str] = (), **more: Any) -> C
     """Make the ConfigDict of a config, for experiment files to return.
 
     Args:
-      config: a `Run`, `Study` or `EstimatorStudy`.
+      config: a `Run`, `Study`, `Search` or `EstimatorStudy`.
       without: dotted names of fields to omit from the ConfigDict; they keep their defaults.
       **more: additional entries, such as `when_quick`.
     """
@@ -330,6 +354,8 @@ def validate(values: Mapping[str, Any]) -> None:
     """
     declared = specs(values)
     for name, value in flat(values).items():
+        if name.startswith("space."):
+            continue
         if name.startswith("policies."):
             if not isinstance(value, tuple | list) or len(value) != 2:
                 raise ValueError(f"config.{name} is {value!r}; give a ranker and its weight, such as ('random', 0.1)")
@@ -341,7 +367,56 @@ def validate(values: Mapping[str, Any]) -> None:
                 raise ValueError(unknown(name, declared))
         else:
             fields.refuse(spec, f"config.{name}", value)
+    if "space" in values:
+        _validate_space(values["space"], values["run"])
     _validate_together(values.get("run", values))
+
+
+def space_of(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the ranges and the choices of a search's space, by the dotted name of the run's field."""
+    found: dict[str, Any] = {}
+    for name, value in space.items():
+        if isinstance(value, Mapping) and not value.keys() <= {"low", "high", "log"}:
+            found |= space_of(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _validate_space(space: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Refuse a space of unknown fields, or with values that a run would refuse."""
+    declared, found = _specs_of_run(run), space_of(space)
+    if not found:
+        raise ValueError("config.space is empty; name a field of the run and its range or choices")
+    for field_name, values in found.items():
+        name, spec = f"config.space.{field_name}", declared.get(field_name)
+        if spec is None:
+            raise ValueError(f"config.space: {unknown(field_name, declared)}")
+        if isinstance(values, Mapping):
+            _validate_range(spec, name, values)
+        elif not isinstance(values, list | tuple) or len(values) == 0:
+            raise ValueError(f"{name} is {values!r}; give a list of choices, or a range such as {_RANGE_EXAMPLE}")
+        else:
+            for i, value in enumerate(values):
+                fields.refuse(spec, f"{name}[{i}]", value)
+
+
+_RANGE_EXAMPLE = {"low": 1e-4, "high": 1e-2, "log": True}
+
+
+def _validate_range(spec: dataclasses.Field, name: str, given: Mapping[str, Any]) -> None:
+    if isinstance(spec.default, tuple) or fields.kind(spec) not in (int, float):
+        raise ValueError(f"{name} is a range, but the field is no number; give a list of choices")
+    for end in ("low", "high"):
+        if given.get(end) is None:
+            raise ValueError(f"{name} has no {end}; give a range such as {_RANGE_EXAMPLE}")
+        fields.refuse(spec, f"{name}.{end}", given[end])
+    if not given["low"] < given["high"]:
+        raise ValueError(f"{name}: low {given['low']!r} is not below high {given['high']!r}; exchange them")
+    if given.get("log", False) not in (True, False):
+        raise ValueError(f"{name}.log is {given['log']!r}; use True or False")
+    if given.get("log") and given["low"] <= 0:
+        raise ValueError(f"{name}.low is {given['low']!r}; a logarithmic range begins above 0")
 
 
 def unknown(name: str, names: Iterable[str]) -> str:
@@ -369,7 +444,7 @@ def specs(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
     if "run" not in config:
         return _specs_of_run(config)
     found = {f"run.{name}": spec for name, spec in _specs_of_run(config["run"]).items()}
-    kind = EstimatorStudy if "policies" in config else Study
+    kind = EstimatorStudy if "policies" in config else Search if "space" in config else Study
     return found | {spec.name: spec for spec in dataclasses.fields(kind)}
 
 

@@ -399,6 +399,22 @@ def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:
     return earned | {"gap": earned["model"] - earned["world"]}
 
 
+def ranking_of_valid(
+    config: configs.Run, source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState
+) -> dict[str, Any]:
+    """Return `offline.metrics` of a run on the validation days of its logs.
+
+    Raises:
+      ValueError: for a source without validation days.
+    """
+    if source.valid is None:
+        raise ValueError(f"config.source={config.source!r} has no validation days here; keep some in its split")
+    rows, _ = score(source, plan, state, source.valid(), config.train.segment)
+    agents = registry.get(config.method).signals(plan.agents)
+    duration = np.asarray(source.items.duration)[rows.video]
+    return offline.metrics(rows, source.spec.signals, agents, offline.exposures(source.train()), duration, None)
+
+
 def _history_rows(log: SessionLog) -> offline.Rows:
     """Return the exposures in users' histories before the log, for their median watch time."""
     mask = log.history_mask

@@ -3,7 +3,12 @@
 import types
 from typing import Any
 
-from mmrf_jax.training import evaluate
+import numpy as np
+import pytest
+
+from mmrf_jax.metrics import offline
+from mmrf_jax.signals import SHORT_VIDEO
+from mmrf_jax.training import configs, evaluate
 
 
 def test_the_test_log_has_the_evaluator_s_name_and_other_logs_are_apart(monkeypatch):
@@ -37,3 +42,28 @@ def test_the_test_log_has_the_evaluator_s_name_and_other_logs_are_apart(monkeypa
     }
     thorough = evaluate.evaluate(run, thorough=True, with_baselines=False)
     assert thorough == found | {"off_policy": {"test": {"from": "run"}}}
+
+
+def test_the_ranking_of_the_validation_days_scores_those_alone(monkeypatch):
+    """200 users see two videos each and click one: 150 the one with the higher score, 50 the other: GAUC 3/4."""
+    feedback = np.zeros((400, len(SHORT_VIDEO.names)), np.float32)
+    feedback[::2, SHORT_VIDEO.index("click")] = 1.0
+    scores = np.array([[2.0, 1.0]] * 150 + [[1.0, 2.0]] * 50, np.float32).reshape(400, 1)
+    user, video = np.repeat(np.arange(200), 2), np.tile([0, 1], 200)
+    rows = offline.Rows(user, video, feedback, np.repeat(scores, 7, axis=1))
+    scored = []
+    monkeypatch.setattr(evaluate, "score", lambda *args: scored.append(args) or (rows, {}))
+    monkeypatch.setattr(evaluate.offline, "exposures", lambda log: rows if log == "train" else None)
+    plan: Any = types.SimpleNamespace(agents=configs.Run().agents)
+    source: Any = types.SimpleNamespace(
+        valid=lambda: "valid",
+        train=lambda: "train",
+        items=types.SimpleNamespace(duration=np.ones(2)),
+        spec=types.SimpleNamespace(signals=SHORT_VIDEO),
+    )
+    found = evaluate.ranking_of_valid(configs.Run(), source, plan, "state")
+    assert [args[3] for args in scored] == ["valid"]
+    assert found["click"]["gauc"] == 0.75
+    source.valid = None
+    with pytest.raises(ValueError, match="has no validation days"):
+        evaluate.ranking_of_valid(configs.Run(), source, plan, "state")
