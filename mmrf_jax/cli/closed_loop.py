@@ -251,7 +251,7 @@ def _mean(values: np.ndarray) -> dict[str, float]:
 def table(production: dict[str, float], rounds: list[dict[str, Any]]) -> list[str]:
     """Format the loop's rounds as Markdown, and say whether watch time has grown."""
     lines = [
-        "| round | ranker | sessions | watch time, s a session | depth, videos | failed requests |",
+        "| round | ranker | sessions | watch time, s per session | depth, videos | failed requests |",
         "|---|---|---|---|---|---|",
         f"| – | production | – | {production['mean']:,.0f} ± {production['ci95']:,.0f} | – | – |",
     ]
@@ -275,7 +275,7 @@ def table(production: dict[str, float], rounds: list[dict[str, Any]]) -> list[st
 def _line(row: dict[str, Any]) -> str:
     mean = row["watch_time"]
     return (
-        f"{mean['mean']:,.0f} ± {mean['ci95']:,.0f} s a session, "
+        f"{mean['mean']:,.0f} ± {mean['ci95']:,.0f} s per session, "
         f"{row['ranked_per_second']:,.0f} slates/s, {row['failed'] + row['failed_during_swap']} failed requests"
     )
 

@@ -22,7 +22,6 @@ from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost, sharding
-from mmrf_jax.signals import Signals
 from mmrf_jax.training import configs, own_logs
 
 #: First user ids of the logs, far from each other and from the A/B tests, which start at 0.
@@ -352,18 +351,23 @@ def kuairand_config(config: configs.Run) -> kuairand.KuaiRandConfig:
     )
 
 
-def _with_statistics(items: types.Items, signals: Signals, past: list[SessionLog]) -> types.Items:
-    """Add running means of feedback in past logs to the items, if the table of all days fits on every device."""
-    days = len(np.unique(np.concatenate([log.date for log in past])))
-    if (days + 1) * items.num_videos * statistics.num_features(signals) > _MOST_STATISTICS:
-        size = 4 * (days + 1) * items.num_videos * statistics.num_features(signals) / 2**30
+def _with_statistics(items: types.Items, spec: InputSpec, past: list[SessionLog]) -> tuple[types.Items, InputSpec]:
+    """Add running means of feedback in past logs to the items, if the table of all days fits on every device.
+
+    Returns:
+      The items, and the spec with the features that they have now.
+    """
+    days, added = len(np.unique(np.concatenate([log.date for log in past]))), statistics.num_features(spec.signals)
+    if (days + 1) * items.num_videos * added > _MOST_STATISTICS:
+        size = 4 * (days + 1) * items.num_videos * added / 2**30
         say(
             f"input: running means of {items.num_videos:,} videos over {days} days would take {size:.1f} GiB of each "
             "device and are left out"
         )
-        return items
-    dates, table = statistics.by_day(past, items, signals)
-    return dataclasses.replace(items, dates=dates, statistics=table)
+        return items, spec
+    dates, table = statistics.by_day(past, items, spec.signals)
+    spec = dataclasses.replace(spec, item_features=spec.item_features + added)
+    return dataclasses.replace(items, dates=dates, statistics=table), spec
 
 
 def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, Any]:
@@ -399,9 +403,7 @@ def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
         spec = dataclasses.replace(spec, num_videos=items.num_videos)
     there = [name for name in ("train", "valid") if log.report["splits"][name]["sessions"]]
     if config.own_logs.statistics:
-        items = _with_statistics(items, spec.signals, [parts[name]() for name in there])
-        added = 0 if items.statistics is None else statistics.num_features(spec.signals)
-        spec = dataclasses.replace(spec, item_features=spec.item_features + added)
+        items, spec = _with_statistics(items, spec, [parts[name]() for name in there])
     learned = parts["train"]
     if served is not None:
         learned = functools.cache(lambda: _served(served, spec, ids, counted, log.user_ids))
@@ -456,21 +458,17 @@ def _kuairand(config: configs.Run) -> Source:
     tests = [name for name in ("test", "random_test") if there(name)]
     items = kuairand.read_items(prepared)
     spec, ids = parts["test"].spec, lambda: kuairand.read_video_ids(prepared)
-    if d.served:
-        given_ids = kuairand.read_video_ids(prepared)
-        items, every = served_items.with_new(items, given_ids, files.user_path(d.served, "config.data.served"), ())
+    served = files.user_path(d.served, "config.data.served") if d.served else None
+    if served is not None:
+        items, every = served_items.with_new(items, ids(), served, ())
         spec, ids = dataclasses.replace(spec, num_videos=items.num_videos), lambda: every
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
-        items = _with_statistics(items, spec.signals, [logs[name]() for name in ("train", "valid") if there(name)])
-        added = 0 if items.statistics is None else statistics.num_features(spec.signals)
-        spec = dataclasses.replace(spec, item_features=spec.item_features + added)
+        items, spec = _with_statistics(items, spec, [logs[name]() for name in ("train", "valid") if there(name)])
     if d.random_log == "train":
         spec = dataclasses.replace(spec, context=spec.context + 1)
         logs = _with_random_log(logs)
-    if served := d.served:
-        logs["train"] = functools.cache(
-            lambda: _served(files.user_path(served, "config.data.served"), spec, ids(), progress)
-        )
+    if served is not None:
+        logs["train"] = functools.cache(lambda: _served(served, spec, ids(), progress))
     return Source(
         items=jax.tree.map(jax.numpy.asarray, items),
         spec=spec,

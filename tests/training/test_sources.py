@@ -57,9 +57,11 @@ def test_requests_say_whether_they_were_exposed_at_random():
 def test_running_means_are_left_out_where_they_are_too_large(most, monkeypatch, capfd):
     monkeypatch.setattr(sources, "_MOST_STATISTICS", most)
     items = tiny.make_items(random_logs.SPEC)
-    found = sources._with_statistics(items, SHORT_VIDEO, [random_logs.make_log(0, 20)])
+    found, spec = sources._with_statistics(items, random_logs.SPEC, [random_logs.make_log(0, 20)])
     said = capfd.readouterr().err
     if most == 100:
+        assert spec == random_logs.SPEC
         assert found.statistics is None and "running means of 50 videos over 2 days would take 0.0 GiB" in said
     else:
         assert found.statistics.shape == (3, 50, statistics.num_features(SHORT_VIDEO)) and not said
+        assert spec.item_features == random_logs.SPEC.item_features + statistics.num_features(SHORT_VIDEO)
