@@ -20,6 +20,7 @@ from mmrf_jax.parallel import sharding
 from mmrf_jax.serving import artifact, export, ranker
 from mmrf_jax.training import configs, inputs, run_folder, startup, steps
 from mmrf_jax.training import train as training
+from mmrf_jax.training.train_state import TrainState
 
 _NEW_ITEMS = 1_024  # that may be newer than a run
 
@@ -168,7 +169,7 @@ class Run:
         return self._rankers[max_candidates]
 
     @functools.cached_property
-    def _trained(self) -> tuple[configs.Run, inputs.Inputs, steps.TrainState]:
+    def _trained(self) -> tuple[configs.Run, inputs.Inputs, TrainState]:
         if self.exported:
             raise ValueError(f"{self.path} is an artefact, which has no checkpoint; name the run folder")
         from mmrf_jax.training import restore  # imports every source of sessions

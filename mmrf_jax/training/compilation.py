@@ -14,9 +14,10 @@ from mmrf_jax.models import encoders
 from mmrf_jax.models.feedback_model import fitting
 from mmrf_jax.parallel import programs, sharding
 from mmrf_jax.training import batches, configs, evaluate, predictions, restore, sources, steps
+from mmrf_jax.training.train_state import TrainState
 
 
-def initial(shapes: steps.TrainState) -> programs.Program:
+def initial(shapes: TrainState) -> programs.Program:
     """Return the program that initialises a state: `steps.init`, each array created with its final sharding."""
     shardings = jax.tree.map(lambda shape: shape.sharding, shapes)
     return programs.Program(steps.init, often=False, static_argnames=("plan", "spec"), out_shardings=shardings)
@@ -33,7 +34,7 @@ def begin(
     config: configs.Run,
     plan: steps.TrainConfig,
     source: sources.Source,
-    shapes: steps.TrainState,
+    shapes: TrainState,
     start: programs.Program | None,
     policies: dict[str, base.Policy],
     mesh,

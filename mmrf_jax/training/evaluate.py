@@ -20,7 +20,8 @@ from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted, phase, say
 from mmrf_jax.metrics import model_quality, offline, ranking
 from mmrf_jax.parallel import sharding
-from mmrf_jax.training import configs, off_policy, predictions, sources, steps
+from mmrf_jax.training import configs, off_policy, predictions, sources, steps, train_state
+from mmrf_jax.training.train_state import TrainState
 
 #: Upper limits on the requests that sessions of the model exploitation gap start from: in total, and per session.
 _GAP_POOL, _GAP_POOL_A_SESSION = 8_192, 4
@@ -121,7 +122,7 @@ class TrainedRun:
     config: configs.Run
     plan: steps.TrainConfig
     source: sources.Source
-    state: steps.TrainState
+    state: TrainState
     mesh: Any
     arms: Mapping[str, base.Policy] = dataclasses.field(default_factory=dict)
     begin: Callable[..., None] = lambda name, program=None: phase(name)
@@ -358,12 +359,10 @@ def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[
     return simple, {name: {"popularity": popular[name], "boosting": boosted[name]} for name in tests}
 
 
-def feedback_simulator(
-    source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog, **options
-):
+def feedback_simulator(source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: SessionLog, **options):
     """Return the run's feedback model as a simulator over the session starts of a log."""
     longest = source.config.world.max_requests if source.config.source == "world" else _MAX_SESSION
-    return learned.make(steps.model_of(state), source.items, plan.feedback, log, longest, **options)
+    return learned.make(train_state.model_of(state), source.items, plan.feedback, log, longest, **options)
 
 
 def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:
@@ -400,7 +399,7 @@ def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:
 
 
 def ranking_of_valid(
-    config: configs.Run, source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState
+    config: configs.Run, source: sources.Source, plan: steps.TrainConfig, state: TrainState
 ) -> dict[str, Any]:
     """Return `offline.metrics` of a run on the validation days of its logs.
 
@@ -424,7 +423,7 @@ def _history_rows(log: SessionLog) -> offline.Rows:
 
 
 def score(
-    source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog, num_requests: int
+    source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: SessionLog, num_requests: int
 ) -> tuple[offline.Rows, dict[str, dict[str, np.ndarray]]]:
     """Score every exposure of a log with a run, in segments of `num_requests`, and predict its feedback.
 

@@ -19,23 +19,24 @@ from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.metrics import offline
 from mmrf_jax.parallel import multihost, sharding
-from mmrf_jax.training import configs, evaluate, inputs, run_folder, sources, steps
+from mmrf_jax.training import configs, evaluate, inputs, run_folder, sources, steps, train_state
+from mmrf_jax.training.train_state import TrainState
 
 POPULARITY = "popularity"  # an arm built from a log, not from the simulator
 #: Progress of a log's collection, in which each process collects its own part.
 counted_in_parts = functools.partial(counted, checks=32)
 
 
-def state_shapes(config: configs.Run, source: sources.Source | inputs.Inputs, mesh) -> steps.TrainState:
+def state_shapes(config: configs.Run, source: sources.Source | inputs.Inputs, mesh) -> TrainState:
     """Return the shapes, types and shardings of a state, as a restore target; computes nothing."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: source.items))
-    return steps.infer_shardings(
+    return train_state.infer_shardings(
         _state_shapes(steps.plan_of(config, source.spec.signals), source.spec, tree, tuple(leaves)), mesh
     )
 
 
 @functools.lru_cache(maxsize=1)
-def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple) -> steps.TrainState:
+def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple) -> TrainState:
     ones = jnp.ones(len(spec.signals))
 
     def init(items):
@@ -44,7 +45,7 @@ def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple)
     return jax.eval_shape(init, jax.tree.unflatten(tree, leaves))
 
 
-def load_state(config: configs.Run, source: sources.Source | inputs.Inputs, workdir: Path, mesh) -> steps.TrainState:
+def load_state(config: configs.Run, source: sources.Source | inputs.Inputs, workdir: Path, mesh) -> TrainState:
     """Load the latest state of a run.
 
     Raises:
@@ -64,7 +65,7 @@ def load_state(config: configs.Run, source: sources.Source | inputs.Inputs, work
     return state
 
 
-def load_trained(config: configs.Run, workdir: Path, mesh) -> tuple[inputs.Inputs, steps.TrainState]:
+def load_trained(config: configs.Run, workdir: Path, mesh) -> tuple[inputs.Inputs, TrainState]:
     """Return the inputs and the latest state of a run; see `load_state` for errors."""
     found = inputs.read(workdir) or inputs.of_source(source_of(config, mesh, workdir=workdir))
     return found, load_state(config, found, workdir, mesh)

@@ -39,8 +39,10 @@ from mmrf_jax.training import (
     run_report,
     sources,
     steps,
+    train_state,
     warm_start,
 )
+from mmrf_jax.training.train_state import TrainState
 
 _KEEP = 3  # checkpoints
 _MEASURED = 16  # batches of held-out sessions on which the feedback model is measured
@@ -130,7 +132,7 @@ class _Job:
         phase(name)
         self.compiled.wait(program or name, check, say)
 
-    def trained(self, state: steps.TrainState) -> evaluate.TrainedRun:
+    def trained(self, state: TrainState) -> evaluate.TrainedRun:
         """Return the run as evaluators see it."""
         return evaluate.TrainedRun(self.config, self.plan, self.source, state, self.mesh, self.arms, self.begin)
 
@@ -217,9 +219,7 @@ def _read_if_exists(path: Path) -> dict[str, Any] | None:
 # ----------------------------------------------------------------------------------------------------------------- Data
 
 
-def _log_of_round(
-    job: _Job, state: steps.TrainState | None, number: int, before: batches.Batches | None
-) -> batches.Batches:
+def _log_of_round(job: _Job, state: TrainState | None, number: int, before: batches.Batches | None) -> batches.Batches:
     """Return the log of a round: that of the round before, the first policy's, or one that the agents collect.
 
     Args:
@@ -243,23 +243,21 @@ def _log_of_round(
         return batches.Held(job.config, job.source.collect(_server(job, state), number), job.mesh)
 
 
-def _server(job: _Job, state: steps.TrainState) -> base.Policy:
+def _server(job: _Job, state: TrainState) -> base.Policy:
     """Return the policy that collects a round's log, local to this process: the agents as of the round's start, or the
     source's first policy.
     """
     method = registry.get(job.plan.method)
     if not method.collects:
         return next(iter(job.source.policies.values()))
-    server = steps.behavior_state(sharding.local(state))
+    server = train_state.behavior_state(sharding.local(state))
     return method.make_policy(server, job.source.local().items, job.plan.agents, job.config.alternation.temperature)
 
 
 # ---------------------------------------------------------------------------------------------------- State and restore
 
 
-def _restored(
-    job: _Job, checkpoints: manager.Checkpoints
-) -> tuple[steps.TrainState | None, int, dict[str, Any] | None]:
+def _restored(job: _Job, checkpoints: manager.Checkpoints) -> tuple[TrainState | None, int, dict[str, Any] | None]:
     """Return the state to begin with, its step, and what learned.json says if training is complete.
 
     A run goes on from the first of these that it has:
@@ -278,7 +276,7 @@ def _restored(
     return state, step, learned if learned is not None and learned["steps"] == step else None
 
 
-def _initial(job: _Job, program: programs.Program, data: batches.Batches) -> steps.TrainState:
+def _initial(job: _Job, program: programs.Program, data: batches.Batches) -> TrainState:
     """Return a new state, scaled by the statistics of the first log."""
     job.compiled.wait("initial state", check, say)
     known = data.known(job.plan.agents.discount)
@@ -292,8 +290,8 @@ def _initial(job: _Job, program: programs.Program, data: batches.Batches) -> ste
 
 
 def _learn(
-    job: _Job, state: steps.TrainState | None, step: int, checkpoints: manager.Checkpoints
-) -> tuple[steps.TrainState, dict[str, Any]]:
+    job: _Job, state: TrainState | None, step: int, checkpoints: manager.Checkpoints
+) -> tuple[TrainState, dict[str, Any]]:
     """Train the rounds that are left, from a state or a new one; return the last state and learned.json."""
     config, plan = job.config, job.plan
     shapes = restore.state_shapes(config, job.source, job.mesh)
@@ -314,7 +312,7 @@ def _learn(
             state = dataclasses.replace(state, logged=logged)
             run_hooks.hold(state)
             state = _round(job, state, data, run_hooks)
-            state = steps.next_round(state)
+            state = train_state.next_round(state)
             run_hooks.hold(state)
             run_hooks.save(force=True, again=True)
     checkpoints.wait()
@@ -322,7 +320,7 @@ def _learn(
     return state, multihost.on_primary(lambda: _write_learned(job, state, run_hooks.step))
 
 
-def _round(job: _Job, state: steps.TrainState, data: batches.Batches, run_hooks: hooks.Hooks) -> steps.TrainState:
+def _round(job: _Job, state: TrainState, data: batches.Batches, run_hooks: hooks.Hooks) -> TrainState:
     """Train the rest of a round: fit the feedback model, measure it, update the agents, evaluate both."""
     config, number, done = job.config, int(state.round), int(state.done)
     fit = None  # the steps of a round that are done are first its fits, then its updates
@@ -345,9 +343,7 @@ def _round(job: _Job, state: steps.TrainState, data: batches.Batches, run_hooks:
     return state
 
 
-def _fit(
-    job: _Job, state: steps.TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks
-) -> steps.TrainState:
+def _fit(job: _Job, state: TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks) -> TrainState:
     """Fit the feedback model to the round's log."""
     _begin_phase(job, "fit", iterator, run_hooks)
     with iterator:
@@ -359,9 +355,7 @@ def _fit(
     return state
 
 
-def _update(
-    job: _Job, state: steps.TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks
-) -> steps.TrainState:
+def _update(job: _Job, state: TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks) -> TrainState:
     """Update the agents on the round's log, and on slates that the feedback model labels."""
     encodings = steps.precompute_item_embeddings(state, job.source.items, job.plan)
     encodings = None if encodings is None else sharding.put_replicated(encodings, job.mesh)
@@ -389,7 +383,7 @@ def _lr_scale(job: _Job, iterator: batches.PhaseIterator) -> np.float32:
     return np.float32(steps.rate((iterator.number + iterator.progress) / job.plan.rounds))
 
 
-def _measure(job: _Job, state: steps.TrainState, data: batches.Batches) -> steps.TrainState:
+def _measure(job: _Job, state: TrainState, data: batches.Batches) -> TrainState:
     """Scale the feedback model's uncertainty on held-out sessions, or on validation days, which also calibrate it.
 
     Each process measures alone.
@@ -401,7 +395,7 @@ def _measure(job: _Job, state: steps.TrainState, data: batches.Batches) -> steps
         held = sessions.segment_index(log, config.train.segment)
     else:
         log, held = data.held_out()
-    model, blocks = sharding.local(steps.model_of(state)), _held_out_batches(job, log, held)
+    model, blocks = sharding.local(train_state.model_of(state)), _held_out_batches(job, log, held)
     found = fitting.measure(model, blocks, sharding.local(source.items), plan.feedback, calibrate=valid)
     return dataclasses.replace(state, feedback=sharding.put_replicated(found, job.mesh))
 
@@ -416,7 +410,7 @@ def _held_out_batches(job: _Job, log: SessionLog, index: np.ndarray) -> Iterator
             yield sharding.put_batch(batch, sharding.local_mesh())
 
 
-def _write_learned(job: _Job, state: steps.TrainState, step: int) -> dict[str, Any]:
+def _write_learned(job: _Job, state: TrainState, step: int) -> dict[str, Any]:
     """Write learned.json of a run that has finished training, and return its contents."""
     rows = [json.loads(line) for line in (job.workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -462,7 +456,7 @@ _EVALUATORS: dict[str, evaluate.Evaluator] = {
 }
 
 
-def _evaluate(job: _Job, state: steps.TrainState, brief: bool) -> dict[str, Any]:
+def _evaluate(job: _Job, state: TrainState, brief: bool) -> dict[str, Any]:
     """Compare the trained ranker with the other arms, then evaluate it on the held-out logs."""
     result: dict[str, Any] = {}
     run = job.trained(state)
@@ -504,7 +498,7 @@ def _write_results(job: _Job, result: dict[str, Any], seconds: Callable[[], dict
         writer.summarise(run_report.headline(job.config, result))
 
 
-def _report(config: configs.Run, source: sources.Source, state: steps.TrainState, workdir: Path) -> None:
+def _report(config: configs.Run, source: sources.Source, state: TrainState, workdir: Path) -> None:
     """Write the run's report. The results are already saved, so any error here is only logged."""
     if (missing := run_report.missing()) is not None:
         say(f"no report: {missing}, then mmrf report --workdir={workdir}")

@@ -23,6 +23,7 @@ from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
 from mmrf_jax.models import embedding_table, embeddings
 from mmrf_jax.training import configs, inputs, restore, run_folder, steps
+from mmrf_jax.training.train_state import TrainState
 
 _AGENTS = ("params", "target", "reward_scale", "q_mean", "q_scale")
 _MODEL = ("params", "scale", "uncertainty_scale", "calibration", "residual", "edges", "quantiles")
@@ -52,7 +53,7 @@ def check(config: configs.Run, workdir: Path) -> None:
         )
 
 
-def begin(config: configs.Run, new: inputs.Inputs, state: steps.TrainState, mesh) -> steps.TrainState:
+def begin(config: configs.Run, new: inputs.Inputs, state: TrainState, mesh) -> TrainState:
     """Return a new run's state with what the run `config.init_from` has learned; one line says what was copied.
 
     Args:

@@ -13,7 +13,7 @@ from mmrf_jax.cli.benchmarks import cost, speed
 from mmrf_jax.data import sessions
 from mmrf_jax.envs import learned
 from mmrf_jax.parallel import sharding
-from mmrf_jax.training import steps
+from mmrf_jax.training import steps, train_state
 
 #: Operations and bytes of a request (of steps: of a batch's, padding included), with jax 0.10.2 on a CPU.
 KEPT = {
@@ -71,7 +71,7 @@ def batches(run):
 def test_the_work_of_hot_functions_does_not_grow(run, batches, optimised):
     k, items, plan = run.plan.agents.slate, run.source.items, run.plan
     ranker = policy.make(run.state.agents, items, plan.agents)
-    model = learned.make(steps.model_of(run.state), items, plan.feedback, run.log, 64)
+    model = learned.make(train_state.model_of(run.state), items, plan.feedback, run.log, 64)
     update = functools.partial(
         steps.update_step, plan=plan, rate=1.0, encodings=steps.precompute_item_embeddings(run.state, items, plan)
     )

@@ -8,7 +8,7 @@ sys.path.insert(0, "tests/agents")
 import jax, jax.numpy as jnp, numpy as np, tiny
 from mmrf_jax.models import embeddings
 from mmrf_jax.parallel import sharding
-from mmrf_jax.training import steps
+from mmrf_jax.training import steps, train_state
 
 embeddings.SPLIT_ROWS, embeddings.SPLITS = 3_000, 8
 VIDEOS = 4_001
@@ -21,7 +21,7 @@ init = lambda key: steps.init(key, plan, spec, items, 0.3 * ones, ones, ones)
 
 def learned(devices):
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    shapes = steps.infer_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
+    shapes = train_state.infer_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
     state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, shapes))(jax.random.key(0))
     here = sharding.put_replicated(items, mesh)
     for batch in batches:

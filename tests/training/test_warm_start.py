@@ -13,6 +13,7 @@ import tiny
 from mmrf_jax.models import embedding_table
 from mmrf_jax.parallel import sharding
 from mmrf_jax.training import configs, inputs, restore, run_folder, steps, warm_start
+from mmrf_jax.training.train_state import TrainState
 
 MESH = sharding.local_mesh()
 
@@ -101,7 +102,7 @@ def finished(tmp_path, monkeypatch):
     return config, plan, state, folder
 
 
-def fresh(plan: steps.TrainConfig) -> steps.TrainState:
+def fresh(plan: steps.TrainConfig) -> TrainState:
     """A state whose numbers are all -1."""
 
     def start():

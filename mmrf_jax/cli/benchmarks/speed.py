@@ -38,7 +38,8 @@ from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import counted
 from mmrf_jax.metrics import ranking
 from mmrf_jax.parallel import sharding
-from mmrf_jax.training import batches, compilation, configs, restore, sources, steps
+from mmrf_jax.training import batches, compilation, configs, restore, sources, steps, train_state
+from mmrf_jax.training.train_state import TrainState
 
 USERS = 4_096  # per call, by default
 SIZES = (2**8, 2**12, 2**16, 2**20)  # users per timing of the random policy
@@ -73,7 +74,7 @@ class Run(NamedTuple):
 
     source: sources.Source
     plan: steps.TrainConfig
-    state: steps.TrainState
+    state: TrainState
     log: Any
     config: Any
 
@@ -187,7 +188,7 @@ def model(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure rollouts in the feedback model."""
     run, machine = fresh_run(), cost.machine(repeats)
     sim = learned.make(
-        steps.model_of(run.state), run.source.items, run.plan.feedback, run.log, run.config.world.max_requests
+        train_state.model_of(run.state), run.source.items, run.plan.feedback, run.log, run.config.world.max_requests
     )
     rankers = {
         "random": random_policy(sim),
