@@ -34,7 +34,7 @@ _AA = flags.DEFINE_integer("aa", 0, "Number of A/A tests of the only arm, instea
 def main() -> None:
     from mmrf_jax.parallel import sharding
     from mmrf_jax.report import plots
-    from mmrf_jax.training import configs, evaluate, restore, result_tables, run_folder
+    from mmrf_jax.training import arms, configs, evaluate, restore, result_tables, run_folder
 
     config = configs.override(common.resolve_run(_CONFIG), ab_test={"sessions": _SESSIONS.value})
     common.check_world(config)
@@ -48,7 +48,7 @@ def main() -> None:
     mesh = sharding.make_mesh()
     source = restore.source_of(config, mesh)
     names = run_folder.arm_names(_ARMS.value)
-    policies = {name: restore.policy_of(arm, source, mesh) for name, arm in zip(names, _ARMS.value, strict=True)}
+    policies = {name: arms.policy_of(arm, source, mesh) for name, arm in zip(names, _ARMS.value, strict=True)}
     if _AA.value:
         (policy,) = policies.values()
         result = evaluate.aa_tests(config, source, policy, mesh, _AA.value, _CUPED.value)

@@ -18,7 +18,7 @@ _FIRST_USER = flags.DEFINE_integer("first_user", 100_000_000, "First user id.", 
 def main() -> None:
     from mmrf_jax.data import records
     from mmrf_jax.parallel import sharding
-    from mmrf_jax.training import restore, sources
+    from mmrf_jax.training import arms, restore, sources
 
     config = common.resolve_run(_CONFIG)
     common.check_world(config)
@@ -28,7 +28,7 @@ def main() -> None:
     mesh = sharding.make_mesh()
     source = restore.source_of(config, mesh)
     assert source.sim is not None
-    policy = restore.policy_of(_POLICY.value, source, mesh)
+    policy = arms.policy_of(_POLICY.value, source, mesh)
     log = sources.collect_log(
         source.sim,
         policy,

@@ -1,4 +1,4 @@
-"""Objects built from a config or a run folder: the source of sessions, the trained state, and its policy as an arm."""
+"""Objects built from a config or a run folder: the source of sessions, and the trained state."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmrf_jax import plugins, types
-from mmrf_jax.agents import popularity, registry
+from mmrf_jax import types
+from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.envs import base, learned, policies
+from mmrf_jax.envs import base, learned
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
-from mmrf_jax.metrics import offline
 from mmrf_jax.parallel import multihost, sharding
 from mmrf_jax.training import configs, evaluate, inputs, run_folder, sources, steps, train_state
 from mmrf_jax.training.train_state import TrainState
 
-POPULARITY = "popularity"  # an arm built from a log, not from the simulator
 #: Progress of a log's collection, in which each process collects its own part.
 counted_in_parts = functools.partial(counted, checks=32)
 
@@ -92,7 +90,7 @@ def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path |
         raise ValueError("config.simulator=feedback needs a model; use --config.simulator_checkpoint=RUN")
     path = files.user_path(config.simulator_checkpoint, "config.simulator_checkpoint")
     fitted = configs.run_of(run_folder.read_config(path))
-    _check_same_world(str(path), fitted, source)
+    check_same_world(str(path), fitted, source)
     plan = steps.plan_of(fitted, source.spec.signals)
     if not plan.use_feedback_model:
         raise ValueError(
@@ -112,7 +110,7 @@ def untrained_policy(config: configs.Run, mesh, source: sources.Source) -> base.
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
-def _check_same_world(name: str, trained, source: sources.Source) -> None:
+def check_same_world(name: str, trained, source: sources.Source) -> None:
     """Refuse a run that was trained on another source or world."""
     if trained.source != source.config.source:
         raise ValueError(
@@ -123,42 +121,3 @@ def _check_same_world(name: str, trained, source: sources.Source) -> None:
         if differing := [n for n in there if there[n] != here.get(n)]:
             flags = " ".join(f"--config.world.{n}={there[n]}" for n in differing)
             raise ValueError(f"run {name} was trained in another world; add {flags}")
-
-
-def untrained_arm(name: str, source: sources.Source) -> base.Policy:
-    """Return the policy of an arm that needs no training: the name of a simulator's ranker, or of a plug-in's policy.
-
-    Raises:
-      ValueError: for an unknown name.
-    """
-    if name in source.policies:
-        return source.policies[name]
-    policy = plugins.POLICIES.get(name, source.config.plugins)
-    key = jax.random.fold_in(types.make_key(source.config.seed), 15)
-    return policies.servable(policy, source.items, key, source.spec.slate)
-
-
-def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
-    """Return the policy of an arm: the name of a ranker that needs no training, `popularity`, or a run folder.
-
-    Raises:
-      ValueError: for an unknown name, or a run trained on another source or world.
-    """
-    if name == POPULARITY:
-        rows = offline.exposures(source.train())
-        signals, number = source.spec.signals, source.items.num_videos
-        return popularity.make(signals, popularity.smoothed_means(signals, rows.video, rows.feedback, number))
-    if name in source.policies or plugins.POLICIES.find(name, source.config.plugins):
-        return untrained_arm(name, source)
-    path = files.user_path(name, "policy")
-    if not path.is_dir():
-        known = ", ".join([*source.policies, POPULARITY, *plugins.POLICIES.entries])
-        raise ValueError(
-            f"unknown policy {name!r}: neither a run folder nor one of {known}; one of a plug-in needs --import=MODULE"
-        )
-    config = configs.run_of(run_folder.read_config(path))
-    _check_same_world(name, config, source)
-    state = load_state(config, source, path, mesh)
-    return registry.get(config.method).make_policy(
-        state.agents, source.items, steps.agent_config(config, source.spec.signals)
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mmrf_jax.io.progress import check, interruptible, observed, phase, say
 from mmrf_jax.models.feedback_model import fitting
 from mmrf_jax.parallel import multihost, preemption, programs, sharding
 from mmrf_jax.training import (
+    arms,
     batches,
     compilation,
     configs,
@@ -74,8 +75,8 @@ def train(config: configs.Run, workdir: Path, brief: bool = False, log: FrameLog
         with preemption.at_once():
             source = restore.source_of(config, mesh, collects=config.alternation.closed_loop, workdir=workdir)
         plan = steps.plan_of(config, source.spec.signals)
-        arms = {} if source.sim is None else _arms(config, source)
-        job = _Job(config, plan, workdir, mesh, source, arms, compiled)
+        others = {} if source.sim is None else _arms(config, source)
+        job = _Job(config, plan, workdir, mesh, source, others, compiled)
         if source.report:
             say(f"input: {json.dumps(source.report, default=str)}")
         if sharding.is_primary():
@@ -165,29 +166,18 @@ def _check_arms(config: configs.Run, policies: Collection[str]) -> list[str]:
     """Return the config's arms, except the run's own ranker, which is added later; refuse unknown ones."""
     names = [name for name in config.ab_test.arms if name != config.method]
     registered = [name for name in names if name not in policies and plugins.POLICIES.find(name, config.plugins)]
-    check_arms(names, [*policies, *registered], "config.ab_test.arms")
+    arms.check_arms(names, [*policies, *registered], "config.ab_test.arms")
     return names
 
 
 def _arms(config: configs.Run, source: sources.Source) -> dict[str, base.Policy]:
-    return {name: restore.untrained_arm(name, source) for name in _check_arms(config, source.policies)}
+    return {name: arms.untrained_arm(name, source) for name in _check_arms(config, source.policies)}
 
 
 def _with_plugins(config: configs.Run) -> configs.Run:
     """Return the config with the modules that register its method and arms, so that commands find them again."""
     found = {registry.module_of(config.method), *map(plugins.POLICIES.module_of, config.ab_test.arms)}
     return dataclasses.replace(config, plugins=tuple(sorted({*config.plugins, *filter(None, found)})))
-
-
-def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> None:
-    """Refuse names in a config field that are not policies.
-
-    Raises:
-      ValueError: for the first such name.
-    """
-    for name in names:
-        if name not in policies:
-            raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
 
 
 def _begun(
@@ -470,9 +460,9 @@ def _evaluate(job: _Job, state: TrainState, brief: bool) -> dict[str, Any]:
 def _ab_test(run: evaluate.TrainedRun, workdir: Path) -> dict[str, Any]:
     """Compare a run with the other arms; the per-user sums of its arm go to the run folder."""
     own = registry.get(run.plan.method).make_policy(run.state.agents, run.source.items, run.plan.agents)
-    arms, blocks = {**run.arms, run.plan.method: own}, []
+    policies, blocks = {**run.arms, run.plan.method: own}, []
     result = evaluate.compare(
-        run.config, run.source, arms, run.mesh, observe=lambda sums: blocks.append(sums[run.plan.method])
+        run.config, run.source, policies, run.mesh, observe=lambda sums: blocks.append(sums[run.plan.method])
     )
     if sharding.is_primary():
         run_folder.write_users(workdir, blocks)

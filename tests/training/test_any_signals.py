@@ -20,7 +20,7 @@ from mmrf_jax.io.progress import counted
 from mmrf_jax.parallel import sharding
 from mmrf_jax.serving import api
 from mmrf_jax.serving.service import Asked, Service, Settings
-from mmrf_jax.training import configs, evaluate, restore, sources, train
+from mmrf_jax.training import arms, configs, evaluate, restore, sources, train
 
 SMALL = {"dim": 12, "id_dim": 4}
 IDS = 7 * np.arange(random_logs.SPEC.num_videos, dtype=np.int64) + 1_000
@@ -101,7 +101,7 @@ def test_from_logs_to_the_service_and_back(signals, log_source, tmp_path):
     # An A/B test in the learned environment.
     learned = make_config(simulator="feedback", simulator_checkpoint=str(tmp_path / "run"))
     source = restore.source_of(learned, mesh)
-    own = restore.policy_of(str(tmp_path / "run"), source, mesh)
+    own = arms.policy_of(str(tmp_path / "run"), source, mesh)
     tested = evaluate.compare(learned, source, source.policies | {"mmrf": own}, mesh)
     assert set(signals.names) <= set(tested["ab_test"]["mmrf"]) and summary.describe(tested)
     assert statistics.main_metric(tested) == signals.main
