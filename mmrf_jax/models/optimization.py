@@ -55,11 +55,6 @@ class Reduction:
         return key if self._axis is None else jax.random.fold_in(key, jax.lax.axis_index(self._axis))
 
 
-def adam(rate: float, weight_decay: float) -> optax.GradientTransformation:
-    """Return Adam with decoupled weight decay and the gradient clipped to norm 1."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=weight_decay))
-
-
 def step(
     learnable: Learnable,
     ids: dict[str, chex.Array],

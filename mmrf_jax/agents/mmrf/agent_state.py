@@ -18,6 +18,7 @@ from mmrf_jax.agents.mmrf import losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation
+from mmrf_jax.models.optimizer import make_optimizer
 
 
 @struct.dataclass
@@ -57,20 +58,6 @@ class Update(Protocol):
           axis_name: see `models.optimization.Reduction`.
         """
         ...
-
-
-def optimizer(config: AgentConfig) -> optax.GradientTransformation:
-    """Return Adam with decoupled weight decay, clipped separately for actors and critics; SGD for invariance tests."""
-    if config.optimizer == "sgd":
-        return optax.sgd(config.learning_rate)
-    labels = {"encoder": "critic", "critic": "critic", "actor": "actor"}
-    return optax.multi_transform(
-        {
-            "critic": optimization.adam(config.learning_rate, config.weight_decay),
-            "actor": optimization.adam(config.actor_learning_rate, config.weight_decay),
-        },
-        labels,
-    )
 
 
 def init(
@@ -115,7 +102,7 @@ def init(
         step=jnp.zeros((), jnp.int32),
         params=params,
         target=jax.tree.map(jnp.copy, params["critic"]),
-        optimizer=optimizer(config).init(params),
+        optimizer=make_optimizer(config, config.actor_learning_rate).init(params),
         tables=embeddings.init(k_tables, config, spec, items),
         reward_scale=reward_scale,
         q_mean=jnp.zeros((config.num_agents,), jnp.float32),
@@ -147,7 +134,8 @@ def step(
         return loss_fn(params, representation.encode(config, params["encoder"], rows, inputs, key))
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
-    learned, extra, norm = optimization.step(learnable, inputs.ids, of_rows, config, optimizer(config), reduction, rate)
+    optimizer = make_optimizer(config, config.actor_learning_rate)
+    learned, extra, norm = optimization.step(learnable, inputs.ids, of_rows, config, optimizer, reduction, rate)
     state = dataclasses.replace(
         state,
         step=state.step + 1,

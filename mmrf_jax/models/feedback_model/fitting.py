@@ -14,6 +14,7 @@ from mmrf_jax import types
 from mmrf_jax.models import heads, kinds, optimization, representation
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
+from mmrf_jax.models.optimizer import make_optimizer
 from mmrf_jax.parallel import programs
 
 _LEVEL_WEIGHT = 0.3  # of the losses of the numeric signals' levels
@@ -62,7 +63,7 @@ def update(
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
     learned, metrics, norm = optimization.step(
-        learnable, inputs.ids, loss_fn, config, network.optimizer(config), reduction, rate
+        learnable, inputs.ids, loss_fn, config, make_optimizer(config), reduction, rate
     )
     state = dataclasses.replace(
         state, step=state.step + 1, params=learned.params, optimizer=learned.optimizer, tables=learned.tables
