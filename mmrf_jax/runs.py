@@ -16,7 +16,7 @@ from mmrf_jax.data import named_features
 from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.envs import environment, learned, policies
 from mmrf_jax.io import files
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import artifact, export, ranker
 from mmrf_jax.training import configs, inputs, run_folder, startup, steps
 from mmrf_jax.training import train as training
@@ -175,7 +175,7 @@ class Run:
         from mmrf_jax.training import restore  # imports every source of sessions
 
         config = configs.run_of(self.config)
-        return config, *restore.load_trained(config, self.path, sharding.make_mesh())
+        return config, *restore.load_trained(config, self.path, Partitioner())
 
     @functools.cached_property
     def _described(self) -> dict[Id, Mapping[str, Any]]:
@@ -261,7 +261,7 @@ def learned_environment(run: str | Path | Run, answers: str = "sampled") -> envi
             f"run {run.path} has no feedback model: its method is {config.method}, its ablation "
             f"{config.agents.ablation}; name another run"
         )
-    source = restore.source_of(config, sharding.make_mesh())
+    source = restore.source_of(config, Partitioner())
     simulator = evaluate.feedback_simulator(source, plan, state, source.train(), answers=answers)
     return environment.Environment(simulator, source.spec.slate, reference_policies=learned.policies())
 

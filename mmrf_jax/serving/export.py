@@ -44,7 +44,7 @@ from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, representation
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model import network
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import artifact
 from mmrf_jax.serving.artifact import Arrays, Function
 from mmrf_jax.training import configs, inputs, run_folder, steps
@@ -84,7 +84,7 @@ def _trained(config: configs.Run, workdir: Path) -> tuple[inputs.Inputs, TrainSt
     """Return inputs and newest state of a run folder, and what a manifest says about the run."""
     from mmrf_jax.training import restore  # imports every source of sessions
 
-    found, state = restore.load_trained(config, workdir, sharding.make_mesh())
+    found, state = restore.load_trained(config, workdir, Partitioner())
     about: dict[str, Any] = {"config": configs.as_dict(config), "step": int(state.agents.step), "code": found.code}
     about |= {name: getattr(found, name) for name in ("unknown_video", "names", "num_statistics")}
     for name in ("learned", "results"):  # the metrics files that exist

@@ -18,7 +18,7 @@ from mmrf_jax import plugins
 from mmrf_jax.agents import registry
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.sweeps import seeds
 from mmrf_jax.training import (
     arms,
@@ -225,10 +225,10 @@ def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1)
     }
     kept = run_folder.read_json(path) if path.exists() else {}
     if {name: kept.get(name) for name in wanted} != wanted:
-        mesh = sharding.make_mesh()
-        source = restore.source_of(played_in, mesh)
-        policies = {name: arms.policy_of(str(places.get(name, name)), source, mesh) for name in names}
-        kept = wanted | evaluate.compare(played_in, source, policies, mesh, days=days)
+        partitioner = Partitioner()
+        source = restore.source_of(played_in, partitioner)
+        policies = {name: arms.policy_of(str(places.get(name, name)), source, partitioner) for name in names}
+        kept = wanted | evaluate.compare(played_in, source, policies, partitioner, days=days)
         files.write_json(path, kept)
     return kept
 
@@ -290,9 +290,9 @@ def measure_run(config, place: Path, name: str) -> dict[str, Any]:
     path, learned = place / f"{name}.json", _learned(place)
     kept = run_folder.read_json(path) if path.exists() else {}
     if kept.get("learned") != learned:
-        mesh = sharding.make_mesh()
-        source = restore.source_of(config, mesh, workdir=place)
-        state = restore.load_state(config, source, place, mesh)
+        partitioner = Partitioner()
+        source = restore.source_of(config, partitioner, workdir=place)
+        state = restore.load_state(config, source, place, partitioner)
         kept = _OF_RUNS[name](config, source, steps.plan_of(config, source.spec.signals), state) | {"learned": learned}
         files.write_json(path, kept)
     return kept

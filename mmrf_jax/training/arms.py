@@ -11,6 +11,7 @@ from mmrf_jax.agents import popularity, registry
 from mmrf_jax.envs import base, policies
 from mmrf_jax.io import files
 from mmrf_jax.metrics import offline
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import configs, restore, run_folder, sources, steps
 
 POPULARITY = "popularity"  # an arm built from a log, not from the simulator
@@ -40,7 +41,7 @@ def untrained_arm(name: str, source: sources.Source) -> base.Policy:
     return policies.servable(policy, source.items, key, source.spec.slate)
 
 
-def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
+def policy_of(name: str, source: sources.Source, partitioner: Partitioner) -> base.Policy:
     """Return the policy of an arm: the name of a ranker that needs no training, `popularity`, or a run folder.
 
     Raises:
@@ -60,7 +61,7 @@ def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
         )
     config = configs.run_of(run_folder.read_config(path))
     restore.check_same_world(name, config, source)
-    state = restore.load_state(config, source, path, mesh)
+    state = restore.load_state(config, source, path, partitioner)
     return registry.get(config.method).make_policy(
         state.agents, source.items, steps.agent_config(config, source.spec.signals)
     )

@@ -17,7 +17,8 @@ from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.envs import base, learned
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
-from mmrf_jax.parallel import multihost, sharding
+from mmrf_jax.parallel import multihost
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import configs, evaluate, inputs, run_folder, sources, steps, train_state
 from mmrf_jax.training.train_state import TrainState
 
@@ -25,11 +26,11 @@ from mmrf_jax.training.train_state import TrainState
 counted_in_parts = functools.partial(counted, checks=32)
 
 
-def state_shapes(config: configs.Run, source: sources.Source | inputs.Inputs, mesh) -> TrainState:
+def state_shapes(config: configs.Run, source: sources.Source | inputs.Inputs, partitioner: Partitioner) -> TrainState:
     """Return the shapes, types and shardings of a state, as a restore target; computes nothing."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: source.items))
     return train_state.infer_shardings(
-        _state_shapes(steps.plan_of(config, source.spec.signals), source.spec, tree, tuple(leaves)), mesh
+        _state_shapes(steps.plan_of(config, source.spec.signals), source.spec, tree, tuple(leaves)), partitioner
     )
 
 
@@ -43,7 +44,9 @@ def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple)
     return jax.eval_shape(init, jax.tree.unflatten(tree, leaves))
 
 
-def load_state(config: configs.Run, source: sources.Source | inputs.Inputs, workdir: Path, mesh) -> TrainState:
+def load_state(
+    config: configs.Run, source: sources.Source | inputs.Inputs, workdir: Path, partitioner: Partitioner
+) -> TrainState:
     """Load the latest state of a run.
 
     Raises:
@@ -56,20 +59,22 @@ def load_state(config: configs.Run, source: sources.Source | inputs.Inputs, work
     with manager.Checkpoints(workdir / "checkpoints", read_only=True, agree=multihost.on_primary) as checkpoints:
         if checkpoints.latest_step() is None:
             raise nothing
-        state, step = checkpoints.restore(state_shapes(config, source, mesh))
+        state, step = checkpoints.restore(state_shapes(config, source, partitioner))
     done = workdir / "learned.json"
     if not done.exists() or run_folder.read_json(done)["steps"] != step:
         say(f"{workdir} has not learned to its end: this is step {step}")
     return state
 
 
-def load_trained(config: configs.Run, workdir: Path, mesh) -> tuple[inputs.Inputs, TrainState]:
+def load_trained(config: configs.Run, workdir: Path, partitioner: Partitioner) -> tuple[inputs.Inputs, TrainState]:
     """Return the inputs and the latest state of a run; see `load_state` for errors."""
-    found = inputs.read(workdir) or inputs.of_source(source_of(config, mesh, workdir=workdir))
-    return found, load_state(config, found, workdir, mesh)
+    found = inputs.read(workdir) or inputs.of_source(source_of(config, partitioner, workdir=workdir))
+    return found, load_state(config, found, workdir, partitioner)
 
 
-def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path | None = None) -> sources.Source:
+def source_of(
+    config: configs.Run, partitioner: Partitioner, collects: bool = False, workdir: Path | None = None
+) -> sources.Source:
     """Return a config's source with its items on the devices; `simulator=feedback` uses another run's feedback model.
 
     Args:
@@ -79,9 +84,9 @@ def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path |
     Raises:
       ValueError: if that run has another source, or no feedback model.
     """
-    own = functools.partial(untrained_policy, config, mesh) if collects else None
+    own = functools.partial(untrained_policy, config, partitioner) if collects else None
     source = sources.from_config(config, counted_in_parts, own, workdir)
-    source = dataclasses.replace(source, items=sharding.put_replicated(source.items, mesh))
+    source = dataclasses.replace(source, items=partitioner.replicate(source.items))
     if config.simulator == "world":
         return source
     if config.simulator != "feedback":
@@ -97,16 +102,16 @@ def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path |
             f"run {path} has no feedback model: its method is {fitted.method}, its ablation {fitted.agents.ablation}; "
             "name another run"
         )
-    state = load_state(fitted, source, path, mesh)
+    state = load_state(fitted, source, path, partitioner)
     model = evaluate.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
     return sources.in_simulator(source, model, learned.policies(), None, counted_in_parts, own)
 
 
-def untrained_policy(config: configs.Run, mesh, source: sources.Source) -> base.Policy:
+def untrained_policy(config: configs.Run, partitioner: Partitioner, source: sources.Source) -> base.Policy:
     """Return a policy with the shapes of the run's own and all-zero parameters."""
     agents = steps.agent_config(config, source.spec.signals)
     make = functools.partial(registry.get(config.method).make_policy, config=agents)
-    shapes = jax.eval_shape(lambda state: make(state, source.items), state_shapes(config, source, mesh).agents)
+    shapes = jax.eval_shape(lambda state: make(state, source.items), state_shapes(config, source, partitioner).agents)
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 

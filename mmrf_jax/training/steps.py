@@ -120,7 +120,7 @@ def init(
     feedback_std: chex.Array,
     mean_return: chex.Array,
 ) -> TrainState:
-    """Initialise a state; jit this with `out_shardings` so that each array is created with its final sharding.
+    """Initialise a state; `Partitioner.partition_init` compiles it.
 
     Args:
       feedback_mean: [S] of the exposures in the first log.

@@ -15,7 +15,7 @@ from mmrf_jax.agents.mmrf import agent_state
 from mmrf_jax.checkpointing import leaves
 from mmrf_jax.models import embedding_table, embeddings
 from mmrf_jax.models.feedback_model.network import FeedbackState
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 
 
 @struct.dataclass
@@ -30,7 +30,7 @@ class TrainState:
     logged: chex.Array  # [2] int32, sessions and requests of the newest log
 
 
-def infer_shardings(state: TrainState, mesh) -> TrainState:
+def infer_shardings(state: TrainState, partitioner: Partitioner) -> TrainState:
     """Return the state's shapes with shardings: large embedding tables split by rows, everything else replicated.
 
     Lookups and updates of a split table cost one all-reduce of the embeddings that the batch looks up; nothing of the
@@ -38,8 +38,8 @@ def infer_shardings(state: TrainState, mesh) -> TrainState:
     """
 
     def place(x: Any):
-        split = isinstance(x, embedding_table.Table) and embeddings.is_split(x, mesh.size)
-        return leaves.targets(x, sharding.sharded(mesh) if split else sharding.replicated(mesh))
+        split = isinstance(x, embedding_table.Table) and embeddings.is_split(x, partitioner.num_devices)
+        return leaves.targets(x, partitioner.data_sharding if split else partitioner.replicated_sharding)
 
     return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, embedding_table.Table))
 

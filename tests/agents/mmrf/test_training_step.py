@@ -402,7 +402,7 @@ import jax, numpy as np
 sys.path.insert(0, "tests/agents")
 import tiny
 from mmrf_jax.agents.mmrf import training_step
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 
 assert jax.device_count() == 4
 SGD = dataclasses.replace(tiny.CONFIG, optimizer="sgd", learning_rate=0.05)
@@ -447,15 +447,15 @@ for leaf in jax.tree.leaves((replicas[-1][0].params, replicas[-1][0].tables, rep
 """
 
 SHARDED = """
-mesh = sharding.make_mesh()
-items = sharding.put_replicated(items, mesh)
-replicated, sharded = sharding.replicated(mesh), sharding.sharded(mesh)
+partitioner = Partitioner()
+items = partitioner.replicate(items)
+replicated, sharded = partitioner.replicated_sharding, partitioner.data_sharding
 jitted = jax.jit(
     functools.partial(training_step.update, config=SGD),
     in_shardings=(replicated, sharded, replicated), out_shardings=replicated, donate_argnums=0,
 )
-state = sharding.put_replicated(tiny.make_state(SGD), mesh)
-same(reference, run(jitted, state, lambda batch: sharding.put_batch(batch, mesh)))
+state = partitioner.replicate(tiny.make_state(SGD))
+same(reference, run(jitted, state, partitioner.shard_inputs))
 """
 
 
