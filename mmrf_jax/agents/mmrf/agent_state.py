@@ -47,7 +47,6 @@ class Update(Protocol):
         config: AgentConfig,
         rate: chex.Numeric = 1.0,
         simulated: types.CounterfactualSlates | None = None,
-        axis_name: str | None = None,
     ) -> tuple[AgentState, dict[str, chex.Array]]:
         """Return the next state and scalar metrics.
 
@@ -55,7 +54,6 @@ class Update(Protocol):
           batch: segments of T + 1 requests; the first T are learned from.
           rate: factor on the learning rates.
           simulated: counterfactual slates; methods without a feedback model ignore them.
-          axis_name: see `models.optimization.Reduction`.
         """
         ...
 
@@ -116,26 +114,25 @@ def step(
     inputs: representation.EncoderInputs,
     loss_fn: Callable[[Any, representation.Encoded], tuple[chex.Array, Any]],
     config: AgentConfig,
-    reduction: optimization.Reduction,
     rate: chex.Numeric = 1.0,
 ) -> tuple[AgentState, Any, chex.Array]:
     """Encode a batch and take one gradient step: parameters, target, optimiser and tables are replaced.
 
     Args:
-      loss_fn: (params, the encoded batch) -> this device's part of the loss, and extra outputs.
+      loss_fn: (params, the encoded batch) -> the loss, and extra outputs.
       rate: factor on the step of the parameters, from a schedule.
 
     Returns:
       The next state, the extra outputs, and the norm of the gradient.
     """
-    key = reduction.fold(jax.random.fold_in(state.key, state.step))
+    key = jax.random.fold_in(state.key, state.step)
 
     def of_rows(params, rows):
         return loss_fn(params, representation.encode(config, params["encoder"], rows, inputs, key))
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
     optimizer = make_optimizer(config, config.actor_learning_rate)
-    learned, extra, norm = optimization.step(learnable, inputs.ids, of_rows, config, optimizer, reduction, rate)
+    learned, extra, norm = optimization.step(learnable, inputs.ids, of_rows, config, optimizer, rate)
     state = dataclasses.replace(
         state,
         step=state.step + 1,

@@ -431,10 +431,10 @@ assert max(tiny.differences(reference[0].params, tiny.make_state(SGD).params).va
 """
 
 PMAP = """
-mapped = jax.pmap(
-    lambda state, batch: training_step.update(state, batch, items, SGD, axis_name="data"),
-    axis_name="data", in_axes=(None, 0),
-)
+def update(state, part):  # each device gathers the whole batch; the update knows nothing of devices
+    batch = jax.tree.map(lambda x: jax.lax.all_gather(x, "data", tiled=True), part)
+    return training_step.update(state, batch, items, SGD)
+mapped = jax.pmap(update, axis_name="data", in_axes=(None, 0))
 split = lambda batch: jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batch)
 replicas = []
 def fn(state, batch, items):
