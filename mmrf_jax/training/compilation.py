@@ -66,9 +66,7 @@ def begin(
             encodings = jax.ShapeDtypeStruct(size, jnp.float32, sharding=partitioner.replicated_sharding)
     ahead.add("train", lambda: steps.update_step.lower(shapes, part("train"), items, plan, rate, encodings))
     if source.sim is not None:
-        policy = base.choices({**policies, config.method: restore.untrained_policy(config, partitioner, source)})[
-            config.method
-        ]
+        policy = base.choices({**policies, config.method: restore.untrained_policy(config, source)})[config.method]
         world, capacity = source.sim._replace(items=items), simulate.block_users(config.ab_test.sessions, partitioner)
         key = evaluate.ab_key(config.seed)
         ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, k=spec.slate, capacity=capacity))

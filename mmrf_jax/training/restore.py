@@ -28,10 +28,13 @@ counted_in_parts = functools.partial(counted, checks=32)
 
 def state_shapes(config: configs.Run, source: sources.Source | inputs.Inputs, partitioner: Partitioner) -> TrainState:
     """Return the shapes, types and shardings of a state, as a restore target; computes nothing."""
+    return train_state.infer_shardings(_shapes(config, source), partitioner)
+
+
+def _shapes(config: configs.Run, source: sources.Source | inputs.Inputs) -> TrainState:
+    """Return the shapes and types of a state."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: source.items))
-    return train_state.infer_shardings(
-        _state_shapes(steps.plan_of(config, source.spec.signals), source.spec, tree, tuple(leaves)), partitioner
-    )
+    return _state_shapes(steps.plan_of(config, source.spec.signals), source.spec, tree, tuple(leaves))
 
 
 @functools.lru_cache(maxsize=1)
@@ -84,7 +87,7 @@ def source_of(
     Raises:
       ValueError: if that run has another source, or no feedback model.
     """
-    own = functools.partial(untrained_policy, config, partitioner) if collects else None
+    own = functools.partial(untrained_policy, config) if collects else None
     source = sources.from_config(config, counted_in_parts, own, workdir)
     source = dataclasses.replace(source, items=partitioner.replicate(source.items))
     if config.simulator == "world":
@@ -107,11 +110,11 @@ def source_of(
     return sources.in_simulator(source, model, learned.policies(), None, counted_in_parts, own)
 
 
-def untrained_policy(config: configs.Run, partitioner: Partitioner, source: sources.Source) -> base.Policy:
+def untrained_policy(config: configs.Run, source: sources.Source) -> base.Policy:
     """Return a policy with the shapes of the run's own and all-zero parameters."""
     agents = steps.agent_config(config, source.spec.signals)
     make = functools.partial(registry.get(config.method).make_policy, config=agents)
-    shapes = jax.eval_shape(lambda state: make(state, source.items), state_shapes(config, source, partitioner).agents)
+    shapes = jax.eval_shape(lambda state: make(state, source.items), _shapes(config, source).agents)
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
