@@ -29,8 +29,8 @@ class Algorithm(NamedTuple):
     """The terms that distinguish one actor-critic algorithm from another.
 
     Attributes:
-      actor_loss: (ActorBatch, temperature) -> the loss of the scores, and metrics; the entries of
-        one called "objective" are named by agent.
+      actor_loss: (ActorBatch, temperature) -> the loss of the scores, and metrics; the entries of one called
+        "objective" are named by agent.
       expectile: None if values are those of the current policy. Else values are this expectile over logged slates
         (Kostrikov et al., 2021), and only logged exposures are evaluated.
     """
