@@ -16,10 +16,11 @@ from mmrf_jax.data import named_features
 from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.envs import environment, learned, policies
 from mmrf_jax.io import files
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import artifact, export, ranker
 from mmrf_jax.training import configs, inputs, run_folder, startup, steps
 from mmrf_jax.training import train as training
+from mmrf_jax.training.train_state import TrainState
 
 _NEW_ITEMS = 1_024  # that may be newer than a run
 
@@ -168,13 +169,13 @@ class Run:
         return self._rankers[max_candidates]
 
     @functools.cached_property
-    def _trained(self) -> tuple[configs.Run, inputs.Inputs, steps.TrainState]:
+    def _trained(self) -> tuple[configs.Run, inputs.Inputs, TrainState]:
         if self.exported:
             raise ValueError(f"{self.path} is an artefact, which has no checkpoint; name the run folder")
         from mmrf_jax.training import restore  # imports every source of sessions
 
         config = configs.run_of(self.config)
-        return config, *restore.load_trained(config, self.path, sharding.make_mesh())
+        return config, *restore.load_trained(config, self.path, Partitioner())
 
     @functools.cached_property
     def _described(self) -> dict[Id, Mapping[str, Any]]:
@@ -260,7 +261,7 @@ def learned_environment(run: str | Path | Run, answers: str = "sampled") -> envi
             f"run {run.path} has no feedback model: its method is {config.method}, its ablation "
             f"{config.agents.ablation}; name another run"
         )
-    source = restore.source_of(config, sharding.make_mesh())
+    source = restore.source_of(config, Partitioner())
     simulator = evaluate.feedback_simulator(source, plan, state, source.train(), answers=answers)
     return environment.Environment(simulator, source.spec.slate, reference_policies=learned.policies())
 

@@ -125,6 +125,10 @@ class LossMasks:
     request: chex.Array  # [B, T] float32
     known: chex.Array  # [B, T] float32, requests whose continuation is known: termination, or the next request
 
+    def counts(self) -> LossMasks:
+        """Return the sum of each mask, at least 1: what masked sums are divided by."""
+        return jax.tree.map(lambda mask: jnp.maximum(mask.sum(), 1.0), self)
+
 
 _OF_REQUESTS = (
     *("context", "candidates", "slate", "slate_mask", "feedback", "log_propensity"),

@@ -18,7 +18,7 @@ from mmrf_jax import plugins, types
 from mmrf_jax.agents import registry, td3_bc
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.sweeps import sweep
-from mmrf_jax.training import configs, restore, run_folder, steps, train
+from mmrf_jax.training import arms, configs, run_folder, steps, train
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE = """
@@ -142,16 +142,16 @@ def test_a_plain_function_is_an_arm():
     plugins.register_policy("no_scores", lambda key, obs: obs.user_id)
     items, batch = tiny.make_items(), tiny.make_batch()
     source = SimpleNamespace(policies={}, items=items, spec=tiny.SPEC, config=configs.Run())
-    arm = restore.untrained_arm("last_feature", source)
+    arm = arms.untrained_arm("last_feature", source)
     request = types.Request(batch.user_id, batch.profile, batch.context[:, 0], batch.candidates[:, 0])
     carry = arm.initial_carry(request, jax.tree.map(jnp.asarray, batch.history))
     scores = arm.scores(None, None, carry, request)
     np.testing.assert_array_equal(scores, np.asarray(items.features)[batch.candidates[:, 0], -1])
     assert float(arm.temperature) == 0.0
     with pytest.raises(ValueError, match=r"the policy returned scores of shape .*; return one score per candidate"):
-        restore.untrained_arm("no_scores", source).scores(None, None, carry, request)
+        arms.untrained_arm("no_scores", source).scores(None, None, carry, request)
     with pytest.raises(ValueError, match="unknown policy 'last_featur'; did you mean last_feature"):
-        restore.untrained_arm("last_featur", source)
+        arms.untrained_arm("last_featur", source)
 
 
 def test_entry_points_are_loaded_when_a_name_is_unknown(module, monkeypatch):

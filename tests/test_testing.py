@@ -15,7 +15,7 @@ from mmrf_jax.agents.mmrf import policy
 EXAMPLE = "examples/own_method.py"
 
 
-def update(state, batch, items, config, rate=1.0, simulated=None, axis_name=None, *, change=None):
+def update(state, batch, items, config, rate=1.0, simulated=None, *, change=None):
     """Shrink all parameters, by a metric of the batch: nothing has to be differentiated or compiled for long."""
     shown = batch.loss_masks().exposed
     loss = jnp.sum(shown[..., None] * batch.feedback[:, :-1]) / shown.sum()

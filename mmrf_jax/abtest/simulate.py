@@ -13,7 +13,8 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.abtest import assignment, sequential, statistics
 from mmrf_jax.envs import base, rollout
-from mmrf_jax.parallel import programs, sharding
+from mmrf_jax.parallel import multihost, programs
+from mmrf_jax.parallel.partitioner import Partitioner
 
 BLOCK = 50_000  # users per device and call: gives progress, and the last sessions of a call cost little
 NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that belong to no metric
@@ -22,8 +23,8 @@ _MANY_SLOTS = 8_192  # on accelerators: steps large enough to hide launch overhe
 _LOOKS = 20  # interim analyses of a test with always-valid intervals
 
 
-@programs.program(often=True, static_argnames=("sim_functions", "num_users", "slots", "k", "mesh"))
-def _serve(sim_functions, sim_data, policy, key, users, queues, day, *, num_users, slots, k, mesh):
+@programs.program(often=True, static_argnames=("sim_functions", "num_users", "slots", "k", "partitioner"))
+def _serve(sim_functions, sim_data, policy, key, users, queues, day, *, num_users, slots, k, partitioner):
     def one_device(sim_data, policy, key, day, users, queue):
         sim = base.Simulator(*sim_functions, *sim_data)
         sums, counts = rollout.rollout(
@@ -31,7 +32,7 @@ def _serve(sim_functions, sim_data, policy, key, users, queues, day, *, num_user
         )
         return sums, counts[None]
 
-    run = sharding.shard_users(one_device, mesh, num_replicated=4)
+    run = partitioner.shard_users(one_device, num_replicated=4)
     return run(sim_data, policy, key, day, users, queues)
 
 
@@ -39,7 +40,7 @@ def rollout_metrics_of_users(
     sim: base.Simulator,
     policy: base.Policy | base.PolicyChoice,
     key: types.Key,
-    mesh,
+    partitioner: Partitioner,
     *,
     user_ids: np.ndarray,
     day: int,
@@ -57,49 +58,49 @@ def rollout_metrics_of_users(
       day: simulated day.
       capacity: compiled size, at least n; calls with the same capacity share a program.
     """
-    devices, num_users = mesh.size, len(user_ids)
-    args, sizes = _call(sim, policy, key, mesh, user_ids, day, k, capacity)
+    devices, num_users = partitioner.num_devices, len(user_ids)
+    args, sizes = _call(sim, policy, key, partitioner, user_ids, day, k, capacity)
     share, each = sizes["num_users"], -(-num_users // devices)
     sums, counts = _serve(*args, **sizes)
     names = rollout.user_metrics(sim.signals)
     width = len(names)  # explicit: reshape cannot infer -1 for an empty array
-    table = sharding.fetch(sums).astype(np.float64).reshape(devices, share, width)[:, :each]
+    table = multihost.fetch(sums).astype(np.float64).reshape(devices, share, width)[:, :each]
     table = table.reshape(devices * each, width)[:num_users]
     result: dict[str, np.ndarray] = {name: table[:, i] for i, name in enumerate(names)}
     result["user_id"] = np.asarray(user_ids)
-    result["exposures"] = functools.reduce(np.add, sharding.fetch(counts))  # of one device: no copy
+    result["exposures"] = functools.reduce(np.add, multihost.fetch(counts))  # of one device: no copy
     return result
 
 
-def lower(sim: base.Simulator, policy, key: types.Key, mesh, *, k: int, capacity: int):
+def lower(sim: base.Simulator, policy, key: types.Key, partitioner: Partitioner, *, k: int, capacity: int):
     """Lower the program of `rollout_metrics_of_users` for these arguments, to compile it ahead of time."""
-    args, sizes = _call(sim, policy, key, mesh, np.arange(1), 0, k, capacity)
+    args, sizes = _call(sim, policy, key, partitioner, np.arange(1), 0, k, capacity)
     return _serve.lower(*args, **sizes)
 
 
-def _call(sim, policy, key, mesh, user_ids: np.ndarray, day: int, k: int, capacity: int | None):
+def _call(sim, policy, key, partitioner: Partitioner, user_ids: np.ndarray, day: int, k: int, capacity: int | None):
     """Return the arguments of `_serve`: the arrays, and the static sizes."""
-    devices, num_users = mesh.size, len(user_ids)
+    devices, num_users = partitioner.num_devices, len(user_ids)
     share = -(-max(capacity or 0, num_users, 1) // devices)
     users, each = np.zeros((devices, share), np.int32), -(-num_users // devices)
     queue = np.clip(num_users - each * np.arange(devices), 0, each).astype(np.int32)
     users[np.arange(share) < queue[:, None]] = user_ids
     most = _SLOTS if jax.default_backend() == "cpu" else _MANY_SLOTS
-    here = sharding.put_batch((sharding.own_part(users, mesh).reshape(-1), sharding.own_part(queue, mesh)), mesh)
-    args = (sim.static, *sharding.put_replicated((sim.data, policy, key), mesh), *here, np.int32(day))
-    return args, {"num_users": share, "slots": int(np.clip(share // 8, 16, most)), "k": k, "mesh": mesh}
+    here = partitioner.shard_inputs((partitioner.local_rows(users).reshape(-1), partitioner.local_rows(queue)))
+    args = (sim.static, *partitioner.replicate((sim.data, policy, key)), *here, np.int32(day))
+    return args, {"num_users": share, "slots": int(np.clip(share // 8, 16, most)), "k": k, "partitioner": partitioner}
 
 
-def block_users(total: int, mesh) -> int:
+def block_users(total: int, partitioner: Partitioner) -> int:
     """Return the number of users that all devices serve in one call, in a test of `total` users."""
-    return min(BLOCK * mesh.size, total)
+    return min(BLOCK * partitioner.num_devices, total)
 
 
 def rollout_user_metrics(
     sim: base.Simulator,
     policy: base.Policy | base.PolicyChoice,
     key: types.Key,
-    mesh,
+    partitioner: Partitioner,
     *,
     first_user: int,
     num_users: int,
@@ -109,7 +110,7 @@ def rollout_user_metrics(
 ) -> dict[str, np.ndarray]:
     """Run `rollout_metrics_of_users` for the users `first_user … first_user + num_users - 1`."""
     user_ids = first_user + np.arange(num_users)
-    return rollout_metrics_of_users(sim, policy, key, mesh, user_ids=user_ids, day=day, k=k, capacity=capacity)
+    return rollout_metrics_of_users(sim, policy, key, partitioner, user_ids=user_ids, day=day, k=k, capacity=capacity)
 
 
 @functools.partial(jax.jit, static_argnames="reset")
@@ -166,7 +167,7 @@ def compare(
     sim: base.Simulator,
     arms: Mapping[str, base.Policy],
     key: types.Key,
-    mesh,
+    partitioner: Partitioner,
     *,
     control: str,
     num_users: int,
@@ -203,7 +204,7 @@ def compare(
     test, policies = statistics.ABTest(sim.signals, names, control, paired=salt is None), base.choices(arms)
     total = num_users if salt is None else num_users * len(names)
     check_users(users_of(names, np.arange(total), salt))
-    block = min(block_users(total, mesh), -(-total // _LOOKS) if always_valid else total)
+    block = min(block_users(total, partitioner), -(-total // _LOOKS) if always_valid else total)
     cut, done, looks = dict.fromkeys(names, 0.0), 0, []
     for start in range(0, total, block):
         here = np.arange(start, min(start + block, total))
@@ -211,7 +212,7 @@ def compare(
         sums, covariate, quantile = {}, {}, None
         for name, ids in users_of(names, here, salt).items():
             sums[name] = rollout_metrics_of_users(
-                sim, policies[name], key, mesh, user_ids=ids, day=day, k=k, capacity=block
+                sim, policies[name], key, partitioner, user_ids=ids, day=day, k=k, capacity=block
             )
             cut[name] += float(sums[name]["truncated"].sum())
             for column in NOT_TESTED:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mmrf_jax.abtest import by_day, sequential, simulate, statistics
 from mmrf_jax.envs import base, rollout
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import Signals
 
 _NOT_SUMMED = ("user_id", "exposures", "next_visit")
@@ -27,7 +28,7 @@ def compare(
     sim: base.Simulator,
     arms: Mapping[str, base.Policy],
     key,
-    mesh,
+    partitioner: Partitioner,
     *,
     control: str,
     num_users: int,
@@ -69,7 +70,7 @@ def compare(
     for day in range(first_day, first_day + days):
         today = {}
         for name, cohort in cohorts.items():
-            today[name] = cohort.serve(sim, policies[name], key, mesh, day, k, capacity=total)
+            today[name] = cohort.serve(sim, policies[name], key, partitioner, day, k, capacity=total)
             done += len(cohort.user_ids)
             progress(done)
         visitors = {name: int(sums["sessions"].sum()) for name, sums in today.items()}
@@ -98,9 +99,11 @@ class _Cohort:
         self.due = np.full(len(user_ids), first_day)
         self.sums: dict[str, np.ndarray] = {}
 
-    def serve(self, sim, policy, key, mesh, day: int, k: int, capacity: int) -> dict[str, np.ndarray]:
+    def serve(
+        self, sim, policy, key, partitioner: Partitioner, day: int, k: int, capacity: int
+    ) -> dict[str, np.ndarray]:
         """Serve a day; return its sums [n] over all users of the arm (0 without a visit) and add them to `sums`."""
-        block = min(simulate.BLOCK * mesh.size, capacity)
+        block = min(simulate.BLOCK * partitioner.num_devices, capacity)
         coming = np.flatnonzero(self.due == day)
         sums = {name: np.zeros(len(self.due)) for name in rollout.user_metrics(sim.signals) if name not in _NOT_SUMMED}
         sums |= {"user_days": np.ones(len(self.due)), "sessions": 1.0 * (self.due == day)}
@@ -108,7 +111,7 @@ class _Cohort:
         for start in range(0, len(coming), block):
             rows = coming[start : start + block]
             served = simulate.rollout_metrics_of_users(
-                sim, policy, key, mesh, user_ids=self.user_ids[rows], day=day, k=k, capacity=block
+                sim, policy, key, partitioner, user_ids=self.user_ids[rows], day=day, k=k, capacity=block
             )
             for name, values in served.items():
                 if name not in _NOT_SUMMED:

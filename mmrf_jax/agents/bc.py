@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mmrf_jax import ops, types
 from mmrf_jax.agents.mmrf import agent_state, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import embeddings, optimization, representation
+from mmrf_jax.models import embeddings, representation
 
 
 def update(
@@ -18,15 +18,13 @@ def update(
     config: AgentConfig,
     rate: chex.Numeric = 1.0,
     simulated: types.CounterfactualSlates | None = None,
-    axis_name: str | None = None,
 ) -> tuple[agent_state.AgentState, dict[str, chex.Array]]:
     """Run one step on the log-likelihood of each shown video given those above it; an `agent_state.Update`."""
     del simulated
-    reduction = optimization.Reduction(axis_name)
     videos = batch.candidates[:, :-1]
     candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, videos, batch.date)
-    exposed = batch.loss_masks().exposed
-    count = reduction.count(exposed)
+    masks = batch.loss_masks()
+    exposed, count = masks.exposed, masks.counts().exposed
 
     def loss_fn(params, encoded):
         z, memory_mean = encoded.user
@@ -36,5 +34,5 @@ def update(
         return loss, {"loss/imitation": loss}
 
     inputs = representation.gather(batch, items)
-    state, metrics, grad_norm = agent_state.step(state, inputs, loss_fn, config, reduction, rate)
-    return state, reduction.sum(metrics) | {"grad_norm": grad_norm}
+    state, metrics, grad_norm = agent_state.step(state, inputs, loss_fn, config, rate)
+    return state, metrics | {"grad_norm": grad_norm}

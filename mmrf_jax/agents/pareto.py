@@ -47,11 +47,10 @@ def actor_loss(b: losses.ActorBatch, temperature: float) -> tuple[chex.Array, di
         wanted = losses.optimal_scores(b.q, b.q_mean, b.q_scale, temperature)
         return b.mean(value - losses.PROJECTION_WEIGHT * losses.projection(scores, wanted))
 
-    gradients = jax.tree.leaves(b.total(b.jacobian(objectives)))
+    gradients = jax.tree.leaves(b.jacobian(objectives))
     flat = jnp.concatenate([g.reshape(len(g), -1) for g in gradients], axis=1)  # [N, P]
     weights = jax.lax.stop_gradient(min_norm_weights(flat @ flat.T))
     objective = objectives(b.scores)
-    # The weights sum to 1 on each device, because the objective is the device's part of the whole.
     return -weights @ objective, {"objective": objective}
 
 

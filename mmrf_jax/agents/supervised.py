@@ -17,7 +17,7 @@ from mmrf_jax import types
 from mmrf_jax.agents.mmrf import agent_state, policy
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.envs import base
-from mmrf_jax.models import heads, optimization, representation
+from mmrf_jax.models import heads, representation
 
 #: (config, raw predictions [..., S, C], scale [S]) -> scores [..., C].
 Rank = Callable[[AgentConfig, chex.Array, chex.Array], chex.Array]
@@ -47,16 +47,14 @@ def update(
     config: AgentConfig,
     rate: chex.Numeric = 1.0,
     simulated: types.CounterfactualSlates | None = None,
-    axis_name: str | None = None,
     *,
     critic: Callable[[AgentConfig], nn.Module],
     only_main: bool = False,
 ) -> tuple[agent_state.AgentState, dict[str, chex.Array]]:
     """Run one regression step of all signals, or the main one, on shown videos: an `agent_state.Update`."""
     del simulated
-    reduction = optimization.Reduction(axis_name)
-    exposed = batch.loss_masks().exposed
-    count = reduction.count(exposed)
+    masks = batch.loss_masks()
+    exposed, count = masks.exposed, masks.counts().exposed
     signals = config.agent_signals[-1:] if only_main else config.all_signals.names
     index = jnp.array([config.all_signals.index(s) for s in signals])
     weights = jnp.asarray(config.loss_weights)[index]
@@ -68,8 +66,8 @@ def update(
         return weights @ loss, {f"loss/{s}": loss[i] for i, s in enumerate(signals)}
 
     inputs = representation.gather(batch, items)
-    state, metrics, grad_norm = agent_state.step(state, inputs, loss_fn, config, reduction, rate)
-    return state, reduction.sum(metrics) | {"grad_norm": grad_norm}
+    state, metrics, grad_norm = agent_state.step(state, inputs, loss_fn, config, rate)
+    return state, metrics | {"grad_norm": grad_norm}
 
 
 def make(

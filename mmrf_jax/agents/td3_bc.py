@@ -26,7 +26,7 @@ def actor_loss(b: losses.ActorBatch, temperature: float) -> tuple[chex.Array, di
     # Centred, so that the value of showing anything at all is not credited to the policy.
     centred = b.q - b.q.mean(axis=-1, keepdims=True)
     value = jnp.sum(w * centred, axis=-1)[..., 0]  # [B, T]
-    size = jax.lax.stop_gradient(b.total(b.mean(jnp.abs(value))))
+    size = jax.lax.stop_gradient(b.mean(jnp.abs(value)))
     logged = ops.slate_to_multihot(b.slate, b.slate_mask, b.scores.shape[-1])
     distance = jnp.sum((w[..., 0, :] - logged) ** 2, axis=-1) / b.num_shown
     ascended, kept = b.mean(value) / (size + 1e-6), b.mean(distance)

@@ -32,9 +32,10 @@ _AA = flags.DEFINE_integer("aa", 0, "Number of A/A tests of the only arm, instea
 
 
 def main() -> None:
-    from mmrf_jax.parallel import sharding
+    from mmrf_jax.parallel import multihost
+    from mmrf_jax.parallel.partitioner import Partitioner
     from mmrf_jax.report import plots
-    from mmrf_jax.training import configs, evaluate, restore, result_tables, run_folder
+    from mmrf_jax.training import arms, configs, evaluate, restore, result_tables, run_folder
 
     config = configs.override(common.resolve_run(_CONFIG), ab_test={"sessions": _SESSIONS.value})
     common.check_world(config)
@@ -45,25 +46,25 @@ def main() -> None:
             raise ValueError(f"--plot={_PLOT.value} is not the name of a PNG; let it end in .png")
         plots.require()
     _check_options()
-    mesh = sharding.make_mesh()
-    source = restore.source_of(config, mesh)
+    partitioner = Partitioner()
+    source = restore.source_of(config, partitioner)
     names = run_folder.arm_names(_ARMS.value)
-    policies = {name: restore.policy_of(arm, source, mesh) for name, arm in zip(names, _ARMS.value, strict=True)}
+    policies = {name: arms.policy_of(arm, source, partitioner) for name, arm in zip(names, _ARMS.value, strict=True)}
     if _AA.value:
         (policy,) = policies.values()
-        result = evaluate.aa_tests(config, source, policy, mesh, _AA.value, _CUPED.value)
+        result = evaluate.aa_tests(config, source, policy, partitioner, _AA.value, _CUPED.value)
     else:
         result = evaluate.compare(
             config,
             source,
             policies,
-            mesh,
+            partitioner,
             days=_DAYS.value,
             hashed=_HASHED.value,
             cuped=_CUPED.value,
             always_valid=_ALWAYS_VALID.value,
         )
-    if not sharding.is_primary():
+    if not multihost.is_primary():
         return
     files.write_json(_OUT.value, result)
     if _PLOT.value:

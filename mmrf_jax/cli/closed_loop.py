@@ -52,13 +52,13 @@ def main() -> None:
 
 def _loop(config, folder: Path, clients) -> None:
     """Run the remaining rounds; `clients` is the module."""
-    from mmrf_jax.parallel import sharding
+    from mmrf_jax.parallel.partitioner import Partitioner
     from mmrf_jax.training import restore, sources
 
     asked = {"config": configs.as_dict(config), "sessions": _SESSIONS.value, "temperature": _TEMPERATURE.value}
     done = _Done(folder / "loop.json", files.plain(asked))
     config = configs.override(config, collect={"sessions": _SESSIONS.value})
-    source = restore.source_of(config, sharding.make_mesh())
+    source = restore.source_of(config, Partitioner())
     assert source.sim is not None
     if done.production is None:
         phase("production")

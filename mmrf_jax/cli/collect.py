@@ -17,18 +17,19 @@ _FIRST_USER = flags.DEFINE_integer("first_user", 100_000_000, "First user id.", 
 
 def main() -> None:
     from mmrf_jax.data import records
-    from mmrf_jax.parallel import sharding
-    from mmrf_jax.training import restore, sources
+    from mmrf_jax.parallel import multihost
+    from mmrf_jax.parallel.partitioner import Partitioner
+    from mmrf_jax.training import arms, restore, sources
 
     config = common.resolve_run(_CONFIG)
     common.check_world(config)
     if _OUT.value.exists():
         raise ValueError(f"--out={_OUT.value} exists; name a folder that does not")
     common.check_output("out", _OUT.value)
-    mesh = sharding.make_mesh()
-    source = restore.source_of(config, mesh)
+    partitioner = Partitioner()
+    source = restore.source_of(config, partitioner)
     assert source.sim is not None
-    policy = restore.policy_of(_POLICY.value, source, mesh)
+    policy = arms.policy_of(_POLICY.value, source, partitioner)
     log = sources.collect_log(
         source.sim,
         policy,
@@ -39,7 +40,7 @@ def main() -> None:
         progress=restore.counted_in_parts,
         keep_scores=True,
     )
-    if not sharding.is_primary():
+    if not multihost.is_primary():
         return
     records.write_log(log, _OUT.value, source.spec, sources.world_origin(config))
     print(f"{log.num_sessions} sessions, {log.num_requests} requests -> {_OUT.value}")

@@ -166,7 +166,7 @@ def _join(several: bool) -> None:
     Raises:
       ValueError: if the main works in a single process.
     """
-    from mmrf_jax.parallel import multihost, sharding
+    from mmrf_jax.parallel import multihost
 
     given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not _MULTIHOST.value and given == (None, None, None):
@@ -177,7 +177,7 @@ def _join(several: bool) -> None:
             "--process_id, which are of train, ab-test and collect"
         )
     multihost.join(*given)
-    if not sharding.is_primary():
+    if not multihost.is_primary():
         progress.mute()
 
 

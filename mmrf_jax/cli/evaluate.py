@@ -16,15 +16,15 @@ _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    from mmrf_jax.parallel import sharding
+    from mmrf_jax.parallel.partitioner import Partitioner
     from mmrf_jax.training import evaluate, restore, result_tables, steps, world_truth
 
     config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
-    mesh = sharding.make_mesh()
-    source = restore.source_of(config, mesh, workdir=workdir)
-    state = restore.load_state(config, source, workdir, mesh)
+    partitioner = Partitioner()
+    source = restore.source_of(config, partitioner, workdir=workdir)
+    state = restore.load_state(config, source, workdir, partitioner)
     plan = steps.plan_of(config, source.spec.signals)
-    result = evaluate.evaluate(evaluate.TrainedRun(config, plan, source, state, mesh), thorough=True)
+    result = evaluate.evaluate(evaluate.TrainedRun(config, plan, source, state, partitioner), thorough=True)
     if source.truth is not None:
         phase("truth")
         result |= world_truth.compare(source, plan, state, source.test()["test"], source.train)

@@ -14,13 +14,13 @@ _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    from mmrf_jax.parallel import sharding
+    from mmrf_jax.parallel.partitioner import Partitioner
     from mmrf_jax.training import restore, run_report
 
     config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
-    mesh = sharding.make_mesh()
-    source = restore.source_of(config, mesh, workdir=workdir)
-    state = restore.load_state(config, source, workdir, mesh)
+    partitioner = Partitioner()
+    source = restore.source_of(config, partitioner, workdir=workdir)
+    state = restore.load_state(config, source, workdir, partitioner)
     print(run_report.write_report(config, source, state, workdir))
 
 

@@ -20,7 +20,7 @@ _INIT_FROM = common.define_path("init_from", None, "Run folder to begin with wha
 
 
 def main() -> None:
-    from mmrf_jax.parallel import sharding
+    from mmrf_jax.parallel import multihost
     from mmrf_jax.report import verdict
     from mmrf_jax.training import configs, result_tables, train
 
@@ -28,7 +28,7 @@ def main() -> None:
     if _INIT_FROM.value:
         config = dataclasses.replace(config, init_from=str(_INIT_FROM.value))
     results = train.train(config, _WORKDIR.value)
-    if sharding.is_primary():
+    if multihost.is_primary():
         result_tables.print_results(results)
         print(f"\n{verdict.of_run(results, configs.as_dict(config)).sentence}")
 

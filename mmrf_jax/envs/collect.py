@@ -10,7 +10,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import base, rollout
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 
 _UNROLL = 16  # requests per slot between two transfers to the host
 _SLOTS = 1024
@@ -49,11 +49,11 @@ def collect(
         )
     size = slots_for(num_sessions) if slots is None else slots
     # Use one device from the first call on: a program is compiled for the placement of its arrays.
-    here = sharding.make_mesh(jax.local_devices()[:1])
-    data, policy, key = sharding.put_replicated((sim.data, policy, key), here)
+    here = Partitioner(jax.local_devices()[:1])
+    data, policy, key = here.replicate((sim.data, policy, key))
     sim = base.Simulator(*sim.static, *data)
     state = rollout.begin(sim, policy, key, first_user, num_sessions, day, slots=size)
-    state = sharding.put_replicated(state, here)
+    state = here.replicate(state)
     requests: list[dict[str, np.ndarray]] = []
     sessions: list[dict[str, np.ndarray]] = []
     while True:

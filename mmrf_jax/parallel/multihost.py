@@ -1,4 +1,4 @@
-"""Multi-process runs: joining, work on the first process only, and gathering data from all processes.
+"""Multi-process runs: joining, work on the first process only, and data of one process or of all.
 
 All functions also work for a single process, at no cost.
 """
@@ -12,6 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.types import PyTree
 
 _HEARTBEAT_SECONDS = 20  # without a heartbeat until a process counts as dead
 _SHUTDOWN_SECONDS = 600  # that a process waits for the others when it ends
@@ -55,6 +58,11 @@ def join(
         ) from error
 
 
+def is_primary() -> bool:
+    """Return whether this process is the one that writes results and prints."""
+    return jax.process_index() == 0
+
+
 def share(number: int) -> tuple[int, int]:
     """Return the first index of this process's share of `number` items, and its size; one process gets all."""
     each = -(-number // jax.process_count())
@@ -83,6 +91,30 @@ def gather_rows(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         parts = gather(np.ascontiguousarray(array).tobytes())
         joined.append(np.concatenate([np.frombuffer(x, array.dtype).reshape(-1, *array.shape[1:]) for x in parts]))
     return joined
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+    """Return the whole of a global array on the host; every process must call it."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def to_local(tree: PyTree) -> PyTree:
+    """Convert global arrays to arrays local to this process, whole on each of its devices, without waiting for others.
+
+    Arrays split over several processes are gathered whole, so all processes must call this.
+    """
+    here = Partitioner.local().replicated_sharding
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        if not x.is_fully_replicated:
+            return jax.device_put(fetch(x), here)
+        return jax.make_array_from_single_device_arrays(x.shape, here, [shard.data for shard in x.addressable_shards])
+
+    return jax.tree.map(one, tree)
 
 
 def in_turn(fn: Callable[[], Any]) -> Any:

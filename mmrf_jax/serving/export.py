@@ -44,10 +44,11 @@ from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, representation
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model import network
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import artifact
 from mmrf_jax.serving.artifact import Arrays, Function
 from mmrf_jax.training import configs, inputs, run_folder, steps
+from mmrf_jax.training.train_state import TrainState
 
 _IDS = {"author": "author", "id": "embedding_id", "tag": "tag"}  # table -> field of a video
 
@@ -79,11 +80,11 @@ def in_memory(config: configs.Run, workdir: Path) -> artifact.Artifact:
     return artifact.Artifact(f"step {about['step']}", about | more, found.spec, functions, arrays)
 
 
-def _trained(config: configs.Run, workdir: Path) -> tuple[inputs.Inputs, steps.TrainState, dict[str, Any]]:
+def _trained(config: configs.Run, workdir: Path) -> tuple[inputs.Inputs, TrainState, dict[str, Any]]:
     """Return inputs and newest state of a run folder, and what a manifest says about the run."""
     from mmrf_jax.training import restore  # imports every source of sessions
 
-    found, state = restore.load_trained(config, workdir, sharding.make_mesh())
+    found, state = restore.load_trained(config, workdir, Partitioner())
     about: dict[str, Any] = {"config": configs.as_dict(config), "step": int(state.agents.step), "code": found.code}
     about |= {name: getattr(found, name) for name in ("unknown_video", "names", "num_statistics")}
     for name in ("learned", "results"):  # the metrics files that exist
@@ -98,7 +99,7 @@ def export_run(
     spec: InputSpec,
     items: types.Items,
     video_ids: np.ndarray | None,
-    state: steps.TrainState,
+    state: TrainState,
     about: dict[str, Any],
     users: Arrays | None = None,
 ) -> str:
@@ -123,7 +124,7 @@ def _contents(
     spec: InputSpec,
     items: types.Items,
     video_ids: np.ndarray | None,
-    state: steps.TrainState,
+    state: TrainState,
     users: Arrays | None,
 ) -> tuple[dict[str, Function], dict[str, Arrays], dict[str, Any]]:
     """Return functions, arrays and manifest of the artefact of a trained state."""

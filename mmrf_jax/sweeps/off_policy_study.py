@@ -24,7 +24,7 @@ from mmrf_jax.envs import base, rollout
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import estimators
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs, sources
 
@@ -262,11 +262,11 @@ def _serve(
         sim.items,
     )
     policy = base.privileged_policy(lambda params, state: mixed_scores(params[1], rankers, params[0], state), 1.0)
-    mesh, result, done = sharding.make_mesh(), [], counted("sessions", sessions * len(weights))
+    partitioner, result, done = Partitioner(), [], counted("sessions", sessions * len(weights))
     for i, row in enumerate(weights):
         here = mixing._replace(params=(sim.params, jnp.asarray(row)))
         served = simulate.rollout_user_metrics(
-            here, policy, key, mesh, first_user=_SERVED_USERS, num_users=sessions, day=0, k=k
+            here, policy, key, partitioner, first_user=_SERVED_USERS, num_users=sessions, day=0, k=k
         )
         result.append({signal: float(served[signal].mean()) for signal in MEASURED})
         done(sessions * (i + 1))

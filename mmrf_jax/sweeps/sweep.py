@@ -18,9 +18,20 @@ from mmrf_jax import plugins
 from mmrf_jax.agents import registry
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.sweeps import seeds
-from mmrf_jax.training import configs, evaluate, off_policy, restore, run_folder, sources, steps, train, world_truth
+from mmrf_jax.training import (
+    arms,
+    configs,
+    evaluate,
+    off_policy,
+    restore,
+    run_folder,
+    sources,
+    steps,
+    train,
+    world_truth,
+)
 
 Rows = dict[str, dict[str, float | None]]  # {arm: {metric: value}}
 
@@ -145,7 +156,7 @@ def check(study: Study) -> None:
         registered = [
             name for name in config.arms if plugins.POLICIES.find(name, run_config(config, names[0], 0).plugins)
         ]
-        train.check_arms(config.arms, [*sources.world_policies(), restore.POPULARITY, *registered], "config.arms")
+        arms.check_arms(config.arms, [*sources.world_policies(), arms.POPULARITY, *registered], "config.arms")
     if "by_day" in needed:
         sources.check_days(config.run, config.days)
         if config.days < 5:
@@ -205,19 +216,19 @@ def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1)
     played_in = configs.override(
         trained[config.reference], ab_test={"sessions": config.sessions}, world={"variant": variant}
     )
-    arms = study.arms()
+    names = study.arms()
     wanted = {
-        "arms": arms,
+        "arms": names,
         "learned": {name: _learned(place) for name, place in places.items()},
         "played_in": folder(played_in, study.runs_dir).name,
         "days": days,
     }
     kept = run_folder.read_json(path) if path.exists() else {}
     if {name: kept.get(name) for name in wanted} != wanted:
-        mesh = sharding.make_mesh()
-        source = restore.source_of(played_in, mesh)
-        policies = {name: restore.policy_of(str(places.get(name, name)), source, mesh) for name in arms}
-        kept = wanted | evaluate.compare(played_in, source, policies, mesh, days=days)
+        partitioner = Partitioner()
+        source = restore.source_of(played_in, partitioner)
+        policies = {name: arms.policy_of(str(places.get(name, name)), source, partitioner) for name in names}
+        kept = wanted | evaluate.compare(played_in, source, policies, partitioner, days=days)
         files.write_json(path, kept)
     return kept
 
@@ -279,9 +290,9 @@ def measure_run(config, place: Path, name: str) -> dict[str, Any]:
     path, learned = place / f"{name}.json", _learned(place)
     kept = run_folder.read_json(path) if path.exists() else {}
     if kept.get("learned") != learned:
-        mesh = sharding.make_mesh()
-        source = restore.source_of(config, mesh, workdir=place)
-        state = restore.load_state(config, source, place, mesh)
+        partitioner = Partitioner()
+        source = restore.source_of(config, partitioner, workdir=place)
+        state = restore.load_state(config, source, place, partitioner)
         kept = _OF_RUNS[name](config, source, steps.plan_of(config, source.spec.signals), state) | {"learned": learned}
         files.write_json(path, kept)
     return kept

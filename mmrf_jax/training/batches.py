@@ -12,7 +12,8 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import sessions, stream
 from mmrf_jax.data.session_log import InputSpec, SessionLog
-from mmrf_jax.parallel import multihost, sharding
+from mmrf_jax.parallel import multihost
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import configs
 
 _HELD_OUT = 20  # one session in this many is left out of the fit, to measure the feedback model
@@ -119,8 +120,8 @@ def example(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch
 class Held:
     """A log in memory, complete in each process; every epoch is a permutation of its segments."""
 
-    def __init__(self, config: configs.Run, log: SessionLog, mesh):
-        self._config, self._mesh, self.log = config, mesh, log
+    def __init__(self, config: configs.Run, log: SessionLog, partitioner: Partitioner):
+        self._config, self._partitioner, self.log = config, partitioner, log
         self.sessions, self.requests = log.num_sessions, log.num_requests
         index = sessions.segment_index(log, config.train.segment)
         fit, self._held = _fit_index(config, index)
@@ -130,14 +131,14 @@ class Held:
         return known(self.log, discount)
 
     def per_epoch(self, part: str) -> int:
-        return _per_epoch(self._config, part, len(self._rows[part]), self._mesh)
+        return _per_epoch(self._config, part, len(self._rows[part]), self._partitioner)
 
     def get(self, part: str, number: int, at: int) -> types.SessionBatch:
         rows, size = self._rows[part], getattr(self._config, part).batch
         epoch, position = divmod(at, len(rows) // size)
         order = _order(self._config.seed, number, part, epoch, len(rows))
         chosen = rows[order[position * size : (position + 1) * size]]
-        return sessions.gather_segments(self.log, sharding.own_part(chosen, self._mesh), self._config.train.segment)
+        return sessions.gather_segments(self.log, self._partitioner.local_rows(chosen), self._config.train.segment)
 
     def held_out(self) -> tuple[SessionLog, np.ndarray]:
         return self.log, self._held
@@ -165,15 +166,17 @@ def known(log: SessionLog, discount: float) -> tuple[np.ndarray, np.ndarray, np.
 class Streamed:
     """A streamed log (`data.stream`); each process reads its own part."""
 
-    def __init__(self, config: configs.Run, blocks: stream.Blocks, mesh, discount: float, num_signals: int):
+    def __init__(
+        self, config: configs.Run, blocks: stream.Blocks, partitioner: Partitioner, discount: float, num_signals: int
+    ):
         """Compute the sums of the log and the segments per epoch.
 
         Raises:
           ValueError: if the log has too few sessions for the batches.
         """
-        self._config, self._mesh, self._blocks = config, mesh, blocks
+        self._config, self._partitioner, self._blocks = config, partitioner, blocks
         sums = _Sums(discount, num_signals)
-        slots = {part: sharding.own_part(np.arange(getattr(config, part).batch), mesh) for part in _PARTS}
+        slots = {part: partitioner.local_rows(np.arange(getattr(config, part).batch)) for part in _PARTS}
         share = (int(slots["train"][0]) // len(slots["train"]), config.train.batch // len(slots["train"]))
         self._part = stream.Part(blocks, config.seed, share, sums.add)
         self._sums = np.sum(multihost.gather_rows([sums.values[None]])[0], axis=0)
@@ -219,7 +222,7 @@ class Streamed:
         return mean, np.sqrt(np.maximum(squares / exposures - mean**2, 0.0)), returns / requests
 
     def per_epoch(self, part: str) -> int:
-        return _per_epoch(self._config, part, self._segments[part], self._mesh)
+        return _per_epoch(self._config, part, self._segments[part], self._partitioner)
 
     def get(self, part: str, number: int, at: int) -> types.SessionBatch:
         return self._make(part, number).get(*divmod(at, self.per_epoch(part)))
@@ -269,10 +272,10 @@ def _fit_index(config: configs.Run, index: np.ndarray) -> tuple[np.ndarray, np.n
     return fit, held
 
 
-def _per_epoch(config: configs.Run, part: str, segments: int, mesh) -> int:
+def _per_epoch(config: configs.Run, part: str, segments: int, partitioner: Partitioner) -> int:
     batch = getattr(config, part).batch
     if segments < batch:
-        fits = segments // mesh.size * mesh.size
+        fits = segments // partitioner.num_devices * partitioner.num_devices
         fix = f"use --config.{part}.batch={fits}" if fits else "use a larger log"
         raise ValueError(f"the log has {segments} segments for {part}, fewer than one batch of {batch}; {fix}")
     return segments // batch

@@ -12,14 +12,15 @@ from mmrf_jax.envs import base
 from mmrf_jax.metrics import offline
 from mmrf_jax.models import encoders
 from mmrf_jax.models.feedback_model import fitting
-from mmrf_jax.parallel import programs, sharding
+from mmrf_jax.parallel import programs
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import batches, configs, evaluate, predictions, restore, sources, steps
+from mmrf_jax.training.train_state import TrainState
 
 
-def initial(shapes: steps.TrainState) -> programs.Program:
-    """Return the program that initialises a state: `steps.init`, each array created with its final sharding."""
-    shardings = jax.tree.map(lambda shape: shape.sharding, shapes)
-    return programs.Program(steps.init, often=False, static_argnames=("plan", "spec"), out_shardings=shardings)
+def initial(partitioner: Partitioner, shapes: TrainState) -> programs.Program:
+    """Return the program that initialises a state of these shapes, with their shardings: `steps.init`."""
+    return partitioner.partition_init(steps.init, shapes, static_argnames=("plan", "spec"))
 
 
 def initial_args(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, known) -> tuple:
@@ -33,10 +34,10 @@ def begin(
     config: configs.Run,
     plan: steps.TrainConfig,
     source: sources.Source,
-    shapes: steps.TrainState,
+    shapes: TrainState,
     start: programs.Program | None,
     policies: dict[str, base.Policy],
-    mesh,
+    partitioner: Partitioner,
 ) -> None:
     """Start compiling the programs of a run in the order of their first calls.
 
@@ -50,7 +51,7 @@ def begin(
     items, spec, segment = source.items, source.spec, config.train.segment
 
     def part(name):
-        return sharding.put_batch(batches.example(spec, getattr(config, name).batch, segment), mesh)
+        return partitioner.shard_inputs(batches.example(spec, getattr(config, name).batch, segment))
 
     rate = np.float32(1.0)
     if start is not None:
@@ -62,14 +63,12 @@ def begin(
         ahead.add("measure", lambda: fitting._measure.lower(shapes.feedback, part("feedback"), items, plan.feedback))
         if steps.precomputes_item_embeddings(plan, items):
             size = (2, items.num_videos, encoders.sizes(plan.feedback, spec)[1])
-            encodings = jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding.replicated(mesh))
+            encodings = jax.ShapeDtypeStruct(size, jnp.float32, sharding=partitioner.replicated_sharding)
     ahead.add("train", lambda: steps.update_step.lower(shapes, part("train"), items, plan, rate, encodings))
     if source.sim is not None:
-        policy = base.choices({**policies, config.method: restore.untrained_policy(config, mesh, source)})[
-            config.method
-        ]
-        world, capacity = source.sim._replace(items=items), simulate.block_users(config.ab_test.sessions, mesh)
+        policy = base.choices({**policies, config.method: restore.untrained_policy(config, source)})[config.method]
+        world, capacity = source.sim._replace(items=items), simulate.block_users(config.ab_test.sessions, partitioner)
         key = evaluate.ab_key(config.seed)
-        ahead.add("A/B test", lambda: simulate.lower(world, policy, key, mesh, k=spec.slate, capacity=capacity))
+        ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, k=spec.slate, capacity=capacity))
     batch = batches.example(spec, offline.BATCH, segment)
     ahead.add("offline", lambda: predictions.evaluate.lower(shapes, batch, items, plan))

@@ -19,8 +19,10 @@ from mmrf_jax.envs import base, learned
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted, phase, say
 from mmrf_jax.metrics import model_quality, offline, ranking
-from mmrf_jax.parallel import sharding
-from mmrf_jax.training import configs, off_policy, predictions, sources, steps
+from mmrf_jax.parallel import multihost
+from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.training import configs, off_policy, predictions, sources, steps, train_state
+from mmrf_jax.training.train_state import TrainState
 
 #: Upper limits on the requests that sessions of the model exploitation gap start from: in total, and per session.
 _GAP_POOL, _GAP_POOL_A_SESSION = 8_192, 4
@@ -37,7 +39,7 @@ def compare(
     config: configs.Run,
     source: sources.Source,
     policies: dict[str, Any],
-    mesh,
+    partitioner: Partitioner,
     *,
     days: int = 1,
     hashed: bool = False,
@@ -69,20 +71,20 @@ def compare(
         "progress": counted("ab_test", config.ab_test.sessions * len(names) * days),
     }
     if days == 1:
-        return simulate.compare(sim, policies, key, mesh, day=config.ab_test.day, observe=observe, **options)
+        return simulate.compare(sim, policies, key, partitioner, day=config.ab_test.day, observe=observe, **options)
     sources.check_days(config, days)
-    return simulate_days.compare(sim, policies, key, mesh, first_day=config.ab_test.day, days=days, **options)
+    return simulate_days.compare(sim, policies, key, partitioner, first_day=config.ab_test.day, days=days, **options)
 
 
 def aa_tests(
-    config: configs.Run, source: sources.Source, policy, mesh, tests: int, cuped: bool = False
+    config: configs.Run, source: sources.Source, policy, partitioner: Partitioner, tests: int, cuped: bool = False
 ) -> dict[str, Any]:
     """Return `abtest.aa.coverage` of 2 × config.ab_test.sessions sessions served by one policy."""
     number = 2 * config.ab_test.sessions
     (sim, key), day = _simulator(config, source), config.ab_test.day
     phase("serve")
     sums = simulate.rollout_user_metrics(
-        sim, policy, key, mesh, first_user=0, num_users=number, day=day, k=source.spec.slate
+        sim, policy, key, partitioner, first_user=0, num_users=number, day=day, k=source.spec.slate
     )
     means = simulate.history_means(sim, key, sums["user_id"], day, min(simulate.BLOCK, number)) if cuped else None
     phase("aa_tests")
@@ -112,7 +114,7 @@ class TrainedRun:
     Attributes:
       source: its items are on the devices of `state`.
       state: what the run has learned.
-      mesh: the devices.
+      partitioner: of the devices that `state` is on.
       arms: the policies of the run's A/B test in addition to its own.
       begin: (name, program) -> None; announces a phase of evaluation, and waits until a program of that name, which is
         compiled in the background, is ready.
@@ -121,15 +123,15 @@ class TrainedRun:
     config: configs.Run
     plan: steps.TrainConfig
     source: sources.Source
-    state: steps.TrainState
-    mesh: Any
+    state: TrainState
+    partitioner: Partitioner
     arms: Mapping[str, base.Policy] = dataclasses.field(default_factory=dict)
     begin: Callable[..., None] = lambda name, program=None: phase(name)
 
     def local(self) -> TrainedRun:
         """Return the run on this process's devices only, so that each process computes alone; all must call it."""
-        mesh, state = sharding.local_mesh(), sharding.local(self.state)
-        return dataclasses.replace(self, source=self.source.local(), state=state, mesh=mesh)
+        partitioner, state = Partitioner.local(), multihost.to_local(self.state)
+        return dataclasses.replace(self, source=self.source.local(), state=state, partitioner=partitioner)
 
 
 @dataclasses.dataclass
@@ -296,7 +298,7 @@ def _simulated_sessions(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] |
     policy = base.privileged_policy(learned.logged_slates, 0.0)
     key = jax.random.fold_in(types.make_key(run.config.seed), 14)
     served = simulate.rollout_user_metrics(
-        model, policy, key, run.mesh, first_user=0, num_users=log.num_sessions, day=0, k=run.source.spec.slate
+        model, policy, key, run.partitioner, first_user=0, num_users=log.num_sessions, day=0, k=run.source.spec.slate
     )
     log = sessions.select_sessions(log, np.arange(int(model.params.pool.num_sessions)))  # its starts
     session, request, slot = sessions.exposure_index(log)
@@ -358,12 +360,10 @@ def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[
     return simple, {name: {"popularity": popular[name], "boosting": boosted[name]} for name in tests}
 
 
-def feedback_simulator(
-    source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog, **options
-):
+def feedback_simulator(source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: SessionLog, **options):
     """Return the run's feedback model as a simulator over the session starts of a log."""
     longest = source.config.world.max_requests if source.config.source == "world" else _MAX_SESSION
-    return learned.make(steps.model_of(state), source.items, plan.feedback, log, longest, **options)
+    return learned.make(train_state.model_of(state), source.items, plan.feedback, log, longest, **options)
 
 
 def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:
@@ -377,14 +377,14 @@ def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:
       {"model", "world", "gap"}; "gap" is model − world, the model exploitation gap: how far the policy profits from
       errors of the model.
     """
-    config, source, mesh = run.config, run.source, run.mesh
+    config, source, partitioner = run.config, run.source, run.partitioner
     policy = registry.get(run.plan.method).make_policy(run.state.agents, source.items, run.plan.agents)
     pool = min(_GAP_POOL, _GAP_POOL_A_SESSION * config.collect.sessions)  # the same size for the log of every round
     model = feedback_simulator(source, run.plan, run.state, split.log, pool_requests=pool)
     number = config.alternation.gap_sessions
     key = jax.random.fold_in(types.make_key(config.seed), 13)
     chosen = base.choices({**run.arms, config.method: policy})[config.method]
-    world, capacity = _simulator(config, source)[0], simulate.block_users(config.ab_test.sessions, mesh)
+    world, capacity = _simulator(config, source)[0], simulate.block_users(config.ab_test.sessions, partitioner)
     serving: dict[str, tuple[base.Simulator, Any, int]] = {
         "model": (model, policy, number),
         "world": (world, chosen, capacity),
@@ -392,7 +392,7 @@ def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:
     earned, done = {}, counted("model_exploitation_gap", 2)
     for name, (sim, ranker, most) in serving.items():
         served = simulate.rollout_user_metrics(
-            sim, ranker, key, mesh, first_user=0, num_users=number, day=0, k=source.spec.slate, capacity=most
+            sim, ranker, key, partitioner, first_user=0, num_users=number, day=0, k=source.spec.slate, capacity=most
         )
         earned[name] = float(served[source.spec.signals.main].mean())
         done(len(earned))
@@ -400,7 +400,7 @@ def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:
 
 
 def ranking_of_valid(
-    config: configs.Run, source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState
+    config: configs.Run, source: sources.Source, plan: steps.TrainConfig, state: TrainState
 ) -> dict[str, Any]:
     """Return `offline.metrics` of a run on the validation days of its logs.
 
@@ -424,7 +424,7 @@ def _history_rows(log: SessionLog) -> offline.Rows:
 
 
 def score(
-    source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog, num_requests: int
+    source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: SessionLog, num_requests: int
 ) -> tuple[offline.Rows, dict[str, dict[str, np.ndarray]]]:
     """Score every exposure of a log with a run, in segments of `num_requests`, and predict its feedback.
 

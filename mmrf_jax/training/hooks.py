@@ -14,7 +14,8 @@ from mmrf_jax.checkpointing import manager
 from mmrf_jax.io import metric_writer, profile
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import preemption, programs
-from mmrf_jax.training import batches, configs, steps
+from mmrf_jax.training import batches, configs
+from mmrf_jax.training.train_state import TrainState
 
 _LARGE = 2**22  # array entries; larger arrays are checked on the device
 
@@ -52,7 +53,7 @@ class Hooks:
     ):
         self.step = step
         self._config, self._writer, self._checkpoints, self._trace = config, writer, checkpoints, trace
-        self._state: steps.TrainState | None = None
+        self._state: TrainState | None = None
         self._pending: tuple[int, str, Any] | None = None
         self._good = step  # the last step whose metrics were finite
 
@@ -66,7 +67,7 @@ class Hooks:
             self._checkpoints.wait()
             say(f"saved step {self.step}")
 
-    def hold(self, state: steps.TrainState) -> None:
+    def hold(self, state: TrainState) -> None:
         """Set the run's current state."""
         self._state = state
 
@@ -85,7 +86,7 @@ class Hooks:
         """Start a trace if this step is the first to profile."""
         self._trace.before(self.step + 1)
 
-    def after_step(self, state: steps.TrainState, metrics: Any, save: bool = True) -> None:
+    def after_step(self, state: TrainState, metrics: Any, save: bool = True) -> None:
         """Call the hooks in their order.
 
         Args:

@@ -12,6 +12,7 @@ from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import behavior_policy, estimators, propensity
 from mmrf_jax.training import configs, predictions, sources, steps
+from mmrf_jax.training.train_state import TrainState
 
 #: How a log's propensities are known, their logarithms [r, K] given the slots above, and a fitted model's calibration.
 Propensities = tuple[str, np.ndarray, dict[str, Any] | None]
@@ -23,7 +24,7 @@ def evaluate(
     config: configs.Run,
     source: sources.Source,
     plan: steps.TrainConfig,
-    state: steps.TrainState,
+    state: TrainState,
     log: SessionLog,
     known: Propensities | None = None,
 ) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def propensities(source: sources.Source, log: SessionLog) -> Propensities:
 
 
 def _policy(
-    config, source: sources.Source, plan: steps.TrainConfig, state: steps.TrainState, log: SessionLog
+    config, source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: SessionLog
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Return log-probabilities [r, K] of the exposed videos, and two predictions [r, K, S] by the first predictor.
 

@@ -13,7 +13,8 @@ from mmrf_jax.agents import registry
 from mmrf_jax.models import heads, representation
 from mmrf_jax.models.feedback_model import counterfactuals, network
 from mmrf_jax.parallel import programs
-from mmrf_jax.training import steps
+from mmrf_jax.training import steps, train_state
+from mmrf_jax.training.train_state import TrainState
 
 
 def shown(batch: types.SessionBatch) -> chex.Array:
@@ -23,7 +24,7 @@ def shown(batch: types.SessionBatch) -> chex.Array:
 
 @functools.partial(jax.jit, static_argnames="plan")
 def feedback(
-    state: steps.TrainState,
+    state: TrainState,
     batch: types.SessionBatch,
     videos: chex.Array,
     items: types.Items,
@@ -44,7 +45,7 @@ def feedback(
         expected = heads.expected_feedback(plan.agents.all_signals, critic.feedback, agents.reward_scale)
         out["agents"] = jnp.moveaxis(expected, -2, -1)
     if plan.use_feedback_model:
-        model = steps.model_of(state)
+        model = train_state.model_of(state)
         encoded = network.encode_batch(plan.feedback, model, batch, items, videos)
         predicted = network.predict(plan.feedback, model.params, *encoded.user, encoded.unseen)
         predicted = network.calibrated(plan.feedback, predicted, model.calibration, batch.context)
@@ -55,7 +56,7 @@ def feedback(
 
 @programs.program(often=True, static_argnames="plan")
 def evaluate(
-    state: steps.TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig
+    state: TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig
 ) -> dict[str, chex.Array]:
     """Compute everything that offline evaluation needs from a batch of segments, in one program.
 
@@ -68,12 +69,12 @@ def evaluate(
 
 @functools.partial(jax.jit, static_argnames="plan")
 def uncertainty(
-    state: steps.TrainState,
+    state: TrainState,
     batch: types.SessionBatch,
     videos: chex.Array,
     items: types.Items,
     plan: steps.TrainConfig,
 ) -> chex.Array:
     """Return the feedback model's uncertainty [B, T+1, M, S] about videos [B, T+1, M]."""
-    model = steps.model_of(state)
+    model = train_state.model_of(state)
     return counterfactuals.uncertainty(model, batch, videos, items, plan.feedback, model.key)

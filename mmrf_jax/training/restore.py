@@ -1,4 +1,4 @@
-"""Objects built from a config or a run folder: the source of sessions, the trained state, and its policy as an arm."""
+"""Objects built from a config or a run folder: the source of sessions, and the trained state."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmrf_jax import plugins, types
-from mmrf_jax.agents import popularity, registry
+from mmrf_jax import types
+from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.envs import base, learned, policies
+from mmrf_jax.envs import base, learned
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
-from mmrf_jax.metrics import offline
-from mmrf_jax.parallel import multihost, sharding
-from mmrf_jax.training import configs, evaluate, inputs, run_folder, sources, steps
+from mmrf_jax.parallel import multihost
+from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.training import configs, evaluate, inputs, run_folder, sources, steps, train_state
+from mmrf_jax.training.train_state import TrainState
 
-POPULARITY = "popularity"  # an arm built from a log, not from the simulator
 #: Progress of a log's collection, in which each process collects its own part.
 counted_in_parts = functools.partial(counted, checks=32)
 
 
-def state_shapes(config: configs.Run, source: sources.Source | inputs.Inputs, mesh) -> steps.TrainState:
+def state_shapes(config: configs.Run, source: sources.Source | inputs.Inputs, partitioner: Partitioner) -> TrainState:
     """Return the shapes, types and shardings of a state, as a restore target; computes nothing."""
+    return train_state.infer_shardings(_shapes(config, source), partitioner)
+
+
+def _shapes(config: configs.Run, source: sources.Source | inputs.Inputs) -> TrainState:
+    """Return the shapes and types of a state."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: source.items))
-    return steps.infer_shardings(
-        _state_shapes(steps.plan_of(config, source.spec.signals), source.spec, tree, tuple(leaves)), mesh
-    )
+    return _state_shapes(steps.plan_of(config, source.spec.signals), source.spec, tree, tuple(leaves))
 
 
 @functools.lru_cache(maxsize=1)
-def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple) -> steps.TrainState:
+def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple) -> TrainState:
     ones = jnp.ones(len(spec.signals))
 
     def init(items):
@@ -44,7 +47,9 @@ def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple)
     return jax.eval_shape(init, jax.tree.unflatten(tree, leaves))
 
 
-def load_state(config: configs.Run, source: sources.Source | inputs.Inputs, workdir: Path, mesh) -> steps.TrainState:
+def load_state(
+    config: configs.Run, source: sources.Source | inputs.Inputs, workdir: Path, partitioner: Partitioner
+) -> TrainState:
     """Load the latest state of a run.
 
     Raises:
@@ -57,20 +62,22 @@ def load_state(config: configs.Run, source: sources.Source | inputs.Inputs, work
     with manager.Checkpoints(workdir / "checkpoints", read_only=True, agree=multihost.on_primary) as checkpoints:
         if checkpoints.latest_step() is None:
             raise nothing
-        state, step = checkpoints.restore(state_shapes(config, source, mesh))
+        state, step = checkpoints.restore(state_shapes(config, source, partitioner))
     done = workdir / "learned.json"
     if not done.exists() or run_folder.read_json(done)["steps"] != step:
         say(f"{workdir} has not learned to its end: this is step {step}")
     return state
 
 
-def load_trained(config: configs.Run, workdir: Path, mesh) -> tuple[inputs.Inputs, steps.TrainState]:
+def load_trained(config: configs.Run, workdir: Path, partitioner: Partitioner) -> tuple[inputs.Inputs, TrainState]:
     """Return the inputs and the latest state of a run; see `load_state` for errors."""
-    found = inputs.read(workdir) or inputs.of_source(source_of(config, mesh, workdir=workdir))
-    return found, load_state(config, found, workdir, mesh)
+    found = inputs.read(workdir) or inputs.of_source(source_of(config, partitioner, workdir=workdir))
+    return found, load_state(config, found, workdir, partitioner)
 
 
-def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path | None = None) -> sources.Source:
+def source_of(
+    config: configs.Run, partitioner: Partitioner, collects: bool = False, workdir: Path | None = None
+) -> sources.Source:
     """Return a config's source with its items on the devices; `simulator=feedback` uses another run's feedback model.
 
     Args:
@@ -80,9 +87,9 @@ def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path |
     Raises:
       ValueError: if that run has another source, or no feedback model.
     """
-    own = functools.partial(untrained_policy, config, mesh) if collects else None
+    own = functools.partial(untrained_policy, config) if collects else None
     source = sources.from_config(config, counted_in_parts, own, workdir)
-    source = dataclasses.replace(source, items=sharding.put_replicated(source.items, mesh))
+    source = dataclasses.replace(source, items=partitioner.replicate(source.items))
     if config.simulator == "world":
         return source
     if config.simulator != "feedback":
@@ -91,27 +98,27 @@ def source_of(config: configs.Run, mesh, collects: bool = False, workdir: Path |
         raise ValueError("config.simulator=feedback needs a model; use --config.simulator_checkpoint=RUN")
     path = files.user_path(config.simulator_checkpoint, "config.simulator_checkpoint")
     fitted = configs.run_of(run_folder.read_config(path))
-    _check_same_world(str(path), fitted, source)
+    check_same_world(str(path), fitted, source)
     plan = steps.plan_of(fitted, source.spec.signals)
     if not plan.use_feedback_model:
         raise ValueError(
             f"run {path} has no feedback model: its method is {fitted.method}, its ablation {fitted.agents.ablation}; "
             "name another run"
         )
-    state = load_state(fitted, source, path, mesh)
+    state = load_state(fitted, source, path, partitioner)
     model = evaluate.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
     return sources.in_simulator(source, model, learned.policies(), None, counted_in_parts, own)
 
 
-def untrained_policy(config: configs.Run, mesh, source: sources.Source) -> base.Policy:
+def untrained_policy(config: configs.Run, source: sources.Source) -> base.Policy:
     """Return a policy with the shapes of the run's own and all-zero parameters."""
     agents = steps.agent_config(config, source.spec.signals)
     make = functools.partial(registry.get(config.method).make_policy, config=agents)
-    shapes = jax.eval_shape(lambda state: make(state, source.items), state_shapes(config, source, mesh).agents)
+    shapes = jax.eval_shape(lambda state: make(state, source.items), _shapes(config, source).agents)
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
-def _check_same_world(name: str, trained, source: sources.Source) -> None:
+def check_same_world(name: str, trained, source: sources.Source) -> None:
     """Refuse a run that was trained on another source or world."""
     if trained.source != source.config.source:
         raise ValueError(
@@ -122,42 +129,3 @@ def _check_same_world(name: str, trained, source: sources.Source) -> None:
         if differing := [n for n in there if there[n] != here.get(n)]:
             flags = " ".join(f"--config.world.{n}={there[n]}" for n in differing)
             raise ValueError(f"run {name} was trained in another world; add {flags}")
-
-
-def untrained_arm(name: str, source: sources.Source) -> base.Policy:
-    """Return the policy of an arm that needs no training: the name of a simulator's ranker, or of a plug-in's policy.
-
-    Raises:
-      ValueError: for an unknown name.
-    """
-    if name in source.policies:
-        return source.policies[name]
-    policy = plugins.POLICIES.get(name, source.config.plugins)
-    key = jax.random.fold_in(types.make_key(source.config.seed), 15)
-    return policies.servable(policy, source.items, key, source.spec.slate)
-
-
-def policy_of(name: str, source: sources.Source, mesh) -> base.Policy:
-    """Return the policy of an arm: the name of a ranker that needs no training, `popularity`, or a run folder.
-
-    Raises:
-      ValueError: for an unknown name, or a run trained on another source or world.
-    """
-    if name == POPULARITY:
-        rows = offline.exposures(source.train())
-        signals, number = source.spec.signals, source.items.num_videos
-        return popularity.make(signals, popularity.smoothed_means(signals, rows.video, rows.feedback, number))
-    if name in source.policies or plugins.POLICIES.find(name, source.config.plugins):
-        return untrained_arm(name, source)
-    path = files.user_path(name, "policy")
-    if not path.is_dir():
-        known = ", ".join([*source.policies, POPULARITY, *plugins.POLICIES.entries])
-        raise ValueError(
-            f"unknown policy {name!r}: neither a run folder nor one of {known}; one of a plug-in needs --import=MODULE"
-        )
-    config = configs.run_of(run_folder.read_config(path))
-    _check_same_world(name, config, source)
-    state = load_state(config, source, path, mesh)
-    return registry.get(config.method).make_policy(
-        state.agents, source.items, steps.agent_config(config, source.spec.signals)
-    )

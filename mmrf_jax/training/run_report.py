@@ -23,7 +23,18 @@ from mmrf_jax.metrics import offline
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.parallel import programs
 from mmrf_jax.signals import Signals
-from mmrf_jax.training import batches, configs, evaluate, predictions, provenance, run_folder, sources, steps
+from mmrf_jax.training import (
+    batches,
+    configs,
+    evaluate,
+    predictions,
+    provenance,
+    run_folder,
+    sources,
+    steps,
+    train_state,
+)
+from mmrf_jax.training.train_state import TrainState
 
 _BATCH, _BATCHES = 64, 16  # held-out segments per batch, and the maximum number of batches
 _TOGETHER = ("attention", "actors", "encoder")  # matrices of how the agents depend on each other
@@ -36,9 +47,7 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bo
 _predict = programs.Program(counterfactuals.predict, often=False, static_argnames="config")
 
 
-def explain(
-    config: configs.Run, source: sources.Source, state: steps.TrainState, thorough: bool = True
-) -> dict[str, Any]:
+def explain(config: configs.Run, source: sources.Source, state: TrainState, thorough: bool = True) -> dict[str, Any]:
     """Compute the report's data that needs the trained state, as JSON.
 
     Args:
@@ -73,9 +82,7 @@ def conflicts(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, floa
     }
 
 
-def _together(
-    config, plan: steps.TrainConfig, source, state: steps.TrainState, log: SessionLog, most: int
-) -> dict[str, Any]:
+def _together(config, plan: steps.TrainConfig, source, state: TrainState, log: SessionLog, most: int) -> dict[str, Any]:
     """Compute inter-agent attention and gradient cosines over requests of a log."""
     if reason := _alone(plan):
         return {name: {"missing": reason} for name in _TOGETHER}
@@ -88,7 +95,7 @@ def _together(
         if talks:
             prediction = None
             if plan.use_feedback_model and plan.agents.uses_model:
-                prediction = _predict(steps.model_of(state), batch, source.items, plan.feedback)
+                prediction = _predict(train_state.model_of(state), batch, source.items, plan.feedback)
             weights.append(np.asarray(diagnostics.attention(state.agents, batch, source.items, plan.agents)))
             gradients = diagnostics.actor_gradients(state.agents, batch, source.items, prediction, plan.agents)
             acted.append(np.asarray(gradients))
@@ -127,9 +134,7 @@ def agreement(gradients: np.ndarray) -> dict[str, Any]:
     return {"matrix": (every @ every.T).tolist(), "itself": itself}
 
 
-def look(
-    config: configs.Run, plan: steps.TrainConfig, source, state: steps.TrainState, log: SessionLog
-) -> dict[str, Any]:
+def look(config: configs.Run, plan: steps.TrainConfig, source, state: TrainState, log: SessionLog) -> dict[str, Any]:
     """Return example sessions, with each agent's scores of their candidates.
 
     With a simulator these are the first users of the A/B test, served by the run's own ranker; otherwise the longest
@@ -247,7 +252,7 @@ def headline(config: configs.Run, results: Mapping[str, Any]) -> dict[str, float
 
 
 def write_report(
-    config: configs.Run, source: sources.Source, state: steps.TrainState, workdir: Path, thorough: bool = True
+    config: configs.Run, source: sources.Source, state: TrainState, workdir: Path, thorough: bool = True
 ) -> Path:
     """Write WORKDIR/report.html of a run from its files and its state; return the path.
 

@@ -21,7 +21,7 @@ from mmrf_jax.envs import base, collect
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
-from mmrf_jax.parallel import multihost, sharding
+from mmrf_jax.parallel import multihost
 from mmrf_jax.training import configs, own_logs
 
 #: First user ids of the logs, far from each other and from the A/B tests, which start at 0.
@@ -77,7 +77,7 @@ class Source:
 
     def local(self) -> Source:
         """Return the source with its items on this process's devices only."""
-        return dataclasses.replace(self, items=sharding.local(self.items))
+        return dataclasses.replace(self, items=multihost.to_local(self.items))
 
 
 def world_spec(sim: base.Simulator, config: parameters.WorldConfig) -> InputSpec:

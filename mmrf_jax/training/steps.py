@@ -1,43 +1,28 @@
-"""The state of a run and the steps of its rounds: fit the feedback model, label, update (MMRF, Algorithm 1)."""
+"""The settings of training and its steps: initialise, fit the feedback model, label, update (MMRF, Algorithm 1)."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from mmrf_jax import ops, random, types
 from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import agent_state
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.checkpointing import leaves
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.models import embedding_table, embeddings
+from mmrf_jax.models import embeddings
 from mmrf_jax.models.feedback_model import counterfactuals, fitting, network
-from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
-from mmrf_jax.parallel import programs, sharding
+from mmrf_jax.models.feedback_model.network import FeedbackConfig
+from mmrf_jax.parallel import programs
 from mmrf_jax.signals import Signals
-from mmrf_jax.training import configs
+from mmrf_jax.training import configs, train_state
+from mmrf_jax.training.train_state import TrainState
 
 _LAST_RATE = 0.05  # final factor of the cosine learning-rate schedule
-
-
-@struct.dataclass
-class TrainState:
-    """The complete state of a run, all of it checkpointed."""
-
-    agents: agent_state.AgentState
-    feedback: FeedbackState | None  # None if no feedback model is fitted
-    behavior_params: Any  # {"params", "tables"} of the agents that collected this round's log; None if logs are given
-    round: chex.Array  # int32, from 0; equals the number of rounds at the end
-    done: chex.Array  # int32, completed steps of this round: first the fit, then the updates
-    logged: chex.Array  # [2] int32, sessions and requests of the newest log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +120,7 @@ def init(
     feedback_std: chex.Array,
     mean_return: chex.Array,
 ) -> TrainState:
-    """Initialise a state; jit this with `out_shardings` so that each array is created with its final sharding.
+    """Initialise a state; `Partitioner.partition_init` compiles it.
 
     Args:
       feedback_mean: [S] of the exposures in the first log.
@@ -149,46 +134,8 @@ def init(
         key = jax.random.fold_in(key, 1)
         feedback = network.init(key, plan.feedback, spec, items, feedback_mean, feedback_std)
     zero = jnp.zeros((), jnp.int32)
-    server = _server(agents) if plan.closed_loop else None
+    server = train_state.behavior_params_of(agents) if plan.closed_loop else None
     return TrainState(agents, feedback, server, zero, zero, jnp.zeros((2,), jnp.int32))
-
-
-def infer_shardings(state: TrainState, mesh) -> TrainState:
-    """Return the state's shapes with shardings: large embedding tables split by rows, everything else replicated.
-
-    Lookups and updates of a split table cost one all-reduce of the embeddings that the batch looks up; nothing of the
-    size of the table is communicated (`tests/parallel/test_split_tables.py`).
-    """
-
-    def place(x: Any):
-        split = isinstance(x, embedding_table.Table) and embeddings.is_split(x, mesh.size)
-        return leaves.targets(x, sharding.sharded(mesh) if split else sharding.replicated(mesh))
-
-    return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, embedding_table.Table))
-
-
-def _server(agents: agent_state.AgentState):
-    return jax.tree.map(jnp.copy, {"params": agents.params, "tables": agents.tables})
-
-
-def model_of(state: TrainState) -> FeedbackState:
-    """Return the feedback model of a run that fits one (`TrainConfig.use_feedback_model`)."""
-    assert state.feedback is not None
-    return state.feedback
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def next_round(state: TrainState) -> TrainState:
-    """Advance to the next round; the current agents become the policy that collects its log."""
-    server = None if state.behavior_params is None else _server(state.agents)
-    return dataclasses.replace(state, behavior_params=server, round=state.round + 1, done=jnp.zeros_like(state.done))
-
-
-def behavior_state(state: TrainState) -> agent_state.AgentState:
-    """Return the agents with the parameters that they had at the start of this round."""
-    return dataclasses.replace(
-        state.agents, params=state.behavior_params["params"], tables=state.behavior_params["tables"]
-    )
 
 
 def rate(progress: float) -> float:
@@ -199,7 +146,7 @@ def rate(progress: float) -> float:
 @programs.program(often=True, static_argnames="plan", donate_argnums=0)
 def fit_step(state: TrainState, batch: types.SessionBatch, items: types.Items, plan: TrainConfig, rate: chex.Numeric):
     """Take one step of the feedback model's regression on the round's log; return the next state and metrics."""
-    feedback, metrics = fitting.update(model_of(state), batch, items, plan.feedback, rate)
+    feedback, metrics = fitting.update(train_state.model_of(state), batch, items, plan.feedback, rate)
     return dataclasses.replace(state, feedback=feedback, done=state.done + 1), metrics
 
 
@@ -216,7 +163,7 @@ def precompute_item_embeddings(state: TrainState, items: types.Items, plan: Trai
     """
     if not precomputes_item_embeddings(plan, items):
         return None
-    return _encode_catalogue(model_of(state), items, plan.feedback)
+    return _encode_catalogue(train_state.model_of(state), items, plan.feedback)
 
 
 _encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")
@@ -244,7 +191,7 @@ def update_step(
         batch = with_fewer_candidates(batch, key, plan.others)
     simulated = None
     if plan.use_feedback_model:
-        model = model_of(state)
+        model = train_state.model_of(state)
         key = jax.random.fold_in(jax.random.fold_in(model.key, 1), state.agents.step)
         ns = plan.agents.ablation == "constant_negative"
         simulated = counterfactuals.answer(
@@ -291,6 +238,6 @@ def preference(
         value = registry.score_candidates(state.agents, batch, items, plan.agents, plan.method)[..., -1, :]
     else:
         key = jax.random.fold_in(key, 1)
-        u = counterfactuals.uncertainty(model_of(state), batch, batch.candidates, items, plan.feedback, key)
+        u = counterfactuals.uncertainty(train_state.model_of(state), batch, batch.candidates, items, plan.feedback, key)
         value = u[..., plan.agents.all_signals.index(plan.agents.agent_signals[-1])]
     return ops.standardised(value)

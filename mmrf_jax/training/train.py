@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from mmrf_jax.envs import base
 from mmrf_jax.io import files, metric_writer, profile, trackers
 from mmrf_jax.io.progress import check, interruptible, observed, phase, say
 from mmrf_jax.models.feedback_model import fitting
-from mmrf_jax.parallel import multihost, preemption, programs, sharding
+from mmrf_jax.parallel import multihost, preemption, programs
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import (
+    arms,
     batches,
     compilation,
     configs,
@@ -39,8 +41,10 @@ from mmrf_jax.training import (
     run_report,
     sources,
     steps,
+    train_state,
     warm_start,
 )
+from mmrf_jax.training.train_state import TrainState
 
 _KEEP = 3  # checkpoints
 _MEASURED = 16  # batches of held-out sessions on which the feedback model is measured
@@ -55,7 +59,7 @@ def train(config: configs.Run, workdir: Path, brief: bool = False, log: FrameLog
       log: the log of a run on `logs`; None to read the one that the config names.
     """
     # ------------------------------------------------------------------------------------------------------- Set-up
-    config, log, mesh = _checked(config, workdir, log)
+    config, log, partitioner = _checked(config, workdir, log)
     with contextlib.ExitStack() as stack:
         finished = multihost.on_primary(lambda: _begun(stack, workdir, config, brief, log))
         if finished is not None:
@@ -70,13 +74,13 @@ def train(config: configs.Run, workdir: Path, brief: bool = False, log: FrameLog
         # ----------------------------------------------------------------------------------------------------- Data
         phase("prepare")
         with preemption.at_once():
-            source = restore.source_of(config, mesh, collects=config.alternation.closed_loop, workdir=workdir)
+            source = restore.source_of(config, partitioner, collects=config.alternation.closed_loop, workdir=workdir)
         plan = steps.plan_of(config, source.spec.signals)
-        arms = {} if source.sim is None else _arms(config, source)
-        job = _Job(config, plan, workdir, mesh, source, arms, compiled)
+        others = {} if source.sim is None else _arms(config, source)
+        job = _Job(config, plan, workdir, partitioner, source, others, compiled)
         if source.report:
             say(f"input: {json.dumps(source.report, default=str)}")
-        if sharding.is_primary():
+        if multihost.is_primary():
             inputs.write(workdir, inputs.of_source(source.local()))
 
         # ------------------------------------------------------------------------------- State, restore and rounds
@@ -94,15 +98,15 @@ def train(config: configs.Run, workdir: Path, brief: bool = False, log: FrameLog
             if result is None:
                 result = {"train": learned} | _evaluate(job, state, brief)
                 phase("results")
-                if sharding.is_primary():
+                if multihost.is_primary():
                     _write_results(job, result, spent.seconds)
 
             # ------------------------------------------------------------------------------------------------ Report
             if not brief:
-                source, state = source.local(), sharding.local(state)
+                source, state = source.local(), multihost.to_local(state)
                 source.test()  # a collective operation if the test log has not been collected yet
                 preemption.part()
-                if sharding.is_primary():
+                if multihost.is_primary():
                     _report(config, source, state, workdir)
         return result
 
@@ -112,7 +116,7 @@ class _Job:
     """What stays the same while a run is trained.
 
     Attributes:
-      source: its items are replicated on the devices of `mesh`.
+      source: its items are replicated on the partitioner's devices.
       arms: the policies of the A/B test in addition to the run's own.
       compiled: compiles the run's programs ahead of their first calls.
     """
@@ -120,7 +124,7 @@ class _Job:
     config: configs.Run
     plan: steps.TrainConfig
     workdir: Path
-    mesh: Any
+    partitioner: Partitioner
     source: sources.Source
     arms: dict[str, base.Policy]
     compiled: programs.Ahead
@@ -130,16 +134,18 @@ class _Job:
         phase(name)
         self.compiled.wait(program or name, check, say)
 
-    def trained(self, state: steps.TrainState) -> evaluate.TrainedRun:
+    def trained(self, state: TrainState) -> evaluate.TrainedRun:
         """Return the run as evaluators see it."""
-        return evaluate.TrainedRun(self.config, self.plan, self.source, state, self.mesh, self.arms, self.begin)
+        return evaluate.TrainedRun(self.config, self.plan, self.source, state, self.partitioner, self.arms, self.begin)
 
 
 # --------------------------------------------------------------------------------------------------------------- Set-up
 
 
-def _checked(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[configs.Run, FrameLog | None, Any]:
-    """Return the config as it is to be stored, the log of a run on `logs`, and the mesh; nothing is written before.
+def _checked(
+    config: configs.Run, workdir: Path, log: FrameLog | None
+) -> tuple[configs.Run, FrameLog | None, Partitioner]:
+    """Return the config as it is to be stored, the log of a run on `logs`, and the partitioner; writes nothing.
 
     Raises:
       ValueError: for an invalid config.
@@ -149,43 +155,32 @@ def _checked(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[
     registry.configured(config.method, config.agents, config.plugins)
     profile.parse(config.profile_steps)
     trackers.check(config.trackers)
-    mesh = sharding.make_mesh()
-    sharding.check_divisible(config.train.batch, mesh, "train.batch")
-    sharding.check_divisible(config.feedback.batch, mesh, "feedback.batch")
+    partitioner = Partitioner()
+    partitioner.check_divisible(config.train.batch, "train.batch")
+    partitioner.check_divisible(config.feedback.batch, "feedback.batch")
     if config.source == "world" and config.simulator == "world":
         _check_arms(config, sources.world_policies())
     config = _with_plugins(config)
     multihost.on_primary(lambda: warm_start.check(config, workdir))
-    return config, log, mesh
+    return config, log, partitioner
 
 
 def _check_arms(config: configs.Run, policies: Collection[str]) -> list[str]:
     """Return the config's arms, except the run's own ranker, which is added later; refuse unknown ones."""
     names = [name for name in config.ab_test.arms if name != config.method]
     registered = [name for name in names if name not in policies and plugins.POLICIES.find(name, config.plugins)]
-    check_arms(names, [*policies, *registered], "config.ab_test.arms")
+    arms.check_arms(names, [*policies, *registered], "config.ab_test.arms")
     return names
 
 
 def _arms(config: configs.Run, source: sources.Source) -> dict[str, base.Policy]:
-    return {name: restore.untrained_arm(name, source) for name in _check_arms(config, source.policies)}
+    return {name: arms.untrained_arm(name, source) for name in _check_arms(config, source.policies)}
 
 
 def _with_plugins(config: configs.Run) -> configs.Run:
     """Return the config with the modules that register its method and arms, so that commands find them again."""
     found = {registry.module_of(config.method), *map(plugins.POLICIES.module_of, config.ab_test.arms)}
     return dataclasses.replace(config, plugins=tuple(sorted({*config.plugins, *filter(None, found)})))
-
-
-def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> None:
-    """Refuse names in a config field that are not policies.
-
-    Raises:
-      ValueError: for the first such name.
-    """
-    for name in names:
-        if name not in policies:
-            raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
 
 
 def _begun(
@@ -217,9 +212,7 @@ def _read_if_exists(path: Path) -> dict[str, Any] | None:
 # ----------------------------------------------------------------------------------------------------------------- Data
 
 
-def _log_of_round(
-    job: _Job, state: steps.TrainState | None, number: int, before: batches.Batches | None
-) -> batches.Batches:
+def _log_of_round(job: _Job, state: TrainState | None, number: int, before: batches.Batches | None) -> batches.Batches:
     """Return the log of a round: that of the round before, the first policy's, or one that the agents collect.
 
     Args:
@@ -235,31 +228,29 @@ def _log_of_round(
         with preemption.at_once():
             if (blocks := job.source.blocks()) is not None:
                 num_signals = len(job.plan.agents.all_signals)
-                return batches.Streamed(job.config, blocks, job.mesh, job.plan.agents.discount, num_signals)
-            return batches.Held(job.config, job.source.train(), job.mesh)
+                return batches.Streamed(job.config, blocks, job.partitioner, job.plan.agents.discount, num_signals)
+            return batches.Held(job.config, job.source.train(), job.partitioner)
     phase("collect")
     assert state is not None and job.source.collect is not None
     with preemption.at_once():
-        return batches.Held(job.config, job.source.collect(_server(job, state), number), job.mesh)
+        return batches.Held(job.config, job.source.collect(_server(job, state), number), job.partitioner)
 
 
-def _server(job: _Job, state: steps.TrainState) -> base.Policy:
+def _server(job: _Job, state: TrainState) -> base.Policy:
     """Return the policy that collects a round's log, local to this process: the agents as of the round's start, or the
     source's first policy.
     """
     method = registry.get(job.plan.method)
     if not method.collects:
         return next(iter(job.source.policies.values()))
-    server = steps.behavior_state(sharding.local(state))
+    server = train_state.behavior_state(multihost.to_local(state))
     return method.make_policy(server, job.source.local().items, job.plan.agents, job.config.alternation.temperature)
 
 
 # ---------------------------------------------------------------------------------------------------- State and restore
 
 
-def _restored(
-    job: _Job, checkpoints: manager.Checkpoints
-) -> tuple[steps.TrainState | None, int, dict[str, Any] | None]:
+def _restored(job: _Job, checkpoints: manager.Checkpoints) -> tuple[TrainState | None, int, dict[str, Any] | None]:
     """Return the state to begin with, its step, and what learned.json says if training is complete.
 
     A run goes on from the first of these that it has:
@@ -272,19 +263,19 @@ def _restored(
     """
     if checkpoints.latest_step() is None:
         return None, 0, None
-    state, step = checkpoints.restore(restore.state_shapes(job.config, job.source, job.mesh))
+    state, step = checkpoints.restore(restore.state_shapes(job.config, job.source, job.partitioner))
     say(f"resumed at step {step}, round {min(int(state.round) + 1, job.plan.rounds)}")
     learned = multihost.on_primary(lambda: _read_if_exists(job.workdir / "learned.json"))
     return state, step, learned if learned is not None and learned["steps"] == step else None
 
 
-def _initial(job: _Job, program: programs.Program, data: batches.Batches) -> steps.TrainState:
+def _initial(job: _Job, program: programs.Program, data: batches.Batches) -> TrainState:
     """Return a new state, scaled by the statistics of the first log."""
     job.compiled.wait("initial state", check, say)
     known = data.known(job.plan.agents.discount)
     state = program(*compilation.initial_args(job.config, job.plan, job.source, known))
     if job.config.init_from:
-        state = warm_start.begin(job.config, inputs.of_source(job.source.local()), state, job.mesh)
+        state = warm_start.begin(job.config, inputs.of_source(job.source.local()), state, job.partitioner)
     return state
 
 
@@ -292,16 +283,16 @@ def _initial(job: _Job, program: programs.Program, data: batches.Batches) -> ste
 
 
 def _learn(
-    job: _Job, state: steps.TrainState | None, step: int, checkpoints: manager.Checkpoints
-) -> tuple[steps.TrainState, dict[str, Any]]:
+    job: _Job, state: TrainState | None, step: int, checkpoints: manager.Checkpoints
+) -> tuple[TrainState, dict[str, Any]]:
     """Train the rounds that are left, from a state or a new one; return the last state and learned.json."""
     config, plan = job.config, job.plan
-    shapes = restore.state_shapes(config, job.source, job.mesh)
-    initial = compilation.initial(shapes)
+    shapes = restore.state_shapes(config, job.source, job.partitioner)
+    initial = compilation.initial(job.partitioner, shapes)
     compilation.begin(
-        job.compiled, config, plan, job.source, shapes, initial if state is None else None, job.arms, job.mesh
+        job.compiled, config, plan, job.source, shapes, initial if state is None else None, job.arms, job.partitioner
     )
-    writes = job.workdir if sharding.is_primary() else None
+    writes = job.workdir if multihost.is_primary() else None
     writer = _writer(config, writes, step if step else None)
     trace = profile.Profile(config.profile_steps, writes and writes / "profile")
     data: batches.Batches | None = None
@@ -310,11 +301,11 @@ def _learn(
             data = _log_of_round(job, state, number, data)
             if state is None:
                 state = _initial(job, initial, data)
-            logged = sharding.put_replicated(np.array([data.sessions, data.requests], np.int32), job.mesh)
+            logged = job.partitioner.replicate(np.array([data.sessions, data.requests], np.int32))
             state = dataclasses.replace(state, logged=logged)
             run_hooks.hold(state)
             state = _round(job, state, data, run_hooks)
-            state = steps.next_round(state)
+            state = train_state.next_round(state)
             run_hooks.hold(state)
             run_hooks.save(force=True, again=True)
     checkpoints.wait()
@@ -322,7 +313,7 @@ def _learn(
     return state, multihost.on_primary(lambda: _write_learned(job, state, run_hooks.step))
 
 
-def _round(job: _Job, state: steps.TrainState, data: batches.Batches, run_hooks: hooks.Hooks) -> steps.TrainState:
+def _round(job: _Job, state: TrainState, data: batches.Batches, run_hooks: hooks.Hooks) -> TrainState:
     """Train the rest of a round: fit the feedback model, measure it, update the agents, evaluate both."""
     config, number, done = job.config, int(state.round), int(state.done)
     fit = None  # the steps of a round that are done are first its fits, then its updates
@@ -345,31 +336,27 @@ def _round(job: _Job, state: steps.TrainState, data: batches.Batches, run_hooks:
     return state
 
 
-def _fit(
-    job: _Job, state: steps.TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks
-) -> steps.TrainState:
+def _fit(job: _Job, state: TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks) -> TrainState:
     """Fit the feedback model to the round's log."""
     _begin_phase(job, "fit", iterator, run_hooks)
     with iterator:
         for batch in iterator:
             run_hooks.before_step()
-            batch = sharding.put_batch(batch, job.mesh)
+            batch = job.partitioner.shard_inputs(batch)
             state, metrics = steps.fit_step(state, batch, job.source.items, job.plan, _lr_scale(job, iterator))
             run_hooks.after_step(state, metrics)
     return state
 
 
-def _update(
-    job: _Job, state: steps.TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks
-) -> steps.TrainState:
+def _update(job: _Job, state: TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks) -> TrainState:
     """Update the agents on the round's log, and on slates that the feedback model labels."""
     encodings = steps.precompute_item_embeddings(state, job.source.items, job.plan)
-    encodings = None if encodings is None else sharding.put_replicated(encodings, job.mesh)
+    encodings = None if encodings is None else job.partitioner.replicate(encodings)
     _begin_phase(job, "train", iterator, run_hooks)
     with iterator:
         for batch in iterator:
             run_hooks.before_step()
-            batch = sharding.put_batch(batch, job.mesh)
+            batch = job.partitioner.shard_inputs(batch)
             state, metrics = steps.update_step(
                 state, batch, job.source.items, job.plan, _lr_scale(job, iterator), encodings
             )
@@ -389,7 +376,7 @@ def _lr_scale(job: _Job, iterator: batches.PhaseIterator) -> np.float32:
     return np.float32(steps.rate((iterator.number + iterator.progress) / job.plan.rounds))
 
 
-def _measure(job: _Job, state: steps.TrainState, data: batches.Batches) -> steps.TrainState:
+def _measure(job: _Job, state: TrainState, data: batches.Batches) -> TrainState:
     """Scale the feedback model's uncertainty on held-out sessions, or on validation days, which also calibrate it.
 
     Each process measures alone.
@@ -401,9 +388,9 @@ def _measure(job: _Job, state: steps.TrainState, data: batches.Batches) -> steps
         held = sessions.segment_index(log, config.train.segment)
     else:
         log, held = data.held_out()
-    model, blocks = sharding.local(steps.model_of(state)), _held_out_batches(job, log, held)
-    found = fitting.measure(model, blocks, sharding.local(source.items), plan.feedback, calibrate=valid)
-    return dataclasses.replace(state, feedback=sharding.put_replicated(found, job.mesh))
+    model, blocks = multihost.to_local(train_state.model_of(state)), _held_out_batches(job, log, held)
+    found = fitting.measure(model, blocks, multihost.to_local(source.items), plan.feedback, calibrate=valid)
+    return dataclasses.replace(state, feedback=job.partitioner.replicate(found))
 
 
 def _held_out_batches(job: _Job, log: SessionLog, index: np.ndarray) -> Iterator[types.SessionBatch]:
@@ -413,10 +400,10 @@ def _held_out_batches(job: _Job, log: SessionLog, index: np.ndarray) -> Iterator
         random = types.exposed_at_random(log.context[log.offsets[index[:, 0]]])
     for part in (index[~random], index[random]):
         for batch in batches.spread(log, part, job.config.train.segment, job.config.feedback.batch, _MEASURED):
-            yield sharding.put_batch(batch, sharding.local_mesh())
+            yield Partitioner.local().shard_inputs(batch)
 
 
-def _write_learned(job: _Job, state: steps.TrainState, step: int) -> dict[str, Any]:
+def _write_learned(job: _Job, state: TrainState, step: int) -> dict[str, Any]:
     """Write learned.json of a run that has finished training, and return its contents."""
     rows = [json.loads(line) for line in (job.workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -462,7 +449,7 @@ _EVALUATORS: dict[str, evaluate.Evaluator] = {
 }
 
 
-def _evaluate(job: _Job, state: steps.TrainState, brief: bool) -> dict[str, Any]:
+def _evaluate(job: _Job, state: TrainState, brief: bool) -> dict[str, Any]:
     """Compare the trained ranker with the other arms, then evaluate it on the held-out logs."""
     result: dict[str, Any] = {}
     run = job.trained(state)
@@ -476,11 +463,11 @@ def _evaluate(job: _Job, state: steps.TrainState, brief: bool) -> dict[str, Any]
 def _ab_test(run: evaluate.TrainedRun, workdir: Path) -> dict[str, Any]:
     """Compare a run with the other arms; the per-user sums of its arm go to the run folder."""
     own = registry.get(run.plan.method).make_policy(run.state.agents, run.source.items, run.plan.agents)
-    arms, blocks = {**run.arms, run.plan.method: own}, []
+    policies, blocks = {**run.arms, run.plan.method: own}, []
     result = evaluate.compare(
-        run.config, run.source, arms, run.mesh, observe=lambda sums: blocks.append(sums[run.plan.method])
+        run.config, run.source, policies, run.partitioner, observe=lambda sums: blocks.append(sums[run.plan.method])
     )
-    if sharding.is_primary():
+    if multihost.is_primary():
         run_folder.write_users(workdir, blocks)
     return result
 
@@ -504,7 +491,7 @@ def _write_results(job: _Job, result: dict[str, Any], seconds: Callable[[], dict
         writer.summarise(run_report.headline(job.config, result))
 
 
-def _report(config: configs.Run, source: sources.Source, state: steps.TrainState, workdir: Path) -> None:
+def _report(config: configs.Run, source: sources.Source, state: TrainState, workdir: Path) -> None:
     """Write the run's report. The results are already saved, so any error here is only logged."""
     if (missing := run_report.missing()) is not None:
         say(f"no report: {missing}, then mmrf report --workdir={workdir}")

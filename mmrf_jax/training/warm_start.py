@@ -22,7 +22,9 @@ import numpy as np
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
 from mmrf_jax.models import embedding_table, embeddings
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import configs, inputs, restore, run_folder, steps
+from mmrf_jax.training.train_state import TrainState
 
 _AGENTS = ("params", "target", "reward_scale", "q_mean", "q_scale")
 _MODEL = ("params", "scale", "uncertainty_scale", "calibration", "residual", "edges", "quantiles")
@@ -52,19 +54,19 @@ def check(config: configs.Run, workdir: Path) -> None:
         )
 
 
-def begin(config: configs.Run, new: inputs.Inputs, state: steps.TrainState, mesh) -> steps.TrainState:
+def begin(config: configs.Run, new: inputs.Inputs, state: TrainState, partitioner: Partitioner) -> TrainState:
     """Return a new run's state with what the run `config.init_from` has learned; one line says what was copied.
 
     Args:
       config: of the new run.
       new: its inputs.
       state: its initial state; donated.
-      mesh: the devices.
+      partitioner: of the devices that `state` is on.
     """
     assert config.init_from
     path = files.user_path(config.init_from, "init_from")
     given = configs.run_of(run_folder.read_config(path))
-    old, known = restore.load_trained(given, path, mesh)
+    old, known = restore.load_trained(given, path, partitioner)
     pairs, report = shared_ids(new, old, users=config.source == given.source), _Report()
 
     def merged(part: str, mine: Any, theirs: Any, names: tuple[str, ...], without: tuple[str, ...] = ()) -> Any:

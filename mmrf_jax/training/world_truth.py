@@ -20,7 +20,8 @@ from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.metrics import model_quality
 from mmrf_jax.models.feedback_model import counterfactuals
-from mmrf_jax.training import predictions, sources, steps
+from mmrf_jax.training import predictions, sources, steps, train_state
+from mmrf_jax.training.train_state import TrainState
 
 _SESSIONS, _REQUESTS, _BATCH = 1_024, 4, 64  # sessions of the log, first requests of each, sessions per batch
 _RANKED = 200_000  # (user, video) pairs whose uncertainty is ranked
@@ -53,13 +54,13 @@ def replay(source: sources.Source, log: SessionLog, num_requests: int) -> tuple[
     return np.stack(feedback, axis=1), np.stack(log_seconds, axis=1)
 
 
-def _predict(state: steps.TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig):
+def _predict(state: TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig):
     """Compute `predictions.feedback` of all candidates of the first T requests, and which of them would be sampled."""
     out = predictions.feedback(state, batch, batch.candidates, items, plan)
     if plan.use_feedback_model:
         out["uncertainty"] = predictions.uncertainty(state, batch, batch.candidates, items, plan)
     if plan.slates:
-        key = steps.model_of(state).key
+        key = train_state.model_of(state).key
         preferred = steps.preference(state, batch, items, plan, key)
         slates = np.asarray(counterfactuals.unseen_slates(key, batch, plan.slates, preferred))
         c = batch.candidates.shape[-1]
@@ -70,7 +71,7 @@ def _predict(state: steps.TrainState, batch: types.SessionBatch, items: types.It
 def compare(
     source: sources.Source,
     plan: steps.TrainConfig,
-    state: steps.TrainState,
+    state: TrainState,
     log: SessionLog,
     train: Callable[[], SessionLog],
 ) -> dict[str, Any]:

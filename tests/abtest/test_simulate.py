@@ -10,7 +10,7 @@ import pytest
 from mmrf_jax.abtest import aa, assignment, sequential, simulate, statistics, summary
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
 
 CONFIG = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
@@ -36,7 +36,7 @@ def everyone(sim, policies):
     """Sums [USERS] of all users in every arm."""
     options = {"first_user": 0, "num_users": USERS, "day": 2, "k": CONFIG.slate}
     return {
-        name: simulate.rollout_user_metrics(sim, policy, KEY, sharding.make_mesh(), **options)
+        name: simulate.rollout_user_metrics(sim, policy, KEY, Partitioner(), **options)
         for name, policy in policies.items()
     }
 
@@ -51,7 +51,7 @@ def run(sim, policies, users, **options):
         sim,
         policies,
         KEY,
-        sharding.make_mesh(),
+        Partitioner(),
         control="production",
         num_users=users,
         day=2,
@@ -68,7 +68,7 @@ def columns(sums, rows):
 def test_users_of_any_ids_are_served_as_in_a_row(sim, policies, everyone):
     ids = np.random.default_rng(0).permutation(USERS)[:777]
     served = simulate.rollout_metrics_of_users(
-        sim, policies["production"], KEY, sharding.make_mesh(), user_ids=ids, day=2, k=CONFIG.slate, capacity=USERS
+        sim, policies["production"], KEY, Partitioner(), user_ids=ids, day=2, k=CONFIG.slate, capacity=USERS
     )
     np.testing.assert_array_equal(served["user_id"], ids)
     for name in ("watch_time", "requests", "next_visit", "like"):
@@ -165,7 +165,7 @@ def test_empty_groups_of_a_call_are_served(sim, policies, everyone):
         sim,
         policies["production"],
         KEY,
-        sharding.make_mesh(),
+        Partitioner(),
         user_ids=np.arange(0),
         day=2,
         k=CONFIG.slate,

@@ -10,7 +10,7 @@ import pytest
 from mmrf_jax.abtest import simulate, simulate_days, summary
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.report import plots
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs, sources
@@ -38,7 +38,7 @@ def run(sim, policies, users=USERS, days=DAYS, **options):
         sim,
         policies,
         KEY,
-        sharding.make_mesh(),
+        Partitioner(),
         control="production",
         num_users=users,
         first_day=FIRST,
@@ -64,7 +64,7 @@ def replay(sim, policies):
         due, days[name] = np.full(USERS, FIRST), []
         for day in range(FIRST, FIRST + DAYS):
             sums = simulate.rollout_user_metrics(
-                sim, policy, KEY, sharding.make_mesh(), first_user=0, num_users=USERS, day=day, k=CONFIG.slate
+                sim, policy, KEY, Partitioner(), first_user=0, num_users=USERS, day=day, k=CONFIG.slate
             )
             came = due == day
             due = np.where(came, day + sums["next_visit"].astype(int), due)
@@ -184,7 +184,7 @@ def test_empty_groups_name_an_arm_that_stays_below_two_users(sim, policies):
 
 DEVICES = """
 import jax, numpy as np
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.abtest import simulate_days
 from mmrf_jax.envs import base
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
@@ -193,7 +193,7 @@ sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, h
 policies = {"production": base.privileged_policy(reference_policies.production, 1.0),
             "random": base.privileged_policy(reference_policies.random, 1.0)}
 found = [
-    simulate_days.compare(sim, policies, jax.random.key(0), sharding.make_mesh(devices), control="production",
+    simulate_days.compare(sim, policies, jax.random.key(0), Partitioner(devices), control="production",
                      num_users=101, first_day=0, days=3, k=3, salt="devices")
     for devices in (jax.devices(), jax.devices()[:1])
 ]

@@ -12,7 +12,7 @@ import tiny
 from mmrf_jax.agents import bc, iql, massa, td3_bc, tscac
 from mmrf_jax.agents.mmrf import losses, networks, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import embeddings, optimization, representation
+from mmrf_jax.models import embeddings, representation
 
 ALONE = dataclasses.replace(tiny.CONFIG, signals=("watch_time",), ablation="no_augmentation")
 QUIET = dataclasses.replace(tiny.CONFIG, communication="none", ablation="no_augmentation")
@@ -45,13 +45,12 @@ def make_actor_batch(config: AgentConfig, seed: int = 0) -> losses.ActorBatch:
         slate=jnp.asarray(rng.random((B, T, C)).argsort(-1)[..., :K]),
         slate_mask=jnp.asarray(mask),
         weight=None,
-        mean=partial_mean,
-        total=optimization.Reduction().sum,
+        mean=over_requests,
         jacobian=jax.jacrev,
     )
 
 
-def partial_mean(x):
+def over_requests(x):
     return x.mean(axis=(0, 1))
 
 

@@ -340,16 +340,16 @@ def test_killed_while_saving(tmp_path, run_python, moment, survivor):
 TOPOLOGY = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from mmrf_jax.checkpointing.manager import Checkpoints, targets
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 directory, action = sys.argv[1:]
-mesh = sharding.make_mesh()
+partitioner = Partitioner()
 def make():
     key = jax.random.key(5)
     table = jax.random.normal(key, (64, 3))
     return {"tables/id": table, "keys": jax.random.split(key, 8), "key": key, "n": jnp.int32(9)}
 def place(tree):
-    spec = {"tables/id": sharding.sharded(mesh), "keys": sharding.sharded(mesh)}
-    return {name: spec.get(name, sharding.replicated(mesh)) for name in tree}
+    spec = {"tables/id": partitioner.data_sharding, "keys": partitioner.data_sharding}
+    return {name: spec.get(name, partitioner.replicated_sharding) for name in tree}
 state = jax.jit(make, out_shardings=place(jax.eval_shape(make)))()
 assert jax.device_count() == (4 if "4" in action else 1)
 with Checkpoints(directory) as checkpoints:

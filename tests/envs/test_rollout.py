@@ -318,7 +318,7 @@ class TestCollect:
 
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.signals import SHORT_VIDEO
@@ -331,11 +331,11 @@ def serve(users, slots, params, key, first):
     sums, counts = rollout.rollout(world, policy, key, first[0], 0, num_users=users, slots=slots, k=3)
     return sums, counts
 
-mesh = sharding.make_mesh()
-assert mesh.size == 4
+partitioner = Partitioner()
+assert partitioner.num_devices == 4
 here = lambda params, key, first: serve(n, 16, params, key, first)
-first = sharding.put_batch(100 + n * np.arange(4, dtype=np.int32), mesh)
-sums, counts = jax.jit(sharding.shard_users(here, mesh, num_replicated=2))(sim.params, key, first)
+first = partitioner.shard_inputs(100 + n * np.arange(4, dtype=np.int32))
+sums, counts = jax.jit(partitioner.shard_users(here, num_replicated=2))(sim.params, key, first)
 alone, alone_counts = jax.jit(lambda *x: serve(4 * n, 64, *x))(sim.params, key, jnp.array([100], jnp.int32))
 assert sums.shape == (4 * n, len(rollout.user_metrics(sim.signals))) and len(sums.sharding.device_set) == 4
 np.testing.assert_allclose(sums, alone, rtol=1e-4, atol=1e-3)

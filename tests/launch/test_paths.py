@@ -16,9 +16,9 @@ from mmrf_jax.cli import common
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.kuairand import backend, builder, synthetic
 from mmrf_jax.io import files, metric_writer
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import configs, restore, run_folder, sources
+from mmrf_jax.training import arms, configs, restore, run_folder, sources
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = sorted(ROOT / "mmrf_jax" / "cli" / path.name for path in (ROOT / "launch").glob("[a-z]*.py"))
@@ -132,11 +132,11 @@ def test_path_fields_mean_what_they_say(tmp_path, monkeypatch):
     assert str(home / "s[1]") in str(error.value)
     config.simulator, config.simulator_checkpoint = "feedback", "~/x[3]"
     with pytest.raises(ValueError) as refused:
-        restore.source_of(configs.run_of(config.to_dict()), sharding.make_mesh())
+        restore.source_of(configs.run_of(config.to_dict()), Partitioner())
     assert f"{home / 'x[3]'} is not a run folder" in str(refused.value)
     with pytest.raises(ValueError) as refused:
         source = types.SimpleNamespace(policies={}, config=types.SimpleNamespace(plugins=()))
-        restore.policy_of("~/x[3]", source, sharding.make_mesh())
+        arms.policy_of("~/x[3]", source, Partitioner())
     assert f"{home / 'x[3]'} is not a run folder" in str(refused.value)
 
 

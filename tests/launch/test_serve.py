@@ -21,7 +21,7 @@ from mmrf_jax.agents import registry
 from mmrf_jax.cli import serving
 from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.envs import collect
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import service
 from mmrf_jax.serving.artifact import load as load_artifact
 from mmrf_jax.serving.demo import clients
@@ -58,15 +58,15 @@ def post(url: str, path: str, body, headers=()) -> tuple[int, dict]:
 @pytest.mark.slow
 def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launch, finished, tmp_path):
     config = configs.run_of(run_folder.read_config(finished))
-    mesh = sharding.make_mesh()
-    source = restore.source_of(config, mesh)
+    partitioner = Partitioner()
+    source = restore.source_of(config, partitioner)
     assert source.sim is not None
     key = sources.log_key(3)
     with start() as server:
         served = clients.Clients(source.sim, key, 0, server.url).visit(1_000, USERS, together=16)
     assert served.failed == 0 and len(served.main) == USERS
 
-    state = restore.load_state(config, source, finished, mesh)
+    state = restore.load_state(config, source, finished, partitioner)
     policy = registry.get(config.method).make_policy(
         state.agents, source.items, steps.agent_config(config, SHORT_VIDEO)
     )

@@ -12,8 +12,8 @@ from mmrf_jax.agents.mmrf import policy
 from mmrf_jax.cli.benchmarks import cost, speed
 from mmrf_jax.data import sessions
 from mmrf_jax.envs import learned
-from mmrf_jax.parallel import sharding
-from mmrf_jax.training import steps
+from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.training import steps, train_state
 
 #: Operations and bytes of a request (of steps: of a batch's, padding included), with jax 0.10.2 on a CPU.
 KEPT = {
@@ -64,14 +64,14 @@ def batches(run):
     def cut(rows):
         return sessions.gather_segments(run.log, rows, run.config.train.segment)
 
-    return [sharding.put_batch(cut(index[i * 32 : (i + 1) * 32]), sharding.make_mesh()) for i in range(3)]
+    return [Partitioner().shard_inputs(cut(index[i * 32 : (i + 1) * 32])) for i in range(3)]
 
 
 @pytest.mark.slow
 def test_the_work_of_hot_functions_does_not_grow(run, batches, optimised):
     k, items, plan = run.plan.agents.slate, run.source.items, run.plan
     ranker = policy.make(run.state.agents, items, plan.agents)
-    model = learned.make(steps.model_of(run.state), items, plan.feedback, run.log, 64)
+    model = learned.make(train_state.model_of(run.state), items, plan.feedback, run.log, 64)
     update = functools.partial(
         steps.update_step, plan=plan, rate=1.0, encodings=steps.precompute_item_embeddings(run.state, items, plan)
     )
@@ -94,7 +94,7 @@ def test_each_program_is_compiled_once(run, batches):
     """Whatever the batch, the users and their number."""
     hot = (steps.fit_step, steps.update_step)
     before = [step._cache_size() for step in hot]
-    state = sharding.put_replicated(jax.tree.map(jnp.copy, run.state), sharding.make_mesh())
+    state = Partitioner().replicate(jax.tree.map(jnp.copy, run.state))
     for batch in batches:
         for step in hot:
             state, _ = step(state, batch, run.source.items, run.plan, jnp.float32(1.0))
@@ -105,7 +105,7 @@ def test_each_program_is_compiled_once(run, batches):
             run.source.sim,
             run.source.policies["random"],
             jax.random.key(first),
-            sharding.make_mesh(),
+            Partitioner(),
             first_user=first,
             num_users=number,
             day=0,

@@ -227,19 +227,19 @@ def test_errors_name_the_numbers():
 FOUR_DEVICES = """
 import re, jax, jax.numpy as jnp, numpy as np
 from mmrf_jax.models import embedding_table, rowwise
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 assert jax.device_count() == 4
 V, D, M = 4096, 16, 64
 rng = np.random.default_rng(0)
 ids, grads = rng.integers(0, 300, M).astype(np.int32), rng.normal(size=(M, D)).astype(np.float32)
-mesh = sharding.make_mesh()
+partitioner = Partitioner()
 start = jax.device_get(embedding_table.init(jax.random.key(0), V, D, 0.1))  # not on a device: the steps donate
 start_on_device = jax.tree.map(jnp.array, start)
 expected = rowwise.row_update(start_on_device, ids, grads, 0.3, 1e-8)
-for where in (sharding.replicated(mesh), sharding.sharded(mesh)):
+for where in (partitioner.replicated_sharding, partitioner.data_sharding):
     state = jax.device_put(start, where)
     step = jax.jit(rowwise.row_update, donate_argnums=0, out_shardings=where)
-    args = (state, *sharding.put_batch((ids, grads), mesh), 0.3, 1e-8)
+    args = (state, *partitioner.shard_inputs((ids, grads)), 0.3, 1e-8)
     hlo = step.lower(*args).compile().as_text()
     whole_table = re.compile(r"= \\S*\\[4096,16\\]\\S* (all-gather|all-reduce)")
     gathered = [line for line in hlo.splitlines() if whole_table.search(line)]

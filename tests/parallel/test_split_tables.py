@@ -7,8 +7,8 @@ import dataclasses, re, sys
 sys.path.insert(0, "tests/agents")
 import jax, jax.numpy as jnp, numpy as np, tiny
 from mmrf_jax.models import embeddings
-from mmrf_jax.parallel import sharding
-from mmrf_jax.training import steps
+from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.training import steps, train_state
 
 embeddings.SPLIT_ROWS, embeddings.SPLITS = 3_000, 8
 VIDEOS = 4_001
@@ -20,22 +20,22 @@ batches = [tiny.make_batch(seed, spec=spec) for seed in range(3)]
 init = lambda key: steps.init(key, plan, spec, items, 0.3 * ones, ones, ones)
 
 def learned(devices):
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    shapes = steps.infer_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
-    state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, shapes))(jax.random.key(0))
-    here = sharding.put_replicated(items, mesh)
+    partitioner = Partitioner(jax.devices()[:devices])
+    shapes = train_state.infer_shardings(jax.eval_shape(init, jax.random.key(0)), partitioner)
+    state = partitioner.partition_init(init, shapes)(jax.random.key(0))
+    here = partitioner.replicate(items)
     for batch in batches:
-        placed = sharding.put_batch(batch, mesh)
+        placed = partitioner.shard_inputs(batch)
         state, _ = steps.fit_step(state, placed, here, plan, 1.0)
         state, _ = steps.update_step(state, placed, here, plan, 1.0)
-    return state, mesh, here
+    return state, partitioner, here
 
-state, mesh, here = learned(4)
+state, partitioner, here = learned(4)
 split = [state.agents.tables["id"], state.behavior_params["tables"]["id"], state.feedback.tables["id"]]
 for table in split:
     assert table.num_rows == 4_008
     for x in (table.rows, table.accumulator):
-        assert x.sharding.is_equivalent_to(sharding.sharded(mesh), x.ndim), x.sharding
+        assert x.sharding.is_equivalent_to(partitioner.data_sharding, x.ndim), x.sharding
         assert [shard.data.shape[0] for shard in x.addressable_shards] == [1_002] * 4
 tags = state.agents.tables["tag"].rows
 assert tags.sharding.is_fully_replicated
@@ -45,7 +45,7 @@ assert worst < 1e-5, worst
 
 COLLECTIVES = {steps.fit_step: 5, steps.update_step: 8}  # as few as they have been
 for step, most in COLLECTIVES.items():
-    text = step.lower(state, sharding.put_batch(batches[0], mesh), here, plan, 1.0).compile().as_text()
+    text = step.lower(state, partitioner.shard_inputs(batches[0]), here, plan, 1.0).compile().as_text()
     kinds = "all-gather|all-reduce|all-to-all|collective-permute"
     moved = re.findall(rf"= \\w+\\[([\\d,]*)\\][^=]* (?:{kinds})[\\w-]*\\(", text)
     sizes = [int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for shape in moved]

@@ -13,12 +13,13 @@ from mmrf_jax.data import named_features
 from mmrf_jax.serving import export
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import steps
+from mmrf_jax.training.train_state import TrainState
 
 PLAN = steps.TrainConfig("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=1)
 VIDEO_IDS = 7 * np.arange(tiny.SPEC.num_videos, dtype=np.int64) + 1_000_000_000_000
 
 
-def run_state(plan: steps.TrainConfig) -> steps.TrainState:
+def run_state(plan: steps.TrainConfig) -> TrainState:
     """A state of random parameters and rows; all else is ones. Nothing is compiled for it."""
     ones = jnp.ones(len(SHORT_VIDEO))
 
@@ -36,13 +37,13 @@ def run_state(plan: steps.TrainConfig) -> steps.TrainState:
     return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(start))
 
 
-def planned(method: str = "mmrf", **fields) -> tuple[steps.TrainConfig, steps.TrainState]:
+def planned(method: str = "mmrf", **fields) -> tuple[steps.TrainConfig, TrainState]:
     agents = registry.configured(method, dataclasses.replace(tiny.CONFIG, **fields))
     plan = dataclasses.replace(PLAN, method=method, agents=agents, slates=int(method == "mmrf"))
     return plan, run_state(plan)
 
 
-def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[steps.TrainConfig, steps.TrainState, Path]:
+def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[steps.TrainConfig, TrainState, Path]:
     plan, state = planned(method, **fields)
     export.export_run(folder, plan, tiny.SPEC, tiny.make_items(), VIDEO_IDS, state, {"config": {"method": method}})
     return plan, state, folder

@@ -17,10 +17,10 @@ from mmrf_jax.abtest import statistics, summary
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.io.progress import counted
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import api
 from mmrf_jax.serving.service import Asked, Service, Settings
-from mmrf_jax.training import configs, evaluate, restore, sources, train
+from mmrf_jax.training import arms, configs, evaluate, restore, sources, train
 
 SMALL = {"dim": 12, "id_dim": 4}
 IDS = 7 * np.arange(random_logs.SPEC.num_videos, dtype=np.int64) + 1_000
@@ -88,7 +88,7 @@ async def visit(settings: Settings, signals, number: int) -> None:
 
 @pytest.mark.slow
 def test_from_logs_to_the_service_and_back(signals, log_source, tmp_path):
-    config, mesh, spec = make_config(), sharding.make_mesh(), any_signals.make_spec(signals)
+    config, partitioner, spec = make_config(), Partitioner(), any_signals.make_spec(signals)
     result = train.train(config, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Ranking of held-out sessions" in page
@@ -100,9 +100,9 @@ def test_from_logs_to_the_service_and_back(signals, log_source, tmp_path):
 
     # An A/B test in the learned environment.
     learned = make_config(simulator="feedback", simulator_checkpoint=str(tmp_path / "run"))
-    source = restore.source_of(learned, mesh)
-    own = restore.policy_of(str(tmp_path / "run"), source, mesh)
-    tested = evaluate.compare(learned, source, source.policies | {"mmrf": own}, mesh)
+    source = restore.source_of(learned, partitioner)
+    own = arms.policy_of(str(tmp_path / "run"), source, partitioner)
+    tested = evaluate.compare(learned, source, source.policies | {"mmrf": own}, partitioner)
     assert set(signals.names) <= set(tested["ab_test"]["mmrf"]) and summary.describe(tested)
     assert statistics.main_metric(tested) == signals.main
 

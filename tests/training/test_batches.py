@@ -8,7 +8,7 @@ import pytest
 from random_logs import SPEC, make_log
 
 from mmrf_jax.data import records, sessions
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import batches, configs
 
 DISCOUNT, SESSIONS = 0.9, 900
@@ -35,8 +35,8 @@ def config(share=1.0, batch=16):
 
 @pytest.fixture
 def both(log, blocks):
-    return batches.Held(config(), log, sharding.make_mesh()), batches.Streamed(
-        config(), blocks, sharding.make_mesh(), DISCOUNT, log.feedback.shape[-1]
+    return batches.Held(config(), log, Partitioner()), batches.Streamed(
+        config(), blocks, Partitioner(), DISCOUNT, log.feedback.shape[-1]
     )
 
 
@@ -63,8 +63,8 @@ def test_they_know_the_same_of_a_log(both):
 def test_the_fit_never_sees_what_is_held_out(log, blocks, share):
     seen = []
     for data in (
-        batches.Held(config(share), log, sharding.make_mesh()),
-        batches.Streamed(config(share), blocks, sharding.make_mesh(), DISCOUNT, log.feedback.shape[-1]),
+        batches.Held(config(share), log, Partitioner()),
+        batches.Streamed(config(share), blocks, Partitioner(), DISCOUNT, log.feedback.shape[-1]),
     ):
         fitted = {int(u) for at in range(3 * data.per_epoch("feedback")) for u in data.get("feedback", 0, at).user_id}
         part, index = data.held_out()
@@ -99,12 +99,10 @@ def test_a_log_too_small_for_its_batches_is_refused(log, tmp_path):
     few = sessions.select_sessions(log, np.arange(20))
     records.write_log(few, tmp_path / "log", SPEC)
     with pytest.raises(ValueError, match=r"20 sessions give no segment to some of 32 slots.*--config.train.batch"):
-        batches.Streamed(
-            config(), records.Blocks(tmp_path / "log"), sharding.make_mesh(), DISCOUNT, log.feedback.shape[-1]
-        )
+        batches.Streamed(config(), records.Blocks(tmp_path / "log"), Partitioner(), DISCOUNT, log.feedback.shape[-1])
     one = sessions.select_sessions(log, np.arange(2))
     with pytest.raises(ValueError, match="fewer than one batch of 32"):
-        batches.Held(config(), one, sharding.make_mesh()).per_epoch("train")
+        batches.Held(config(), one, Partitioner()).per_epoch("train")
 
 
 def test_a_phase_goes_on_from_any_of_its_steps(both):

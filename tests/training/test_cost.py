@@ -11,7 +11,7 @@ from mmrf_jax import random
 from mmrf_jax.abtest import simulate
 from mmrf_jax.envs import base, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
 
 # In units of a slot's step, as measured on a CPU core: what a step costs whatever its slots, and a reset.
@@ -30,9 +30,9 @@ def test_work_for_a_live_request_is_flat():
     Of few users most are still flat but for the end of the queue: slots idle while the longest session goes on, and no
     longer.
     """
-    sim, mesh = (
+    sim, partitioner = (
         env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=2)),
-        sharding.make_mesh(),
+        Partitioner(),
     )
     work = []
 
@@ -54,7 +54,7 @@ def test_work_for_a_live_request_is_flat():
         work.clear()
         slots.clear()
         sums = simulate.rollout_user_metrics(
-            sim, policy, jax.random.key(0), mesh, first_user=0, num_users=n, day=0, k=3
+            sim, policy, jax.random.key(0), partitioner, first_user=0, num_users=n, day=0, k=3
         )
         jax.effects_barrier()
         needed = sums["requests"].sum() + RESET * n

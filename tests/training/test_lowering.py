@@ -13,6 +13,7 @@ from mmrf_jax.agents.mmrf import policy
 from mmrf_jax.envs import rollout
 from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.training import steps
+from mmrf_jax.training.train_state import TrainState
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PLAN = steps.TrainConfig("mmrf", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=True, slates=1)
@@ -35,10 +36,10 @@ def flat(fn, *trees):
     return run, [np.asarray(jax.random.key_data(x)) if key else x for x, key in zip(leaves, keys, strict=True)]
 
 
-def run_state() -> steps.TrainState:
+def run_state() -> TrainState:
     agents, zero = tiny.make_state(), jnp.zeros((), jnp.int32)
     server = {"params": agents.params, "tables": agents.tables}
-    return steps.TrainState(agents, tiny.make_feedback_model(), server, zero, zero, jnp.zeros((2,), jnp.int32))
+    return TrainState(agents, tiny.make_feedback_model(), server, zero, zero, jnp.zeros((2,), jnp.int32))
 
 
 def fit():

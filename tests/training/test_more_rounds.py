@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from mmrf_jax import configs as packaged
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import configs, inputs, restore, run_folder, steps, train
 
 TINY = {
@@ -27,7 +27,7 @@ def config(rounds: int) -> configs.Run:
 
 def state(folder):
     found = configs.run_of(run_folder.read_config(folder))
-    return restore.load_state(found, inputs.read(folder), folder, sharding.make_mesh())
+    return restore.load_state(found, inputs.read(folder), folder, Partitioner())
 
 
 def rows(folder):

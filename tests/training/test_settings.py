@@ -13,7 +13,7 @@ from mmrf_jax import random, types
 from mmrf_jax.agents.mmrf import policy
 from mmrf_jax.envs import rollout
 from mmrf_jax.envs.short_video import env, parameters
-from mmrf_jax.training import sources, steps
+from mmrf_jax.training import sources, steps, train_state
 
 SETTINGS = {
     "x64": functools.partial(jax.enable_x64, True),
@@ -84,7 +84,7 @@ def test_fit_and_update_under_all_settings_at_once():
             functools.partial(steps.update_step, plan=PLAN), state, batch, items, rate=rate, encodings=encodings
         )
         assert not wide(numbers(updated))
-        assert not wide(numbers(jax.eval_shape(steps.next_round, state)))
+        assert not wide(numbers(jax.eval_shape(train_state.next_round, state)))
 
 
 def test_rollouts_under_all_settings_at_once():

@@ -11,10 +11,11 @@ import pytest
 import tiny
 
 from mmrf_jax.models import embedding_table
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import configs, inputs, restore, run_folder, steps, warm_start
+from mmrf_jax.training.train_state import TrainState
 
-MESH = sharding.local_mesh()
+PARTITIONER = Partitioner.local()
 
 
 def table(rows: int, dim: int = 2, first: float = 0.0, vocabulary: int = 0) -> embedding_table.Table:
@@ -101,7 +102,7 @@ def finished(tmp_path, monkeypatch):
     return config, plan, state, folder
 
 
-def fresh(plan: steps.TrainConfig) -> steps.TrainState:
+def fresh(plan: steps.TrainConfig) -> TrainState:
     """A state whose numbers are all -1."""
 
     def start():
@@ -118,7 +119,7 @@ def test_what_was_learned_is_copied_and_the_rest_is_fresh(finished, capsys):
     config, plan, state, _ = finished
     items = tiny.make_items()
     ids = np.where(np.arange(items.num_videos) < 20, np.arange(items.num_videos), 1_000 + np.arange(items.num_videos))
-    begun = warm_start.begin(config, inputs.Inputs(tiny.SPEC, items, ids), fresh(plan), MESH)
+    begun = warm_start.begin(config, inputs.Inputs(tiny.SPEC, items, ids), fresh(plan), PARTITIONER)
     for part, names in (("agents", warm_start._AGENTS), ("feedback", warm_start._MODEL)):
         for name in names:
             a, b = getattr(getattr(begun, part), name), getattr(getattr(state, part), name)
@@ -144,7 +145,7 @@ def test_parameters_of_other_shapes_stay_fresh_and_are_listed(finished, capsys):
     wider = dataclasses.replace(plan, agents=dataclasses.replace(plan.agents, state_dim=12))
     items = tiny.make_items()
     new = inputs.Inputs(tiny.SPEC, items, np.arange(items.num_videos))
-    begun = warm_start.begin(config, new, fresh(wider), MESH)
+    begun = warm_start.begin(config, new, fresh(wider), PARTITIONER)
     line = capsys.readouterr().err
     same = fresh(wider).agents.params
     old = dict(jax.tree_util.tree_leaves_with_path(state.agents.params))
@@ -165,7 +166,9 @@ def test_agents_of_other_signals_keep_no_actors_and_critics(finished, capsys):
     config, plan, state, _ = finished
     other = configs.override(config, agents={"signals": ("like", "follow", "watch_time")})
     items = tiny.make_items()
-    begun = warm_start.begin(other, inputs.Inputs(tiny.SPEC, items, np.arange(items.num_videos)), fresh(plan), MESH)
+    begun = warm_start.begin(
+        other, inputs.Inputs(tiny.SPEC, items, np.arange(items.num_videos)), fresh(plan), PARTITIONER
+    )
     assert all((np.asarray(x) == -1).all() for x in jax.tree.leaves(begun.agents.params["actor"]))
     jax.tree.map(np.testing.assert_array_equal, begun.agents.params["encoder"], state.agents.params["encoder"])
     assert "agents/params/critic/params" in capsys.readouterr().err

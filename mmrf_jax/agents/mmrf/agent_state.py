@@ -18,6 +18,7 @@ from mmrf_jax.agents.mmrf import losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation
+from mmrf_jax.models.optimizer import make_optimizer
 
 
 @struct.dataclass
@@ -46,7 +47,6 @@ class Update(Protocol):
         config: AgentConfig,
         rate: chex.Numeric = 1.0,
         simulated: types.CounterfactualSlates | None = None,
-        axis_name: str | None = None,
     ) -> tuple[AgentState, dict[str, chex.Array]]:
         """Return the next state and scalar metrics.
 
@@ -54,23 +54,8 @@ class Update(Protocol):
           batch: segments of T + 1 requests; the first T are learned from.
           rate: factor on the learning rates.
           simulated: counterfactual slates; methods without a feedback model ignore them.
-          axis_name: see `models.optimization.Reduction`.
         """
         ...
-
-
-def optimizer(config: AgentConfig) -> optax.GradientTransformation:
-    """Return Adam with decoupled weight decay, clipped separately for actors and critics; SGD for invariance tests."""
-    if config.optimizer == "sgd":
-        return optax.sgd(config.learning_rate)
-    labels = {"encoder": "critic", "critic": "critic", "actor": "actor"}
-    return optax.multi_transform(
-        {
-            "critic": optimization.adam(config.learning_rate, config.weight_decay),
-            "actor": optimization.adam(config.actor_learning_rate, config.weight_decay),
-        },
-        labels,
-    )
 
 
 def init(
@@ -115,7 +100,7 @@ def init(
         step=jnp.zeros((), jnp.int32),
         params=params,
         target=jax.tree.map(jnp.copy, params["critic"]),
-        optimizer=optimizer(config).init(params),
+        optimizer=make_optimizer(config, config.actor_learning_rate).init(params),
         tables=embeddings.init(k_tables, config, spec, items),
         reward_scale=reward_scale,
         q_mean=jnp.zeros((config.num_agents,), jnp.float32),
@@ -129,25 +114,25 @@ def step(
     inputs: representation.EncoderInputs,
     loss_fn: Callable[[Any, representation.Encoded], tuple[chex.Array, Any]],
     config: AgentConfig,
-    reduction: optimization.Reduction,
     rate: chex.Numeric = 1.0,
 ) -> tuple[AgentState, Any, chex.Array]:
     """Encode a batch and take one gradient step: parameters, target, optimiser and tables are replaced.
 
     Args:
-      loss_fn: (params, the encoded batch) -> this device's part of the loss, and extra outputs.
+      loss_fn: (params, the encoded batch) -> the loss, and extra outputs.
       rate: factor on the step of the parameters, from a schedule.
 
     Returns:
       The next state, the extra outputs, and the norm of the gradient.
     """
-    key = reduction.fold(jax.random.fold_in(state.key, state.step))
+    key = jax.random.fold_in(state.key, state.step)
 
     def of_rows(params, rows):
         return loss_fn(params, representation.encode(config, params["encoder"], rows, inputs, key))
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
-    learned, extra, norm = optimization.step(learnable, inputs.ids, of_rows, config, optimizer(config), reduction, rate)
+    optimizer = make_optimizer(config, config.actor_learning_rate)
+    learned, extra, norm = optimization.step(learnable, inputs.ids, of_rows, config, optimizer, rate)
     state = dataclasses.replace(
         state,
         step=state.step + 1,

@@ -175,8 +175,7 @@ class ActorBatch(NamedTuple):
     slate: chex.Array  # [B, T, K], logged positions in the candidates
     slate_mask: chex.Array  # [B, T, K]
     weight: chex.Array | None  # [B, T, C], number of candidates that each represents; None for 1 each
-    mean: Callable[[chex.Array], chex.Array]  # [B, T, ...] -> [...], this device's part of the mean over requests
-    total: Callable[[chex.ArrayTree], chex.ArrayTree]  # the sum of all devices' parts
+    mean: Callable[[chex.Array], chex.Array]  # [B, T, ...] -> [...], over requests
     jacobian: Callable[..., chex.ArrayTree]  # (scores -> objectives [N]) -> their Jacobian in the actors' parameters
 
     @property

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from mmrf_jax import ops, types
 from mmrf_jax.agents.mmrf import acting, agent_state, losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation
+from mmrf_jax.models import embedding_table, embeddings, encoders, heads, representation
 
 _SCALE_RATE = 0.01  # of the running spread of the critics
 _VALUE_WEIGHT = 0.1  # of the TD losses relative to the feedback losses
@@ -29,8 +29,8 @@ class Algorithm(NamedTuple):
     """The terms that distinguish one actor-critic algorithm from another.
 
     Attributes:
-      actor_loss: (ActorBatch, temperature) -> this device's part of the loss of the scores, and metrics; the entries of
-        one called "objective" are named by agent.
+      actor_loss: (ActorBatch, temperature) -> the loss of the scores, and metrics; the entries of one called
+        "objective" are named by agent.
       expectile: None if values are those of the current policy. Else values are this expectile over logged slates
         (Kostrikov et al., 2021), and only logged exposures are evaluated.
     """
@@ -50,10 +50,10 @@ class UpdateData(NamedTuple):
     candidates: chex.Array  # [B, T+1, C, D] encodings, without gradient
     simulated: types.CounterfactualSlates | None
     masks: types.LossMasks
-    counts: types.LossMasks  # their sums over all devices
+    counts: types.LossMasks  # their sums
 
     def mean(self, x: chex.Array) -> chex.Array:
-        """Return this device's part of the mean over requests, [B, T, ...] -> [...]."""
+        """Return the mean over requests, [B, T, ...] -> [...]."""
         return jnp.einsum("bt,bt...->...", self.masks.request, x) / self.counts.request
 
 
@@ -64,7 +64,6 @@ def update(
     config: AgentConfig,
     rate: chex.Numeric = 1.0,
     simulated: types.CounterfactualSlates | None = None,
-    axis_name: str | None = None,
     algorithm: Algorithm = MMRF,
 ) -> tuple[agent_state.AgentState, Metrics]:
     """Run one update; jit it with `config` static and `state` donated.
@@ -75,13 +74,11 @@ def update(
       simulated: unshown videos with a feedback model's predicted feedback, learned from in addition to the impressions,
         with weight `config.counterfactual_weight`; and the model's predictions for all candidates, which values also
         use. None for impressions and the agents' critics alone.
-      axis_name: see `optimization.Reduction`.
       algorithm: that of MMRF, or of a baseline with the same encoders and critics.
 
     Returns:
       The next state and scalar metrics.
     """
-    reduction = optimization.Reduction(axis_name)
     candidates = embeddings.encode_videos(
         config, state.params["encoder"], state.tables, items, batch.candidates, batch.date
     )
@@ -91,12 +88,12 @@ def update(
         unseen = jnp.take_along_axis(batch.candidates, flat, axis=-1)  # [B, T+1, M K]
     inputs = representation.gather(batch, items, unseen)
     masks = batch.loss_masks()
-    data = UpdateData(batch, inputs, candidates, simulated, masks, jax.tree.map(reduction.count, masks))
+    data = UpdateData(batch, inputs, candidates, simulated, masks, masks.counts())
 
     def loss_fn(params, encoded):
-        return _loss(params, encoded, state, data, config, algorithm, reduction)
+        return _loss(params, encoded, state, data, config, algorithm)
 
-    next_state, (metrics, mean, spread), grad_norm = agent_state.step(state, inputs, loss_fn, config, reduction, rate)
+    next_state, (metrics, mean, spread), grad_norm = agent_state.step(state, inputs, loss_fn, config, rate)
     # The first spread is taken in full: after a handful of updates the running mean would still be near 1.
     blend = jnp.where(state.step == 0, 1.0, _SCALE_RATE)
     next_state = dataclasses.replace(
@@ -104,7 +101,7 @@ def update(
         q_mean=(1.0 - blend) * state.q_mean + blend * mean,
         q_scale=(1.0 - blend) * state.q_scale + blend * spread,
     )
-    return next_state, reduction.sum(metrics) | {"grad_norm": grad_norm}
+    return next_state, metrics | {"grad_norm": grad_norm}
 
 
 def _loss(
@@ -114,12 +111,11 @@ def _loss(
     data: UpdateData,
     config: AgentConfig,
     algorithm: Algorithm,
-    reduction: optimization.Reduction,
 ) -> tuple[chex.Array, tuple[Metrics, chex.Array, chex.Array]]:
     """Compute the weighted sum of the losses; also metrics, and mean and spread [N] of q over candidates."""
     policy = _evaluate_policy(params, encoded, state, data, config, algorithm)
     terms = _critic_losses(params, encoded, state, data, policy, config, algorithm.expectile)
-    actors = _actor_batch(params, state, data, policy, reduction)
+    actors = _actor_batch(params, state, data, policy)
     terms["actor"], metrics = algorithm.actor_loss(actors, config.temperature)
     simulated: Metrics = {}
     if data.simulated is not None and data.simulated.slates.shape[2]:
@@ -139,8 +135,7 @@ def _loss(
     metrics["value/main"] = jnp.sum(data.masks.request * policy.value[:, :-1, -1]) / data.counts.request
     q_mean = losses.candidate_mean(actors.q, actors.weight)  # [B, T, N]
     variance = losses.candidate_mean((actors.q - q_mean[..., None]) ** 2, actors.weight)
-    average, variance = reduction.sum((data.mean(q_mean), data.mean(variance)))
-    return loss, (metrics, average, jnp.sqrt(variance + 1e-12))
+    return loss, (metrics, data.mean(q_mean), jnp.sqrt(data.mean(variance) + 1e-12))
 
 
 class PolicyValues(NamedTuple):
@@ -213,7 +208,7 @@ def pool_values(
 def _critic_losses(
     params, encoded, state, data: UpdateData, policy: PolicyValues, config: AgentConfig, expectile
 ) -> Metrics:
-    """Compute the losses of shown slates, this device's part of the means: "feedback" [S], the others scalars."""
+    """Compute the losses of shown slates, means: "feedback" [S], the others scalars."""
     masks, counts, scale = data.masks, data.counts, state.reward_scale
     batch = data.batch.without_last()
     out = networks.Critic(config).apply(params["critic"], *encoded.user, encoded.shown)
@@ -239,9 +234,7 @@ def _critic_losses(
     return terms
 
 
-def _actor_batch(
-    params, state, data: UpdateData, policy: PolicyValues, reduction: optimization.Reduction
-) -> losses.ActorBatch:
+def _actor_batch(params, state, data: UpdateData, policy: PolicyValues) -> losses.ActorBatch:
     """Return what the actors learn from: the first T requests, without gradient but through their scores."""
     batch = data.batch.without_last()
     q, base, value = jax.lax.stop_gradient((policy.q, policy.pool.base.min(axis=-2), policy.pool.value.min(axis=-2)))
@@ -260,7 +253,6 @@ def _actor_batch(
         slate_mask=batch.slate_mask,
         weight=batch.weight,
         mean=data.mean,
-        total=reduction.sum,
         jacobian=jacobian,
     )
 

@@ -10,7 +10,7 @@ from mmrf_jax import types
 from mmrf_jax.abtest import simulate
 from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import Progress
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import sources
 
 _USERS = tuple(2**e for e in (10, 12, 14, 17, 20))
@@ -19,9 +19,9 @@ _CALL_USERS = 2**15  # fewer users are served in several calls per timing, at mo
 
 def rollouts(repeats: int, max_users: int) -> list[dict]:
     """Measure wall and processor time of a live request for each number of users; the sizes take turns."""
-    mesh = sharding.make_mesh()
+    partitioner = Partitioner()
     sim, policy = env.make(parameters.WorldConfig()), sources.world_policies()["production"]
-    sim = sim._replace(params=sharding.put_replicated(sim.params, mesh), items=sharding.put_replicated(sim.items, mesh))
+    sim = sim._replace(params=partitioner.replicate(sim.params), items=partitioner.replicate(sim.items))
     key = types.make_key(1)
     sizes = [n for n in _USERS if n <= max_users]
     times: dict[int, list[tuple[float, float]]] = {n: [] for n in sizes}
@@ -34,7 +34,7 @@ def rollouts(repeats: int, max_users: int) -> list[dict]:
                 for call in range(calls):
                     first = (16 * repeat + call) * n % 2**26
                     sums = simulate.rollout_user_metrics(
-                        sim, policy, key, mesh, first_user=first, num_users=n, day=0, k=6
+                        sim, policy, key, partitioner, first_user=first, num_users=n, day=0, k=6
                     )
                     live += sums["requests"].sum()
                 cost = ((time.perf_counter() - wall) / live, (time.process_time() - cpu) / live)

@@ -26,7 +26,8 @@ from mmrf_jax.data.readers.kuairand import Split, SyntheticLog, open_or_prepare
 from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.models import embedding_table, rowwise
-from mmrf_jax.parallel import preemption, sharding
+from mmrf_jax.parallel import preemption
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import sources
 
 _IDS, _DIM = 8_192, 16  # ids per batch, and row size
@@ -79,10 +80,10 @@ def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
 def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """Time a live request of an A/B test with `number` users, in blocks, under the random policy."""
     del repeats
-    sim, mesh = env.make(parameters.WorldConfig()), sharding.make_mesh()
+    sim, partitioner = env.make(parameters.WorldConfig()), Partitioner()
     policies = {"random": sources.world_policies()["random"]}
     compare = functools.partial(
-        simulate.compare, sim, policies, types.make_key(1), mesh, control="random", day=0, k=_SLATE
+        simulate.compare, sim, policies, types.make_key(1), partitioner, control="random", day=0, k=_SLATE
     )
     compare(num_users=min(number, simulate.BLOCK))  # compiles
     start = time.perf_counter()

@@ -37,8 +37,9 @@ from mmrf_jax.envs import base, learned, rollout
 from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import counted
 from mmrf_jax.metrics import ranking
-from mmrf_jax.parallel import sharding
-from mmrf_jax.training import batches, compilation, configs, restore, sources, steps
+from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.training import batches, compilation, configs, restore, sources, steps, train_state
+from mmrf_jax.training.train_state import TrainState
 
 USERS = 4_096  # per call, by default
 SIZES = (2**8, 2**12, 2**16, 2**20)  # users per timing of the random policy
@@ -73,20 +74,20 @@ class Run(NamedTuple):
 
     source: sources.Source
     plan: steps.TrainConfig
-    state: steps.TrainState
+    state: TrainState
     log: Any
     config: Any
 
 
 def fresh_run(**overrides: Any) -> Run:
-    config, mesh = experiment.get_config(), sharding.make_mesh()
+    config, partitioner = experiment.get_config(), Partitioner()
     config.collect.sessions = _SESSIONS
     config.update_from_flattened_dict(overrides)
     config = configs.run_of(config.to_dict())
-    source = restore.source_of(config, mesh)
+    source = restore.source_of(config, partitioner)
     plan = steps.plan_of(config, source.spec.signals)
     log = source.train()
-    start = compilation.initial(restore.state_shapes(config, source, mesh))
+    start = compilation.initial(partitioner, restore.state_shapes(config, source, partitioner))
     state = start(*compilation.initial_args(config, plan, source, batches.known(log, plan.agents.discount)))
     return Run(source, plan, state, log, config)
 
@@ -105,8 +106,8 @@ def random_policy(sim: base.Simulator) -> base.Policy:
 
 def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
     """Return live requests per second, including resets, in sessions of `users` users."""
-    mesh, key = sharding.make_mesh(), types.make_key(1)
-    data = sharding.put_replicated((serving.sim.data, serving.policy), mesh)
+    partitioner, key = Partitioner(), types.make_key(1)
+    data = partitioner.replicate((serving.sim.data, serving.policy))
     sim, policy = base.Simulator(*serving.sim.static, *data[0]), data[1]
     size = min(users, _LARGEST_CALL)
     calls = max(users, _LEAST_USERS) // size
@@ -116,7 +117,7 @@ def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
         for call in range(calls if repeat else 1):
             first = (repeat * calls + call) * size
             sums = simulate.rollout_user_metrics(
-                sim, policy, key, mesh, first_user=first, num_users=size, day=0, k=serving.k
+                sim, policy, key, partitioner, first_user=first, num_users=size, day=0, k=serving.k
             )
             live += float(sums["requests"].sum())
         rates.append(live / (time.perf_counter() - start))
@@ -187,7 +188,7 @@ def model(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure rollouts in the feedback model."""
     run, machine = fresh_run(), cost.machine(repeats)
     sim = learned.make(
-        steps.model_of(run.state), run.source.items, run.plan.feedback, run.log, run.config.world.max_requests
+        train_state.model_of(run.state), run.source.items, run.plan.feedback, run.log, run.config.world.max_requests
     )
     rankers = {
         "random": random_policy(sim),
@@ -205,10 +206,10 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
     run, machine = fresh_run(), cost.machine(repeats)
     index = sessions.segment_index(run.log, run.config.train.segment)
     index = index[np.random.default_rng(0).permutation(len(index))]
-    size, mesh = run.config.train.batch, sharding.make_mesh()
+    size, partitioner = run.config.train.batch, Partitioner()
 
     def cut(rows):
-        return sharding.put_batch(sessions.gather_segments(run.log, rows, run.config.train.segment), mesh)
+        return partitioner.shard_inputs(sessions.gather_segments(run.log, rows, run.config.train.segment))
 
     batches = [cut(index[i * size : (i + 1) * size]) for i in range(min(_BATCHES, len(index) // size))]
     requests = sum(int(batch.mask[:, :-1].sum()) for batch in batches)

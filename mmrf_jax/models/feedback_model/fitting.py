@@ -14,6 +14,7 @@ from mmrf_jax import types
 from mmrf_jax.models import heads, kinds, optimization, representation
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
+from mmrf_jax.models.optimizer import make_optimizer
 from mmrf_jax.parallel import programs
 
 _LEVEL_WEIGHT = 0.3  # of the losses of the numeric signals' levels
@@ -26,21 +27,18 @@ def update(
     items: types.Items,
     config: FeedbackConfig,
     rate: chex.Numeric = 1.0,
-    axis_name: str | None = None,
 ) -> tuple[FeedbackState, dict[str, chex.Array]]:
     """Run one regression step of both twins on shown videos; jit it with `config` static and `state` donated.
 
     Args:
       rate: factor on the learning rate.
-      axis_name: see `optimization.Reduction`.
 
     Returns:
       The next state and scalar metrics, means over the twins.
     """
-    reduction = optimization.Reduction(axis_name)
-    key = reduction.fold(jax.random.fold_in(state.key, state.step))
+    key = jax.random.fold_in(state.key, state.step)
     masks = batch.loss_masks()
-    num_exposed, num_known = reduction.count(masks.exposed), reduction.count(masks.known)
+    counts = masks.counts()
     continues = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
     batch = batch.without_last()
     inputs = representation.gather(batch, items)
@@ -49,11 +47,11 @@ def update(
         encoded = network.encode(config, params, rows, inputs, key)
         out = network.predict(config, params, *encoded.user, encoded.shown)
         per_signal = losses(config, out, jnp.asarray(batch.feedback), state.scale)  # [2, B, T, K, S + Q]
-        per_signal = jnp.einsum("btk,nbtks->s", masks.exposed, per_signal) / num_exposed
+        per_signal = jnp.einsum("btk,nbtks->s", masks.exposed, per_signal) / counts.exposed
         exposed, stays, known = (
             jax.lax.broadcast_to_rank(x, x.ndim + 1) for x in (masks.exposed, continues, masks.known)
         )
-        stay = jnp.sum(known * heads.continuation_loss(out, exposed, stays)) / num_known
+        stay = jnp.sum(known * heads.continuation_loss(out, exposed, stays)) / counts.known
         levels = [f"level_{name}" for name in config.all_signals.numeric_names]
         weights = jnp.asarray((*config.loss_weights, *(_LEVEL_WEIGHT for _ in levels)), jnp.float32)
         names = (*config.all_signals.names, *levels)
@@ -61,13 +59,11 @@ def update(
         return jnp.sum(weights * per_signal) + stay, metrics | {"loss/stay": stay / network.TWINS}
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
-    learned, metrics, norm = optimization.step(
-        learnable, inputs.ids, loss_fn, config, network.optimizer(config), reduction, rate
-    )
+    learned, metrics, norm = optimization.step(learnable, inputs.ids, loss_fn, config, make_optimizer(config), rate)
     state = dataclasses.replace(
         state, step=state.step + 1, params=learned.params, optimizer=learned.optimizer, tables=learned.tables
     )
-    return state, reduction.sum(metrics) | {"grad_norm": norm}
+    return state, metrics | {"grad_norm": norm}
 
 
 def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, scale: chex.Array) -> chex.Array:

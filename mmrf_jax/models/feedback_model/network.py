@@ -13,13 +13,13 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.models import embedding_table, embeddings, encoders, heads, kinds, optimization, representation
+from mmrf_jax.models import embedding_table, embeddings, encoders, heads, kinds, representation
 from mmrf_jax.models.feedback_model.config import TWINS, FeedbackConfig
+from mmrf_jax.models.optimizer import make_optimizer
 
 BINS, QUANTILES = 16, 65  # of the residuals of levels: bins by prediction, quantiles per bin
 
@@ -82,7 +82,7 @@ def init(
     return FeedbackState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        optimizer=optimizer(config).init(params),
+        optimizer=make_optimizer(config).init(params),
         tables=embeddings.init(k_tables, config, spec, items, copies=TWINS),
         scale=scale,
         uncertainty_scale=ones,
@@ -92,13 +92,6 @@ def init(
         quantiles=jnp.zeros((num_numeric, BINS, QUANTILES), jnp.float32),
         key=k_state,
     )
-
-
-def optimizer(config: FeedbackConfig) -> optax.GradientTransformation:
-    """Return Adam with decoupled weight decay, clipped by the gradient norm of both twins; plain SGD for tests."""
-    if config.optimizer == "sgd":
-        return optax.sgd(config.learning_rate)
-    return optimization.adam(config.learning_rate, config.weight_decay)
 
 
 def twin_rows(rows: dict[str, chex.Array]) -> dict[str, chex.Array]:

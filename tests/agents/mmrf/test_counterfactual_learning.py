@@ -12,8 +12,9 @@ import tiny
 from scipy.special import expit
 
 from mmrf_jax import ops, types
-from mmrf_jax.agents.mmrf import acting, agent_state, losses, networks
+from mmrf_jax.agents.mmrf import acting, losses, networks
 from mmrf_jax.models import embeddings, encoders, heads, representation
+from mmrf_jax.models.optimizer import make_optimizer
 from mmrf_jax.signals import SHORT_VIDEO
 
 SGD = dataclasses.replace(
@@ -390,7 +391,7 @@ def test_predictions_of_unseen_videos_become_the_labels(items, before):
     stay = expit(0.8 - 0.6 * odd.sum(axis=-1)).astype(np.float32)
     simulated = simulated.replace(slates=slates, expected=expected, uncertainty=np.ones_like(expected), stay=stay)
     fn = functools.partial(tiny.step, config=config)
-    state = before.replace(optimizer=agent_state.optimizer(config).init(before.params))
+    state = before.replace(optimizer=make_optimizer(config, config.actor_learning_rate).init(before.params))
     for _ in range(200):
         state, _ = fn(state, batch, items, simulated=simulated)
 

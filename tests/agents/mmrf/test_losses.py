@@ -282,7 +282,6 @@ def test_actor_loss_by_hand():
         slate_mask=jnp.ones((1, 2, k), bool),
         weight=None,
         mean=lambda x: jnp.einsum("bt,bt...->...", jnp.array([[0.75, 0.25]]), x),
-        total=lambda x: x,
         jacobian=jax.jacrev,
     )
     loss, metrics = losses.actor_loss(b, tau)

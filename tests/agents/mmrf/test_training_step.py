@@ -402,7 +402,7 @@ import jax, numpy as np
 sys.path.insert(0, "tests/agents")
 import tiny
 from mmrf_jax.agents.mmrf import training_step
-from mmrf_jax.parallel import sharding
+from mmrf_jax.parallel.partitioner import Partitioner
 
 assert jax.device_count() == 4
 SGD = dataclasses.replace(tiny.CONFIG, optimizer="sgd", learning_rate=0.05)
@@ -431,10 +431,10 @@ assert max(tiny.differences(reference[0].params, tiny.make_state(SGD).params).va
 """
 
 PMAP = """
-mapped = jax.pmap(
-    lambda state, batch: training_step.update(state, batch, items, SGD, axis_name="data"),
-    axis_name="data", in_axes=(None, 0),
-)
+def update(state, part):  # each device gathers the whole batch; the update knows nothing of devices
+    batch = jax.tree.map(lambda x: jax.lax.all_gather(x, "data", tiled=True), part)
+    return training_step.update(state, batch, items, SGD)
+mapped = jax.pmap(update, axis_name="data", in_axes=(None, 0))
 split = lambda batch: jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batch)
 replicas = []
 def fn(state, batch, items):
@@ -447,15 +447,15 @@ for leaf in jax.tree.leaves((replicas[-1][0].params, replicas[-1][0].tables, rep
 """
 
 SHARDED = """
-mesh = sharding.make_mesh()
-items = sharding.put_replicated(items, mesh)
-replicated, sharded = sharding.replicated(mesh), sharding.sharded(mesh)
+partitioner = Partitioner()
+items = partitioner.replicate(items)
+replicated, sharded = partitioner.replicated_sharding, partitioner.data_sharding
 jitted = jax.jit(
     functools.partial(training_step.update, config=SGD),
     in_shardings=(replicated, sharded, replicated), out_shardings=replicated, donate_argnums=0,
 )
-state = sharding.put_replicated(tiny.make_state(SGD), mesh)
-same(reference, run(jitted, state, lambda batch: sharding.put_batch(batch, mesh)))
+state = partitioner.replicate(tiny.make_state(SGD))
+same(reference, run(jitted, state, partitioner.shard_inputs))
 """
 
 

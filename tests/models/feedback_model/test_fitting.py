@@ -81,28 +81,6 @@ def test_metrics_are_means_over_exposures_and_twins(still_step, items):
     assert float(metrics["loss/stay"]) == pytest.approx(np.mean(stay), rel=1e-4)
 
 
-def test_split_over_four_devices_has_the_same_gradient(still_step, items):
-    """Adam's first moment is the gradient, clipped: the same from four parts of a batch as from the whole."""
-    state, batch = tiny.make_feedback_model(), tiny.make_batch()
-    whole, metrics = still_step(state, batch)
-    split = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batch)
-    mapped = jax.vmap(lambda b: fitting.update(state, b, items, STILL, axis_name="data"), axis_name="data")
-    parts, their_metrics = jax.jit(mapped)(split)
-
-    def moments(s):
-        return [x for path, x in jax.tree.leaves_with_path(s.optimizer) if ".mu" in jax.tree_util.keystr(path)]
-
-    largest = max(float(jnp.abs(x).max()) for x in moments(whole))
-    assert largest > 1e-3 and len(moments(whole)) == len(jax.tree.leaves(state.params))
-    for ours, theirs in zip(moments(whole), moments(parts), strict=True):
-        np.testing.assert_allclose(theirs, np.broadcast_to(ours, theirs.shape), atol=1e-5 * largest)
-    for name, table in whole.tables.items():
-        other = parts.tables[name]
-        np.testing.assert_allclose(other.rows[3], table.rows, atol=1e-4)
-    for name, value in metrics.items():
-        np.testing.assert_allclose(their_metrics[name], np.full(4, value), rtol=1e-4, err_msg=name)
-
-
 # A world in which a click depends on profile and tag, and staying on how many videos of tag 1 there were.
 
 WORLD = InputSpec(
