@@ -16,6 +16,7 @@ from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.environment import Environment
 from mmrf_jax.parallel import multihost, programs
 from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.signals import Signals
 
 BLOCK = 50_000  # users per device and call: gives progress, and the last sessions of a call cost little
 NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that belong to no metric
@@ -143,24 +144,37 @@ def users_of(names: list[str], user_ids: np.ndarray, salt: str | None) -> dict[s
     return {name: user_ids[arm == i] for i, name in enumerate(names)}
 
 
-def check_users(users: Mapping[str, np.ndarray]) -> None:
-    """Refuse arms with too few users for an interval, before serving anyone.
+def assign(names: list[str], num_users: int, salt: str | None) -> dict[str, np.ndarray]:
+    """Return the users of each arm of a whole test, {arm: ids}.
 
     Args:
-      users: of the whole test, from `users_of`.
+      num_users: per arm; the average number if users are assigned by hash.
 
     Raises:
-      ValueError: for the first arm with fewer than two.
+      ValueError: for the first arm with fewer than two users, too few for an interval.
     """
+    users = users_of(names, np.arange(num_users if salt is None else num_users * len(names)), salt)
     for name, ids in users.items():
         if len(ids) < 2:
             raise ValueError(f"arm {name!r} has {len(ids)} users, and needs at least 2; use more sessions")
+    return users
 
 
-def sample_ratio(users: Mapping[str, int]) -> dict[str, Any]:
-    """Return {"srm": {"users": {arm: number}, "p_value"}} for arms that should have equal shares."""
+def conclude(
+    test: statistics.ABTest,
+    signals: Signals,
+    quantile: float | None,
+    truncated: Mapping[str, float],
+    sessions: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the results of a test, of whose `sessions` (by arm) so many were `truncated`; see `compare`."""
+    shares = {name: 100.0 * number / max(sessions[name], 1) for name, number in truncated.items()}
+    result = test.results(quantile) | {"truncated_pct": shares, "signals": signals.as_dict()}
+    if test.paired:
+        return result
+    users = test.users()
     p = assignment.sample_ratio_mismatch(list(users.values()), [1.0] * len(users)) if len(users) > 1 else 1.0
-    return {"srm": {"users": dict(users), "p_value": p}}
+    return result | {"srm": {"users": users, "p_value": p}}
 
 
 def compare(
@@ -192,8 +206,8 @@ def compare(
 
     Returns:
       {"ab_test": as `statistics.ABTest.results`, "signals": the environment's, as a dictionary, "truncated_pct": {arm:
-      share of truncated sessions}}; with hashing
-      also "srm" (`sample_ratio`); if always valid, "always_valid95" in addition to "ci95", and "looks", the interim
+      share of truncated sessions}}; with hashing also "srm", {"users": {arm: number}, "p_value"} of the sample ratio;
+      if always valid, "always_valid95" in addition to "ci95", and "looks", the interim
       analyses: [{"users": {arm: so far}, "ab_test": as above without coverage and Gini}], starting when every arm has
       two users.
 
@@ -202,8 +216,8 @@ def compare(
     """
     names = list(arms)
     test, policies = statistics.ABTest(env.signals, names, control, paired=salt is None), rankers.choices(arms)
+    assign(names, num_users, salt)  # refuses arms that are too small before anyone is served
     total = num_users if salt is None else num_users * len(names)
-    check_users(users_of(names, np.arange(total), salt))
     block = min(block_users(total, partitioner), -(-total // _LOOKS) if always_valid else total)
     cut, done, looks = dict.fromkeys(names, 0.0), 0, []
     for start in range(0, total, block):
@@ -226,6 +240,5 @@ def compare(
         if always_valid and min(test.users().values()) >= 2:
             quantile = sequential.quantile(min(start + block, total) / total)
             looks.append({"users": test.users(), "ab_test": test.ratios(quantile)})
-    truncated = {name: 100.0 * value / max(test.users()[name], 1) for name, value in cut.items()}
-    result = test.results(quantile) | {"truncated_pct": truncated, "signals": env.signals.as_dict()}
-    return result | ({} if salt is None else sample_ratio(test.users())) | ({"looks": looks} if looks else {})
+    result = conclude(test, env.signals, quantile, cut, test.users())
+    return result | ({"looks": looks} if looks else {})

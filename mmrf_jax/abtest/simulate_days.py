@@ -58,9 +58,8 @@ def compare(
       ValueError: for an arm that gets fewer than two users.
     """
     names, policies = list(arms), rankers.choices(arms)
+    users = simulate.assign(names, num_users, salt)
     total = num_users if salt is None else num_users * len(names)
-    users = simulate.users_of(names, np.arange(total), salt)
-    simulate.check_users(users)
     cohorts = {name: _Cohort(ids, first_day) for name, ids in users.items()}
     means = simulate.history_means(env, key, np.arange(total), first_day, min(simulate.BLOCK, total)) if cuped else None
     covariate = None if means is None else {name: means[ids] for name, ids in users.items()}
@@ -75,18 +74,16 @@ def compare(
             done += len(cohort.user_ids)
             progress(done)
         visitors = {name: int(sums["sessions"].sum()) for name, sums in today.items()}
-        found = _results(env.signals, today, control, salt is None, covariate, quantile)
+        found = _test(env.signals, today, control, salt is None, covariate).results(quantile)
         rows.append({"day": day, "visitors": visitors, **found})
         for part, inside in ((early, 0 < day - first_day <= half), (late, first_day + days - day <= half)):
             if inside:
                 for name, sums in today.items():
                     _add(part.setdefault(name, {}), {key: x for key, x in sums.items() if key != "exposures"})
     whole = {name: cohort.sums for name, cohort in cohorts.items()}
-    cut = {name: float(100.0 * sums["truncated"].sum() / sums["sessions"].sum()) for name, sums in whole.items()}
-    result = _results(env.signals, whole, control, salt is None, covariate, quantile)
-    result |= {"truncated_pct": cut, "signals": env.signals.as_dict()}
-    if salt is not None:
-        result |= simulate.sample_ratio({name: len(ids) for name, ids in users.items()})
+    cut, sessions = ({arm: float(sums[x].sum()) for arm, sums in whole.items()} for x in ("truncated", "sessions"))
+    test = _test(env.signals, whole, control, salt is None, covariate)
+    result = simulate.conclude(test, env.signals, quantile, cut, sessions)
     if half:
         result["lasting"] = by_day.change(env.signals, early, late, control, paired=salt is None)
     return result | {"by_day": rows}
@@ -128,9 +125,9 @@ def _add(total: dict[str, np.ndarray], sums: Mapping[str, np.ndarray]) -> None:
         total[name] = total.get(name, 0) + values
 
 
-def _results(signals: Signals, sums, control: str, paired: bool, covariate, quantile: float | None) -> dict:
-    """Return {"ab_test": …} of arms held in memory."""
+def _test(signals: Signals, sums, control: str, paired: bool, covariate) -> statistics.ABTest:
+    """Return the test of arms held in memory."""
     test = statistics.ABTest(signals, tuple(sums), control, paired)
     tested = {arm: {name: x for name, x in own.items() if name not in simulate.NOT_TESTED} for arm, own in sums.items()}
     test.update(tested, covariate)
-    return test.results(quantile)
+    return test
