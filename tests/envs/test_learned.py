@@ -1,4 +1,4 @@
-"""The learned simulator behind the contract of all simulators, and the states it shares with training."""
+"""The learned environment behind the contract of all environments, and the states it shares with training."""
 
 import functools
 

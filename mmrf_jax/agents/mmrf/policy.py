@@ -1,4 +1,4 @@
-"""A trained state as a policy that simulators can serve: videos are encoded once, the memory is carried over slates."""
+"""A trained state as a `Ranker`: videos are encoded once, the memory is carried over slates."""
 
 from __future__ import annotations
 

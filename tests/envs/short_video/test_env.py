@@ -1,4 +1,4 @@
-"""The world keeps the simulators' contract, and has none of the bugs that simulators have without a word."""
+"""The world keeps the environments' contract, and has none of the bugs that simulators have without a word."""
 
 import functools
 import itertools
