@@ -51,7 +51,8 @@ class Registry(Generic[T]):
         if not name or name != name.strip() or set(name) & set("/\\,:="):
             raise ValueError(f"{name!r} cannot name a {self.kind}; use letters, digits and underscores")
         if self.entries.get(name, value) is not value:
-            raise ValueError(f"a {self.kind} named {name!r} is registered already; use another name")
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise ValueError(f"{article} {self.kind} named {name!r} is registered already; use another name")
         if name not in self.entries:
             self._modules[name] = importable(module)
         self.entries[name] = value

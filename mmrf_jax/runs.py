@@ -14,7 +14,8 @@ from mmrf_jax import configs as packaged
 from mmrf_jax.agents import registry
 from mmrf_jax.data import named_features
 from mmrf_jax.data.frame_log import FrameLog
-from mmrf_jax.envs import environment, learned, policies
+from mmrf_jax.envs.learned import LearnedEnv
+from mmrf_jax.envs.rankers import Ranker
 from mmrf_jax.io import files
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import artifact, export, ranker
@@ -59,17 +60,16 @@ class Run:
         return run_folder.read_json(path) if path.exists() else {}
 
     @functools.cached_property
-    def policy(self) -> policies.RankingPolicy:
+    def policy(self) -> Ranker:
         """The trained ranker as an `mmrf.Policy`, for environments with the run's videos and sizes.
 
         Raises:
           ValueError: for an artefact, which has no checkpoint.
         """
         config, found, state = self._trained
-        made = registry.get(config.method).make_policy(
+        return registry.get(config.method).make_policy(
             state.agents, found.items, steps.agent_config(config, found.spec.signals)
         )
-        return policies.RankingPolicy(made)
 
     def export(self, out: str | Path) -> Run:
         """Export the trained ranker to a new folder; see `mmrf_jax.serving.export`.
@@ -238,7 +238,7 @@ def train(
     return load(workdir)
 
 
-def learned_environment(run: str | Path | Run, answers: str = "sampled") -> environment.Environment:
+def learned_environment(run: str | Path | Run, answers: str = "sampled") -> LearnedEnv:
     """Return the feedback model of a run as an environment, `mmrf.make("learned", run="runs/x")`.
 
     Sessions start as those of the run's training log do, and have its candidates; see `envs.learned`. The log is
@@ -262,8 +262,7 @@ def learned_environment(run: str | Path | Run, answers: str = "sampled") -> envi
             f"{config.agents.ablation}; name another run"
         )
     source = restore.source_of(config, Partitioner())
-    simulator = evaluate.feedback_simulator(source, plan, state, source.train(), answers=answers)
-    return environment.Environment(simulator, source.spec.slate, reference_policies=learned.policies())
+    return evaluate.feedback_simulator(source, plan, state, source.train(), answers=answers)
 
 
 def _config(config: Any, overrides: Mapping[str, Any]) -> configs.Run:

@@ -25,7 +25,7 @@ from mmrf_jax.agents.mmrf import agent_state
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 from mmrf_jax.models import embeddings, encoders, representation
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -224,16 +224,18 @@ def _check_policy(case: _Case, state: agent_state.AgentState) -> None:
     method, config, items = case.method, case.config, case.items
     make = functools.partial(method.make_policy, config=config)
     policy = _call("make_policy", make, state, items)
-    assert isinstance(policy, base.Policy), f"make_policy returns {type(policy).__name__}; return an envs.base.Policy"
+    assert isinstance(policy, rankers.Ranker), (
+        f"make_policy returns {type(policy).__name__}; return an envs.rankers.Ranker"
+    )
     again = make(state, items)
-    for name in ("init", "score", "observe"):
+    for name in ("start", "score", "observe"):
         assert getattr(policy, name) is getattr(again, name), (
             f"make_policy makes a new function `{name}` each time, so each policy is compiled anew; cache it by config"
         )
     _call("make_policy, for shapes alone,", functools.partial(jax.eval_shape, make), state, items)
     batch = _batch(0)
     request = types.Request(batch.user_id, batch.profile, batch.context[:, 0], batch.candidates[:, 0])
-    carry = _call("the policy's init", jax.jit(policy.init), policy.params, request, batch.history)
+    carry = _call("the policy's start", jax.jit(policy.start), policy.params, request, batch.history)
     served = np.asarray(_call("the policy's score", jax.jit(policy.score), policy.params, carry, request))
     assert served.shape == request.candidates.shape, (
         f"the policy returns scores of shape {served.shape} for candidates [B, C] = {request.candidates.shape}"

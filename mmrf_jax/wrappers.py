@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import chex
 
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 
 if TYPE_CHECKING:
     from mmrf_jax.envs.gymnasium_envs import GymnasiumEnv, GymnasiumVectorEnv
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["GymnasiumEnv", "GymnasiumVectorEnv", "oracle"]
 
 
-def oracle(score: Callable[[Any, Any], chex.Array], temperature: float = 0.0) -> base.Policy:
+def oracle(score: Callable[[Any, Any], chex.Array], temperature: float = 0.0) -> rankers.PrivilegedPolicy:
     """Return a policy for `mmrf.rollout` that sees the hidden ground truth, which no other policy does.
 
     Args:
-      score: (hidden parameters, hidden state) -> scores [B, C]: `params.simulator` and `state.hidden` of the
-        environment.
+      score: (params, hidden state) -> scores [B, C]: the environment's parameters, and `state.hidden`.
       temperature: 0 shows the K highest scores; above 0 samples slates (Plackett–Luce on scores / temperature).
 
     Example:
@@ -34,7 +33,7 @@ def oracle(score: Callable[[Any, Any], chex.Array], temperature: float = 0.0) ->
       >>> mmrf.rollout(env, quality, num_users=20, key=jax.random.key(0))["watch_time"].shape
       (20,)
     """
-    return base.privileged_policy(score, temperature)
+    return rankers.PrivilegedPolicy(score, temperature)
 
 
 def __getattr__(name: str) -> Any:

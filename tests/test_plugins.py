@@ -16,6 +16,7 @@ import mmrf_jax as mmrf
 from experiments import table_ablation
 from mmrf_jax import plugins, types
 from mmrf_jax.agents import registry, td3_bc
+from mmrf_jax.envs import registry as environments
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.sweeps import sweep
 from mmrf_jax.training import arms, configs, run_folder, steps, train
@@ -26,6 +27,7 @@ import mmrf_jax as mmrf
 from mmrf_jax.agents import td3_bc
 mmrf.register_method("{0}", mmrf.Method(td3_bc.update))
 mmrf.register_policy("{0}", lambda key, obs: obs.features[..., 0])
+mmrf.register_env("{0}", lambda: "{0}")
 """
 
 
@@ -35,6 +37,7 @@ def forget(monkeypatch):
     monkeypatch.setattr(registry._registry, "entries", dict(registry.METHODS))
     monkeypatch.setattr(registry._registry, "_modules", {})
     monkeypatch.setattr(plugins, "POLICIES", plugins.Registry("policy", {}))
+    monkeypatch.setattr(environments.ENVIRONMENTS, "entries", dict(environments.ENVIRONMENTS.entries))
     plugins.load_entry_points.cache_clear()
     yield
     plugins.load_entry_points.cache_clear()
@@ -160,6 +163,9 @@ def test_entry_points_are_loaded_when_a_name_is_unknown(module, monkeypatch):
     registry.get("mmrf")
     assert "plugin_e" not in sys.modules
     assert registry.get("plugin_e").update is td3_bc.update
+    plugins.load_entry_points.cache_clear()
+    points[:] = [metadata.EntryPoint("mine", module("plugin_f"), plugins.GROUP)]
+    assert mmrf.make("plugin_f") == "plugin_f"
     plugins.load_entry_points.cache_clear()
     points[:] = [metadata.EntryPoint("broken", "plugin_nosuch", plugins.GROUP)]
     with pytest.raises(ValueError, match=r"plug-in broken = 'plugin_nosuch' cannot be loaded \(ModuleNotFoundError"):

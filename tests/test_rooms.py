@@ -105,8 +105,8 @@ def test_no_two_rooms_import_each_other():
     assert not both_ways
 
 
-def test_only_sources_and_mains_know_a_concrete_simulator():
-    """Agents and rollouts serve any simulator of the contract."""
+def test_only_sources_and_mains_know_a_concrete_environment():
+    """Agents and rollouts serve any environment of the protocol."""
     knowing = set()
     for path in FILES:
         if any(name.startswith("mmrf_jax.envs.short_video") for name in imports((ROOT / path).read_text())):

@@ -1,4 +1,4 @@
-"""A/B tests in a simulator: policies serve simulated users, who are sharded over the devices."""
+"""A/B tests in an environment: policies serve simulated users, who are sharded over the devices."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.abtest import assignment, sequential, statistics
-from mmrf_jax.envs import base, rollout
+from mmrf_jax.envs import rankers, rollout
+from mmrf_jax.envs.environment import Environment
 from mmrf_jax.parallel import multihost, programs
 from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.signals import Signals
 
 BLOCK = 50_000  # users per device and call: gives progress, and the last sessions of a call cost little
 NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that belong to no metric
@@ -23,22 +25,21 @@ _MANY_SLOTS = 8_192  # on accelerators: steps large enough to hide launch overhe
 _LOOKS = 20  # interim analyses of a test with always-valid intervals
 
 
-@programs.program(often=True, static_argnames=("sim_functions", "num_users", "slots", "k", "partitioner"))
-def _serve(sim_functions, sim_data, policy, key, users, queues, day, *, num_users, slots, k, partitioner):
-    def one_device(sim_data, policy, key, day, users, queue):
-        sim = base.Simulator(*sim_functions, *sim_data)
+@programs.program(often=True, static_argnames=("num_users", "slots", "k", "partitioner"))
+def _serve(env: Environment, policy, key, users, queues, day, *, num_users, slots, k, partitioner):
+    def one_device(env, policy, key, day, users, queue):
         sums, counts = rollout.rollout(
-            sim, policy, key, users, day, num_users=num_users, slots=slots, k=k, queue=queue[0]
+            env, policy, key, users, day, num_users=num_users, slots=slots, k=k, queue=queue[0]
         )
         return sums, counts[None]
 
     run = partitioner.shard_users(one_device, num_replicated=4)
-    return run(sim_data, policy, key, day, users, queues)
+    return run(env, policy, key, day, users, queues)
 
 
 def rollout_metrics_of_users(
-    sim: base.Simulator,
-    policy: base.Policy | base.PolicyChoice,
+    env: Environment,
+    policy: rankers.AnyRanker,
     key: types.Key,
     partitioner: Partitioner,
     *,
@@ -59,10 +60,10 @@ def rollout_metrics_of_users(
       capacity: compiled size, at least n; calls with the same capacity share a program.
     """
     devices, num_users = partitioner.num_devices, len(user_ids)
-    args, sizes = _call(sim, policy, key, partitioner, user_ids, day, k, capacity)
+    args, sizes = _call(env, policy, key, partitioner, user_ids, day, k, capacity)
     share, each = sizes["num_users"], -(-num_users // devices)
     sums, counts = _serve(*args, **sizes)
-    names = rollout.user_metrics(sim.signals)
+    names = rollout.user_metrics(env.signals)
     width = len(names)  # explicit: reshape cannot infer -1 for an empty array
     table = multihost.fetch(sums).astype(np.float64).reshape(devices, share, width)[:, :each]
     table = table.reshape(devices * each, width)[:num_users]
@@ -72,13 +73,13 @@ def rollout_metrics_of_users(
     return result
 
 
-def lower(sim: base.Simulator, policy, key: types.Key, partitioner: Partitioner, *, k: int, capacity: int):
+def lower(env: Environment, policy, key: types.Key, partitioner: Partitioner, *, k: int, capacity: int):
     """Lower the program of `rollout_metrics_of_users` for these arguments, to compile it ahead of time."""
-    args, sizes = _call(sim, policy, key, partitioner, np.arange(1), 0, k, capacity)
+    args, sizes = _call(env, policy, key, partitioner, np.arange(1), 0, k, capacity)
     return _serve.lower(*args, **sizes)
 
 
-def _call(sim, policy, key, partitioner: Partitioner, user_ids: np.ndarray, day: int, k: int, capacity: int | None):
+def _call(env, policy, key, partitioner: Partitioner, user_ids: np.ndarray, day: int, k: int, capacity: int | None):
     """Return the arguments of `_serve`: the arrays, and the static sizes."""
     devices, num_users = partitioner.num_devices, len(user_ids)
     share = -(-max(capacity or 0, num_users, 1) // devices)
@@ -87,7 +88,7 @@ def _call(sim, policy, key, partitioner: Partitioner, user_ids: np.ndarray, day:
     users[np.arange(share) < queue[:, None]] = user_ids
     most = _SLOTS if jax.default_backend() == "cpu" else _MANY_SLOTS
     here = partitioner.shard_inputs((partitioner.local_rows(users).reshape(-1), partitioner.local_rows(queue)))
-    args = (sim.static, *partitioner.replicate((sim.data, policy, key)), *here, np.int32(day))
+    args = (*partitioner.replicate((env, policy, key)), *here, np.int32(day))
     return args, {"num_users": share, "slots": int(np.clip(share // 8, 16, most)), "k": k, "partitioner": partitioner}
 
 
@@ -97,8 +98,8 @@ def block_users(total: int, partitioner: Partitioner) -> int:
 
 
 def rollout_user_metrics(
-    sim: base.Simulator,
-    policy: base.Policy | base.PolicyChoice,
+    env: Environment,
+    policy: rankers.AnyRanker,
     key: types.Key,
     partitioner: Partitioner,
     *,
@@ -110,17 +111,17 @@ def rollout_user_metrics(
 ) -> dict[str, np.ndarray]:
     """Run `rollout_metrics_of_users` for the users `first_user … first_user + num_users - 1`."""
     user_ids = first_user + np.arange(num_users)
-    return rollout_metrics_of_users(sim, policy, key, partitioner, user_ids=user_ids, day=day, k=k, capacity=capacity)
+    return rollout_metrics_of_users(env, policy, key, partitioner, user_ids=user_ids, day=day, k=k, capacity=capacity)
 
 
-@functools.partial(jax.jit, static_argnames="reset")
-def _history_means(reset, params, key, users, day):
-    history = reset(key, users, day, params)[2]
+@jax.jit
+def _history_means(env: Environment, key, users, day):
+    _, history, _ = env.reset_env(key, env.default_params, users, day)
     shown = history.mask[..., None].astype(jnp.float32)
     return (history.feedback * shown).sum(axis=1) / jnp.maximum(shown.sum(axis=1), 1.0)
 
 
-def history_means(sim: base.Simulator, key: types.Key, user_ids: np.ndarray, day: int, block: int) -> np.ndarray:
+def history_means(env: Environment, key: types.Key, user_ids: np.ndarray, day: int, block: int) -> np.ndarray:
     """Return mean feedback [n, S] over each user's initial history: a pre-experiment covariate, equal in all arms.
 
     Args:
@@ -128,10 +129,10 @@ def history_means(sim: base.Simulator, key: types.Key, user_ids: np.ndarray, day
       day: of the arrival.
       block: users per call.
     """
-    number = len(sim.signals)
+    number = len(env.signals)
     padded = np.zeros(-(-len(user_ids) // block) * block, np.int32)
     padded[: len(user_ids)] = user_ids
-    parts = [_history_means(sim.reset, sim.params, key, part, jnp.int32(day)) for part in padded.reshape(-1, block)]
+    parts = [_history_means(env, key, part, jnp.int32(day)) for part in padded.reshape(-1, block)]
     return np.concatenate([np.zeros((0, number)), *parts])[: len(user_ids)]
 
 
@@ -143,29 +144,42 @@ def users_of(names: list[str], user_ids: np.ndarray, salt: str | None) -> dict[s
     return {name: user_ids[arm == i] for i, name in enumerate(names)}
 
 
-def check_users(users: Mapping[str, np.ndarray]) -> None:
-    """Refuse arms with too few users for an interval, before serving anyone.
+def assign(names: list[str], num_users: int, salt: str | None) -> dict[str, np.ndarray]:
+    """Return the users of each arm of a whole test, {arm: ids}.
 
     Args:
-      users: of the whole test, from `users_of`.
+      num_users: per arm; the average number if users are assigned by hash.
 
     Raises:
-      ValueError: for the first arm with fewer than two.
+      ValueError: for the first arm with fewer than two users, too few for an interval.
     """
+    users = users_of(names, np.arange(num_users if salt is None else num_users * len(names)), salt)
     for name, ids in users.items():
         if len(ids) < 2:
             raise ValueError(f"arm {name!r} has {len(ids)} users, and needs at least 2; use more sessions")
+    return users
 
 
-def sample_ratio(users: Mapping[str, int]) -> dict[str, Any]:
-    """Return {"srm": {"users": {arm: number}, "p_value"}} for arms that should have equal shares."""
+def conclude(
+    test: statistics.ABTest,
+    signals: Signals,
+    quantile: float | None,
+    truncated: Mapping[str, float],
+    sessions: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the results of a test, of whose `sessions` (by arm) so many were `truncated`; see `compare`."""
+    shares = {name: 100.0 * number / max(sessions[name], 1) for name, number in truncated.items()}
+    result = test.results(quantile) | {"truncated_pct": shares, "signals": signals.as_dict()}
+    if test.paired:
+        return result
+    users = test.users()
     p = assignment.sample_ratio_mismatch(list(users.values()), [1.0] * len(users)) if len(users) > 1 else 1.0
-    return {"srm": {"users": dict(users), "p_value": p}}
+    return result | {"srm": {"users": users, "p_value": p}}
 
 
 def compare(
-    sim: base.Simulator,
-    arms: Mapping[str, base.Policy],
+    env: Environment,
+    arms: Mapping[str, rankers.AnyRanker],
     key: types.Key,
     partitioner: Partitioner,
     *,
@@ -191,9 +205,9 @@ def compare(
       observe: called with each block's per-user sums, as `statistics.ABTest.update` takes them.
 
     Returns:
-      {"ab_test": as `statistics.ABTest.results`, "signals": the simulator's, as a dictionary, "truncated_pct": {arm:
-      share of truncated sessions}}; with hashing
-      also "srm" (`sample_ratio`); if always valid, "always_valid95" in addition to "ci95", and "looks", the interim
+      {"ab_test": as `statistics.ABTest.results`, "signals": the environment's, as a dictionary, "truncated_pct": {arm:
+      share of truncated sessions}}; with hashing also "srm", {"users": {arm: number}, "p_value"} of the sample ratio;
+      if always valid, "always_valid95" in addition to "ci95", and "looks", the interim
       analyses: [{"users": {arm: so far}, "ab_test": as above without coverage and Gini}], starting when every arm has
       two users.
 
@@ -201,18 +215,18 @@ def compare(
       ValueError: for an arm that gets fewer than two users.
     """
     names = list(arms)
-    test, policies = statistics.ABTest(sim.signals, names, control, paired=salt is None), base.choices(arms)
+    test, policies = statistics.ABTest(env.signals, names, control, paired=salt is None), rankers.choices(arms)
+    assign(names, num_users, salt)  # refuses arms that are too small before anyone is served
     total = num_users if salt is None else num_users * len(names)
-    check_users(users_of(names, np.arange(total), salt))
     block = min(block_users(total, partitioner), -(-total // _LOOKS) if always_valid else total)
     cut, done, looks = dict.fromkeys(names, 0.0), 0, []
     for start in range(0, total, block):
         here = np.arange(start, min(start + block, total))
-        means = history_means(sim, key, here, day, block) if cuped else None
+        means = history_means(env, key, here, day, block) if cuped else None
         sums, covariate, quantile = {}, {}, None
         for name, ids in users_of(names, here, salt).items():
             sums[name] = rollout_metrics_of_users(
-                sim, policies[name], key, partitioner, user_ids=ids, day=day, k=k, capacity=block
+                env, policies[name], key, partitioner, user_ids=ids, day=day, k=k, capacity=block
             )
             cut[name] += float(sums[name]["truncated"].sum())
             for column in NOT_TESTED:
@@ -226,6 +240,5 @@ def compare(
         if always_valid and min(test.users().values()) >= 2:
             quantile = sequential.quantile(min(start + block, total) / total)
             looks.append({"users": test.users(), "ab_test": test.ratios(quantile)})
-    truncated = {name: 100.0 * value / max(test.users()[name], 1) for name, value in cut.items()}
-    result = test.results(quantile) | {"truncated_pct": truncated, "signals": sim.signals.as_dict()}
-    return result | ({} if salt is None else sample_ratio(test.users())) | ({"looks": looks} if looks else {})
+    result = conclude(test, env.signals, quantile, cut, test.users())
+    return result | ({"looks": looks} if looks else {})

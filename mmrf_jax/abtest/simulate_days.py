@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from mmrf_jax.abtest import by_day, sequential, simulate, statistics
-from mmrf_jax.envs import base, rollout
+from mmrf_jax.envs import rankers, rollout
+from mmrf_jax.envs.environment import Environment
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import Signals
 
@@ -25,8 +26,8 @@ _NOT_SUMMED = ("user_id", "exposures", "next_visit")
 
 
 def compare(
-    sim: base.Simulator,
-    arms: Mapping[str, base.Policy],
+    env: Environment,
+    arms: Mapping[str, rankers.AnyRanker],
     key,
     partitioner: Partitioner,
     *,
@@ -56,12 +57,11 @@ def compare(
     Raises:
       ValueError: for an arm that gets fewer than two users.
     """
-    names, policies = list(arms), base.choices(arms)
+    names, policies = list(arms), rankers.choices(arms)
+    users = simulate.assign(names, num_users, salt)
     total = num_users if salt is None else num_users * len(names)
-    users = simulate.users_of(names, np.arange(total), salt)
-    simulate.check_users(users)
     cohorts = {name: _Cohort(ids, first_day) for name, ids in users.items()}
-    means = simulate.history_means(sim, key, np.arange(total), first_day, min(simulate.BLOCK, total)) if cuped else None
+    means = simulate.history_means(env, key, np.arange(total), first_day, min(simulate.BLOCK, total)) if cuped else None
     covariate = None if means is None else {name: means[ids] for name, ids in users.items()}
     quantile = sequential.quantile_of_looks(days) if always_valid else None
     half, done, rows = (days - 1) // 2, 0, []
@@ -70,24 +70,22 @@ def compare(
     for day in range(first_day, first_day + days):
         today = {}
         for name, cohort in cohorts.items():
-            today[name] = cohort.serve(sim, policies[name], key, partitioner, day, k, capacity=total)
+            today[name] = cohort.serve(env, policies[name], key, partitioner, day, k, capacity=total)
             done += len(cohort.user_ids)
             progress(done)
         visitors = {name: int(sums["sessions"].sum()) for name, sums in today.items()}
-        found = _results(sim.signals, today, control, salt is None, covariate, quantile)
+        found = _test(env.signals, today, control, salt is None, covariate).results(quantile)
         rows.append({"day": day, "visitors": visitors, **found})
         for part, inside in ((early, 0 < day - first_day <= half), (late, first_day + days - day <= half)):
             if inside:
                 for name, sums in today.items():
                     _add(part.setdefault(name, {}), {key: x for key, x in sums.items() if key != "exposures"})
     whole = {name: cohort.sums for name, cohort in cohorts.items()}
-    cut = {name: float(100.0 * sums["truncated"].sum() / sums["sessions"].sum()) for name, sums in whole.items()}
-    result = _results(sim.signals, whole, control, salt is None, covariate, quantile)
-    result |= {"truncated_pct": cut, "signals": sim.signals.as_dict()}
-    if salt is not None:
-        result |= simulate.sample_ratio({name: len(ids) for name, ids in users.items()})
+    cut, sessions = ({arm: float(sums[x].sum()) for arm, sums in whole.items()} for x in ("truncated", "sessions"))
+    test = _test(env.signals, whole, control, salt is None, covariate)
+    result = simulate.conclude(test, env.signals, quantile, cut, sessions)
     if half:
-        result["lasting"] = by_day.change(sim.signals, early, late, control, paired=salt is None)
+        result["lasting"] = by_day.change(env.signals, early, late, control, paired=salt is None)
     return result | {"by_day": rows}
 
 
@@ -100,18 +98,18 @@ class _Cohort:
         self.sums: dict[str, np.ndarray] = {}
 
     def serve(
-        self, sim, policy, key, partitioner: Partitioner, day: int, k: int, capacity: int
+        self, env, policy, key, partitioner: Partitioner, day: int, k: int, capacity: int
     ) -> dict[str, np.ndarray]:
         """Serve a day; return its sums [n] over all users of the arm (0 without a visit) and add them to `sums`."""
         block = min(simulate.BLOCK * partitioner.num_devices, capacity)
         coming = np.flatnonzero(self.due == day)
-        sums = {name: np.zeros(len(self.due)) for name in rollout.user_metrics(sim.signals) if name not in _NOT_SUMMED}
+        sums = {name: np.zeros(len(self.due)) for name in rollout.user_metrics(env.signals) if name not in _NOT_SUMMED}
         sums |= {"user_days": np.ones(len(self.due)), "sessions": 1.0 * (self.due == day)}
-        sums["exposures"] = np.zeros((rollout.EXPOSURE_GROUPS, sim.items.num_videos), np.int64)
+        sums["exposures"] = np.zeros((rollout.EXPOSURE_GROUPS, env.items.num_videos), np.int64)
         for start in range(0, len(coming), block):
             rows = coming[start : start + block]
             served = simulate.rollout_metrics_of_users(
-                sim, policy, key, partitioner, user_ids=self.user_ids[rows], day=day, k=k, capacity=block
+                env, policy, key, partitioner, user_ids=self.user_ids[rows], day=day, k=k, capacity=block
             )
             for name, values in served.items():
                 if name not in _NOT_SUMMED:
@@ -127,9 +125,9 @@ def _add(total: dict[str, np.ndarray], sums: Mapping[str, np.ndarray]) -> None:
         total[name] = total.get(name, 0) + values
 
 
-def _results(signals: Signals, sums, control: str, paired: bool, covariate, quantile: float | None) -> dict:
-    """Return {"ab_test": …} of arms held in memory."""
+def _test(signals: Signals, sums, control: str, paired: bool, covariate) -> statistics.ABTest:
+    """Return the test of arms held in memory."""
     test = statistics.ABTest(signals, tuple(sums), control, paired)
     tested = {arm: {name: x for name, x in own.items() if name not in simulate.NOT_TESTED} for arm, own in sums.items()}
     test.update(tested, covariate)
-    return test.results(quantile)
+    return test

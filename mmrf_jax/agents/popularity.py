@@ -7,7 +7,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import statistics
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 from mmrf_jax.signals import Signals
 
 PRIOR = 20.0  # pseudo-exposures of the overall mean
@@ -31,10 +31,10 @@ def smoothed_means(signals: Signals, videos: np.ndarray, feedback: np.ndarray, n
     return statistics.shrunken_means(videos, values, num_videos, PRIOR)[:, :-1]
 
 
-def make(signals: Signals, means: np.ndarray) -> base.Policy:
+def make(signals: Signals, means: np.ndarray) -> rankers.Ranker:
     """Return a policy that ranks all candidates by the means [V, S] of their main signal, as an arm of A/B tests."""
     main = signals.sign(signals.main) * means[:, signals.index(signals.main)]
-    return base.Policy(jnp.asarray(main, jnp.float32), base.nothing, _score, base.nothing)
+    return rankers.Ranker(jnp.asarray(main, jnp.float32), rankers.nothing, _score, rankers.nothing)
 
 
 def _score(mean, memory, request: types.Request):

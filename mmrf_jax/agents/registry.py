@@ -15,7 +15,7 @@ from mmrf_jax import plugins, types
 from mmrf_jax.agents import bc, deepfm, iql, ltr, massa, myopic, pareto, supervised, td3_bc, tscac, wide_deep
 from mmrf_jax.agents.mmrf import acting, agent_state, networks, policy, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 from mmrf_jax.models import embeddings, representation
 
 
@@ -34,7 +34,7 @@ class Method(NamedTuple):
 
     Attributes:
       update: one gradient step.
-      make_policy: (state, items, config[, temperature]) -> `envs.base.Policy`.
+      make_policy: (state, items, config[, temperature]) -> `envs.rankers.Ranker`.
       score: (config, state, Encoded, items [B, T+1, C, D]) -> [B, T+1, N, C].
       signals: config -> signals of the score columns; the last column is served.
       critic: the module of `state.params["critic"]`.
@@ -45,7 +45,7 @@ class Method(NamedTuple):
     """
 
     update: agent_state.Update
-    make_policy: Callable[..., base.Policy] = policy.make
+    make_policy: Callable[..., rankers.Ranker] = policy.make
     score: Callable[..., chex.Array] = _actor_scores
     signals: Callable[[AgentConfig], tuple[str, ...]] = _actors
     critic: Callable[[AgentConfig], nn.Module] = networks.Critic

@@ -16,7 +16,7 @@ from flax import linen as nn
 from mmrf_jax import types
 from mmrf_jax.agents.mmrf import agent_state, policy
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 from mmrf_jax.models import heads, representation
 
 #: (config, raw predictions [..., S, C], scale [S]) -> scores [..., C].
@@ -78,8 +78,8 @@ def make(
     *,
     critic: Callable[[AgentConfig], nn.Module],
     rank: Rank,
-) -> base.Policy:
-    """Return a policy that ranks by predictions; see `envs.base.Policy`.
+) -> rankers.Ranker:
+    """Return a policy that ranks by predictions; see `envs.rankers.Ranker`.
 
     Args:
       critic: the module of `state.params["critic"]`.

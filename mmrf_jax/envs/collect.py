@@ -1,4 +1,4 @@
-"""Session logs of a policy in a simulator: unrolled on the device, put in order on the host."""
+"""Session logs of a policy in an environment: unrolled on the device, put in order on the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data.session_log import SessionLog
-from mmrf_jax.envs import base, rollout
+from mmrf_jax.envs import rollout
+from mmrf_jax.envs.environment import Environment
+from mmrf_jax.envs.rankers import AnyRanker
 from mmrf_jax.parallel.partitioner import Partitioner
 
 _UNROLL = 16  # requests per slot between two transfers to the host
@@ -22,8 +24,8 @@ def slots_for(num_sessions: int) -> int:
 
 
 def collect(
-    sim: base.Simulator,
-    policy: base.Policy | base.PolicyChoice,
+    env: Environment,
+    policy: AnyRanker,
     key: types.Key,
     *,
     first_user: int,
@@ -37,7 +39,7 @@ def collect(
     """Collect the sessions of users `first_user … first_user + num_sessions - 1` on a day, in order of user id.
 
     Args:
-      sim: simulator.
+      env: environment.
       policy: ranker; its log-probabilities are logged as propensities.
       slots: users in flight at a time, a compile-time size; None for `slots_for(num_sessions)`.
       keep_scores: whether to log the policy's scores [r, C].
@@ -50,14 +52,13 @@ def collect(
     size = slots_for(num_sessions) if slots is None else slots
     # Use one device from the first call on: a program is compiled for the placement of its arrays.
     here = Partitioner(jax.local_devices()[:1])
-    data, policy, key = here.replicate((sim.data, policy, key))
-    sim = base.Simulator(*sim.static, *data)
-    state = rollout.begin(sim, policy, key, first_user, num_sessions, day, slots=size)
+    env, policy, key = here.replicate((env, policy, key))
+    state = rollout.begin(env, policy, key, first_user, num_sessions, day, slots=size)
     state = here.replicate(state)
     requests: list[dict[str, np.ndarray]] = []
     sessions: list[dict[str, np.ndarray]] = []
     while True:
-        state, record = rollout.unroll(sim, policy, key, day, state, num_steps=_UNROLL, k=k)
+        state, record = rollout.unroll(env, policy, key, day, state, num_steps=_UNROLL, k=k)
         host = jax.tree.map(np.asarray, jax.device_get(record))
         live = host.live
         requests.append(

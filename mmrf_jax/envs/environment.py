@@ -1,20 +1,18 @@
-"""The public environments: `reset` and `step` of sessions of B users, in the convention of JAX.
+"""The protocol of environments: sessions of B users, in the convention of JAX.
 
     env = mmrf.make("short-video", num_videos=5_000, num_candidates=40, slate_size=6)
     params = env.default_params
     obs, state = env.reset(key, params, user_ids=jnp.arange(64))
     obs, state, reward, terminated, truncated, info = env.step(key, state, slate, params)
 
-Any `envs.base.Simulator` becomes an environment: `Environment` adds what agents observe, a history that moves on with
-the session, valid slates, and sessions that stay ended.
+`mmrf.make` returns the same object that training, A/B tests and the collection of logs use.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import chex
 import jax
@@ -23,8 +21,10 @@ import numpy as np
 from flax import struct
 
 from mmrf_jax import types
-from mmrf_jax.envs import base
 from mmrf_jax.signals import Signals
+
+if TYPE_CHECKING:
+    from mmrf_jax.envs.rankers import PrivilegedPolicy
 
 _MAX_USER = 2**31 - 1
 
@@ -41,20 +41,27 @@ class Observation:
     history: types.Exposure  # [B, H], the last H exposures, oldest first: before the session, then in it
     exposure: types.Exposure  # [B, K], the previous slate with its feedback; mask False at the first request
 
+    @property
+    def request(self) -> types.Request:
+        """The request alone."""
+        return types.Request(self.user_id, self.profile, self.context, self.candidates)
+
 
 @struct.dataclass
-class EnvParams:
-    """The parameters of an environment, as a pytree."""
+class StepResult:
+    """The result of a slate, as `Environment.step_env` returns it."""
 
-    simulator: Any  # the hidden ground truth
-    items: types.Items  # the videos as agents may see them
+    exposure: types.Exposure  # [B, K], with feedback
+    request: types.Request  # the next request; meaningless if the session has ended
+    terminated: chex.Array  # [B] bool, the user left
+    truncated: chex.Array  # [B] bool, the session reached its maximum length
 
 
 @struct.dataclass
 class SessionState:
-    """The state of B sessions."""
+    """The state of B sessions of `Environment.reset` and `step`."""
 
-    hidden: Any  # of the simulator; no policy sees it but an oracle
+    hidden: Any  # of `reset_env` and `step_env`; no policy sees it but an oracle
     request: types.Request
     history: types.Exposure  # [B, H]
     exposure: types.Exposure  # [B, K]
@@ -82,8 +89,7 @@ class ArraySpec:
         return bool(fits and np.all(x >= self.low) and np.all(x <= self.high))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Environment:
+class Environment(struct.PyTreeNode):
     """Sessions of B users whom an agent shows slates of K of C candidates.
 
     Observation: see `Observation`, and `observation_spec` for sizes and bounds.
@@ -94,34 +100,74 @@ class Environment:
     Info: `feedback` [B, K, S] float32 in the order of `signals`, `mask` [B, K] bool (what was shown), `invalid` [B]
       int32 (entries of the slate that were replaced).
 
+    An environment defines three pure functions, `reset_env`, `step_env` and `next_visit`. `reset` and `step` are the
+    layer on them for agents: observations with a history that moves on with the session, valid slates, and sessions
+    that stay ended. As in Gymnax, loops that need none of this call the three functions: `envs.rollout` refills the
+    slots of ended sessions and selects valid slates itself, so it would pay in every step for a window [B, H] and for
+    a selection over the whole state (of the feedback model, all memories) without any use of them.
+
     There is no autoreset: a step after the end has reward 0 and changes nothing, and its flags stay set, until `reset`.
     An entry of a slate that is out of range or repeats an earlier one is left out; the following ones move up, and the
     first candidates that are not in the slate fill the end. So repeats cannot earn twice. This holds under jit too.
 
-    Both calls compile themselves at their first use with a shape, and work inside `jit`, `vmap` over keys and `scan`.
+    `reset` and `step` compile themselves at their first use with a shape, and work inside `jit`, `vmap` over keys and
+    `scan`. An environment is itself a pytree, whose leaves are those of `default_params`.
 
     All randomness comes from `key`, the user id, the day and the number of requests so far. So one key serves all
     steps of a session, and what happens to a user depends on no other user of the batch.
 
     Attributes:
-      simulator: the functions, the parameters and the items.
+      default_params: the parameters to begin with, a pytree with the attribute `items`, the videos as agents may see
+        them; the rest is hidden ground truth.
+      signals: names and kinds of the feedback, S of them.
       slate_size: K.
-      reference_policies: policies that see hidden ground truth, for `mmrf.rollout`.
     """
 
-    simulator: base.Simulator
-    slate_size: int
-    reference_policies: Mapping[str, base.Policy] = dataclasses.field(default_factory=dict)
+    default_params: Any
+    signals: Signals = struct.field(pytree_node=False)
+    slate_size: int = struct.field(pytree_node=False)
+
+    def reset_env(
+        self, key: types.Key, params: Any, user_ids: chex.Array, day: chex.Numeric
+    ) -> tuple[types.Request, types.Exposure, Any]:
+        """Start a session of each user.
+
+        Args:
+          key: typed key.
+          params: `default_params`, or changed ones.
+          user_ids: [B] int32.
+          day: of the sessions.
+
+        Returns:
+          The first request of each user, the history that the user arrives with [B, H], and the hidden state.
+        """
+        raise NotImplementedError
+
+    def step_env(self, key: types.Key, state: Any, slate: chex.Array, params: Any) -> tuple[StepResult, Any]:
+        """Show slates [B, K] of distinct positions to users whose sessions have not ended.
+
+        Returns:
+          The result and the next hidden state.
+        """
+        raise NotImplementedError
+
+    def next_visit(self, key: types.Key, state: Any, params: Any) -> chex.Array:
+        """Return the days [B] int32 until the next visit of users whose sessions have ended."""
+        raise NotImplementedError
 
     @property
-    def signals(self) -> Signals:
-        """Names and kinds of the feedback, S of them."""
-        return self.simulator.signals
+    def reference_policies(self) -> dict[str, PrivilegedPolicy]:
+        """Policies that see hidden ground truth, by name; `mmrf.rollout` serves them."""
+        return {}
 
     @property
-    def default_params(self) -> EnvParams:
-        """The parameters to begin with; a pytree, whose leaves may be replaced."""
-        return EnvParams(self.simulator.params, self.simulator.items)
+    def items(self) -> types.Items:
+        """The videos of `default_params`."""
+        return self.default_params.items
+
+    def with_items(self, items: types.Items) -> Any:
+        """Return the environment with the same videos placed elsewhere, such as on all devices."""
+        return self.replace(default_params=self.default_params.replace(items=items))  # type: ignore[attr-defined]
 
     @property
     def num_candidates(self) -> int:
@@ -131,7 +177,7 @@ class Environment:
     @functools.cached_property
     def observation_spec(self) -> Observation:
         """An `Observation` of `ArraySpec`."""
-        videos, kinds = self.simulator.items.num_videos, [signal.kind for signal in self.signals.signals]
+        videos, kinds = self.items.num_videos, [signal.kind for signal in self.signals.signals]
         low = np.array([-np.inf if kind == "value" else 0.0 for kind in kinds], np.float32)
         high = np.array([1.0 if kind == "binary" else np.inf for kind in kinds], np.float32)
 
@@ -158,7 +204,7 @@ class Environment:
         return ArraySpec((self.slate_size,), np.dtype(np.int32), 0, self.num_candidates - 1)
 
     def reset(
-        self, key: types.Key, params: EnvParams, user_ids: chex.Array, day: chex.Numeric = 0
+        self, key: types.Key, params: Any, user_ids: chex.Array, day: chex.Numeric = 0
     ) -> tuple[Observation, SessionState]:
         """Start a session of each user.
 
@@ -181,10 +227,10 @@ class Environment:
                 f"user_ids has shape {user_ids.shape} and dtype {user_ids.dtype}; give whole numbers [B], "
                 "such as jnp.arange(64)"
             )
-        return self._compiled[0](key, params, user_ids.astype(jnp.int32), jnp.asarray(day, jnp.int32))
+        return _reset(self._static, key, params, user_ids.astype(jnp.int32), jnp.asarray(day, jnp.int32))
 
     def step(
-        self, key: types.Key, state: SessionState, slate: chex.Array, params: EnvParams
+        self, key: types.Key, state: SessionState, slate: chex.Array, params: Any
     ) -> tuple[Observation, SessionState, chex.Array, chex.Array, chex.Array, dict[str, chex.Array]]:
         """Show a slate to each user.
 
@@ -207,51 +253,61 @@ class Environment:
                 f"slate has shape {slate.shape} and dtype {slate.dtype}; give whole numbers [B, K] = {list(wanted)}, "
                 "positions among obs.candidates"
             )
-        return self._compiled[1](key, state, slate.astype(jnp.int32), params)
+        return _step(self._static, key, state, slate.astype(jnp.int32), params)
 
-    @functools.cached_property
-    def _compiled(self) -> tuple[Any, Any]:
-        return jax.jit(self._reset), jax.jit(self._step)
-
-    def _reset(
-        self, key: types.Key, params: EnvParams, user_ids: chex.Array, day: chex.Array
-    ) -> tuple[Observation, SessionState]:
-        hidden, request, history = self.simulator.reset(key, user_ids, day, params.simulator)
-        over = jnp.zeros(user_ids.shape, bool)
-        state = SessionState(hidden, request, history, nothing_shown(history, self.slate_size), over, over)
-        return _observe(params.items, state), state
-
-    def _step(
-        self, key: types.Key, state: SessionState, slate: chex.Array, params: EnvParams
-    ) -> tuple[Observation, SessionState, chex.Array, chex.Array, chex.Array, dict[str, chex.Array]]:
-        over = state.terminated | state.truncated
-        shown, invalid = _valid(slate, state.request.candidates.shape[1])
-        hidden, result = self.simulator.step(key, state.hidden, shown, params.simulator)
-        exposure = result.exposure
-        moved = SessionState(
-            hidden=hidden,
-            request=result.request,
-            history=append(state.history, exposure),
-            exposure=exposure,
-            terminated=result.terminated,
-            truncated=result.truncated,
-        )
-
-        def unless_over(new: chex.Array, old: chex.Array) -> chex.Array:
-            return jnp.where(over.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
-
-        state = jax.tree.map(unless_over, moved, state)
-        mask = exposure.mask & ~over[:, None]
-        feedback = jnp.where(mask[..., None], exposure.feedback, 0.0)
-        reward = feedback[..., self.signals.index(self.signals.main)].sum(axis=1)
-        info = {"feedback": feedback, "mask": mask, "invalid": jnp.where(over, 0, invalid)}
-        return _observe(params.items, state), state, reward, state.terminated, state.truncated, info
+    @property
+    def _static(self) -> Any:
+        """The environment without parameters, so that all of one kind share the programs of `reset` and `step`."""
+        return self.replace(default_params=None)  # type: ignore[attr-defined]
 
     @functools.cached_property
     def _shapes(self) -> Observation:
         return jax.eval_shape(
             lambda params: self.reset(types.make_key(0), params, jnp.zeros(1, jnp.int32))[0], self.default_params
         )
+
+
+@jax.jit
+def _reset(
+    env: Environment, key: types.Key, params: Any, user_ids: chex.Array, day: chex.Array
+) -> tuple[Observation, SessionState]:
+    request, history, hidden = env.reset_env(key, params, user_ids, day)
+    over = jnp.zeros(user_ids.shape, bool)
+    state = SessionState(hidden, request, history, nothing_shown(history, env.slate_size), over, over)
+    return _observe(params.items, state), state
+
+
+@jax.jit
+def _step(
+    env: Environment, key: types.Key, state: SessionState, slate: chex.Array, params: Any
+) -> tuple[Observation, SessionState, chex.Array, chex.Array, chex.Array, dict[str, chex.Array]]:
+    over = state.terminated | state.truncated
+    shown, invalid = _valid(slate, state.request.candidates.shape[1])
+    result, hidden = env.step_env(key, state.hidden, shown, params)
+    exposure = result.exposure
+    moved = SessionState(
+        hidden=hidden,
+        request=result.request,
+        history=append(state.history, exposure),
+        exposure=exposure,
+        terminated=result.terminated,
+        truncated=result.truncated,
+    )
+    state = where(over, state, moved)
+    mask = exposure.mask & ~over[:, None]
+    feedback = jnp.where(mask[..., None], exposure.feedback, 0.0)
+    reward = feedback[..., env.signals.index(env.signals.main)].sum(axis=1)
+    info = {"feedback": feedback, "mask": mask, "invalid": jnp.where(over, 0, invalid)}
+    return _observe(params.items, state), state, reward, state.terminated, state.truncated, info
+
+
+def where(chosen: chex.Array, there: Any, otherwise: Any) -> Any:
+    """Select rows of trees with leaves [B, ...]: those of `there` where `chosen` [B] is True."""
+
+    def select(a: chex.Array, b: chex.Array) -> chex.Array:
+        return jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(select, there, otherwise)
 
 
 def observe(

@@ -11,7 +11,6 @@ from typing import Any
 import chex
 import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
@@ -47,7 +46,7 @@ class GymnasiumEnv(gymnasium.Env[Arrays, np.ndarray]):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
 
-    def __init__(self, env: environment.Environment, seed: int = 0, params: environment.EnvParams | None = None):
+    def __init__(self, env: environment.Environment, seed: int = 0, params: Any = None):
         self.env, self._params, self._first_seed = env, env.default_params if params is None else params, seed
         self.observation_space, self.action_space = _spaces(env)  # type: ignore[assignment]
 
@@ -95,7 +94,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv[Arrays, np.ndarray, np.ndarr
         env: environment.Environment,
         num_envs: int,
         seed: int = 0,
-        params: environment.EnvParams | None = None,
+        params: Any = None,
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; use 1 or more")
@@ -141,16 +140,13 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv[Arrays, np.ndarray, np.ndarr
         state: environment.SessionState,
         slates: chex.Array,
         users: chex.Array,
-        params: environment.EnvParams,
+        params: Any,
     ) -> tuple[environment.Observation, environment.SessionState, chex.Array, dict[str, chex.Array]]:
         over = state.terminated | state.truncated
         obs, state, reward, _, _, info = self.env.step(key, state, slates, params)
 
         def renewed() -> tuple[environment.Observation, environment.SessionState]:
-            def where_over(new: chex.Array, old: chex.Array) -> chex.Array:
-                return jnp.where(over.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-
-            return jax.tree.map(where_over, self.env.reset(key, params, users), (obs, state))
+            return environment.where(over, self.env.reset(key, params, users), (obs, state))
 
         obs, state = jax.lax.cond(over.any(), renewed, lambda: (obs, state))
         return obs, state, reward, info

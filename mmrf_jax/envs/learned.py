@@ -1,7 +1,7 @@
-"""The learned simulator: reset, step and next_visit by the feedback model g, from session starts of a log.
+"""The learned environment: the feedback model g answers slates, in sessions that start as those of a log.
 
 A simulated user is a logged session start. Request t of the session has the candidates of that session's request t
-while the log has one, then those of requests drawn at random from the log. See `envs.base` for the interface.
+while the log has one, then those of requests drawn at random from the log.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from flax import struct
 from mmrf_jax import random, types
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import SessionLog
-from mmrf_jax.envs import base
+from mmrf_jax.envs.environment import Environment, StepResult
+from mmrf_jax.envs.rankers import PrivilegedPolicy
 from mmrf_jax.models import embeddings, encoders
 from mmrf_jax.models.feedback_model import counterfactuals, network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
@@ -48,12 +49,12 @@ class Pool:
 
 @struct.dataclass
 class FeedbackParams:
-    """The feedback model g as the parameters of a simulator."""
+    """The feedback model g as the parameters of an environment."""
 
     params: Any  # of the twins
     encodings: chex.Array  # [2, V, D]
     users: chex.Array  # [2, U, d] embedding rows
-    duration: chex.Array  # [V] seconds
+    items: types.Items
     scale: chex.Array
     calibration: chex.Array
     edges: chex.Array
@@ -84,14 +85,14 @@ def make(
     max_requests: int,
     answers: str = "sampled",
     pool_requests: int = _MAX_REQUESTS,
-) -> base.Simulator:
-    """Build a simulator from the feedback model g.
+) -> LearnedEnv:
+    """Build an environment from the feedback model g.
 
     Args:
       log: log whose session starts are simulated.
       max_requests: longer sessions are cut and count as truncated.
       pool_requests: a longer log is cut to the first sessions with this many requests in total; the shapes of the
-        simulator are then the same for any log.
+        environment are then the same for any log.
       answers: `sampled` feedback, or `expected`: probabilities instead of 0 and 1, and mean seconds.
 
     Raises:
@@ -105,7 +106,7 @@ def make(
         params=state.params,
         encodings=_encode_catalogue(state, items, config),
         users=network.twin_rows({"user": state.tables[embeddings.USER_TABLE].rows})["user"],
-        duration=items.duration,
+        items=items,
         scale=state.scale,
         calibration=state.calibration,
         edges=state.edges,
@@ -115,7 +116,7 @@ def make(
         max_requests=max_requests,
         answers=answers,
     )
-    return base.Simulator(reset, step, next_visit, config.all_signals, params, items)
+    return LearnedEnv(params, config.all_signals, log.slate.shape[1])
 
 
 def _pool(log: SessionLog, pool_requests: int) -> Pool:
@@ -145,8 +146,8 @@ def _pool(log: SessionLog, pool_requests: int) -> Pool:
     )
 
 
-def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: FeedbackParams):
-    """Start sessions as logged users did. See `envs.base` for shapes."""
+def reset(key: types.Key, params: FeedbackParams, user_ids: chex.Array, day: chex.Array):
+    """Start sessions as logged users did; see `Environment.reset_env`."""
     pool = params.pool
     num = pool.num_sessions
     day = jnp.broadcast_to(jnp.asarray(day, jnp.int32), user_ids.shape)
@@ -161,15 +162,15 @@ def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: Feedbac
         row=pool.first[session],
         memory=_write(params, None, history),
     )
-    return state, _request(params, state), history
+    return _request(params, state), history, state
 
 
-def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: FeedbackParams):
-    """Simulate feedback on slates `exposed` [B, K] (positions in the candidates) and whether users stay.
+def step(key: types.Key, state: SimulatedState, slate: chex.Array, params: FeedbackParams):
+    """Simulate feedback on slates [B, K] and whether users stay; see `Environment.step_env`.
 
     Each slate is cut to its first videos, as many as the logged request that provides the candidates had shown.
     """
-    k, signals = exposed.shape[1], params.config.all_signals
+    k, signals = slate.shape[1], params.config.all_signals
     number = counterfactuals.num_uniforms(signals)
     mask = jnp.arange(k, dtype=jnp.int32) < (params.pool.slate[state.row] >= 0).sum(axis=1, keepdims=True)
     u = random.per_user_uniform(
@@ -178,7 +179,7 @@ def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: Fee
         state.user_id,
         k * number + 2,
     )
-    videos = jnp.take_along_axis(params.pool.candidates[state.row], exposed, axis=1)
+    videos = jnp.take_along_axis(params.pool.candidates[state.row], slate, axis=1)
     out = predict(params, state, videos)
     feedback = network.expected(params.config, out, params.scale)
     if params.answers == "sampled":
@@ -200,13 +201,12 @@ def step(key: types.Key, state: SimulatedState, exposed: chex.Array, params: Fee
         memory=_write(params, state.memory, shown),
     )
     truncated = stays & (position >= params.max_requests)
-    return next_state, base.StepResult(shown, _request(params, next_state), ~stays, truncated)
+    return StepResult(shown, _request(params, next_state), ~stays, truncated), next_state
 
 
-def next_visit(key: types.Key, state: SimulatedState, params: FeedbackParams):
+def next_visit(key: types.Key, state: SimulatedState, params: FeedbackParams) -> chex.Array:
     """Return a visit one day later for every user: logs of single sessions do not say when users return."""
-    days = jnp.ones_like(state.day)
-    return dataclasses.replace(state, day=state.day + days), days
+    return jnp.ones_like(state.day)
 
 
 def predict(params: FeedbackParams, state: SimulatedState, videos: chex.Array):
@@ -236,9 +236,21 @@ def no_preference(params: FeedbackParams, state: SimulatedState) -> chex.Array:
     return jnp.zeros((state.row.shape[0], params.pool.candidates.shape[1]), jnp.float32)
 
 
-def policies() -> dict[str, base.Policy]:
-    """Return the arms that need no training: the logging policy, and uniform slates."""
-    return {"logged": base.privileged_policy(logged_slates, 0.0), "random": base.privileged_policy(no_preference, 1.0)}
+class LearnedEnv(Environment):
+    """The feedback model g as an environment; sessions start as those of a log.
+
+    See `Environment` for observation, action, reward, termination and truncation. Fewer than K videos are shown where
+    the logged request showed fewer. The hidden state is a `SimulatedState`, the parameters are `FeedbackParams`.
+    """
+
+    reset_env = staticmethod(reset)
+    step_env = staticmethod(step)
+    next_visit = staticmethod(next_visit)
+
+    @property
+    def reference_policies(self) -> dict[str, PrivilegedPolicy]:
+        """The logging policy, and uniform slates."""
+        return {"logged": PrivilegedPolicy(logged_slates, 0.0), "random": PrivilegedPolicy(no_preference, 1.0)}
 
 
 def _twins_first(memory: encoders.Memory) -> encoders.Memory:
@@ -250,7 +262,7 @@ def _write(params: FeedbackParams, memory: encoders.Memory | None, shown: types.
     encoder = encoders.Encoder(params.config)
 
     def one(p, encodings, memory):
-        f = encoder.apply(p, shown.feedback, params.duration[shown.videos], method="feedback")
+        f = encoder.apply(p, shown.feedback, params.items.duration[shown.videos], method="feedback")
         return encoders.memory_write(params.config, memory, encodings[shown.videos], f, shown.mask)
 
     write = jax.vmap(one, in_axes=(0, 0, None if memory is None else 1), out_axes=1)

@@ -1,8 +1,8 @@
-"""Public policies, and `mmrf.rollout`: a policy serves whole sessions of many users.
+"""The protocol of policies, and `mmrf.rollout`: a policy serves whole sessions of many users.
 
-A policy is a function `(key, obs) -> scores [B, C]`, of which the K highest are shown in order, or a `Policy`, which
-remembers what it likes of a session. `rollout` traces it for one user at a time and maps it over the users, so that no
-user's outcome depends on another's.
+A policy is a `Policy`, which remembers what it likes of a session, or a function `(key, obs) -> scores [B, C]`. The K
+highest scores are shown, in order. Trained rankers (`envs.rankers.Ranker`) are policies too. `rollout` traces any other
+one for one user at a time and maps it over the users, so that no user's outcome depends on another's.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mmrf_jax import random, types
-from mmrf_jax.envs import base, collect, environment
+from mmrf_jax import types
+from mmrf_jax.envs import collect, environment
 from mmrf_jax.envs import rollout as rollouts
 from mmrf_jax.envs.environment import Observation
+from mmrf_jax.envs.rankers import AnyRanker, PolicyChoice, PrivilegedPolicy, Ranker
 from mmrf_jax.parallel import programs
 
 Carry = TypeVar("Carry")
@@ -52,42 +53,13 @@ class Policy(Protocol[Carry]):
 PolicyFunction = Callable[[types.Key, Observation], chex.Array]
 
 
-@struct.dataclass
-class RankingPolicy:
-    """A policy of `envs.base` in the public protocol, for example a trained ranker.
-
-    Attributes:
-      policy: whose temperature above 0 adds Gumbel noise to the scores, which are divided by it.
-    """
-
-    policy: base.Policy
-
-    def init(self, obs: Observation) -> Any:
-        """Return the memory of the user's history."""
-        return self.policy.initial_carry(_request(obs), obs.history)
-
-    def apply(self, key: types.Key, obs: Observation, carry: Any) -> tuple[chex.Array, Any]:
-        """Return scores [B, C] and the memory, with the previous slate."""
-        after = self.policy.next_carry(carry, _request(obs), obs.exposure)
-        first = ~obs.exposure.mask.any(axis=1)
-
-        def unless_first(new: chex.Array, old: chex.Array) -> chex.Array:
-            return jnp.where(first.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
-
-        carry = jax.tree.map(unless_first, after, carry)
-        scores = self.policy.scores(None, None, carry, _request(obs))
-        temperature = jnp.asarray(self.policy.temperature, scores.dtype)
-        noise = random.to_gumbel(jax.random.uniform(key, scores.shape, scores.dtype, minval=1e-7))
-        return jnp.where(temperature > 0, scores / jnp.where(temperature > 0, temperature, 1.0) + noise, scores), carry
-
-
 def rollout(
     env: environment.Environment,
-    policy: PolicyFunction | Policy | base.Policy,
+    policy: PolicyFunction | Policy | PrivilegedPolicy,
     num_users: int = 10_000,
     *,
     key: types.Key,
-    params: environment.EnvParams | None = None,
+    params: Any = None,
     first_user: int = 0,
     day: int = 0,
 ) -> dict[str, np.ndarray]:
@@ -113,7 +85,7 @@ def rollout(
       >>> import mmrf_jax as mmrf
       >>> env = mmrf.make("short-video", num_videos=3_000, num_candidates=20, slate_size=3, max_requests=4)
       >>> def longest(key, obs):
-      ...     return env.simulator.items.duration[obs.candidates]
+      ...     return env.items.duration[obs.candidates]
       >>> metrics = mmrf.rollout(env, longest, num_users=50, key=jax.random.key(0))
       >>> metrics["watch_time"].shape, bool((metrics["depth"] == 3 * metrics["requests"]).all())
       ((50,), True)
@@ -123,27 +95,22 @@ def rollout(
     if first_user < 0 or first_user + num_users > 2**31 - 1:
         raise ValueError(f"users {first_user} … {first_user + num_users - 1} are not all in [0, 2^31 - 1)")
     environment.check_key(key)
-    params = env.default_params if params is None else params
-    served = servable(policy, params.items, jax.random.fold_in(key, 5), env.slate_size)
+    env = env if params is None else env.replace(default_params=params)  # type: ignore[attr-defined]
     sums = _sums(
-        env.simulator._replace(params=None, items=None),  # type: ignore[arg-type]
-        params,
-        served,
+        env,
+        as_ranker(policy, env.items, jax.random.fold_in(key, 5), env.slate_size),
         key,
         np.int32(first_user),
         np.int32(day),
         num_users=num_users,
         slots=min(collect.slots_for(num_users), num_users),
-        k=env.slate_size,
     )
     columns = zip(rollouts.user_metrics(env.signals), np.asarray(sums).T, strict=True)
     return {"user_id": first_user + np.arange(num_users), **dict(columns)}
 
 
-def servable(
-    policy: PolicyFunction | Policy | base.Policy | base.PolicyChoice, items: types.Items, key: types.Key, k: int
-) -> Any:
-    """Return a public policy as one that `envs.rollout` serves, next to those of `envs.base`.
+def as_ranker(policy: Any, items: types.Items, key: types.Key, k: int) -> AnyRanker:
+    """Return a policy as one that `envs.rollout` serves.
 
     Args:
       policy: as in `rollout`.
@@ -154,16 +121,17 @@ def servable(
     Raises:
       ValueError: if it is no policy.
     """
-    served: Any = policy.policy if isinstance(policy, RankingPolicy) else policy
-    if isinstance(served, base.Policy | base.PolicyChoice):
-        return served
-    return _Served(_as_data(served), items, key, k)
+    if isinstance(policy, Ranker | PrivilegedPolicy | PolicyChoice):
+        return policy
+    return Ranker(_Adapted(_as_data(policy), items, key, k), _start, _score, _observe)
 
 
-@programs.program(often=True, static_argnames=("functions", "num_users", "slots", "k"))
-def _sums(functions, params, policy, key, first_user, day, *, num_users: int, slots: int, k: int) -> chex.Array:
-    simulator = functions._replace(params=params.simulator, items=params.items)
-    return rollouts.rollout(simulator, policy, key, first_user, day, num_users=num_users, slots=slots, k=k)[0]
+@programs.program(often=True, static_argnames=("num_users", "slots"))
+def _sums(
+    env: environment.Environment, policy: AnyRanker, key, first_user, day, *, num_users: int, slots: int
+) -> chex.Array:
+    k = env.slate_size
+    return rollouts.rollout(env, policy, key, first_user, day, num_users=num_users, slots=slots, k=k)[0]
 
 
 @struct.dataclass
@@ -201,8 +169,18 @@ def _value(held: Any) -> Any:
 
 
 @struct.dataclass
+class _Adapted:
+    """The parameters of the `Ranker` of a `Policy`."""
+
+    policy: Any
+    items: types.Items
+    key: types.Key
+    slate_size: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
 class _Memory:
-    """What `_Served` carries of B sessions."""
+    """Its carry of B sessions."""
 
     history: types.Exposure  # [B, H]
     exposure: types.Exposure  # [B, K]
@@ -210,45 +188,38 @@ class _Memory:
     own: Any  # of the policy
 
 
-@struct.dataclass
-class _Served:
-    """A public policy as `envs.rollout` serves it, see `base.Policy`; it shows the K highest scores."""
+def _start(adapted: _Adapted, request: types.Request, history: types.Exposure) -> _Memory:
+    exposure = environment.nothing_shown(history, adapted.slate_size)
+    obs = environment.observe(adapted.items, request, history, exposure)
+    own = _per_user(_value(adapted.policy).init, obs)
+    return _Memory(history, exposure, jnp.zeros(request.user_id.shape, jnp.int32), own)
 
-    policy: Any
-    items: types.Items
-    key: types.Key
-    slate_size: int = struct.field(pytree_node=False)
-    temperature: chex.Numeric = 0.0
 
-    def initial_carry(self, request: types.Request, history: types.Exposure) -> _Memory:
-        exposure = environment.nothing_shown(history, self.slate_size)
-        obs = environment.observe(self.items, request, history, exposure)
-        own = _per_user(_value(self.policy).init, obs)
-        return _Memory(history, exposure, jnp.zeros(request.user_id.shape, jnp.int32), own)
+def _score(adapted: _Adapted, carry: _Memory, request: types.Request) -> chex.Array:
+    return _apply(adapted, carry, request)[0]
 
-    def scores(self, sim_params: Any, state: Any, carry: _Memory, request: types.Request) -> chex.Array:
-        return self._apply(carry, request)[0]
 
-    def next_carry(self, carry: _Memory, request: types.Request, exposure: types.Exposure) -> _Memory:
-        own = self._apply(carry, request)[1]  # computed for the scores already: XLA merges the two
-        return _Memory(environment.append(carry.history, exposure), exposure, carry.position + 1, own)
+def _observe(adapted: _Adapted, carry: _Memory, request: types.Request, exposure: types.Exposure) -> _Memory:
+    own = _apply(adapted, carry, request)[1]  # computed for the scores already: XLA merges the two
+    return _Memory(environment.append(carry.history, exposure), exposure, carry.position + 1, own)
 
-    def _apply(self, carry: _Memory, request: types.Request) -> tuple[chex.Array, Any]:
-        obs = environment.observe(self.items, request, carry.history, carry.exposure)
 
-        def key_of(position: chex.Array, user: chex.Array) -> types.Key:
-            return jax.random.fold_in(jax.random.fold_in(self.key, position), user)
+def _apply(adapted: _Adapted, carry: _Memory, request: types.Request) -> tuple[chex.Array, Any]:
+    obs = environment.observe(adapted.items, request, carry.history, carry.exposure)
 
-        def apply(key: types.Key, obs: Observation, own: Any) -> tuple[chex.Array, Any]:
-            scores, own = _value(self.policy).apply(key[0], obs, own)
-            if jnp.shape(scores) != obs.candidates.shape:
-                raise ValueError(
-                    f"the policy returned scores of shape {jnp.shape(scores)} for candidates of shape "
-                    f"{obs.candidates.shape}; return one score per candidate, [B, C]"
-                )
-            return scores, own
+    def key_of(position: chex.Array, user: chex.Array) -> types.Key:
+        return jax.random.fold_in(jax.random.fold_in(adapted.key, position), user)
 
-        return _per_user(apply, jax.vmap(key_of)(carry.position, request.user_id), obs, carry.own)
+    def apply(key: types.Key, obs: Observation, own: Any) -> tuple[chex.Array, Any]:
+        scores, own = _value(adapted.policy).apply(key[0], obs, own)
+        if jnp.shape(scores) != obs.candidates.shape:
+            raise ValueError(
+                f"the policy returned scores of shape {jnp.shape(scores)} for candidates of shape "
+                f"{obs.candidates.shape}; return one score per candidate, [B, C]"
+            )
+        return scores, own
+
+    return _per_user(apply, jax.vmap(key_of)(carry.position, request.user_id), obs, carry.own)
 
 
 def _per_user(function: Callable[..., Any], *args: Any) -> Any:
@@ -258,7 +229,3 @@ def _per_user(function: Callable[..., Any], *args: Any) -> Any:
         return jax.tree.map(lambda x: x[0], function(*jax.tree.map(lambda x: x[None], args)))
 
     return jax.vmap(one)(*args)
-
-
-def _request(obs: Observation) -> types.Request:
-    return types.Request(obs.user_id, obs.profile, obs.context, obs.candidates)

@@ -7,16 +7,19 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from mmrf_jax import fields
+from mmrf_jax import plugins
 from mmrf_jax.envs import environment
 
 Factory = Callable[..., environment.Environment]
 
 #: Factories by name; `module:function` is imported when it is first used.
-_FACTORIES: dict[str, Factory | str] = {
-    "short-video": "mmrf_jax.envs.short_video.environment:make",
-    "learned": "mmrf_jax.runs:learned_environment",
-}
+ENVIRONMENTS: plugins.Registry[Factory | str] = plugins.Registry(
+    "environment",
+    {
+        "short-video": "mmrf_jax.envs.short_video.environment:make",
+        "learned": "mmrf_jax.runs:learned_environment",
+    },
+)
 
 
 def register_env(name: str, factory: Factory) -> None:
@@ -37,16 +40,14 @@ def register_env(name: str, factory: Factory) -> None:
       >>> make("tiny").num_candidates
       40
     """
-    if _FACTORIES.get(name, factory) is not factory:
-        raise ValueError(f"an environment named {name!r} is registered already; use another name")
-    _FACTORIES[name] = factory
+    ENVIRONMENTS.register(name, factory, plugins.caller())
 
 
 def make(name: str, **arguments: Any) -> environment.Environment:
     """Return the environment of a name.
 
     Args:
-      name: `short-video`, `learned`, or a name given to `register_env`.
+      name: `short-video`, `learned`, or a name given to `register_env`, by an installed plug-in too.
       arguments: of the environment. `short-video`: see `envs.short_video.environment.make`. `learned`: see
         `runs.learned_environment`.
 
@@ -61,9 +62,7 @@ def make(name: str, **arguments: Any) -> environment.Environment:
       >>> obs.candidates.shape
       (64, 40)
     """
-    if name not in _FACTORIES:
-        raise ValueError(f"unknown environment {name!r}; {fields.nearest(name, _FACTORIES)}")
-    factory = _FACTORIES[name]
+    factory = ENVIRONMENTS.get(name)
     if isinstance(factory, str):
         module, function = factory.split(":")
         factory = getattr(importlib.import_module(module), function)

@@ -1,4 +1,4 @@
-"""Jitted loops of a policy in a simulator: per-user sums over very large batches, and unrolls that become logs.
+"""Jitted loops of a policy in an environment: per-user sums over very large batches, and unrolls that become logs.
 
 A slot whose session ended is refilled with the next user id. So the work per live request is the same for a thousand
 users and for a million, and memory grows with the users only by their sums. The outcome for a user depends on the key
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from mmrf_jax import ops, random, types
-from mmrf_jax.envs import base
+from mmrf_jax.envs.environment import Environment
+from mmrf_jax.envs.rankers import AnyRanker
 from mmrf_jax.metrics import diversity
 from mmrf_jax.parallel import programs
 from mmrf_jax.signals import Signals
@@ -39,7 +40,7 @@ def user_metrics(signals: Signals) -> tuple[str, ...]:
 class EnvState:
     """B users in their sessions, and the queue of users who have not started."""
 
-    state: Any  # of the simulator
+    state: Any  # of the environment, hidden
     request: types.Request
     carry: Any  # of the policy
     history: types.Exposure | None  # [B, H], history at arrival, for logs
@@ -77,14 +78,13 @@ def _ids(users: chex.Array, number: chex.Array) -> chex.Array:
     return users.at[number].get(mode="clip") if users.ndim else users + number
 
 
-def act(policy, sim_params, state, carry, request: types.Request, user, position, key: types.Key, k: int):
+def act(policy: AnyRanker, env_params, state, carry, request: types.Request, user, position, key: types.Key, k: int):
     """Score candidates [B, C], select slates [B, K] and compute their log-probabilities [B] (0 if deterministic).
 
     Args:
-      policy: a `base.Policy` or `base.PolicyChoice`.
-      user: [B] int32, ids in the queue, which seed the randomness; requests of a learned simulator have logged ids.
+      user: [B] int32, ids in the queue, which seed the randomness; requests of a learned environment have logged ids.
     """
-    scores = policy.scores(sim_params, state, carry, request)
+    scores = policy.scores(env_params, state, carry, request)
     temperature = jnp.asarray(policy.temperature, jnp.float32)
     stochastic = temperature > 0.0
     scaled = scores / jnp.where(stochastic, temperature, 1.0)
@@ -103,7 +103,7 @@ def act(policy, sim_params, state, carry, request: types.Request, user, position
 
 
 def idle(
-    sim: base.Simulator, policy, key: types.Key, users, num_users, day, slots: int, keep_history: bool
+    env: Environment, policy: AnyRanker, key: types.Key, users, num_users, day, slots: int, keep_history: bool
 ) -> EnvState:
     """Create slots without users; `refill` gives them the first users of the queue.
 
@@ -114,7 +114,7 @@ def idle(
     """
 
     def first_users():
-        state, request, history = sim.reset(key, jnp.zeros((slots,), jnp.int32), day, sim.params)
+        request, history, state = env.reset_env(key, env.default_params, jnp.zeros((slots,), jnp.int32), day)
         return state, request, policy.initial_carry(request, history), history if keep_history else None
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first_users))
@@ -133,7 +133,7 @@ def idle(
     )
 
 
-def advance(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, k: int):
+def advance(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState, k: int):
     """Serve one request of every live slot.
 
     Returns:
@@ -142,7 +142,7 @@ def advance(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, k
     live = slots.index < slots.num_users
     scores, slate, log_propensity = act(
         policy,
-        sim.params,
+        env.default_params,
         slots.state,
         slots.carry,
         slots.request,
@@ -151,8 +151,8 @@ def advance(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, k
         key,
         k,
     )
-    state, result = sim.step(key, slots.state, slate, sim.params)
-    _, days = sim.next_visit(key, state, sim.params)
+    result, state = env.step_env(key, slots.state, slate, env.default_params)
+    days = env.next_visit(key, state, env.default_params)
     record = Transition(
         live=live,
         index=slots.index,
@@ -178,7 +178,7 @@ def advance(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, k
     return slots, record, result.exposure, jnp.where(over, days, 0)
 
 
-def refill(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState) -> EnvState:
+def refill(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState) -> EnvState:
     """Assign waiting users to idle slots, a fixed number at a time, so that no reset is wasted."""
     num_slots = slots.index.shape[0]
     chunk = max(1, num_slots // 8)
@@ -192,7 +192,7 @@ def refill(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState) ->
         where = jnp.nonzero(slots.index >= slots.num_users, size=chunk, fill_value=num_slots)[0].astype(jnp.int32)
         number = slots.started + jnp.arange(chunk, dtype=jnp.int32)
         where = jnp.where(number < slots.num_users, where, num_slots)
-        state, request, history = sim.reset(key, _ids(slots.users, number), day, sim.params)
+        request, history, state = env.reset_env(key, env.default_params, _ids(slots.users, number), day)
         carry = policy.initial_carry(request, history)
         old = (slots.state, slots.request, slots.carry, slots.history, slots.position, slots.index)
         kept = None if slots.history is None else history
@@ -217,8 +217,8 @@ def refill(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState) ->
 
 
 def rollout(
-    sim: base.Simulator,
-    policy,
+    env: Environment,
+    policy: AnyRanker,
     key: types.Key,
     users: chex.Array,
     day: chex.Array,
@@ -231,7 +231,7 @@ def rollout(
     """Simulate a whole session for every user of a queue.
 
     Args:
-      sim: simulator.
+      env: environment.
       policy: ranker.
       key: typed key of the rollout; the same key pairs the users of two policies.
       users: int32, first id of the queue `users … users + num_users - 1`; or [num_users] distinct ids in any order.
@@ -244,11 +244,11 @@ def rollout(
     Returns:
       Sums per user [num_users, M] float32 (`user_metrics`), and exposure counts [EXPOSURE_GROUPS, V] int32 per group.
     """
-    signals = sim.signals
+    signals = env.signals
     columns = len(user_metrics(signals))
     sums = jnp.zeros((num_users, columns), jnp.float32)
-    counts = jnp.zeros((EXPOSURE_GROUPS, sim.items.num_videos), jnp.int32)
-    state = idle(sim, policy, key, users, num_users if queue is None else queue, day, slots, keep_history=False)
+    counts = jnp.zeros((EXPOSURE_GROUPS, env.items.num_videos), jnp.int32)
+    state = idle(env, policy, key, users, num_users if queue is None else queue, day, slots, keep_history=False)
 
     def unfinished(carry):
         state = carry[0]
@@ -256,11 +256,11 @@ def rollout(
 
     def body(carry):
         state, sums, counts = carry
-        state = refill(sim, policy, key, day, state)
-        state, record, shown, days = advance(sim, policy, key, day, state, k)
+        state = refill(env, policy, key, day, state)
+        state, record, shown, days = advance(env, policy, key, day, state, k)
         seen = record.feedback.sum(axis=1)  # [B, S]
         ones = jnp.ones(seen.shape[0], jnp.float32)
-        ild = diversity.intra_list_diversity(sim.items.tag[shown.videos], shown.mask)
+        ild = diversity.intra_list_diversity(env.items.tag[shown.videos], shown.mask)
         columns_of_row = [*(seen[:, i] for i in signals.numeric), shown.mask.sum(axis=1), ones]
         columns_of_row += [*(seen[:, i] for i in signals.binary), ild, days == 1, record.truncated, days]
         row = jnp.stack([column.astype(jnp.float32) for column in columns_of_row], axis=-1)
@@ -275,29 +275,19 @@ def rollout(
     return sums, counts
 
 
-@functools.partial(jax.jit, static_argnames=("num_slots", "sim_functions"))
-def _idle(sim_functions, sim_data, policy, key, first_user, num_users, day, *, num_slots: int):
-    sim = base.Simulator(*sim_functions, *sim_data)
-    return idle(sim, policy, key, first_user, num_users, day, num_slots, keep_history=True)
+@functools.partial(jax.jit, static_argnames="slots")
+def begin(env: Environment, policy: AnyRanker, key: types.Key, first_user, num_users, day, *, slots: int) -> EnvState:
+    """Create idle slots with the queue `first_user … first_user + num_users - 1`, for `unroll`."""
+    return idle(env, policy, key, first_user, num_users, day, slots, keep_history=True)
 
 
-@programs.program(often=True, static_argnames=("num_steps", "k", "sim_functions"), donate_argnames="slots")
-def _unroll(sim_functions, sim_data, policy, key, day, slots, *, num_steps: int, k: int):
-    sim = base.Simulator(*sim_functions, *sim_data)
+@programs.program(often=True, static_argnames=("num_steps", "k"), donate_argnames="slots")
+def unroll(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState, *, num_steps: int, k: int):
+    """Run `num_steps` steps of all slots (donated) and return them with a Transition of leading axis [num_steps]."""
 
     def body(slots, _):
-        slots = refill(sim, policy, key, day, slots)
-        slots, record, _, _ = advance(sim, policy, key, day, slots, k)
+        slots = refill(env, policy, key, day, slots)
+        slots, record, _, _ = advance(env, policy, key, day, slots, k)
         return slots, record
 
     return jax.lax.scan(body, slots, length=num_steps)
-
-
-def begin(sim: base.Simulator, policy, key: types.Key, first_user, num_users, day, *, slots: int) -> EnvState:
-    """Create idle slots with the queue `first_user … first_user + num_users - 1`, for `unroll`."""
-    return _idle(sim.static, sim.data, policy, key, first_user, num_users, day, num_slots=slots)
-
-
-def unroll(sim: base.Simulator, policy, key: types.Key, day, slots: EnvState, *, num_steps: int, k: int):
-    """Run `num_steps` steps of all slots (donated) and return them with a Transition of leading axis [num_steps]."""
-    return _unroll(sim.static, sim.data, policy, key, day, slots, num_steps=num_steps, k=k)

@@ -20,7 +20,8 @@ from scipy import stats
 
 from mmrf_jax import ops, types
 from mmrf_jax.abtest import simulate
-from mmrf_jax.envs import base, rollout
+from mmrf_jax.envs import rollout
+from mmrf_jax.envs.rankers import PrivilegedPolicy
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import estimators
@@ -35,7 +36,7 @@ _DRAWS = 300  # bootstrap samples per log
 _LOG_USERS, _SERVED_USERS = 300_000_000, 400_000_000
 _COLUMNS = np.array([SHORT_VIDEO.index(name) for name in MEASURED])
 
-Score = Callable[[Any, Any], chex.Array]  # (simulator parameters, state) -> [B, C]
+Score = Callable[[Any, Any], chex.Array]  # (parameters of the world, state) -> [B, C]
 
 
 def run(config, out: Path) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def simulate_logs(
 
         start = jnp.zeros((*mixed.shape[:2], len(MEASURED))), jnp.exp(mixed)
         (total, _), _ = jax.lax.scan(add, start, jnp.arange(k))
-        state, result = sim.step(key, state, slate, params)
+        result, state = sim.step_env(key, state, slate, params)
         reward = result.exposure.feedback[..., _COLUMNS]
         going = live & ~(result.terminated | result.truncated)
         would = jnp.where(live[:, None], total, 0.0).sum(axis=1)
@@ -170,14 +171,14 @@ def simulate_logs(
 
     parts: list[dict[str, np.ndarray]] = []
     total = np.zeros((len(weights), len(MEASURED)))
-    done, reset = counted("logs", users), jax.jit(sim.reset)
+    done, reset = counted("logs", users), jax.jit(sim.reset_env)
     for first in range(0, users, _BATCH):
         ids = jnp.arange(_LOG_USERS + first, _LOG_USERS + first + _BATCH, dtype=jnp.int32)
-        state, request, _ = reset(key, ids, jnp.int32(0), sim.params)
+        request, _, state = reset(key, sim.default_params, ids, jnp.int32(0))
         live = jnp.arange(first, first + _BATCH) < users
         for t in range(requests):
             now = np.flatnonzero(live)
-            state, request, live, log_weight, reward, would = step(state, request, ids, live, t, sim.params)
+            state, request, live, log_weight, reward, would = step(state, request, ids, live, t, sim.default_params)
             total += np.asarray(would, np.float64)
             part = {"log_weight": np.moveaxis(np.asarray(log_weight), 0, -1)[now], "reward": np.asarray(reward)[now]}
             part["user"] = np.broadcast_to((first + now)[:, None], part["reward"].shape[:2])
@@ -252,21 +253,15 @@ def _serve(
     """Compute truth (ii) of each policy: {signal: mean per session, a count or seconds}."""
     assert source.sim is not None
     sim, k = source.sim, source.spec.slate
-    # Passing the weights with the world's parameters lets all policies share one program.
-    mixing = base.Simulator(
-        lambda key, users, day, params: sim.reset(key, users, day, params[0]),
-        lambda key, state, exposed, params: sim.step(key, state, exposed, params[0]),
-        lambda key, state, params: sim.next_visit(key, state, params[0]),
-        sim.signals,
-        sim.params,
-        sim.items,
-    )
-    policy = base.privileged_policy(lambda params, state: mixed_scores(params[1], rankers, params[0], state), 1.0)
+
+    def score(params: Any, state: Any, weights: chex.Array) -> chex.Array:
+        return mixed_scores(weights, rankers, params, state)
+
     partitioner, result, done = Partitioner(), [], counted("sessions", sessions * len(weights))
     for i, row in enumerate(weights):
-        here = mixing._replace(params=(sim.params, jnp.asarray(row)))
+        policy = PrivilegedPolicy(score, 1.0, (jnp.asarray(row),))  # all policies share one program
         served = simulate.rollout_user_metrics(
-            here, policy, key, partitioner, first_user=_SERVED_USERS, num_users=sessions, day=0, k=k
+            sim, policy, key, partitioner, first_user=_SERVED_USERS, num_users=sessions, day=0, k=k
         )
         result.append({signal: float(served[signal].mean()) for signal in MEASURED})
         done(sessions * (i + 1))

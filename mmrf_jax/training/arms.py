@@ -8,7 +8,7 @@ import jax
 
 from mmrf_jax import plugins, types
 from mmrf_jax.agents import popularity, registry
-from mmrf_jax.envs import base, policies
+from mmrf_jax.envs import policies, rankers
 from mmrf_jax.io import files
 from mmrf_jax.metrics import offline
 from mmrf_jax.parallel.partitioner import Partitioner
@@ -28,7 +28,7 @@ def check_arms(names: Iterable[str], policies: Collection[str], field: str) -> N
             raise ValueError(f"unknown arm {name!r} in {field}; choose among {', '.join(policies)}")
 
 
-def untrained_arm(name: str, source: sources.Source) -> base.Policy:
+def untrained_arm(name: str, source: sources.Source) -> rankers.AnyRanker:
     """Return the policy of an arm that needs no training: the name of a simulator's ranker, or of a plug-in's policy.
 
     Raises:
@@ -38,10 +38,10 @@ def untrained_arm(name: str, source: sources.Source) -> base.Policy:
         return source.policies[name]
     policy = plugins.POLICIES.get(name, source.config.plugins)
     key = jax.random.fold_in(types.make_key(source.config.seed), 15)
-    return policies.servable(policy, source.items, key, source.spec.slate)
+    return policies.as_ranker(policy, source.items, key, source.spec.slate)
 
 
-def policy_of(name: str, source: sources.Source, partitioner: Partitioner) -> base.Policy:
+def policy_of(name: str, source: sources.Source, partitioner: Partitioner) -> rankers.AnyRanker:
     """Return the policy of an arm: the name of a ranker that needs no training, `popularity`, or a run folder.
 
     Raises:

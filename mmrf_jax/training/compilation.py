@@ -8,7 +8,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.abtest import simulate
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 from mmrf_jax.metrics import offline
 from mmrf_jax.models import encoders
 from mmrf_jax.models.feedback_model import fitting
@@ -36,7 +36,7 @@ def begin(
     source: sources.Source,
     shapes: TrainState,
     start: programs.Program | None,
-    policies: dict[str, base.Policy],
+    policies: dict[str, rankers.AnyRanker],
     partitioner: Partitioner,
 ) -> None:
     """Start compiling the programs of a run in the order of their first calls.
@@ -66,8 +66,8 @@ def begin(
             encodings = jax.ShapeDtypeStruct(size, jnp.float32, sharding=partitioner.replicated_sharding)
     ahead.add("train", lambda: steps.update_step.lower(shapes, part("train"), items, plan, rate, encodings))
     if source.sim is not None:
-        policy = base.choices({**policies, config.method: restore.untrained_policy(config, source)})[config.method]
-        world, capacity = source.sim._replace(items=items), simulate.block_users(config.ab_test.sessions, partitioner)
+        policy = rankers.choices({**policies, config.method: restore.untrained_policy(config, source)})[config.method]
+        world, capacity = source.sim.with_items(items), simulate.block_users(config.ab_test.sessions, partitioner)
         key = evaluate.ab_key(config.seed)
         ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, k=spec.slate, capacity=capacity))
     batch = batches.example(spec, offline.BATCH, segment)

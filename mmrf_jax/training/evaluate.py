@@ -15,7 +15,8 @@ from mmrf_jax.abtest import aa, simulate, simulate_days
 from mmrf_jax.agents import boosting, popularity, registry
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import SessionLog
-from mmrf_jax.envs import base, learned
+from mmrf_jax.envs import learned, rankers
+from mmrf_jax.envs.environment import Environment
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted, phase, say
 from mmrf_jax.metrics import model_quality, offline, ranking
@@ -93,7 +94,7 @@ def aa_tests(
     )
 
 
-def _simulator(config: configs.Run, source: sources.Source) -> tuple[base.Simulator, types.Key]:
+def _simulator(config: configs.Run, source: sources.Source) -> tuple[Environment, types.Key]:
     """Return the simulator of a config's A/B tests and its PRNG key.
 
     Raises:
@@ -104,7 +105,7 @@ def _simulator(config: configs.Run, source: sources.Source) -> tuple[base.Simula
             f"A/B tests need a simulator, but config.source is {config.source!r}; use the config `world`, or "
             "config.simulator=feedback with config.simulator_checkpoint=RUN"
         )
-    return source.sim._replace(items=source.items), ab_key(config.seed)
+    return source.sim.with_items(source.items), ab_key(config.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ class TrainedRun:
     source: sources.Source
     state: TrainState
     partitioner: Partitioner
-    arms: Mapping[str, base.Policy] = dataclasses.field(default_factory=dict)
+    arms: Mapping[str, rankers.AnyRanker] = dataclasses.field(default_factory=dict)
     begin: Callable[..., None] = lambda name, program=None: phase(name)
 
     def local(self) -> TrainedRun:
@@ -295,12 +296,12 @@ def _simulated_sessions(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] |
         return None
     log = split.log
     model = feedback_simulator(run.source, run.plan, run.state, log)
-    policy = base.privileged_policy(learned.logged_slates, 0.0)
+    policy = rankers.PrivilegedPolicy(learned.logged_slates, 0.0)
     key = jax.random.fold_in(types.make_key(run.config.seed), 14)
     served = simulate.rollout_user_metrics(
         model, policy, key, run.partitioner, first_user=0, num_users=log.num_sessions, day=0, k=run.source.spec.slate
     )
-    log = sessions.select_sessions(log, np.arange(int(model.params.pool.num_sessions)))  # its starts
+    log = sessions.select_sessions(log, np.arange(int(model.default_params.pool.num_sessions)))  # its starts
     session, request, slot = sessions.exposure_index(log)
     main = run.source.spec.signals.main
     total = np.bincount(session, log.feedback[request, slot, run.source.spec.signals.index(main)], log.num_sessions)
@@ -383,9 +384,9 @@ def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:
     model = feedback_simulator(source, run.plan, run.state, split.log, pool_requests=pool)
     number = config.alternation.gap_sessions
     key = jax.random.fold_in(types.make_key(config.seed), 13)
-    chosen = base.choices({**run.arms, config.method: policy})[config.method]
+    chosen = rankers.choices({**run.arms, config.method: policy})[config.method]
     world, capacity = _simulator(config, source)[0], simulate.block_users(config.ab_test.sessions, partitioner)
-    serving: dict[str, tuple[base.Simulator, Any, int]] = {
+    serving: dict[str, tuple[Environment, Any, int]] = {
         "model": (model, policy, number),
         "world": (world, chosen, capacity),
     }

@@ -14,7 +14,7 @@ from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.envs import base, learned
+from mmrf_jax.envs import rankers
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
@@ -107,10 +107,10 @@ def source_of(
         )
     state = load_state(fitted, source, path, partitioner)
     model = evaluate.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
-    return sources.in_simulator(source, model, learned.policies(), None, counted_in_parts, own)
+    return sources.in_simulator(source, model, None, counted_in_parts, own)
 
 
-def untrained_policy(config: configs.Run, source: sources.Source) -> base.Policy:
+def untrained_policy(config: configs.Run, source: sources.Source) -> rankers.AnyRanker:
     """Return a policy with the shapes of the run's own and all-zero parameters."""
     agents = steps.agent_config(config, source.spec.signals)
     make = functools.partial(registry.get(config.method).make_policy, config=agents)

@@ -17,8 +17,10 @@ from mmrf_jax import types
 from mmrf_jax.data import named_features, records, sessions, statistics, stream
 from mmrf_jax.data.readers import feedback_log, feedback_sessions, kuairand, served_items
 from mmrf_jax.data.session_log import InputSpec, SessionLog
-from mmrf_jax.envs import base, collect
+from mmrf_jax.envs import collect, rankers
+from mmrf_jax.envs.environment import Environment
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
+from mmrf_jax.envs.short_video.truth import expected_feedback
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
@@ -38,9 +40,9 @@ class Source:
     """The data that a run learns from and is evaluated on.
 
     Attributes:
-      sim: the simulator that policies run in: the world, or a learned feedback model; None if there are only logs.
+      sim: the environment that policies run in: the world, or a learned feedback model; None if there are only logs.
       policies: arms of `sim` that need no training; the first one collected its logs.
-      truth: (simulator parameters, state, slot = 0) -> expected feedback [B, C, S] of the candidates shown in the slot,
+      truth: (parameters of `sim`, state, slot = 0) -> expected feedback [B, C, S] of the candidates shown in the slot,
         and log1p seconds [B, C]; None if the truth is unknown.
       collect: (policy, round) -> the log of a later round, served by the policy; None if there are only logs.
       train: makes the training log; called only if training is left to do.
@@ -59,10 +61,10 @@ class Source:
 
     items: types.Items
     spec: InputSpec
-    sim: base.Simulator | None
-    policies: dict[str, base.Policy]
+    sim: Environment | None
+    policies: dict[str, rankers.PrivilegedPolicy]
     truth: Callable[..., tuple[chex.Array, chex.Array]] | None
-    collect: Callable[[base.Policy, int], SessionLog] | None
+    collect: Callable[[rankers.AnyRanker, int], SessionLog] | None
     train: Callable[[], SessionLog]
     valid: Callable[[], SessionLog] | None
     test: Callable[[], dict[str, SessionLog]]
@@ -73,14 +75,14 @@ class Source:
     unknown_video: int | None = None
     names: dict[str, Any] | None = None
     blocks: Callable[[], stream.Blocks | None] = lambda: None
-    choose: Callable[[base.Policy], base.Policy | base.PolicyChoice] = lambda policy: policy
+    choose: Callable[[rankers.AnyRanker], rankers.AnyRanker] = lambda policy: policy
 
     def local(self) -> Source:
         """Return the source with its items on this process's devices only."""
         return dataclasses.replace(self, items=multihost.to_local(self.items))
 
 
-def world_spec(sim: base.Simulator, config: parameters.WorldConfig) -> InputSpec:
+def world_spec(sim: Environment, config: parameters.WorldConfig) -> InputSpec:
     return InputSpec(
         num_videos=sim.items.num_videos,
         num_authors=sim.items.num_authors,
@@ -131,8 +133,8 @@ def log_key(seed: int) -> types.Key:
 
 
 def collect_log(
-    sim: base.Simulator,
-    policy: base.Policy | base.PolicyChoice,
+    sim: Environment,
+    policy: rankers.AnyRanker,
     seed: int,
     *,
     first_user: int,
@@ -172,7 +174,7 @@ def _of_all(log: SessionLog) -> SessionLog:
 def from_config(
     config: configs.Run,
     progress: Progress,
-    own: Callable[[Source], base.Policy] | None = None,
+    own: Callable[[Source], rankers.AnyRanker] | None = None,
     workdir: Path | None = None,
 ) -> Source:
     """Return the source that a config describes (`config.source` is `world`, `kuairand` or `logs`).
@@ -192,14 +194,14 @@ def from_config(
 
 def in_simulator(
     source: Source,
-    sim: base.Simulator,
-    policies: dict[str, base.Policy],
+    sim: Environment,
     truth,
     progress: Progress,
-    own: Callable[[Source], base.Policy] | None = None,
+    own: Callable[[Source], rankers.AnyRanker] | None = None,
 ) -> Source:
-    """Return the source with training logs collected in a simulator; the first policy collects the first round's."""
-    first, size = next(iter(policies.values())), source.config.collect.sessions
+    """Return the source with training logs collected in an environment, in the first round by its first policy."""
+    policies, size = sim.reference_policies, source.config.collect.sessions
+    first = next(iter(policies.values()))
     if own is not None:
         source = dataclasses.replace(source, choose=_chooser(first, functools.cache(lambda: own(source))))
     collect = functools.partial(_collect, source, sim, progress)
@@ -214,21 +216,23 @@ def in_simulator(
     )
 
 
-def _chooser(first: base.Policy, own: Callable[[], base.Policy]) -> Callable[[base.Policy], base.PolicyChoice]:
-    """Return a function that wraps a policy as the first or second option of `base.choices`."""
+def _chooser(
+    first: rankers.AnyRanker, own: Callable[[], rankers.AnyRanker]
+) -> Callable[[rankers.AnyRanker], rankers.PolicyChoice]:
+    """Return a function that wraps a policy as the first or second option of `rankers.choices`."""
 
-    def choose(policy: base.Policy) -> base.PolicyChoice:
+    def choose(policy: rankers.AnyRanker) -> rankers.PolicyChoice:
         mine = own() if policy is first else policy
-        return base.choices({"first": first, "own": mine})["first" if policy is first else "own"]
+        return rankers.choices({"first": first, "own": mine})["first" if policy is first else "own"]
 
     return choose
 
 
 def _collect(
     source: Source,
-    sim: base.Simulator,
+    sim: Environment,
     progress: Progress,
-    policy: base.Policy,
+    policy: rankers.AnyRanker,
     first_user: int,
     number: int,
     keep_scores: bool = False,
@@ -247,7 +251,7 @@ def _collect(
     )
 
 
-def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base.Policy] | None) -> Source:
+def _world(config: configs.Run, progress: Progress, own: Callable[[Source], rankers.AnyRanker] | None) -> Source:
     world = config.world
     assert world is not None
     sim = env.make(world)
@@ -268,10 +272,11 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], base
         report={},
         config=config,
     )
-    policies = world_policies()
-    source = in_simulator(source, sim, policies, env.expected_feedback, progress, own)
+    source = in_simulator(source, sim, expected_feedback, progress, own)
     test = functools.cache(  # with scores, for per-video propensities
-        lambda: _collect(source, sim, progress, policies["production"], _TEST_USERS, config.collect.test_sessions, True)
+        lambda: _collect(
+            source, sim, progress, source.policies["production"], _TEST_USERS, config.collect.test_sessions, True
+        )
     )
     source = dataclasses.replace(source, test=lambda: {"test": test()})
     if not isinstance(config.data, configs.LogData) or not config.data.dir:

@@ -20,7 +20,7 @@ from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions
 from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.data.session_log import SessionLog
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 from mmrf_jax.io import files, metric_writer, profile, trackers
 from mmrf_jax.io.progress import check, interruptible, observed, phase, say
 from mmrf_jax.models.feedback_model import fitting
@@ -126,7 +126,7 @@ class _Job:
     workdir: Path
     partitioner: Partitioner
     source: sources.Source
-    arms: dict[str, base.Policy]
+    arms: dict[str, rankers.AnyRanker]
     compiled: programs.Ahead
 
     def begin(self, name: str, program: str | None = None) -> None:
@@ -173,7 +173,7 @@ def _check_arms(config: configs.Run, policies: Collection[str]) -> list[str]:
     return names
 
 
-def _arms(config: configs.Run, source: sources.Source) -> dict[str, base.Policy]:
+def _arms(config: configs.Run, source: sources.Source) -> dict[str, rankers.AnyRanker]:
     return {name: arms.untrained_arm(name, source) for name in _check_arms(config, source.policies)}
 
 
@@ -236,7 +236,7 @@ def _log_of_round(job: _Job, state: TrainState | None, number: int, before: batc
         return batches.Held(job.config, job.source.collect(_server(job, state), number), job.partitioner)
 
 
-def _server(job: _Job, state: TrainState) -> base.Policy:
+def _server(job: _Job, state: TrainState) -> rankers.AnyRanker:
     """Return the policy that collects a round's log, local to this process: the agents as of the round's start, or the
     source's first policy.
     """

@@ -39,8 +39,8 @@ def replay(source: sources.Source, log: SessionLog, num_requests: int) -> tuple[
     assert source.sim is not None and source.truth is not None
     sim, truth = source.sim, source.truth
     key = sources.log_key(source.config.seed)
-    step = jax.jit(lambda params, state, slate: (truth(params, state), sim.step(key, state, slate, params)[0]))
-    state, _, _ = jax.jit(sim.reset)(key, jnp.asarray(log.user_id), jnp.int32(0), sim.params)
+    step = jax.jit(lambda params, state, slate: (truth(params, state), sim.step_env(key, state, slate, params)[1]))
+    _, _, state = jax.jit(sim.reset_env)(key, sim.default_params, jnp.asarray(log.user_id), jnp.int32(0))
     length = np.diff(log.offsets)
     feedback, log_seconds = [], []
     for t in range(num_requests):
@@ -48,7 +48,7 @@ def replay(source: sources.Source, log: SessionLog, num_requests: int) -> tuple[
         rows = np.where(live, log.offsets[:-1] + t, 0)
         if not (np.asarray(state.candidates)[live] == log.candidates[rows][live]).all():
             raise ValueError("the log was not collected in this world with this seed; collect it again")
-        (expected, seconds), state = step(sim.params, state, jnp.asarray(np.maximum(log.slate[rows], 0)))
+        (expected, seconds), state = step(sim.default_params, state, jnp.asarray(np.maximum(log.slate[rows], 0)))
         feedback.append(np.where(live[:, None, None], expected, 0.0))
         log_seconds.append(np.where(live[:, None], seconds, 0.0))
     return np.stack(feedback, axis=1), np.stack(log_seconds, axis=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmrf_jax.abtest import aa, assignment, sequential, simulate, statistics, summary
-from mmrf_jax.envs import base, rollout
+from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
@@ -26,8 +26,8 @@ def sim():
 @pytest.fixture(scope="module")
 def policies():
     return {
-        "production": base.privileged_policy(reference_policies.production, 1.0),
-        "oracle": base.privileged_policy(reference_policies.oracle_planning, 0.0),
+        "production": rankers.PrivilegedPolicy(reference_policies.production, 1.0),
+        "oracle": rankers.PrivilegedPolicy(reference_policies.oracle_planning, 0.0),
     }
 
 
@@ -77,7 +77,7 @@ def test_users_of_any_ids_are_served_as_in_a_row(sim, policies, everyone):
 
 
 def test_history_means_are_those_of_the_arrival(sim, histories):
-    history = jax.jit(env.reset)(KEY, jnp.arange(100), 2, sim.params)[2]
+    history = jax.jit(env.reset)(KEY, sim.default_params, jnp.arange(100), 2)[1]
     assert histories.shape == (USERS, len(SHORT_VIDEO))
     np.testing.assert_allclose(histories[:100], np.asarray(history.feedback, np.float64).mean(axis=1), rtol=1e-4)
     assert len(simulate.history_means(sim, KEY, np.arange(0), 2, 512)) == 0
@@ -188,7 +188,7 @@ def test_empty_groups_add_nothing(sim, everyone, histories, monkeypatch, num_use
         return sums | {"exposures": exposures * len(user_ids)}
 
     monkeypatch.setattr(simulate, "rollout_metrics_of_users", rollout_metrics_of_users)
-    monkeypatch.setattr(base, "choices", dict)  # names stand for policies
+    monkeypatch.setattr(rankers, "choices", dict)  # names stand for policies
     monkeypatch.setattr(simulate, "history_means", lambda sim, key, ids, *_: histories[ids])
     names, done = {name: name for name in everyone}, []
     options = {"salt": "empty 19", "cuped": cuped, "always_valid": always_valid, "progress": done.append}

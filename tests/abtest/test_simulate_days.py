@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmrf_jax.abtest import simulate, simulate_days, summary
-from mmrf_jax.envs import base, rollout
+from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.report import plots
@@ -28,8 +28,8 @@ def sim():
 @pytest.fixture(scope="module")
 def policies():
     return {
-        "production": base.privileged_policy(reference_policies.production, 1.0),
-        "oracle": base.privileged_policy(reference_policies.oracle_planning, 0.0),
+        "production": rankers.PrivilegedPolicy(reference_policies.production, 1.0),
+        "oracle": rankers.PrivilegedPolicy(reference_policies.oracle_planning, 0.0),
     }
 
 
@@ -157,7 +157,7 @@ def rollout_metrics_of_users(back: dict[str, int]):
 def test_empty_groups_of_a_day_add_nothing(sim, monkeypatch, tmp_path, back, salt):
     """Days on which an arm has no visitors: no mean of a session, 0 of a user and day, and every table and picture."""
     monkeypatch.setattr(simulate, "rollout_metrics_of_users", rollout_metrics_of_users(back))
-    monkeypatch.setattr(base, "choices", dict)  # names stand for policies
+    monkeypatch.setattr(rankers, "choices", dict)  # names stand for policies
     found = run(sim, {name: name for name in back}, users=60, salt=salt, always_valid=True)
     users = {"production": 60, "oracle": 60} if salt is None else found["srm"]["users"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -186,12 +186,12 @@ DEVICES = """
 import jax, numpy as np
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.abtest import simulate_days
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 
 sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
-policies = {"production": base.privileged_policy(reference_policies.production, 1.0),
-            "random": base.privileged_policy(reference_policies.random, 1.0)}
+policies = {"production": rankers.PrivilegedPolicy(reference_policies.production, 1.0),
+            "random": rankers.PrivilegedPolicy(reference_policies.random, 1.0)}
 found = [
     simulate_days.compare(sim, policies, jax.random.key(0), Partitioner(devices), control="production",
                      num_users=101, first_day=0, days=3, k=3, salt="devices")

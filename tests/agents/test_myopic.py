@@ -12,7 +12,7 @@ import tiny
 from mmrf_jax import ops, types
 from mmrf_jax.agents import myopic
 from mmrf_jax.agents.mmrf import networks, policy
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 from mmrf_jax.models import embeddings, heads, representation
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -63,7 +63,7 @@ def test_policy_by_hand(items):
         critic["params"]["heads"]["prior"].at[SHORT_VIDEO.index("watch_time")].set(0.25)
     )
     served = myopic.make(state.replace(params=state.params | {"critic": critic}), items, CONFIG, temperature=0.7)
-    assert served.temperature == 0.7 and not isinstance(served, base.PrivilegedPolicy)
+    assert served.temperature == 0.7 and not isinstance(served, rankers.PrivilegedPolicy)
     memory = served.init(served.params, request(batch), batch.history)
     rows = state.tables["id"].rows[items.embedding_id[batch.candidates[:, 0]]]  # dimensions 1 … id_dim
     scores = np.asarray(served.score(served.params, memory, request(batch)))

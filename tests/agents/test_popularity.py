@@ -5,7 +5,7 @@ import pytest
 
 from mmrf_jax import types
 from mmrf_jax.agents import popularity
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 from mmrf_jax.signals import SHORT_VIDEO
 
 CLICK, LIKE = SHORT_VIDEO.index("click"), SHORT_VIDEO.index("like")
@@ -58,4 +58,4 @@ def test_as_an_arm_it_ranks_by_mean_watch_time():
     request = types.Request(user_id=None, profile=None, context=None, candidates=np.array([[3, 2, 0], [0, 1, 2]]))
     scores = np.asarray(policy.score(policy.params, policy.init(policy.params, request, None), request))
     np.testing.assert_allclose(scores, means[[[3, 2, 0], [0, 1, 2]], SHORT_VIDEO.index("watch_time")], rtol=1e-6)
-    assert policy.temperature == 0.0 and not isinstance(policy, base.PrivilegedPolicy)
+    assert policy.temperature == 0.0 and not isinstance(policy, rankers.PrivilegedPolicy)

@@ -1,4 +1,4 @@
-"""The public environments against the simulator that they wrap, and the invariants of their protocol."""
+"""`reset` and `step` of environments against the functions that they are a layer on, and the protocol's invariants."""
 
 import functools
 import itertools
@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 import mmrf_jax as mmrf
 from mmrf_jax import signals, types
-from mmrf_jax.envs import base, environment, registry
+from mmrf_jax.envs import environment, registry
 from mmrf_jax.envs.short_video import env as world
 from mmrf_jax.envs.short_video import environment as short_video
 from mmrf_jax.envs.short_video import parameters
@@ -70,11 +71,11 @@ def test_shapes_and_specs(env, played):
     assert terminated.dtype == truncated.dtype == bool and info["feedback"].shape == (B, K, len(env.signals))
 
 
-def test_sessions_are_the_simulators(env, played):
-    """Feedback, requests and ends are those of the world's own functions, as long as sessions last."""
+def test_sessions_are_those_of_the_hot_path(played):
+    """Feedback, requests and ends are those of `reset_env` and `step_env`, as long as sessions last."""
     sim = world.make(CONFIG)
-    reset, step = jax.jit(sim.reset), jax.jit(sim.step)
-    state, request, history = reset(KEY, IDS, 0, sim.params)
+    reset, step = jax.jit(sim.reset_env), jax.jit(sim.step_env)
+    request, history, state = reset(KEY, sim.default_params, IDS, 0)
     live = np.ones(B, bool)
     np.testing.assert_array_equal(played[0][0].history.videos, history.videos)
     assert not played[0][0].exposure.mask.any()
@@ -84,7 +85,7 @@ def test_sessions_are_the_simulators(env, played):
         np.testing.assert_array_equal(played[t][0].candidates[live], np.asarray(request.candidates)[live])
         expected = sim.items.features[played[t][0].candidates]
         np.testing.assert_array_equal(played[t][0].features, expected)
-        state, result = step(KEY, state, slates(t), sim.params)
+        result, state = step(KEY, state, slates(t), sim.default_params)
         feedback = np.asarray(result.exposure.feedback)
         assert_close(info["feedback"][live], feedback[live])
         assert_close(reward[live], feedback[live, :, WATCH].sum(axis=1))
@@ -193,7 +194,7 @@ def test_sizes_that_cannot_be(arguments, message):
 
 
 def test_variants_are_the_worlds():
-    behaviours = {v: short_video.make(3000, 20, 3, variant=v).simulator.params.behaviour for v in short_video.VARIANTS}
+    behaviours = {v: short_video.make(3000, 20, 3, variant=v).default_params.behaviour for v in short_video.VARIANTS}
     assert behaviours["exit_hazard"] == parameters.behaviour("leaving")
     assert behaviours["users"] == parameters.behaviour("users") and behaviours["base"] == parameters.Behaviour()
 
@@ -228,43 +229,50 @@ def test_unknown_names_and_arguments():
         mmrf.make("learned")
 
 
-def stubborn():
+@struct.dataclass
+class StubbornParams:
+    items: types.Items
+    seconds: float = 10.0
+
+
+class Stubborn(environment.Environment):
     """Users watch each video for ten times its id in seconds, and leave after as many slates as their own id.
 
     Sessions end at three slates, and every request has the candidates 0 … 4.
     """
 
-    def request(state):
+    def request(self, state):
         user = state["user"]
         context = jnp.log1p(state["position"].astype(jnp.float32))[:, None]
         return types.Request(user, context, context, jnp.tile(jnp.arange(5), (user.shape[0], 1)))
 
-    def reset(key, user_ids, day, params):
+    def reset_env(self, key, params, user_ids, day):
         state = {"user": user_ids, "position": jnp.zeros_like(user_ids)}
         shape = (user_ids.shape[0], 2)
         empty = types.Exposure(jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, 9)), jnp.zeros(shape, bool))
-        return state, request(state), empty
+        return self.request(state), empty, state
 
-    def step(key, state, exposed, params):
-        feedback = jnp.zeros((*exposed.shape, 9)).at[..., WATCH].set(params * exposed)
+    def step_env(self, key, state, slate, params):
+        feedback = jnp.zeros((*slate.shape, 9)).at[..., WATCH].set(params.seconds * slate)
         state = state | {"position": state["position"] + 1}
         leaves = state["position"] >= state["user"]
-        shown = types.Exposure(exposed, feedback, jnp.ones(exposed.shape, bool))
-        return state, base.StepResult(shown, request(state), leaves, ~leaves & (state["position"] == 3))
+        shown = types.Exposure(slate, feedback, jnp.ones(slate.shape, bool))
+        ends = leaves, ~leaves & (state["position"] == 3)
+        return environment.StepResult(shown, self.request(state), *ends), state
 
-    def next_visit(key, state, params):
-        return state, jnp.ones_like(state["user"])
+    def next_visit(self, key, state, params):
+        return jnp.ones_like(state["user"])
 
+
+def stubborn():
     zeros = np.zeros(5, np.int32)
     items = types.Items(zeros, zeros, zeros + 1.0, np.eye(5, dtype=np.float32), zeros, 1, 1, 1)
-    return environment.Environment(
-        base.Simulator(reset, step, next_visit, signals.SHORT_VIDEO, jnp.float32(10.0), items), slate_size=2
-    )
+    return Stubborn(StubbornParams(items), signals.SHORT_VIDEO, 2)
 
 
 def test_an_environment_of_ones_own(monkeypatch):
     """By hand: slates [4, 1] earn 50 s; users 0 and 1 leave after one, user 2 after two, user 9 stays for all three."""
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    monkeypatch.setattr(registry.ENVIRONMENTS, "entries", dict(registry.ENVIRONMENTS.entries))
     mmrf.register_env("stubborn", stubborn)
     env = mmrf.make("stubborn")
     params, users = env.default_params, jnp.array([0, 2, 9])
@@ -281,7 +289,7 @@ def test_an_environment_of_ones_own(monkeypatch):
         [[0, 0, 50], [yes, yes, no], [no, no, yes]],
         [[0, 0, 0], [yes, yes, no], [no, no, yes]],
     ]
-    twice = params.replace(simulator=jnp.float32(20.0))
+    twice = params.replace(seconds=20.0)
     assert env.step(KEY, env.reset(KEY, params, users)[1], jnp.array([[4, 1]] * 3), twice)[2].tolist() == [100] * 3
     found = mmrf.rollout(env, lambda key, obs: jnp.array([[0.0, 4.0, 1.0, 2.0, 5.0]]), num_users=5, key=KEY)
     np.testing.assert_array_equal(found["watch_time"], [50, 50, 100, 150, 150])
@@ -290,7 +298,7 @@ def test_an_environment_of_ones_own(monkeypatch):
 
 
 def test_registering(monkeypatch, env):
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    monkeypatch.setattr(registry.ENVIRONMENTS, "entries", dict(registry.ENVIRONMENTS.entries))
 
     def mine(size: int):
         return env if size == 2 else None

@@ -1,4 +1,4 @@
-"""The learned simulator behind the contract of all simulators, and the states it shares with training."""
+"""The learned environment behind the contract of all environments, and the states it shares with training."""
 
 import functools
 
@@ -10,7 +10,8 @@ import random_logs
 import tiny
 
 from mmrf_jax import ops, types
-from mmrf_jax.envs import base, learned, rollout
+from mmrf_jax.envs import learned, rankers, rollout
+from mmrf_jax.envs.environment import Environment
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -66,15 +67,15 @@ def close(a, b):
 
 
 def test_shapes_of_the_contract(sim, items):
-    state, request, history = reset(KEY, IDS, 0, sim.params)
-    assert isinstance(sim, base.Simulator) and sim.items is items
+    request, history, state = reset(KEY, sim.default_params, IDS, 0)
+    assert isinstance(sim, Environment) and sim.items is items and sim.slate_size == K
 
     def check(r):
         return [x.shape for x in jax.tree.leaves(r)] == [(B,), (B, 3), (B, 2), (B, C)]
 
     assert check(request)
     assert history.videos.shape == (B, 4) and history.feedback.shape == (B, 4, S) and history.mask.dtype == bool
-    after, result = step(KEY, state, random_slates(0), sim.params)
+    result, after = step(KEY, state, random_slates(0), sim.default_params)
     assert jax.tree.structure(after) == jax.tree.structure(state) and check(result.request)
     for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert old.shape == new.shape and old.dtype == new.dtype and old.shape[0] == B
@@ -83,19 +84,18 @@ def test_shapes_of_the_contract(sim, items):
     np.testing.assert_array_equal(shown.videos, np.take_along_axis(request.candidates, random_slates(0), axis=1))
     for over in (result.terminated, result.truncated):
         assert over.shape == (B,) and over.dtype == bool
-    later, days = sim.next_visit(KEY, after, sim.params)
+    days = sim.next_visit(KEY, after, sim.default_params)
     np.testing.assert_array_equal(days, np.ones(B, np.int32))
-    np.testing.assert_array_equal(later.day, after.day + 1)
 
 
 def test_a_user_is_the_same_in_any_company(sim):
     """Whatever the order of the users, and whoever else is in the call."""
 
     def serve(ids):
-        state, request, history = reset(KEY, ids, 3, sim.params)
+        request, history, state = reset(KEY, sim.default_params, ids, 3)
         out = [(request, history)]
         for t in range(3):
-            state, result = step(KEY, state, random_slates(t, 1000)[ids], sim.params)
+            result, state = step(KEY, state, random_slates(t, 1000)[ids], sim.default_params)
             out.append(result)
         return out, state
 
@@ -104,14 +104,14 @@ def test_a_user_is_the_same_in_any_company(sim):
     assert close(take(ours, order), theirs)
     mixed = serve(jnp.concatenate([IDS[:20], 500 + jnp.arange(B - 20)]))
     assert close(take(ours, slice(0, 20)), take(mixed, slice(0, 20)))
-    other = reset(jax.random.key(8), IDS, 3, sim.params)[0], reset(KEY, IDS, 4, sim.params)[0]
+    other = reset(jax.random.key(8), sim.default_params, IDS, 3)[2], reset(KEY, sim.default_params, IDS, 4)[2]
     for state in other:
         assert (np.asarray(state.session) != np.asarray(ours[1].session)).mean() > 0.8
     assert len(np.unique(np.asarray(ours[1].session))) > 20  # of 40
 
 
 def test_a_session_starts_as_in_the_log(sim, log):
-    state, request, history = reset(KEY, IDS, 0, sim.params)
+    request, history, state = reset(KEY, sim.default_params, IDS, 0)
     n = np.asarray(state.session)
     np.testing.assert_array_equal(request.user_id, log.user_id[n])
     np.testing.assert_array_equal(request.profile, log.profile[n])
@@ -122,7 +122,7 @@ def test_a_session_starts_as_in_the_log(sim, log):
 
 
 def test_candidates_are_the_logs_while_it_lasts_then_those_of_others(sim, log):
-    state, request, _ = reset(KEY, IDS, 0, sim.params)
+    request, _, state = reset(KEY, sim.default_params, IDS, 0)
     n = np.asarray(state.session)
     first, length = log.offsets[n], np.diff(log.offsets)[n]
     assert set(length) == {1, 2, 3}
@@ -137,7 +137,7 @@ def test_candidates_are_the_logs_while_it_lasts_then_those_of_others(sim, log):
         np.testing.assert_allclose(request.context[:, -1], np.full(B, np.log1p(t)), rtol=1e-6)
         np.testing.assert_array_equal(request.profile, log.profile[n])
         np.testing.assert_array_equal(state.position, np.full(B, t))
-        state, result = step(KEY, state, random_slates(t), sim.params)
+        result, state = step(KEY, state, random_slates(t), sim.default_params)
         request = result.request
     others = np.concatenate(others)
     assert len(np.unique(others)) > 0.5 * min(len(others), log.num_requests)
@@ -145,9 +145,9 @@ def test_candidates_are_the_logs_while_it_lasts_then_those_of_others(sim, log):
 
 
 def test_sessions_are_cut_at_their_longest(sim):
-    state, _, _ = reset(KEY, IDS, 0, sim.params)
+    _, _, state = reset(KEY, sim.default_params, IDS, 0)
     for t in range(MAX):
-        state, result = step(KEY, state, random_slates(t), sim.params)
+        result, state = step(KEY, state, random_slates(t), sim.default_params)
         assert not (result.terminated & result.truncated).any()
         if t < MAX - 1:
             assert not result.truncated.any()
@@ -156,31 +156,31 @@ def test_sessions_are_cut_at_their_longest(sim):
 
 
 def test_served_by_the_log_its_slates_come_first_and_in_order(sim, log):
-    state, _, _ = reset(KEY, IDS, 0, sim.params)
+    _, _, state = reset(KEY, sim.default_params, IDS, 0)
     for t in range(3):
-        scores = learned.logged_slates(sim.params, state)
+        scores = learned.logged_slates(sim.default_params, state)
         assert scores.shape == (B, C)
         served, logged = np.asarray(ops.top_k(scores, K)), log.slate[np.asarray(state.row)]
         assert (logged[:, 0] >= 0).all() and (logged[:, -1] < 0).any()
         np.testing.assert_array_equal(np.where(logged >= 0, served, -1), logged)
-        state, _ = step(KEY, state, random_slates(t), sim.params)
+        _, state = step(KEY, state, random_slates(t), sim.default_params)
 
 
 @pytest.fixture(scope="module")
 def crowd(sim, log):
     """One step of 4,096 users: their state, slates, what was predicted of them, and what happened."""
-    state, request, _ = reset(KEY, jnp.arange(4096), 0, sim.params)
+    request, _, state = reset(KEY, sim.default_params, jnp.arange(4096), 0)
     slates = random_slates(5, 4096)
     videos = np.take_along_axis(request.candidates, slates, axis=1)
-    out = predict(sim.params, state, videos)
-    _, result = step(KEY, state, slates, sim.params)
+    out = predict(sim.default_params, state, videos)
+    result, _ = step(KEY, state, slates, sim.default_params)
     logged = (log.slate[np.asarray(state.row)] >= 0).sum(axis=1)  # videos of that request
     shown = np.arange(K) < logged[:, None]
     assert shown.any(axis=1).all() and not shown.all()
     np.testing.assert_array_equal(result.exposure.mask, shown)
     np.testing.assert_array_equal(np.asarray(result.exposure.feedback)[~shown], 0.0)
     stay = np.float64(network.continue_probability(out, jnp.asarray(shown, jnp.float32)))
-    expected = np.float64(network.expected(CONFIG, out, sim.params.scale)) * shown[..., None]
+    expected = np.float64(network.expected(CONFIG, out, sim.default_params.scale)) * shown[..., None]
     return state, slates, expected, stay, result
 
 
@@ -205,7 +205,7 @@ def test_feedback_is_drawn_as_expected(crowd):
 
 def test_feedback_can_be_what_is_expected(make, crowd):
     state, slates, expected, _, sampled = crowd
-    after, result = step(KEY, state, slates, make("expected").params)
+    result, after = step(KEY, state, slates, make("expected").default_params)
     np.testing.assert_allclose(result.exposure.feedback, expected, rtol=1e-5)
     np.testing.assert_array_equal(result.terminated, sampled.terminated)  # leaving is drawn all the same
     assert np.abs(np.asarray(after.memory.outer)).max() > 0
@@ -222,7 +222,7 @@ def test_wrong_arguments_are_named(make, log, items, model):
 def test_long_logs_are_cut(make, log):
     """To whole sessions, in arrays whose sizes hang on the limit alone."""
     for limit in (20, 21):
-        pool = make(pool_requests=limit).params.pool
+        pool = make(pool_requests=limit).default_params.pool
         sessions = int(np.flatnonzero(log.offsets <= limit)[-1])
         sessions = min(sessions, 5)  # one session to every four requests
         assert pool.num_sessions == sessions and pool.num_requests == log.offsets[sessions] <= limit
@@ -233,11 +233,11 @@ def test_long_logs_are_cut(make, log):
 
 def test_simulator_and_training_have_the_same_states(sim, items, model):
     """Memory and predictions after each slate, against those of the same requests as a batch."""
-    state, request, history = reset(KEY, IDS, 0, sim.params)
+    request, history, state = reset(KEY, sim.default_params, IDS, 0)
     requests, slates, exposures, states = [request], [], [], [state]
     for t in range(2):
         slates.append(random_slates(t))
-        state, result = step(KEY, state, slates[-1], sim.params)
+        result, state = step(KEY, state, slates[-1], sim.default_params)
         requests.append(result.request)
         exposures.append(result.exposure)
         states.append(state)
@@ -273,7 +273,7 @@ def test_simulator_and_training_have_the_same_states(sim, items, model):
             of_batch = np.moveaxis(np.asarray(getattr(r.memory, name))[:, :, t], 0, 1)
             np.testing.assert_allclose(getattr(states[t].memory, name), of_batch, rtol=1e-4, atol=1e-5)
         videos = np.take_along_axis(batch.candidates[:, t], batch.slate[:, t], axis=1)
-        served = predict(sim.params, states[t], videos)
+        served = predict(sim.default_params, states[t], videos)
         assert close(served, jax.tree.map(lambda x, t=t: x[:, :, t], out)), t
     assert np.abs(np.asarray(out.feedback[:, :, 0] - out.feedback[:, :, 1])).max() > 0.01
 
@@ -285,7 +285,7 @@ def test_runs_in_rollouts_whatever_the_slots(sim, items):
     def score(params, carry, request):
         return params[request.candidates] + 0.1 * request.context[:, :1]
 
-    policy = base.Policy(weight, lambda *_: (), score, lambda *_: ())
+    policy = rankers.Ranker(weight, lambda *_: (), score, lambda *_: ())
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(slots, key):

@@ -9,7 +9,7 @@ import pytest
 from flax import struct
 
 import mmrf_jax as mmrf
-from mmrf_jax.envs import base, policies
+from mmrf_jax.envs import policies, rankers
 from mmrf_jax.envs import rollout as rollouts
 from mmrf_jax.envs.short_video import reference_policies
 
@@ -107,9 +107,7 @@ def test_noise_is_the_users_own(env):
 def test_oracles_see_the_state(env):
     """A reference policy is served as `envs.rollout` does, and so is the same score by the wrapper."""
     sums, _ = jax.jit(
-        lambda: rollouts.rollout(
-            env.simulator, env.reference_policies["oracle_myopic"], KEY, 0, 0, num_users=N, slots=16, k=K
-        )
+        lambda: rollouts.rollout(env, env.reference_policies["oracle_myopic"], KEY, 0, 0, num_users=N, slots=16, k=K)
     )()
     expected = dict(zip(rollouts.user_metrics(env.signals), np.asarray(sums).T, strict=True))
     assert_metrics(mmrf.rollout(env, env.reference_policies["oracle_myopic"], num_users=N, key=KEY), expected)
@@ -118,7 +116,7 @@ def test_oracles_see_the_state(env):
 
 
 def test_a_ranker_is_served_alike_step_by_step(env, calls):
-    """`RankingPolicy` calls the functions of a ranker in the public protocol."""
+    """A `Ranker` is an `mmrf.Policy` too."""
 
     def score(weight, carry, request):
         return jnp.sin(weight * request.candidates.astype(jnp.float32) * carry[:, None])
@@ -126,8 +124,10 @@ def test_a_ranker_is_served_alike_step_by_step(env, calls):
     def observe(weight, carry, request, exposure):
         return 0.5 * carry + exposure.feedback[..., -1].mean(axis=1)
 
-    ranker = base.Policy(jnp.float32(0.1), lambda weight, request, history: history.feedback[:, 0, -1], score, observe)
-    policy = policies.RankingPolicy(ranker)
+    def start(weight, request, history):
+        return history.feedback[:, 0, -1]
+
+    policy = rankers.Ranker(jnp.float32(0.1), start, score, observe)
     expected = mmrf.rollout(env, policy, num_users=N, key=KEY)
     assert_metrics(expected, looped(env, calls, policy))
 
@@ -136,10 +136,10 @@ def test_a_temperature_samples_plackett_luce(env, calls):
     """The first of a slate is drawn with the softmax of its scores."""
     obs, _ = calls[0](KEY, env.default_params, jnp.arange(4))
     wanted = jnp.linspace(0.0, 2.0, C)
-    ranker = base.Policy(
-        wanted, base.nothing, lambda scores, carry, request: jnp.tile(scores, (4, 1)), base.nothing, 0.5
+    ranker = rankers.Ranker(
+        wanted, rankers.nothing, lambda scores, carry, request: jnp.tile(scores, (4, 1)), rankers.nothing, 0.5
     )
-    draw = jax.jit(jax.vmap(lambda key: policies.RankingPolicy(ranker).apply(key, obs, ())[0].argmax(axis=1)))
+    draw = jax.jit(jax.vmap(lambda key: ranker.apply(key, obs, ())[0].argmax(axis=1)))
     n = 5_000
     first = np.bincount(np.asarray(draw(jax.random.split(KEY, n))).ravel(), minlength=C) / (4 * n)
     np.testing.assert_allclose(first, jax.nn.softmax(wanted / 0.5), atol=4 * 0.5 / (4 * n) ** 0.5)

@@ -10,7 +10,7 @@ import pytest
 
 from mmrf_jax import random, types
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.envs import base, collect, rollout
+from mmrf_jax.envs import collect, rankers, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -46,7 +46,7 @@ def sim():
 @pytest.fixture(scope="module")
 def policy(sim):
     weight = jnp.linspace(-1.0, 1.0, parameters.ITEM_FEATURES)
-    return base.Policy({"features": sim.items.features, "weight": weight}, remember, rank, observe, temperature=1.0)
+    return rankers.Ranker({"features": sim.items.features, "weight": weight}, remember, rank, observe, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +74,14 @@ def plain(sim, policy):
         scores = policy.score(policy.params, carry, request)
         u = random.reference_per_user_uniform(jax.random.fold_in(key, 4), position, request.user_id, C)
         slate = jax.lax.top_k(scores + random.to_gumbel(u), K)[1]
-        state, result = sim.step(key, state, slate, sim.params)
+        result, state = sim.step_env(key, state, slate, sim.default_params)
         carry = policy.observe(policy.params, carry, request, result.exposure)
-        return state, result, carry, sim.next_visit(key, state, sim.params)[1]
+        return state, result, carry, sim.next_visit(key, state, sim.default_params)
 
     def run(key=0, first_user=0, day=0):
         key = jax.random.key(key)
-        state, request, history = arrive(key, first_user + jnp.arange(N), day, sim.params)
-        carry, here = policy.init(policy.params, request, history), np.ones(N, bool)
+        request, history, state = arrive(key, sim.default_params, first_user + jnp.arange(N), day)
+        carry, here = policy.start(policy.params, request, history), np.ones(N, bool)
         sums = np.zeros((N, len(rollout.user_metrics(SHORT_VIDEO))))
         while here.any():
             state, result, carry, days = turn(key, state, request, carry, day)
@@ -121,11 +121,11 @@ class TestRollout:
 
     def test_a_choice_among_policies_serves_as_the_chosen_one(self, sim, policy, serve):
         """One program for policies with and without a carry, deterministic or not, that see hidden truth or do not."""
-        policies = {"mine": policy, "oracle": base.privileged_policy(reference_policies.oracle_myopic, 0.0)}
+        policies = {"mine": policy, "oracle": rankers.PrivilegedPolicy(reference_policies.oracle_myopic, 0.0)}
         run = jax.jit(
             lambda policy: rollout.rollout(sim, policy, jax.random.key(0), 0, 0, num_users=N, slots=64, k=K)[0]
         )
-        chosen = {name: np.asarray(run(choice)) for name, choice in base.choices(policies).items()}
+        chosen = {name: np.asarray(run(choice)) for name, choice in rankers.choices(policies).items()}
         assert run._cache_size() == 1
         assert_same_sums(chosen["mine"], serve()[0])
         assert_same_sums(chosen["oracle"], np.asarray(run(policies["oracle"])))
@@ -176,7 +176,7 @@ class TestRollout:
 
     def test_sampling_noise_is_new_every_day(self, sim):
         """Equal scores, so a slate is its noise alone."""
-        policy = base.privileged_policy(reference_policies.random, 1.0)
+        policy = rankers.PrivilegedPolicy(reference_policies.random, 1.0)
         go = jax.jit(lambda day: rollout.advance(sim, policy, jax.random.key(0), day, begin(day), K)[1].slate)
 
         def idle(day):
@@ -195,7 +195,7 @@ def act():
     @functools.partial(jax.jit, static_argnums=(0, 2))
     def run(temperature, scores, n):
         shown = jnp.broadcast_to(scores, (n, scores.shape[0]))
-        policy = base.Policy(shown, None, lambda params, carry, request: params, None, temperature)
+        policy = rankers.Ranker(shown, None, lambda params, carry, request: params, None, temperature)
         users = jnp.arange(n, dtype=jnp.int32)
         request = types.Request(users, None, None, None)
         return rollout.act(
@@ -268,7 +268,7 @@ class TestCollect:
         """The context holds the log of the position: 0, 1, 2 … in each session."""
         for start, stop in zip(log.offsets[:-1], log.offsets[1:], strict=True):
             np.testing.assert_allclose(np.expm1(log.context[start:stop, 2]), np.arange(stop - start), atol=1e-4)
-        profile = arrive(jax.random.key(0), jnp.arange(N), 0, sim.params)[1].profile
+        profile = arrive(jax.random.key(0), sim.default_params, jnp.arange(N), 0)[0].profile
         np.testing.assert_allclose(log.profile, profile[:SESSIONS], atol=1e-4)
 
     def test_totals_are_those_of_the_rollout(self, log, serve):
@@ -310,24 +310,24 @@ class TestCollect:
                 carry = 0.9 * carry + log.feedback[r, :, SHORT_VIDEO.index("watch_time")].mean()
 
     def test_traces_once(self, sim, policy, log):
-        before = rollout._unroll._cache_size(), rollout._idle._cache_size()
+        before = rollout.unroll._cache_size(), rollout.begin._cache_size()
         other = collect.collect(sim, policy, jax.random.key(9), first_user=77, num_sessions=SESSIONS, day=4, k=K)
-        assert (rollout._unroll._cache_size(), rollout._idle._cache_size()) == before
+        assert (rollout.unroll._cache_size(), rollout.begin._cache_size()) == before
         assert other.scores is None and other.user_id[0] == 77 and (other.date == 4).all()
 
 
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.envs import base, rollout
+from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.signals import SHORT_VIDEO
 
 sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
-policy, key, n = base.privileged_policy(reference_policies.production, 1.0), jax.random.key(0), 60
+policy, key, n = rankers.PrivilegedPolicy(reference_policies.production, 1.0), jax.random.key(0), 60
 
 def serve(users, slots, params, key, first):
-    world = sim._replace(params=params)
+    world = sim.replace(default_params=params)
     sums, counts = rollout.rollout(world, policy, key, first[0], 0, num_users=users, slots=slots, k=3)
     return sums, counts
 
@@ -335,8 +335,8 @@ partitioner = Partitioner()
 assert partitioner.num_devices == 4
 here = lambda params, key, first: serve(n, 16, params, key, first)
 first = partitioner.shard_inputs(100 + n * np.arange(4, dtype=np.int32))
-sums, counts = jax.jit(partitioner.shard_users(here, num_replicated=2))(sim.params, key, first)
-alone, alone_counts = jax.jit(lambda *x: serve(4 * n, 64, *x))(sim.params, key, jnp.array([100], jnp.int32))
+sums, counts = jax.jit(partitioner.shard_users(here, num_replicated=2))(sim.default_params, key, first)
+alone, alone_counts = jax.jit(lambda *x: serve(4 * n, 64, *x))(sim.default_params, key, jnp.array([100], jnp.int32))
 assert sums.shape == (4 * n, len(rollout.user_metrics(sim.signals))) and len(sums.sharding.device_set) == 4
 np.testing.assert_allclose(sums, alone, rtol=1e-4, atol=1e-3)
 counts = np.asarray(counts).reshape(4, rollout.EXPOSURE_GROUPS, -1)

@@ -10,7 +10,7 @@ import pytest
 #: feedback model.
 LARGE = {
     "_draw": 1,
-    "_unroll": 1,
+    "unroll": 1,
     "init": 1,
     "fit_step": 1,
     "_measure": 1,

@@ -71,7 +71,7 @@ def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launc
         state.agents, source.items, steps.agent_config(config, SHORT_VIDEO)
     )
     wanted = collect.collect(
-        source.sim._replace(items=source.items),
+        source.sim.with_items(source.items),
         policy,
         key,
         first_user=1_000,

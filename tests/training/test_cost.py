@@ -9,7 +9,7 @@ import pytest
 
 from mmrf_jax import random
 from mmrf_jax.abtest import simulate
-from mmrf_jax.envs import base, rollout
+from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
@@ -20,7 +20,7 @@ LONGEST = 64  # requests of a session
 
 
 def production():
-    return base.privileged_policy(reference_policies.production, 1.0)
+    return rankers.PrivilegedPolicy(reference_policies.production, 1.0)
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_work_for_a_live_request_is_flat():
         slots.add(request.user_id.shape[0])
         return jnp.zeros(request.candidates.shape)
 
-    policy = base.Policy((), begin, score, lambda *_: (), temperature=1.0)
+    policy = rankers.Ranker((), begin, score, lambda *_: (), temperature=1.0)
     cost, slots = {}, set()
     for n in (2**10, 2**12, 2**14, 2**16):
         work.clear()
@@ -68,11 +68,10 @@ def test_work_for_a_live_request_is_flat():
 def test_a_million_users_in_one_call_fit_8_gib(optimised):
     sim, n = env.make(parameters.WorldConfig()), 2**20
 
-    def run(params, items, key):
-        world = sim._replace(params=params, items=items)
-        return rollout.rollout(world, production(), key, 0, 0, num_users=n, slots=simulate._SLOTS, k=6)
+    def run(sim, key):
+        return rollout.rollout(sim, production(), key, 0, 0, num_users=n, slots=simulate._SLOTS, k=6)
 
-    memory = jax.jit(run).lower(sim.params, sim.items, jax.random.key(0)).compile().memory_analysis()
+    memory = jax.jit(run).lower(sim, jax.random.key(0)).compile().memory_analysis()
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     assert n * len(rollout.user_metrics(SHORT_VIDEO)) * 4 < used < 2**30  # the sums, and little else
 

@@ -71,11 +71,10 @@ def serve():
     )
     ranker = policy.make(tiny.make_state(spec=spec), sim.items, tiny.CONFIG)
 
-    def run(params, items, weights, key):
-        here = sim._replace(params=params, items=items)
-        return rollout.rollout(here, ranker.replace(params=weights), key, 0, 0, num_users=20, slots=8, k=3)
+    def run(sim, weights, key):
+        return rollout.rollout(sim, ranker.replace(params=weights), key, 0, 0, num_users=20, slots=8, k=3)
 
-    return run, (sim.params, sim.items, ranker.params, jax.random.key(0))
+    return run, (sim, ranker.params, jax.random.key(0))
 
 
 SLOW = [pytest.param(function, marks=pytest.mark.slow) for function in (update, serve)]

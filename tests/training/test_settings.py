@@ -114,10 +114,10 @@ def test_the_world_is_the_same_bits_under_all_settings_at_once():
         config = parameters.WorldConfig(num_videos=1000, candidates=20, history=4)
         sim = env.make(config)
         key, users = types.make_key(0), np.arange(50, dtype=np.int32)
-        state, request, history = jax.jit(sim.reset)(key, users, np.int32(0), sim.params)
+        request, history, state = jax.jit(sim.reset_env)(key, sim.default_params, users, np.int32(0))
         slate = np.tile(np.arange(6, dtype=np.int32), (50, 1))
-        state, result = jax.jit(sim.step)(key, state, slate, sim.params)
-        return [np.asarray(x) for x in numbers((sim.params, sim.items, request, history, state, result))]
+        result, state = jax.jit(sim.step_env)(key, state, slate, sim.default_params)
+        return [np.asarray(x) for x in numbers((sim.default_params, request, history, state, result))]
 
     expected = look()
     with under(*SETTINGS):

@@ -1,4 +1,4 @@
-"""A trained state as a policy that simulators can serve: videos are encoded once, the memory is carried over slates."""
+"""A trained state as a `Ranker`: videos are encoded once, the memory is carried over slates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 from mmrf_jax import types
 from mmrf_jax.agents.mmrf import acting, agent_state
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 from mmrf_jax.models import embedding_table, embeddings, encoders
 
 
@@ -26,8 +26,8 @@ def catalogue_encodings(state: agent_state.AgentState, items: types.Items, confi
 
 def make(
     state: agent_state.AgentState, items: types.Items, config: AgentConfig, temperature: float = 0.0
-) -> base.Policy:
-    """Return the main agent's ranking as a policy; see `envs.base.Policy`."""
+) -> rankers.Ranker:
+    """Return the main agent's ranking as a policy; see `envs.rankers.Ranker`."""
     params = {
         "encoder": state.params["encoder"],
         "actor": state.params["actor"],
@@ -37,7 +37,7 @@ def make(
         "users": state.tables[embeddings.USER_TABLE],
     }
     start, score, observe = _functions(config)
-    return base.Policy(params, start, score, observe, temperature)
+    return rankers.Ranker(params, start, score, observe, temperature)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ def rollouts(repeats: int, max_users: int) -> list[dict]:
     """Measure wall and processor time of a live request for each number of users; the sizes take turns."""
     partitioner = Partitioner()
     sim, policy = env.make(parameters.WorldConfig()), sources.world_policies()["production"]
-    sim = sim._replace(params=partitioner.replicate(sim.params), items=partitioner.replicate(sim.items))
+    sim = partitioner.replicate(sim)
     key = types.make_key(1)
     sizes = [n for n in _USERS if n <= max_users]
     times: dict[int, list[tuple[float, float]]] = {n: [] for n in sizes}

@@ -33,7 +33,8 @@ from mmrf_jax.cli.benchmarks import cost
 from mmrf_jax.configs import world as experiment
 from mmrf_jax.data import sessions
 from mmrf_jax.data.readers.kuairand import KuaiRand, SyntheticLog
-from mmrf_jax.envs import base, learned, rollout
+from mmrf_jax.envs import learned, rankers, rollout
+from mmrf_jax.envs.environment import Environment
 from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import counted
 from mmrf_jax.metrics import ranking
@@ -62,10 +63,10 @@ class Figure(NamedTuple):
 
 
 class Serving(NamedTuple):
-    """A policy in a simulator."""
+    """A policy in an environment."""
 
-    sim: Any
-    policy: base.Policy
+    sim: Environment
+    policy: rankers.AnyRanker
     k: int
 
 
@@ -97,18 +98,17 @@ def _features(weights: dict, carry: Any, request: Any) -> jax.Array:
     return weights["features"][request.candidates] @ weights["linear"]
 
 
-def random_policy(sim: base.Simulator) -> base.Policy:
+def random_policy(sim: Environment) -> rankers.Ranker:
     """Return a uniform-slate policy that gathers all candidates' features: its zero weights are a program input."""
     features = sim.items.features
     weights = {"features": features, "linear": jnp.zeros(features.shape[1])}
-    return base.Policy(weights, base.nothing, _features, base.nothing, 1.0)
+    return rankers.Ranker(weights, rankers.nothing, _features, rankers.nothing, 1.0)
 
 
 def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
     """Return live requests per second, including resets, in sessions of `users` users."""
     partitioner, key = Partitioner(), types.make_key(1)
-    data = partitioner.replicate((serving.sim.data, serving.policy))
-    sim, policy = base.Simulator(*serving.sim.static, *data[0]), data[1]
+    sim, policy = partitioner.replicate((serving.sim, serving.policy))
     size = min(users, _LARGEST_CALL)
     calls = max(users, _LEAST_USERS) // size
     rates = []
@@ -129,19 +129,19 @@ def request_work(serving: Serving, slots: int = 256) -> cost.Work:
     begin = functools.partial(_begin, serving, slots)
     slots_now = jax.eval_shape(begin, types.make_key(0))
 
-    def step(data, policy, key, now):
-        return rollout.advance(base.Simulator(*serving.sim.static, *data), policy, key, jnp.int32(0), now, serving.k)
+    def step(sim, policy, key, now):
+        return rollout.advance(sim, policy, key, jnp.int32(0), now, serving.k)
 
-    return cost.work(step, serving.sim.data, serving.policy, types.make_key(0), slots_now).times(1 / slots)
+    return cost.work(step, serving.sim, serving.policy, types.make_key(0), slots_now).times(1 / slots)
 
 
 def _begin(serving: Serving, slots: int, key):
     return rollout.idle(serving.sim, serving.policy, key, 0, slots, jnp.int32(0), slots, keep_history=False)
 
 
-def _gathers(sim: base.Simulator, repeats: int) -> float:
+def _gathers(sim: Environment, repeats: int) -> float:
     """Return requests per second of a program that only gathers their candidates' features, more than caches hold."""
-    _, request, _ = jax.jit(sim.reset)(types.make_key(0), jnp.arange(_GATHERED), jnp.int32(0), sim.params)
+    request, *_ = jax.jit(sim.reset_env)(types.make_key(0), sim.default_params, jnp.arange(_GATHERED), jnp.int32(0))
     gather = jax.jit(lambda features, videos: features[videos])
 
     def once():
@@ -176,6 +176,7 @@ def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
     for candidates in (100, 400):
         run = fresh_run(**{"world.candidates": candidates})
         policy = make_policy(run.state.agents, run.source.items, run.plan.agents)
+        assert run.source.sim is not None
         serving = Serving(run.source.sim, policy, run.plan.agents.slate)
         limit = machine.rate(request_work(serving))
         for users in SIZES[:3] if candidates == 100 else (USERS,):

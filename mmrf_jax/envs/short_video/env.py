@@ -11,8 +11,10 @@ import numpy as np
 from flax import struct
 
 from mmrf_jax import random, types
-from mmrf_jax.envs import base
-from mmrf_jax.envs.short_video import items, leaving, parameters, response, users
+from mmrf_jax.envs.environment import Environment, StepResult
+from mmrf_jax.envs.rankers import PrivilegedPolicy
+from mmrf_jax.envs.short_video import items, leaving, parameters, reference_policies, response, users
+from mmrf_jax.envs.short_video.truth import truth_of
 from mmrf_jax.signals import SHORT_VIDEO
 
 _WATCH_TIME = SHORT_VIDEO.index("watch_time")
@@ -36,9 +38,9 @@ class WorldState:
     candidates: chex.Array  # [B, C] int32
 
 
-def make(config: parameters.WorldConfig) -> base.Simulator:
-    """Build the world of a config as a simulator."""
-    params, videos = items.make(config)
+def make(config: parameters.WorldConfig) -> ShortVideoEnv:
+    """Build the world of a config."""
+    params = items.make(config)
     run = -(-items.split(config.candidates)[0] // _RUNS)
     today, new = -parameters.FIRST_DAY, items.split(config.candidates)[2]
     smallest = int(np.asarray(params.cluster_live)[today].min())
@@ -54,11 +56,11 @@ def make(config: parameters.WorldConfig) -> base.Simulator:
             f"world.num_videos={config.num_videos} has days with {fewest} new videos, but "
             f"world.candidates={config.candidates} needs {new}; use more videos or fewer candidates"
         )
-    return base.Simulator(reset, step, leaving.next_visit, SHORT_VIDEO, params, videos)
+    return ShortVideoEnv(params, SHORT_VIDEO, config.slate)
 
 
-def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: parameters.WorldParams):
-    """Start sessions: users arrive with a history and request their first slate. See `envs.base` for shapes."""
+def reset(key: types.Key, params: parameters.WorldParams, user_ids: chex.Array, day: chex.Array):
+    """Start sessions: users arrive with a history and request their first slate; see `Environment.reset_env`."""
     config = params.config
     num_users, h = user_ids.shape[0], config.history
     traits, interest = users.draw(user_ids, params)
@@ -79,13 +81,13 @@ def reset(key: types.Key, user_ids: chex.Array, day: chex.Array, params: paramet
         candidates=_candidates(u[:, 1 + n_history :], traits, day, params),
     )
     history = _arriving_history(u[:, 1 : 1 + n_history].reshape(num_users, h, -1), state, params)
-    return state, _request(state), history
+    return _request(state), history, state
 
 
-def step(key: types.Key, state: WorldState, exposed: chex.Array, params: parameters.WorldParams):
-    """Sample feedback on slates `exposed` [B, K] (positions in the candidates) and whether users stay."""
+def step(key: types.Key, state: WorldState, slate: chex.Array, params: parameters.WorldParams):
+    """Sample feedback on slates [B, K] and whether users stay; see `Environment.step_env`."""
     config, b = params.config, params.behaviour
-    num_users, k = exposed.shape
+    num_users, k = slate.shape
     n_answer = k * response.NUM_UNIFORMS
     u = random.per_user_uniform(
         jax.random.fold_in(key, 2),
@@ -93,7 +95,7 @@ def step(key: types.Key, state: WorldState, exposed: chex.Array, params: paramet
         state.user_id,
         n_answer + 1 + _num_candidate_uniforms(config),
     )
-    videos = jnp.take_along_axis(state.candidates, exposed, axis=1)
+    videos = jnp.take_along_axis(state.candidates, slate, axis=1)
     truth = truth_of(params, state, videos)
     feedback = response.respond(params, state.traits, truth, u[:, :n_answer].reshape(num_users, k, -1))
     stays = u[:, n_answer] < jax.nn.sigmoid(leaving.stay_logit(params, state, truth.enjoyment))
@@ -114,27 +116,25 @@ def step(key: types.Key, state: WorldState, exposed: chex.Array, params: paramet
         candidates=_candidates(u[:, n_answer + 1 :], state.traits, state.day, params),
     )
     exposure = types.Exposure(videos=videos, feedback=feedback, mask=jnp.ones(videos.shape, bool))
-    return next_state, base.StepResult(exposure, _request(next_state), terminated, truncated)
+    return StepResult(exposure, _request(next_state), terminated, truncated), next_state
 
 
-def truth_of(params: parameters.WorldParams, state: WorldState, videos: chex.Array) -> response.Affinity:
-    """Compute the true affinities of videos [B, M] for the users in their current state."""
-    return response.affinity(params, state.traits, state.interest, state.satiation, videos)
+class ShortVideoEnv(Environment):
+    """The world: users with hidden tastes watch, like, get bored and leave.
 
+    See `Environment` for observation, action, reward, termination and truncation. The profile [B, Du] is a noisy view
+    of taste, activity, patience, susceptibility to clickbait and sociability; the context [B, Dx] is the sine and
+    cosine of the hour, and the position. The hidden state is a `WorldState`, the parameters are `WorldParams`.
+    """
 
-def expected_feedback(
-    params: parameters.WorldParams, state: WorldState, slot: chex.Numeric = 0
-) -> tuple[chex.Array, chex.Array]:
-    """Compute true expected feedback [B, C, S] on candidates shown now in this slot, and log1p of seconds [B, C]."""
-    truth = truth_of(params, state, state.candidates)
-    truth = dataclasses.replace(truth, drive=truth.drive - params.behaviour.drive_position * slot)
-    return response.expected_feedback(params, state.traits, truth)
+    reset_env = staticmethod(reset)
+    step_env = staticmethod(step)
+    next_visit = staticmethod(leaving.next_visit)
 
-
-def true_stay(params: parameters.WorldParams, state: WorldState, exposed: chex.Array) -> chex.Array:
-    """Compute the probability [B] that the user stays after slates `exposed` [B, K] (positions in the candidates)."""
-    videos = jnp.take_along_axis(state.candidates, exposed, axis=1)
-    return jax.nn.sigmoid(leaving.stay_logit(params, state, truth_of(params, state, videos).enjoyment))
+    @property
+    def reference_policies(self) -> dict[str, PrivilegedPolicy]:
+        """Production, random and the oracles; see `short_video.reference_policies`."""
+        return reference_policies.policies()
 
 
 def _request(state: WorldState) -> types.Request:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mmrf_jax.envs import environment
-from mmrf_jax.envs.short_video import env, reference_policies
+from mmrf_jax.envs.short_video import env
 from mmrf_jax.envs.short_video.config import WorldConfig
 
 #: Public names of the variants, and those of configs.
@@ -25,7 +24,7 @@ def make(
     max_requests: int = 64,
     variant: str = "base",
     seed: int = 0,
-) -> environment.Environment:
+) -> env.ShortVideoEnv:
     """Return the short-video world: users with hidden tastes watch, like, get bored and leave.
 
     Args:
@@ -43,7 +42,7 @@ def make(
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant={variant!r}; choose among {', '.join(VARIANTS)}")
     try:
-        simulator = env.make(
+        return env.make(
             WorldConfig(
                 num_videos=num_videos,
                 candidates=num_candidates,
@@ -59,4 +58,3 @@ def make(
         for config_name, argument in _ARGUMENTS.items():
             message = message.replace(config_name, argument)
         raise ValueError(message) from None
-    return environment.Environment(simulator, slate_size, reference_policies=reference_policies.policies())

@@ -21,8 +21,8 @@ def _unit(x):
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def make(config: parameters.WorldConfig) -> tuple[parameters.WorldParams, types.Items]:
-    """Build the world's parameters and the platform's view of its V videos; a pure function of the config."""
+def make(config: parameters.WorldConfig) -> parameters.WorldParams:
+    """Build the world's parameters, with the platform's view of its V videos; a pure function of the config."""
     arrays = _draw(config.seed, config.num_videos)
     topic, upload, rank = (np.asarray(arrays[k]) for k in ("topic", "upload", "popularity"))
     num_popular = max(config.candidates, config.num_videos // 50)
@@ -50,7 +50,17 @@ def make(config: parameters.WorldConfig) -> tuple[parameters.WorldParams, types.
     def put(x):
         return jax.device_put(np.asarray(x, np.int32))
 
-    world = parameters.WorldParams(
+    items = types.Items(
+        author=ordered["author"],
+        tag=ordered["topic"],
+        duration=ordered["duration"],
+        features=ordered["features"],
+        embedding_id=put(np.arange(config.num_videos)),
+        num_embeddings=config.num_videos,
+        num_authors=parameters.TOPICS * _authors(config.num_videos),
+        num_tags=parameters.TOPICS,
+    )
+    return parameters.WorldParams(
         hidden=ordered["hidden"],
         topic=ordered["topic"],
         centroids=arrays["centroids"],
@@ -62,19 +72,9 @@ def make(config: parameters.WorldConfig) -> tuple[parameters.WorldParams, types.
         popular_edges=put(_zipf_edges(num_popular, split(config.candidates)[1])),
         user_key=ordered["user_key"],
         behaviour=parameters.behaviour(config.variant),
+        items=items,
         config=config,
     )
-    items = types.Items(
-        author=ordered["author"],
-        tag=world.topic,
-        duration=ordered["duration"],
-        features=ordered["features"],
-        embedding_id=put(np.arange(config.num_videos)),
-        num_embeddings=config.num_videos,
-        num_authors=parameters.TOPICS * _authors(config.num_videos),
-        num_tags=parameters.TOPICS,
-    )
-    return world, items
 
 
 def _authors(num_videos: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import chex
@@ -16,15 +15,14 @@ if TYPE_CHECKING:
     from mmrf_jax.envs.short_video import env
 
 
-def next_visit(key: types.Key, state: env.WorldState, params: parameters.WorldParams):
+def next_visit(key: types.Key, state: env.WorldState, params: parameters.WorldParams) -> chex.Array:
     """Sample the days [B] until the next visit: one after an enjoyed session, up to 30 after a dull one."""
     b = params.behaviour
     u = random.per_user_uniform(jax.random.fold_in(key, 3), state.day, state.user_id, 1)[:, 0]
     joy = state.joy / jnp.maximum(state.position, 1).astype(jnp.float32)
     daily = jax.nn.sigmoid(b.back + b.back_joy * (joy - b.stay_joy_centre) + 0.3 * state.traits.patience)
     days = 1.0 + jnp.floor(jnp.log(u) / jnp.log1p(-daily))
-    days = jnp.clip(days, 1, 30).astype(jnp.int32)
-    return dataclasses.replace(state, day=state.day + days), days
+    return jnp.clip(days, 1, 30).astype(jnp.int32)
 
 
 def stay_logit(params: parameters.WorldParams, state: env.WorldState, enjoyment: chex.Array) -> chex.Array:

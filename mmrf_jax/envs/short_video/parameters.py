@@ -12,6 +12,7 @@ import chex
 import jax.numpy as jnp
 from flax import struct
 
+from mmrf_jax import types
 from mmrf_jax.envs.short_video.config import WorldConfig
 
 LATENT = 16  # dimensions of hidden taste
@@ -104,6 +105,7 @@ class WorldParams:
     popular_edges: chex.Array  # [n + 1] int32, strata of the popular ids, with geometric widths (Zipf)
     user_key: chex.Array  # typed key for the users' hidden traits
     behaviour: Behaviour
+    items: types.Items  # the videos as agents may see them
     config: WorldConfig = struct.field(pytree_node=False)
 
     def day_index(self, day):

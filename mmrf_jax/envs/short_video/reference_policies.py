@@ -1,16 +1,21 @@
 """Reference policies that know hidden ground truth: production (a noisy view), the oracles (all of it), and random.
 
-They read the simulator's state, which agents never see; `envs.rollout` passes it only to privileged policies.
+They read the hidden state, which agents never see; `envs.rollout` passes it only to privileged policies.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import chex
 import jax.numpy as jnp
 
-from mmrf_jax.envs import base
+from mmrf_jax.envs.rankers import PrivilegedPolicy
 from mmrf_jax.envs.short_video import parameters, response, users
-from mmrf_jax.envs.short_video.env import WorldState, truth_of
+from mmrf_jax.envs.short_video.truth import truth_of
+
+if TYPE_CHECKING:
+    from mmrf_jax.envs.short_video.env import WorldState
 
 # Weights of production's score: noisy match, noisy quality, noisy clickbait, log duration. Its noise limits it to
 # 0.65–0.8 of the myopic oracle.
@@ -50,11 +55,11 @@ def oracle_planning(params: parameters.WorldParams, state: WorldState, weight: f
     return response.expected_watch(params, truth) + weight * truth.enjoyment
 
 
-def policies() -> dict[str, base.Policy]:
+def policies() -> dict[str, PrivilegedPolicy]:
     """Return the arms that need no training: production serves Plackett–Luce, the oracles their best slate."""
     return {
-        "production": base.privileged_policy(production, 1.0),
-        "random": base.privileged_policy(random, 1.0),
-        "oracle_myopic": base.privileged_policy(oracle_myopic, 0.0),
-        "oracle_planning": base.privileged_policy(oracle_planning, 0.0),
+        "production": PrivilegedPolicy(production, 1.0),
+        "random": PrivilegedPolicy(random, 1.0),
+        "oracle_myopic": PrivilegedPolicy(oracle_myopic, 0.0),
+        "oracle_planning": PrivilegedPolicy(oracle_planning, 0.0),
     }

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.envs import base
+from mmrf_jax.envs.environment import Environment, StepResult
 from mmrf_jax.signals import Signals
 
 _AT_ONCE = 64  # requests in flight
@@ -41,13 +41,13 @@ class Visits:
 
 
 class Clients:
-    """Users of a simulator that use a service over HTTP."""
+    """Users of an environment that use a service over HTTP."""
 
-    def __init__(self, sim: base.Simulator, key: types.Key, day: int, url: str, token: str | None = None):
-        """Compile the simulator.
+    def __init__(self, sim: Environment, key: types.Key, day: int, url: str, token: str | None = None):
+        """Compile the environment.
 
         Args:
-          sim: simulator of the users; its video ids are item rows.
+          sim: environment of the users; its video ids are item rows.
           key: of all randomness.
           day: the simulated day.
           url: of the service, such as http://127.0.0.1:8080.
@@ -55,7 +55,7 @@ class Clients:
         """
         self._sim, self._key, self._day, self._url = sim, key, day, url
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._reset, self._step = jax.jit(sim.reset), jax.jit(sim.step)
+        self._reset, self._step = jax.jit(sim.reset_env), jax.jit(sim.step_env)
 
     def visit(
         self,
@@ -97,7 +97,7 @@ class Clients:
         Slots beyond `number` stay idle.
         """
         users = np.arange(first_user, first_user + slots, dtype=np.int32)
-        state, request, history = self._reset(self._key, users, self._day, self._sim.params)
+        request, history, state = self._reset(self._key, self._sim.default_params, users, self._day)
         arrived = jax.device_get(history)
         live = np.arange(slots) < number
         sums = np.zeros((slots, 3))
@@ -114,7 +114,7 @@ class Clients:
             for u, answer in slates.items():
                 place = {int(v): i for i, v in enumerate(asked.candidates[u])}
                 exposed[u] = [place[shown["video"]] for shown in answer["slate"]]
-            state, result = self._step(self._key, state, exposed, self._sim.params)
+            result, state = self._step(self._key, state, exposed, self._sim.default_params)
             request, outcome = result.request, jax.device_get(result)
             over = outcome.terminated | outcome.truncated
             await self._all("/feedback", [_feedback(signals, outcome, answer, u) for u, answer in slates.items()])
@@ -163,7 +163,7 @@ def _rank(signals: Signals, asked: types.Request, u: int, arrived: types.Exposur
     }
 
 
-def _feedback(signals: Signals, outcome: base.StepResult, slate: dict[str, Any], u: int) -> dict[str, Any]:
+def _feedback(signals: Signals, outcome: StepResult, slate: dict[str, Any], u: int) -> dict[str, Any]:
     shown = outcome.exposure
     answers = [
         _answers(signals, v, f) for v, f, m in zip(shown.videos[u], shown.feedback[u], shown.mask[u], strict=True) if m

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.envs import base
+from mmrf_jax.envs.environment import Environment
 from mmrf_jax.io.progress import counted
 from mmrf_jax.serving.ranker import Ranker
 from mmrf_jax.serving.service import Refused
@@ -142,12 +142,12 @@ class Visitor(Visit):
 
 
 class World:
-    """A simulator that is asked for one user at a time."""
+    """An environment that is asked for one user at a time."""
 
-    def __init__(self, simulator: base.Simulator, slate: int):
+    def __init__(self, env: Environment, slate: int):
         """Compile its functions, which takes seconds."""
-        self.params = simulator.params
-        self.reset, self.step = jax.jit(simulator.reset), jax.jit(simulator.step)
+        self.params = env.default_params
+        self.reset, self.step = jax.jit(env.reset_env), jax.jit(env.step_env)
         first = SimulatedUser(0, self, 0, 0, slate, 2**31)
         first.feel(np.arange(min(slate, len(first.candidates))))
 
@@ -170,7 +170,7 @@ class SimulatedUser(Visit):
         self.simulated = simulated
         self._world, self._limit = world, limit
         self._key = jax.random.fold_in(types.make_key(0), visit)
-        self._state, request, history = world.reset(self._key, np.array([simulated], np.int32), 0, world.params)
+        request, history, self._state = world.reset(self._key, world.params, np.array([simulated], np.int32), 0)
         there = np.asarray(history.mask[0])
         self.history = np.asarray(history.videos[0], np.int64)[there], np.asarray(history.feedback[0])[there]
         self.profile = np.asarray(request.profile[0])
@@ -187,7 +187,7 @@ class SimulatedUser(Visit):
     def feel(self, shown: np.ndarray) -> Answer:
         """Return the feedback on candidates by position [k]."""
         exposed = shown[None].astype(np.int32)
-        self._state, result = self._world.step(self._key, self._state, exposed, self._world.params)
+        result, self._state = self._world.step(self._key, self._state, exposed, self._world.params)
         self._take(result.request)
         over = bool(result.terminated[0] | result.truncated[0])
         return Answer(np.asarray(result.exposure.feedback[0]), over)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mmrf_jax.envs import base, rollout
+from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.short_video import env, items, leaving, parameters, reference_policies, response, users
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -58,9 +58,9 @@ def sim():
 def serve(sim):
     """serve(ranker, world parameters) -> {column: per-user sums}; a program for sampled rankers, one for oracles."""
 
-    def run(privileged, temperature, params, videos, which, key):
-        policy = base.privileged_policy(lambda *args: jax.lax.switch(which, privileged, *args), temperature)
-        world = base.Simulator(env.reset, env.step, leaving.next_visit, SHORT_VIDEO, params, videos)
+    def run(privileged, temperature, params, which, key):
+        policy = rankers.PrivilegedPolicy(lambda *args: jax.lax.switch(which, privileged, *args), temperature)
+        world = env.ShortVideoEnv(params, SHORT_VIDEO, K)
         return rollout.rollout(world, policy, key, 0, 0, num_users=SERVED, slots=SLOTS, k=K)[0]
 
     groups = {
@@ -69,10 +69,10 @@ def serve(sim):
     }
     compiled = {t: jax.jit(run, static_argnums=(0, 1), compiler_options=tiny.HOT) for t in groups}
 
-    def ask(ranker, params=sim.params):
+    def ask(ranker, params=sim.default_params):
         temperature = next(t for t, group in groups.items() if ranker in group)
         group = groups[temperature]
-        sums = compiled[temperature](group, temperature, params, sim.items, group.index(ranker), jax.random.key(0))
+        sums = compiled[temperature](group, temperature, params, group.index(ranker), jax.random.key(0))
         return dict(zip(rollout.user_metrics(SHORT_VIDEO), np.asarray(sums, np.float64).T, strict=True))
 
     return ask
@@ -105,13 +105,13 @@ def standard(sim):
     @functools.partial(jax.jit, compiler_options=tiny.HOT)
     def unroll(slots, key):
         def body(slots, _):
-            policy = base.privileged_policy(reference_policies.production, 1.0)
+            policy = rankers.PrivilegedPolicy(reference_policies.production, 1.0)
             slots, record, shown, _ = rollout.advance(sim, policy, key, 0, slots, K)
             return slots, (record.live, record.feedback, sim.items.duration[shown.videos])
 
-        return jax.lax.scan(body, slots, length=sim.params.config.max_requests)
+        return jax.lax.scan(body, slots, length=sim.default_params.config.max_requests)
 
-    key, policy = jax.random.key(1), base.privileged_policy(reference_policies.production, 1.0)
+    key, policy = jax.random.key(1), rankers.PrivilegedPolicy(reference_policies.production, 1.0)
     idle = rollout.begin(sim, policy, key, 0, USERS, 0, slots=USERS)
     _, shown = unroll(jax.jit(lambda slots: rollout.refill(sim, policy, key, 0, slots))(idle), key)
     live, feedback, duration = map(np.asarray, shown)
@@ -125,12 +125,12 @@ def uniform(sim):
     @functools.partial(jax.jit, compiler_options=tiny.HOT)
     def show(key):
         who, what = jax.random.split(key)
-        traits, interest = users.draw(jnp.arange(UNIFORM_USERS), sim.params)
+        traits, interest = users.draw(jnp.arange(UNIFORM_USERS), sim.default_params)
         videos = jax.random.randint(what, (UNIFORM_USERS, K), 0, sim.items.num_videos)
         fresh = jnp.zeros((UNIFORM_USERS, parameters.TOPICS))
-        truth = response.affinity(sim.params, traits, interest, fresh, videos)
+        truth = response.affinity(sim.default_params, traits, interest, fresh, videos)
         u = jax.random.uniform(who, (UNIFORM_USERS, K, response.NUM_UNIFORMS), minval=1e-7)
-        return response.respond(sim.params, traits, truth, u), truth.duration
+        return response.respond(sim.default_params, traits, truth, u), truth.duration
 
     feedback, duration = map(np.asarray, show(jax.random.key(2)))
     return feedback.reshape(-1, len(SHORT_VIDEO)), duration.ravel()
@@ -182,12 +182,12 @@ def test_an_enjoyed_slate_and_a_boring_one_differ_by_about_one_in_the_log_odds_o
 
     @jax.jit
     def stay(key):
-        state, _, _ = env.reset(key, jnp.arange(2048), 0, sim.params)
-        truth = response.affinity(sim.params, state.traits, state.interest, state.satiation, state.candidates)
+        _, _, state = env.reset(key, sim.default_params, jnp.arange(2048), 0)
+        truth = response.affinity(sim.default_params, state.traits, state.interest, state.satiation, state.candidates)
 
         def one(key):
             slate = jax.lax.top_k(jax.random.gumbel(key, state.candidates.shape), K)[1]
-            return leaving.stay_logit(sim.params, state, jnp.take_along_axis(truth.enjoyment, slate, axis=1))
+            return leaving.stay_logit(sim.default_params, state, jnp.take_along_axis(truth.enjoyment, slate, axis=1))
 
         return jax.vmap(one)(jax.random.split(key, 16))
 
@@ -197,23 +197,22 @@ def test_an_enjoyed_slate_and_a_boring_one_differ_by_about_one_in_the_log_odds_o
 
 @pytest.fixture(scope="module")
 def shifted(sim):
-    """Parameters and items of the two shifted worlds; static fields as in `sim`, so that nothing is recompiled."""
+    """Parameters of the two shifted worlds; static fields as in `sim`, so that nothing is recompiled."""
     worlds = {v: items.make(parameters.WorldConfig(variant=v)) for v in ("users", "leaving")}
-    return {v: (params.replace(config=sim.params.config), videos) for v, (params, videos) in worlds.items()}
+    return {v: params.replace(config=sim.default_params.config) for v, params in worlds.items()}
 
 
 class TestVariants:
     def test_same_catalogue(self, sim, shifted):
-        for params, videos in shifted.values():
-            jax.tree.map(np.testing.assert_array_equal, videos, sim.items)
-            same = params.replace(behaviour=sim.params.behaviour, topic_weight=sim.params.topic_weight)
-            for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(sim.params), strict=True):
+        for params in shifted.values():
+            same = params.replace(behaviour=sim.default_params.behaviour, topic_weight=sim.default_params.topic_weight)
+            for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(sim.default_params), strict=True):
                 if not jnp.issubdtype(getattr(a, "dtype", float), jax.dtypes.prng_key):
                     np.testing.assert_array_equal(a, b)
 
     def test_leaving_has_another_hazard(self, sums, serve, shifted):
         """Users leave earlier, and enjoyment holds them more: planning gains more over the myopic oracle."""
-        params = shifted["leaving"][0]
+        params = shifted["leaving"]
         production, base_world = serve(reference_policies.production, params), sums["production"]
         assert production["requests"].mean() < 0.8 * base_world["requests"].mean()
         # What a video brings is as before.
@@ -225,14 +224,14 @@ class TestVariants:
 
     def test_users_are_another_mix(self, sim, sums, serve, shifted):
         """Other interests, more spread habits: what is common at home is rare there."""
-        params = shifted["users"][0]
+        params = shifted["users"]
 
         def closest(params):
             _, interest = users.draw(jnp.arange(4096), params)
             topic = jnp.argmax(interest @ params.centroids.T, axis=1)
             return np.bincount(np.asarray(topic), minlength=parameters.TOPICS)
 
-        here, there = closest(sim.params), closest(params)
+        here, there = closest(sim.default_params), closest(params)
         assert np.corrcoef(here, there)[0, 1] < 0.0
         assert here[:8].sum() > 1.5 * there[:8].sum()
 

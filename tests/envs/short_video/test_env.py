@@ -1,4 +1,4 @@
-"""The world keeps the simulators' contract, and has none of the bugs that simulators have without a word."""
+"""The world keeps the environments' contract, and has none of the bugs that simulators have without a word."""
 
 import functools
 import itertools
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmrf_jax import ops, random
-from mmrf_jax.envs import base, rollout
+from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.short_video import env, items, leaving, parameters, reference_policies, response, users
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -44,7 +44,7 @@ def whole():
 def upload_days(config):
     """Day of upload [V] in order of id, from the draw itself: rows are matched by their hidden truth."""
     arrays = items._draw(config.seed, config.num_videos)
-    params, _ = items.make(config)
+    params = items.make(config)
     drawn, kept = np.asarray(arrays["hidden"]), np.asarray(params.hidden)
     order, place = np.lexsort(drawn.T), np.lexsort(kept.T)
     np.testing.assert_array_equal(drawn[order], kept[place])
@@ -63,13 +63,13 @@ def with_behaviour(params, **changes):
 
 def play(params, key, user_ids, day=0, steps=3):
     """A few requests answered with the first K candidates: requests, history and results, stacked over steps."""
-    state, request, history = reset(key, user_ids, day, params)
+    request, history, state = reset(key, params, user_ids, day)
     seen = []
     for _ in range(steps):
-        state, result = step(key, state, first_slate(len(user_ids)), params)
+        result, state = step(key, state, first_slate(len(user_ids)), params)
         seen.append((request, result))
         request = result.request
-    _, days = next_visit(key, state, params)
+    days = next_visit(key, state, params)
     return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *seen), history, days
 
 
@@ -81,8 +81,8 @@ def assert_same(a, b):
 class TestContract:
     def test_shapes(self, sim):
         c, h, s = TINY.candidates, TINY.history, len(SHORT_VIDEO)
-        state, request, history = reset(jax.random.key(0), jnp.arange(B), 3, sim.params)
-        next_state, result = step(jax.random.key(0), state, first_slate(), sim.params)
+        request, history, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 3)
+        result, next_state = step(jax.random.key(0), state, first_slate(), sim.default_params)
         for asked in (request, result.request):
             assert asked.user_id.shape == (B,) and asked.profile.shape == (B, parameters.PROFILE)
             assert asked.context.shape == (B, parameters.CONTEXT)
@@ -102,25 +102,25 @@ class TestContract:
 
     def test_nothing_but_the_arguments_matters(self, sim):
         key, ids = jax.random.key(5), jnp.arange(B)
-        assert_same(play(sim.params, key, ids), play(sim.params, key, ids))
-        one, two = play(sim.params, key, ids), play(sim.params, jax.random.key(6), ids)
+        assert_same(play(sim.default_params, key, ids), play(sim.default_params, key, ids))
+        one, two = play(sim.default_params, key, ids), play(sim.default_params, jax.random.key(6), ids)
         assert (one[0][0].candidates != two[0][0].candidates).mean() > 0.5
         assert (one[0][1].exposure.feedback != two[0][1].exposure.feedback).any(axis=(1, 2, 3)).mean() > 0.9
         np.testing.assert_array_equal(one[0][0].profile, two[0][0].profile)  # who a user is does not hang on the key
 
     def test_order_split_and_slot_do_not_matter(self, sim):
         key, ids = jax.random.key(1), jnp.arange(1000, 1000 + B)
-        expected = play(sim.params, key, ids)
+        expected = play(sim.default_params, key, ids)
         shuffle = np.random.default_rng(0).permutation(B)
-        assert_same(play(sim.params, key, ids[shuffle]), jax.tree.map(lambda x: x[shuffle], expected))
+        assert_same(play(sim.default_params, key, ids[shuffle]), jax.tree.map(lambda x: x[shuffle], expected))
         strangers = jnp.concatenate([ids[B // 2 :], jnp.arange(B // 2)])  # half of them, in other slots beside others
 
         def half(x, part):
             return jax.tree.map(lambda leaf: leaf[part], x)
 
-        beside = play(sim.params, key, strangers)
+        beside = play(sim.default_params, key, strangers)
         assert_same(half(beside, slice(B // 2)), half(expected, slice(B // 2, B)))
-        few = play(sim.params, key, ids[:8])
+        few = play(sim.default_params, key, ids[:8])
         assert_same(few, half(expected, slice(8)))
 
     def test_users_steps_and_days_draw_their_own_numbers(self, sim):
@@ -134,7 +134,7 @@ class TestContract:
         np.testing.assert_array_equal(
             u(jnp.array([1, 0]), jnp.array([7, 7]))[::-1], u(jnp.arange(2), jnp.array([7, 7]))
         )
-        monday, tuesday = (reset(key, jnp.arange(B), day, sim.params)[1].candidates for day in (0, 1))
+        monday, tuesday = (reset(key, sim.default_params, jnp.arange(B), day)[0].candidates for day in (0, 1))
         assert (monday != tuesday).any(axis=1).mean() > 0.95
 
     def test_transforms(self):
@@ -150,27 +150,27 @@ class TestCandidates:
     @pytest.mark.parametrize("day", [0, 17, 60, 75])
     def test_composition(self, wide, day):
         """60 near the user, 30 popular, 10 new; all different and uploaded. After LAST_DAY nothing changes."""
-        state, request, _ = reset(jax.random.key(day), jnp.arange(B), day, wide.params)
+        request, _, state = reset(jax.random.key(day), wide.default_params, jnp.arange(B), day)
         candidates, c = np.asarray(request.candidates), WIDE.candidates
         assert candidates.min() >= 0 and candidates.max() < WIDE.num_videos
         assert all(len(set(row)) == c for row in candidates)
         age = min(day, parameters.LAST_DAY) - upload_days(WIDE)[candidates]
         assert age.min() >= 0
-        num_popular = int(wide.params.popular_edges[-1])
+        num_popular = int(wide.default_params.popular_edges[-1])
         popular, new = candidates < num_popular, age < 3
         np.testing.assert_array_equal(new.sum(axis=1), 10)
         np.testing.assert_array_equal(popular.sum(axis=1), 30)
-        topics = np.asarray(wide.params.topic)[candidates]
+        topics = np.asarray(wide.default_params.topic)[candidates]
         near = ~popular & ~new
         assert {len(set(t[n])) for t, n in zip(topics, near, strict=True)} == {6}
-        fit = np.asarray(state.interest @ wide.params.centroids.T)
+        fit = np.asarray(state.interest @ wide.default_params.centroids.T)
         fit = np.take_along_axis(fit, topics, axis=1)
         assert fit[near].mean() > fit[popular].mean() + 0.3
 
     def test_popular_ones_follow_zipf(self, wide):
-        request = reset(jax.random.key(0), jnp.arange(B), 0, wide.params)[1]
+        request = reset(jax.random.key(0), wide.default_params, jnp.arange(B), 0)[0]
         candidates = np.asarray(request.candidates)
-        num_popular = int(wide.params.popular_edges[-1])
+        num_popular = int(wide.default_params.popular_edges[-1])
         counts = np.bincount(candidates[candidates < num_popular], minlength=num_popular)
         top, tail = counts[:20].mean(), counts[num_popular // 2 :].mean()
         assert top > 10 * tail > 0
@@ -182,31 +182,33 @@ class TestCandidates:
         days = upload_days(WIDE)
         newest = []
         for day in (0, 20, 40):
-            candidates = np.asarray(reset(jax.random.key(0), jnp.arange(B), day, wide.params)[1].candidates)
+            candidates = np.asarray(reset(jax.random.key(0), wide.default_params, jnp.arange(B), day)[0].candidates)
             newest.append(set(candidates[days[candidates] > day - 3]))
             assert days[candidates].max() == day
         assert not set.union(*newest[1:]) & newest[0]
 
     def test_every_request_brings_others(self, sim):
-        (request, _), _, _ = play(sim.params, jax.random.key(0), jnp.arange(B))
+        (request, _), _, _ = play(sim.default_params, jax.random.key(0), jnp.arange(B))
         candidates = np.asarray(request.candidates)  # [B, 3, C]
         assert (candidates[:, 0] != candidates[:, 1]).any(axis=1).all()
         assert all(len(set(row)) == TINY.candidates for row in candidates.reshape(-1, TINY.candidates))
 
     def test_whole_catalogue(self, whole):
-        _, request, history = reset(jax.random.key(0), jnp.arange(B), 0, whole.params)
+        request, history, _ = reset(jax.random.key(0), whole.default_params, jnp.arange(B), 0)
         np.testing.assert_array_equal(request.candidates, np.broadcast_to(np.arange(40), (B, 40)))
         # A catalogue this small has topics without videos; the histories name none that is not there.
         assert history.videos.min() >= 0 and history.videos.max() < 40
-        assert (upload_days(whole.params.config)[np.asarray(history.videos)] <= 0).all()
+        assert (upload_days(whole.default_params.config)[np.asarray(history.videos)] <= 0).all()
 
     def test_slates_have_no_repeats(self, sim):
         """Sampled, best and all-ties slates of K = 7, as videos."""
         both = (reference_policies.production, reference_policies.random)
         for ranker, temperature in itertools.product(both, (1.0, 0.0)):
-            policy = base.privileged_policy(ranker, temperature)
-            state, request, _ = reset(jax.random.key(0), jnp.arange(B), 0, sim.params)
-            _, slate, _ = rollout.act(policy, sim.params, state, (), request, request.user_id, 0, jax.random.key(1), 7)
+            policy = rankers.PrivilegedPolicy(ranker, temperature)
+            request, _, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)
+            _, slate, _ = rollout.act(
+                policy, sim.default_params, state, (), request, request.user_id, 0, jax.random.key(1), 7
+            )
             videos = np.sort(np.take_along_axis(np.asarray(request.candidates), np.asarray(slate), axis=1), axis=1)
             assert (np.diff(videos, axis=1) > 0).all()
 
@@ -215,7 +217,7 @@ class TestCandidates:
 def answered(sim):
     """A hundred thousand answers by users whose every explicit signal is common, and what is behind them."""
     params = with_behaviour(
-        sim.params,
+        sim.default_params,
         like=(0.5, 0.8, 0.0, 0.0, 0.0, -2.2),
         follow=(-1.5, 0.8, 0.1, 0.1, 0.0, -0.5),
         comment=(-2.5, 0.2, 1.0, 0.6, 0.0, -1.5),
@@ -290,22 +292,22 @@ class TestFeedback:
 
     def test_later_positions_are_watched_less(self, sim):
         """The same video and the same numbers at every position."""
-        traits, interest = draw(jnp.arange(B), sim.params)
+        traits, interest = draw(jnp.arange(B), sim.default_params)
         videos = jnp.broadcast_to(jnp.arange(B)[:, None], (B, 6))
-        truth = affinity(sim.params, traits, interest, jnp.zeros((B, parameters.TOPICS)), videos)
+        truth = affinity(sim.default_params, traits, interest, jnp.zeros((B, parameters.TOPICS)), videos)
         u = jnp.broadcast_to(
             jax.random.uniform(jax.random.key(3), (B, 1, response.NUM_UNIFORMS)), (B, 6, response.NUM_UNIFORMS)
         )
-        seconds = np.asarray(respond(sim.params, traits, truth, u)[..., SHORT_VIDEO.index("watch_time")])
+        seconds = np.asarray(respond(sim.default_params, traits, truth, u)[..., SHORT_VIDEO.index("watch_time")])
         assert (np.diff(seconds, axis=1) <= 1e-5).all() and seconds[:, -1].mean() < 0.97 * seconds[:, 0].mean()
-        flat = with_behaviour(sim.params, drive_position=0.0)
+        flat = with_behaviour(sim.default_params, drive_position=0.0)
         seconds = np.asarray(respond(flat, traits, truth, u)[..., SHORT_VIDEO.index("watch_time")])
         np.testing.assert_array_equal(seconds, np.broadcast_to(seconds[:, :1], seconds.shape))
 
     def test_arriving_history_is_plausible(self, wide):
         """Better than uniform exposure, as a ranked feed is; by the click rule; about the user; from the past."""
-        params = wide.params
-        state, _, history = reset(jax.random.key(0), jnp.arange(B), 10, params)
+        params = wide.default_params
+        _, history, state = reset(jax.random.key(0), params, jnp.arange(B), 10)
         videos = np.asarray(history.videos)
         assert (upload_days(WIDE)[videos] <= 0).all()
         feedback = dict(zip(SHORT_VIDEO.names, np.moveaxis(np.asarray(history.feedback), -1, 0), strict=True))
@@ -320,15 +322,15 @@ class TestFeedback:
 
 class TestSession:
     def test_stay_logit_by_hand(self, sim):
-        b = sim.params.behaviour
-        state = reset(jax.random.key(0), jnp.arange(4), 0, sim.params)[0]
+        b = sim.default_params.behaviour
+        state = reset(jax.random.key(0), sim.default_params, jnp.arange(4), 0)[2]
         state = state.replace(position=jnp.array([0, 1, 5, 10]))
         joy = jnp.array([[1.0, 1.0], [0.0, 2.0], [3.0, 1.0], [-1.0, -1.0]])
         expected = (
             b.stay + b.stay_joy * (joy.mean(axis=1) - b.stay_joy_centre) + b.stay_patience * state.traits.patience
         )
         expected -= b.stay_fatigue * jnp.array([0, 1, 5, 10])
-        np.testing.assert_allclose(leaving.stay_logit(sim.params, state, joy), expected, rtol=1e-6)
+        np.testing.assert_allclose(leaving.stay_logit(sim.default_params, state, joy), expected, rtol=1e-6)
 
     def flags(self, params, steps=TINY.max_requests):
         _, result = play(params, jax.random.key(0), jnp.arange(B), steps=steps)[0]
@@ -336,27 +338,27 @@ class TestSession:
 
     def test_terminated_is_not_truncated(self, sim):
         """Those who stay are cut at T_max, and only there; who left at that very request is not cut."""
-        terminated, truncated = self.flags(sim.params)
+        terminated, truncated = self.flags(sim.default_params)
         assert not (terminated & truncated).any()
         assert not truncated[:, :-1].any()
         np.testing.assert_array_equal(truncated[:, -1], ~terminated[:, -1])
         assert 0 < terminated.mean() < 0.5 and terminated[:, -1].any()
 
     def test_faithful_users_are_cut(self, sim):
-        terminated, truncated = self.flags(with_behaviour(sim.params, stay=100.0))
+        terminated, truncated = self.flags(with_behaviour(sim.default_params, stay=100.0))
         assert not terminated.any() and truncated[:, -1].all() and not truncated[:, :-1].any()
 
     def test_bored_users_leave_at_once(self, sim):
-        terminated, truncated = self.flags(with_behaviour(sim.params, stay=-100.0), steps=1)
+        terminated, truncated = self.flags(with_behaviour(sim.default_params, stay=-100.0), steps=1)
         assert terminated.all() and not truncated.any()
 
     def test_leaving_follows_the_log_odds(self, sim):
         keys = jax.random.split(jax.random.key(0), 16)
-        state, _, _ = reset(keys[0], jnp.arange(B), 0, sim.params)
+        _, _, state = reset(keys[0], sim.default_params, jnp.arange(B), 0)
         videos = state.candidates[:, :K]
-        joy = affinity(sim.params, state.traits, state.interest, state.satiation, videos).enjoyment
-        logit = np.asarray(leaving.stay_logit(sim.params, state, joy))
-        leaves = [step(key, state, first_slate(), sim.params)[1].terminated for key in keys]
+        joy = affinity(sim.default_params, state.traits, state.interest, state.satiation, videos).enjoyment
+        logit = np.asarray(leaving.stay_logit(sim.default_params, state, joy))
+        leaves = [step(key, state, first_slate(), sim.default_params)[0].terminated for key in keys]
         stays = 1.0 - np.mean(leaves, axis=0)
         probability = 1 / (1 + np.exp(-logit))
         for part in (logit <= np.median(logit), logit > np.median(logit)):
@@ -364,13 +366,13 @@ class TestSession:
             assert abs(stays[part].mean() - probability[part].mean()) < 4 * error
 
     def test_interests_drift_to_what_is_watched(self, sim):
-        state, _, _ = reset(jax.random.key(0), jnp.arange(B), 0, sim.params)
-        after, result = step(jax.random.key(0), state, first_slate(), sim.params)
+        _, _, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)
+        result, after = step(jax.random.key(0), state, first_slate(), sim.default_params)
         np.testing.assert_allclose(np.linalg.norm(after.interest, axis=1), 1.0, atol=1e-5)
         seconds = np.asarray(result.exposure.feedback[..., SHORT_VIDEO.index("watch_time")])
-        taste = np.asarray(sim.params.hidden)[np.asarray(result.exposure.videos), : parameters.LATENT]
+        taste = np.asarray(sim.default_params.hidden)[np.asarray(result.exposure.videos), : parameters.LATENT]
         moved = np.asarray(after.interest - state.interest)
-        drift = sim.params.behaviour.drift
+        drift = sim.default_params.behaviour.drift
         home = np.asarray(state.interest)
         expected = home + drift * np.einsum("bk,bkd->bd", seconds / (seconds + 20.0), taste)
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -381,46 +383,46 @@ class TestSession:
         assert np.linalg.norm(moved[much], axis=1).mean() > 2 * np.linalg.norm(moved[~much], axis=1).mean()
 
     def test_repeated_topics_satiate(self, sim):
-        b = sim.params.behaviour
-        state, _, _ = reset(jax.random.key(0), jnp.arange(B), 0, sim.params)
-        topics = np.asarray(sim.params.topic)[np.asarray(state.candidates[:, :K])]
-        once, _ = step(jax.random.key(0), state, first_slate(), sim.params)
+        b = sim.default_params.behaviour
+        _, _, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)
+        topics = np.asarray(sim.default_params.topic)[np.asarray(state.candidates[:, :K])]
+        _, once = step(jax.random.key(0), state, first_slate(), sim.default_params)
         expected = b.satiation_gain * np.eye(parameters.TOPICS)[topics].sum(axis=1)
         np.testing.assert_allclose(once.satiation, expected, atol=1e-6)
         shown = np.asarray(once.candidates[:, :K])
-        twice, _ = step(jax.random.key(0), once, first_slate(), sim.params)
+        _, twice = step(jax.random.key(0), once, first_slate(), sim.default_params)
         expected = b.satiation_decay * expected + b.satiation_gain * np.eye(parameters.TOPICS)[
-            sim.params.topic[shown]
+            sim.default_params.topic[shown]
         ].sum(axis=1)
         np.testing.assert_allclose(twice.satiation, expected, atol=1e-6)
         # More of the same is watched and enjoyed less, other topics as before.
         videos = jnp.broadcast_to(jnp.arange(500), (B, 500))
         fresh, bored = (
-            affinity(sim.params, state.traits, state.interest, s, videos) for s in (state.satiation, twice.satiation)
+            affinity(sim.default_params, state.traits, state.interest, s, videos)
+            for s in (state.satiation, twice.satiation)
         )
-        weight = np.take_along_axis(np.asarray(twice.satiation), np.asarray(sim.params.topic)[videos], axis=1)
+        weight = np.take_along_axis(np.asarray(twice.satiation), np.asarray(sim.default_params.topic)[videos], axis=1)
         assert (weight > 0).any() and (weight == 0).any()
         np.testing.assert_allclose(bored.drive - fresh.drive, -b.drive_satiation * weight, atol=1e-5)
         np.testing.assert_allclose(bored.enjoyment - fresh.enjoyment, b.joy_satiation * weight, atol=1e-5)
         np.testing.assert_array_equal(bored.match, fresh.match)
 
     def test_a_good_session_brings_users_back_sooner(self, sim):
-        state = reset(jax.random.key(0), jnp.arange(B), 5, sim.params)[0]
+        state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 5)[2]
         state = state.replace(position=jnp.full((B,), 4))
         mean = {}
         for name, joy in (("good", 2.0), ("fair", 1.0), ("bad", -1.0)):
-            after, days = next_visit(jax.random.key(1), state.replace(joy=jnp.full((B,), 4 * joy)), sim.params)
+            days = next_visit(jax.random.key(1), state.replace(joy=jnp.full((B,), 4 * joy)), sim.default_params)
             assert days.dtype == jnp.int32 and days.min() >= 1 and days.max() <= 30
-            np.testing.assert_array_equal(after.day, 5 + days)
             mean[name] = (float(days.mean()), float((days == 1).mean()))
         assert mean["good"][0] < mean["fair"][0] < mean["bad"][0]
         assert mean["good"][1] > mean["fair"][1] > mean["bad"][1]
 
     def test_joy_counts_requests_not_videos(self, sim):
-        (_, result), _, _ = play(sim.params, jax.random.key(0), jnp.arange(B), steps=1)
-        state, _, _ = reset(jax.random.key(0), jnp.arange(B), 0, sim.params)
-        truth = affinity(sim.params, state.traits, state.interest, state.satiation, state.candidates[:, :K])
-        after, _ = step(jax.random.key(0), state, first_slate(), sim.params)
+        (_, result), _, _ = play(sim.default_params, jax.random.key(0), jnp.arange(B), steps=1)
+        _, _, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)
+        truth = affinity(sim.default_params, state.traits, state.interest, state.satiation, state.candidates[:, :K])
+        _, after = step(jax.random.key(0), state, first_slate(), sim.default_params)
         np.testing.assert_allclose(after.joy, truth.enjoyment.mean(axis=1), atol=1e-5)
         np.testing.assert_array_equal(after.position, 1)
         np.testing.assert_allclose(result.request.context[:, 0, 2], np.log(2.0), rtol=1e-6)
@@ -429,25 +431,27 @@ class TestSession:
 class TestRankers:
     def test_production_sees_no_hidden_truth(self, sim):
         """Scores do not move with true quality, clickbait, interests, habits or satiation."""
-        state = reset(jax.random.key(0), jnp.arange(B), 0, sim.params)[0]
-        expected = reference_policies.production(sim.params, state)
-        hidden = sim.params.hidden
+        state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)[2]
+        expected = reference_policies.production(sim.default_params, state)
+        hidden = sim.default_params.hidden
         for column in (parameters.LATENT, parameters.LATENT + 1, parameters.LATENT + 3):
             hidden = hidden.at[:, column].set(-hidden[:, column])
         traits = state.traits.replace(
             activity=state.traits.activity + 1, susceptibility=2 * state.traits.susceptibility
         )
         other = state.replace(interest=-state.interest, satiation=state.satiation + 1, traits=traits)
-        np.testing.assert_array_equal(reference_policies.production(sim.params.replace(hidden=hidden), other), expected)
+        np.testing.assert_array_equal(
+            reference_policies.production(sim.default_params.replace(hidden=hidden), other), expected
+        )
 
     def test_oracles_know_it(self, sim):
-        state = reset(jax.random.key(0), jnp.arange(B), 0, sim.params)[0]
-        truth = affinity(sim.params, state.traits, state.interest, state.satiation, state.candidates)
-        myopic = reference_policies.oracle_myopic(sim.params, state)
-        np.testing.assert_allclose(myopic, response.expected_watch(sim.params, truth), rtol=1e-5)
-        planning = reference_policies.oracle_planning(sim.params, state, 3.0)
+        state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)[2]
+        truth = affinity(sim.default_params, state.traits, state.interest, state.satiation, state.candidates)
+        myopic = reference_policies.oracle_myopic(sim.default_params, state)
+        np.testing.assert_allclose(myopic, response.expected_watch(sim.default_params, truth), rtol=1e-5)
+        planning = reference_policies.oracle_planning(sim.default_params, state, 3.0)
         np.testing.assert_allclose(planning, myopic + 3.0 * truth.enjoyment, rtol=1e-4, atol=1e-4)
-        assert ops.top_k(reference_policies.random(sim.params, state), 3).tolist() == [[0, 1, 2]] * B
+        assert ops.top_k(reference_policies.random(sim.default_params, state), 3).tolist() == [[0, 1, 2]] * B
 
 
 class TestConfig:
@@ -468,14 +472,14 @@ class TestConfig:
             env.make(parameters.WorldConfig(num_videos=700))
 
     def test_seeds_make_other_worlds(self, sim):
-        other, _ = items.make(parameters.WorldConfig(num_videos=3000, candidates=20, seed=1))
-        assert not np.array_equal(other.hidden, sim.params.hidden)
+        other = items.make(parameters.WorldConfig(num_videos=3000, candidates=20, seed=1))
+        assert not np.array_equal(other.hidden, sim.default_params.hidden)
         ids = jnp.arange(8)
-        assert not np.array_equal(draw(ids, other)[0].activity, draw(ids, sim.params)[0].activity)
+        assert not np.array_equal(draw(ids, other)[0].activity, draw(ids, sim.default_params)[0].activity)
 
     @pytest.mark.slow
     def test_a_million_videos(self):
         sim = env.make(parameters.WorldConfig(num_videos=1_000_000))
         assert sim.items.num_videos == 1_000_000
-        candidates = np.asarray(reset(jax.random.key(0), jnp.arange(B), 30, sim.params)[1].candidates)
+        candidates = np.asarray(reset(jax.random.key(0), sim.default_params, jnp.arange(B), 30)[0].candidates)
         assert all(len(set(row)) == 100 for row in candidates) and candidates.max() < 1_000_000

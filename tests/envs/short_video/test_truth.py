@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmrf_jax.envs.short_video import env, parameters, reference_policies, response
+from mmrf_jax.envs.short_video import truth as hidden_truth
 from mmrf_jax.signals import SHORT_VIDEO
 
 TINY = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=6)
@@ -26,8 +27,8 @@ expected_feedback = jax.jit(response.expected_feedback)
 respond = jax.jit(response.respond)
 reset = jax.jit(env.reset)
 step = jax.jit(env.step)
-of_candidates = jax.jit(env.expected_feedback)
-true_stay = jax.jit(env.true_stay)
+of_candidates = jax.jit(hidden_truth.expected_feedback)
+true_stay = jax.jit(hidden_truth.true_stay)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def sim():
 
 @pytest.fixture(scope="module")
 def arrived(sim):
-    return reset(jax.random.key(0), jnp.arange(B), 2, sim.params)[0]
+    return reset(jax.random.key(0), sim.default_params, jnp.arange(B), 2)[2]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def with_behaviour(params, **changes):
 class TestFeedback:
     @pytest.mark.parametrize("changes", [{}, {"skip": 0.1, "replay": 0.6, "drive_noise": 0.7}])
     def test_frequencies_of_every_signal(self, sim, shown, answer, changes):
-        params = with_behaviour(sim.params, **COMMON, **changes)
+        params = with_behaviour(sim.default_params, **COMMON, **changes)
         expected = np.asarray(expected_feedback(params, *shown)[0], np.float64)[..., :-1]
         assert expected.shape == (USERS, len(DURATION), len(SHORT_VIDEO.binary_names))
         assert expected.min() >= 0 and expected.max() <= 1 and np.ptp(expected, axis=(0, 1)).min() > 0.1
@@ -90,19 +91,21 @@ class TestFeedback:
 
     def test_rare_signals_to_a_per_cent(self, sim, shown, answer):
         """With the world's own numbers: the mean chance of each signal, given the seconds that users answered with."""
-        expected = np.asarray(expected_feedback(sim.params, *shown)[0], np.float64)
-        feedback, traits, truth = answer(sim.params)
+        expected = np.asarray(expected_feedback(sim.default_params, *shown)[0], np.float64)
+        feedback, traits, truth = answer(sim.default_params)
         seconds, click = (
             feedback.reshape(-1, 1, len(SHORT_VIDEO))[..., i] for i in (SHORT_VIDEO.index("watch_time"), 0)
         )
         for name in response.EXPLICIT:
-            logit = response.explicit_logit(sim.params.behaviour, name, traits, truth, jnp.log1p(seconds), click)
+            logit = response.explicit_logit(
+                sim.default_params.behaviour, name, traits, truth, jnp.log1p(seconds), click
+            )
             chance = np.asarray(jax.nn.sigmoid(logit), np.float64).reshape(USERS, len(DURATION), DRAWS).mean(axis=2)
             np.testing.assert_allclose(expected[..., SHORT_VIDEO.index(name)], chance, rtol=0.01, err_msg=name)
 
     def test_watch_time_and_its_logarithm(self, sim, shown, answer):
-        expected, log_seconds = expected_feedback(sim.params, *shown)
-        seconds = np.asarray(answer(sim.params)[0], np.float64)[
+        expected, log_seconds = expected_feedback(sim.default_params, *shown)
+        seconds = np.asarray(answer(sim.default_params)[0], np.float64)[
             ..., SHORT_VIDEO.index("watch_time")
         ]  # [U, videos, DRAWS]
         for found, drawn in (
@@ -113,7 +116,7 @@ class TestFeedback:
             assert (np.abs(np.asarray(found) - drawn.mean(axis=2)) < 4.5 * error + 1e-3 * drawn.mean(axis=2)).all()
 
     def test_drive_for_inverts_the_play_curve(self, sim):
-        b = sim.params.behaviour
+        b = sim.default_params.behaviour
         drive = jnp.linspace(-1.4, 6.0, 50)
         np.testing.assert_allclose(response.drive_for(b, response.play_curve(b, drive)), drive, atol=1e-5)
         assert np.isneginf(response.drive_for(b, jnp.array([-0.5, b.curve_start]))).all()
@@ -122,7 +125,7 @@ class TestFeedback:
         """A state that is tired of topics; each candidate as if it came first."""
         tired = jnp.asarray(np.random.default_rng(2).uniform(0, 2, arrived.satiation.shape), jnp.float32)
         state = arrived.replace(satiation=tired)
-        params = with_behaviour(sim.params, **COMMON)
+        params = with_behaviour(sim.default_params, **COMMON)
         expected = np.asarray(of_candidates(params, state)[0], np.float64)
         assert expected.shape == (B, TINY.candidates, len(SHORT_VIDEO))
         np.testing.assert_allclose(expected[..., -1], reference_policies.oracle_myopic(params, state), rtol=0.1)
@@ -143,11 +146,13 @@ class TestStay:
     def test_frequency_of_leaving(self, sim, arrived):
         """Later in a session, by slates that differ from user to user."""
         slates = np.random.default_rng(4).permuted(np.tile(np.arange(TINY.candidates), (B, 1)), axis=1)
-        state, _ = step(jax.random.key(0), arrived, slates[:, 6:9], sim.params)
-        stay, other = (np.asarray(true_stay(sim.params, state, slates[:, i : i + 3]), np.float64) for i in (0, 3))
+        _, state = step(jax.random.key(0), arrived, slates[:, 6:9], sim.default_params)
+        stay, other = (
+            np.asarray(true_stay(sim.default_params, state, slates[:, i : i + 3]), np.float64) for i in (0, 3)
+        )
         assert stay.shape == (B,)
         keys = jax.random.split(jax.random.key(2), 48)
-        left = [step(key, state, slates[:, :3], sim.params)[1].terminated for key in keys]
+        left = [step(key, state, slates[:, :3], sim.default_params)[0].terminated for key in keys]
         stayed = 1.0 - np.mean(left, axis=0)
         # On average, by how likely it was, and by how much this slate, and no other, made it so.
         for weight in (np.ones(B), stay - stay.mean(), stay - other):

@@ -14,7 +14,7 @@ from processes import HANG
 
 from mmrf_jax import types
 from mmrf_jax.data.readers import feedback_log
-from mmrf_jax.envs import base
+from mmrf_jax.envs.environment import Environment, StepResult
 from mmrf_jax.serving import app, export, guard
 from mmrf_jax.serving.demo import page, visits
 from mmrf_jax.serving.service import Refused, Service, Settings
@@ -41,33 +41,33 @@ def exported(folder, ids, config):
     return folder
 
 
-def toy() -> base.Simulator:
+class Toy(Environment):
     """Users who watch so many seconds as the video's row says, like the first of a slate, and leave after three."""
 
+    @staticmethod
     def request(user, position):
         candidates = (jnp.arange(C)[None] + 8 * position[:, None]) % tiny.SPEC.num_videos
         context = jnp.stack([user * 1.0, jnp.log1p(position)], -1)
         return types.Request(user, jnp.ones((len(user), tiny.SPEC.profile)), context, candidates.astype(jnp.int32))
 
-    def reset(key, users, day, params):
+    def reset_env(self, key, params, users, day):
         told = jnp.zeros((len(users), 2, S)).at[:, :, SHORT_VIDEO.index("watch_time")].set(5.0)
         history = types.Exposure(jnp.array([[3, 4]]), told, jnp.array([[False, True]]))
-        return (users, jnp.zeros_like(users)), request(users, jnp.zeros_like(users)), history
+        return self.request(users, jnp.zeros_like(users)), history, (users, jnp.zeros_like(users))
 
-    def step(key, state, exposed, params):
+    def step_env(self, key, state, slate, params):
         users, position = state
-        videos = jnp.take_along_axis(request(users, position).candidates, exposed, 1)
+        videos = jnp.take_along_axis(self.request(users, position).candidates, slate, 1)
         told = jnp.zeros((*videos.shape, S)).at[..., SHORT_VIDEO.index("watch_time")].set(videos).at[:, 0, 2].set(1.0)
         position = position + 1
         exposure = types.Exposure(videos, told, jnp.ones(videos.shape, bool))
-        return (users, position), base.StepResult(exposure, request(users, position), position >= 3, position < 0)
-
-    return base.Simulator(reset, step, lambda *_: None, SHORT_VIDEO, (), tiny.make_items())
+        result = StepResult(exposure, self.request(users, position), position >= 3, position < 0)
+        return result, (users, position)
 
 
 def make_toy(config, slate):
     assert config == WORLD and slate == K
-    return visits.World(toy(), slate)
+    return visits.World(Toy((), SHORT_VIDEO, K), slate)
 
 
 def application(service, make_world=make_toy, **limits):
@@ -274,7 +274,7 @@ def test_the_page_fetches_nothing_and_may_run_nothing_else():
 
 
 def test_a_visit_asked_twice_at_once_moves_on_once():
-    visit = visits.SimulatedUser(1, visits.World(toy(), K), 5, 0, K, C)
+    visit = visits.SimulatedUser(1, visits.World(Toy((), SHORT_VIDEO, K), K), 5, 0, K, C)
     first = visit.step(None, 0, [0, 1, 2], [])
     assert visit.step(None, 0, [0, 1, 2], []) is first and visit.position == 1
     with pytest.raises(Refused, match="request 1 does"):

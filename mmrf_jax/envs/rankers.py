@@ -1,13 +1,8 @@
-"""The interface of simulators, which return feedback on slates: the world and the learned feedback model.
+"""Rankers: policies in the form that the loops of `envs.rollout` serve, as data and pure functions.
 
-A simulator is three pure functions over batches of users:
-
-    reset(key, user_ids, day, params)  -> state, Request, history (Exposure [B, H])
-    step(key, state, exposed, params)  -> state, StepResult
-    next_visit(key, state, params)     -> state, days until the user's next visit [B] (int32)
-
-All randomness comes from `key`, folded with the user's position in the session and the user id. So results do not
-depend on the order of the users or on how they are split over calls or devices.
+A trained method gives a `Ranker`, which is also an `mmrf.Policy`. `policies.as_ranker` turns any other `mmrf.Policy` or
+plain function into one. Scoring and remembering are two functions here, so that a loop scores a request once and writes
+the feedback once, in O(K). Oracles are a `PrivilegedPolicy`, the only one to which a loop gives the hidden state.
 """
 
 from __future__ import annotations
@@ -15,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import chex
 import jax
@@ -23,83 +18,82 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mmrf_jax import types
-from mmrf_jax.signals import Signals
+from mmrf_jax import random, types
+from mmrf_jax.envs import environment
 
 
 @struct.dataclass
-class StepResult:
-    """The result of serving a slate."""
-
-    exposure: types.Exposure  # [B, K], with feedback
-    request: types.Request  # the next request; meaningless if the session has ended
-    terminated: chex.Array  # [B] bool, the user left
-    truncated: chex.Array  # [B] bool, the session reached its maximum length
-
-
-class Simulator(NamedTuple):
-    """The three functions, the signals of their feedback, their parameters, and the items that a platform sees."""
-
-    reset: Callable[..., tuple[Any, types.Request, types.Exposure]]
-    step: Callable[..., tuple[Any, StepResult]]
-    next_visit: Callable[..., tuple[Any, chex.Array]]
-    signals: Signals
-    params: Any
-    items: types.Items
-
-    @property
-    def static(self):
-        """The fields that are static arguments of jitted functions; `Simulator(*sim.static, *sim.data)` is the same."""
-        return self[:4]
-
-    @property
-    def data(self):
-        """The other fields."""
-        return self[4:]
-
-
-@struct.dataclass
-class Policy:
-    """A ranker as data and pure functions; `envs.rollout` serves it in any simulator.
+class Ranker:
+    """A ranker as data and pure functions.
 
     Attributes:
       params: what the functions need.
-      init: (params, request, history) -> carry, the user state at the start of a session.
+      start: (params, request, history) -> carry, the user state at the start of a session.
       score: (params, carry, request) -> scores [B, C].
       observe: (params, carry, request, exposure) -> carry, after feedback; O(K), never O(history).
       temperature: scalar; 0 serves the top K, in order; above 0 samples Plackett–Luce on scores / temperature.
     """
 
     params: Any
-    init: Callable = struct.field(pytree_node=False)
+    start: Callable = struct.field(pytree_node=False)
     score: Callable = struct.field(pytree_node=False)
     observe: Callable = struct.field(pytree_node=False)
     temperature: chex.Numeric = 0.0
 
     def initial_carry(self, request: types.Request, history: types.Exposure) -> Any:
         """Return the user state at the start of a session."""
-        return self.init(self.params, request, history)
+        return self.start(self.params, request, history)
 
-    def scores(self, sim_params: Any, state: Any, carry: Any, request: types.Request) -> chex.Array:
-        """Return the scores [B, C] of the candidates of a request; no policy but a privileged one reads `state`."""
+    def scores(self, env_params: Any, state: Any, carry: Any, request: types.Request) -> chex.Array:
+        """Return the scores [B, C] of the candidates of a request, without a look at the hidden state."""
         return self.score(self.params, carry, request)
 
     def next_carry(self, carry: Any, request: types.Request, exposure: types.Exposure) -> Any:
         """Return the user state after feedback."""
         return self.observe(self.params, carry, request, exposure)
 
+    def init(self, obs: environment.Observation) -> Any:
+        """Return the carry at the first observation of a session, as an `mmrf.Policy`."""
+        return self.initial_carry(obs.request, obs.history)
+
+    def apply(self, key: types.Key, obs: environment.Observation, carry: Any) -> tuple[chex.Array, Any]:
+        """Return scores [B, C] and the carry with the previous slate, as an `mmrf.Policy`.
+
+        A temperature above 0 divides the scores and adds Gumbel noise to them.
+        """
+        first = ~obs.exposure.mask.any(axis=1)
+        carry = environment.where(first, carry, self.next_carry(carry, obs.request, obs.exposure))
+        scores = self.scores(None, None, carry, obs.request)
+        temperature = jnp.asarray(self.temperature, scores.dtype)
+        noise = random.to_gumbel(jax.random.uniform(key, scores.shape, scores.dtype, minval=1e-7))
+        return jnp.where(temperature > 0, scores / jnp.where(temperature > 0, temperature, 1.0) + noise, scores), carry
+
 
 @struct.dataclass
-class PrivilegedPolicy(Policy):
-    """A policy that sees the simulator's hidden state: the oracles and the production ranker.
+class PrivilegedPolicy:
+    """A policy that sees the hidden state: the oracles and the production ranker.
 
     Attributes:
-      score: (simulator's parameters, its state) -> scores [B, C].
+      score: (the environment's parameters, its state, *data) -> scores [B, C].
+      temperature: as of a `Ranker`.
+      data: arrays for `score`.
     """
 
-    def scores(self, sim_params: Any, state: Any, carry: Any, request: types.Request) -> chex.Array:
+    score: Callable = struct.field(pytree_node=False)
+    temperature: chex.Numeric = 0.0
+    data: tuple = ()
+
+    def initial_carry(self, request: types.Request, history: types.Exposure) -> tuple[()]:
+        """Return the empty carry."""
+        return ()
+
+    def scores(self, env_params: Any, state: Any, carry: Any, request: types.Request) -> chex.Array:
         """Return the scores [B, C] by the hidden state."""
-        return self.score(sim_params, state)
+        return self.score(env_params, state, *self.data)
+
+    def next_carry(self, carry: Any, request: types.Request, exposure: types.Exposure) -> tuple[()]:
+        """Return the empty carry."""
+        return ()
 
 
 @struct.dataclass
@@ -111,7 +105,7 @@ class PolicyChoice:
       index: int32 scalar, selects the policy that ranks.
     """
 
-    policies: tuple[Policy, ...]
+    policies: tuple[Ranker | PrivilegedPolicy, ...]
     index: chex.Numeric
 
     @property
@@ -130,9 +124,9 @@ class PolicyChoice:
         shapes = [jax.eval_shape(policy.initial_carry, request, history) for policy in self.policies]
         return self._switch(chosen)
 
-    def scores(self, sim_params: Any, state: Any, carry: tuple, request: types.Request) -> chex.Array:
+    def scores(self, env_params: Any, state: Any, carry: tuple, request: types.Request) -> chex.Array:
         """Return the scores [B, C] of the selected policy; no other policy is computed."""
-        return self._switch(lambda i: self.policies[i].scores(sim_params, state, carry[i], request))
+        return self._switch(lambda i: self.policies[i].scores(env_params, state, carry[i], request))
 
     def next_carry(self, carry: tuple, request: types.Request, exposure: types.Exposure) -> tuple:
         """Return the carries, with the selected policy's after feedback."""
@@ -146,15 +140,14 @@ class PolicyChoice:
         return jax.lax.switch(self.index, [functools.partial(branch, i) for i in range(len(self.policies))])
 
 
-def choices(policies: Mapping[str, Policy]) -> dict[str, PolicyChoice]:
+#: What the loops serve.
+AnyRanker: TypeAlias = Ranker | PrivilegedPolicy | PolicyChoice
+
+
+def choices(policies: Mapping[str, Any]) -> dict[str, PolicyChoice]:
     """Return each policy as a choice among all of them, so that they share one compiled rollout."""
     together = tuple(dataclasses.replace(p, temperature=np.float32(p.temperature)) for p in policies.values())
     return {name: PolicyChoice(together, np.int32(i)) for i, name in enumerate(policies)}
-
-
-def privileged_policy(score: Callable, temperature: float) -> PrivilegedPolicy:
-    """Return a policy that ranks by hidden ground truth: `score(simulator params, simulator state) -> [B, C]`."""
-    return PrivilegedPolicy((), nothing, score, nothing, temperature)
 
 
 def nothing(*_):
