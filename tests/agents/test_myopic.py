@@ -38,7 +38,7 @@ def test_ranks_by_predicted_watch_time(items):
     """Its scores are the standardised logs of the seconds that the critic expects, over tau."""
     batch, state = tiny.make_batch(), tiny.make_state()
     served = myopic.make(state, items, CONFIG)
-    memory = served.init(served.params, request(batch), batch.history)
+    memory = served.start(served.params, request(batch), batch.history)
     scores = served.score(served.params, memory, request(batch))
     assert scores.shape == batch.candidates[:, 0].shape
     z = policy.user_state(CONFIG, served.params, memory, request(batch))
@@ -64,7 +64,7 @@ def test_policy_by_hand(items):
     )
     served = myopic.make(state.replace(params=state.params | {"critic": critic}), items, CONFIG, temperature=0.7)
     assert served.temperature == 0.7 and not isinstance(served, rankers.PrivilegedPolicy)
-    memory = served.init(served.params, request(batch), batch.history)
+    memory = served.start(served.params, request(batch), batch.history)
     rows = state.tables["id"].rows[items.embedding_id[batch.candidates[:, 0]]]  # dimensions 1 … id_dim
     scores = np.asarray(served.score(served.params, memory, request(batch)))
     np.testing.assert_array_equal(scores.argsort(-1), (-rows[..., 1]).argsort(-1))

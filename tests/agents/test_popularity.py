@@ -56,6 +56,6 @@ def test_as_an_arm_it_ranks_by_mean_watch_time():
     means = popularity.smoothed_means(SHORT_VIDEO, *make_feedback(), num_videos=4)
     policy = popularity.make(SHORT_VIDEO, means)
     request = types.Request(user_id=None, profile=None, context=None, candidates=np.array([[3, 2, 0], [0, 1, 2]]))
-    scores = np.asarray(policy.score(policy.params, policy.init(policy.params, request, None), request))
+    scores = np.asarray(policy.score(policy.params, policy.start(policy.params, request, None), request))
     np.testing.assert_allclose(scores, means[[[3, 2, 0], [0, 1, 2]], SHORT_VIDEO.index("watch_time")], rtol=1e-6)
     assert policy.temperature == 0.0 and not isinstance(policy, rankers.PrivilegedPolicy)

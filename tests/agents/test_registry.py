@@ -29,7 +29,7 @@ def test_trains_and_serves(name):
     assert columns.shape == (8, 5, len(method.signals(config)), 8) and np.isfinite(columns).all()
     served = method.make_policy(after, items, config, 0.5)
     request = types.Request(batch.user_id, batch.profile, batch.context[:, 0], batch.candidates[:, 0])
-    scores = served.score(served.params, served.init(served.params, request, batch.history), request)
+    scores = served.score(served.params, served.start(served.params, request, batch.history), request)
     assert scores.shape == batch.candidates[:, 0].shape and np.asarray(scores).std(axis=-1).min() > 0.0
 
 

@@ -94,7 +94,7 @@ def test_serves_the_order_of_its_rule(name):
         state, _ = step(state, batch, items)
     served = method.make_policy(state, items, CONFIG)
     request = types.Request(batch.user_id, batch.profile, batch.context[:, 0], batch.candidates[:, 0])
-    memory = served.init(served.params, request, batch.history)
+    memory = served.start(served.params, request, batch.history)
     scores = np.float64(served.score(served.params, memory, request))
     r = representation.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
     e = embeddings.encode_videos(CONFIG, state.params["encoder"], state.tables, items, batch.candidates)

@@ -131,7 +131,7 @@ def test_serving_sees_what_training_saw(ablation):
     all_scores = jax.jit(functools.partial(policy.all_scores, config))
     score = jax.jit(served.score)
     observe = jax.jit(served.observe)
-    memory = jax.jit(served.init)(served.params, request_at(batch, 0), batch.history)
+    memory = jax.jit(served.start)(served.params, request_at(batch, 0), batch.history)
     for t in range(batch.mask.shape[1]):
         live = batch.mask[:, t]
         np.testing.assert_allclose(memory.mean()[live], r.memory_mean[live, t], atol=1e-5)

@@ -68,7 +68,7 @@ def served(live, request: types.Request, history: types.Exposure):
     """What a policy scores the first request of a session."""
 
     def score(params, request, history):
-        return live.score(params, live.init(params, request, history), request)
+        return live.score(params, live.start(params, request, history), request)
 
     return jax.jit(score)(live.params, request, history)
 
@@ -82,7 +82,7 @@ def test_exported_scores_are_the_live_ones(mmrf, users, candidates, shown):
     scores = jax.jit(loaded.functions["score"].call)(weights, memory, encodings, *arguments(request))
 
     live = registry.get("mmrf").make_policy(state.agents, tiny.make_items(), plan.agents)
-    carry = jax.jit(live.init)(live.params, request, history)
+    carry = jax.jit(live.start)(live.params, request, history)
     assert scores.shape == (users, len(plan.agents.agent_signals), candidates)
     np.testing.assert_allclose(memory["outer"], carry.outer, rtol=1e-5, atol=1e-6)
     every = jax.jit(policy.all_scores, static_argnums=0)(plan.agents, live.params, carry, request)
@@ -139,7 +139,7 @@ def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, sh
         params=model.params,
         encodings=live,
         users=network.twin_rows({"user": model.tables["user"].rows})["user"],
-        duration=items.duration,
+        items=items,
         scale=model.scale,
         calibration=model.calibration,
         edges=model.edges,

@@ -64,7 +64,7 @@ def test_a_request_is_scored_alike_in_any_company(warm, mmrf):
             job.context[None],
             job.candidates[None].astype(np.int32),
         )
-        wanted = live.score(live.params, live.init(live.params, asked, history), asked)
+        wanted = live.score(live.params, live.start(live.params, asked, history), asked)
         np.testing.assert_allclose(scores[-1], wanted[0], rtol=1e-4, atol=1e-4)
 
 

@@ -114,7 +114,7 @@ def learn(learner, log, updates, batch=128):
 
 def ranker(served):
     """`rank` of `play` for a served policy: the K best, the user's memory carried over the session."""
-    init, score, observe = jax.jit(served.init), jax.jit(served.score), jax.jit(served.observe)
+    init, score, observe = jax.jit(served.start), jax.jit(served.score), jax.jit(served.observe)
     carry = {}
 
     def rank(rng, request, previous):
