@@ -33,13 +33,11 @@ train: $(VENV)/.run
 
 .PHONY: pretrained docs
 
-# The variable keeps this machine's paths out of the exported functions.
 pretrained: $(VENV)/.run
 	rm -rf .cache/pretrained
 	$(BIN)/python -m launch.train --config=experiments/world.py --config.quick=True \
 	  --config.world.num_videos=2000 --workdir=.cache/pretrained/run
-	JAX_HLO_SOURCE_FILE_CANONICALIZATION_REGEX='.*/' \
-	  $(BIN)/python -m launch.export --workdir=.cache/pretrained/run --out=.cache/pretrained/world
+	$(BIN)/python -m launch.export --workdir=.cache/pretrained/run --out=.cache/pretrained/world
 	rm -rf examples/pretrained/world
 	mv .cache/pretrained/world examples/pretrained/world
 

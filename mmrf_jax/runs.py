@@ -16,7 +16,7 @@ from mmrf_jax.data import named_features
 from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.envs.learned import LearnedEnv
 from mmrf_jax.envs.rankers import Ranker
-from mmrf_jax.io import files
+from mmrf_jax.io import files, progress
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import artifact, export, ranker
 from mmrf_jax.training import configs, inputs, run_folder, startup, steps
@@ -100,7 +100,8 @@ class Run:
         Args:
           candidates: ids of different videos, as the platform names them.
           user: id of the user, for platforms whose users are known; None, or one that was not in the log, is unknown.
-          history: what the user was shown before.
+          history: what the user was shown before; videos that the run does not know are left out, and a line on
+            stderr says so once.
           k: how many to return; None for all.
           profile: [Du] of the user, or {column: value} for runs on own logs; None for the one in the log, or zeros, the
             average user.
@@ -153,6 +154,13 @@ class Run:
             videos.append(video)
         seen = serving.rows_of(np.asarray(videos))
         known = seen >= 0
+        if not known.all() and not self._said:
+            self._said.add("history")
+            first = videos[int(np.argmin(known))]
+            progress.say(
+                f"history: {np.sum(~known)} of {len(videos)} videos are not of {self.path} and are left out, the first "
+                f"is {first!r}; describe new ones in items (said once)"
+            )
         return ranker.Job(
             user_id=number,
             profile=_vector(serving, "profile", known_profile if profile is None else profile),
@@ -180,6 +188,10 @@ class Run:
     @functools.cached_property
     def _described(self) -> dict[Id, Mapping[str, Any]]:
         return {}
+
+    @functools.cached_property
+    def _said(self) -> set[str]:
+        return set()
 
     @functools.cached_property
     def _rankers(self) -> dict[int, ranker.Ranker]:
