@@ -35,6 +35,9 @@ History = Sequence[tuple[Id, Mapping[str, float]]]
 class Run:
     """A run folder of `train` or `mmrf train`, or an artefact of `mmrf export`.
 
+        run = mmrf.load("runs/x")
+        run.rank(candidates=[3, 500, 20], history=[(7, {"click": 1})], k=2)  # ids of the 2 best
+
     Attributes:
       path: the folder.
     """
@@ -209,12 +212,17 @@ class Run:
 
 
 def load(path: str | Path) -> Run:
-    """Load a run folder or an artefact; what is heavy is read when it is first used.
+    """Load a run folder or an artefact, as in `load("runs/x")`; what is heavy is read when it is first used.
 
     Raises:
-      ValueError: if the folder is neither.
+      ValueError: if the folder does not exist or is neither.
     """
     run = Run(files.user_path(str(path), "path"))
+    if not run.path.is_dir():
+        raise ValueError(
+            f"there is no folder {run.path} in {Path.cwd()}; name a run folder of `mmrf train` or an artefact of `mmrf "
+            "export` (those of examples/ are in the checkout)"
+        )
     if not run.exported:
         run_folder.read_config(run.path)
     return run
@@ -228,6 +236,8 @@ def train(
     log: FrameLog | None = None,
 ) -> Run:
     """Train and evaluate a ranker, or resume it, as `mmrf train` does, to the same numbers.
+
+        run = mmrf.train("world", workdir="runs/x", overrides={"quick": True, "train": {"batch": 64}})
 
     JAX's settings that decide numbers, such as 32-bit floats, hold until it returns (`startup.NUMBERS`).
 

@@ -126,6 +126,8 @@ def test_what_is_loaded_says_what_it_is(run, tmp_path):
         run.export(tmp_path / "again")
     with pytest.raises(ValueError, match="is not a run folder"):
         mmrf.load(tmp_path)
+    with pytest.raises(ValueError, match=r"there is no folder nowhere in /.*; name a run folder"):
+        mmrf.load("nowhere")
     (tmp_path / "config.json").write_text(json.dumps({"seed": 4}))
     (tmp_path / "results.json").write_text(json.dumps({"train": {"steps": 2}}))
     loaded = mmrf.load(str(tmp_path))
