@@ -1,5 +1,5 @@
 # make train      set up .venv, then run the main job
-# make pretrained    trains examples/pretrained/world anew, which loads for about six months
+# make pretrained    exports the quick run to examples/pretrained/world anew, which loads for about six months
 # make docs          the documentation site, into site/; fails on a broken link, anchor or docstring
 # make test          set up .venv, then the tests (without those of the next two)
 # make test-slow     the slow tests: trainings, real processes killed, several devices, browsers
@@ -33,13 +33,10 @@ train: $(VENV)/.run
 
 .PHONY: pretrained docs
 
-# The variable keeps this machine's paths out of the exported functions.
 pretrained: $(VENV)/.run
 	rm -rf .cache/pretrained
-	$(BIN)/python -m launch.train --config=experiments/world.py --config.quick=True \
-	  --config.world.num_videos=2000 --workdir=.cache/pretrained/run
-	JAX_HLO_SOURCE_FILE_CANONICALIZATION_REGEX='.*/' \
-	  $(BIN)/python -m launch.export --workdir=.cache/pretrained/run --out=.cache/pretrained/world
+	$(BIN)/python -m launch.train --config=world --config.quick=True --workdir=.cache/pretrained/run
+	$(BIN)/python -m launch.export --workdir=.cache/pretrained/run --out=.cache/pretrained/world
 	rm -rf examples/pretrained/world
 	mv .cache/pretrained/world examples/pretrained/world
 

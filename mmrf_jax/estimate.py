@@ -18,6 +18,8 @@ MIN_EVENTS = 25
 class Estimate:
     """A value with its interval; what is undefined is NaN, and `note` says why.
 
+        print(mmrf.metrics.gauc(clicks, scores, users))  # such as 0.6123 [0.6011, 0.6231], n=812
+
     `str` gives one line; a format spec, as in `f"{estimate:.3f}"`, applies to the value and to both ends.
 
     Attributes:

@@ -16,7 +16,7 @@ from mmrf_jax.data import named_features
 from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.envs.learned import LearnedEnv
 from mmrf_jax.envs.rankers import Ranker
-from mmrf_jax.io import files
+from mmrf_jax.io import files, progress
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import artifact, export, ranker
 from mmrf_jax.training import configs, inputs, run_folder, startup, steps
@@ -34,6 +34,9 @@ History = Sequence[tuple[Id, Mapping[str, float]]]
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run folder of `train` or `mmrf train`, or an artefact of `mmrf export`.
+
+        run = mmrf.load("runs/x")
+        run.rank(candidates=[3, 500, 20], history=[(7, {"click": 1})], k=2)  # ids of the 2 best
 
     Attributes:
       path: the folder.
@@ -100,7 +103,8 @@ class Run:
         Args:
           candidates: ids of different videos, as the platform names them.
           user: id of the user, for platforms whose users are known; None, or one that was not in the log, is unknown.
-          history: what the user was shown before.
+          history: what the user was shown before; videos that the run does not know are left out, and a line on
+            stderr says so once.
           k: how many to return; None for all.
           profile: [Du] of the user, or {column: value} for runs on own logs; None for the one in the log, or zeros, the
             average user.
@@ -153,6 +157,13 @@ class Run:
             videos.append(video)
         seen = serving.rows_of(np.asarray(videos))
         known = seen >= 0
+        if not known.all() and not self._said:
+            self._said.add("history")
+            first = videos[int(np.argmin(known))]
+            progress.say(
+                f"history: {np.sum(~known)} of {len(videos)} videos are not of {self.path} and are left out, the first "
+                f"is {first!r}; describe new ones in items (said once)"
+            )
         return ranker.Job(
             user_id=number,
             profile=_vector(serving, "profile", known_profile if profile is None else profile),
@@ -182,6 +193,10 @@ class Run:
         return {}
 
     @functools.cached_property
+    def _said(self) -> set[str]:
+        return set()
+
+    @functools.cached_property
     def _rankers(self) -> dict[int, ranker.Ranker]:
         return {}
 
@@ -197,12 +212,17 @@ class Run:
 
 
 def load(path: str | Path) -> Run:
-    """Load a run folder or an artefact; what is heavy is read when it is first used.
+    """Load a run folder or an artefact, as in `load("runs/x")`; what is heavy is read when it is first used.
 
     Raises:
-      ValueError: if the folder is neither.
+      ValueError: if the folder does not exist or is neither.
     """
     run = Run(files.user_path(str(path), "path"))
+    if not run.path.is_dir():
+        raise ValueError(
+            f"there is no folder {run.path} in {Path.cwd()}; name a run folder of `mmrf train` or an artefact of `mmrf "
+            "export` (those of examples/ are in the checkout)"
+        )
     if not run.exported:
         run_folder.read_config(run.path)
     return run
@@ -216,6 +236,8 @@ def train(
     log: FrameLog | None = None,
 ) -> Run:
     """Train and evaluate a ranker, or resume it, as `mmrf train` does, to the same numbers.
+
+        run = mmrf.train("world", workdir="runs/x", overrides={"quick": True, "train": {"batch": 64}})
 
     JAX's settings that decide numbers, such as 32-bit floats, hold until it returns (`startup.NUMBERS`).
 

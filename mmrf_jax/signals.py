@@ -23,7 +23,7 @@ RESERVED = (
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """One kind of feedback to a shown item.
+    """One kind of feedback to a shown item, such as `Signal("watch_time", "watch_ms", kind="duration", unit="ms")`.
 
     Attributes:
       name: of the signal, in feedback arrays, metrics and results.

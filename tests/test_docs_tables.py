@@ -1,6 +1,7 @@
 """The tables of README.md and docs/ are those of experiments/results."""
 
 import json
+import re
 
 import pytest
 
@@ -72,3 +73,13 @@ def test_check_changes_nothing_and_fails(monkeypatch, tmp_path, capsys):
 def test_wrong_markers_are_refused(page, message):
     with pytest.raises(ValueError, match=message):
         pages.render(page, "page")
+
+
+def test_plots_of_benchmarks_are_of_the_numbers_on_their_pages():
+    docs = pages.ROOT / "docs"
+    numbers = re.findall(r"[\d,.]*\d", (docs / "performance.md").read_text())
+    for entry in pages.read("speed")["results"]:
+        assert {f"{entry['value']:,}", f"{entry['limit']:,}"} <= set(numbers), entry
+        assert entry["fraction_of_limit"] == round(entry["value"] / entry["limit"], 4)
+    numbers = {float(x) for x in re.findall(r"[\d.]*\d", (docs / "scale.md").read_text())}
+    assert {entry["value"] for entry in pages.read("scale")["results"]} <= numbers

@@ -1,11 +1,13 @@
-"""Write the result tables of README.md and docs/ from the finished tables in this folder.
+"""Write the result tables and plots of README.md and docs/ from the finished tables in this folder.
 
   python -m experiments.results.pages            # writes every table anew
   python -m experiments.results.pages --check    # changes nothing; exits with 1 if a page is stale
+  python -m experiments.results.pages --plots    # draws the plots anew
 
 A page has a table between `<!-- table: NAME -->` and `<!-- end of table -->`; `TABLES` defines the names.
 NAME/table.json is what `launch.sweep` writes. `world` and `kuairand` have the part of a run's results.json that the
-pages print, with its digits; to publish another run, copy its results.json there.
+pages print, with its digits; to publish another run, copy its results.json there. `scale` and `speed` have what `mmrf
+benchmark` printed into docs/scale.md and docs/performance.md.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrf_jax.abtest import statistics
+from mmrf_jax.report import plots
 from mmrf_jax.signals import SHORT_VIDEO
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -287,6 +290,13 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
 }
 
+#: Plots of docs/, by name.
+PLOTS: dict[str, Callable[[Path], None]] = {
+    "ab.png": lambda path: plots.forest(read("world"), path),
+    "scale.png": lambda path: plots.growth(read("scale")["results"], path),
+    "speed.png": lambda path: plots.limits(read("speed")["results"], path),
+}
+
 
 def pages(root: Path = ROOT) -> list[Path]:
     """Return the pages that may have tables."""
@@ -313,14 +323,20 @@ def render(text: str, where: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, and exit with 1 if a page is stale")
-    check, stale = parser.parse_args().check, []
+    parser.add_argument("--plots", action="store_true", help="draw the plots instead of writing tables")
+    asked, stale = parser.parse_args(), []
+    if asked.plots:
+        for name, draw in PLOTS.items():
+            draw(ROOT / "docs" / name)
+        print(f"{len(PLOTS)} plots drawn")
+        return
     for path in pages():
         text = path.read_text()
         if (new := render(text, path.relative_to(ROOT).as_posix())) != text:
             stale.append(path.relative_to(ROOT).as_posix())
-            if not check:
+            if not asked.check:
                 path.write_text(new)
-    if stale and check:
+    if stale and asked.check:
         sys.exit(f"stale tables in {', '.join(stale)}; run python -m experiments.results.pages")
     print(f"{len(stale)} pages written" if stale else "all tables are up to date")
 

@@ -30,7 +30,10 @@ def _actors(config: AgentConfig) -> tuple[str, ...]:
 
 
 class Method(NamedTuple):
-    """A trainable ranker.
+    """A trainable ranker, which `register_method` gives a name.
+
+        algorithm = training_step.Algorithm(my_actor_loss)
+        mmrf.register_method("mine", mmrf.Method(functools.partial(training_step.update, algorithm=algorithm)))
 
     Attributes:
       update: one gradient step.

@@ -16,19 +16,15 @@ _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    from mmrf_jax.parallel.partitioner import Partitioner
-    from mmrf_jax.training import evaluate, restore, result_tables, steps, world_truth
+    from mmrf_jax.training import evaluate, result_tables, steps, world_truth
 
-    config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
-    partitioner = Partitioner()
-    source = restore.source_of(config, partitioner, workdir=workdir)
-    state = restore.load_state(config, source, workdir, partitioner)
+    config, source, state, partitioner = common.load_run(_CONFIG, _WORKDIR.value)
     plan = steps.plan_of(config, source.spec.signals)
     result = evaluate.evaluate(evaluate.TrainedRun(config, plan, source, state, partitioner), thorough=True)
     if source.truth is not None:
         phase("truth")
         result |= world_truth.compare(source, plan, state, source.test()["test"], source.train)
-    files.write_json(workdir / "evaluation.json", result)
+    files.write_json(_WORKDIR.value / "evaluation.json", result)
     result_tables.print_results(result)
 
 

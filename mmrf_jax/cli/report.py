@@ -14,14 +14,10 @@ _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    from mmrf_jax.parallel.partitioner import Partitioner
-    from mmrf_jax.training import restore, run_report
+    from mmrf_jax.training import run_report
 
-    config, workdir = common.resolve_run(_CONFIG), _WORKDIR.value
-    partitioner = Partitioner()
-    source = restore.source_of(config, partitioner, workdir=workdir)
-    state = restore.load_state(config, source, workdir, partitioner)
-    print(run_report.write_report(config, source, state, workdir))
+    config, source, state, _ = common.load_run(_CONFIG, _WORKDIR.value)
+    print(run_report.write_report(config, source, state, _WORKDIR.value))
 
 
 def run() -> None:

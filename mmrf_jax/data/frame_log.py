@@ -27,6 +27,8 @@ _ABOUT = "log.json"
 class FrameLog:
     """A log that `mmrf.train("logs", workdir=..., log=log)` learns from.
 
+        log = mmrf.SessionLog.from_frame(df, schema, items=items_df)
+
     Attributes:
       schema: what its columns mean.
       spec: sizes and signals of the sessions.

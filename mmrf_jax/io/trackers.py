@@ -12,7 +12,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,10 +100,28 @@ class Csv:
         return out.getvalue()
 
 
+class Service(Protocol):
+    """A service that shows runs, such as `Wandb`; `Remote` makes a tracker of it."""
+
+    def open(self, workdir: Path, config: Mapping[str, Any], identity: str | None) -> str:
+        """Start a tracked run, or reopen the one with this id; return its id."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log metrics of a step."""
+
+    def summarise(self, values: Mapping[str, float]) -> None:
+        """Set the results of the run."""
+
+    def close(self, status: str) -> None:
+        """End the run; see `Tracker`."""
+
+
 class Remote:
     """A tracked run of a service, which a resumed run continues, without a second copy of rows computed again.
 
     Args:
+      name: of the service, in messages and in the file of ids.
+      service: the service.
       workdir: the run folder.
       config: of the run, as nested dictionaries.
       kept: rows of metrics.jsonl up to the restored step; a service that is new to the run receives them.
@@ -113,49 +131,40 @@ class Remote:
       ValueError: if the service cannot be opened.
     """
 
-    name: str
-
-    def __init__(self, workdir: Path, config: Mapping[str, Any], kept: Sequence[Row], dropped: Sequence[Row]) -> None:
+    def __init__(
+        self,
+        name: str,
+        service: Service,
+        workdir: Path,
+        config: Mapping[str, Any],
+        kept: Sequence[Row],
+        dropped: Sequence[Row],
+    ) -> None:
+        self.summarise, self.close, self._service = service.summarise, service.close, service
         path = workdir / IDS
         known = json.loads(path.read_text()) if path.exists() else {}
-        before = known.get(self.name, {"id": None, "last": {}})
+        before = known.get(name, {"id": None, "last": {}})
         try:
-            identity = self.open(workdir, config, before["id"])
+            identity = service.open(workdir, config, before["id"])
         except Exception as error:  # of any library
             why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(
-                f"config.trackers: {self.name} cannot be opened ({why}); set it up or leave it out"
-            ) from error
+            raise ValueError(f"config.trackers: {name} cannot be opened ({why}); set it up or leave it out") from error
         self._last: dict[str, int] = before["last"]  # by phase
         if before["id"]:
             for row in (*kept, *dropped):
                 self._last[row["phase"]] = max(row["step"], self._last.get(row["phase"], row["step"]))
-        write_json(path, known | {self.name: {"id": identity, "last": self._last}})
+        write_json(path, known | {name: {"id": identity, "last": self._last}})
         if not before["id"]:
             for row in kept:
                 self.write(row, {name: x for name, x in row.items() if name not in COLUMNS})
 
-    def open(self, workdir: Path, config: Mapping[str, Any], identity: str | None) -> str:
-        """Start a tracked run, or reopen the one with this id; return its id."""
-        raise NotImplementedError
-
     def write(self, row: Row, values: Mapping[str, float]) -> None:
         if row["step"] > self._last.get(row["phase"], -1):
-            self.log(row["step"], {f"{row['phase']}/{name}": value for name, value in values.items()})
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log metrics of a step."""
-        raise NotImplementedError
-
-    def summarise(self, values: Mapping[str, float]) -> None:
-        """Set the results of the run."""
-        raise NotImplementedError
+            self._service.log(row["step"], {f"{row['phase']}/{name}": value for name, value in values.items()})
 
 
-class Wandb(Remote):
+class Wandb:
     """Logs to Weights & Biases; WANDB_MODE=offline and its other variables hold."""
-
-    name = "wandb"
 
     def open(self, workdir: Path, config: Mapping[str, Any], identity: str | None) -> str:
         import wandb
@@ -180,10 +189,8 @@ class Wandb(Remote):
         self._run.finish(exit_code=int(status != "FINISHED"))
 
 
-class Mlflow(Remote):
+class Mlflow:
     """Logs to MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME hold."""
-
-    name = "mlflow"
 
     def open(self, workdir: Path, config: Mapping[str, Any], identity: str | None) -> str:
         import mlflow
@@ -214,8 +221,8 @@ class Mlflow(Remote):
         self._client.set_terminated(self._id, status)
 
 
-REMOTE = {kind.name: kind for kind in (Wandb, Mlflow)}
-NAMES = ("tensorboard", "csv", *REMOTE)
+SERVICES: dict[str, Callable[[], Service]] = {"wandb": Wandb, "mlflow": Mlflow}
+NAMES = ("tensorboard", "csv", *SERVICES)
 #: Columns of a row that are not metrics.
 COLUMNS = ("step", "seed", "phase", "seconds")
 
@@ -227,7 +234,7 @@ def check(names: Iterable[str]) -> None:
       ValueError: naming the extra that installs it.
     """
     for name in names:
-        if name in REMOTE and importlib.util.find_spec(name) is None:
+        if name in SERVICES and importlib.util.find_spec(name) is None:
             raise ValueError(
                 f"config.trackers has {name!r}, which is not installed; pip install 'mmrf_jax[{name}]', or leave it out"
             )
@@ -252,7 +259,7 @@ def open_all(
         elif name == "csv":
             made[name] = Csv(workdir, kept)
         else:
-            made[name] = REMOTE[name](workdir, config, kept, dropped)
+            made[name] = Remote(name, SERVICES[name](), workdir, config, kept, dropped)
     return made
 
 

@@ -132,14 +132,14 @@ def on_primary(fn: Callable[[], Any]) -> Any:
     """
     if jax.process_count() == 1:
         return fn()
-    said: dict[str, Any] = {}
-    error: Exception | None = None
+    error: BaseException | None = None
+    text = ""
     if jax.process_index() == 0:
         try:
-            said = {"value": fn()}
-        except Exception as caught:
-            said, error = {"error": f"{type(caught).__name__}: {caught}"}, caught
-    answer = json.loads(gather(json.dumps(said).encode() if jax.process_index() == 0 else b"")[0])
+            text = json.dumps({"value": fn()})
+        except BaseException as caught:  # an interrupt or exit too: the others wait for an answer
+            text, error = json.dumps({"error": f"{type(caught).__name__}: {caught}"}), caught
+    answer = json.loads(gather(text.encode())[0])
     if error is not None:
         raise error
     if "error" in answer:

@@ -127,7 +127,9 @@ def _lead(run: sections.Run) -> str:
         said.append(f"learning took {_duration(learning[-1]['seconds'])}")
     if run.starts:
         first = run.starts[0]
-        said.append(f"started {first['start']} on {first['host']} at commit {first['commit'] or 'unknown'}")
+        code = first["commit"] or "unknown"  # or "version X" of an installed package
+        code = code if code.startswith("version ") else f"commit {code}"
+        said.append(f"started {first['start']} on {first['host']} at {code}")
     return ", ".join(said) + "."
 
 

@@ -14,7 +14,8 @@ from mmrf_jax.report import labels
 from mmrf_jax.report.palette import AXIS, COLOURS, DIRECTIONS, GRID, INK, style
 
 _GAP = (math.nan, math.nan)
-_COLUMNS = 4  # of panels
+_COLUMNS = 3  # of panels
+_TEXT = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # behind text, so that no line crosses it
 _MARKERS = {
     **{"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "inverted_triangle": "v", "hex": "h"},
     "star": "*",
@@ -75,11 +76,12 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
             axis.annotate(
                 f"{labels.show(entry['diff_pct'], '+.1f')} %",
                 (entry["diff_pct"], row),
-                (0, 6),
+                (0, 7),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
                 color=INK,
+                bbox=_TEXT,
             )
         axis.axvline(0.0, color=INK, linestyle="--", linewidth=1.0)
         _dress(axis, labels.titled(signals, metric), f"difference to {control}, %")
@@ -180,6 +182,7 @@ def limits(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
             va="center",
             fontsize=8,
             color=INK,
+            bbox=_TEXT,
         )
     axis.axvline(1.0, color=INK, linestyle="--", linewidth=1.0)
     axis.set_xscale("log")  # dots, because a bar has no 0 to start from

@@ -118,7 +118,7 @@ class Taken(BaseModel):
     """What became of described items."""
 
     new: list[int | str] = Field(description="Those that are ranked from now on.")
-    known: list[int | str] = Field(description="Those that were known; nothing changes for them.")
+    known: list[int | str] = Field(description="Those that were known; the first description stays.")
 
 
 class Health(BaseModel):

@@ -13,12 +13,13 @@ functions for about six months, so an artefact has an expiry date.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ MANIFEST = "manifest.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 VALID_DAYS = 180
 _OF_MANIFEST = "manifest.sha256"
+_SOURCE_FILES = "jax_hlo_source_file_canonicalization_regex"  # what JAX removes from the paths of source files
 _LIBRARIES = ("jax", "jaxlib", "flax", "numpy")
 
 SEPARATOR = "|"  # between the parts of nested weight names
@@ -106,7 +108,8 @@ def write(
         (made / "functions").mkdir()
         (made / "arrays").mkdir()
         for name, function in functions.items():
-            lowered = export.export(jax.jit(function.call), platforms=PLATFORMS)(*function.arguments)
+            with _without_folders():
+                lowered = export.export(jax.jit(function.call), platforms=PLATFORMS)(*function.arguments)
             (made / "functions" / f"{name}.bin").write_bytes(lowered.serialize())
             manifest["functions"][name] = {
                 "calling_convention_version": lowered.calling_convention_version,
@@ -124,6 +127,17 @@ def write(
         digest = _digest(made / MANIFEST)
         files.write_text(made / _OF_MANIFEST, f"{digest}\n")
         return digest[:16]
+
+
+@contextlib.contextmanager
+def _without_folders() -> Iterator[None]:
+    """Export functions in this block with the bare names of source files, not with paths of this machine."""
+    before = getattr(jax.config, _SOURCE_FILES)
+    jax.config.update(_SOURCE_FILES, r".*[/\\]")
+    try:
+        yield
+    finally:
+        jax.config.update(_SOURCE_FILES, before)
 
 
 def load(folder: Path, spec: InputSpec | None = None) -> Artifact:

@@ -362,7 +362,7 @@ TABLES = {
         lower_is_better=_of_errors,
     ),
     "offline": Table(
-        f"Held-out log (NCIS a video, cap {_CAP}):",
+        f"Held-out log (NCIS per video, cap {_CAP}):",
         _offline,
         of_world=False,
         of_runs="off_policy",
@@ -376,7 +376,7 @@ TABLES = {
         lower_is_better=_of_offline,
     ),
     "offline_random": Table(
-        f"Random log of the test days (NCIS a video, cap {_CAP}):",
+        f"Random log of the test days (NCIS per video, cap {_CAP}):",
         functools.partial(_offline, log="random_test"),
         of_world=False,
         of_runs="off_policy",
@@ -385,7 +385,8 @@ TABLES = {
 }
 #: Tables of a run's rows by round, {table: title}; means over seeds.
 _BY_ROUND = {
-    "model_exploitation_gap": "What the newest policy earns in the feedback model and in the world, seconds a session:",
+    "model_exploitation_gap": "What the newest policy earns in the feedback model and in the world, seconds per "
+    "session:",
     "conflict": "Cosine of each agent's gradient and the main agent's, on what actors share and on the encoder, and "
     "the attention that the main agent gives it:",
 }

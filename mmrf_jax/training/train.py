@@ -498,7 +498,8 @@ def _report(config: configs.Run, source: sources.Source, state: TrainState, work
         return
     try:
         phase("report")
-        run_report.write_report(config, source, state, workdir, thorough=False)
+        page = run_report.write_report(config, source, state, workdir, thorough=False)
+        say(f"report: {page}, a page for any browser")
     except Exception as error:
         fix = f"mmrf report --workdir={workdir} tries again"
         say(f"no report: {type(error).__name__}: {error}; {fix}")

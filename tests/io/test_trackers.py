@@ -9,10 +9,9 @@ from mmrf_jax.io import trackers
 from mmrf_jax.io.metric_writer import MetricsWriter
 
 
-class Service(trackers.Remote):
+class Service:
     """A service in memory: {id: its rows}."""
 
-    name = "service"
     runs: dict = {}  # noqa: RUF012
 
     def open(self, workdir, config, identity):
@@ -33,7 +32,7 @@ class Service(trackers.Remote):
 @pytest.fixture
 def service(monkeypatch):
     monkeypatch.setattr(Service, "runs", {})
-    monkeypatch.setitem(trackers.REMOTE, "service", Service)
+    monkeypatch.setitem(trackers.SERVICES, "service", Service)
     return Service
 
 

@@ -142,6 +142,8 @@ def test_what_was_run_is_said():
     assert "2026-01-02 03:04 UTCh1abcpython -m x" in found and "UTCh2abc" in found
     assert "compiling30.075%" in found and "training10.025%" in found
     assert "started 2026-01-02 03:04 UTC on h1 at commit abc" in text
+    installed = page.build(make_run(starts=[start | {"commit": "version 0.2.0"}]))
+    assert "started 2026-01-02 03:04 UTC on h1 at version 0.2.0" in installed
 
 
 def drawn(run: sections.Run) -> int:

@@ -91,6 +91,16 @@ def test_exported_scores_are_the_live_ones(mmrf, users, candidates, shown):
     assert np.asarray(scores).std(axis=-1).min() > 1e-3 or candidates == 1  # agents tell candidates apart
 
 
+def test_no_path_of_the_exporting_machine_is_in_an_artefact(mmrf):
+    checkout, libraries = Path(artifact.__file__).parents[2], Path(jax.__file__).parents[1]
+    for path in mmrf[2].rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert str(checkout).encode() not in data and str(libraries).encode() not in data, path
+    assert b"export.py" in (mmrf[2] / "functions" / "score.bin").read_bytes()  # the bare names are there
+    assert jax.config.jax_hlo_source_file_canonicalization_regex is None
+
+
 def test_padding_changes_no_score(mmrf):
     loaded = artifact.load(mmrf[2])
     request, history = asked(4, 20, 5, seed=2)

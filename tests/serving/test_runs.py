@@ -47,6 +47,18 @@ def test_ranks_ids_as_the_service_scores_them(run):
     assert both[0] == ranked and both[1] == run.rank(IDS[:3]) and set(both[1]) == set(IDS[:3])
 
 
+def test_unknown_videos_of_a_history_are_counted_once(run, capsys):
+    run.__dict__.pop("_said", None)
+    history = [(int(IDS[2]), {"click": 1.0}), (4, {"click": 1.0}), (5, {})]
+    left, known = (run.rank(IDS[:5].tolist(), history=h) for h in (history, history[:1]))
+    assert left == known
+    said = capsys.readouterr().err
+    assert said.startswith(f"history: 2 of 3 videos are not of {run.path} and are left out, the first is 4;")
+    assert said.count("\n") == 1
+    run.rank(IDS[:5].tolist(), history=history[1:])
+    assert capsys.readouterr().err == ""
+
+
 def test_ids_of_any_type_and_users_of_the_log(tmp_path):
     plan, state = exporting.planned()
     names = np.array(["", *(f"item {n}" for n in range(1, tiny.SPEC.num_videos))])
@@ -114,6 +126,8 @@ def test_what_is_loaded_says_what_it_is(run, tmp_path):
         run.export(tmp_path / "again")
     with pytest.raises(ValueError, match="is not a run folder"):
         mmrf.load(tmp_path)
+    with pytest.raises(ValueError, match=r"there is no folder nowhere in /.*; name a run folder"):
+        mmrf.load("nowhere")
     (tmp_path / "config.json").write_text(json.dumps({"seed": 4}))
     (tmp_path / "results.json").write_text(json.dumps({"train": {"steps": 2}}))
     loaded = mmrf.load(str(tmp_path))

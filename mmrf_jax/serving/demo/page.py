@@ -134,23 +134,23 @@ class Demo:
         """Begin a visit; return None while the world is being created."""
         user, ranker, most = FIRST_USER + secrets.randbelow(_USERS), self._service.ranker, self._candidates
         if simulated is None:
-            visit = await self._run(visits.Visitor, user, ranker, most)
+            viewer = await self._run(visits.Visitor, user, ranker, most)
         else:
             world = await self._ready_world()
             if world is None:
                 return None
             self._begun += 1
-            visit = await self._run(visits.SimulatedUser, user, world, simulated, self._begun, ranker.spec.slate, most)
-        self._visits[user] = visit
+            viewer = await self._run(visits.SimulatedUser, world, simulated, self._begun, most)
+        self._visits[user] = visit = visits.Visit(viewer, ranker.spec.slate)
         while len(self._visits) > _MOST_VISITS:
             self._visits.popitem(last=False)
         none = np.zeros(0, np.int64), np.zeros((0, len(ranker.spec.signals)), np.float32)
-        videos, feedback = visit.history or none
+        videos, feedback = viewer.history or none
         return {
             "user": user,
             "simulated": simulated,
             "history": _answers(ranker.spec.signals, videos, feedback),
-            "profile": None if visit.profile is None else visit.profile.tolist(),
+            "profile": None if viewer.profile is None else viewer.profile.tolist(),
             "turn": self._turn(visit, videos),
         }
 
@@ -169,13 +169,14 @@ class Demo:
         return {"answers": answers, "leaves": answer.leaves, "turn": self._turn(visit)}
 
     def _turn(self, visit: visits.Visit, more: np.ndarray | tuple = ()) -> dict[str, Any]:
-        ranker, ids = self._service.ranker, np.unique(np.concatenate([visit.candidates, np.array(more, np.int64)]))
+        ranker, viewer = self._service.ranker, visit.viewer
+        ids = np.unique(np.concatenate([viewer.candidates, np.array(more, np.int64)]))
         rows = ranker.rows_of(ids)
         columns = {name: ranker.catalogue[name][rows[rows >= 0]].tolist() for name in ("tag", "author", "duration")}
         return {
             "position": visit.position,
-            "context": visit.context.tolist(),
-            "candidates": visit.candidates.tolist(),
+            "context": viewer.context.tolist(),
+            "candidates": viewer.candidates.tolist(),
             "videos": columns | {"video": ids[rows >= 0].tolist()},
         }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -36,27 +36,36 @@ class Answer(NamedTuple):
     leaves: bool
 
 
+class Viewer(Protocol):
+    """Who sees the slates of a visit: a `Visitor` or a `SimulatedUser`.
+
+    Attributes:
+      candidates: [c] int64 of the pending request, the platform's ids.
+      context: [Dx − 1] of that request.
+      profile: [Du] or None.
+      history: (videos [h], feedback [h, S]) from before the visit, oldest first, or None.
+    """
+
+    candidates: np.ndarray
+    context: np.ndarray
+    profile: np.ndarray | None
+    history: tuple[np.ndarray, np.ndarray] | None
+
+    def answer(self, ranker: Ranker, slate: list[int], reacted: list[int]) -> Answer:
+        """Answer the slate, and set candidates and context of the next request."""
+
+
 class Visit:
     """One session of the page; not thread-safe.
 
     Attributes:
-      user: id of the visit in the service.
+      viewer: of the slates.
       position: of the pending request, from 0.
-      candidates: [c] int64 of that request, the platform's ids.
-      context: [Dx − 1] of that request.
-      profile: [Du] or None.
-      history: (videos [h], feedback [h, S]) from before the visit, oldest first, or None.
-      simulated: id of the simulated user, or None.
     """
 
-    simulated: int | None = None
-    profile: np.ndarray | None = None
-    history: tuple[np.ndarray, np.ndarray] | None = None
-    candidates: np.ndarray
-    context: np.ndarray
-
-    def __init__(self, user: int, slate: int):
-        self.user, self.position = user, 0
+    def __init__(self, viewer: Viewer, slate: int):
+        """Begin with the first request of a viewer; `slate` is K."""
+        self.viewer, self.position = viewer, 0
         self._slate = slate
         self._last: tuple[list[int], Answer] | None = None
 
@@ -77,36 +86,34 @@ class Visit:
         if position != self.position:
             message = f"request {position} does not wait for an answer, request {self.position} does"
             raise Refused(409, message, ("body", "position"))
-        k = min(self._slate, len(self.candidates))
+        k = min(self._slate, len(self.viewer.candidates))
         if len(slate) != k or len(set(slate)) != k:
             raise Refused(422, f"a slate has {k} different videos, this one {len(set(slate))}", ("body", "slate"))
-        if strange := sorted(set(slate) - set(self.candidates.tolist())):
+        if strange := sorted(set(slate) - set(self.viewer.candidates.tolist())):
             raise Refused(422, f"video {strange[0]} is no candidate of the request", ("body", "slate"))
-        answer = self._answer(ranker, slate, reacted)
+        answer = self.viewer.answer(ranker, slate, reacted)
         self._last, self.position = (slate, answer), self.position + 1
         return answer
 
-    def _answer(self, ranker: Ranker, slate: list[int], reacted: list[int]) -> Answer:
-        """Answer the slate, and set candidates and context of the next request."""
-        raise NotImplementedError
 
-
-class Visitor(Visit):
+class Visitor:
     """A person, known only by the reactions to slates.
 
     Half of the candidates are from earlier requests and were not shown, a quarter is of topics with a reaction, the
     others are sampled from all items.
     """
 
+    profile: np.ndarray | None = None
+    history: tuple[np.ndarray, np.ndarray] | None = None
+
     def __init__(self, user: int, ranker: Ranker, limit: int):
         """Begin with candidates sampled from all items.
 
         Args:
-          user: id of the visit.
+          user: id of the visit, which seeds the sampling.
           ranker: the ranker of the service.
           limit: most candidates of a request.
         """
-        super().__init__(user, ranker.spec.slate)
         self._size = min(ranker.spec.candidates, limit, ranker.spec.num_videos)
         self._rng = np.random.default_rng(user)
         self._seen: collections.deque[int] = collections.deque(maxlen=_REMEMBERED)
@@ -114,7 +121,7 @@ class Visitor(Visit):
         self.candidates = np.zeros(0, np.int64)
         self._recall(ranker)
 
-    def _answer(self, ranker: Ranker, slate: list[int], reacted: list[int]) -> Answer:
+    def answer(self, ranker: Ranker, slate: list[int], reacted: list[int]) -> Answer:
         rows = ranker.rows_of(np.array([v for v in reacted if v in slate], np.int64))
         self._seen.extend(slate)
         self._tags.extend(ranker.catalogue["tag"][rows[rows >= 0]].tolist())
@@ -148,26 +155,22 @@ class World:
         """Compile its functions, which takes seconds."""
         self.params = env.default_params
         self.reset, self.step = jax.jit(env.reset_env), jax.jit(env.step_env)
-        first = SimulatedUser(0, self, 0, 0, slate, 2**31)
+        first = SimulatedUser(self, 0, 0, 2**31)
         first.feel(np.arange(min(slate, len(first.candidates))))
 
 
-class SimulatedUser(Visit):
+class SimulatedUser:
     """A user of the world, who reacts to the slates shown, not to the page's buttons."""
 
-    def __init__(self, user: int, world: World, simulated: int, visit: int, slate: int, limit: int):
+    def __init__(self, world: World, simulated: int, visit: int, limit: int):
         """Reset the simulated user.
 
         Args:
-          user: id of the visit.
           world: the world.
           simulated: the world's id of the user.
           visit: number of the visit; each has its own randomness.
-          slate: K.
           limit: most candidates of a request.
         """
-        super().__init__(user, slate)
-        self.simulated = simulated
         self._world, self._limit = world, limit
         self._key = jax.random.fold_in(types.make_key(0), visit)
         request, history, self._state = world.reset(self._key, world.params, np.array([simulated], np.int32), 0)
@@ -180,7 +183,7 @@ class SimulatedUser(Visit):
         self.candidates = np.asarray(request.candidates[0], np.int64)[: self._limit]
         self.context = np.asarray(request.context[0])[:-1]  # the service adds the position
 
-    def _answer(self, ranker: Ranker, slate: list[int], reacted: list[int]) -> Answer:
+    def answer(self, ranker: Ranker, slate: list[int], reacted: list[int]) -> Answer:
         place = {v: i for i, v in enumerate(self.candidates.tolist())}
         return self.feel(np.array([place[v] for v in slate]))
 

@@ -259,11 +259,11 @@ def test_only_the_last_visits_are_kept(kuairand, monkeypatch):
 
 def test_a_visitor_who_has_seen_everything_is_still_offered_something(kuairand):
     ranker = kuairand[0].ranker
-    visit = visits.Visitor(1, ranker, C)
+    visit = visits.Visit(visits.Visitor(1, ranker, C), K)
     for position in range(15):  # of 30 videos, three at a time
-        shown = visit.candidates[:K].tolist()
+        shown = visit.viewer.candidates[:K].tolist()
         visit.step(ranker, position, shown, shown)
-        assert len(set(visit.candidates.tolist())) == C
+        assert len(set(visit.viewer.candidates.tolist())) == C
 
 
 def test_the_page_fetches_nothing_and_may_run_nothing_else():
@@ -274,7 +274,7 @@ def test_the_page_fetches_nothing_and_may_run_nothing_else():
 
 
 def test_a_visit_asked_twice_at_once_moves_on_once():
-    visit = visits.SimulatedUser(1, visits.World(Toy((), SHORT_VIDEO, K), K), 5, 0, K, C)
+    visit = visits.Visit(visits.SimulatedUser(visits.World(Toy((), SHORT_VIDEO, K), K), 5, 0, C), K)
     first = visit.step(None, 0, [0, 1, 2], [])
     assert visit.step(None, 0, [0, 1, 2], []) is first and visit.position == 1
     with pytest.raises(Refused, match="request 1 does"):
