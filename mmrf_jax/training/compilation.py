@@ -54,6 +54,8 @@ def begin(
         return partitioner.shard_inputs(batches.example(spec, getattr(config, name).batch, segment))
 
     rate = np.float32(1.0)
+    if config.train.log_on_device:
+        rate = partitioner.replicate(rate)  # as `on_device.OnDevice` gives it
     if start is not None:
         known = (np.ones(len(spec.signals)),) * 3
         ahead.add("initial state", lambda: start.lower(*initial_args(config, plan, source, known)))

@@ -85,6 +85,9 @@ class Collect:
 
     sessions: int = field(8_192, "of each round's log", fields.COUNT)
     test_sessions: int = field(2_048, "of the held-out log", fields.COUNT)
+    slots: int = field(
+        0, "users in flight on each device; 0: a quarter of its sessions, but at most 1,024", fields.NATURAL
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +127,9 @@ class Train:
         fields.NATURAL,
     )
     epochs: int = field(1, "over each round's log", fields.COUNT)
+    log_on_device: bool = field(
+        False, "whether a round's log stays on the devices, which then make its batches; for accelerators"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
