@@ -1,7 +1,7 @@
 """A session log on the devices, split over them by rows: batches of segments are gathered there, not on the host.
 
-Rows hold numbers of 32 bits as they are, so a batch is bit by bit that of `data.sessions.gather_segments`. The host
-keeps where sessions begin and how they end: a few numbers for each.
+Rows are joined bit by bit, so a batch is exactly that of `data.sessions.gather_segments`. The host keeps where sessions
+begin and how they end: a few numbers for each.
 """
 
 from __future__ import annotations

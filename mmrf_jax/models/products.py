@@ -65,7 +65,15 @@ _rounded.defvjp(_forward, _backward)
 
 
 def _product(subscripts: str, a: chex.Array, b: chex.Array) -> chex.Array:
-    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+    """Compute a product of bfloat16 arrays in float32; CPUs have none of such types, but get the same numbers."""
+
+    def product(a, b):
+        return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+    def of_float32(a, b):
+        return product(a.astype(jnp.float32), b.astype(jnp.float32))
+
+    return jax.lax.platform_dependent(a, b, cpu=of_float32, default=product)
 
 
 def _without_ellipsis(subscripts: str, *ranks: int) -> str:
