@@ -21,6 +21,7 @@ from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, kinds, products
 from mmrf_jax.models.encoder_config import EncoderConfig
 
+ITEM_HIDDEN = 64  # units of the hidden layer of items
 _PRIOR_WEIGHT = 2.0  # pseudo-exposures of zero in the decayed means, so that short histories shrink to 0
 
 
@@ -44,7 +45,7 @@ class Encoder(nn.Module):
     def setup(self):
         c = self.config
         dense = functools.partial(products.dense, dtype=c.compute_dtype)
-        self.item_hidden = dense(64)
+        self.item_hidden = dense(ITEM_HIDDEN)
         self.item_out = dense(c.dim - 1 - c.id_dim)
         self.feedback_out = dense(c.feedback_dim - 1)
         self.user_hidden = dense(128)

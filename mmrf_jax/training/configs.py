@@ -168,6 +168,11 @@ class Run:
     agents: AgentConfig = dataclasses.field(default_factory=AgentConfig)
     train: Train = dataclasses.field(default_factory=Train)
     ab_test: ABTest = dataclasses.field(default_factory=ABTest)
+    memory_limit: float = field(
+        0.0,
+        "GiB of each device that a run may take; 0: what the device reports; CPUs report none",
+        fields.NOT_NEGATIVE,
+    )
     log_every: int = field(50, "steps", fields.COUNT)
     checkpoint_every: int = field(500, "steps", fields.COUNT)
     trackers: tuple[str, ...] = field(

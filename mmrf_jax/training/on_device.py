@@ -34,6 +34,7 @@ class OnDevice:
         index = log.segment_index(config.train.segment)
         fit, self._held = batches.fit_index(config, index)
         self._index = {"feedback": fit, "train": index}
+        self.segments = len(index)
 
     @functools.cached_property
     def log(self) -> SessionLog:

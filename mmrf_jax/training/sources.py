@@ -258,7 +258,7 @@ def _collect(
         sessions=number,
         k=source.spec.slate,
         progress=progress,
-        slots=source.config.collect.slots or collect.slots_for(source.config.collect.sessions),
+        slots=min(source.config.collect.slots, number) or collect.slots_for(source.config.collect.sessions),
         keep_scores=keep_scores,
     )
 

@@ -33,6 +33,7 @@ from mmrf_jax.training import (
     evaluate,
     hooks,
     inputs,
+    memory,
     own_logs,
     provenance,
     restore,
@@ -316,6 +317,7 @@ def _learn(
     """Train the rounds that are left, from a state or a new one; return the last state and learned.json."""
     config, plan = job.config, job.plan
     shapes = restore.state_shapes(config, job.source, job.partitioner)
+    memory.check(config, memory.estimate(config, plan, job.source, shapes, job.partitioner), job.partitioner)
     initial = compilation.initial(job.partitioner, shapes)
     compilation.begin(
         job.compiled, config, plan, job.source, shapes, initial if state is None else None, job.arms, job.partitioner

@@ -112,6 +112,11 @@ def alone(function: Callable, *arguments: Any) -> Any:
         return process.apply(function, arguments)
 
 
+def devices() -> tuple[str, list[str]]:
+    """Return JAX's backend, and the names of its devices."""
+    return jax.default_backend(), [f"{device}, {device.device_kind}" for device in jax.devices()]
+
+
 def peak_memory() -> float:
     """Return the peak memory in GiB of this process or of its children; on an accelerator, of the device."""
     held = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
