@@ -24,9 +24,8 @@ from mmrf_jax.envs.rankers import AnyRanker
 from mmrf_jax.parallel import multihost, programs
 from mmrf_jax.parallel.partitioner import Partitioner
 
-#: Requests per slot between two looks at the sums; a device holds those of all slots twice.
-STEPS = 16
-_BLOCK = STEPS  # rows per float32 sum; the host adds these in float64
+_STEPS = 16  # requests per slot between two looks at the sums
+_BLOCK = _STEPS  # rows per float32 sum; the host adds these in float64
 _POSITIONS = 4096  # of a session, as random numbers are drawn for
 
 
@@ -40,7 +39,7 @@ class _Served(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Requests of `STEPS` steps of all slots, in any order, [steps × slots, …]."""
+    """Requests of `_STEPS` steps of all slots, in any order, [steps × slots, …]."""
 
     requests: chex.Array
     exposures: chex.Array
@@ -120,14 +119,14 @@ def _begin(env, policy, key, day, users, queue, *, share, slots, width, partitio
 
 @programs.program(often=True, static_argnames=("k", "partitioner"), donate_argnames="served")
 def _unroll(env, policy, key, day, weights, served, *, k, partitioner):
-    """Serve `STEPS` requests of every slot; also return the number of ended sessions [devices]."""
+    """Serve `_STEPS` requests of every slot; also return the number of ended sessions [devices]."""
 
     def one_device(env, policy, key, day, weights, served):
         def step(served, _):
             return _step(env, policy, key, day, served, k)
 
         served, (requests, exposures, user, position, *feedback) = jax.lax.scan(
-            step, _without_axis(served), length=STEPS
+            step, _without_axis(served), length=_STEPS
         )
         flat = [x.reshape(-1, *x.shape[2:]) for x in (requests, exposures, user, position, *feedback)]
         live = flat[2] < served.slots.num_users

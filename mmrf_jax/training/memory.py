@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from mmrf_jax.data.device_log import Layout
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.envs import device_collection
 from mmrf_jax.models import encoders
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model.config import TWINS
@@ -24,7 +23,8 @@ from mmrf_jax.training.train_state import TrainState
 
 _GIB = 2**30
 _FLOAT = 4  # bytes
-_REQUESTS = 16  # of a session, where only the log itself will tell
+_REQUESTS = 18  # of a session, where only the log itself will tell: of trained agents in the world
+_LONGEST = 64  # requests of the longest sessions, at whose end most slots are empty
 # Copies that a step holds at its peak: of memories and of videos' layers, and outputs per candidate and signal.
 _FIT_MEMORIES, _FIT_VIDEOS = 8, 3
 _MEMORIES, _VIDEOS, _OUTPUTS = 11, 4, 12
@@ -60,7 +60,7 @@ def estimate(
         layout, number = Layout.of(spec), config.collect.sessions / devices
         log = number * (layout.bytes_per_session + _REQUESTS * layout.bytes_per_request)
         slots = config.collect.slots or min(number / 4, 1024)
-        collected = log + device_collection.STEPS * slots * layout.bytes_per_request
+        collected = log + _LONGEST * slots * layout.bytes_per_request
     return Estimate(
         state=float(sum(_bytes(x) for x in jax.tree.leaves(shapes))),
         items=float(encodings + sum(x.nbytes for x in jax.tree.leaves(source.items))),

@@ -60,8 +60,8 @@ def test_the_parts_of_an_estimate(job):
     )
     layout, more = Layout.of(source.spec), memory.estimate(run, plan, source, shapes, partitioner)
     assert more.update == 2 * found.update and more.fit == found.fit
-    assert more.log == 1_000 * (layout.bytes_per_session + 16 * layout.bytes_per_request)
-    assert more.collect == more.log + 16 * 64 * layout.bytes_per_request
+    assert more.log == 1_000 * (layout.bytes_per_session + 18 * layout.bytes_per_request)
+    assert more.collect == more.log + 64 * 64 * layout.bytes_per_request
 
 
 @pytest.mark.parametrize(
