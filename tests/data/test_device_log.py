@@ -50,6 +50,7 @@ def test_sizes_are_rounded_up_to_three_bits(number, size):
 
 
 def test_two_devices_gather_the_same_and_send_no_log(run_python):
+    """And have the same steps, batches split over both."""
     run_python(SCRIPT, devices=2)
 
 
@@ -60,6 +61,7 @@ import jax, numpy as np
 from random_logs import SPEC, make_log, same_bits
 from mmrf_jax.data import device_log, sessions
 from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.training import batches, configs, on_device
 
 log, partitioner = make_log(3, 61), Partitioner()
 assert partitioner.num_devices == 2
@@ -76,4 +78,15 @@ assert "reduce-scatter" in text and "all-gather" not in text and "all-reduce" no
 rows = max(len(x) for x in held.rows) // 2
 assert not re.search(rf"\\[{rows},\\d+\\]\\S* (all|reduce|collective)", text)
 assert held.head(5).num_requests == log.offsets[5]
+
+run = configs.override(configs.Run(), train={"batch": 8, "segment": 3}, feedback={"batch": 4})
+host, devices = batches.Held(run, log, partitioner), on_device.OnDevice(run, held, partitioner)
+for part in ("feedback", "train"):
+    rates = np.linspace(1.0, 0.5, 2 * host.per_epoch(part), dtype=np.float32)
+    with host.steps(part, 1, 3, rates) as wanted, devices.steps(part, 1, 3, rates) as found:
+        for (batch, rate), (other, same) in zip(wanted, found, strict=True):
+            same_bits(other, batch)
+            assert same == rate and same.sharding == partitioner.replicated_sharding
+            assert other.slate.sharding.is_equivalent_to(batch.slate.sharding, 3)
+same_bits(list(devices.held_out(4, 2, 1)), list(host.held_out(4, 2, 1)))
 """
