@@ -35,7 +35,7 @@ class Estimate:
     """Bytes of each device."""
 
     state: float  # parameters, optimisers, tables, the policy that collects
-    items: float  # of the catalogue: features, and the encodings of a round
+    items: float  # of the catalogue: features, the world's own, and the encodings of a round
     log: float  # that stays on the devices
     collect: float  # further, while it is collected
     fit: float  # of a step of the fit, in addition to the state
@@ -52,6 +52,7 @@ def estimate(
 ) -> Estimate:
     """Estimate the memory of a run; `shapes` are those of its state, with shardings."""
     devices, spec = partitioner.num_devices, source.spec
+    world = None if source.sim is None else source.sim.params
     encodings = 0
     if steps.precomputes_item_embeddings(plan, source.items):
         encodings = _FLOAT * TWINS * source.items.num_videos * encoders.sizes(plan.feedback, spec)[1]
@@ -63,7 +64,7 @@ def estimate(
         collected = log + _LONGEST * slots * layout.bytes_per_request
     return Estimate(
         state=float(sum(_bytes(x) for x in jax.tree.leaves(shapes))),
-        items=float(encodings + sum(x.nbytes for x in jax.tree.leaves(source.items))),
+        items=float(encodings + sum(getattr(x, "nbytes", 0) for x in jax.tree.leaves((source.items, world)))),
         log=log,
         collect=collected,
         fit=_fit(config, plan, spec) * config.feedback.batch / devices if plan.use_feedback_model else 0.0,
