@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from processes import TINY, error_line
 
 from mmrf_jax.configs import world
 from mmrf_jax.data.device_log import Layout
@@ -95,3 +96,11 @@ def test_what_does_not_fit_is_refused_with_what_does(job, limit, sizes, message)
 
 def _limited(run: configs.Run, limit: float) -> configs.Run:
     return configs.run_of(configs.as_dict(run) | {"memory_limit": limit})
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_fit_ends_before_it_compiles_a_step(launch, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_LOG_COMPILES", "1")
+    done = launch("train", *TINY, "--config.memory_limit=0.01", f"--workdir={tmp_path / 'run'}")
+    error_line(done, "GiB of each device with all else, and 0.01 are there; use ")
+    assert "jit(fit_step)" not in done.stderr and not (tmp_path / "run").exists()
