@@ -1,13 +1,14 @@
 """The benchmark's file; what it measures is not asserted, for no test is timed."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from processes import error_line
 
-from mmrf_jax.cli.benchmarks import accelerator, scale
+from mmrf_jax.cli.benchmarks import accelerator, cost, scale
 
 
 @pytest.mark.slow
@@ -85,6 +86,18 @@ def test_the_suite_of_accelerators_saves_after_each_part_and_a_failed_one_loses_
     with pytest.raises(RuntimeError, match="batch=8: out of memory"):
         accelerator.accelerator(list(parts), True, lambda results: saved.append([one["name"] for one in results]))
     assert saved == [["a"], ["a"], ["a", "rollouts/memory"]]
+
+
+def test_a_process_that_dies_is_an_error_and_no_endless_wait():
+    with pytest.raises(RuntimeError, match="died with exit code 3"):
+        cost.alone(os._exit, 3)
+
+
+@pytest.mark.slow
+def test_a_fresh_process_gives_its_result_or_its_error():
+    assert cost.alone(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        cost.alone(divmod, 7, 0)
 
 
 def test_the_main_job_is_timed_by_activity(monkeypatch):

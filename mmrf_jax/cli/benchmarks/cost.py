@@ -106,10 +106,39 @@ def machine(repeats: int) -> Machine:
 
 
 def alone(function: Callable, *arguments: Any) -> Any:
-    """Call a function in a fresh process and return its result."""
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # this process handles Ctrl-C and ends the other
-    with multiprocessing.get_context("spawn").Pool(1, signal.signal, ignore) as process:
-        return process.apply(function, arguments)
+    """Call a function in a fresh process and return its result.
+
+    Raises:
+      RuntimeError: if the process dies, as for want of memory.
+      Exception: what the function raises.
+    """
+    fresh = multiprocessing.get_context("spawn")
+    answers, answer = fresh.Pipe(duplex=False)
+    process = fresh.Process(target=_answer, args=(answer, function, arguments))
+    process.start()
+    answer.close()  # so that the other end's death ends the wait
+    try:
+        result, error = answers.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the process that measures died with exit code {process.exitcode}") from None
+    finally:
+        process.terminate()
+        process.join()
+    if error is not None:
+        raise error
+    return result
+
+
+def _answer(answer: Any, function: Callable, arguments: tuple) -> None:
+    """Send the result of a call, or its error, to the process that waits for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process handles Ctrl-C and ends this one
+    result, error = None, None
+    try:
+        result = function(*arguments)
+    except Exception as raised:
+        error = raised
+    answer.send((result, error))
 
 
 def devices() -> tuple[str, list[str]]:
