@@ -141,7 +141,7 @@ def steps_of(batch: int) -> Callable[[Sizes], Entries]:
                 state = take(sizes.timed, state)
                 rate = sizes.timed * requests / (time.perf_counter() - began)
                 with tempfile.TemporaryDirectory() as folder:
-                    with jax.profiler.trace(folder):
+                    with jax.profiler.trace(folder, profiler_options=_quiet()):
                         state = take(sizes.traced, state)
                     seen = profile.device_time(Path(folder))
             yield f"{name}/batch={batch}", rate, "requests/s"
@@ -149,6 +149,13 @@ def steps_of(batch: int) -> Callable[[Sizes], Entries]:
             yield f"{name}/batch={batch}/kernels", seen.kernels / sizes.traced, "a step"
 
     return measure
+
+
+def _quiet() -> jax.profiler.ProfileOptions:
+    """Return options of a trace without Python's calls, whose recording keeps the device waiting."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
 
 
 def rollouts(sizes: Sizes) -> Entries:
