@@ -52,7 +52,7 @@ def estimate(
 ) -> Estimate:
     """Estimate the memory of a run; `shapes` are those of its state, with shardings."""
     devices, spec = partitioner.num_devices, source.spec
-    world = None if source.sim is None else source.sim.params
+    world = source.items if source.sim is None else source.sim.default_params  # its items are the same
     encodings = 0
     if steps.precomputes_item_embeddings(plan, source.items):
         encodings = _FLOAT * TWINS * source.items.num_videos * encoders.sizes(plan.feedback, spec)[1]
@@ -64,7 +64,7 @@ def estimate(
         collected = log + _LONGEST * slots * layout.bytes_per_request
     return Estimate(
         state=float(sum(_bytes(x) for x in jax.tree.leaves(shapes))),
-        items=float(encodings + sum(getattr(x, "nbytes", 0) for x in jax.tree.leaves((source.items, world)))),
+        items=float(encodings + sum(getattr(x, "nbytes", 0) for x in jax.tree.leaves(world))),
         log=log,
         collect=collected,
         fit=_fit(config, plan, spec) * config.feedback.batch / devices if plan.use_feedback_model else 0.0,

@@ -25,7 +25,7 @@ from mmrf_jax.agents import registry
 from mmrf_jax.cli import common
 from mmrf_jax.cli.benchmarks import cost
 from mmrf_jax.configs import world as experiment
-from mmrf_jax.envs import base
+from mmrf_jax.envs import rankers
 from mmrf_jax.io import profile
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import programs
@@ -171,8 +171,8 @@ def rollouts(sizes: Sizes) -> Entries:
     ones = (np.ones(len(source.spec.signals)),) * 3
     state = start(*compilation.initial_args(run, plan, source, ones))
     agents = registry.get(run.method).make_policy(state.agents, source.items, plan.agents)
-    arms = base.choices({"random": source.policies["random"], "mmrf": agents})
-    sim = sim._replace(params=partitioner.replicate(sim.params), items=source.items)
+    arms = rankers.choices({"random": source.policies["random"], "mmrf": agents})
+    sim = partitioner.replicate(sim.with_items(source.items))
     for users in sizes.users:
 
         def lower(users=users):
