@@ -78,7 +78,7 @@ def test_the_suite_of_accelerators_saves_after_each_part_and_a_failed_one_loses_
         raise ValueError("out of memory")
         yield
 
-    monkeypatch.setattr(accelerator.cost, "alone", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(accelerator.cost, "alone", lambda function, *arguments, limit: function(*arguments))
     parts = {"job": lambda sizes: iter([("a", 1.0, "s")]), "batch=8": fails, "rollouts": lambda sizes: iter([])}
     monkeypatch.setattr(accelerator, "_parts", lambda sizes: parts)
     monkeypatch.setattr(accelerator, "PARTS", tuple(parts))
@@ -86,6 +86,12 @@ def test_the_suite_of_accelerators_saves_after_each_part_and_a_failed_one_loses_
     with pytest.raises(RuntimeError, match="batch=8: out of memory"):
         accelerator.accelerator(list(parts), True, lambda results: saved.append([one["name"] for one in results]))
     assert saved == [["a"], ["a"], ["a", "rollouts/memory"]]
+
+
+@pytest.mark.slow
+def test_a_process_ends_at_its_limit():
+    with pytest.raises(RuntimeError, match="not done after 0 s"):
+        cost.alone(divmod, 7, 2, limit=0.0)
 
 
 def test_a_process_that_dies_is_an_error_and_no_endless_wait():

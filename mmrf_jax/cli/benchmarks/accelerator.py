@@ -35,6 +35,7 @@ from mmrf_jax.training.on_device import OnDevice
 
 _K = 6  # videos of a slate
 _WARM = 3  # steps before those that are timed
+_JOB_SHARE = 0.6  # of the time, after which the main job is ended
 
 
 class Sizes(NamedTuple):
@@ -47,9 +48,10 @@ class Sizes(NamedTuple):
     traced: int  # steps of the trace
     users: tuple[int, ...]  # of a rollout
     videos: int
+    limit: float  # seconds of all parts together
 
 
-_WHOLE = Sizes((), (32, 512, 2_048), 8_192, 200, 20, (10**4, 10**5, 10**6), 100_000)
+_WHOLE = Sizes((), (32, 512, 2_048), 8_192, 200, 20, (10**4, 10**5, 10**6), 100_000, 480.0)
 _SMALL = Sizes(
     ("--config.quick=True", "--config.alternation.rounds=1", "--config.collect.sessions=256"),
     (8, 16, 32),
@@ -58,6 +60,7 @@ _SMALL = Sizes(
     1,
     (256, 1_024),
     3_000,
+    7_200.0,
 )
 
 Entries = Iterator[tuple[str, float, str]]
@@ -70,12 +73,16 @@ def main_job(sizes: Sizes) -> Entries:
         command = [sys.executable, "-m", "mmrf_jax.cli", "train", f"--config={common.WORLD}", *sizes.job]
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "programs")}
         start = time.perf_counter()
-        done = subprocess.run(
-            [*command, f"--workdir={workdir}"], env=environment, capture_output=True, text=True, check=False
+        done = subprocess.run(  # its progress is the suite's
+            [*command, f"--workdir={workdir}"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            timeout=_JOB_SHARE * sizes.limit,
+            check=False,
         )
         took = time.perf_counter() - start
         if done.returncode:
-            raise RuntimeError(f"the main job ended with {done.returncode}: {done.stderr[-2000:]}")
+            raise RuntimeError(f"the main job ended with exit code {done.returncode}")
         last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     yield "main job/wall", took, "s"
     for name, value in last.items():
@@ -209,15 +216,17 @@ def accelerator(parts: list[str], small: bool, save: Callable[[list[dict[str, An
       save: called with the results so far after each part.
 
     Raises:
-      RuntimeError: at the end, for parts that failed.
+      RuntimeError: at the end, for parts that failed or had no time.
     """
     sizes = _SMALL if small else _WHOLE
     chosen = [name for name, whole in zip(_parts(sizes), PARTS, strict=True) if whole in parts]
+    start = time.perf_counter()
     done, results, failed = counted("accelerator", len(chosen)), [], []
     for number, name in enumerate(chosen, 1):
         say(name)
         try:
-            entries, memory = cost.alone(_measured, name, sizes)
+            left = max(sizes.limit - (time.perf_counter() - start), 0.0)
+            entries, memory = cost.alone(_measured, name, sizes, limit=left)
         except Exception as error:  # the other parts are measured all the same
             failed.append(f"{name}: {error}")
             say(f"failed: {failed[-1]}")

@@ -105,11 +105,16 @@ def machine(repeats: int) -> Machine:
     )
 
 
-def alone(function: Callable, *arguments: Any) -> Any:
+def alone(function: Callable, *arguments: Any, limit: float | None = None) -> Any:
     """Call a function in a fresh process and return its result.
 
+    Args:
+      function: the function.
+      arguments: its arguments.
+      limit: seconds after which the process is ended; None for no limit.
+
     Raises:
-      RuntimeError: if the process dies, as for want of memory.
+      RuntimeError: if the process dies, as for want of memory, or at its limit.
       Exception: what the function raises.
     """
     fresh = multiprocessing.get_context("spawn")
@@ -118,6 +123,8 @@ def alone(function: Callable, *arguments: Any) -> Any:
     process.start()
     answer.close()  # so that the other end's death ends the wait
     try:
+        if not answers.poll(limit):
+            raise RuntimeError(f"not done after {limit:.0f} s")
         result, error = answers.recv()
     except EOFError:
         process.join()
