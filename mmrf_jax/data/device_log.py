@@ -250,8 +250,8 @@ def _split(rows: chex.Array, sizes: list[int], kinds: list) -> list[chex.Array]:
     """Undo `pack`: the last part has the rest of the columns."""
     ends = np.cumsum(sizes)
     if isinstance(rows, np.ndarray):
-        parts = np.split(rows, ends, axis=-1)
-        return [np.ascontiguousarray(x).view(np.dtype(kind)) for x, kind in zip(parts, kinds, strict=True)]
+        columns = zip(np.split(rows, ends, axis=-1), kinds, strict=True)
+        return [np.ascontiguousarray(x).view(np.dtype(kind)) for x, kind in columns]
     parts = jnp.split(rows, ends, axis=-1)
     return [jax.lax.bitcast_convert_type(x, kind) for x, kind in zip(parts, kinds, strict=True)]
 

@@ -125,14 +125,11 @@ def _unroll(env, policy, key, day, weights, served, *, k, partitioner):
         def step(served, _):
             return _step(env, policy, key, day, served, k)
 
-        served, (requests, exposures, user, position, *feedback) = jax.lax.scan(
-            step, _without_axis(served), length=_STEPS
-        )
-        flat = [x.reshape(-1, *x.shape[2:]) for x in (requests, exposures, user, position, *feedback)]
-        live = flat[2] < served.slots.num_users
-        sums = _sums(*flat[4:], live, weights[flat[3]])
+        served, made = jax.lax.scan(step, _without_axis(served), length=_STEPS)
+        requests, exposures, user, position, shown, feedback = (x.reshape(-1, *x.shape[2:]) for x in made)
+        sums = _sums(shown, feedback, user < served.slots.num_users, weights[position])
         ended = served.slots.started - jnp.sum(served.slots.index < served.slots.num_users, dtype=jnp.int32)
-        return _with_axis(served), _Chunk(*flat[:4], sums), ended[None]
+        return _with_axis(served), _Chunk(requests, exposures, user, position, sums), ended[None]
 
     return partitioner.shard_users(one_device, num_replicated=5)(env, policy, key, day, weights, served)
 
