@@ -40,7 +40,7 @@ def test_the_fit_takes_what_xla_counts(job, optimised):
     assert memory.estimate(*job).fit == pytest.approx(counted(steps.fit_step, job), rel=0.15)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_update_takes_what_xla_counts(job, optimised):
     _, plan, source, _, _ = job
     size = (2, source.items.num_videos, encoders.sizes(plan.feedback, source.spec)[1])
