@@ -4,13 +4,16 @@
   mmrf benchmark --suite=rollouts --out=runs/rollouts.json
   mmrf benchmark --suite=scale --out=runs/scale.json --plot=runs/scale.png
   mmrf benchmark --suite=serve --out=runs/serve.json
+  mmrf benchmark --suite=accelerator --out=runs/accelerator.json
 
 `speed`: rates of rollouts, training, scoring and start-up, each with this machine's limit, measured in the same run.
 `rollouts`: the cost of a live user request in the world under production's policy, from 2^10 to 2^20 users in one call;
 it includes resets but not compilation. `scale`: how costs and memory grow with the rows of an embedding table, the
 videos of the world, the users of an A/B test, the processes of a run and the rows of a log; each size runs in a
 separate process. `serve`: slates per second of the ranking service, latency at 150 per second and at half of its
-maximum rate, and memory over 100,000 requests; needs the extra `serve`.
+maximum rate, and memory over 100,000 requests; needs the extra `serve`. `accelerator`: a main job from an empty cache,
+steps by batch size with the share of time that the device is busy, and rollouts of up to a million users; meant for at
+most eight minutes on one card, smaller on CPUs, and written after each part.
 """
 
 import os
@@ -21,7 +24,7 @@ from absl import flags
 from mmrf_jax.cli import common
 from mmrf_jax.io import extras, files
 
-_SUITE = flags.DEFINE_enum("suite", "speed", ["speed", "rollouts", "scale", "serve"], "What to measure.")
+_SUITE = flags.DEFINE_enum("suite", "speed", ["speed", "rollouts", "scale", "serve", "accelerator"], "What to measure.")
 _OUT = common.define_path("out", None, "JSON file to write.", required=True)
 _PLOT = common.define_path("plot", None, "PNG to draw: rates against limits (speed), or what grows and how (scale).")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each size; the median is given.", lower_bound=1)
@@ -30,14 +33,16 @@ _MAX_SIZE = flags.DEFINE_integer("max_size", 10**8, "Largest size of the suite s
 _REQUESTS = flags.DEFINE_integer(
     "requests", 100_000, "Slates of the suite serve, after those that warm it.", lower_bound=5_000
 )
-_PARTS = flags.DEFINE_list("parts", None, "Parts of the suites speed and scale, which `--parts=?` lists. Default: all.")
+_PARTS = flags.DEFINE_list(
+    "parts", None, "Parts of the suites speed, scale and accelerator, which `--parts=?` lists. Default: all."
+)
 
 
 def main() -> None:
     import jax
 
     with extras.needed("data"):
-        from mmrf_jax.cli.benchmarks import cost, rollouts, scale, speed
+        from mmrf_jax.cli.benchmarks import accelerator, cost, rollouts, scale, speed
     from mmrf_jax.report import plots
 
     common.check_output("out", _OUT.value)
@@ -46,12 +51,24 @@ def main() -> None:
     if _PLOT.value:
         common.check_output("plot", _PLOT.value)
         plots.require()
-    there = {"speed": list(speed.PARTS), "scale": list(scale.PARTS)}.get(_SUITE.value, [])
+    suites = {"speed": list(speed.PARTS), "scale": list(scale.PARTS), "accelerator": list(accelerator.PARTS)}
+    there = suites.get(_SUITE.value, [])
     parts = there if _PARTS.value is None else _PARTS.value
     if unknown := sorted(set(parts) - set(there)):
         if not there:
             raise ValueError(f"--suite={_SUITE.value} has no parts; leave out --parts")
         raise ValueError(f"unknown --parts={unknown[0]}; choose among {', '.join(there)}")
+    backend, devices = cost.alone(cost.devices)  # this process must not take them from those that measure
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "devices": devices,
+        "jax": jax.__version__,
+    }
+
+    def save(results):
+        files.write_json(_OUT.value, {"results": results, "machine": machine})
+
     if _SUITE.value == "rollouts":
         results = rollouts.rollouts(_REPEATS.value, _MAX_USERS.value)
         results.append({"name": "peak_memory", "value": cost.peak_memory(), "unit": "GiB"})
@@ -62,15 +79,11 @@ def main() -> None:
             from mmrf_jax.cli.benchmarks import serve
 
         results = serve.serve(_REPEATS.value, _REQUESTS.value)
+    elif _SUITE.value == "accelerator":
+        results = accelerator.accelerator(parts, backend == "cpu", save)
     else:
         results = speed.speed(parts, _REPEATS.value, _MAX_USERS.value)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "devices": [str(d) for d in jax.devices()],
-        "jax": jax.__version__,
-    }
-    files.write_json(_OUT.value, {"results": results, "machine": machine})
+    save(results)
     if _PLOT.value:
         draw = plots.limits if _SUITE.value == "speed" else plots.growth
         draw(results, _PLOT.value)

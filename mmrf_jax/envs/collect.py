@@ -23,6 +23,18 @@ def slots_for(num_sessions: int) -> int:
     return int(np.clip(num_sessions // 4, 16, _SLOTS))
 
 
+def check_users(first_user: int, number: int) -> None:
+    """Refuse users whose ids do not fit int32.
+
+    Raises:
+      ValueError: naming them.
+    """
+    if first_user < 0 or first_user + number > 2**31 - 1:
+        raise ValueError(
+            f"users {first_user} … {first_user + number - 1} are not all in [0, 2^31 - 1); lower first_user"
+        )
+
+
 def collect(
     env: Environment,
     policy: AnyRanker,
@@ -45,10 +57,7 @@ def collect(
       keep_scores: whether to log the policy's scores [r, C].
       progress: called with the number of sessions that have ended so far.
     """
-    if first_user < 0 or first_user + num_sessions > 2**31 - 1:
-        raise ValueError(
-            f"users {first_user} … {first_user + num_sessions - 1} are not all in [0, 2^31 - 1); lower first_user"
-        )
+    check_users(first_user, num_sessions)
     size = slots_for(num_sessions) if slots is None else slots
     # Use one device from the first call on: a program is compiled for the placement of its arrays.
     here = Partitioner(jax.local_devices()[:1])

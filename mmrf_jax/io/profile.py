@@ -1,12 +1,15 @@
-"""On-demand `jax.profiler` traces of a run's steps."""
+"""On-demand `jax.profiler` traces of a run's steps, and what a trace says of the devices."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+
+_COPIES = ("Memcpy", "Memset")  # first words of what a GPU's streams do besides kernels
 
 
 def parse(steps: str) -> tuple[int, int] | None:
@@ -52,3 +55,59 @@ class Profile:
         if self._on:
             self._on = False
             jax.profiler.stop_trace()
+
+
+class DeviceTime(NamedTuple):
+    """What the devices of a trace did, from the first kernel to the end of the last: means over devices."""
+
+    seconds: float  # the time between these
+    busy: float  # share of the time in which a kernel or a copy was running
+    kernels: float  # number of kernels
+
+
+def device_time(folder: Path) -> DeviceTime:
+    """Read the newest trace of a folder. On a CPU, its kernels are the operations that XLA's threads run.
+
+    Raises:
+      ValueError: if the trace has no kernel.
+    """
+    newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    devices = list(_devices(jax.profiler.ProfileData.from_file(str(newest))))
+    devices = [events for events in devices if any(kernel for *_, kernel in events)]
+    if not devices:
+        raise ValueError(f"{newest} has no kernel; trace steps that run on a device")
+    first = min(start for events in devices for start, *_ in events)
+    last = max(end for events in devices for _, end, _ in events)
+    busy = sum(_covered([event[:2] for event in events]) for events in devices) / len(devices)
+    kernels = sum(kernel for events in devices for *_, kernel in events) / len(devices)
+    return DeviceTime((last - first) / 1e9, busy / (last - first), kernels)
+
+
+def _devices(data: Any) -> Iterator[list[tuple[float, float, bool]]]:
+    """Yield what each device did: begin and end in ns, and whether it is a kernel."""
+    planes = list(data.planes)
+    if not any(plane.name.startswith("/device:") for plane in planes):  # a CPU
+        planes = [plane for plane in planes if plane.name == "/host:CPU"]
+        for plane in planes:
+            events = (event for line in plane.lines for event in line.events if "hlo_op" in dict(event.stats))
+            yield [(event.start_ns, event.start_ns + event.duration_ns, True) for event in events]
+        return
+    for plane in planes:
+        if plane.name.startswith("/device:"):
+            lines = list(plane.lines)
+            chosen = [line for line in lines if line.name == "XLA Ops"]  # TPUs
+            chosen = chosen or [line for line in lines if line.name.startswith("Stream")]  # GPUs
+            yield [
+                (event.start_ns, event.start_ns + event.duration_ns, not event.name.startswith(_COPIES))
+                for line in chosen
+                for event in line.events
+            ]
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """Return the length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(end - max(start, reached), 0.0)
+        reached = max(reached, end)
+    return total

@@ -9,7 +9,7 @@ from mmrf_jax.fields import field
 from mmrf_jax.signals import SHORT_VIDEO, Signals
 
 OPTIMIZERS = ("adamw", "sgd")
-TABLE_DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,13 @@ class EncoderConfig:
         2**27, "of an embedding table; ids of a larger vocabulary share rows by hash", fields.COUNT, optional=True
     )
     table_dtype: str = field(
-        "float32", "of the rows of embedding tables; bfloat16 takes half the memory", among=TABLE_DTYPES, optional=True
+        "float32", "of the rows of embedding tables; bfloat16 takes half the memory", among=DTYPES, optional=True
+    )
+    compute_dtype: str = field(
+        "float32",
+        "of what enters the products of encoders and heads; bfloat16 is for accelerators, all else stays float32",
+        among=DTYPES,
+        optional=True,
     )
     signal_weights: tuple[float, ...] = field(
         (),

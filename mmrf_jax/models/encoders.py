@@ -18,9 +18,10 @@ from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.models import embedding_table, kinds
+from mmrf_jax.models import embedding_table, kinds, products
 from mmrf_jax.models.encoder_config import EncoderConfig
 
+ITEM_HIDDEN = 64  # units of the hidden layer of items
 _PRIOR_WEIGHT = 2.0  # pseudo-exposures of zero in the decayed means, so that short histories shrink to 0
 
 
@@ -43,12 +44,13 @@ class Encoder(nn.Module):
 
     def setup(self):
         c = self.config
-        self.item_hidden = nn.Dense(64)
-        self.item_out = nn.Dense(c.dim - 1 - c.id_dim)
-        self.feedback_out = nn.Dense(c.feedback_dim - 1)
-        self.user_hidden = nn.Dense(128)
-        self.user_out = nn.Dense(c.state_dim)
-        self.user_skip = nn.Dense(c.state_dim, use_bias=False)
+        dense = functools.partial(products.dense, dtype=c.compute_dtype)
+        self.item_hidden = dense(ITEM_HIDDEN)
+        self.item_out = dense(c.dim - 1 - c.id_dim)
+        self.feedback_out = dense(c.feedback_dim - 1)
+        self.user_hidden = dense(128)
+        self.user_out = dense(c.state_dim)
+        self.user_skip = dense(c.state_dim, use_bias=False)
 
     def items(
         self, rows: dict[str, chex.Array], features: chex.Array, train: bool = False, blind: chex.Numeric = 0.0

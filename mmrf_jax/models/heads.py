@@ -5,6 +5,8 @@ One batched product of a few user vectors with the item encodings scores all can
 
 from __future__ import annotations
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+from mmrf_jax.models import products
 from mmrf_jax.models.kinds import join, take
 from mmrf_jax.signals import Signals
 
@@ -27,6 +30,7 @@ class UserVectors(nn.Module):
     """
 
     num: int
+    dtype: str = "float32"  # of the operands of products
 
     @nn.compact
     def __call__(self, state: chex.Array, memory_mean: chex.Array) -> chex.Array:
@@ -37,12 +41,13 @@ class UserVectors(nn.Module):
         init, dim = nn.initializers.zeros, memory_mean.shape[-1]
         if state.ndim == memory_mean.ndim - 1:
             kernel = self.param("kernel", init, (self.num, state.shape[-1], dim), jnp.float32)
-            from_state = jnp.einsum("...nd,ndo->...no", state, kernel)
+            from_state = products.einsum("...nd,ndo->...no", state, kernel, self.dtype)
         else:
-            from_state = nn.Dense(self.num * dim, kernel_init=init)(state).reshape(*state.shape[:-1], self.num, dim)
+            from_state = products.dense(self.num * dim, self.dtype, kernel_init=init)(state)
+            from_state = from_state.reshape(*state.shape[:-1], self.num, dim)
         reads = memory_mean.reshape(*memory_mean.shape[:-3], -1, memory_mean.shape[-1])
         gate = self.param("reads", nn.initializers.normal(0.1), (self.num, reads.shape[-2]), jnp.float32)
-        return from_state + jnp.einsum("nf,...fd->...nd", gate, reads)
+        return from_state + products.einsum("nf,...fd->...nd", gate, reads, self.dtype)
 
 
 @struct.dataclass
@@ -64,23 +69,26 @@ class FeedbackHeads(nn.Module):
       ceilings: whether the probability of a binary signal stays below a learned bound, because a fraction of videos is
         swiped away unseen however well they match. The log-odds of shown videos flatten towards the bound. Without one,
         the model extrapolates this flat slope to videos unlike those and overestimates their probabilities.
+      dtype: of the operands of products (`models.products`).
     """
 
     all_signals: Signals
     extra: int = 0
     ceilings: bool = False
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> Prediction:
         """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
         num_signals, binary = len(self.all_signals), self.all_signals.binary
-        vectors = UserVectors(num_signals + self.extra, name="signals")(
-            jnp.concatenate([z, nn.gelu(nn.Dense(64, name="hidden")(z))], -1), memory_mean
+        dense = functools.partial(products.dense, dtype=self.dtype)
+        vectors = UserVectors(num_signals + self.extra, self.dtype, name="signals")(
+            jnp.concatenate([z, nn.gelu(dense(64, name="hidden")(z))], -1), memory_mean
         )
         # Initialised to the base rates of the first log.
         prior = self.param("prior", nn.initializers.zeros, (num_signals + self.extra, 1), jnp.float32)
-        products = jnp.einsum("...nd,...md->...nm", vectors, items)
-        raw = jax.lax.broadcast_to_rank(prior, products.ndim) + products
+        scores = products.einsum("...nd,...md->...nm", vectors, items, self.dtype)
+        raw = jax.lax.broadcast_to_rank(prior, scores.ndim) + scores
         free, extra = raw[..., :num_signals, :], raw[..., num_signals:, :]
         feedback = free
         if self.ceilings and binary:
@@ -95,7 +103,7 @@ class FeedbackHeads(nn.Module):
         direct = self.param("stay_items", nn.initializers.zeros, (items.shape[-1],), jnp.float32)
         effect = jnp.einsum("n,...nm->...m", theta, few) + jax.lax.stop_gradient(items) @ direct
         state = jax.lax.stop_gradient(z)
-        stay = nn.Dense(1, name="stay")(nn.gelu(nn.Dense(32, name="stay_hidden")(state)))[..., 0]
+        stay = dense(1, name="stay")(nn.gelu(dense(32, name="stay_hidden")(state)))[..., 0]
         return Prediction(feedback, extra, stay, effect)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -104,6 +105,30 @@ class Partitioner:
         if self.replicated_sharding.is_fully_addressable:
             return jax.device_put(tree, self.replicated_sharding)
         return jax.tree.map(lambda x: _put_on_all(x, self.replicated_sharding), tree)
+
+    def gather_rows(self, table: jax.Array, rows: jax.Array) -> jax.Array:
+        """Gather rows of an array that is split over the devices, under jit; only what is gathered is communicated.
+
+        Args:
+          table: [V, D] integers, split over the devices.
+          rows: [B, ...] int32 in [0, V), the same on all devices.
+
+        Returns:
+          [B, ..., D], split over the devices along B.
+        """
+        if self.num_devices == 1:
+            return table[rows]
+
+        def one_device(rows, table):
+            own = rows - table.shape[0] * jax.lax.axis_index(_DATA)
+            mine = (own >= 0) & (own < table.shape[0])
+            found = jnp.where(mine[..., None], table[jnp.where(mine, own, 0)], 0)
+            return jax.lax.psum_scatter(found, _DATA, tiled=True)
+
+        specs = (PartitionSpec(), PartitionSpec(_DATA))
+        return jax.shard_map(
+            one_device, mesh=self._mesh, in_specs=specs, out_specs=PartitionSpec(_DATA), check_vma=False
+        )(rows, table)
 
     def partition_init(self, init: Callable[..., PyTree], shapes: PyTree, **kwargs: Any) -> programs.Program:
         """Compile the initialisation of a state so that each array is created with its final sharding.

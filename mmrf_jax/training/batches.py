@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -43,17 +43,24 @@ class Batches(Protocol):
     def per_epoch(self, part: str) -> int:
         """Return the steps per epoch of the fit (`feedback`) or of the updates (`train`)."""
 
-    def get(self, part: str, number: int, at: int) -> types.SessionBatch:
-        """Return this process's rows of step `at` of a part in round `number`, as NumPy arrays."""
+    def steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Steps:
+        """Return a context with an iterator of the steps of a part in round `number`, from `first` on.
 
-    def held_out(self) -> tuple[SessionLog, np.ndarray]:
-        """Return the sessions left out of the feedback model's fit: a log and rows of its `segment_index`."""
+        Each is a batch, split over all devices, and the step's entry of `rates`.
+        """
+
+    def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
+        """Yield batches of `size` segments left out of the feedback model's fit, as `measured` does of a log."""
+
+
+#: A context with an iterator of batches and learning-rate factors.
+Steps = contextlib.AbstractContextManager[Iterator[tuple[types.SessionBatch, Any]]]
 
 
 class PhaseIterator:
-    """The batches of one phase of a round, from any of its steps on; it knows its position.
+    """The batches of one phase of a round and their learning-rate factors, from any of its steps on.
 
-    Use it as a context manager: a thread makes the next batch meanwhile.
+    It knows its position. Use it as a context manager: a thread may make the next batch meanwhile.
 
     Attributes:
       position: steps begun so far, those before a restart included; after a step, what `TrainState.done` counts of
@@ -62,23 +69,27 @@ class PhaseIterator:
       number: of the round.
     """
 
-    def __init__(self, data: Batches, part: str, number: int, epochs: int, done: int):
-        """Begin after `done` steps of a phase of round `number`; `part` is as in `Batches.get`.
+    def __init__(self, data: Batches, part: str, number: int, epochs: int, done: int, rate: Callable[[float], float]):
+        """Begin after `done` steps of a phase.
+
+        Args:
+          data: of the round.
+          part: `feedback` for the fit, or `train` for the updates.
+          number: of the round.
+          epochs: over the data.
+          done: steps before.
+          rate: gives the learning-rate factor of a step by the fraction of the phase before it.
 
         Raises:
           ValueError: if the log has too few segments for a batch.
         """
         self.position, self.total, self.number = done, epochs * data.per_epoch(part), number
-        self._get = functools.partial(data.get, part, number)
+        rates = np.array([rate(at / self.total) for at in range(self.total)], np.float32)
+        self._steps = functools.partial(data.steps, part, number, done, rates)
         self._stack = contextlib.ExitStack()
 
-    @property
-    def progress(self) -> float:
-        """Return the fraction of the phase before the newest step."""
-        return (self.position - 1) / self.total
-
     def __enter__(self) -> PhaseIterator:
-        self._batches = self._stack.enter_context(stream.ahead(self._get, self.position, self.total))
+        self._batches = self._stack.enter_context(self._steps())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,10 +98,19 @@ class PhaseIterator:
     def __iter__(self) -> PhaseIterator:
         return self
 
-    def __next__(self) -> types.SessionBatch:
-        batch = next(self._batches)
+    def __next__(self) -> tuple[types.SessionBatch, Any]:
+        step = next(self._batches)
         self.position += 1
-        return batch
+        return step
+
+
+@contextlib.contextmanager
+def _from_host(
+    get: Callable[[int], types.SessionBatch], first: int, rates: np.ndarray, partitioner: Partitioner
+) -> Iterator[Iterator[tuple[types.SessionBatch, Any]]]:
+    """Return a context with the steps of a phase whose batches `get(step)` makes on the host, this process's rows."""
+    with stream.ahead(get, first, len(rates)) as made:
+        yield ((partitioner.shard_inputs(batch), rates[first + i]) for i, batch in enumerate(made))
 
 
 def example(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch:
@@ -124,24 +144,39 @@ class Held:
         self._config, self._partitioner, self.log = config, partitioner, log
         self.sessions, self.requests = log.num_sessions, log.num_requests
         index = sessions.segment_index(log, config.train.segment)
-        fit, self._held = _fit_index(config, index)
+        fit, self._held = fit_index(config, index)
         self._rows = {"feedback": fit, "train": index}
 
     def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return known(self.log, discount)
 
     def per_epoch(self, part: str) -> int:
-        return _per_epoch(self._config, part, len(self._rows[part]), self._partitioner)
+        return steps_per_epoch(self._config, part, len(self._rows[part]), self._partitioner)
 
     def get(self, part: str, number: int, at: int) -> types.SessionBatch:
+        """Return this process's rows of step `at` of a part in round `number`."""
         rows, size = self._rows[part], getattr(self._config, part).batch
         epoch, position = divmod(at, len(rows) // size)
-        order = _order(self._config.seed, number, part, epoch, len(rows))
+        order = order_of(self._config.seed, number, part, epoch, len(rows))
         chosen = rows[order[position * size : (position + 1) * size]]
         return sessions.gather_segments(self.log, self._partitioner.local_rows(chosen), self._config.train.segment)
 
-    def held_out(self) -> tuple[SessionLog, np.ndarray]:
-        return self.log, self._held
+    def steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Steps:
+        return _from_host(functools.partial(self.get, part, number), first, rates, self._partitioner)
+
+    def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
+        return measured(self.log, self._held, self._config.train.segment, size, most, exposures)
+
+
+def measured(
+    log: SessionLog, index: np.ndarray, num_requests: int, size: int, most: int, exposures: int
+) -> Iterator[types.SessionBatch]:
+    """Yield at most `most` batches per kind of exposure, spread over rows of a `segment_index`."""
+    random = np.zeros(len(index), bool)
+    if exposures == 2:
+        random = types.exposed_at_random(log.context[log.offsets[index[:, 0]]])
+    for part in (index[~random], index[random]):
+        yield from spread(log, part, num_requests, size, most)
 
 
 def spread(log: SessionLog, rows: np.ndarray, num_requests: int, size: int, most: int) -> Iterator[types.SessionBatch]:
@@ -149,12 +184,17 @@ def spread(log: SessionLog, rows: np.ndarray, num_requests: int, size: int, most
 
     A batch that would be short is padded by repetition.
     """
+    for block in spread_rows(rows, size, most):
+        yield sessions.gather_segments(log, block, num_requests)
+
+
+def spread_rows(rows: np.ndarray, size: int, most: int) -> list[np.ndarray]:
+    """Return the rows of each batch of `spread`."""
     rows = rows[:: max(len(rows) // (most * size), 1)]
     blocks = [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
     if len(rows) and not blocks:
-        blocks = [np.resize(rows, (size, 2))]
-    for block in blocks[:most]:
-        yield sessions.gather_segments(log, block, num_requests)
+        blocks = [np.resize(rows, (size, rows.shape[1]))]
+    return blocks[:most]
 
 
 def known(log: SessionLog, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -222,9 +262,10 @@ class Streamed:
         return mean, np.sqrt(np.maximum(squares / exposures - mean**2, 0.0)), returns / requests
 
     def per_epoch(self, part: str) -> int:
-        return _per_epoch(self._config, part, self._segments[part], self._partitioner)
+        return steps_per_epoch(self._config, part, self._segments[part], self._partitioner)
 
     def get(self, part: str, number: int, at: int) -> types.SessionBatch:
+        """Return this process's rows of step `at` of a part in round `number`."""
         return self._make(part, number).get(*divmod(at, self.per_epoch(part)))
 
     @functools.cached_property
@@ -239,11 +280,15 @@ class Streamed:
     def log(self) -> SessionLog:
         return self._sample[0]
 
-    def held_out(self) -> tuple[SessionLog, np.ndarray]:
+    def steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Steps:
+        return _from_host(functools.partial(self.get, part, number), first, rates, self._partitioner)
+
+    def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
         log, number = self._sample
-        index = sessions.segment_index(log, self._config.train.segment)
+        segment = self._config.train.segment
+        index = sessions.segment_index(log, segment)
         held = number[index[:, 0]] % _HELD_OUT == _HELD_OUT - 1
-        return log, index[held] if held.any() else index
+        return measured(log, index[held] if held.any() else index, segment, size, most, exposures)
 
 
 class _Sums:
@@ -260,7 +305,7 @@ class _Sums:
         self.values += np.concatenate(here)
 
 
-def _fit_index(config: configs.Run, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_index(config: configs.Run, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split segments into those for the feedback model's fit and those left out to measure it (every 20th session)."""
     left_out = index[:, 0] % _HELD_OUT == _HELD_OUT - 1
     if left_out.all() or not left_out.any():
@@ -272,7 +317,12 @@ def _fit_index(config: configs.Run, index: np.ndarray) -> tuple[np.ndarray, np.n
     return fit, held
 
 
-def _per_epoch(config: configs.Run, part: str, segments: int, partitioner: Partitioner) -> int:
+def steps_per_epoch(config: configs.Run, part: str, segments: int, partitioner: Partitioner) -> int:
+    """Return the number of whole batches of a part.
+
+    Raises:
+      ValueError: if there is none.
+    """
     batch = getattr(config, part).batch
     if segments < batch:
         fits = segments // partitioner.num_devices * partitioner.num_devices
@@ -282,5 +332,6 @@ def _per_epoch(config: configs.Run, part: str, segments: int, partitioner: Parti
 
 
 @functools.lru_cache(maxsize=2)
-def _order(seed: int, number: int, part: str, epoch: int, size: int) -> np.ndarray:
+def order_of(seed: int, number: int, part: str, epoch: int, size: int) -> np.ndarray:
+    """Return the order of `size` segments in an epoch."""
     return np.random.default_rng([seed, number, part == "feedback", epoch]).permutation(size)

@@ -48,12 +48,35 @@ def begin(
     """
     if jax.process_count() > 1:
         return  # processes could compile in different orders
+    begin_steps(ahead, config, plan, source, shapes, partitioner, start)
+    items, spec, segment = source.items, source.spec, config.train.segment
+    if source.sim is not None:
+        policy = rankers.choices({**policies, config.method: restore.untrained_policy(config, source)})[config.method]
+        world, capacity = source.sim.with_items(items), simulate.block_users(config.ab_test.sessions, partitioner)
+        key = evaluate.ab_key(config.seed)
+        ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, k=spec.slate, capacity=capacity))
+    batch = batches.example(spec, offline.BATCH, segment)
+    ahead.add("offline", lambda: predictions.evaluate.lower(shapes, batch, items, plan))
+
+
+def begin_steps(
+    ahead: programs.Ahead,
+    config: configs.Run,
+    plan: steps.TrainConfig,
+    source: sources.Source,
+    shapes: TrainState,
+    partitioner: Partitioner,
+    start: programs.Program | None = None,
+) -> None:
+    """Start compiling the initialisation, if it is given, and the steps; arguments as in `begin`."""
     items, spec, segment = source.items, source.spec, config.train.segment
 
     def part(name):
         return partitioner.shard_inputs(batches.example(spec, getattr(config, name).batch, segment))
 
     rate = np.float32(1.0)
+    if config.train.log_on_device:
+        rate = partitioner.replicate(rate)  # as `on_device.OnDevice` gives it
     if start is not None:
         known = (np.ones(len(spec.signals)),) * 3
         ahead.add("initial state", lambda: start.lower(*initial_args(config, plan, source, known)))
@@ -65,10 +88,3 @@ def begin(
             size = (2, items.num_videos, encoders.sizes(plan.feedback, spec)[1])
             encodings = jax.ShapeDtypeStruct(size, jnp.float32, sharding=partitioner.replicated_sharding)
     ahead.add("train", lambda: steps.update_step.lower(shapes, part("train"), items, plan, rate, encodings))
-    if source.sim is not None:
-        policy = rankers.choices({**policies, config.method: restore.untrained_policy(config, source)})[config.method]
-        world, capacity = source.sim.with_items(items), simulate.block_users(config.ab_test.sessions, partitioner)
-        key = evaluate.ab_key(config.seed)
-        ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, k=spec.slate, capacity=capacity))
-    batch = batches.example(spec, offline.BATCH, segment)
-    ahead.add("offline", lambda: predictions.evaluate.lower(shapes, batch, items, plan))

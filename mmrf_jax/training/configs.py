@@ -85,6 +85,9 @@ class Collect:
 
     sessions: int = field(8_192, "of each round's log", fields.COUNT)
     test_sessions: int = field(2_048, "of the held-out log", fields.COUNT)
+    slots: int = field(
+        0, "users in flight on each device; 0: a quarter of its sessions, but at most 1,024", fields.NATURAL
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +127,9 @@ class Train:
         fields.NATURAL,
     )
     epochs: int = field(1, "over each round's log", fields.COUNT)
+    log_on_device: bool = field(
+        False, "whether a round's log stays on the devices, which then make its batches; for accelerators"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +168,11 @@ class Run:
     agents: AgentConfig = dataclasses.field(default_factory=AgentConfig)
     train: Train = dataclasses.field(default_factory=Train)
     ab_test: ABTest = dataclasses.field(default_factory=ABTest)
+    memory_limit: float = field(
+        0.0,
+        "GiB of each device that a run may take; 0: what the device reports; CPUs report none",
+        fields.NOT_NEGATIVE,
+    )
     log_every: int = field(50, "steps", fields.COUNT)
     checkpoint_every: int = field(500, "steps", fields.COUNT)
     trackers: tuple[str, ...] = field(

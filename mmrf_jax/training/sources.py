@@ -15,20 +15,23 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import named_features, records, sessions, statistics, stream
+from mmrf_jax.data.device_log import DeviceLog
 from mmrf_jax.data.readers import feedback_log, feedback_sessions, kuairand, served_items
 from mmrf_jax.data.session_log import InputSpec, SessionLog
-from mmrf_jax.envs import collect, rankers
+from mmrf_jax.envs import collect, device_collection, rankers
 from mmrf_jax.envs.environment import Environment
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.envs.short_video.truth import expected_feedback
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import configs, own_logs
 
 #: First user ids of the logs, far from each other and from the A/B tests, which start at 0.
 _TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
 _LARGE = 2**20  # sessions; longer logs are streamed
+_SAMPLE = 2**14  # sessions of the first log that the host collects too, if the log itself stays on the devices
 _MOST_STATISTICS = 2**28  # entries of the table of running means
 _USERS_A_SEED, _SEEDS_APART = 1_000_000, 100  # seeds this far apart share user ids but not randomness: the key differs
 
@@ -45,6 +48,9 @@ class Source:
       truth: (parameters of `sim`, state, slot = 0) -> expected feedback [B, C, S] of the candidates shown in the slot,
         and log1p seconds [B, C]; None if the truth is unknown.
       collect: (policy, round) -> the log of a later round, served by the policy; None if there are only logs.
+      collect_on_devices: (policy, round, partitioner, discount) -> the same log, which stays on the devices; None if
+        there are only logs.
+      train_on_devices: (partitioner, discount) -> the training log that is collected so; None if it is given.
       train: makes the training log; called only if training is left to do.
       blocks: opens the training log for streaming; gives None if `train` is to be called instead. When streaming,
         `train`, `valid` and `test` give logs of at most about 2^20 sessions, in evenly spread blocks.
@@ -74,6 +80,8 @@ class Source:
     users: dict[str, np.ndarray] | None = None
     unknown_video: int | None = None
     names: dict[str, Any] | None = None
+    collect_on_devices: Callable[[rankers.AnyRanker, int, Partitioner, float], DeviceLog] | None = None
+    train_on_devices: Callable[[Partitioner, float], DeviceLog] | None = None
     blocks: Callable[[], stream.Blocks | None] = lambda: None
     choose: Callable[[rankers.AnyRanker], rankers.AnyRanker] = lambda policy: policy
 
@@ -202,16 +210,20 @@ def in_simulator(
     """Return the source with training logs collected in an environment, in the first round by its first policy."""
     policies, size = sim.reference_policies, source.config.collect.sessions
     first = next(iter(policies.values()))
+    most = _SAMPLE if source.config.train.log_on_device else size
     if own is not None:
         source = dataclasses.replace(source, choose=_chooser(first, functools.cache(lambda: own(source))))
     collect = functools.partial(_collect, source, sim, progress)
+    collect_on_devices = functools.partial(_collect_on_devices, source, sim, progress)
     return dataclasses.replace(
         source,
         sim=sim,
         policies=policies,
         truth=truth,
         collect=lambda policy, number: collect(policy, _TRAIN_USERS + number * size, size),
-        train=functools.cache(lambda: collect(first, _TRAIN_USERS, size)),
+        collect_on_devices=collect_on_devices,
+        train_on_devices=functools.partial(collect_on_devices, first, 0),
+        train=functools.cache(lambda: collect(first, _TRAIN_USERS, min(size, most))),
         blocks=lambda: None,
     )
 
@@ -246,8 +258,34 @@ def _collect(
         sessions=number,
         k=source.spec.slate,
         progress=progress,
-        slots=collect.slots_for(source.config.collect.sessions),
+        slots=min(source.config.collect.slots, number) or collect.slots_for(source.config.collect.sessions),
         keep_scores=keep_scores,
+    )
+
+
+def _collect_on_devices(
+    source: Source,
+    sim: Environment,
+    progress: Progress,
+    policy: rankers.AnyRanker,
+    number: int,
+    partitioner: Partitioner,
+    discount: float,
+) -> DeviceLog:
+    config = source.config
+    size, offset = config.collect.sessions, _USERS_A_SEED * (config.seed % _SEEDS_APART)
+    return device_collection.collect_on_devices(
+        sim,
+        source.choose(policy),
+        log_key(config.seed),
+        partitioner,
+        source.spec,
+        first_user=_TRAIN_USERS + number * size + offset,
+        num_sessions=size,
+        day=0,
+        discount=discount,
+        slots=config.collect.slots or None,
+        progress=progress("collect", size),
     )
 
 
@@ -284,6 +322,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], rank
     return dataclasses.replace(
         source,
         train=functools.cache(functools.partial(_given, source, progress)),
+        train_on_devices=None,
         blocks=functools.partial(_given_blocks, source),
     )
 

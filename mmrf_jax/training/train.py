@@ -8,18 +8,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmrf_jax import plugins, types
+from mmrf_jax import plugins
 from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
-from mmrf_jax.data import sessions
+from mmrf_jax.data import device_log, sessions
 from mmrf_jax.data.frame_log import FrameLog
-from mmrf_jax.data.session_log import SessionLog
 from mmrf_jax.envs import rankers
 from mmrf_jax.io import files, metric_writer, profile, trackers
 from mmrf_jax.io.progress import check, interruptible, observed, phase, say
@@ -34,6 +33,7 @@ from mmrf_jax.training import (
     evaluate,
     hooks,
     inputs,
+    memory,
     own_logs,
     provenance,
     restore,
@@ -44,6 +44,7 @@ from mmrf_jax.training import (
     train_state,
     warm_start,
 )
+from mmrf_jax.training.on_device import OnDevice
 from mmrf_jax.training.train_state import TrainState
 
 _KEEP = 3  # checkpoints
@@ -226,14 +227,42 @@ def _log_of_round(job: _Job, state: TrainState | None, number: int, before: batc
             given = isinstance(job.config.data, configs.OwnLogs) or job.config.data.dir
             phase("read" if given else "collect")
         with preemption.at_once():
-            if (blocks := job.source.blocks()) is not None:
-                num_signals = len(job.plan.agents.all_signals)
-                return batches.Streamed(job.config, blocks, job.partitioner, job.plan.agents.discount, num_signals)
-            return batches.Held(job.config, job.source.train(), job.partitioner)
+            return _first_log(job)
     phase("collect")
-    assert state is not None and job.source.collect is not None
+    assert state is not None
     with preemption.at_once():
-        return batches.Held(job.config, job.source.collect(_server(job, state), number), job.partitioner)
+        return _collected(job, _server(job, state), number)
+
+
+def _first_log(job: _Job) -> batches.Batches:
+    """Return the log of a run's first round, or of all its rounds: collected or read, in memory or streamed.
+
+    Raises:
+      ValueError: for a log that is to stay on the devices, but is streamed.
+    """
+    config, discount, on_device = job.config, job.plan.agents.discount, job.config.train.log_on_device
+    if (blocks := job.source.blocks()) is not None:
+        if on_device:
+            fix = "use --config.train.log_on_device=False, or --config.data.stream=False where memory allows"
+            raise ValueError(f"config.train.log_on_device=True, but the log is streamed; {fix}")
+        return batches.Streamed(config, blocks, job.partitioner, discount, len(job.plan.agents.all_signals))
+    if not on_device:
+        return batches.Held(config, job.source.train(), job.partitioner)
+    if job.source.train_on_devices is not None:
+        return OnDevice(config, job.source.train_on_devices(job.partitioner, discount), job.partitioner)
+    log = job.source.train()
+    known = batches.known(log, discount)
+    return OnDevice(config, device_log.put(log, job.source.spec, known, job.partitioner), job.partitioner)
+
+
+def _collected(job: _Job, policy: rankers.AnyRanker, number: int) -> batches.Batches:
+    """Return the log of a round that a policy collects, in memory or on the devices."""
+    if job.config.train.log_on_device:
+        assert job.source.collect_on_devices is not None
+        log = job.source.collect_on_devices(policy, number, job.partitioner, job.plan.agents.discount)
+        return OnDevice(job.config, log, job.partitioner)
+    assert job.source.collect is not None
+    return batches.Held(job.config, job.source.collect(policy, number), job.partitioner)
 
 
 def _server(job: _Job, state: TrainState) -> rankers.AnyRanker:
@@ -288,6 +317,7 @@ def _learn(
     """Train the rounds that are left, from a state or a new one; return the last state and learned.json."""
     config, plan = job.config, job.plan
     shapes = restore.state_shapes(config, job.source, job.partitioner)
+    memory.check(config, memory.estimate(config, plan, job.source, shapes, job.partitioner), job.partitioner)
     initial = compilation.initial(job.partitioner, shapes)
     compilation.begin(
         job.compiled, config, plan, job.source, shapes, initial if state is None else None, job.arms, job.partitioner
@@ -298,6 +328,8 @@ def _learn(
     data: batches.Batches | None = None
     with writer, hooks.Hooks(config, writer, checkpoints, trace, step) as run_hooks:
         for number in range(0 if state is None else int(state.round), plan.rounds):
+            if number and plan.closed_loop:
+                data = None  # frees its memory before the next log is collected
             data = _log_of_round(job, state, number, data)
             if state is None:
                 state = _initial(job, initial, data)
@@ -316,11 +348,15 @@ def _learn(
 def _round(job: _Job, state: TrainState, data: batches.Batches, run_hooks: hooks.Hooks) -> TrainState:
     """Train the rest of a round: fit the feedback model, measure it, update the agents, evaluate both."""
     config, number, done = job.config, int(state.round), int(state.done)
+
+    def rate(progress: float) -> float:
+        return steps.rate((number + progress) / job.plan.rounds)
+
     fit = None  # the steps of a round that are done are first its fits, then its updates
     if job.plan.use_feedback_model:
-        fit = batches.PhaseIterator(data, "feedback", number, config.feedback.epochs, done)
+        fit = batches.PhaseIterator(data, "feedback", number, config.feedback.epochs, done, rate)
     updates = done if fit is None else max(done - fit.total, 0)
-    update = batches.PhaseIterator(data, "train", number, config.train.epochs, updates)
+    update = batches.PhaseIterator(data, "train", number, config.train.epochs, updates, rate)
     if fit is not None:
         state = _fit(job, state, fit, run_hooks)
         if done <= fit.total:
@@ -340,10 +376,9 @@ def _fit(job: _Job, state: TrainState, iterator: batches.PhaseIterator, run_hook
     """Fit the feedback model to the round's log."""
     _begin_phase(job, "fit", iterator, run_hooks)
     with iterator:
-        for batch in iterator:
+        for batch, rate in iterator:
             run_hooks.before_step()
-            batch = job.partitioner.shard_inputs(batch)
-            state, metrics = steps.fit_step(state, batch, job.source.items, job.plan, _lr_scale(job, iterator))
+            state, metrics = steps.fit_step(state, batch, job.source.items, job.plan, rate)
             run_hooks.after_step(state, metrics)
     return state
 
@@ -354,12 +389,9 @@ def _update(job: _Job, state: TrainState, iterator: batches.PhaseIterator, run_h
     encodings = None if encodings is None else job.partitioner.replicate(encodings)
     _begin_phase(job, "train", iterator, run_hooks)
     with iterator:
-        for batch in iterator:
+        for batch, rate in iterator:
             run_hooks.before_step()
-            batch = job.partitioner.shard_inputs(batch)
-            state, metrics = steps.update_step(
-                state, batch, job.source.items, job.plan, _lr_scale(job, iterator), encodings
-            )
+            state, metrics = steps.update_step(state, batch, job.source.items, job.plan, rate, encodings)
             # The last state is saved at the end of the round.
             run_hooks.after_step(state, metrics, save=iterator.position < iterator.total)
     return state
@@ -371,36 +403,25 @@ def _begin_phase(job: _Job, name: str, iterator: batches.PhaseIterator, run_hook
     run_hooks.begin(name, f"{name} {iterator.number + 1}/{job.plan.rounds}", iterator)
 
 
-def _lr_scale(job: _Job, iterator: batches.PhaseIterator) -> np.float32:
-    """Return the learning-rate factor of the newest step; it decays over the whole run."""
-    return np.float32(steps.rate((iterator.number + iterator.progress) / job.plan.rounds))
-
-
 def _measure(job: _Job, state: TrainState, data: batches.Batches) -> TrainState:
     """Scale the feedback model's uncertainty on held-out sessions, or on validation days, which also calibrate it.
 
     Each process measures alone.
     """
     config, plan, source = job.config, job.plan, job.source
-    valid = source.valid is not None
-    if source.valid is not None:
-        log = source.valid()
-        held = sessions.segment_index(log, config.train.segment)
+    size, exposures = config.feedback.batch, plan.feedback.exposures
+    if source.valid is None:
+        blocks = data.held_out(size, _MEASURED, exposures)
     else:
-        log, held = data.held_out()
-    model, blocks = multihost.to_local(train_state.model_of(state)), _held_out_batches(job, log, held)
-    found = fitting.measure(model, blocks, multihost.to_local(source.items), plan.feedback, calibrate=valid)
+        log = source.valid()
+        index = sessions.segment_index(log, config.train.segment)
+        blocks = batches.measured(log, index, config.train.segment, size, _MEASURED, exposures)
+    model = multihost.to_local(train_state.model_of(state))
+    here = map(Partitioner.local().shard_inputs, blocks)
+    found = fitting.measure(
+        model, here, multihost.to_local(source.items), plan.feedback, calibrate=source.valid is not None
+    )
     return dataclasses.replace(state, feedback=job.partitioner.replicate(found))
-
-
-def _held_out_batches(job: _Job, log: SessionLog, index: np.ndarray) -> Iterator[types.SessionBatch]:
-    """Yield at most `_MEASURED` batches per exposure type, spread over rows of a `segment_index`."""
-    random = np.zeros(len(index), bool)
-    if job.plan.feedback.exposures == 2:
-        random = types.exposed_at_random(log.context[log.offsets[index[:, 0]]])
-    for part in (index[~random], index[random]):
-        for batch in batches.spread(log, part, job.config.train.segment, job.config.feedback.batch, _MEASURED):
-            yield Partitioner.local().shard_inputs(batch)
 
 
 def _write_learned(job: _Job, state: TrainState, step: int) -> dict[str, Any]:

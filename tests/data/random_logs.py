@@ -1,5 +1,6 @@
 """Random ragged session logs, and items for them."""
 
+import jax
 import numpy as np
 
 from mmrf_jax import types
@@ -60,3 +61,12 @@ def make_log(seed: int, sessions: int, scores: bool = True, spec: InputSpec = SP
         log_propensity=np.where(rng.random(r) < 0.2, np.nan, -rng.random(r)).astype(np.float32),
         scores=rng.normal(size=(r, spec.candidates)).astype(np.float32) if scores else None,
     )
+
+
+def same_bits(here, there) -> None:
+    """Trees of arrays with equal shapes, types and bits."""
+    assert jax.tree.structure(here) == jax.tree.structure(there)
+    for (path, x), y in zip(jax.tree.leaves_with_path(here), jax.tree.leaves(there), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert (x.shape, x.dtype) == (y.shape, y.dtype), jax.tree_util.keystr(path)
+        assert x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)

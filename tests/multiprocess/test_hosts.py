@@ -156,3 +156,17 @@ def test_each_process_killed_in_turn(launch, args, pair, tmp_path):
     done = launch.ok("train", *args, f"--workdir={workdir}", processes=2)
     assert int(re.search(r"resumed at step (\d+)", done.stdout)[1]) >= saved
     assert_same(workdir, pair)
+
+
+@pytest.mark.nightly
+def test_logs_that_stay_on_the_devices(launch, args, reference, tmp_path):
+    """Four devices of two processes learn as one does; a run that is told to stop resumes to the bit."""
+    args = (*args, "--config.train.log_on_device=True")
+    launch.ok("train", *args, f"--workdir={tmp_path / 'four'}", processes=2, devices=2)
+    launch.ok("train", *args, f"--workdir={tmp_path / 'one'}")
+    for name in ("four", "one"):
+        assert_close(tmp_path / name, reference)
+    workdir = tmp_path / "stopped"
+    assert stopped(launch, args, workdir, tmp_path / "log", "train", 1) == 75
+    launch.ok("train", *args, f"--workdir={workdir}")
+    assert_same(workdir, tmp_path / "one")

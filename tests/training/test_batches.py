@@ -5,13 +5,17 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from random_logs import SPEC, make_log
+from random_logs import SPEC, make_log, same_bits
 
-from mmrf_jax.data import records, sessions
+from mmrf_jax.data import device_log, records, sessions
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import batches, configs
+from mmrf_jax.training import batches, configs, on_device
 
 DISCOUNT, SESSIONS = 0.9, 900
+
+
+def rate(progress: float) -> float:
+    return 1.0 - 0.3 * progress
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +71,7 @@ def test_the_fit_never_sees_what_is_held_out(log, blocks, share):
         batches.Streamed(config(share), blocks, Partitioner(), DISCOUNT, log.feedback.shape[-1]),
     ):
         fitted = {int(u) for at in range(3 * data.per_epoch("feedback")) for u in data.get("feedback", 0, at).user_id}
-        part, index = data.held_out()
-        held = set(part.user_id[index[:, 0]].tolist())
+        held = {int(u) for batch in data.held_out(4, 999, 1) for u in batch.user_id}
         assert held == set(range(19, SESSIONS, 20)) and not held & fitted
         seen.append(fitted)
     # Both fit the same sessions, up to those that a few passes leave out.
@@ -110,13 +113,40 @@ def test_a_phase_goes_on_from_any_of_its_steps(both):
     for data in both:
         per_epoch = data.per_epoch("train")
         done = per_epoch - 1
-        with batches.PhaseIterator(data, "train", 1, 2, done) as phase:
+        with batches.PhaseIterator(data, "train", 1, 2, done, rate) as phase:
             assert (phase.position, phase.total) == (done, 2 * per_epoch)
-            for at, batch in zip((done, done + 1), phase, strict=False):
-                assert (phase.position, phase.progress) == (at + 1, at / (2 * per_epoch))
+            for at, (batch, factor) in zip((done, done + 1), phase, strict=False):
+                assert (phase.position, factor) == (at + 1, np.float32(rate(at / (2 * per_epoch))))
                 np.testing.assert_array_equal(batch.slate, data.get("train", 1, at).slate)
-        with batches.PhaseIterator(data, "train", 1, 2, 2 * per_epoch) as phase:
+        with batches.PhaseIterator(data, "train", 1, 2, 2 * per_epoch, rate) as phase:
             assert not list(phase)
+
+
+def test_a_log_on_the_devices_gives_the_same_steps_and_waits_for_no_host(log):
+    """From any step on; nothing is copied to the devices or from them within an epoch."""
+    partitioner = Partitioner()
+    held = batches.Held(config(), log, partitioner)
+    known = held.known(DISCOUNT)
+    there = on_device.OnDevice(config(), device_log.put(log, SPEC, known, partitioner), partitioner)
+    assert (there.sessions, there.requests, there.known(DISCOUNT)) == (held.sessions, held.requests, known)
+    for part in ("feedback", "train"):
+        per_epoch = there.per_epoch(part)
+        assert per_epoch == held.per_epoch(part)
+        for done in (0, per_epoch - 2):
+            with (
+                batches.PhaseIterator(held, part, 1, 2, done, rate) as wanted,
+                batches.PhaseIterator(there, part, 1, 2, done, rate) as found,
+            ):
+                for _ in range(4):
+                    (batch, factor), (same, same_factor) = next(wanted), next(found)
+                    assert found.position == wanted.position and float(same_factor) == float(factor)
+                    same_bits(same, batch)
+    with batches.PhaseIterator(there, "train", 1, 1, 0, rate) as phase:
+        next(phase)
+        with jax.transfer_guard("disallow"):
+            assert len(list(phase)) == there.per_epoch("train") - 1
+    for here, other in zip(there.held_out(4, 3, 1), held.held_out(4, 3, 1), strict=True):
+        same_bits(here, other)
 
 
 @pytest.mark.parametrize(

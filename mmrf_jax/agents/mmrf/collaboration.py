@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mmrf_jax.models import products
+
 
 class Collaboration(nn.Module):
     """Multi-head attention over the other agents; all agents share its query, key and value maps.
@@ -15,6 +17,7 @@ class Collaboration(nn.Module):
     """
 
     heads: int
+    dtype: str = "float32"  # of the operands of products
 
     @nn.compact
     def __call__(self, h: chex.Array) -> tuple[chex.Array, chex.Array]:
@@ -27,9 +30,11 @@ class Collaboration(nn.Module):
         def split(y):
             return y.reshape(*y.shape[:-1], self.heads, dim // self.heads)
 
-        query, key, value = (split(nn.Dense(dim, use_bias=False, name=n)(h)) for n in ("query", "key", "value"))
-        logits = jnp.einsum("...ihd,...jhd->...hij", query, key) / jnp.sqrt(dim // self.heads)
+        query, key, value = (
+            split(products.dense(dim, self.dtype, use_bias=False, name=n)(h)) for n in ("query", "key", "value")
+        )
+        logits = products.einsum("...ihd,...jhd->...hij", query, key, self.dtype) / jnp.sqrt(dim // self.heads)
         others = ~jnp.eye(num_agents, dtype=bool)
         attention = jax.nn.softmax(logits, axis=-1, where=others)
-        x = jnp.einsum("...hij,...jhd->...ihd", attention, value)
+        x = products.einsum("...hij,...jhd->...ihd", attention, value, self.dtype)
         return x.reshape(h.shape), attention

@@ -6,6 +6,7 @@ One batched product of a few user vectors with the item encodings scores all can
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -16,7 +17,7 @@ from flax import struct
 from mmrf_jax import types
 from mmrf_jax.agents.mmrf.collaboration import Collaboration
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import heads
+from mmrf_jax.models import heads, products
 from mmrf_jax.models.heads import UserVectors
 
 _OWN_VECTORS = 4  # user vectors of the main agent, in addition to the auxiliary agents' scores
@@ -40,14 +41,15 @@ class HiddenScores(nn.Module):
     """Scores of each candidate by an MLP with one hidden layer, over a user vector and an encoding."""
 
     width: int
+    dtype: str = "float32"  # of the operands of products
 
     @nn.compact
     def __call__(self, vectors: chex.Array, items: chex.Array) -> chex.Array:
         """Map vectors [..., n, D], each with separate output weights, and items [..., C, D] to [..., n, C]."""
-        user = nn.Dense(self.width, name="user")(vectors)[..., None, :]
-        video = nn.Dense(self.width, use_bias=False, name="video")(items)[..., None, :, :]
+        user = products.dense(self.width, self.dtype, name="user")(vectors)[..., None, :]
+        video = products.dense(self.width, self.dtype, use_bias=False, name="video")(items)[..., None, :, :]
         out = self.param("out", nn.initializers.normal(0.01), (vectors.shape[-2], self.width), jnp.float32)
-        return jnp.einsum("nm,...ncm->...nc", out, nn.gelu(user + video))
+        return products.einsum("nm,...ncm->...nc", out, nn.gelu(user + video), self.dtype)
 
 
 class Actor(nn.Module):
@@ -74,10 +76,10 @@ class Actor(nn.Module):
           weight: [..., C], number of candidates that each represents (`ops.soft_top_k`); None for 1 each.
         """
         c = self.config
-        n = c.num_actors
-        h = nn.Dense(n * c.agent_dim, name="agent_states")(z).reshape(*z.shape[:-1], n, c.agent_dim)
+        n, dense = c.num_actors, functools.partial(products.dense, dtype=c.compute_dtype)
+        h = dense(n * c.agent_dim, name="agent_states")(z).reshape(*z.shape[:-1], n, c.agent_dim)
         if c.collaborates:
-            gather = Collaboration(c.heads, name="collaboration")
+            gather = Collaboration(c.heads, c.compute_dtype, name="collaboration")
             x, attention = gather(h)
             # The main agent gathers from states through which its value flows back with weight lambda.
             states = jnp.concatenate(
@@ -88,16 +90,17 @@ class Actor(nn.Module):
         else:
             attention = jnp.zeros((*z.shape[:-1], c.heads, n, n), jnp.float32)
         if c.communication == "shared_latent":
-            signal = nn.Dense(c.agent_dim, name="signal")(z)[..., None, :]
+            signal = dense(c.agent_dim, name="signal")(z)[..., None, :]
             h = jnp.concatenate([h, jnp.broadcast_to(signal, h.shape)], axis=-1)
-        vectors = UserVectors(_OWN_VECTORS, name="main")(h[..., -1, :], memory_mean)
+        vectors = UserVectors(_OWN_VECTORS, c.compute_dtype, name="main")(h[..., -1, :], memory_mean)
         if n > 1:
-            auxiliary = UserVectors(n - 1, name="auxiliary")(h[..., :-1, :], memory_mean)
+            auxiliary = UserVectors(n - 1, c.compute_dtype, name="auxiliary")(h[..., :-1, :], memory_mean)
             vectors = jnp.concatenate([vectors, auxiliary], axis=-2)
-        products = jnp.einsum("...nd,...cd->...nc", vectors, items)  # one pass over the items, the costliest array here
+        # One pass over the items, the costliest array here.
+        scores = products.einsum("...nd,...cd->...nc", vectors, items, c.compute_dtype)
         if c.score_hidden is not None:
-            products += HiddenScores(c.score_hidden, name="hidden")(vectors, items)
-        own, auxiliary = products[..., :_OWN_VECTORS, :], products[..., _OWN_VECTORS:, :]
+            scores += HiddenScores(c.score_hidden, c.compute_dtype, name="hidden")(vectors, items)
+        own, auxiliary = scores[..., :_OWN_VECTORS, :], scores[..., _OWN_VECTORS:, :]
         # Centred, an actor's learned part gives the main agent only differences between candidates. It is linear in
         # the encodings, so padding by the mean encoding, as services do, changes nothing.
         shares = None if weight is None else jnp.broadcast_to(weight[..., None, :], auxiliary.shape)
@@ -118,12 +121,15 @@ class Actor(nn.Module):
     def _score_mixer(self, own: chex.Array, aux_scores: chex.Array, state: chex.Array) -> chex.Array:
         """Compute the main score [..., 1, C] from its products [..., 4, C] and auxiliary scores [..., N - 1, C]."""
         inputs = jnp.concatenate([own, _SCORE_SCALE * aux_scores], axis=-2)
-        trust = nn.Dense(inputs.shape[-2], name="trust", kernel_init=nn.initializers.zeros)(state)
+        dtype = self.config.compute_dtype
+        trust = products.dense(inputs.shape[-2], dtype, name="trust", kernel_init=nn.initializers.zeros)(state)
         linear = jnp.einsum("...i,...ic->...c", trust, inputs)
         w1 = self.param("mix_in", nn.initializers.lecun_normal(), (16, inputs.shape[-2]), jnp.float32)
         b1 = self.param("mix_bias", nn.initializers.zeros, (16, 1), jnp.float32)
         w2 = self.param("mix_out", nn.initializers.normal(0.1), (16,), jnp.float32)
-        hidden = nn.gelu(jnp.einsum("mi,...ic->...mc", w1, inputs) + jax.lax.broadcast_to_rank(b1, inputs.ndim))
+        hidden = nn.gelu(
+            products.einsum("mi,...ic->...mc", w1, inputs, dtype) + jax.lax.broadcast_to_rank(b1, inputs.ndim)
+        )
         return (own[..., 0, :] + linear + jnp.einsum("m,...mc->...c", w2, hidden))[..., None, :]
 
 
@@ -163,17 +169,18 @@ class Critic(nn.Module):
     def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> CriticOutput:
         """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
         c = self.config
-        predicted = heads.FeedbackHeads(c.all_signals, name="heads")(z, memory_mean, items)
+        dense = functools.partial(products.dense, dtype=c.compute_dtype)
+        predicted = heads.FeedbackHeads(c.all_signals, dtype=c.compute_dtype, name="heads")(z, memory_mean, items)
         state = jax.lax.stop_gradient(z)
-        hidden = nn.gelu(nn.Dense(64, name="value_hidden")(state))
-        values = nn.Dense(4 * c.num_agents, kernel_init=nn.initializers.zeros, name="values")(hidden)
+        hidden = nn.gelu(dense(64, name="value_hidden")(state))
+        values = dense(4 * c.num_agents, kernel_init=nn.initializers.zeros, name="values")(hidden)
         values = values.reshape(*values.shape[:-1], 2, 2, c.num_agents)
         gap = None
         if c.rewards_differ:
             dim = items.shape[-1]
-            vectors = nn.Dense(c.num_agents * dim, kernel_init=nn.initializers.zeros, name="gap")(state)
+            vectors = dense(c.num_agents * dim, kernel_init=nn.initializers.zeros, name="gap")(state)
             vectors = vectors.reshape(*vectors.shape[:-1], c.num_agents, dim)
-            gap = jnp.einsum("...nd,...md->...nm", vectors, jax.lax.stop_gradient(items))
+            gap = products.einsum("...nd,...md->...nm", vectors, jax.lax.stop_gradient(items), c.compute_dtype)
         return CriticOutput(
             predicted.feedback,
             predicted.extra,

@@ -105,11 +105,52 @@ def machine(repeats: int) -> Machine:
     )
 
 
-def alone(function: Callable, *arguments: Any) -> Any:
-    """Call a function in a fresh process and return its result."""
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # this process handles Ctrl-C and ends the other
-    with multiprocessing.get_context("spawn").Pool(1, signal.signal, ignore) as process:
-        return process.apply(function, arguments)
+def alone(function: Callable, *arguments: Any, limit: float | None = None) -> Any:
+    """Call a function in a fresh process and return its result.
+
+    Args:
+      function: the function.
+      arguments: its arguments.
+      limit: seconds after which the process is ended; None for no limit.
+
+    Raises:
+      RuntimeError: if the process dies, as for want of memory, or at its limit.
+      Exception: what the function raises.
+    """
+    fresh = multiprocessing.get_context("spawn")
+    answers, answer = fresh.Pipe(duplex=False)
+    process = fresh.Process(target=_answer, args=(answer, function, arguments))
+    process.start()
+    answer.close()  # so that the other end's death ends the wait
+    try:
+        if not answers.poll(limit):
+            raise RuntimeError(f"not done after {limit:.0f} s")
+        result, error = answers.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the process that measures died with exit code {process.exitcode}") from None
+    finally:
+        process.terminate()
+        process.join()
+    if error is not None:
+        raise error
+    return result
+
+
+def _answer(answer: Any, function: Callable, arguments: tuple) -> None:
+    """Send the result of a call, or its error, to the process that waits for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process handles Ctrl-C and ends this one
+    result, error = None, None
+    try:
+        result = function(*arguments)
+    except Exception as raised:
+        error = raised
+    answer.send((result, error))
+
+
+def devices() -> tuple[str, list[str]]:
+    """Return JAX's backend, and the names of its devices."""
+    return jax.default_backend(), [f"{device}, {device.device_kind}" for device in jax.devices()]
 
 
 def peak_memory() -> float:

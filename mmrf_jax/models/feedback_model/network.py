@@ -43,7 +43,8 @@ class FeedbackState:
 
 def _heads(config: FeedbackConfig) -> heads.FeedbackHeads:
     """Return the heads of one twin; the extra ones predict the mean levels of the Q numeric signals."""
-    return heads.FeedbackHeads(config.all_signals, extra=len(config.all_signals.numeric), ceilings=True)
+    numeric = len(config.all_signals.numeric)
+    return heads.FeedbackHeads(config.all_signals, extra=numeric, ceilings=True, dtype=config.compute_dtype)
 
 
 def init(

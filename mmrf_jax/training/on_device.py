@@ -1,0 +1,106 @@
+"""A round's log on the devices as batches: a small program gathers each, and no step waits for the host."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+from mmrf_jax import types
+from mmrf_jax.data import device_log
+from mmrf_jax.data.device_log import DeviceLog, Layout, Rows
+from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.parallel import multihost
+from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.training import batches, configs
+
+_SAMPLE = 4_096  # sessions that evaluators of a round may look at
+
+
+class OnDevice:
+    """A log on the devices as `batches.Batches`: the same segments in the same order as `batches.Held` has them.
+
+    The host only draws the order of an epoch, and copies it to the devices at its beginning.
+    """
+
+    def __init__(self, config: configs.Run, log: DeviceLog, partitioner: Partitioner):
+        self._config, self._partitioner, self._log = config, partitioner, log
+        self.sessions, self.requests = log.num_sessions, log.num_requests
+        index = log.segment_index(config.train.segment)
+        fit, self._held = batches.fit_index(config, index)
+        self._index = {"feedback": fit, "train": index}
+        self.segments = len(index)
+
+    @functools.cached_property
+    def log(self) -> SessionLog:
+        return self._log.head(_SAMPLE)
+
+    def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        del discount  # the log was summed with it
+        return self._log.known
+
+    def per_epoch(self, part: str) -> int:
+        return batches.steps_per_epoch(self._config, part, len(self._index[part]), self._partitioner)
+
+    @contextlib.contextmanager
+    def steps(
+        self, part: str, number: int, first: int, rates: np.ndarray
+    ) -> Iterator[Iterator[tuple[types.SessionBatch, Any]]]:
+        yield self._steps(part, number, first, rates)
+
+    def _steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Iterator[tuple[types.SessionBatch, Any]]:
+        size, per_epoch = getattr(self._config, part).batch, self.per_epoch(part)
+        next_step = _next_step(self._log.layout, size, self._config.train.segment, self._partitioner)
+        while first < len(rates):
+            epoch, position = divmod(first, per_epoch)
+            order, factors = self._epoch(part, number, epoch), rates[epoch * per_epoch : (epoch + 1) * per_epoch]
+            here = self._partitioner.replicate((_padded(order), _padded(factors), np.int32(position)))
+            *schedule, at = here
+            for _ in range(position, len(factors)):
+                batch, rate, at = next_step(self._log.rows, *schedule, at)
+                yield batch, rate
+            first = (epoch + 1) * per_epoch
+
+    def _epoch(self, part: str, number: int, epoch: int) -> np.ndarray:
+        """Return the segments of an epoch in their order."""
+        index = self._index[part]
+        return index[batches.order_of(self._config.seed, number, part, epoch, len(index))]
+
+    def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
+        if exposures == 2:
+            raise ValueError("of logs with random exposures the host measures; use --config.train.log_on_device=False")
+        gather = _gather(self._log.layout, self._config.train.segment, self._partitioner)
+        for index in batches.spread_rows(self._held, size, most):
+            batch = gather(self._log.rows, self._partitioner.replicate(index))
+            yield jax.tree.map(multihost.fetch, batch)
+
+
+def _padded(x: np.ndarray) -> np.ndarray:
+    """Pad the first axis with zeros, so that epochs of similar logs share a program."""
+    return np.pad(x, ((0, device_log.roomy(len(x)) - len(x)), *((0, 0),) * (x.ndim - 1)))
+
+
+@functools.cache
+def _next_step(layout: Layout, size: int, num_requests: int, partitioner: Partitioner) -> Callable[..., Any]:
+    """Return a program: (rows of the log, segments of an epoch, its rates, step) -> batch, rate, next step."""
+
+    def next_step(rows: Rows, order: chex.Array, rates: chex.Array, at: chex.Array):
+        index = jax.lax.dynamic_slice_in_dim(order, at * size, size)
+        batch = device_log.gather(layout, rows, index, num_requests, partitioner)
+        return batch, rates[at], at + 1
+
+    numbers = partitioner.replicated_sharding
+    return jax.jit(next_step, out_shardings=(partitioner.data_sharding, numbers, numbers))
+
+
+@functools.cache
+def _gather(layout: Layout, num_requests: int, partitioner: Partitioner) -> Callable[..., types.SessionBatch]:
+    def gather(rows: Rows, index: chex.Array):
+        return device_log.gather(layout, rows, index, num_requests, partitioner)
+
+    return jax.jit(gather, out_shardings=partitioner.data_sharding)
