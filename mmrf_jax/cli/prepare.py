@@ -40,6 +40,7 @@ def main() -> None:
         import tensorflow_datasets as tfds
 
     from mmrf_jax.data.readers import kuairand
+    from mmrf_jax.data.readers.engine import tasks
     from mmrf_jax.training import sources
 
     wanted = sources.kuairand_config(common.resolve_run(_CONFIG))
@@ -47,9 +48,9 @@ def main() -> None:
     tfds.disable_progress_bar()
     with contextlib.ExitStack() as stack:
         if _ENGINE.value == "beam":
-            engine = kuairand.pipelines([f"--{option}" for option in _OPTIONS.value])
+            engine = tasks.pipelines([f"--{option}" for option in _OPTIONS.value])
         else:
-            engine = stack.enter_context(kuairand.processes(_WORKERS.value))
+            engine = stack.enter_context(tasks.processes(_WORKERS.value))
         memory = stack.enter_context(_Memory())
         made = kuairand.KuaiRand(
             data_dir=_OUT.value,

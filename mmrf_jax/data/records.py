@@ -168,20 +168,41 @@ def write_log(
                 writer.write(block)
             writer.close()
             parts.append({"name": name, "sessions": part.num_sessions, "requests": part.num_requests})
-        manifest = {
-            "version": VERSION,
-            "spec": dataclasses.asdict(spec),
-            "origin": origin,
-            "sessions": log.num_sessions,
-            "requests": log.num_requests,
-            "exposures": num_exposures(log),
-            "scores": log.scores is not None,
-            "files": parts,
-        }
-        with open(folder / MANIFEST, "w") as f:
-            json.dump(manifest, f, indent=1)
-            f.flush()
-            os.fsync(f.fileno())
+        write_manifest(folder, spec, parts, num_exposures(log), log.scores is not None, origin)
+
+
+def write_manifest(
+    folder: pathlib.Path,
+    spec: InputSpec,
+    parts: Sequence[dict[str, Any]],
+    exposures: int,
+    scores: bool,
+    origin: dict[str, Any] | None = None,
+) -> None:
+    """Write the manifest of a folder of array_record files.
+
+    Args:
+      folder: the folder.
+      spec: of the log.
+      parts: `name`, `sessions` and `requests` of each file, in which all blocks but the last are full.
+      exposures: number of items shown.
+      scores: whether blocks hold scores.
+      origin: see `write_log`.
+    """
+    manifest = {
+        "version": VERSION,
+        "spec": dataclasses.asdict(spec),
+        "origin": origin,
+        "sessions": sum(part["sessions"] for part in parts),
+        "requests": sum(part["requests"] for part in parts),
+        "exposures": exposures,
+        "scores": scores,
+        "files": list(parts),
+    }
+    with open(folder / MANIFEST, "w") as f:
+        json.dump(manifest, f, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
 
 
 class Blocks:

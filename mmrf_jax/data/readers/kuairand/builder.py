@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import io
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -28,11 +27,14 @@ from tensorflow_datasets.core import dataset_builder
 from mmrf_jax import types
 from mmrf_jax.checkpointing import literal
 from mmrf_jax.data import records
-from mmrf_jax.data.readers.kuairand import backend, csv_files, prepare
-from mmrf_jax.data.readers.kuairand.backend import Engine, Job
+from mmrf_jax.data.readers.engine import tasks
+from mmrf_jax.data.readers.engine.tasks import Engine
+from mmrf_jax.data.readers.kuairand import csv_files, prepare
 from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, KuaiRandConfig, digest
 from mmrf_jax.data.readers.kuairand.features import read_catalogue
+from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 
 #: Increases whenever the same files and config would give other records.
@@ -64,7 +66,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
           data_dir: folder for the records.
           source: folder of the official CSV files, or the parent folder of their `data`.
           config: see `KuaiRandConfig`.
-          engine: runs the tasks; `backend.processes()` by default.
+          engine: runs the tasks; `tasks.processes()` by default.
           progress: as `io.progress.counted`, which also checks for a stop; the default does not check.
           **kwargs: arguments of the TFDS builder.
         """
@@ -95,12 +97,12 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
         source = csv_files.find_source(self.source_dir)
         name = digest([FORMAT, records.VERSION, dataclasses.asdict(self.session_config), _stats(source)])
         job = Job(source, self.session_config, pathlib.Path(self.data_dir_root) / f".unfinished-{name}")
-        with _alone(job.work):
+        with tasks.alone(job.work):
             if self.data_path.exists():
                 return
             try:
                 with contextlib.ExitStack() as stack:
-                    engine = self._engine or stack.enter_context(backend.processes())
+                    engine = self._engine or stack.enter_context(tasks.processes())
                     self._made = prepare.run(job, engine, self._progress)
                 _say_unused(self._made["report"])
                 self._kept = job.records
@@ -115,7 +117,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
         del dl_manager, download_config
         into = pathlib.Path(self.data_path)
         half_written = shutil.ignore_patterns(".*")  # by tasks that were killed
-        shutil.copytree(self._kept, into, copy_function=_link, dirs_exist_ok=True, ignore=half_written)
+        shutil.copytree(self._kept, into, copy_function=files.link, dirs_exist_ok=True, ignore=half_written)
         infos = []
         for name, shards in self._made["splits"].items():
             np.save(into / f"blocks-{name}.npy", np.concatenate([np.array(s["blocks"], np.int32) for s in shards]))
@@ -144,27 +146,6 @@ def _say_unused(report: dict) -> None:
         if counts["unparsable"]:
             unused = f"{counts['unparsable']:,} of {counts['rows']:,} rows"
             say(f"{unused} of the features of {name} are not used: unparsable")
-
-
-@contextlib.contextmanager
-def _alone(work: pathlib.Path) -> Iterator[None]:
-    """Hold the work folder for this process alone; wait for another process that holds it."""
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process prepares {work.parent}; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _link(source: str, target: str) -> None:
-    """Hard-link a file, so that an interruption here loses nothing; copy it if links are not possible."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _stats(source: csv_files.Source) -> list:

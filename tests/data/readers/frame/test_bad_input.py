@@ -152,6 +152,9 @@ def test_times_in_any_unit(times, unit):
 
     zone = "Europe/Berlin" if isinstance(times[0], datetime.datetime) else "UTC"
     given, notes = Schema("u", "i", "t", [Signal("like")], time_zone=zone), columns.Notes()
-    found = columns.times(pl.Series("t", times), given, notes)
+    column = pl.Series("t", times)
+    found = columns.times(
+        column, columns.resolve(pl.DataFrame([column, pl.Series("like", [0, 1])]), given, notes), notes
+    )
     assert found.to_list() == [1714557600_000, 1714557601_000]
     assert (f"times in t are in {unit}, by their size" in notes.assumed) == (unit is not None)

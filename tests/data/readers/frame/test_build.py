@@ -200,7 +200,9 @@ def test_propensities_that_are_partly_unknown_are_fitted(tables):
 def test_time_is_cut_by_shares_days_or_dates(split, wanted):
     day = 20240500 + np.array([1, 1, 2, 2, 2, 3, 3, 4])
     schema = dataclasses.replace(SCHEMA, split=split)
-    assert requests.cut(np.arange(8) * 1_000, day, schema).tolist() == wanted
+    time, rows = np.arange(8) * 1_000, {int(d): int((day == d).sum()) for d in day}
+    for pieces in ([time], [time[::2], time[1::2], time[:0]]):
+        assert requests.cut(requests.Times(pieces), rows, schema).of(time, day).tolist() == wanted
 
 
 @pytest.mark.parametrize("library", ["pandas", "pyarrow", "lazy", "csv", "csv.gz", "parquet", "ipc", "folder"])
