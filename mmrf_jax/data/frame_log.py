@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,8 @@ from mmrf_jax.io import extras, files
 from mmrf_jax.io.progress import say
 
 VERSION = 1
-_ABOUT = "log.json"
+#: The file that says what a folder holds.
+ABOUT = "log.json"
 _ARRAYS = ("author", "tag", "duration", "features", "embedding_id")
 _VOCABULARIES = {"author": "author_text", "tag": "tag_text"}  # names of their arrays
 
@@ -104,10 +108,13 @@ class FrameLog:
         given = {"log": log, "items": items, "users": users, "candidates": candidates}
         prepare.prepare(given, schema, folder, engine)
         made = dataclasses.replace(cls.open(folder), _temporary=temporary)
-        if not quiet:
-            for line in made.describe().splitlines():
-                say(f"log: {line}")
-        return made
+        return made if quiet else made.said()
+
+    def said(self) -> FrameLog:
+        """Say on stderr what was read and assumed; return the log."""
+        for line in self.describe().splitlines():
+            say(f"log: {line}")
+        return self
 
     def part(self, name: str) -> SessionLog:
         """Return the sessions of `train`, `valid` or `test`, read from disk."""
@@ -177,7 +184,7 @@ class FrameLog:
         """
         folder = Path(folder)
         try:
-            about = json.loads((folder / _ABOUT).read_text())
+            about = json.loads((folder / ABOUT).read_text())
             if about["version"] != VERSION:
                 raise ValueError(f"version {about['version']}, this code reads {VERSION}")
             parts = {name: records.Blocks(folder / name) for name in SPLITS}
@@ -211,6 +218,25 @@ def describe(log: Any, schema: schemas.Schema, items: Any = None, users: Any = N
     return FrameLog.from_frame(log, schema, items, users, candidates, quiet=True).describe()
 
 
+def key_of(tables: Mapping[str, Any], schema: schemas.Schema) -> str:
+    """Return 16 hex digits that identify tables given by path, by names, sizes and times of change, and the schema.
+
+    Args:
+      tables: {name: a path, several, or None}; those in memory, or a part of them, get random digits.
+      schema: of the log.
+    """
+    with extras.needed("data"):
+        from mmrf_jax.data.readers.frame import tables as readers
+    found: list[Any] = [repr(schema), VERSION]
+    for name, table in tables.items():
+        paths = [] if table is None else readers.files_of(table, name)
+        if paths is None:
+            return uuid.uuid4().hex[:16]
+        stats = [(os.path.abspath(path), os.stat(path)) for path in paths]
+        found.append((name, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]))
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+
+
 def arrays_of(items: types.Items) -> dict[str, np.ndarray]:
     """Return the arrays of items by name."""
     return {name: np.asarray(getattr(items, name)) for name in _ARRAYS}
@@ -236,7 +262,7 @@ def write(
     about = {"version": VERSION, "schema": schema.as_dict(), "digest": digest}
     sizes = {name: getattr(items, name) for name in ("num_embeddings", "num_authors", "num_tags")}
     about |= {"items": sizes, "encoders": encoders, "report": report}
-    files.write_json(folder / _ABOUT, about)  # last: it says that the log is complete
+    files.write_json(folder / ABOUT, about)  # last: it says that the log is complete
 
 
 def _described(name: str, kind: str, mean: Sequence[float], log: bool, vocabulary: Sequence[str], **_: Any) -> str:

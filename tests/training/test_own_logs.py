@@ -51,7 +51,11 @@ def test_a_config_names_the_tables(made, log, tmp_path):
     schema.write_text("import own_logs\n\nschema = own_logs.SCHEMA\n")
     paths = {"path": "log", "item_table": "items", "user_table": "users"}
     data = {field: f"{tmp_path}/{name}.parquet" for field, name in paths.items()} | {"schema": str(schema)}
-    assert own_logs.read(configs.OwnLogs(**data), quiet=True).digest() == log.digest()
+    data |= {"cache_dir": str(tmp_path / "cache")}
+    first = own_logs.read(configs.OwnLogs(**data), quiet=True)
+    assert first.digest() == log.digest()
+    assert own_logs.read(configs.OwnLogs(**data), quiet=True).folder == first.folder  # is prepared once
+    assert own_logs.read(configs.OwnLogs(path=str(first.folder))).digest() == log.digest()
     fewer = own_logs.read(configs.OwnLogs(**data, slate=2, candidates=8), quiet=True)
     assert (fewer.spec.slate, fewer.spec.candidates) == (2, 8)
 

@@ -15,10 +15,8 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import os
 import pathlib
 import shutil
-import uuid
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -355,7 +353,7 @@ def prepare(
     After a stop, the same call with the same files goes on with the missing tasks. Arguments and errors are those of
     `run`; without an engine, `tasks.processes()` run the tasks.
     """
-    work = folder.with_name(f".{folder.name}.unfinished-{_key(given, schema)}")
+    work = folder.with_name(f".{folder.name}.unfinished-{frame_log.key_of(given, schema)}")
     with tasks.alone(work):
         if folder.exists():  # another process has prepared it meanwhile
             return
@@ -367,15 +365,3 @@ def prepare(
             shutil.rmtree(work)
             raise
         shutil.rmtree(work)
-
-
-def _key(given: Mapping[str, tables.Table], schema: Schema) -> str:
-    """Return 16 hex digits that identify tables given by path, and the schema; random ones for tables in memory."""
-    found = [repr(schema), frame_log.VERSION]
-    for name, table in given.items():
-        files = [] if table is None else tables.files_of(table, name)
-        if files is None:
-            return uuid.uuid4().hex[:16]
-        stats = [(file, os.stat(file)) for file in files]
-        found.append((name, [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]))
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
