@@ -111,7 +111,8 @@ class Run:
           context: [Dx] of the request, or {name: value} without the position; None for zeros, the first request of a
             session.
           items: candidates that came after the training, to be ranked from {"id", "features": [numbers] or {column:
-            value}, "author", "tag": numbers, "duration": s}, all but the id optional; the run knows them from then on.
+            value}, "author", "tag": as in the log, "duration": s}, all but the id optional; the run knows them from
+            then on.
 
         Returns:
           The k best ids, in the type in which they came.

@@ -57,6 +57,7 @@ class Source:
       unknown_video: row of any other video; None if there is none.
       names: encoders of features by name (`data.named_features`), {"item", "profile", "context": encoders}, where the
         source knows them; the context's without the position.
+      vocabularies: {"author", "tag": the platform's ids [n] of rows 1, 2, …, in order}; None if these are the rows.
     """
 
     items: types.Items
@@ -74,6 +75,7 @@ class Source:
     users: dict[str, np.ndarray] | None = None
     unknown_video: int | None = None
     names: dict[str, Any] | None = None
+    vocabularies: dict[str, np.ndarray] | None = None
     blocks: Callable[[], stream.Blocks | None] = lambda: None
     choose: Callable[[rankers.AnyRanker], rankers.AnyRanker] = lambda policy: policy
 
@@ -396,15 +398,11 @@ def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, 
 def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
     log = own_logs.of_run(config, workdir)
 
-    def held(name: str) -> Callable[[], SessionLog]:
-        part = log.parts[name]
-        return functools.cache(lambda: part if isinstance(part, SessionLog) else _held(config, part, name))
-
-    parts = {name: held(name) for name in log.parts}
-    train, items, spec, ids = log.parts["train"], log.items, log.spec, log.item_ids
+    parts = {name: functools.cache(functools.partial(_held, config, part, name)) for name, part in log.parts.items()}
+    items, spec, ids = log.items, log.spec, log.item_ids
     served = files.user_path(config.own_logs.served, "config.data.served") if config.own_logs.served else None
     if served is not None:
-        items, ids = served_items.with_new(items, ids, served, log.encoders["items"])
+        items, ids = served_items.with_new(items, ids, served, log.encoders["items"], log.vocabularies)
         spec = dataclasses.replace(spec, num_videos=items.num_videos)
     there = [name for name in ("train", "valid") if log.report["splits"][name]["sessions"]]
     if config.own_logs.statistics:
@@ -412,7 +410,7 @@ def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
     learned = parts["train"]
     if served is not None:
         learned = functools.cache(lambda: _served(served, spec, ids, counted, log.user_ids))
-    context = named_features.plain(["hour_sin", "hour_cos", "hours_away"])
+    context = [*named_features.plain(["hour_sin", "hour_cos", "hours_away"]), *log.encoders.get("context", ())]
     return Source(
         items=jax.tree.map(jax.numpy.asarray, items),
         spec=spec,
@@ -429,7 +427,8 @@ def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
         users={"user_id": log.user_ids, "profile": log.profiles},
         unknown_video=0,
         names={"item": log.encoders["items"], "profile": log.encoders["users"], "context": context},
-        blocks=lambda: None if served or isinstance(train, SessionLog) else _streamed(config, train),
+        vocabularies=dict(log.vocabularies) or None,
+        blocks=lambda: None if served else _streamed(config, log.parts["train"]),
     )
 
 
@@ -463,9 +462,10 @@ def _kuairand(config: configs.Run) -> Source:
     tests = [name for name in ("test", "random_test") if there(name)]
     items = kuairand.read_items(prepared)
     spec, ids = parts["test"].spec, lambda: kuairand.read_video_ids(prepared)
+    vocabularies = kuairand.read_vocabularies(prepared)
     served = files.user_path(d.served, "config.data.served") if d.served else None
     if served is not None:
-        items, every = served_items.with_new(items, ids(), served, ())
+        items, every = served_items.with_new(items, ids(), served, (), vocabularies)
         spec, ids = dataclasses.replace(spec, num_videos=items.num_videos), lambda: every
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
         items, spec = _with_statistics(items, spec, [logs[name]() for name in ("train", "valid") if there(name)])
@@ -487,5 +487,6 @@ def _kuairand(config: configs.Run) -> Source:
         report=kuairand.read_report(prepared),
         config=config,
         video_ids=ids,
+        vocabularies=vocabularies,
         blocks=lambda: None if d.served or d.random_log == "train" else _streamed(config, parts["train"]),
     )

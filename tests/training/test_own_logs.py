@@ -81,7 +81,13 @@ def test_a_source_reads_the_log_of_the_run_folder(log, tmp_path):
 def served_by_hand(folder, log) -> None:
     """Write a log in which a known and a new user see an item that came after the export, with candidates of 12."""
     known = [f"i{n:03d}" for n in range(11)]
-    item = {"id": "i999", "features": {"price": 20.0, "colours": ["red"]}, "author": 3, "tag": 1_000, "duration": 7.5}
+    item = {
+        "id": "i999",
+        "features": {"price": 20.0, "colours": ["red"]},
+        "author": "shop3",
+        "tag": "coats",
+        "duration": 7.5,
+    }
     one = np.zeros((1, len(log.spec.signals)), np.float32)
     with feedback_log.Writer(folder, log.spec.signals) as writer:
         writer.append({"kind": "item", "time": 0, **item})
@@ -109,6 +115,25 @@ def served_by_hand(folder, log) -> None:
             writer.append(event | said)
 
 
+def test_the_context_of_a_source_has_the_names_of_the_log_s_columns(made, tmp_path):
+    devices = made["log"].with_columns(device=made["log"]["req"].str.slice(-1))
+    schema = dataclasses.replace(tables.SCHEMA, context=("device",))
+    FrameLog.from_frame(devices, schema, items=made["items"], quiet=True).save(tmp_path / run_folder.LOG)
+    config, log = own_logs.prepare(CONFIG, tmp_path, FrameLog.open(tmp_path / run_folder.LOG))
+    source = sources.from_config(config, None, workdir=tmp_path)
+    assert [one["name"] for one in source.names["context"]] == ["hour_sin", "hour_cos", "hours_away", "device"]
+    assert source.spec.context == 4 + 11 and source.train().context.shape[1] == 15
+    assert (
+        source.vocabularies["author"].tolist() == log.vocabularies["author"].tolist() == [f"shop{n}" for n in range(7)]
+    )
+    kept = inputs.of_source(source)
+    inputs.write(tmp_path, kept)
+    again = inputs.read(tmp_path)
+    assert {name: ids.tolist() for name, ids in again.vocabularies.items()} == {
+        name: ids.tolist() for name, ids in log.vocabularies.items()
+    }
+
+
 def test_a_service_s_log_is_learned_from_with_its_new_items_and_users(log, tmp_path):
     log.save(tmp_path / run_folder.LOG)
     served_by_hand(tmp_path / "served", log)
@@ -117,7 +142,10 @@ def test_a_service_s_log_is_learned_from_with_its_new_items_and_users(log, tmp_p
     source = sources.from_config(config, None, workdir=tmp_path)
     new = log.spec.num_videos
     assert source.spec.num_videos == source.items.num_videos == new + 1 and source.video_ids()[new] == "i999"
-    assert (int(source.items.author[new]), int(source.items.tag[new])) == (3, 0)  # that tag is not of the training
+    shop3 = 1 + log.vocabularies["author"].tolist().index("shop3")
+    assert (int(source.items.author[new]), int(source.items.tag[new])) == (shop3, 0)  # training has no coats
+    other = int(np.flatnonzero(log.item_ids == "i003")[0])  # of the same shop
+    assert int(source.items.author[other]) == shop3
     assert int(source.items.embedding_id[new]) == log.items.num_embeddings == source.items.num_embeddings - 1
     columns = [(encoder["name"], i) for encoder in log.encoders["items"] for i in range(width(encoder))]
     features, known = np.asarray(source.items.features)[new], {e["name"]: e for e in log.encoders["items"]}
@@ -176,7 +204,7 @@ def test_a_served_run_learns_from_its_feedback(log, tmp_path):
     config = dataclasses.replace(config, log_every=2, checkpoint_every=5)
     train.train(config, tmp_path / "x", brief=True, log=log)
     run = mmrf.load(tmp_path / "x").export(tmp_path / "artefact")
-    new = {"id": "i999", "features": {"price": 20.0, "colours": ["red"]}, "author": 3, "duration": 7.5}
+    new = {"id": "i999", "features": {"price": 20.0, "colours": ["red"]}, "author": "shop3", "duration": 7.5}
 
     async def serve() -> None:
         made = Service(Settings(run.path, tmp_path / "served", temperature=1.0, max_candidates=12))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         read_items,
         read_report,
         read_video_ids,
+        read_vocabularies,
         unchecked,
     )
     from mmrf_jax.data.readers.kuairand.synthetic import SyntheticLog
@@ -37,6 +38,7 @@ __all__ = [
     "read_items",
     "read_report",
     "read_video_ids",
+    "read_vocabularies",
     "unchecked",
 ]
 

@@ -252,6 +252,12 @@ def read_video_ids(prepared: dataset_builder.DatasetBuilder | str | os.PathLike)
     return read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").video_id
 
 
+def read_vocabularies(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> dict[str, np.ndarray]:
+    """Return KuaiRand's ids of the authors and tags of rows 1, 2, … that a builder prepared; raise as `load`."""
+    fitted = read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").fitted
+    return {name: fitted[f"{name}_vocabulary"] for name in ("author", "tag")}
+
+
 def read_report(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> dict:
     """Return the report of rows read, left out and used; raise as `load`."""
     return _open(prepared).info.metadata["report"]

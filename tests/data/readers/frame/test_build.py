@@ -7,7 +7,7 @@ import own_logs
 import polars as pl
 import pytest
 
-from mmrf_jax.data import sessions
+from mmrf_jax.data import named_features, sessions
 from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.data.readers.frame import requests
 from mmrf_jax.data.splits import SPLITS
@@ -261,3 +261,34 @@ def test_what_is_saved_is_opened(full, tmp_path):
     (tmp_path / "log" / "items.npz").write_bytes(b"x")
     with pytest.raises(ValueError, match="is no log that can be read"):
         FrameLog.open(tmp_path / "log")
+
+
+def test_columns_of_the_context_are_features_of_the_request():
+    """Of a request its first row in place order counts; encoders are fitted on the rows of training."""
+    extra = {"device": ["tv", "web", "app", "app", "app", "web", None, "app"], "battery": [9, 2, 4, 0, 2, 7, 5, None]}
+    given = table().with_columns(pl.Series(name, values) for name, values in extra.items())
+    log = FrameLog.from_frame(given, dataclasses.replace(SCHEMA, context=["device", "battery"]), quiet=True)
+    assert log.spec.context == 4 + 3 + 1
+    assert [encoder["name"] for encoder in log.encoders["context"]] == ["device", "battery"]
+    assert log.encoders["context"][0]["vocabulary"] == ["app", "web"]  # of 1 May, rows 1 to 4
+    train = np.array([2.0, 4.0, 0.0, 2.0])
+    scaled = (train - train.mean()) / train.std()
+    # Requests r1 (rows 2 and 1), r2, r4; then r3; then r6, r5, r7.
+    np.testing.assert_allclose(log.train.context[:, 3:7], [[1, 0, 0, scaled[1]], [1, 0, 0, scaled[2]], [1, 0, 0, 0]])
+    np.testing.assert_allclose(log.valid.context[:, 3:7], [[0, 1, 0, (7 - train.mean()) / train.std()]], rtol=1e-6)
+    late = [[0, 0, 1, (9 - train.mean()) / train.std()], [0, 0, 0, (5 - train.mean()) / train.std()], [1, 0, 0, 0]]
+    np.testing.assert_allclose(log.test.context[:, 3:7], late, rtol=1e-6)
+    np.testing.assert_allclose(log.train.context[:, -1], [0, np.log(2), 0], rtol=1e-6)  # the last is the position
+    assert "features of context: device (category of 2), battery (number)" in log.describe()
+    with pytest.raises(ValueError, match=r"the log has no column 'app' \(schema: context app\)"):
+        FrameLog.from_frame(given, dataclasses.replace(SCHEMA, context=["app"]), quiet=True)
+
+
+def test_a_run_asks_for_the_context_by_name():
+    given = table().with_columns(device=pl.lit("tv"))
+    log = FrameLog.from_frame(given, dataclasses.replace(SCHEMA, context=["device"]), quiet=True)
+    encoders = [*named_features.plain(["hour_sin", "hour_cos", "hours_away"]), *log.encoders["context"]]
+    of_tv = named_features.encode(encoders, {"device": "tv", "hour_sin": 0.5, "hours_away": 1.0})
+    np.testing.assert_array_equal(of_tv, [0.5, 0, 1, 1, 0])
+    np.testing.assert_array_equal(log.train.context[:, 3:5], [[1, 0]] * 3)
+    np.testing.assert_array_equal(named_features.encode(encoders, {"device": "new"}), [0, 0, 0, 0, 1])
