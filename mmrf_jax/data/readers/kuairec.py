@@ -26,7 +26,7 @@ def load(folder: str | Path, matrix: str = "big_matrix", quiet: bool = False) ->
       ValueError: if the files are missing or have another layout.
     """
     root = Path(folder) / "data" if (Path(folder) / "data").is_dir() else Path(folder)
-    log = tables.read(root / f"{matrix}.csv", "log", _LOG, {name: name for name in _LOG})
+    log = tables.scan(root / f"{matrix}.csv", "log", _LOG, {name: name for name in _LOG})
     log = log.with_columns(finish=pl.col("watch_ratio") >= 1.0)
     items = tables.read(root / "item_categories.csv", "item table", needed={"item": "video_id", "tags": "feat"})
     items = items.with_columns(pl.col("feat").str.strip_chars("[]").str.replace_all(" ", "").str.split(","))

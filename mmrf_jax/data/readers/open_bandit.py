@@ -29,7 +29,7 @@ def load(folder: str | Path, policy: str = "bts", campaign: str = "all", quiet: 
     place = Path(folder) / policy / campaign
     packed = place / f"{campaign}.csv.gz"
     path = packed if packed.exists() else place / f"{campaign}.csv"
-    log = tables.read(path, "log", _LOG, {name: name for name in _LOG}).with_row_index("user_id")
+    log = tables.scan(path, "log", _LOG, {name: name for name in _LOG}).with_row_index("user_id")
     items = tables.read(place / "item_context.csv", "item table").select(pl.col("item_id", "^item_feature_.*$"))
     schema = Schema(
         user="user_id",

@@ -49,6 +49,12 @@ def read(
         return _lazy(table, what, wanted, needed)[0].collect()
 
 
+def scan(table: Table, what: str, wanted: Collection[str], needed: Mapping[str, str] | None = None) -> pl.LazyFrame:
+    """Return the wanted columns of a table, which are read when they are used; arguments and errors as of `read`."""
+    with _readable(what):
+        return _lazy(table, what, wanted, needed)[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Pieces:
     """A table of any size in files of which any rows are read without those before.
