@@ -11,7 +11,9 @@ from mmrf_jax.data import sessions
 from mmrf_jax.data.frame_log import FrameLog
 from mmrf_jax.data.readers.engine import tasks
 from mmrf_jax.data.readers.frame import prepare
+from mmrf_jax.data.readers.kuairand import synthetic
 from mmrf_jax.data.splits import SPLITS
+from mmrf_jax.io.progress import counted
 
 SCHEMA = dataclasses.replace(own_logs.SCHEMA, split=("2024-05-04", "2024-05-05"))
 ROWS = 250  # of a chunk and of a bucket: several of each
@@ -183,3 +185,29 @@ def test_users_are_spread_over_buckets_by_a_hash_that_does_not_change():
 def test_beam_makes_the_same_log(given, divided, tmp_path):
     pytest.importorskip("apache_beam", reason="apache-beam is not installed: pip install 'mmrf_jax[beam]'")
     assert run(given, tmp_path / "beam", tasks.pipelines()).digest() == divided.digest()
+
+
+MEASURE = """
+import pathlib, resource, sys
+from mmrf_jax import schema
+from mmrf_jax.data.readers.engine import tasks
+from mmrf_jax.data.readers.frame import prepare
+from mmrf_jax.data.readers.kuairand import synthetic
+log, rows = pathlib.Path(sys.argv[1]), int(sys.argv[3])
+given = {"log": log / "log", "items": log / "items", "users": log / "users", "candidates": None}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with tasks.processes(1) as engine:
+    prepare.prepare(given, schema.load(log / "schema.py"), pathlib.Path(sys.argv[2]), engine, rows=rows)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_log(tmp_path, run_python):
+    grown = []
+    for rows in (500_000, 3_000_000):
+        log = synthetic.SyntheticLog(rows=rows, users=3_000, videos=20_000)
+        log.write(tmp_path / str(rows), counted, "tables")
+        grown.append(int(run_python(MEASURE, tmp_path / str(rows), tmp_path / f"out{rows}", "100000")) / 1024)
+    print(f"MiB: {grown}")
+    assert grown[1] < 1.3 * grown[0] + 20 and grown[1] < 400
