@@ -334,7 +334,7 @@ def times(column: pl.Series, schema: Schema, notes: Notes, start: int = 0) -> pl
     """
     if column.dtype == pl.String:
         if not _are_numbers(column):
-            return _milliseconds(_parsed(column, start), schema, notes)
+            return _parsed(column, schema, notes, start)
         whole = column.cast(pl.Int64, strict=False)
         if (wrong := whole.is_null() & column.is_not_null()).any():
             raise ValueError(
@@ -353,22 +353,28 @@ def times(column: pl.Series, schema: Schema, notes: Notes, start: int = 0) -> pl
     return (value * TIME_UNITS[unit]).round(0).cast(pl.Int64)
 
 
-def _parsed(column: pl.Series, start: int) -> pl.Series:
-    """Return ISO strings as datetimes."""
+def _parsed(column: pl.Series, schema: Schema, notes: Notes, start: int) -> pl.Series:
+    """Return ISO strings as Int64 milliseconds; each names its zone or is of the schema's."""
     text = column.str.strip_chars().str.replace("T", " ", literal=True).str.replace(r" ?(Z|UTC)$", "+00:00")
-    zoned = bool(text.str.contains(r"[+-]\d\d:?\d\d$").any())
-    found = pl.Series(column.name, [None] * len(text), pl.Datetime("us", "UTC" if zoned else None))
-    for form in _ISO_ZONED if zoned else _ISO:
-        if found.null_count() > text.null_count():
-            more = text.str.to_datetime(form, strict=False, time_unit="us", time_zone="UTC" if zoned else None)
-            found = pl.select(pl.coalesce(found, more)).to_series().rename(column.name)
-    rest = found.is_null() & text.is_not_null()
-    if rest.any():
-        raise ValueError(
-            f"column {column.name!r} of times has {first(column, rest, start)}; write ISO times such as "
-            "2024-05-02T18:30:00Z"
-        )
-    return found
+    zoned = text.str.contains(r"[+-]\d\d:?\d\d$")
+    found = pl.Series(column.name, [None] * len(text), pl.Int64)
+    for forms, rows, zone in ((_ISO_ZONED, zoned, "UTC"), (_ISO, ~zoned, None)):
+        some = pl.select(pl.when(rows).then(text)).to_series()
+        if some.null_count() == len(some):
+            continue
+        when = pl.Series([None] * len(text), dtype=pl.Datetime("us", zone))
+        for form in forms:
+            if when.null_count() > some.null_count():
+                more = some.str.to_datetime(form, strict=False, time_unit="us", time_zone=zone)
+                when = pl.select(pl.coalesce(when, more)).to_series()
+        wrong = when.is_null() & some.is_not_null()
+        if wrong.any():
+            raise ValueError(
+                f"column {column.name!r} of times has {first(column, wrong, start)}; write ISO times such as "
+                "2024-05-02T18:30:00Z"
+            )
+        found = pl.select(pl.coalesce(found, _milliseconds(when.rename(column.name), schema, notes))).to_series()
+    return found.rename(column.name)
 
 
 def _milliseconds(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:

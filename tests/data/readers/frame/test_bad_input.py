@@ -145,6 +145,7 @@ def test_a_dry_run_says_what_reading_would():
         (["2024-05-01 12:00:00+02:00", "2024-05-01 12:00:01.000+02:00"], None),
         ([datetime.datetime(2024, 5, 1, 12), datetime.datetime(2024, 5, 1, 12, 0, 1)], None),
         (["1714557600", "1714557601"], "s"),
+        (["2024-05-01T12:00:00+02:00", "2024-05-01 10:00:01"], None),  # each row names its zone, or is in the schema's
     ],
 )
 def test_times_in_any_unit(times, unit):
