@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from processes import HANG
 
-from mmrf_jax.data import records
+from mmrf_jax.data import named_features, records
 from mmrf_jax.data.readers.engine import candidates, grouping, tasks
 from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, synthetic
 from mmrf_jax.data.readers.kuairand.job import Job
@@ -187,6 +187,13 @@ def test_a_split_is_read_by_block(source, tmp_path):
     with pytest.raises(IndexError, match=f"block {len(part)} is not among the {len(part)} of the split"):
         part.read([0, len(part)])
     assert len(items.duration) == spec.num_videos and not items.duration.flags.writeable
+    listed = csv_files.read_videos(csv_files.whole(source.videos[0]))[0]
+    ids, row = builder.read_vocabularies(folder), {v: i for i, v in enumerate(builder.read_video_ids(folder).tolist())}
+    for video, author, tag in listed.select("video_id", "author_id", "tag").head(50).rows():
+        for name, value in (("author", author), ("tag", tag)):
+            number = int(getattr(items, name)[row[video]])
+            assert named_features.row_of(ids[name], value) == number
+            assert number == 0 or ids[name][number - 1] == value
     with pytest.raises(FileNotFoundError, match="holds no prepared KuaiRand"):
         builder.Split(tmp_path / "nowhere", "train")
 
