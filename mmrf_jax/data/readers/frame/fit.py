@@ -202,6 +202,8 @@ def finish(job: Job, schema: Schema, found: Fitted, notes: Notes) -> pathlib.Pat
     repeated = totals["train"]["users"] < totals["train"]["sessions"]
     spec = dataclasses.replace(found.spec, num_users=len(found.user_ids) if repeated else 0)
     folder, scores = job.work / "made", job.read("fitted.json")["propensities"]
+    for path in folder.rglob(".*"):  # of tasks that were killed
+        path.unlink()
     digest = hashlib.sha256(repr(spec).encode())
     arrays = (found.item_ids, found.user_ids, found.profiles, *frame_log.arrays_of(found.items.items).values())
     for array in arrays:
@@ -223,7 +225,7 @@ def finish(job: Job, schema: Schema, found: Fitted, notes: Notes) -> pathlib.Pat
         profiles=found.profiles,
         vocabularies=found.items.vocabularies,
         encoders={name: [dataclasses.asdict(encoder) for encoder in of] for name, of in encoders.items()},
-        report=_report(job, schema, spec, len(found.user_ids) - 1, parts, totals, signals, scores, notes),
+        report=_report(job, schema, found, parts, totals, signals, notes),
         digest=digest.hexdigest()[:16],
     )
     return folder
@@ -250,12 +252,10 @@ def _check_positives(signals: list[list[dict[str, Any]]], rows: int, schema: Sch
 def _report(
     job: Job,
     schema: Schema,
-    spec: InputSpec,
-    users: int,
+    found: Fitted,
     parts: dict[str, list[dict[str, Any]]],
     totals: dict[str, dict[str, int]],
     signals: list[list[dict[str, Any]]],
-    scores: bool,
     notes: Notes,
 ) -> dict[str, Any]:
     """Return the log's report as plain values."""
@@ -286,13 +286,13 @@ def _report(
         "main": schema.main,
         "splits": splits,
         "sizes": {
-            "items": spec.num_videos - 1,
-            "users": users,
-            "item_features": spec.item_features,
-            "user_features": spec.profile,
-            "slate_size": spec.slate,
-            "num_candidates": spec.candidates,
+            "items": found.spec.num_videos - 1,
+            "users": len(found.user_ids) - 1,
+            "item_features": found.spec.item_features,
+            "user_features": found.spec.profile,
+            "slate_size": found.spec.slate,
+            "num_candidates": found.spec.candidates,
         },
-        "propensities": "logged" if scores else "fitted",
+        "propensities": "logged" if job.read("fitted.json")["propensities"] else "fitted",
         "requests": "logged" if schema.request else "reconstructed",
     }

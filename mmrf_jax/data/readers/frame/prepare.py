@@ -51,23 +51,21 @@ class Job(tasks.Job):
       log: the table.
       schema: with units.
       work: folder of all outputs, the same for all processes.
-      chunk_rows: rows that a task reads.
-      bucket_rows: rows of the users of one task's sessions, on average.
+      rows: of a chunk, and of a bucket on average. They determine the memory of a task.
     """
 
     log: tables.Pieces
     schema: Schema
     work: pathlib.Path
-    chunk_rows: int
-    bucket_rows: int
+    rows: int
 
     @property
     def chunks(self) -> int:
-        return math.ceil(self.log.rows / self.chunk_rows)
+        return math.ceil(self.log.rows / self.rows)
 
     @property
     def buckets(self) -> int:
-        return max(1, round(self.log.rows / self.bucket_rows))
+        return max(1, round(self.log.rows / self.rows))
 
 
 def run(
@@ -103,9 +101,10 @@ def run(
     _check_optional(log.names, items, schema, lists)
     resolved = columns.resolve(_probe(log), schema, notes)
     if lists and not (work / _LISTS).exists():
-        _lists_of(tables.read(given["candidates"], "candidate table"), schema).write_ipc(work / _LISTS)
+        made = _lists_of(tables.read(given["candidates"], "candidate table"), schema)
+        tasks.write_run(made, work / _LISTS)
     rows = rows or (ROWS_WITH_LISTS if lists or schema.candidates in log.names else ROWS)
-    job = Job(log, resolved, work, rows, rows)
+    job = Job(log, resolved, work, rows)
     if not (work / "ordered").exists():
         tasks.run_stage(job, engine, progress, "sort", sort, job.chunks)
         save_array(work / "buckets.npy", np.array([made["bounds"] for made in job.read_all("sort")]))
@@ -114,8 +113,8 @@ def run(
             job.cut("request_parts", "requests", "key", rows)
             tasks.run_stage(job, engine, progress, "check", check, job.parts("request_parts"))
         (work / "ordered").touch()
-    for made in (*job.read_all("sort"), *job.read_all("order")):
-        notes.add(made["notes"])
+    for done in (*job.read_all("sort"), *job.read_all("order")):
+        notes.add(done["notes"])
     for path in (*job.made("sort"), *job.made("requests")):
         path.unlink()
     found = fit.fit(job, items, users, notes)
@@ -169,8 +168,8 @@ def _lists_of(table: pl.DataFrame, schema: Schema) -> pl.DataFrame:
 
 def sort(job: Job, task: int) -> None:
     """Write the usable rows of a chunk as a run, by the bucket of their users."""
-    notes, start = Notes(), task * job.chunk_rows
-    frame = columns.clean(job.log.read(start, job.chunk_rows), job.schema, notes, start)
+    notes, start = Notes(), task * job.rows
+    frame = columns.clean(job.log.read(start, job.rows), job.schema, notes, start)
     if (job.work / _LISTS).exists():
         frame = _with_lists(frame, job)
     bucket = bucket_of(frame["user"], job.buckets)
