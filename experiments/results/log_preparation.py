@@ -50,8 +50,8 @@ def measure(rows: int, layout: str, folder: Path) -> tuple[str, str, str]:
 
 
 def _run(*command: str) -> str:
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "check": True}
-    return subprocess.run([sys.executable, "-m", "mmrf_jax.cli", *command], **quiet).stdout
+    command = (sys.executable, "-m", "mmrf_jax.cli", *command)
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

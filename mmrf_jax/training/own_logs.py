@@ -46,8 +46,10 @@ def of_run(config: configs.Run, workdir: Path | None) -> FrameLog:
       ValueError: if the config has other sizes than the log; a run's own config has those of its log.
     """
     stored = None if workdir is None else workdir / run_folder.LOG
-    there = stored is not None and stored.exists()
-    log = FrameLog.open(stored) if there else multihost.in_turn(lambda: read(config.own_logs))
+    if stored is not None and stored.exists():
+        log = FrameLog.open(stored)
+    else:
+        log = multihost.in_turn(lambda: read(config.own_logs))
     if (config.sizes.slate, config.sizes.candidates) != (log.spec.slate, log.spec.candidates):
         raise ValueError(
             f"the log has slates of {log.spec.slate} among {log.spec.candidates} candidates, the config of "

@@ -100,7 +100,8 @@ def save_array(path: pathlib.Path, value: np.ndarray) -> None:
         np.save(f, value)
 
 
-Task = Callable[[Job, int], None]
+#: A function of a job, of the class that it needs, and a number.
+Task = Callable[[Any, int], None]
 #: Runs a task for each of some numbers, in any order; `done` receives how many have ended.
 Engine = Callable[[Task, Job, Sequence[int], Callable[[int], None]], None]
 

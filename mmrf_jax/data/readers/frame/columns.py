@@ -86,7 +86,7 @@ def resolve(rows: pl.DataFrame, schema: Schema, notes: Notes) -> Schema:
     Raises:
       ValueError: if most values cannot be in the unit that they should be in.
     """
-    units = {"time_unit": schema.time_unit or _time_unit(rows[schema.time], notes)}
+    units: dict[str, Any] = {"time_unit": schema.time_unit or _time_unit(rows[schema.time], notes)}
     if schema.duration and schema.duration in rows.columns:
         units["duration_unit"] = duration_unit(rows[schema.duration], schema, notes)
         check_durations(rows[schema.duration], units["duration_unit"])

@@ -168,7 +168,7 @@ def _note_missing(schema: Schema, lists: bool, count: int, notes: Notes) -> None
         notes.assume("no propensities are logged: the behaviour policy is fitted where one is needed")
 
 
-def describe_signals(rows: requests.Rows) -> list[dict[str, float]]:
+def describe_signals(rows: requests.Rows) -> list[dict[str, float | None]]:
     """Return counts of each signal of some rows; `low` and `high` of those in training, None if none is."""
     found = []
     for values in rows.feedback.T:

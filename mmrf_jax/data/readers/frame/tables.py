@@ -85,7 +85,7 @@ def pieces(table: Table, what: str, wanted: Collection[str], needed: Mapping[str
     with _readable(what):
         lazy, files = _lazy(table, what, wanted, needed)
         form = _kind(files[0]) if files else None
-        if form not in (".parquet", *_ARROW_ENDINGS):
+        if not files or form not in (".parquet", *_ARROW_ENDINGS):
             files, form = [str(copy)], ".arrow"
             if not copy.exists():
                 temporary = copy.with_name(f".{copy.name}")
