@@ -13,7 +13,7 @@ import numpy as np
 from mmrf_jax import configs as packaged
 from mmrf_jax.agents import registry
 from mmrf_jax.data import named_features
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.envs.learned import LearnedEnv
 from mmrf_jax.envs.rankers import Ranker
 from mmrf_jax.io import files, progress
@@ -234,7 +234,7 @@ def train(
     workdir: str | Path,
     overrides: Mapping[str, Any] | None = None,
     init_from: str | Path | None = None,
-    log: FrameLog | None = None,
+    log: SessionLog | None = None,
 ) -> Run:
     """Train and evaluate a ranker, or resume it, as `mmrf train` does, to the same numbers.
 

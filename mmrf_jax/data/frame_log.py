@@ -18,7 +18,7 @@ import numpy as np
 from mmrf_jax import schema as schemas
 from mmrf_jax import types
 from mmrf_jax.data import records
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.io import extras, files
 from mmrf_jax.io.progress import say
@@ -31,7 +31,7 @@ _VOCABULARIES = {"author": "author_text", "tag": "tag_text"}  # names of their a
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameLog:
+class SessionLog:
     """A log that `mmrf.train("logs", workdir=..., log=log)` learns from.
 
         log = mmrf.SessionLog.from_frame(df, schema, items=items_df)
@@ -75,7 +75,7 @@ class FrameLog:
         quiet: bool = False,
         folder: str | Path | None = None,
         engine: Any = None,
-    ) -> FrameLog:
+    ) -> SessionLog:
         """Read a log from a table with one row per shown item, and say on stderr what was assumed.
 
         Only user, item, time and one signal are needed. Requests, positions, candidates and propensities are used where
@@ -110,28 +110,28 @@ class FrameLog:
         made = dataclasses.replace(cls.open(folder), _temporary=temporary)
         return made if quiet else made.said()
 
-    def said(self) -> FrameLog:
+    def said(self) -> SessionLog:
         """Say on stderr what was read and assumed; return the log."""
         for line in self.describe().splitlines():
             say(f"log: {line}")
         return self
 
-    def part(self, name: str) -> SessionLog:
+    def part(self, name: str) -> Sessions:
         """Return the sessions of `train`, `valid` or `test`, read from disk."""
         return self.parts[name].read(np.arange(len(self.parts[name].sessions)))
 
     @property
-    def train(self) -> SessionLog:
+    def train(self) -> Sessions:
         """The sessions of the training part."""
         return self.part("train")
 
     @property
-    def valid(self) -> SessionLog:
+    def valid(self) -> Sessions:
         """The sessions of the validation part; may be none."""
         return self.part("valid")
 
     @property
-    def test(self) -> SessionLog:
+    def test(self) -> Sessions:
         """The sessions of the test part."""
         return self.part("test")
 
@@ -176,7 +176,7 @@ class FrameLog:
             shutil.copytree(self.folder, made, copy_function=files.link, dirs_exist_ok=True)
 
     @classmethod
-    def open(cls, folder: str | Path) -> FrameLog:
+    def open(cls, folder: str | Path) -> SessionLog:
         """Open a log that `save` wrote; sessions are read when they are first used.
 
         Raises:
@@ -214,8 +214,8 @@ class FrameLog:
 
 
 def describe(log: Any, schema: schemas.Schema, items: Any = None, users: Any = None, candidates: Any = None) -> str:
-    """Return what reading a log would assume and leave out, with counts; arguments as of `FrameLog.from_frame`."""
-    return FrameLog.from_frame(log, schema, items, users, candidates, quiet=True).describe()
+    """Return what reading a log would assume and leave out, with counts; arguments as of `SessionLog.from_frame`."""
+    return SessionLog.from_frame(log, schema, items, users, candidates, quiet=True).describe()
 
 
 def key_of(tables: Mapping[str, Any], schema: schemas.Schema) -> str:
@@ -255,7 +255,7 @@ def write(
     report: Mapping[str, Any],
     digest: str,
 ) -> None:
-    """Write all but the sessions of a log; arguments as the attributes of `FrameLog`."""
+    """Write all but the sessions of a log; arguments as the attributes of `SessionLog`."""
     texts = {_VOCABULARIES[name]: found for name, found in vocabularies.items()}
     files.write_arrays(folder / "items.npz", {"id": item_ids, **arrays_of(items), **texts})
     files.write_arrays(folder / "users.npz", {"id": user_ids, "profile": profiles})

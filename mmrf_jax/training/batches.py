@@ -11,7 +11,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions, stream
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import configs
@@ -34,7 +34,7 @@ class Batches(Protocol):
     requests: int
 
     @property
-    def log(self) -> SessionLog:
+    def log(self) -> Sessions:
         """Return the whole log, or a sample that is the same in all processes."""
 
     def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -46,7 +46,7 @@ class Batches(Protocol):
     def get(self, part: str, number: int, at: int) -> types.SessionBatch:
         """Return this process's rows of step `at` of a part in round `number`, as NumPy arrays."""
 
-    def held_out(self) -> tuple[SessionLog, np.ndarray]:
+    def held_out(self) -> tuple[Sessions, np.ndarray]:
         """Return the sessions left out of the feedback model's fit: a log and rows of its `segment_index`."""
 
 
@@ -120,7 +120,7 @@ def example(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch
 class Held:
     """A log in memory, complete in each process; every epoch is a permutation of its segments."""
 
-    def __init__(self, config: configs.Run, log: SessionLog, partitioner: Partitioner):
+    def __init__(self, config: configs.Run, log: Sessions, partitioner: Partitioner):
         self._config, self._partitioner, self.log = config, partitioner, log
         self.sessions, self.requests = log.num_sessions, log.num_requests
         index = sessions.segment_index(log, config.train.segment)
@@ -140,11 +140,11 @@ class Held:
         chosen = rows[order[position * size : (position + 1) * size]]
         return sessions.gather_segments(self.log, self._partitioner.local_rows(chosen), self._config.train.segment)
 
-    def held_out(self) -> tuple[SessionLog, np.ndarray]:
+    def held_out(self) -> tuple[Sessions, np.ndarray]:
         return self.log, self._held
 
 
-def spread(log: SessionLog, rows: np.ndarray, num_requests: int, size: int, most: int) -> Iterator[types.SessionBatch]:
+def spread(log: Sessions, rows: np.ndarray, num_requests: int, size: int, most: int) -> Iterator[types.SessionBatch]:
     """Yield at most `most` batches of `size` segments, spread evenly over rows of a `segment_index`.
 
     A batch that would be short is padded by repetition.
@@ -157,7 +157,7 @@ def spread(log: SessionLog, rows: np.ndarray, num_requests: int, size: int, most
         yield sessions.gather_segments(log, block, num_requests)
 
 
-def known(log: SessionLog, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def known(log: Sessions, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the mean and standard deviation [S] of a log's exposure feedback, and the mean return [S]."""
     feedback = log.feedback[log.slate >= 0].astype(np.float64)
     return feedback.mean(0), feedback.std(0), sessions.mean_return(log, discount)
@@ -228,7 +228,7 @@ class Streamed:
         return self._make(part, number).get(*divmod(at, self.per_epoch(part)))
 
     @functools.cached_property
-    def _sample(self) -> tuple[SessionLog, np.ndarray]:
+    def _sample(self) -> tuple[Sessions, np.ndarray]:
         """Read blocks spread evenly over the log; also return the numbers of their sessions in the log."""
         chosen = np.unique(np.linspace(0, len(self._blocks.sessions) - 1, _SAMPLED).astype(int))
         starts = np.cumsum(self._blocks.sessions, dtype=np.int64) - self._blocks.sessions
@@ -236,10 +236,10 @@ class Streamed:
         return self._blocks.read(chosen), number
 
     @property
-    def log(self) -> SessionLog:
+    def log(self) -> Sessions:
         return self._sample[0]
 
-    def held_out(self) -> tuple[SessionLog, np.ndarray]:
+    def held_out(self) -> tuple[Sessions, np.ndarray]:
         log, number = self._sample
         index = sessions.segment_index(log, self._config.train.segment)
         held = number[index[:, 0]] % _HELD_OUT == _HELD_OUT - 1
@@ -253,7 +253,7 @@ class _Sums:
         self._discount = discount
         self.values = np.zeros(2 + 3 * num_signals)
 
-    def add(self, log: SessionLog) -> None:
+    def add(self, log: Sessions) -> None:
         feedback = log.feedback[log.slate >= 0].astype(np.float64)
         returns = log.num_requests * sessions.mean_return(log, self._discount)
         here = ([log.num_requests, len(feedback)], feedback.sum(0), (feedback**2).sum(0), returns)

@@ -8,13 +8,13 @@ from typing import Any
 
 from mmrf_jax import schema as schemas
 from mmrf_jax.data import frame_log
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.io import files
 from mmrf_jax.parallel import multihost
 from mmrf_jax.training import configs, run_folder
 
 
-def prepare(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[configs.Run, FrameLog | None]:
+def prepare(config: configs.Run, workdir: Path, log: SessionLog | None) -> tuple[configs.Run, SessionLog | None]:
     """Return a run's config with the sizes of its log, and the log; both unchanged for other sources.
 
     A run that has learned something already keeps the log of its folder, unless another one is given.
@@ -29,7 +29,7 @@ def prepare(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[c
     if log is None:
         stored = workdir / run_folder.LOG
         resumes = run_folder.has_learned(workdir) and stored.exists()
-        log = FrameLog.open(stored) if resumes else multihost.in_turn(lambda: read(config.own_logs))
+        log = SessionLog.open(stored) if resumes else multihost.in_turn(lambda: read(config.own_logs))
     found = {"slate": log.spec.slate, "candidates": log.spec.candidates, "digest": log.digest()}
     for name, value in found.items():
         if (asked := getattr(config.own_logs, name)) and asked != value:
@@ -39,7 +39,7 @@ def prepare(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[c
     return configs.override(config, data=found), log
 
 
-def of_run(config: configs.Run, workdir: Path | None) -> FrameLog:
+def of_run(config: configs.Run, workdir: Path | None) -> SessionLog:
     """Return the log in a run's folder; without a folder, that of the config's tables.
 
     Raises:
@@ -47,7 +47,7 @@ def of_run(config: configs.Run, workdir: Path | None) -> FrameLog:
     """
     stored = None if workdir is None else workdir / run_folder.LOG
     if stored is not None and stored.exists():
-        log = FrameLog.open(stored)
+        log = SessionLog.open(stored)
     else:
         log = multihost.in_turn(lambda: read(config.own_logs))
     if (config.sizes.slate, config.sizes.candidates) != (log.spec.slate, log.spec.candidates):
@@ -59,7 +59,7 @@ def of_run(config: configs.Run, workdir: Path | None) -> FrameLog:
     return log
 
 
-def read(data: configs.OwnLogs, quiet: bool = False, folder: Path | None = None, engine: Any = None) -> FrameLog:
+def read(data: configs.OwnLogs, quiet: bool = False, folder: Path | None = None, engine: Any = None) -> SessionLog:
     """Return the prepared log of the tables that a config names, or of the folder that `mmrf prepare` wrote.
 
     Args:
@@ -67,15 +67,15 @@ def read(data: configs.OwnLogs, quiet: bool = False, folder: Path | None = None,
       quiet: whether to say nothing.
       folder: a new folder for the prepared log; None for one in `data.cache_dir`, where the next call with the same
         files and schema finds it.
-      engine: as of `FrameLog.from_frame`.
+      engine: as of `SessionLog.from_frame`.
 
     Raises:
-      ValueError: if a path is missing, or as `FrameLog.from_frame`.
+      ValueError: if a path is missing, or as `SessionLog.from_frame`.
     """
     if not data.path:
         raise ValueError("no log to read: config.data.path is empty; use --config.data.path=PATH")
     if (Path(data.path).expanduser() / frame_log.ABOUT).exists():
-        return FrameLog.open(Path(data.path).expanduser())
+        return SessionLog.open(Path(data.path).expanduser())
     if not data.schema:
         raise ValueError("no log to read: config.data.schema is empty; use --config.data.schema=PATH")
     schema = schemas.load(data.schema)
@@ -90,6 +90,6 @@ def read(data: configs.OwnLogs, quiet: bool = False, folder: Path | None = None,
     if folder is None:
         folder = files.user_path(data.cache_dir, "config.data.cache_dir") / frame_log.key_of(tables, schema)
     if not folder.exists():
-        return FrameLog.from_frame(**tables, schema=schema, quiet=quiet, folder=folder, engine=engine)
-    log = FrameLog.open(folder)
+        return SessionLog.from_frame(**tables, schema=schema, quiet=quiet, folder=folder, engine=engine)
+    log = SessionLog.open(folder)
     return log if quiet else log.said()

@@ -16,7 +16,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import named_features, records, sessions, statistics, stream
 from mmrf_jax.data.readers import feedback_log, feedback_sessions, kuairand, served_items
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.envs import collect, rankers
 from mmrf_jax.envs.environment import Environment
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
@@ -65,10 +65,10 @@ class Source:
     sim: Environment | None
     policies: dict[str, rankers.PrivilegedPolicy]
     truth: Callable[..., tuple[chex.Array, chex.Array]] | None
-    collect: Callable[[rankers.AnyRanker, int], SessionLog] | None
-    train: Callable[[], SessionLog]
-    valid: Callable[[], SessionLog] | None
-    test: Callable[[], dict[str, SessionLog]]
+    collect: Callable[[rankers.AnyRanker, int], Sessions] | None
+    train: Callable[[], Sessions]
+    valid: Callable[[], Sessions] | None
+    test: Callable[[], dict[str, Sessions]]
     report: dict[str, Any]
     config: Any
     video_ids: Callable[[], np.ndarray] | None = None
@@ -145,7 +145,7 @@ def collect_log(
     progress: Progress,
     slots: int | None = None,
     keep_scores: bool = False,
-) -> SessionLog:
+) -> Sessions:
     """Collect a log of `sessions` users, starting at `first_user`; equal seeds give equal logs. With several processes,
     each collects a part, and all receive the whole.
     """
@@ -165,7 +165,7 @@ def collect_log(
     return _of_all(log)
 
 
-def _of_all(log: SessionLog) -> SessionLog:
+def _of_all(log: Sessions) -> Sessions:
     """Concatenate the logs of all processes."""
     names = [f.name for f in dataclasses.fields(log) if f.name != "offsets" and getattr(log, f.name) is not None]
     *fields, lengths = multihost.gather_rows([*(getattr(log, name) for name in names), np.diff(log.offsets)])
@@ -238,7 +238,7 @@ def _collect(
     first_user: int,
     number: int,
     keep_scores: bool = False,
-) -> SessionLog:
+) -> Sessions:
     offset = _USERS_A_SEED * (source.config.seed % _SEEDS_APART)
     return collect_log(
         sim,
@@ -290,7 +290,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], rank
     )
 
 
-def _given(source: Source, progress: Progress) -> SessionLog:
+def _given(source: Source, progress: Progress) -> Sessions:
     """Load the log of `data.dir`, which mmrf collect or a ranking service wrote."""
     folder = files.user_path(source.config.data.dir, "config.data.dir")
     if feedback_log.is_log(folder):
@@ -302,7 +302,7 @@ def _given(source: Source, progress: Progress) -> SessionLog:
 
 def _served(
     folder: Path, spec: InputSpec, video_ids: np.ndarray, progress: Progress, user_ids: np.ndarray | None = None
-) -> SessionLog:
+) -> Sessions:
     """Read the feedback log of a ranking service as sessions.
 
     Args:
@@ -332,7 +332,7 @@ def _streamed(config: configs.Run, blocks: stream.Blocks) -> stream.Blocks | Non
     return blocks if (large if wanted is None else wanted) else None
 
 
-def _held(config: configs.Run, blocks: stream.Blocks, name: str) -> SessionLog:
+def _held(config: configs.Run, blocks: stream.Blocks, name: str) -> Sessions:
     """Load a log into memory; of a log to be streamed, only about 2^20 sessions in evenly spread blocks."""
     chosen = np.arange(len(blocks.sessions))
     if _streamed(config, blocks) is not None:
@@ -358,7 +358,7 @@ def kuairand_config(config: configs.Run) -> kuairand.KuaiRandConfig:
     )
 
 
-def _with_statistics(items: types.Items, spec: InputSpec, past: list[SessionLog]) -> tuple[types.Items, InputSpec]:
+def _with_statistics(items: types.Items, spec: InputSpec, past: list[Sessions]) -> tuple[types.Items, InputSpec]:
     """Add running means of feedback in past logs to the items, if the table of all days fits on every device.
 
     Returns:
@@ -377,18 +377,18 @@ def _with_statistics(items: types.Items, spec: InputSpec, past: list[SessionLog]
     return dataclasses.replace(items, dates=dates, statistics=table), spec
 
 
-def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, Any]:
+def _with_random_log(logs: Mapping[str, Callable[[], Sessions]]) -> dict[str, Any]:
     """Return the logs with a first context feature that flags requests exposed at random (1 or 0).
 
     The training and validation logs also include the random exposures of their days, each as a session of one request.
     """
 
-    def said(name: str) -> SessionLog:
+    def said(name: str) -> Sessions:
         log = logs[name]()
         flag = np.full((log.num_requests, 1), name.startswith("random"), log.context.dtype)
         return dataclasses.replace(log, context=np.concatenate([flag, log.context], axis=1))
 
-    def together(name: str) -> SessionLog:
+    def together(name: str) -> Sessions:
         return sessions.concatenate([said(name), said(f"random_{name}")])
 
     tests = {name: functools.cache(functools.partial(said, name)) for name in ("test", "random_test")}

@@ -18,8 +18,8 @@ from mmrf_jax import plugins, types
 from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import sessions
-from mmrf_jax.data.frame_log import FrameLog
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.frame_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.envs import rankers
 from mmrf_jax.io import files, metric_writer, profile, trackers
 from mmrf_jax.io.progress import check, interruptible, observed, phase, say
@@ -50,7 +50,7 @@ _KEEP = 3  # checkpoints
 _MEASURED = 16  # batches of held-out sessions on which the feedback model is measured
 
 
-def train(config: configs.Run, workdir: Path, brief: bool = False, log: FrameLog | None = None) -> dict[str, Any]:
+def train(config: configs.Run, workdir: Path, brief: bool = False, log: SessionLog | None = None) -> dict[str, Any]:
     """Run a config to its results, resuming from the latest checkpoint in the folder; return the results.
 
     Args:
@@ -143,8 +143,8 @@ class _Job:
 
 
 def _checked(
-    config: configs.Run, workdir: Path, log: FrameLog | None
-) -> tuple[configs.Run, FrameLog | None, Partitioner]:
+    config: configs.Run, workdir: Path, log: SessionLog | None
+) -> tuple[configs.Run, SessionLog | None, Partitioner]:
     """Return the config as it is to be stored, the log of a run on `logs`, and the partitioner; writes nothing.
 
     Raises:
@@ -184,7 +184,7 @@ def _with_plugins(config: configs.Run) -> configs.Run:
 
 
 def _begun(
-    stack: contextlib.ExitStack, workdir: Path, config, brief: bool, log: FrameLog | None
+    stack: contextlib.ExitStack, workdir: Path, config, brief: bool, log: SessionLog | None
 ) -> dict[str, Any] | None:
     """Return the results of a finished run; otherwise lock its folder until the stack closes and return None.
 
@@ -393,7 +393,7 @@ def _measure(job: _Job, state: TrainState, data: batches.Batches) -> TrainState:
     return dataclasses.replace(state, feedback=job.partitioner.replicate(found))
 
 
-def _held_out_batches(job: _Job, log: SessionLog, index: np.ndarray) -> Iterator[types.SessionBatch]:
+def _held_out_batches(job: _Job, log: Sessions, index: np.ndarray) -> Iterator[types.SessionBatch]:
     """Yield at most `_MEASURED` batches per exposure type, spread over rows of a `segment_index`."""
     random = np.zeros(len(index), bool)
     if job.plan.feedback.exposures == 2:

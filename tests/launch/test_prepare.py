@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from processes import ROOT, error_line
 
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.kuairand import builder
 
 KUAIRAND = ("--config=experiments/kuairand.py", "--config.quick=True", "--config.data.candidates=20")
@@ -66,7 +66,7 @@ def test_own_tables_are_prepared(launch, tmp_path):
     args = ["--config=logs", *(f"--config.data.{key}={tmp_path / 'log' / name}" for key, name in data.items())]
     done = launch.ok("prepare", *args, f"--out={tmp_path / 'records'}")
     assert done.stdout.startswith(f"5,000 rows -> {tmp_path / 'records'}\n") and "rows/s; peak memory" in done.stdout
-    log = FrameLog.open(tmp_path / "records")
+    log = SessionLog.open(tmp_path / "records")
     assert f"train: {log.report['splits']['train']['users']:,} users" in done.stdout
     assert log.spec.candidates == 100 and log.train.num_requests == log.report["splits"]["train"]["requests"] > 500
     assert "rows/s" not in launch.ok("prepare", *args, f"--out={tmp_path / 'records'}").stdout

@@ -11,7 +11,7 @@ import pytest
 import mmrf_jax as mmrf
 from experiments import logs as experiment
 from mmrf_jax.data import statistics
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.serving.service import Asked, Service, Settings
 from mmrf_jax.training import configs, inputs, own_logs, run_folder, sources, train
@@ -26,7 +26,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def log(made):
-    return FrameLog.from_frame(made["log"], tables.SCHEMA, items=made["items"], users=made["users"], quiet=True)
+    return SessionLog.from_frame(made["log"], tables.SCHEMA, items=made["items"], users=made["users"], quiet=True)
 
 
 def test_a_config_takes_its_sizes_from_the_log(log, tmp_path):
@@ -118,8 +118,8 @@ def served_by_hand(folder, log) -> None:
 def test_the_context_of_a_source_has_the_names_of_the_log_s_columns(made, tmp_path):
     devices = made["log"].with_columns(device=made["log"]["req"].str.slice(-1))
     schema = dataclasses.replace(tables.SCHEMA, context=("device",))
-    FrameLog.from_frame(devices, schema, items=made["items"], quiet=True).save(tmp_path / run_folder.LOG)
-    config, log = own_logs.prepare(CONFIG, tmp_path, FrameLog.open(tmp_path / run_folder.LOG))
+    SessionLog.from_frame(devices, schema, items=made["items"], quiet=True).save(tmp_path / run_folder.LOG)
+    config, log = own_logs.prepare(CONFIG, tmp_path, SessionLog.open(tmp_path / run_folder.LOG))
     source = sources.from_config(config, None, workdir=tmp_path)
     assert [one["name"] for one in source.names["context"]] == ["hour_sin", "hour_cos", "hours_away", "device"]
     assert source.spec.context == 4 + 11 and source.train().context.shape[1] == 15
@@ -179,7 +179,7 @@ def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     config, workdir = dataclasses.replace(config, log_every=2, checkpoint_every=5), tmp_path / "x"
     results = train.train(config, workdir, brief=True, log=log)
     assert {"like", "report", "watch_time_xauc"} <= results["offline"].keys()
-    assert FrameLog.open(workdir / run_folder.LOG).digest() == log.digest()
+    assert SessionLog.open(workdir / run_folder.LOG).digest() == log.digest()
     moved = shutil.move(workdir, tmp_path / "moved")  # complete, wherever it is
     run = mmrf.load(moved)
     candidates = ["i001", "i003", "never seen", "i010"]
@@ -192,7 +192,7 @@ def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     exported = run.export(tmp_path / "artefact")
     assert exported.rank(user="u7", candidates=candidates) == ranked
     assert train.train(config, moved, brief=True) == results  # needs no table
-    other = FrameLog.from_frame(made["log"].head(500), tables.SCHEMA, items=made["items"], quiet=True)
+    other = SessionLog.from_frame(made["log"].head(500), tables.SCHEMA, items=made["items"], quiet=True)
     with pytest.raises(ValueError, match=r"was made by another config: config.data.digest was "):
         train.train(config, moved, brief=True, log=other)
 

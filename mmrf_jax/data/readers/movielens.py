@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.frame import tables
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
@@ -23,7 +23,7 @@ _NUMBERS = ("userId", "movieId", "rating", "timestamp", "age")
 LIKED = 4.0  # stars
 
 
-def load(folder: str | Path, quiet: bool = False) -> FrameLog:
+def load(folder: str | Path, quiet: bool = False) -> SessionLog:
     """Load the ratings of a folder, with signals `like` (4 stars or more) and `rating`, the main one.
 
     Raises:
@@ -42,7 +42,7 @@ def load(folder: str | Path, quiet: bool = False) -> FrameLog:
         time_unit="s",
         tag="genres",
     )
-    return FrameLog.from_frame(ratings, schema, items=movies, users=users, quiet=quiet)
+    return SessionLog.from_frame(ratings, schema, items=movies, users=users, quiet=quiet)
 
 
 def _read(folder: Path, name: str) -> pl.LazyFrame:

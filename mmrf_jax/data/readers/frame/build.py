@@ -14,7 +14,7 @@ from mmrf_jax.data.readers.engine.grouping import HOUR_MS, MAX_HOURS, MINUTE_MS
 from mmrf_jax.data.readers.frame import columns, features, sampling
 from mmrf_jax.data.readers.frame.columns import Notes
 from mmrf_jax.data.readers.frame.requests import Rows
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.schema import Schema
 
 #: Features of a request in addition to the columns of the context: hour (sine, cosine), absence, and position.
@@ -64,7 +64,7 @@ class Bucket:
         """The split [n] int8 of each session."""
         return self.rows.split[self._first[self._start]]
 
-    def gather(self, which: np.ndarray) -> SessionLog:
+    def gather(self, which: np.ndarray) -> Sessions:
         """Return the sessions at positions [m], in that order."""
         rows, lengths, start = self.rows, self._lengths[which], self._start[which]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -83,7 +83,7 @@ class Bucket:
             scores = sampling.scores_of(each, chosen, self.candidates)
         begin = self._first[start]
         terminated = self._terminated(start, lengths)
-        return SessionLog(
+        return Sessions(
             user_id=rows.user[begin],
             date=day[offsets[:-1]],
             profile=self.profiles[rows.user[begin]],

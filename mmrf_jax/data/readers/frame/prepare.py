@@ -76,7 +76,7 @@ def run(
     progress: Progress,
     rows: int | None = None,
 ) -> pathlib.Path:
-    """Run the tasks that have not run before; return the folder with the finished log (`frame_log.FrameLog.open`).
+    """Run the tasks that have not run before; return the folder with the finished log (`frame_log.SessionLog.open`).
 
     Args:
       given: the tables `log`, `items`, `users` and `candidates`; None for none.

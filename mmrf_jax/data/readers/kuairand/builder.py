@@ -33,7 +33,7 @@ from mmrf_jax.data.readers.kuairand import csv_files, prepare
 from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, KuaiRandConfig, digest
 from mmrf_jax.data.readers.kuairand.features import read_catalogue
 from mmrf_jax.data.readers.kuairand.job import Job
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 
@@ -203,7 +203,7 @@ class Split:
         """Return the number of blocks."""
         return len(self.sessions)
 
-    def read(self, blocks: Sequence[int] | np.ndarray) -> SessionLog:
+    def read(self, blocks: Sequence[int] | np.ndarray) -> Sessions:
         """Read the sessions of some blocks, in the given order.
 
         Raises:
@@ -215,21 +215,21 @@ class Split:
         examples = self._source.__getitems__([int(b) for b in blocks])
         return records.unpack([example["block"] for example in examples], self.spec)
 
-    def read_all(self) -> SessionLog:
+    def read_all(self) -> Sessions:
         """Read all sessions."""
         return self.read(np.arange(len(self)))
 
 
 def load(
     prepared: dataset_builder.DatasetBuilder | str | os.PathLike,
-) -> tuple[dict[str, SessionLog], types.Items, InputSpec, dict]:
+) -> tuple[dict[str, Sessions], types.Items, InputSpec, dict]:
     """Read all that a `KuaiRand` builder prepared.
 
     Args:
       prepared: the builder, or the folder it wrote (its `data_path` or, if that holds one dataset, its `data_dir`).
 
     Returns:
-      `{split: SessionLog}`, the items (NumPy arrays), the spec, and the report of rows read, left out and used.
+      `{split: Sessions}`, the items (NumPy arrays), the spec, and the report of rows read, left out and used.
 
     Raises:
       FileNotFoundError: if nothing was prepared, or preparation is unfinished.
@@ -269,7 +269,7 @@ def load_or_prepare(
     config: KuaiRandConfig | None = None,
     engine: Engine | None = None,
     progress: Callable[..., Callable[[int], None]] = unchecked,
-) -> tuple[dict[str, SessionLog], types.Items, InputSpec, dict]:
+) -> tuple[dict[str, Sessions], types.Items, InputSpec, dict]:
     """Return `load` of `open_or_prepare`."""
     return load(open_or_prepare(source, cache_dir, config, engine, progress))
 

@@ -26,7 +26,7 @@ from mmrf_jax.data.readers.kuairand.clean import NEVER, UTC_OFFSET_MS
 from mmrf_jax.data.readers.kuairand.config import RANDOM_SPLITS
 from mmrf_jax.data.readers.kuairand.features import Catalogue, Profiles
 from mmrf_jax.data.readers.kuairand.job import Job
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.data.splits import SPLITS, SplitDates
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -212,13 +212,13 @@ class Bucket:
             past, own, config.slate, self.job.session_gap_minutes, config.request_gap_minutes, self.log_end[split]
         )
 
-    def blocks(self, split: str, plan: Plan) -> Iterator[SessionLog]:
+    def blocks(self, split: str, plan: Plan) -> Iterator[Sessions]:
         """Yield the sessions of a split, `records.SESSIONS_PER_RECORD` at a time; one empty block if there are none."""
         step, total = records.SESSIONS_PER_RECORD, plan.num_sessions
         for start in range(0, max(total, 1), step):
             yield self.gather(split, plan, np.arange(start, min(start + step, total)))
 
-    def gather(self, split: str, plan: Plan, sessions: np.ndarray) -> SessionLog:
+    def gather(self, split: str, plan: Plan, sessions: np.ndarray) -> Sessions:
         """Build the log of consecutive sessions."""
         config = self.job.config
         first = int(plan.session_first[sessions[0]]) if len(sessions) else 0
@@ -243,7 +243,7 @@ class Bucket:
         number = user if self.user_ids is None else np.searchsorted(self.user_ids, user).astype(np.int32)
         terminated = plan.terminated[sessions]
         known = -np.log(config.candidates) if split in RANDOM_SPLITS else np.nan
-        return SessionLog(
+        return Sessions(
             user_id=number,
             date=plan.rows.date[start],
             profile=self.profiles.of(user),

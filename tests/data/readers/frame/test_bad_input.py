@@ -7,7 +7,7 @@ import own_logs
 import polars as pl
 import pytest
 
-from mmrf_jax.data.frame_log import FrameLog, describe
+from mmrf_jax.data.frame_log import SessionLog, describe
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
 
@@ -78,7 +78,7 @@ TWICE = LOG.with_columns(req=pl.lit("r") + (pl.int_range(400) % 2).cast(pl.Strin
 )
 def test_a_log_that_does_not_fit(log, given, message):
     with pytest.raises(ValueError) as error:
-        FrameLog.from_frame(log, given, items=TABLES["items"], quiet=True)
+        SessionLog.from_frame(log, given, items=TABLES["items"], quiet=True)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -100,7 +100,7 @@ def test_a_log_that_does_not_fit(log, given, message):
 )
 def test_tables_that_do_not_fit(table, message):
     with pytest.raises(ValueError) as error:
-        FrameLog.from_frame(LOG, SCHEMA, **({"items": TABLES["items"]} | table), quiet=True)
+        SessionLog.from_frame(LOG, SCHEMA, **({"items": TABLES["items"]} | table), quiet=True)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -111,7 +111,7 @@ def test_rows_that_cannot_be_used_are_counted():
     log[10]["liked"] = None
     log.append(dict(log[20]))
     log.append(dict(log[21], rank=9))
-    read = FrameLog.from_frame(pl.DataFrame(log, LOG.schema), SCHEMA, items=TABLES["items"], quiet=True)
+    read = SessionLog.from_frame(pl.DataFrame(log, LOG.schema), SCHEMA, items=TABLES["items"], quiet=True)
     assert read.report["left_out"] == {
         "no user": 1,
         "no item": 2,
@@ -127,7 +127,7 @@ def test_rows_that_cannot_be_used_are_counted():
 
 def test_a_dry_run_says_what_reading_would():
     text = describe(LOG, SCHEMA, items=TABLES["items"], users=TABLES["users"])
-    assert text == FrameLog.from_frame(LOG, SCHEMA, TABLES["items"], TABLES["users"], quiet=True).describe()
+    assert text == SessionLog.from_frame(LOG, SCHEMA, TABLES["items"], TABLES["users"], quiet=True).describe()
     assert text.startswith("400 of 400 rows are used, of 60 items, 80 users")
     assert "signal watch_time (duration, more is better, main): " in text
     items = "price (number, as log1p), colours (categories of 3), vector (vector of 3), duration_ms (number)"

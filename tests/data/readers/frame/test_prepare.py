@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from mmrf_jax.data import sessions
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.engine import tasks
 from mmrf_jax.data.readers.frame import prepare
 from mmrf_jax.data.readers.kuairand import synthetic
@@ -37,7 +37,7 @@ def run(given, folder, engine=None, rows=ROWS, schema=SCHEMA):
     """The finished log."""
     with tasks.processes(1) as here:
         prepare.prepare(given, schema, folder, engine or here, rows=rows)
-    return FrameLog.open(folder)
+    return SessionLog.open(folder)
 
 
 @pytest.fixture(scope="module")
