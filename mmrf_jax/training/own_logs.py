@@ -13,6 +13,8 @@ from mmrf_jax.io import files
 from mmrf_jax.parallel import multihost
 from mmrf_jax.training import configs, run_folder
 
+_CACHE = "~/.cache/mmrf_jax/logs"
+
 
 def prepare(config: configs.Run, workdir: Path, log: SessionLog | None) -> tuple[configs.Run, SessionLog | None]:
     """Return a run's config with the sizes of its log, and the log; both unchanged for other sources.
@@ -88,7 +90,8 @@ def read(data: configs.OwnLogs, quiet: bool = False, folder: Path | None = None,
     tables |= {"items": data.item_table or None, "users": data.user_table or None}
     tables |= {"candidates": data.candidate_table or None}
     if folder is None:
-        folder = files.user_path(data.cache_dir, "config.data.cache_dir") / frame_log.key_of(tables, schema)
+        cache = files.user_path(data.cache_dir or _CACHE, "config.data.cache_dir")
+        folder = cache / frame_log.key_of(tables, schema)
     if not folder.exists():
         return SessionLog.from_frame(**tables, schema=schema, quiet=quiet, folder=folder, engine=engine)
     log = SessionLog.open(folder)
