@@ -22,7 +22,6 @@ _FROM = {
     "register_policy": "mmrf_jax.plugins",
     **dict.fromkeys(("Policy", "rollout"), "mmrf_jax.envs.policies"),
 }
-_NAMED = {"SessionLog": "FrameLog"}  # public names that differ from those in the modules
 
 __all__ = [
     "Estimate",
@@ -50,7 +49,7 @@ __all__ = [
 if TYPE_CHECKING:
     from mmrf_jax import abtest, metrics, ope, testing, wrappers
     from mmrf_jax.agents.registry import Method, register_method
-    from mmrf_jax.data.frame_log import FrameLog as SessionLog
+    from mmrf_jax.data.frame_log import SessionLog
     from mmrf_jax.envs.policies import Policy, rollout
     from mmrf_jax.envs.registry import make, register_env
     from mmrf_jax.estimate import Estimate
@@ -64,7 +63,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"mmrf_jax.{name}")
     if name in _FROM:
-        return getattr(importlib.import_module(_FROM[name]), _NAMED.get(name, name))
+        return getattr(importlib.import_module(_FROM[name]), name)
     raise AttributeError(f"module 'mmrf_jax' has no attribute {name!r}; its public names are {', '.join(__all__)}")
 
 

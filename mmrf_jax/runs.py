@@ -13,7 +13,7 @@ import numpy as np
 from mmrf_jax import configs as packaged
 from mmrf_jax.agents import registry
 from mmrf_jax.data import named_features
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.envs.learned import LearnedEnv
 from mmrf_jax.envs.rankers import Ranker
 from mmrf_jax.io import files, progress
@@ -111,7 +111,8 @@ class Run:
           context: [Dx] of the request, or {name: value} without the position; None for zeros, the first request of a
             session.
           items: candidates that came after the training, to be ranked from {"id", "features": [numbers] or {column:
-            value}, "author", "tag": numbers, "duration": s}, all but the id optional; the run knows them from then on.
+            value}, "author", "tag": as in the log, "duration": s}, all but the id optional; the run knows them from
+            then on.
 
         Returns:
           The k best ids, in the type in which they came.
@@ -233,7 +234,7 @@ def train(
     workdir: str | Path,
     overrides: Mapping[str, Any] | None = None,
     init_from: str | Path | None = None,
-    log: FrameLog | None = None,
+    log: SessionLog | None = None,
 ) -> Run:
     """Train and evaluate a ranker, or resume it, as `mmrf train` does, to the same numbers.
 

@@ -32,6 +32,7 @@ class Schema:
       propensity: column of the logging policy's probability of the item at its place, given the items above it.
       candidates: column of a list of item ids: what the logging policy chose from; all rows of a request have the same.
       duration: column of the item's own length, such as a video's, in the log or in the item table.
+      context: columns that say something of the request, such as the device: features of it, like those of items.
       agents: names of the signals with an agent; None for all. The main one is put last.
       author, tag: columns of the item table; None if it has none.
       time_unit: `s`, `ms`, `us` or `ns`; None to infer it.
@@ -60,6 +61,7 @@ class Schema:
     candidates: str | None = None
     duration: str | None = None
     agents: Sequence[str] | None = None
+    context: Sequence[str] = ()
     author: str | None = None
     tag: str | None = None
     time_unit: str | None = None
@@ -72,7 +74,7 @@ class Schema:
     history: int = 32
 
     def __post_init__(self):
-        for name in ("signals", "agents", "split"):
+        for name in ("signals", "agents", "context", "split"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         if self.main is None and len(self.signals) == 1:
@@ -141,6 +143,7 @@ class Schema:
         """Return {role: column} of the log: user, item, time, the optional ones that are named, and `signal NAME`."""
         named = {role: getattr(self, role) for role in ("user", "item", "time", *OPTIONAL)}
         named |= {f"signal {signal.name}": signal.column or signal.name for signal in self.signals}
+        named |= {f"context {name}": name for name in self.context}
         return {role: column for role, column in named.items() if column is not None}
 
     def as_dict(self) -> dict[str, Any]:

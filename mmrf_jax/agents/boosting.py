@@ -14,7 +14,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import sessions, statistics
 from mmrf_jax.data.records import num_exposures
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.io import extras
 from mmrf_jax.signals import Signals
 
@@ -38,10 +38,10 @@ PARAMETERS: dict[str, Any] = {
 
 
 def features(
-    log: SessionLog,
+    log: Sessions,
     items: types.Items,
     signals: Signals,
-    past: list[SessionLog],
+    past: list[Sessions],
     rows: np.ndarray | slice = slice(None),
 ) -> np.ndarray:
     """Compute one row per exposure of a log (`sessions.exposure_index`), or per one of `rows`, [n, F] float32.
@@ -75,9 +75,7 @@ class Table(NamedTuple):
     feedback: np.ndarray  # [n, S] float32
 
 
-def table(
-    log: SessionLog, items: types.Items, signals: Signals, past: list[SessionLog], seed: int | None = None
-) -> Table:
+def table(log: Sessions, items: types.Items, signals: Signals, past: list[Sessions], seed: int | None = None) -> Table:
     """Return the exposures of a log, with a seed a sample if there are over a million; `past` as in `features`."""
     rows = np.arange(num_exposures(log))
     if seed is not None and len(rows) > _MAX_ROWS:

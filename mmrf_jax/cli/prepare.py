@@ -1,11 +1,14 @@
-"""Convert KuaiRand's CSV files of any size to session records, ahead of training.
+"""Convert logs of any size to session records, ahead of training: KuaiRand's CSV files, or your own tables.
 
   mmrf prepare --source=$KUAIRAND_DIR --out=records/kuairand
   mmrf train --config=kuairand --config.data.dir=records/kuairand --workdir=runs/kuairand
 
-Fields of `config.data` (candidates, days of the splits …) must be the same in both commands. Re-running the same
-command after a stop or kill resumes it. In addition to the records, it needs about half the disk space of the CSV files
-temporarily.
+  mmrf prepare --config=logs --config.data.path='logs/*.parquet' --config.data.schema=schema.py --out=records/shop
+  mmrf train --config=logs --config.data.path=records/shop --workdir=runs/shop
+
+Of KuaiRand, fields of `config.data` (candidates, days of the splits …) must be the same in both commands. Re-running
+the same command after a stop or kill resumes it. In addition to the records, it needs about half the disk space of the
+CSV files temporarily.
 
 Work is done in --workers processes. On several machines Beam does it (pip install 'mmrf_jax[beam]'), over files
 that all machines see under the same paths:
@@ -17,6 +20,9 @@ that all machines see under the same paths:
 import contextlib
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import psutil
 from absl import flags
@@ -26,8 +32,10 @@ from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
 
 _CONFIG = common.define_config("kuairand")
-_SOURCE = common.define_path("source", None, "Folder with KuaiRand's CSV files, or its parent.", required=True)
-_OUT = common.define_path("out", None, "Folder to write; what it holds of other configs is kept.", required=True)
+_SOURCE = common.define_path("source", None, "Folder with KuaiRand's CSV files, or its parent; not for own logs.")
+_OUT = common.define_path(
+    "out", None, "Folder to write; of KuaiRand, what it holds of other configs is kept.", required=True
+)
 _ENGINE = flags.DEFINE_enum("engine", "local", ["local", "beam"], "Processes of this machine, or Apache Beam.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes, 0.7 GiB each; by default one a core, at most two (4 GiB in all).", lower_bound=1
@@ -37,37 +45,68 @@ _OPTIONS = flags.DEFINE_multi_string("pipeline_option", [], "Of Beam's pipeline,
 
 def main() -> None:
     with extras.needed("data"):
-        import tensorflow_datasets as tfds
+        from mmrf_jax.data.readers.engine import tasks
+
+    config = common.resolve_run(_CONFIG)
+    prepare = {"kuairand": _kuairand, "logs": _logs}.get(config.source)
+    if prepare is None:
+        raise ValueError(f"config.source is {config.source!r}; this prepares logs: use --config=kuairand or logs")
+    start = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        if _ENGINE.value == "beam":
+            engine = tasks.pipelines([f"--{option}" for option in _OPTIONS.value])
+        else:
+            engine = stack.enter_context(tasks.processes(_WORKERS.value))
+        memory = stack.enter_context(_Memory())
+        rows, new = prepare(config, engine)
+    seconds = time.monotonic() - start
+    if _ENGINE.value == "local" and new:
+        print(f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s; peak memory {memory.peak / 2**30:.2f} GiB")
+
+
+def _kuairand(config, engine) -> tuple[int, bool]:
+    """Prepare KuaiRand; return the rows of its log, and whether there was something to do."""
+    import tensorflow_datasets as tfds
 
     from mmrf_jax.data.readers import kuairand
     from mmrf_jax.training import sources
 
-    wanted = sources.kuairand_config(common.resolve_run(_CONFIG))
-    start = time.monotonic()
+    if _SOURCE.value is None:
+        raise ValueError("no folder of KuaiRand's CSV files; use --source=DIR")
     tfds.disable_progress_bar()
-    with contextlib.ExitStack() as stack:
-        if _ENGINE.value == "beam":
-            engine = kuairand.pipelines([f"--{option}" for option in _OPTIONS.value])
-        else:
-            engine = stack.enter_context(kuairand.processes(_WORKERS.value))
-        memory = stack.enter_context(_Memory())
-        made = kuairand.KuaiRand(
-            data_dir=_OUT.value,
-            source=_SOURCE.value,
-            config=wanted,
-            engine=engine,
-            progress=counted,
-        )
-        before = made.data_path.exists()
-        made.download_and_prepare()
-    seconds = time.monotonic() - start
+    made = kuairand.KuaiRand(
+        data_dir=_OUT.value,
+        source=_SOURCE.value,
+        config=sources.kuairand_config(config),
+        engine=engine,
+        progress=counted,
+    )
+    before = made.data_path.exists()
+    made.download_and_prepare()
     report = kuairand.read_report(made)
     rows = sum(log["rows"] for log in report["log"].values())
-    print(f"{rows:,} rows -> {made.data_path}")
-    for name, counts in report["splits"].items():
+    _say(rows, made.data_path, report["splits"])
+    return rows, not before
+
+
+def _logs(config, engine) -> tuple[int, bool]:
+    """Prepare own tables, likewise."""
+    from mmrf_jax.data.frame_log import SessionLog
+    from mmrf_jax.data.splits import SPLITS
+    from mmrf_jax.training import own_logs
+
+    before = _OUT.value.exists()
+    log = SessionLog.open(_OUT.value) if before else own_logs.read(config.own_logs, folder=_OUT.value, engine=engine)
+    counts = ("users", "sessions", "requests", "rows")
+    splits = {name: {key: log.report["splits"][name][key] for key in counts} for name in SPLITS}
+    _say(log.report["rows"], _OUT.value, splits)
+    return log.report["rows"], not before
+
+
+def _say(rows: int, where: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    print(f"{rows:,} rows -> {where}")
+    for name, counts in splits.items():
         print(f"  {name}: " + ", ".join(f"{value:,} {key}" for key, value in counts.items()))
-    if _ENGINE.value == "local" and not before:
-        print(f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s; peak memory {memory.peak / 2**30:.2f} GiB")
 
 
 class _Memory:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
 
@@ -92,7 +92,7 @@ class DeviceLog:
         ended = self.terminated[session] + 2 * self.truncated[session]
         return np.stack([session, start, first, first + self.length[session], ended], axis=1).astype(np.int32)
 
-    def head(self, number: int) -> SessionLog:
+    def head(self, number: int) -> Sessions:
         """Return the first sessions, at most `number`, on the host; all processes must call this."""
         number = min(number, self.num_sessions)
         picked = sessions.ragged_arange(self.first[:number], self.length[:number])
@@ -138,7 +138,7 @@ def pack_exposures(candidates, slate, feedback) -> chex.Array:
 
 
 def put(
-    log: SessionLog,
+    log: Sessions,
     spec: InputSpec,
     known: tuple[np.ndarray, np.ndarray, np.ndarray],
     partitioner: Partitioner,
@@ -266,7 +266,7 @@ def _take(rows: jax.Array, at: np.ndarray) -> np.ndarray:
     return multihost.fetch(_take_rows(rows, at))
 
 
-def _unpacked(layout: Layout, s, r, e, length, terminated, truncated) -> SessionLog:
+def _unpacked(layout: Layout, s, r, e, length, terminated, truncated) -> Sessions:
     """Return the log of packed rows, in order."""
     number, h = len(length), layout.history
     user_id, date, profile, before, liked = _split(
@@ -276,7 +276,7 @@ def _unpacked(layout: Layout, s, r, e, length, terminated, truncated) -> Session
         r, [layout.context, layout.candidates, layout.slate], [np.float32, np.int32, np.int32, np.float32]
     )
     _, feedback = _split(e, [layout.slate], [np.int32, np.float32])
-    return SessionLog(
+    return Sessions(
         user_id=user_id[:, 0],
         date=date[:, 0],
         profile=profile,

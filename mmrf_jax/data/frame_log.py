@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +18,20 @@ import numpy as np
 from mmrf_jax import schema as schemas
 from mmrf_jax import types
 from mmrf_jax.data import records
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.io import extras, files
 from mmrf_jax.io.progress import say
 
 VERSION = 1
-_ABOUT = "log.json"
+#: The file that says what a folder holds.
+ABOUT = "log.json"
+_ARRAYS = ("author", "tag", "duration", "features", "embedding_id")
+_VOCABULARIES = {"author": "author_text", "tag": "tag_text"}  # names of their arrays
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameLog:
+class SessionLog:
     """A log that `mmrf.train("logs", workdir=..., log=log)` learns from.
 
         log = mmrf.SessionLog.from_frame(df, schema, items=items_df)
@@ -36,8 +43,10 @@ class FrameLog:
       item_ids: [V] ids of the items, strings or integers; the one of row 0 means nothing.
       user_ids: [U] likewise; `user_id` of the parts is the row.
       profiles: [U, Du] float32 features of the users, zeros in row 0.
-      parts: {"train", "valid", "test": sessions, in memory or blocks on disk}.
-      encoders: {"items", "users": the fitted encoders of feature columns, as plain values}.
+      parts: {"train", "valid", "test": blocks of sessions on disk}.
+      encoders: {"items", "users", "context": the fitted encoders of feature columns, as plain values}.
+      vocabularies: {"author", "tag": the texts [n] of their rows 1, 2, … in the items}.
+      folder: what `save` wrote; it is removed with the log if it is temporary.
       report: what was assumed, what was left out, and counts, as plain values.
     """
 
@@ -47,9 +56,13 @@ class FrameLog:
     item_ids: np.ndarray
     user_ids: np.ndarray
     profiles: np.ndarray
-    parts: Mapping[str, SessionLog | records.Blocks]
+    parts: Mapping[str, records.Blocks]
     encoders: Mapping[str, list[dict[str, Any]]]
+    vocabularies: Mapping[str, np.ndarray]
     report: Mapping[str, Any]
+    folder: Path
+    _digest: str
+    _temporary: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
     def from_frame(
@@ -60,7 +73,9 @@ class FrameLog:
         users: Any = None,
         candidates: Any = None,
         quiet: bool = False,
-    ) -> FrameLog:
+        folder: str | Path | None = None,
+        engine: Any = None,
+    ) -> SessionLog:
         """Read a log from a table with one row per shown item, and say on stderr what was assumed.
 
         Only user, item, time and one signal are needed. Requests, positions, candidates and propensities are used where
@@ -76,36 +91,47 @@ class FrameLog:
           candidates: table of the candidates, with the column `schema.request`, and a list in `schema.candidates` or
             one candidate a row in `schema.item`; None if the log has them, or nothing has.
           quiet: whether to say nothing.
+          folder: a new folder for the prepared log, about as large as the table; None for a temporary one.
+          engine: runs the tasks (`data.readers.engine.tasks`); None for processes of this machine.
 
         Raises:
+          FileExistsError: if the folder exists.
           ValueError: for a table that does not fit the schema, naming the column, the value, its row and the fix.
           MissingExtra: without polars.
         """
         with extras.needed("data"):
-            from mmrf_jax.data.readers.frame import build
-        made = build.from_frame(log, schema, items, users, candidates)
-        if not quiet:
-            for line in made.describe().splitlines():
-                say(f"log: {line}")
-        return made
+            from mmrf_jax.data.readers.frame import prepare
+        temporary = tempfile.TemporaryDirectory(prefix="mmrf-log-") if folder is None else None
+        folder = Path(folder or Path(temporary.name) / "log").absolute()  # type: ignore[union-attr]
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists; remove it or name another folder")
+        given = {"log": log, "items": items, "users": users, "candidates": candidates}
+        prepare.prepare(given, schema, folder, engine)
+        made = dataclasses.replace(cls.open(folder), _temporary=temporary)
+        return made if quiet else made.said()
 
-    def part(self, name: str) -> SessionLog:
-        """Return the sessions of `train`, `valid` or `test`, read from disk if they are not in memory."""
-        part = self.parts[name]
-        return part if isinstance(part, SessionLog) else part.read(np.arange(len(part.sessions)))
+    def said(self) -> SessionLog:
+        """Say on stderr what was read and assumed; return the log."""
+        for line in self.describe().splitlines():
+            say(f"log: {line}")
+        return self
+
+    def part(self, name: str) -> Sessions:
+        """Return the sessions of `train`, `valid` or `test`, read from disk."""
+        return self.parts[name].read(np.arange(len(self.parts[name].sessions)))
 
     @property
-    def train(self) -> SessionLog:
+    def train(self) -> Sessions:
         """The sessions of the training part."""
         return self.part("train")
 
     @property
-    def valid(self) -> SessionLog:
+    def valid(self) -> Sessions:
         """The sessions of the validation part; may be none."""
         return self.part("valid")
 
     @property
-    def test(self) -> SessionLog:
+    def test(self) -> Sessions:
         """The sessions of the test part."""
         return self.part("test")
 
@@ -135,20 +161,10 @@ class FrameLog:
 
     def digest(self) -> str:
         """Return 16 hex digits that differ if any session, item or id differs."""
-        found = hashlib.sha256(repr(self.spec).encode())
-        for ids in (self.item_ids, self.user_ids):
-            found.update(np.ascontiguousarray(ids).tobytes())
-        for array in (self.profiles, *_arrays(self.items).values()):
-            found.update(np.ascontiguousarray(array).tobytes())
-        for name in SPLITS:
-            part = self.part(name)
-            for field in dataclasses.fields(part):
-                if (value := getattr(part, field.name)) is not None:
-                    found.update(np.ascontiguousarray(value).tobytes())
-        return found.hexdigest()[:16]
+        return self._digest
 
     def save(self, folder: str | Path) -> None:
-        """Write the log to a new folder, complete or not at all; see `open`.
+        """Copy the log to a new folder, complete or not at all; see `open`. Files are linked where that is possible.
 
         Raises:
           FileExistsError: if the folder exists.
@@ -157,17 +173,10 @@ class FrameLog:
         if folder.exists():
             raise FileExistsError(f"{folder} exists; remove it or write to another folder")
         with files.new_folder(folder) as made:
-            for name in SPLITS:
-                records.write_log(self.part(name), made / name, self.spec)
-            files.write_arrays(made / "items.npz", {"id": self.item_ids, **_arrays(self.items)})
-            files.write_arrays(made / "users.npz", {"id": self.user_ids, "profile": self.profiles})
-            about = {"version": VERSION, "schema": self.schema.as_dict(), "digest": self.digest()}
-            sizes = {name: getattr(self.items, name) for name in ("num_embeddings", "num_authors", "num_tags")}
-            about |= {"items": sizes, "encoders": self.encoders, "report": self.report}
-            files.write_json(made / _ABOUT, about)
+            shutil.copytree(self.folder, made, copy_function=files.link, dirs_exist_ok=True)
 
     @classmethod
-    def open(cls, folder: str | Path) -> FrameLog:
+    def open(cls, folder: str | Path) -> SessionLog:
         """Open a log that `save` wrote; sessions are read when they are first used.
 
         Raises:
@@ -175,30 +184,85 @@ class FrameLog:
         """
         folder = Path(folder)
         try:
-            about = json.loads((folder / _ABOUT).read_text())
+            about = json.loads((folder / ABOUT).read_text())
             if about["version"] != VERSION:
                 raise ValueError(f"version {about['version']}, this code reads {VERSION}")
             parts = {name: records.Blocks(folder / name) for name in SPLITS}
             with np.load(folder / "items.npz") as arrays, np.load(folder / "users.npz") as users:
                 item_ids, user_ids, profiles = arrays["id"], users["id"], users["profile"]
-                columns = {name: arrays[name] for name in arrays.files if name != "id"}
+                vocabularies = {name: arrays[key] for name, key in _VOCABULARIES.items() if key in arrays.files}
+                columns = {name: arrays[name] for name in _ARRAYS}
+            digest = about["digest"]
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{folder} is no log that can be read ({error}); read the tables again") from error
         items = types.Items(**columns, **about["items"])
         schema = schemas.of(about["schema"])
         return cls(
-            schema, parts["train"].spec, items, item_ids, user_ids, profiles, parts, about["encoders"], about["report"]
+            schema=schema,
+            spec=parts["train"].spec,
+            items=items,
+            item_ids=item_ids,
+            user_ids=user_ids,
+            profiles=profiles,
+            parts=parts,
+            encoders=about["encoders"],
+            vocabularies=vocabularies,
+            report=about["report"],
+            folder=folder,
+            _digest=digest,
         )
 
 
 def describe(log: Any, schema: schemas.Schema, items: Any = None, users: Any = None, candidates: Any = None) -> str:
-    """Return what reading a log would assume and leave out, with counts; arguments as of `FrameLog.from_frame`."""
-    return FrameLog.from_frame(log, schema, items, users, candidates, quiet=True).describe()
+    """Return what reading a log would assume and leave out, with counts; arguments as of `SessionLog.from_frame`."""
+    return SessionLog.from_frame(log, schema, items, users, candidates, quiet=True).describe()
 
 
-def _arrays(items: types.Items) -> dict[str, np.ndarray]:
-    names = ("author", "tag", "duration", "features", "embedding_id")
-    return {name: np.asarray(getattr(items, name)) for name in names}
+def key_of(tables: Mapping[str, Any], schema: schemas.Schema) -> str:
+    """Return 16 hex digits that identify tables given by path, by names, sizes and times of change, and the schema.
+
+    Args:
+      tables: {name: a path, several, or None}; those in memory, or a part of them, get random digits.
+      schema: of the log.
+    """
+    with extras.needed("data"):
+        from mmrf_jax.data.readers.frame import tables as readers
+    found: list[Any] = [repr(schema), VERSION]
+    for name, table in tables.items():
+        paths = [] if table is None else readers.files_of(table, name)
+        if paths is None:
+            return uuid.uuid4().hex[:16]
+        stats = [(os.path.abspath(path), os.stat(path)) for path in paths]
+        found.append((name, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]))
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+
+
+def arrays_of(items: types.Items) -> dict[str, np.ndarray]:
+    """Return the arrays of items by name."""
+    return {name: np.asarray(getattr(items, name)) for name in _ARRAYS}
+
+
+def write(
+    folder: Path,
+    *,
+    schema: schemas.Schema,
+    items: types.Items,
+    item_ids: np.ndarray,
+    user_ids: np.ndarray,
+    profiles: np.ndarray,
+    vocabularies: Mapping[str, np.ndarray],
+    encoders: Mapping[str, list[dict[str, Any]]],
+    report: Mapping[str, Any],
+    digest: str,
+) -> None:
+    """Write all but the sessions of a log; arguments as the attributes of `SessionLog`."""
+    texts = {_VOCABULARIES[name]: found for name, found in vocabularies.items()}
+    files.write_arrays(folder / "items.npz", {"id": item_ids, **arrays_of(items), **texts})
+    files.write_arrays(folder / "users.npz", {"id": user_ids, "profile": profiles})
+    about = {"version": VERSION, "schema": schema.as_dict(), "digest": digest}
+    sizes = {name: getattr(items, name) for name in ("num_embeddings", "num_authors", "num_tags")}
+    about |= {"items": sizes, "encoders": encoders, "report": report}
+    files.write_json(folder / ABOUT, about)  # last: it says that the log is complete
 
 
 def _described(name: str, kind: str, mean: Sequence[float], log: bool, vocabulary: Sequence[str], **_: Any) -> str:

@@ -48,6 +48,18 @@ def encode(encoders: Encoders, given: Mapping[str, Any]) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def row_of(vocabulary: np.ndarray, given: Any) -> int:
+    """Return 1 + the place of a value in a vocabulary, sorted texts or integers [n]; 0 for any other and None."""
+    try:
+        wanted = str(given) if vocabulary.dtype.kind == "U" else int(given)
+        if given is None or (isinstance(wanted, str) and len(wanted) > vocabulary.dtype.itemsize // 4):
+            return 0
+        place = int(np.searchsorted(vocabulary, np.array(wanted, vocabulary.dtype)))
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return place + 1 if place < len(vocabulary) and vocabulary[place] == wanted else 0
+
+
 def _one(encoder: Mapping[str, Any], value: Any) -> np.ndarray:
     if encoder["kind"] in ("category", "categories"):
         vocabulary = list(encoder["vocabulary"])

@@ -1,7 +1,7 @@
 """Session logs on disk: packed blocks of sessions, one block per array_record, and a JSON manifest.
 
 A block is a 20-byte header (magic, version, sessions, requests, whether scores follow) and then the arrays of a
-`SessionLog`, one after another, little-endian, without padding. A `InputSpec` determines its sizes, so `np.frombuffer`
+`Sessions`, one after another, little-endian, without padding. A `InputSpec` determines its sizes, so `np.frombuffer`
 alone reads a block; array_record compresses it.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.data.sessions import num_exposures, select_sessions
 from mmrf_jax.io import extras, files
 
@@ -62,7 +62,7 @@ def _layout(spec: InputSpec) -> tuple[tuple[str, bool, str, tuple[int, ...]], ..
     )
 
 
-def pack(log: SessionLog, spec: InputSpec) -> bytes:
+def pack(log: Sessions, spec: InputSpec) -> bytes:
     """Pack a block of sessions into bytes; the shapes of `log` must match `spec`."""
     scored = log.scores is not None
     parts = [_HEADER.pack(_MAGIC, VERSION, log.num_sessions, log.num_requests, int(scored))]
@@ -74,7 +74,7 @@ def pack(log: SessionLog, spec: InputSpec) -> bytes:
     return b"".join(parts)
 
 
-def unpack(blocks: Sequence[bytes | np.ndarray], spec: InputSpec) -> SessionLog:
+def unpack(blocks: Sequence[bytes | np.ndarray], spec: InputSpec) -> Sessions:
     """Unpack several blocks into one log, in the order of the blocks.
 
     Raises:
@@ -126,17 +126,17 @@ def unpack(blocks: Sequence[bytes | np.ndarray], spec: InputSpec) -> SessionLog:
             raise ValueError(f"session block {i} has {len(block)} bytes, the spec asks for {position}; rebuild the log")
         n_at, r_at = n_at + n, r_at + r
     offsets = np.concatenate([[0], np.cumsum(arrays.pop("lengths"), dtype=np.int64)])
-    return SessionLog(offsets=offsets, scores=arrays.pop("scores", None), **arrays)
+    return Sessions(offsets=offsets, scores=arrays.pop("scores", None), **arrays)
 
 
-def blocks(log: SessionLog, spec: InputSpec, sessions_per_record: int = SESSIONS_PER_RECORD) -> Iterator[bytes]:
+def blocks(log: Sessions, spec: InputSpec, sessions_per_record: int = SESSIONS_PER_RECORD) -> Iterator[bytes]:
     """Pack a log block by block; an empty log gives one empty block."""
     for start in range(0, max(log.num_sessions, 1), sessions_per_record):
         yield pack(select_sessions(log, np.arange(start, min(start + sessions_per_record, log.num_sessions))), spec)
 
 
 def write_log(
-    log: SessionLog, directory: str | os.PathLike, spec: InputSpec, origin: dict[str, Any] | None = None
+    log: Sessions, directory: str | os.PathLike, spec: InputSpec, origin: dict[str, Any] | None = None
 ) -> None:
     """Write a log as `directory`/sessions-*.array_record and a manifest; the directory appears atomically.
 
@@ -168,20 +168,41 @@ def write_log(
                 writer.write(block)
             writer.close()
             parts.append({"name": name, "sessions": part.num_sessions, "requests": part.num_requests})
-        manifest = {
-            "version": VERSION,
-            "spec": dataclasses.asdict(spec),
-            "origin": origin,
-            "sessions": log.num_sessions,
-            "requests": log.num_requests,
-            "exposures": num_exposures(log),
-            "scores": log.scores is not None,
-            "files": parts,
-        }
-        with open(folder / MANIFEST, "w") as f:
-            json.dump(manifest, f, indent=1)
-            f.flush()
-            os.fsync(f.fileno())
+        write_manifest(folder, spec, parts, num_exposures(log), log.scores is not None, origin)
+
+
+def write_manifest(
+    folder: pathlib.Path,
+    spec: InputSpec,
+    parts: Sequence[dict[str, Any]],
+    exposures: int,
+    scores: bool,
+    origin: dict[str, Any] | None = None,
+) -> None:
+    """Write the manifest of a folder of array_record files.
+
+    Args:
+      folder: the folder.
+      spec: of the log.
+      parts: `name`, `sessions` and `requests` of each file, in which all blocks but the last are full.
+      exposures: number of items shown.
+      scores: whether blocks hold scores.
+      origin: see `write_log`.
+    """
+    manifest = {
+        "version": VERSION,
+        "spec": dataclasses.asdict(spec),
+        "origin": origin,
+        "sessions": sum(part["sessions"] for part in parts),
+        "requests": sum(part["requests"] for part in parts),
+        "exposures": exposures,
+        "scores": scores,
+        "files": list(parts),
+    }
+    with open(folder / MANIFEST, "w") as f:
+        json.dump(manifest, f, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
 
 
 class Blocks:
@@ -235,7 +256,7 @@ class Blocks:
         self._first = np.cumsum([0, *map(len, sizes)])  # first block of each file
         self.sessions = np.concatenate(sizes).astype(np.int32)
 
-    def read(self, blocks: Sequence[int] | np.ndarray) -> SessionLog:
+    def read(self, blocks: Sequence[int] | np.ndarray) -> Sessions:
         """Read the sessions of some blocks, in the given order.
 
         Raises:
@@ -257,7 +278,7 @@ class Blocks:
 
 def read_log(
     directory: str | os.PathLike, spec: InputSpec | None = None, origin: dict[str, Any] | None = None
-) -> tuple[SessionLog, InputSpec]:
+) -> tuple[Sessions, InputSpec]:
     """Read a whole log written by `write_log`.
 
     Raises:

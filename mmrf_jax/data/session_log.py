@@ -63,7 +63,7 @@ class InputSpec:
 
 
 @dataclasses.dataclass
-class SessionLog:
+class Sessions:
     """Sessions of a log in host memory, one row per session or per request (NumPy, never padded).
 
     Sessions are in log order; the requests of session n are rows `offsets[n]:offsets[n + 1]` of the request arrays.

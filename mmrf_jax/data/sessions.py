@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 
 _PER_REQUEST = ("context", "candidates", "slate", "feedback", "log_propensity", "scores")
-_PER_SESSION = tuple(f.name for f in dataclasses.fields(SessionLog) if f.name not in (*_PER_REQUEST, "offsets"))
+_PER_SESSION = tuple(f.name for f in dataclasses.fields(Sessions) if f.name not in (*_PER_REQUEST, "offsets"))
 
 
-def num_exposures(log: SessionLog) -> int:
+def num_exposures(log: Sessions) -> int:
     """Return the number of videos shown in the whole log."""
     return int((log.slate >= 0).sum())
 
@@ -30,7 +30,7 @@ def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(total, dtype=np.int64) + np.repeat(np.asarray(starts, np.int64) - ends + lengths, lengths)
 
 
-def select_sessions(log: SessionLog, which: np.ndarray) -> SessionLog:
+def select_sessions(log: Sessions, which: np.ndarray) -> Sessions:
     """Select sessions and their requests by a boolean mask [n], or by indices [m] in their order.
 
     The result has views of the log's arrays if the sessions are consecutive.
@@ -55,10 +55,10 @@ def select_sessions(log: SessionLog, which: np.ndarray) -> SessionLog:
         sessions, requests = which, ragged_arange(starts, lengths)
     fields: dict[str, Any] = {name: getattr(log, name)[sessions] for name in _PER_SESSION}
     fields |= {name: None if getattr(log, name) is None else getattr(log, name)[requests] for name in _PER_REQUEST}
-    return SessionLog(offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), **fields)
+    return Sessions(offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), **fields)
 
 
-def concatenate(logs: Sequence[SessionLog]) -> SessionLog:
+def concatenate(logs: Sequence[Sessions]) -> Sessions:
     """Join logs one after another.
 
     Raises:
@@ -74,17 +74,17 @@ def concatenate(logs: Sequence[SessionLog]) -> SessionLog:
     for name in _PER_REQUEST:
         fields[name] = None if name == "scores" and not scored[0] else np.concatenate([getattr(x, name) for x in logs])
     starts = [log.offsets[:-1] + end for log, end in zip(logs, ends[:-1], strict=True)]
-    return SessionLog(offsets=np.concatenate([*starts, ends[-1:]]).astype(np.int64), **fields)
+    return Sessions(offsets=np.concatenate([*starts, ends[-1:]]).astype(np.int64), **fields)
 
 
-def exposure_index(log: SessionLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def exposure_index(log: Sessions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (session, request, slot) [n] of every exposure of a log, in order."""
     request, slot = np.nonzero(log.slate >= 0)
     session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))
     return session[request], request, slot
 
 
-def mean_return(log: SessionLog, discount: float) -> np.ndarray:
+def mean_return(log: Sessions, discount: float) -> np.ndarray:
     """Return the mean [S] over all requests of the return to the end of the session, discounted per request."""
     reward = np.where((log.slate >= 0)[..., None], log.feedback, 0.0).sum(axis=1, dtype=np.float64)  # [r, S]
     length = np.diff(log.offsets)
@@ -96,7 +96,7 @@ def mean_return(log: SessionLog, discount: float) -> np.ndarray:
     return total / max(log.num_requests, 1)
 
 
-def freeze_histories(log: SessionLog) -> SessionLog:
+def freeze_histories(log: Sessions) -> Sessions:
     """Make every request a session that starts from the history of the user's first session in the log.
 
     The sessions of a user must be in time order. The context of a request is unchanged.
@@ -112,10 +112,10 @@ def freeze_histories(log: SessionLog) -> SessionLog:
     fields: dict[str, Any] = {name: getattr(log, name)[session] for name in ("user_id", "date", "profile")}
     fields |= {name: getattr(log, name)[start] for name in ("history_videos", "history_feedback", "history_mask")}
     fields |= {name: getattr(log, name) for name in _PER_REQUEST}
-    return SessionLog(**fields, terminated=never, truncated=~never, offsets=np.arange(len(session) + 1, dtype=np.int64))
+    return Sessions(**fields, terminated=never, truncated=~never, offsets=np.arange(len(session) + 1, dtype=np.int64))
 
 
-def segment_index(log: SessionLog, num_requests: int) -> np.ndarray:
+def segment_index(log: Sessions, num_requests: int) -> np.ndarray:
     """Return where each training segment starts: rows to shuffle, shard and pass to `gather_segments`.
 
     A session of R requests has ceil(R / T) segments. Segment i trains on requests iT … min((i + 1)T, R) − 1 and
@@ -140,7 +140,7 @@ def segment_index(log: SessionLog, num_requests: int) -> np.ndarray:
     return np.stack([session, log.offsets[session] + step * num_requests], axis=1).astype(np.int64)
 
 
-def gather_segments(log: SessionLog, index_rows: np.ndarray, num_requests: int) -> types.SessionBatch:
+def gather_segments(log: Sessions, index_rows: np.ndarray, num_requests: int) -> types.SessionBatch:
     """Gather the segments of rows of `segment_index`, padded to T + 1 requests.
 
     Every request of the log must expose at least one video (`write_log` checks it). A slate position of −1 becomes 0
@@ -189,7 +189,7 @@ def gather_segments(log: SessionLog, index_rows: np.ndarray, num_requests: int) 
     )
 
 
-def _history(log: SessionLog, session: np.ndarray, first: np.ndarray, start: np.ndarray) -> types.Exposure:
+def _history(log: Sessions, session: np.ndarray, first: np.ndarray, start: np.ndarray) -> types.Exposure:
     """Return the [B, H] exposures before request `start` of a session whose first request is `first`."""
     h = log.history_videos.shape[1]
     k = log.slate.shape[1]

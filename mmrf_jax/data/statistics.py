@@ -12,7 +12,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.signals import Signals
 
 #: Signals of short videos whose means are features: the frequent ones. Of other logs it is all of them.
@@ -40,7 +40,7 @@ def num_features(signals: Signals) -> int:
     return 3 * (len(averaged(signals)) + 1)
 
 
-def exposures(logs: list[SessionLog], signals: Signals) -> Exposures:
+def exposures(logs: list[Sessions], signals: Signals) -> Exposures:
     """Return all exposures of some logs."""
     parts = []
     for log in logs:
@@ -91,7 +91,7 @@ def running_means(
     return out
 
 
-def by_day(logs: list[SessionLog], items: types.Items, signals: Signals) -> tuple[np.ndarray, np.ndarray]:
+def by_day(logs: list[Sessions], items: types.Items, signals: Signals) -> tuple[np.ndarray, np.ndarray]:
     """Return the statistics of every video after each day of some logs, for `types.Items.statistics`.
 
     Returns:

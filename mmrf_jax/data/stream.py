@@ -19,7 +19,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 
 _SHUFFLE = 101  # separates the block order from other random draws of a seed
 
@@ -29,7 +29,7 @@ class Blocks(Protocol):
 
     sessions: np.ndarray  # [blocks] int, sessions per block
 
-    def read(self, blocks: Sequence[int] | np.ndarray) -> SessionLog:
+    def read(self, blocks: Sequence[int] | np.ndarray) -> Sessions:
         """Read the sessions of some blocks, in the given order."""
 
 
@@ -49,7 +49,7 @@ class Beginning:
         left = np.clip(number - before, 0, blocks.sessions)
         self.sessions = left[left > 0]
 
-    def read(self, blocks: Sequence[int] | np.ndarray) -> SessionLog:
+    def read(self, blocks: Sequence[int] | np.ndarray) -> Sessions:
         """Read the sessions of some blocks, in the given order."""
         log = self._blocks.read(blocks)
         sizes = self._blocks.sessions[: len(self.sessions)][blocks].astype(np.int64)
@@ -69,7 +69,7 @@ class Part:
       requests: [last - first] int32 number of requests of each session.
     """
 
-    def __init__(self, blocks: Blocks, seed: int, share: tuple[int, int], seen: Callable[[SessionLog], None]):
+    def __init__(self, blocks: Blocks, seed: int, share: tuple[int, int], seen: Callable[[Sessions], None]):
         """Read all sessions of the part once.
 
         Args:
@@ -110,7 +110,7 @@ class Part:
             found.append((block, max(first - begin, 0), int(min(last, self._ends[at]) - begin)))
         return [piece for piece in found if piece[1] < piece[2]]
 
-    def read(self, block: int, first: int, last: int) -> SessionLog:
+    def read(self, block: int, first: int, last: int) -> Sessions:
         """Read a range of sessions of a block."""
         return sessions.select_sessions(self._blocks.read([block]), np.arange(first, last))
 

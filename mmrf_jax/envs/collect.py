@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.envs import rollout
 from mmrf_jax.envs.environment import Environment
 from mmrf_jax.envs.rankers import AnyRanker
@@ -47,7 +47,7 @@ def collect(
     slots: int | None = None,
     keep_scores: bool = False,
     progress: Callable[[int], None] = lambda done: None,
-) -> SessionLog:
+) -> Sessions:
     """Collect the sessions of users `first_user … first_user + num_sessions - 1` on a day, in order of user id.
 
     Args:
@@ -102,7 +102,7 @@ def collect(
     return _assemble(requests, sessions, day)
 
 
-def _assemble(requests, sessions, day: int) -> SessionLog:
+def _assemble(requests, sessions, day: int) -> Sessions:
     r = {name: np.concatenate([x[name] for x in requests]) for name in requests[0]}
     s = {name: np.concatenate([x[name] for x in sessions]) for name in sessions[0]}
     order = np.lexsort((r["position"], r["index"]))
@@ -112,7 +112,7 @@ def _assemble(requests, sessions, day: int) -> SessionLog:
     num = len(s["index"])
     terminated = np.zeros(num, bool)
     terminated[r["index"][r["over"]]] = r["terminated"][r["over"]]
-    return SessionLog(
+    return Sessions(
         user_id=s["user_id"],
         date=np.full(num, day, np.int32),
         profile=s["profile"],

@@ -17,7 +17,7 @@ from flax import struct
 
 from mmrf_jax import random, types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.envs.environment import Environment, StepResult
 from mmrf_jax.envs.rankers import PrivilegedPolicy
 from mmrf_jax.models import embeddings, encoders
@@ -81,7 +81,7 @@ def make(
     state: FeedbackState,
     items: types.Items,
     config: FeedbackConfig,
-    log: SessionLog,
+    log: Sessions,
     max_requests: int,
     answers: str = "sampled",
     pool_requests: int = _MAX_REQUESTS,
@@ -119,7 +119,7 @@ def make(
     return LearnedEnv(params, config.all_signals, log.slate.shape[1])
 
 
-def _pool(log: SessionLog, pool_requests: int) -> Pool:
+def _pool(log: Sessions, pool_requests: int) -> Pool:
     def pad(x, size):
         return x
 

@@ -170,6 +170,14 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+def link(source: str, target: str) -> None:
+    """Hard-link a file, so that an interruption here loses nothing; copy it if links are not possible."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def plain(obj: Any, place: str = "") -> Any:
     """Convert a value to plain Python types.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.io import tables
 from mmrf_jax.metrics import ranking
 from mmrf_jax.signals import Signals
@@ -35,7 +35,7 @@ class Rows:
 
 def score_log(
     score: Callable[[types.SessionBatch], Any],
-    log: SessionLog,
+    log: Sessions,
     *,
     num_requests: int,
     batch: int = BATCH,
@@ -67,7 +67,7 @@ def score_log(
     return Rows(*(np.concatenate([getattr(p, name) for p in parts]) for name in fields))
 
 
-def exposures(log: SessionLog) -> Rows:
+def exposures(log: Sessions) -> Rows:
     """Return the exposures of a log without scores."""
     session, request, slot = sessions.exposure_index(log)
     video = log.candidates[request, log.slate[request, slot]]

@@ -22,7 +22,7 @@ import optax
 
 from mmrf_jax import ops, types
 from mmrf_jax.data import statistics
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.io import tables
 from mmrf_jax.metrics import ranking
 from mmrf_jax.ope import propensity
@@ -35,7 +35,7 @@ _BLOCK = 4_096  # requests whose features are held at a time
 
 
 def log_propensities(
-    log: SessionLog, items: types.Items, signals: Signals, past: list[SessionLog], folds: int = 3, seed: int = 0
+    log: Sessions, items: types.Items, signals: Signals, past: list[Sessions], folds: int = 3, seed: int = 0
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Fit the behaviour policy of a log, cross-fitted over folds of users.
 
@@ -130,7 +130,7 @@ def format_table(result: dict[str, Any]) -> str:
 class _VideoTables:
     """Features of a log's candidates: of the video on the request's day, and of its match with the user."""
 
-    def __init__(self, log: SessionLog, items: types.Items, signals: Signals, past: list[SessionLog]):
+    def __init__(self, log: Sessions, items: types.Items, signals: Signals, past: list[Sessions]):
         self._log, self._signals = log, signals
         self._keys = [np.arange(items.num_videos), np.asarray(items.author), np.asarray(items.tag)]
         self._session = np.repeat(np.arange(log.num_sessions), np.diff(log.offsets))

@@ -179,16 +179,29 @@ def _features(described: str, names: Sequence[Mapping[str, Any]] | None, most: i
     return either(numbers, "numbers", by_name, "names", dict)
 
 
-def _item(spec: InputSpec, video_ids: str, names: Mapping[str, Any]) -> Any:
+def _value_type(kind: str | None, of: str) -> Any:
+    """Return the type of authors or tags: texts or integers as in the log, or row numbers where no kind is known."""
+    if kind is None:
+        return Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
+    described = f"The platform's id of {of}; a new one counts as unknown."
+    integer = Annotated[int, Field(ge=-_MAX_ID, le=_MAX_ID, strict=True, description=described)]
+    if kind == "integer":
+        return integer
+    text = Annotated[str, Field(max_length=200, strict=True, description=described)]
+    return either(text, "text", integer, "integer", int)
+
+
+def _item(spec: InputSpec, video_ids: str, names: Mapping[str, Any], vocabularies: Mapping[str, str]) -> Any:
     """Return the model of an item that the artefact does not have."""
     features = _features("Of the item; left out, the average.", names.get("item"), spec.item_features)
-    number = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
+    author = _value_type(vocabularies.get("author"), "the author")
+    tag = _value_type(vocabularies.get("tag"), "the tag")
     seconds = Annotated[float, Field(ge=0.0, le=_MAX_SECONDS, strict=True, description="Seconds.")]
     fields: dict[str, Any] = {
         "id": (id_type(video_ids, "a video"), ...),
         "features": (features | None, None),
-        "author": (number | None, None),
-        "tag": (number | None, None),
+        "author": (author | None, None),
+        "tag": (tag | None, None),
         "duration": (seconds, 0.0),
     }
     made: Any = pydantic.create_model("Item", __base__=Strict, **fields)
@@ -202,6 +215,7 @@ def models(
     video_ids: str = "integer",
     user_ids: str = "number",
     names: Mapping[str, Any] | None = None,
+    vocabularies: Mapping[str, str] | None = None,
 ) -> Models:
     """Build the request models of a spec; kinds of ids and names of features are those of a `Ranker`."""
     names = names or {}
@@ -216,7 +230,7 @@ def models(
     ]
     many = Field(min_length=1, max_length=max_candidates, description="Videos, all different.")
     Candidates: Any = Annotated[list[id_type(video_ids, "a video")], many]  # type: ignore[misc]
-    Item: Any = _item(spec, video_ids, names)
+    Item: Any = _item(spec, video_ids, names, vocabularies or {})
     K: Any = Annotated[int, Field(ge=1, le=spec.slate, strict=True, description="Videos wanted.")]
     Scores: Any = Annotated[bool, Field(strict=True, description="Whether to say every agent's scores.")]
     New: Any = Annotated[bool, Field(strict=True, description="Whether a session begins, however short the pause.")]

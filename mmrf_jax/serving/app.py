@@ -47,7 +47,8 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
       routers: additional routes, such as those of the page.
     """
     first = service.ranker
-    models = api.models(first.spec, service.settings.max_candidates, first.video_ids, first.user_ids, first.names)
+    kinds = first.video_ids, first.user_ids, first.names, first.vocabularies
+    models = api.models(first.spec, service.settings.max_candidates, *kinds)
     Rank: Any = Annotated[models.rank, fastapi.Body()]
     Feedback: Any = models.feedback
     Items: Any = models.items

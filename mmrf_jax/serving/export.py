@@ -68,7 +68,8 @@ def export_workdir(config: configs.Run, workdir: Path, out: Path) -> tuple[str, 
     """Export the newest state of a run folder with its config and results; return the artefact's id and the step."""
     found, state, about = _trained(config, workdir)
     plan = steps.plan_of(config, found.spec.signals)
-    made = export_run(out, plan, found.spec, found.items, found.video_ids, state, about, found.users)
+    known = found.users, found.vocabularies
+    made = export_run(out, plan, found.spec, found.items, found.video_ids, state, about, *known)
     return made, about["step"]
 
 
@@ -76,7 +77,8 @@ def in_memory(config: configs.Run, workdir: Path) -> artifact.Artifact:
     """Return the artefact of a run folder without writing it; its functions are not serialised."""
     found, state, about = _trained(config, workdir)
     plan = steps.plan_of(config, found.spec.signals)
-    functions, arrays, more = _contents(plan, found.spec, found.items, found.video_ids, state, found.users)
+    known = found.users, found.vocabularies
+    functions, arrays, more = _contents(plan, found.spec, found.items, found.video_ids, state, *known)
     return artifact.Artifact(f"step {about['step']}", about | more, found.spec, functions, arrays)
 
 
@@ -102,6 +104,7 @@ def export_run(
     state: TrainState,
     about: dict[str, Any],
     users: Arrays | None = None,
+    vocabularies: Arrays | None = None,
 ) -> str:
     """Write the artefact of a trained state and return its id; see `artifact.write` for errors.
 
@@ -114,8 +117,10 @@ def export_run(
       state: the trained state.
       about: contents of the manifest in addition to signals, agents and sizes.
       users: {"user_id": [U] ids, "profile": [U, Du]}, where users are known.
+      vocabularies: {"author", "tag": the platform's ids [n] of their rows 1, 2, …, in order}; None if these are numbers
+        of rows.
     """
-    functions, arrays, more = _contents(plan, spec, items, video_ids, state, users)
+    functions, arrays, more = _contents(plan, spec, items, video_ids, state, users, vocabularies)
     return artifact.write(folder, functions, arrays, spec, about | more)
 
 
@@ -126,6 +131,7 @@ def _contents(
     video_ids: np.ndarray | None,
     state: TrainState,
     users: Arrays | None,
+    vocabularies: Arrays | None,
 ) -> tuple[dict[str, Function], dict[str, Arrays], dict[str, Any]]:
     """Return functions, arrays and manifest of the artefact of a trained state."""
     v = spec.num_videos
@@ -140,6 +146,8 @@ def _contents(
     }
     if users is not None:
         arrays["users"] = users
+    if vocabularies is not None:
+        arrays["vocabularies"] = vocabularies
     if plan.use_feedback_model:
         assert state.feedback is not None
         functions |= _model_functions(plan, spec, state.feedback)

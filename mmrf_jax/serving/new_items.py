@@ -33,6 +33,7 @@ class Describer:
         self._static = self._spec.item_features - self._num_statistics
         self._statistics = catalogue["features"][:, self._static :]
         self._author, self._tag = catalogue["author"], catalogue["tag"]
+        self._vocabularies = loaded.arrays.get("vocabularies") or {}
         self._never = self._of_no_exposure()
         #: An item of which nothing is known.
         self.unknown = self.describe({"id": 0})
@@ -41,14 +42,14 @@ class Describer:
         """Return {"author", "tag", "embedding_id": int32, "features": [Di], "duration": s}.
 
         Features are {name: value} where the artefact knows names, or [Di] numbers, with or without the running means at
-        their end; left out, those are of a video that was never shown. An author or tag that is not of the training is
-        unknown, row 0.
+        their end; left out, those are of a video that was never shown. Authors and tags are the platform's ids if the
+        artefact has them, else numbers of rows; one that is not of the training is unknown, row 0.
 
         Raises:
           Undescribed: for features that do not fit.
         """
-        author = self._row(item.get("author"), self._spec.num_authors)
-        tag = self._row(item.get("tag"), self._spec.num_tags)
+        author = self._row("author", item.get("author"), self._spec.num_authors)
+        tag = self._row("tag", item.get("tag"), self._spec.num_tags)
         features = self._features(item.get("features"))
         if len(features) == self._static:
             features = np.concatenate([features, self._priors(author, tag)])
@@ -60,8 +61,10 @@ class Describer:
             "duration": np.float32(item.get("duration") or 0.0),
         }
 
-    def _row(self, number: int | None, size: int) -> int:
-        return number if number is not None and 0 <= number < size else 0
+    def _row(self, name: str, given: int | str | None, size: int) -> int:
+        if name in self._vocabularies:
+            return named_features.row_of(self._vocabularies[name], given)
+        return given if isinstance(given, int) and 0 <= given < size else 0
 
     def _features(self, given: Any) -> np.ndarray:
         if given is None:

@@ -71,6 +71,8 @@ class Ranker:
         self._describer = new_items.Describer(loaded)
         #: Encoders of features by name, {"item", "profile", "context": encoders}, where the artefact knows them.
         self.names = loaded.manifest.get("names") or {}
+        #: How the platform calls authors and tags, {"author", "tag": "string" or "integer"}; {} for row numbers.
+        self.vocabularies = {name: _kind(ids) for name, ids in (loaded.arrays.get("vocabularies") or {}).items()}
         self._users = loaded.arrays.get("users")
         self._user_rows = None if self._users is None else feedback_log.rows_by_id(self._users["user_id"])
         #: How the platform calls videos and users: "string" or "integer" ids; users without a table by "number".

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions, stream
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import configs
@@ -34,7 +34,7 @@ class Batches(Protocol):
     requests: int
 
     @property
-    def log(self) -> SessionLog:
+    def log(self) -> Sessions:
         """Return the whole log, or a sample that is the same in all processes."""
 
     def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -140,7 +140,7 @@ def example(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch
 class Held:
     """A log in memory, complete in each process; every epoch is a permutation of its segments."""
 
-    def __init__(self, config: configs.Run, log: SessionLog, partitioner: Partitioner):
+    def __init__(self, config: configs.Run, log: Sessions, partitioner: Partitioner):
         self._config, self._partitioner, self.log = config, partitioner, log
         self.sessions, self.requests = log.num_sessions, log.num_requests
         index = sessions.segment_index(log, config.train.segment)
@@ -169,7 +169,7 @@ class Held:
 
 
 def measured(
-    log: SessionLog, index: np.ndarray, num_requests: int, size: int, most: int, exposures: int
+    log: Sessions, index: np.ndarray, num_requests: int, size: int, most: int, exposures: int
 ) -> Iterator[types.SessionBatch]:
     """Yield at most `most` batches per kind of exposure, spread over rows of a `segment_index`."""
     random = np.zeros(len(index), bool)
@@ -179,7 +179,7 @@ def measured(
         yield from spread(log, part, num_requests, size, most)
 
 
-def spread(log: SessionLog, rows: np.ndarray, num_requests: int, size: int, most: int) -> Iterator[types.SessionBatch]:
+def spread(log: Sessions, rows: np.ndarray, num_requests: int, size: int, most: int) -> Iterator[types.SessionBatch]:
     """Yield at most `most` batches of `size` segments, spread evenly over rows of a `segment_index`.
 
     A batch that would be short is padded by repetition.
@@ -197,7 +197,7 @@ def spread_rows(rows: np.ndarray, size: int, most: int) -> list[np.ndarray]:
     return blocks[:most]
 
 
-def known(log: SessionLog, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def known(log: Sessions, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the mean and standard deviation [S] of a log's exposure feedback, and the mean return [S]."""
     feedback = log.feedback[log.slate >= 0].astype(np.float64)
     return feedback.mean(0), feedback.std(0), sessions.mean_return(log, discount)
@@ -269,7 +269,7 @@ class Streamed:
         return self._make(part, number).get(*divmod(at, self.per_epoch(part)))
 
     @functools.cached_property
-    def _sample(self) -> tuple[SessionLog, np.ndarray]:
+    def _sample(self) -> tuple[Sessions, np.ndarray]:
         """Read blocks spread evenly over the log; also return the numbers of their sessions in the log."""
         chosen = np.unique(np.linspace(0, len(self._blocks.sessions) - 1, _SAMPLED).astype(int))
         starts = np.cumsum(self._blocks.sessions, dtype=np.int64) - self._blocks.sessions
@@ -277,7 +277,7 @@ class Streamed:
         return self._blocks.read(chosen), number
 
     @property
-    def log(self) -> SessionLog:
+    def log(self) -> Sessions:
         return self._sample[0]
 
     def steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Steps:
@@ -298,7 +298,7 @@ class _Sums:
         self._discount = discount
         self.values = np.zeros(2 + 3 * num_signals)
 
-    def add(self, log: SessionLog) -> None:
+    def add(self, log: Sessions) -> None:
         feedback = log.feedback[log.slate >= 0].astype(np.float64)
         returns = log.num_requests * sessions.mean_return(log, self._discount)
         here = ([log.num_requests, len(feedback)], feedback.sum(0), (feedback**2).sum(0), returns)

@@ -62,11 +62,16 @@ class KuaiRandData(KuaiRandConfig):
 class OwnLogs:
     """Your own log, and what its columns mean (`mmrf_jax.schema`)."""
 
-    path: str = field("", "the log: a CSV, Parquet or Arrow file, a folder, or a glob such as 'logs/*.parquet'")
+    path: str = field(
+        "",
+        "the log: a CSV, Parquet or Arrow file, a folder of them, or a glob such as 'logs/*.parquet'; or the folder "
+        "that mmrf prepare wrote",
+    )
     schema: str = field("", "a Python file that defines `schema`")
     item_table: str = field("", "table of the items, a path as for the log")
     user_table: str = field("", "table of the users, a path as for the log")
     candidate_table: str = field("", "table of the candidates of requests, a path as for the log")
+    cache_dir: str | None = field(None, "where prepared logs go; by default ~/.cache/mmrf_jax/logs")
     slate: int = field(0, "K, the most items of a request; 0: as in the schema or the log", fields.NATURAL)
     candidates: int = field(0, "C, the candidates of a request; 0: as in the schema or the log", fields.NATURAL)
     statistics: bool = field(True, "whether running means of items, authors and tags up to the day before are features")

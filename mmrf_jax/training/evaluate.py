@@ -14,7 +14,7 @@ from mmrf_jax import types
 from mmrf_jax.abtest import aa, simulate, simulate_days
 from mmrf_jax.agents import boosting, popularity, registry
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.envs import learned, rankers
 from mmrf_jax.envs.environment import Environment
 from mmrf_jax.io import extras
@@ -145,10 +145,10 @@ class Split:
     """
 
     name: str
-    read: Callable[[], SessionLog]
+    read: Callable[[], Sessions]
 
     @functools.cached_property
-    def log(self) -> SessionLog:
+    def log(self) -> Sessions:
         """Return the log; made once."""
         return self.read()
 
@@ -322,7 +322,7 @@ THOROUGH_EVALUATORS: dict[str, Evaluator] = {
 }
 
 
-def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _simple(source: sources.Source, tests: dict[str, Sessions]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Predict with the simple predictors and rankers, which need no trained agents.
 
     Returns:
@@ -361,7 +361,7 @@ def _simple(source: sources.Source, tests: dict[str, SessionLog]) -> tuple[dict[
     return simple, {name: {"popularity": popular[name], "boosting": boosted[name]} for name in tests}
 
 
-def feedback_simulator(source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: SessionLog, **options):
+def feedback_simulator(source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: Sessions, **options):
     """Return the run's feedback model as a simulator over the session starts of a log."""
     longest = source.config.world.max_requests if source.config.source == "world" else _MAX_SESSION
     return learned.make(train_state.model_of(state), source.items, plan.feedback, log, longest, **options)
@@ -416,7 +416,7 @@ def ranking_of_valid(
     return offline.metrics(rows, source.spec.signals, agents, offline.exposures(source.train()), duration, None)
 
 
-def _history_rows(log: SessionLog) -> offline.Rows:
+def _history_rows(log: Sessions) -> offline.Rows:
     """Return the exposures in users' histories before the log, for their median watch time."""
     mask = log.history_mask
     user = np.broadcast_to(log.user_id[:, None], mask.shape)
@@ -425,7 +425,7 @@ def _history_rows(log: SessionLog) -> offline.Rows:
 
 
 def score(
-    source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: SessionLog, num_requests: int
+    source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: Sessions, num_requests: int
 ) -> tuple[offline.Rows, dict[str, dict[str, np.ndarray]]]:
     """Score every exposure of a log with a run, in segments of `num_requests`, and predict its feedback.
 

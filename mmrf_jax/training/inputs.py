@@ -2,7 +2,7 @@
 
     inputs.json    the spec, the sizes of vocabularies, and the version of the code that wrote it
     inputs.npz     arrays by name: the fields of `types.Items`, `video_id` if the platform has its own ids, and
-                   `user_id` and `profile` if its users are known
+                   `user_id` and `profile` if its users are known, `author_ids` and `tag_ids` if it names those
 
 With them a run folder is ranked with, or exported, without its source of sessions.
 """
@@ -27,6 +27,7 @@ _ARRAYS = ("author", "tag", "duration", "features", "embedding_id")
 _SIZES = ("num_embeddings", "num_authors", "num_tags")
 _ABOUT = ("unknown_video", "names", "num_statistics")
 _ID, _USERS = "video_id", ("user_id", "profile")
+_VOCABULARIES = {"author": "author_ids", "tag": "tag_ids"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Inputs:
       unknown_video: row of any other video; None if there is none.
       names: encoders of features by name; see `sources.Source`.
       num_statistics: how many features at the end of an item's are running means of feedback.
+      vocabularies: ids of authors and tags; see `sources.Source`.
       code: version of the package that trained the run.
     """
 
@@ -51,6 +53,7 @@ class Inputs:
     unknown_video: int | None = None
     names: dict[str, Any] | None = None
     num_statistics: int = 0
+    vocabularies: dict[str, np.ndarray] | None = None
     code: str = mmrf_jax.__version__
 
 
@@ -62,7 +65,8 @@ def of_source(source: sources.Source) -> Inputs:
         features = items.features_of(jnp.arange(items.num_videos))
         items = dataclasses.replace(items, features=features, dates=None, statistics=None)
     ids = None if source.video_ids is None else source.video_ids()
-    return Inputs(source.spec, items, ids, source.users, source.unknown_video, source.names, added)
+    known = source.users, source.unknown_video, source.names, added, source.vocabularies
+    return Inputs(source.spec, items, ids, *known)
 
 
 def write(workdir: Path, inputs: Inputs) -> None:
@@ -73,6 +77,7 @@ def write(workdir: Path, inputs: Inputs) -> None:
     if inputs.video_ids is not None:
         arrays[_ID] = inputs.video_ids
     arrays |= inputs.users or {}
+    arrays |= {_VOCABULARIES[name]: ids for name, ids in (inputs.vocabularies or {}).items()}
     files.write_arrays(workdir / "inputs.npz", arrays)
     sizes = {name: getattr(inputs.items, name) for name in _SIZES}
     about: dict[str, Any] = {"spec": dataclasses.asdict(inputs.spec), "sizes": sizes, "code": inputs.code}
@@ -96,8 +101,9 @@ def read(workdir: Path) -> Inputs | None:
             arrays: dict[str, Any] = {name: jnp.asarray(kept[name]) for name in _ARRAYS}
             ids = kept[_ID] if _ID in kept.files else None
             users = {name: kept[name] for name in _USERS if name in kept.files} or None
+            vocabularies = {name: kept[key] for name, key in _VOCABULARIES.items() if key in kept.files} or None
         items, spec = types.Items(**arrays, **about["sizes"]), InputSpec.from_dict(about["spec"])
         known = {name: about[name] for name in _ABOUT if name in about}
-        return Inputs(spec, items, ids, users, code=about["code"], **known)
+        return Inputs(spec, items, ids, users, vocabularies=vocabularies, code=about["code"], **known)
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{workdir / 'inputs.npz'} cannot be read ({error}); {again}") from error

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmrf_jax.agents import registry
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import behavior_policy, estimators, propensity
 from mmrf_jax.training import configs, predictions, sources, steps
@@ -25,7 +25,7 @@ def evaluate(
     source: sources.Source,
     plan: steps.TrainConfig,
     state: TrainState,
-    log: SessionLog,
+    log: Sessions,
     known: Propensities | None = None,
 ) -> dict[str, Any]:
     """Estimate all signals for a run's stochastic ranker.
@@ -48,7 +48,7 @@ def evaluate(
 
 
 def estimates(
-    log: SessionLog,
+    log: Sessions,
     signals: tuple[str, ...],
     weight: np.ndarray,
     discount: float,
@@ -88,7 +88,7 @@ def estimates(
     return units
 
 
-def propensities(source: sources.Source, log: SessionLog) -> Propensities:
+def propensities(source: sources.Source, log: Sessions) -> Propensities:
     """Return how a log's propensities are known, their logarithms [r, K] given the slots above, and any calibration.
 
     Raises:
@@ -119,7 +119,7 @@ def propensities(source: sources.Source, log: SessionLog) -> Propensities:
 
 
 def _policy(
-    config, source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: SessionLog
+    config, source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: Sessions
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Return log-probabilities [r, K] of the exposed videos, and two predictions [r, K, S] by the first predictor.
 

@@ -14,7 +14,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import device_log
 from mmrf_jax.data.device_log import DeviceLog, Layout, Rows
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import batches, configs
@@ -37,7 +37,7 @@ class OnDevice:
         self.segments = len(index)
 
     @functools.cached_property
-    def log(self) -> SessionLog:
+    def log(self) -> Sessions:
         return self._log.head(_SAMPLE)
 
     def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

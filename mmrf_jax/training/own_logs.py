@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from mmrf_jax import schema as schemas
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data import frame_log
+from mmrf_jax.data.frame_log import SessionLog
+from mmrf_jax.io import files
+from mmrf_jax.parallel import multihost
 from mmrf_jax.training import configs, run_folder
 
+_CACHE = "~/.cache/mmrf_jax/logs"
 
-def prepare(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[configs.Run, FrameLog | None]:
+
+def prepare(config: configs.Run, workdir: Path, log: SessionLog | None) -> tuple[configs.Run, SessionLog | None]:
     """Return a run's config with the sizes of its log, and the log; both unchanged for other sources.
 
     A run that has learned something already keeps the log of its folder, unless another one is given.
@@ -26,7 +31,7 @@ def prepare(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[c
     if log is None:
         stored = workdir / run_folder.LOG
         resumes = run_folder.has_learned(workdir) and stored.exists()
-        log = FrameLog.open(stored) if resumes else read(config.own_logs)
+        log = SessionLog.open(stored) if resumes else multihost.in_turn(lambda: read(config.own_logs))
     found = {"slate": log.spec.slate, "candidates": log.spec.candidates, "digest": log.digest()}
     for name, value in found.items():
         if (asked := getattr(config.own_logs, name)) and asked != value:
@@ -36,14 +41,17 @@ def prepare(config: configs.Run, workdir: Path, log: FrameLog | None) -> tuple[c
     return configs.override(config, data=found), log
 
 
-def of_run(config: configs.Run, workdir: Path | None) -> FrameLog:
+def of_run(config: configs.Run, workdir: Path | None) -> SessionLog:
     """Return the log in a run's folder; without a folder, that of the config's tables.
 
     Raises:
       ValueError: if the config has other sizes than the log; a run's own config has those of its log.
     """
     stored = None if workdir is None else workdir / run_folder.LOG
-    log = FrameLog.open(stored) if stored is not None and stored.exists() else read(config.own_logs)
+    if stored is not None and stored.exists():
+        log = SessionLog.open(stored)
+    else:
+        log = multihost.in_turn(lambda: read(config.own_logs))
     if (config.sizes.slate, config.sizes.candidates) != (log.spec.slate, log.spec.candidates):
         raise ValueError(
             f"the log has slates of {log.spec.slate} among {log.spec.candidates} candidates, the config of "
@@ -53,25 +61,38 @@ def of_run(config: configs.Run, workdir: Path | None) -> FrameLog:
     return log
 
 
-def read(data: configs.OwnLogs, quiet: bool = False) -> FrameLog:
-    """Read the tables that a config names.
+def read(data: configs.OwnLogs, quiet: bool = False, folder: Path | None = None, engine: Any = None) -> SessionLog:
+    """Return the prepared log of the tables that a config names, or of the folder that `mmrf prepare` wrote.
+
+    Args:
+      data: names the tables.
+      quiet: whether to say nothing.
+      folder: a new folder for the prepared log; None for one in `data.cache_dir`, where the next call with the same
+        files and schema finds it.
+      engine: as of `SessionLog.from_frame`.
 
     Raises:
-      ValueError: if a path is missing, or as `FrameLog.from_frame`.
+      ValueError: if a path is missing, or as `SessionLog.from_frame`.
     """
-    for name, value in (("path", data.path), ("schema", data.schema)):
-        if not value:
-            raise ValueError(f"no log to read: config.data.{name} is empty; use --config.data.{name}=PATH")
+    if not data.path:
+        raise ValueError("no log to read: config.data.path is empty; use --config.data.path=PATH")
+    if (Path(data.path).expanduser() / frame_log.ABOUT).exists():
+        return SessionLog.open(Path(data.path).expanduser())
+    if not data.schema:
+        raise ValueError("no log to read: config.data.schema is empty; use --config.data.schema=PATH")
     schema = schemas.load(data.schema)
     sizes: dict[str, Any] = {
         "slate_size": data.slate or schema.slate_size,
         "num_candidates": data.candidates or schema.num_candidates,
     }
-    return FrameLog.from_frame(
-        data.path,
-        dataclasses.replace(schema, **sizes),
-        items=data.item_table or None,
-        users=data.user_table or None,
-        candidates=data.candidate_table or None,
-        quiet=quiet,
-    )
+    schema = dataclasses.replace(schema, **sizes)
+    tables: dict[str, Any] = {"log": data.path}
+    tables |= {"items": data.item_table or None, "users": data.user_table or None}
+    tables |= {"candidates": data.candidate_table or None}
+    if folder is None:
+        cache = files.user_path(data.cache_dir or _CACHE, "config.data.cache_dir")
+        folder = cache / frame_log.key_of(tables, schema)
+    if not folder.exists():
+        return SessionLog.from_frame(**tables, schema=schema, quiet=quiet, folder=folder, engine=engine)
+    log = SessionLog.open(folder)
+    return log if quiet else log.said()

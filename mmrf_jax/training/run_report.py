@@ -16,7 +16,7 @@ from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import diagnostics
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.envs import collect
 from mmrf_jax.io import extras, files
 from mmrf_jax.metrics import offline
@@ -82,7 +82,7 @@ def conflicts(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, floa
     }
 
 
-def _together(config, plan: steps.TrainConfig, source, state: TrainState, log: SessionLog, most: int) -> dict[str, Any]:
+def _together(config, plan: steps.TrainConfig, source, state: TrainState, log: Sessions, most: int) -> dict[str, Any]:
     """Compute inter-agent attention and gradient cosines over requests of a log."""
     if reason := _alone(plan):
         return {name: {"missing": reason} for name in _TOGETHER}
@@ -134,7 +134,7 @@ def agreement(gradients: np.ndarray) -> dict[str, Any]:
     return {"matrix": (every @ every.T).tolist(), "itself": itself}
 
 
-def look(config: configs.Run, plan: steps.TrainConfig, source, state: TrainState, log: SessionLog) -> dict[str, Any]:
+def look(config: configs.Run, plan: steps.TrainConfig, source, state: TrainState, log: Sessions) -> dict[str, Any]:
     """Return example sessions, with each agent's scores of their candidates.
 
     With a simulator these are the first users of the A/B test, served by the run's own ranker; otherwise the longest
@@ -185,7 +185,7 @@ def look(config: configs.Run, plan: steps.TrainConfig, source, state: TrainState
     return {"served": source.sim is not None, "agents": list(method.signals(plan.agents)), "users": users}
 
 
-def _longest(log: SessionLog, number: int) -> np.ndarray:
+def _longest(log: Sessions, number: int) -> np.ndarray:
     """Return the longest session of each of the users with the longest ones, in the log's order."""
     order = np.argsort(-np.diff(log.offsets), kind="stable")
     _, first = np.unique(log.user_id[order], return_index=True)
@@ -197,7 +197,7 @@ def _duration(signals: Signals) -> int | None:
     return next(iter(signals.of_kind("duration")), None)
 
 
-def _total(log: SessionLog, rows: slice, signal: int) -> float:
+def _total(log: Sessions, rows: slice, signal: int) -> float:
     """Return the sum of a signal over the videos shown at some requests."""
     return float(np.where(log.slate[rows] >= 0, log.feedback[rows][..., signal], 0.0).sum())
 

@@ -17,7 +17,7 @@ from mmrf_jax import types
 from mmrf_jax.data import named_features, records, sessions, statistics, stream
 from mmrf_jax.data.device_log import DeviceLog
 from mmrf_jax.data.readers import feedback_log, feedback_sessions, kuairand, served_items
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.envs import collect, device_collection, rankers
 from mmrf_jax.envs.environment import Environment
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
@@ -63,6 +63,7 @@ class Source:
       unknown_video: row of any other video; None if there is none.
       names: encoders of features by name (`data.named_features`), {"item", "profile", "context": encoders}, where the
         source knows them; the context's without the position.
+      vocabularies: {"author", "tag": the platform's ids [n] of rows 1, 2, …, in order}; None if these are the rows.
     """
 
     items: types.Items
@@ -70,10 +71,10 @@ class Source:
     sim: Environment | None
     policies: dict[str, rankers.PrivilegedPolicy]
     truth: Callable[..., tuple[chex.Array, chex.Array]] | None
-    collect: Callable[[rankers.AnyRanker, int], SessionLog] | None
-    train: Callable[[], SessionLog]
-    valid: Callable[[], SessionLog] | None
-    test: Callable[[], dict[str, SessionLog]]
+    collect: Callable[[rankers.AnyRanker, int], Sessions] | None
+    train: Callable[[], Sessions]
+    valid: Callable[[], Sessions] | None
+    test: Callable[[], dict[str, Sessions]]
     report: dict[str, Any]
     config: Any
     video_ids: Callable[[], np.ndarray] | None = None
@@ -82,6 +83,7 @@ class Source:
     names: dict[str, Any] | None = None
     collect_on_devices: Callable[[rankers.AnyRanker, int, Partitioner, float], DeviceLog] | None = None
     train_on_devices: Callable[[Partitioner, float], DeviceLog] | None = None
+    vocabularies: dict[str, np.ndarray] | None = None
     blocks: Callable[[], stream.Blocks | None] = lambda: None
     choose: Callable[[rankers.AnyRanker], rankers.AnyRanker] = lambda policy: policy
 
@@ -151,7 +153,7 @@ def collect_log(
     progress: Progress,
     slots: int | None = None,
     keep_scores: bool = False,
-) -> SessionLog:
+) -> Sessions:
     """Collect a log of `sessions` users, starting at `first_user`; equal seeds give equal logs. With several processes,
     each collects a part, and all receive the whole.
     """
@@ -171,7 +173,7 @@ def collect_log(
     return _of_all(log)
 
 
-def _of_all(log: SessionLog) -> SessionLog:
+def _of_all(log: Sessions) -> Sessions:
     """Concatenate the logs of all processes."""
     names = [f.name for f in dataclasses.fields(log) if f.name != "offsets" and getattr(log, f.name) is not None]
     *fields, lengths = multihost.gather_rows([*(getattr(log, name) for name in names), np.diff(log.offsets)])
@@ -248,7 +250,7 @@ def _collect(
     first_user: int,
     number: int,
     keep_scores: bool = False,
-) -> SessionLog:
+) -> Sessions:
     offset = _USERS_A_SEED * (source.config.seed % _SEEDS_APART)
     return collect_log(
         sim,
@@ -327,7 +329,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], rank
     )
 
 
-def _given(source: Source, progress: Progress) -> SessionLog:
+def _given(source: Source, progress: Progress) -> Sessions:
     """Load the log of `data.dir`, which mmrf collect or a ranking service wrote."""
     folder = files.user_path(source.config.data.dir, "config.data.dir")
     if feedback_log.is_log(folder):
@@ -339,7 +341,7 @@ def _given(source: Source, progress: Progress) -> SessionLog:
 
 def _served(
     folder: Path, spec: InputSpec, video_ids: np.ndarray, progress: Progress, user_ids: np.ndarray | None = None
-) -> SessionLog:
+) -> Sessions:
     """Read the feedback log of a ranking service as sessions.
 
     Args:
@@ -369,7 +371,7 @@ def _streamed(config: configs.Run, blocks: stream.Blocks) -> stream.Blocks | Non
     return blocks if (large if wanted is None else wanted) else None
 
 
-def _held(config: configs.Run, blocks: stream.Blocks, name: str) -> SessionLog:
+def _held(config: configs.Run, blocks: stream.Blocks, name: str) -> Sessions:
     """Load a log into memory; of a log to be streamed, only about 2^20 sessions in evenly spread blocks."""
     chosen = np.arange(len(blocks.sessions))
     if _streamed(config, blocks) is not None:
@@ -395,7 +397,7 @@ def kuairand_config(config: configs.Run) -> kuairand.KuaiRandConfig:
     )
 
 
-def _with_statistics(items: types.Items, spec: InputSpec, past: list[SessionLog]) -> tuple[types.Items, InputSpec]:
+def _with_statistics(items: types.Items, spec: InputSpec, past: list[Sessions]) -> tuple[types.Items, InputSpec]:
     """Add running means of feedback in past logs to the items, if the table of all days fits on every device.
 
     Returns:
@@ -414,18 +416,18 @@ def _with_statistics(items: types.Items, spec: InputSpec, past: list[SessionLog]
     return dataclasses.replace(items, dates=dates, statistics=table), spec
 
 
-def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, Any]:
+def _with_random_log(logs: Mapping[str, Callable[[], Sessions]]) -> dict[str, Any]:
     """Return the logs with a first context feature that flags requests exposed at random (1 or 0).
 
     The training and validation logs also include the random exposures of their days, each as a session of one request.
     """
 
-    def said(name: str) -> SessionLog:
+    def said(name: str) -> Sessions:
         log = logs[name]()
         flag = np.full((log.num_requests, 1), name.startswith("random"), log.context.dtype)
         return dataclasses.replace(log, context=np.concatenate([flag, log.context], axis=1))
 
-    def together(name: str) -> SessionLog:
+    def together(name: str) -> Sessions:
         return sessions.concatenate([said(name), said(f"random_{name}")])
 
     tests = {name: functools.cache(functools.partial(said, name)) for name in ("test", "random_test")}
@@ -435,15 +437,11 @@ def _with_random_log(logs: Mapping[str, Callable[[], SessionLog]]) -> dict[str, 
 def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
     log = own_logs.of_run(config, workdir)
 
-    def held(name: str) -> Callable[[], SessionLog]:
-        part = log.parts[name]
-        return functools.cache(lambda: part if isinstance(part, SessionLog) else _held(config, part, name))
-
-    parts = {name: held(name) for name in log.parts}
-    train, items, spec, ids = log.parts["train"], log.items, log.spec, log.item_ids
+    parts = {name: functools.cache(functools.partial(_held, config, part, name)) for name, part in log.parts.items()}
+    items, spec, ids = log.items, log.spec, log.item_ids
     served = files.user_path(config.own_logs.served, "config.data.served") if config.own_logs.served else None
     if served is not None:
-        items, ids = served_items.with_new(items, ids, served, log.encoders["items"])
+        items, ids = served_items.with_new(items, ids, served, log.encoders["items"], log.vocabularies)
         spec = dataclasses.replace(spec, num_videos=items.num_videos)
     there = [name for name in ("train", "valid") if log.report["splits"][name]["sessions"]]
     if config.own_logs.statistics:
@@ -451,7 +449,7 @@ def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
     learned = parts["train"]
     if served is not None:
         learned = functools.cache(lambda: _served(served, spec, ids, counted, log.user_ids))
-    context = named_features.plain(["hour_sin", "hour_cos", "hours_away"])
+    context = [*named_features.plain(["hour_sin", "hour_cos", "hours_away"]), *log.encoders.get("context", ())]
     return Source(
         items=jax.tree.map(jax.numpy.asarray, items),
         spec=spec,
@@ -468,7 +466,8 @@ def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
         users={"user_id": log.user_ids, "profile": log.profiles},
         unknown_video=0,
         names={"item": log.encoders["items"], "profile": log.encoders["users"], "context": context},
-        blocks=lambda: None if served or isinstance(train, SessionLog) else _streamed(config, train),
+        vocabularies=dict(log.vocabularies) or None,
+        blocks=lambda: None if served else _streamed(config, log.parts["train"]),
     )
 
 
@@ -502,9 +501,10 @@ def _kuairand(config: configs.Run) -> Source:
     tests = [name for name in ("test", "random_test") if there(name)]
     items = kuairand.read_items(prepared)
     spec, ids = parts["test"].spec, lambda: kuairand.read_video_ids(prepared)
+    vocabularies = kuairand.read_vocabularies(prepared)
     served = files.user_path(d.served, "config.data.served") if d.served else None
     if served is not None:
-        items, every = served_items.with_new(items, ids(), served, ())
+        items, every = served_items.with_new(items, ids(), served, (), vocabularies)
         spec, ids = dataclasses.replace(spec, num_videos=items.num_videos), lambda: every
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
         items, spec = _with_statistics(items, spec, [logs[name]() for name in ("train", "valid") if there(name)])
@@ -526,5 +526,6 @@ def _kuairand(config: configs.Run) -> Source:
         report=kuairand.read_report(prepared),
         config=config,
         video_ids=ids,
+        vocabularies=vocabularies,
         blocks=lambda: None if d.served or d.random_log == "train" else _streamed(config, parts["train"]),
     )

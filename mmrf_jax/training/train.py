@@ -18,7 +18,7 @@ from mmrf_jax import plugins
 from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import device_log, sessions
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.envs import rankers
 from mmrf_jax.io import files, metric_writer, profile, trackers
 from mmrf_jax.io.progress import check, interruptible, observed, phase, say
@@ -51,7 +51,7 @@ _KEEP = 3  # checkpoints
 _MEASURED = 16  # batches of held-out sessions on which the feedback model is measured
 
 
-def train(config: configs.Run, workdir: Path, brief: bool = False, log: FrameLog | None = None) -> dict[str, Any]:
+def train(config: configs.Run, workdir: Path, brief: bool = False, log: SessionLog | None = None) -> dict[str, Any]:
     """Run a config to its results, resuming from the latest checkpoint in the folder; return the results.
 
     Args:
@@ -144,8 +144,8 @@ class _Job:
 
 
 def _checked(
-    config: configs.Run, workdir: Path, log: FrameLog | None
-) -> tuple[configs.Run, FrameLog | None, Partitioner]:
+    config: configs.Run, workdir: Path, log: SessionLog | None
+) -> tuple[configs.Run, SessionLog | None, Partitioner]:
     """Return the config as it is to be stored, the log of a run on `logs`, and the partitioner; writes nothing.
 
     Raises:
@@ -185,7 +185,7 @@ def _with_plugins(config: configs.Run) -> configs.Run:
 
 
 def _begun(
-    stack: contextlib.ExitStack, workdir: Path, config, brief: bool, log: FrameLog | None
+    stack: contextlib.ExitStack, workdir: Path, config, brief: bool, log: SessionLog | None
 ) -> dict[str, Any] | None:
     """Return the results of a finished run; otherwise lock its folder until the stack closes and return None.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.metrics import model_quality
@@ -28,7 +28,7 @@ _RANKED = 200_000  # (user, video) pairs whose uncertainty is ranked
 CALIBRATED = ("click", "long_view", "like", "watch_time")
 
 
-def replay(source: sources.Source, log: SessionLog, num_requests: int) -> tuple[np.ndarray, np.ndarray]:
+def replay(source: sources.Source, log: Sessions, num_requests: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the true expected feedback [n, T, C, S] and log1p seconds [n, T, C] of candidates by replaying the log.
 
     These cover the first `num_requests` requests of each session; past its end they are zeros.
@@ -72,8 +72,8 @@ def compare(
     source: sources.Source,
     plan: steps.TrainConfig,
     state: TrainState,
-    log: SessionLog,
-    train: Callable[[], SessionLog],
+    log: Sessions,
+    train: Callable[[], Sessions],
 ) -> dict[str, Any]:
     """Compute the metrics that need the world's truth.
 
@@ -124,7 +124,7 @@ def compare(
     return result
 
 
-def _uncertainty(flat: dict[str, np.ndarray], train: SessionLog, source: sources.Source) -> dict[str, Any]:
+def _uncertainty(flat: dict[str, np.ndarray], train: Sessions, source: sources.Source) -> dict[str, Any]:
     _, request, slot = sessions.exposure_index(train)
     exposures = np.bincount(train.candidates[request, train.slate[request, slot]], minlength=source.items.num_videos)
     rows = np.flatnonzero(exposures[flat["video"]] > 0)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import random_logs
 
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.signals import Signal, Signals
 
 #: A shop: purchases, and nothing else.
@@ -50,7 +50,7 @@ def make_spec(signals: Signals, spec: InputSpec = random_logs.SPEC) -> InputSpec
     return dataclasses.replace(spec, signals=signals)
 
 
-def make_log(seed: int, sessions: int, signals: Signals, **options) -> SessionLog:
+def make_log(seed: int, sessions: int, signals: Signals, **options) -> Sessions:
     """`random_logs.make_log` with feedback of these signals."""
     log = random_logs.make_log(seed, sessions, spec=make_spec(signals), **options)
     rng = np.random.default_rng([seed, 1])

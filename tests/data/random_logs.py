@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 
 SPEC = InputSpec(
     num_videos=50,
@@ -34,7 +34,7 @@ def make_items() -> types.Items:
     )
 
 
-def make_log(seed: int, sessions: int, scores: bool = True, spec: InputSpec = SPEC, longest: int = 9) -> SessionLog:
+def make_log(seed: int, sessions: int, scores: bool = True, spec: InputSpec = SPEC, longest: int = 9) -> Sessions:
     rng = np.random.default_rng(seed)
     s = len(spec.signals)
     lengths = rng.integers(1, longest + 1, sessions)
@@ -44,7 +44,7 @@ def make_log(seed: int, sessions: int, scores: bool = True, spec: InputSpec = SP
     slate[np.arange(spec.slate) >= rng.integers(1, spec.slate + 1, r)[:, None]] = -1
     mask = np.arange(spec.history) >= rng.integers(0, spec.history + 1, sessions)[:, None]
     terminated = rng.random(sessions) < 0.6
-    return SessionLog(
+    return Sessions(
         user_id=rng.integers(0, 1000, sessions).astype(np.int32),
         date=rng.integers(20220430, 20220432, sessions).astype(np.int32),
         profile=rng.normal(size=(sessions, spec.profile)).astype(np.float32),

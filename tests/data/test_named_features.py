@@ -46,3 +46,28 @@ def test_it_encodes_as_tables_are():
 def test_what_cannot_be_is_named(given, said):
     with pytest.raises(ValueError, match=said):
         named_features.encode(PLAIN, given)
+
+
+def test_values_of_a_vocabulary_have_rows_and_others_have_row_0():
+    texts, numbers = np.array(["a", "b", "bb"]), np.array([-3, 5, 2**40])
+    assert [named_features.row_of(texts, x) for x in ("a", "b", "bb", "bbb", "", "c", None, 5)] == [
+        1,
+        2,
+        3,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
+    assert [named_features.row_of(numbers, x) for x in (-3, 5, 2**40, 4, "5", "x", None, 2**70)] == [
+        1,
+        2,
+        3,
+        0,
+        2,
+        0,
+        0,
+        0,
+    ]
+    assert named_features.row_of(np.array(["7"]), 7) == 1 and named_features.row_of(np.zeros(0, np.str_), "a") == 0

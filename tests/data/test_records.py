@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from mmrf_jax.data import records
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 
 
-def assert_same(a: SessionLog, b: SessionLog):
-    for field in dataclasses.fields(SessionLog):
+def assert_same(a: Sessions, b: Sessions):
+    for field in dataclasses.fields(Sessions):
         x, y = getattr(a, field.name), getattr(b, field.name)
         if x is None or y is None:
             assert x is y, field.name

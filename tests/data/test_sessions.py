@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.metrics import ranking
 from mmrf_jax.signals import SHORT_VIDEO
 
 
-def reference_segments(log: SessionLog, t: int) -> list[dict]:
+def reference_segments(log: Sessions, t: int) -> list[dict]:
     """Segments with Python lists, one exposure at a time."""
     k, h = log.slate.shape[1], log.history_videos.shape[1]
     segments = []

@@ -21,6 +21,7 @@ def test_a_log_is_described_and_a_fault_is_one_line(launch, tmp_path):
     (tmp_path / "schema.py").write_text(SCHEMA)
     log.write_parquet(tmp_path / "log.parquet")
     args = (f"--config.data.path={tmp_path}/*.parquet", f"--config.data.schema={tmp_path}/schema.py")
+    args += (f"--config.data.cache_dir={tmp_path}/cache",)
     done = launch("check_data", *args)
     assert done.returncode == 0, done.stderr
     assert done.stdout == describe(log, schemas.load(tmp_path / "schema.py")) + "\n"

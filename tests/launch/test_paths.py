@@ -14,7 +14,8 @@ from experiments import kuairand
 from mmrf_jax.checkpointing.manager import CheckpointError, Checkpoints, targets
 from mmrf_jax.cli import common
 from mmrf_jax.data.readers import feedback_log
-from mmrf_jax.data.readers.kuairand import backend, builder, synthetic
+from mmrf_jax.data.readers.engine import tasks
+from mmrf_jax.data.readers.kuairand import builder, synthetic
 from mmrf_jax.io import files, metric_writer
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
@@ -113,7 +114,7 @@ def test_path_fields_mean_what_they_say(tmp_path, monkeypatch):
     home = tmp_path / "of [me]"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setattr(backend, "MOST_WORKERS", 1)
+    monkeypatch.setattr(tasks, "MOST_WORKERS", 1)
     config = configs.override(configs.Run(), data={"dir": "~/x[3]"})
     with pytest.raises(FileNotFoundError) as error:  # of a world that is not made, which takes its time
         sources._given_blocks(types.SimpleNamespace(config=config, spec=None))
@@ -158,7 +159,7 @@ def test_what_libraries_write_into_a_folder_is_found_there_again(tmp_path):
         pass
     assert feedback_log.is_log(folder / "log")
     synthetic.SyntheticLog(3_000, 60, 300, "pure", 0).write(folder / "csv", builder.unchecked)
-    with backend.processes(1) as engine:
+    with tasks.processes(1) as engine:
         made = builder.open_or_prepare(folder / "csv", folder / "cache", engine=engine)
         logs = builder.load(made)[0]
         builder.KuaiRand(data_dir=folder / "out", source=folder / "csv", engine=engine).download_and_prepare()

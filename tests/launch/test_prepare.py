@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from processes import ROOT, error_line
 
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.kuairand import builder
 
 KUAIRAND = ("--config=experiments/kuairand.py", "--config.quick=True", "--config.data.candidates=20")
@@ -56,3 +57,18 @@ def test_what_cannot_be_prepared_is_said_in_a_line(launch, tmp_path):
     error_line(launch("prepare", *where), "nowhere does not exist", "name the folder")
     error_line(launch("prepare", *where, "--workers=0"), "workers", "0")
     error_line(launch("prepare", *where, "--config.data.slate=0"), "data.slate is 0; use --config.data.slate=1")
+
+
+def test_own_tables_are_prepared(launch, tmp_path):
+    """What `launch.synthesize` writes as tables; training names the folder, and a second start has nothing to do."""
+    done = launch.ok("synthesize", "--rows=5000", "--layout=tables", f"--out={tmp_path / 'log'}")
+    data = {"path": "log", "schema": "schema.py", "item_table": "items", "user_table": "users"}
+    args = ["--config=logs", *(f"--config.data.{key}={tmp_path / 'log' / name}" for key, name in data.items())]
+    done = launch.ok("prepare", *args, f"--out={tmp_path / 'records'}")
+    assert done.stdout.startswith(f"5,000 rows -> {tmp_path / 'records'}\n") and "rows/s; peak memory" in done.stdout
+    log = SessionLog.open(tmp_path / "records")
+    assert f"train: {log.report['splits']['train']['users']:,} users" in done.stdout
+    assert log.spec.candidates == 100 and log.train.num_requests == log.report["splits"]["train"]["requests"] > 500
+    assert "rows/s" not in launch.ok("prepare", *args, f"--out={tmp_path / 'records'}").stdout
+    error_line(launch("prepare", "--config=world", f"--out={tmp_path / 'x'}"), "config.source is 'world'")
+    error_line(launch("prepare", f"--out={tmp_path / 'x'}"), "use --source=DIR")

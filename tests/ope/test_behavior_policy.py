@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmrf_jax import types
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.ope import behavior_policy, propensity
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -42,7 +42,7 @@ def make_log(items, requests, seed=0, users=None, scores=true_scores, days=1):
     slate = np.argsort(-noisy, axis=1)[:, :SLATE].astype(np.int32)
     slate[rng.random(requests) < 0.3, 1] = -1
     never = np.zeros(requests, bool)
-    return SessionLog(
+    return Sessions(
         user_id=np.arange(requests, dtype=np.int32) % (users or requests),
         date=20220504 + np.sort(rng.integers(0, days, requests)).astype(np.int32),
         profile=np.zeros((requests, 1), np.float32),

@@ -50,6 +50,7 @@ def exported(folder: Path, method: str = "mmrf", **fields) -> tuple[steps.TrainC
 
 
 NAMES = np.array(["", *(f"item {n}" for n in range(1, tiny.SPEC.num_videos))])
+VOCABULARIES = {"author": np.array(["shop a", "shop b", "shop c", "shop d", "shop e"]), "tag": np.array([10, 20, 30])}
 USERS = {"user_id": np.array(["", "ann", "bob-1"]), "profile": np.float32([[0, 0, 0], [1, 2, 3], [3, 1, -2]])}
 
 
@@ -67,5 +68,5 @@ def exported_with_names(folder: Path) -> Path:
         "context": named_features.plain(["hour"]),
     }
     about = {"config": {"method": "mmrf"}, "unknown_video": 0, "names": names}
-    export.export_run(folder, plan, tiny.SPEC, tiny.make_items(), NAMES, state, about, USERS)
+    export.export_run(folder, plan, tiny.SPEC, tiny.make_items(), NAMES, state, about, USERS, VOCABULARIES)
     return folder

@@ -11,7 +11,7 @@ from mmrf_jax.serving.service import Service, Settings
 
 TOKEN = "a-word-of-sixteen-letters"
 ASK = {"user": {"id": "bob-1"}, "context": {"hour": 0.5}, "candidates": ["item 5", "new one", "item 3", "gone"], "k": 2}
-NEW = {"id": "new one", "features": {"price": 6.0, "age": 3.0}, "author": 2, "tag": 1, "duration": 12.5}
+NEW = {"id": "new one", "features": {"price": 6.0, "age": 3.0}, "author": "shop b", "tag": 10, "duration": 12.5}
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,14 @@ def test_strings_and_names_from_the_request_to_the_log(served):
 
     status, slate = client("/rank", ASK | {"user": {"id": "ann", "profile": {"sex": "f", "points": 3}}, "items": [NEW]})
     assert status == 200 and slate["unknown"] == ["gone"]
-    status, answer = client("/items", {"items": [NEW, {"id": "another"}]})
+    status, answer = client(
+        "/items", {"items": [NEW, {"id": "another", "author": 7, "tag": 25}]}
+    )  # of neither in training
     assert status == 200 and answer == {"new": ["another"], "known": ["new one"]}
     event = {"event_id": "a", "request_id": "ann-0", "videos": [{"video": slate["slate"][0]["video"], "like": 1}]}
     assert client("/feedback", event) == (200, {"event_id": "a", "duplicate": False})
     records = {record.get("request", record.get("id")): record for record, _ in feedback_log.scan(log)}
-    assert records["new one"]["features"] == {"price": 6.0, "age": 3.0}
+    assert records["new one"]["features"] == {"price": 6.0, "age": 3.0} and records["new one"]["author"] == "shop b"
     record = next(r for r, _ in feedback_log.scan(log) if r["kind"] == "rank" and r["user"] == "ann")
     np.testing.assert_array_equal(np.frombuffer(record["profile"], "<f4"), [2, 1, 0])
     assert record["candidates"] == ["item 5", "new one", "item 3"] and record["arm"] == "a"
@@ -91,7 +93,8 @@ def test_several_users_in_one_call(served):
         ("/rank", {"items": [NEW | {"id": "z", "features": [1.0]}]}, ["items", 0, "features"], "has 1 numbers"),
         ("/items", {"items": [NEW | {"id": "z", "features": {"prices": 1}}]}, ["items", 0, "features"], "'price'"),
         ("/items", {"items": [NEW, NEW]}, ["items", 1, "id"], "video new one is there twice"),
-        ("/items", {"items": [NEW | {"author": "shop"}]}, ["items", 0, "author"], "integer"),
+        ("/items", {"items": [NEW | {"tag": "shoes"}]}, ["items", 0, "tag"], "integer"),
+        ("/items", {"items": [NEW | {"author": 1.5}]}, ["items", 0, "author"], "string"),
     ],
 )
 def test_errors_name_field_and_value(served, path, change, field, said):

@@ -88,7 +88,7 @@ def test_ids_of_any_type_and_users_of_the_log(tmp_path):
 
 def test_new_items_and_names(tmp_path):
     run = mmrf.load(exporting.exported_with_names(tmp_path / "a"))
-    new = {"id": "new", "features": {"price": 6.0, "age": 3.0}, "author": 2, "tag": 1, "duration": 12.5}
+    new = {"id": "new", "features": {"price": 6.0, "age": 3.0}, "author": "shop b", "tag": 10, "duration": 12.5}
     ranked = run.rank(["item 5", "new"], "ann", profile={"points": 3, "sex": "f"}, context={"hour": 0.5}, items=[new])
     loaded = artifact.load(run.path)
     catalogue = loaded.arrays["catalogue"]

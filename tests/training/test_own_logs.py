@@ -11,7 +11,7 @@ import pytest
 import mmrf_jax as mmrf
 from experiments import logs as experiment
 from mmrf_jax.data import statistics
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.serving.service import Asked, Service, Settings
 from mmrf_jax.training import configs, inputs, own_logs, run_folder, sources, train
@@ -26,7 +26,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def log(made):
-    return FrameLog.from_frame(made["log"], tables.SCHEMA, items=made["items"], users=made["users"], quiet=True)
+    return SessionLog.from_frame(made["log"], tables.SCHEMA, items=made["items"], users=made["users"], quiet=True)
 
 
 def test_a_config_takes_its_sizes_from_the_log(log, tmp_path):
@@ -51,7 +51,11 @@ def test_a_config_names_the_tables(made, log, tmp_path):
     schema.write_text("import own_logs\n\nschema = own_logs.SCHEMA\n")
     paths = {"path": "log", "item_table": "items", "user_table": "users"}
     data = {field: f"{tmp_path}/{name}.parquet" for field, name in paths.items()} | {"schema": str(schema)}
-    assert own_logs.read(configs.OwnLogs(**data), quiet=True).digest() == log.digest()
+    data |= {"cache_dir": str(tmp_path / "cache")}
+    first = own_logs.read(configs.OwnLogs(**data), quiet=True)
+    assert first.digest() == log.digest()
+    assert own_logs.read(configs.OwnLogs(**data), quiet=True).folder == first.folder  # is prepared once
+    assert own_logs.read(configs.OwnLogs(path=str(first.folder))).digest() == log.digest()
     fewer = own_logs.read(configs.OwnLogs(**data, slate=2, candidates=8), quiet=True)
     assert (fewer.spec.slate, fewer.spec.candidates) == (2, 8)
 
@@ -77,7 +81,13 @@ def test_a_source_reads_the_log_of_the_run_folder(log, tmp_path):
 def served_by_hand(folder, log) -> None:
     """Write a log in which a known and a new user see an item that came after the export, with candidates of 12."""
     known = [f"i{n:03d}" for n in range(11)]
-    item = {"id": "i999", "features": {"price": 20.0, "colours": ["red"]}, "author": 3, "tag": 1_000, "duration": 7.5}
+    item = {
+        "id": "i999",
+        "features": {"price": 20.0, "colours": ["red"]},
+        "author": "shop3",
+        "tag": "coats",
+        "duration": 7.5,
+    }
     one = np.zeros((1, len(log.spec.signals)), np.float32)
     with feedback_log.Writer(folder, log.spec.signals) as writer:
         writer.append({"kind": "item", "time": 0, **item})
@@ -105,6 +115,25 @@ def served_by_hand(folder, log) -> None:
             writer.append(event | said)
 
 
+def test_the_context_of_a_source_has_the_names_of_the_log_s_columns(made, tmp_path):
+    devices = made["log"].with_columns(device=made["log"]["req"].str.slice(-1))
+    schema = dataclasses.replace(tables.SCHEMA, context=("device",))
+    SessionLog.from_frame(devices, schema, items=made["items"], quiet=True).save(tmp_path / run_folder.LOG)
+    config, log = own_logs.prepare(CONFIG, tmp_path, SessionLog.open(tmp_path / run_folder.LOG))
+    source = sources.from_config(config, None, workdir=tmp_path)
+    assert [one["name"] for one in source.names["context"]] == ["hour_sin", "hour_cos", "hours_away", "device"]
+    assert source.spec.context == 4 + 11 and source.train().context.shape[1] == 15
+    assert (
+        source.vocabularies["author"].tolist() == log.vocabularies["author"].tolist() == [f"shop{n}" for n in range(7)]
+    )
+    kept = inputs.of_source(source)
+    inputs.write(tmp_path, kept)
+    again = inputs.read(tmp_path)
+    assert {name: ids.tolist() for name, ids in again.vocabularies.items()} == {
+        name: ids.tolist() for name, ids in log.vocabularies.items()
+    }
+
+
 def test_a_service_s_log_is_learned_from_with_its_new_items_and_users(log, tmp_path):
     log.save(tmp_path / run_folder.LOG)
     served_by_hand(tmp_path / "served", log)
@@ -113,7 +142,10 @@ def test_a_service_s_log_is_learned_from_with_its_new_items_and_users(log, tmp_p
     source = sources.from_config(config, None, workdir=tmp_path)
     new = log.spec.num_videos
     assert source.spec.num_videos == source.items.num_videos == new + 1 and source.video_ids()[new] == "i999"
-    assert (int(source.items.author[new]), int(source.items.tag[new])) == (3, 0)  # that tag is not of the training
+    shop3 = 1 + log.vocabularies["author"].tolist().index("shop3")
+    assert (int(source.items.author[new]), int(source.items.tag[new])) == (shop3, 0)  # training has no coats
+    other = int(np.flatnonzero(log.item_ids == "i003")[0])  # of the same shop
+    assert int(source.items.author[other]) == shop3
     assert int(source.items.embedding_id[new]) == log.items.num_embeddings == source.items.num_embeddings - 1
     columns = [(encoder["name"], i) for encoder in log.encoders["items"] for i in range(width(encoder))]
     features, known = np.asarray(source.items.features)[new], {e["name"]: e for e in log.encoders["items"]}
@@ -147,7 +179,7 @@ def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     config, workdir = dataclasses.replace(config, log_every=2, checkpoint_every=5), tmp_path / "x"
     results = train.train(config, workdir, brief=True, log=log)
     assert {"like", "report", "watch_time_xauc"} <= results["offline"].keys()
-    assert FrameLog.open(workdir / run_folder.LOG).digest() == log.digest()
+    assert SessionLog.open(workdir / run_folder.LOG).digest() == log.digest()
     moved = shutil.move(workdir, tmp_path / "moved")  # complete, wherever it is
     run = mmrf.load(moved)
     candidates = ["i001", "i003", "never seen", "i010"]
@@ -160,7 +192,7 @@ def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     exported = run.export(tmp_path / "artefact")
     assert exported.rank(user="u7", candidates=candidates) == ranked
     assert train.train(config, moved, brief=True) == results  # needs no table
-    other = FrameLog.from_frame(made["log"].head(500), tables.SCHEMA, items=made["items"], quiet=True)
+    other = SessionLog.from_frame(made["log"].head(500), tables.SCHEMA, items=made["items"], quiet=True)
     with pytest.raises(ValueError, match=r"was made by another config: config.data.digest was "):
         train.train(config, moved, brief=True, log=other)
 
@@ -172,7 +204,7 @@ def test_a_served_run_learns_from_its_feedback(log, tmp_path):
     config = dataclasses.replace(config, log_every=2, checkpoint_every=5)
     train.train(config, tmp_path / "x", brief=True, log=log)
     run = mmrf.load(tmp_path / "x").export(tmp_path / "artefact")
-    new = {"id": "i999", "features": {"price": 20.0, "colours": ["red"]}, "author": 3, "duration": 7.5}
+    new = {"id": "i999", "features": {"price": 20.0, "colours": ["red"]}, "author": "shop3", "duration": 7.5}
 
     async def serve() -> None:
         made = Service(Settings(run.path, tmp_path / "served", temperature=1.0, max_candidates=12))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmrf_jax import types
-from mmrf_jax.data.session_log import SessionLog
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import run_report
 
@@ -20,10 +20,10 @@ def test_cosines_by_hand():
     np.testing.assert_array_equal(run_report.agreement(0 * gradients)["matrix"], np.zeros((2, 2)))
 
 
-def make_log(user_id, lengths) -> SessionLog:
+def make_log(user_id, lengths) -> Sessions:
     n, r = len(lengths), sum(lengths)
     empty = np.zeros((n, 0))
-    return SessionLog(
+    return Sessions(
         np.array(user_id),
         np.zeros(n, int),
         empty,

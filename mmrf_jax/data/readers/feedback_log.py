@@ -17,7 +17,7 @@ have the platform's ids: 64-bit integers, in arrays as i64, or strings, in array
     kind "feedback"   event (its id), request, user, time, videos [m] i64, feedback [m, S] f32, left (bool: the session
                       ends)
     kind "item"       id, time, and what was said of an item that no ranker had: features ({name: value} or [numbers],
-                      or null), author and tag (numbers or null), duration (s)
+                      or null), author and tag (as given, or null), duration (s)
 
 A record is in the log before its request is answered; feedback is on disk before it is acknowledged. An event counts
 once. If several events concern a video, the largest number of each signal counts, of signals of kind `value` the last

@@ -13,7 +13,7 @@ import numpy as np
 from mmrf_jax.data import sessions
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.feedback_log import Record, RowsOf, Shown, UserLog
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.signals import Signals
 
 Progress = Callable[[str, int], Callable[[int], None]]
@@ -25,7 +25,7 @@ def read(
     rows_of: RowsOf,
     progress: Progress = lambda name, total: lambda done: None,
     user_ids: np.ndarray | None = None,
-) -> tuple[SessionLog, Record]:
+) -> tuple[Sessions, Record]:
     """Read a whole feedback log as training sessions.
 
     A request without any feedback is left out, since the user's reaction is unknown; the rest of the session becomes
@@ -239,7 +239,7 @@ class _Cutter:
             return int(user)
         return self._numbers.setdefault(user, len(self._numbers))
 
-    def log(self) -> SessionLog:
+    def log(self) -> Sessions:
         """Return all sessions; sessions still open are truncated."""
         for user in list(self._open):
             self._close(user)
@@ -257,7 +257,7 @@ class _Cutter:
             return np.array(values, dtype).reshape(len(self._requests), *shape)
 
         terminated = column("terminated", (), bool)
-        log = SessionLog(
+        log = Sessions(
             user_id=column("user_id", (), np.int32),
             date=column("date", (), np.int32),
             profile=column("profile", (s.profile,), np.float32),

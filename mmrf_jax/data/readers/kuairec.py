@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.frame import tables
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
@@ -19,14 +19,14 @@ from mmrf_jax.signals import Signal
 _LOG = ("user_id", "video_id", "play_duration", "video_duration", "timestamp", "watch_ratio")
 
 
-def load(folder: str | Path, matrix: str = "big_matrix", quiet: bool = False) -> FrameLog:
+def load(folder: str | Path, matrix: str = "big_matrix", quiet: bool = False) -> SessionLog:
     """Load a matrix, with signals `finish` (watched to the end) and `watch_time`, the main one.
 
     Raises:
       ValueError: if the files are missing or have another layout.
     """
     root = Path(folder) / "data" if (Path(folder) / "data").is_dir() else Path(folder)
-    log = tables.read(root / f"{matrix}.csv", "log", _LOG, {name: name for name in _LOG})
+    log = tables.scan(root / f"{matrix}.csv", "log", _LOG, {name: name for name in _LOG})
     log = log.with_columns(finish=pl.col("watch_ratio") >= 1.0)
     items = tables.read(root / "item_categories.csv", "item table", needed={"item": "video_id", "tags": "feat"})
     items = items.with_columns(pl.col("feat").str.strip_chars("[]").str.replace_all(" ", "").str.split(","))
@@ -43,4 +43,4 @@ def load(folder: str | Path, matrix: str = "big_matrix", quiet: bool = False) ->
         time_zone="Asia/Shanghai",
         tag="feat",
     )
-    return FrameLog.from_frame(log, schema, items=items, users=users, quiet=quiet)
+    return SessionLog.from_frame(log, schema, items=items, users=users, quiet=quiet)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.frame import tables
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
@@ -23,7 +23,7 @@ _NUMBERS = ("userId", "movieId", "rating", "timestamp", "age")
 LIKED = 4.0  # stars
 
 
-def load(folder: str | Path, quiet: bool = False) -> FrameLog:
+def load(folder: str | Path, quiet: bool = False) -> SessionLog:
     """Load the ratings of a folder, with signals `like` (4 stars or more) and `rating`, the main one.
 
     Raises:
@@ -42,13 +42,13 @@ def load(folder: str | Path, quiet: bool = False) -> FrameLog:
         time_unit="s",
         tag="genres",
     )
-    return FrameLog.from_frame(ratings, schema, items=movies, users=users, quiet=quiet)
+    return SessionLog.from_frame(ratings, schema, items=movies, users=users, quiet=quiet)
 
 
-def _read(folder: Path, name: str) -> pl.DataFrame:
+def _read(folder: Path, name: str) -> pl.LazyFrame:
     names, path = _COLUMNS[name], folder / f"{name}.dat"
     if not path.exists():
-        return tables.read(folder / f"{name}.csv", name, needed={column: column for column in names})
+        return tables.scan(folder / f"{name}.csv", name, names, needed={column: column for column in names})
     lines = pl.Series([line.split("::") for line in path.read_text("latin-1").splitlines() if line])
     frame = lines.list.to_struct(fields=names).struct.unnest()
-    return frame.with_columns(pl.col([n for n in names if n in _NUMBERS]).cast(pl.Int64))
+    return frame.lazy().with_columns(pl.col([n for n in names if n in _NUMBERS]).cast(pl.Int64))

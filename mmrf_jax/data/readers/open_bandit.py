@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.frame import tables
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
@@ -20,7 +20,7 @@ _USER = [f"user_feature_{i}" for i in range(4)]
 _LOG = ("timestamp", "item_id", "click", "propensity_score", *_USER)
 
 
-def load(folder: str | Path, policy: str = "bts", campaign: str = "all", quiet: bool = False) -> FrameLog:
+def load(folder: str | Path, policy: str = "bts", campaign: str = "all", quiet: bool = False) -> SessionLog:
     """Load the log of one policy and campaign.
 
     Raises:
@@ -29,7 +29,7 @@ def load(folder: str | Path, policy: str = "bts", campaign: str = "all", quiet: 
     place = Path(folder) / policy / campaign
     packed = place / f"{campaign}.csv.gz"
     path = packed if packed.exists() else place / f"{campaign}.csv"
-    log = tables.read(path, "log", _LOG, {name: name for name in _LOG}).with_row_index("user_id")
+    log = tables.scan(path, "log", _LOG, {name: name for name in _LOG}).with_row_index("user_id")
     items = tables.read(place / "item_context.csv", "item table").select(pl.col("item_id", "^item_feature_.*$"))
     schema = Schema(
         user="user_id",
@@ -43,4 +43,4 @@ def load(folder: str | Path, policy: str = "bts", campaign: str = "all", quiet: 
         num_candidates=len(items),
     )
     users = log.select("user_id", *_USER)
-    return FrameLog.from_frame(log.with_columns(request_id="user_id"), schema, items=items, users=users, quiet=quiet)
+    return SessionLog.from_frame(log.with_columns(request_id="user_id"), schema, items=items, users=users, quiet=quiet)

@@ -15,7 +15,11 @@ from mmrf_jax.data.readers import feedback_log, feedback_sessions
 
 
 def with_new(
-    items: types.Items, ids: np.ndarray, folder: str | os.PathLike, encoders: named_features.Encoders
+    items: types.Items,
+    ids: np.ndarray,
+    folder: str | os.PathLike,
+    encoders: named_features.Encoders,
+    vocabularies: Mapping[str, np.ndarray],
 ) -> tuple[types.Items, np.ndarray]:
     """Return the items and their ids with those of a feedback log that are new, each with its own embedding row.
 
@@ -24,6 +28,7 @@ def with_new(
       ids: [V] the platform's ids.
       folder: the feedback log.
       encoders: of the items' features by name.
+      vocabularies: {"author", "tag": the platform's ids of their rows}; a missing one has row numbers for ids.
 
     Raises:
       ValueError: for an item whose features do not fit, naming it.
@@ -37,6 +42,8 @@ def with_new(
 
     def rows_of(name: str, size: int) -> np.ndarray:
         given = [item.get(name) for item in new]
+        if name in vocabularies:
+            return np.array([named_features.row_of(vocabularies[name], value) for value in given], np.int32)
         return np.array([number if number is not None and number < size else 0 for number in given], np.int32)
 
     more = {

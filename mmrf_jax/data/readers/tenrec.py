@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.frame import tables
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
@@ -20,7 +20,7 @@ _LOG = ("user_id", "item_id", *_SIGNALS, "video_category", "watching_times", "ge
 _PERIOD_MS = 10 * 86_400_000
 
 
-def load(path: str | Path, quiet: bool = False) -> FrameLog:
+def load(path: str | Path, quiet: bool = False) -> SessionLog:
     """Load a file of Tenrec; `click` is the main signal, `watching_times` counts repeated plays.
 
     Raises:
@@ -41,4 +41,4 @@ def load(path: str | Path, quiet: bool = False) -> FrameLog:
         session_gap=2 * _PERIOD_MS / 60_000,
         tag="video_category",
     )
-    return FrameLog.from_frame(log, schema, items=items, users=users, quiet=quiet)
+    return SessionLog.from_frame(log, schema, items=items, users=users, quiet=quiet)

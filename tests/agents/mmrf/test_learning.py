@@ -15,7 +15,7 @@ from mmrf_jax import types
 from mmrf_jax.agents import myopic
 from mmrf_jax.agents.mmrf import policy, training_step
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.signals import SHORT_VIDEO
 
 V, C, K, H, T, LONGEST = 40, 8, 3, 2, 4, 20
@@ -85,7 +85,7 @@ def random_log(world, seed, users):
     lengths = live.sum(axis=1)
     left = played["over"].any(axis=1)
     flat = {name: played[name][live] for name in ("context", "candidates", "slate", "feedback")}
-    return SessionLog(
+    return Sessions(
         user_id=np.arange(users, dtype=np.int32),
         date=np.zeros(users, np.int32),
         profile=profile,

@@ -15,9 +15,10 @@ import pytest
 
 from mmrf_jax.data import records
 from mmrf_jax.data.readers import kuairand
-from mmrf_jax.data.readers.kuairand import backend, builder, clean, csv_files, prepare, requests
-from mmrf_jax.data.readers.kuairand.backend import Job
+from mmrf_jax.data.readers.engine import candidates, grouping, tasks
+from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, prepare, requests
 from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS
+from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
 
@@ -47,13 +48,13 @@ def test_names_of_the_package_load_when_they_are_used_and_name_their_extra():
 def test_beam_is_named_where_it_is_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(extras.MissingExtra, match=r"apache_beam is not installed; pip install 'mmrf_jax\[beam\]'"):
-        kuairand.pipelines(["--runner=DirectRunner"])
+        tasks.pipelines(["--runner=DirectRunner"])
 
 
 def opened(source, tmp_path, config=CONFIG):
     """Catalogue, profiles and plans of a log so small that it is one bucket."""
     job = Job(csv_files.find_source(source), config, pathlib.Path(tempfile.mkdtemp(dir=tmp_path)))
-    with backend.processes(1) as engine:
+    with tasks.processes(1) as engine:
         prepare.run(job, engine, counted)
     bucket = prepare.open_bucket(job, 0)
     plans = {name: bucket.plan(name) for name in ALL_SPLITS}
@@ -404,10 +405,10 @@ def test_requests_equal_a_slow_reference():
         new = new or len(current) == k or item[i] in current
         current = [item[i]] if new else [*current, item[i]]
         expected.append(bool(new))
-    got = requests.request_starts(start, item, tab, time, k, gap)
+    got = grouping.request_starts(start, item, tab, time, k, gap)
     assert got.tolist() == expected
-    assert requests.request_starts(start[:2], item[:2], tab[:2], time[:2], 6, gap).tolist() == expected[:2]
-    assert requests.request_starts(start[:0], item[:0], tab[:0], time[:0], 6, gap).tolist() == []
+    assert grouping.request_starts(start[:2], item[:2], tab[:2], time[:2], 6, gap).tolist() == expected[:2]
+    assert grouping.request_starts(start[:0], item[:0], tab[:0], time[:0], 6, gap).tolist() == []
 
 
 def test_context_by_hand():
@@ -431,9 +432,9 @@ def test_context_by_hand():
 
 
 def test_sampling_is_uniform_and_places_are_too():
-    pool = requests.make_pool(np.array([clean.NEVER, *[20220501] * 30, *[20220502] * 10], np.int32), clean.NEVER)
+    pool = candidates.make_pool(np.array([clean.NEVER, *[20220501] * 30, *[20220502] * 10], np.int32), clean.NEVER)
     r, c = 20000, 12
-    key = requests.request_keys(3, np.arange(r))
+    key = candidates.request_keys(3, np.arange(r))
     exposed = np.stack([np.full(r, 5), np.full(r, 40), np.full(r, -1)], 1).astype(np.int32)  # 40 is not live yet
     drawn, slate = pool.sample(key, np.full(r, 20220501), exposed, c)
     assert (np.diff(np.sort(drawn, 1), axis=1) > 0).all()

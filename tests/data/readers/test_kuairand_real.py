@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mmrf_jax.data import sessions
-from mmrf_jax.data.readers.kuairand import backend, builder, clean, csv_files, prepare, requests
-from mmrf_jax.data.readers.kuairand.backend import Job
+from mmrf_jax.data.readers.engine import grouping, tasks
+from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, prepare
+from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.io.progress import counted
 
 SOURCE = os.environ.get("KUAIRAND_DIR", "")
@@ -34,7 +35,7 @@ def real(tmp_path_factory):
 @pytest.fixture(scope="module")
 def frame(tmp_path_factory):
     job = Job(csv_files.find_source(SOURCE), builder.KuaiRandConfig(), tmp_path_factory.mktemp("work"))
-    with backend.processes(1) as engine:
+    with tasks.processes(1) as engine:
         prepare.run(job, engine, counted)
     return prepare.open_bucket(job, 0).rows
 
@@ -60,7 +61,7 @@ def test_rows_per_session(gap, rows_per_session):
         csv_files.read_log(csv_files.whole(source.logs[0])).unique().sort("user_id", "time_ms")
     )  # those without a duration too
     assert len(rows) == 180_384
-    start = requests.session_starts(rows["user_id"].to_numpy(), rows["time_ms"].to_numpy(), gap)
+    start = grouping.session_starts(rows["user_id"].to_numpy(), rows["time_ms"].to_numpy(), gap)
     assert round(len(rows) / start.sum(), 1) == rows_per_session
 
 

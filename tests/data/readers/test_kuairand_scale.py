@@ -14,9 +14,10 @@ import polars as pl
 import pytest
 from processes import HANG
 
-from mmrf_jax.data import records
-from mmrf_jax.data.readers.kuairand import backend, builder, clean, csv_files, features, prepare, requests, synthetic
-from mmrf_jax.data.readers.kuairand.backend import Job
+from mmrf_jax.data import named_features, records
+from mmrf_jax.data.readers.engine import candidates, grouping, tasks
+from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, synthetic
+from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.io.progress import counted
 
 CONFIG = builder.KuaiRandConfig(candidates=20, slate=3, history=8)
@@ -44,7 +45,7 @@ def run(source, work, engine=None, **sizes):
     work.mkdir(exist_ok=True)
     job = Job(source, CONFIG, work, **sizes)
     if engine is None:
-        with backend.processes(1) as engine:
+        with tasks.processes(1) as engine:
             made = prepare.run(job, engine, counted)
     else:
         made = prepare.run(job, engine, counted)
@@ -97,7 +98,7 @@ def test_chunks_and_buckets_change_no_session(whole, divided):
 
 
 def test_several_processes_make_the_same_files(source, divided, tmp_path):
-    with backend.processes(2) as engine:
+    with tasks.processes(2) as engine:
         made, job = run(source, tmp_path / "two", engine, **SMALL)
     assert kept(job) == kept(divided[1]) and made == divided[0]
 
@@ -133,7 +134,7 @@ def test_a_stopped_job_goes_on_and_does_nothing_twice(source, divided, tmp_path)
 
 
 def test_an_error_in_a_process_is_the_callers_and_a_lost_process_is_named(source, tmp_path):
-    with backend.processes(2) as engine:
+    with tasks.processes(2) as engine:
         job = Job(source, CONFIG, tmp_path)
         with pytest.raises(FileNotFoundError, match="featured_id"):
             engine(prepare.clean_bucket, job, [0, 1], lambda done: None)
@@ -186,6 +187,13 @@ def test_a_split_is_read_by_block(source, tmp_path):
     with pytest.raises(IndexError, match=f"block {len(part)} is not among the {len(part)} of the split"):
         part.read([0, len(part)])
     assert len(items.duration) == spec.num_videos and not items.duration.flags.writeable
+    listed = csv_files.read_videos(csv_files.whole(source.videos[0]))[0]
+    ids, row = builder.read_vocabularies(folder), {v: i for i, v in enumerate(builder.read_video_ids(folder).tolist())}
+    for video, author, tag in listed.select("video_id", "author_id", "tag").head(50).rows():
+        for name, value in (("author", author), ("tag", tag)):
+            number = int(getattr(items, name)[row[video]])
+            assert named_features.row_of(ids[name], value) == number
+            assert number == 0 or ids[name][number - 1] == value
     with pytest.raises(FileNotFoundError, match="holds no prepared KuaiRand"):
         builder.Split(tmp_path / "nowhere", "train")
 
@@ -210,7 +218,7 @@ def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, mo
             data_dir=tmp_path, source=source.logs[0].parent, config=CONFIG, engine=engine
         ).download_and_prepare()
 
-    monkeypatch.setattr(builder, "say", say)
+    monkeypatch.setattr(tasks, "say", say)
     first = threading.Thread(target=build)
     first.start()
     begun.wait()
@@ -228,9 +236,9 @@ def test_cuts_keep_keys_together_and_parts_alike(tmp_path):
     frames.append(frames[0].clear())
     runs = [tmp_path / f"{i}.arrow" for i in range(len(frames))]
     for frame, path in zip(frames, runs, strict=True):
-        backend.write_run(frame.sort("key", maintain_order=True), path)
-    cuts = backend.cut(runs, "key", 4_000)
-    parts = [backend.read_part(runs, cuts, i) for i in range(cuts.shape[1] - 1)]
+        tasks.write_run(frame.sort("key", maintain_order=True), path)
+    cuts = tasks.cut(runs, "key", 4_000)
+    parts = [tasks.read_part(runs, cuts, i) for i in range(cuts.shape[1] - 1)]
     assert pl.concat(parts)["row"].sort().to_list() == list(range(30_000))
     keys = [set(part["key"]) for part in parts]
     assert all(max(a) < min(b) for a, b in itertools.pairwise(keys))
@@ -264,9 +272,9 @@ def test_a_file_with_a_header_alone_is_an_empty_one(source, whole, tmp_path):
 def test_candidates_equal_a_slow_reference():
     rng = np.random.default_rng(0)
     live_from = np.where(np.arange(200) % 50 == 0, 99999999, 20220501 + np.arange(200) // 100).astype(np.int32)
-    pool = requests.make_pool(live_from, 99999999)
+    pool = candidates.make_pool(live_from, 99999999)
     r, c, k = 400, 40, 4
-    dates, key = rng.choice([20220501, 20220502], r), requests.request_keys(5, np.arange(r), np.arange(r) * 3)
+    dates, key = rng.choice([20220501, 20220502], r), candidates.request_keys(5, np.arange(r), np.arange(r) * 3)
     exposed = np.stack([rng.permutation(199)[:k] + 1 for _ in range(r)]).astype(np.int32)
     exposed[np.arange(k) >= rng.integers(1, k + 1, r)[:, None]] = -1
     drawn, slate = pool.sample(key, dates, exposed, c)
@@ -299,11 +307,11 @@ def mixed(x):
 def test_packed_keys_give_the_order_that_sorting_gives():
     random = np.random.default_rng(4)
     user, time = random.integers(-7, 8, 500, np.int32), random.integers(0, 9, 500) * 2**40
-    np.testing.assert_array_equal(clean.order_of(user, time), np.lexsort((time, user)))
-    np.testing.assert_array_equal(clean.order_of(user), np.argsort(user, kind="stable"))
-    assert len(clean.order_of(user[:0], time[:0])) == 0
-    np.testing.assert_array_equal(clean.order_of(user, time << 18), np.lexsort((time << 18, user)))
-    np.testing.assert_array_equal(clean.order_of(user > 0, user), np.argsort(user, kind="stable"))
+    np.testing.assert_array_equal(grouping.order_of(user, time), np.lexsort((time, user)))
+    np.testing.assert_array_equal(grouping.order_of(user), np.argsort(user, kind="stable"))
+    assert len(grouping.order_of(user[:0], time[:0])) == 0
+    np.testing.assert_array_equal(grouping.order_of(user, time << 18), np.lexsort((time << 18, user)))
+    np.testing.assert_array_equal(grouping.order_of(user > 0, user), np.argsort(user, kind="stable"))
 
 
 @pytest.mark.parametrize("latest", [9, 2**62])
@@ -398,15 +406,16 @@ def test_synthetic_logs_that_cannot_be_are_refused(tmp_path):
 
 MEASURE = """
 import pathlib, resource, sys
-from mmrf_jax.data.readers.kuairand import backend, csv_files, prepare
-from mmrf_jax.data.readers.kuairand.backend import Job
+from mmrf_jax.data.readers.engine import tasks
+from mmrf_jax.data.readers.kuairand import csv_files, prepare
+from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.io.progress import counted
 work = pathlib.Path(sys.argv[2])
 work.mkdir()
 job = Job(csv_files.find_source(sys.argv[1]), KuaiRandConfig(), work, chunk_bytes=8 << 20, bucket_rows=100_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with backend.processes(1) as engine:
+with tasks.processes(1) as engine:
     prepare.run(job, engine, counted)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
@@ -463,5 +472,5 @@ def test_killed_again_and_again_it_makes_the_same_files(tmp_path, launch):
 @pytest.mark.slow
 def test_beam_makes_the_same_files(source, divided, tmp_path):
     pytest.importorskip("apache_beam", reason="apache-beam is not installed: pip install 'mmrf_jax[beam]'")
-    made, job = run(source, tmp_path / "beam", backend.pipelines(), **SMALL)
+    made, job = run(source, tmp_path / "beam", tasks.pipelines(), **SMALL)
     assert kept(job) == kept(divided[1]) and made == divided[0]

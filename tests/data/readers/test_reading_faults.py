@@ -14,8 +14,9 @@ import pytest
 import reading
 from reading import cells_of, with_cells
 
-from mmrf_jax.data.readers.kuairand import backend, builder, csv_files, prepare
-from mmrf_jax.data.readers.kuairand.backend import Job
+from mmrf_jax.data.readers.engine import tasks
+from mmrf_jax.data.readers.kuairand import builder, csv_files, prepare
+from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.io.progress import counted
 
 DOCS = pathlib.Path(__file__).parents[3] / "docs" / "reading-logs.md"
@@ -262,7 +263,7 @@ UNITS = {
 
 def prepared(source: pathlib.Path, work: pathlib.Path, config=CONFIG, **sizes) -> dict:
     work.mkdir()
-    with backend.processes(1) as engine:
+    with tasks.processes(1) as engine:
         return prepare.run(Job(csv_files.find_source(source), config, work, **sizes), engine, counted)
 
 

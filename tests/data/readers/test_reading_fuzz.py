@@ -16,9 +16,10 @@ import polars as pl
 import pytest
 import reading
 
-from mmrf_jax.data.readers.kuairand import backend, csv_files, prepare
-from mmrf_jax.data.readers.kuairand.backend import Job
+from mmrf_jax.data.readers.engine import tasks
+from mmrf_jax.data.readers.kuairand import csv_files, prepare
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
+from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.io.progress import counted
 
@@ -200,7 +201,7 @@ def prepare_source(seed: int, folder: pathlib.Path) -> str:
     work.mkdir()
     job = Job(csv_files.find_source(folder), CONFIG, work, chunk_bytes=int([1 << 20, 900][seed % 2]), bucket_rows=40)
     try:
-        with backend.processes(1) as engine:
+        with tasks.processes(1) as engine:
             report = prepare.run(job, engine, counted)["report"]
     except ValueError as error:
         check_message(error, seed)

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mmrf_jax.data import sessions
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.models import heads, representation
 from mmrf_jax.models.feedback_model import fitting, network
 from mmrf_jax.signals import SHORT_VIDEO
@@ -124,7 +124,7 @@ def world_log(seed, users):
     live = np.cumprod(np.concatenate([np.ones((users, 1), bool), stays[:, :-1]], axis=1), axis=1).astype(bool)
     lengths = live.sum(axis=1)
     left = ~stays[np.arange(users), lengths - 1]
-    return SessionLog(
+    return Sessions(
         user_id=np.arange(users, dtype=np.int32),
         date=np.zeros(users, np.int32),
         profile=profile,

@@ -7,6 +7,7 @@ item, time or main signal, or a repeated one, is left out and counted.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,73 +26,146 @@ _MIN_TIMES = {"s": 1e8, "ms": 1e11, "us": 1e14, "ns": 1e17}  # of dates after 19
 
 @dataclasses.dataclass
 class Notes:
-    """What was assumed about a log, and how many rows were left out, by reason."""
+    """What was assumed about a log, and how many rows were left out, by reason; those of parts of a log add up.
+
+    Attributes:
+      assumed: texts.
+      counted: {text: [number, of how many, or 0]} of texts that begin with a number, such as "empty cells of like are
+        0"; those with a number of 0 are not said.
+      left_out: {reason: rows}.
+    """
 
     assumed: list[str] = dataclasses.field(default_factory=list)
+    counted: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def assume(self, text: str) -> None:
+        """Note a text once."""
+        if text not in self.assumed:
+            self.assumed.append(text)
+
+    def count(self, text: str, number: int, among: int = 0) -> None:
+        """Add to the numbers of a text."""
+        have = self.counted.setdefault(text, [0, 0])
+        have[0] += number
+        have[1] += among
+
+    def leave_out(self, reason: str, rows: int) -> None:
+        """Add to the rows left out for a reason."""
+        if rows:
+            self.left_out[reason] = self.left_out.get(reason, 0) + rows
 
     def drop(self, frame: pl.DataFrame, unusable: pl.Expr, reason: str) -> pl.DataFrame:
         """Leave out rows and count them."""
         kept = frame.filter(~unusable.fill_null(True))
-        if len(kept) < len(frame):
-            self.left_out[reason] = self.left_out.get(reason, 0) + len(frame) - len(kept)
+        self.leave_out(reason, len(frame) - len(kept))
         return kept
 
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Add the fields of other notes."""
+        for text in other["assumed"]:
+            self.assume(text)
+        for text, (number, among) in other["counted"].items():
+            self.count(text, number, among)
+        for reason, rows in other["left_out"].items():
+            self.leave_out(reason, rows)
 
-def clean(log: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
-    """Return the usable rows of a log with typed columns.
+    def lines(self) -> list[str]:
+        """Return all that was assumed, in words."""
+        counted = [
+            f"{number:,} of {among:,} {text}" if among else f"{number:,} {text}"
+            for text, (number, among) in self.counted.items()
+            if number
+        ]
+        return self.assumed + counted
+
+
+def resolve(rows: pl.DataFrame, schema: Schema, notes: Notes) -> Schema:
+    """Return the schema with the units that it leaves open, as some rows of the log have them.
+
+    Raises:
+      ValueError: if most values cannot be in the unit that they should be in.
+    """
+    units: dict[str, Any] = {"time_unit": schema.time_unit or _time_unit(rows[schema.time], notes)}
+    if schema.duration and schema.duration in rows.columns:
+        units["duration_unit"] = duration_unit(rows[schema.duration], schema, notes)
+        check_durations(rows[schema.duration], units["duration_unit"])
+    longest = _LONGEST_ITEM if schema.duration else _LONGEST_MEDIAN
+    for signal in schema.signals:
+        column = rows[signal.column or signal.name]
+        if signal.kind == "duration" and not isinstance(column.dtype, pl.Duration):
+            said = f"column {column.name!r} of the duration signal {signal.name!r} with unit={signal.unit!r}"
+            _check_unit(_lenient(column) * UNITS[signal.unit], said, longest)
+    return dataclasses.replace(schema, **units)
+
+
+def _lenient(column: pl.Series) -> pl.Series:
+    """Return numbers as Float64, null where there is none; `numbers` refuses them, with their rows."""
+    if not (column.dtype.is_numeric() or column.dtype in (pl.String, pl.Boolean, pl.Null)):
+        return pl.Series(column.name, [], pl.Float64)
+    return column.cast(pl.Float64, strict=False)
+
+
+def clean(log: pl.DataFrame, schema: Schema, notes: Notes, start: int = 0) -> pl.DataFrame:
+    """Return the usable rows of a piece of a log with typed columns.
+
+    Args:
+      log: consecutive rows.
+      schema: with units, see `resolve`.
+      notes: takes what is assumed and left out.
+      start: number of the first row, for messages.
 
     Returns:
       `user`, `item` and `request` (ids in their own type), `time` (Int64, ms), `position` (Float64), `propensity`
-      (Float64), `candidates` (a list of ids), `duration` (Float64, seconds), `s0`, `s1`, … (Float32, the signals) and
-      `__row`; without the columns that the schema does not name.
+      (Float64), `candidates` (a list of ids), `duration` (Float64, seconds), `s0`, `s1`, … (Float32, the signals),
+      `c0`, … (of the context, as given) and `__row`; without the columns that the schema does not name.
 
     Raises:
       ValueError: for a type that does not fit, or a value that cannot be.
     """
     roles = schema.columns()
-    columns: dict[str, pl.Series] = {role: ids(log[roles[role]]) for role in ("user", "item")}
-    columns["time"] = times(log[schema.time], schema, notes)
+    columns: dict[str, pl.Series] = {role: ids(log[roles[role]], start) for role in ("user", "item")}
+    columns["time"] = times(log[schema.time], schema, notes, start)
     if schema.request:
-        columns["request"] = ids(log[schema.request])
+        columns["request"] = ids(log[schema.request], start)
     if schema.position:
-        columns["position"] = numbers(log[schema.position])
+        columns["position"] = numbers(log[schema.position], start)
     if schema.propensity:
-        columns["propensity"] = _propensities(log[schema.propensity], notes)
+        columns["propensity"] = _propensities(log[schema.propensity], start)
     if schema.candidates and schema.candidates in log.columns:
         columns["candidates"] = id_lists(log[schema.candidates])
     if schema.duration and schema.duration in log.columns:
-        columns["duration"] = durations(log[schema.duration], schema, notes)
-    longest = _LONGEST_ITEM if schema.duration else _LONGEST_MEDIAN
+        columns["duration"] = durations(log[schema.duration], schema.duration_unit, start)
     for i, signal in enumerate(schema.signals):
-        columns[f"s{i}"] = _signal(log[signal.column or signal.name], signal, longest)
-    frame = pl.DataFrame({name: column.rename(name) for name, column in columns.items()}).with_row_index(ROW)
-    return _usable(frame, schema, notes)
-
-
-def _usable(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
+        columns[f"s{i}"] = _signal(log[signal.column or signal.name], signal, start)
+    for i, name in enumerate(schema.context):
+        columns[f"c{i}"] = log[name]
+    frame = pl.DataFrame({name: column.rename(name) for name, column in columns.items()})
+    frame = frame.select(pl.int_range(start, start + len(frame), dtype=pl.Int64).alias(ROW), pl.all())
     for name in ("user", "item", "time", *(["request"] if schema.request else [])):
         frame = notes.drop(frame, pl.col(name).is_null(), f"no {name}")
     main = [signal.name for signal in schema.signals].index(str(schema.main))
     frame = notes.drop(frame, pl.col(f"s{main}").is_null(), f"no {schema.main}")
     for i, signal in enumerate(schema.signals):
-        if empty := frame[f"s{i}"].null_count():
-            notes.assumed.append(f"{empty:,} empty cells of {signal.name} are 0")
-            frame = frame.with_columns(pl.col(f"s{i}").fill_null(0.0))
-    same = [name for name in frame.columns if name not in (ROW, "candidates")]
+        notes.count(f"empty cells of {signal.name} are 0", frame[f"s{i}"].null_count())
+    return frame.with_columns(pl.col("^s[0-9]+$").fill_null(0.0))
+
+
+def without_repeated(frame: pl.DataFrame, notes: Notes) -> pl.DataFrame:
+    """Leave out rows that repeat an earlier one of the frame in all but the candidates and the context."""
+    same = [name for name in frame.columns if name not in (ROW, "candidates") and not name.startswith("c")]
     kept = frame.unique(same, keep="first", maintain_order=True)
-    if len(kept) < len(frame):
-        notes.left_out["repeated row"] = len(frame) - len(kept)
+    notes.leave_out("repeated row", len(frame) - len(kept))
     return kept
 
 
-def first(column: pl.Series, wrong: pl.Series) -> str:
-    """Return the first wrong value of a column and its row, in words."""
-    row = wrong.fill_null(False).arg_true()[0]
-    return f"{column[row]!r} in row {row}"
+def first(column: pl.Series, wrong: pl.Series, start: int = 0) -> str:
+    """Return the first wrong value of a column and its row, in words; `start` is the number of the first row."""
+    at = wrong.fill_null(False).arg_true()[0]
+    return f"{column[at]!r} in row {start + at}"
 
 
-def ids(column: pl.Series) -> pl.Series:
+def ids(column: pl.Series, start: int = 0) -> pl.Series:
     """Return ids as Int64, UInt64 or String; empty strings are null.
 
     Raises:
@@ -108,7 +182,9 @@ def ids(column: pl.Series) -> pl.Series:
         wrong = (column != column.round(0)) | (column.abs() > 2.0**53)
         if not wrong.fill_null(False).any():
             return column.cast(pl.Int64)
-        raise ValueError(f"column {column.name!r} of ids has {first(column, wrong)}; write ids as integers or strings")
+        raise ValueError(
+            f"column {column.name!r} of ids has {first(column, wrong, start)}; write ids as integers or strings"
+        )
     if kind == pl.Null:
         return column.cast(pl.String)
     raise ValueError(f"column {column.name!r} of ids has type {kind}; write ids as integers or strings")
@@ -135,7 +211,7 @@ def id_lists(column: pl.Series) -> pl.Series:
     return column.cast(pl.List(inner))
 
 
-def numbers(column: pl.Series) -> pl.Series:
+def numbers(column: pl.Series, start: int = 0) -> pl.Series:
     """Return numbers as Float64; NaN is null.
 
     Raises:
@@ -145,7 +221,7 @@ def numbers(column: pl.Series) -> pl.Series:
         parsed = column.cast(pl.Float64, strict=False)
         wrong = parsed.is_null() & column.is_not_null()
         if wrong.any():
-            raise ValueError(f"column {column.name!r} has {first(column, wrong)}; write numbers")
+            raise ValueError(f"column {column.name!r} has {first(column, wrong, start)}; write numbers")
         column = parsed
     if isinstance(column.dtype, pl.Duration):
         return column.dt.total_microseconds() / 1e6
@@ -153,17 +229,19 @@ def numbers(column: pl.Series) -> pl.Series:
         raise ValueError(f"column {column.name!r} has type {column.dtype}; write numbers")
     found = column.cast(pl.Float64).fill_nan(None)
     if found.is_infinite().any():
-        raise ValueError(f"column {column.name!r} has {first(column, found.is_infinite())}; write finite numbers")
+        raise ValueError(
+            f"column {column.name!r} has {first(column, found.is_infinite(), start)}; write finite numbers"
+        )
     return found
 
 
-def _signal(column: pl.Series, signal: Signal, longest: float) -> pl.Series:
+def _signal(column: pl.Series, signal: Signal, start: int) -> pl.Series:
     """Return a signal as Float32; durations in seconds."""
     of = f"column {column.name!r} of the {signal.kind} signal {signal.name!r}"
     if signal.kind == "binary" and column.dtype == pl.String:
         column = column.str.to_lowercase().replace({"true": "1", "false": "0"}).rename(column.name)
     was_duration = isinstance(column.dtype, pl.Duration)
-    found = numbers(column)
+    found = numbers(column, start)
     wrong = {
         "binary": ~found.is_in([0.0, 1.0]),
         "count": (found < 0) | (found != found.round(0)),
@@ -176,10 +254,9 @@ def _signal(column: pl.Series, signal: Signal, longest: float) -> pl.Series:
             "count": "write whole numbers from 0, or choose kind='value'",
             "duration": "write 0 or more, or choose kind='value'",
         }[signal.kind]
-        raise ValueError(f"{of} has {first(column, wrong)}; {advice}")
+        raise ValueError(f"{of} has {first(column, wrong, start)}; {advice}")
     if signal.kind == "duration" and not was_duration:
         found = found * UNITS[signal.unit]
-        _check_unit(found, f"{of} with unit={signal.unit!r}", longest)
     return found.cast(pl.Float32)
 
 
@@ -192,55 +269,81 @@ def _check_unit(seconds: pl.Series, of: str, longest: float) -> None:
     raise ValueError(f"{of} has a median of {median:,.4g} s where it is not 0; choose {advice}")
 
 
-def durations(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:
+def durations(column: pl.Series, unit: str | None, start: int = 0) -> pl.Series:
     """Return the items' lengths as Float64 seconds; null where there is none."""
-    if isinstance(column.dtype, pl.Duration):
-        return numbers(column)
-    unit = schema.duration_unit
-    if unit is None:
-        unit = next((u for u in UNITS if column.name.lower().endswith(f"_{u}")), "s")
-        notes.assumed.append(f"durations in {column.name} are in {unit}, by the column's name")
-    found = numbers(column) * UNITS[unit]
-    _check_unit(found, f"column {column.name!r} of durations with duration_unit={unit!r}", _LONGEST_ITEM)
-    return found
+    found = numbers(column, start)
+    return found if isinstance(column.dtype, pl.Duration) else found * UNITS[str(unit)]
 
 
-def _propensities(column: pl.Series, notes: Notes) -> pl.Series:
-    found = numbers(column)
+def duration_unit(column: pl.Series, schema: Schema, notes: Notes) -> str | None:
+    """Return the unit of lengths: the schema's, or that of the column's name; None for durations."""
+    if schema.duration_unit or isinstance(column.dtype, pl.Duration):
+        return schema.duration_unit
+    unit = next((u for u in UNITS if column.name.lower().endswith(f"_{u}")), "s")
+    notes.assume(f"durations in {column.name} are in {unit}, by the column's name")
+    return unit
+
+
+def check_durations(column: pl.Series, unit: str | None) -> None:
+    """Raise ValueError if the median length is implausible."""
+    if not isinstance(column.dtype, pl.Duration):
+        said = f"column {column.name!r} of durations with duration_unit={unit!r}"
+        _check_unit(_lenient(column) * UNITS[str(unit)], said, _LONGEST_ITEM)
+
+
+def _propensities(column: pl.Series, start: int) -> pl.Series:
+    found = numbers(column, start)
     wrong = (found <= 0) | (found > 1)
     if wrong.any():
         raise ValueError(
-            f"column {column.name!r} of propensities has {first(column, wrong)}; write probabilities above 0, at most 1"
+            f"column {column.name!r} of propensities has {first(column, wrong, start)}; write probabilities above 0, "
+            "at most 1"
         )
     return found
 
 
-def times(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:
-    """Return times as Int64 milliseconds since 1970 (UTC).
+def _time_unit(column: pl.Series, notes: Notes) -> str | None:
+    """Return the unit of times that are numbers, by their size; None for datetimes and ISO strings."""
+    if column.dtype == pl.String:
+        if not _are_numbers(column):
+            return None
+        column = column.cast(pl.Int64, strict=False)
+    if column.dtype.is_temporal():
+        return None
+    middle = abs(float(_lenient(column).median() or 0.0))  # type: ignore[arg-type]
+    unit = next((u for u in reversed(_MIN_TIMES) if middle >= _MIN_TIMES[u]), None)
+    if unit is None:
+        raise ValueError(
+            f"column {column.name!r} of times has a median of {middle:g}, which is a date in no unit; name "
+            "schema.time_unit, s, ms, us or ns"
+        )
+    notes.assume(f"times in {column.name} are in {unit}, by their size")
+    return unit
+
+
+def _are_numbers(column: pl.Series) -> bool:
+    """Return whether most texts are whole numbers."""
+    return 2 * column.cast(pl.Int64, strict=False).null_count() <= len(column) + column.null_count()
+
+
+def times(column: pl.Series, schema: Schema, notes: Notes, start: int = 0) -> pl.Series:
+    """Return times as Int64 milliseconds since 1970 (UTC); arguments as of `clean`.
 
     Raises:
       ValueError: for times that cannot be read, naming the first.
     """
     if column.dtype == pl.String:
+        if not _are_numbers(column):
+            return _parsed(column, schema, notes, start)
         whole = column.cast(pl.Int64, strict=False)
-        if 2 * whole.null_count() > len(column) + column.null_count():
-            return _milliseconds(_parsed(column, schema), schema, notes)
         if (wrong := whole.is_null() & column.is_not_null()).any():
-            raise ValueError(f"column {column.name!r} of times has {first(column, wrong)}; write all times as numbers")
+            raise ValueError(
+                f"column {column.name!r} of times has {first(column, wrong, start)}; write all times as numbers"
+            )
         column = whole
     if column.dtype.is_temporal():
         return _milliseconds(column, schema, notes)
-    value = numbers(column)
-    unit = schema.time_unit
-    if unit is None:
-        middle = abs(float(value.median() or 0.0))  # type: ignore[arg-type]
-        unit = next((u for u in reversed(_MIN_TIMES) if middle >= _MIN_TIMES[u]), None)
-        if unit is None:
-            raise ValueError(
-                f"column {column.name!r} of times has a median of {middle:g}, which is a date in no unit; name "
-                "schema.time_unit, s, ms, us or ns"
-            )
-        notes.assumed.append(f"times in {column.name} are in {unit}, by their size")
+    value, unit = numbers(column, start), str(schema.time_unit)
     if column.dtype.is_integer():  # exact
         return (
             column.cast(pl.Int64) * int(TIME_UNITS[unit])
@@ -250,32 +353,39 @@ def times(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:
     return (value * TIME_UNITS[unit]).round(0).cast(pl.Int64)
 
 
-def _parsed(column: pl.Series, schema: Schema) -> pl.Series:
-    """Return ISO strings as datetimes."""
+def _parsed(column: pl.Series, schema: Schema, notes: Notes, start: int) -> pl.Series:
+    """Return ISO strings as Int64 milliseconds; each names its zone or is of the schema's."""
     text = column.str.strip_chars().str.replace("T", " ", literal=True).str.replace(r" ?(Z|UTC)$", "+00:00")
-    zoned = bool(text.str.contains(r"[+-]\d\d:?\d\d$").any())
-    found = pl.Series(column.name, [None] * len(text), pl.Datetime("us", "UTC" if zoned else None))
-    for form in _ISO_ZONED if zoned else _ISO:
-        if found.null_count() > text.null_count():
-            more = text.str.to_datetime(form, strict=False, time_unit="us", time_zone="UTC" if zoned else None)
-            found = pl.select(pl.coalesce(found, more)).to_series().rename(column.name)
-    rest = found.is_null() & text.is_not_null()
-    if rest.any():
-        raise ValueError(
-            f"column {column.name!r} of times has {first(column, rest)}; write ISO times such as 2024-05-02T18:30:00Z"
-        )
-    return found
+    zoned = text.str.contains(r"[+-]\d\d:?\d\d$")
+    found = pl.Series(column.name, [None] * len(text), pl.Int64)
+    for forms, rows, zone in ((_ISO_ZONED, zoned, "UTC"), (_ISO, ~zoned, None)):
+        some = pl.select(pl.when(rows).then(text)).to_series()
+        if some.null_count() == len(some):
+            continue
+        when = pl.Series([None] * len(text), dtype=pl.Datetime("us", zone))
+        for form in forms:
+            if when.null_count() > some.null_count():
+                more = some.str.to_datetime(form, strict=False, time_unit="us", time_zone=zone)
+                when = pl.select(pl.coalesce(when, more)).to_series()
+        wrong = when.is_null() & some.is_not_null()
+        if wrong.any():
+            raise ValueError(
+                f"column {column.name!r} of times has {first(column, wrong, start)}; write ISO times such as "
+                "2024-05-02T18:30:00Z"
+            )
+        found = pl.select(pl.coalesce(found, _milliseconds(when.rename(column.name), schema, notes))).to_series()
+    return found.rename(column.name)
 
 
 def _milliseconds(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:
     if column.dtype == pl.Date:
-        notes.assumed.append(f"{column.name} has days without a time; each is midnight, so sessions last a day")
+        notes.assume(f"{column.name} has days without a time; each is midnight, so sessions last a day")
         column = column.cast(pl.Datetime("us"))
     if not isinstance(column.dtype, pl.Datetime):
         raise ValueError(f"column {column.name!r} of times has type {column.dtype}; write datetimes")
     if column.dtype.time_zone is None:
         if schema.time_zone == "UTC":
-            notes.assumed.append(f"times in {column.name} name no zone and are read as UTC")
+            notes.assume(f"times in {column.name} name no zone and are read as UTC")
         column = column.dt.replace_time_zone(schema.time_zone, ambiguous="earliest", non_existent="null")
     return column.dt.epoch("ms")
 

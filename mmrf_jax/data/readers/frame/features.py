@@ -72,7 +72,7 @@ def fit(frame: pl.DataFrame, names: list[str], in_train: np.ndarray, notes: Note
     for name in names:
         made = _fit(prepared(frame[name]), in_train)
         if isinstance(made, str):
-            notes.assumed.append(f"{what} column {name} is no feature: {made}")
+            notes.assume(f"{what} column {name} is no feature: {made}")
         else:
             found.append(made)
     return found

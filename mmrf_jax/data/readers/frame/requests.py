@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
 
+from mmrf_jax.data.readers.engine.grouping import MINUTE_MS, request_starts
 from mmrf_jax.data.readers.frame.columns import ROW, Notes
-from mmrf_jax.data.readers.kuairand.requests import MINUTE_MS, request_starts
 from mmrf_jax.schema import Schema
 
 DEFAULT_SLATE, MOST_SLATE = 6, 100
@@ -32,52 +33,105 @@ class Rows:
         return len(self.user)
 
 
-def cut(time: np.ndarray, day: np.ndarray, schema: Schema) -> np.ndarray:
-    """Return the split [n] int8 of rows: 0 for training, 1 for validation, 2 for test.
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How rows are cut into training, validation and test.
+
+    Attributes:
+      by: `time` (ms) or `day` (such as 20240502), of the request of a row.
+      bounds: two: the first times of validation and of test, or the last days of training and of validation.
+    """
+
+    by: str
+    bounds: tuple[int, int]
+
+    def of(self, time: np.ndarray, day: np.ndarray) -> np.ndarray:
+        """Return the split [n] int8 of rows at times and on days [n]: 0 for training, 1 for validation, 2 for test."""
+        if self.by == "time":
+            return np.searchsorted(self.bounds, time, side="right").astype(np.int8)
+        return np.searchsorted(self.bounds, day, side="left").astype(np.int8)
+
+
+class Times:
+    """The times of all rows of a log, sorted within pieces that need not be in memory."""
+
+    def __init__(self, pieces: Sequence[np.ndarray]):
+        """Store sorted pieces [n] int64, at least one row in all."""
+        self._pieces = [piece for piece in pieces if len(piece)]
+        self.number = sum(map(len, self._pieces))
+        self.first = min(int(piece[0]) for piece in self._pieces)
+        self.last = max(int(piece[-1]) for piece in self._pieces)
+
+    def before(self, time: int) -> int:
+        """Return the number of rows before a time."""
+        return sum(int(np.searchsorted(piece, time, side="left")) for piece in self._pieces)
+
+    def last_before(self, time: int) -> int | None:
+        """Return the last time before a time; None if there is none."""
+        at = [(piece, int(np.searchsorted(piece, time, side="left"))) for piece in self._pieces]
+        return max((int(piece[i - 1]) for piece, i in at if i), default=None)
+
+    def nth(self, n: int) -> int:
+        """Return the time of row n, from 0, in the order of time."""
+        low, high = self.first, self.last
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.before(middle) <= n else (low, middle - 1)
+        return low
+
+
+def cut(times: Times, days: Mapping[int, int], schema: Schema) -> Split:
+    """Return where a log is cut into its parts.
 
     Args:
-      time: [n] of the row's request.
-      day: [n] of the same, such as 20240502.
+      times: of all rows.
+      days: {day: rows}.
       schema: says how to split.
 
     Raises:
       ValueError: if no row is in the training or in the test part.
     """
     if isinstance(schema.split, int):
-        dates = np.unique(day)
+        dates = sorted(days)
         if len(dates) <= 2 * schema.split:
             raise ValueError(
                 f"schema.split={schema.split} takes the last {2 * schema.split} days, the log has {len(dates)}; use "
                 "fewer days, or shares such as (0.8, 0.1, 0.1)"
             )
-        bounds = [dates[-2 * schema.split - 1], dates[-schema.split - 1]]
-        split = np.searchsorted(bounds, day, side="left")
+        found = Split("day", (dates[-2 * schema.split - 1], dates[-schema.split - 1]))
     elif isinstance(schema.split[0], str):
-        bounds = [int(str(x).replace("-", "")) for x in schema.split]
-        split = np.searchsorted(bounds, day, side="left")
+        first, second = (int(str(x).replace("-", "")) for x in schema.split)
+        found = Split("day", (first, second))
     else:
         train, valid, _ = (float(x) for x in schema.split)
-        ordered = np.sort(time)
-        last = [ordered[min(int(len(time) * share), len(time) - 1)] for share in (train, train + valid)]
-        split = np.searchsorted(last, time, side="right")
-    for number, name in ((0, "training"), (2, "test")):
-        if not (split == number).any():
+        first, second = (times.nth(min(int(times.number * x), times.number - 1)) for x in (train, train + valid))
+        found = Split("time", (first, second))
+    if found.by == "time":
+        trained, tested = times.before(found.bounds[0]), times.number - times.before(found.bounds[1])
+    else:
+        trained = sum(rows for day, rows in days.items() if day <= found.bounds[0])
+        tested = sum(rows for day, rows in days.items() if day > found.bounds[1])
+    for rows, name in ((trained, "training"), (tested, "test")):
+        if not rows:
             raise ValueError(
-                f"no row is in the {name} part: schema.split={schema.split!r}, and the log has days {day.min()} to "
-                f"{day.max()}; change schema.split"
+                f"no row is in the {name} part: schema.split={schema.split!r}, and the log has days {min(days)} to "
+                f"{max(days)}; change schema.split"
             )
-    return split.astype(np.int8)
+    return found
 
 
 def order(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
-    """Sort rows by user, request and place, without repeated items; `asked` and `ended` are the times of their request.
+    """Sort all rows of some users by user, request and place, without repeated items.
+
+    Returns:
+      The rows with the times of their requests, `asked` and `ended`.
 
     Raises:
       ValueError: for a request id that belongs to two users or comes back later.
     """
     if not schema.request:
         place = ["position"] if schema.position else []
-        notes.assumed.append(
+        notes.assume(
             "requests are reconstructed: consecutive rows of a user within a session, up to slate_size different items"
             + (", a new one where position does not rise" if place else "; no row says which were shown together")
         )
@@ -85,46 +139,58 @@ def order(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
     of_request = frame.group_by("request").agg(
         pl.col("user").n_unique().alias("users"),
         (pl.col("time").max() - pl.col("time").min()).alias("span"),
-        pl.col(ROW).first().alias("first_row"),
-        pl.col(ROW).last().alias("last_row"),
+        pl.col(ROW).first().alias("first"),
+        pl.col(ROW).last().alias("last"),
     )
-    for wrong, fault in (
-        (pl.col("users") > 1, "belongs to several users"),
-        (pl.col("span") > schema.session_gap * MINUTE_MS, "comes again after more than schema.session_gap minutes"),
-    ):
-        found = of_request.filter(wrong).sort("first_row")
-        if len(found):
-            one = found.row(0, named=True)
-            raise ValueError(
-                f"column {schema.request!r}: request {one['request']!r} {fault} (rows {one['first_row']} and "
-                f"{one['last_row']}; {len(found):,} such requests); give each request an id that no other has"
-            )
+    check_users(of_request, schema)
+    late = pl.col("span") > schema.session_gap * MINUTE_MS
+    _refuse(of_request.filter(late), "comes again after more than schema.session_gap minutes", schema)
     time = pl.col("time")
     frame = frame.with_columns(
         asked=time.min().over("request"), ended=time.max().over("request"), __first=pl.col(ROW).min().over("request")
     )
     if not schema.position:
-        notes.assumed.append("items of a request are in the order of time, then of rows: schema.position is not given")
+        notes.assume("items of a request are in the order of time, then of rows: schema.position is not given")
     frame = frame.sort(["user", "asked", "__first", "position" if schema.position else "time", ROW]).drop("__first")
     once = frame.unique(["request", "item"], keep="first", maintain_order=True)
-    if len(once) < len(frame):
-        notes.left_out["item repeated in a request"] = len(frame) - len(once)
+    notes.leave_out("item repeated in a request", len(frame) - len(once))
     return once
 
 
+def check_users(of_request: pl.DataFrame, schema: Schema) -> None:
+    """Raise ValueError for a request of several `users`; `first` and `last` are rows of it."""
+    _refuse(of_request.filter(pl.col("users") > 1), "belongs to several users", schema)
+
+
+def _refuse(found: pl.DataFrame, fault: str, schema: Schema) -> None:
+    """Raise ValueError for the first of some requests."""
+    if len(found):
+        one = found.sort("first").row(0, named=True)
+        raise ValueError(
+            f"column {schema.request!r}: request {one['request']!r} {fault} (rows {one['first']} and {one['last']}; "
+            f"{len(found):,} such requests); give each request an id that no other has"
+        )
+
+
+def starts(frame: pl.DataFrame, schema: Schema) -> np.ndarray:
+    """Return where a given request starts [n] bool; anywhere, if none is given."""
+    return _starts(frame["request"])[: len(frame)] if schema.request else np.ones(len(frame), bool)
+
+
+def limit(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
+    """Leave out the rows past the largest slate of a given request."""
+    if not schema.request:
+        return frame
+    most = schema.slate_size or MOST_SLATE
+    over = _places(frame["request"]) >= most
+    notes.leave_out(f"past the {most} first items of a request", int(over.sum()))
+    return frame.filter(pl.Series(~over)) if over.any() else frame
+
+
 def assemble(
-    frame: pl.DataFrame,
-    user: np.ndarray,
-    item: np.ndarray,
-    split: np.ndarray,
-    slate: int,
-    schema: Schema,
-    notes: Notes,
+    frame: pl.DataFrame, user: np.ndarray, item: np.ndarray, split: np.ndarray, slate: int, schema: Schema
 ) -> Rows:
-    """Find the sessions and requests of ordered rows; rows past `slate` items of a given request are left out."""
-    if schema.request and (over := _places(frame["request"]) >= slate).any():
-        notes.left_out[f"past the {slate} first items of a request"] = int(over.sum())
-        frame, user, item, split = frame.filter(pl.Series(~over)), user[~over], item[~over], split[~over]
+    """Find the sessions and requests of ordered rows [n], which have `propensity` if all rows of the log have it."""
     asked, ended = frame["asked"].to_numpy(), frame["ended"].to_numpy()
     session = np.ones(len(user), bool)
     away = asked[1:] - ended[:-1] > schema.session_gap * MINUTE_MS
@@ -144,34 +210,32 @@ def assemble(
         time=asked,
         split=split,
         feedback=frame.select(signals).to_numpy().astype(np.float32).reshape(len(frame), len(signals)),
-        propensity=propensities(frame, notes) if schema.propensity else None,
+        propensity=frame["propensity"].to_numpy() if "propensity" in frame.columns else None,
         session_start=session,
         request_start=request,
         frame=frame,
     )
 
 
-def propensities(frame: pl.DataFrame, notes: Notes) -> np.ndarray | None:
-    """Return the propensities [n] of rows; None if some are unknown."""
-    if empty := frame["propensity"].null_count():
-        notes.assumed.append(f"{empty:,} of {len(frame):,} propensities are empty: the behaviour policy is fitted")
-        return None
-    return frame["propensity"].to_numpy()
+def extent(frame: pl.DataFrame, schema: Schema) -> tuple[float, float]:
+    """Return the least and the largest number that decide K: items of a request, or positions; (0, 0) for neither."""
+    if schema.request:
+        return 0, int(_places(frame["request"]).max(initial=0)) + 1
+    if schema.position and (known := frame["position"].drop_nulls()).len():
+        return float(known.min()), float(known.max())  # type: ignore[arg-type]
+    return 0, 0
 
 
-def largest(frame: pl.DataFrame, schema: Schema, notes: Notes) -> int:
-    """Return K: as the schema says, or the most items of a request."""
-    why = "the most items of a request"
+def largest(extents: Sequence[tuple[float, float]], schema: Schema, notes: Notes) -> int:
+    """Return K: as the schema says, or the most items of a request; `extents` are those of all parts of the log."""
     if schema.slate_size:
         return schema.slate_size
-    if schema.request:
-        found = min(int(frame.group_by("request").len()["len"].max() or 1), MOST_SLATE)  # type: ignore[arg-type]
-    elif schema.position:
-        position = frame["position"]
-        found = min(max(int(position.max() - position.min()) + 1, 1), MOST_SLATE)  # type: ignore[operator, arg-type]
-    else:
-        found, why = DEFAULT_SLATE, "the default"
-    notes.assumed.append(f"slate_size={found}, {why}")
+    low, high = min(low for low, _ in extents), max(high for _, high in extents)
+    found, why = DEFAULT_SLATE, "the default"
+    if schema.request or schema.position:
+        found, why = int(high - low) + (0 if schema.request else 1), "the most items of a request"
+    found = min(max(found, 1), MOST_SLATE)
+    notes.assume(f"slate_size={found}, {why}")
     return found
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import polars as pl
 
+from mmrf_jax.data.readers.engine.candidates import Pool, make_pool, mix, request_keys
 from mmrf_jax.data.readers.frame.columns import Notes
-from mmrf_jax.data.readers.kuairand.requests import Pool, make_pool, mix, request_keys
 from mmrf_jax.schema import Schema
 
 DEFAULT_CANDIDATES = 100
 _NEVER = np.int32(2**31 - 1)
 
 
-def number(lists: pl.Series | None, num_items: int, slate: int, schema: Schema, notes: Notes) -> int:
+def number(longest: int, num_items: int, slate: int, schema: Schema, notes: Notes) -> int:
     """Return C: as the schema says, or the longest candidate list, or `DEFAULT_CANDIDATES`; at most all items.
+
+    Args:
+      longest: length of the longest list; 0 for no lists.
+      num_items: that there are.
+      slate: K.
 
     Raises:
       ValueError: if there are too few items to choose from.
@@ -33,9 +35,8 @@ def number(lists: pl.Series | None, num_items: int, slate: int, schema: Schema, 
                 f"{num_items} items"
             )
         return schema.num_candidates
-    longest: Any = None if lists is None else lists.list.len().max()
     found = max(min(longest or DEFAULT_CANDIDATES, num_items), slate)
-    notes.assumed.append(
+    notes.assume(
         f"num_candidates={found}, " + ("the longest list of candidates" if longest else "the default, or all items")
     )
     return found
@@ -45,13 +46,13 @@ def available(item: np.ndarray, day: np.ndarray, num_rows: int, least: int) -> P
     """Return the pool of items by the first day on which they are shown; the first `least` are there from the start.
 
     Args:
-      item: [n] item rows of shown items.
-      day: [n] their days.
+      item: [n] different item rows: those that are shown.
+      day: [n] their first days.
       num_rows: V; items that were never shown are in no request, except where a list names them.
       least: C.
     """
     live = np.full(num_rows, _NEVER, np.int32)
-    np.minimum.at(live, item, day.astype(np.int32))
+    live[item] = day
     live[0] = _NEVER  # the unknown item
     first = np.lexsort((np.arange(num_rows), live))[: max(least, 1)]
     live[first[first > 0]] = min(int(day.min()), int(live[first].min()))
@@ -65,12 +66,9 @@ def keys(exposed: np.ndarray, user: np.ndarray, time: np.ndarray) -> np.ndarray:
 
 def note_lengths(lengths: np.ndarray, count: int, notes: Notes) -> None:
     """Note how many lists [r] have fewer or more than C candidates."""
-    for number, text in (
-        (int((lengths < count).sum()), f"list fewer than {count} candidates: filled with items of the day"),
-        (int((lengths > count).sum()), f"list more than {count} candidates: sampled"),
-    ):
-        if number:
-            notes.assumed.append(f"{number:,} of {len(lengths):,} requests {text}")
+    fewer, more = int((lengths < count).sum()), int((lengths > count).sum())
+    notes.count(f"requests list fewer than {count} candidates: filled with items of the day", fewer, len(lengths))
+    notes.count(f"requests list more than {count} candidates: sampled", more, len(lengths))
 
 
 def listed(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import glob
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from mmrf_jax import fields
 
 _CSV = {"glob": False, "infer_schema_length": 10_000, "null_values": ["", "NA", "NaN", "nan", "NULL", "null", "None"]}
 # `_files` has found the files: to polars a name with brackets would be a pattern again.
+_ARROW_ENDINGS = (".arrow", ".ipc", ".feather")
 _ARROW = functools.partial(pl.scan_ipc, glob=False)
 _SCANS: dict[str, Callable[[list[str]], pl.LazyFrame]] = {
     ".csv": lambda paths: pl.scan_csv(paths, **_CSV),  # type: ignore[arg-type]
     ".csv.gz": lambda paths: pl.scan_csv(paths, **_CSV),  # type: ignore[arg-type]
     ".tsv": lambda paths: pl.scan_csv(paths, separator="\t", **_CSV),  # type: ignore[arg-type]
     ".parquet": functools.partial(pl.scan_parquet, glob=False),
-    **dict.fromkeys((".arrow", ".ipc", ".feather"), _ARROW),
+    **dict.fromkeys(_ARROW_ENDINGS, _ARROW),
 }
 
 Table = Any  # pandas.DataFrame, polars.DataFrame or LazyFrame, pyarrow.Table, a mapping of columns, or path(s)
@@ -42,21 +45,88 @@ def read(
       ValueError: for a table of another type, no file, files of several kinds, a damaged file, or a missing or doubled
         column.
     """
-    if isinstance(table, str | os.PathLike) or _is_paths(table):
-        lazy = _scan([table] if isinstance(table, str | os.PathLike) else table, what)
+    with _readable(what):
+        return _lazy(table, what, wanted, needed)[0].collect()
+
+
+def scan(table: Table, what: str, wanted: Collection[str], needed: Mapping[str, str] | None = None) -> pl.LazyFrame:
+    """Return the wanted columns of a table, which are read when they are used; arguments and errors as of `read`."""
+    with _readable(what):
+        return _lazy(table, what, wanted, needed)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """A table of any size in files of which any rows are read without those before.
+
+    Attributes:
+      paths: the files, in order.
+      form: their ending, `.parquet` or `.arrow`.
+      names: the columns to read.
+      rows: of all files.
+    """
+
+    paths: tuple[str, ...]
+    form: str
+    names: tuple[str, ...]
+    rows: int
+
+    def read(self, start: int, rows: int) -> pl.DataFrame:
+        """Read up to `rows` rows from row `start` on."""
+        with _readable("log"):
+            return _SCANS[self.form](list(self.paths)).select(self.names).slice(start, rows).collect()
+
+
+def pieces(table: Table, what: str, wanted: Collection[str], needed: Mapping[str, str], copy: Path) -> Pieces:
+    """Return a table as pieces: Parquet and Arrow files unchanged, any other one as an Arrow file at `copy`.
+
+    Args and errors are those of `read`.
+    """
+    with _readable(what):
+        lazy, files = _lazy(table, what, wanted, needed)
+        form = _kind(files[0]) if files else None
+        if not files or form not in (".parquet", *_ARROW_ENDINGS):
+            files, form = [str(copy)], ".arrow"
+            if not copy.exists():
+                temporary = copy.with_name(f".{copy.name}")
+                lazy.sink_ipc(temporary, maintain_order=True)
+                temporary.rename(copy)
+            lazy = _ARROW(files).select(lazy.collect_schema().names())
+        rows = int(lazy.select(pl.len()).collect().item())
+        return Pieces(tuple(map(os.path.abspath, files)), str(form), tuple(lazy.collect_schema().names()), rows)
+
+
+def files_of(table: Table, what: str) -> list[str] | None:
+    """Return the files of a table that is given by path; None for one in memory."""
+    if not (isinstance(table, str | os.PathLike) or _is_paths(table)):
+        return None
+    return _found([table] if isinstance(table, str | os.PathLike) else table, what)
+
+
+@contextlib.contextmanager
+def _readable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"the {what} cannot be read: {_first_line(error)}; correct the file") from error
+
+
+def _lazy(
+    table: Table, what: str, wanted: Collection[str] | None, needed: Mapping[str, str] | None
+) -> tuple[pl.LazyFrame, list[str] | None]:
+    """Return the wanted columns of a table, and its files, if it is given by path."""
+    files = files_of(table, what)
+    if files is not None:
+        lazy = _scan(files)
     elif isinstance(table, pl.LazyFrame):
         lazy = table
     else:
         lazy = _in_memory(table, what).lazy()
-    try:
-        names = lazy.collect_schema().names()
-        if doubled := [name for name in names if name.endswith("_duplicated_0")]:
-            raise _doubled(doubled[0].removesuffix("_duplicated_0"), what)
-        check_names(names, needed or {}, what)
-        frame = lazy.select([name for name in names if wanted is None or name in wanted]).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"the {what} cannot be read: {_first_line(error)}; correct the file") from error
-    return frame
+    names = lazy.collect_schema().names()
+    if doubled := [name for name in names if name.endswith("_duplicated_0")]:
+        raise _doubled(doubled[0].removesuffix("_duplicated_0"), what)
+    check_names(names, needed or {}, what)
+    return lazy.select([name for name in names if wanted is None or name in wanted]), files
 
 
 def check_names(present: Collection[str], needed: Mapping[str, str], what: str) -> None:
@@ -101,7 +171,12 @@ def _in_memory(table: Table, what: str) -> pl.DataFrame:
     )
 
 
-def _scan(paths: Sequence[str | os.PathLike], what: str) -> pl.LazyFrame:
+def _scan(files: list[str]) -> pl.LazyFrame:
+    return _SCANS[str(min(str(_kind(file)) for file in files))](files)
+
+
+def _found(paths: Sequence[str | os.PathLike], what: str) -> list[str]:
+    """Return the files of some paths, all of a kind."""
     found = [file for path in paths for file in _files(str(path))]
     given = ", ".join(map(str, paths))
     if not found:
@@ -113,7 +188,7 @@ def _scan(paths: Sequence[str | os.PathLike], what: str) -> pl.LazyFrame:
     readers = {_SCANS[str(kind)] for kind in kinds}
     if len(readers) > 1 and kinds != {".csv", ".csv.gz"}:
         raise ValueError(f"{given} holds files of several kinds ({', '.join(sorted(map(str, kinds)))}); name one kind")
-    return _SCANS[str(min(map(str, kinds)))](found)
+    return found
 
 
 def _files(path: str) -> list[str]:

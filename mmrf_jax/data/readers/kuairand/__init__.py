@@ -12,7 +12,6 @@ from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, KuaiRandConfig
 from mmrf_jax.io import extras
 
 if TYPE_CHECKING:
-    from mmrf_jax.data.readers.kuairand.backend import pipelines, processes
     from mmrf_jax.data.readers.kuairand.builder import (
         KuaiRand,
         Split,
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
         read_items,
         read_report,
         read_video_ids,
+        read_vocabularies,
         unchecked,
     )
     from mmrf_jax.data.readers.kuairand.synthetic import SyntheticLog
@@ -35,15 +35,14 @@ __all__ = [
     "load",
     "load_or_prepare",
     "open_or_prepare",
-    "pipelines",
-    "processes",
     "read_items",
     "read_report",
     "read_video_ids",
+    "read_vocabularies",
     "unchecked",
 ]
 
-_MODULES = {"SyntheticLog": "synthetic", "pipelines": "backend", "processes": "backend"}
+_MODULES = {"SyntheticLog": "synthetic"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import io
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -28,11 +27,14 @@ from tensorflow_datasets.core import dataset_builder
 from mmrf_jax import types
 from mmrf_jax.checkpointing import literal
 from mmrf_jax.data import records
-from mmrf_jax.data.readers.kuairand import backend, csv_files, prepare
-from mmrf_jax.data.readers.kuairand.backend import Engine, Job
+from mmrf_jax.data.readers.engine import tasks
+from mmrf_jax.data.readers.engine.tasks import Engine
+from mmrf_jax.data.readers.kuairand import csv_files, prepare
 from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, KuaiRandConfig, digest
 from mmrf_jax.data.readers.kuairand.features import read_catalogue
-from mmrf_jax.data.session_log import InputSpec, SessionLog
+from mmrf_jax.data.readers.kuairand.job import Job
+from mmrf_jax.data.session_log import InputSpec, Sessions
+from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 
 #: Increases whenever the same files and config would give other records.
@@ -64,7 +66,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
           data_dir: folder for the records.
           source: folder of the official CSV files, or the parent folder of their `data`.
           config: see `KuaiRandConfig`.
-          engine: runs the tasks; `backend.processes()` by default.
+          engine: runs the tasks; `tasks.processes()` by default.
           progress: as `io.progress.counted`, which also checks for a stop; the default does not check.
           **kwargs: arguments of the TFDS builder.
         """
@@ -95,12 +97,12 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
         source = csv_files.find_source(self.source_dir)
         name = digest([FORMAT, records.VERSION, dataclasses.asdict(self.session_config), _stats(source)])
         job = Job(source, self.session_config, pathlib.Path(self.data_dir_root) / f".unfinished-{name}")
-        with _alone(job.work):
+        with tasks.alone(job.work):
             if self.data_path.exists():
                 return
             try:
                 with contextlib.ExitStack() as stack:
-                    engine = self._engine or stack.enter_context(backend.processes())
+                    engine = self._engine or stack.enter_context(tasks.processes())
                     self._made = prepare.run(job, engine, self._progress)
                 _say_unused(self._made["report"])
                 self._kept = job.records
@@ -115,7 +117,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
         del dl_manager, download_config
         into = pathlib.Path(self.data_path)
         half_written = shutil.ignore_patterns(".*")  # by tasks that were killed
-        shutil.copytree(self._kept, into, copy_function=_link, dirs_exist_ok=True, ignore=half_written)
+        shutil.copytree(self._kept, into, copy_function=files.link, dirs_exist_ok=True, ignore=half_written)
         infos = []
         for name, shards in self._made["splits"].items():
             np.save(into / f"blocks-{name}.npy", np.concatenate([np.array(s["blocks"], np.int32) for s in shards]))
@@ -144,27 +146,6 @@ def _say_unused(report: dict) -> None:
         if counts["unparsable"]:
             unused = f"{counts['unparsable']:,} of {counts['rows']:,} rows"
             say(f"{unused} of the features of {name} are not used: unparsable")
-
-
-@contextlib.contextmanager
-def _alone(work: pathlib.Path) -> Iterator[None]:
-    """Hold the work folder for this process alone; wait for another process that holds it."""
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process prepares {work.parent}; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _link(source: str, target: str) -> None:
-    """Hard-link a file, so that an interruption here loses nothing; copy it if links are not possible."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _stats(source: csv_files.Source) -> list:
@@ -222,7 +203,7 @@ class Split:
         """Return the number of blocks."""
         return len(self.sessions)
 
-    def read(self, blocks: Sequence[int] | np.ndarray) -> SessionLog:
+    def read(self, blocks: Sequence[int] | np.ndarray) -> Sessions:
         """Read the sessions of some blocks, in the given order.
 
         Raises:
@@ -234,21 +215,21 @@ class Split:
         examples = self._source.__getitems__([int(b) for b in blocks])
         return records.unpack([example["block"] for example in examples], self.spec)
 
-    def read_all(self) -> SessionLog:
+    def read_all(self) -> Sessions:
         """Read all sessions."""
         return self.read(np.arange(len(self)))
 
 
 def load(
     prepared: dataset_builder.DatasetBuilder | str | os.PathLike,
-) -> tuple[dict[str, SessionLog], types.Items, InputSpec, dict]:
+) -> tuple[dict[str, Sessions], types.Items, InputSpec, dict]:
     """Read all that a `KuaiRand` builder prepared.
 
     Args:
       prepared: the builder, or the folder it wrote (its `data_path` or, if that holds one dataset, its `data_dir`).
 
     Returns:
-      `{split: SessionLog}`, the items (NumPy arrays), the spec, and the report of rows read, left out and used.
+      `{split: Sessions}`, the items (NumPy arrays), the spec, and the report of rows read, left out and used.
 
     Raises:
       FileNotFoundError: if nothing was prepared, or preparation is unfinished.
@@ -271,6 +252,12 @@ def read_video_ids(prepared: dataset_builder.DatasetBuilder | str | os.PathLike)
     return read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").video_id
 
 
+def read_vocabularies(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> dict[str, np.ndarray]:
+    """Return KuaiRand's ids of the authors and tags of rows 1, 2, … that a builder prepared; raise as `load`."""
+    fitted = read_catalogue(pathlib.Path(_open(prepared).data_path) / "catalogue").fitted
+    return {name: fitted[f"{name}_vocabulary"] for name in ("author", "tag")}
+
+
 def read_report(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> dict:
     """Return the report of rows read, left out and used; raise as `load`."""
     return _open(prepared).info.metadata["report"]
@@ -282,7 +269,7 @@ def load_or_prepare(
     config: KuaiRandConfig | None = None,
     engine: Engine | None = None,
     progress: Callable[..., Callable[[int], None]] = unchecked,
-) -> tuple[dict[str, SessionLog], types.Items, InputSpec, dict]:
+) -> tuple[dict[str, Sessions], types.Items, InputSpec, dict]:
     """Return `load` of `open_or_prepare`."""
     return load(open_or_prepare(source, cache_dir, config, engine, progress))
 

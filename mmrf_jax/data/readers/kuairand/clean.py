@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
+from mmrf_jax.data.readers.engine.grouping import order_of
 from mmrf_jax.data.readers.kuairand import csv_files
 
 #: Why a row is unusable; a row counts under the first reason that applies.
@@ -144,29 +145,6 @@ def midnights(dates: pl.Series) -> pl.Series:
         with contextlib.suppress(ValueError):  # not a day
             start[date] = (day_number(date) - _EPOCH) * DAY_MS - UTC_OFFSET_MS
     return dates.replace_strict(start, default=None, return_dtype=pl.Int64)
-
-
-def order_of(*keys: np.ndarray) -> np.ndarray:
-    """Return `np.lexsort(keys[::-1])` of integers [n]; ten times as fast if all keys fit into 63 bits.
-
-    It then packs keys and positions into one integer each, since NumPy sorts integers with vector instructions.
-    """
-    n = len(keys[0])
-    low = [int(key.min()) if n else 0 for key in keys]
-    width = [(int(key.max()) - least).bit_length() if n else 0 for key, least in zip(keys, low, strict=True)]
-    of_place = n.bit_length()
-    if sum(width) + of_place > 63:
-        return np.lexsort(keys[::-1])
-    packed = np.zeros(n, np.int64)
-    for key, least, bits in zip(keys, low, width, strict=True):  # in place, since there may be many
-        packed <<= bits
-        packed += key
-        packed -= least
-    packed <<= of_place
-    packed += np.arange(n, dtype=np.int32) if of_place < 32 else np.arange(n)
-    packed.sort()
-    packed &= (1 << of_place) - 1
-    return packed
 
 
 def _sorted(rows: pl.DataFrame) -> pl.DataFrame:

@@ -17,8 +17,10 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax import types
-from mmrf_jax.data.readers.kuairand import backend, csv_files
-from mmrf_jax.data.readers.kuairand.clean import NEVER, day_number, order_of
+from mmrf_jax.data.readers.engine import tasks
+from mmrf_jax.data.readers.engine.grouping import order_of
+from mmrf_jax.data.readers.kuairand import csv_files
+from mmrf_jax.data.readers.kuairand.clean import NEVER, day_number
 
 DURATION_BUCKETS = 8
 VIDEO_TYPES, UPLOAD_TYPES = 3, 8
@@ -191,8 +193,8 @@ class _Table:
     def __init__(self, facts: Sequence[pathlib.Path], videos: Sequence[pathlib.Path]):
         """Read the ids; arguments as for `build_catalogue`."""
         self._told, self._videos = facts, videos
-        featured = backend.read_column(videos, "video_id").to_numpy()
-        ids, seen = (backend.read_column(facts, name).to_numpy() for name in ("video_id", "seen"))
+        featured = tasks.read_column(videos, "video_id").to_numpy()
+        ids, seen = (tasks.read_column(facts, name).to_numpy() for name in ("video_id", "seen"))
         place = np.searchsorted(featured, ids)
         listed = np.zeros(len(ids), bool)
         if len(featured):
@@ -206,14 +208,14 @@ class _Table:
 
     def featured(self, name: str, fill: int) -> np.ndarray:
         """Return a column of the features, with `fill` for missing values."""
-        values = backend.read_column(self._videos, name).fill_null(fill).to_numpy()
+        values = tasks.read_column(self._videos, name).fill_null(fill).to_numpy()
         out = np.full(self.size, fill, values.dtype)
         out[1 : 1 + len(values)] = values
         return out
 
     def featured_names(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the sorted distinct names of a column, "" for missing included, and each row's index among them."""
-        column = backend.read_column(self._videos, name).fill_null("")
+        column = tasks.read_column(self._videos, name).fill_null("")
         names = np.array(sorted({"", *column.unique()}))
         out = np.zeros(self.size, np.uint32)
         out[1 : 1 + len(column)] = column.cast(pl.Enum(names.tolist())).to_physical().to_numpy()
@@ -221,7 +223,7 @@ class _Table:
 
     def facts(self, name: str, fill: int) -> np.ndarray:
         """Return a column of the logs' facts, with `fill` for videos not in the logs."""
-        values = backend.read_column(self._told, name).to_numpy()
+        values = tasks.read_column(self._told, name).to_numpy()
         out = np.full(self.size, fill, values.dtype)
         out[self._row] = values
         out[0] = fill

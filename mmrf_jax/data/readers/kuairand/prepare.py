@@ -16,6 +16,7 @@ only on the files, and so do the records.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -28,8 +29,9 @@ from absl import logging
 from array_record.python import array_record_module
 
 from mmrf_jax.data import records
-from mmrf_jax.data.readers.kuairand import backend, clean, csv_files, requests
-from mmrf_jax.data.readers.kuairand.backend import Engine, Job, Task, appearing, save_array, write_json
+from mmrf_jax.data.readers.engine import candidates, tasks
+from mmrf_jax.data.readers.engine.tasks import Engine, appearing, save_array, write_json
+from mmrf_jax.data.readers.kuairand import clean, csv_files, requests
 from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, RANDOM_SPLITS
 from mmrf_jax.data.readers.kuairand.features import (
     build_catalogue,
@@ -38,6 +40,7 @@ from mmrf_jax.data.readers.kuairand.features import (
     read_profiles,
     write_profiles,
 )
+from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.signals import SHORT_VIDEO
@@ -51,7 +54,7 @@ _SERIALIZER = tfds.core.example_serializer.ExampleSerializer(FEATURES.get_serial
 WRITER_OPTIONS = "group_size:1,zstd:1"
 
 
-def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]) -> dict:
+def run(job: Job, engine: Engine, progress: tasks.Progress) -> dict:
     """Run the tasks that have not run before; all permanent outputs are then in `job.records`.
 
     Args:
@@ -68,38 +71,28 @@ def run(job: Job, engine: Engine, progress: Callable[..., Callable[[int], None]]
         release (`clean.check_format`), no usable row on training days, or fewer live videos than candidates.
     """
 
-    def stage(name: str, task: Task, count: int, suffix: str = "json") -> None:
-        (job.work / name).mkdir(parents=True, exist_ok=True)
-        todo = [i for i in range(count) if not job.path(name, i, suffix).exists()]
-        if todo:
-            before = count - len(todo)
-            update = progress(f"prepare: {name}", count, done=before)
-            engine(task, job, todo, lambda done: update(before + done))
-
-    def cut(name: str, of: str, key: str) -> None:
-        if not (job.work / f"{name}.npy").exists():
-            save_array(job.work / f"{name}.npy", backend.cut(job.made(of), key, job.bucket_rows))
-
+    stage = functools.partial(tasks.run_stage, job, engine, progress)
+    cut = functools.partial(job.cut, rows=job.bucket_rows)
     csv_files.check(job.source)
     if not (job.work / "cleaned.json").exists():
         stage("videos", sort_videos, len(_chunks(job, job.source.videos)), "arrow")
         cut("video_parts", "videos", "video_id")
-        stage("feature", merge_videos, _parts(job, "video_parts"), "arrow")
+        stage("feature", merge_videos, job.parts("video_parts"), "arrow")
         csv_files.check_cells(job.source.videos[0], csv_files.add_cells([m["cells"] for m in job.read_all("videos")]))
         _save_durations(job)
         stage("sort", sort, len(_chunks(job, job.source.logs)), "arrow")
         _check_logs(job)
         cut("buckets", "sort", "user_id")
-        stage("clean", clean_bucket, _parts(job, "buckets"))
+        stage("clean", clean_bucket, job.parts("buckets"))
         write_json(job.work / "cleaned.json", _merge_counts(job))
     _check_usable(job)
     with ThreadPoolExecutor(1) as aside:
         for done in ("sort", "videos"):
             aside.submit(shutil.rmtree, job.work / done, ignore_errors=True)
         cut("fact_parts", "facts", "video_id")
-        stage("merge", merge_told, _parts(job, "fact_parts"), "arrow")
+        stage("merge", merge_told, job.parts("fact_parts"), "arrow")
     stage("fit", fit, 1)
-    stage("write", write_bucket, _parts(job, "buckets"))
+    stage("write", write_bucket, job.parts("buckets"))
     shards = job.read_all("write")
     splits = {name: [shard[name] for shard in shards] for name in ALL_SPLITS}
     fitted = _fitted(job)
@@ -127,14 +120,6 @@ def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
     return {key: sum(of[key] for of in counts) for key in counts[0]}
 
 
-def _cuts(job: Job, name: str) -> np.ndarray:
-    return np.load(job.work / f"{name}.npy")
-
-
-def _parts(job: Job, name: str) -> int:
-    return _cuts(job, name).shape[1] - 1
-
-
 def _fitted(job: Job) -> dict:
     """Return the JSON output of `fit`."""
     return job.read_all("fit")[0]
@@ -147,14 +132,14 @@ def sort_videos(job: Job, task: int) -> None:
     videos = rows.filter(pl.col("video_id").is_not_null())
     cells = csv_files.add_cells([of for _, of in read])
     write_json(job.path("videos", task, "json"), {"rows": len(rows), "used": len(videos), "cells": cells})
-    backend.write_run(videos.sort("video_id", maintain_order=True), job.path("videos", task))
+    tasks.write_run(videos.sort("video_id", maintain_order=True), job.path("videos", task))
 
 
 def merge_videos(job: Job, task: int) -> None:
     """Write the features of some videos; of videos listed more than once, the first."""
-    part = backend.read_part(job.made("videos"), _cuts(job, "video_parts"), task)
+    part = tasks.read_part(job.made("videos"), job.cuts("video_parts"), task)
     part = part.sort("video_id", maintain_order=True)
-    backend.write_run(part.filter(pl.col("video_id").is_first_distinct()), job.path("feature", task))
+    tasks.write_run(part.filter(pl.col("video_id").is_first_distinct()), job.path("feature", task))
 
 
 def _save_durations(job: Job) -> None:
@@ -163,7 +148,7 @@ def _save_durations(job: Job) -> None:
     Raises:
       ValueError: if most are in another unit.
     """
-    ids, duration = (backend.read_column(job.made("feature"), name) for name in ("video_id", "duration_ms"))
+    ids, duration = (tasks.read_column(job.made("feature"), name) for name in ("video_id", "duration_ms"))
     # A sentinel, so that every search finds an entry.
     last = np.array(np.iinfo(ids.to_numpy().dtype).max, ids.to_numpy().dtype)
     save_array(job.work / "featured_id.npy", np.append(ids.to_numpy(), last))
@@ -180,7 +165,7 @@ def sort(job: Job, task: int) -> None:
         frames.append(clean.mark(csv_files.read_log(chunk), random_file))
         counts.append((chunk.path.name, clean.count_format_signs(frames[-1], random_file)))
     write_json(job.path("sort", task, "json"), counts)
-    backend.write_run(pl.concat(frames, how="vertical_relaxed").sort("user_id"), job.path("sort", task))
+    tasks.write_run(pl.concat(frames, how="vertical_relaxed").sort("user_id"), job.path("sort", task))
 
 
 def _check_logs(job: Job) -> None:
@@ -208,7 +193,7 @@ def _known_durations(job: Job) -> Callable[[np.ndarray], np.ndarray]:
 def clean_bucket(job: Job, task: int) -> None:
     """Write the usable rows of a bucket's users, their facts about videos, and counts."""
     config, known = job.config, _known_durations(job)
-    rows = backend.read_part(job.made("sort"), _cuts(job, "buckets"), task)
+    rows = tasks.read_part(job.made("sort"), job.cuts("buckets"), task)
     rows, every, report = clean.clean(rows, known)
     facts = clean.describe_videos(every, config.train_until)
     standard = rows.filter(pl.col("is_rand") == 0)
@@ -217,7 +202,7 @@ def clean_bucket(job: Job, task: int) -> None:
     random = {name: requests.random_rows(rows, config.dates, name) for name in RANDOM_SPLITS}
     for folder, frame in (("rows", rows), ("facts", facts)):
         (job.work / folder).mkdir(exist_ok=True)
-        backend.write_run(frame, job.path(folder, task))
+        tasks.write_run(frame, job.path(folder, task))
     made = {
         "log": report,
         "log_end": {name: of["time_ms"].max() for name, of in of_split.items()},
@@ -282,8 +267,8 @@ def describe_unused(counts: dict[str, int]) -> str:
 
 def merge_told(job: Job, task: int) -> None:
     """Merge the facts of all buckets about some videos."""
-    part = backend.read_part(job.made("facts"), _cuts(job, "fact_parts"), task)
-    backend.write_run(clean.fold_videos(part), job.path("merge", task))
+    part = tasks.read_part(job.made("facts"), job.cuts("fact_parts"), task)
+    tasks.write_run(clean.fold_videos(part), job.path("merge", task))
 
 
 def fit(job: Job, task: int) -> None:
@@ -293,8 +278,8 @@ def fit(job: Job, task: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     facts, videos = job.made("merge"), job.made("feature")
     build_catalogue(facts, videos, config.train_until, job.records / "catalogue")
-    by_log = clean.count_videos(backend.read_column(facts, "mentions").to_numpy())
-    featured = len(backend.read_column(videos, "video_id"))
+    by_log = clean.count_videos(tasks.read_column(facts, "mentions").to_numpy())
+    featured = len(tasks.read_column(videos, "video_id"))
     catalogue = read_catalogue(job.records / "catalogue")
     read_users, cells = csv_files.read_users(job.source.users)
     csv_files.check_cells(job.source.users[0], cells)
@@ -305,7 +290,7 @@ def fit(job: Job, task: int) -> None:
     if job.source.variant != "pure":
         days["random"] = np.maximum(catalogue.live_from, catalogue.random_from)
     for log, day in days.items():
-        pool = requests.make_pool(day, clean.NEVER)
+        pool = candidates.make_pool(day, clean.NEVER)
         for split, first in cleaned["first_day"].items():
             if first is not None and log == _pool_of(split):
                 pool.check(first, config.candidates, config.slate)
@@ -377,7 +362,7 @@ def shard_name(split: str, shard: int, shards: int) -> str:
 def open_bucket(job: Job, task: int) -> requests.Bucket:
     """Open a bucket of a job whose `fit` is done."""
     numbered = job.records / "user_ids.npy"
-    pools = {log: requests.read_pool(job.work / "pools" / log) for log in ("standard", "random")}
+    pools = {log: candidates.read_pool(job.work / "pools" / log) for log in ("standard", "random")}
     return requests.Bucket(
         job,
         rows=pl.scan_ipc(job.path("rows", task), glob=False).collect(),
@@ -392,7 +377,7 @@ def open_bucket(job: Job, task: int) -> requests.Bucket:
 def write_bucket(job: Job, task: int) -> None:
     """Write the shards of a bucket's users, one per split, and their counts."""
     opened, spec = open_bucket(job, task), InputSpec.from_dict(_fitted(job)["spec"])
-    shards, made = _parts(job, "buckets"), {}
+    shards, made = job.parts("buckets"), {}
     for name in ALL_SPLITS:
         plan = opened.plan(name)
         size, blocks = 0, []

@@ -75,12 +75,19 @@ class SyntheticLog:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value} is not positive; set it to 1 or more")
 
-    def write(self, directory: str | os.PathLike, progress: Callable[[str, int], Callable[[int], None]]) -> None:
-        """Write `directory`/data/*.csv; the directory appears atomically.
+    def write(
+        self,
+        directory: str | os.PathLike,
+        progress: Callable[[str, int], Callable[[int], None]],
+        layout: str = "kuairand",
+    ) -> None:
+        """Write the log to a folder that appears atomically.
 
         Args:
           directory: folder to create.
           progress: as `io.progress.counted`; counts rows of log and features.
+          layout: `kuairand` writes `data`/*.csv; `tables` writes the same standard log as Parquet files in the folders
+            `log`, `items` and `users`, and `schema.py`, for the config `logs`.
 
         Raises:
           FileExistsError: if the directory exists.
@@ -89,12 +96,12 @@ class SyntheticLog:
         if directory.exists():
             raise FileExistsError(f"{directory} exists; remove it or name another directory")
         with files.new_folder(directory) as folder:
-            (folder / "data").mkdir()
             update, done = progress("synthesize", self._total), 0
-            for name, frame in self._frames():
-                with open(folder / "data" / name, "ab") as f:
-                    frame.write_csv(f, include_header=not f.tell())
+            for number, (name, frame) in enumerate(self._frames()):
+                (_write_csv if layout == "kuairand" else _write_table)(folder, name, number, frame)
                 update(done := done + len(frame))
+            if layout == "tables":
+                (folder / "schema.py").write_text(_SCHEMA)
 
     @property
     def _sizes(self) -> tuple[int, int, int]:
@@ -140,6 +147,48 @@ class SyntheticLog:
         second_half = day % SECOND_PERIOD >= SECOND_PERIOD // 2 or day >= 2 * SECOND_PERIOD
         part = f"_part{1 + second_half}" if self.variant == "27k" and kind == "standard" else ""
         return f"log_{kind}_{period}_{self.variant}{part}.csv"
+
+
+#: Of `SyntheticLog.write(layout="tables")`.
+_SCHEMA = """from mmrf_jax import Schema, Signal
+
+schema = Schema(
+    user="user_id",
+    item="video_id",
+    time="time_ms",
+    duration="duration_ms",
+    signals=[
+        *(Signal(name, f"is_{name}") for name in ("click", "like", "follow", "comment", "forward")),
+        Signal("hate", "is_hate", sign=-1),
+        Signal("long_view", "long_view"),
+        Signal("watch_time", "play_time_ms", "duration", unit="ms"),
+    ],
+    main="watch_time",
+    author="author_id",
+    tag="tag",
+    time_zone="Asia/Shanghai",
+    split=("2022-05-02", "2022-05-03"),
+    slate_size=6,
+    num_candidates=100,
+)
+"""
+_TABLES = {"log_standard": "log", "user_features": "users", "video_features": "items"}
+
+
+def _write_csv(folder: pathlib.Path, name: str, number: int, frame: pl.DataFrame) -> None:
+    del number
+    (folder / "data").mkdir(exist_ok=True)
+    with open(folder / "data" / name, "ab") as f:
+        frame.write_csv(f, include_header=not f.tell())
+
+
+def _write_table(folder: pathlib.Path, name: str, number: int, frame: pl.DataFrame) -> None:
+    table = next((table for start, table in _TABLES.items() if name.startswith(start)), None)
+    if table is not None:
+        (folder / table).mkdir(exist_ok=True)
+        columns = ("video_id", "author_id", "video_type", "upload_dt", "upload_type", "tag")
+        frame = frame.select(columns) if table == "items" else frame
+        frame.write_parquet(folder / table / f"{number:05d}.parquet")
 
 
 def _shares(total: int, parts: int) -> list[tuple[int, int]]:

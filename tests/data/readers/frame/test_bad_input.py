@@ -7,7 +7,7 @@ import own_logs
 import polars as pl
 import pytest
 
-from mmrf_jax.data.frame_log import FrameLog, describe
+from mmrf_jax.data.frame_log import SessionLog, describe
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
 
@@ -78,7 +78,7 @@ TWICE = LOG.with_columns(req=pl.lit("r") + (pl.int_range(400) % 2).cast(pl.Strin
 )
 def test_a_log_that_does_not_fit(log, given, message):
     with pytest.raises(ValueError) as error:
-        FrameLog.from_frame(log, given, items=TABLES["items"], quiet=True)
+        SessionLog.from_frame(log, given, items=TABLES["items"], quiet=True)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -100,7 +100,7 @@ def test_a_log_that_does_not_fit(log, given, message):
 )
 def test_tables_that_do_not_fit(table, message):
     with pytest.raises(ValueError) as error:
-        FrameLog.from_frame(LOG, SCHEMA, **({"items": TABLES["items"]} | table), quiet=True)
+        SessionLog.from_frame(LOG, SCHEMA, **({"items": TABLES["items"]} | table), quiet=True)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -111,7 +111,7 @@ def test_rows_that_cannot_be_used_are_counted():
     log[10]["liked"] = None
     log.append(dict(log[20]))
     log.append(dict(log[21], rank=9))
-    read = FrameLog.from_frame(pl.DataFrame(log, LOG.schema), SCHEMA, items=TABLES["items"], quiet=True)
+    read = SessionLog.from_frame(pl.DataFrame(log, LOG.schema), SCHEMA, items=TABLES["items"], quiet=True)
     assert read.report["left_out"] == {
         "no user": 1,
         "no item": 2,
@@ -127,7 +127,7 @@ def test_rows_that_cannot_be_used_are_counted():
 
 def test_a_dry_run_says_what_reading_would():
     text = describe(LOG, SCHEMA, items=TABLES["items"], users=TABLES["users"])
-    assert text == FrameLog.from_frame(LOG, SCHEMA, TABLES["items"], TABLES["users"], quiet=True).describe()
+    assert text == SessionLog.from_frame(LOG, SCHEMA, TABLES["items"], TABLES["users"], quiet=True).describe()
     assert text.startswith("400 of 400 rows are used, of 60 items, 80 users")
     assert "signal watch_time (duration, more is better, main): " in text
     items = "price (number, as log1p), colours (categories of 3), vector (vector of 3), duration_ms (number)"
@@ -145,6 +145,7 @@ def test_a_dry_run_says_what_reading_would():
         (["2024-05-01 12:00:00+02:00", "2024-05-01 12:00:01.000+02:00"], None),
         ([datetime.datetime(2024, 5, 1, 12), datetime.datetime(2024, 5, 1, 12, 0, 1)], None),
         (["1714557600", "1714557601"], "s"),
+        (["2024-05-01T12:00:00+02:00", "2024-05-01 10:00:01"], None),  # each row names its zone, or is in the schema's
     ],
 )
 def test_times_in_any_unit(times, unit):
@@ -152,6 +153,9 @@ def test_times_in_any_unit(times, unit):
 
     zone = "Europe/Berlin" if isinstance(times[0], datetime.datetime) else "UTC"
     given, notes = Schema("u", "i", "t", [Signal("like")], time_zone=zone), columns.Notes()
-    found = columns.times(pl.Series("t", times), given, notes)
+    column = pl.Series("t", times)
+    found = columns.times(
+        column, columns.resolve(pl.DataFrame([column, pl.Series("like", [0, 1])]), given, notes), notes
+    )
     assert found.to_list() == [1714557600_000, 1714557601_000]
     assert (f"times in t are in {unit}, by their size" in notes.assumed) == (unit is not None)

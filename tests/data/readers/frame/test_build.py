@@ -7,8 +7,8 @@ import own_logs
 import polars as pl
 import pytest
 
-from mmrf_jax.data import sessions
-from mmrf_jax.data.frame_log import FrameLog
+from mmrf_jax.data import named_features, sessions
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.frame import requests
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.ope import propensity
@@ -45,7 +45,7 @@ def table(rows=ROWS):
 
 
 def read(rows=ROWS, schema=SCHEMA, **tables):
-    return FrameLog.from_frame(table(rows), schema, quiet=True, **tables)
+    return SessionLog.from_frame(table(rows), schema, quiet=True, **tables)
 
 
 def shown(log, part):
@@ -124,7 +124,9 @@ def tables():
 
 @pytest.fixture(scope="module")
 def full(tables):
-    return FrameLog.from_frame(tables["log"], own_logs.SCHEMA, items=tables["items"], users=tables["users"], quiet=True)
+    return SessionLog.from_frame(
+        tables["log"], own_logs.SCHEMA, items=tables["items"], users=tables["users"], quiet=True
+    )
 
 
 def test_logged_candidates_and_propensities(tables, full):
@@ -158,17 +160,17 @@ def test_candidates_from_a_second_table_are_those_of_the_log(tables, full):
     lists = tables["log"].select("req", "candidates").unique("req", maintain_order=True)
     log = tables["log"].drop("candidates")
     known = {"items": tables["items"], "users": tables["users"], "quiet": True}
-    again = FrameLog.from_frame(log, own_logs.SCHEMA, candidates=lists, **known)
+    again = SessionLog.from_frame(log, own_logs.SCHEMA, candidates=lists, **known)
     assert again.digest() == full.digest()
     long = lists.explode("candidates").rename({"candidates": "item_id"})
     schema = dataclasses.replace(own_logs.SCHEMA, candidates=None)
-    assert FrameLog.from_frame(log, schema, candidates=long, **known).digest() == full.digest()
+    assert SessionLog.from_frame(log, schema, candidates=long, **known).digest() == full.digest()
 
 
 def test_shorter_lists_are_filled_and_longer_ones_sampled(tables):
     known = {"items": tables["items"], "quiet": True}
-    more = FrameLog.from_frame(tables["log"], dataclasses.replace(own_logs.SCHEMA, num_candidates=20), **known)
-    fewer = FrameLog.from_frame(tables["log"], dataclasses.replace(own_logs.SCHEMA, num_candidates=6), **known)
+    more = SessionLog.from_frame(tables["log"], dataclasses.replace(own_logs.SCHEMA, num_candidates=20), **known)
+    fewer = SessionLog.from_frame(tables["log"], dataclasses.replace(own_logs.SCHEMA, num_candidates=6), **known)
     assert "list fewer than 20 candidates" in more.describe() and "list more than 6" in fewer.describe()
     for log, count in ((more, 20), (fewer, 6)):
         part = log.train
@@ -182,7 +184,7 @@ def test_shorter_lists_are_filled_and_longer_ones_sampled(tables):
 
 def test_propensities_that_are_partly_unknown_are_fitted(tables):
     some = tables["log"].with_columns(pl.when(pl.int_range(600) > 9).then("p").alias("p"))
-    log = FrameLog.from_frame(some, own_logs.SCHEMA, items=tables["items"], quiet=True)
+    log = SessionLog.from_frame(some, own_logs.SCHEMA, items=tables["items"], quiet=True)
     assert "10 of 600 propensities are empty: the behaviour policy is fitted" in log.describe()
     assert np.isnan(log.test.log_propensity).all() and log.test.scores is None
 
@@ -200,7 +202,9 @@ def test_propensities_that_are_partly_unknown_are_fitted(tables):
 def test_time_is_cut_by_shares_days_or_dates(split, wanted):
     day = 20240500 + np.array([1, 1, 2, 2, 2, 3, 3, 4])
     schema = dataclasses.replace(SCHEMA, split=split)
-    assert requests.cut(np.arange(8) * 1_000, day, schema).tolist() == wanted
+    time, rows = np.arange(8) * 1_000, {int(d): int((day == d).sum()) for d in day}
+    for pieces in ([time], [time[::2], time[1::2], time[:0]]):
+        assert requests.cut(requests.Times(pieces), rows, schema).of(time, day).tolist() == wanted
 
 
 @pytest.mark.parametrize("library", ["pandas", "pyarrow", "lazy", "csv", "csv.gz", "parquet", "ipc", "folder"])
@@ -219,7 +223,7 @@ def test_the_same_log_from_any_library_and_file(tables, full, library, tmp_path)
         log = tmp_path if library == "folder" else f"{tmp_path}/part*.{ending}"
     else:
         log = {"pandas": log.to_pandas, "pyarrow": log.to_arrow, "lazy": log.lazy}[library]()
-    assert FrameLog.from_frame(log, own_logs.SCHEMA, **known).digest() == full.digest()
+    assert SessionLog.from_frame(log, own_logs.SCHEMA, **known).digest() == full.digest()
 
 
 def test_integer_ids_stay_integers(tables):
@@ -228,7 +232,7 @@ def test_integer_ids_stay_integers(tables):
     items = pl.col("candidates").list.eval(pl.element().str.slice(1).cast(pl.Int64) + 2**53)
     log = tables["log"].with_columns(number, users, items)
     schema = dataclasses.replace(own_logs.SCHEMA, author=None, tag=None, duration=None)
-    read = FrameLog.from_frame(log, schema, quiet=True)
+    read = SessionLog.from_frame(log, schema, quiet=True)
     assert read.item_ids.dtype == np.int64 and read.item_ids[1:].min() == 2**53
     assert read.user_ids.dtype == np.uint64 and read.user_ids[1:].min() == log["user_id"].min()
     assert read.spec.num_authors == read.spec.num_tags == 1 and not read.items.duration.any()
@@ -243,7 +247,7 @@ def test_everything_is_fitted_on_training_alone(tables, full):
         pl.when(late).then(1 - pl.col("liked")).otherwise("liked").alias("liked"),
     )
     assert not changed.equals(tables["log"])
-    again = FrameLog.from_frame(changed, own_logs.SCHEMA, items=tables["items"], users=tables["users"], quiet=True)
+    again = SessionLog.from_frame(changed, own_logs.SCHEMA, items=tables["items"], users=tables["users"], quiet=True)
     assert again.encoders == full.encoders
     for field in dataclasses.fields(full.train):
         np.testing.assert_array_equal(getattr(again.train, field.name), getattr(full.train, field.name))
@@ -251,11 +255,42 @@ def test_everything_is_fitted_on_training_alone(tables, full):
 
 def test_what_is_saved_is_opened(full, tmp_path):
     full.save(tmp_path / "log")
-    again = FrameLog.open(tmp_path / "log")
+    again = SessionLog.open(tmp_path / "log")
     assert again.digest() == full.digest() and again.schema == full.schema and again.describe() == full.describe()
     assert again.item_ids.dtype == full.item_ids.dtype and again.spec == full.spec
     with pytest.raises(FileExistsError):
         full.save(tmp_path / "log")
     (tmp_path / "log" / "items.npz").write_bytes(b"x")
     with pytest.raises(ValueError, match="is no log that can be read"):
-        FrameLog.open(tmp_path / "log")
+        SessionLog.open(tmp_path / "log")
+
+
+def test_columns_of_the_context_are_features_of_the_request():
+    """Of a request its first row in place order counts; encoders are fitted on the rows of training."""
+    extra = {"device": ["tv", "web", "app", "app", "app", "web", None, "app"], "battery": [9, 2, 4, 0, 2, 7, 5, None]}
+    given = table().with_columns(pl.Series(name, values) for name, values in extra.items())
+    log = SessionLog.from_frame(given, dataclasses.replace(SCHEMA, context=["device", "battery"]), quiet=True)
+    assert log.spec.context == 4 + 3 + 1
+    assert [encoder["name"] for encoder in log.encoders["context"]] == ["device", "battery"]
+    assert log.encoders["context"][0]["vocabulary"] == ["app", "web"]  # of 1 May, rows 1 to 4
+    train = np.array([2.0, 4.0, 0.0, 2.0])
+    scaled = (train - train.mean()) / train.std()
+    # Requests r1 (rows 2 and 1), r2, r4; then r3; then r6, r5, r7.
+    np.testing.assert_allclose(log.train.context[:, 3:7], [[1, 0, 0, scaled[1]], [1, 0, 0, scaled[2]], [1, 0, 0, 0]])
+    np.testing.assert_allclose(log.valid.context[:, 3:7], [[0, 1, 0, (7 - train.mean()) / train.std()]], rtol=1e-6)
+    late = [[0, 0, 1, (9 - train.mean()) / train.std()], [0, 0, 0, (5 - train.mean()) / train.std()], [1, 0, 0, 0]]
+    np.testing.assert_allclose(log.test.context[:, 3:7], late, rtol=1e-6)
+    np.testing.assert_allclose(log.train.context[:, -1], [0, np.log(2), 0], rtol=1e-6)  # the last is the position
+    assert "features of context: device (category of 2), battery (number)" in log.describe()
+    with pytest.raises(ValueError, match=r"the log has no column 'app' \(schema: context app\)"):
+        SessionLog.from_frame(given, dataclasses.replace(SCHEMA, context=["app"]), quiet=True)
+
+
+def test_a_run_asks_for_the_context_by_name():
+    given = table().with_columns(device=pl.lit("tv"))
+    log = SessionLog.from_frame(given, dataclasses.replace(SCHEMA, context=["device"]), quiet=True)
+    encoders = [*named_features.plain(["hour_sin", "hour_cos", "hours_away"]), *log.encoders["context"]]
+    of_tv = named_features.encode(encoders, {"device": "tv", "hour_sin": 0.5, "hours_away": 1.0})
+    np.testing.assert_array_equal(of_tv, [0.5, 0, 1, 1, 0])
+    np.testing.assert_array_equal(log.train.context[:, 3:5], [[1, 0]] * 3)
+    np.testing.assert_array_equal(named_features.encode(encoders, {"device": "new"}), [0, 0, 0, 0, 1])

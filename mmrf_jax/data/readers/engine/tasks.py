@@ -15,7 +15,7 @@ of all runs between two cuts. Rows of one key stay together.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -31,9 +31,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.readers.kuairand import csv_files
-from mmrf_jax.data.readers.kuairand.config import SESSION_GAP_MINUTES, KuaiRandConfig
 from mmrf_jax.io import extras
+from mmrf_jax.io.progress import say
 
 #: Default limit. Each further process takes about 0.7 GiB; with two the 32 million videos of 27K fit into 4 GiB.
 MOST_WORKERS = 2
@@ -42,33 +41,14 @@ _BATCH_ROWS = 16_384  # smallest number of rows to read from a file
 _SAMPLES = 1_024  # keys sampled per part, to place the cuts
 
 
-@dataclasses.dataclass(frozen=True)
 class Job:
-    """What to prepare and where; sent to the processes that run tasks.
+    """What to prepare and where, sent to the processes that run tasks: a frozen dataclass with the folder `work`.
 
     Attributes:
-      source: the official files.
-      config: see `KuaiRandConfig`.
       work: folder of all outputs, the same for all processes.
-      chunk_bytes: size of the chunk of files that a task reads.
-      bucket_rows: number of rows of the users in one task's sessions. Both sizes determine the memory of a task, and
-        where blocks of sessions end.
     """
 
-    source: csv_files.Source
-    config: KuaiRandConfig
     work: pathlib.Path
-    chunk_bytes: int = 64 << 20
-    bucket_rows: int = 1_000_000
-
-    @property
-    def records(self) -> pathlib.Path:
-        """Return the folder of all permanent outputs."""
-        return self.work / "records"
-
-    @property
-    def session_gap_minutes(self) -> float:
-        return self.config.session_gap_minutes or SESSION_GAP_MINUTES[self.source.variant]
 
     def path(self, stage: str, task: int, suffix: str = "arrow") -> pathlib.Path:
         """Return the path of a task's output in a stage."""
@@ -77,6 +57,19 @@ class Job:
     def made(self, stage: str, suffix: str = "arrow") -> list[pathlib.Path]:
         """Return the outputs of all tasks of a stage, in order."""
         return sorted((self.work / stage).glob(f"*.{suffix}"))
+
+    def cuts(self, name: str) -> np.ndarray:
+        """Return the output of `cut` that was saved under a name."""
+        return np.load(self.work / f"{name}.npy")
+
+    def parts(self, name: str) -> int:
+        """Return the number of parts of saved cuts."""
+        return self.cuts(name).shape[1] - 1
+
+    def cut(self, name: str, of: str, key: str, rows: int) -> None:
+        """Cut the outputs of a stage into parts of about `rows` rows and save the cuts, unless they are there."""
+        if not (self.work / f"{name}.npy").exists():
+            save_array(self.work / f"{name}.npy", cut(self.made(of), key, rows))
 
     def read(self, name: str) -> Any:
         """Read a JSON file of the work folder."""
@@ -107,9 +100,39 @@ def save_array(path: pathlib.Path, value: np.ndarray) -> None:
         np.save(f, value)
 
 
-Task = Callable[[Job, int], None]
+#: A function of a job, of the class that it needs, and a number.
+Task = Callable[[Any, int], None]
 #: Runs a task for each of some numbers, in any order; `done` receives how many have ended.
 Engine = Callable[[Task, Job, Sequence[int], Callable[[int], None]], None]
+
+
+#: As `io.progress.counted`: a function of (phase, total, done before) that returns what receives the number done.
+Progress = Callable[..., Callable[[int], None]]
+
+
+def run_stage(
+    job: Job, engine: Engine, progress: Progress, name: str, task: Task, count: int, suffix: str = "json"
+) -> None:
+    """Run the tasks 0 … `count` − 1 of a stage whose output with the suffix is missing."""
+    (job.work / name).mkdir(parents=True, exist_ok=True)
+    todo = [i for i in range(count) if not job.path(name, i, suffix).exists()]
+    if todo:
+        before = count - len(todo)
+        update = progress(f"prepare: {name}", count, done=before)
+        engine(task, job, todo, lambda done: update(before + done))
+
+
+@contextlib.contextmanager
+def alone(work: pathlib.Path) -> Iterator[None]:
+    """Hold the work folder for this process alone; wait for another process that holds it."""
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process prepares {work.parent}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def default_workers() -> int:

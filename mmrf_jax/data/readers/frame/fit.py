@@ -1,0 +1,298 @@
+"""What is fitted on a whole log: where it is split, the tables of items and users, sizes; and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from mmrf_jax.data import frame_log, records
+from mmrf_jax.data.readers.engine.tasks import write_json
+from mmrf_jax.data.readers.frame import catalogue, features, requests, sampling
+from mmrf_jax.data.readers.frame.build import CONTEXT
+from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.session_log import InputSpec
+from mmrf_jax.data.splits import SPLITS
+from mmrf_jax.schema import Schema
+
+if TYPE_CHECKING:
+    from mmrf_jax.data.readers.frame.prepare import Job
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What `fit` makes.
+
+    Attributes:
+      spec: sizes; without users, see `finish`.
+      items: the items, their encoders and vocabularies.
+      item_ids, user_ids: [V], [U].
+      profiles: [U, Du].
+      user_encoders, context_encoders: of the users' features and of the context's columns.
+    """
+
+    spec: InputSpec
+    items: catalogue.ItemTable
+    item_ids: np.ndarray
+    user_ids: np.ndarray
+    profiles: np.ndarray
+    user_encoders: list[features.Encoder]
+    context_encoders: list[features.Encoder]
+
+
+def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes: Notes) -> Fitted:
+    """Fit everything on the training part, from the facts of `prepare.order`; write what `prepare.write` reads.
+
+    Raises:
+      ValueError: for a log without usable rows, or one that cannot be split or ranked.
+    """
+    schema, made = job.schema, job.read_all("order")
+    if not any(of["rows"] for of in made):
+        raise ValueError(f"none of the {job.log.rows:,} rows of the log can be used: {notes.left_out}; see the schema")
+    times = requests.Times([np.load(path, mmap_mode="r") for path in job.made("times", "npy")])
+    days = [day for of in made for day in of["days"]]
+    split = requests.cut(times, _rows_of_days(days), schema)
+    by_item, by_user = (_facts(job, name) for name in ("item", "user"))
+    item_table, item_ids = catalogue.read_table(items, schema.item, by_item["item"], "item", notes, _listed(job))
+    user_table, user_ids = catalogue.read_table(users, schema.user, by_user["user"], "user", notes)
+    slate = requests.largest([of["extent"] for of in made if of["extent"]], schema, notes)
+    trained_items, shown = _in_train(by_item, "item", item_ids, split)
+    trained_users, _ = _in_train(by_user, "user", user_ids, split)
+    seconds = np.zeros(len(item_ids), np.float32)
+    if "duration" in by_item.columns:
+        seconds[shown] = np.maximum(by_item["duration"].fill_null(0.0).to_numpy(), 0.0)
+    table = catalogue.build_items(item_table, item_ids, seconds, trained_items, schema, notes)
+    profiles, user_encoders = catalogue.build_profiles(user_table, user_ids, trained_users, schema, notes)
+    count = sampling.number(max(of["longest"] for of in made), len(item_ids) - 1, slate, schema, notes)
+    pool = sampling.available(shown, by_item["day"].to_numpy(), len(item_ids), count)
+    context = _fit_context(job, split, notes)
+    propensities = all(of["propensities"] for of in made if of["rows"])
+    _note_missing(schema, bool(job.made("listed")), count, notes)
+    spec = InputSpec(
+        num_videos=len(item_ids),
+        num_authors=table.items.num_authors,
+        num_tags=table.items.num_tags,
+        num_users=0,
+        item_features=np.shape(table.items.features)[1],
+        profile=profiles.shape[1],
+        context=CONTEXT + sum(encoder.width for encoder in context),
+        candidates=count,
+        slate=slate,
+        history=schema.history,
+        signals=schema.as_signals(),
+    )
+    catalogue.save_ids(item_ids, job.work / "item_ids")
+    catalogue.save_ids(user_ids, job.work / "user_ids")
+    np.save(job.work / "profiles.npy", profiles)
+    pool.save(job.work / "pool")
+    write_json(
+        job.work / "fitted.json",
+        {
+            "spec": dataclasses.asdict(spec),
+            "split": dataclasses.asdict(split),
+            "last": _last_times(split, times, days),
+            "propensities": propensities,
+            "context": [dataclasses.asdict(encoder) for encoder in context],
+        },
+    )
+    return Fitted(spec, table, item_ids, user_ids, profiles, user_encoders, context)
+
+
+def _rows_of_days(days: Sequence[tuple[int, int, int]]) -> dict[int, int]:
+    """Return {day: rows} of (day, rows, last time)."""
+    found: dict[int, int] = {}
+    for day, rows, _ in days:
+        found[day] = found.get(day, 0) + rows
+    return found
+
+
+def _facts(job: Job, of: str) -> pl.DataFrame:
+    """Return the facts of all buckets about items or users, one row each, in the order of their ids."""
+    every = pl.concat([pl.scan_ipc(path, glob=False) for path in job.made(f"{of}s")])
+    least = [pl.col("asked").min(), pl.col("day").min()]
+    if "duration" in every.collect_schema().names():
+        least.append(pl.col("duration").max())
+    return every.group_by(of).agg(least).sort(of).collect(engine="streaming")
+
+
+def _listed(job: Job) -> pl.Series | None:
+    """Return the different ids of all candidate lists; None for no lists."""
+    if not job.made("listed"):
+        return None
+    every = pl.concat([pl.scan_ipc(path, glob=False) for path in job.made("listed")])
+    return every.unique().collect(engine="streaming")["id"]
+
+
+def _in_train(facts: pl.DataFrame, of: str, ids: np.ndarray, split: requests.Split) -> tuple[np.ndarray, np.ndarray]:
+    """Return which ids [n] are in training, and the rows [m] of those of the facts."""
+    rows = catalogue.rows_of(facts[of], ids)
+    out = np.zeros(len(ids), bool)
+    out[rows] = split.of(facts["asked"].to_numpy(), facts["day"].to_numpy()) == 0
+    return out, rows
+
+
+def _fit_context(job: Job, split: requests.Split, notes: Notes) -> list[features.Encoder]:
+    """Return the encoders of the context's columns, fitted on about a million rows of the training part."""
+    schema = job.schema
+    if not schema.context:
+        return []
+    some = pl.concat([pl.scan_ipc(path, glob=False) for path in job.made("context")]).collect()
+    in_train = split.of(some["asked"].to_numpy(), some["day"].to_numpy()) == 0
+    named = some.rename({f"c{i}": name for i, name in enumerate(schema.context)})
+    return features.fit(named, list(schema.context), in_train, notes, "context")
+
+
+def _last_times(split: requests.Split, times: requests.Times, days: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Return the last time of each part; 0 for an empty one. `days` are (day, rows, last time)."""
+    if split.by == "time":
+        edges = (times.first, *split.bounds, times.last + 1)
+        last = [times.last_before(edge) for edge in edges[1:]]
+        return [0 if t is None or t < first else t for t, first in zip(last, edges[:-1], strict=True)]
+    low, high = split.bounds
+    parts = ([t for day, _, t in days if low_ < day <= high_] for low_, high_ in ((0, low), (low, high), (high, 2**31)))
+    return [max(part, default=0) for part in parts]
+
+
+def _note_missing(schema: Schema, lists: bool, count: int, notes: Notes) -> None:
+    if not lists:
+        notes.assume(
+            f"no candidates are logged: each request has its shown items and others, up to {count}, drawn at random "
+            "from the items shown until the same day"
+        )
+    if not schema.propensity:
+        notes.assume("no propensities are logged: the behaviour policy is fitted where one is needed")
+
+
+def describe_signals(rows: requests.Rows) -> list[dict[str, float | None]]:
+    """Return counts of each signal of some rows; `low` and `high` of those in training, None if none is."""
+    found = []
+    for values in rows.feedback.T:
+        train = values[rows.split == 0]
+        found.append(
+            {
+                "positive": int((values > 0).sum()),
+                "sum": float(values.sum(dtype=np.float64)),
+                "largest": float(values.max()),
+                "low": float(train.min()) if len(train) else None,
+                "high": float(train.max()) if len(train) else None,
+            }
+        )
+    return found
+
+
+def finish(job: Job, schema: Schema, found: Fitted, notes: Notes) -> pathlib.Path:
+    """Write all but the sessions to the folder of the log, which is then complete, and return it.
+
+    Raises:
+      ValueError: for a signal that is the same in all training rows.
+    """
+    made = job.read_all("write")
+    for of in made:
+        notes.add(of["notes"])
+    parts = {name: [of["parts"][name] for of in made] for name in SPLITS}
+    signals = [of["signals"] for of in made if of["signals"]]
+    _check_positives(signals, sum(of["rows"] for of in parts["train"]), schema)
+    keys = ("users", "sessions", "requests", "exposures", "rows")
+    totals = {name: {key: sum(of[key] for of in shards) for key in keys} for name, shards in parts.items()}
+    repeated = totals["train"]["users"] < totals["train"]["sessions"]
+    spec = dataclasses.replace(found.spec, num_users=len(found.user_ids) if repeated else 0)
+    folder, scores = job.work / "made", job.read("fitted.json")["propensities"]
+    for path in folder.rglob(".*"):  # of tasks that were killed
+        path.unlink()
+    digest = hashlib.sha256(repr(spec).encode())
+    arrays = (found.item_ids, found.user_ids, found.profiles, *frame_log.arrays_of(found.items.items).values())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for name, shards in parts.items():
+        files = [
+            {"name": f"{shard_name(task, len(shards))}", "sessions": of["sessions"], "requests": of["requests"]}
+            for task, of in enumerate(shards)
+        ]
+        records.write_manifest(folder / name, spec, files, totals[name]["exposures"], scores)
+        digest.update("".join(of["digest"] for of in shards).encode())
+    encoders = {"items": found.items.encoders, "users": found.user_encoders, "context": found.context_encoders}
+    frame_log.write(
+        folder,
+        schema=schema,
+        items=found.items.items,
+        item_ids=found.item_ids,
+        user_ids=found.user_ids,
+        profiles=found.profiles,
+        vocabularies=found.items.vocabularies,
+        encoders={name: [dataclasses.asdict(encoder) for encoder in of] for name, of in encoders.items()},
+        report=_report(job, schema, found, parts, totals, signals, notes),
+        digest=digest.hexdigest()[:16],
+    )
+    return folder
+
+
+def shard_name(task: int, shards: int) -> str:
+    """Return the file name of a shard of a part."""
+    return f"sessions-{task:05d}-of-{shards:05d}.array_record"
+
+
+def _check_positives(signals: list[list[dict[str, Any]]], rows: int, schema: Schema) -> None:
+    """Raise ValueError for a signal that is the same in all training rows."""
+    for i, signal in enumerate(schema.signals):
+        known = [of[i] for of in signals if of[i]["low"] is not None]
+        low, high = min(of["low"] for of in known), max(of["high"] for of in known)
+        if low == high:
+            which = "not a single positive" if low == 0 else f"only the value {low:g}"
+            raise ValueError(
+                f"column {signal.column or signal.name!r} of signal {signal.name!r} has {which} in the {rows:,} "
+                "rows of training; leave it out of schema.signals, or use more days"
+            )
+
+
+def _report(
+    job: Job,
+    schema: Schema,
+    found: Fitted,
+    parts: dict[str, list[dict[str, Any]]],
+    totals: dict[str, dict[str, int]],
+    signals: list[list[dict[str, Any]]],
+    notes: Notes,
+) -> dict[str, Any]:
+    """Return the log's report as plain values."""
+    used = sum(of["rows"] for of in totals.values())
+    counted = {}
+    for i, signal in enumerate(schema.signals):
+        mine = [of[i] for of in signals]
+        counted[signal.name] = {
+            "kind": signal.kind,
+            "sign": signal.sign,
+            "positive": sum(of["positive"] for of in mine),
+            "mean": sum(of["sum"] for of in mine) / used,
+            "largest": max(of["largest"] for of in mine),
+        }
+    splits = {}
+    for name, shards in parts.items():
+        edges = [of["when"] for of in shards if of["when"]]
+        when = (min(low for low, _ in edges), max(high for _, high in edges)) if edges else ()
+        said = [str(np.datetime64(t, "ms").astype("datetime64[s]")) for t in when]
+        counts = {key: totals[name][key] for key in ("users", "sessions", "requests", "rows")}
+        splits[name] = {"from_to_utc": said or None} | counts
+    return {
+        "rows": job.log.rows,
+        "used": used,
+        "left_out": notes.left_out,
+        "assumed": notes.lines(),
+        "signals": counted,
+        "main": schema.main,
+        "splits": splits,
+        "sizes": {
+            "items": found.spec.num_videos - 1,
+            "users": len(found.user_ids) - 1,
+            "item_features": found.spec.item_features,
+            "user_features": found.spec.profile,
+            "slate_size": found.spec.slate,
+            "num_candidates": found.spec.candidates,
+        },
+        "propensities": "logged" if job.read("fitted.json")["propensities"] else "fitted",
+        "requests": "logged" if schema.request else "reconstructed",
+    }
