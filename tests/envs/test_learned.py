@@ -270,7 +270,7 @@ def test_simulator_and_training_have_the_same_states(sim, items, model):
     r, out = trained(model)
     for t in range(3):
         for name in ("outer", "weight"):
-            of_batch = np.moveaxis(np.asarray(getattr(r.memory, name))[:, :, t], 0, 1)
+            of_batch = np.moveaxis(np.asarray(getattr(r.carry, name))[:, :, t], 0, 1)
             np.testing.assert_allclose(getattr(states[t].memory, name), of_batch, rtol=1e-4, atol=1e-5)
         videos = np.take_along_axis(batch.candidates[:, t], batch.slate[:, t], axis=1)
         served = predict(sim.default_params, states[t], videos)
