@@ -90,7 +90,7 @@ class Encoder(nn.Module):
 
     def user(
         self,
-        carry: Memory | sequence.Carry,
+        carry: Memory | sequence.Hidden,
         row: chex.Array,
         profile: chex.Array,
         context: chex.Array,
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         z = self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)
         return jnp.concatenate([z, profile, context], axis=-1)
 
-    def advance(self, carry: sequence.Carry, shown: sequence.Shown, every: bool) -> sequence.Carry:
+    def advance(self, carry: sequence.Hidden, shown: sequence.Shown, every: bool) -> sequence.Hidden:
         """Advance the carry of `gru` or `transformer` over requests [..., n, K]; see `sequence.Gru`."""
         return self.sequence(carry, shown, every)
 
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         e, f = self.items(rows, features), self.feedback(feedback, duration)
         if self.config.encoder == "memory":
             return self.user(memory_write(self.config, None, e, f), user_row, profile, context)
-        start = sequence.init(self.config, e.shape[-1], e.shape[:-2])
+        start = sequence.init(self.config, e.shape[:-2], e.shape[-1])
         shown = sequence.Shown(e[:, None], f[:, None], None, context[:, None])
         return self.user(self.advance(start, shown, False), user_row, profile, context)
 

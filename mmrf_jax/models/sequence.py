@@ -28,14 +28,14 @@ class Shown:
 
 
 @struct.dataclass
-class Carry:
-    """What is known of a user after some requests; all zeros for a new one."""
+class Hidden:
+    """The carry of a GRU: what is known of users [...] after some requests; all zeros for new ones."""
 
     state: chex.Array  # [..., E]
     reads: chex.Array  # [..., 1, F, D] vectors in the space of item encodings, a linear map of the state
 
     def mean(self) -> chex.Array:
-        """Return what heads read in the place of the memory's means, [..., 1, F, D]."""
+        """Return the vectors that heads read, [..., 1, F, D]."""
         return self.reads
 
     def inputs(self) -> list[chex.Array]:
@@ -44,19 +44,19 @@ class Carry:
 
 
 @struct.dataclass
-class Window(Carry):
+class Window(Hidden):
     """A transformer's carry: in addition the keys and values of the last W requests, the newest last."""
 
     cache: chex.Array  # [..., W, X], of all layers
     weight: chex.Array  # [..., W], 1 where there was a request, else 0
 
 
-def init(config: EncoderConfig, dim: int, shape: tuple[int, ...]) -> Carry:
+def init(config: EncoderConfig, shape: tuple[int, ...], dim: int) -> Hidden:
     """Return the carry of new users.
 
     Args:
-      dim: D, width of item encodings.
       shape: leading axes of the carry.
+      dim: D, width of item encodings.
     """
     c = config
 
@@ -65,7 +65,7 @@ def init(config: EncoderConfig, dim: int, shape: tuple[int, ...]) -> Carry:
 
     state, reads = zeros(c.state_dim), zeros(1, c.feedback_dim, dim)
     if c.encoder == "gru":
-        return Carry(state, reads)
+        return Hidden(state, reads)
     return Window(state, reads, zeros(c.window, _LAYERS * 2 * _HEADS * _head_width(c)), zeros(c.window))
 
 
@@ -111,7 +111,7 @@ class Gru(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, carry: Carry, shown: Shown, every: bool) -> Carry:
+    def __call__(self, carry: Hidden, shown: Shown, every: bool) -> Hidden:
         """Advance a carry [...] over n requests [..., n, K], oldest first.
 
         Returns:
@@ -132,7 +132,7 @@ class Gru(nn.Module):
 
         last, before = jax.lax.scan(step, carry.state, (jnp.moveaxis(x, -2, 0), jnp.moveaxis(there, -1, 0)))
         state = jnp.moveaxis(before, 0, -2) if every else last
-        return Carry(state, _Reads(self.config.feedback_dim, name="reads")(state, shown.items.shape[-1]))
+        return Hidden(state, _Reads(self.config.feedback_dim, name="reads")(state, shown.items.shape[-1]))
 
 
 class Transformer(nn.Module):

@@ -4,7 +4,7 @@
     carry = users.init(shape, dim)                   a user without exposures, or
     carry = users.start(params, history)             one with a history
     carry = users.update(params, carry, shown)       after each request
-    z, reads = users.read(params, carry, ...)        what heads see
+    z = users.read(params, carry, ...)               what heads see, with carry.mean()
 
 A carry is a pytree of arrays of fixed shapes. Rollouts, learned environments, training and the service carry it without
 knowing which it is. In training `before_each` gives the carries of a whole segment at once; they are those of `update`.
@@ -137,7 +137,7 @@ class _Sequence(UserEncoder):
     """The modules of `models.sequence`, over requests; a history is cut into requests of K videos."""
 
     def init(self, shape, dim):
-        return sequence.init(self.config, dim, shape)
+        return sequence.init(self.config, shape, dim)
 
     def start(self, params, history):
         carry = self.init(history.items.shape[:-2], history.items.shape[-1])

@@ -120,7 +120,13 @@ def exposure_at(batch, t):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"ablation": "no_collaboration"}, {"encoder": "gru"}, {"encoder": "transformer", "window": 3}]
+    "fields",
+    [
+        {},
+        {"ablation": "no_collaboration"},
+        {"encoder": "gru"},
+        pytest.param({"encoder": "transformer", "window": 3}, marks=pytest.mark.slow),
+    ],
 )
 def test_serving_sees_what_training_saw(fields):
     """The same sessions through the policy, request by request, and through the batch encoder: memory and scores."""
