@@ -170,7 +170,9 @@ class Run:
             context=_vector(serving, "context", context),
             candidates=rows,
             memory=None,
-            seen=serving.seen(np.asarray(videos), np.reshape(np.float32(feedback), (-1, len(known_signals)))),
+            seen=serving.seen(
+                np.asarray(videos), np.reshape(np.asarray(feedback, np.float32), (-1, len(known_signals)))
+            ),
         )
 
     def _ranker(self, max_candidates: int) -> ranker.Ranker:

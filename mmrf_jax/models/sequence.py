@@ -6,6 +6,8 @@ Both read a request as the mean over its shown videos of feedback ⊗ item encod
 
 from __future__ import annotations
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -219,4 +221,4 @@ def _rows(x: chex.Array, index: chex.Array) -> chex.Array:
     return jnp.take_along_axis(x, index[..., None], axis=-2)
 
 
-MODULES = {"gru": Gru, "transformer": Transformer}
+MODULES: dict[str, Any] = {"gru": Gru, "transformer": Transformer}
