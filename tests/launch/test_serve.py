@@ -99,7 +99,7 @@ def check_served_users(start, run: Path, log: Path, folder: Path | None = None) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", ["gru", "transformer"])
+@pytest.mark.parametrize("encoder", ["gru", pytest.param("transformer", marks=pytest.mark.nightly)])
 def test_a_run_with_another_user_encoder_trains_exports_and_serves(start, launch, tmp_path, encoder):
     run, folder = tmp_path / "run", tmp_path / "artifact"
     settings = [f"--config.{room}.encoder={encoder}" for room in ("agents", "feedback")]
