@@ -156,8 +156,7 @@ class Run:
             for name, value in signals.items():
                 feedback[-1][known_signals.index(name)] = value
             videos.append(video)
-        seen = serving.rows_of(np.asarray(videos))
-        known = seen >= 0
+        known = serving.rows_of(np.asarray(videos)) >= 0
         if not known.all() and not self._said:
             self._said.add("history")
             first = videos[int(np.argmin(known))]
@@ -171,8 +170,9 @@ class Run:
             context=_vector(serving, "context", context),
             candidates=rows,
             memory=None,
-            videos=seen[known],
-            feedback=np.reshape(np.asarray(feedback, np.float32), (-1, len(known_signals)))[known],
+            seen=serving.seen(
+                np.asarray(videos), np.reshape(np.asarray(feedback, np.float32), (-1, len(known_signals)))
+            ),
         )
 
     def _ranker(self, max_candidates: int) -> ranker.Ranker:

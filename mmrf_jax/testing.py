@@ -207,9 +207,9 @@ def _check_scores(case: _Case, state: agent_state.AgentState) -> None:
         )
     b, c = export.symbolic_shape("b, c")
     sizes = encoders.sizes(config, _SPEC)
-    memory = encoders.Memory(*(_of_users(x, b) for x in (encoded.memory.outer, encoded.memory.weight)))
+    carry = jax.tree.map(lambda x: _of_users(x, b), encoded.carry)
     nothing = jax.ShapeDtypeStruct((0,), jnp.float32)
-    request = representation.Encoded(jax.ShapeDtypeStruct((b, sizes[0]), jnp.float32), memory, nothing, nothing)
+    request = representation.Encoded(jax.ShapeDtypeStruct((b, sizes[0]), jnp.float32), carry, nothing, nothing)
     items = jax.ShapeDtypeStruct((b, c, sizes[1]), jnp.float32)
     _call(
         "score, for symbolic numbers of users and candidates [b, N, c] as in an export,",

@@ -95,9 +95,9 @@ def make(
 def _score(config: AgentConfig, critic, rank):
     """Return the scoring function, the same object for equal arguments, so that jitted rollouts are compiled once."""
 
-    def score(params, memory, request):
-        z = policy.user_state(config, params, memory, request)
-        out = critic(config).apply(params["critic"], z, memory.mean(), params["encodings"][request.candidates])
+    def score(params, carry, request):
+        z = policy.user_state(config, params, carry, request)
+        out = critic(config).apply(params["critic"], z, carry.mean(), params["encodings"][request.candidates])
         scores = rank(config, out.feedback, params["scale"])
         scores = scores - scores.mean(axis=-1, keepdims=True)
         return scores / (config.temperature * (scores.std(axis=-1, keepdims=True) + 1e-6))

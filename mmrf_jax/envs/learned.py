@@ -20,7 +20,7 @@ from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.envs.environment import Environment, StepResult
 from mmrf_jax.envs.rankers import PrivilegedPolicy
-from mmrf_jax.models import embeddings, encoders
+from mmrf_jax.models import embeddings, user_encoders
 from mmrf_jax.models.feedback_model import counterfactuals, network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 
@@ -74,7 +74,7 @@ class SimulatedState:
     position: chex.Array  # [B] int32, requests served so far
     session: chex.Array  # [B] int32, index into the pool
     row: chex.Array  # [B] int32, request of the pool that provides the candidates
-    memory: encoders.Memory  # [B, 2, L, F, D], user axis first, as in every state
+    memory: Any  # [B, 2, ...] of the twins' user encoder, user axis first, as in every state
 
 
 def make(
@@ -160,7 +160,7 @@ def reset(key: types.Key, params: FeedbackParams, user_ids: chex.Array, day: che
         position=jnp.zeros_like(user_ids),
         session=session,
         row=pool.first[session],
-        memory=_write(params, None, history),
+        memory=_start(params, history),
     )
     return _request(params, state), history, state
 
@@ -198,7 +198,7 @@ def step(key: types.Key, state: SimulatedState, slate: chex.Array, params: Feedb
         state,
         position=position,
         row=jnp.where(own < pool.first[state.session + 1], own, other),
-        memory=_write(params, state.memory, shown),
+        memory=_update(params, state.memory, shown, _request(params, state).context),
     )
     truncated = stays & (position >= params.max_requests)
     return StepResult(shown, _request(params, next_state), ~stays, truncated), next_state
@@ -212,11 +212,11 @@ def next_visit(key: types.Key, state: SimulatedState, params: FeedbackParams) ->
 def predict(params: FeedbackParams, state: SimulatedState, videos: chex.Array):
     """Predict feedback on videos [B, M] at the users' next request, by both twins."""
     request = _request(params, state)
-    encoder, memory = encoders.Encoder(params.config), _twins_first(state.memory)
+    encoder, memory = user_encoders.of(params.config), _twins_first(state.memory)
 
     def user(p, memory, users):
         row = users.at[request.user_id].get(mode="fill", fill_value=0)
-        return encoder.apply(p, memory, row, request.profile, request.context, method="user")
+        return encoder.read(p, memory, row, request.profile, request.context)
 
     z = jax.vmap(user)(params.params["encoder"], memory, params.users)
     out = network.predict(params.config, params.params, z, memory.mean(), params.encodings[:, videos])
@@ -253,20 +253,34 @@ class LearnedEnv(Environment):
         return {"logged": PrivilegedPolicy(logged_slates, 0.0), "random": PrivilegedPolicy(no_preference, 1.0)}
 
 
-def _twins_first(memory: encoders.Memory) -> encoders.Memory:
+def _twins_first(memory: Any) -> Any:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), memory)
 
 
-def _write(params: FeedbackParams, memory: encoders.Memory | None, shown: types.Exposure) -> encoders.Memory:
-    """Return the memory [B, 2, ...] after more exposures."""
-    encoder = encoders.Encoder(params.config)
+def _start(params: FeedbackParams, history: types.Exposure) -> Any:
+    """Return the carries [B, 2, ...] of the twins after a history."""
+    users = user_encoders.of(params.config)
+
+    def one(p, encodings):
+        return users.start(p, _encode(params, p, encodings, history, None))
+
+    return jax.vmap(one, out_axes=1)(params.params["encoder"], params.encodings)
+
+
+def _update(params: FeedbackParams, memory: Any, shown: types.Exposure, context: chex.Array) -> Any:
+    """Return the carries [B, 2, ...] of the twins after a request with this context."""
+    users = user_encoders.of(params.config)
 
     def one(p, encodings, memory):
-        f = encoder.apply(p, shown.feedback, params.items.duration[shown.videos], method="feedback")
-        return encoders.memory_write(params.config, memory, encodings[shown.videos], f, shown.mask)
+        return users.update(p, memory, _encode(params, p, encodings, shown, context))
 
-    write = jax.vmap(one, in_axes=(0, 0, None if memory is None else 1), out_axes=1)
-    return write(params.params["encoder"], params.encodings, memory)
+    return jax.vmap(one, in_axes=(0, 0, 1), out_axes=1)(params.params["encoder"], params.encodings, memory)
+
+
+def _encode(params: FeedbackParams, p, encodings: chex.Array, shown: types.Exposure, context: chex.Array | None):
+    """Encode exposures for one twin."""
+    items, duration = encodings[shown.videos], params.items.duration[shown.videos]
+    return user_encoders.of(params.config).shown(p, items, shown.feedback, duration, shown.mask, context)
 
 
 def _request(params: FeedbackParams, state: SimulatedState) -> types.Request:

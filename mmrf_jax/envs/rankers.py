@@ -53,20 +53,22 @@ class Ranker:
         return self.observe(self.params, carry, request, exposure)
 
     def init(self, obs: environment.Observation) -> Any:
-        """Return the carry at the first observation of a session, as an `mmrf.Policy`."""
-        return self.initial_carry(obs.request, obs.history)
+        """Return the carry at the first observation of a session, and its request, as an `mmrf.Policy`."""
+        return self.initial_carry(obs.request, obs.history), obs.request
 
     def apply(self, key: types.Key, obs: environment.Observation, carry: Any) -> tuple[chex.Array, Any]:
-        """Return scores [B, C] and the carry with the previous slate, as an `mmrf.Policy`.
+        """Return scores [B, C] and the carry with the previous slate, as an `mmrf.Policy`; `carry` as of `init`.
 
         A temperature above 0 divides the scores and adds Gumbel noise to them.
         """
         first = ~obs.exposure.mask.any(axis=1)
-        carry = environment.where(first, carry, self.next_carry(carry, obs.request, obs.exposure))
+        carry, shown_at = carry
+        carry = environment.where(first, carry, self.next_carry(carry, shown_at, obs.exposure))
         scores = self.scores(None, None, carry, obs.request)
         temperature = jnp.asarray(self.temperature, scores.dtype)
         noise = random.to_gumbel(jax.random.uniform(key, scores.shape, scores.dtype, minval=1e-7))
-        return jnp.where(temperature > 0, scores / jnp.where(temperature > 0, temperature, 1.0) + noise, scores), carry
+        noisy = scores / jnp.where(temperature > 0, temperature, 1.0) + noise
+        return jnp.where(temperature > 0, noisy, scores), (carry, obs.request)
 
 
 @struct.dataclass

@@ -10,6 +10,7 @@ from mmrf_jax.signals import SHORT_VIDEO, Signals
 
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("float32", "bfloat16")
+ENCODERS = ("memory", "gru", "transformer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,12 @@ class EncoderConfig:
         default=SHORT_VIDEO, metadata={"internal": True}
     )
     slate: int = field(6, "K, videos of a slate", fields.NATURAL, internal=True)
+    encoder: str = field(
+        "memory",
+        "of users over their requests: decayed sums that heads read (`memory`), a `gru`, or a causal `transformer`",
+        among=ENCODERS,
+    )
+    window: int = field(16, "W, the last requests of a user that encoder=transformer attends to", fields.WIDTH)
     dim: int = field(32, "width of an item encoding, its features not counted", fields.WIDTH)
     id_dim: int = field(8, "width of a video's embedding row", fields.WIDTH)
     author_dim: int = field(8, "width of an author's embedding row", fields.WIDTH, internal=True)

@@ -1,5 +1,6 @@
 """Encoders shared by agents, critics and the feedback model: videos, and the user state carried over exposures.
 
+`user_encoders` has the ways to carry a user's state. The default, the user memory, is here; `sequence` has the others.
 The user memory is linear attention over all exposures of the user: for each decay rate l it holds the decayed mean of
 feedback ⊗ item encoding, M_l [F, D]. Reading it at a candidate, M_l e_c, gives the user's feedback on similar videos.
 Updating it with a slate costs O(K), whatever the length of the history.
@@ -18,7 +19,7 @@ from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.models import embedding_table, kinds, products
+from mmrf_jax.models import embedding_table, kinds, products, sequence
 from mmrf_jax.models.encoder_config import EncoderConfig
 
 ITEM_HIDDEN = 64  # units of the hidden layer of items
@@ -36,6 +37,10 @@ class Memory:
         """Return the decayed means [..., L, F, D]."""
         return self.outer / (self.weight + _PRIOR_WEIGHT)[..., None, None]
 
+    def inputs(self) -> list[chex.Array]:
+        """Return the arrays [..., d] that a user state is computed from."""
+        return [self.mean().reshape(*self.outer.shape[:-3], -1), jnp.log1p(self.weight)]
+
 
 class Encoder(nn.Module):
     """Linen modules of the shared representation; embedding rows are inputs, tables stay outside."""
@@ -51,6 +56,8 @@ class Encoder(nn.Module):
         self.user_hidden = dense(128)
         self.user_out = dense(c.state_dim)
         self.user_skip = dense(c.state_dim, use_bias=False)
+        if c.encoder != "memory":
+            self.sequence = sequence.MODULES[c.encoder](c)
 
     def items(
         self, rows: dict[str, chex.Array], features: chex.Array, train: bool = False, blind: chex.Numeric = 0.0
@@ -83,25 +90,28 @@ class Encoder(nn.Module):
 
     def user(
         self,
-        memory: Memory,
+        carry: Memory | sequence.Hidden,
         row: chex.Array,
         profile: chex.Array,
         context: chex.Array,
         train: bool = False,
         blind: chex.Numeric = 0.0,
     ) -> chex.Array:
-        """Encode memory, the user's embedding row [..., d], profile [..., Du] and context [..., Dx] as z [..., Z].
+        """Encode a carry, the user's embedding row [..., d], profile [..., Du] and context [..., Dx] as z [..., Z].
 
         z ends with profile and context. In training, a fraction `blind` of the profile's entries is hidden, as of the
         features' in `items`.
         """
         profile = self._hide(profile, train, blind)
-        mean = memory.mean().reshape(*memory.outer.shape[:-3], -1)
-        x = jnp.concatenate([mean, jnp.log1p(memory.weight), row, profile, context], axis=-1)
+        x = jnp.concatenate([*carry.inputs(), row, profile, context], axis=-1)
         x = self._hide(x, train, self.config.dropout)
         # The linear path learns taste x topic products quickly; the other one learns interactions of several inputs.
         z = self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)
         return jnp.concatenate([z, profile, context], axis=-1)
+
+    def advance(self, carry: sequence.Hidden, shown: sequence.Shown, every: bool) -> sequence.Hidden:
+        """Advance the carry of `gru` or `transformer` over requests [..., n, K]; see `sequence.Gru`."""
+        return self.sequence(carry, shown, every)
 
     def _hide(self, x: chex.Array, train: bool, rate: chex.Numeric) -> chex.Array:
         """Apply dropout with a rate that may be traced, unlike that of `nn.Dropout`."""
@@ -112,9 +122,12 @@ class Encoder(nn.Module):
 
     def __call__(self, rows, user_row, features, feedback, duration, profile, context):
         """Use every parameter, for initialisation: K videos of one user."""
-        e = self.items(rows, features)
-        memory = memory_write(self.config, None, e, self.feedback(feedback, duration))
-        return self.user(memory, user_row, profile, context)
+        e, f = self.items(rows, features), self.feedback(feedback, duration)
+        if self.config.encoder == "memory":
+            return self.user(memory_write(self.config, None, e, f), user_row, profile, context)
+        start = sequence.init(self.config, e.shape[:-2], e.shape[-1])
+        shown = sequence.Shown(e[:, None], f[:, None], None, context[:, None])
+        return self.user(self.advance(start, shown, False), user_row, profile, context)
 
 
 def kept(key: types.Key, rate: chex.Numeric, shape: tuple[int, ...]) -> chex.Array:

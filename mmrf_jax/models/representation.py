@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from mmrf_jax import types
-from mmrf_jax.models import embeddings, encoders
+from mmrf_jax.models import embeddings, encoders, user_encoders
 from mmrf_jax.models.embedding_table import Table
 from mmrf_jax.models.encoder_config import EncoderConfig
+from mmrf_jax.models.sequence import Shown
 
 
 @struct.dataclass
@@ -44,14 +45,14 @@ class Encoded:
     """A batch, encoded: user states before each of T + 1 requests, and videos."""
 
     z: chex.Array  # [B, T+1, Z] user states
-    memory: encoders.Memory  # [B, T+1, L, F, D]
+    carry: Any  # [B, T+1, ...] of the user encoder
     shown: chex.Array  # [B, T+1, K, D] exposed videos
     unseen: chex.Array  # [B, T+1, M, D] videos that were not shown
 
     @property
     def memory_mean(self) -> chex.Array:
-        """The decayed means of the memory, [B, T+1, L, F, D]."""
-        return self.memory.mean()
+        """The vectors that heads read, of the memory its decayed means, [B, T+1, L, F, D]."""
+        return self.carry.mean()
 
     @property
     def user(self) -> tuple[chex.Array, chex.Array]:
@@ -125,25 +126,24 @@ def encode_users(
       videos: encodings of the seen [B, H + (T+1) K, D] and of the unseen [B, T+1, M, D] videos.
       user_rows: [B, d].
     """
-    encoder = encoders.Encoder(config)
+    users = user_encoders.of(config)
     seen, unseen = videos
     num_users, steps, k = inputs.slate_mask.shape
     h = inputs.history_mask.shape[1]
-    f = encoder.apply(params, inputs.feedback, inputs.duration, method="feedback")
+    every = users.shown(params, seen, inputs.feedback, inputs.duration)
 
     def slates(x):
         return x[:, h:].reshape(num_users, steps, k, x.shape[-1])
 
-    start = encoders.memory_write(config, None, seen[:, :h], f[:, :h], inputs.history_mask)
-    memory = encoders.memory_over_requests(config, start, slates(seen), slates(f), inputs.slate_mask)
+    history = Shown(seen[:, :h], every.feedback[:, :h], inputs.history_mask)
+    shown = Shown(slates(seen), slates(every.feedback), inputs.slate_mask, inputs.context)
+    carry = users.before_each(params, users.start(params, history), shown)
 
     def at_requests(x):
         return jnp.broadcast_to(x[:, None], (num_users, steps, x.shape[-1]))
 
     user = (at_requests(user_rows), at_requests(inputs.profile), inputs.context)
-    rngs = {} if key is None else {"dropout": key}
-    z = encoder.apply(params, memory, *user, key is not None, blind, method="user", rngs=rngs)
-    return Encoded(z, memory, slates(seen), unseen)
+    return Encoded(users.read(params, carry, *user, key, blind), carry, slates(seen), unseen)
 
 
 def encode_batch(

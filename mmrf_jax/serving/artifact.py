@@ -32,7 +32,7 @@ import mmrf_jax
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.io import files
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 VALID_DAYS = 180

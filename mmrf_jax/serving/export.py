@@ -1,10 +1,9 @@
 """Export of a trained run to an artefact: the ranker and the feedback model as functions of arrays.
 
-Functions for a server, with the letters of `types` and L, F, D of `models.encoders`; all dictionaries contain plain
-arrays:
+Functions for a server, with the letters of `types` and D of `models.encoders`; all dictionaries contain plain arrays:
 
     encode(weights, video)                        -> encodings [m, D] of m videos, new ones included
-    observe(weights, memory, encodings, shown)    -> memory after more exposures, oldest first
+    observe(weights, memory, encodings, shown)    -> memory after r more requests, oldest first
     score(weights, memory, encodings, request, there [b, c] bool)
                                                   -> scores [b, N, c] of every agent; the last one ranks
 
@@ -15,11 +14,13 @@ and those of the feedback model, with an axis of its 2 twins after [b] in memori
                                                      "stay": [b] probability of another request after that exposure}
 
     video    {"author", "tag", "embedding_id": [m] int32, "features": [m, Di]}
-    memory   {"outer": [b, L, F, D], "weight": [b, L]}; all zeros for an unknown user
-    shown    {"videos": [b, e] item rows, "duration": [b, e] s, "feedback": [b, e, S], "mask": [b, e] bool}
+    memory   {name: [b, *shape]} of the manifest's "carry" and "model_carry", which the user encoder decides
+             (`models.user_encoders`); all zeros for an unknown user
+    shown    {"videos": [b, r, k] item rows, "duration": [b, r, k] s, "feedback": [b, r, k, S],
+             "mask": [b, r, k] bool, "context": [b, r, Dx]}; a history is cut into requests of K, their contexts zeros
     request  {"user_id": [b], "profile": [b, Du], "context": [b, Dx], "candidates": [b, c] item rows}
 
-The sizes m, b, e, c and V, the rows of `encodings`, are symbolic: one artefact serves any. If `there` is False a
+The sizes m, b, r, k, c and V, the rows of `encodings`, are symbolic: one artefact serves any. If `there` is False a
 candidate is padding, and its scores are undefined.
 """
 
@@ -41,7 +42,7 @@ from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import agent_state, policy
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.models import embedding_table, embeddings, encoders, representation
+from mmrf_jax.models import embedding_table, embeddings, encoders, representation, user_encoders
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.parallel.partitioner import Partitioner
@@ -148,26 +149,28 @@ def _contents(
         arrays["users"] = users
     if vocabularies is not None:
         arrays["vocabularies"] = vocabularies
+    carries = {"carry": carry_shapes(plan.agents, spec)}
     if plan.use_feedback_model:
         assert state.feedback is not None
         functions |= _model_functions(plan, spec, state.feedback)
         arrays["model"] = _flat(_model_weights(state.feedback))
+        carries["model_carry"] = carry_shapes(plan.feedback, spec)
     about = {
         "method": plan.method,
         "agents": list(registry.get(plan.method).signals(plan.agents)),
         "signals": list(spec.signals.names),
-        "memory": memory_shape(plan.agents, spec),
     }
-    return functions, arrays, about
+    return functions, arrays, about | carries
 
 
 def _ids(given: np.ndarray) -> np.ndarray:
     return given.astype(np.int64) if given.dtype.kind == "i" else given  # or strings, or integers above those
 
 
-def memory_shape(config: EncoderConfig, spec: InputSpec) -> list[int]:
-    """Return the shape [L, F, D] of a user's memory."""
-    return [len(config.decays), config.feedback_dim, encoders.sizes(config, spec)[1]]
+def carry_shapes(config: EncoderConfig, spec: InputSpec) -> dict[str, list[int]]:
+    """Return the shapes of what is carried of a user, by name; all are float32."""
+    users, dim = user_encoders.of(config), encoders.sizes(config, spec)[1]
+    return {name: list(x.shape) for name, x in _as_dict(jax.eval_shape(lambda: users.init((), dim))).items()}
 
 
 def _policy_weights(agents: agent_state.AgentState) -> dict[str, Any]:
@@ -201,7 +204,7 @@ class _Sizes:
     """Shapes of arguments with symbolic sizes, all in one scope."""
 
     def __init__(self):
-        names = ("b", "c", "e", "m", "v")
+        names = ("b", "c", "k", "m", "r", "v")
         self._size = dict(zip(names, export.symbolic_shape(",".join(names)), strict=True))
 
     def __call__(self, shape: str, *fixed: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
@@ -211,17 +214,18 @@ class _Sizes:
 
 def _arguments(config: EncoderConfig, spec: InputSpec, twins: str) -> dict[str, Any]:
     """Return the shapes of all arguments except weights; `twins` is "2" for the feedback model, "" for the agents."""
-    size, (levels, width, dim) = _Sizes(), memory_shape(config, spec)
+    size, dim = _Sizes(), encoders.sizes(config, spec)[1]
     ids = {name: size("m", dtype=jnp.int32) for name in _IDS.values()}
     return {
         "video": ids | {"features": size("m", spec.item_features)},
-        "memory": {"outer": size("b" + twins, levels, width, dim), "weight": size("b" + twins, levels)},
+        "memory": {name: size("b" + twins, *shape) for name, shape in carry_shapes(config, spec).items()},
         "encodings": size(twins + "v", dim),
         "shown": {
-            "videos": size("be", dtype=jnp.int32),
-            "duration": size("be"),
-            "feedback": size("be", len(spec.signals)),
-            "mask": size("be", dtype=jnp.bool_),
+            "videos": size("brk", dtype=jnp.int32),
+            "duration": size("brk"),
+            "feedback": size("brk", len(spec.signals)),
+            "mask": size("brk", dtype=jnp.bool_),
+            "context": size("br", spec.context),
         },
         "request": {
             "user_id": size("b", dtype=jnp.int32),
@@ -234,8 +238,21 @@ def _arguments(config: EncoderConfig, spec: InputSpec, twins: str) -> dict[str, 
     }
 
 
-def _as_dict(memory: encoders.Memory) -> dict[str, chex.Array]:
-    return {"outer": memory.outer, "weight": memory.weight}
+def _as_dict(carry: Any) -> dict[str, Any]:
+    return {field.name: getattr(carry, field.name) for field in dataclasses.fields(carry)}
+
+
+def _carry(config: EncoderConfig, memory: dict[str, chex.Array]) -> Any:
+    """Return the carry of a dictionary of `_as_dict`."""
+    like = jax.eval_shape(lambda: user_encoders.of(config).init((), 1))
+    return dataclasses.replace(like, **memory)
+
+
+def _observed(config: EncoderConfig, params: Any, carry: Any, encodings: chex.Array, shown: dict[str, chex.Array]):
+    """Return the carry after more requests, as a dictionary."""
+    users, items = user_encoders.of(config), encodings[shown["videos"]]
+    rest = (shown[name] for name in ("feedback", "duration", "mask", "context"))
+    return _as_dict(users.update_all(params, carry, users.shown(params, items, *rest)))
 
 
 def _policy_functions(plan: steps.TrainConfig, spec: InputSpec, agents: agent_state.AgentState) -> dict[str, Function]:
@@ -248,15 +265,11 @@ def _policy_functions(plan: steps.TrainConfig, spec: InputSpec, agents: agent_st
         return encoder.apply(weights["params"]["encoder"], rows, video["features"], method="items")
 
     def observe(weights, memory, encodings, shown):
-        params = weights["params"]["encoder"]
-        f = encoder.apply(params, shown["feedback"], shown["duration"], method="feedback")
-        return _as_dict(
-            encoders.memory_write(config, encoders.Memory(**memory), encodings[shown["videos"]], f, shown["mask"])
-        )
+        return _observed(config, weights["params"]["encoder"], _carry(config, memory), encodings, shown)
 
     def score(weights, memory, encodings, request, there):
         users = _tables(like, weights["tables"])[embeddings.USER_TABLE]
-        asked, carried = types.Request(**request), encoders.Memory(**memory)
+        asked, carried = types.Request(**request), _carry(config, memory)
         z = policy.user_state(config, {"encoder": weights["params"]["encoder"], "users": users}, carried, asked)
         known = cast(agent_state.AgentState, _Trained(**{name: x for name, x in weights.items() if name != "tables"}))
         nothing = jnp.zeros((0,))
@@ -289,22 +302,17 @@ def _model_functions(plan: steps.TrainConfig, spec: InputSpec, model: network.Fe
         return both(apply)(weights["params"]["encoder"], network.twin_rows(rows))
 
     def observe(weights, memory, encodings, shown):
-        def one(p, outer, weight, e):
-            f = encoder.apply(p, shown["feedback"], shown["duration"], method="feedback")
-            written = encoders.memory_write(
-                config, encoders.Memory(outer, weight), e[shown["videos"]], f, shown["mask"]
-            )
-            return _as_dict(written)
+        def one(p, carry, e):
+            return _observed(config, p, carry, e, shown)
 
-        axes = (0, 1, 1, 0)
-        return both(one, axes, 1)(weights["params"]["encoder"], memory["outer"], memory["weight"], encodings)
+        return both(one, (0, 1, 0), 1)(weights["params"]["encoder"], _carry(config, memory), encodings)
 
     def predict(weights, memory, encodings, request, exposed):
         rows = embeddings.lookup(_tables(like, weights["tables"]), {embeddings.USER_TABLE: request["user_id"]})
-        carried = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), encoders.Memory(**memory))
+        carried = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), _carry(config, memory))
 
         def user(p, m, r):
-            return encoder.apply(p, m, r, request["profile"], request["context"], method="user")
+            return user_encoders.of(config).read(p, m, r, request["profile"], request["context"])
 
         z = both(user)(weights["params"]["encoder"], carried, network.twin_rows(rows)[embeddings.USER_TABLE])
         out = network.predict(config, weights["params"], z, carried.mean(), encodings[:, request["candidates"]])

@@ -6,11 +6,8 @@ import collections
 import dataclasses
 from typing import Any
 
-import numpy as np
-
-from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.feedback_log import UserLog
-from mmrf_jax.serving.ranker import Ranker
+from mmrf_jax.serving.ranker import Carry, Ranker, Seen
 
 
 @dataclasses.dataclass
@@ -20,7 +17,7 @@ class Memory:
     artifact: str
     first: int  # number of the session's first request
     upto: int  # requests from this number on are not included
-    value: tuple[np.ndarray, np.ndarray]
+    value: Carry
 
 
 class Memories:
@@ -30,8 +27,10 @@ class Memories:
         self._limit = limit
         self._by_user: collections.OrderedDict[int | str, Memory] = collections.OrderedDict()
 
-    def since(self, user: int | str, known: UserLog, serving: Ranker, start: bool, given: Any):
-        """Return a user's memory, and the item rows [e] and feedback [e, S] of exposures not in it.
+    def since(
+        self, user: int | str, known: UserLog, serving: Ranker, start: bool, given: Any
+    ) -> tuple[Carry | None, list[Seen]]:
+        """Return a user's memory, and the answered requests not in it, oldest first.
 
         Args:
           user: id of the user.
@@ -42,18 +41,17 @@ class Memories:
         """
         memory = self._by_user.get(user)
         if start:
-            value, (videos, feedback) = None, known.exposures() if given is None else given
+            videos, feedback = known.exposures() if given is None else given
             last = max(len(videos) - serving.spec.history, 0)
-            videos, feedback = videos[last:], feedback[last:]
-        elif memory is None or (memory.artifact, memory.first) != (serving.id, known.shown[0].number):
-            value, (videos, feedback) = None, known.exposures()
+            return None, serving.seen(videos[last:], feedback[last:])
+        value, seen, requests = None, [], known.shown
+        if memory is None or (memory.artifact, memory.first) != (serving.id, known.shown[0].number):
+            seen = serving.seen(known.history_videos, known.history_feedback)
         else:
-            answered = [s for s in known.shown[memory.upto - memory.first :] if s.answered]
-            value, videos = memory.value, feedback_log.joined([s.videos for s in answered])
-            none = np.zeros((0, len(serving.spec.signals)), np.float32)
-            feedback = np.concatenate([none, *(s.feedback for s in answered)])
-        rows = serving.rows_of(videos)
-        return value, rows[rows >= 0], feedback[rows >= 0]
+            value, requests = memory.value, known.shown[memory.upto - memory.first :]
+        for s in requests:
+            seen += serving.seen(s.videos, s.feedback, s.context) if s.answered else []
+        return value, seen
 
     def hold(self, user: int | str, memory: Memory) -> None:
         self._by_user[user] = memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,20 +16,31 @@ from mmrf_jax.serving import artifact, new_items
 
 BATCHES = (1, 4, 16, 64)  # batches of requests are padded to one of these sizes
 NEW_ITEMS = 16  # new items encoded at a time
-_LONG = 64  # exposures written at a time, if they are more than a slate
+_LONG = 64  # exposures written at a time, if they are of more than one request
 _BLOCK = 65_536  # videos encoded at a time
 _VIDEO = ("author", "tag", "embedding_id", "features")
 
 
+#: What an artefact carries of a user, by name; its user encoder decides what (`models.user_encoders`).
+Carry = dict[str, np.ndarray]
+
+
+class Seen(NamedTuple):
+    """An answered request of a user, or K exposures of a history."""
+
+    videos: np.ndarray  # [k ≤ K] item rows
+    feedback: np.ndarray  # [k, S]
+    context: np.ndarray | None  # [Dx]; None where it is unknown, as of a history's
+
+
 @dataclasses.dataclass
 class Job:
-    """A request to score: its user's memory so far, later exposures, and the candidates.
+    """A request to score: its user's memory so far, later requests, and the candidates.
 
     Attributes:
       user_id: id of the user.
-      memory: (outer [L, F, D], weight [L]), or None for a user without memory.
-      videos: [e] item rows of exposures since then, oldest first.
-      feedback: [e, S] their feedback.
+      memory: what the artefact carries of the user, or None for a user without memory.
+      seen: requests since then, oldest first.
       candidates: [c] item rows, all different.
     """
 
@@ -37,9 +48,8 @@ class Job:
     profile: np.ndarray  # [Du]
     context: np.ndarray  # [Dx]
     candidates: np.ndarray
-    memory: tuple[np.ndarray, np.ndarray] | None
-    videos: np.ndarray
-    feedback: np.ndarray
+    memory: Carry | None
+    seen: Sequence[Seen]
 
 
 class Ranker:
@@ -58,7 +68,7 @@ class Ranker:
         #: Number of compilations of each function; constant once the ranker is warm.
         self.traces = {"encode": 0, "observe": 0, "score": 0}
         self.widths = tuple(sorted({min(loaded.spec.candidates, max_candidates), max_candidates}))
-        self._lengths = (self.spec.slate, max(_LONG, self.spec.slate))
+        self._lengths = (1, -(-max(_LONG, self.spec.slate) // self.spec.slate))
         catalogue = loaded.arrays["catalogue"]
         self._spare = spare
         self._duration = np.append(catalogue["duration"], np.zeros(spare, np.float32))
@@ -96,6 +106,16 @@ class Ranker:
             rows = rows.copy()
             rows[rows < 0] = new
         return rows
+
+    def seen(self, videos: np.ndarray, feedback: np.ndarray, context: np.ndarray | None = None) -> list[Seen]:
+        """Return exposures, ids [e] and feedback [e, S], as requests of at most K; unknown videos are left out.
+
+        As in `models.user_encoders.in_requests`, all but the first request have K.
+        """
+        rows = self.rows_of(videos)
+        rows, feedback, k = rows[rows >= 0], feedback[rows >= 0], self.spec.slate
+        ends = range(len(rows), 0, -k)
+        return [Seen(rows[max(e - k, 0) : e], feedback[max(e - k, 0) : e], context) for e in ends][::-1]
 
     def check(self, item: Mapping[str, Any]) -> None:
         """Check that an item can be added.
@@ -176,7 +196,7 @@ class Ranker:
             unknown = {name: np.stack([self._describer.unknown[name]] * NEW_ITEMS) for name in _VIDEO}
             encoded = self._functions["encode"](self._weights, unknown)
             self._place(self._encodings, np.full(NEW_ITEMS, len(self._duration), np.int32), encoded)
-        nothing = np.zeros(0, np.int64)
+        nothing = Seen(np.zeros(0, np.int64), np.zeros((0, len(self.spec.signals)), np.float32), None)
         for batch in BATCHES:
             for width in self.widths:
                 job = Job(
@@ -185,15 +205,13 @@ class Ranker:
                     np.zeros(self.spec.context, np.float32),
                     np.arange(width) % self.spec.num_videos,
                     None,
-                    nothing,
-                    np.zeros((0, len(self.spec.signals)), np.float32),
+                    (),
                 )
                 self._score([job] * batch, [self._nothing()] * batch)
             for length in self._lengths:
-                videos, feedback = np.zeros(length, np.int64), np.zeros((length, len(self.spec.signals)), np.float32)
-                self._observe([self._nothing()] * batch, [videos] * batch, [feedback] * batch, length)
+                self._observe([self._nothing()] * batch, [[nothing]] * batch, length)
 
-    def run(self, jobs: Sequence[Job]) -> list[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+    def run(self, jobs: Sequence[Job]) -> list[tuple[np.ndarray, Carry]]:
         """Return for each job the scores [N, c] of its candidates, and the user's memory before the request."""
         done = []
         for start in range(0, len(jobs), BATCHES[-1]):
@@ -203,39 +221,43 @@ class Ranker:
                 done.append((scores[:, : len(job.candidates)], memory))
         return done
 
-    def _nothing(self) -> tuple[np.ndarray, np.ndarray]:
-        shape = tuple(self.manifest["memory"])
-        return np.zeros(shape, np.float32), np.zeros(shape[:1], np.float32)
+    def _nothing(self) -> Carry:
+        return {name: np.zeros(shape, np.float32) for name, shape in self.manifest["carry"].items()}
 
-    def _remember(self, jobs: Sequence[Job]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the memories with the new exposures of each job written to them."""
+    def _remember(self, jobs: Sequence[Job]) -> list[Carry]:
+        """Return the memories with the new requests of each job written to them."""
         memories = [self._nothing() if job.memory is None else job.memory for job in jobs]
         at = [0] * len(jobs)
-        while left := [i for i, job in enumerate(jobs) if at[i] < len(job.videos)]:
-            longest = max(len(jobs[i].videos) - at[i] for i in left)
+        while left := [i for i, job in enumerate(jobs) if at[i] < len(job.seen)]:
+            longest = max(len(jobs[i].seen) - at[i] for i in left)
             length = self._lengths[longest > self._lengths[0]]
-            cuts = [slice(at[i], at[i] + length) for i in left]
-            videos = [jobs[i].videos[cut] for i, cut in zip(left, cuts, strict=True)]
-            feedback = [jobs[i].feedback[cut] for i, cut in zip(left, cuts, strict=True)]
-            after = self._observe([memories[i] for i in left], videos, feedback, length)
+            seen = [jobs[i].seen[at[i] : at[i] + length] for i in left]
+            after = self._observe([memories[i] for i in left], seen, length)
             for i, memory in zip(left, after, strict=True):
                 memories[i] = memory
                 at[i] += length
         return memories
 
-    def _observe(self, memories, videos, feedback, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        n = BATCHES[bisect.bisect_left(BATCHES, len(memories))]
+    def _observe(self, memories: Sequence[Carry], seen: Sequence[Sequence[Seen]], length: int) -> list[Carry]:
+        """Return the memories after at most `length` requests of each user."""
+        n, k = BATCHES[bisect.bisect_left(BATCHES, len(memories))], self.spec.slate
         shown = {
-            "videos": np.zeros((n, length), np.int32),
-            "feedback": np.zeros((n, length, len(self.spec.signals)), np.float32),
-            "mask": np.zeros((n, length), bool),
+            "videos": np.zeros((n, length, k), np.int32),
+            "feedback": np.zeros((n, length, k, len(self.spec.signals)), np.float32),
+            "mask": np.zeros((n, length, k), bool),
+            "context": np.zeros((n, length, self.spec.context), np.float32),
         }
-        for i, (v, f) in enumerate(zip(videos, feedback, strict=True)):
-            shown["videos"][i, : len(v)], shown["feedback"][i, : len(v)], shown["mask"][i, : len(v)] = v, f, True
+        for i, requests in enumerate(seen):
+            for j, (videos, feedback, context) in enumerate(requests):
+                at = i, j, slice(len(videos))
+                shown["videos"][at], shown["feedback"][at], shown["mask"][at] = videos, feedback, True
+                if context is not None:
+                    shown["context"][i, j] = context
         shown["duration"] = self._duration[shown["videos"]]
         memory = self._functions["observe"](self._weights, self._stacked(memories, n), self._encodings, shown)
-        outer, weight = np.asarray(memory["outer"]), np.asarray(memory["weight"])
-        return [(outer[i].copy(), weight[i].copy()) for i in range(len(memories))]  # a view would hold the whole batch
+        memory = {name: np.asarray(x) for name, x in memory.items()}
+        # copies, since a view would hold the whole batch
+        return [{name: x[i].copy() for name, x in memory.items()} for i in range(len(memories))]
 
     def _score(self, jobs: Sequence[Job], memories) -> np.ndarray:
         """Return scores [B, N, width] of jobs; some columns are padding."""
@@ -257,7 +279,7 @@ class Ranker:
 
     def _stacked(self, memories, n: int) -> dict[str, np.ndarray]:
         padded = [*memories, *[self._nothing()] * (n - len(memories))]
-        return {"outer": np.stack([m[0] for m in padded]), "weight": np.stack([m[1] for m in padded])}
+        return {name: np.stack([memory[name] for memory in padded]) for name in padded[0]}
 
 
 def _kind(ids: np.ndarray) -> str:

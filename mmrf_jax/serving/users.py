@@ -21,7 +21,7 @@ from mmrf_jax.data.readers.feedback_log import Position, Record, Shown, UserLog
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.signals import Signals
 
-_VERSION = 2
+_VERSION = 3
 _AT_ONCE = 4_096  # users changed between two writes while a log is read
 _A_FEW = 8  # users packed without yielding to other work
 
@@ -188,6 +188,7 @@ def pack(known: UserLog) -> bytes:
         (
             s.number,
             feedback_log.pack_ids(s.videos),
+            feedback_log.to_bytes(s.context, "<f4"),
             feedback_log.to_bytes(s.feedback, "<f4"),
             s.answered,
             sorted(s.events),
@@ -205,8 +206,8 @@ def unpack(state: bytes, signals: Signals) -> UserLog:
     videos, answers, shown, known.requests, profile, known.time, known.over = msgpack.unpackb(state)
     known.history_videos, known.history_feedback = feedback_log.unpack_ids(videos), feedback(answers)
     known.profile = None if profile is None else np.frombuffer(profile, "<f4")
-    for number, seen, got, answered, events in shown:
-        request = Shown(number, feedback_log.unpack_ids(seen), signals)
+    for number, seen, context, got, answered, events in shown:
+        request = Shown(number, feedback_log.unpack_ids(seen), np.frombuffer(context, "<f4"), signals)
         request.feedback, request.answered, request.events = feedback(got).copy(), answered, set(events)
         known.shown.append(request)
     return known

@@ -1,5 +1,6 @@
 """The learned environment behind the contract of all environments, and the states it shares with training."""
 
+import dataclasses
 import functools
 
 import jax
@@ -231,8 +232,12 @@ def test_long_logs_are_cut(make, log):
         np.testing.assert_array_equal(pool.first[: sessions + 1], log.offsets[: sessions + 1])
 
 
-def test_simulator_and_training_have_the_same_states(sim, items, model):
-    """Memory and predictions after each slate, against those of the same requests as a batch."""
+@pytest.mark.parametrize("encoder", ["memory", "gru", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_simulator_and_training_have_the_same_states(encoder, log, items):
+    """Carries and predictions after each slate, against those of the same requests as a batch."""
+    config = dataclasses.replace(CONFIG, encoder=encoder, window=2)
+    model = tiny.make_feedback_model(config)
+    sim = learned.make(model, items, config, log, MAX)
     request, history, state = reset(KEY, sim.default_params, IDS, 0)
     requests, slates, exposures, states = [request], [], [], [state]
     for t in range(2):
@@ -264,14 +269,14 @@ def test_simulator_and_training_have_the_same_states(sim, items, model):
 
     @jax.jit
     def trained(state):
-        r = network.encode_batch(CONFIG, state, batch, items)
-        return r, network.predict(CONFIG, state.params, r.z, r.memory_mean, r.shown)
+        r = network.encode_batch(config, state, batch, items)
+        return r, network.predict(config, state.params, r.z, r.memory_mean, r.shown)
 
     r, out = trained(model)
     for t in range(3):
-        for name in ("outer", "weight"):
-            of_batch = np.moveaxis(np.asarray(getattr(r.memory, name))[:, :, t], 0, 1)
-            np.testing.assert_allclose(getattr(states[t].memory, name), of_batch, rtol=1e-4, atol=1e-5)
+        of_batch = jax.tree.map(lambda x, t=t: np.moveaxis(np.asarray(x)[:, :, t], 0, 1), r.carry)
+        same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+        jax.tree.map(same, states[t].memory, of_batch)
         videos = np.take_along_axis(batch.candidates[:, t], batch.slate[:, t], axis=1)
         served = predict(sim.default_params, states[t], videos)
         assert close(served, jax.tree.map(lambda x, t=t: x[:, :, t], out)), t

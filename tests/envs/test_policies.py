@@ -116,13 +116,13 @@ def test_oracles_see_the_state(env):
 
 
 def test_a_ranker_is_served_alike_step_by_step(env, calls):
-    """A `Ranker` is an `mmrf.Policy` too."""
+    """A `Ranker` is an `mmrf.Policy` too; it observes feedback with the request at which the videos were shown."""
 
     def score(weight, carry, request):
         return jnp.sin(weight * request.candidates.astype(jnp.float32) * carry[:, None])
 
     def observe(weight, carry, request, exposure):
-        return 0.5 * carry + exposure.feedback[..., -1].mean(axis=1)
+        return 0.5 * carry + exposure.feedback[..., -1].mean(axis=1) + request.context[:, -1]
 
     def start(weight, request, history):
         return history.feedback[:, 0, -1]
@@ -139,7 +139,7 @@ def test_a_temperature_samples_plackett_luce(env, calls):
     ranker = rankers.Ranker(
         wanted, rankers.nothing, lambda scores, carry, request: jnp.tile(scores, (4, 1)), rankers.nothing, 0.5
     )
-    draw = jax.jit(jax.vmap(lambda key: ranker.apply(key, obs, ())[0].argmax(axis=1)))
+    draw = jax.jit(jax.vmap(lambda key: ranker.apply(key, obs, ranker.init(obs))[0].argmax(axis=1)))
     n = 5_000
     first = np.bincount(np.asarray(draw(jax.random.split(KEY, n))).ravel(), minlength=C) / (4 * n)
     np.testing.assert_allclose(first, jax.nn.softmax(wanted / 0.5), atol=4 * 0.5 / (4 * n) ** 0.5)

@@ -32,15 +32,14 @@ USERS = 40
 
 
 @pytest.fixture
-def start(launch, artifact, tmp_path, monkeypatch):
-    """Starts services of one log; all of them end with the test."""
+def start(launch, request, tmp_path, monkeypatch):
+    """Starts services of one log, by default of the finished run; all of them end with the test."""
     for name, value in launch.environment().items():
         monkeypatch.setenv(name, value)
 
-    def begin(*flags):
-        return serving.service(
-            artifact, tmp_path / "log", tmp_path / "serve.log", f"--timeout={processes.HANG}", *flags
-        )
+    def begin(*flags, folder=None):
+        folder = folder or request.getfixturevalue("artifact")
+        return serving.service(folder, tmp_path / "log", tmp_path / "serve.log", f"--timeout={processes.HANG}", *flags)
 
     return begin
 
@@ -55,18 +54,18 @@ def post(url: str, path: str, body, headers=()) -> tuple[int, dict]:
         return error.code, json.loads(error.read())
 
 
-@pytest.mark.slow
-def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launch, finished, tmp_path):
-    config = configs.run_of(run_folder.read_config(finished))
+def check_served_users(start, run: Path, log: Path, folder: Path | None = None) -> None:
+    """Serve users by the artefact of a run, and compare what the service has logged with their rollouts."""
+    config = configs.run_of(run_folder.read_config(run))
     partitioner = Partitioner()
     source = restore.source_of(config, partitioner)
     assert source.sim is not None
     key = sources.log_key(3)
-    with start() as server:
+    with start(folder=folder) as server:
         served = clients.Clients(source.sim, key, 0, server.url).visit(1_000, USERS, together=16)
     assert served.failed == 0 and len(served.main) == USERS
 
-    state = restore.load_state(config, source, finished, partitioner)
+    state = restore.load_state(config, source, run, partitioner)
     policy = registry.get(config.method).make_policy(
         state.agents, source.items, steps.agent_config(config, SHORT_VIDEO)
     )
@@ -84,7 +83,7 @@ def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launc
     def rows_of(videos):
         return videos
 
-    found, report = feedback_sessions.read(tmp_path / "log", source.spec, rows_of)
+    found, report = feedback_sessions.read(log, source.spec, rows_of)
     assert sum(report["left_out"].values()) == 0 and report["requests"] == served.requests.sum()
     np.testing.assert_array_equal(found.user_id, wanted.user_id)
     np.testing.assert_array_equal(found.offsets, wanted.offsets)
@@ -98,6 +97,22 @@ def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launc
 
     np.testing.assert_allclose(unit(found.scores), unit(wanted.scores), atol=1e-3)
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["gru", pytest.param("transformer", marks=pytest.mark.nightly)])
+def test_a_run_with_another_user_encoder_trains_exports_and_serves(start, launch, tmp_path, encoder):
+    run, folder = tmp_path / "run", tmp_path / "artifact"
+    settings = [f"--config.{room}.encoder={encoder}" for room in ("agents", "feedback")]
+    launch.ok("train", *processes.TINY, *settings, "--config.alternation.rounds=1", f"--workdir={run}")
+    found = processes.results(run)
+    assert found["ab_test"]["mmrf"]["watch_time"]["mean"] > 0 and "click" in found["offline"]
+    launch.ok("export", f"--workdir={run}", f"--out={folder}")
+    check_served_users(start, run, tmp_path / "log", folder)
+
+
+@pytest.mark.slow
+def test_served_users_are_those_of_rollouts_and_can_be_learned_from(start, launch, finished, tmp_path):
+    check_served_users(start, finished, tmp_path / "log")
     settings = ("--config.alternation.closed_loop=False", "--config.alternation.rounds=1")
     workdir = tmp_path / "run"
     launch.ok("train", *processes.TINY, *settings, f"--config.data.dir={tmp_path / 'log'}", f"--workdir={workdir}")

@@ -119,11 +119,19 @@ def exposure_at(batch, t):
     return types.Exposure(videos, batch.feedback[:, t], batch.slate_mask[:, t])
 
 
-@pytest.mark.parametrize("ablation", ["none", "no_collaboration"])
-def test_serving_sees_what_training_saw(ablation):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"ablation": "no_collaboration"},
+        {"encoder": "gru"},
+        pytest.param({"encoder": "transformer", "window": 3}, marks=pytest.mark.slow),
+    ],
+)
+def test_serving_sees_what_training_saw(fields):
     """The same sessions through the policy, request by request, and through the batch encoder: memory and scores."""
-    config = dataclasses.replace(CONFIG, ablation=ablation, dropout=0.5)  # dropout must be off in both
-    state = tiny.make_state(dataclasses.replace(CONFIG, ablation=ablation))
+    config = dataclasses.replace(CONFIG, dropout=0.5, **fields)  # dropout must be off in both
+    state = tiny.make_state(dataclasses.replace(CONFIG, **fields))
     items, batch = tiny.make_items(), tiny.make_batch()
     r = encode(config, state, batch, items)
     trained = training_scores(config, state, batch, items, r)
@@ -142,14 +150,16 @@ def test_serving_sees_what_training_saw(ablation):
         memory = observe(served.params, memory, request_at(batch, t), exposure_at(batch, t))
 
 
-def test_feedback_reaches_later_requests_only():
-    items, batch, state = tiny.make_items(), tiny.make_batch(), tiny.make_state()
+@pytest.mark.parametrize("fields", [{}, {"encoder": "gru"}, {"encoder": "transformer", "window": 3}])
+def test_feedback_reaches_later_requests_only(fields):
+    config = dataclasses.replace(CONFIG, **fields)
+    items, batch, state = tiny.make_items(), tiny.make_batch(), tiny.make_state(config)
     user = int(np.argmax(batch.mask.sum(1)))
-    before = encode(CONFIG, state, batch, items)
+    before = encode(config, state, batch, items)
     for signal in range(tiny.S):
         changed = batch.feedback.copy()
         changed[user, 1, 0, signal] += 1.0
-        after = encode(CONFIG, state, batch.replace(feedback=changed), items)
+        after = encode(config, state, batch.replace(feedback=changed), items)
         moved = np.abs(np.asarray(before.z - after.z)).max(-1) > 0
         expected = np.zeros_like(moved)
         expected[user, 2:] = True

@@ -37,9 +37,9 @@ def run_state(plan: steps.TrainConfig) -> TrainState:
     return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(start))
 
 
-def planned(method: str = "mmrf", **fields) -> tuple[steps.TrainConfig, TrainState]:
+def planned(method: str = "mmrf", feedback=tiny.FEEDBACK, **fields) -> tuple[steps.TrainConfig, TrainState]:
     agents = registry.configured(method, dataclasses.replace(tiny.CONFIG, **fields))
-    plan = dataclasses.replace(PLAN, method=method, agents=agents, slates=int(method == "mmrf"))
+    plan = dataclasses.replace(PLAN, method=method, agents=agents, feedback=feedback, slates=int(method == "mmrf"))
     return plan, run_state(plan)
 
 

@@ -40,8 +40,7 @@ def score(loaded, user: int, profile, rows) -> np.ndarray:
         np.float32([0.5, 0.0]),
         np.array(rows),
         None,
-        np.zeros(0, np.int64),
-        np.zeros((0, len(loaded.spec.signals)), np.float32),
+        (),
     )
     return ranker.Ranker(loaded, 8).run([job])[0][0][-1]
 

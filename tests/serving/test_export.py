@@ -18,6 +18,7 @@ from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import policy
 from mmrf_jax.envs import learned
+from mmrf_jax.models import user_encoders
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.serving import artifact, export
 
@@ -56,10 +57,12 @@ def call(loaded: artifact.Artifact, request: types.Request, history: types.Expos
     items = loaded.arrays["catalogue"]
     video = {name: items[name] for name in ("author", "tag", "embedding_id", "features")}
     encodings = jax.jit(loaded.functions[prefix + "encode"].call)(weights, video)
-    users, shape = len(request.user_id), loaded.manifest["memory"]
-    lead = (users, 2) if prefix else (users,)
-    memory = {"outer": np.zeros((*lead, *shape), np.float32), "weight": np.zeros((*lead, shape[0]), np.float32)}
-    shown = as_dict(history) | {"duration": items["duration"][history.videos]}
+    lead, spec = (len(request.user_id), *([2] if prefix else [])), loaded.spec
+    shapes = loaded.manifest["model_carry" if prefix else "carry"]
+    memory = {name: np.zeros((*lead, *shape), np.float32) for name, shape in shapes.items()}
+    shown = {name: user_encoders.in_requests(x, spec.slate, 1) for name, x in as_dict(history).items()}
+    none = np.zeros((*shown["mask"].shape[:2], spec.context), np.float32)
+    shown |= {"duration": items["duration"][shown["videos"]], "context": none}
     memory = jax.jit(loaded.functions[prefix + "observe"].call)(weights, memory, encodings, shown)
     return weights, encodings, memory
 
@@ -159,7 +162,7 @@ def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, sh
         max_requests=8,
         answers="expected",
     )
-    carried = jax.jit(lambda *x: learned._write(x[0], None, x[1]))(params, history)
+    carried = jax.jit(lambda *x: learned._start(*x))(params, history)
     np.testing.assert_allclose(memory["outer"], carried.outer, rtol=1e-5, atol=1e-5)
     pool = dataclasses.make_dataclass("Pool", ["user_id", "profile", "context", "candidates"])
     each = np.arange(users)
@@ -230,7 +233,7 @@ def test_what_is_expired_or_of_another_kind_is_refused(mmrf, tmp_path):
     with pytest.raises(artifact.ArtifactError, match=f"expired on {yesterday:%Y-%m-%d}.*export the run again"):
         artifact.load(folder)
     rewrite(folder, expires=(yesterday + datetime.timedelta(days=2)).isoformat(), version=99)
-    with pytest.raises(artifact.ArtifactError, match="version 99, this code reads 1"):
+    with pytest.raises(artifact.ArtifactError, match="version 99, this code reads 2"):
         artifact.load(folder)
     with pytest.raises(artifact.ArtifactError, match="another spec: profile=3, and 4 is needed"):
         artifact.load(mmrf[2], dataclasses.replace(tiny.SPEC, profile=4))

@@ -66,7 +66,8 @@ def test_a_new_item_is_ranked_like_one_of_the_catalogue(mmrf, settings):
 
     slate = asyncio.run(run())
     context = np.array([0.25, 0.0], np.float32)
-    job = ranker.Job(7, np.zeros(3, np.float32), context, np.array([4, 30, 9]), None, np.array([30, 2]), history[1])
+    seen = [ranker.Seen(np.array([30, 2]), history[1], None)]
+    job = ranker.Job(7, np.zeros(3, np.float32), context, np.array([4, 30, 9]), None, seen)
     np.testing.assert_allclose(list(slate.scores.values()), wanted.run([job])[0][0], rtol=1e-4, atol=1e-5)
     records = [record for record, _ in feedback_log.scan(settings.log)]
     assert [record["kind"] for record in records] == ["item"] * 21 + ["rank"]

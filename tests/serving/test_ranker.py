@@ -10,7 +10,7 @@ import tiny
 from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.serving import artifact, ranker
-from mmrf_jax.serving.ranker import Job
+from mmrf_jax.serving.ranker import Job, Seen
 from mmrf_jax.signals import SHORT_VIDEO
 
 S = len(SHORT_VIDEO)
@@ -21,6 +21,18 @@ def warm(mmrf):
     made = ranker.Ranker(artifact.load(mmrf[2]), max_candidates=20)
     made.warm()
     return made
+
+
+def seen(videos, feedback):
+    """A history as requests of K = 3 videos, the newest last."""
+    ends = range(len(videos), 0, -3)
+    return [Seen(videos[max(e - 3, 0) : e], feedback[max(e - 3, 0) : e], None) for e in ends][::-1]
+
+
+def flat(job):
+    """The videos and the feedback of all requests of a job."""
+    videos = np.concatenate([np.zeros(0, np.int64), *(x.videos for x in job.seen)])
+    return videos, np.concatenate([np.zeros((0, S), np.float32), *(x.feedback for x in job.seen)])
 
 
 def some_jobs(rng, number: int) -> list[Job]:
@@ -34,8 +46,7 @@ def some_jobs(rng, number: int) -> list[Job]:
                 context=rng.normal(size=2).astype(np.float32),
                 candidates=rng.permutation(30)[: rng.integers(1, 21)],
                 memory=None,
-                videos=rng.integers(0, 30, e),
-                feedback=tiny.make_feedback(rng, (e,)),
+                seen=seen(rng.integers(0, 30, e), tiny.make_feedback(rng, (e,))),
             )
         )
     return jobs
@@ -47,17 +58,18 @@ def test_a_request_is_scored_alike_in_any_company(warm, mmrf):
     jobs = some_jobs(rng, 70)  # more than the largest batch
     together = warm.run(jobs)
     live = registry.get("mmrf").make_policy(state.agents, tiny.make_items(), plan.agents)
-    lengths = [len(job.videos) for job in jobs]
+    lengths = [len(flat(job)[0]) for job in jobs]
     first = {lengths.index(length) for length in set(lengths)}  # one job of each length: live scores are compiled anew
     assert len(first) == 7
     for i, (job, (scores, memory)) in enumerate(zip(jobs, together, strict=True)):
         ((alone, alone_memory),) = warm.run([job])
         assert scores.shape == (3, len(job.candidates))
         np.testing.assert_allclose(scores, alone, rtol=1e-5, atol=1e-4)
-        np.testing.assert_allclose(memory[0], alone_memory[0], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(memory["outer"], alone_memory["outer"], rtol=1e-5, atol=1e-4)
         if i not in first:
             continue
-        history = types.Exposure(job.videos[None], job.feedback[None], np.ones((1, len(job.videos)), bool))
+        videos, feedback = flat(job)
+        history = types.Exposure(videos[None], feedback[None], np.ones((1, len(videos)), bool))
         asked = types.Request(
             np.array([job.user_id], np.int32),
             job.profile[None],
@@ -71,15 +83,14 @@ def test_a_request_is_scored_alike_in_any_company(warm, mmrf):
 def test_a_memory_that_is_kept_is_the_one_made_anew(warm):
     """In parts or at once: what a service does between requests, and after a start."""
     rng = np.random.default_rng(1)
-    job = next(j for j in some_jobs(rng, 30) if len(j.videos) == 200)
+    job = next(j for j in some_jobs(rng, 30) if len(j.seen) == 67)
     ((whole, memory),) = warm.run([job])
     carried = None
-    for start in range(0, 200, 3):
-        cut = slice(start, start + 3)
-        part = Job(job.user_id, job.profile, job.context, job.candidates, carried, job.videos[cut], job.feedback[cut])
+    for request in job.seen:
+        part = Job(job.user_id, job.profile, job.context, job.candidates, carried, [request])
         ((scores, carried),) = warm.run([part])
     np.testing.assert_allclose(scores, whole, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(carried[0], memory[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(carried["outer"], memory["outer"], rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_is_compiled_after_the_start(warm):

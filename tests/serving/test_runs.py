@@ -36,8 +36,7 @@ def test_ranks_ids_as_the_service_scores_them(run):
         np.zeros(tiny.SPEC.context, np.float32),
         np.array([5, 17, 3, 29, 8]),
         None,
-        np.array([2, 9]),
-        feedback,
+        [ranker.Seen(np.array([2, 9]), feedback, None)],
     )
     scores = serving.run([job])[0][0][-1]
     assert ranked == [candidates[i] for i in np.argsort(-scores)] and type(ranked[0]) is int
@@ -75,8 +74,7 @@ def test_ids_of_any_type_and_users_of_the_log(tmp_path):
             np.zeros(tiny.SPEC.context, np.float32),
             np.array([5, 17, 0, 3]),
             None,
-            np.zeros(0, np.int64),
-            np.zeros((0, len(SHORT_VIDEO)), np.float32),
+            (),
         )
         best = np.argsort(-serving.run([job])[0][0][-1])
         assert run.rank(given, user=user) == [given[i] for i in best]
@@ -94,8 +92,7 @@ def test_new_items_and_names(tmp_path):
     catalogue = loaded.arrays["catalogue"]
     catalogue["author"][7], catalogue["tag"][7], catalogue["embedding_id"][7] = 2, 1, 0
     catalogue["features"][7] = [(6.0 - 2.0) / 4.0, np.log1p(3.0) / 2.0]
-    nothing = np.zeros(0, np.int64), np.zeros((0, len(SHORT_VIDEO)), np.float32)
-    job = ranker.Job(1, np.float32([2, 1, 0]), np.float32([0.5, 0.0]), np.array([5, 7]), None, *nothing)
+    job = ranker.Job(1, np.float32([2, 1, 0]), np.float32([0.5, 0.0]), np.array([5, 7]), None, ())
     scores = ranker.Ranker(loaded, 2).run([job])[0][0][-1]
     assert ranked == [["item 5", "new"][i] for i in np.argsort(-scores)]
     assert "new" in run.rank(["item 3", "item 4", "new"])  # it is known from now on

@@ -17,7 +17,7 @@ from mmrf_jax import types
 from mmrf_jax.agents.mmrf import losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation
+from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation, user_encoders
 from mmrf_jax.models.optimizer import make_optimizer
 
 
@@ -81,12 +81,12 @@ def init(
     k1, k2, k3 = jax.random.split(k_params, 3)
     z_size, dim = encoders.sizes(config, spec)
     z = jnp.zeros((1, z_size), jnp.float32)
-    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim), jnp.float32)
+    reads = user_encoders.of(config).init((1,), dim).mean()
     e = jnp.zeros((1, spec.slate, dim), jnp.float32)
     params = {
         "encoder": encoders.init(k1, config, spec),
-        "critic": critic(config).init(k2, z, memory, e),
-        "actor": networks.Actor(config).init(k3, z, memory, e),
+        "critic": critic(config).init(k2, z, reads, e),
+        "actor": networks.Actor(config).init(k3, z, reads, e),
     }
     prior = heads.prior(config.all_signals, feedback_mean, feedback_std)
     params["critic"]["params"]["heads"]["prior"] = prior[:, None].astype(jnp.float32)

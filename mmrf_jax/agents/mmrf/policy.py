@@ -1,4 +1,4 @@
-"""A trained state as a `Ranker`: videos are encoded once, the memory is carried over slates."""
+"""A trained state as a `Ranker`: videos are encoded once, users' states are carried over slates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmrf_jax import types
 from mmrf_jax.agents.mmrf import acting, agent_state
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.envs import rankers
-from mmrf_jax.models import embedding_table, embeddings, encoders
+from mmrf_jax.models import embedding_table, embeddings, user_encoders
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -43,33 +43,32 @@ def make(
 @functools.cache
 def _functions(config: AgentConfig):
     """Return the policy's functions, the same objects for equal configs, so that jitted rollouts are compiled once."""
-    encoder = encoders.Encoder(config)
+    users = user_encoders.of(config)
 
-    def write(params, memory, shown: types.Exposure):
-        e = params["encodings"][shown.videos]
-        f = encoder.apply(params["encoder"], shown.feedback, params["duration"][shown.videos], method="feedback")
-        return encoders.memory_write(config, memory, e, f, shown.mask)
+    def encode(params, shown: types.Exposure, context):
+        e, duration = params["encodings"][shown.videos], params["duration"][shown.videos]
+        return users.shown(params["encoder"], e, shown.feedback, duration, shown.mask, context)
 
     def start(params, request, history):
-        return write(params, None, history)
+        return users.start(params["encoder"], encode(params, history, None))
 
-    def score(params, memory, request):
-        return all_scores(config, params, memory, request)[:, -1]
+    def score(params, carry, request):
+        return all_scores(config, params, carry, request)[:, -1]
 
-    def observe(params, memory, request, shown):
-        return write(params, memory, shown)
+    def observe(params, carry, request, shown):
+        return users.update(params["encoder"], carry, encode(params, shown, request.context))
 
     return start, score, observe
 
 
-def all_scores(config: AgentConfig, params, memory: encoders.Memory, request: types.Request) -> chex.Array:
+def all_scores(config: AgentConfig, params, carry: user_encoders.Carry, request: types.Request) -> chex.Array:
     """Compute the scores [..., N, C] of every agent, the main one last."""
-    z = user_state(config, params, memory, request)
+    z = user_state(config, params, carry, request)
     items = params["encodings"][request.candidates]
-    return acting.act(config, params["actor"], params["critics"], z, memory.mean(), items).scores
+    return acting.act(config, params["actor"], params["critics"], z, carry.mean(), items).scores
 
 
-def user_state(config: AgentConfig, params, memory: encoders.Memory, request: types.Request) -> chex.Array:
+def user_state(config: AgentConfig, params, carry: user_encoders.Carry, request: types.Request) -> chex.Array:
     """Compute the user state z [..., Z] at a request."""
     user = (embedding_table.lookup(params["users"], request.user_id), request.profile, request.context)
-    return encoders.Encoder(config).apply(params["encoder"], memory, *user, method="user")
+    return user_encoders.of(config).read(params["encoder"], carry, *user)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from mmrf_jax import ops, types
 from mmrf_jax.agents.mmrf import acting, agent_state, losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import embedding_table, embeddings, encoders, heads, representation
+from mmrf_jax.models import embedding_table, embeddings, heads, representation, user_encoders
 
 _SCALE_RATE = 0.01  # of the running spread of the critics
 _VALUE_WEIGHT = 0.1  # of the TD losses relative to the feedback losses
@@ -362,12 +362,13 @@ def _next_values(params, encoded, state, data: UpdateData, config: AgentConfig) 
     """Compute the target values [B, T, M, N] of the states after the feedback sampled for each simulated slate."""
     simulated = jax.tree.map(lambda x: x[:, :-1], data.simulated)
     shown = jax.lax.stop_gradient(encoded.unseen[:, :-1]).reshape(*simulated.slates.shape, -1)
-    encoder, m = encoders.Encoder(config), simulated.slates.shape[2]
+    users, m = user_encoders.of(config), simulated.slates.shape[2]
     assert data.inputs.unseen_duration is not None
     duration = data.inputs.unseen_duration[:, :-1].reshape(simulated.slates.shape)
-    feedback = encoder.apply(params["encoder"], simulated.sampled, duration, method="feedback")
-    before = jax.tree.map(lambda x: jnp.repeat(x[:, :-1, None], m, axis=2), encoded.memory)
-    after = encoders.memory_write(config, before, shown, feedback)
+    asked = jnp.repeat(data.inputs.context[:, :-1, None], m, axis=2)
+    seen = users.shown(params["encoder"], shown, simulated.sampled, duration, None, asked)
+    before = jax.tree.map(lambda x: jnp.repeat(x[:, :-1, None], m, axis=2), encoded.carry)
+    after = users.update(params["encoder"], before, seen)
 
     def tile(x):
         return jnp.broadcast_to(x, (*simulated.stay.shape, x.shape[-1]))
@@ -375,6 +376,6 @@ def _next_values(params, encoded, state, data: UpdateData, config: AgentConfig) 
     row = embedding_table.lookup(state.tables[embeddings.USER_TABLE], data.inputs.ids[embeddings.USER_TABLE])
     profile, context = data.inputs.profile[:, None, None], data.batch.next_context()[:, :, None]
     user = (tile(row[:, None, None]), tile(profile), tile(context))
-    z = encoder.apply(params["encoder"], after, *user, method="user")
+    z = users.read(params["encoder"], after, *user)
     nothing = jnp.zeros((*z.shape[:-1], 0, shown.shape[-1]), jnp.float32)
     return networks.Critic(config).apply(state.target, z, after.mean(), nothing).value.min(axis=-2)

@@ -78,14 +78,14 @@ def _bare(folder: Path) -> list[dict[str, Any]]:
 
 
 def _job(spec, rng, memory) -> ranker.Job:
+    nothing = np.zeros((spec.slate, len(spec.signals)), np.float32)
     return ranker.Job(
         0,
         np.zeros(spec.profile, np.float32),
         np.zeros(spec.context, np.float32),
         rng.integers(0, spec.num_videos, CANDIDATES),
         memory,
-        rng.integers(0, spec.num_videos, spec.slate),
-        np.zeros((spec.slate, len(spec.signals)), np.float32),
+        [ranker.Seen(rng.integers(0, spec.num_videos, spec.slate), nothing, np.zeros(spec.context, np.float32))],
     )
 
 

@@ -342,11 +342,12 @@ def check(folder: Path, signals: Signals, sizes: dict[str, int] | None = None) -
 class Shown:
     """A request of an open session, and the feedback on its slate."""
 
-    __slots__ = ("answered", "events", "feedback", "number", "videos")
+    __slots__ = ("answered", "context", "events", "feedback", "number", "videos")
 
-    def __init__(self, number: int, videos: np.ndarray, signals: Signals):
+    def __init__(self, number: int, videos: np.ndarray, context: np.ndarray, signals: Signals):
         self.number = number  # index among the user's requests
         self.videos = videos  # [k] ids, as shown
+        self.context = context  # [Dx] of the request
         self.feedback = np.zeros((len(videos), len(signals)), np.float32)
         self.answered = False  # whether any feedback has arrived
         self.events: set[str] = set()
@@ -410,7 +411,8 @@ class UserLog:
                 self.history_feedback = feedback[max(len(videos) - history, 0) :].copy()
                 self.shown, self.over = [], False
             candidates = unpack_ids(record["candidates"])
-            self.shown.append(Shown(record["number"], candidates[np.frombuffer(record["slate"], "<u2")], self.signals))
+            videos, context = candidates[np.frombuffer(record["slate"], "<u2")], np.frombuffer(record["context"], "<f4")
+            self.shown.append(Shown(record["number"], videos, context, self.signals))
             self.requests = record["number"] + 1
             self.profile = np.frombuffer(record["profile"], "<f4")
             self.time = record["time"]

@@ -1,8 +1,8 @@
 """The feedback fitting model g: twin predictors of every signal and of staying (MMRF, section 4).
 
-The recurrence over the session is the user memory of `models.encoders`: a scan over requests that only adds and decays,
-with all products outside it. One batched product scores all candidates of a request. The twins have separate
-parameters and embedding rows; where both are in one array, they are the first axis, 2.
+The recurrence over the session is a user encoder (`models.user_encoders`). One batched product scores all candidates of
+a request. The twins have separate parameters and embedding rows; where both are in one array, they are the first axis,
+2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.models import embedding_table, embeddings, encoders, heads, kinds, representation
+from mmrf_jax.models import embedding_table, embeddings, encoders, heads, kinds, representation, user_encoders
 from mmrf_jax.models.feedback_model.config import TWINS, FeedbackConfig
 from mmrf_jax.models.optimizer import make_optimizer
 
@@ -65,7 +65,7 @@ def init(
     k_params, k_tables, k_state = jax.random.split(key, 3)
     z_size, dim = encoders.sizes(config, spec)
     z = jnp.zeros((1, z_size), jnp.float32)
-    memory = jnp.zeros((1, len(config.decays), config.feedback_dim, dim), jnp.float32)
+    reads = user_encoders.of(config).init((1,), dim).mean()
     signals = config.all_signals
     scale = jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3)
     below = [0.5 if i in signals.amounts else 0.0 for i in signals.numeric]  # a mean of logarithms is the smaller one
@@ -74,7 +74,7 @@ def init(
 
     def one(key):
         k1, k2 = jax.random.split(key)
-        head = _heads(config).init(k2, z, memory, jnp.zeros((1, 1, dim), jnp.float32))
+        head = _heads(config).init(k2, z, reads, jnp.zeros((1, 1, dim), jnp.float32))
         head["params"]["prior"] = prior[:, None].astype(jnp.float32)
         return {"encoder": encoders.init(k1, config, spec), "heads": head}
 
