@@ -40,9 +40,9 @@ def test_examples_print_what_they_say(name):
     assert found.attempted and not found.failed
 
 
-TRAINS = {"own_logs", "own_method", "ppo", "quickstart"}
+SLOW = {"environment", "gymnasium_env", "own_logs", "own_method", "ppo", "quickstart"}
 EXAMPLES = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in TRAINS else [])
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
     for path in sorted((ROOT / "examples").glob("*.py"))
 ]
 

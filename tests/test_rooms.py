@@ -1,6 +1,7 @@
 """Arrows between the rooms point one way (WORKSPACE.md, "Rooms")."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -41,21 +42,28 @@ def module_of(path: Path) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(source: str) -> set[str]:
+@functools.cache
+def nodes_of(source: str) -> list[ast.AST]:
+    """The nodes of a source, parsed once for all tests."""
+    return list(ast.walk(ast.parse(source)))
+
+
+@functools.cache
+def imports(source: str) -> frozenset[str]:
     """Dotted names of all that is imported anywhere in a source: modules, and what is taken from them."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"relative import of {node.module}; name the package"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def said(source: str) -> set[str]:
     """All identifiers of a source, comments and strings left out."""
-    nodes = list(ast.walk(ast.parse(source)))
+    nodes = nodes_of(source)
     words = {node.id for node in nodes if isinstance(node, ast.Name)}
     words |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     return words | {part for name in imports(source) for part in name.split(".")}

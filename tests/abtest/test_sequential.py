@@ -22,7 +22,7 @@ def boundary(fraction, rho2, alpha=0.05):
     return optimize.brentq(excess, 0.5, 12)
 
 
-@pytest.mark.parametrize("alpha", [0.05, 0.01])
+@pytest.mark.parametrize("alpha", [0.05, pytest.param(0.01, marks=pytest.mark.slow)])
 def test_quantile_is_where_the_mixture_rejects(alpha):
     # The boundary is flat about its least: a hundredth of a variance moves it by 10^-6.
     least = {"bounds": (1, 30), "method": "bounded", "options": {"xatol": 0.01}}
@@ -54,6 +54,7 @@ def test_quantile_of_a_number_of_looks():
     assert sequential.quantile_of_looks(14) == pytest.approx(stats.norm.ppf(1 - 0.025 / 14))
 
 
+@pytest.mark.slow
 def test_looking_often_keeps_the_coverage_where_a_fixed_interval_loses_it():
     """A/A tests with heavy tails and a ratio metric, looked at 50 times as users come."""
     rng, tests, looks, users = np.random.default_rng(0), 300, 50, 4000

@@ -126,6 +126,7 @@ def measured(out: Path) -> list[str]:
     return [line.split()[1] for line in (out / "log").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_its_trial_to_the_next(tmp_path):
     out = tmp_path / "search"
     assert worker(out, 4, dies="001").wait() == -signal.SIGKILL
@@ -136,6 +137,7 @@ def test_a_killed_process_leaves_its_trial_to_the_next(tmp_path):
     assert trials == whole
 
 
+@pytest.mark.slow
 def test_processes_share_the_trials(tmp_path):
     out = tmp_path / "search"
     processes = [worker(out, 12) for _ in range(2)]

@@ -69,6 +69,7 @@ def numbers(tree):
     return [x for x in arrays if not keyed(x)]
 
 
+@pytest.mark.slow
 def test_fit_and_update_under_all_settings_at_once():
     """Nothing of 64 bits, nothing that is only promoted by default; traced, not run."""
     items, batch = tiny.make_items(), tiny.make_batch()
@@ -87,6 +88,7 @@ def test_fit_and_update_under_all_settings_at_once():
         assert not wide(numbers(jax.eval_shape(train_state.next_round, state)))
 
 
+@pytest.mark.slow
 def test_rollouts_under_all_settings_at_once():
     config = parameters.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4, max_requests=6)
     sim = env.make(config)

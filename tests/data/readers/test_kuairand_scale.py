@@ -97,6 +97,7 @@ def test_chunks_and_buckets_change_no_session(whole, divided):
         assert path.endswith("of-00001") or several[path] == one[path], path
 
 
+@pytest.mark.slow
 def test_several_processes_make_the_same_files(source, divided, tmp_path):
     with tasks.processes(2) as engine:
         made, job = run(source, tmp_path / "two", engine, **SMALL)
@@ -133,6 +134,7 @@ def test_a_stopped_job_goes_on_and_does_nothing_twice(source, divided, tmp_path)
     assert kept(job) == kept(divided[1]) and made == divided[0]
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_is_the_callers_and_a_lost_process_is_named(source, tmp_path):
     with tasks.processes(2) as engine:
         job = Job(source, CONFIG, tmp_path)
