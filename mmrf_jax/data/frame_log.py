@@ -16,7 +16,7 @@ from mmrf_jax import types
 from mmrf_jax.data import records
 from mmrf_jax.data.session_log import InputSpec, SessionLog
 from mmrf_jax.data.splits import SPLITS
-from mmrf_jax.io import extras, files
+from mmrf_jax.io import copies, extras, files, storage
 from mmrf_jax.io.progress import say
 
 VERSION = 1
@@ -153,7 +153,7 @@ class FrameLog:
         Raises:
           FileExistsError: if the folder exists.
         """
-        folder = Path(folder)
+        folder = storage.path(folder)
         if folder.exists():
             raise FileExistsError(f"{folder} exists; remove it or write to another folder")
         with files.new_folder(folder) as made:
@@ -173,13 +173,14 @@ class FrameLog:
         Raises:
           ValueError: if the folder holds none, one of another version, or a damaged one.
         """
-        folder = Path(folder)
+        folder = storage.path(folder)
         try:
-            about = json.loads((folder / _ABOUT).read_text())
+            here = copies.local(folder)
+            about = json.loads((here / _ABOUT).read_text())
             if about["version"] != VERSION:
                 raise ValueError(f"version {about['version']}, this code reads {VERSION}")
-            parts = {name: records.Blocks(folder / name) for name in SPLITS}
-            with np.load(folder / "items.npz") as arrays, np.load(folder / "users.npz") as users:
+            parts = {name: records.Blocks(here / name) for name in SPLITS}
+            with np.load(here / "items.npz") as arrays, np.load(here / "users.npz") as users:
                 item_ids, user_ids, profiles = arrays["id"], users["id"], users["profile"]
                 columns = {name: arrays[name] for name in arrays.files if name != "id"}
         except (OSError, ValueError, KeyError) as error:
