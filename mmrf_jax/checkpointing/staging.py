@@ -6,8 +6,6 @@ complete step has it.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,9 +34,8 @@ class Staging:
         if read_only:
             self.folder = copies.scratch("checkpoints")
             return
-        self.folder = _cache() / hashlib.blake2b(str(target).encode(), digest_size=8).hexdigest()
-        shutil.rmtree(self.folder, ignore_errors=True)  # of a killed process
-        self.folder.mkdir(parents=True)
+        shutil.rmtree(copies.cache("checkpoints", target))  # of a killed process
+        self.folder = copies.cache("checkpoints", target)
         for name in target.names():
             if name.isdecimal() and not (target / name / COMMIT).exists():
                 (target / name).remove()
@@ -60,7 +57,9 @@ class Staging:
             source, target = self.folder / str(step), self._target / str(step)
             files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                list(pool.map(lambda name: (target / name).upload(source / name), [f for f in files if f.name != COMMIT]))
+                list(
+                    pool.map(lambda name: (target / name).upload(source / name), [f for f in files if f.name != COMMIT])
+                )
             (target / COMMIT).write_bytes((source / COMMIT).read_bytes() if (source / COMMIT).exists() else b"")
 
         self._pushing = self._thread.submit(run)
@@ -82,8 +81,3 @@ class Staging:
 
     def close(self) -> None:
         self._thread.shutdown()
-
-
-def _cache() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return root / "mmrf_jax" / "checkpoints"

@@ -22,7 +22,7 @@ import psutil
 from absl import flags
 
 from mmrf_jax.cli import common
-from mmrf_jax.io import extras
+from mmrf_jax.io import copies, extras, files
 from mmrf_jax.io.progress import counted
 
 _CONFIG = common.define_config("kuairand")
@@ -44,6 +44,7 @@ def main() -> None:
 
     wanted = sources.kuairand_config(common.resolve_run(_CONFIG))
     start = time.monotonic()
+    files.check_writable(_OUT.value, "--out")
     tfds.disable_progress_bar()
     with contextlib.ExitStack() as stack:
         if _ENGINE.value == "beam":
@@ -51,8 +52,9 @@ def main() -> None:
         else:
             engine = stack.enter_context(kuairand.processes(_WORKERS.value))
         memory = stack.enter_context(_Memory())
+        here = stack.enter_context(copies.built(_OUT.value, f"{kuairand.KuaiRand.name}/{wanted.fingerprint()}"))
         made = kuairand.KuaiRand(
-            data_dir=_OUT.value,
+            data_dir=here,
             source=_SOURCE.value,
             config=wanted,
             engine=engine,
@@ -63,7 +65,7 @@ def main() -> None:
     seconds = time.monotonic() - start
     report = kuairand.read_report(made)
     rows = sum(log["rows"] for log in report["log"].values())
-    print(f"{rows:,} rows -> {made.data_path}")
+    print(f"{rows:,} rows -> {_OUT.value / made.data_path.relative_to(made.data_dir_root)}")
     for name, counts in report["splits"].items():
         print(f"  {name}: " + ", ".join(f"{value:,} {key}" for key, value in counts.items()))
     if _ENGINE.value == "local" and not before:

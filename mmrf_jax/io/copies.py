@@ -1,18 +1,21 @@
-"""Copies of remote files on this machine, for code that needs a disk: memory maps, SQLite, event files, array_record."""
+"""Copies of remote files on this machine, for code that needs a disk: memory maps, SQLite, event files."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
+import hashlib
 import os
 import shutil
 import tempfile
 import threading
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from mmrf_jax.io import storage
+from mmrf_jax.io import files, storage
 from mmrf_jax.io.progress import say
 from mmrf_jax.io.storage import RemotePath
 
@@ -61,6 +64,13 @@ def local(path: Path) -> Path:
     if (known := _known.get(str(path))) and known[0] == state:
         return known[1]
     into = scratch("copy") / path.name
+    _fetch(path, into, state, one)
+    _known[str(path)] = state, into
+    return into
+
+
+def _fetch(path: RemotePath, into: Path, state: dict[str, Any], one: bool) -> None:
+    """Copy an object, or the objects below a folder, with times of modification that change with their contents."""
     size = sum(about.st_size for about in state.values())
     if size >= _SAID:
         say(f"copying {path} to this machine, {size / 2**30:.1f} GiB")
@@ -73,8 +83,38 @@ def local(path: Path) -> Path:
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(copy, state))
-    _known[str(path)] = state, into
-    return into
+
+
+@contextlib.contextmanager
+def built(target: Path, inside: str = "") -> Iterator[Path]:
+    """Yield the folder in which to build something that a killed process resumes.
+
+    For an address this is a folder of this machine that outlasts the process. At the end what was built is copied; if
+    the address has it already, the folder is a copy of it.
+
+    Args:
+      target: where it belongs.
+      inside: the part of it that is built now, complete or not at all.
+    """
+    if not isinstance(target, RemotePath):
+        yield target
+        return
+    if (done := target / inside).exists():
+        _fetch(done, (root := scratch("built")) / inside, {n: storage.about(i) for n, i in done.find().items()}, False)
+        yield root
+        return
+    root = cache("built", target)
+    yield root
+    files.upload(root / inside, target / inside)
+    shutil.rmtree(root)
+
+
+def cache(kind: str, target: Path) -> Path:
+    """Return a folder of this machine for what belongs to an address; it outlasts the process."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    made = home / "mmrf_jax" / kind / hashlib.blake2b(str(target).encode(), digest_size=8).hexdigest()
+    made.mkdir(parents=True, exist_ok=True)
+    return made
 
 
 class Mirror:

@@ -200,7 +200,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as made:
             (temporary := Path(made) / path.name).mkdir()
             yield temporary
-            _upload(temporary, path)
+            upload(temporary, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.incomplete-{uuid.uuid4().hex}"
@@ -213,8 +213,10 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-def _upload(folder: Path, target: RemotePath) -> None:
-    """Copy a folder of this machine; until all of it is there, the target counts as absent.
+def upload(folder: Path, target: RemotePath) -> None:
+    """Copy a folder of this machine to an address; until all of it is there, the address counts as absent.
+
+    The files are copied in the order in which they were last written.
 
     Raises:
       FileExistsError: if the target exists.
@@ -225,15 +227,10 @@ def _upload(folder: Path, target: RemotePath) -> None:
             raise FileExistsError(f"{target} exists; remove it or write to another folder")
         (target / storage.INCOMPLETE).write_bytes(b"")
         target.remove(storage.INCOMPLETE)  # what a killed process has left
-        copy_up(folder, target)
+        found = [path for path in folder.rglob("*") if path.is_file()]
+        for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, str(path))):
+            (target / path.relative_to(folder)).upload(path)
         (target / storage.INCOMPLETE).unlink()
-
-
-def copy_up(folder: Path, target: RemotePath) -> None:
-    """Copy the files of a folder of this machine into an address, in the order in which they were last written."""
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, str(path))):
-        (target / path.relative_to(folder)).upload(path)
 
 
 def remove(folder: Path) -> None:
@@ -242,6 +239,18 @@ def remove(folder: Path) -> None:
         folder.remove()
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def point(link: Path, target: Path) -> None:
+    """Make a path stand for another in the same folder, atomically: a symbolic link, or its equal (`link_to`)."""
+    name = str(target.relative_to(link.parent))
+    if isinstance(link, RemotePath):
+        link.link_to(name)
+        return
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(name)
+    os.replace(new, link)
 
 
 def check_writable(folder: Path, name: str) -> None:

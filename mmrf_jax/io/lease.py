@@ -119,7 +119,9 @@ def _taken(folder: RemotePath, end: float) -> _Lock:
                 time.sleep(0.5)
                 continue
             holder = before.get("holder", "a process that has just begun")
-            raise ValueError(f"{folder} is used by another process: {holder}; wait for it, stop it, or use another folder")
+            raise ValueError(
+                f"{folder} is used by another process: {holder}; wait for it, stop it, or use another folder"
+            )
         lock = _Lock(folder, newest + 1)
         try:
             lock.create()

@@ -63,9 +63,7 @@ class MetricsWriter:
         if start_step is None:
             (workdir / trackers.IDS).unlink(missing_ok=True)
         self._mirror = copies.Mirror(workdir)  # for what libraries append to
-        self._trackers = trackers.open_all(
-            track, workdir, self._mirror.folder, config or {}, kept, dropped, start_step
-        )
+        self._trackers = trackers.open_all(track, workdir, self._mirror.folder, config or {}, kept, dropped, start_step)
 
     def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Write one row, to the file and to every tracker.

@@ -17,11 +17,11 @@ import io
 import json
 import os
 import posixpath
-import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
@@ -224,7 +224,8 @@ class RemotePath(os.PathLike):
         except FileNotFoundError:
             while parts := self.appended():
                 try:
-                    return b"".join((self / part)._bytes() for part in parts)
+                    with ThreadPoolExecutor(16) as pool:
+                        return b"".join(pool.map(lambda part: (self / part)._bytes(), parts))
                 except FileNotFoundError:  # it was rewritten meanwhile
                     continue
             raise FileNotFoundError(errno.ENOENT, "there is no such object", str(self)) from None
@@ -441,7 +442,7 @@ def retried(address: str, call: Callable[[], T]) -> T:
             if bucket in _down:
                 _tell(bucket, f"{bucket} answers again", False)
             return found
-        time.sleep(random.uniform(0.5, 1.0) * pause)
+        time.sleep(pause * (0.5 + os.urandom(1)[0] / 512))  # so that processes do not ask at the same moments
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
