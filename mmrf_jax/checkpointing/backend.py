@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from etils.epath import backend, gpath, stat_utils
 
-from mmrf_jax.io import storage
+from mmrf_jax.io import retries
 from mmrf_jax.io.storage import RemotePath
 
 _SCHEMES = ("gs", "s3", "az")
@@ -83,4 +83,4 @@ def use_storage() -> None:
         cast(Any, gpath)._PREFIX_TO_BACKEND[scheme] = _Backend()
     # Orbax asks for the bucket's settings, which the roles of object users do not allow, to delete empty folders.
     gcs_utils.is_hierarchical_namespace_enabled = lambda path: False  # type: ignore[assignment]
-    storage.filesystem("gs")
+    retries.filesystem("gs")

@@ -221,8 +221,10 @@ class Checkpoints:
         step, _ = self._pending
         try:
             if self._staging is not None:
-                self._staging.wait()
-                self._manager.delete(step)  # on this machine
+                try:
+                    self._staging.wait()
+                finally:
+                    self._manager.delete(step)  # on this machine
             else:
                 self._written(step)
         except Exception as error:

@@ -58,9 +58,9 @@ class Staging:
             files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 list(
-                    pool.map(lambda name: (target / name).upload(source / name), [f for f in files if f.name != COMMIT])
+                    pool.map(lambda name: (target / name).upload(source / name), [f for f in files if str(f) != COMMIT])
                 )
-            (target / COMMIT).write_bytes((source / COMMIT).read_bytes() if (source / COMMIT).exists() else b"")
+            (target / COMMIT).upload(source / COMMIT)
 
         self._pushing = self._thread.submit(run)
 

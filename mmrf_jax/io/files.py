@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from mmrf_jax.io import lease, storage
+from mmrf_jax.io import extras, lease, retries, storage
 from mmrf_jax.io.progress import say
 from mmrf_jax.io.storage import RemotePath
 
@@ -71,8 +71,8 @@ def _address(text: str, name: str) -> Path:
     if not protocol or not key.strip("/"):
         raise ValueError(f"{name}={text} has no bucket; write PROTOCOL://BUCKET/FOLDER")
     try:
-        storage.filesystem(protocol)
-    except ValueError as error:
+        retries.filesystem(protocol)
+    except (ValueError, extras.MissingExtra) as error:
         raise ValueError(f"{name}={text}: {error}") from error
     return storage.path(text)
 

@@ -4,12 +4,12 @@
 either. An object appears whole or not at all. Folders exist while they hold an object. What a rename gives on a disk
 is an object `INCOMPLETE` here: while a folder holds it, it counts as absent (`files.new_folder`).
 
-A bucket that answers with 429, 5xx or nothing is asked again, with growing pauses, for `PATIENCE` seconds; one line
-says so. A missing permission is an error at once.
+A bucket that does not answer is asked again (`retries`); a missing permission is an error at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import hashlib
@@ -18,27 +18,19 @@ import json
 import os
 import posixpath
 import re
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
-from mmrf_jax.io import extras
-from mmrf_jax.io.progress import say
+from mmrf_jax.io import retries
 
-#: Seconds for which a bucket that does not answer is asked again.
-PATIENCE = 900.0
 #: While a folder holds this object, it is being written and counts as absent.
 INCOMPLETE = ".incomplete"
 #: Folder of a folder's lock (`lease`), which listings leave out.
 LOCKS = ".lock"
-_LONGEST_PAUSE = 20.0  # seconds
-_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 _PART = re.compile(r"(\d{4})-(\d{8})")  # name of a part of an appended file: its rewriting, its number
-_MODULES = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "requests", "urllib3", "azure")
 
 T = TypeVar("T")
 
@@ -53,10 +45,6 @@ def path(given: str | os.PathLike) -> Path:
     if isinstance(given, RemotePath):
         return cast(Path, given)
     return cast(Path, RemotePath(os.fspath(given))) if is_remote(given) else Path(given)
-
-
-class Unavailable(OSError):
-    """A bucket answers with 429, 5xx or nothing; asking again may help."""
 
 
 class RemotePath(os.PathLike):
@@ -296,20 +284,28 @@ class RemotePath(os.PathLike):
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object, or the parts of an appended file."""
         try:
-            self.call(lambda fs: fs.rm_file(str(self)))
-            return
+            if self.info()["type"] == "file":
+                self._delete()
+                return
         except FileNotFoundError:
-            parts = self.appended()
-            if not parts and not missing_ok:
-                raise
+            pass
+        parts = self.appended()
+        if not parts and not missing_ok:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", str(self))
         for part in reversed(parts):
-            (self / part).unlink(missing_ok=True)
+            (self / part)._delete()
+
+    def _delete(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.call(lambda fs: fs.rm_file(str(self)))
 
     def remove(self, *kept: str) -> None:
         """Delete all objects below this folder, its lock and those named excepted."""
         for name in self.find(every=True):
             if name not in kept and not name.startswith(f"{LOCKS}/"):
-                (self / name).unlink(missing_ok=True)
+                (self / name)._delete()
+        if not kept and not self.names(every=True):  # some protocols have folders that are left
+            self.call(lambda fs: fs.rm(str(self), recursive=True) if fs.isdir(str(self)) else None)
 
     def call(self, verb: Callable[[Any], T]) -> T:
         """Return a function of the protocol's file system, asking again while the bucket does not answer.
@@ -317,7 +313,7 @@ class RemotePath(os.PathLike):
         Raises:
           FileNotFoundError, FileExistsError, PermissionError, OSError: naming the address.
         """
-        return retried(str(self), lambda: verb(filesystem(self._protocol)))
+        return retries.retried(str(self), lambda: verb(retries.filesystem(self._protocol)))
 
 
 def _matches(names: list[str], wanted: list[str]) -> bool:
@@ -354,151 +350,6 @@ def about(info: dict[str, Any]) -> Any:
 
 def _stamp(info: dict[str, Any]) -> int:
     """Return a number of nanoseconds that changes with the contents of an object, as a time of modification does."""
-    told = [info.get(key) for key in ("size", "etag", "ETag", "md5Hash", "generation", "updated", "created", "mtime")]
-    text = json.dumps(told, default=str)
+    known = [info.get(key) for key in ("size", "etag", "ETag", "md5Hash", "generation", "updated", "created", "mtime")]
+    text = json.dumps(known, default=str)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
-
-
-# ------------------------------------------------------------------------------------------------------- File systems
-
-_settled = False
-
-
-def filesystem(protocol: str) -> Any:
-    """Return fsspec's file system of a protocol, without a cache of listings.
-
-    Raises:
-      MissingExtra: if its package is not installed.
-      ValueError: for a protocol that fsspec does not know.
-    """
-    with extras.needed(_EXTRAS.get(protocol, "gcs")):
-        import fsspec
-    _settle(fsspec)
-    try:
-        return fsspec.filesystem(protocol)
-    except ValueError as error:
-        raise ValueError(f"{protocol}:// is no protocol of fsspec; use gs://, s3:// or a path") from error
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        fix = f"pip install 'mmrf_jax[{extra}]'" if extra else str(error)
-        raise extras.MissingExtra(f"{protocol}:// needs a package that is not installed; {fix}") from error
-
-
-def _settle(fsspec: Any) -> None:
-    """Set the options of all file systems of this process, also of those that orbax and TFDS open."""
-    global _settled
-    if _settled:
-        return
-    _settled = True
-    fresh = {"use_listings_cache": False}
-    slow = {"connect_timeout": 20, "read_timeout": 60, "retries": {"max_attempts": 2}}
-    fsspec.config.conf.setdefault("s3", {}).update(fresh | {"config_kwargs": slow})
-    # Without it gcsfs asks for the kind of each bucket, by a second protocol that needs its own permission.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    try:
-        import aiohttp
-        import gcsfs.core
-    except ImportError:
-        return
-    # Its own retries are silent for half a minute, and then print a traceback; ours say one line.
-    wrapped = gcsfs.core.GCSFileSystem._request
-    gcsfs.core.GCSFileSystem._request = getattr(wrapped, "__wrapped__", wrapped)
-    limits = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
-    for name in ("gs", "gcs"):
-        fsspec.config.conf.setdefault(name, {}).update(fresh | {"requests_timeout": limits})
-
-
-# ------------------------------------------------------------------------------------------------------------- Retries
-
-_down: dict[str, float] = {}  # bucket -> since when it does not answer
-_telling = threading.Lock()
-
-
-def retried(address: str, call: Callable[[], T]) -> T:
-    """Call a function again, with growing pauses, while its bucket does not answer.
-
-    Raises:
-      PermissionError, OSError: naming the address and the fix.
-    """
-    bucket = "/".join(address.split("/")[:3])
-    pause, end = 0.5, None
-    while True:
-        try:
-            found = call()
-        except Exception as error:
-            known = translated(address, error)
-            if not isinstance(known, Unavailable):
-                if known is error:
-                    raise
-                raise known from error
-            now = time.monotonic()
-            end = now + PATIENCE if end is None else end
-            if now >= end:
-                raise OSError(
-                    errno.ETIMEDOUT, f"{bucket} has not answered for {_minutes(PATIENCE)} ({known}); try again later"
-                ) from error
-            _tell(bucket, f"{bucket} does not answer ({known}); trying again for {_minutes(PATIENCE)}", True)
-        else:
-            if bucket in _down:
-                _tell(bucket, f"{bucket} answers again", False)
-            return found
-        time.sleep(pause * (0.5 + os.urandom(1)[0] / 512))  # so that processes do not ask at the same moments
-        pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def _tell(bucket: str, line: str, down: bool) -> None:
-    """Say once that a bucket does not answer, and once that it does."""
-    with _telling:
-        if (bucket in _down) == down:
-            return
-        if down:
-            _down[bucket] = time.monotonic()
-        else:
-            del _down[bucket]
-    say(line)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def translated(address: str, error: Exception) -> Exception:
-    """Return the error of a file system's library as one that says what to do; `Unavailable` if asking again helps."""
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    if isinstance(error, FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError):
-        return error
-    code = _code(error)
-    refused = PermissionError(
-        errno.EACCES, f"no permission ({text}); docs/object-storage.md says which credentials and roles are needed"
-    )
-    refused.filename = address
-    if isinstance(error, PermissionError) or code in (401, 403) or text.startswith("Forbidden"):
-        return refused
-    kind = type(error)
-    if "Credentials" in kind.__name__ or kind.__name__ in ("RefreshError", "TokenRetrievalError"):
-        return refused
-    if code is not None and (code in (408, 429) or code >= 500):
-        return Unavailable(f"{code} {text.split(',')[0]}" if str(code) not in text else text)
-    if isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, OSError) and error.errno in _BUSY):
-        return Unavailable(text)
-    if kind.__module__.split(".")[0] in _MODULES and code is None:
-        return Unavailable(f"{kind.__name__}: {text}")
-    if kind.__module__.split(".")[0] in _MODULES:
-        return OSError(errno.EIO, text, address)
-    return error
-
-
-_BUSY = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT)
-
-
-def _code(error: BaseException) -> int | None:
-    """Return the HTTP status of an error, or of the error that caused it."""
-    told: Any = getattr(error, "code", None) or getattr(error, "status", None)
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        told = response.get("ResponseMetadata", {}).get("HTTPStatusCode", told)
-    if isinstance(told, str) and told.isdigit():
-        told = int(told)
-    if isinstance(told, int):
-        return told
-    return _code(error.__cause__) if error.__cause__ is not None else None
