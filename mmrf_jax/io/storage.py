@@ -304,7 +304,7 @@ class RemotePath(os.PathLike):
         for name in self.find(every=True):
             if name not in kept and not name.startswith(f"{LOCKS}/"):
                 (self / name)._delete()
-        if not kept and not self.names(every=True):  # some protocols have folders that are left
+        if not kept and not self.find(every=True):  # some protocols have folders that are left
             self.call(lambda fs: fs.rm(str(self), recursive=True) if fs.isdir(str(self)) else None)
 
     def call(self, verb: Callable[[Any], T]) -> T:
