@@ -28,6 +28,7 @@ from etils import epath
 from mmrf_jax.checkpointing import backend, integrity, leaves, literal, staging
 from mmrf_jax.checkpointing.leaves import targets
 from mmrf_jax.io import storage
+from mmrf_jax.io.storage import RemotePath
 from mmrf_jax.types import PyTree
 
 _ITEMS = ("state", "tables")
@@ -101,7 +102,7 @@ class Checkpoints:
         elif jax.process_count() > 1:
             raise CheckpointError(f"several processes cannot save to {directory}; use gs://, or a folder that all see")
         else:
-            self._staging = staging.Staging(self._directory, read_only)
+            self._staging = staging.Staging(RemotePath(str(directory)), read_only)
         asynchronous = None if read_only else ocp.AsyncOptions(post_finalization_callback=self._write_checksums)
         with _without_warnings() if read_only else contextlib.nullcontext():  # orbax warns that it is read-only
             self._manager = ocp.CheckpointManager(

@@ -109,7 +109,7 @@ def built(target: Path, inside: str = "") -> Iterator[Path]:
     shutil.rmtree(root)
 
 
-def cache(kind: str, target: Path) -> Path:
+def cache(kind: str, target: RemotePath) -> Path:
     """Return a folder of this machine for what belongs to an address; it outlasts the process."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     made = home / "mmrf_jax" / kind / hashlib.blake2b(str(target).encode(), digest_size=8).hexdigest()

@@ -20,7 +20,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
@@ -79,7 +79,7 @@ class RemotePath(os.PathLike):
         return RemotePath(f"{self}/{os.fspath(name)}")
 
     def joinpath(self, *names: str | os.PathLike) -> RemotePath:
-        return RemotePath("/".join([str(self), *map(os.fspath, names)]))
+        return RemotePath("/".join([str(self), *(os.fspath(name) for name in names)]))
 
     @property
     def name(self) -> str:
@@ -108,8 +108,8 @@ class RemotePath(os.PathLike):
     def with_suffix(self, suffix: str) -> RemotePath:
         return self.with_name(self.stem + suffix)
 
-    def relative_to(self, other: RemotePath) -> str:
-        return str(self).removeprefix(f"{other}/")
+    def relative_to(self, other: RemotePath) -> PurePosixPath:
+        return PurePosixPath(str(self).removeprefix(f"{other}/"))
 
     def resolve(self) -> RemotePath:
         """Return the address that an object `NAME.link` next to this one names, or this address (`link_to`)."""
