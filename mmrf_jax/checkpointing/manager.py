@@ -234,6 +234,16 @@ class Checkpoints:
         self._pending = None
         self._settle(step)
 
+    def saving(self) -> bool:
+        """Return whether a save is being written."""
+        if self._staging is not None:
+            return self._staging.pushing()
+        return self._manager.is_saving_in_progress()
+
+    def delete(self, step: int) -> None:
+        """Delete a step."""
+        self._delete(step)
+
     def close(self) -> None:
         """Finish the save in progress and free orbax's threads; further calls are errors."""
         try:

@@ -70,6 +70,10 @@ class Staging:
             pushing, self._pushing = self._pushing, None
             pushing.result()
 
+    def pushing(self) -> bool:
+        """Return whether a step is being copied."""
+        return self._pushing is not None and not self._pushing.done()
+
     def fetch(self, step: int) -> Path:
         """Return a copy of a step on this machine."""
         return copies.local(self._target / str(step))  # type: ignore[arg-type]
