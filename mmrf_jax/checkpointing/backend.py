@@ -15,6 +15,12 @@ from mmrf_jax.io import retries
 from mmrf_jax.io.storage import RemotePath
 
 _SCHEMES = ("gs", "s3", "az")
+#: Without them TensorStore waits for ever for an answer that does not come.
+_LIMITS = {
+    "TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS": "20",
+    "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "1",
+    "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "60",
+}
 
 
 def _at(path: Any) -> RemotePath:
@@ -79,6 +85,8 @@ def use_storage() -> None:
     """Make etils, and with it orbax, use `io.storage` for addresses, in this process."""
     from orbax.checkpoint._src.path import gcs_utils
 
+    for name, value in _LIMITS.items():
+        os.environ.setdefault(name, value)
     for scheme in _SCHEMES:
         cast(Any, gpath)._PREFIX_TO_BACKEND[scheme] = _Backend()
     # Orbax asks for the bucket's settings, which the roles of object users do not allow, to delete empty folders.

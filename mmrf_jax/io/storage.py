@@ -278,8 +278,11 @@ class RemotePath(os.PathLike):
             raise FileNotFoundError(errno.ENOENT, "there is no such bucket; create it", str(bucket)) from error
 
     def download(self, file: Path) -> None:
-        """Copy the object to a file of this machine."""
-        self.call(lambda fs: fs.get_file(str(self), str(file)))
+        """Copy the object, or the parts of an appended file, to a file of this machine."""
+        if self.info()["type"] == "file":
+            self.call(lambda fs: fs.get_file(str(self), str(file)))
+        else:
+            file.write_bytes(self.read_bytes())
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object, or the parts of an appended file."""

@@ -52,19 +52,22 @@ def test_states_come_back_bit_for_bit_and_old_ones_go(folder):
     assert {"commit_success.txt", "checksums.json"} < set(files_of(folder, 3))
 
 
-@pytest.mark.parametrize("damage", ["cut short", "altered", "missing"])
-def test_the_newest_is_damaged(folder, damage, warnings):
-    """Also a change that leaves the size as it is."""
-    fill(folder, (1, 2))
-    name, path = max(files_of(folder, 2).items(), key=lambda item: item[1].stat().st_size)
-    data = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(data[:-1] if damage == "cut short" else data[:-1] + bytes([data[-1] ^ 1]))
+def test_the_newest_is_damaged(folder, warnings):
+    """A file lacks, is cut short, or is altered and as long as before."""
+    fill(folder, (1, 2, 3, 4), keep=4)
+    for step in (2, 3, 4):
+        name, path = max(files_of(folder, step).items(), key=lambda item: item[1].stat().st_size)
+        data = path.read_bytes()
+        if step == 2:
+            path.unlink()
+        else:
+            path.write_bytes(data[:-1] if step == 3 else data[:-1] + bytes([data[-1] ^ 1]))
+        assert name.startswith("state/")
     restored, step = restore(folder)
     assert step == 1 and bits(restored) == bits(make_state(1))
-    assert [line for line in warnings if name in line and "falling back to step 1" in line]
+    why = ("its checksum differs", "bytes instead of", "missing")
+    assert len(warnings) == 3 and all(text in line for text, line in zip(why, warnings, strict=True))
+    assert "falling back to step 1" in warnings[-1]
 
 
 def test_a_step_without_its_commit_is_none(folder):
