@@ -89,8 +89,8 @@ def _fetch(path: RemotePath, into: Path, state: dict[str, Any], one: bool) -> No
 def built(target: Path, inside: str = "") -> Iterator[Path]:
     """Yield the folder in which to build something that a killed process resumes.
 
-    For an address this is a folder of this machine that outlasts the process. At the end what was built is copied; if
-    the address has it already, the folder is a copy of it.
+    For an address this is a folder of this machine that a kill leaves, and the next process finds. At the end what was
+    built is copied; if the address has it already, the folder is a copy of it.
 
     Args:
       target: where it belongs.
@@ -106,7 +106,7 @@ def built(target: Path, inside: str = "") -> Iterator[Path]:
     root = cache("built", target)
     yield root
     files.upload(root / inside, target / inside)
-    shutil.rmtree(root)
+    atexit.register(shutil.rmtree, root, ignore_errors=True)  # it is still read
 
 
 def cache(kind: str, target: RemotePath) -> Path:

@@ -22,7 +22,7 @@ from mmrf_jax.parallel import preemption
 FIT, UPDATE = "mmrf_jax.training.steps.fit_step", "mmrf_jax.training.steps.update_step"
 COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is written, nothing committed
 SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit
-NEXT = "mmrf_jax.training.steps.next_round"  # right before the round's end is saved
+NEXT = "mmrf_jax.training.train_state.next_round"  # right before the round's end is saved
 SERVE = "mmrf_jax.abtest.simulate.rollout_metrics_of_users"  # an arm of the A/B test
 WRITE = "mmrf_jax.io.files.write_json"  # starts.json first in each start, then results.json
 
