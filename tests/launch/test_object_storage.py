@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 from processes import HANG, TINY, error_line, phases, results, rows, wait_until
-from test_serve import post
+from test_serve import body, post
 
 import mmrf_jax as mmrf
 from mmrf_jax.cli import serving
@@ -160,7 +160,7 @@ def test_no_permission_is_one_line_before_any_work(launch, bucket, google):
 
 
 @pytest.mark.slow
-def test_other_mains_read_and_write_buckets(launch, finished, artifact, bucket, google, tmp_path):
+def test_other_mains_read_and_write_buckets(launch, finished, artifact, bucket, google, tmp_path, monkeypatch):
     run, out = bucket / "run", bucket / "artefact"
     for path in finished.rglob("*"):
         if path.is_file():
@@ -176,15 +176,18 @@ def test_other_mains_read_and_write_buckets(launch, finished, artifact, bucket, 
     candidates = [3, 500, 20, 999]
     assert mmrf.load(str(out)).rank(candidates) == mmrf.load(artifact).rank(candidates)
 
-    log = bucket / "served"
+    log, spec = bucket / "served", json.loads((out / "manifest.json").read_text())["spec"]
     for name, value in launch.environment().items():
-        os.environ[name] = value
+        monkeypatch.setenv(name, value)
     with serving.service(out, log, tmp_path / "serve.log", f"--timeout={HANG}", "--temperature=0.25") as server:
-        ranked = post(server.url, "/rank", {"user_id": 7, "candidates": [{"video": v} for v in candidates], "k": 2})
-        if ranked[0] != 200:
-            ranked = post(server.url, "/rank", {"user_id": 7, "candidates": candidates, "k": 2})
-        assert ranked[0] == 200, ranked
-    assert [record["user"] for record, _ in feedback_log.scan(log)] == [7]
+        status, slate = post(server.url, "/rank", body(7, 0, spec))
+        assert status == 200, slate
+        event = {"event_id": "e", "request_id": slate["request_id"], "left": True}
+        event["videos"] = [{"video": slate["slate"][0]["video"], "like": 1}]
+        status, answer = post(server.url, "/feedback", event)
+        assert status == 200, answer
+        # It is in the bucket when it is acknowledged, whatever becomes of the process.
+        assert [record["kind"] for record, _ in feedback_log.scan(log)] == ["rank", "feedback"]
     with serving.service(out, log, tmp_path / "again.log", f"--timeout={HANG}", "--temperature=0.25"):
         pass  # the users' store is made again from the log
 
