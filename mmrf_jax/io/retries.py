@@ -91,11 +91,14 @@ def retried(address: str, call: Callable[[], T]) -> T:
       PermissionError, OSError: naming the address and the fix.
     """
     bucket = "/".join(address.split("/")[:3])
-    pause, end = _FIRST_PAUSE, None
+    pause, end, renewed = _FIRST_PAUSE, None, False
     while True:
         try:
             found = call()
         except Exception as error:
+            if _code(error) == 401 and not renewed:  # a token that has just expired
+                renewed = True
+                continue
             known = translated(address, error)
             if not isinstance(known, Unavailable):
                 if known is error:
