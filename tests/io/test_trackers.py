@@ -14,7 +14,7 @@ class Service:
 
     runs: dict = {}  # noqa: RUF012
 
-    def open(self, name, folder, config, identity):
+    def open(self, workdir, config, identity):
         self.id = identity or f"run {len(self.runs)}"
         self.runs.setdefault(self.id, [])
         return self.id
