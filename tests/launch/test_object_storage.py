@@ -23,7 +23,7 @@ FIT, UPDATE = "mmrf_jax.training.steps.fit_step", "mmrf_jax.training.steps.updat
 COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is written, nothing committed
 SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit
 NEXT = "mmrf_jax.training.train_state.next_round"  # right before the round's end is saved
-SERVE = "mmrf_jax.abtest.simulate.rollout_metrics_of_users"  # an arm of the A/B test
+SCORE = "mmrf_jax.training.predictions.evaluate"  # offline
 WRITE = "mmrf_jax.io.files.write_json"  # starts.json first in each start, then results.json
 
 
@@ -44,7 +44,7 @@ MOMENTS = (
     Moment("train", UPDATE, 3, comes="SIGTERM"),
     Moment("model_exploitation_gap", NEXT, 1),
     Moment("fit", FIT, 3),
-    Moment("ab_test", SERVE, 2),
+    Moment("offline", SCORE, 1),
     Moment("results", WRITE, 2),
 )
 #: The bucket is in trouble from here on for a while; the process goes on to its end.
