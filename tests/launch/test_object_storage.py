@@ -84,11 +84,17 @@ def end(process, log, moment) -> None:
     assert re.search(r"saved step \d+", log.read_text())
 
 
-@pytest.mark.slow
-def test_a_run_in_a_bucket_survives_what_one_on_a_disk_does(launch, finished, bucket, tmp_path):
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param((MOMENTS[0], MOMENTS[2], MOMENTS[-1]), marks=pytest.mark.slow, id="three"),
+        pytest.param(MOMENTS, marks=pytest.mark.nightly, id="all"),
+    ],
+)
+def test_a_run_in_a_bucket_survives_what_one_on_a_disk_does(moments, launch, finished, bucket, tmp_path):
     """Killed and stopped in turn; the end is the same to the bit."""
     workdir, whole = bucket / "run", rows(finished)
-    for number, moment in enumerate(MOMENTS):
+    for number, moment in enumerate(moments):
         log = tmp_path / f"{number}.log"
         process = stopped(launch, log, moment, *TINY, f"--workdir={workdir}")
         if moment.complete is not None:
@@ -113,14 +119,8 @@ def assert_whole(workdir, finished) -> None:
     assert header.startswith("step,seed,phase") and len(lines) == len(rows(finished)) + 1
 
 
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        pytest.param(503, marks=pytest.mark.slow),
-        pytest.param(429, marks=pytest.mark.nightly),
-        pytest.param("silence", marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("trouble", [429, 503, "silence"])
 def test_a_run_goes_on_when_its_bucket_answers_again(trouble, launch, finished, bucket, google, tmp_path):
     log = tmp_path / "log"
     process = stopped(launch, log, TROUBLE, *TINY, f"--workdir={bucket}")
@@ -134,7 +134,7 @@ def test_a_run_goes_on_when_its_bucket_answers_again(trouble, launch, finished, 
     assert_whole(bucket, finished)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_in_s3_is_resumed_after_a_kill(launch, finished, amazon, tmp_path, monkeypatch):
     """Orbax has no driver for it: a step is written on this machine, and copied in the background."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
