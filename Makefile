@@ -25,7 +25,7 @@ $(VENV)/.run: requirements.txt
 	touch $@
 
 $(VENV)/.dev: requirements-dev.txt pyproject.toml $(VENV)/.run
-	$(BIN)/pip install -q -e '.[report,data,baselines,serve,gym,optuna]' -r requirements-dev.txt
+	$(BIN)/pip install -q -e '.[report,data,baselines,serve,gym,optuna,gcs,s3]' -r requirements-dev.txt
 	touch $@
 
 train: $(VENV)/.run

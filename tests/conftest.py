@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import buckets
 import processes
 import pytest
 
@@ -78,6 +79,20 @@ def launch() -> Iterator[processes.Launcher]:
     launcher = processes.Launcher(CACHE)
     yield launcher
     launcher.close()
+
+
+@pytest.fixture(scope="session")
+def google():
+    """An emulator of Google Cloud Storage with the bucket gs://bucket, and the proxy in front of it."""
+    with buckets.google("bucket") as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def amazon():
+    """An emulator of S3 with the bucket s3://bucket, and the proxy in front of it."""
+    with buckets.amazon("bucket") as proxy:
+        yield proxy
 
 
 @pytest.fixture

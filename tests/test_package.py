@@ -24,7 +24,7 @@ def test_requirements_are_the_core_and_the_report():
 
 
 def test_all_is_every_extra():
-    assert set(re.findall(r"[a-z]+", EXTRAS["all"][0].partition("[")[2])) == set(EXTRAS) - {"all"}
+    assert set(re.findall(r"[a-z0-9]+", EXTRAS["all"][0].partition("[")[2])) == set(EXTRAS) - {"all"}
 
 
 def test_every_version_has_both_bounds():

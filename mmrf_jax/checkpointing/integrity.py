@@ -11,16 +11,21 @@ first line is the digest of the rest. It is written twice, each time by an atomi
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 
 from etils import epath
 
 from mmrf_jax.checkpointing.leaves import Spec
+from mmrf_jax.io import storage
+from mmrf_jax.io.storage import RemotePath
 
 CHECKSUMS = "checksums.json"
+_MD5 = "md5:"  # before a digest that is not BLAKE2
 #: Files that orbax writes during the commit, after the first checksums.
 _LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
@@ -35,7 +40,7 @@ class Manifest:
 
     step: int
     leaves: Spec
-    files: dict[str, list]  # path in the step directory -> [digest, size in bytes]
+    files: dict[str, list]  # path in the step directory -> [digest (`_digest`), size in bytes]
 
 
 def write(step_dir: epath.Path, step: int, leaves: Spec) -> None:
@@ -82,7 +87,7 @@ def verify(step_dir: epath.Path) -> Manifest:
         raise Damaged(f"{CHECKSUMS} is of step {manifest.step}")
     for name, (digest, size) in manifest.files.items():
         try:
-            found, found_size = _digest(step_dir / name)
+            found, found_size = _digest(step_dir / name, digest.startswith(_MD5))
         except OSError as error:
             raise Damaged(f"file {name} is missing or unreadable ({error.strerror})") from error
         if found_size != size:
@@ -100,17 +105,30 @@ def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Pa
             yield prefix + path.name, path
 
 
-def _digest(path: epath.Path) -> list:
-    digest, size = hashlib.blake2b(digest_size=16), 0
+def _digest(path: epath.Path, md5: bool | None = None) -> list:
+    """Return the digest of a file, and its size in bytes.
+
+    Args:
+      md5: whether the digest is MD5, which a bucket knows of its objects, or BLAKE2; None for what needs no reading.
+    """
+    if storage.is_remote(path) and md5 is not False:
+        known = RemotePath(os.fspath(path)).info()
+        if known.get("md5Hash"):
+            return [_MD5 + base64.b64decode(known["md5Hash"]).hex(), known["size"]]
+    digest, size = hashlib.md5() if md5 else hashlib.blake2b(digest_size=16), 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
             size += len(block)
-    return [digest.hexdigest(), size]
+    return [_MD5 * bool(md5) + digest.hexdigest(), size]
 
 
 def _store(step_dir: epath.Path, manifest: Manifest) -> None:
     body = json.dumps(dataclasses.asdict(manifest), sort_keys=True).encode()
+    text = hashlib.blake2b(body, digest_size=16).hexdigest().encode() + b"\n" + body
+    if storage.is_remote(step_dir):
+        (step_dir / CHECKSUMS).write_bytes(text)
+        return
     tmp = step_dir / f"{CHECKSUMS}.tmp"
-    tmp.write_bytes(hashlib.blake2b(body, digest_size=16).hexdigest().encode() + b"\n" + body)
+    tmp.write_bytes(text)
     tmp.replace(step_dir / CHECKSUMS)

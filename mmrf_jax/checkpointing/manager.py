@@ -7,6 +7,9 @@ orders of magnitude larger than the rest, and the rest of the state. If the proc
 * after the commit: a step with checksums (`integrity`) remains. It is complete or, if damaged later, detected as such.
 * during the deletion of an old step: a step with missing files remains. It counts as damaged; the next clean-up
   removes it.
+
+In object storage a step is complete when it has `commit_success.txt`, which is written last and deleted first. Orbax
+and TensorStore write to gs:// directly, from every process; other protocols go through `staging`, from one process.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from mmrf_jax.checkpointing import integrity, leaves, literal
+from mmrf_jax.checkpointing import backend, integrity, leaves, literal, staging
 from mmrf_jax.checkpointing.leaves import targets
+from mmrf_jax.io import storage
+from mmrf_jax.io.storage import RemotePath
 from mmrf_jax.types import PyTree
 
 _ITEMS = ("state", "tables")
@@ -81,19 +86,27 @@ class Checkpoints:
     ) -> None:
         if keep < 1 or save_interval < 1:
             raise ValueError(f"keep is {keep} and save_interval {save_interval}; both must be at least 1")
-        self._directory = epath.Path(directory)
-        if "://" not in str(directory):
-            self._directory = epath.Path(os.path.abspath(directory))
+        self._directory: Any = storage.path(directory)
         self._keep, self._save_interval, self._read_only = keep, save_interval, read_only
         self._agree = agree
         self._pending: tuple[int, leaves.Spec] | None = None  # the step whose save may still be in progress
         self._current: int | None = None  # the step last saved or restored here; saving it again changes nothing
         self._damaged: set[int] = set()
         self._check_directory()
+        self._staging: staging.Staging | None = None
+        if not storage.is_remote(directory):
+            self._directory = epath.Path(os.path.abspath(directory))
+        elif str(directory).startswith("gs://"):
+            backend.use_storage()
+            self._directory = epath.Path(str(directory))
+        elif jax.process_count() > 1:
+            raise CheckpointError(f"several processes cannot save to {directory}; use gs://, or a folder that all see")
+        else:
+            self._staging = staging.Staging(RemotePath(str(directory)), read_only)
         asynchronous = None if read_only else ocp.AsyncOptions(post_finalization_callback=self._write_checksums)
         with _without_warnings() if read_only else contextlib.nullcontext():  # orbax warns that it is read-only
             self._manager = ocp.CheckpointManager(
-                self._directory,
+                self._local,
                 item_names=_ITEMS,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=None,  # `_settle` deletes, once the new step is committed
@@ -104,6 +117,11 @@ class Checkpoints:
                     async_options=asynchronous,
                 ),
             )
+
+    @property
+    def _local(self) -> epath.Path:
+        """Return the folder that orbax writes to."""
+        return self._directory if self._staging is None else epath.Path(self._staging.folder)
 
     def save(self, step: int, state: PyTree, force: bool = False, again: bool = False) -> bool:
         """Copy the state to the host, then write it in the background; the state may be donated immediately.
@@ -130,7 +148,7 @@ class Checkpoints:
             return False
         arrays = leaves.to_arrays(state)
         self.wait()
-        if step in self._manager.all_steps():
+        if step in self.all_steps():
             self._delete(step)
         self._check_space(step, arrays)
         self._pending = (step, leaves.spec_of(arrays))
@@ -143,6 +161,8 @@ class Checkpoints:
             if isinstance(error, OSError):
                 raise self._failed_save(step, error) from error
             raise
+        if self._staging is not None:
+            self._staging.push(step, lambda: self._written(step))
         self._current = step
         return True
 
@@ -179,9 +199,13 @@ class Checkpoints:
 
     def all_steps(self) -> list[int]:
         """Return the committed steps on disk, oldest first, damaged ones included."""
-        if self._read_only:
-            self._manager.reload()
-        return sorted(step for step in self._manager.all_steps() if self._pending is None or step != self._pending[0])
+        if self._staging is not None:
+            found = self._staging.steps()
+        else:
+            if self._read_only:
+                self._manager.reload()
+            found = self._manager.all_steps()
+        return sorted(step for step in found if self._pending is None or step != self._pending[0])
 
     def latest_step(self) -> int | None:
         """Return the newest committed step, damaged or not; None if there is none."""
@@ -197,12 +221,28 @@ class Checkpoints:
             return
         step, _ = self._pending
         try:
-            self._manager.wait_until_finished()
+            if self._staging is not None:
+                try:
+                    self._staging.wait()
+                finally:
+                    self._manager.delete(step)  # on this machine
+            else:
+                self._written(step)
         except Exception as error:
             self._pending = self._current = None
             raise self._failed_save(step, error) from error
         self._pending = None
         self._settle(step)
+
+    def saving(self) -> bool:
+        """Return whether a save is being written."""
+        if self._staging is not None:
+            return self._staging.pushing()
+        return self._manager.is_saving_in_progress()
+
+    def delete(self, step: int) -> None:
+        """Delete a step."""
+        self._delete(step)
 
     def close(self) -> None:
         """Finish the save in progress and free orbax's threads; further calls are errors."""
@@ -210,6 +250,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            if self._staging is not None:
+                self._staging.close()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -219,19 +261,30 @@ class Checkpoints:
 
     def _read(self, step: int, stored: dict[str, Any]) -> dict[str, jax.Array]:
         """Return the arrays of a step by name, each restored onto its target."""
-        if (whole := self._directory / str(step) / _WHOLE).exists():
+        folder = self._folder(step)
+        if (whole := folder / _WHOLE).exists():
             with ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.restore(whole, stored)
-        items = {item: ocp.args.StandardRestore(part) for item, part in _by_item(stored).items()}
-        found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        if self._staging is not None:
+            found: Any = {}
+            for item, part in (items := _by_item(stored)).items():
+                with ocp.StandardCheckpointer() as checkpointer:
+                    found[item] = checkpointer.restore(folder / item, part)
+        else:
+            items = {item: ocp.args.StandardRestore(part) for item, part in _by_item(stored).items()}
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
         return {name: array for item in items for name, array in found[item].items()}
+
+    def _folder(self, step: int) -> epath.Path:
+        """Return the folder of a step, or its copy on this machine."""
+        return self._directory / str(step) if self._staging is None else epath.Path(self._staging.fetch(step))
 
     def _newest_intact(self, steps: list[int]) -> dict[str, Any]:
         """Return the newest intact step: {"step", "leaves": its `Spec`, "damaged": newer damaged steps}."""
         reasons: dict[int, str] = {}
         for step, older in zip(steps[::-1], [*steps[-2::-1], None], strict=True):
             try:
-                manifest = integrity.verify(self._directory / str(step))
+                manifest = integrity.verify(self._folder(step))
                 return {"step": step, "leaves": manifest.leaves, "damaged": list(reasons)}
             except integrity.Damaged as damage:
                 reasons[step] = f"{step}: {damage}"
@@ -247,15 +300,19 @@ class Checkpoints:
         """Write the checksums; orbax calls this on one process, after writing all files and before the commit."""
         assert self._pending is not None
         step, spec = self._pending
-        final = self._directory / str(step)
-        paths = [p for p in self._directory.glob(f"{step}.orbax-checkpoint-tmp*") if p.is_dir()]
+        final = self._local / str(step)
+        paths = [p for p in self._local.glob(f"{step}.orbax-checkpoint-tmp*") if p.is_dir()]
         integrity.write(paths[0] if paths else final, step, spec)
 
-    def _settle(self, step: int) -> None:
-        """Seal a committed step and delete damaged, abandoned and old steps."""
-        self._damaged.discard(step)
+    def _written(self, step: int) -> None:
+        """Wait until orbax has committed a step, and seal it."""
+        self._manager.wait_until_finished()
         if ocp.utils.is_primary_host(0):
-            integrity.seal(self._directory / str(step))
+            integrity.seal(self._local / str(step))
+
+    def _settle(self, step: int) -> None:
+        """Delete damaged, abandoned and old steps."""
+        self._damaged.discard(step)
         steps = self.all_steps()
         kept = [s for s in steps if s <= step and s not in self._damaged][-self._keep :]
         for other in steps:
@@ -265,7 +322,12 @@ class Checkpoints:
                 self._delete(other)
 
     def _delete(self, step: int) -> None:
-        self._manager.delete(step)
+        if self._staging is not None:
+            self._staging.delete(step)
+        else:
+            if storage.is_remote(self._directory) and ocp.utils.is_primary_host(0):
+                (self._directory / str(step) / staging.COMMIT).unlink(missing_ok=True)  # first: it is incomplete now
+            self._manager.delete(step)
         self._damaged.discard(step)
 
     def _check_directory(self) -> None:
@@ -291,9 +353,9 @@ class Checkpoints:
     def _check_space(self, step: int, arrays: dict[str, Any]) -> None:
         """Raise if the disk has too little space; orbax detects this only half-way, in many threads at once."""
         needed = _WRITTEN * sum(leaf.size * leaf.dtype.itemsize for leaf in arrays.values())
-        if "://" in str(self._directory):
+        if storage.is_remote(self._local):
             return
-        free = shutil.disk_usage(self._directory).free
+        free = shutil.disk_usage(self._local).free
         if free < needed:
 
             def mib(size):

@@ -12,6 +12,7 @@ WORKDIR has runs/, artifacts/, served/ (the feedback log), current (a link to th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -25,7 +26,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmrf_jax.cli import common, parsing, serving
-from mmrf_jax.io import extras, files
+from mmrf_jax.io import copies, extras, files
 from mmrf_jax.io.progress import counted, phase, say
 from mmrf_jax.training import configs, run_folder
 
@@ -67,9 +68,14 @@ def _loop(config, folder: Path, clients) -> None:
         done.production = _mean(np.add.reduceat(_seconds(log), log.offsets[:-1]))
         done.write()
     _export(folder, 0)
-    _point(folder, len(done.rounds))
+    current = folder / "current"
+    files.point(current, _artifact(folder, len(done.rounds)))
     temperature = f"--temperature={_TEMPERATURE.value}"
-    with serving.service(folder / "current", folder / "served", folder / "serve.log", temperature) as server:
+    output = copies.Mirror(folder)
+    with (
+        contextlib.closing(output),
+        serving.service(current, folder / "served", output.folder / "serve.log", temperature) as server,
+    ):
         users = clients.Clients(source.sim, sources.log_key(config.seed), config.ab_test.day, server.url)
         for number in range(len(done.rounds) + 1, _ROUNDS.value + 1):
             row = done.served(number)
@@ -84,7 +90,7 @@ def _loop(config, folder: Path, clients) -> None:
             _train(folder, number)
             phase(f"round {number}: swap")
             _export(folder, number)
-            _point(folder, number)
+            files.point(current, _artifact(folder, number))
             moved = _Moved(server.url, row["artifact"])
             others = first + _USERS_A_ROUND // 2 + done.tried(f"{number} swap") * _USERS_A_TRY
             meanwhile = users.visit(others, _USERS_A_TRY, 32, until=moved)
@@ -211,14 +217,6 @@ def _call(main: str, *arguments: str) -> None:
 
 def _artifact(folder: Path, number: int) -> Path:
     return folder / "artifacts" / str(number)
-
-
-def _point(folder: Path, number: int) -> None:
-    """Atomically move the link to the artefact to serve."""
-    new = folder / ".current.new"
-    new.unlink(missing_ok=True)
-    new.symlink_to(_artifact(folder, number).relative_to(folder))
-    os.replace(new, folder / "current")
 
 
 class _Moved:

@@ -33,7 +33,7 @@ from ml_collections import config_flags
 from mmrf_jax import plugins
 from mmrf_jax.cli import endings, parsing
 from mmrf_jax.cli.parsing import WORLD
-from mmrf_jax.io import extras, files, progress
+from mmrf_jax.io import extras, files, progress, storage
 from mmrf_jax.io.progress import say
 from mmrf_jax.parallel import ending
 from mmrf_jax.training import configs, run_folder, startup
@@ -202,6 +202,9 @@ def check_output(flag: str, path: Path) -> None:
     """
     if path.is_dir():
         raise ValueError(f"--{flag}={path} is a folder; name a file")
+    if storage.is_remote(path):
+        files.check_writable(path.parent, f"--{flag}")
+        return
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent

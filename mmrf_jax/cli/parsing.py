@@ -186,7 +186,9 @@ def _of_flag(error: flags.Error) -> str:
     if found := re.match(r"flag --(\S+?)=None: Flag --\S+ must have a value", text):
         return f"--{found[1]} is missing; give it: {_first_line(flags.FLAGS[found[1]].help)}"
     if found := re.match(r"flag --(\S+?)=(.*?): ", text):
-        name, value = found[1], found[2]
+        name, value, rest = found[1], found[2], text[found.end() :]
+        if rest.startswith(f"--{name}"):  # a path's parser says what is wrong
+            return rest
         if name in flags.FLAGS:
             return f"--{name}={value} is not {_wanted(flags.FLAGS[name])}"
     if found := re.match(r"Missing value for flag -*(\S+)", text):

@@ -28,7 +28,7 @@ import psutil
 from absl import flags
 
 from mmrf_jax.cli import common
-from mmrf_jax.io import extras
+from mmrf_jax.io import copies, extras, files
 from mmrf_jax.io.progress import counted
 
 _CONFIG = common.define_config("kuairand")
@@ -73,19 +73,16 @@ def _kuairand(config, engine) -> tuple[int, bool]:
 
     if _SOURCE.value is None:
         raise ValueError("no folder of KuaiRand's CSV files; use --source=DIR")
+    files.check_writable(_OUT.value, "--out")
     tfds.disable_progress_bar()
-    made = kuairand.KuaiRand(
-        data_dir=_OUT.value,
-        source=_SOURCE.value,
-        config=sources.kuairand_config(config),
-        engine=engine,
-        progress=counted,
-    )
-    before = made.data_path.exists()
-    made.download_and_prepare()
+    wanted = sources.kuairand_config(config)
+    with copies.built(_OUT.value, f"{kuairand.KuaiRand.name}/{wanted.fingerprint()}") as here:
+        made = kuairand.KuaiRand(data_dir=here, source=_SOURCE.value, config=wanted, engine=engine, progress=counted)
+        before = made.data_path.exists()
+        made.download_and_prepare()
     report = kuairand.read_report(made)
     rows = sum(log["rows"] for log in report["log"].values())
-    _say(rows, made.data_path, report["splits"])
+    _say(rows, _OUT.value / made.data_path.relative_to(made.data_dir_root), report["splits"])
     return rows, not before
 
 
@@ -95,6 +92,7 @@ def _logs(config, engine) -> tuple[int, bool]:
     from mmrf_jax.data.splits import SPLITS
     from mmrf_jax.training import own_logs
 
+    files.check_writable(_OUT.value.parent, "--out")
     before = _OUT.value.exists()
     log = SessionLog.open(_OUT.value) if before else own_logs.read(config.own_logs, folder=_OUT.value, engine=engine)
     counts = ("users", "sessions", "requests", "rows")

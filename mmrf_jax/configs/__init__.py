@@ -15,7 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmrf_jax import fields
-from mmrf_jax.io import files
+from mmrf_jax.io import copies, files
 from mmrf_jax.training import configs
 
 
@@ -66,7 +66,8 @@ def _of_function(config: str, module: str, function: str) -> ConfigDict:
 def _get_config(path: Path) -> Callable[..., ConfigDict]:
     """Return the function `get_config` of a file."""
     try:
-        tree = ast.parse(path.read_text())
+        file = copies.local(path)
+        tree = ast.parse(file.read_text())
     except OSError as error:
         raise ValueError(
             f"config={path} cannot be read ({error.strerror}); use another file, or one of {', '.join(names())}"
@@ -76,7 +77,7 @@ def _get_config(path: Path) -> Callable[..., ConfigDict]:
     if not any("get_config" in _defined(node) for node in tree.body):
         raise ValueError(f"config={path} does not define get_config(); let it return a ConfigDict, or use config=world")
     name = f"_config_{path.stem}"
-    spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, str(path)))
+    spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, str(file)))
     assert spec is not None and spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

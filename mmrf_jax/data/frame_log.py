@@ -20,7 +20,7 @@ from mmrf_jax import types
 from mmrf_jax.data import records
 from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.data.splits import SPLITS
-from mmrf_jax.io import extras, files
+from mmrf_jax.io import copies, extras, files, storage
 from mmrf_jax.io.progress import say
 
 VERSION = 1
@@ -102,11 +102,12 @@ class SessionLog:
         with extras.needed("data"):
             from mmrf_jax.data.readers.frame import prepare
         temporary = tempfile.TemporaryDirectory(prefix="mmrf-log-") if folder is None else None
-        folder = Path(folder or Path(temporary.name) / "log").absolute()  # type: ignore[union-attr]
+        folder = storage.path(folder or Path(temporary.name) / "log").absolute()  # type: ignore[union-attr]
         if folder.exists():
             raise FileExistsError(f"{folder} exists; remove it or name another folder")
         given = {"log": log, "items": items, "users": users, "candidates": candidates}
-        prepare.prepare(given, schema, folder, engine)
+        with copies.built(folder.parent, folder.name) as parent:
+            prepare.prepare(given, schema, parent / folder.name, engine)
         made = dataclasses.replace(cls.open(folder), _temporary=temporary)
         return made if quiet else made.said()
 
@@ -169,7 +170,7 @@ class SessionLog:
         Raises:
           FileExistsError: if the folder exists.
         """
-        folder = Path(folder)
+        folder = storage.path(folder)
         if folder.exists():
             raise FileExistsError(f"{folder} exists; remove it or write to another folder")
         with files.new_folder(folder) as made:
@@ -182,13 +183,14 @@ class SessionLog:
         Raises:
           ValueError: if the folder holds none, one of another version, or a damaged one.
         """
-        folder = Path(folder)
+        folder = storage.path(folder)
         try:
-            about = json.loads((folder / ABOUT).read_text())
+            here = copies.local(folder)
+            about = json.loads((here / ABOUT).read_text())
             if about["version"] != VERSION:
                 raise ValueError(f"version {about['version']}, this code reads {VERSION}")
-            parts = {name: records.Blocks(folder / name) for name in SPLITS}
-            with np.load(folder / "items.npz") as arrays, np.load(folder / "users.npz") as users:
+            parts = {name: records.Blocks(here / name) for name in SPLITS}
+            with np.load(here / "items.npz") as arrays, np.load(here / "users.npz") as users:
                 item_ids, user_ids, profiles = arrays["id"], users["id"], users["profile"]
                 vocabularies = {name: arrays[key] for name, key in _VOCABULARIES.items() if key in arrays.files}
                 columns = {name: arrays[name] for name in _ARRAYS}
@@ -208,7 +210,7 @@ class SessionLog:
             encoders=about["encoders"],
             vocabularies=vocabularies,
             report=about["report"],
-            folder=folder,
+            folder=here,
             _digest=digest,
         )
 

@@ -8,6 +8,7 @@ alone reads a block; array_record compresses it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ import numpy as np
 
 from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.data.sessions import num_exposures, select_sessions
-from mmrf_jax.io import extras, files
+from mmrf_jax.io import copies, extras, files, storage
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -150,7 +151,7 @@ def write_log(
       FileExistsError: if the directory exists.
       ValueError: if the log does not fit the spec or a request exposed no video.
     """
-    directory = pathlib.Path(directory)
+    directory = storage.path(directory)
     if directory.exists():
         raise FileExistsError(f"{directory} exists; remove it or write the log to another directory")
     log.validate(spec)
@@ -222,7 +223,7 @@ class Blocks:
           FileNotFoundError: if there is no manifest, or a file named in it is missing.
           ValueError: for another version, spec or origin.
         """
-        self._directory = pathlib.Path(directory)
+        self._directory = storage.path(directory)
         if not (self._directory / MANIFEST).exists():
             raise FileNotFoundError(f"{self._directory / MANIFEST} does not exist; name a folder that collect wrote")
         try:
@@ -256,6 +257,11 @@ class Blocks:
         self._first = np.cumsum([0, *map(len, sizes)])  # first block of each file
         self.sessions = np.concatenate(sizes).astype(np.int32)
 
+    @functools.cached_property
+    def _here(self) -> pathlib.Path:
+        """The folder, or a copy on this machine: array_record reads files by memory maps."""
+        return copies.local(self._directory)
+
     def read(self, blocks: Sequence[int] | np.ndarray) -> Sessions:
         """Read the sessions of some blocks, in the given order.
 
@@ -266,7 +272,7 @@ class Blocks:
         file = np.searchsorted(self._first, blocks, side="right") - 1
         found: dict[int, bytes] = {}
         for number in np.unique(file):
-            path, chosen = self._directory / self._files[number][0], blocks[file == number]
+            path, chosen = self._here / self._files[number][0], blocks[file == number]
             try:
                 reader = array_records().ArrayRecordReader(str(path))
                 found |= dict(zip(chosen.tolist(), reader.read((chosen - self._first[number]).tolist()), strict=True))

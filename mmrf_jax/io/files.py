@@ -1,4 +1,4 @@
-"""Files and folders: user paths, folder locks, and atomic writes.
+"""Files and folders: user paths, folder locks, and atomic writes, on disks and in object storage (`storage`).
 
 Every file and folder written here appears complete or not at all, whenever the process is killed.
 """
@@ -13,15 +13,18 @@ import math
 import os
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from mmrf_jax.io import extras, lease, retries, storage
 from mmrf_jax.io.progress import say
+from mmrf_jax.io.storage import RemotePath
 
 #: The file that `held` locks in a folder.
 LOCK = "lock"
@@ -31,26 +34,47 @@ def user_path(text: str, name: str) -> Path:
     """Convert a path given by the user: `~` and `~user` are home folders, everything else is literal.
 
     Args:
-      text: the path.
+      text: the path, or an address such as gs://BUCKET/FOLDER.
       name: how the path was given, such as "--out".
 
+    Returns:
+      A `pathlib.Path`, or for an address a `storage.RemotePath`, which has its methods.
+
     Raises:
-      ValueError: if it is not a path on this machine; the message names it.
+      ValueError: if it is no path, or an address that cannot be used; the message names it.
     """
     if not text:
         raise ValueError(f"{name} is empty; name a path")
-    if "://" in text:
-        raise ValueError(f"{name}={text} is an address; name a path of this machine, such as where it is mounted")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name}={text!r} is not UTF-8; rename the file or folder") from error
     if "\0" in text:
         raise ValueError(f"{name}={text!r} holds a zero byte; name a path")
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    if storage.is_remote(text):
+        return _address(text, name)
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{name}={text}: there is no such home folder; write the path without ~") from error
+
+
+def _address(text: str, name: str) -> Path:
+    """Return the path of an address.
+
+    Raises:
+      ValueError: if it has no bucket, or fsspec does not know its protocol.
+    """
+    protocol, _, key = text.partition("://")
+    if not protocol or not key.strip("/"):
+        raise ValueError(f"{name}={text} has no bucket; write PROTOCOL://BUCKET/FOLDER")
+    try:
+        retries.filesystem(protocol)
+    except (ValueError, extras.MissingExtra) as error:
+        raise ValueError(f"{name}={text}: {error}") from error
+    return storage.path(text)
 
 
 @contextlib.contextmanager
@@ -59,7 +83,7 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
 
     The kernel releases the lock when the process ends for any reason. NFS passes the lock to its server, so it also
     holds between machines; with local locks it holds only within each machine. If the file system has no locks, a
-    message says so and the folder is not protected.
+    message says so and the folder is not protected. In object storage the lock is a lease (`lease.held`).
 
     Args:
       folder: the folder.
@@ -68,6 +92,10 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
     Raises:
       ValueError: if another process holds the folder; the message names that process.
     """
+    if isinstance(folder, RemotePath):
+        with lease.held(folder, patience):
+            yield
+        return
     path, end = folder / LOCK, time.monotonic() + patience
     while True:
         file = path.open("a+", encoding="utf-8")
@@ -135,7 +163,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary file next to `path`; at the end it replaces `path`, durably. On an error it is removed."""
-    path = Path(path)
+    path = storage.path(path)
+    if isinstance(path, RemotePath):
+        with tempfile.TemporaryDirectory() as made:
+            yield (temporary := Path(made) / path.name)
+            path.upload(temporary)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -157,8 +190,18 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary folder next to `path` and rename it to `path` at the end; on an error it is removed."""
-    path = Path(path)
+    """Yield a temporary folder next to `path` and rename it to `path` at the end; on an error it is removed.
+
+    For an address it is on this machine. Its files are copied in the order in which they were written, so that the
+    last, such as a manifest, says that all are there.
+    """
+    path = storage.path(path)
+    if isinstance(path, RemotePath):
+        with tempfile.TemporaryDirectory() as made:
+            (temporary := Path(made) / path.name).mkdir()
+            yield temporary
+            upload(temporary, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.incomplete-{uuid.uuid4().hex}"
     temporary.mkdir()
@@ -176,6 +219,61 @@ def link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def upload(folder: Path, target: RemotePath) -> None:
+    """Copy a folder of this machine to an address; until all of it is there, the address counts as absent.
+
+    The files are copied in the order in which they were last written.
+
+    Raises:
+      FileExistsError: if the target exists.
+      ValueError: if another process writes it.
+    """
+    with held(cast(Path, target)):
+        if target.exists():
+            raise FileExistsError(f"{target} exists; remove it or write to another folder")
+        (target / storage.INCOMPLETE).write_bytes(b"")
+        target.remove(storage.INCOMPLETE)  # what a killed process has left
+        found = [path for path in folder.rglob("*") if path.is_file()]
+        for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, str(path))):
+            (target / path.relative_to(folder)).upload(path)
+        (target / storage.INCOMPLETE).unlink()
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder with all that is in it, if it exists."""
+    if isinstance(folder, RemotePath):
+        folder.remove()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def point(link: Path, target: Path) -> None:
+    """Make a path stand for another in the same folder, atomically: a symbolic link, or its equal (`link_to`)."""
+    name = str(target.relative_to(link.parent))
+    if isinstance(link, RemotePath):
+        link.link_to(name)
+        return
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(name)
+    os.replace(new, link)
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Refuse, before any work is done, a folder in object storage that cannot be written to.
+
+    Raises:
+      ValueError: naming how the folder was given, such as "--out".
+    """
+    if isinstance(folder, RemotePath):
+        probe = folder / storage.LOCKS / f"probe-{uuid.uuid4().hex}"
+        try:
+            probe.write_bytes(b"")
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise ValueError(f"{name}={folder} cannot be written: {error.strerror or error}") from error
 
 
 def plain(obj: Any, place: str = "") -> Any:

@@ -8,12 +8,11 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from mmrf_jax.io import trackers
-from mmrf_jax.io.files import write_text
+from mmrf_jax.io import appending, copies, storage, trackers
 from mmrf_jax.io.progress import say
 
 
@@ -21,7 +20,8 @@ class MetricsWriter:
     """Writes per logging step a JSON line `{"step", "seed", "phase", "seconds", metric: value, ...}` and to trackers.
 
     `seconds` is the wall time since the run first started, including restarts but not the pauses between them. It is
-    the only column that differs between two runs of one config. `write` flushes a row to the file before it returns.
+    the only column that differs between two runs of one config. `write` flushes a row to the file before it returns, in
+    object storage within seconds (`appending.Appender`); `sync` waits for it.
     A tracker that fails, such as a service that is down, gets no more rows; a line says so, and the run goes on.
 
     Args:
@@ -50,19 +50,20 @@ class MetricsWriter:
     ) -> None:
         self._seed, self._clock = seed, clock
         self._started = clock()
-        self._file: TextIO | None = None
+        self._file: appending.Appender | None = None
         self._trackers: dict[str, trackers.Tracker] = {}
         if workdir is None:
             return
-        workdir = Path(workdir)
+        workdir = storage.path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         kept, dropped = cut_back(path, start_step)
         self._started -= float(kept[-1].get("seconds", 0.0)) if kept else 0.0
-        self._file = path.open("a", encoding="utf-8")
+        self._file = appending.Appender(path)
         if start_step is None:
             (workdir / trackers.IDS).unlink(missing_ok=True)
-        self._trackers = trackers.open_all(track, workdir, config or {}, kept, dropped, start_step)
+        self._mirror = copies.Mirror(workdir)  # for what libraries append to
+        self._trackers = trackers.open_all(track, workdir, self._mirror.folder, config or {}, kept, dropped, start_step)
 
     def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Write one row, to the file and to every tracker.
@@ -92,11 +93,7 @@ class MetricsWriter:
         seconds = round(self._clock() - self._started, 3)
         row = {"step": int(step), "seed": self._seed, "phase": phase, "seconds": seconds} | values
         if self._file is not None:
-            try:
-                self._file.write(json.dumps(row, allow_nan=False) + "\n")
-                self._file.flush()
-            except OSError as error:  # the original error does not name the file
-                raise OSError(error.errno, error.strerror, self._file.name) from error
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._each(lambda tracker: tracker.write(row, values))
         return values
 
@@ -112,6 +109,11 @@ class MetricsWriter:
                 del self._trackers[name]
                 say(f"{name} gets no more metrics ({type(error).__name__}: {error}); metrics.jsonl has them all")
 
+    def sync(self) -> None:
+        """Wait until all rows survive this process."""
+        if self._file is not None:
+            self._file.sync()
+
     def close(self, status: str = "FINISHED") -> None:
         """Flush rows to disk, close the file and end the trackers.
 
@@ -119,10 +121,10 @@ class MetricsWriter:
           status: "FINISHED", "FAILED" or "KILLED", for services that show it.
         """
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
         self._each(lambda tracker: tracker.close(status))
+        if self._file is not None:
+            self._mirror.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -180,5 +182,5 @@ def cut_back(path: Path, step: int | None) -> tuple[list[dict[str, Any]], list[d
             dropped.append(row)
     text = "".join(f"{line}\n" for line, _ in rows)
     if text != "\n".join(lines):
-        write_text(path, text)
+        appending.rewrite(path, text)
     return [row for _, row in rows], dropped

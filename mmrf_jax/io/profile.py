@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mmrf_jax.io import copies
+
 _COPIES = ("Memcpy", "Memset")  # first words of what a GPU's streams do besides kernels
 
 
@@ -41,7 +43,9 @@ class Profile:
     def before(self, step: int) -> None:
         """Start the trace if needed; call this before each step, counted from 1."""
         if self._steps is not None and self._steps[0] <= step <= self._steps[1] and not self._on:
-            jax.profiler.start_trace(str(self._folder))
+            assert self._folder is not None
+            self._mirror = copies.Mirror(self._folder)
+            jax.profiler.start_trace(str(self._mirror.folder))
             self._on = True
 
     def after(self, step: int, result: Any) -> None:
@@ -55,6 +59,7 @@ class Profile:
         if self._on:
             self._on = False
             jax.profiler.stop_trace()
+            self._mirror.close()
 
 
 class DeviceTime(NamedTuple):

@@ -39,20 +39,20 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Writes events to WORKDIR/tensorboard, a scalar `PHASE/NAME` per metric.
+    """Writes events to FOLDER/tensorboard, a scalar `PHASE/NAME` per metric.
 
     Args:
-      workdir: the run folder.
+      folder: the run folder, or its mirror on this machine.
       purge: TensorBoard hides older events from this step on.
 
     Raises:
       MissingExtra: if the package is not installed.
     """
 
-    def __init__(self, workdir: Path, purge: int) -> None:
+    def __init__(self, folder: Path, purge: int) -> None:
         with extras.needed("report"):
             from tensorboardX import SummaryWriter
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge, flush_secs=10)
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge, flush_secs=10)
 
     def write(self, row: Row, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -63,15 +63,15 @@ class TensorBoard:
 
 
 class Csv:
-    """Writes WORKDIR/metrics.csv: the rows of metrics.jsonl, a column per metric, empty where a row has none.
+    """Writes FOLDER/metrics.csv: the rows of metrics.jsonl, a column per metric, empty where a row has none.
 
     Args:
-      workdir: the run folder.
+      folder: the run folder, or its mirror on this machine.
       kept: rows of metrics.jsonl up to the restored step.
     """
 
-    def __init__(self, workdir: Path, kept: Iterable[Row]) -> None:
-        self._path, self._rows, self._columns = workdir / "metrics.csv", list(kept), dict[str, None]()
+    def __init__(self, folder: Path, kept: Iterable[Row]) -> None:
+        self._path, self._rows, self._columns = folder / "metrics.csv", list(kept), dict[str, None]()
         for row in self._rows:
             self._columns |= dict.fromkeys(row)
         self._rewrite()
@@ -104,7 +104,10 @@ class Service(Protocol):
     """A service that shows runs, such as `Wandb`; `Remote` makes a tracker of it."""
 
     def open(self, workdir: Path, config: Mapping[str, Any], identity: str | None) -> str:
-        """Start a tracked run, or reopen the one with this id; return its id."""
+        """Start a tracked run, or reopen the one with this id; return its id.
+
+        `workdir` is a folder of this machine with the run folder's name.
+        """
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log metrics of a step."""
@@ -123,6 +126,7 @@ class Remote:
       name: of the service, in messages and in the file of ids.
       service: the service.
       workdir: the run folder.
+      folder: the run folder, or its mirror on this machine.
       config: of the run, as nested dictionaries.
       kept: rows of metrics.jsonl up to the restored step; a service that is new to the run receives them.
       dropped: rows after that step, which the service has already.
@@ -136,6 +140,7 @@ class Remote:
         name: str,
         service: Service,
         workdir: Path,
+        folder: Path,
         config: Mapping[str, Any],
         kept: Sequence[Row],
         dropped: Sequence[Row],
@@ -145,7 +150,7 @@ class Remote:
         known = json.loads(path.read_text()) if path.exists() else {}
         before = known.get(name, {"id": None, "last": {}})
         try:
-            identity = service.open(workdir, config, before["id"])
+            identity = service.open(folder, config, before["id"])
         except Exception as error:  # of any library
             why = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(f"config.trackers: {name} cannot be opened ({why}); set it up or leave it out") from error
@@ -243,6 +248,7 @@ def check(names: Iterable[str]) -> None:
 def open_all(
     names: Iterable[str],
     workdir: Path,
+    folder: Path,
     config: Mapping[str, Any],
     kept: Sequence[Row],
     dropped: Sequence[Row],
@@ -253,13 +259,13 @@ def open_all(
     for name in names:
         if name == "tensorboard":
             try:
-                made[name] = TensorBoard(workdir, 0 if start_step is None else start_step + 1)
+                made[name] = TensorBoard(folder, 0 if start_step is None else start_step + 1)
             except extras.MissingExtra as missing:  # it is on by default, so it is not asked for
                 _say_once(f"no TensorBoard events: {missing}")
         elif name == "csv":
-            made[name] = Csv(workdir, kept)
+            made[name] = Csv(folder, kept)
         else:
-            made[name] = Remote(name, SERVICES[name](), workdir, config, kept, dropped)
+            made[name] = Remote(name, SERVICES[name](), workdir, folder, config, kept, dropped)
     return made
 
 

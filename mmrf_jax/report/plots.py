@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mmrf_jax.abtest import statistics, summary
-from mmrf_jax.io import extras
+from mmrf_jax.io import extras, files
 from mmrf_jax.report import labels
 from mmrf_jax.report.palette import AXIS, COLOURS, DIRECTIONS, GRID, INK, style
 
@@ -218,5 +217,5 @@ def _nothing() -> Any:
 
 
 def _save(figure, path: str | os.PathLike) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with files.new_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

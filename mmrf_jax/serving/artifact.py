@@ -30,7 +30,7 @@ from jax import export
 
 import mmrf_jax
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.io import files
+from mmrf_jax.io import copies, files
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -164,8 +164,9 @@ def load(folder: Path, spec: InputSpec | None = None) -> Artifact:
     found = InputSpec.from_dict(manifest["spec"])
     if spec is not None:
         check_spec(folder, found, spec)
+    here = copies.local(folder)
     for name, known in manifest["files"].items():
-        path = folder / name
+        path = here / name
         if not path.is_file():
             raise ArtifactError(f"{path} is missing though {MANIFEST} names it; {again}")
         if path.stat().st_size != known["bytes"]:
@@ -174,17 +175,17 @@ def load(folder: Path, spec: InputSpec | None = None) -> Artifact:
             raise ArtifactError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}; {again}")
     try:
         functions = {
-            name: export.deserialize(bytearray((folder / "functions" / f"{name}.bin").read_bytes()))
+            name: export.deserialize(bytearray((here / "functions" / f"{name}.bin").read_bytes()))
             for name in manifest["functions"]
         }
         arrays = {}
-        for path in sorted(folder / name for name in manifest["files"] if name.startswith("arrays/")):
+        for path in sorted(here / name for name in manifest["files"] if name.startswith("arrays/")):
             with np.load(path, allow_pickle=False) as group:
                 arrays[path.stem] = {name: group[name] for name in group.files}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         made_by = manifest["libraries"]
         raise ArtifactError(f"{folder}, written by {made_by}, cannot be read here ({error}); {again}") from error
-    return Artifact(_digest(folder / MANIFEST)[:16], manifest, found, functions, arrays)
+    return Artifact(_digest(here / MANIFEST)[:16], manifest, found, functions, arrays)
 
 
 def nested(flat: Arrays) -> dict[str, Any]:

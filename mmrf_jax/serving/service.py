@@ -20,6 +20,7 @@ import numpy as np
 from mmrf_jax.data import named_features
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.feedback_log import Record, UserLog
+from mmrf_jax.io import copies, storage
 from mmrf_jax.io.progress import say
 from mmrf_jax.serving import monitoring, new_items, ranker, traffic, users
 from mmrf_jax.serving.memories import Memories, Memory
@@ -51,9 +52,9 @@ class Service:
         spec = self.ranker.spec
         sizes = {"profile": spec.profile, "context": spec.context, "history": spec.history}
         self._log = feedback_log.Writer(settings.log, spec.signals, sizes)
-        self._store = users.UserStore(
-            settings.log / STORE, settings.log, spec.signals, spec.history, settings.users_in_memory
-        )
+        # SQLite needs a disk; in object storage there is the log alone, from which the store is made at each start.
+        store = (copies.scratch("users") if storage.is_remote(settings.log) else settings.log) / STORE
+        self._store = users.UserStore(store, settings.log, spec.signals, spec.history, settings.users_in_memory)
         self.metrics = monitoring.Metrics(self._gauges())
         self.metrics.describe(self._arms.rankers)
         for serving in self._arms.rankers:

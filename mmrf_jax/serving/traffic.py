@@ -91,7 +91,7 @@ class Arms:
     async def changed(self, arm: Arm) -> Ranker | None:
         """Return the ranker of an arm whose link has moved, or of one to be tried again; None if there is none."""
         try:
-            there = arm.path.resolve()
+            there = await asyncio.get_running_loop().run_in_executor(None, arm.path.resolve)
             if there == arm.tried and time.monotonic() < arm.again:
                 return None
             arm.tried = there

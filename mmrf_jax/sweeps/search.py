@@ -16,7 +16,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 from mmrf_jax import fields
 from mmrf_jax.io import extras, files, tables
 from mmrf_jax.io.progress import say
+from mmrf_jax.io.storage import RemotePath
 from mmrf_jax.report import compare
 from mmrf_jax.sweeps import sweep
 from mmrf_jax.training import comparison, configs, run_folder, run_report, train
@@ -171,14 +172,7 @@ def _open(optuna, config, out: Path):
 
     optuna.logging.set_verbosity(logging.WARNING)
     path = out / "search.journal"
-    lock = journal.JournalFileSymlinkLock(str(path))  # atomic on NFS too; one of a dead process is broken after 30 s
-    if path.exists():
-        lock.acquire()
-        try:
-            _mend(path)
-        finally:
-            lock.release()
-    storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(path), lock_obj=lock))
+    storage = optuna.storages.JournalStorage(_journal(journal, path))
     return optuna.create_study(
         storage=storage,
         study_name="search",
@@ -186,6 +180,44 @@ def _open(optuna, config, out: Path):
         load_if_exists=True,
         sampler=_sampler(optuna, config, 0),
     )
+
+
+def _journal(journal, path: Path):
+    """Return Optuna's journal at a path."""
+    if isinstance(path, RemotePath):
+        return _Parts(path)
+    lock = journal.JournalFileSymlinkLock(str(path))  # atomic on NFS too; one of a dead process is broken after 30 s
+    if path.exists():
+        lock.acquire()
+        try:
+            _mend(path)
+        finally:
+            lock.release()
+    return journal.JournalFileBackend(str(path), lock_obj=lock)
+
+
+class _Parts:
+    """A journal in object storage (Optuna's `BaseJournalBackend`): each entry is a part that one process creates."""
+
+    def __init__(self, path: RemotePath):
+        self._path = path
+        self._known: list[dict[str, Any]] = []
+        self._parts = 0  # read
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        for name in self._path.appended()[self._parts :]:
+            self._known += json.loads((self._path / name).read_text())
+            self._parts += 1
+        yield from self._known[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        number, entry = self._parts, json.dumps(logs).encode()
+        while True:
+            try:
+                (self._path / f"{0:04d}-{number:08d}").write_bytes(entry, create=True)
+                return
+            except FileExistsError:  # by another process
+                number += 1
 
 
 def _mend(path: Path) -> None:

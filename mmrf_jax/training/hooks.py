@@ -136,6 +136,7 @@ class Hooks:
                 f"steps {first} to {self.step}: the state after step {self.step} is not finite and is not "
                 "saved; lower the learning rate"
             )
+        self._writer.sync()  # a resumed run needs the rows up to its checkpoint
         self._checkpoints.save(self.step, self._state, force=force, again=again)
 
 

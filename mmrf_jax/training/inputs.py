@@ -20,7 +20,7 @@ import numpy as np
 import mmrf_jax
 from mmrf_jax import types
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.io import files
+from mmrf_jax.io import copies, files
 from mmrf_jax.training import run_folder, sources
 
 _ARRAYS = ("author", "tag", "duration", "features", "embedding_id")
@@ -97,7 +97,7 @@ def read(workdir: Path) -> Inputs | None:
     again = "remove inputs.json, and `mmrf train` with the same --workdir writes both files again"
     about: dict[str, Any] = run_folder.read_json(path, again)
     try:
-        with np.load(workdir / "inputs.npz", allow_pickle=False) as kept:
+        with np.load(copies.local(workdir / "inputs.npz"), allow_pickle=False) as kept:
             arrays: dict[str, Any] = {name: jnp.asarray(kept[name]) for name in _ARRAYS}
             ids = kept[_ID] if _ID in kept.files else None
             users = {name: kept[name] for name in _USERS if name in kept.files} or None

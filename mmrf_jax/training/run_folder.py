@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrf_jax.io import files
+from mmrf_jax.io import copies, files, storage
 
 #: Per-user sums of the run's own arm in its A/B test.
 USERS = "ab_test_users.npz"
@@ -126,7 +125,12 @@ def check(workdir: Path, config: dict[str, Any]) -> None:
 def has_checkpoint(workdir: Path) -> bool:
     """Return whether a run has a committed checkpoint."""
     checkpoints = workdir / "checkpoints"
-    return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    if not checkpoints.is_dir():
+        return False
+    steps = [path for path in checkpoints.iterdir() if path.name.isdigit()]
+    if storage.is_remote(checkpoints):  # where a step that is being written has its name already
+        steps = [path for path in steps if (path / "commit_success.txt").exists()]
+    return bool(steps)
 
 
 def has_learned(workdir: Path) -> bool:
@@ -143,7 +147,7 @@ def release(workdir: Path, made: list[Path]) -> None:
     if has_learned(workdir):
         return
     for name in _FOLDERS:
-        shutil.rmtree(workdir / name, ignore_errors=True)
+        files.remove(workdir / name)
     for name in (*_FILES, "config.json"):
         (workdir / name).unlink(missing_ok=True)
     for folder in reversed(made):
@@ -209,7 +213,7 @@ def read_users(workdir: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        with np.load(path) as columns:
+        with np.load(copies.local(path)) as columns:
             return {name: columns[name] for name in columns.files}
     except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it, and runs are compared without it") from error

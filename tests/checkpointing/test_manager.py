@@ -2,7 +2,6 @@
 
 import os
 import signal
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,39 +10,10 @@ import orbax.checkpoint as ocp
 import pytest
 from absl import logging as absl_logging
 from etils import epath
-from flax import struct
+from states import bits, like, make_state
 
 from mmrf_jax.checkpointing import integrity, leaves
 from mmrf_jax.checkpointing.manager import CheckpointError, Checkpoints, targets
-
-
-@struct.dataclass
-class State:
-    params: Any
-    tables: Any
-    key: Any
-    step: Any
-    done: Any
-    nothing: Any = None
-    name: str = struct.field(pytree_node=False, default="static")
-
-
-def make_state(seed=0, rows=300):
-    key = jax.random.key(seed)
-    params = {"dense": {"kernel": jax.random.normal(key, (rows, 7)), "half": jnp.ones(3, jnp.bfloat16) / 3}}
-    params["empty"] = (jnp.zeros((0, 4)), {})
-    params["nan"] = jnp.array([jnp.nan, -0.0, jnp.inf])
-    tables = {"id": jax.random.normal(key, (rows, 3)).astype(jnp.bfloat16), "user": jnp.arange(rows, dtype=jnp.float32)}
-    return State(params, tables, jax.random.split(key, 5), jnp.int32(seed), jnp.array([True, False]))
-
-
-def bits(tree):
-    raw = jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree)
-    return jax.tree.map(lambda x: (str(x.dtype), x.shape, np.asarray(x).tobytes()), raw)
-
-
-def like(state):
-    return targets(jax.eval_shape(lambda: state), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 
 
 def fill(directory, steps=(10, 20, 30), **kwargs):

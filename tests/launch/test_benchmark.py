@@ -33,6 +33,21 @@ def test_scale_measures_each_size_alone_and_draws_it(launch, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_checkpoints_are_measured_where_they_are_saved(launch, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    out = tmp_path / "checkpoints.json"
+    flags = ["--max_size=1000", "--repeats=1", f"--out={out}"]
+    for at in (tmp_path / "there", "memory://bucket/there"):
+        launch.ok("benchmark", "--suite=checkpoints", f"--at={at}", *flags)
+        found = {entry["name"].removeprefix("checkpoints/"): entry for entry in json.loads(out.read_text())["results"]}
+        assert found["stall of 500 steps by a save"]["value"] == pytest.approx(
+            100 * found["save"]["value"] / (500 * found["step"]["value"] / 1e3)
+        )
+    assert not list((tmp_path / "there").iterdir())
+    error_line(launch("benchmark", "--suite=checkpoints", *flags), "needs --at=FOLDER")
+
+
 def test_unknown_parts_are_refused(launch, tmp_path):
     done = launch("benchmark", "--suite=scale", "--parts=all", f"--out={tmp_path / 'scale.json'}")
     error_line(done, "unknown --parts=all; choose among rows, videos, users, processes, logs")

@@ -90,7 +90,8 @@ def test_every_path_flag_of_every_main_means_what_it_says(main, flag, monkeypatc
     for name in AWKWARD:
         assert parse(f"some/{name}/run") == Path("some") / name / "run"
     assert parse("~/run") == Path("/home/of[me]/run")
-    for wrong in ("", "gs://bucket/run", "~nobody-of-that-name/run", "a\udcff"):
+    assert str(parse("memory://bucket/run")) == "memory://bucket/run"
+    for wrong in ("", "gs://", "nothing://bucket/run", "~nobody-of-that-name/run", "a\udcff"):
         with pytest.raises(ValueError, match=f"^--{flag}"):
             parse(wrong)
 

@@ -73,6 +73,20 @@ def test_a_finished_search_has_nothing_to_do_and_more_trials_continue_it(sampler
     assert params(more) == params(search.run(make_config(sampler=sampler), tmp_path / "at once", rate))
 
 
+def test_a_search_in_object_storage_is_the_one_on_a_disk(tmp_path):
+    """Its journal has a part for each entry; two that share it never take one number."""
+    out = files.user_path(f"memory://bucket/{tmp_path.name}", "--out")
+    first = search.run(make_config(trials=2), out, rate)
+    assert first == search.run(make_config(trials=2), tmp_path / "disk", rate)
+    more = search.run(make_config(trials=3), out, rate)
+    assert more[:2] == first and len(more) == 3
+    assert (out / "table.md").read_text().startswith("3 of 3 trials: 3 finished")
+    one, other = search._Parts(out / "journal"), search._Parts(out / "journal")
+    for number, journal in enumerate((one, other, one)):
+        journal.append_logs([{"entry": number}])
+    assert [entry["entry"] for entry in one.read_logs(0)] == [0, 1, 2] and list(other.read_logs(2)) == [{"entry": 2}]
+
+
 class Killed(BaseException):
     """As a stop signal: no handler of errors catches it."""
 

@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 
-from mmrf_jax.io import files
+from mmrf_jax.io import appending, files, storage
 from mmrf_jax.io.progress import say
 from mmrf_jax.signals import Signals
 
@@ -68,7 +68,7 @@ START = Position(0, 0)
 
 def is_log(folder: str | os.PathLike) -> bool:
     """Return whether a folder is a feedback log."""
-    return (Path(folder) / MANIFEST).is_file()
+    return (storage.path(folder) / MANIFEST).is_file()
 
 
 def rows_by_id(video_ids: np.ndarray) -> RowsOf:
@@ -145,9 +145,11 @@ class Writer:
         Raises:
           ValueError: if another process holds the log, or it is damaged, or of another version, other signals or sizes.
         """
-        self.folder, self._limit = Path(folder), segment_bytes
+        self.folder, self._limit = storage.path(folder), segment_bytes
         self._failed: OSError | None = None
-        self._full: list[int] = []  # files of full segments, which `sync` syncs and closes
+        self._full: list[
+            appending.DiskFile | appending.PartsFile
+        ] = []  # files of full segments, which `sync` syncs and closes
         self._syncing = threading.Lock()
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
@@ -168,44 +170,29 @@ class Writer:
             if cut := paths[-1].stat().st_size - end:
                 say(f"{paths[-1]}: the last {cut} bytes are of a record that was cut short, and are dropped")
         self._file = self._opened(number, end)
-        self._sync_folder()
 
-    def _opened(self, number: int, end: int) -> int:
-        file = os.open(_path(self.folder, number), os.O_RDWR | os.O_CREAT, 0o644)
-        os.ftruncate(file, end)
-        os.lseek(file, end, os.SEEK_SET)
+    def _opened(self, number: int, end: int) -> appending.DiskFile | appending.PartsFile:
+        file = appending.opened(_path(self.folder, number), end)
         self.position = Position(number, end)
         return file
 
-    def _sync_folder(self) -> None:
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
     def append(self, record: Record) -> Position:
         """Write a record to the operating system, so that it survives the process; return the position after it.
+
+        In object storage it survives once `sync` has been called.
 
         Raises:
           OSError: if the disk is full (no part of the record then remains), or if `sync` has failed.
         """
         if self._failed is not None:
             raise self._failed
-        if self.position.offset >= self._limit:
+        if self.position.offset >= self._limit or self._file.full:
             new = self._opened(self.position.segment + 1, 0)
             # In this order, for `sync` in another thread: it takes the last file first, then the full ones.
             self._full.append(self._file)
             self._file = new
         frame = encode(record)
-        written = 0
-        try:
-            while written < len(frame):
-                written += os.write(self._file, frame[written:])
-        except OSError:
-            os.ftruncate(self._file, self.position.offset)
-            os.lseek(self._file, self.position.offset, os.SEEK_SET)
-            raise
+        self._file.append(frame)
         self.position = Position(self.position.segment, self.position.offset + len(frame))
         return self.position
 
@@ -220,12 +207,10 @@ class Writer:
             if self._failed is not None:
                 raise self._failed
             try:
-                os.fdatasync(self._file)
-                if full := list(self._full):
-                    self._sync_folder()  # makes the start of the next segment durable
-                for file in full:
-                    os.fdatasync(file)
-                    os.close(file)
+                self._file.sync()
+                for file in list(self._full):
+                    file.sync()
+                    file.close()
                     self._full.remove(file)
             except OSError as error:
                 self._failed = error
@@ -240,7 +225,7 @@ class Writer:
         try:
             self.sync()
         finally:
-            os.close(self._file)
+            self._file.close()
             self._lock.close()
 
     def __enter__(self) -> Writer:
@@ -266,7 +251,7 @@ def scan(folder: str | os.PathLike, after: Position = START) -> Iterator[tuple[R
     Raises:
       ValueError: for a damaged frame, naming file and offset.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     paths = segments(folder)
     for number in range(after.segment, len(paths)):
         data = paths[number].read_bytes()
@@ -293,7 +278,7 @@ def scan(folder: str | os.PathLike, after: Position = START) -> Iterator[tuple[R
 
 def end(folder: str | os.PathLike) -> Position:
     """Return the position after the last byte of a log, or after the last whole record if a writer holds it."""
-    paths = segments(Path(folder))
+    paths = segments(storage.path(folder))
     return Position(len(paths) - 1, paths[-1].stat().st_size) if paths else Position(0, 0)
 
 

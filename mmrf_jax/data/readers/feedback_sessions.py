@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from mmrf_jax.data import sessions
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.feedback_log import Record, RowsOf, Shown, UserLog
 from mmrf_jax.data.session_log import InputSpec, Sessions
+from mmrf_jax.io import storage
 from mmrf_jax.signals import Signals
 
 Progress = Callable[[str, int], Callable[[int], None]]
@@ -48,7 +48,7 @@ def read(
     Raises:
       ValueError: for a log of another version or spec, a damaged one, or one without a usable session.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     feedback_log.check(folder, spec.signals)
     cut, number = _Cutter(spec, rows_of, user_ids), 0
     before = np.cumsum([0, *(path.stat().st_size for path in feedback_log.segments(folder))])
@@ -87,7 +87,7 @@ def by_arm(folder: str | os.PathLike, signals: Signals) -> dict[str, dict[str, n
     Raises:
       ValueError: for a damaged log, or one of other signals.
     """
-    feedback_log.check(Path(folder), signals)
+    feedback_log.check(storage.path(folder), signals)
     users: dict[int | str, UserLog] = {}
     arm_of: dict[int | str, str] = {}
     totals: dict[str, dict[int | str, np.ndarray]] = {}

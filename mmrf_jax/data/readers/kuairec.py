@@ -13,6 +13,7 @@ import polars as pl
 
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.frame import tables
+from mmrf_jax.io import copies, storage
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
 
@@ -25,7 +26,8 @@ def load(folder: str | Path, matrix: str = "big_matrix", quiet: bool = False) ->
     Raises:
       ValueError: if the files are missing or have another layout.
     """
-    root = Path(folder) / "data" if (Path(folder) / "data").is_dir() else Path(folder)
+    root = copies.local(storage.path(folder))
+    root = root / "data" if (root / "data").is_dir() else root
     log = tables.scan(root / f"{matrix}.csv", "log", _LOG, {name: name for name in _LOG})
     log = log.with_columns(finish=pl.col("watch_ratio") >= 1.0)
     items = tables.read(root / "item_categories.csv", "item table", needed={"item": "video_id", "tags": "feat"})

@@ -11,6 +11,7 @@ import polars as pl
 
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.frame import tables
+from mmrf_jax.io import copies, storage
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
 
@@ -29,10 +30,11 @@ def load(folder: str | Path, quiet: bool = False) -> SessionLog:
     Raises:
       ValueError: if the files are missing or have another layout.
     """
-    ratings = _read(Path(folder), "ratings").with_columns(like=pl.col("rating") >= LIKED)
+    root = copies.local(storage.path(folder))
+    ratings = _read(root, "ratings").with_columns(like=pl.col("rating") >= LIKED)
     year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int32)
-    movies = _read(Path(folder), "movies").select("movieId", pl.col("genres").str.split("|"), year=year)
-    users = _read(Path(folder), "users").drop("zip") if (Path(folder) / "users.dat").exists() else None
+    movies = _read(root, "movies").select("movieId", pl.col("genres").str.split("|"), year=year)
+    users = _read(root, "users").drop("zip") if (root / "users.dat").exists() else None
     schema = Schema(
         user="userId",
         item="movieId",

@@ -13,6 +13,7 @@ import polars as pl
 
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.frame import tables
+from mmrf_jax.io import copies, storage
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
 
@@ -26,7 +27,7 @@ def load(folder: str | Path, policy: str = "bts", campaign: str = "all", quiet: 
     Raises:
       ValueError: if the files are missing or have another layout.
     """
-    place = Path(folder) / policy / campaign
+    place = copies.local(storage.path(folder)) / policy / campaign
     packed = place / f"{campaign}.csv.gz"
     path = packed if packed.exists() else place / f"{campaign}.csv"
     log = tables.scan(path, "log", _LOG, {name: name for name in _LOG}).with_row_index("user_id")

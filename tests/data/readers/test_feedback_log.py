@@ -12,6 +12,7 @@ import pytest
 
 from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.data.session_log import InputSpec
+from mmrf_jax.io import appending, files
 from mmrf_jax.signals import SHORT_VIDEO
 
 S = len(SHORT_VIDEO)
@@ -350,3 +351,24 @@ def test_logs_of_another_make_are_refused(tmp_path):
     write(tmp_path / "empty", [ranked(1, 0, range(100, 105), [0], start=True)])
     with pytest.raises(ValueError, match="has no session to learn from"):
         feedback_sessions.read(tmp_path / "empty", SPEC, rows_of)
+
+
+def test_a_log_in_object_storage_holds_what_was_synced(monkeypatch, tmp_path):
+    """What was not is lost with the process, and nothing else; full segments are those of many parts, too."""
+    monkeypatch.setattr(appending, "PARTS", 2)
+    folder = files.user_path(f"memory://bucket/{tmp_path.name}/log", "--log")
+    records = [ranked(1, number, [101, 102], [0], start=number == 0) for number in range(6)]
+    writer = feedback_log.Writer(folder, SHORT_VIDEO)
+    for record in records[:5]:
+        writer.append(record)
+        writer.sync()
+    assert [record["number"] for record, _ in feedback_log.scan(folder)] == [0, 1, 2, 3, 4]
+    assert [path.name for path in feedback_log.segments(folder)] == [f"feedback-{n:06d}.log" for n in range(3)]
+    assert feedback_log.end(folder) == writer.position
+    with pytest.raises(ValueError, match="used by another process"):
+        feedback_log.Writer(folder, SHORT_VIDEO)
+    writer.append(records[5])
+    writer._lock.close()  # the process is killed before it syncs
+    with feedback_log.Writer(folder, SHORT_VIDEO) as again:
+        again.append(records[5])
+    assert [record["number"] for record, _ in feedback_log.scan(folder)] == [0, 1, 2, 3, 4, 5]

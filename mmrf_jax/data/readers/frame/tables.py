@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from mmrf_jax import fields
+from mmrf_jax.io import copies, storage
 
 _CSV = {"glob": False, "infer_schema_length": 10_000, "null_values": ["", "NA", "NaN", "nan", "NULL", "null", "None"]}
 # `_files` has found the files: to polars a name with brackets would be a pattern again.
@@ -193,12 +194,27 @@ def _found(paths: Sequence[str | os.PathLike], what: str) -> list[str]:
 
 def _files(path: str) -> list[str]:
     """Return the files of a path, a glob or a folder, in order."""
+    if storage.is_remote(path):
+        return _remote_files(path)
     path = os.path.expanduser(path)
     if os.path.isdir(path):
         return sorted(str(file) for file in Path(path).rglob("[!._]*") if file.is_file() and _kind(str(file)))
     if os.path.exists(path):
         return [path]
     return sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+
+
+def _remote_files(address: str) -> list[str]:
+    """Return copies on this machine of the files of an address, a glob or a folder, in order."""
+    path = storage.path(address)
+    if path.is_file():
+        return [str(copies.local(path))]
+    if not path.exists():  # a glob; a bucket's name has none
+        given = storage.RemotePath(address)
+        bucket = storage.path(address[: -len("/".join(given.parts[1:]))])
+        return [str(copies.local(file)) for file in sorted(bucket.glob("/".join(given.parts[1:])))]
+    here = copies.local(path)
+    return sorted(str(file) for file in here.rglob("[!._]*") if file.is_file() and _kind(str(file)))
 
 
 def _kind(path: str) -> str | None:

@@ -34,7 +34,7 @@ from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, KuaiRandConfig, di
 from mmrf_jax.data.readers.kuairand.features import read_catalogue
 from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.data.session_log import InputSpec, Sessions
-from mmrf_jax.io import files
+from mmrf_jax.io import copies, files, storage
 from mmrf_jax.io.progress import counted, say
 
 #: Increases whenever the same files and config would give other records.
@@ -70,7 +70,7 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
           progress: as `io.progress.counted`, which also checks for a stop; the default does not check.
           **kwargs: arguments of the TFDS builder.
         """
-        self.source_dir = os.path.abspath(source)  # tasks may run in another folder
+        self.source_dir = os.path.abspath(copies.local(storage.path(source)))  # tasks may run in another folder
         self.session_config = config or KuaiRandConfig()
         self._engine, self._progress = engine, progress
         tfds_config = tfds.core.BuilderConfig(
@@ -165,7 +165,7 @@ def _open(prepared: dataset_builder.DatasetBuilder | str | os.PathLike) -> datas
         if not root.exists():
             raise FileNotFoundError(f"{root} is not prepared; call download_and_prepare() first")
     else:
-        root = pathlib.Path(prepared)
+        root = copies.local(storage.path(prepared))
     finished = _finished(root)
     if not finished:
         raise FileNotFoundError(f"{root} holds no prepared KuaiRand; prepare it or name the folder of the records")
@@ -290,14 +290,16 @@ def open_or_prepare(
       FileNotFoundError, ValueError: as `csv_files.find_source` and `prepare.run`.
     """
     config = config or KuaiRandConfig()
-    if finished := _finished(pathlib.Path(source)):
+    source = copies.local(storage.path(source))
+    if finished := _finished(source):
         made = finished[0].parent.parent.name
         if made != config.fingerprint():
             raise ValueError(f"{source} was prepared with other settings ({made}); name the folder of the CSV files")
         return source
     stats = _stats(csv_files.find_source(source))
-    cache = pathlib.Path(cache_dir) / digest([FORMAT, records.VERSION, dataclasses.asdict(config), stats])
+    cache = storage.path(cache_dir) / digest([FORMAT, records.VERSION, dataclasses.asdict(config), stats])
     tfds.disable_progress_bar()
-    builder = KuaiRand(data_dir=cache, source=source, config=config, engine=engine, progress=progress)
-    builder.download_and_prepare()
+    with copies.built(cache) as folder:
+        builder = KuaiRand(data_dir=folder, source=source, config=config, engine=engine, progress=progress)
+        builder.download_and_prepare()
     return builder

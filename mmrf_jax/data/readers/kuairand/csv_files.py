@@ -19,6 +19,8 @@ from typing import Any
 
 import polars as pl
 
+from mmrf_jax.io import copies, storage
+
 #: Column of the log for each binary signal, in the order of `signals.SHORT_VIDEO`; watch time is `play_time_ms`.
 SIGNAL_COLUMNS = (
     "is_click",
@@ -98,7 +100,7 @@ def find_source(directory: str | os.PathLike) -> Source:
       FileNotFoundError: for a missing directory, no log file at all, or no user or basic video features.
       ValueError: if files of two releases are in one folder, or one is compressed.
     """
-    root = pathlib.Path(directory)
+    root = copies.local(storage.path(directory))
     if not root.is_dir():
         raise FileNotFoundError(f"KuaiRand directory {root} does not exist; name the folder of the unpacked download")
     folder = root / "data" if (root / "data").is_dir() else root

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax.data.readers.kuairand import csv_files
-from mmrf_jax.io import files
+from mmrf_jax.io import files, storage
 
 #: Users, videos and random rows per standard row of the releases.
 OFFICIAL = {"pure": (27_285, 7_583, 0.8255), "1k": (1_000, 4_369_953, 0.0037), "27k": (27_285, 32_038_725, 0.0037)}
@@ -92,7 +92,7 @@ class SyntheticLog:
         Raises:
           FileExistsError: if the directory exists.
         """
-        directory = pathlib.Path(directory)
+        directory = storage.path(directory)
         if directory.exists():
             raise FileExistsError(f"{directory} exists; remove it or name another directory")
         with files.new_folder(directory) as folder:
