@@ -13,10 +13,10 @@ from flax import linen as nn
 
 from mmrf_jax import plugins, types
 from mmrf_jax.agents import bc, deepfm, iql, ltr, massa, myopic, pareto, supervised, td3_bc, tscac, wide_deep
-from mmrf_jax.agents.mmrf import acting, agent_state, networks, policy, training_step
+from mmrf_jax.agents.mmrf import acting, agent_state, encoding, networks, policy, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.envs import rankers
-from mmrf_jax.models import embeddings, representation
+from mmrf_jax.models import representation
 
 
 def _actor_scores(
@@ -136,7 +136,7 @@ def configured(name: str, config: AgentConfig, modules: Iterable[str] = ()) -> A
     """Return the agent config of a method; `modules` as in `get`.
 
     Raises:
-      ValueError: if the ablation removes something that the method does not have.
+      ValueError: if the ablation removes something that the method does not have, or it has no own critics.
     """
     method = get(name, modules)
     if config.ablation != "none" and (
@@ -145,6 +145,8 @@ def configured(name: str, config: AgentConfig, modules: Iterable[str] = ()) -> A
         raise ValueError(
             f"agents.ablation={config.ablation!r} takes away what method {name!r} does not have; leave it at 'none'"
         )
+    if config.own_critics and not method.simulates:
+        raise ValueError(f"agents.critics='own' is for mmrf and massa, not for method {name!r}; leave it at 'shared'")
     return adapted(method, config)
 
 
@@ -159,8 +161,8 @@ def score_candidates(
     state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig, method: str
 ) -> chex.Array:
     """Score all candidates of a batch of segments, without dropout: [B, T+1, N, C]."""
-    encoded = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items)
-    candidates = embeddings.encode_videos(
+    encoded = encoding.encode_batch(config, state.params["encoder"], state.tables, batch, items)
+    candidates = encoding.encode_videos(
         config, state.params["encoder"], state.tables, items, batch.candidates, batch.date
     )
     return get(method).score(config, state, encoded, candidates)

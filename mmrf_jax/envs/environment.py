@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import chex
@@ -24,7 +25,7 @@ from mmrf_jax import types
 from mmrf_jax.signals import Signals
 
 if TYPE_CHECKING:
-    from mmrf_jax.envs.rankers import PrivilegedPolicy
+    from mmrf_jax.envs.rankers import PrivilegedPolicy, Ranker
 
 _MAX_USER = 2**31 - 1
 
@@ -156,7 +157,7 @@ class Environment(struct.PyTreeNode):
         raise NotImplementedError
 
     @property
-    def reference_policies(self) -> dict[str, PrivilegedPolicy]:
+    def reference_policies(self) -> Mapping[str, PrivilegedPolicy | Ranker]:
         """Policies that see hidden ground truth, by name; `mmrf.rollout` serves them."""
         return {}
 

@@ -78,8 +78,23 @@ class FeedbackHeads(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, z: chex.Array, memory_mean: chex.Array, items: chex.Array) -> Prediction:
-        """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D]."""
+    def __call__(
+        self,
+        z: chex.Array,
+        memory_mean: chex.Array,
+        items: chex.Array,
+        others: chex.Array | None = None,
+        own: chex.Array | None = None,
+    ) -> Prediction:
+        """Predict from z [..., Z], memory_mean [..., L, F, D] and items [..., M, D].
+
+        Args:
+          z: user states.
+          memory_mean: means of the user memories.
+          items: encodings of M videos.
+          others: [..., J, M], what others think of the videos; they enter all predictions. None for none.
+          own: [S], 1 for the signals to predict; the prediction of others is their prior. None for all.
+        """
         num_signals, binary = len(self.all_signals), self.all_signals.binary
         dense = functools.partial(products.dense, dtype=self.dtype)
         vectors = UserVectors(num_signals + self.extra, self.dtype, name="signals")(
@@ -88,6 +103,11 @@ class FeedbackHeads(nn.Module):
         # Initialised to the base rates of the first log.
         prior = self.param("prior", nn.initializers.zeros, (num_signals + self.extra, 1), jnp.float32)
         scores = products.einsum("...nd,...md->...nm", vectors, items, self.dtype)
+        if others is not None:
+            weights = self.param("scores", nn.initializers.zeros, (scores.shape[-2], others.shape[-2]), jnp.float32)
+            scores += jnp.einsum("nj,...jm->...nm", weights, others)
+        if own is not None:
+            scores *= own[:, None]
         raw = jax.lax.broadcast_to_rank(prior, scores.ndim) + scores
         free, extra = raw[..., :num_signals, :], raw[..., num_signals:, :]
         feedback = free
@@ -102,6 +122,9 @@ class FeedbackHeads(nn.Module):
         theta = self.param("stay_signals", nn.initializers.zeros, (num_signals,), jnp.float32)
         direct = self.param("stay_items", nn.initializers.zeros, (items.shape[-1],), jnp.float32)
         effect = jnp.einsum("n,...nm->...m", theta, few) + jax.lax.stop_gradient(items) @ direct
+        if others is not None:
+            theirs = self.param("stay_scores", nn.initializers.zeros, (others.shape[-2],), jnp.float32)
+            effect += jnp.einsum("j,...jm->...m", theirs, others)
         state = jax.lax.stop_gradient(z)
         stay = dense(1, name="stay")(nn.gelu(dense(32, name="stay_hidden")(state)))[..., 0]
         return Prediction(feedback, extra, stay, effect)

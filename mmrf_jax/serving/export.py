@@ -135,6 +135,8 @@ def _contents(
     vocabularies: Arrays | None,
 ) -> tuple[dict[str, Function], dict[str, Arrays], dict[str, Any]]:
     """Return functions, arrays and manifest of the artefact of a trained state."""
+    if plan.agents.own_critics:
+        raise ValueError("a run of agents.critics=own is for studies and cannot be exported; train with 'shared'")
     v = spec.num_videos
     functions = _policy_functions(plan, spec, state.agents)
     arrays = {

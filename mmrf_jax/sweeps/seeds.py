@@ -62,6 +62,33 @@ def across(
     return result
 
 
+def holm(table: Mapping[str, Mapping[str, Any]], metric: str, against: Mapping[str, str]) -> dict[str, float]:
+    """Compute the p-values of a metric's differences, adjusted for their number (Holm, Scand. J. Statist. 1979).
+
+    A difference is of an arm and its reference in percent, paired by seed, and its p-value Student's.
+
+    Args:
+      table: of `across`.
+      metric: one of its metrics.
+      against: {arm: its reference}, the comparisons.
+
+    Returns:
+      {arm: adjusted p-value}, for arms with enough seeds; those of one test exceed the 5 % level together with a
+      probability of at most 5 %.
+    """
+    found = {}
+    for arm, reference in against.items():
+        values, base = (np.array(table[name][metric]["by_seed"], float) for name in (arm, reference))
+        diff = values / np.where(base == 0.0, np.nan, base) - 1.0
+        if len(diff) >= MIN_SEEDS and np.isfinite(diff).all() and diff.std() > 0.0:
+            found[arm] = float(stats.ttest_1samp(diff, 0.0).pvalue)
+    least, adjusted = 0.0, {}
+    for rank, arm in enumerate(sorted(found, key=found.__getitem__)):
+        least = max(least, min(1.0, (len(found) - rank) * found[arm]))
+        adjusted[arm] = least
+    return adjusted
+
+
 def _interval(diff: np.ndarray, bounded: bool) -> dict[str, Any]:
     """Return the mean of differences [seeds] in % and its interval; `bounded` if no difference can be below −100 %."""
     mean, seeds = float(diff.mean()), len(diff)

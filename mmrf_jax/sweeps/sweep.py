@@ -156,7 +156,9 @@ def check(study: Study) -> None:
         registered = [
             name for name in config.arms if plugins.POLICIES.find(name, run_config(config, names[0], 0).plugins)
         ]
-        arms.check_arms(config.arms, [*sources.world_policies(), arms.POPULARITY, *registered], "config.arms")
+        arms.check_arms(config.arms, [*sources.WORLD_ARMS, arms.POPULARITY, *registered], "config.arms")
+    if unknown := [name for name in config.get("holm", ()) if name not in _AB_METRICS]:
+        raise ValueError(f"unknown metric {unknown[0]!r} in config.holm; choose among {', '.join(_AB_METRICS)}")
     if "by_day" in needed:
         sources.check_days(config.run, config.days)
         if config.days < 5:
@@ -187,6 +189,8 @@ def run(config, out: Path, runs_dir: Path) -> dict[str, Any]:
     for name in (name for name in config.tables if name in TABLES):
         measured = [TABLES[name].measure(study, seed) for seed in range(config.seeds)]
         table[name] = seeds.across(measured, TABLES[name].reference(config.reference), study.against())
+        if TABLES[name].serves and config.get("holm"):
+            table.setdefault("holm", {})[name] = _adjusted(study, table[name])
         forget()
     for name in (name for name in config.tables if name in _BY_ROUND):
         table[name] = {arm: rows for arm, places in paths.items() if (rows := _by_round(places, name))}
@@ -199,6 +203,13 @@ def run(config, out: Path, runs_dir: Path) -> dict[str, Any]:
     return table
 
 
+def _adjusted(study: Study, table: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return {metric: {arm: p-value adjusted for the number of variants}} of the metrics that `config.holm` names."""
+    others = {name: study.config.reference for name in study.names() if name != study.config.reference}
+    known = next(iter(table.values()))
+    return {m: seeds.holm(table, m, others | study.against()) for m in study.config.holm if m in known}
+
+
 def forget() -> None:
     """Free compiled programs: each holds memory maps, and many runs in one process would exceed the system's limit."""
     jax.clear_caches()
@@ -209,13 +220,15 @@ def _learned(folder: Path) -> str:
     return hashlib.sha256((folder / "learned.json").read_bytes()).hexdigest()
 
 
-def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1) -> dict[str, Any]:
-    """Run the seed's paired A/B test in a variant of the world, or read it from OUT/NAME_SEED.json."""
+def _ab_test(study: Study, seed: int, *, name: str, variant: str | None = None, days: int = 1) -> dict[str, Any]:
+    """Run the seed's paired A/B test, or read it from OUT/NAME_SEED.json.
+
+    It is in a variant of the world; None: in that of the study's reference.
+    """
     config, trained, path = study.config, study.configs(seed), study.out / f"{name}_{seed}.json"
     places = {name: folder(one, study.runs_dir) for name, one in trained.items()}
-    played_in = configs.override(
-        trained[config.reference], ab_test={"sessions": config.sessions}, world={"variant": variant}
-    )
+    world = {} if variant is None else {"variant": variant}
+    played_in = configs.override(trained[config.reference], ab_test={"sessions": config.sessions}, world=world)
     names = study.arms()
     wanted = {
         "arms": names,
@@ -233,7 +246,7 @@ def _ab_test(study: Study, seed: int, *, name: str, variant: str, days: int = 1)
     return kept
 
 
-def _means(study: Study, seed: int, *, name: str, variant: str) -> Rows:
+def _means(study: Study, seed: int, *, name: str, variant: str | None = None) -> Rows:
     """Return the mean metrics of each arm in an A/B test."""
     test = _ab_test(study, seed, name=name, variant=variant)["ab_test"]
     return {arm: {metric: test[arm][metric]["mean"] for metric in _AB_METRICS} for arm in study.arms()}
@@ -245,7 +258,7 @@ def _by_day(study: Study, seed: int) -> Rows:
     They are over all days, over the first and the second half of the days after the first, as the ratio of these
     halves, and by day.
     """
-    kept = _ab_test(study, seed, name="by_day", variant="base", days=study.config.days)
+    kept = _ab_test(study, seed, name="by_day", days=study.config.days)
     result: Rows = {}
     for arm in study.arms():
         result[arm] = row = {}
@@ -342,7 +355,7 @@ def _of_offline(metric: str) -> bool:
 
 
 TABLES = {
-    "ab_test": Table("A/B test:", functools.partial(_means, name="ab_test", variant="base"), serves=True),
+    "ab_test": Table("A/B test:", functools.partial(_means, name="ab_test"), serves=True),
     "ab_test_users": Table(
         "A/B test in the world with another mix of users:",
         functools.partial(_means, name="ab_test_users", variant="users"),
@@ -420,6 +433,12 @@ def format_table(table: dict[str, Any]) -> str:
             parts += [
                 seeds.format_table(table[name], metrics[i : i + 4], entry.lower_is_better)
                 for i in range(0, len(metrics), 4)
+            ]
+            parts += [
+                f"{metric}, p-values adjusted for {len(values)} comparisons (Holm): "
+                + ", ".join(f"{arm} {value:.3f}" for arm, value in values.items())
+                for metric, values in table.get("holm", {}).get(name, {}).items()
+                if values
             ]
     for name, title in _BY_ROUND.items():
         if table.get(name):

@@ -216,6 +216,9 @@ class Study:
     seeds: int = field(5, "of each variant", fields.COUNT)
     sessions: int = field(20_000, "in each arm and seed", "[2, 2147483647]")
     days: int = field(14, "of tests over days", fields.COUNT)
+    holm: tuple[str, ...] = field(
+        (), "metrics of the A/B tests with p-values over seeds, adjusted for the number of arms (Holm, 1979)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

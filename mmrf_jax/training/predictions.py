@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from mmrf_jax import types
 from mmrf_jax.agents import registry
-from mmrf_jax.models import heads, representation
+from mmrf_jax.agents.mmrf import acting, encoding
+from mmrf_jax.models import heads
 from mmrf_jax.models.feedback_model import counterfactuals, network
 from mmrf_jax.parallel import programs
 from mmrf_jax.training import steps, train_state
@@ -39,9 +40,13 @@ def feedback(
     if "agents" in plan.predictors:
         agents = state.agents
         encoder = agents.params["encoder"]
-        encoded = representation.encode_batch(plan.agents, encoder, agents.tables, batch, items, videos)
-        critic = registry.get(plan.method).critic(plan.agents)
-        critic = critic.apply(agents.params["critic"], *encoded.user, encoded.unseen)
+        encoded = encoding.encode_batch(plan.agents, encoder, agents.tables, batch, items, videos)
+        if plan.agents.own_critics:
+            parts = (agents.params["critic"], agents.params["actor"], encoded.user, encoded.unseen)
+            critic = acting.apply_critics(plan.agents, *parts)
+        else:
+            critic = registry.get(plan.method).critic(plan.agents)
+            critic = critic.apply(agents.params["critic"], *encoded.user, encoded.unseen)
         expected = heads.expected_feedback(plan.agents.all_signals, critic.feedback, agents.reward_scale)
         out["agents"] = jnp.moveaxis(expected, -2, -1)
     if plan.use_feedback_model:

@@ -91,7 +91,8 @@ def _together(config, plan: steps.TrainConfig, source, state: TrainState, log: S
     index = sessions.segment_index(log, config.train.segment)
     for batch in batches.spread(log, index, config.train.segment, _BATCH, most):
         requests += int(batch.mask[:, :-1].sum())
-        encoded.append(np.asarray(diagnostics.encoder_gradients(state.agents, batch, source.items, plan.agents)))
+        if not plan.agents.own_critics:
+            encoded.append(np.asarray(diagnostics.encoder_gradients(state.agents, batch, source.items, plan.agents)))
         if talks:
             prediction = None
             if plan.use_feedback_model and plan.agents.uses_model:
@@ -99,7 +100,9 @@ def _together(config, plan: steps.TrainConfig, source, state: TrainState, log: S
             weights.append(np.asarray(diagnostics.attention(state.agents, batch, source.items, plan.agents)))
             gradients = diagnostics.actor_gradients(state.agents, batch, source.items, prediction, plan.agents)
             acted.append(np.asarray(gradients))
-    result: dict[str, Any] = {"encoder": agreement(np.stack(encoded)) | {"requests": requests}}
+    result: dict[str, Any] = {"encoder": {"missing": "Each agent has its own encoder, so they share nothing."}}
+    if encoded:
+        result["encoder"] = agreement(np.stack(encoded)) | {"requests": requests}
     if not talks:
         missing = {"missing": "These agents have no attention between them, so their actors share nothing."}
         return result | {"attention": missing, "actors": missing}

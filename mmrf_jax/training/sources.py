@@ -69,7 +69,7 @@ class Source:
     items: types.Items
     spec: InputSpec
     sim: Environment | None
-    policies: dict[str, rankers.PrivilegedPolicy]
+    policies: dict[str, rankers.PrivilegedPolicy | rankers.Ranker]
     truth: Callable[..., tuple[chex.Array, chex.Array]] | None
     collect: Callable[[rankers.AnyRanker, int], Sessions] | None
     train: Callable[[], Sessions]
@@ -114,8 +114,9 @@ def world_origin(config: configs.Run) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config.world).items() if name != "variant"}
 
 
-#: The world's arms that need no training.
+#: The world's arms that read its hidden state, and the names of all its arms that need no training.
 world_policies = reference_policies.policies
+WORLD_ARMS = (*world_policies(), "oracle_observable")
 
 
 def check_days(config: configs.Run, days: int) -> None:
@@ -210,7 +211,7 @@ def in_simulator(
     own: Callable[[Source], rankers.AnyRanker] | None = None,
 ) -> Source:
     """Return the source with training logs collected in an environment, in the first round by its first policy."""
-    policies, size = sim.reference_policies, source.config.collect.sessions
+    policies, size = dict(sim.reference_policies), source.config.collect.sessions
     first = next(iter(policies.values()))
     most = _SAMPLE if source.config.train.log_on_device else size
     if own is not None:

@@ -160,7 +160,7 @@ def _checked(
     partitioner.check_divisible(config.train.batch, "train.batch")
     partitioner.check_divisible(config.feedback.batch, "feedback.batch")
     if config.source == "world" and config.simulator == "world":
-        _check_arms(config, sources.world_policies())
+        _check_arms(config, sources.WORLD_ARMS)
     config = _with_plugins(config)
     multihost.on_primary(lambda: warm_start.check(config, workdir))
     return config, log, partitioner

@@ -116,6 +116,12 @@ def make_shapes(config: AgentConfig, spec: InputSpec = SPEC) -> agent_state.Agen
     return jax.eval_shape(start, jax.random.key(0))
 
 
+def _heads(params):
+    """The parameters of the critics' feedback heads; of own critics with the axis of agents."""
+    critic = params["critic"]["params"]
+    return critic.get("agents", {}).get("each", critic)["heads"]
+
+
 @functools.cache
 def make_state(config: AgentConfig = CONFIG, spec: InputSpec = SPEC, seed: int = 0) -> agent_state.AgentState:
     """A fresh state whose zero-initialised weights are random, so that no path is silent."""
@@ -123,13 +129,13 @@ def make_state(config: AgentConfig = CONFIG, spec: InputSpec = SPEC, seed: int =
     std = np.append(np.full(S - 1, 0.46), 15.0)
     state = init(jax.random.key(seed), config, spec, make_items(spec), mean, std)
     rng = np.random.default_rng(seed)
-    prior = state.params["critic"]["params"]["heads"]["prior"]
+    prior = _heads(state.params)["prior"]
 
     def fill(x):
         return x if np.any(x) else (0.1 * rng.normal(size=x.shape)).astype(np.float32)
 
     params = jax.tree.map(fill, jax.device_get(state.params))
-    params["critic"]["params"]["heads"]["prior"] = np.asarray(prior)
+    _heads(params)["prior"] = np.asarray(prior)
     target = jax.tree.map(lambda x: x + (0.01 * rng.normal(size=x.shape)).astype(np.float32), params["critic"])
     users = state.tables["user"]
     tables = state.tables | {"user": users.replace(rows=fill(np.asarray(users.rows)))}

@@ -184,7 +184,7 @@ def test_other_sizes(num_candidates, slate_size):
         ({"num_videos": 700}, r"num_videos=700 leaves a topic with \d+ videos, but num_candidates=100 needs"),
         ({"slate_size": 0}, "slate_size is 0; use 1 or more"),
         ({"history_size": 2.5}, "history_size is 2.5; use a whole number"),
-        ({"variant": "leaving"}, "unknown variant='leaving'; choose among base, users, exit_hazard"),
+        ({"variant": "leaving"}, "unknown variant='leaving'; choose among base, users, exit_hazard, sparse"),
     ],
 )
 def test_sizes_that_cannot_be(arguments, message):
@@ -197,6 +197,7 @@ def test_variants_are_the_worlds():
     behaviours = {v: short_video.make(3000, 20, 3, variant=v).default_params.behaviour for v in short_video.VARIANTS}
     assert behaviours["exit_hazard"] == parameters.behaviour("leaving")
     assert behaviours["users"] == parameters.behaviour("users") and behaviours["base"] == parameters.Behaviour()
+    assert behaviours["sparse"] == parameters.behaviour("sparse")
 
 
 @pytest.mark.parametrize(

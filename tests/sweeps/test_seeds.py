@@ -96,3 +96,17 @@ def test_table_has_a_row_for_each_arm():
     lines = seeds.format_table(seeds.across(BY_SEED, "a"), ("watch_time", "hate")).split("\n")
     assert lines[0] == "| arm | watch_time | hate |" and lines[2] == "| a | 233.3 | 0 |"
     assert lines[3].startswith("| b | 266.7 (+11.67 % [-7.31, +30.64]) | 0.2 |")
+
+
+def test_p_values_over_seeds_are_adjusted_for_the_number_of_arms():
+    """Differences of 2, 3, 4 % (Student's t of 5.2) and of −1, 0, 4 %; the smaller p-value counts twice."""
+    by_seed = [
+        {"a": {"like": 1.0}, "b": {"like": 1.0 + x}, "c": {"like": 1.0 + y}, "d": {"like": 1.0 + x}}
+        for x, y in ((0.02, -0.01), (0.03, 0.0), (0.04, 0.04))
+    ]
+    table = seeds.across(by_seed, "a")
+    p = {"b": 0.035099, "c": 0.579584}  # two-sided, with two degrees of freedom: t = 5.19615 and 0.654654
+    assert seeds.holm(table, "like", {"b": "a", "c": "a"}) == pytest.approx({"b": 2 * p["b"], "c": p["c"]}, rel=1e-3)
+    assert seeds.holm(table, "like", {"b": "a", "d": "b"}) == pytest.approx({"b": p["b"]}, rel=1e-3)  # d is b
+    few = seeds.across(by_seed[:2], "a")
+    assert seeds.holm(few, "like", {"b": "a"}) == {}

@@ -35,6 +35,24 @@ def critics_of(state: AgentState, config: AgentConfig) -> Critics | None:
     return Critics(state.target, state.reward_scale, state.q_mean, state.q_scale)
 
 
+def apply_critics(
+    config: AgentConfig, params: Any, actor: Any, user: tuple[chex.Array, chex.Array], items: chex.Array
+) -> networks.CriticOutput:
+    """Apply the critics; own critics of agents that collaborate also receive the auxiliary agents' scores.
+
+    Args:
+      params: of the critics.
+      actor: parameters of the actors, without gradient.
+      user: states and means of the memories of users, see `networks.Critic`.
+      items: encodings of M videos.
+    """
+    critic = networks.Critic(config)
+    if not (config.own_critics and config.collaborates):
+        return critic.apply(params, *user, items)
+    known = jax.lax.stop_gradient((actor, *user, items))
+    return critic.apply(params, *user, items, networks.Actor(config).apply(*known).scores[..., :-1, :])
+
+
 def critic_scores(
     config: AgentConfig, critics: Critics, out: networks.CriticOutput, weight: chex.Array | None = None
 ) -> chex.Array:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import struct
 
 from mmrf_jax import types
-from mmrf_jax.agents.mmrf import losses, networks
+from mmrf_jax.agents.mmrf import encoding, losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation, user_encoders
@@ -83,25 +83,34 @@ def init(
     z = jnp.zeros((1, z_size), jnp.float32)
     reads = user_encoders.of(config).init((1,), dim).mean()
     e = jnp.zeros((1, spec.slate, dim), jnp.float32)
+    scores: tuple[chex.Array, ...] = ()
+    if config.own_critics:
+        z, reads, e = (jnp.stack([x] * config.num_agents, axis=1) for x in (z, reads, e))
+        scores = (e[:, 1:, :, 0],) if config.collaborates else ()
     params = {
-        "encoder": encoders.init(k1, config, spec),
-        "critic": critic(config).init(k2, z, reads, e),
+        "encoder": encoding.init(k1, config, spec),
+        "critic": critic(config).init(k2, z, reads, e, *scores),
         "actor": networks.Actor(config).init(k3, z, reads, e),
     }
     prior = heads.prior(config.all_signals, feedback_mean, feedback_std)
-    params["critic"]["params"]["heads"]["prior"] = prior[:, None].astype(jnp.float32)
+    learned = params["critic"]["params"]
+    if config.own_critics:
+        learned = learned["agents"]["each"]
+        prior = jnp.broadcast_to(prior, (config.num_agents, len(prior)))
+    learned["heads"]["prior"] = prior[..., None].astype(jnp.float32)
     reward_scale = jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3)
-    if mean_return is not None and "values" in params["critic"]["params"]:
+    if mean_return is not None and "values" in learned:
         value = losses.rewards(mean_return, reward_scale, config.reward_terms)
         base = value - spec.slate * losses.rewards(feedback_mean, reward_scale, config.reward_terms)
-        bias = params["critic"]["params"]["values"]["bias"]  # twin bases, then twin values
-        params["critic"]["params"]["values"]["bias"] = jnp.concatenate([base, base, value, value]).astype(bias.dtype)
+        bias = learned["values"]["bias"]  # twin bases, then twin values; of own critics a row per agent
+        start = jnp.stack([base, base, value, value], axis=-1 if config.own_critics else 0)
+        learned["values"]["bias"] = start.reshape(bias.shape).astype(bias.dtype)
     return AgentState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         target=jax.tree.map(jnp.copy, params["critic"]),
         optimizer=make_optimizer(config, config.actor_learning_rate).init(params),
-        tables=embeddings.init(k_tables, config, spec, items),
+        tables=embeddings.init(k_tables, config, spec, items, encoding.num_encoders(config)),
         reward_scale=reward_scale,
         q_mean=jnp.zeros((config.num_agents,), jnp.float32),
         q_scale=jnp.ones((config.num_agents,), jnp.float32),
@@ -128,7 +137,7 @@ def step(
     key = jax.random.fold_in(state.key, state.step)
 
     def of_rows(params, rows):
-        return loss_fn(params, representation.encode(config, params["encoder"], rows, inputs, key))
+        return loss_fn(params, encoding.encode(config, params["encoder"], rows, inputs, key))
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
     optimizer = make_optimizer(config, config.actor_learning_rate)

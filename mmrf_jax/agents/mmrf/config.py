@@ -13,6 +13,7 @@ SUM = "sum_of_signals"  # a reward: of all agents
 SAMPLING = ("uniform", "score", "uncertainty")
 ABLATIONS = ("none", "no_collaboration", "no_augmentation", "constant_negative")
 COMMUNICATION = ("attention", "shared_latent", "none")
+CRITICS = ("shared", "own")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,10 @@ class AgentConfig(EncoderConfig):
     where a few long plays would dominate, or `watch_time + 3*like - 5*hate`. `sum_of_signals` is the sum of all agents'
     rewards, for a single agent. `like: like + comment; watch_time: watch_time - hate` names the agents.
     Actors communicate by `attention`, by one `shared_latent` vector without auxiliary scores, or not at all (`none`).
+
+    With `critics=own` an agent sees only the signals that it is rewarded by: in its histories, its encoder and its
+    critic, which predicts staying too. It knows of other signals what the agents communicate, which then enters its
+    critic as well. The feedback model sees every signal, so there is none.
 
     Raises:
       ValueError: if values are invalid, alone or in combination.
@@ -93,6 +98,12 @@ class AgentConfig(EncoderConfig):
         fields.SHARE,
     )
     polyak: float = field(0.05, "rate at which target networks follow", fields.PART)
+    critics: str = field(
+        "shared",
+        "one encoder and critic that predict every signal for all agents; own: one for each agent, which sees "
+        "only the signals that the agent is rewarded by",
+        among=CRITICS,
+    )
     actor_learning_rate: float = field(
         3e-3, "of Adam, for actors; learning_rate is that of encoder and critics", fields.NOT_NEGATIVE
     )
@@ -107,6 +118,24 @@ class AgentConfig(EncoderConfig):
             raise ValueError(f"agents.signals={self.signals} must name each signal once")
         if self.agent_dim % self.heads:
             raise ValueError(f"agents.agent_dim={self.agent_dim} is not divisible by agents.heads={self.heads}")
+        if self.own_critics:
+            self._check_own_critics()
+
+    def _check_own_critics(self) -> None:
+        labels = self.ablation != "no_augmentation" and self.counterfactual_weight > 0.0
+        if labels or self.uses_model or self.rewards_differ:
+            raise ValueError(
+                "agents.critics=own cannot use the feedback model, which sees every signal; set "
+                "agents.ablation=no_augmentation, or agents.counterfactual_weight=0 and agents.model_weight=0"
+            )
+        for name, needed in (
+            ("residual_actor", False),
+            ("score_hidden", None),
+            ("compute_dtype", "float32"),
+            ("encoder", "memory"),
+        ):
+            if getattr(self, name) != needed:
+                raise ValueError(f"agents.critics=own needs agents.{name}={needed}, not {getattr(self, name)}")
 
     def check_signals(self) -> None:
         super().check_signals()
@@ -122,6 +151,12 @@ class AgentConfig(EncoderConfig):
             _ = self.reward_terms
         except ValueError as error:
             raise ValueError(f"agents.reward={self.reward!r}: {error}") from error
+        if self.own_critics:
+            for i, name in enumerate(self.all_signals.names):
+                if sum(signals[i] for signals in self.own_signals) > 1.0:
+                    raise ValueError(
+                        f"agents.critics=own, but several agents are rewarded by {name!r}; change agents.reward"
+                    )
 
     def simulated_slates(self, candidates: int) -> int:
         """Return the number of counterfactual slates per request of C candidates: floor(rho (C - K) / K), or 0."""
@@ -133,6 +168,17 @@ class AgentConfig(EncoderConfig):
     def uses_model(self) -> bool:
         """Whether values also use the feedback model; a constant reward, or none, needs no feedback model."""
         return self.ablation in ("none", "no_collaboration") and self.model_weight > 0.0
+
+    @property
+    def own_critics(self) -> bool:
+        """Whether each agent has an encoder and a critic that see its own signals alone."""
+        return self.critics == "own"
+
+    @property
+    def own_signals(self) -> tuple[tuple[float, ...], ...]:
+        """For each agent [N], 1 for the signals [S] of its reward and 0 for others."""
+        names = range(len(self.all_signals))
+        return tuple(tuple(float(s in dict(terms)) for s in names) for terms in self.reward_terms)
 
     @property
     def rewards_differ(self) -> bool:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import types
-from mmrf_jax.agents.mmrf import acting, agent_state, losses, networks, training_step
+from mmrf_jax.agents.mmrf import acting, agent_state, encoding, losses, networks, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.models import heads, representation
 from mmrf_jax.parallel import programs
 
 #: The actor parameters that all agents share: the query, key and value maps of their attention.
@@ -18,8 +18,8 @@ _SHARED = "collaboration"
 
 def _still(state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig):
     """Return user states and memories at the first T requests, without dropout, and the encoded candidates."""
-    encoded = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items)
-    candidates = embeddings.encode_videos(
+    encoded = encoding.encode_batch(config, state.params["encoder"], state.tables, batch, items)
+    candidates = encoding.encode_videos(
         config, state.params["encoder"], state.tables, items, batch.candidates, batch.date
     )
     return jax.tree.map(lambda x: x[:, :-1], encoded.user), candidates[:, :-1]
@@ -59,7 +59,7 @@ def actor_gradients(
     users, candidates = _still(state, batch, items, config)
     weight = batch.loss_masks().request
     first = jax.tree.map(lambda x: x[:, :-1], predicted)
-    pool = networks.Critic(config).apply(state.target, *users, candidates)
+    pool = acting.apply_critics(config, state.target, state.params["actor"], users, candidates)
     base = acting.base_scores(config, acting.critics_of(state, config), pool)
 
     def total(shared):
@@ -80,7 +80,12 @@ def encoder_gradients(
     """Compute gradients [N, P] of minus each agent's feedback loss, summed over exposures, w.r.t. the shared encoder.
 
     Only the critics' predictions of feedback train the encoder; actors and values use its states without gradient.
+
+    Raises:
+      ValueError: if each agent has its own encoder.
     """
+    if config.own_critics:
+        raise ValueError("agents.critics=own has an encoder for each agent, so none is shared")
     exposed = batch.loss_masks().exposed
 
     def total(encoder):

@@ -48,16 +48,18 @@ def video_values(
 
     Args:
       reward: [..., N, M], r_i,c of M videos (`video_rewards`).
-      effect: [..., M], l_c (`CriticOutput.continue_item_logit`).
+      effect: [..., M], l_c (`CriticOutput.continue_item_logit`); or [..., N, M], each agent's.
       value: [..., N], V_i(s).
-      stay: [...], p at the current exposure.
+      stay: [...], p at the current exposure; or [..., N].
       discount: gamma.
 
     Returns:
       [..., N, M].
     """
-    slope = discount * (stay * (1.0 - stay))[..., None] * value  # [..., N]
-    return reward + slope[..., None] * effect[..., None, :]
+    if stay.ndim < value.ndim:
+        stay, effect = stay[..., None], effect[..., None, :]
+    slope = discount * (stay * (1.0 - stay)) * value  # [..., N]
+    return reward + slope[..., None] * effect
 
 
 def slate_values(base: chex.Array, q: chex.Array, w: chex.Array) -> chex.Array:

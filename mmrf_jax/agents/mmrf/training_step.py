@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mmrf_jax import ops, types
-from mmrf_jax.agents.mmrf import acting, agent_state, losses, networks
+from mmrf_jax.agents.mmrf import acting, agent_state, encoding, losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.models import embedding_table, embeddings, heads, representation, user_encoders
 
@@ -79,7 +79,7 @@ def update(
     Returns:
       The next state and scalar metrics.
     """
-    candidates = embeddings.encode_videos(
+    candidates = encoding.encode_videos(
         config, state.params["encoder"], state.tables, items, batch.candidates, batch.date
     )
     unseen = None
@@ -144,7 +144,7 @@ class PolicyValues(NamedTuple):
     act: Callable[[Any], chex.Array]  # parameters of the actors -> scores [B, T+1, A, C]
     scores: chex.Array  # [B, T+1, A, C], with gradient
     pool: networks.CriticOutput  # of the target critics, for all candidates
-    stay: chex.Array  # [B, T+1], the probability of another request after the exposure that is evaluated
+    stay: chex.Array  # [B, T+1], the probability of another request after that exposure; of own critics [B, T+1, N]
     q: chex.Array  # [B, T+1, N, C], q_i(s, c) around that exposure
     value: chex.Array  # [B, T+1, N], Q_i(s, w) of that exposure
     next_value: chex.Array  # [B, T+1, N], what the request before bootstraps from
@@ -156,7 +156,7 @@ def _evaluate_policy(
     """Evaluate the main agent's exposure by the target critics; of an algorithm with an expectile, the logged one."""
     batch = data.batch
     user = jax.lax.stop_gradient(encoded.user)
-    own = networks.Critic(config).apply(state.target, *user, data.candidates)
+    own = acting.apply_critics(config, state.target, state.params["actor"], user, data.candidates)
     base = acting.base_scores(config, acting.critics_of(state, config), own, batch.weight)
 
     def act(p):
@@ -179,6 +179,12 @@ def main_exposure(scores: chex.Array, config: AgentConfig, weight: chex.Array | 
     return jax.lax.stop_gradient(ops.soft_top_k(scores[..., -1, :], config.slate, 1.0, weight))
 
 
+def for_critics(config: AgentConfig, x: chex.Array) -> chex.Array:
+    """Return what is of a slate or of its videos, [..., M], for the critics' predictions of staying: [..., 1, M] if
+    each agent has its own."""
+    return x[..., None, :] if config.own_critics else x
+
+
 def pool_values(
     state: agent_state.AgentState,
     pool: networks.CriticOutput,
@@ -195,11 +201,12 @@ def pool_values(
         the critics alone.
 
     Returns:
-      The critics' output, the probability of another request after the exposure [B, T], and q_i(s, c) [B, T, N, C].
+      The critics' output, the probability of another request after the exposure [B, T] (of own critics [B, T, N]), and
+      q_i(s, c) [B, T, N, C].
     """
     if predicted is not None and config.uses_model:
         pool = networks.blend(pool, predicted, config.model_weight)
-    stay = heads.continue_probability(pool, w)
+    stay = heads.continue_probability(pool, for_critics(config, w))
     reward = losses.video_rewards(config.all_signals, pool, state.reward_scale, config.reward_terms)
     value = pool.value.min(axis=-2)
     return pool, stay, losses.video_values(reward, pool.continue_item_logit, value, stay, config.discount)
@@ -211,7 +218,7 @@ def _critic_losses(
     """Compute the losses of shown slates, means: "feedback" [S], the others scalars."""
     masks, counts, scale = data.masks, data.counts, state.reward_scale
     batch = data.batch.without_last()
-    out = networks.Critic(config).apply(params["critic"], *encoded.user, encoded.shown)
+    out = acting.apply_critics(config, params["critic"], state.params["actor"], encoded.user, encoded.shown)
     out = jax.tree.map(lambda x: x[:, :-1], out)
     reward = losses.rewards(batch.feedback, scale, config.reward_terms)  # [B, T, K, N]
     reward = jnp.einsum("btk,btkn->btn", masks.exposed, reward)
@@ -221,7 +228,11 @@ def _critic_losses(
     slate_q = jnp.einsum("btnk,btk->btn", shown_q, masks.exposed)
     base = losses.base_loss(out.base, slate_q, target)
     value = losses.value_loss(out.value, policy.value[:, :-1], expectile)
-    stay = heads.continuation_loss(out, masks.exposed, jnp.where(batch.terminated, 0.0, 1.0))
+    continues = jnp.where(batch.terminated, 0.0, 1.0)
+    if config.own_critics:
+        stay = heads.continuation_loss(out, masks.exposed[..., None, :], continues[..., None]).sum(axis=-1)
+    else:
+        stay = heads.continuation_loss(out, masks.exposed, continues)
     per_signal = heads.feedback_loss(config.all_signals, out.feedback, batch.feedback, scale)
     terms = {
         "feedback": jnp.einsum("btk,btks->s", masks.exposed, per_signal) / counts.exposed,

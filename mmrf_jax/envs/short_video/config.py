@@ -7,12 +7,12 @@ import dataclasses
 from mmrf_jax import fields
 from mmrf_jax.fields import field
 
-VARIANTS = ("base", "users", "leaving")
+VARIANTS = ("base", "users", "leaving", "sparse")
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """Static sizes. `variant` selects one of the shifted worlds, which are for testing only."""
+    """Static sizes. `variant` selects another world: two shifted ones, which are for testing only, and `sparse`."""
 
     num_videos: int = field(100_000, "V, videos of the catalogue", fields.COUNT)
     candidates: int = field(100, "C; equal to num_videos: every request ranks the whole catalogue", fields.COUNT)
@@ -20,7 +20,12 @@ class WorldConfig:
     history: int = field(30, "H, exposures that a user arrives with", fields.COUNT)
     max_requests: int = field(64, "T; longer sessions are cut and count as truncated", fields.COUNT)
     seed: int = field(0, "of the catalogue and of the users' hidden traits", fields.NATURAL)
-    variant: str = field("base", "or one of the shifted worlds, for testing only", among=VARIANTS)
+    variant: str = field(
+        "base",
+        "or a shifted world, for testing only: users, leaving; or sparse: watch time says little about staying, likes "
+        "and the like say more",
+        among=VARIANTS,
+    )
 
     def __post_init__(self):
         fields.check(self, "world")

@@ -12,8 +12,8 @@ from flax import struct
 
 from mmrf_jax import random, types
 from mmrf_jax.envs.environment import Environment, StepResult
-from mmrf_jax.envs.rankers import PrivilegedPolicy
-from mmrf_jax.envs.short_video import items, leaving, parameters, reference_policies, response, users
+from mmrf_jax.envs.rankers import PrivilegedPolicy, Ranker
+from mmrf_jax.envs.short_video import items, leaving, observable, parameters, response, users
 from mmrf_jax.envs.short_video.truth import truth_of
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -132,9 +132,9 @@ class ShortVideoEnv(Environment):
     next_visit = staticmethod(leaving.next_visit)
 
     @property
-    def reference_policies(self) -> dict[str, PrivilegedPolicy]:
-        """Production, random and the oracles; see `short_video.reference_policies`."""
-        return reference_policies.policies()
+    def reference_policies(self) -> dict[str, PrivilegedPolicy | Ranker]:
+        """Production, random and the oracles; see `short_video.reference_policies` and `short_video.observable`."""
+        return observable.arms(self.default_params)
 
 
 def _request(state: WorldState) -> types.Request:

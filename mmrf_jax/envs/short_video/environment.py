@@ -6,7 +6,7 @@ from mmrf_jax.envs.short_video import env
 from mmrf_jax.envs.short_video.config import WorldConfig
 
 #: Public names of the variants, and those of configs.
-VARIANTS = {"base": "base", "users": "users", "exit_hazard": "leaving"}
+VARIANTS = {"base": "base", "users": "users", "exit_hazard": "leaving", "sparse": "sparse"}
 #: Names of configs in messages, and those of the arguments.
 _ARGUMENTS = {
     "world.candidates": "num_candidates",
@@ -33,7 +33,8 @@ def make(
       slate_size: K, videos shown at a time.
       history_size: H, exposures in `obs.history`.
       max_requests: longer sessions are truncated.
-      variant: `base`; `users`: another mix of users and habits; `exit_hazard`: users leave for other reasons.
+      variant: `base`; `users`: another mix of users and habits; `exit_hazard`: users leave for other reasons; `sparse`:
+        watch time is noisy and says little about staying, explicit feedback is frequent and says more.
       seed: of the catalogue and of the users' hidden traits.
 
     Raises:

@@ -75,12 +75,31 @@ class Behaviour:
 
 
 def behaviour(variant: str) -> Behaviour:
-    """Return the parameters of a variant: `leaving` has another hazard, `users` other habits (its mix: users.py)."""
+    """Return the parameters of a variant.
+
+    `leaving` has another hazard, `users` other habits (its mix: items.py). In `sparse` a play says little about what
+    the user enjoys (more noise, more swipes, a weaker match), while enjoyment moves explicit signals and staying more
+    than in the base world. Explicit signals are also more frequent.
+    """
     base = Behaviour()
     if variant == "leaving":
         return dataclasses.replace(base, stay=base.stay - 0.4, stay_joy=1.6 * base.stay_joy, stay_fatigue=0.05)
     if variant == "users":
         return dataclasses.replace(base, susceptibility=0.6, drive_activity=0.6, profile_noise=0.8)
+    if variant == "sparse":
+        return dataclasses.replace(
+            base,
+            drive_match=0.3,
+            drive_noise=2.2,
+            skip=0.5,
+            like=(-3.0, 1.4, 0.0, 0.0, 0.0, -0.8),
+            follow=(-5.5, 1.4, 0.1, 0.1, 0.0, -0.8),
+            comment=(-6.0, 1.4, 0.2, 0.2, 0.0, -0.8),
+            forward=(-5.5, 1.4, 0.0, 0.0, 0.0, -0.4),
+            hate=(-5.5, -1.4, 0.0, 0.0, 0.0, 0.0),
+            stay=1.4,
+            stay_joy=1.2,
+        )
     return base
 
 

@@ -17,7 +17,7 @@ from mmrf_jax.envs.short_video import parameters, users
 from mmrf_jax.signals import SHORT_VIDEO
 
 EXPLICIT = ("like", "follow", "comment", "forward", "hate", "profile_enter")
-_SKIP_NOISE = 0.35
+SKIP_NOISE = 0.35
 NUM_UNIFORMS = 2 + len(EXPLICIT)  # per exposure
 _HERMITE_X, _HERMITE_W = np.polynomial.hermite_e.hermegauss(9)
 _LEGENDRE_X, _LEGENDRE_W = np.polynomial.legendre.leggauss(16)  # error at most 0.3 %, for comment
@@ -91,7 +91,7 @@ def respond(params: parameters.WorldParams, traits: users.Traits, truth: Affinit
     position = jnp.arange(truth.drive.shape[1], dtype=jnp.float32)[None, :]
     noise = random.to_normal(uniforms[..., 0])
     log_seconds = play_curve(b, truth.drive - b.drive_position * position + b.drive_noise * noise)
-    log_seconds = jnp.where(uniforms[..., 1] > 1.0 - b.skip, b.skip_start + _SKIP_NOISE * noise, log_seconds)
+    log_seconds = jnp.where(uniforms[..., 1] > 1.0 - b.skip, b.skip_start + SKIP_NOISE * noise, log_seconds)
     seconds = jnp.exp(log_seconds)
     longest = jnp.where(uniforms[..., 1] < b.replay, 2.0, 1.0) * truth.duration
     seconds = jnp.minimum(seconds, longest)
@@ -127,7 +127,7 @@ def expected_watch(params: parameters.WorldParams, truth: Affinity) -> chex.Arra
         seconds = jnp.exp(play_curve(b, truth.drive + b.drive_noise * float(x)))
         once, twice = jnp.minimum(seconds, truth.duration), jnp.minimum(seconds, 2.0 * truth.duration)
         total += float(w) * ((1.0 - b.skip - b.replay) * once + b.replay * twice)
-    return total + b.skip * jnp.exp(b.skip_start + 0.5 * _SKIP_NOISE**2)
+    return total + b.skip * jnp.exp(b.skip_start + 0.5 * SKIP_NOISE**2)
 
 
 def expected_feedback(
@@ -157,7 +157,7 @@ def expected_feedback(
             tiny = jnp.finfo(truth.drive.dtype).tiny
             watching, skipping = (-side * normal.ppf(jnp.maximum(tail * share, tiny)) for tail in tails)
             played = jnp.exp(play_curve(b, truth.drive + b.drive_noise * watching))
-            glimpsed = jnp.exp(b.skip_start + _SKIP_NOISE * skipping)
+            glimpsed = jnp.exp(b.skip_start + SKIP_NOISE * skipping)
             for chance, seconds, longest in (
                 ((1.0 - b.skip - b.replay) * tails[0], played, truth.duration),
                 (b.replay * tails[0], played, 2.0 * truth.duration),
@@ -182,4 +182,4 @@ def _noise_for(b: parameters.Behaviour, truth: Affinity, seconds: chex.Array) ->
     """Return the noise [B, M] above which a video plays this long: if the user watches, and if the user skips."""
     log_seconds = jnp.log(seconds)
     watching = (drive_for(b, log_seconds) - truth.drive) / b.drive_noise
-    return watching, (log_seconds - b.skip_start) / _SKIP_NOISE
+    return watching, (log_seconds - b.skip_start) / SKIP_NOISE

@@ -14,6 +14,7 @@ import tiny
 
 from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.short_video import env, items, leaving, parameters, reference_policies, response, users
+from mmrf_jax.envs.short_video.truth import truth_of
 from mmrf_jax.signals import SHORT_VIDEO
 
 pytestmark = pytest.mark.slow
@@ -197,8 +198,8 @@ def test_an_enjoyed_slate_and_a_boring_one_differ_by_about_one_in_the_log_odds_o
 
 @pytest.fixture(scope="module")
 def shifted(sim):
-    """Parameters of the two shifted worlds; static fields as in `sim`, so that nothing is recompiled."""
-    worlds = {v: items.make(parameters.WorldConfig(variant=v)) for v in ("users", "leaving")}
+    """Parameters of the other worlds; static fields as in `sim`, so that nothing is recompiled."""
+    worlds = {v: items.make(parameters.WorldConfig(variant=v)) for v in ("users", "leaving", "sparse")}
     return {v: params.replace(config=sim.default_params.config) for v, params in worlds.items()}
 
 
@@ -221,6 +222,33 @@ class TestVariants:
             serve(reference_policies.oracle_myopic, params)
         )
         assert gain > per_session(sums["oracle_planning"]) / per_session(sums["oracle_myopic"])
+
+    def test_sparse_watch_time_says_little_and_explicit_feedback_much(self, sim, serve, shifted):
+        """Of what users enjoy, on random exposures; and enjoyment is what holds them."""
+        params = shifted["sparse"]
+
+        @functools.partial(jax.jit, compiler_options=tiny.HOT)
+        def sample(params):
+            _, _, state = env.reset(jax.random.key(2), params, jnp.arange(512), 0)
+            truth = truth_of(params, state, state.candidates)
+            uniforms = jax.random.uniform(jax.random.key(3), (*truth.drive.shape, response.NUM_UNIFORMS))
+            return truth.enjoyment, response.respond(params, state.traits, truth, uniforms)
+
+        def correlations(params):
+            enjoyment, feedback = map(np.asarray, sample(params))
+            columns = {name: feedback[..., i].ravel() for i, name in enumerate(SHORT_VIDEO.names)}
+            columns["watch_time"] = np.log1p(columns["watch_time"])
+            return {name: abs(np.corrcoef(enjoyment.ravel(), x)[0, 1]) for name, x in columns.items()}
+
+        here, there = correlations(sim.default_params), correlations(params)
+        assert there["watch_time"] < 0.5 * here["watch_time"]
+        for name in ("like", "follow", "comment", "forward"):
+            assert there[name] > 2.0 * here[name] and there[name] > 2.0 * there["watch_time"], name
+        myopic, planning = (
+            serve(ranker, params) for ranker in (reference_policies.oracle_myopic, reference_policies.oracle_planning)
+        )
+        assert per_session(planning) > 2.0 * per_session(myopic) and planning["truncated"].mean() < 0.1
+        assert 20.0 < serve(reference_policies.production, params)["depth"].mean() < 60.0
 
     def test_users_are_another_mix(self, sim, sums, serve, shifted):
         """Other interests, more spread habits: what is common at home is rare there."""
