@@ -5,6 +5,7 @@
   mmrf benchmark --suite=scale --out=runs/scale.json --plot=runs/scale.png
   mmrf benchmark --suite=serve --out=runs/serve.json
   mmrf benchmark --suite=accelerator --out=runs/accelerator.json
+  JAX_NUM_CPU_DEVICES=256 mmrf benchmark --suite=pod --out=runs/pod.json
 
 `speed`: rates of rollouts, training, scoring and start-up, each with this machine's limit, measured in the same run.
 `rollouts`: the cost of a live user request in the world under production's policy, from 2^10 to 2^20 users in one call;
@@ -13,7 +14,8 @@ videos of the world, the users of an A/B test, the processes of a run and the ro
 separate process. `serve`: slates per second of the ranking service, latency at 150 per second and at half of its
 maximum rate, and memory over 100,000 requests; needs the extra `serve`. `accelerator`: a main job from an empty cache,
 steps by batch size with the share of time that the device is busy, and rollouts of up to a million users; meant for at
-most eight minutes on one card, smaller on CPUs, and written after each part.
+most eight minutes on one card, smaller on CPUs, and written after each part. `pod`: what a step takes
+of each of many devices, counted in the compiled program: operations, bytes over the network, memory.
 """
 
 import os
@@ -24,7 +26,9 @@ from absl import flags
 from mmrf_jax.cli import common
 from mmrf_jax.io import extras, files
 
-_SUITE = flags.DEFINE_enum("suite", "speed", ["speed", "rollouts", "scale", "serve", "accelerator"], "What to measure.")
+_SUITE = flags.DEFINE_enum(
+    "suite", "speed", ["speed", "rollouts", "scale", "serve", "accelerator", "pod"], "What to measure."
+)
 _OUT = common.define_path("out", None, "JSON file to write.", required=True)
 _PLOT = common.define_path("plot", None, "PNG to draw: rates against limits (speed), or what grows and how (scale).")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each size; the median is given.", lower_bound=1)
@@ -33,6 +37,8 @@ _MAX_SIZE = flags.DEFINE_integer("max_size", 10**8, "Largest size of the suite s
 _REQUESTS = flags.DEFINE_integer(
     "requests", 100_000, "Slates of the suite serve, after those that warm it.", lower_bound=5_000
 )
+_SEGMENTS = flags.DEFINE_integer("segments", 32, "Of a batch, per device, in the suite pod.", lower_bound=1)
+_VIDEOS = flags.DEFINE_integer("videos", 20_000, "Of the world, in the suite pod.", lower_bound=100)
 _PARTS = flags.DEFINE_list(
     "parts", None, "Parts of the suites speed, scale and accelerator, which `--parts=?` lists. Default: all."
 )
@@ -42,7 +48,7 @@ def main() -> None:
     import jax
 
     with extras.needed("data"):
-        from mmrf_jax.cli.benchmarks import accelerator, cost, rollouts, scale, speed
+        from mmrf_jax.cli.benchmarks import accelerator, cost, pod, rollouts, scale, speed
     from mmrf_jax.report import plots
 
     common.check_output("out", _OUT.value)
@@ -74,6 +80,8 @@ def main() -> None:
         results.append({"name": "peak_memory", "value": cost.peak_memory(), "unit": "GiB"})
     elif _SUITE.value == "scale":
         results = scale.scale(parts, _MAX_SIZE.value, _REPEATS.value)
+    elif _SUITE.value == "pod":
+        results = pod.pod(_SEGMENTS.value, _VIDEOS.value)
     elif _SUITE.value == "serve":
         with extras.needed("serve"):
             from mmrf_jax.cli.benchmarks import serve
