@@ -109,6 +109,7 @@ def _run(main: Callable[[], None], several: bool, resumes: bool, devices: bool) 
         with preemption.watching(at_once=True) as watch, progress.interruptible(watch.check):
             if devices:
                 check_devices()
+                multihost.meet()
             plugins.load(_IMPORT.value)
             main()
         multihost.leave()

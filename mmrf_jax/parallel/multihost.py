@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -92,6 +93,18 @@ def _detect(seconds: float) -> tuple[str | None, int | None, int | None, Sequenc
     from jax._src import clusters  # JAX has no public name for it
 
     return clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(seconds))
+
+
+def meet() -> None:
+    """Wait for all processes in a sum over all devices.
+
+    On CPUs Gloo connects the devices at their first common operation, and gives them 30 s to come. Programs compile for
+    longer on some hosts than on others, so the first operation must not be one of those.
+    """
+    if jax.process_count() > 1:
+        every = Partitioner()
+        ones = every.shard_inputs(np.ones(len(jax.local_devices()), np.int32))
+        jax.block_until_ready(jax.jit(jnp.sum, out_shardings=every.replicated_sharding)(ones))
 
 
 def lost(seconds: float) -> str | None:

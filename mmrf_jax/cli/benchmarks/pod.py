@@ -44,6 +44,7 @@ def pod(segments: int, videos: int) -> list[dict[str, Any]]:
     source = restore.source_of(run, one)
     plan = steps.plan_of(run, source.spec.signals)
     state = restore.state_shapes(run, source, every)
+    assert state.feedback is not None
     found = [("devices", devices, ""), ("segments of a batch, per device", segments, ""), ("videos", videos, "")]
     found += [("parameters, tables not counted", _bytes(state.agents.params, state.feedback.params), "bytes")]
     found += [("state of each device", _bytes(state), "bytes")]
