@@ -18,6 +18,7 @@ import numpy as np
 from mmrf_jax.cli.benchmarks import cost
 from mmrf_jax.configs import world as experiment
 from mmrf_jax.data.session_log import InputSpec
+from mmrf_jax.envs import rollout
 from mmrf_jax.models import encoders
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import batches, configs, restore, steps
@@ -46,11 +47,22 @@ def pod(segments: int, videos: int) -> list[dict[str, Any]]:
     state = restore.state_shapes(run, source, every)
     assert state.feedback is not None
     found = [("devices", devices, ""), ("segments of a batch, per device", segments, ""), ("videos", videos, "")]
+    found += list(_logged(source.spec))
     found += [("parameters, tables not counted", _bytes(state.agents.params, state.feedback.params), "bytes")]
     found += [("state of each device", _bytes(state), "bytes")]
     for name, step, tail in (("fit", steps.fit_step, ()), ("update", steps.update_step, (_encodings(plan, source),))):
         found += [(f"{name}, {what}", value, unit) for what, value, unit in _step(step, run, plan, source, tail, every)]
     return [{"name": name, "value": float(value), "unit": unit} for name, value, unit in found]
+
+
+def _logged(spec: InputSpec) -> Iterator[tuple[str, int, str]]:
+    """Yield the bytes of a log in memory (`SessionLog`), and of a user's sums in an A/B test."""
+    feedback = 4 * len(spec.signals)
+    session = 4 + 4 + 4 * spec.profile + spec.history * (4 + feedback + 1) + 1 + 1 + 8
+    request = 4 * spec.context + 4 * spec.candidates + spec.slate * (4 + feedback) + 4
+    yield "log, a session without its requests", session, "bytes"
+    yield "log, a request", request, "bytes"
+    yield "A/B test, sums of a user", 4 * len(rollout.user_metrics(spec.signals)), "bytes"
 
 
 def _step(step: Any, run: configs.Run, plan: Any, source: Any, tail: tuple, every: Partitioner) -> Iterator[tuple]:
