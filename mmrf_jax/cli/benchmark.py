@@ -5,7 +5,7 @@
   mmrf benchmark --suite=scale --out=runs/scale.json --plot=runs/scale.png
   mmrf benchmark --suite=serve --out=runs/serve.json
   mmrf benchmark --suite=accelerator --out=runs/accelerator.json
-  JAX_NUM_CPU_DEVICES=256 mmrf benchmark --suite=pod --out=runs/pod.json
+  JAX_NUM_CPU_DEVICES=4 mmrf benchmark --suite=pod --out=runs/pod.json
 
 `speed`: rates of rollouts, training, scoring and start-up, each with this machine's limit, measured in the same run.
 `rollouts`: the cost of a live user request in the world under production's policy, from 2^10 to 2^20 users in one call;
@@ -38,7 +38,7 @@ _REQUESTS = flags.DEFINE_integer(
     "requests", 100_000, "Slates of the suite serve, after those that warm it.", lower_bound=5_000
 )
 _SEGMENTS = flags.DEFINE_integer("segments", 32, "Of a batch, per device, in the suite pod.", lower_bound=1)
-_VIDEOS = flags.DEFINE_integer("videos", 20_000, "Of the world, in the suite pod.", lower_bound=100)
+_VIDEOS = flags.DEFINE_integer("videos", 100_000, "Of the world, in the suite pod.", lower_bound=100)
 _PARTS = flags.DEFINE_list(
     "parts", None, "Parts of the suites speed, scale and accelerator, which `--parts=?` lists. Default: all."
 )

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 _LONGEST = 4_096  # bytes of a message
 _RETRY = 0.2  # seconds between two attempts to connect
+_NOWHERE: dict[str, Any] = {"at": "", "waits": False, "compiles": False}  # where the main thread of a process is
+_COMPILERS = ("jax/_src/compiler.py", "jax/_src/compilation_cache.py")  # compiling takes long, and ends
 
 
 class Lost(RuntimeError):
@@ -32,7 +34,8 @@ class Limits(NamedTuple):
     Attributes:
       join: until all processes have come.
       silent: without a beat of a process, until it counts as lost: its machine is gone, or it is suspended.
-      stalled: without progress of any process, until one counts as hanging.
+      stalled: without progress of any process, until one counts as hanging. Other lines of code, and compiling, are
+        progress too.
       beat: between two beats.
       grace: that this process has to end by itself once another is lost.
     """
@@ -53,7 +56,7 @@ class _Peer:
     def __init__(self, connection: socket.socket):
         self._socket, self._writing = connection, threading.Lock()
         self._file = connection.makefile("rb")
-        self.name, self.beat = "", {"moved": 0, "at": "", "waits": False}
+        self.name, self.beat = "", {"moved": 0, **_NOWHERE}
         self.left = False
 
     def send(self, **message: Any) -> None:
@@ -206,8 +209,8 @@ class RollCall:
             if self._index:
                 continue
             beats = {self._me: mine} | {peer.name: peer.beat for peer in self._peers.values() if not peer.left}
-            now = [beat["moved"] for beat in beats.values()]
-            if now != before:
+            now = [(beat["moved"], beat["at"]) for beat in beats.values()]
+            if now != before or any(beat["compiles"] for beat in beats.values()):
                 before, since = now, time.monotonic()
             elif time.monotonic() - since > self._limits.stalled:
                 return self._decide(_hanging(beats, self._limits.stalled))
@@ -238,15 +241,18 @@ def _processes(numbers: list[int]) -> str:
 
 
 def _place() -> dict[str, Any]:
-    """Return where this process's main thread is in our code, and whether JAX has it wait."""
+    """Return where this process's main thread is in our code, whether JAX has it wait, and whether JAX compiles."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    waits = frame is not None and f"{os.sep}jax{os.sep}" in frame.f_code.co_filename
+    found = dict(_NOWHERE)
+    if frame is not None:
+        found["waits"] = f"{os.sep}jax{os.sep}" in frame.f_code.co_filename
+        found["compiles"] = frame.f_code.co_filename.endswith(_COMPILERS)
     while frame is not None and f"{os.sep}mmrf_jax{os.sep}" not in frame.f_code.co_filename:
         frame = frame.f_back
-    if frame is None:
-        return {"at": "", "waits": waits}
-    file = frame.f_code.co_filename.rsplit(f"{os.sep}mmrf_jax{os.sep}", 1)[1]
-    return {"at": f"{file}:{frame.f_lineno} ({frame.f_code.co_name})", "waits": waits}
+    if frame is not None:
+        file = frame.f_code.co_filename.rsplit(f"{os.sep}mmrf_jax{os.sep}", 1)[1]
+        found["at"] = f"{file}:{frame.f_lineno} ({frame.f_code.co_name})"
+    return found
 
 
 def _hanging(beats: dict[str, dict[str, Any]], seconds: float) -> str:

@@ -151,7 +151,7 @@ def test_strangers_at_the_port_are_no_processes(port):
 
 
 def test_a_run_that_does_not_move_ends(monkeypatch, port):
-    monkeypatch.setattr(roll_call, "_place", lambda: {"at": "training/hooks.py:9 (after_step)", "waits": False})
+    monkeypatch.setattr(roll_call, "_place", lambda: {**roll_call._NOWHERE, "at": "training/hooks.py:9 (after_step)"})
     run = Run(port, 2)
     run.moved = [5, 4]
     run.start(QUICK._replace(stalled=0.5))
@@ -187,5 +187,5 @@ def test_the_place_of_a_process_is_a_line_of_ours():
     look()
     with progress.interruptible(look):
         progress.check()
-    assert found[0] == {"at": "", "waits": False}
+    assert found[0] == {"at": "", "waits": False, "compiles": False}
     assert re.fullmatch(r"io/progress\.py:\d+ \(check\)", found[1]["at"])
