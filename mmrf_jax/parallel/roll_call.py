@@ -1,6 +1,6 @@
 """Which processes of a run are there: one that never comes, ends or hangs is named, in one line, by all others.
 
-JAX's own service would abort them with a stack trace that names nobody. Before it starts, process 0 listens on its
+JAX's own service would abort them with a stack trace that does not name it. Before it starts, process 0 listens on its
 port, and every other process connects and says who it is. When all have come, process 0 leaves the port to JAX and
 keeps the connections. The kernel closes that of a process that ends; a process that is silent or stuck is known by its
 beats. This module needs no JAX and compares no clocks of different machines.
