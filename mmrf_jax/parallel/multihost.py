@@ -175,6 +175,7 @@ def share_out(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         error = caught
     said = [pickle.loads(x) for x in gather(pickle.dumps((mine, error and f"{type(error).__name__}: {error}")))]
     if error is not None:
+        leave()  # the others know
         raise error
     if failed := [text for _, text in said if text]:
         raise FailedElsewhere(failed[0])
@@ -230,6 +231,7 @@ def on_primary(fn: Callable[[], Any]) -> Any:
             text, error = json.dumps({"error": f"{type(caught).__name__}: {caught}"}), caught
     answer = json.loads(gather(text.encode())[0])
     if error is not None:
+        leave()  # the others know
         raise error
     if "error" in answer:
         raise FailedElsewhere(answer["error"])

@@ -190,6 +190,9 @@ class RollCall:
                 said = peer.receive(self._limits.silent)
             except TimeoutError:
                 said = {"lost": f"nothing has been heard of {peer.name} for {self._limits.silent:.0f} s"}
+            if said is None and self._index:
+                # JAX's service has ended with process 0, and would abort this process within a second.
+                return self._decide(f"{peer.name} has ended", grace=0.0)
             if said is None:
                 said = {"lost": f"{peer.name} has ended"}
             if "bye" in said:
@@ -215,7 +218,7 @@ class RollCall:
             elif time.monotonic() - since > self._limits.stalled:
                 return self._decide(_hanging(beats, self._limits.stalled))
 
-    def _decide(self, line: str) -> None:
+    def _decide(self, line: str, grace: float | None = None) -> None:
         """Tell the others, and end this process unless it ends by itself."""
         with self._deciding:
             if self._lost is not None or self._ended.is_set():
@@ -225,7 +228,7 @@ class RollCall:
         if self._index == 0:
             for peer in self._peers.values():
                 peer.send(lost=line)
-        if not self._ended.wait(self._limits.grace):
+        if not self._ended.wait(self._limits.grace if grace is None else grace):
             self._end(line)
 
 
