@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from experiments import table_ablation
 from mmrf_jax.io import files
 from mmrf_jax.sweeps import sharing, sweep
@@ -73,12 +75,14 @@ def done_by(folder: Path) -> list[int]:
     return [int(line) for line in (folder / "log").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_task_of_a_killed_process_is_taken_over(tmp_path):
     assert worker(tmp_path, 4, dies="1").wait() == -signal.SIGKILL
     assert worker(tmp_path, 4).wait() == 0
     assert done_by(tmp_path) == [0, 1, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_processes_do_each_task_once(tmp_path):
     processes = [worker(tmp_path, 12) for _ in range(2)]
     assert 0 in [process.wait() for process in processes]  # the last of them has seen all done
