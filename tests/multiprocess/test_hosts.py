@@ -151,7 +151,7 @@ def test_each_process_killed_in_turn(launch, args, pair, tmp_path):
         os.kill(child(process, number), signal.SIGKILL)
         assert process.wait() == 128 + signal.SIGKILL, log.read_text()[-3000:]
         said = [line for line in log.read_text().splitlines() if line.startswith(f"[{1 - number}] ")]
-        (line,) = (x for x in said if "error: " in x)
+        (line,) = (x for x in said if x.startswith(f"[{1 - number}] error: "))
         assert re.search(rf"error: process {number} \(pid \d+ on \S+\) has ended; start all processes again$", line)
         assert rows(workdir) == whole[: len(rows(workdir))]
     done = launch.ok("train", *args, f"--workdir={workdir}", processes=2)
