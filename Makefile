@@ -5,7 +5,7 @@
 # make test-slow     the slow tests: trainings, real processes killed, several devices, browsers
 # make test-nightly  what takes longer still: kills at random moments, more topologies, ten thousand updates
 # make smoke         the wheel in a fresh environment, from an empty folder; smoke-oldest: oldest allowed versions
-# make lint          ruff and mypy
+# make lint          ruff, mypy, and the linters of images, manifests and shell scripts
 # Programs that tests compile are kept in .cache/xla, or in the folder that MMRF_TEST_CACHE names.
 PYTHON ?= python3
 VENV := .venv
@@ -60,7 +60,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint deploy/*.Dockerfile
-	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml launch/gke/sweep.yaml
+	$(BIN)/shellcheck launch/tpu_vm.sh launch/slurm/* .ci/run .ci/smoke
 
 .venv-docs/.built: requirements-docs.txt
 	$(PYTHON) -m venv .venv-docs

@@ -5,6 +5,8 @@
 FROM python:3.11-slim
 
 ARG JAX=jax
+# The client of the bucket that holds run folders: gcsfs for gs://, s3fs for s3://.
+ARG STORAGE=gcsfs
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     JAX_COMPILATION_CACHE_DIR=/cache
@@ -18,7 +20,7 @@ COPY pyproject.toml README.md ./
 COPY mmrf_jax mmrf_jax
 # pyproject.toml has the ranges of versions.
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir '.[report,data,baselines]' "$JAX"
+RUN pip install --no-cache-dir '.[report,data,baselines]' "$JAX" "$STORAGE"
 COPY launch launch
 COPY experiments experiments
 

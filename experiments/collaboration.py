@@ -17,9 +17,11 @@ differences paired by seed, p-values adjusted for the number of arms (Holm, 1979
 The eight runs of a seed at 1,024 sessions a round take some minutes on two cores, those at 4,096 four times as long.
 """
 
+from typing import Any
+
 from experiments import base
 
-_COMMUNICATION = {
+_COMMUNICATION: dict[str, dict[str, Any]] = {
     "none": {"agents": {"ablation": "no_collaboration"}},
     "attention": {},
     "massa": {"method": "massa"},
@@ -31,7 +33,8 @@ def get_config(part: str = ""):
     words = set(filter(None, part.split("+")))
     if words - {"smallest", "sparse"}:
         raise ValueError(f"unknown part {part!r}; choose among smallest, sparse, smallest+sparse")
-    sizes, among = (1_024, 4_096), tuple(_COMMUNICATION)
+    sizes: tuple[int, ...] = (1_024, 4_096)
+    among: tuple[str, ...] = tuple(_COMMUNICATION)
     if "smallest" in words:
         sizes, among = (1_024,), ("none", "attention")
     variants, against = {}, {}

@@ -173,7 +173,8 @@ def replaced(state, items: types.Items, config: AgentConfig, beta: np.ndarray, r
         "beta": jnp.asarray(beta, jnp.float32),
         "use": np.array([part in ROWS[row] for part in PARTS]),
     }
-    return Replaced(params, *_functions(config, served.start, served.observe), 0.0)
+    start, score, observe = _functions(config, served.start, served.observe)
+    return Replaced(params=params, start=start, score=score, observe=observe)
 
 
 def fit_values(sim: Environment, state, config: AgentConfig, key: types.Key, users: int) -> tuple[np.ndarray, float]:
@@ -235,7 +236,7 @@ def climb(workdir: Path, sessions: int, explored: Path | None) -> str:
         return rollout.rollout(sim, arm, key, 0, 0, num_users=size, slots=slots, k=sim.slate_size)[0]
 
     from_features = observable.policy(observable.from_features(sim.default_params))
-    arms = {row: replaced(agents, sim.items, plan.agents, beta, row) for row in ROWS}
+    arms: dict[str, rankers.AnyRanker] = {row: replaced(agents, sim.items, plan.agents, beta, row) for row in ROWS}
     if explored is not None:
         arms["explored"] = arms_of.policy_of(str(explored), source, partitioner)
     arms |= {

@@ -6,7 +6,7 @@ model per signal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,6 +99,7 @@ def scores(
     measure: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
     seed: int = 0,
     rounds: int = _ROUNDS,
+    each: Callable[..., Iterable[Any]] = map,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Score the exposures of test logs, {log: {signal: [n]}}: log-odds, or the expected label.
 
@@ -111,26 +112,26 @@ def scores(
       tests: {log: features [n, F]} to score.
       measure: (users, scores, labels) [n] -> the selection metric; NaN if it is undefined.
       rounds: maximum number of trees of a model.
+      each: (function, signals) -> its results, in order; several processes may compute them.
     """
     with extras.needed("baselines"):
         import lightgbm
 
-    result: dict[str, dict[str, np.ndarray]] = {log: {} for log in tests}
-    for name, label in labels(train, signals).items():
-        if len(np.unique(label)) < 2:
-            continue
+    at_train, at_valid = labels(train, signals), None if valid is None else labels(valid, signals)
+    names = [name for name, label in at_train.items() if len(np.unique(label)) > 1]
+
+    def fitted(name: str) -> dict[str, np.ndarray]:
         binary = name in signals.binary_names
         objective = "binary" if binary else "regression"
-        data = lightgbm.Dataset(train.features, label)
+        data = lightgbm.Dataset(train.features, at_train[name])
         model = lightgbm.train(PARAMETERS | {"objective": objective, "seed": seed}, data, rounds)
-        trees = (
-            rounds
-            if valid is None
-            else _best(model, labels(valid, signals)[name], name in signals.binary_names, valid, measure, rounds)
-        )
-        for log, x in tests.items():
-            result[log][name] = np.asarray(model.predict(x, num_iteration=trees, raw_score=True))
-    return result
+        trees = rounds
+        if valid is not None and at_valid is not None:
+            trees = _best(model, at_valid[name], binary, valid, measure, rounds)
+        return {log: np.asarray(model.predict(x, num_iteration=trees, raw_score=True)) for log, x in tests.items()}
+
+    found = dict(zip(names, each(fitted, names), strict=True))
+    return {log: {name: by_log[log] for name, by_log in found.items()} for log in tests}
 
 
 def _best(model, label: np.ndarray, binary: bool, valid: Table, measure, rounds: int) -> int:

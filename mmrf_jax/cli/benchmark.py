@@ -6,6 +6,7 @@
   mmrf benchmark --suite=serve --out=runs/serve.json
   mmrf benchmark --suite=accelerator --out=runs/accelerator.json
   mmrf benchmark --suite=checkpoints --at=gs://BUCKET/checkpoints --out=runs/checkpoints.json
+  JAX_NUM_CPU_DEVICES=4 mmrf benchmark --suite=pod --out=runs/pod.json
 
 `speed`: rates of rollouts, training, scoring and start-up, each with this machine's limit, measured in the same run.
 `rollouts`: the cost of a live user request in the world under production's policy, from 2^10 to 2^20 users in one call;
@@ -14,8 +15,9 @@ videos of the world, the users of an A/B test, the processes of a run and the ro
 separate process. `serve`: slates per second of the ranking service, latency at 150 per second and at half of its
 maximum rate, and memory over 100,000 requests; needs the extra `serve`. `accelerator`: a main job from an empty cache,
 steps by batch size with the share of time that the device is busy, and rollouts of up to a million users; meant for at
-most eight minutes on one card, smaller on CPUs, and written after each part. `checkpoints`: how long
-saving a state with a table of 10^7 rows (at most --max_size) stops the steps, on a disk or in object storage.
+most eight minutes on one card, smaller on CPUs, and written after each part. `checkpoints`: how long saving a state
+with a table of 10^7 rows (at most --max_size) stops the steps, on a disk or in object storage. `pod`: what a step takes
+of each of many devices, counted in the compiled program: operations, bytes over the network, memory.
 """
 
 import os
@@ -26,7 +28,7 @@ from absl import flags
 from mmrf_jax.cli import common
 from mmrf_jax.io import extras, files
 
-_SUITES = ["speed", "rollouts", "scale", "serve", "accelerator", "checkpoints"]
+_SUITES = ["speed", "rollouts", "scale", "serve", "accelerator", "checkpoints", "pod"]
 _SUITE = flags.DEFINE_enum("suite", "speed", _SUITES, "What to measure.")
 _OUT = common.define_path("out", None, "JSON file to write.", required=True)
 _AT = common.define_path("at", None, "Folder of the suite checkpoints; what it makes there is deleted.")
@@ -39,6 +41,8 @@ _MAX_SIZE = flags.DEFINE_integer(
 _REQUESTS = flags.DEFINE_integer(
     "requests", 100_000, "Slates of the suite serve, after those that warm it.", lower_bound=5_000
 )
+_SEGMENTS = flags.DEFINE_integer("segments", 32, "Of a batch, per device, in the suite pod.", lower_bound=1)
+_VIDEOS = flags.DEFINE_integer("videos", 100_000, "Of the world, in the suite pod.", lower_bound=100)
 _PARTS = flags.DEFINE_list(
     "parts", None, "Parts of the suites speed, scale and accelerator, which `--parts=?` lists. Default: all."
 )
@@ -48,7 +52,7 @@ def main() -> None:
     import jax
 
     with extras.needed("data"):
-        from mmrf_jax.cli.benchmarks import accelerator, checkpoints, cost, rollouts, scale, speed
+        from mmrf_jax.cli.benchmarks import accelerator, checkpoints, cost, pod, rollouts, scale, speed
     from mmrf_jax.report import plots
 
     common.check_output("out", _OUT.value)
@@ -84,6 +88,8 @@ def main() -> None:
         if _AT.value is None:
             raise ValueError("--suite=checkpoints needs --at=FOLDER, on a disk or in object storage")
         results = checkpoints.checkpoints(_AT.value, min(_MAX_SIZE.value, 10**7), _REPEATS.value)
+    elif _SUITE.value == "pod":
+        results = pod.pod(_SEGMENTS.value, _VIDEOS.value)
     elif _SUITE.value == "serve":
         with extras.needed("serve"):
             from mmrf_jax.cli.benchmarks import serve

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mmrf_jax.training import sources
     from mmrf_jax.training.train_state import TrainState
 
+_NAMED_WITHIN = 10.0  # seconds from an error of the network until the roll call has named a process
 _LIBRARIES = ("orbax", "tensorflow_datasets", "etils", "matplotlib")
 
 _MULTIHOST = flags.DEFINE_bool(
@@ -51,6 +52,10 @@ _MULTIHOST = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process, where none has.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
+_JOIN = flags.DEFINE_float("join_seconds", 300.0, "To wait for the other processes of the run.", lower_bound=1.0)
+_STALL = flags.DEFINE_float(
+    "stall_seconds", 1_800.0, "Without progress of any process, until the run ends because one hangs.", lower_bound=1.0
+)
 _PARENT = flags.DEFINE_integer("parent", None, "Number of the process with which this one ends, as by SIGTERM.")
 _SHARED = [flag.name for flag in flags.FLAGS.get_flags_for_module(__name__)]
 _IMPORT = flags.DEFINE_list("import", [], "Modules that register methods, policies or environments, imported first.")
@@ -95,7 +100,7 @@ def _run(main: Callable[[], None], several: bool, resumes: bool, devices: bool) 
     import jax
 
     from mmrf_jax.checkpointing.manager import CheckpointError
-    from mmrf_jax.parallel import multihost, preemption
+    from mmrf_jax.parallel import multihost, preemption, roll_call
 
     if _PARENT.value is not None:
         threading.Thread(target=_end_with, args=(_PARENT.value,), daemon=True).start()
@@ -104,8 +109,12 @@ def _run(main: Callable[[], None], several: bool, resumes: bool, devices: bool) 
         with preemption.watching(at_once=True) as watch, progress.interruptible(watch.check):
             if devices:
                 check_devices()
+                multihost.meet()
             plugins.load(_IMPORT.value)
             main()
+        multihost.leave()
+    except roll_call.Lost as lost:
+        _end_lost(str(lost))
     except multihost.FailedElsewhere:
         parsing.leave(2)
     except preemption.Preempted as stopped:
@@ -115,8 +124,13 @@ def _run(main: Callable[[], None], several: bool, resumes: bool, devices: bool) 
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        lost = parsing.one_line(error)[:200]
-        parsing.fail(f"lost another process of the run ({lost}); start all of them again", 1)
+        said = multihost.lost(_NAMED_WITHIN) or f"another process of the run is lost ({parsing.one_line(error)[:200]})"
+        _end_lost(said)
+
+
+def _end_lost(line: str) -> None:
+    """End this process because another one of the run is lost, whichever thread finds out."""
+    parsing.fail(f"{line}; start all processes again", 1)
 
 
 def _quieten() -> None:
@@ -155,13 +169,14 @@ def _stop(number: int, text: str, resumes: bool) -> None:
     """End a main that a signal has stopped."""
     import jax
 
-    from mmrf_jax.parallel import preemption
+    from mmrf_jax.parallel import multihost, preemption
 
     say(f"{text}; the same command resumes" if resumes else text)
     if not resumes:
         sys.stdout.flush()
         ending.end_by(number)
     if jax.distributed.is_initialized():  # wait for the other processes of the run
+        multihost.leave()
         sys.exit(preemption.EXIT_CODE)
     parsing.leave(preemption.EXIT_CODE)
 
@@ -172,7 +187,7 @@ def _join(several: bool) -> None:
     Raises:
       ValueError: if the main works in a single process.
     """
-    from mmrf_jax.parallel import multihost
+    from mmrf_jax.parallel import multihost, roll_call
 
     given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not _MULTIHOST.value and given == (None, None, None):
@@ -182,7 +197,8 @@ def _join(several: bool) -> None:
             "this main works in one process; leave out --multihost, --coordinator_address, --num_processes and "
             "--process_id, which are of train, ab-test and collect"
         )
-    multihost.join(*given)
+    limits = roll_call.Limits(join=_JOIN.value, stalled=_STALL.value)
+    multihost.join(*given, moved=progress.moves, end=_end_lost, limits=limits)
     if not multihost.is_primary():
         progress.mute()
 

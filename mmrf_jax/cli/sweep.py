@@ -11,9 +11,12 @@ model_exploitation_gap, conflict. A study of policies instead of variants trains
 estimators against the world.
 
 A config with a `space` is a search, by Optuna (pip install 'mmrf_jax[optuna]'): random, TPE, ASHA. Its runs are in
-OUT/runs; started several times, on one machine or many with a shared OUT, the processes share the trials.
+OUT/runs.
 
   mmrf sweep --config=experiments/search.py --out=runs/search
+
+Started several times, on one machine or on many with shared folders, the processes share the runs of a study and the
+trials of a search (launch/slurm/sweep.sbatch, launch/gke/sweep.yaml).
 """
 
 from mmrf_jax.cli import common
@@ -35,12 +38,11 @@ def main() -> None:
     if "policies" not in config:
         sweep.check(sweep.Study(config, out, _RUNS.value))  # before creating the folder
     out.mkdir(parents=True, exist_ok=True)
-    with files.held(out):
-        if "policies" in config:
-            table = off_policy_study.format_table(off_policy_study.run(config, out))
-        else:
-            table = sweep.format_table(sweep.run(config, out, _RUNS.value))
-    print(table)
+    if "policies" in config:
+        with files.held(out):
+            print(off_policy_study.format_table(off_policy_study.run(config, out)))
+    elif (table := sweep.run(config, out, _RUNS.value)) is not None:
+        print(sweep.format_table(table))
 
 
 def run() -> None:

@@ -49,6 +49,8 @@ class Progress:
 
     def update(self, done: int) -> None:
         """Set the total number of units done; print if a print is due."""
+        global _moves
+        _moves += 1
         self._done = done
         now = self._clock()
         self._base = self._base or (now, done)
@@ -97,6 +99,7 @@ def _duration(seconds: float) -> str:
 
 
 _muted = False
+_moves = 0
 
 
 def _check() -> None:
@@ -107,6 +110,11 @@ def mute() -> None:
     """Silence this process from now on, when another process prints for all."""
     global _muted
     _muted = True
+
+
+def moves() -> int:
+    """Return how many phases and updates of progress this process has seen: it grows while work is done."""
+    return _moves
 
 
 @contextlib.contextmanager
@@ -151,6 +159,8 @@ def say(line: str) -> None:
 
 def phase(name: str) -> None:
     """Announce the phase that begins; `Progress` prints only for long work."""
+    global _moves
+    _moves += 1
     say(f"phase: {name}")
     _begun(name)
     _check()

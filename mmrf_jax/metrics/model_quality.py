@@ -8,7 +8,7 @@ the simulator's truth. Everything is NumPy on the host. Letters: n exposures, S 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ def metrics(
     predicted: Mapping[str, Mapping[str, np.ndarray]],
     duration: np.ndarray | None = None,
     draws: int = 1000,
+    each: Callable[..., Iterable[Any]] = map,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Compute ranking and calibration of each ranker's predictions, and compare the first, the model, with the others.
 
@@ -51,6 +52,7 @@ def metrics(
       predicted: {ranker: {signal: expected feedback [n]}}; a ranker may omit signals.
       duration: [n] seconds, of the videos; if given, numeric signals are also evaluated within duration deciles.
       draws: samples of the bootstraps over users.
+      each: (function, signals) -> its results, in order; several processes may compute them.
 
     Returns:
       {signal: {ranker: {...}}}, for the signals with at least one prediction.
@@ -108,16 +110,17 @@ def metrics(
         result[loss] = _difference(model.losses, other.losses, user_rows, draws)
         return result
 
-    result: dict[str, dict[str, dict[str, Any]]] = {}
     first = next(iter(predicted), None)
-    for signal in signals.names:
+
+    def entries_of(signal: str) -> dict[str, dict[str, Any]]:
         measured = {ranker: measure(signal, s[signal]) for ranker, s in predicted.items() if signal in s}
         for ranker, other in measured.items():
             if first in measured and ranker != first:
                 other.entry["model_minus"] = model_minus(signal, measured[first], other)
-        if measured:
-            result[signal] = {ranker: m.entry for ranker, m in measured.items()}
-    return result
+        return {ranker: m.entry for ranker, m in measured.items()}
+
+    found = zip(signals.names, each(entries_of, signals.names), strict=True)
+    return {signal: entries for signal, entries in found if entries}
 
 
 def per_video_mean(
@@ -151,7 +154,12 @@ def _auc(label: np.ndarray, score: np.ndarray) -> float:
 
 
 def logistic(
-    signals: Signals, features: np.ndarray, feedback: np.ndarray, tests: Mapping[str, np.ndarray], seed: int = 0
+    signals: Signals,
+    features: np.ndarray,
+    feedback: np.ndarray,
+    tests: Mapping[str, np.ndarray],
+    seed: int = 0,
+    each: Callable[..., Iterable[Any]] = map,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Fit linear baselines on plain features: logistic regression for binary signals, else least squares.
 
@@ -161,6 +169,7 @@ def logistic(
       feedback: [m, S] of the training exposures.
       tests: {log: [n, F]} of the exposures to predict.
       seed: of the sample of training exposures.
+      each: (function, signals) -> its results, in order; several processes may compute them.
 
     Returns:
       {log: {signal: [n] float64}}. A signal with a single class in the fitted rows gets its smoothed training mean.
@@ -176,24 +185,26 @@ def logistic(
     scaler = StandardScaler().fit(features[rows].astype(np.float64))
     at_train = scaler.transform(features[rows].astype(np.float64))
     at_tests = {log: scaler.transform(x) for log, x in tests.items()}
-    result: dict[str, dict[str, np.ndarray]] = {log: {} for log in tests}
-    for i, signal in zip(signals.binary, signals.binary_names, strict=True):
+
+    def predict(signal: str) -> dict[str, np.ndarray]:
+        i = signals.index(signal)
+        if signal in signals.numeric_names:
+            # Least squares on seconds estimates the mean. On log1p it would estimate a median-like value below the
+            # mean; a log link would estimate the mean but explode on features far from the training ones.
+            line = LinearRegression().fit(at_train, feedback[rows, i].astype(np.float64))
+            least = 0.0 if i in signals.amounts else -np.inf
+            return {log: np.maximum(line.predict(x), least) for log, x in at_tests.items()}
         label = feedback[:, i] > 0.5
         if label[rows].any() and not label[rows].all():
             model = LogisticRegression(max_iter=1000).fit(at_train, label[rows])
-            for log, x in at_tests.items():
-                result[log][signal] = model.predict_proba(x)[:, 1].astype(np.float64)
-        else:
-            # Adds one exposure of each class: a single row would refute a probability of 0 or 1.
-            for log, x in at_tests.items():
-                result[log][signal] = np.full(len(x), (label.sum() + 1.0) / (len(label) + 2.0))
-    # Least squares on seconds estimates the mean. On log1p it would estimate a median-like value below the mean; a log
-    # link would estimate the mean but explode on features far from the training ones.
-    for i, signal in zip(signals.numeric, signals.numeric_names, strict=True):
-        line = LinearRegression().fit(at_train, feedback[rows, i].astype(np.float64))
-        for log, x in at_tests.items():
-            result[log][signal] = np.maximum(line.predict(x), 0.0 if i in signals.amounts else -np.inf)
-    return result
+            return {log: model.predict_proba(x)[:, 1].astype(np.float64) for log, x in at_tests.items()}
+        # Adds one exposure of each class: a single row would refute a probability of 0 or 1.
+        mean = (label.sum() + 1.0) / (len(label) + 2.0)
+        return {log: np.full(len(x), mean) for log, x in at_tests.items()}
+
+    names = (*signals.binary_names, *signals.numeric_names)
+    found = dict(zip(names, each(predict, names), strict=True))
+    return {log: {signal: by_log[log] for signal, by_log in found.items()} for log in tests}
 
 
 def ks_distance(a: np.ndarray, b: np.ndarray) -> float:

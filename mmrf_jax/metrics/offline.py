@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,21 +39,23 @@ def score_log(
     *,
     num_requests: int,
     batch: int = BATCH,
+    part: slice = slice(None),
     progress: Callable[[int], None] = lambda done: None,
 ) -> Rows:
-    """Score every exposure of a log.
+    """Score every exposure of a log, or of a part of its segments.
 
     Args:
       score: jitted, SessionBatch -> scores [B, T+1, N, K] of the slates, each from the state before its request.
       num_requests: T of a segment.
       batch: segments scored at a time; the last batch is padded, so that one trace serves all.
+      part: the rows of `sessions.segment_index` to score; it may be empty.
       progress: called with the number of segments scored.
     """
-    index = sessions.segment_index(log, num_requests)
-    parts: list[Rows] = []
-    for start in range(0, len(index), batch):
+    every = sessions.segment_index(log, num_requests)
+    index, parts = every[part], list[Rows]()
+    for start in range(0, max(len(index), 1), batch):
         rows = index[start : start + batch]
-        padded = np.concatenate([rows, np.repeat(rows[:1], batch - len(rows), axis=0)])
+        padded = np.concatenate([rows, np.repeat(every[:1], batch - len(rows), axis=0)])
         data = sessions.gather_segments(log, padded, num_requests)
         scores = np.moveaxis(np.asarray(score(data)), -2, -1)  # [B, T+1, K, N]
         keep = np.array(data.slate_mask & data.mask[..., None])
@@ -82,6 +84,7 @@ def metrics(
     duration: np.ndarray,
     baselines: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     draws: int = 1000,
+    each: Callable[..., Iterable[Any]] = map,
 ) -> dict[str, dict[str, Any]]:
     """Compute GAUC per signal, and two variants for numeric ones such as watch time, all with intervals over users.
 
@@ -95,6 +98,7 @@ def metrics(
       duration: [n] seconds, of the videos.
       baselines: {ranker: {signal: scores [n]}}, compared by a paired bootstrap.
       draws: bootstrap samples.
+      each: (function, names) -> its results, in order; several processes may compute them.
 
     Returns:
       {signal: {"gauc", "gauc_agent" if the signal has an agent, "ci95", "eligible_users", "by_duration"}}; the last is
@@ -139,8 +143,8 @@ def metrics(
             for decile in deciles
         ]
 
-    result: dict[str, dict[str, Any]] = {}
-    for name, (signal, *_) in parts.items():
+    def entry_of(name: str) -> dict[str, Any]:
+        signal = parts[name][0]
         served = measure(rows.scores[:, -1], name)
         entry: dict[str, Any] = {"eligible_users": int(served.eligible_users)}
         if name in without_training_rows:
@@ -163,8 +167,9 @@ def metrics(
                 diff = ranking.paired_bootstrap(own.per_user, other.per_user, own.impressions, draws)
                 against |= {"diff": diff.estimate, "diff_ci95": [diff.low, diff.high]}
             entry.setdefault("against", {})[ranker] = against
-        result[name] = entry
-    return result
+        return entry
+
+    return dict(zip(parts, each(entry_of, parts), strict=True))
 
 
 def format_table(result: dict[str, dict[str, Any]]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.ending import end_by
 
 EXIT_CODE = 75  # of a run that saved its state after a stop signal; start it again (EX_TEMPFAIL)
@@ -146,6 +147,7 @@ def watching(at_once: bool = False) -> Iterator[Watch]:
 def part() -> None:
     """Leave the run, so that this process continues and ends alone; all must call it, and no collective may follow."""
     if jax.process_count() > 1:
+        multihost.leave()
         jax.distributed.shutdown()
     if _watch is not None:
         _watch.alone()

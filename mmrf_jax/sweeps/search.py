@@ -27,7 +27,7 @@ from mmrf_jax.io import extras, files, tables
 from mmrf_jax.io.progress import say
 from mmrf_jax.io.storage import RemotePath
 from mmrf_jax.report import compare
-from mmrf_jax.sweeps import sweep
+from mmrf_jax.sweeps import sharing, sweep
 from mmrf_jax.training import comparison, configs, run_folder, run_report, train
 
 #: (config of the run, its folder) -> the metric; it goes on from what the folder has.
@@ -101,6 +101,10 @@ def run(config, out: Path, measure: Measure | None = None) -> list[dict[str, Any
 def run_path(out: Path, number: int) -> Path:
     """Return the run folder of a trial."""
     return out / "runs" / f"{number:03d}"
+
+
+def _claim_path(out: Path, number: int) -> Path:
+    return out / "claims" / f"{number:03d}"
 
 
 def rungs(rounds: int, reduction: int) -> list[int]:
@@ -244,7 +248,7 @@ def _claim(optuna, study, config, out: Path, stack: contextlib.ExitStack):
         trials = study.get_trials(deepcopy=False)
         trial = None
         for known in (known for known in trials if known.state.name == "RUNNING"):
-            if _lock(out, known.number, stack):
+            if sharing.claim(_claim_path(out, known.number), stack):
                 trial = optuna.trial.Trial(study, known._trial_id)
                 break
         if trial is None:
@@ -252,20 +256,9 @@ def _claim(optuna, study, config, out: Path, stack: contextlib.ExitStack):
                 return None
             study.sampler = _sampler(optuna, config, len(trials))
             trial = study.ask()
-            _lock(out, trial.number, stack)
+            sharing.claim(_claim_path(out, trial.number), stack)
         suggest(trial, config)  # those of a trial that has them are the same again
         return trial
-
-
-def _lock(out: Path, number: int, stack: contextlib.ExitStack) -> bool:
-    """Lock a trial, and return whether it was free."""
-    folder = out / "claims" / f"{number:03d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        stack.enter_context(files.held(folder))
-    except ValueError:
-        return False
-    return True
 
 
 def suggest(trial, config) -> dict[str, Any]:

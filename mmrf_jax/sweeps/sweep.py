@@ -1,4 +1,13 @@
-"""Studies: every variant of a run with every seed, and tables of their results."""
+"""Studies: every variant of a run with every seed, and tables of their results.
+
+    RUNS/NAME             the run folder of one variant and seed, named by its config
+    RUNS/.claims/NAME     locked by the process that trains it
+    OUT/.claims/NAME      locked by the process that runs one A/B test
+    OUT/NAME_SEED.json    the A/B tests
+    OUT/table.json, OUT/table.md
+
+Processes share the runs and the A/B tests (`sharing`), and the one that does the last of them writes the tables.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +28,7 @@ from mmrf_jax.agents import registry
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.sweeps import seeds
+from mmrf_jax.sweeps import seeds, sharing
 from mmrf_jax.training import (
     arms,
     configs,
@@ -55,6 +64,7 @@ _ERRORS = ("click", "long_view", "like", "watch_time")
 #: Metrics ranked by the served scores; all other signals are ranked by their own agent's.
 _SERVED = ("long_view", "watch_time_median", "watch_time_xauc")
 _ESTIMATED = ("watch_time", "click", "like", "follow", "comment", "forward", "hate")
+_PATIENCE = 600.0  # seconds to wait for a process that writes the same tables
 _CAP = "10"  # of NCIS in the tables; `mmrf evaluate` reports all caps
 
 
@@ -165,27 +175,76 @@ def check(study: Study) -> None:
             raise ValueError(f"config.days is {config.days}; use --config.days=5 or more")
 
 
-def run(config, out: Path, runs_dir: Path) -> dict[str, Any]:
+def run(config, out: Path, runs_dir: Path) -> dict[str, Any] | None:
     """Train the missing runs, write OUT/table.json and OUT/table.md, and return the table.
+
+    Processes that are started with the same folders share the work.
 
     Args:
       config: of a study, see experiments/table_ablation.py.
       out: folder to write.
       runs_dir: folder of the runs, shared by studies.
+
+    Returns:
+      The table; None if other processes still work on a part of it, of whom the last writes it.
     """
     study = Study(config, out, runs_dir)
     check(study)
-    paths: dict[str, list[Path]] = {}
+    if left := sharing.work(_tasks(study)):
+        say(f"study: other processes work on {left} parts; the last of them completes the table")
+        return None
+    out.mkdir(parents=True, exist_ok=True)
+    with files.held(out, _PATIENCE):
+        table = _table(study)
+        files.write_json(out / "table.json", table)
+        files.write_text(out / "table.md", format_table(table))
+    return table
+
+
+def _tasks(study: Study) -> list[sharing.Task]:
+    """Return the runs of a study, then its A/B tests, each of which needs the runs of its seed."""
+    config = study.config
+    tasks: list[sharing.Task] = []
+    runs_of: dict[int, set[int]] = {seed: set() for seed in range(config.seeds)}
+    last: list[str] = []  # the variant or table that this process has worked on
+
+    def work(name: str, run: Callable[..., Any], *args: Any) -> None:
+        if last and last[0] != name:
+            forget()
+        last[:] = [name]
+        run(*args)
+
     for name in study.names():
         for seed in range(config.seeds):  # seeds share one program
-            one = run_config(config, name, seed)
-            paths.setdefault(name, []).append(folder(one, runs_dir))
-            say(f"study: {name}, seed {seed + 1} of {config.seeds}, in {paths[name][-1]}")
-            train.train(one, paths[name][-1], brief=True)
-            for kept in {TABLES[table].of_runs for table in config.tables if table in TABLES} - {""}:
-                measure_run(one, paths[name][-1], kept)
-        forget()
+            claim = study.runs_dir / ".claims" / folder(run_config(config, name, seed), study.runs_dir).name
+            runs_of[seed].add(len(tasks))
+            tasks.append(sharing.Task(claim, functools.partial(work, name, _train, study, name, seed)))
+    for name in (name for name in config.tables if name in TABLES and TABLES[name].serves):
+        for seed in range(config.seeds):
+            claim = study.out / ".claims" / f"{name}_{seed}"
+            measure = functools.partial(work, f"table {name}", TABLES[name].measure, study, seed)
+            tasks.append(sharing.Task(claim, measure, frozenset(runs_of[seed])))
+    return tasks
+
+
+def _train(study: Study, name: str, seed: int) -> None:
+    """Train a run of a study, and measure what its tables need of it."""
+    one = run_config(study.config, name, seed)
+    place = folder(one, study.runs_dir)
+    say(f"study: {name}, seed {seed + 1} of {study.config.seeds}, in {place}")
+    train.train(one, place, brief=True)
+    for kept in {TABLES[table].of_runs for table in study.config.tables if table in TABLES} - {""}:
+        measure_run(one, place, kept)
+
+
+def _table(study: Study) -> dict[str, Any]:
+    """Return the tables of a study whose runs and A/B tests are done."""
+    config = study.config
     table: dict[str, Any] = {}
+    paths = {
+        name: [folder(run_config(config, name, seed), study.runs_dir) for seed in range(config.seeds)]
+        for name in study.names()
+    }
     for name in (name for name in config.tables if name in TABLES):
         measured = [TABLES[name].measure(study, seed) for seed in range(config.seeds)]
         table[name] = seeds.across(measured, TABLES[name].reference(config.reference), study.against())
@@ -198,8 +257,6 @@ def run(config, out: Path, runs_dir: Path) -> dict[str, Any]:
     table |= {"seeds": config.seeds, "sessions": config.sessions if served else None}
     table["against"] = study.against()
     table["runs"] = {name: [path.name for path in places] for name, places in paths.items()}
-    files.write_json(out / "table.json", table)
-    files.write_text(out / "table.md", format_table(table))
     return table
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.abtest import simulate
 from mmrf_jax.envs import rankers
-from mmrf_jax.metrics import offline
 from mmrf_jax.models import encoders
 from mmrf_jax.models.feedback_model import fitting
 from mmrf_jax.parallel import programs
@@ -55,7 +54,7 @@ def begin(
         world, capacity = source.sim.with_items(items), simulate.block_users(config.ab_test.sessions, partitioner)
         key = evaluate.ab_key(config.seed)
         ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, k=spec.slate, capacity=capacity))
-    batch = batches.example(spec, offline.BATCH, segment)
+    batch = partitioner.shard_inputs(batches.example(spec, evaluate.scored_at_once(partitioner), segment))
     ahead.add("offline", lambda: predictions.evaluate.lower(shapes, batch, items, plan))
 
 

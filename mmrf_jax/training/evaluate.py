@@ -28,6 +28,7 @@ from mmrf_jax.training.train_state import TrainState
 #: Upper limits on the requests that sessions of the model exploitation gap start from: in total, and per session.
 _GAP_POOL, _GAP_POOL_A_SESSION = 8_192, 4
 _FROZEN = "test_frozen"  # name of a split
+_CHECKS = 32  # for a stop signal while a log is scored, whatever the share of a process
 _MAX_SESSION = 64  # requests, if a config sets no maximum session length
 
 
@@ -130,7 +131,7 @@ class TrainedRun:
     begin: Callable[..., None] = lambda name, program=None: phase(name)
 
     def local(self) -> TrainedRun:
-        """Return the run on this process's devices only, so that each process computes alone; all must call it."""
+        """Return the run on this process's devices only; all processes must call it."""
         partitioner, state = Partitioner.local(), multihost.to_local(self.state)
         return dataclasses.replace(self, source=self.source.local(), state=state, partitioner=partitioner)
 
@@ -186,6 +187,8 @@ Evaluator = Callable[[TrainedRun, Any], dict[str, Any] | None]
 def evaluate(run: TrainedRun, thorough: bool = False, with_baselines: bool = True) -> dict[str, Any]:
     """Call the evaluators on the held-out logs; on KuaiRand popularity and boosting are compared too.
 
+    Several processes share the work: each scores a part of every log, and measures some of the signals.
+
     Args:
       run: on this process's devices.
       thorough: whether to call `THOROUGH_EVALUATORS` too, and compare model quality with the simple predictors in the
@@ -232,7 +235,7 @@ def _scored_splits(run: TrainedRun, with_baselines: bool) -> Iterator[ScoredSpli
             scores |= {_FROZEN: scores["test"]} if scores else {}
     for name, log in tests.items():
         num_requests = 1 if name == _FROZEN else run.config.train.segment
-        rows, predicted = score(source, run.plan, run.state, log, num_requests)
+        rows, predicted = score(run, log, num_requests)
         yield ScoredSplit(
             name,
             functools.partial(tests.__getitem__, name),
@@ -253,14 +256,17 @@ def _ranking(run: TrainedRun, split: ScoredSplit) -> dict[str, Any]:
         rankers = {**rankers, "logistic": split.simple["logistic"], **own}
     agents = registry.get(run.config.method).signals(run.plan.agents)
     duration = np.asarray(run.source.items.duration)[split.rows.video]
-    return offline.metrics(split.rows, run.source.spec.signals, agents, split.before, duration, rankers)
+    signals, each = run.source.spec.signals, multihost.share_out
+    return offline.metrics(split.rows, signals, agents, split.before, duration, rankers, each=each)
 
 
 def _model_quality(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None:
     """Return `model_quality.metrics` of the run's predictors and the simple ones."""
-    predicted = split.predicted | dict(split.simple)
-    signals = run.source.spec.signals
-    return model_quality.metrics(signals, split.rows.user_id, split.rows.feedback, predicted) if predicted else None
+    predicted, rows = split.predicted | dict(split.simple), split.rows
+    if not predicted:
+        return None
+    signals, each = run.source.spec.signals, multihost.share_out
+    return model_quality.metrics(signals, rows.user_id, rows.feedback, predicted, each=each)
 
 
 def _off_policy(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None:
@@ -279,7 +285,7 @@ def _excess(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None:
         shown = predictions.shown(batch)
         return np.moveaxis(predictions.uncertainty(run.state, batch, shown, run.source.items, run.plan), -1, -2)
 
-    u = offline.score_log(one, split.log, num_requests=split.num_requests).scores
+    u = _scored(run, one, split.log, split.num_requests).scores
     found, feedback, signals = split.predicted["model"], split.rows.feedback, run.source.spec.signals
     return {
         signal: model_quality.excess_logloss_by_decile(u[:, i], found[signal], feedback[:, i])
@@ -336,7 +342,8 @@ def _simple(source: sources.Source, tests: dict[str, Sessions]) -> tuple[dict[st
     at_train = boosting.table(train, items, signals, [train], seed=0)
     at_tests = {name: boosting.table(log, items, signals, past) for name, log in tests.items()}
     features = {name: rows.features for name, rows in at_tests.items()}
-    linear = model_quality.logistic(signals, at_train.features, at_train.feedback, features)
+    each = multihost.share_out
+    linear = model_quality.logistic(signals, at_train.features, at_train.feedback, features, each=each)
     known = offline.exposures(train)
     simple = {
         name: {
@@ -355,7 +362,7 @@ def _simple(source: sources.Source, tests: dict[str, Sessions]) -> tuple[dict[st
         return ranking.grouped_auc(users, scores, {"label": labels})["label"].value
 
     at_valid = None if valid is None else boosting.table(valid, items, signals, past)
-    boosted = boosting.scores(signals, at_train, at_valid, features, measure)
+    boosted = boosting.scores(signals, at_train, at_valid, features, measure, each=each)
     means = popularity.smoothed_means(signals, known.video, known.feedback, items.num_videos)
     popular = {name: dict(zip(signals.names, means[rows.video].T, strict=True)) for name, rows in at_tests.items()}
     return simple, {name: {"popularity": popular[name], "boosting": boosted[name]} for name in tests}
@@ -410,7 +417,8 @@ def ranking_of_valid(
     """
     if source.valid is None:
         raise ValueError(f"config.source={config.source!r} has no validation days here; keep some in its split")
-    rows, _ = score(source, plan, state, source.valid(), config.train.segment)
+    run = TrainedRun(config, plan, source, state, Partitioner())
+    rows, _ = score(run, source.valid(), config.train.segment)
     agents = registry.get(config.method).signals(plan.agents)
     duration = np.asarray(source.items.duration)[rows.video]
     return offline.metrics(rows, source.spec.signals, agents, offline.exposures(source.train()), duration, None)
@@ -424,26 +432,45 @@ def _history_rows(log: Sessions) -> offline.Rows:
     return offline.Rows(user[mask], log.history_videos[mask], log.history_feedback[mask], empty)
 
 
-def score(
-    source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: Sessions, num_requests: int
-) -> tuple[offline.Rows, dict[str, dict[str, np.ndarray]]]:
+def score(run: TrainedRun, log: Sessions, num_requests: int) -> tuple[offline.Rows, dict[str, dict[str, np.ndarray]]]:
     """Score every exposure of a log with a run, in segments of `num_requests`, and predict its feedback.
 
     Returns:
       The exposures with scores, and {predictor: {signal: [n]}} for each of `plan.predictors`.
     """
+    plan = run.plan
 
     def one(batch):
-        out = jax.device_get(predictions.evaluate(state, batch, source.items, plan))
-        parts = [np.take_along_axis(out["scores"], batch.slate[..., None, :], axis=-1)]
+        out = jax.device_get(predictions.evaluate(run.state, batch, run.source.items, plan))
+        parts = [np.take_along_axis(out["scores"], np.asarray(batch.slate)[..., None, :], axis=-1)]
         return np.concatenate([*parts, *(np.moveaxis(out[name], -1, -2) for name in plan.predictors)], axis=-2)
 
-    total = len(sessions.segment_index(log, num_requests))
-    rows = offline.score_log(one, log, num_requests=num_requests, progress=counted("offline", total))
+    rows = _scored(run, one, log, num_requests)
     num_agents = len(registry.get(plan.method).signals(plan.agents))
     expected = np.split(rows.scores[:, num_agents:], max(len(plan.predictors), 1), axis=1)
     found = {
-        name: dict(zip(source.spec.signals.names, x.T, strict=True))
+        name: dict(zip(run.source.spec.signals.names, x.T, strict=True))
         for name, x in zip(plan.predictors, expected, strict=False)
     }
     return dataclasses.replace(rows, scores=rows.scores[:, :num_agents]), found
+
+
+def scored_at_once(partitioner: Partitioner) -> int:
+    """Return the number of segments that each process scores in one call: `offline.BATCH` of all processes."""
+    devices = partitioner.num_devices
+    return -(-offline.BATCH // (multihost.num_processes() * devices)) * devices
+
+
+def _scored(run: TrainedRun, one: Callable[[Any], Any], log: Sessions, num_requests: int) -> offline.Rows:
+    """Return `offline.score_log`, each process scoring a part of the segments on its devices; all get all rows."""
+    first, number = multihost.share(len(sessions.segment_index(log, num_requests)))
+    rows = offline.score_log(
+        lambda batch: one(run.partitioner.shard_inputs(batch)),
+        log,
+        num_requests=num_requests,
+        batch=scored_at_once(run.partitioner),
+        part=slice(first, first + number),
+        progress=counted("offline", number, checks=_CHECKS),
+    )
+    names = [field.name for field in dataclasses.fields(rows)]
+    return offline.Rows(*multihost.gather_rows([getattr(rows, name) for name in names]))

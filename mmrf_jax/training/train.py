@@ -452,7 +452,7 @@ def _exploitation_gap(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[s
     if not (run.plan.use_feedback_model and run.config.alternation.gap_sessions and run.source.sim is not None):
         return None
     run.begin("model_exploitation_gap", "A/B test")
-    return evaluate.model_exploitation_gap(run.local(), split)
+    return evaluate.model_exploitation_gap(run, split)
 
 
 def _conflict(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, float] | None:

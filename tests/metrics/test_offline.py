@@ -39,6 +39,25 @@ def test_scored_rows_are_the_exposures_of_the_log(num_requests, batch):
     assert len(done) == len(shapes) == -(-segments // batch) and done[-1] == segments
 
 
+@pytest.mark.parametrize("number", [2, 3, 100])
+def test_parts_of_a_log_are_scored_apart(number):
+    """As several processes do; with 100 of them some have nothing to score."""
+    log = random_logs.make_log(0, 25)
+
+    def score(data):
+        return shown_videos(data).astype(np.float32)[..., None, :]
+
+    whole = offline.score_log(score, log, num_requests=2)
+    each = -(-len(sessions.segment_index(log, 2)) // number)
+    parts = [
+        offline.score_log(score, log, num_requests=2, batch=7, part=slice(n * each, (n + 1) * each))
+        for n in range(number)
+    ]
+    for name in ("user_id", "video", "feedback", "scores"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(whole, name))
+
+
 def test_exposures_by_hand():
     log = random_logs.make_log(1, 12)
     rows = offline.exposures(log)

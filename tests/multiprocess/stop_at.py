@@ -1,5 +1,7 @@
 """Runs a main that stops itself by SIGSTOP right before a function is called for the Nth time.
 
+With HANG=1 in the environment its main thread waits there for ever instead, while its other threads go on.
+
 python stop_at.py mmrf_jax.envs.rollout.unroll 2 launch.train --config=…
 """
 
@@ -8,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 
 
 def stop_at(function: str, call: int) -> None:
@@ -18,7 +21,7 @@ def stop_at(function: str, call: int) -> None:
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait() if os.environ.get("HANG") else os.kill(os.getpid(), signal.SIGSTOP)
         return original(*args, **kwargs)
 
     setattr(sys.modules[module], name, counted)

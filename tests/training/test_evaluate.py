@@ -62,7 +62,7 @@ def test_the_ranking_of_the_validation_days_scores_those_alone(monkeypatch):
         spec=types.SimpleNamespace(signals=SHORT_VIDEO),
     )
     found = evaluate.ranking_of_valid(configs.Run(), source, plan, "state")
-    assert [args[3] for args in scored] == ["valid"]
+    assert [args[1] for args in scored] == ["valid"]
     assert found["click"]["gauc"] == 0.75
     source.valid = None
     with pytest.raises(ValueError, match="has no validation days"):
