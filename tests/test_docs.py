@@ -139,7 +139,7 @@ def wrong(name, given):
         elif key.startswith("config."):
             if key.removeprefix("config.") not in known:
                 yield f"no config has a field {key}"
-        elif key not in flags.FLAGS:
+        elif key not in {*flags.FLAGS, "help"}:
             yield f"launch.{name} has no flag --{key}"
         elif equals and key != "config" and not re.search(r"[A-Z$]{2,}|^N$|^$", value):
             flags.FLAGS[key].parser.parse(value)
