@@ -12,10 +12,15 @@ import mmrf_jax
 from mmrf_jax.training import inputs
 
 
-def source(items, ids=None, users=None, unknown=None, names=None):
-    ids_of = None if ids is None else lambda: ids
+def source(items, ids=None, users=None, unknown=None, names=None, vocabularies=None):
     return types.SimpleNamespace(
-        items=items, spec=tiny.SPEC, video_ids=ids_of, users=users, unknown_video=unknown, names=names
+        items=items,
+        spec=tiny.SPEC,
+        video_ids=None if ids is None else lambda: ids,
+        users=users,
+        unknown_video=unknown,
+        names=names,
+        vocabularies=vocabularies,
     )
 
 
@@ -35,9 +40,12 @@ def test_what_is_written_is_read(ids, tmp_path):
 def test_users_and_the_unknown_video_are_kept(tmp_path):
     users = {"user_id": np.array(["", "u1"]), "profile": np.float32([[0, 0, 0], [1, 2, 3]])}
     names = {"context": [{"name": "hour", "kind": "number", "mean": [0.0]}]}
-    inputs.write(tmp_path, inputs.of_source(source(tiny.make_items(), np.arange(30), users, 0, names)))
+    ids = {"author": np.array(["ann", "bob"]), "tag": np.array([2**40, 7])}
+    inputs.write(tmp_path, inputs.of_source(source(tiny.make_items(), np.arange(30), users, 0, names, ids)))
     found = inputs.read(tmp_path)
-    assert found.names == names and found.num_statistics == 0
+    assert found.names == names and found.num_statistics == 0 and found.vocabularies.keys() == ids.keys()
+    for name, array in ids.items():
+        np.testing.assert_array_equal(found.vocabularies[name], array)
     assert found.unknown_video == 0 and found.users.keys() == users.keys()
     for name, array in users.items():
         np.testing.assert_array_equal(found.users[name], array)
