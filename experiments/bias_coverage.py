@@ -9,6 +9,6 @@ from experiments import table_ablation
 def get_config():
     config = table_ablation.get_config()
     config.variants = {name: config.variants[name] for name in ("mmrf", "da", "ns")}
-    config.tables = ("ab_test", "ab_test_users", "ab_test_leaving")
+    config.tables = ("ab_test", "ab_test_users", "ab_test_exit_hazard")
     config.arms = ("production", "random")
     return config

@@ -30,7 +30,7 @@ def tuned(method: str) -> dict:
 
 def get_config():
     config = base.get_config(**{name: tuned(name) for name in BASELINES})
-    config.tables = ("ab_test", "ab_test_users", "ab_test_leaving")
+    config.tables = ("ab_test", "ab_test_users", "ab_test_exit_hazard")
     config.sessions = 10_000
     config.arms = ("production", "random", "popularity", "oracle_myopic", "oracle_planning")
     return config

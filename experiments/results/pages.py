@@ -233,7 +233,7 @@ TABLES: dict[str, Callable[[], str]] = {
         (*_METHODS, *_OTHERS),
         {
             ("ab_test_users", "watch_time"): "watch time, other mix of users",
-            ("ab_test_leaving", "watch_time"): "watch time, other leaving hazard",
+            ("ab_test_exit_hazard", "watch_time"): "watch time, other exit hazard",
         },
     ),
     "methods_offline": lambda: arms(

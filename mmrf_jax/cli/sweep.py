@@ -6,9 +6,9 @@
 
 OUT gets table.json and table.md. Each run has its folder below --runs, named by its config, so that studies share runs;
 any of them can be an arm of `mmrf ab-test`, and `mmrf report` writes its page. --config.tables selects the tables:
-ab_test, ab_test_users, ab_test_leaving (the shifted worlds), by_day, offline, offline_frozen, offline_random, errors,
-model_exploitation_gap, conflict. A study of policies instead of variants trains nothing: it evaluates the off-policy
-estimators against the world.
+ab_test, ab_test_users, ab_test_exit_hazard (the shifted worlds), by_day, offline, offline_frozen, offline_random,
+errors, model_exploitation_gap, conflict. A study of policies instead of variants trains nothing: it evaluates the
+off-policy estimators against the world.
 
 A config with a `space` is a search, by Optuna (pip install 'mmrf_jax[optuna]'): random, TPE, ASHA. Its runs are in
 OUT/runs.

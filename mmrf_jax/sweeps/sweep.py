@@ -418,9 +418,9 @@ TABLES = {
         functools.partial(_means, name="ab_test_users", variant="users"),
         serves=True,
     ),
-    "ab_test_leaving": Table(
-        "A/B test in the world with another leaving hazard:",
-        functools.partial(_means, name="ab_test_leaving", variant="leaving"),
+    "ab_test_exit_hazard": Table(
+        "A/B test in the world with another exit hazard:",
+        functools.partial(_means, name="ab_test_exit_hazard", variant="exit_hazard"),
         serves=True,
     ),
     "by_day": Table("A/B test over days, of all users of an arm:", _by_day, serves=True),

@@ -1,4 +1,7 @@
-"""Arms of A/B tests by name: rankers that need no training, and the policies of finished runs."""
+"""Arms of A/B tests by name: rankers that need no training, and the policies of finished runs.
+
+The world defines its own arms (production, random, oracles) in `envs.short_video.reference_policies`.
+"""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def test_sizes_that_cannot_be(arguments, message):
 
 def test_variants_are_the_worlds():
     behaviours = {v: short_video.make(3000, 20, 3, variant=v).default_params.behaviour for v in short_video.VARIANTS}
-    assert behaviours["exit_hazard"] == parameters.behaviour("leaving")
+    assert behaviours["exit_hazard"] == parameters.behaviour("exit_hazard")
     assert behaviours["users"] == parameters.behaviour("users") and behaviours["base"] == parameters.Behaviour()
     assert behaviours["sparse"] == parameters.behaviour("sparse")
 

@@ -12,7 +12,7 @@ from mmrf_jax.sweeps import sweep
 #: The tiny world job as the run of a study.
 RUN = [flag.replace("--config.", "--config.run.") for flag in TINY[1:] if "quick" not in flag]
 STUDY = ("--config=experiments/table_ablation.py", "--config.quick=True", *RUN, "--config.sessions=64")
-TABLES = ("ab_test", "ab_test_leaving", "by_day", "errors", "offline", "model_exploitation_gap", "conflict")
+TABLES = ("ab_test", "ab_test_exit_hazard", "by_day", "errors", "offline", "model_exploitation_gap", "conflict")
 EVERYTHING = (
     *STUDY,
     f"--config.tables={TABLES}",
@@ -70,9 +70,9 @@ def test_a_study_writes_one_table_and_runs_nothing_twice(launch, tmp_path):
     table = json.loads((out / "table.json").read_text())
     variants = {"mmrf", "co", "da", "ns"}
     assert list(table["ab_test"]) == sorted(table["ab_test"])
-    for name in ("ab_test", "ab_test_leaving", "by_day"):
+    for name in ("ab_test", "ab_test_exit_hazard", "by_day"):
         assert set(table[name]) == {*variants, "production", "popularity"}
-    assert table["ab_test"]["mmrf"] != table["ab_test_leaving"]["mmrf"]
+    assert table["ab_test"]["mmrf"] != table["ab_test_exit_hazard"]["mmrf"]
     shares = [
         table["by_day"]["mmrf"][f"visits, {name}"]["mean"]
         for name in ("day 1", "days 2 to 3", "last 2 days", "late / early")

@@ -7,7 +7,7 @@ import dataclasses
 from mmrf_jax import fields
 from mmrf_jax.fields import field
 
-VARIANTS = ("base", "users", "leaving", "sparse")
+VARIANTS = ("base", "users", "exit_hazard", "sparse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class WorldConfig:
     seed: int = field(0, "of the catalogue and of the users' hidden traits", fields.NATURAL)
     variant: str = field(
         "base",
-        "or a shifted world, for testing only: users, leaving; or sparse: watch time says little about staying, likes "
-        "and the like say more",
+        "or a shifted world, for testing only: users, exit_hazard; or sparse: watch time says little about staying, "
+        "likes and the like say more",
         among=VARIANTS,
     )
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from mmrf_jax.envs.short_video import env
-from mmrf_jax.envs.short_video.config import WorldConfig
+from mmrf_jax.envs.short_video.config import VARIANTS, WorldConfig
 
-#: Public names of the variants, and those of configs.
-VARIANTS = {"base": "base", "users": "users", "exit_hazard": "leaving", "sparse": "sparse"}
 #: Names of configs in messages, and those of the arguments.
 _ARGUMENTS = {
     "world.candidates": "num_candidates",
@@ -17,13 +15,13 @@ _ARGUMENTS = {
 
 
 def make(
-    num_videos: int = 100_000,
-    num_candidates: int = 100,
-    slate_size: int = 6,
-    history_size: int = 30,
-    max_requests: int = 64,
-    variant: str = "base",
-    seed: int = 0,
+    num_videos: int = WorldConfig.num_videos,
+    num_candidates: int = WorldConfig.candidates,
+    slate_size: int = WorldConfig.slate,
+    history_size: int = WorldConfig.history,
+    max_requests: int = WorldConfig.max_requests,
+    variant: str = WorldConfig.variant,
+    seed: int = WorldConfig.seed,
 ) -> env.ShortVideoEnv:
     """Return the short-video world: users with hidden tastes watch, like, get bored and leave.
 
@@ -50,7 +48,7 @@ def make(
                 slate=slate_size,
                 history=history_size,
                 max_requests=max_requests,
-                variant=VARIANTS[variant],
+                variant=variant,
                 seed=seed,
             )
         )

@@ -77,12 +77,12 @@ class Behaviour:
 def behaviour(variant: str) -> Behaviour:
     """Return the parameters of a variant.
 
-    `leaving` has another hazard, `users` other habits (its mix: items.py). In `sparse` a play says little about what
-    the user enjoys (more noise, more swipes, a weaker match), while enjoyment moves explicit signals and staying more
-    than in the base world. Explicit signals are also more frequent.
+    `exit_hazard` has another hazard, `users` other habits (its mix: items.py). In `sparse` a play says little about
+    what the user enjoys (more noise, more swipes, a weaker match), while enjoyment moves explicit signals and staying
+    more than in the base world. Explicit signals are also more frequent.
     """
     base = Behaviour()
-    if variant == "leaving":
+    if variant == "exit_hazard":
         return dataclasses.replace(base, stay=base.stay - 0.4, stay_joy=1.6 * base.stay_joy, stay_fatigue=0.05)
     if variant == "users":
         return dataclasses.replace(base, susceptibility=0.6, drive_activity=0.6, profile_noise=0.8)

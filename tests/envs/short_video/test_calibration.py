@@ -199,7 +199,7 @@ def test_an_enjoyed_slate_and_a_boring_one_differ_by_about_one_in_the_log_odds_o
 @pytest.fixture(scope="module")
 def shifted(sim):
     """Parameters of the other worlds; static fields as in `sim`, so that nothing is recompiled."""
-    worlds = {v: items.make(parameters.WorldConfig(variant=v)) for v in ("users", "leaving", "sparse")}
+    worlds = {v: items.make(parameters.WorldConfig(variant=v)) for v in ("users", "exit_hazard", "sparse")}
     return {v: params.replace(config=sim.default_params.config) for v, params in worlds.items()}
 
 
@@ -213,7 +213,7 @@ class TestVariants:
 
     def test_leaving_has_another_hazard(self, sums, serve, shifted):
         """Users leave earlier, and enjoyment holds them more: planning gains more over the myopic oracle."""
-        params = shifted["leaving"]
+        params = shifted["exit_hazard"]
         production, base_world = serve(reference_policies.production, params), sums["production"]
         assert production["requests"].mean() < 0.8 * base_world["requests"].mean()
         # What a video brings is as before.
