@@ -22,6 +22,7 @@ from mmrf_jax.io import extras, files
 from mmrf_jax.metrics import offline
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.parallel import programs
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import Signals
 from mmrf_jax.training import (
     batches,
@@ -167,8 +168,11 @@ def look(config: configs.Run, plan: steps.TrainConfig, source, state: TrainState
         log = sessions.select_sessions(log, _longest(log, _USERS))
     index = np.stack([np.arange(log.num_sessions), log.offsets[:-1]], axis=1)
     length_shown = config.train.segment
-    batch = sessions.gather_segments(log, np.resize(index, (offline.BATCH, 2)), length_shown)
-    scores = np.asarray(predictions.evaluate(state, batch, source.items, plan)["scores"])
+    partitioner = Partitioner.local()
+    size = -(-offline.BATCH // partitioner.num_devices) * partitioner.num_devices  # as in the offline evaluation
+    batch = sessions.gather_segments(log, np.resize(index, (size, 2)), length_shown)
+    # Sharded as in the offline evaluation, whose program serves here.
+    scores = np.asarray(predictions.evaluate(state, partitioner.shard_inputs(batch), source.items, plan)["scores"])
     duration = np.asarray(source.items.duration)
     users, signals = [], source.spec.signals
     at = _duration(signals)
