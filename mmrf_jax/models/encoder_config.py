@@ -27,7 +27,7 @@ class EncoderConfig:
     slate: int = field(6, "K, videos of a slate", fields.NATURAL, internal=True)
     encoder: str = field(
         "memory",
-        "of users over their requests: decayed sums that heads read (`memory`), a `gru`, or a causal `transformer`",
+        "how requests become a user state: decayed sums of feedback (`memory`), a `gru`, or a causal `transformer`",
         among=ENCODERS,
     )
     window: int = field(16, "W, the last requests of a user that encoder=transformer attends to", fields.WIDTH)
@@ -46,19 +46,22 @@ class EncoderConfig:
     table_learning_rate: float = field(0.02, "of row-wise Adagrad", fields.NOT_NEGATIVE)
     dropout: float = field(
         0.0,
-        "of looked-up embedding rows and of the user state; in training, and where uncertainty is measured",
+        "rate for embedding rows and the user state, in training and when uncertainty is measured",
         fields.DROPOUT,
     )
     optimizer: str = field("adamw", "`sgd` is for checks of invariance", among=OPTIMIZERS, internal=True)
     max_rows: int = field(
-        2**27, "of an embedding table; ids of a larger vocabulary share rows by hash", fields.COUNT, optional=True
+        2**27,
+        "most rows of an embedding table; ids of a larger vocabulary share rows by hash",
+        fields.COUNT,
+        optional=True,
     )
     table_dtype: str = field(
         "float32", "of the rows of embedding tables; bfloat16 takes half the memory", among=DTYPES, optional=True
     )
     compute_dtype: str = field(
         "float32",
-        "of what enters the products of encoders and heads; bfloat16 is for accelerators, all else stays float32",
+        "of the operands of products in encoders and heads; bfloat16 is for accelerators; all else stays float32",
         among=DTYPES,
         optional=True,
     )

@@ -88,10 +88,10 @@ _LOGS: dict[str, Any] = {"kuairand": KuaiRandData, "logs": OwnLogs}
 class Collect:
     """Logs collected in a simulator."""
 
-    sessions: int = field(8_192, "of each round's log", fields.COUNT)
-    test_sessions: int = field(2_048, "of the held-out log", fields.COUNT)
+    sessions: int = field(8_192, "sessions of each round's log", fields.COUNT)
+    test_sessions: int = field(2_048, "sessions of the held-out log", fields.COUNT)
     slots: int = field(
-        0, "users in flight on each device; 0: a quarter of its sessions, but at most 1,024", fields.NATURAL
+        0, "users in flight on each device; 0: a quarter of the device's sessions, at most 1,024", fields.NATURAL
     )
 
 
@@ -99,14 +99,18 @@ class Collect:
 class Alternation:
     """Rounds of fit, label and update."""
 
-    rounds: int = field(3, "of fit, label, update", fields.COUNT)
+    rounds: int = field(3, "rounds of fit, label and update", fields.COUNT)
     closed_loop: bool = field(True, "after the first round the newest policy serves and collects the round's log")
-    temperature: float = field(1.0, "of that policy, as Plackett–Luce; 0: its best slate", fields.NOT_NEGATIVE)
+    temperature: float = field(
+        1.0, "of the Plackett–Luce slates of that policy; 0: its best slate", fields.NOT_NEGATIVE
+    )
     gap_sessions: int = field(
-        0, "served each round in the model and in the world, to compare; 0 for none", fields.NATURAL
+        0,
+        "sessions served after each round both in the model and in the world, to compare the returns; 0 for none",
+        fields.NATURAL,
     )
     conflict_batches: int = field(
-        0, "of each round, on which the agents' gradients are compared; 0 for none", fields.NATURAL
+        0, "batches of each round on which the agents' gradients are compared; 0 for none", fields.NATURAL
     )
 
 
@@ -116,7 +120,9 @@ class Feedback(FeedbackConfig):
 
     batch: int = field(32, "segments of a step of the fit", fields.COUNT)
     epochs: int = field(1, "over each round's log", fields.COUNT)
-    log_fraction: float = field(1.0, "of the log's sessions, to see what less would do", fields.PART)
+    log_fraction: float = field(
+        1.0, "share of the log's sessions to fit on, to see what less data would do", fields.PART
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +133,8 @@ class Train:
     segment: int = field(8, "requests of a segment", fields.COUNT)
     candidates: int = field(
         32,
-        "of a request that an update looks at: those shown, and so many others at random; 0: all, as where "
-        "agents.sampling chooses among them or these are three quarters of all",
+        "candidates of a request that an update looks at: those shown, and this many others at random; 0: all, as also "
+        "when agents.sampling chooses among them or when these are three quarters of all",
         fields.NATURAL,
     )
     epochs: int = field(1, "over each round's log", fields.COUNT)
@@ -141,10 +147,10 @@ class Train:
 class ABTest:
     """The A/B test at the end of a run."""
 
-    sessions: int = field(4_096, "of each arm", "[2, 2147483647]")
+    sessions: int = field(4_096, "sessions per arm", "[2, 2147483647]")
     day: int = field(0, "simulated day", fields.NATURAL)
     arms: tuple[str, ...] = field(
-        ("production", "random", "oracle_myopic", "oracle_planning"), "in addition to the run's own"
+        ("production", "random", "oracle_myopic", "oracle_planning"), "arms in addition to the run's own"
     )
 
 
@@ -154,17 +160,20 @@ class Run:
 
     seed: int = field(0, "of logs, initial parameters and A/B test; the world has world.seed", fields.NATURAL)
     quick: bool = field(False, "a tiny form, for tests and first looks")
-    source: str = field("world", "of sessions", among=SOURCES)
+    source: str = field("world", "where sessions come from", among=SOURCES)
     method: str = field(
-        "mmrf", "or a baseline: bc, wide_deep, deepfm, pareto, tscac, massa, td3_bc, iql, ltr, myopic; or a plug-in's"
+        "mmrf",
+        "mmrf; a baseline: bc, wide_deep, deepfm, pareto, tscac, massa, td3_bc, iql, ltr, myopic; or a plug-in's",
     )
     plugins: tuple[str, ...] = field((), "modules that register methods and policies of this run; see --import")
-    init_from: str | None = field(None, "run folder to begin with what it has learned; see docs/warm-start.md")
-    simulator: str = field(
-        "world", "what answers slates; feedback: the model of the run simulator_checkpoint", among=SIMULATORS
+    init_from: str | None = field(
+        None, "run folder whose learned parameters this run starts from; see docs/warm-start.md"
     )
-    simulator_checkpoint: str = field("", "run folder whose feedback model answers")
-    simulator_answers: str = field("sampled", "how that model answers", among=ANSWERS)
+    simulator: str = field(
+        "world", "what simulates feedback; feedback: the model of the run simulator_checkpoint", among=SIMULATORS
+    )
+    simulator_checkpoint: str = field("", "run folder whose feedback model simulates feedback")
+    simulator_answers: str = field("sampled", "whether that model returns sampled or expected feedback", among=ANSWERS)
     world: WorldConfig | None = dataclasses.field(default_factory=WorldConfig)
     data: LogData | KuaiRandData | OwnLogs = dataclasses.field(default_factory=LogData)
     collect: Collect = dataclasses.field(default_factory=Collect)
@@ -178,8 +187,8 @@ class Run:
         "GiB of each device that a run may take; 0: what the device reports; CPUs report none",
         fields.NOT_NEGATIVE,
     )
-    log_every: int = field(50, "steps", fields.COUNT)
-    checkpoint_every: int = field(500, "steps", fields.COUNT)
+    log_every: int = field(50, "steps between logged metrics", fields.COUNT)
+    checkpoint_every: int = field(500, "steps between checkpoints", fields.COUNT)
     trackers: tuple[str, ...] = field(
         ("tensorboard", "csv"), "of metrics, in addition to metrics.jsonl", among=trackers.NAMES
     )

@@ -1,6 +1,6 @@
 """What a run takes of each device's memory: a formula, and a check before anything is compiled.
 
-The factors of the steps are those of XLA's own count for CPUs, within a tenth (`tests/training/test_memory.py`).
+The factors of the steps are those of XLA's own count for CPUs, within 15 % (`tests/training/test_memory.py`).
 docs/accelerators.md has the formula.
 """
 

@@ -56,17 +56,19 @@ class AgentConfig(EncoderConfig):
     )
     sampling: str = field(
         "uniform",
-        "which unseen candidates are labelled; or those with a higher score of the main agent, or more uncertainty of "
-        "the feedback model about its signal, as Plackett–Luce on standardised values",
+        "how unseen candidates to label are drawn: uniformly, or by Plackett–Luce on the standardised scores of the "
+        "main agent or uncertainties of the feedback model about its signal",
         among=SAMPLING,
     )
     model_weight: float = field(
         2.0 / 3.0,
-        "of the feedback model's predictions in Q, the rest the critics'; 2/3 counts each twin once",
+        "weight of the feedback model's predictions in Q; the critics' have the rest; 2/3 counts each twin once",
         fields.SHARE,
     )
     uncertainty_bonus: float = field(
-        0.0, "beta, by how many times its uncertainty a simulated reward is widened; negative: pessimism", fields.FINITE
+        0.0,
+        "beta; a simulated reward r becomes r + beta * u * |r| at relative uncertainty u; negative: pessimism",
+        fields.FINITE,
     )
     agent_dim: int = field(32, "width of an agent's state", fields.WIDTH, internal=True)
     heads: int = field(4, "of the attention between agents", fields.WIDTH, internal=True)
@@ -78,34 +80,34 @@ class AgentConfig(EncoderConfig):
     )
     residual_actor: bool = field(
         False,
-        "whether actors add a learned residual to their critics' values; else they learn scores from nothing, as the "
-        "policies of simulators do best",
+        "whether actors add a learned residual to their critics' values; else they learn scores from scratch, which "
+        "is better in simulators",
     )
     main_objective_weight: float = field(
         0.1, "lambda, weight of the main agent's value in an auxiliary agent's objective", fields.NOT_NEGATIVE
     )
     reward: str = field(
         "",
-        "of the main agent, such as 'watch_time + 3*like - 5*hate', in standard deviations of each signal; of others "
-        "as 'like: like + comment; …'; empty: each agent's own signal",
+        "reward of the main agent, such as 'watch_time + 3*like - 5*hate', in standard deviations of each signal; of "
+        "others as 'like: like + comment; …'; empty: each agent's own signal",
     )
     temperature: float = field(
         0.25, "tau of the relaxed exposure, in units of the spread of a critic over candidates", fields.RATE
     )
     discount: float = field(
         0.95,
-        "gamma of a request; 0 where logs do not tell why sessions end: only the feedback of the slate counts",
+        "gamma of a request; 0 if logs do not say why sessions end: then only the feedback on the slate counts",
         fields.SHARE,
     )
     polyak: float = field(0.05, "rate at which target networks follow", fields.PART)
     critics: str = field(
         "shared",
-        "one encoder and critic that predict every signal for all agents; own: one for each agent, which sees "
+        "shared: one encoder and critic that predict every signal, for all agents; own: one for each agent, which sees "
         "only the signals that the agent is rewarded by",
         among=CRITICS,
     )
     actor_learning_rate: float = field(
-        3e-3, "of Adam, for actors; learning_rate is that of encoder and critics", fields.NOT_NEGATIVE
+        3e-3, "of Adam for the actors; learning_rate is that of encoder and critics", fields.NOT_NEGATIVE
     )
     communication: str = field("attention", "set by the method", among=COMMUNICATION, internal=True)
     one_actor: bool = field(

@@ -22,8 +22,8 @@ class WorldConfig:
     seed: int = field(0, "of the catalogue and of the users' hidden traits", fields.NATURAL)
     variant: str = field(
         "base",
-        "or a shifted world, for testing only: users, exit_hazard; or sparse: watch time says little about staying, "
-        "likes and the like say more",
+        "base; users, exit_hazard: shifted worlds, for testing only; sparse: watch time says little about staying, "
+        "likes and other signals say more",
         among=VARIANTS,
     )
 

@@ -24,7 +24,7 @@ class FeedbackConfig(EncoderConfig):
     """
 
     learning_rate: float = field(3e-3, "of Adam", fields.NOT_NEGATIVE)
-    dropout: float = field(0.02, "of embedding rows and the user state", fields.DROPOUT)
+    dropout: float = field(0.02, "rate for embedding rows and the user state", fields.DROPOUT)
     loss: str = field(
         "likelihood",
         "`likelihood`: Bernoulli, and quasi-Poisson for watch time; `mse`: the paper's squared errors",
@@ -32,7 +32,7 @@ class FeedbackConfig(EncoderConfig):
     )
     twin_feature_dropout: tuple[float, float] = field(
         (0.0, 0.0),
-        "what each twin does not see; (0.0, 0.25): uncertainty ranks errors better, and errors are larger",
+        "share of features hidden from each twin; (0.0, 0.25): uncertainty ranks errors better, but errors are larger",
         fields.DROPOUT,
     )
     exposures: int = field(
