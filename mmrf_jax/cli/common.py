@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from mmrf_jax.training import sources
     from mmrf_jax.training.train_state import TrainState
 
-_NAMED_WITHIN = 10.0  # seconds from an error of the network until the roll call has named a process
+_NAMED_WITHIN = 10.0  # seconds from an error of the network until the heartbeats have named a process
 _LIBRARIES = ("orbax", "tensorflow_datasets", "etils", "matplotlib")
 
 _MULTIHOST = flags.DEFINE_bool(
@@ -100,7 +100,7 @@ def _run(main: Callable[[], None], several: bool, resumes: bool, devices: bool) 
     import jax
 
     from mmrf_jax.checkpointing.manager import CheckpointError
-    from mmrf_jax.parallel import multihost, preemption, roll_call
+    from mmrf_jax.parallel import heartbeat, multihost, preemption
 
     if _PARENT.value is not None:
         threading.Thread(target=_end_with, args=(_PARENT.value,), daemon=True).start()
@@ -113,7 +113,7 @@ def _run(main: Callable[[], None], several: bool, resumes: bool, devices: bool) 
             plugins.load(_IMPORT.value)
             main()
         multihost.leave()
-    except roll_call.Lost as lost:
+    except heartbeat.ProcessLost as lost:
         _end_lost(str(lost))
     except multihost.FailedElsewhere:
         parsing.leave(2)
@@ -187,7 +187,7 @@ def _join(several: bool) -> None:
     Raises:
       ValueError: if the main works in a single process.
     """
-    from mmrf_jax.parallel import multihost, roll_call
+    from mmrf_jax.parallel import heartbeat, multihost
 
     given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not _MULTIHOST.value and given == (None, None, None):
@@ -197,7 +197,7 @@ def _join(several: bool) -> None:
             "this main works in one process; leave out --multihost, --coordinator_address, --num_processes and "
             "--process_id, which are of train, ab-test and collect"
         )
-    limits = roll_call.Limits(join=_JOIN.value, stalled=_STALL.value)
+    limits = heartbeat.Limits(join=_JOIN.value, stalled=_STALL.value)
     multihost.join(*given, moved=progress.moves, end=_end_lost, limits=limits)
     if not multihost.is_primary():
         progress.mute()

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mmrf_jax.parallel import roll_call
+from mmrf_jax.parallel import heartbeat
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.types import PyTree
 
-_HEARTBEAT_SECONDS = 120  # until JAX misses a process and aborts, should the roll call not have noticed
+_HEARTBEAT_SECONDS = 120  # until JAX misses a process and aborts, should the heartbeats not have noticed
 _SHUTDOWN_SECONDS = 600  # that a process waits for the others when it ends
 
 
@@ -29,7 +29,7 @@ class FailedElsewhere(RuntimeError):
     """An error of another process, which has already reported it."""
 
 
-_roll_call: roll_call.RollCall | None = None  # of this process's run
+_monitor: heartbeat.HeartbeatMonitor | None = None  # of this process's run
 
 
 def _end(line: str) -> None:
@@ -44,7 +44,7 @@ def join(
     *,
     moved: Callable[[], int] = lambda: 0,
     end: Callable[[str], object] = _end,
-    limits: roll_call.Limits = roll_call.LIMITS,
+    limits: heartbeat.Limits = heartbeat.LIMITS,
 ) -> None:
     """Join this process to a multi-process run; call it before any device is used.
 
@@ -59,7 +59,7 @@ def join(
       limits: times until a process counts as lost.
 
     Raises:
-      Lost: if a process does not come.
+      ProcessLost: if a process does not join in time.
       ValueError: if only some of the three are given, or none and no launcher has started several processes.
     """
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
@@ -69,9 +69,9 @@ def join(
     local: Sequence[int] | None = None
     if missing:
         coordinator_address, num_processes, process_id, local = _detect(limits.join)
-    global _roll_call
+    global _monitor
     if coordinator_address is not None and num_processes is not None and num_processes > 1 and process_id is not None:
-        _roll_call = roll_call.RollCall(coordinator_address, num_processes, process_id, moved, end, limits)
+        _monitor = heartbeat.HeartbeatMonitor(coordinator_address, num_processes, process_id, moved, end, limits)
     try:
         jax.distributed.initialize(
             coordinator_address,
@@ -109,13 +109,13 @@ def meet() -> None:
 
 def lost(seconds: float) -> str | None:
     """Return the line that names a lost process of this run, waiting for it; None if all are there."""
-    return None if _roll_call is None else _roll_call.lost(seconds)
+    return None if _monitor is None else _monitor.lost(seconds)
 
 
 def leave() -> None:
     """Leave the run in agreement with the other processes, which do not miss this one from now on."""
-    if _roll_call is not None:
-        _roll_call.leave()
+    if _monitor is not None:
+        _monitor.leave()
 
 
 def is_primary() -> bool:

@@ -57,7 +57,7 @@ def test_a_host_that_never_comes_is_named(there, launch, tmp_path):
     process = start(launch, tmp_path, free_port(), there, "train", *flags)
     assert process.wait(HANG) == 1  # not 2: another start may help
     (line,) = errors(tmp_path, there)
-    assert re.match(rf"error: process {1 - there} of 2.* did not come within 3 s; start all processes again", line)
+    assert re.match(rf"error: process {1 - there} of 2.* did not join within 3 s; start all processes again", line)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"""`roll_call`: a process that never comes, ends, falls silent or hangs is named to all others. No JAX, no real time."""
+"""`heartbeat`: a process that never comes, ends, falls silent or hangs is named to all others. No JAX, no real time."""
 
 import json
 import queue
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from mmrf_jax.io import progress
-from mmrf_jax.parallel import roll_call
-from mmrf_jax.parallel.roll_call import Limits, Lost, RollCall
+from mmrf_jax.parallel import heartbeat
+from mmrf_jax.parallel.heartbeat import HeartbeatMonitor, Limits, ProcessLost
 
 NEVER = 1_000.0
 QUICK = Limits(join=NEVER, silent=NEVER, stalled=NEVER, beat=0.01, grace=0.0)
@@ -32,11 +32,11 @@ class Run:
         self.address, self.number = f"127.0.0.1:{port}", number
         self.ended: queue.Queue[tuple[int, str]] = queue.Queue()
         self.moved = [0] * number
-        self.calls: dict[int, RollCall] = {}
+        self.calls: dict[int, HeartbeatMonitor] = {}
 
     def come(self, index: int, limits: Limits) -> None:
         try:
-            self.calls[index] = RollCall(
+            self.calls[index] = HeartbeatMonitor(
                 self.address,
                 self.number,
                 index,
@@ -44,7 +44,7 @@ class Run:
                 lambda line: self.ended.put((index, line)),
                 limits,
             )
-        except Lost as lost:
+        except ProcessLost as lost:
             self.ended.put((index, str(lost)))
 
     def start(self, limits: Limits, indices: Iterator[int] | range | None = None) -> "Run":
@@ -62,7 +62,7 @@ class Run:
         return dict(self.ended.get(timeout=WAIT) for _ in range(number))
 
 
-def die(call: RollCall) -> None:
+def die(call: HeartbeatMonitor) -> None:
     """End a process without a word; the kernel closes its connections."""
     call._ended.set()
     for peer in call._peers.values():
@@ -84,9 +84,9 @@ def test_all_come_and_leave_in_agreement(port):
 @pytest.mark.parametrize(
     ("there", "line"),
     [
-        ((0, 2), "process 1 of 3 did not come within 1 s"),
-        ((0,), "processes 1, 2 of 3 did not come within 1 s"),
-        ((1, 2), "process 0 of 3, at 127.0.0.1:{port}, did not come within 1 s"),
+        ((0, 2), "process 1 of 3 did not join within 1 s"),
+        ((0,), "processes 1, 2 of 3 did not join within 1 s"),
+        ((1, 2), "process 0 of 3, at 127.0.0.1:{port}, did not join within 1 s"),
     ],
 )
 def test_who_never_comes_is_named_to_those_who_have(there, line, port):
@@ -114,7 +114,7 @@ def test_who_leaves_first_is_not_missed_when_another_ends(port):
 
 
 def test_who_falls_silent_is_named(port):
-    """Process 1 answers the roll call and says nothing more, as one that is suspended."""
+    """Process 1 answers the heartbeats and says nothing more, as one that is suspended."""
     run = Run(port, 2)
     first = threading.Thread(target=run.come, args=(0, QUICK._replace(silent=0.5)), daemon=True)
     first.start()
@@ -151,7 +151,7 @@ def test_strangers_at_the_port_are_no_processes(port):
 
 
 def test_a_run_that_does_not_move_ends(monkeypatch, port):
-    monkeypatch.setattr(roll_call, "_place", lambda: {**roll_call._NOWHERE, "at": "training/hooks.py:9 (after_step)"})
+    monkeypatch.setattr(heartbeat, "_place", lambda: {**heartbeat._NOWHERE, "at": "training/hooks.py:9 (after_step)"})
     run = Run(port, 2)
     run.moved = [5, 4]
     run.start(QUICK._replace(stalled=0.5))
@@ -172,7 +172,7 @@ def beat(moved: int, at: str, waits: bool):
     ],
 )
 def test_which_process_hangs(beats, guilty):
-    assert roll_call._hanging(beats, 30.0) == f"{guilty}: the run has not moved for 30 s"
+    assert heartbeat._hanging(beats, 30.0) == f"{guilty}: the run has not moved for 30 s"
 
 
 def test_the_place_of_a_process_is_a_line_of_ours():
@@ -180,7 +180,7 @@ def test_the_place_of_a_process_is_a_line_of_ours():
     found = []
 
     def look() -> None:
-        thread = threading.Thread(target=lambda: found.append(roll_call._place()))
+        thread = threading.Thread(target=lambda: found.append(heartbeat._place()))
         thread.start()
         thread.join()
 

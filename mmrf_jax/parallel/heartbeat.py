@@ -1,9 +1,9 @@
-"""Which processes of a run are there: one that never comes, ends or hangs is named, in one line, by all others.
+"""Heartbeats between the processes of a run: each names, in one line, a process that never joins, ends or hangs.
 
 JAX's own service would abort them with a stack trace that does not name it. Before it starts, process 0 listens on its
-port, and every other process connects and says who it is. When all have come, process 0 leaves the port to JAX and
-keeps the connections. The kernel closes that of a process that ends; a process that is silent or stuck is known by its
-beats. This module needs no JAX and compares no clocks of different machines.
+port, and every other process connects and says who it is. When all have joined, process 0 leaves the port to JAX and
+keeps the connections. The kernel closes the connection of a process that ends; missing or unchanged heartbeats show
+that one is silent or stuck. This module needs no JAX and compares no clocks of different machines.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _NOWHERE: dict[str, Any] = {"at": "", "waits": False, "compiles": False}  # wher
 _COMPILERS = ("jax/_src/compiler.py", "jax/_src/compilation_cache.py")  # compiling takes long, and ends
 
 
-class Lost(RuntimeError):
-    """A process of the run never came, has ended, or hangs; the message names it."""
+class ProcessLost(RuntimeError):
+    """A process of the run never joined, has ended, or hangs; the message names it."""
 
 
 class Limits(NamedTuple):
     """Times in seconds.
 
     Attributes:
-      join: until all processes have come.
-      silent: without a beat of a process, until it counts as lost: its machine is gone, or it is suspended.
+      join: until all processes have joined.
+      silent: without a heartbeat of a process, until it counts as lost: its machine is gone, or it is suspended.
       stalled: without progress of any process, until one counts as hanging. Other lines of code, and compiling, are
         progress too.
-      beat: between two beats.
-      grace: that this process has to end by itself once another is lost.
+      beat: between two heartbeats.
+      grace: for this process to end by itself once another is lost.
     """
 
     join: float = 300.0
@@ -85,8 +85,8 @@ class _Peer:
         self._socket.close()
 
 
-class RollCall:
-    """The other processes of a run, as this one sees them; the first sees all, each other one sees the first.
+class HeartbeatMonitor:
+    """Watches the other processes of a run: the first process watches all, each other one watches the first.
 
     Args:
       address: HOST:PORT of the first process.
@@ -97,7 +97,7 @@ class RollCall:
       limits: times.
 
     Raises:
-      Lost: if a process has not come in time.
+      ProcessLost: if a process has not joined in time.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class RollCall:
         me = f"process {index} (pid {os.getpid()} on {socket.gethostname()})"
         host, port = address.rsplit(":", 1)
         self._me, self._index = me, index
-        self._peers = self._gather(int(port)) if index == 0 else {0: self._come(host.strip("[]"), int(port))}
+        self._peers = self._gather(int(port)) if index == 0 else {0: self._join(host.strip("[]"), int(port))}
         for peer in self._peers.values():
-            threading.Thread(target=self._listen, args=(peer,), name="roll call", daemon=True).start()
-        threading.Thread(target=self._beat, name="roll call", daemon=True).start()
+            threading.Thread(target=self._listen, args=(peer,), name="heartbeat", daemon=True).start()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def lost(self, seconds: float) -> str | None:
         """Return the line about a lost process, waiting for one if there is none yet; None if nothing comes."""
@@ -150,18 +150,18 @@ class RollCall:
                 else:
                     peer.close()
         if missing := [n for n in range(1, self._number) if n not in peers]:
-            line = f"{_processes(missing)} of {self._number} did not come within {self._limits.join:.0f} s"
+            line = f"{_processes(missing)} of {self._number} did not join within {self._limits.join:.0f} s"
             for peer in peers.values():
                 peer.send(lost=line)
-            raise Lost(line)
+            raise ProcessLost(line)
         for peer in peers.values():
             peer.send(go=True, name=self._me)
         return peers
 
-    def _come(self, host: str, port: int) -> _Peer:
-        """Connect to the first process, and wait until all have come."""
+    def _join(self, host: str, port: int) -> _Peer:
+        """Connect to the first process, and wait until all have joined."""
         end, late = time.monotonic() + self._limits.join, self._limits.silent
-        line = f"process 0 of {self._number}, at {host}:{port}, did not come within {self._limits.join:.0f} s"
+        line = f"process 0 of {self._number}, at {host}:{port}, did not join within {self._limits.join:.0f} s"
         while (left := end - time.monotonic()) > 0.0:
             try:
                 peer = _Peer(socket.create_connection((host, port), timeout=left))
@@ -172,16 +172,16 @@ class RollCall:
             try:  # the first began to wait at another time
                 said = peer.receive(self._limits.join + late)
             except TimeoutError:
-                raise Lost(line) from None
+                raise ProcessLost(line) from None
             if said is None:  # it was not the first process, or that one has ended
                 peer.close()
                 time.sleep(_RETRY)
                 continue
             if "lost" in said:
-                raise Lost(str(said["lost"]))
+                raise ProcessLost(str(said["lost"]))
             peer.name = str(said["name"])
             return peer
-        raise Lost(line)
+        raise ProcessLost(line)
 
     def _listen(self, peer: _Peer) -> None:
         """Read what a process says, until it leaves or is lost."""
