@@ -194,7 +194,7 @@ def update_step(
         model = train_state.model_of(state)
         key = jax.random.fold_in(jax.random.fold_in(model.key, 1), state.agents.step)
         ns = plan.agents.ablation == "constant_negative"
-        simulated = counterfactuals.answer(
+        simulated = counterfactuals.simulate_counterfactual_slates(
             model,
             batch,
             items,
@@ -202,7 +202,7 @@ def update_step(
             key,
             plan.slates,
             plan.agents.rewards_differ and not ns,
-            preference(state, batch, items, plan, key),
+            candidate_sampling_logits(state, batch, items, plan, key),
             encodings,
         )
     agents, metrics = method.update(state.agents, batch, items, plan.agents, rate, simulated)
@@ -228,7 +228,7 @@ def with_fewer_candidates(batch: types.SessionBatch, key: types.Key, others: int
     )
 
 
-def preference(
+def candidate_sampling_logits(
     state: TrainState, batch: types.SessionBatch, items: types.Items, plan: TrainConfig, key: types.Key
 ) -> chex.Array | None:
     """Return sampling logits of unseen candidates [B, T+1, C], standardised per request; None for uniform sampling."""

@@ -61,7 +61,7 @@ def _predict(state: TrainState, batch: types.SessionBatch, items: types.Items, p
         out["uncertainty"] = predictions.uncertainty(state, batch, batch.candidates, items, plan)
     if plan.slates:
         key = train_state.model_of(state).key
-        preferred = steps.preference(state, batch, items, plan, key)
+        preferred = steps.candidate_sampling_logits(state, batch, items, plan, key)
         slates = np.asarray(counterfactuals.unseen_slates(key, batch, plan.slates, preferred))
         c = batch.candidates.shape[-1]
         out["sampled"] = (slates.reshape(*slates.shape[:2], -1, 1) == np.arange(c)).any(axis=-2)

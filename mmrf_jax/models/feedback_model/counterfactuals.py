@@ -78,24 +78,24 @@ def _residual(mean: chex.Array, edges: chex.Array, quantiles: chex.Array, unifor
 
 
 def unseen_slates(
-    key: types.Key, batch: types.SessionBatch, num_slates: int, preference: chex.Array | None = None
+    key: types.Key, batch: types.SessionBatch, num_slates: int, sampling_logits: chex.Array | None = None
 ) -> chex.Array:
     """Sample slates [B, T+1, num_slates, K] of candidates that were not shown, without replacement.
 
     Args:
-      preference: [B, T+1, C] logits; their softmax gives the probabilities of the first draw. None for equal ones.
+      sampling_logits: [B, T+1, C] logits; their softmax gives the probabilities of the first draw. None for equal ones.
     """
     c, k = batch.candidates.shape[-1], batch.slate.shape[-1]
     position = jax.lax.broadcast_to_rank(jnp.arange(c, dtype=jnp.int32), batch.slate.ndim + 1)
     shown = jnp.any((batch.slate[..., None] == position) & batch.slate_mask[..., None], axis=-2)
-    if preference is None:
+    if sampling_logits is None:
         order = jnp.where(shown, -1.0, random.uniforms(key, shown.shape))
     else:  # Gumbel top-k trick
-        order = jnp.where(shown, -jnp.inf, preference + random.to_gumbel(random.uniforms(key, shown.shape)))
+        order = jnp.where(shown, -jnp.inf, sampling_logits + random.to_gumbel(random.uniforms(key, shown.shape)))
     return jax.lax.top_k(order, num_slates * k)[1].reshape(*shown.shape[:-1], num_slates, k)
 
 
-def answer(
+def simulate_counterfactual_slates(
     state: FeedbackState,
     batch: types.SessionBatch,
     items: types.Items,
@@ -103,7 +103,7 @@ def answer(
     key: types.Key,
     num_slates: int,
     measure_uncertainty: bool = True,
-    preference: chex.Array | None = None,
+    sampling_logits: chex.Array | None = None,
     encodings: chex.Array | None = None,
 ) -> types.CounterfactualSlates:
     """Simulate feedback on `num_slates` counterfactual slates per request, one step of g each, and predict the pool.
@@ -111,11 +111,11 @@ def answer(
     Args:
       key: typed key of this update.
       measure_uncertainty: if False, uncertainty is 0 and costs nothing.
-      preference: see `unseen_slates`.
+      sampling_logits: see `unseen_slates`.
       encodings: [2, V, D] precomputed encodings of all videos by `state`; None to compute those needed.
     """
     k_slates, k_masks, k_feedback = jax.random.split(key, 3)
-    slates = unseen_slates(k_slates, batch, num_slates, preference)
+    slates = unseen_slates(k_slates, batch, num_slates, sampling_logits)
     flat = slates.reshape(*slates.shape[:2], -1)
     pool = _of_candidates(state, batch, items, config, encodings)
 

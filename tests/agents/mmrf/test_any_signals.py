@@ -44,7 +44,9 @@ def test_a_state_and_its_update_have_the_same_shapes(name, method):
             return state, registry.get(method).update(state, batch, items, config)
         model = network.init(jax.random.key(1), model_config, spec, items, 0.3 * ones, ones)
         fitted, _ = fitting.update(model, batch, items, model_config)
-        simulated = counterfactuals.answer(fitted, batch, items, model_config, jax.random.key(2), 1)
+        simulated = counterfactuals.simulate_counterfactual_slates(
+            fitted, batch, items, model_config, jax.random.key(2), 1
+        )
         return state, registry.get(method).update(state, batch, items, config, simulated=simulated), model, fitted
 
     state, (after, metrics), *models = jax.eval_shape(run, batch)

@@ -127,15 +127,15 @@ def test_unseen_slates_are_uniform():
 
 
 def test_preferred_candidates_are_drawn_more_often():
-    """The first draw is by the softmax of the preference over what was not shown."""
+    """The first draw is by the softmax of the sampling logits over what was not shown."""
     users, c = 4000, 8
     batch = tiny.make_batch(users=2)
     batch = jax.tree.map(lambda x: np.repeat(x[1:2], users, axis=0), batch)
-    preference = np.broadcast_to(np.linspace(-1.0, 1.5, c), (*batch.candidates.shape[:2], c))
-    slates = np.asarray(counterfactuals.unseen_slates(jax.random.key(3), batch, 1, preference))
+    logits = np.broadcast_to(np.linspace(-1.0, 1.5, c), (*batch.candidates.shape[:2], c))
+    slates = np.asarray(counterfactuals.unseen_slates(jax.random.key(3), batch, 1, logits))
     for t in range(5):
         free = np.setdiff1d(np.arange(c), batch.slate[0, t][batch.slate_mask[0, t]])
-        chance = np.exp(preference[0, t, free])
+        chance = np.exp(logits[0, t, free])
         expected = users * chance / chance.sum()
         count = np.bincount(slates[:, t, 0, 0], minlength=c)
         assert count.sum() == count[free].sum() == users
@@ -149,7 +149,9 @@ def answered():
     state, items = tiny.make_feedback_model(), tiny.make_items()
     batch = tiny.make_batch()
     batch = batch.replace(slate_mask=batch.slate_mask & (np.arange(3) < 2))
-    fn = jax.jit(counterfactuals.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
+    fn = jax.jit(
+        counterfactuals.simulate_counterfactual_slates, static_argnames=("config", "num_slates", "measure_uncertainty")
+    )
 
     def answer(measure):
         return jax.device_get(fn(state, batch, items, CONFIG, jax.random.key(4), 2, measure))
@@ -222,7 +224,9 @@ def test_answers_by_hand(answered):
 
 def test_no_slates_leave_the_view_of_the_pool(answered):
     state, items, batch, simulated, _ = answered
-    fn = jax.jit(counterfactuals.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
+    fn = jax.jit(
+        counterfactuals.simulate_counterfactual_slates, static_argnames=("config", "num_slates", "measure_uncertainty")
+    )
     alone = fn(state, batch, items, CONFIG, jax.random.key(4), 0, False)
     assert alone.slates.shape == (8, 5, 0, 3) and alone.stay.shape == (8, 5, 0)
     assert max(tiny.differences(alone.pool, simulated.pool).values(), default=0.0) < 1e-5
@@ -232,7 +236,9 @@ def test_kept_encodings_answer_alike(answered):
     state, items, batch, simulated, _ = answered
     kept = jax.jit(network.encode_catalogue, static_argnames="config")(state, items, CONFIG)
     assert kept.shape[:2] == (2, items.num_videos)
-    fn = jax.jit(counterfactuals.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
+    fn = jax.jit(
+        counterfactuals.simulate_counterfactual_slates, static_argnames=("config", "num_slates", "measure_uncertainty")
+    )
     again = fn(state, batch, items, CONFIG, jax.random.key(4), 2, True, encodings=kept)
     assert max(tiny.differences(again, simulated).values(), default=0.0) < 1e-4
 
@@ -240,6 +246,8 @@ def test_kept_encodings_answer_alike(answered):
 def test_uncertainty_is_in_units_of_its_scale(answered):
     state, items, batch, simulated, _ = answered
     scale = state.uncertainty_scale * jnp.arange(1.0, S + 1)
-    fn = jax.jit(counterfactuals.answer, static_argnames=("config", "num_slates", "measure_uncertainty"))
+    fn = jax.jit(
+        counterfactuals.simulate_counterfactual_slates, static_argnames=("config", "num_slates", "measure_uncertainty")
+    )
     other = fn(state.replace(uncertainty_scale=scale), batch, items, CONFIG, jax.random.key(4), 2, True)
     np.testing.assert_allclose(other.uncertainty * np.arange(1.0, S + 1), simulated.uncertainty, rtol=1e-4)
