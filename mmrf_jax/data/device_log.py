@@ -64,7 +64,8 @@ class DeviceLog:
     """A log on the devices, and what the host knows of its n sessions.
 
     Attributes:
-      known: mean and standard deviation [S] of exposure feedback, and the mean return [S], as `batches.known`.
+      feedback_statistics: mean and standard deviation [S] of exposure feedback, and the mean return [S], as
+        `batches.feedback_statistics`.
     """
 
     layout: Layout
@@ -73,7 +74,7 @@ class DeviceLog:
     length: np.ndarray  # [n] int64, its requests
     terminated: np.ndarray  # [n] bool
     truncated: np.ndarray  # [n] bool
-    known: tuple[np.ndarray, np.ndarray, np.ndarray]
+    feedback_statistics: tuple[np.ndarray, np.ndarray, np.ndarray]
 
     @property
     def num_sessions(self) -> int:
@@ -140,7 +141,7 @@ def pack_exposures(candidates, slate, feedback) -> chex.Array:
 def put(
     log: Sessions,
     spec: InputSpec,
-    known: tuple[np.ndarray, np.ndarray, np.ndarray],
+    feedback_statistics: tuple[np.ndarray, np.ndarray, np.ndarray],
     partitioner: Partitioner,
 ) -> DeviceLog:
     """Copy a log to the devices; every process holds the whole of it and passes its part.
@@ -148,7 +149,7 @@ def put(
     Args:
       log: the log.
       spec: of the log.
-      known: see `DeviceLog`.
+      feedback_statistics: see `DeviceLog`.
       partitioner: the devices.
     """
 
@@ -165,7 +166,7 @@ def put(
         padded(pack_exposures(log.candidates, log.slate, log.feedback)),
     )
     ended = (log.terminated.astype(bool), log.truncated.astype(bool))
-    return DeviceLog(Layout.of(spec), rows, log.offsets[:-1], np.diff(log.offsets), *ended, known)
+    return DeviceLog(Layout.of(spec), rows, log.offsets[:-1], np.diff(log.offsets), *ended, feedback_statistics)
 
 
 def gather(

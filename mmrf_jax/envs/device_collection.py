@@ -70,7 +70,7 @@ def collect_on_devices(
       key: of the log.
       partitioner: the devices; every process calls this with the same arguments.
       spec: of the log.
-      discount: of the returns in `DeviceLog.known`.
+      discount: of the returns in `DeviceLog.feedback_statistics`.
       slots: users in flight on each device; None for `collect.slots_for` its share.
       progress: called with the number of sessions that have ended so far.
     """

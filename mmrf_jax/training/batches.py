@@ -37,7 +37,7 @@ class Batches(Protocol):
     def log(self) -> Sessions:
         """Return the whole log, or a sample that is the same in all processes."""
 
-    def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def feedback_statistics(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the mean and standard deviation [S] of exposure feedback, and the mean return [S]."""
 
     def per_epoch(self, part: str) -> int:
@@ -147,8 +147,8 @@ class Held:
         fit, self._held = fit_index(config, index)
         self._rows = {"feedback": fit, "train": index}
 
-    def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return known(self.log, discount)
+    def feedback_statistics(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return feedback_statistics(self.log, discount)
 
     def per_epoch(self, part: str) -> int:
         return steps_per_epoch(self._config, part, len(self._rows[part]), self._partitioner)
@@ -197,7 +197,7 @@ def spread_rows(rows: np.ndarray, size: int, most: int) -> list[np.ndarray]:
     return blocks[:most]
 
 
-def known(log: Sessions, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def feedback_statistics(log: Sessions, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the mean and standard deviation [S] of a log's exposure feedback, and the mean return [S]."""
     feedback = log.feedback[log.slate >= 0].astype(np.float64)
     return feedback.mean(0), feedback.std(0), sessions.mean_return(log, discount)
@@ -254,7 +254,7 @@ class Streamed:
             fitted &= np.random.default_rng([self._config.seed, _SHARE]).random(self.sessions)[number] < share
         return fitted
 
-    def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def feedback_statistics(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         del discount  # `_Sums` already applied it
         requests, exposures, *sums = self._sums
         total, squares, returns = np.split(np.array(sums), 3)

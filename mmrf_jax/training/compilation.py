@@ -22,9 +22,9 @@ def initial(partitioner: Partitioner, shapes: TrainState) -> programs.Program:
     return partitioner.partition_init(steps.init, shapes, static_argnames=("plan", "spec"))
 
 
-def initial_args(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, known) -> tuple:
-    """Return the arguments of `initial`, given the first log's statistics (`batches.known`)."""
-    floats = (np.asarray(x, np.float32) for x in known)
+def initial_args(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, statistics) -> tuple:
+    """Return the arguments of `initial`, given the first log's statistics (`batches.feedback_statistics`)."""
+    floats = (np.asarray(x, np.float32) for x in statistics)
     return types.make_key(config.seed), plan, source.spec, source.items, *floats
 
 
@@ -77,8 +77,8 @@ def begin_steps(
     if config.train.log_on_device:
         rate = partitioner.replicate(rate)  # as `on_device.OnDevice` gives it
     if start is not None:
-        known = (np.ones(len(spec.signals)),) * 3
-        ahead.add("initial state", lambda: start.lower(*initial_args(config, plan, source, known)))
+        statistics = (np.ones(len(spec.signals)),) * 3
+        ahead.add("initial state", lambda: start.lower(*initial_args(config, plan, source, statistics)))
     encodings = None
     if plan.use_feedback_model:
         ahead.add("fit", lambda: steps.fit_step.lower(shapes, part("feedback"), items, plan, rate))

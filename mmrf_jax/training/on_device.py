@@ -40,9 +40,9 @@ class OnDevice:
     def log(self) -> Sessions:
         return self._log.head(_SAMPLE)
 
-    def known(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def feedback_statistics(self, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         del discount  # the log was summed with it
-        return self._log.known
+        return self._log.feedback_statistics
 
     def per_epoch(self, part: str) -> int:
         return batches.steps_per_epoch(self._config, part, len(self._index[part]), self._partitioner)

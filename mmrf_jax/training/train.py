@@ -251,8 +251,8 @@ def _first_log(job: _Job) -> batches.Batches:
     if job.source.train_on_devices is not None:
         return OnDevice(config, job.source.train_on_devices(job.partitioner, discount), job.partitioner)
     log = job.source.train()
-    known = batches.known(log, discount)
-    return OnDevice(config, device_log.put(log, job.source.spec, known, job.partitioner), job.partitioner)
+    statistics = batches.feedback_statistics(log, discount)
+    return OnDevice(config, device_log.put(log, job.source.spec, statistics, job.partitioner), job.partitioner)
 
 
 def _collected(job: _Job, policy: rankers.AnyRanker, number: int) -> batches.Batches:
@@ -301,8 +301,8 @@ def _restored(job: _Job, checkpoints: manager.Checkpoints) -> tuple[TrainState |
 def _initial(job: _Job, program: programs.Program, data: batches.Batches) -> TrainState:
     """Return a new state, scaled by the statistics of the first log."""
     job.compiled.wait("initial state", check, say)
-    known = data.known(job.plan.agents.discount)
-    state = program(*compilation.initial_args(job.config, job.plan, job.source, known))
+    statistics = data.feedback_statistics(job.plan.agents.discount)
+    state = program(*compilation.initial_args(job.config, job.plan, job.source, statistics))
     if job.config.init_from:
         state = warm_start.begin(job.config, inputs.of_source(job.source.local()), state, job.partitioner)
     return state

@@ -52,7 +52,7 @@ def compare(held, log, equal=np.testing.assert_array_equal):
         if field.name != "scores":
             equal(getattr(found, field.name), getattr(log, field.name), err_msg=field.name)
     assert (held.num_sessions, held.num_requests) == (log.num_sessions, log.num_requests)
-    for here, there in zip(held.known, batches.known(log, DISCOUNT), strict=True):
+    for here, there in zip(held.feedback_statistics, batches.feedback_statistics(log, DISCOUNT), strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-6)
 
 

@@ -57,7 +57,7 @@ def test_an_example_is_like_any_batch(both):
 def test_they_know_the_same_of_a_log(both):
     held, streamed = both
     assert (held.sessions, held.requests) == (streamed.sessions, streamed.requests)
-    for here, there in zip(held.known(DISCOUNT), streamed.known(DISCOUNT), strict=True):
+    for here, there in zip(held.feedback_statistics(DISCOUNT), streamed.feedback_statistics(DISCOUNT), strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-9)
     for part in ("feedback", "train"):
         assert held.per_epoch(part) == streamed.per_epoch(part)
@@ -126,9 +126,13 @@ def test_a_log_on_the_devices_gives_the_same_steps_and_waits_for_no_host(log):
     """From any step on; nothing is copied to the devices or from them within an epoch."""
     partitioner = Partitioner()
     held = batches.Held(config(), log, partitioner)
-    known = held.known(DISCOUNT)
+    known = held.feedback_statistics(DISCOUNT)
     there = on_device.OnDevice(config(), device_log.put(log, SPEC, known, partitioner), partitioner)
-    assert (there.sessions, there.requests, there.known(DISCOUNT)) == (held.sessions, held.requests, known)
+    assert (there.sessions, there.requests, there.feedback_statistics(DISCOUNT)) == (
+        held.sessions,
+        held.requests,
+        known,
+    )
     for part in ("feedback", "train"):
         per_epoch = there.per_epoch(part)
         assert per_epoch == held.per_epoch(part)

@@ -116,7 +116,7 @@ def _set_up(batch: int, sizes: Sizes) -> _Setup:
     assert source.train_on_devices is not None
     data = OnDevice(run, source.train_on_devices(partitioner, plan.agents.discount), partitioner)
     start = compilation.initial(partitioner, shapes)
-    state = start(*compilation.initial_args(run, plan, source, data.known(plan.agents.discount)))
+    state = start(*compilation.initial_args(run, plan, source, data.feedback_statistics(plan.agents.discount)))
     return _Setup(run, partitioner, source, plan, compiled, data, state)
 
 

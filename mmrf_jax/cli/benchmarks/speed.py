@@ -89,7 +89,9 @@ def fresh_run(**overrides: Any) -> Run:
     plan = steps.plan_of(config, source.spec.signals)
     log = source.train()
     start = compilation.initial(partitioner, restore.state_shapes(config, source, partitioner))
-    state = start(*compilation.initial_args(config, plan, source, batches.known(log, plan.agents.discount)))
+    state = start(
+        *compilation.initial_args(config, plan, source, batches.feedback_statistics(log, plan.agents.discount))
+    )
     return Run(source, plan, state, log, config)
 
 
