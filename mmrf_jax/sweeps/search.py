@@ -27,7 +27,7 @@ from mmrf_jax.io import extras, files, tables
 from mmrf_jax.io.progress import say
 from mmrf_jax.io.storage import RemotePath
 from mmrf_jax.report import compare
-from mmrf_jax.sweeps import sharing, sweep
+from mmrf_jax.sweeps import sweep, work_queue
 from mmrf_jax.training import comparison, configs, run_folder, run_report, train
 
 #: (config of the run, its folder) -> the metric; it goes on from what the folder has.
@@ -248,7 +248,7 @@ def _claim(optuna, study, config, out: Path, stack: contextlib.ExitStack):
         trials = study.get_trials(deepcopy=False)
         trial = None
         for known in (known for known in trials if known.state.name == "RUNNING"):
-            if sharing.claim(_claim_path(out, known.number), stack):
+            if work_queue.claim(_claim_path(out, known.number), stack):
                 trial = optuna.trial.Trial(study, known._trial_id)
                 break
         if trial is None:
@@ -256,7 +256,7 @@ def _claim(optuna, study, config, out: Path, stack: contextlib.ExitStack):
                 return None
             study.sampler = _sampler(optuna, config, len(trials))
             trial = study.ask()
-            sharing.claim(_claim_path(out, trial.number), stack)
+            work_queue.claim(_claim_path(out, trial.number), stack)
         suggest(trial, config)  # those of a trial that has them are the same again
         return trial
 

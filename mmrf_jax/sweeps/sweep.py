@@ -6,7 +6,7 @@
     OUT/NAME_SEED.json    the A/B tests
     OUT/table.json, OUT/table.md
 
-Processes share the runs and the A/B tests (`sharing`), and the one that does the last of them writes the tables.
+Processes share the runs and the A/B tests (`work_queue`), and the one that does the last of them writes the tables.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mmrf_jax.agents import registry
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.sweeps import seeds, sharing
+from mmrf_jax.sweeps import seeds, work_queue
 from mmrf_jax.training import (
     arms,
     configs,
@@ -190,7 +190,7 @@ def run(config, out: Path, runs_dir: Path) -> dict[str, Any] | None:
     """
     study = Study(config, out, runs_dir)
     check(study)
-    if left := sharing.work(_tasks(study)):
+    if left := work_queue.work(_tasks(study)):
         say(f"study: other processes work on {left} parts; the last of them completes the table")
         return None
     out.mkdir(parents=True, exist_ok=True)
@@ -201,10 +201,10 @@ def run(config, out: Path, runs_dir: Path) -> dict[str, Any] | None:
     return table
 
 
-def _tasks(study: Study) -> list[sharing.Task]:
+def _tasks(study: Study) -> list[work_queue.Task]:
     """Return the runs of a study, then its A/B tests, each of which needs the runs of its seed."""
     config = study.config
-    tasks: list[sharing.Task] = []
+    tasks: list[work_queue.Task] = []
     runs_of: dict[int, set[int]] = {seed: set() for seed in range(config.seeds)}
     last: list[str] = []  # the variant or table that this process has worked on
 
@@ -218,12 +218,12 @@ def _tasks(study: Study) -> list[sharing.Task]:
         for seed in range(config.seeds):  # seeds share one program
             claim = study.runs_dir / ".claims" / folder(run_config(config, name, seed), study.runs_dir).name
             runs_of[seed].add(len(tasks))
-            tasks.append(sharing.Task(claim, functools.partial(work, name, _train, study, name, seed)))
+            tasks.append(work_queue.Task(claim, functools.partial(work, name, _train, study, name, seed)))
     for name in (name for name in config.tables if name in TABLES and TABLES[name].serves):
         for seed in range(config.seeds):
             claim = study.out / ".claims" / f"{name}_{seed}"
             measure = functools.partial(work, f"table {name}", TABLES[name].measure, study, seed)
-            tasks.append(sharing.Task(claim, measure, frozenset(runs_of[seed])))
+            tasks.append(work_queue.Task(claim, measure, frozenset(runs_of[seed])))
     return tasks
 
 

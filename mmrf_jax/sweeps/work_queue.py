@@ -1,4 +1,4 @@
-"""Work that processes share through a folder, on whatever machines: tasks, each done by one process at a time.
+"""A work queue in a shared folder: tasks that processes on any machines claim, each done by one process at a time.
 
 A process claims a task by a lock (`io.files.held`), which ends with it: the task of a killed process is free, and the
 next process that looks takes it over. Nothing else is agreed on, so processes may start and end at any time.

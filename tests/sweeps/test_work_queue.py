@@ -1,4 +1,4 @@
-"""`sweeps.sharing`: each task once, whoever does it; and the tasks of processes that live, or have been killed."""
+"""`sweeps.work_queue`: each task once, whoever does it; and the tasks of processes that live, or have been killed."""
 
 import contextlib
 import json
@@ -12,14 +12,14 @@ import pytest
 
 from experiments import table_ablation
 from mmrf_jax.io import files
-from mmrf_jax.sweeps import sharing, sweep
+from mmrf_jax.sweeps import sweep, work_queue
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def tasks_of(folder: Path, number: int, did: list[int], after: dict[int, set[int]] | None = None):
-    def task(n: int) -> sharing.Task:
-        return sharing.Task(folder / str(n), lambda: did.append(n), frozenset((after or {}).get(n, ())))
+    def task(n: int) -> work_queue.Task:
+        return work_queue.Task(folder / str(n), lambda: did.append(n), frozenset((after or {}).get(n, ())))
 
     return [task(n) for n in range(number)]
 
@@ -27,7 +27,7 @@ def tasks_of(folder: Path, number: int, did: list[int], after: dict[int, set[int
 def test_one_process_does_all_tasks_in_order_and_each_after_what_it_needs(tmp_path):
     did: list[int] = []
     assert (
-        sharing.work(
+        work_queue.work(
             tasks_of(tmp_path, 4, did, after={0: {2}, 1: {3}}),
         )
         == 0
@@ -38,10 +38,10 @@ def test_one_process_does_all_tasks_in_order_and_each_after_what_it_needs(tmp_pa
 def test_a_task_of_a_living_process_is_left_alone_with_those_that_need_it(tmp_path):
     did: list[int] = []
     with contextlib.ExitStack() as other:
-        assert sharing.claim(tmp_path / "1", other)
-        assert sharing.work(tasks_of(tmp_path, 4, did, after={3: {1}})) == 2
+        assert work_queue.claim(tmp_path / "1", other)
+        assert work_queue.work(tasks_of(tmp_path, 4, did, after={3: {1}})) == 2
     assert did == [0, 2]
-    assert sharing.work(tasks_of(tmp_path, 4, did, after={3: {1}})) == 0
+    assert work_queue.work(tasks_of(tmp_path, 4, did, after={3: {1}})) == 0
     assert did == [0, 2, 0, 1, 2, 3]  # those that are done find it out themselves
 
 
@@ -49,7 +49,7 @@ def test_a_task_of_a_living_process_is_left_alone_with_those_that_need_it(tmp_pa
 WORKER = """
 import functools, os, signal, sys
 from pathlib import Path
-from mmrf_jax.sweeps import sharing
+from mmrf_jax.sweeps import work_queue
 
 folder, number, dies = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
@@ -62,7 +62,7 @@ def run(n):
         os.kill(os.getpid(), signal.SIGKILL)
     (folder / f"done{n}").touch()
 
-sys.exit(sharing.work([sharing.Task(folder / str(n), functools.partial(run, n)) for n in range(number)]))
+sys.exit(work_queue.work([work_queue.Task(folder / str(n), functools.partial(run, n)) for n in range(number)]))
 """
 
 
