@@ -90,7 +90,7 @@ class Encoder(nn.Module):
 
     def user(
         self,
-        carry: Memory | sequence.Hidden,
+        carry: Memory | sequence.GruCarry,
         row: chex.Array,
         profile: chex.Array,
         context: chex.Array,
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         z = self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)
         return jnp.concatenate([z, profile, context], axis=-1)
 
-    def advance(self, carry: sequence.Hidden, shown: sequence.Shown, every: bool) -> sequence.Hidden:
+    def advance(self, carry: sequence.GruCarry, shown: sequence.Shown, every: bool) -> sequence.GruCarry:
         """Advance the carry of `gru` or `transformer` over requests [..., n, K]; see `sequence.Gru`."""
         return self.sequence(carry, shown, every)
 

@@ -30,7 +30,7 @@ class Shown:
 
 
 @struct.dataclass
-class Hidden:
+class GruCarry:
     """The carry of a GRU: what is known of users [...] after some requests; all zeros for new ones."""
 
     state: chex.Array  # [..., E]
@@ -46,14 +46,14 @@ class Hidden:
 
 
 @struct.dataclass
-class Window(Hidden):
+class TransformerCarry(GruCarry):
     """A transformer's carry: in addition the keys and values of the last W requests, the newest last."""
 
     cache: chex.Array  # [..., W, X], of all layers
     weight: chex.Array  # [..., W], 1 where there was a request, else 0
 
 
-def init(config: EncoderConfig, shape: tuple[int, ...], dim: int) -> Hidden:
+def init(config: EncoderConfig, shape: tuple[int, ...], dim: int) -> GruCarry:
     """Return the carry of new users.
 
     Args:
@@ -67,8 +67,8 @@ def init(config: EncoderConfig, shape: tuple[int, ...], dim: int) -> Hidden:
 
     state, reads = zeros(c.state_dim), zeros(1, c.feedback_dim, dim)
     if c.encoder == "gru":
-        return Hidden(state, reads)
-    return Window(state, reads, zeros(c.window, _LAYERS * 2 * _HEADS * _head_width(c)), zeros(c.window))
+        return GruCarry(state, reads)
+    return TransformerCarry(state, reads, zeros(c.window, _LAYERS * 2 * _HEADS * _head_width(c)), zeros(c.window))
 
 
 def _head_width(config: EncoderConfig) -> int:
@@ -113,7 +113,7 @@ class Gru(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, carry: Hidden, shown: Shown, every: bool) -> Hidden:
+    def __call__(self, carry: GruCarry, shown: Shown, every: bool) -> GruCarry:
         """Advance a carry [...] over n requests [..., n, K], oldest first.
 
         Returns:
@@ -134,7 +134,7 @@ class Gru(nn.Module):
 
         last, before = jax.lax.scan(step, carry.state, (jnp.moveaxis(x, -2, 0), jnp.moveaxis(there, -1, 0)))
         state = jnp.moveaxis(before, 0, -2) if every else last
-        return Hidden(state, _Reads(self.config.feedback_dim, name="reads")(state, shown.items.shape[-1]))
+        return GruCarry(state, _Reads(self.config.feedback_dim, name="reads")(state, shown.items.shape[-1]))
 
 
 class Transformer(nn.Module):
@@ -147,7 +147,7 @@ class Transformer(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, carry: Window, shown: Shown, every: bool) -> Window:
+    def __call__(self, carry: TransformerCarry, shown: Shown, every: bool) -> TransformerCarry:
         """Advance a carry; see `Gru`."""
         w, size = self.config.window, 2 * _HEADS * _head_width(self.config)
         x, there = _Requests(self.config.state_dim, name="requests")(shown)
@@ -171,7 +171,7 @@ class Transformer(nn.Module):
         flat = window.reshape(*window.shape[:-2], window.shape[-2] * w)
         state = _rows(states, upto)
         reads = _Reads(self.config.feedback_dim, name="reads")(state, shown.items.shape[-1])
-        after = Window(
+        after = TransformerCarry(
             state,
             reads,
             _rows(cache, flat).reshape(*window.shape, cache.shape[-1]),
