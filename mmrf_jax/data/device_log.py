@@ -102,7 +102,7 @@ class DeviceLog:
         return _unpacked(self.layout, s, r, e, self.length[:number], self.terminated, self.truncated)
 
 
-def roomy(number: int) -> int:
+def padded_size(number: int) -> int:
     """Round a size up to three significant bits, so that programs fit the logs of later rounds too."""
     step = 2 ** max(math.ceil(math.log2(max(number, 1))) - 3, 0)
     return -(-number // step) * step
@@ -154,7 +154,7 @@ def put(
     """
 
     def padded(x: np.ndarray) -> jax.Array:
-        rows = partitioner.num_devices * roomy(-(-len(x) // partitioner.num_devices))
+        rows = partitioner.num_devices * padded_size(-(-len(x) // partitioner.num_devices))
         own = partitioner.local_rows(np.arange(rows))
         part = x[own[0] : own[-1] + 1]
         return partitioner.shard_inputs(np.pad(part, ((0, len(own) - len(part)), (0, 0))))

@@ -191,7 +191,7 @@ def _assembled(
     length = multihost.fetch(served.length).reshape(devices, -1).astype(np.int64)
     terminated = multihost.fetch(served.terminated)
     before = np.cumsum(length, axis=1) - length  # requests of the device's earlier users
-    rows = device_log.roomy(max(int(length.sum(axis=1).max()), 1))
+    rows = device_log.padded_size(max(int(length.sum(axis=1).max()), 1))
     place = partitioner.shard_inputs(partitioner.local_rows(before.reshape(-1).astype(np.int32)))
     widths = (chunks[0].requests.shape[1], chunks[0].exposures.shape[1])
     whole = _empty(rows=rows * devices, widths=widths, partitioner=partitioner)

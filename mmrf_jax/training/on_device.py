@@ -82,7 +82,7 @@ class OnDevice:
 
 def _padded(x: np.ndarray) -> np.ndarray:
     """Pad the first axis with zeros, so that epochs of similar logs share a program."""
-    return np.pad(x, ((0, device_log.roomy(len(x)) - len(x)), *((0, 0),) * (x.ndim - 1)))
+    return np.pad(x, ((0, device_log.padded_size(len(x)) - len(x)), *((0, 0),) * (x.ndim - 1)))
 
 
 @functools.cache

@@ -40,13 +40,13 @@ def test_bytes_of_a_log_are_those_of_its_layout():
     held = device_log.put(log, SPEC, NOTHING, Partitioner())
     session, request = held.layout.bytes_per_session, held.layout.bytes_per_request
     rows = held.rows
-    assert rows.sessions.nbytes == device_log.roomy(64) * session == 64 * session
-    assert rows.requests.nbytes + rows.exposures.nbytes == device_log.roomy(log.num_requests) * request
+    assert rows.sessions.nbytes == device_log.padded_size(64) * session == 64 * session
+    assert rows.requests.nbytes + rows.exposures.nbytes == device_log.padded_size(log.num_requests) * request
 
 
 @pytest.mark.parametrize(("number", "size"), [(1, 1), (8, 8), (9, 10), (1000, 1024), (897, 1024), (896, 896)])
 def test_sizes_are_rounded_up_to_three_bits(number, size):
-    assert device_log.roomy(number) == size
+    assert device_log.padded_size(number) == size
 
 
 def test_two_devices_gather_the_same_and_send_no_log(run_python):
