@@ -12,7 +12,7 @@ from mmrf_jax.io import tables
 from mmrf_jax.signals import Signals
 
 
-def change(
+def novelty_effect(
     signals: Signals,
     early: Mapping[str, Mapping[str, np.ndarray]],
     late: Mapping[str, Mapping[str, np.ndarray]],

@@ -51,8 +51,8 @@ def compare(
     Returns:
       "ab_test", "truncated_pct" and "srm" of all sessions of the test, and
       "by_day": [{"day", "visitors": {arm: number}, "ab_test": metrics of the day's sessions, None if it has none}]
-      and, for three days or more, "lasting" (`by_day.change`): how the effects of the second half of the days differ
-      from those of the first half, excluding the first day, on which all users visit.
+      and, for three days or more, "lasting" (`by_day.novelty_effect`): how the effects of the second half of the days
+      differ from those of the first half, excluding the first day, on which all users visit.
 
     Raises:
       ValueError: for an arm that gets fewer than two users.
@@ -85,7 +85,7 @@ def compare(
     test = _test(env.signals, whole, control, salt is None, covariate)
     result = simulate.conclude(test, env.signals, quantile, cut, sessions)
     if half:
-        result["lasting"] = by_day.change(env.signals, early, late, control, paired=salt is None)
+        result["lasting"] = by_day.novelty_effect(env.signals, early, late, control, paired=salt is None)
     return result | {"by_day": rows}
 
 

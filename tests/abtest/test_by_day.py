@@ -29,7 +29,7 @@ def test_values_by_hand(monkeypatch):
 
     early = {"production": one(1.0, 2.0, 5.0), "mmrf": one(3.0, 2.0, 5.0)}
     late = {"production": one(2.0, 2.0, 6.0), "mmrf": one(2.0, 3.0, 6.0)}
-    result = by_day.change(SHORT_VIDEO, early, late, "production", paired=False)
+    result = by_day.novelty_effect(SHORT_VIDEO, early, late, "production", paired=False)
     entry = result["mmrf"]["watch_time"]
     assert (entry["early"], entry["late"], entry["change"]) == pytest.approx((25.0, 10.0, -15.0))
 
@@ -41,10 +41,10 @@ def test_values_by_hand(monkeypatch):
     other = share(late["production"], 2.5, 2.5) * 1.1 - share(early["production"], 2.0, 2.0) * 1.25
     error = np.sqrt((own.var(ddof=1) + other.var(ddof=1)) / 3)
     np.testing.assert_allclose(entry["ci95"], -15 + 196 * np.array([-1, 1]) * error, rtol=1e-4)
-    paired = by_day.change(SHORT_VIDEO, early, late, "production", paired=True)["mmrf"]["watch_time"]["ci95"]
+    paired = by_day.novelty_effect(SHORT_VIDEO, early, late, "production", paired=True)["mmrf"]["watch_time"]["ci95"]
     np.testing.assert_allclose(paired, -15 + 196 * np.array([-1, 1]) * (own - other).std(ddof=1) / 3**0.5, rtol=1e-4)
     for paired in (False, True):
-        control = by_day.change(SHORT_VIDEO, early, late, "production", paired)["production"]["watch_time"]
+        control = by_day.novelty_effect(SHORT_VIDEO, early, late, "production", paired)["production"]["watch_time"]
         assert control == {"early": 0.0, "late": 0.0, "change": 0.0, "ci95": [0.0, 0.0]}
 
 
@@ -53,7 +53,7 @@ def test_intervals_cover_the_true_change(paired):
     rng, tests = np.random.default_rng(0), 1000
     inside = dict.fromkeys(("watch_time", "visits", "watch_time_per_day"), 0)
     for _ in range(tests):
-        result = by_day.change(SHORT_VIDEO, *parts(rng, 600, (1.3, 1.1), paired), "production", paired)["mmrf"]
+        result = by_day.novelty_effect(SHORT_VIDEO, *parts(rng, 600, (1.3, 1.1), paired), "production", paired)["mmrf"]
         for metric in inside:
             low, high = result[metric]["ci95"]
             inside[metric] += low <= (0.0 if metric == "visits" else -20.0) <= high
@@ -69,9 +69,9 @@ def test_intervals_that_events_cannot_carry_are_none_with_a_reason(users):
     nobody = few | {"sessions": 1.0 * (np.arange(100) < users)}  # of whom the others did not come
     for scarce, name in ((few, "mmrf"), (nobody, "mmrf"), (few, "production"), (nobody, "production")):
         late = {"production": many, "mmrf": many} | {name: scarce}
-        entry = by_day.change(SHORT_VIDEO, {"production": many, "mmrf": many}, late, "production", paired=True)["mmrf"][
-            "watch_time"
-        ]
+        entry = by_day.novelty_effect(SHORT_VIDEO, {"production": many, "mmrf": many}, late, "production", paired=True)[
+            "mmrf"
+        ]["watch_time"]
         note = f"too few: {users} users of {name} have any, an interval needs 25"
         assert entry == {"early": None, "late": None, "change": None, "ci95": None, "note": note}
 
