@@ -137,7 +137,7 @@ def example(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch
     )
 
 
-class Held:
+class InMemoryBatches:
     """A log in memory, complete in each process; every epoch is a permutation of its segments."""
 
     def __init__(self, config: configs.Run, log: Sessions, partitioner: Partitioner):
@@ -203,7 +203,7 @@ def feedback_statistics(log: Sessions, discount: float) -> tuple[np.ndarray, np.
     return feedback.mean(0), feedback.std(0), sessions.mean_return(log, discount)
 
 
-class Streamed:
+class StreamedBatches:
     """A streamed log (`data.stream`); each process reads its own part."""
 
     def __init__(

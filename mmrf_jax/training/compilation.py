@@ -75,7 +75,7 @@ def begin_steps(
 
     rate = np.float32(1.0)
     if config.train.log_on_device:
-        rate = partitioner.replicate(rate)  # as `on_device.OnDevice` gives it
+        rate = partitioner.replicate(rate)  # as `on_device.DeviceBatches` gives it
     if start is not None:
         statistics = (np.ones(len(spec.signals)),) * 3
         ahead.add("initial state", lambda: start.lower(*initial_args(config, plan, source, statistics)))

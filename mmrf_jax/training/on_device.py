@@ -22,8 +22,8 @@ from mmrf_jax.training import batches, configs
 _SAMPLE = 4_096  # sessions that evaluators of a round may look at
 
 
-class OnDevice:
-    """A log on the devices as `batches.Batches`: the same segments in the same order as `batches.Held` has them.
+class DeviceBatches:
+    """A log on the devices as `batches.Batches`: the segments of `batches.InMemoryBatches`, in the same order.
 
     The host only draws the order of an epoch, and copies it to the devices at its beginning.
     """

@@ -44,7 +44,7 @@ from mmrf_jax.training import (
     train_state,
     warm_start,
 )
-from mmrf_jax.training.on_device import OnDevice
+from mmrf_jax.training.on_device import DeviceBatches
 from mmrf_jax.training.train_state import TrainState
 
 _KEEP = 3  # checkpoints
@@ -245,14 +245,14 @@ def _first_log(job: _Job) -> batches.Batches:
         if on_device:
             fix = "use --config.train.log_on_device=False, or --config.data.stream=False where memory allows"
             raise ValueError(f"config.train.log_on_device=True, but the log is streamed; {fix}")
-        return batches.Streamed(config, blocks, job.partitioner, discount, len(job.plan.agents.all_signals))
+        return batches.StreamedBatches(config, blocks, job.partitioner, discount, len(job.plan.agents.all_signals))
     if not on_device:
-        return batches.Held(config, job.source.train(), job.partitioner)
+        return batches.InMemoryBatches(config, job.source.train(), job.partitioner)
     if job.source.train_on_devices is not None:
-        return OnDevice(config, job.source.train_on_devices(job.partitioner, discount), job.partitioner)
+        return DeviceBatches(config, job.source.train_on_devices(job.partitioner, discount), job.partitioner)
     log = job.source.train()
     statistics = batches.feedback_statistics(log, discount)
-    return OnDevice(config, device_log.put(log, job.source.spec, statistics, job.partitioner), job.partitioner)
+    return DeviceBatches(config, device_log.put(log, job.source.spec, statistics, job.partitioner), job.partitioner)
 
 
 def _collected(job: _Job, policy: rankers.AnyRanker, number: int) -> batches.Batches:
@@ -260,9 +260,9 @@ def _collected(job: _Job, policy: rankers.AnyRanker, number: int) -> batches.Bat
     if job.config.train.log_on_device:
         assert job.source.collect_on_devices is not None
         log = job.source.collect_on_devices(policy, number, job.partitioner, job.plan.agents.discount)
-        return OnDevice(job.config, log, job.partitioner)
+        return DeviceBatches(job.config, log, job.partitioner)
     assert job.source.collect is not None
-    return batches.Held(job.config, job.source.collect(policy, number), job.partitioner)
+    return batches.InMemoryBatches(job.config, job.source.collect(policy, number), job.partitioner)
 
 
 def _server(job: _Job, state: TrainState) -> rankers.AnyRanker:

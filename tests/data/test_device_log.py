@@ -80,7 +80,7 @@ assert not re.search(rf"\\[{rows},\\d+\\]\\S* (all|reduce|collective)", text)
 assert held.head(5).num_requests == log.offsets[5]
 
 run = configs.override(configs.Run(), train={"batch": 8, "segment": 3}, feedback={"batch": 4})
-host, devices = batches.Held(run, log, partitioner), on_device.OnDevice(run, held, partitioner)
+host, devices = batches.InMemoryBatches(run, log, partitioner), on_device.DeviceBatches(run, held, partitioner)
 for part in ("feedback", "train"):
     rates = np.linspace(1.0, 0.5, 2 * host.per_epoch(part), dtype=np.float32)
     with host.steps(part, 1, 3, rates) as wanted, devices.steps(part, 1, 3, rates) as found:

@@ -39,7 +39,7 @@ def config(share=1.0, batch=16):
 
 @pytest.fixture
 def both(log, blocks):
-    return batches.Held(config(), log, Partitioner()), batches.Streamed(
+    return batches.InMemoryBatches(config(), log, Partitioner()), batches.StreamedBatches(
         config(), blocks, Partitioner(), DISCOUNT, log.feedback.shape[-1]
     )
 
@@ -67,8 +67,8 @@ def test_they_know_the_same_of_a_log(both):
 def test_the_fit_never_sees_what_is_held_out(log, blocks, share):
     seen = []
     for data in (
-        batches.Held(config(share), log, Partitioner()),
-        batches.Streamed(config(share), blocks, Partitioner(), DISCOUNT, log.feedback.shape[-1]),
+        batches.InMemoryBatches(config(share), log, Partitioner()),
+        batches.StreamedBatches(config(share), blocks, Partitioner(), DISCOUNT, log.feedback.shape[-1]),
     ):
         fitted = {int(u) for at in range(3 * data.per_epoch("feedback")) for u in data.get("feedback", 0, at).user_id}
         held = {int(u) for batch in data.held_out(4, 999, 1) for u in batch.user_id}
@@ -102,10 +102,12 @@ def test_a_log_too_small_for_its_batches_is_refused(log, tmp_path):
     few = sessions.select_sessions(log, np.arange(20))
     records.write_log(few, tmp_path / "log", SPEC)
     with pytest.raises(ValueError, match=r"20 sessions give no segment to some of 32 slots.*--config.train.batch"):
-        batches.Streamed(config(), records.Blocks(tmp_path / "log"), Partitioner(), DISCOUNT, log.feedback.shape[-1])
+        batches.StreamedBatches(
+            config(), records.Blocks(tmp_path / "log"), Partitioner(), DISCOUNT, log.feedback.shape[-1]
+        )
     one = sessions.select_sessions(log, np.arange(2))
     with pytest.raises(ValueError, match="fewer than one batch of 32"):
-        batches.Held(config(), one, Partitioner()).per_epoch("train")
+        batches.InMemoryBatches(config(), one, Partitioner()).per_epoch("train")
 
 
 def test_a_phase_goes_on_from_any_of_its_steps(both):
@@ -125,9 +127,9 @@ def test_a_phase_goes_on_from_any_of_its_steps(both):
 def test_a_log_on_the_devices_gives_the_same_steps_and_waits_for_no_host(log):
     """From any step on; nothing is copied to the devices or from them within an epoch."""
     partitioner = Partitioner()
-    held = batches.Held(config(), log, partitioner)
+    held = batches.InMemoryBatches(config(), log, partitioner)
     known = held.feedback_statistics(DISCOUNT)
-    there = on_device.OnDevice(config(), device_log.put(log, SPEC, known, partitioner), partitioner)
+    there = on_device.DeviceBatches(config(), device_log.put(log, SPEC, known, partitioner), partitioner)
     assert (there.sessions, there.requests, there.feedback_statistics(DISCOUNT)) == (
         held.sessions,
         held.requests,

@@ -31,7 +31,7 @@ from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import programs
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import batches, compilation, configs, restore, steps
-from mmrf_jax.training.on_device import OnDevice
+from mmrf_jax.training.on_device import DeviceBatches
 
 _K = 6  # videos of a slate
 _WARM = 3  # steps before those that are timed
@@ -98,7 +98,7 @@ class _Setup(NamedTuple):
     source: Any
     plan: steps.TrainConfig
     compiled: programs.Ahead
-    data: OnDevice
+    data: DeviceBatches
     state: Any
 
 
@@ -114,7 +114,7 @@ def _set_up(batch: int, sizes: Sizes) -> _Setup:
     shapes = restore.state_shapes(run, source, partitioner)
     compilation.begin_steps(compiled, run, plan, source, shapes, partitioner)
     assert source.train_on_devices is not None
-    data = OnDevice(run, source.train_on_devices(partitioner, plan.agents.discount), partitioner)
+    data = DeviceBatches(run, source.train_on_devices(partitioner, plan.agents.discount), partitioner)
     start = compilation.initial(partitioner, shapes)
     state = start(*compilation.initial_args(run, plan, source, data.feedback_statistics(plan.agents.discount)))
     return _Setup(run, partitioner, source, plan, compiled, data, state)
