@@ -1,7 +1,6 @@
 """A patch of etils that gives orbax the storage layer of this package for addresses, with its retries.
 
-The arrays of gs:// go past it, through TensorStore's own driver, which asks a bucket that does not answer again for a
-quarter of an hour.
+Arrays on gs:// bypass it: TensorStore's own driver retries for a quarter of an hour while a bucket does not answer.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def _at(path: Any) -> RemotePath:
 
 
 class _Backend(backend.Backend):
-    """File operations of etils on addresses. Folders need not be made; they end with their last object."""
+    """File operations of etils on addresses. Folders exist while they hold an object."""
 
     def open(self, path, mode):
         return _at(path).open(mode)

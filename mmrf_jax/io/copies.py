@@ -144,7 +144,7 @@ class Mirror:
             try:
                 self.sync()
             except OSError as error:
-                say(f"not copied to {self._target}: {error}; it is tried again")
+                say(f"not copied to {self._target}: {error}; will retry")
 
     def sync(self) -> None:
         """Copy the files that have changed."""

@@ -250,7 +250,7 @@ def remove(folder: Path) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Make a path stand for another in the same folder, atomically: a symbolic link, or its equal (`link_to`)."""
+    """Link a path to another in the same folder, atomically: a symbolic link, or its equivalent (`link_to`)."""
     name = str(target.relative_to(link.parent))
     if isinstance(link, RemotePath):
         link.link_to(name)

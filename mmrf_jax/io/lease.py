@@ -82,7 +82,7 @@ class _Lock:
             try:
                 if (newest := _newest(self._folder)) > self._number:
                     holder = _read(self._folder, newest).get("holder", "another process")
-                    say(f"{self._folder} was taken over by {holder}; this process was not seen for {LEASE:.0f} s, ends")
+                    say(f"{self._folder} was taken over by {holder}: not renewed for {LEASE:.0f} s; this process ends")
                     os._exit(2)
                 self._path(self._number).write_bytes(self._text())
             except OSError as error:
@@ -139,7 +139,7 @@ def _free(folder: RemotePath, number: int, seen: dict[str, Any]) -> bool:
         return True
     if seen.get("machine") == _machine():
         return _process(seen["process"][0]) != seen["process"]
-    say(f"{folder} was in use by {seen.get('holder')}; looking for up to {LEASE:.0f} s whether it still is")
+    say(f"{folder} was in use by {seen.get('holder')}; waiting up to {LEASE:.0f} s to see whether it still is")
     end = time.monotonic() + LEASE
     while time.monotonic() < end:
         time.sleep(min(1.0, LEASE / 5))

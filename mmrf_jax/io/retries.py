@@ -1,7 +1,7 @@
-"""fsspec's file systems, and their errors: a bucket that does not answer is asked again, others say what to do.
+"""fsspec's file systems: failed requests are retried with backoff, and other errors say what to do.
 
-A bucket that answers with 429, 5xx or nothing is asked again, with growing pauses, for `PATIENCE` seconds; one line
-says so, and another that it answers again.
+Requests that a bucket answers with 429, 5xx or nothing are retried with exponential backoff for `PATIENCE` seconds. One
+line reports the outage, and another its end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import say
 
-#: Seconds for which a bucket that does not answer is asked again.
+#: Seconds of retries while a bucket does not answer.
 PATIENCE = 900.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0  # seconds
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Unavailable(OSError):
-    """A bucket answers with 429, 5xx or nothing; asking again may help."""
+    """A bucket answers with 429, 5xx or nothing; a retry may help."""
 
 
 # ------------------------------------------------------------------------------------------------------- File systems
@@ -85,7 +85,7 @@ _telling = threading.Lock()
 
 
 def retried(address: str, call: Callable[[], T]) -> T:
-    """Call a function again, with growing pauses, while its bucket does not answer.
+    """Call a function, with retries and exponential backoff while its bucket does not answer.
 
     Raises:
       PermissionError, OSError: naming the address and the fix.
@@ -136,7 +136,7 @@ def _minutes(seconds: float) -> str:
 
 
 def translated(address: str, error: Exception) -> Exception:
-    """Return the error of a file system's library as one that says what to do; `Unavailable` if asking again helps."""
+    """Return the error of a file system's library as one that says what to do; `Unavailable` if a retry may help."""
     text = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError):
         return error

@@ -1,10 +1,10 @@
-"""Object storage behind the verbs of `pathlib.Path`: `gs://`, `s3://` and every other protocol of fsspec.
+"""Object storage behind the methods of `pathlib.Path`: `gs://`, `s3://` and every other protocol of fsspec.
 
 `path` gives a `pathlib.Path` for a path of this machine and a `RemotePath` for an address, and all code works with
-either. An object appears whole or not at all. Folders exist while they hold an object. What a rename gives on a disk
-is an object `INCOMPLETE` here: while a folder holds it, it counts as absent (`files.new_folder`).
+either. An object appears whole or not at all. Folders exist while they hold an object. An object `INCOMPLETE`
+replaces the rename of a disk: while a folder holds it, the folder counts as absent (`files.new_folder`).
 
-A bucket that does not answer is asked again (`retries`); a missing permission is an error at once.
+Requests are retried while a bucket does not answer (`retries`); a missing permission is an error at once.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class RemotePath(os.PathLike):
         return self
 
     def link_to(self, target: str) -> None:
-        """Make this address stand for another in the same folder, atomically."""
+        """Link this address to another in the same folder, atomically."""
         self.with_name(f"{self.name}.link").write_text(target)
 
     # Reading
@@ -171,7 +171,7 @@ class RemotePath(os.PathLike):
         """Return what fsspec knows of each entry of this folder, sorted by name.
 
         Args:
-          every: also locks, and what is incomplete.
+          every: whether to include locks and incomplete entries.
         """
         try:
             listed = self.call(lambda fs: fs.ls(str(self), detail=True))
@@ -311,7 +311,7 @@ class RemotePath(os.PathLike):
             self.call(lambda fs: fs.rm(str(self), recursive=True) if fs.isdir(str(self)) else None)
 
     def call(self, verb: Callable[[Any], T]) -> T:
-        """Return a function of the protocol's file system, asking again while the bucket does not answer.
+        """Return a function of the protocol's file system, with retries while the bucket does not answer.
 
         Raises:
           FileNotFoundError, FileExistsError, PermissionError, OSError: naming the address.

@@ -65,7 +65,7 @@ _rounded.defvjp(_forward, _backward)
 
 
 def _product(subscripts: str, a: chex.Array, b: chex.Array) -> chex.Array:
-    """Compute a product of bfloat16 arrays in float32; CPUs have none of such types, but get the same numbers."""
+    """Compute a product of bfloat16 arrays in float32; CPUs use float32 and get the same numbers."""
 
     def product(a, b):
         return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)

@@ -31,7 +31,7 @@ class Shown:
 
 @struct.dataclass
 class GruCarry:
-    """The carry of a GRU: what is known of users [...] after some requests; all zeros for new ones."""
+    """The carry of a GRU: the state of users [...] after some requests; all zeros for new ones."""
 
     state: chex.Array  # [..., E]
     reads: chex.Array  # [..., 1, F, D] vectors in the space of item encodings, a linear map of the state
@@ -47,7 +47,7 @@ class GruCarry:
 
 @struct.dataclass
 class TransformerCarry(GruCarry):
-    """A transformer's carry: in addition the keys and values of the last W requests, the newest last."""
+    """A transformer's carry: it adds the keys and values of the last W requests, the newest last."""
 
     cache: chex.Array  # [..., W, X], of all layers
     weight: chex.Array  # [..., W], 1 where there was a request, else 0

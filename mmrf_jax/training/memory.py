@@ -1,4 +1,4 @@
-"""What a run takes of each device's memory: a formula, and a check before anything is compiled.
+"""The memory that a run needs on each device: a formula, and a check before anything is compiled.
 
 The factors of the steps are those of XLA's own count for CPUs, within 15 % (`tests/training/test_memory.py`).
 docs/accelerators.md has the formula.
@@ -125,6 +125,6 @@ def check(config: configs.Run, found: Estimate, partitioner: Partitioner) -> Non
     if fits < partitioner.num_devices:
         fix = "--config.train.log_on_device=False" if found.log else "more devices"
     raise ValueError(
-        f"config.{field}={size} takes about {found.total / _GIB:.2f} GiB of each device with all else, and "
-        f"{limit / _GIB:.2f} are there; use {fix}"
+        f"config.{field}={size} takes about {found.total / _GIB:.2f} GiB per device, all else included, but only "
+        f"{limit / _GIB:.2f} GiB are available; use {fix}"
     )

@@ -73,7 +73,7 @@ class DeviceBatches:
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
         if exposures == 2:
-            raise ValueError("of logs with random exposures the host measures; use --config.train.log_on_device=False")
+            raise ValueError("train.log_on_device does not support logs with random exposures; set it to False")
         gather = _gather(self._log.layout, self._config.train.segment, self._partitioner)
         for index in batches.spread_rows(self._held, size, most):
             batch = gather(self._log.rows, self._partitioner.replicate(index))

@@ -260,7 +260,7 @@ def test_a_lock_of_another_machine_is_free_when_its_beat_has_stopped(folder, mon
     monkeypatch.setattr(lease, "_read", read)
     with files.held(folder):
         assert lease._newest(folder) == 8
-    assert any("looking for up to" in line for line in said)
+    assert any("waiting up to" in line for line in said)
 
 
 def test_a_process_that_has_lost_its_lock_ends(gs, monkeypatch, said):

@@ -1,4 +1,4 @@
-"""Emulators of object storage on the loopback address, behind a proxy that can make them answer as a bad day does."""
+"""Emulators of object storage on the loopback address, behind a proxy that can inject faults."""
 
 import contextlib
 import http.client

@@ -1,4 +1,4 @@
-"""`heartbeat`: a process that never comes, ends, falls silent or hangs is named to all others. No JAX, no real time."""
+"""`heartbeat`: a process that never joins, ends, falls silent or hangs is named to all others. No JAX, no real time."""
 
 import json
 import queue

@@ -71,7 +71,7 @@ def test_the_parts_of_an_estimate(job):
         (
             3.0,
             (2, 2, 1),
-            "config.train.batch=32 takes about 4.00 GiB of each device with all else, and 3.00 are there; ",
+            "config.train.batch=32 takes about 4.00 GiB per device, all else included, but only 3.00 GiB are available",
         ),
         (3.0, (2, 2, 1), "; use --config.train.batch=16$"),
         (3.0, (1, 2, 1), "config.feedback.batch=32 takes .*; use --config.feedback.batch=16$"),
@@ -102,5 +102,5 @@ def _limited(run: configs.Run, limit: float) -> configs.Run:
 def test_a_run_that_does_not_fit_ends_before_it_compiles_a_step(launch, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_LOG_COMPILES", "1")
     done = launch("train", *TINY, "--config.memory_limit=0.01", f"--workdir={tmp_path / 'run'}")
-    error_line(done, "GiB of each device with all else, and 0.01 are there; use ")
+    error_line(done, "GiB per device, all else included, but only 0.01 GiB are available; use ")
     assert "jit(fit_step)" not in done.stderr and not (tmp_path / "run").exists()

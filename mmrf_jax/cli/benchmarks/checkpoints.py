@@ -1,4 +1,4 @@
-"""What saving costs the steps: a state with a large table, saved in the background to a disk or to object storage.
+"""How much saving slows steps down: a state with a large table, saved in the background to a disk or object storage.
 
 A step updates 8,192 rows of the table by row-wise Adagrad and multiplies two matrices, about the work of the main job's
 update. A save blocks it while the state is copied to the host, and then writes in other threads.

@@ -1,7 +1,7 @@
-"""What a step of the main job would take of each chip of a pod, counted in its compiled program, without a pod.
+"""Work, network traffic and memory of the main job's steps per chip of a pod, counted in compiled programs.
 
 XLA partitions the steps for as many virtual CPU devices as there are (JAX_NUM_CPU_DEVICES): the program of one of them
-says which bytes go over the network, and what a device holds. Nothing is computed.
+shows the bytes that go over the network and the memory of a device. No pod is needed, and nothing is computed.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What `fit` makes.
+    """The results of `fit`.
 
     Attributes:
       spec: sizes; without users, see `finish`.

@@ -162,7 +162,9 @@ def _lists_of(table: pl.DataFrame, schema: Schema) -> pl.DataFrame:
         return long.group_by("request", maintain_order=True).agg("candidates")
     if (repeated := long["request"].is_duplicated()).any():
         value = columns.first(long["request"], repeated)
-        raise ValueError(f"column {schema.request!r} of the candidate table has {value} twice; keep one list a request")
+        raise ValueError(
+            f"column {schema.request!r} of the candidate table has {value} twice; keep one list per request"
+        )
     return long
 
 
@@ -349,7 +351,7 @@ def prepare(
 ) -> None:
     """Prepare a log in a new folder, which appears complete or not at all.
 
-    After a stop, the same call with the same files goes on with the missing tasks. Arguments and errors are those of
+    After a stop, the same call with the same files runs the missing tasks. Arguments and errors are those of
     `run`; without an engine, `tasks.processes()` run the tasks.
     """
     work = folder.with_name(f".{folder.name}.unfinished-{frame_log.key_of(given, schema)}")
