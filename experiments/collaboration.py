@@ -14,7 +14,7 @@ model, which would see every signal. `sparse` is the world in which watch time s
 Each is compared with `none` of the same critics and sessions, own critics without collaboration with the shared ones:
 differences paired by seed, p-values adjusted for the number of arms (Holm, 1979).
 
-The eight runs of a seed at 1,024 sessions a round take some minutes on two cores, those at 4,096 four times as long.
+The eight runs of a seed at 1,024 sessions per round take some minutes on two cores, those at 4,096 four times as long.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What carries a user's state, in the world: the user memory, the paper's GRU, or a causal transformer.
+"""User encoders in the world: the user memory (decayed sums), the paper's GRU, or a causal transformer.
 
 Agents and feedback model change together.
 

@@ -1,4 +1,4 @@
-"""What carries a user's state, on KuaiRand's test days: with frozen histories, and after each request.
+"""User encoders on KuaiRand's test days: with frozen histories, and after each request.
 
   mmrf sweep --config=experiments/encoders_kuairand.py --config.run.data.dir=$KUAIRAND_DIR \\
       --out=experiments/results/encoders_kuairand

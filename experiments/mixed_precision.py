@@ -1,4 +1,4 @@
-"""What products in bfloat16 do to watch time: MMRF, and MMRF whose encoders and heads round what enters a product.
+"""Whether bfloat16 costs watch time: MMRF, and MMRF whose encoders and heads round the operands of products.
 
 mmrf sweep --config=experiments/mixed_precision.py --out=experiments/results/mixed_precision
 """

@@ -4,8 +4,8 @@
   mmrf train --config=experiments/world_accelerator.py --config.agents.compute_dtype=bfloat16 \\
       --config.feedback.compute_dtype=bfloat16 --workdir=runs/bfloat16
 
-As many steps as experiments/world.py, each on sixteen times the sessions. docs/accelerators.md says what it takes in
-memory. Its watch time is not measured.
+As many steps as experiments/world.py, each on sixteen times the sessions. docs/accelerators.md has its memory.
+Its watch time has not been measured.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Where the rest goes: a trained run, served with one learned part at a time replaced by the world's truth.
+"""The oracle ladder: a trained run, served with one learned part at a time replaced by the world's truth.
 
   python -m experiments.results.ladder --workdir=runs/world
   python -m experiments.results.ladder --workdir=runs/world --sessions=20000 --explored=runs/planning_logs

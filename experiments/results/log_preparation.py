@@ -24,7 +24,7 @@ _OWN = {"path": "log", "schema": "schema.py", "item_table": "items", "user_table
 
 
 def main(_):
-    print("| rows | layout | rows per second | processor µs a row | memory |\n|---|---|---|---|---|")
+    print("| rows | layout | rows per second | processor µs per row | memory |\n|---|---|---|---|---|")
     for rows in map(int, _ROWS.value):
         for layout in ("kuairand", "tables"):
             with tempfile.TemporaryDirectory(dir=_FOLDER.value) as folder:
