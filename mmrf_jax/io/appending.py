@@ -74,7 +74,7 @@ class PartsFile:
         self._waiting: list[bytes] = []
         self._changing, self._writing = threading.Lock(), threading.Lock()
         if end is not None and path.exists() and len(whole := path.read_bytes()) > end:
-            _rewrite(path, whole[:end])
+            _removed(path, _renewed(path, whole[:end]))
         parts = path.appended()
         self._generation, self._part = (int(parts[-1][:4]), int(parts[-1][5:]) + 1) if parts else (0, 0)
 
@@ -102,8 +102,9 @@ class PartsFile:
         """Store the file as one part."""
         self.sync()
         with self._writing:
-            _rewrite(self._path, self._path.read_bytes())
-            self._generation, self._part = self._generation + 1, 1
+            old = _renewed(self._path, self._path.read_bytes())
+            self._generation, self._part = self._generation + 1, 1  # even if what follows fails
+            _removed(self._path, old)
 
     def close(self) -> None:
         self.sync()
@@ -170,14 +171,19 @@ class Appender:
 def rewrite(path: Path, text: str) -> None:
     """Replace a file that is appended to, atomically; nothing may have it open."""
     if isinstance(path, RemotePath):
-        _rewrite(path, text.encode())
+        _removed(path, _renewed(path, text.encode()))
     else:
         files.write_text(path, text)
 
 
-def _rewrite(path: RemotePath, data: bytes) -> None:
+def _renewed(path: RemotePath, data: bytes) -> list[str]:
+    """Write the first part of the next generation; return the names of the older parts, which no reader needs."""
     old, parts = list(path.names()), path.appended()
     generation = int(parts[-1][:4]) + 1 if parts else 0
     (path / f"{generation:04d}-{0:08d}").write_bytes(data, create=True)
-    for name in old:
+    return old
+
+
+def _removed(path: RemotePath, names: list[str]) -> None:
+    for name in names:
         (path / name).unlink(missing_ok=True)

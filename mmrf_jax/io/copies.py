@@ -105,7 +105,8 @@ def built(target: Path, inside: str = "") -> Iterator[Path]:
         return
     root = cache("built", target)
     yield root
-    files.upload(root / inside, target / inside)
+    if not done.exists():  # another process may have built the same meanwhile
+        files.upload(root / inside, done)
     atexit.register(shutil.rmtree, root, ignore_errors=True)  # it is still read
 
 
@@ -124,7 +125,6 @@ class Mirror:
 
     Args:
       target: where the files belong.
-      name: of the folder.
     """
 
     def __init__(self, target: Path):

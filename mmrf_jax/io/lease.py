@@ -98,9 +98,9 @@ class _Lock:
 
     def tidy(self) -> None:
         """Delete the objects of earlier holders."""
-        for name in (self._folder / storage.LOCKS).names(every=True):
-            if int(name) <= self._number - _KEPT:
-                (self._folder / storage.LOCKS / name).unlink(missing_ok=True)
+        for number in _numbers(self._folder):
+            if number <= self._number - _KEPT:
+                self._path(number).unlink(missing_ok=True)
 
     def _path(self, number: int) -> RemotePath:
         return self._folder / storage.LOCKS / f"{number:08d}"
@@ -137,9 +137,10 @@ def _free(folder: RemotePath, number: int, seen: dict[str, Any]) -> bool:
     """Return whether a lock has no living holder; this may take `LEASE` seconds."""
     if seen.get("free"):
         return True
-    if seen.get("machine") == _machine():
+    if seen.get("process") and seen["machine"] == _machine():
         return _process(seen["process"][0]) != seen["process"]
-    say(f"{folder} was in use by {seen.get('holder')}; waiting up to {LEASE:.0f} s to see whether it still is")
+    holder = seen.get("holder", "a process that has just begun")
+    say(f"{folder} was in use by {holder}; waiting up to {LEASE:.0f} s to see whether it still is")
     end = time.monotonic() + LEASE
     while time.monotonic() < end:
         time.sleep(min(1.0, LEASE / 5))
@@ -149,7 +150,12 @@ def _free(folder: RemotePath, number: int, seen: dict[str, Any]) -> bool:
 
 
 def _newest(folder: RemotePath) -> int:
-    return max((int(name) for name in (folder / storage.LOCKS).names(every=True) if name.isdecimal()), default=0)
+    return max(_numbers(folder), default=0)
+
+
+def _numbers(folder: RemotePath) -> list[int]:
+    """Return the numbers of a lock's objects; others beside them are probes (`files.check_writable`)."""
+    return [int(name) for name in (folder / storage.LOCKS).names(every=True) if name.isdecimal()]
 
 
 def _read(folder: RemotePath, number: int) -> dict[str, Any]:
@@ -169,7 +175,10 @@ def _machine() -> str:
 
 
 def _process(number: int) -> list[int]:
-    """Return what identifies a running process of this machine, [its number, its start]; [] if it has ended."""
+    """Return what identifies a running process of this machine, [its number, its start].
+
+    [] if it has ended, or if the system has no /proc.
+    """
     try:
         state, *_, start = Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[:20]
     except OSError:

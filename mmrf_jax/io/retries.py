@@ -161,7 +161,7 @@ def translated(address: str, error: Exception) -> Exception:
     return error
 
 
-_BUSY = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT)
+_BUSY = (errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT)  # macOS lacks one
 
 
 def _code(error: BaseException) -> int | None:

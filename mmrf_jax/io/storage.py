@@ -78,9 +78,6 @@ class RemotePath(os.PathLike):
     def __truediv__(self, name: str | os.PathLike) -> RemotePath:
         return RemotePath(f"{self}/{os.fspath(name)}")
 
-    def joinpath(self, *names: str | os.PathLike) -> RemotePath:
-        return RemotePath("/".join([str(self), *(os.fspath(name) for name in names)]))
-
     @property
     def name(self) -> str:
         return self.parts[-1] if self.parts else ""
@@ -230,14 +227,14 @@ class RemotePath(os.PathLike):
         return [name for name in parts if name[:4] == parts[-1][:4]]
 
     def open(self, mode: str = "r", encoding: str = "utf-8", newline: str | None = None) -> Any:
-        """Open the object; one that is written appears when it is closed."""
+        """Open the object; one that is written appears when it is closed, unless an error ends its `with`."""
         if "r" in mode:
             data = io.BytesIO(self.read_bytes())
             return data if "b" in mode else io.TextIOWrapper(data, encoding=encoding, newline=newline)
         if "a" in mode:
             raise ValueError(f"{self} cannot be appended to; use `appending.Appender`")
         upload = _Upload(self, "x" in mode)
-        return upload if "b" in mode else io.TextIOWrapper(upload, encoding=encoding, newline=newline)
+        return upload if "b" in mode else _TextUpload(upload, encoding=encoding, newline=newline)
 
     # Writing
 
@@ -344,6 +341,15 @@ class _Upload(io.BytesIO):
             data = self.getvalue()
             super().close()
             self._target.write_bytes(data, self._create)
+
+
+class _TextUpload(io.TextIOWrapper):
+    """Text of an object that appears when it is closed."""
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self.flush()
+        self.buffer.__exit__(*error)
 
 
 def about(info: dict[str, Any]) -> Any:

@@ -41,7 +41,8 @@ class Partitioner:
         devices = jax.devices() if devices is None else list(devices)
         if not devices:
             raise ValueError("a partitioner of 0 devices; pass at least one, or None for all")
-        self._mesh: Mesh = jax.make_mesh((len(devices),), (_DATA,), axis_types=(AxisType.Auto,), devices=devices)
+        # Not `jax.make_mesh`: on TPUs its order is that of the network, in which a process's devices are not together.
+        self._mesh: Mesh = Mesh(np.array(_in_process_order(devices)), (_DATA,), axis_types=(AxisType.Auto,))
         self.data_sharding = NamedSharding(self._mesh, PartitionSpec(_DATA))
         self.replicated_sharding = NamedSharding(self._mesh, PartitionSpec())
 
@@ -169,6 +170,11 @@ class Partitioner:
             )
 
         return run
+
+
+def _in_process_order(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Sort devices so that those of a process are together, in the order of processes, as `local_rows` counts."""
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def _check_divisible(batch: int, devices: int, name: str = "batch") -> None:

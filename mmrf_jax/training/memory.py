@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mmrf_jax.data.device_log import Layout
 from mmrf_jax.data.session_log import InputSpec
+from mmrf_jax.envs import collect
 from mmrf_jax.models import encoders
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model.config import TWINS
@@ -60,7 +61,7 @@ def estimate(
     if config.train.log_on_device:
         layout, number = Layout.of(spec), config.collect.sessions / devices
         log = number * (layout.bytes_per_session + _REQUESTS * layout.bytes_per_request)
-        slots = config.collect.slots or min(number / 4, 1024)
+        slots = config.collect.slots or collect.slots_for(math.ceil(number))
         collected = log + _LONGEST * slots * layout.bytes_per_request
     return Estimate(
         state=float(sum(_bytes(x) for x in jax.tree.leaves(shapes))),

@@ -58,6 +58,14 @@ def test_an_address_has_the_verbs_of_a_path(folder):
     with pytest.raises(FileNotFoundError):
         (folder / "none").unlink()
     (folder / "none").unlink(missing_ok=True)
+    for mode in ("w", "wb"):
+        with pytest.raises(ZeroDivisionError), (folder / "half").open(mode) as file:
+            file.write("half" if mode == "w" else b"half")
+            raise ZeroDivisionError
+        assert not (folder / "half").exists()
+    with (folder / "whole").open("w") as file:
+        file.write("α")
+    assert (folder / "whole").read_text() == "α"
     files.remove(folder)
     assert not folder.exists()
 
@@ -123,8 +131,21 @@ def test_files_that_grow_are_parts_that_readers_join(folder, monkeypatch):
     file.write("3\n")
     file.close()
     assert path.read_text() == "0\n1\n2\n3\n"
+    file = appending.Appender(path)
+    removed = appending._removed
+
+    def fails(*_):
+        raise OSError("the bucket does not answer")
+
+    monkeypatch.setattr(appending, "_removed", fails)
+    with pytest.raises(OSError, match="does not answer"):
+        file._parts.rewrite()
+    file.write("4\n")  # readers see what follows a rewriting that has failed at its end
+    file.close()
+    assert path.read_text() == "0\n1\n2\n3\n4\n"
+    monkeypatch.setattr(appending, "_removed", removed)
     (path / "0000-00000002").write_bytes(b"left by a rewriting that was killed")
-    assert path.read_text() == "0\n1\n2\n3\n"
+    assert path.read_text() == "0\n1\n2\n3\n4\n"
     appending.rewrite(path, "0\n")
     assert path.read_text() == "0\n" and len(path.names()) == 1
     again = appending.opened(path, 1)
@@ -180,6 +201,10 @@ def test_a_prepared_folder_is_built_once_and_resumed_after_a_kill(folder, tmp_pa
     assert (folder / "kind" / "a" / "records").read_text() == "r"
     with copies.built(folder, "kind/a") as root:
         assert (root / "kind" / "a" / "records").read_text() == "r"
+    with copies.built(folder, "kind/b") as root:
+        (root / "kind" / "b").mkdir()
+        (folder / "kind" / "b" / "records").write_text("another process was first")
+    assert (folder / "kind" / "b" / "records").read_text() == "another process was first"
 
 
 # ---------------------------------------------------------------------------------------------------------------- Locks
@@ -193,11 +218,13 @@ def test_a_lock_is_of_one_process_and_leaves_no_trace(folder):
             files.held(folder),
         ):
             pass
+    probe = folder / storage.LOCKS / "probe-1"
+    probe.write_bytes(b"")  # of a process that was killed in `files.check_writable`, or still is there
     for _ in range(3):
         with files.held(folder):
             (folder / "a").write_text("")
-    assert [path.name for path in folder.iterdir()] == ["a"]
-    assert len((folder / storage.LOCKS).names(every=True)) <= 2
+    assert [path.name for path in folder.iterdir()] == ["a"] and probe.exists()
+    assert len((folder / storage.LOCKS).names(every=True)) <= 3
 
 
 def test_many_that_want_a_lock_have_it_one_after_another(folder):
@@ -261,6 +288,16 @@ def test_a_lock_of_another_machine_is_free_when_its_beat_has_stopped(folder, mon
     with files.held(folder):
         assert lease._newest(folder) == 8
     assert any("waiting up to" in line for line in said)
+
+
+def test_without_proc_a_lock_is_known_by_its_beats_alone(folder, monkeypatch, said):
+    monkeypatch.setattr(lease, "LEASE", 0.2)
+    monkeypatch.setattr(lease, "_process", lambda number: [])
+    path = folder / storage.LOCKS / f"{1:08d}"
+    path.write_bytes(json.dumps({"holder": "it", "machine": lease._machine(), "process": [], "beat": 3}).encode())
+    with files.held(folder):
+        assert lease._newest(folder) == 2
+    assert any("was in use by it; waiting up to" in line for line in said)
 
 
 def test_a_process_that_has_lost_its_lock_ends(gs, monkeypatch, said):

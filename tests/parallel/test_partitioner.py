@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 from processes import HANG, ROOT
 
 from mmrf_jax.parallel import multihost
-from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.parallel.partitioner import Partitioner, _in_process_order
 
 FOUR_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np, pytest
@@ -20,6 +21,8 @@ mesh = partitioner.data_sharding.mesh
 assert mesh.shape == {"data": 4} and mesh.axis_types == (AxisType.Auto,)
 assert partitioner.num_devices == 4 and Partitioner(jax.devices()[:2]).num_devices == 2
 assert len({partitioner, Partitioner(), Partitioner.local(), Partitioner(jax.devices()[:2])}) == 2  # equal by devices
+
+assert list(Partitioner(jax.devices()[::-1]).data_sharding.mesh.devices) == jax.devices()
 
 partitioner.check_divisible(104)
 for batch, fit in ((102, 104), (0, 4), (3, 4)):
@@ -89,6 +92,17 @@ def test_one_device():
     assert multihost.is_primary()
     with pytest.raises(ValueError, match="partitioner of 0 devices"):
         Partitioner([])
+
+
+def test_the_devices_of_a_process_are_together():
+    """Of a TPU v3-32 the ids, which follow the network, alternate between processes."""
+
+    def device(process, number):
+        return types.SimpleNamespace(process_index=process, id=number)
+
+    devices = [device(number // 4 % 2, number) for number in range(16)]
+    found = [(x.process_index, x.id) for x in _in_process_order(devices)]
+    assert found == [(0, n) for n in (0, 1, 2, 3, 8, 9, 10, 11)] + [(1, n) for n in (4, 5, 6, 7, 12, 13, 14, 15)]
 
 
 def test_importing_the_rooms_touches_no_device():
