@@ -16,7 +16,7 @@ from mmrf_jax.data import named_features
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.envs.learned import LearnedEnv
 from mmrf_jax.envs.rankers import Ranker
-from mmrf_jax.io import files, progress, storage
+from mmrf_jax.io import files, progress
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import artifact, export, ranker
 from mmrf_jax.training import configs, inputs, run_folder, startup, steps
@@ -80,7 +80,7 @@ class Run:
         Raises:
           ValueError: if the folder exists, or this is an artefact already.
         """
-        out = storage.path(out)
+        out = files.user_path(str(out), "out")
         if self.exported:
             raise ValueError(f"{self.path} is an artefact already; copy the folder")
         if out.exists():

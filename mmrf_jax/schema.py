@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrf_jax.io import copies, storage
+from mmrf_jax.io import copies, files
 from mmrf_jax.signals import UNITS, Signal, Signals
 
 TIME_UNITS = {"s": 1_000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}  # milliseconds of one unit
@@ -163,7 +163,7 @@ def load(path: str | Path) -> Schema:
     Raises:
       ValueError: if the file does not exist or defines no `Schema` of that name.
     """
-    path = storage.path(path).expanduser()
+    path = files.user_path(str(path), "schema")
     spec = importlib.util.spec_from_file_location(path.stem, copies.local(path) if path.is_file() else path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ValueError(f"{path} is no Python file; name one that defines `schema`")

@@ -234,7 +234,7 @@ def key_of(tables: Mapping[str, Any], schema: schemas.Schema) -> str:
         paths = [] if table is None else readers.files_of(table, name)
         if paths is None:
             return uuid.uuid4().hex[:16]
-        stats = [(os.path.abspath(path), os.stat(path)) for path in paths]
+        stats = [(copies.origin(path), os.stat(path)) for path in paths]
         found.append((name, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]))
     return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 

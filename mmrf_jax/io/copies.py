@@ -69,6 +69,15 @@ def local(path: Path) -> Path:
     return into
 
 
+def origin(path: str | os.PathLike) -> str:
+    """Return the address of what a path is a copy of, else the absolute path: the same in every process."""
+    found = os.path.abspath(path)
+    for address, (_, copy) in list(_known.items()):
+        if found == str(copy) or found.startswith(f"{copy}{os.sep}"):
+            return address + found.removeprefix(str(copy))
+    return found
+
+
 def _fetch(path: RemotePath, into: Path, state: dict[str, Any], one: bool) -> None:
     """Copy an object, or the objects below a folder, with times of modification that change with their contents."""
     size = sum(about.st_size for about in state.values())

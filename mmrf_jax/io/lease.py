@@ -154,7 +154,7 @@ def _newest(folder: RemotePath) -> int:
 
 
 def _numbers(folder: RemotePath) -> list[int]:
-    """Return the numbers of a lock's objects; others beside them are probes (`files.check_writable`)."""
+    """Return the numbers of a lock's objects; other objects there are probes (`files.check_writable`)."""
     return [int(name) for name in (folder / storage.LOCKS).names(every=True) if name.isdecimal()]
 
 

@@ -349,7 +349,7 @@ class _TextUpload(io.TextIOWrapper):
     def __exit__(self, *error: Any) -> None:
         if error[0] is None:
             self.flush()
-        self.buffer.__exit__(*error)
+        cast(_Upload, self.buffer).__exit__(*error)
 
 
 def about(info: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from mmrf_jax import schema as schemas
 from mmrf_jax.data import frame_log
 from mmrf_jax.data.frame_log import SessionLog
-from mmrf_jax.io import files, storage
+from mmrf_jax.io import files
 from mmrf_jax.parallel import multihost
 from mmrf_jax.training import configs, run_folder
 
@@ -76,7 +76,7 @@ def read(data: configs.OwnLogs, quiet: bool = False, folder: Path | None = None,
     """
     if not data.path:
         raise ValueError("no log to read: config.data.path is empty; use --config.data.path=PATH")
-    path = storage.path(data.path).expanduser()
+    path = files.user_path(data.path, "config.data.path")
     if (path / frame_log.ABOUT).exists():
         return SessionLog.open(path)
     if not data.schema:

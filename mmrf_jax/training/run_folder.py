@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mmrf_jax.checkpointing import staging
 from mmrf_jax.io import copies, files, storage
 
 #: Per-user sums of the run's own arm in its A/B test.
@@ -129,7 +130,7 @@ def has_checkpoint(workdir: Path) -> bool:
         return False
     steps = [path for path in checkpoints.iterdir() if path.name.isdigit()]
     if storage.is_remote(checkpoints):  # where a step that is being written has its name already
-        steps = [path for path in steps if (path / "commit_success.txt").exists()]
+        steps = [path for path in steps if (path / staging.COMMIT).exists()]
     return bool(steps)
 
 

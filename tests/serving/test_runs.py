@@ -121,6 +121,8 @@ def test_what_is_loaded_says_what_it_is(run, tmp_path):
     assert run.exported and run.config == {"method": "mmrf"} and run.results == {}
     with pytest.raises(ValueError, match="is an artefact already"):
         run.export(tmp_path / "again")
+    with pytest.raises(ValueError, match="out=~no-such-user/again: there is no such home folder"):
+        run.export("~no-such-user/again")
     with pytest.raises(ValueError, match="is not a run folder"):
         mmrf.load(tmp_path)
     with pytest.raises(ValueError, match=r"there is no folder nowhere in /.*; name a run folder"):

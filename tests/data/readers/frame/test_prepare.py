@@ -7,12 +7,13 @@ import own_logs
 import polars as pl
 import pytest
 
-from mmrf_jax.data import sessions
+from mmrf_jax.data import frame_log, sessions
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.engine import tasks
 from mmrf_jax.data.readers.frame import prepare
 from mmrf_jax.data.readers.kuairand import synthetic
 from mmrf_jax.data.splits import SPLITS
+from mmrf_jax.io import copies, files
 from mmrf_jax.io.progress import counted
 
 SCHEMA = dataclasses.replace(own_logs.SCHEMA, split=("2024-05-04", "2024-05-05"))
@@ -151,6 +152,19 @@ def test_a_stopped_job_goes_on_and_does_nothing_twice(given, divided, tmp_path):
     done = [task for task in ran if task is not None]
     assert len(done) == len(set(done)) and {name for name, _ in done} == {"sort", "order", "check", "write"}
     assert log.digest() == divided.digest() and [path.name for path in tmp_path.iterdir()] == ["stopped"]
+
+
+def test_tables_in_object_storage_have_the_same_key_in_every_process(tmp_path):
+    """Else a killed preparation would not go on, and a finished one would not be found."""
+    log = files.user_path(f"memory://bucket/{tmp_path.name}/log", "--log")
+    (log / "0.csv").write_text("user\n1\n")
+    (log / "1.csv").write_text("user\n2\n")
+    tables = {"log": str(log), "items": [f"{log}/0.csv"], "users": None}
+    key = frame_log.key_of(tables, SCHEMA)
+    copies._known.clear()  # as in another process, which makes its own copies
+    assert frame_log.key_of(tables, SCHEMA) == key
+    (log / "1.csv").write_text("user\n3\n")
+    assert frame_log.key_of(tables, SCHEMA) != key
 
 
 def test_errors_name_rows_of_the_whole_log_and_leave_nothing(given, tmp_path):
