@@ -66,10 +66,13 @@ def load(step_dir: epath.Path) -> Manifest:
 
     Raises:
       Damaged: if the checksums are missing or altered.
+      OSError: if a bucket does not answer, or refuses.
     """
     try:
         digest, body = (step_dir / CHECKSUMS).read_bytes().split(b"\n", 1)
     except (OSError, ValueError) as error:
+        if _unreachable(step_dir, error):
+            raise
         raise Damaged(f"{CHECKSUMS} is missing or cut short") from error
     if hashlib.blake2b(body, digest_size=16).hexdigest().encode() != digest:
         raise Damaged(f"{CHECKSUMS} was altered")
@@ -81,6 +84,7 @@ def verify(step_dir: epath.Path) -> Manifest:
 
     Raises:
       Damaged: for the first file that is missing, of another size or altered.
+      OSError: if a bucket does not answer, or refuses.
     """
     manifest = load(step_dir)
     if str(manifest.step) != step_dir.name:
@@ -89,12 +93,19 @@ def verify(step_dir: epath.Path) -> Manifest:
         try:
             found, found_size = _digest(step_dir / name, digest.startswith(_MD5))
         except OSError as error:
+            if _unreachable(step_dir, error):
+                raise
             raise Damaged(f"file {name} is missing or unreadable ({error.strerror})") from error
         if found_size != size:
             raise Damaged(f"file {name} has {found_size} bytes instead of {size}")
         if found != digest:
             raise Damaged(f"file {name} was altered (its checksum differs)")
     return manifest
+
+
+def _unreachable(step_dir: epath.Path, error: Exception) -> bool:
+    """Return whether an error is a bucket's, and so says nothing about a step, which would be deleted as damaged."""
+    return storage.is_remote(step_dir) and not isinstance(error, FileNotFoundError | ValueError)
 
 
 def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:

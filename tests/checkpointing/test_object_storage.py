@@ -136,6 +136,26 @@ def test_a_save_waits_for_a_bucket_that_does_not_answer(google, tmp_path, monkey
     assert [line.split(" (")[0] for line in said] == ["gs://bucket does not answer", "gs://bucket answers again"]
 
 
+def test_a_bucket_that_cannot_be_read_damages_no_step(monkeypatch):
+    step = storage.path(f"memory://bucket/{uuid.uuid4().hex}/3")
+    with pytest.raises(integrity.Damaged, match="is missing"):
+        integrity.load(step)
+    (step / "arrays").write_bytes(b"1")
+    integrity.write(step, 3, {})
+    assert integrity.verify(step).step == 3
+    real = storage.RemotePath.read_bytes
+    for lost in ("arrays", integrity.CHECKSUMS):
+
+        def read(path, lost=lost):
+            if path.name == lost:
+                raise PermissionError(13, "no permission")
+            return real(path)
+
+        monkeypatch.setattr(storage.RemotePath, "read_bytes", read)
+        with pytest.raises(PermissionError):
+            integrity.verify(step)
+
+
 def test_no_permission_is_one_error_before_any_step(google):
     folder = storage.path(f"gs://bucket/{uuid.uuid4().hex}/checkpoints")
     with google.in_trouble(403), pytest.raises(CheckpointError, match=r"cannot write checkpoints in gs://.*permission"):
