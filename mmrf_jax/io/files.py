@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -115,7 +115,7 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
             say(f"{folder} cannot be locked ({error.strerror}); make sure that no second process uses it")
         # A holder removes its file when it ends, so this may be the lock of a deleted file.
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if _same(file, path):
                 break
         file.close()
     with file:
@@ -126,7 +126,13 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if _same(file, path):  # the folder may have been deleted, and be another process's by now
+                    path.unlink()
+
+
+def _same(file: IO, path: Path) -> bool:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:

@@ -15,12 +15,13 @@ of all runs between two cuts. Rows of one key stay together.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
+import math
 import os
 import pathlib
 import pickle
 import queue
+import shutil
 import subprocess
 import sys
 import uuid
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mmrf_jax.io import extras
+from mmrf_jax.io import extras, files
 from mmrf_jax.io.progress import say
 
 #: Default limit. Each further process takes about 0.7 GiB; with two the 32 million videos of 27K fit into 4 GiB.
@@ -124,15 +125,27 @@ def run_stage(
 
 @contextlib.contextmanager
 def alone(work: pathlib.Path) -> Iterator[None]:
-    """Hold the work folder for this process alone; wait for another process that holds it."""
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process prepares {work.parent}; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    """Hold the work folder for this process alone; wait for another that holds it, and may `discard` it."""
+    patience = 0.0
+    with contextlib.ExitStack() as stack:
+        while True:
+            work.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(files.held(work, patience))
+                break
+            except FileNotFoundError:  # its holder has discarded it meanwhile
+                continue
+            except ValueError:
+                say(f"another process prepares {work.parent}; waiting for it")
+                patience = math.inf
         yield
+
+
+def discard(work: pathlib.Path) -> None:
+    """Delete the work folder that this process holds, for others at once: one that waits for it begins a new one."""
+    gone = work.with_name(f"{work.name}-{uuid.uuid4().hex}")
+    work.rename(gone)
+    shutil.rmtree(gone)
 
 
 def default_workers() -> int:

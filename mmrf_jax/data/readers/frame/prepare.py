@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import math
 import pathlib
-import shutil
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -357,12 +356,13 @@ def prepare(
     work = folder.with_name(f".{folder.name}.unfinished-{frame_log.key_of(given, schema)}")
     with tasks.alone(work):
         if folder.exists():  # another process has prepared it meanwhile
+            tasks.discard(work)
             return
         try:
             with contextlib.ExitStack() as stack:
                 engine = engine or stack.enter_context(tasks.processes())
                 run(given, schema, work, engine, progress, rows).rename(folder)
         except ValueError:  # resuming cannot help: the tables or the schema must change
-            shutil.rmtree(work)
+            tasks.discard(work)
             raise
-        shutil.rmtree(work)
+        tasks.discard(work)

@@ -98,7 +98,8 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
         name = digest([FORMAT, records.VERSION, dataclasses.asdict(self.session_config), _stats(source)])
         job = Job(source, self.session_config, pathlib.Path(self.data_dir_root) / f".unfinished-{name}")
         with tasks.alone(job.work):
-            if self.data_path.exists():
+            if self.data_path.exists():  # another process has prepared it meanwhile
+                tasks.discard(job.work)
                 return
             try:
                 with contextlib.ExitStack() as stack:
@@ -109,9 +110,9 @@ class KuaiRand(dataset_builder.FileReaderBuilder):
                 with contextlib.redirect_stdout(io.StringIO()):  # TFDS would print about downloads
                     super().download_and_prepare(**kwargs)
             except ValueError:  # resuming cannot help: the files or the config must change
-                shutil.rmtree(job.work)
+                tasks.discard(job.work)
                 raise
-            shutil.rmtree(job.work)
+            tasks.discard(job.work)
 
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         del dl_manager, download_config

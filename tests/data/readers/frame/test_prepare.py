@@ -1,6 +1,7 @@
 """Logs of any size: the same sessions whatever the chunks, buckets, processes and engine, after any stop."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import own_logs
@@ -152,6 +153,25 @@ def test_a_stopped_job_goes_on_and_does_nothing_twice(given, divided, tmp_path):
     done = [task for task in ran if task is not None]
     assert len(done) == len(set(done)) and {name for name, _ in done} == {"sort", "order", "check", "write"}
     assert log.digest() == divided.digest() and [path.name for path in tmp_path.iterdir()] == ["stopped"]
+
+
+def test_one_process_at_a_time_has_the_work_folder_though_its_holder_deletes_it(tmp_path, monkeypatch):
+    work, said, waits, goes = tmp_path / "work", [], threading.Event(), threading.Event()
+    monkeypatch.setattr(tasks, "say", lambda line: (said.append(line), waits.set()))
+
+    def wait():
+        with tasks.alone(work):
+            (work / "made").write_text("")
+            goes.set()
+
+    second = threading.Thread(target=wait)
+    with tasks.alone(work):
+        second.start()
+        assert waits.wait(60)
+        tasks.discard(work)
+    second.join()
+    assert goes.is_set() and (work / "made").exists()
+    assert said == [f"another process prepares {tmp_path}; waiting for it"]
 
 
 def test_tables_in_object_storage_have_the_same_key_in_every_process(tmp_path):
