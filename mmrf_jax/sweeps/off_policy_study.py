@@ -97,11 +97,10 @@ def run(config, out: Path) -> dict[str, Any]:
 
 
 def rankers_of(source: sources.Source) -> dict[str, Score]:
-    """Return the components of the mixed policies: the world's arms that need no training, and a video's duration."""
+    """Return the components of the mixed policies: arms that rank by the world's state, and a video's duration."""
     duration = jnp.log(source.items.duration)
-    return {name: policy.score for name, policy in source.policies.items()} | {
-        "duration": lambda params, state: duration[state.candidates]
-    }
+    by_state = {name: arm.score for name, arm in source.policies.items() if isinstance(arm, PrivilegedPolicy)}
+    return by_state | {"duration": lambda params, state: duration[state.candidates]}
 
 
 def mixes(policies, rankers: Sequence[str]) -> np.ndarray:
