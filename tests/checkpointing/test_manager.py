@@ -2,6 +2,7 @@
 
 import os
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from absl import logging as absl_logging
 from etils import epath
 from states import bits, like, make_state
 
-from mmrf_jax.checkpointing import integrity, leaves
+from mmrf_jax.checkpointing import integrity, leaves, manager
 from mmrf_jax.checkpointing.manager import CheckpointError, Checkpoints, targets
 
 
@@ -29,8 +30,10 @@ def restore(directory, **kwargs):
 
 @pytest.fixture
 def warnings(monkeypatch):
+    """Of the manager alone: on a busy machine, orbax warns of slow saves."""
     lines = []
-    monkeypatch.setattr(absl_logging, "warning", lambda text, *args: lines.append(text % args))
+    heard = vars(absl_logging) | {"warning": lambda text, *args: lines.append(text % args)}
+    monkeypatch.setattr(manager, "logging", types.SimpleNamespace(**heard))
     return lines
 
 

@@ -1,6 +1,7 @@
 """Checkpoints in object storage: gs:// by TensorStore's driver, other protocols through a folder of this machine."""
 
 import threading
+import types
 import uuid
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from absl import logging as absl_logging
 from states import bits, like, make_state
 
-from mmrf_jax.checkpointing import integrity, staging
+from mmrf_jax.checkpointing import integrity, manager, staging
 from mmrf_jax.checkpointing.manager import CheckpointError, Checkpoints, targets
 from mmrf_jax.io import copies, retries, storage
 
@@ -35,8 +36,10 @@ def restore(folder, **kwargs):
 
 @pytest.fixture
 def warnings(monkeypatch):
+    """Of the manager alone: on a busy machine, orbax warns of slow saves."""
     lines: list[str] = []
-    monkeypatch.setattr(absl_logging, "warning", lambda text, *args: lines.append(text % args))
+    heard = vars(absl_logging) | {"warning": lambda text, *args: lines.append(text % args)}
+    monkeypatch.setattr(manager, "logging", types.SimpleNamespace(**heard))
     return lines
 
 

@@ -458,7 +458,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         "changes, message",
         [
-            ({"variant": "moon"}, "'moon'.*base, users, leaving, sparse"),
+            ({"variant": "moon"}, "'moon'.*base, users, exit_hazard, sparse"),
             ({"num_videos": 50}, "world.candidates=100 must lie between world.slate=6 and world.num_videos=50"),
             ({"candidates": 5}, "world.candidates=5 must lie between world.slate=6"),
         ],
