@@ -74,6 +74,11 @@ def lookup(tables: dict[str, embedding_table.Table], ids: dict[str, chex.Array])
     return {name: embedding_table.lookup(tables[name], i) for name, i in ids.items()}
 
 
+def split_rows(rows: chex.Array, copies: int) -> chex.Array:
+    """Split rows [..., copies d], which `init` concatenated, into [copies, ..., d]."""
+    return jnp.moveaxis(rows.reshape(*rows.shape[:-1], copies, -1), -2, 0)
+
+
 def encode_videos(
     config: EncoderConfig, params: Any, tables, items: types.Items, videos: chex.Array, date: chex.Array | None = None
 ) -> chex.Array:

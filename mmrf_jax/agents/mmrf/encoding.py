@@ -34,7 +34,7 @@ def num_encoders(config: AgentConfig) -> int:
 
 def own_rows(config: AgentConfig, rows: chex.Array) -> chex.Array:
     """Split embedding rows [..., N d] into those of each agent [N, ..., d]."""
-    return jnp.moveaxis(rows.reshape(*rows.shape[:-1], config.num_agents, -1), -2, 0)
+    return embeddings.split_rows(rows, config.num_agents)
 
 
 def own_signals(config: AgentConfig) -> chex.Array:

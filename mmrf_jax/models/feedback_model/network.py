@@ -97,11 +97,7 @@ def init(
 
 def twin_rows(rows: dict[str, chex.Array]) -> dict[str, chex.Array]:
     """Split looked-up rows [..., 2 d] into twins [2, ..., d]."""
-
-    def apart(x):
-        return jnp.moveaxis(x.reshape(*x.shape[:-1], TWINS, x.shape[-1] // TWINS), -2, 0)
-
-    return {name: apart(row) for name, row in rows.items()}
+    return {name: embeddings.split_rows(row, TWINS) for name, row in rows.items()}
 
 
 def encode(
