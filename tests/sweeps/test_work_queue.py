@@ -1,4 +1,4 @@
-"""`sweeps.work_queue`: each task once, whoever does it; and the tasks of processes that live, or have been killed."""
+"""`sweeps.work_queue`: tasks run once, in any process; those of a killed process are taken over, others not."""
 
 import contextlib
 import json

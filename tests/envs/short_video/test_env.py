@@ -113,13 +113,13 @@ class TestContract:
         expected = play(sim.default_params, key, ids)
         shuffle = np.random.default_rng(0).permutation(B)
         assert_same(play(sim.default_params, key, ids[shuffle]), jax.tree.map(lambda x: x[shuffle], expected))
-        strangers = jnp.concatenate([ids[B // 2 :], jnp.arange(B // 2)])  # half of them, in other slots beside others
+        strangers = jnp.concatenate([ids[B // 2 :], jnp.arange(B // 2)])  # half of them, in other slots
 
         def half(x, part):
             return jax.tree.map(lambda leaf: leaf[part], x)
 
-        beside = play(sim.default_params, key, strangers)
-        assert_same(half(beside, slice(B // 2)), half(expected, slice(B // 2, B)))
+        mixed = play(sim.default_params, key, strangers)
+        assert_same(half(mixed, slice(B // 2)), half(expected, slice(B // 2, B)))
         few = play(sim.default_params, key, ids[:8])
         assert_same(few, half(expected, slice(8)))
 
