@@ -26,8 +26,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Compiling takes longer than what is compiled; what counts work asks for the fixture `optimised`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-# The emitters of fusions take three quarters of a compilation's time.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+# The emitters of fusions take three quarters of a compilation's time; code of one program in many parts a tenth.
+_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 
 def pytest_collection_finish(session):
@@ -47,8 +48,18 @@ def pytest_sessionfinish():
 
 @pytest.fixture(scope="module", autouse=True)
 def garbage():
-    """What JAX keeps of a module's programs stays until the end: only what comes after it is looked at again."""
+    """What JAX keeps of a module's programs is looked at once; where it is too much, it is given up.
+
+    A loaded program holds several of the 65,530 mappings that Linux lets a process have, and the process dies at the
+    next one.
+    """
     yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
+        import jax  # reads the environment that is set above
+
+        gc.unfreeze()
+        jax.clear_caches()
     gc.collect()
     gc.freeze()
 
