@@ -286,7 +286,7 @@ class Checkpoints:
             try:
                 manifest = integrity.verify(self._folder(step))
                 return {"step": step, "leaves": manifest.leaves, "damaged": list(reasons)}
-            except integrity.Damaged as damage:
+            except (integrity.Damaged, FileNotFoundError) as damage:  # not found: its trainer deletes it meanwhile
                 reasons[step] = f"{step}: {damage}"
                 if older is not None:
                     message = "checkpoint %d in %s is damaged: %s; falling back to step %d"

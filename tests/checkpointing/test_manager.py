@@ -137,6 +137,20 @@ def test_damaged_newest_falls_back_and_says_so(tmp_path, warnings, damage):
     assert "checkpoint 30" in warnings[0] and data.name in warnings[0] and "falling back to step 20" in warnings[0]
 
 
+def test_a_step_that_is_deleted_while_it_is_read_falls_back(tmp_path, warnings, monkeypatch):
+    fill(tmp_path)
+    verify = integrity.verify
+
+    def gone(folder):
+        if folder.name == "30":
+            raise FileNotFoundError(f"{folder} does not exist")
+        return verify(folder)
+
+    monkeypatch.setattr(integrity, "verify", gone)
+    assert restore(tmp_path)[1] == 20
+    assert len(warnings) == 1 and "30 does not exist; falling back to step 20" in warnings[0]
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_any_file_is_found(tmp_path, damage):
     fill(tmp_path, steps=(1,))

@@ -188,7 +188,7 @@ class Writer:
             raise self._failed
         if self.position.offset >= self._limit or self._file.full:
             new = self._opened(self.position.segment + 1, 0)
-            # In this order, for `sync` in another thread: it takes the last file first, then the full ones.
+            # In this order, for `sync` in another thread: a file that fills meanwhile is then in one of both.
             self._full.append(self._file)
             self._file = new
         frame = encode(record)
@@ -197,7 +197,7 @@ class Writer:
         return self.position
 
     def sync(self) -> None:
-        """Wait until all appended records are on disk; another thread may call it.
+        """Wait until all appended records are on disk, the oldest first; another thread may call it.
 
         Raises:
           OSError: if this cannot be ensured. The system may have dropped unwritten data without reporting it again, so
@@ -207,11 +207,13 @@ class Writer:
             if self._failed is not None:
                 raise self._failed
             try:
-                self._file.sync()
-                for file in list(self._full):
+                last, full = self._file, list(self._full)
+                for file in full:
                     file.sync()
                     file.close()
                     self._full.remove(file)
+                if last not in full:
+                    last.sync()
             except OSError as error:
                 self._failed = error
                 raise
