@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import buckets
@@ -27,7 +28,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Compiling takes longer than what is compiled; what counts work asks for the fixture `optimised`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # The emitters of fusions take three quarters of a compilation's time; code of one program in many parts a tenth.
-_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+_EMITTERS = tuple(map(int, metadata.version("jax").split(".")[:3])) < (0, 11, 1)  # whether there is a choice
+_FLAGS = f"{'--xla_cpu_use_fusion_emitters=false' if _EMITTERS else ''} --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 
@@ -127,7 +129,7 @@ def optimised(monkeypatch):
     import jax  # reads the environment that is set above
 
     compile = jax.stages.Lowered.compile
-    options = {"xla_cpu_use_fusion_emitters": True}
+    options = {"xla_cpu_use_fusion_emitters": True} if _EMITTERS else {}
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compile(lowered, options))
     jax.config.update("jax_disable_most_optimizations", False)
     yield

@@ -19,8 +19,9 @@ import jax
 
 # Options on CPUs. Measured on the update of the agents: CPU seconds to compile, and milliseconds per step.
 _OFTEN = {"xla_backend_optimization_level": 1}  # 11.9 and 101; the default compiles longer, for no gain in speed
-_SOME = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}  # 7.0 and 118
-_ONCE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # 3.0 and 313
+_EMITTERS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11, 1) else {}  # later: no choice
+_SOME = {"xla_backend_optimization_level": 1, **_EMITTERS}  # 7.0 and 118
+_ONCE = {"xla_backend_optimization_level": 0, **_EMITTERS}  # 3.0 and 313
 _PATIENCE = 0.5  # seconds between two checks for a stop signal
 
 
