@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -17,21 +16,23 @@ CONFIG = dataclasses.replace(
     tiny.CONFIG, one_actor=True, ablation="no_augmentation", optimizer="sgd", learning_rate=1e-3
 )
 
+min_norm_weights = jax.jit(pareto.min_norm_weights)
+
 
 def test_min_norm_weights_by_hand():
-    orthogonal = jnp.diag(jnp.array([1.0, 4.0]))  # the nearest point of the segment weighs by inverse squared norms
-    np.testing.assert_allclose(pareto.min_norm_weights(orthogonal), [0.8, 0.2], atol=1e-5)
+    orthogonal = np.diag(np.float32([1.0, 4.0]))  # the nearest point of the segment weighs by inverse squared norms
+    np.testing.assert_allclose(min_norm_weights(orthogonal), [0.8, 0.2], atol=1e-5)
     short, long = np.array([1.0, 0.0]), np.array([3.0, 1.0])  # the short one is the nearest point itself
     g = np.stack([short, long])
-    np.testing.assert_allclose(pareto.min_norm_weights(jnp.asarray(g @ g.T)), [1.0, 0.0], atol=1e-6)
-    np.testing.assert_allclose(pareto.min_norm_weights(jnp.ones((3, 3))), np.full(3, 1 / 3), atol=1e-6)
+    np.testing.assert_allclose(min_norm_weights(g @ g.T), [1.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(min_norm_weights(np.ones((3, 3), np.float32)), np.full(3, 1 / 3), atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_min_norm_weights_against_scipy(seed):
     g = np.random.default_rng(seed).normal(size=(5, 7)) + 0.5
     gram = g @ g.T
-    found = np.asarray(pareto.min_norm_weights(jnp.asarray(gram)), np.float64)
+    found = np.asarray(min_norm_weights(gram), np.float64)
     assert found.min() >= 0.0 and found.sum() == pytest.approx(1.0, abs=1e-5)
     best = scipy.optimize.minimize(
         lambda a: a @ gram @ a,
@@ -66,5 +67,5 @@ def test_no_objective_falls():
     assert np.linalg.norm(step) > 1e-6
     rise = rows @ step / (np.linalg.norm(rows, axis=1) * np.linalg.norm(step))
     assert rise.min() > -0.02
-    weights = pareto.min_norm_weights(jnp.asarray(rows @ rows.T))
+    weights = min_norm_weights(rows @ rows.T)
     np.testing.assert_allclose(step, CONFIG.learning_rate * np.asarray(weights) @ rows, rtol=2e-2, atol=1e-6)

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from mmrf_jax.agents import bc, iql, massa, td3_bc, tscac
+from mmrf_jax.agents import iql, massa, registry, td3_bc, tscac
 from mmrf_jax.agents.mmrf import losses, networks, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import embeddings, representation
 
 ALONE = dataclasses.replace(tiny.CONFIG, signals=("watch_time",), ablation="no_augmentation")
 QUIET = dataclasses.replace(tiny.CONFIG, communication="none", ablation="no_augmentation")
@@ -97,30 +96,32 @@ def test_iql_by_hand():
     assert float(loss) == pytest.approx(total / (B * T * K), rel=1e-3)
 
 
+@jax.jit
+def iql_metrics(state, batch, items, expectile):
+    """Metrics of an update with any expectile."""
+    algorithm = training_step.Algorithm(iql.actor_loss, expectile=expectile)
+    return training_step.update(state, batch, items, ALONE, algorithm=algorithm)[1]
+
+
 def test_iql_values_are_expectiles_of_logged_slates(items):
     """V moves up by .7 of the shortfall and down by .3 of the excess; with .5 it is half of plain regression."""
     batch, state = tiny.make_batch(), tiny.make_state(ALONE)
-
-    def take(algorithm):
-        return tiny.step(state, batch, items, config=ALONE, algorithm=algorithm)[1]
-
-    seven, five, three = (
-        float(take(training_step.Algorithm(iql.actor_loss, expectile=e))["loss/value"]) for e in (0.7, 0.5, 0.3)
-    )
+    seven, five, three = (float(iql_metrics(state, batch, items, e)["loss/value"]) for e in (0.7, 0.5, 0.3))
     assert seven + three == pytest.approx(2.0 * five, rel=1e-4)
     assert abs(seven - three) > 1e-3 * five
+    assert iql.EXPECTILE == 0.7 and iql.update.keywords["algorithm"].expectile == iql.EXPECTILE
 
 
 def test_iql_never_values_what_was_not_logged(items):
-    """Other scores of the actor change neither targets nor values; in the policy-gradient algorithm they do."""
+    """Other scores of the actor change neither targets nor values; where values are the policy's they do."""
     batch, state = tiny.make_batch(), tiny.make_state(ALONE)
     other = state.replace(params=state.params | {"actor": jax.tree.map(lambda x: x + 0.3, state.params["actor"])})
-    for algorithm, same in (
-        (training_step.Algorithm(iql.actor_loss, expectile=0.7), True),
-        (training_step.MMRF, False),
-    ):
-        fn = functools.partial(tiny.step, config=ALONE, algorithm=algorithm)
-        a, b = fn(state, batch, items)[1], fn(other, batch, items)[1]
+
+    def of_td3_bc(state):
+        return tiny.learner("td3_bc")(state, batch, items, config=ALONE)[1]
+
+    for update, same in ((lambda state: iql_metrics(state, batch, items, 0.7), True), (of_td3_bc, False)):
+        a, b = update(state), update(other)
         for name in ("loss/base", "loss/value"):
             assert (float(a[name]) == pytest.approx(float(b[name]), rel=1e-6)) == same, name
 
@@ -148,10 +149,11 @@ def test_tscac_settles_at_the_papers_solution(monkeypatch):
     def loss(main):
         return tscac.actor_loss(v._replace(scores=v.scores.at[..., -1, :].set(main)), QUIET.temperature)[0]
 
-    step = jax.jit(lambda main: main - 20.0 * jax.grad(loss)(main))
-    main = v.scores[..., -1, :]
-    for _ in range(3000):
-        main = step(main)
+    @jax.jit
+    def ascend(main):
+        return jax.lax.fori_loop(0, 3000, lambda _, main: main - 20.0 * jax.grad(loss)(main), main)
+
+    main = ascend(v.scores[..., -1, :])
     tau, closeness = QUIET.temperature, 0.2
     stage_one = np.asarray(v.scores[..., :-1, :], np.float64)
     q = np.asarray(v.q / v.q_scale[:, None], np.float64)[..., -1, :]
@@ -163,9 +165,10 @@ def test_tscac_settles_at_the_papers_solution(monkeypatch):
 
 def test_tscac_auxiliary_policies_are_stage_one(items):
     """What the main policy is held to does not move the others: they learn from their own critics alone."""
-    batch, state = tiny.make_batch(), tiny.make_state(QUIET)
     config = dataclasses.replace(QUIET, optimizer="sgd", learning_rate=0.05)
+    batch, state = tiny.make_batch(), tiny.make_state(config)
 
+    @jax.jit
     def step(strength):
         def actor_loss(b, temperature):
             others = jax.lax.stop_gradient(b.scores[..., :-1, :])
@@ -173,27 +176,23 @@ def test_tscac_auxiliary_policies_are_stage_one(items):
             loss, metrics = tscac.actor_loss(b, temperature)
             return loss + strength * pull, metrics
 
-        fn = functools.partial(training_step.update, config=config, algorithm=training_step.Algorithm(actor_loss))
-        return jax.jit(fn)(tiny.make_state(config), batch, items)[0]
+        algorithm = training_step.Algorithm(actor_loss)
+        return training_step.update(state, batch, items, config, algorithm=algorithm)[0].params["actor"]
 
     assert set(state.params["actor"]["params"]) == {"agent_states", "main", "auxiliary", "trust"} | {
         "mix_in",
         "mix_bias",
         "mix_out",
     }
-    a, b = step(0.0), step(1.0)
-    moved = tiny.differences(a.params["actor"], b.params["actor"])
+    moved = tiny.differences(step(0.0), step(1.0))
     assert moved and not any("auxiliary" in name for name in moved)
 
 
 def test_bc_is_the_likelihood_of_logged_slates(items):
     batch, state = tiny.make_batch(), tiny.make_state(ALONE)
-    fn = jax.jit(functools.partial(bc.update, config=ALONE))
+    fn = functools.partial(tiny.learner("bc"), config=ALONE)
     _, metrics = fn(state, batch, items)
-    encode = jax.jit(representation.encode_batch, static_argnums=0)
-    r = encode(ALONE, state.params["encoder"], state.tables, batch, items)
-    e = embeddings.encode_videos(ALONE, state.params["encoder"], state.tables, items, batch.candidates)
-    scores = np.float64(networks.Actor(ALONE).apply(state.params["actor"], r.z, r.memory_mean, e).scores[..., 0, :])
+    scores = np.float64(registry.score_candidates(state, batch, items, ALONE, "bc"))[..., 0, :]
     total, count = 0.0, 0
     for b, t in zip(*np.nonzero(batch.mask[:, :-1]), strict=True):
         left = list(range(scores.shape[-1]))
@@ -210,7 +209,7 @@ def test_bc_is_the_likelihood_of_logged_slates(items):
 
 def test_massa_differs_from_mmrf_in_communication_only(items):
     assert massa.update is training_step.update
-    actor = networks.Actor(MASSA).apply
+    actor = jax.jit(networks.Actor(MASSA).apply)
     state = tiny.make_state(MASSA)
     params = state.params["actor"]
     assert "signal" in params["params"] and "collaboration" not in params["params"]

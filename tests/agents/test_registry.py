@@ -1,7 +1,6 @@
 """Every method by its name: it is born, learns, serves and scores; ablations only where there is something to take."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -11,25 +10,29 @@ import tiny
 from mmrf_jax import types
 from mmrf_jax.agents import registry
 
+#: Those have tests of all of this in files of their own, or whole runs.
+ELSEWHERE = {"mmrf", "myopic", "wide_deep", "deepfm", "ltr"}
 
-@pytest.mark.parametrize("name", sorted(set(registry.METHODS) - {"mmrf", "myopic"}))  # those have whole runs
+
+@pytest.mark.parametrize("name", sorted(set(registry.METHODS) - ELSEWHERE))
 def test_trains_and_serves(name):
     method = registry.get(name)
     config = registry.configured(name, tiny.CONFIG)
     items, batch = tiny.make_items(), tiny.make_batch()
-    mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.46), 15.0)
-    state = tiny.init(jax.random.key(0), config, tiny.SPEC, items, mean, std, critic=method.critic)
-    step = functools.partial(jax.jit(method.update, static_argnames="config"), config=config)
-    after = state
-    for _ in range(2):
-        after, metrics = step(after, batch, items)
+    state = tiny.make_state(config)
+    after, metrics = tiny.learner(name)(state, batch, items, config=config)
     assert all(np.isfinite(x) for x in metrics.values())
     assert tiny.differences(state.params, after.params)
     columns = registry.score_candidates(after, batch, items, config, name)
     assert columns.shape == (8, 5, len(method.signals(config)), 8) and np.isfinite(columns).all()
     served = method.make_policy(after, items, config, 0.5)
     request = types.Request(batch.user_id, batch.profile, batch.context[:, 0], batch.candidates[:, 0])
-    scores = served.score(served.params, served.start(served.params, request, batch.history), request)
+
+    @jax.jit
+    def serve(params, request, history):
+        return served.score(params, served.start(params, request, history), request)
+
+    scores = serve(served.params, request, batch.history)
     assert scores.shape == batch.candidates[:, 0].shape and np.asarray(scores).std(axis=-1).min() > 0.0
 
 

@@ -12,7 +12,7 @@ import tiny
 from mmrf_jax import types
 from mmrf_jax.agents import deepfm, ltr, registry, supervised, wide_deep
 from mmrf_jax.agents.mmrf import agent_state
-from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.models import heads, representation
 from mmrf_jax.signals import SHORT_VIDEO
 
 CONFIG = dataclasses.replace(tiny.CONFIG, ablation="no_augmentation")
@@ -21,15 +21,8 @@ NAMES = ("wide_deep", "deepfm", "ltr")
 
 @functools.cache
 def initial_state(name: str) -> agent_state.AgentState:
-    mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.46), 15.0)
     critic = registry.get(name).critic
-    return tiny.init(jax.random.key(0), CONFIG, tiny.SPEC, tiny.make_items(), mean, std, critic=critic)
-
-
-@functools.cache
-def learner(name: str):
-    """The update of a method, jitted; traced once for all tests."""
-    return jax.jit(registry.get(name).update, static_argnames="config")
+    return tiny.init(jax.random.key(0), CONFIG, tiny.SPEC, tiny.make_items(), tiny.MEAN, tiny.STD, critic=critic)
 
 
 def test_pairs_are_sums_of_products():
@@ -62,17 +55,21 @@ def test_weighted_sum_by_hand():
 def test_starts_from_base_rates_and_learns_every_signal(name):
     items, batch, state = tiny.make_items(), tiny.make_batch(), initial_state(name)
     method = registry.get(name)
-    r = representation.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
-    out = method.critic(CONFIG).apply(state.params["critic"], r.z, r.memory_mean, r.shown)
-    mean = np.asarray(heads.expected_feedback(SHORT_VIDEO, out.feedback, state.reward_scale)).mean(axis=(0, 1, 3))
+
+    @jax.jit
+    def predict(state):
+        r = representation.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
+        out = method.critic(CONFIG).apply(state.params["critic"], r.z, r.memory_mean, r.shown).feedback
+        loss = heads.feedback_loss(SHORT_VIDEO, out[:, :-1], batch.feedback[:, :-1], state.reward_scale)
+        return heads.expected_feedback(SHORT_VIDEO, out, state.reward_scale), loss
+
+    expected, loss = map(np.asarray, predict(state))
+    mean = expected.mean(axis=(0, 1, 3))
     np.testing.assert_allclose(mean[:-1], 0.3, atol=0.12)
     assert mean[-1] == pytest.approx(15.0, rel=0.3)
-    step = functools.partial(learner(name), config=CONFIG)
+    step = functools.partial(tiny.learner(name), config=CONFIG)
     _, first = step(state, batch, items)
-    exposed = np.asarray(batch.loss_masks().exposed)[..., None]
-    loss = np.asarray(
-        heads.feedback_loss(SHORT_VIDEO, out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
-    )
+    exposed = (batch.slate_mask & batch.mask[..., None])[:, :-1, :, None]
     by_hand = (exposed * loss).sum(axis=(0, 1, 2)) / exposed.sum()
     for i, s in enumerate(SHORT_VIDEO.names):
         assert float(first[f"loss/{s}"]) == pytest.approx(by_hand[i], rel=1e-4), s
@@ -89,16 +86,18 @@ def test_serves_the_order_of_its_rule(name):
     """Served scores are the offline scores' last column, standardised and over tau."""
     items, batch, state = tiny.make_items(), tiny.make_batch(), initial_state(name)
     method = registry.get(name)
-    step = functools.partial(learner(name), config=CONFIG)
+    step = functools.partial(tiny.learner(name), config=CONFIG)
     for _ in range(20):
         state, _ = step(state, batch, items)
     served = method.make_policy(state, items, CONFIG)
     request = types.Request(batch.user_id, batch.profile, batch.context[:, 0], batch.candidates[:, 0])
-    memory = served.start(served.params, request, batch.history)
-    scores = np.float64(served.score(served.params, memory, request))
-    r = representation.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
-    e = embeddings.encode_videos(CONFIG, state.params["encoder"], state.tables, items, batch.candidates)
-    offline = np.float64(method.score(CONFIG, state, r, e))[:, 0]
+
+    @jax.jit
+    def serve(params, request, history):
+        return served.score(params, served.start(params, request, history), request)
+
+    scores = np.float64(serve(served.params, request, batch.history))
+    offline = np.float64(registry.score_candidates(state, batch, items, CONFIG, name))[:, 0]
     assert offline.shape == (8, CONFIG.num_agents, 8) and method.signals(CONFIG) == CONFIG.signals
     main = offline[:, -1]
     expected = (main - main.mean(-1, keepdims=True)) / (main.std(-1, keepdims=True) + 1e-6) / CONFIG.temperature

@@ -15,17 +15,41 @@ def mmrf(once):
 
 
 @pytest.fixture(scope="session")
+def other(once):
+    """Another artefact of the same spec, and as little to be changed."""
+
+    def export(folder):
+        exporting.exported(folder / "other", "mmrf", communication="shared_latent")
+
+    return once("other", export) / "other"
+
+
+@pytest.fixture(scope="session")
+def named(once):
+    """An artefact of string ids and named features that nobody may change."""
+    return once("named", lambda folder: exporting.exported_with_names(folder / "named")) / "named"
+
+
+@pytest.fixture(scope="session")
 def compiled():
     """Makes a ranker once for each artefact and number of candidates: it is compiled for two dozen sizes."""
-    made: dict[tuple[str, int, int], ranker.Ranker] = {}
+    made: dict[tuple, ranker.Ranker] = {}
 
     def make(loaded: artifact.Artifact, max_candidates: int, spare: int) -> ranker.Ranker:
-        at = loaded.id, max_candidates, spare
+        at = loaded.id, max_candidates, spare, ranker.BATCHES
         if at not in made:
             made[at] = ranker.Ranker(loaded, max_candidates, spare)
         return copy.copy(made[at])  # new items of one service are not those of another
 
     return make
+
+
+@pytest.fixture(scope="module")
+def few_sizes():
+    """Services compile for two numbers of requests instead of four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranker, "BATCHES", (1, 16))
+        yield
 
 
 @pytest.fixture(autouse=True)

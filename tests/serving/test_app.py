@@ -1,6 +1,5 @@
 """The service over HTTP: ids in their own type, features by name, several users a call, and errors with their field."""
 
-import exporting
 import in_thread
 import numpy as np
 import pytest
@@ -15,22 +14,17 @@ NEW = {"id": "new one", "features": {"price": 6.0, "age": 3.0}, "author": "shop 
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def served(named, few_sizes, tmp_path_factory):
     """(client, folder of the log, artefact) of a service of string ids, whose features have names."""
-    folder = tmp_path_factory.mktemp("named")
-    made, sizes = exporting.exported_with_names(folder / "artefact"), ranker.BATCHES
-    ranker.BATCHES = (1, 4)
-    try:
-        settings = Settings(made, folder / "log", max_candidates=8, max_new_items=20)
+    log = tmp_path_factory.mktemp("named") / "log"
 
-        def make():
-            return app.make(Service(settings), guard.Limits(seconds=60.0, token=TOKEN))
+    def make():
+        settings = Settings(named, log, max_candidates=8, max_new_items=20)
+        return app.make(Service(settings), guard.Limits(seconds=60.0, token=TOKEN))
 
-        with in_thread.served(make) as client:
-            client.token = TOKEN
-            yield client, folder / "log", artifact.load(made)
-    finally:
-        ranker.BATCHES = sizes
+    with in_thread.served(make) as client:
+        client.token = TOKEN
+        yield client, log, artifact.load(named)
 
 
 def score(loaded, user: int, profile, rows) -> np.ndarray:

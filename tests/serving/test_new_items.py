@@ -14,6 +14,7 @@ from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.serving import artifact, new_items, ranker
 from mmrf_jax.serving.service import Asked, Refused, Service, Settings
 
+pytestmark = pytest.mark.usefixtures("few_sizes")
 IDS = exporting.VIDEO_IDS
 NEW = {"id": 77, "features": [0.5, -1.5], "author": 3, "tag": 99, "duration": 21.0}
 
@@ -160,8 +161,7 @@ def test_several_users_are_one_batch(settings):
     assert len(list(feedback_log.scan(settings.log))) == 2 * number  # none of what was refused
 
 
-def test_a_split_serves_each_user_by_one_arm_and_says_which(settings, mmrf, tmp_path, capfd):
-    _, _, other = exporting.exported(tmp_path / "other", "mmrf", communication="shared_latent")
+def test_a_split_serves_each_user_by_one_arm_and_says_which(settings, other, capfd):
     both = dataclasses.replace(settings, artifact_b=other, split=0.4, temperature=1.0)
 
     async def run():

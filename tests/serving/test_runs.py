@@ -1,6 +1,7 @@
 """Runs from Python: configs, results, and ranking with an artefact."""
 
 import json
+from types import SimpleNamespace
 
 import exporting
 import numpy as np
@@ -17,19 +18,25 @@ from mmrf_jax.training import configs
 IDS = exporting.VIDEO_IDS
 
 
+@pytest.fixture(autouse=True)
+def once_compiled(compiled, monkeypatch):
+    """Runs share compiled rankers, as services do."""
+    monkeypatch.setattr(runs, "ranker", SimpleNamespace(**vars(ranker) | {"Ranker": compiled}))
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return mmrf.load(exporting.exported(tmp_path_factory.mktemp("run") / "artefact")[2])
+def run(once):
+    return mmrf.load(once("mmrf", lambda folder: exporting.exported(folder / "mmrf")) / "mmrf")
 
 
-def test_ranks_ids_as_the_service_scores_them(run):
+def test_ranks_ids_as_the_service_scores_them(run, compiled):
     candidates = [int(x) for x in IDS[[5, 17, 3, 29, 8]]]
     history = [(int(IDS[2]), {"click": 1.0, "watch_time": 9.0}), (4, {"click": 1.0}), (int(IDS[9]), {"like": 1.0})]
     profile = list(np.linspace(-1.0, 1.0, tiny.SPEC.profile))
     ranked = run.rank(candidates, user=3, history=history, profile=profile)
     feedback = np.zeros((2, len(SHORT_VIDEO)), np.float32)  # of the videos that are known
     feedback[0, 0], feedback[0, SHORT_VIDEO.index("watch_time")], feedback[1, SHORT_VIDEO.index("like")] = 1.0, 9.0, 1.0
-    serving = ranker.Ranker(artifact.load(run.path), 8)
+    serving = compiled(artifact.load(run.path), 8, runs._NEW_ITEMS)
     job = ranker.Job(
         3,
         np.float32(profile),
@@ -58,7 +65,7 @@ def test_unknown_videos_of_a_history_are_counted_once(run, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_ids_of_any_type_and_users_of_the_log(tmp_path):
+def test_ids_of_any_type_and_users_of_the_log(tmp_path, compiled):
     plan, state = exporting.planned()
     names = np.array(["", *(f"item {n}" for n in range(1, tiny.SPEC.num_videos))])
     profiles = np.float32([[0, 0, 0], [1, 2, 3], [3, 1, -2]])
@@ -66,7 +73,7 @@ def test_ids_of_any_type_and_users_of_the_log(tmp_path):
     about = {"config": {"method": "mmrf"}, "unknown_video": 0}
     export.export_run(tmp_path / "a", plan, tiny.SPEC, tiny.make_items(), names, state, about, users)
     run, given = mmrf.load(tmp_path / "a"), ["item 5", "item 17", "new", "item 3"]
-    serving = ranker.Ranker(artifact.load(run.path), 4)
+    serving = compiled(artifact.load(run.path), 4, runs._NEW_ITEMS)
     for user, number in ((2**40 + 1, 2), (7, 0), (None, 0)):
         job = ranker.Job(
             number,
@@ -84,8 +91,8 @@ def test_ids_of_any_type_and_users_of_the_log(tmp_path):
         run.rank(given, user="u7")
 
 
-def test_new_items_and_names(tmp_path):
-    run = mmrf.load(exporting.exported_with_names(tmp_path / "a"))
+def test_new_items_and_names(named):
+    run = mmrf.load(named)
     new = {"id": "new", "features": {"price": 6.0, "age": 3.0}, "author": "shop b", "tag": 10, "duration": 12.5}
     ranked = run.rank(["item 5", "new"], "ann", profile={"points": 3, "sex": "f"}, context={"hour": 0.5}, items=[new])
     loaded = artifact.load(run.path)

@@ -23,6 +23,7 @@ from mmrf_jax.serving import artifact, service, traffic, users
 from mmrf_jax.serving.service import Asked, Refused, Service, Settings
 from mmrf_jax.signals import SHORT_VIDEO
 
+pytestmark = pytest.mark.usefixtures("few_sizes")
 S = len(SHORT_VIDEO)
 IDS = exporting.VIDEO_IDS
 
@@ -325,8 +326,7 @@ def point(link: Path, to: Path) -> None:
 
 
 @pytest.mark.slow
-def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
-    _, _, other = exporting.exported(tmp_path / "other", "mmrf", communication="shared_latent")
+def test_artefacts_are_swapped_while_users_go_on(settings, other, tmp_path):
     bad = tmp_path / "bad"
     shutil.copytree(other, bad)
     (bad / "functions" / "score.bin").write_bytes(b"")
@@ -369,9 +369,8 @@ def test_artefacts_are_swapped_while_users_go_on(settings, mmrf, tmp_path):
     np.testing.assert_allclose(after.scores["watch_time"], anew.scores["watch_time"], rtol=1e-3, atol=1e-3)
 
 
-def test_an_artefact_that_is_still_on_its_way_is_tried_again(settings, tmp_path, monkeypatch):
+def test_an_artefact_that_is_still_on_its_way_is_tried_again(settings, other, tmp_path, monkeypatch):
     monkeypatch.setattr(traffic, "RETRY_SECONDS", 0.1)
-    _, _, other = exporting.exported(tmp_path / "other", "mmrf", communication="shared_latent")
     late = tmp_path / "late"
     late.mkdir()
 

@@ -1,6 +1,7 @@
 """What actors take of their critics: against float64 by hand, and what follows for actors without a residual."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,22 @@ def make_inputs(seed: int, config: AgentConfig = CONFIG):
     return state, tuple(x.astype(np.float32) for x in arrays)
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def critic_scores(state, inputs, config=CONFIG):
+    """The target critics' output, and the scores that actors take of it."""
+    out = networks.Critic(config).apply(state.target, *inputs)
+    return out, acting.critic_scores(config, acting.critics_of(state, config), out)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def act(state, inputs, config=CONFIG):
+    """The scores of the state's actors."""
+    return acting.act(config, state.params["actor"], acting.critics_of(state, config), *inputs).scores
+
+
 def test_critic_scores_by_hand():
     state, inputs = make_inputs(0)
-    out = networks.Critic(CONFIG).apply(state.target, *inputs)
-    got = acting.critic_scores(CONFIG, acting.critics_of(state, CONFIG), out)
+    out, got = critic_scores(state, inputs)
     raw, scale = np.float64(out.feedback), np.float64(state.reward_scale)
 
     def chance(i):
@@ -51,55 +64,44 @@ def test_critic_scores_by_hand():
     np.testing.assert_allclose(got, np.clip(centred, -20, 20), rtol=1e-4, atol=1e-5)
 
 
-def silenced(params):
-    """Parameters of actors whose residual is 0."""
-    actor = dict(params["params"])
-    for name in ("main", "auxiliary"):
-        actor[name] = jax.tree.map(jnp.zeros_like, actor[name])
-    actor |= {"mix_out": jnp.zeros_like(actor["mix_out"]), "trust": jax.tree.map(jnp.zeros_like, actor["trust"])}
-    return {"params": actor}
+def silenced(state):
+    """The state with actors whose residual is 0."""
+    actor = dict(state.params["actor"]["params"])
+    for name in ("main", "auxiliary", "mix_out", "trust"):
+        actor[name] = jax.tree.map(np.zeros_like, actor[name])
+    return state.replace(params=state.params | {"actor": {"params": actor}})
 
 
 def test_without_a_residual_actors_are_their_critics():
     state, inputs = make_inputs(1)
-    critics = acting.critics_of(state, CONFIG)
-    got = acting.act(CONFIG, silenced(state.params["actor"]), critics, *inputs).scores
-    out = networks.Critic(CONFIG).apply(state.target, *inputs)
-    np.testing.assert_allclose(got, acting.critic_scores(CONFIG, critics, out), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(act(silenced(state), inputs), critic_scores(state, inputs)[1], rtol=1e-5, atol=1e-5)
 
 
 def test_critics_enter_as_the_only_thing_that_the_flag_changes():
     state, inputs = make_inputs(2)
     free = dataclasses.replace(CONFIG, residual_actor=False)
     assert acting.critics_of(state, free) is None
-    alone = acting.act(free, state.params["actor"], None, *inputs).scores
-    np.testing.assert_array_equal(alone, networks.Actor(free).apply(state.params["actor"], *inputs).scores)
-    critics = acting.critics_of(state, CONFIG)
-    base = acting.critic_scores(CONFIG, critics, networks.Critic(CONFIG).apply(state.target, *inputs))
-    both = acting.act(CONFIG, state.params["actor"], critics, *inputs).scores
-    np.testing.assert_allclose(both[:, :-1] - alone[:, :-1], base[:, :-1], rtol=1e-4, atol=1e-4)
+    alone = act(state, inputs, free)
+    actor = jax.jit(lambda params: networks.Actor(free).apply(params, *inputs).scores)
+    np.testing.assert_array_equal(alone, actor(state.params["actor"]))
+    added = np.asarray(act(state, inputs) - alone)
+    np.testing.assert_allclose(added[:, :-1], critic_scores(state, inputs)[1][:, :-1], rtol=1e-4, atol=1e-4)
 
 
 def test_one_actor_takes_the_main_critic():
     config = dataclasses.replace(CONFIG, one_actor=True)
     state, inputs = make_inputs(3)
-    critics = acting.critics_of(state, config)
-    out = networks.Critic(config).apply(state.target, *inputs)
-    one = acting.critic_scores(config, critics, out)
+    _, one = critic_scores(state, inputs, config)
     assert one.shape == (5, 1, C)
-    np.testing.assert_array_equal(one[:, 0], acting.critic_scores(CONFIG, critics, out)[:, -1])
+    np.testing.assert_array_equal(one[:, 0], critic_scores(state, inputs)[1][:, -1])
 
 
 def test_candidates_of_the_mean_encoding_change_nothing():
     """Services pad requests with them."""
     state, (z, memory, items) = make_inputs(4)
     padded = np.concatenate([items, np.repeat(items.mean(axis=1, keepdims=True), 3, axis=1)], axis=1)
-    critics = acting.critics_of(state, CONFIG)
-
-    def score(e):
-        return acting.act(CONFIG, state.params["actor"], critics, z, memory, e).scores
-
-    np.testing.assert_allclose(score(padded)[..., :C], score(items), rtol=1e-4, atol=1e-4)
+    wanted = act(state, (z, memory, items))
+    np.testing.assert_allclose(act(state, (z, memory, padded))[..., :C], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_no_gradient_reaches_the_critics():
@@ -110,13 +112,13 @@ def test_no_gradient_reaches_the_critics():
         scores = acting.act(CONFIG, state.params["actor"], critics, *inputs).scores
         return jnp.sum(ops.soft_top_k(scores, CONFIG.slate, 1.0) ** 2)
 
-    gradient = jax.grad(total)(state.target)
+    gradient = jax.jit(jax.grad(total))(state.target)
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize("value, score", [(1e6, 20.0), (-1e6, -20.0)])
 def test_scores_of_critics_are_bounded(value, score):
-    got = losses.optimal_scores(jnp.full((2, N, 3), value), jnp.zeros(N), jnp.ones(N), CONFIG.temperature)
+    got = losses.optimal_scores(np.full((2, N, 3), value, np.float32), np.zeros(N), np.ones(N), CONFIG.temperature)
     np.testing.assert_array_equal(got, np.full((2, N, 3), score))
 
 

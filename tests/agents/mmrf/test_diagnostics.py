@@ -4,18 +4,13 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIG, SIZES, make_batch, make_items, make_shapes, make_state
+from tiny import CONFIG, SGD, make_batch, make_items, make_shapes, make_state, sgd_step
 
 from mmrf_jax import types
-from mmrf_jax.agents.mmrf import diagnostics, losses, training_step
-from mmrf_jax.agents.mmrf.config import AgentConfig
+from mmrf_jax.agents.mmrf import diagnostics
 from mmrf_jax.signals import SHORT_VIDEO
-
-#: An agent for every signal, so that the feedback losses of the agents are all that teach the encoder.
-EVERYONE = AgentConfig(signals=SHORT_VIDEO.names, optimizer="sgd", learning_rate=1e-2, **SIZES)
 
 
 def flat(tree) -> np.ndarray:
@@ -24,30 +19,31 @@ def flat(tree) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def step():
-    """(state, batch, what one update of plain gradient descent without projection added to each parameter)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "PROJECTION_WEIGHT", 0.0)
-        state, batch = make_state(EVERYONE), make_batch()
-        run = jax.jit(lambda s, b, i: training_step.update(s, b, i, EVERYONE)[0])
-        after = run(state, batch, make_items())
+    """(state, batch, what one update of plain gradient descent without projection added to each parameter).
+
+    Of signals without an agent nothing is learned, so the losses of the agents are all that teach the encoder.
+    """
+    state, batch = make_state(SGD), make_batch()
+    weights = tuple(w * (name in SGD.signals) for name, w in zip(SHORT_VIDEO.names, SGD.loss_weights, strict=True))
+    after, _ = sgd_step(state, batch, make_items(), projection=0.0, signal_weights=weights)
     return state, batch, jax.tree.map(lambda a, b: np.asarray(a - b), after.params, state.params)
 
 
 def test_objectives_of_all_actors_make_the_step_of_the_attention(step):
     state, batch, moved = step
-    rows = np.asarray(diagnostics.actor_gradients(state, batch, make_items(), None, EVERYONE))
-    assert rows.shape[0] == EVERYONE.num_agents and (np.linalg.norm(rows, axis=1) > 0).all()
-    wanted = EVERYONE.learning_rate * rows.sum(axis=0) / batch.mask[:, :-1].sum()
+    rows = np.asarray(diagnostics.actor_gradients(state, batch, make_items(), None, SGD))
+    assert rows.shape[0] == SGD.num_agents and (np.linalg.norm(rows, axis=1) > 0).all()
+    wanted = SGD.learning_rate * rows.sum(axis=0) / batch.mask[:, :-1].sum()
     found = flat(moved["actor"]["params"]["collaboration"])
     np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-6)
 
 
 def test_losses_of_all_critics_make_the_step_of_the_encoder(step):
     state, batch, moved = step
-    rows = np.asarray(diagnostics.encoder_gradients(state, batch, make_items(), EVERYONE))
-    weights = np.asarray(EVERYONE.loss_weights)[[i for ((i, _),) in EVERYONE.reward_terms]]
+    rows = np.asarray(diagnostics.encoder_gradients(state, batch, make_items(), SGD))
+    weights = np.asarray(SGD.loss_weights)[[i for ((i, _),) in SGD.reward_terms]]
     exposed = (batch.slate_mask & batch.mask[..., None])[:, :-1].sum()
-    wanted = EVERYONE.learning_rate * (weights[:, None] * rows).sum(axis=0) / exposed
+    wanted = SGD.learning_rate * (weights[:, None] * rows).sum(axis=0) / exposed
     np.testing.assert_allclose(flat(moved["encoder"]), wanted, rtol=2e-3, atol=1e-6)
 
 
@@ -72,11 +68,10 @@ def test_what_a_model_says_of_the_candidates_moves_the_actors():
     shape = batch.candidates.shape
     rng = np.random.default_rng(0)
     said = types.FeedbackPrediction(
-        jnp.asarray(rng.normal(size=(*shape[:2], len(SHORT_VIDEO), shape[2])), jnp.float32),
-        jnp.zeros(shape[:2]),
-        jnp.zeros(shape),
+        rng.normal(size=(*shape[:2], len(SHORT_VIDEO), shape[2])).astype(np.float32),
+        np.zeros(shape[:2], np.float32),
+        np.zeros(shape, np.float32),
     )
-    own, blended = (diagnostics.actor_gradients(state, batch, make_items(), p, CONFIG) for p in (None, said))
-    assert not np.allclose(own, blended)
     deaf = dataclasses.replace(CONFIG, model_weight=0.0)
-    np.testing.assert_array_equal(own, diagnostics.actor_gradients(state, batch, make_items(), said, deaf))
+    own, blended = (diagnostics.actor_gradients(state, batch, make_items(), said, c) for c in (deaf, CONFIG))
+    assert not np.allclose(own, blended)

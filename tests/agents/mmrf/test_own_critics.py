@@ -113,12 +113,13 @@ def test_policies_score_as_batches_do(items):
         values = (batch.user_id, batch.profile, batch.context[:, t], batch.candidates[:, t])
         return tiny.types.Request(*values)
 
-    carry = served.initial_carry(request(0), batch.history)
+    score = jax.jit(functools.partial(served.scores, None, None))
+    carry = jax.jit(served.initial_carry)(request(0), batch.history)
     for t in range(2):
-        np.testing.assert_allclose(served.scores(None, None, carry, request(t)), scores[:, t, -1], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(score(carry, request(t)), scores[:, t, -1], rtol=1e-3, atol=1e-4)
         videos = np.take_along_axis(batch.candidates[:, t], batch.slate[:, t], axis=-1)
         shown = tiny.types.Exposure(videos=videos, feedback=batch.feedback[:, t], mask=batch.slate_mask[:, t])
-        carry = served.next_carry(carry, request(t), shown)
+        carry = jax.jit(served.next_carry)(carry, request(t), shown)
 
 
 def test_configs_that_cannot_be():

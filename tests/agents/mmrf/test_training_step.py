@@ -15,8 +15,8 @@ from mmrf_jax.agents.mmrf import acting, losses, networks, training_step
 from mmrf_jax.models import embeddings, encoders, heads, representation
 from mmrf_jax.signals import SHORT_VIDEO
 
-SGD = dataclasses.replace(tiny.CONFIG, optimizer="sgd", learning_rate=0.05)
-ADAM = dataclasses.replace(tiny.CONFIG, learning_rate=3e-3)
+SGD = tiny.SGD
+ADAM = dataclasses.replace(tiny.CONFIG, learning_rate=1e-2, dropout=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,16 @@ def items():
 
 @pytest.fixture(scope="module")
 def step(items):
-    """A jitted SGD update, compiled once for the module: (state, batch) -> state, metrics."""
-    return lambda state, batch: tiny.step(state, batch, items, config=SGD)
+    """A jitted SGD update, compiled once: (state, batch, weights of some losses) -> state, metrics."""
+    return lambda state, batch, **weights: tiny.sgd_step(state, batch, items, **weights)
+
+
+@pytest.fixture(scope="module")
+def learn(items):
+    """A jitted update with Adam and dropout, traced once: (state, batch) -> state, metrics."""
+    chex.clear_trace_counter()
+    fn = jax.jit(chex.assert_max_traces(training_step.update, n=1), static_argnames="config")
+    return lambda state, batch: fn(state, batch, items, config=ADAM)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +66,12 @@ def test_values_start_from_the_returns_of_the_first_log(items):
         np.testing.assert_allclose(value[0], [expected, expected], rtol=1e-5)
 
 
-def test_traces_once_over_batches_and_loss_decreases(items):
-    chex.clear_trace_counter()
-    fn = jax.jit(chex.assert_max_traces(training_step.update, n=1), static_argnames="config", compiler_options=tiny.HOT)
-    state, batch = tiny.make_state(ADAM), tiny.make_batch(users=16)
+def test_traces_once_over_batches_and_loss_decreases(learn):
+    state, batch = tiny.make_state(ADAM), tiny.make_batch()
     names = [f"loss/{s}" for s in SHORT_VIDEO.names] + ["loss/stay"]
     history = []
-    for i in range(200):
-        state, metrics = fn(state, batch if i % 20 else tiny.make_batch(seed=i, users=16), items, config=ADAM)
+    for i in range(100):
+        state, metrics = learn(state, batch if i % 20 else tiny.make_batch(seed=i))
         if i % 20:
             history.append([float(metrics[name]) for name in names])
     history = np.array(history)
@@ -189,13 +195,11 @@ def test_update_does_not_depend_on_the_order_of_users(step, before):
     chex.assert_trees_all_close(metrics, their_metrics, atol=1e-4, rtol=1e-4)
 
 
-def test_dropout_draws_anew_each_step_and_repeats_with_its_key(items):
-    config = dataclasses.replace(SGD, dropout=0.3, learning_rate=0.0, table_learning_rate=0.0)
-    fn = functools.partial(tiny.step, config=config)
-    state, batch = tiny.make_state(SGD), tiny.make_batch()
-    _, first = fn(state, batch, items)
-    _, again = fn(state, batch, items)
-    _, second = fn(state.replace(step=state.step + 1), batch, items)
+def test_dropout_draws_anew_each_step_and_repeats_with_its_key(learn):
+    state, batch = tiny.make_state(ADAM), tiny.make_batch()
+    _, first = learn(state, batch)
+    _, again = learn(state, batch)
+    _, second = learn(state.replace(step=state.step + 1), batch)
     assert not tiny.differences(first, again)
     assert tiny.differences(first, second)
 
@@ -280,10 +284,9 @@ def test_scores_have_an_agent_each_and_do_not_depend_on_lambda():
 
 def scale_auxiliary(params, factor):
     """The actors with everything that belongs to auxiliary agents alone scaled: their vectors and their states."""
-    params = jax.tree.map(lambda x: x, params)
+    params = jax.tree.map(np.array, params)
     auxiliary = SGD.agent_dim * (SGD.num_agents - 1)
-    states = params["params"]["agent_states"]
-    states["kernel"] = states["kernel"].at[:, :auxiliary].multiply(factor)
+    params["params"]["agent_states"]["kernel"][:, :auxiliary] *= factor
     params["params"]["auxiliary"] = jax.tree.map(lambda x: x * factor, params["params"]["auxiliary"])
     return params
 
@@ -319,11 +322,9 @@ def test_a_single_agent_needs_no_others(items):
     assert np.isfinite(out.scores).all()
 
 
-def test_actors_do_not_teach_the_encoder_or_the_critics(items):
+def test_actors_do_not_teach_the_encoder_or_the_critics(step, before):
     """The encoder learns from feedback; staying and values leave it alone, and so do the actors."""
-    config = dataclasses.replace(SGD, signal_weights=(0.0,) * tiny.S)
-    before = tiny.make_state(SGD)
-    after, _ = tiny.step(before, tiny.make_batch(), items, config=config)
+    after, _ = step(before, tiny.make_batch(), signal_weights=(0.0,) * tiny.S)
     assert not tiny.differences(before.params["encoder"], after.params["encoder"])
     assert not tiny.differences(before.tables, after.tables)
     assert tiny.differences(before.params["actor"], after.params["actor"])
@@ -365,12 +366,10 @@ def test_projection_is_the_distance_to_the_maximiser(step, drawn):
     assert float(metrics["loss/projection"]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_projection_draws_the_actors_and_nothing_else(step, drawn, items, monkeypatch):
+def test_projection_draws_the_actors_and_nothing_else(step, drawn):
     state, batch, answers = drawn
     learned_with, _ = step(state, batch)
-    monkeypatch.setattr(losses, "PROJECTION_WEIGHT", 0.0)
-    without = jax.jit(functools.partial(training_step.update, config=SGD))
-    learned_without, _ = without(state, batch, items)
+    learned_without, _ = step(state, batch, projection=0.0)
 
     def distance(params):
         scores, q = answers(params)

@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 
-import jax
+import exporting
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,24 +19,21 @@ from mmrf_jax.serving import app, export, guard
 from mmrf_jax.serving.demo import page, visits
 from mmrf_jax.serving.service import Refused, Service, Settings
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import steps
 
-VIDEO_IDS = 7 * np.arange(tiny.SPEC.num_videos, dtype=np.int64) + 1_000_000_000_000
+VIDEO_IDS = exporting.VIDEO_IDS
 K, C, S = tiny.SPEC.slate, tiny.SPEC.candidates, len(SHORT_VIDEO)
 WORLD = {"source": "world", "world": {"num_videos": tiny.SPEC.num_videos}}
 TOKEN = "a-word-of-sixteen-letters"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_sizes(few_sizes):
+    """All services of this module have few sizes."""
+
+
 def exported(folder, ids, config):
     """The artefact of agents that nobody trained."""
-    plan = steps.TrainConfig("myopic", tiny.CONFIG, tiny.FEEDBACK, rounds=1, closed_loop=False, slates=0)
-    ones = jnp.ones(len(SHORT_VIDEO))
-
-    def init(key):
-        return steps.init(key, plan, tiny.SPEC, tiny.make_items(), 0.3 * ones, ones, ones)
-
-    key = jax.random.key(3)
-    state = jax.jit(init)(key)
+    plan, state = exporting.planned("myopic")
     export.export_run(folder, plan, tiny.SPEC, tiny.make_items(), ids, state, {"config": config})
     return folder
 
