@@ -130,7 +130,7 @@ class _Case:
 def _check_update(case: _Case) -> agent_state.AgentState:
     """Take three steps, and again from the same key, with a checkpoint between; return the last state."""
     first, batches = case.init(), [_batch(seed) for seed in range(3)]
-    shapes, before = _shapes(first), jax.tree.map(jnp.copy, first.params)  # a view would prevent the donation
+    shapes, before = _shapes(first), jax.tree.map(np.array, first.params)  # a view would prevent the donation
     state, metrics = case.update(first, batches[0])
     _same_shapes(shapes, _shapes(state))
     given = [x for x in jax.tree.leaves(first) if not x.is_deleted()]
@@ -191,8 +191,8 @@ def _check_scores(case: _Case, state: agent_state.AgentState) -> None:
     )
     assert np.isfinite(scores).all(), "score returns numbers that are not finite"
     assert scores[..., -1, :].std(axis=-1).min() > 0, "score ranks all candidates of some request alike"
-    mean = candidates.mean(axis=-2, keepdims=True)
-    padded = jnp.concatenate([candidates, jnp.repeat(mean, 3, axis=-2)], axis=-2)
+    known = np.asarray(candidates)
+    padded = np.concatenate([known, np.repeat(known.mean(axis=-2, keepdims=True), 3, axis=-2)], axis=-2)
     more = np.asarray(_call("score", case.score, state, encoded, padded))[..., : _SPEC.candidates]
     assert np.allclose(scores, more, **_CLOSE), (
         "score depends on padding: candidates with the mean encoding, as a server adds, change the scores of the others"
@@ -287,7 +287,8 @@ def _same_shapes(before: dict[str, tuple], after: dict[str, tuple], what: str = 
 def _assert_finite(what: str, tree: Any) -> None:
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(x.dtype, jnp.floating):
-            assert bool(jnp.isfinite(x).all()), f"{what} is not finite in {jax.tree_util.keystr(path, simple=True)}"
+            finite = np.isfinite(np.asarray(x, np.float32)).all()
+            assert finite, f"{what} is not finite in {jax.tree_util.keystr(path, simple=True)}"
 
 
 def _differing(a: Any, b: Any, exact: bool) -> list[str]:

@@ -295,6 +295,9 @@ def _collect_on_devices(
 def _world(config: configs.Run, progress: Progress, own: Callable[[Source], rankers.AnyRanker] | None) -> Source:
     world = config.world
     assert world is not None
+    given = config.data.dir if isinstance(config.data, configs.LogData) else ""
+    if given and not files.user_path(given, "config.data.dir").exists():  # said before the world is made
+        raise FileNotFoundError(f"{given} does not exist; name a folder that mmrf collect or mmrf serve wrote")
     sim = env.make(world)
 
     def nothing() -> Any:
@@ -320,7 +323,7 @@ def _world(config: configs.Run, progress: Progress, own: Callable[[Source], rank
         )
     )
     source = dataclasses.replace(source, test=lambda: {"test": test()})
-    if not isinstance(config.data, configs.LogData) or not config.data.dir:
+    if not given:
         return source
     return dataclasses.replace(
         source,

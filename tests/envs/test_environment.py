@@ -165,7 +165,10 @@ def test_repeats_do_not_earn_twice(env, calls):
     assert_equal(repeated[:5], expected[:5])
 
 
-@pytest.mark.parametrize(("num_candidates", "slate_size"), [(7, 6), (2, 1), (1, 1), (3, 3)])
+@pytest.mark.parametrize(
+    ("num_candidates", "slate_size"),
+    [(7, 6), (1, 1), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(3, 3, marks=pytest.mark.slow)],
+)
 def test_other_sizes(num_candidates, slate_size):
     env = mmrf.make(
         "short-video", num_videos=3000, num_candidates=num_candidates, slate_size=slate_size, history_size=2

@@ -232,7 +232,9 @@ def test_long_logs_are_cut(make, log):
         np.testing.assert_array_equal(pool.first[: sessions + 1], log.offsets[: sessions + 1])
 
 
-@pytest.mark.parametrize("encoder", ["memory", "gru", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "encoder", ["memory", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "transformer"))]
+)
 def test_simulator_and_training_have_the_same_states(encoder, log, items):
     """Carries and predictions after each slate, against those of the same requests as a batch."""
     config = dataclasses.replace(CONFIG, encoder=encoder, window=2)

@@ -57,7 +57,7 @@ def test_memory_slate_by_slate_equals_all_at_once_and_the_loop():
 def test_memory_by_hand():
     config = dataclasses.replace(CONFIG, decays=(0.5,))
     items, feedback = jnp.array([[1.0], [10.0], [100.0]]), jnp.array([[1.0], [2.0], [3.0]])
-    memory = encoders.memory_write(config, None, items, feedback, jnp.array([True, False, True]))
+    memory = memory_write(config, None, items, feedback, np.array([True, False, True]))
     assert memory.outer.item() == 0.5 * 1.0 + 300.0 and memory.weight.item() == 1.5  # the masked one does not age them
 
 
@@ -123,7 +123,7 @@ def exposure_at(batch, t):
     "fields",
     [
         {},
-        {"ablation": "no_collaboration"},
+        pytest.param({"ablation": "no_collaboration"}, marks=pytest.mark.slow),
         {"encoder": "gru"},
         pytest.param({"encoder": "transformer", "window": 3}, marks=pytest.mark.slow),
     ],
@@ -150,7 +150,9 @@ def test_serving_sees_what_training_saw(fields):
         memory = observe(served.params, memory, request_at(batch, t), exposure_at(batch, t))
 
 
-@pytest.mark.parametrize("fields", [{}, {"encoder": "gru"}, {"encoder": "transformer", "window": 3}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"encoder": "gru"}, pytest.param({"encoder": "transformer", "window": 3}, marks=pytest.mark.slow)]
+)
 def test_feedback_reaches_later_requests_only(fields):
     config = dataclasses.replace(CONFIG, **fields)
     items, batch, state = tiny.make_items(), tiny.make_batch(), tiny.make_state(config)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import any_signals
 import jax
@@ -21,8 +22,18 @@ def config_of(signals, **fields):
     return dataclasses.replace(tiny.CONFIG, signals=(), all_signals=signals, **fields)
 
 
-@pytest.mark.parametrize("method", ["mmrf", "pareto", "tscac", "td3_bc", "ltr", "wide_deep", "deepfm", "myopic"])
-@pytest.mark.parametrize("name", ["one", pytest.param("three", marks=pytest.mark.slow), "twelve"])
+METHODS = ("mmrf", "pareto", "tscac", "td3_bc", "ltr", "wide_deep", "deepfm", "myopic")
+#: One signal is the edge of every method; what of a method has the number of signals shows there too.
+FAST = {*(("one", method) for method in METHODS), ("twelve", "mmrf"), ("twelve", "deepfm")}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        pytest.param(*case, marks=[] if case in FAST else [pytest.mark.slow], id="-".join(case))
+        for case in itertools.product(("one", "three", "twelve"), METHODS)
+    ],
+)
 def test_a_state_and_its_update_have_the_same_shapes(name, method):
     """Traced, not compiled."""
     signals = any_signals.ALL[name]
