@@ -67,18 +67,19 @@ def uniforms(key: types.Key, shape: tuple[int, ...]) -> chex.Array:
 
 def _fused(key: types.Key, position: chex.Array, user_ids: chex.Array, num: int) -> chex.Array:
     k0, k1 = jax.random.key_data(key)
-    k0, k1 = _apart(lambda: _fold(*_fold(k0, k1, position), user_ids), user_ids)
+    folded = jax.ShapeDtypeStruct(user_ids.shape, jnp.uint32)
+    k0, k1 = _apart(lambda: _fold(*_fold(k0, k1, position), user_ids), (folded, folded), user_ids)
     number = jnp.arange(num, dtype=jnp.uint32)[None, :]
-    bits = _apart(lambda: jnp.bitwise_xor(*_fold(k0[:, None], k1[:, None], number)), user_ids)
+    drawn = jax.ShapeDtypeStruct((*user_ids.shape, num), jnp.uint32)
+    bits = _apart(lambda: jnp.bitwise_xor(*_fold(k0[:, None], k1[:, None], number)), drawn, user_ids)
     ones = jnp.uint32(0x3F800000)  # exponent bits of floats in [1, 2)
     unit = jax.lax.bitcast_convert_type(bits >> 9 | ones, jnp.float32) - 1.0
     low = jnp.float32(1e-7)
     return jnp.maximum(low, unit * (1.0 - low) + low)
 
 
-def _apart(make, user_ids: chex.Array):
-    """Return `make()` outside the fusions of its consumers, which would each recompute it."""
-    shapes = jax.eval_shape(make)
+def _apart(make, shapes, user_ids: chex.Array):
+    """Return `make()`, of these shapes, outside the fusions of its consumers, which would each recompute it."""
 
     def nothing():
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -86,13 +87,23 @@ def _apart(make, user_ids: chex.Array):
     return jax.lax.cond((user_ids[0] | 1) != 0, make, nothing)  # always true, but XLA does not analyse bits
 
 
+@functools.partial(jax.jit, inline=True)  # the programs that draw for one number of users trace it once
 def _fold(k0: chex.Array, k1: chex.Array, x: chex.Array) -> tuple[chex.Array, chex.Array]:
     """Hash (0, x) by Threefry-2x32, 20 rounds; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011."""
-    k = (k0, k1, k0 ^ k1 ^ jnp.uint32(0x1BD11BDA))
-    x0, x1 = k[0], x.astype(jnp.uint32) + k[1]
+    k0, k1, x = jnp.broadcast_arrays(k0, k1, x.astype(jnp.uint32))
+
+    # Plain `lax`: so many operations of `jnp` would be most of what a rollout takes to trace.
+    def constant(value: int) -> chex.Array:
+        return jax.lax.full_like(x, value)
+
+    turns = {r: (constant(r), constant(32 - r)) for rotations in _ROTATIONS for r in rotations}
+    add, either, differ = jax.lax.add, jax.lax.bitwise_or, jax.lax.bitwise_xor
+    k = (k0, k1, differ(differ(k0, k1), constant(0x1BD11BDA)))
+    x0, x1 = k[0], add(x, k[1])
     for i in range(5):
         for r in _ROTATIONS[i % 2]:
-            x0 = x0 + x1
-            x1 = x0 ^ (x1 << r | x1 >> (32 - r))
-        x0, x1 = x0 + k[(i + 1) % 3], x1 + k[(i + 2) % 3] + jnp.uint32(i + 1)
+            left, right = turns[r]
+            x0 = add(x0, x1)
+            x1 = differ(x0, either(jax.lax.shift_left(x1, left), jax.lax.shift_right_logical(x1, right)))
+        x0, x1 = add(x0, k[(i + 1) % 3]), add(add(x1, k[(i + 2) % 3]), constant(i + 1))
     return x0, x1
