@@ -14,7 +14,7 @@ from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
 
 CONFIG = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
-USERS = 1200  # as in test_long_run, so that all is compiled once
+USERS = 800  # as in test_simulate_days, so that all is compiled once
 KEY = jax.random.key(5)
 
 
@@ -66,7 +66,7 @@ def columns(sums, rows):
 
 
 def test_users_of_any_ids_are_served_as_in_a_row(sim, policies, everyone):
-    ids = np.random.default_rng(0).permutation(USERS)[:777]
+    ids = np.random.default_rng(0).permutation(USERS)[:520]
     served = simulate.rollout_metrics_of_users(
         sim, policies["production"], KEY, Partitioner(), user_ids=ids, day=2, k=CONFIG.slate, capacity=USERS
     )

@@ -16,7 +16,7 @@ from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs, sources
 
 CONFIG = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
-USERS, FIRST, DAYS = 1200, 3, 6
+USERS, FIRST, DAYS = 800, 3, 6
 KEY = jax.random.key(8)
 
 

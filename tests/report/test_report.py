@@ -1,5 +1,6 @@
 """The page of a report: no text becomes markup, nothing is fetched, no section is silently empty."""
 
+import functools
 import json
 import math
 
@@ -55,8 +56,14 @@ def make_run(**changes) -> sections.Run:
     return sections.Run(**({"signals": SHORT_VIDEO} | fields | changes))
 
 
+@functools.cache
+def plain() -> str:
+    """The page of a run as it is made above; Bokeh takes a third of a second for one."""
+    return page.build(make_run())
+
+
 def test_every_section_is_there_and_figures_are_the_results():
-    found = Page(page.build(make_run()))
+    found = Page(plain())
     assert list(found.sections) == SECTIONS
     assert sum(a.get("class") == "missing" for _, a in found.elements) == 2  # of starts, and of scripts
     ab, offline = found.sections["ab-test"], found.sections["offline"]
@@ -76,8 +83,7 @@ def test_every_section_is_there_and_figures_are_the_results():
 
 
 def test_bold_is_better_or_worse_by_metric_and_section():
-    plain = make_run()
-    results = json.loads(json.dumps(plain.results))
+    results = json.loads(json.dumps(make_run().results))
     more = {"mean": 2.0, "diff_pct": 20.0, "ci95": [10.0, 30.0]}
     for name in ("hate", "gini", "follow"):
         results["ab_test"]["production"][name] = {"mean": 1.0, "diff_pct": 0.0, "ci95": [0.0, 0.0]}
@@ -85,7 +91,7 @@ def test_bold_is_better_or_worse_by_metric_and_section():
     results["offline"]["click"]["against"] = {"popularity": {"gauc": 0.6, "diff": 0.02, "diff_ci95": [0.01, 0.03]}}
     minus = {"logloss": {"diff": -0.1, "ci95": [-0.2, -0.1]}}
     results["fidelity"]["click"]["agents"]["model_minus"] = minus
-    found = Page(page.build(make_run(results=results)))
+    found = Page(page.build(make_run(results=results, rows=[])))
     ab = found.sections["ab-test"]
     assert "followsper video2+20.00 % better[+10.00, +30.00]1" in ab
     assert "hatesper videoless is better2+20.00 % worse[+10.00, +30.00]1" in ab
@@ -97,7 +103,7 @@ def test_bold_is_better_or_worse_by_metric_and_section():
 
 
 def test_the_verdict_stands_on_top_with_its_tiles():
-    found = page.build(make_run())
+    found = plain()
     sentence = "mmrf is not distinguishable from production: watch time +10.0&nbsp;% [−1.5, +21.5]"
     assert f'<p class="verdict unclear">{sentence}' in found and found.index("verdict unclear") < found.index("<nav")
     small = "<small>to production, [−1.5, +21.5]</small>"
@@ -108,13 +114,13 @@ def test_the_verdict_stands_on_top_with_its_tiles():
         "hate": {"mean": 2.0, "diff_pct": 20.0, "ci95": [10.0, 30.0]},
         "click": {"mean": 0.25, "diff_pct": None, "ci95": None, "note": "too few: 3 users"},
     }
-    found = page.build(make_run(results=results))
+    found = page.build(make_run(results=results, rows=[]))
     assert '<p class="verdict better">mmrf is better than production' in found
     assert '<div class="tile better"><span>watch time</span>' in found
     worse = "<b>+20.0 %</b><small>worse than production, [+10.0, +30.0]</small>"
     assert f'<div class="tile worse"><span>hates</span>{worse}' in found
     assert '<div class="tile "><span>clicks</span><b>0.25</b><small>too few</small>' in found
-    assert '<p class="verdict none">No verdict yet' in page.build(make_run(results={}))
+    assert '<p class="verdict none">No verdict yet' in page.build(make_run(results={}, rows=[]))
 
 
 def test_tiles_of_logs_are_the_baselines():
@@ -126,7 +132,7 @@ def test_tiles_of_logs_are_the_baselines():
     results = json.loads(json.dumps(make_run().results))
     del results["ab_test"]
     results["offline"]["watch_time_xauc"] = results["offline"]["click"] | {"against": against}
-    found = page.build(make_run(results=results))
+    found = page.build(make_run(results=results, rows=[]))
     assert "By watch time (XAUC), mmrf is better than popularity (+0.0200 [+0.0100, +0.0300]) and not" in found
     tile = "<b>+0.0200</b><small>better than popularity, [+0.0100, +0.0300]</small></div>"
     assert f'<div class="tile better"><span>XAUC of watch time</span>{tile}' in found
@@ -142,17 +148,17 @@ def test_what_was_run_is_said():
     assert "2026-01-02 03:04 UTCh1abcpython -m x" in found and "UTCh2abc" in found
     assert "compiling30.075%" in found and "training10.025%" in found
     assert "started 2026-01-02 03:04 UTC on h1 at commit abc" in text
-    installed = page.build(make_run(starts=[start | {"commit": "version 0.2.0"}]))
+    installed = page.build(make_run(starts=[start | {"commit": "version 0.2.0"}], rows=[], results={}))
     assert "started 2026-01-02 03:04 UTC on h1 at version 0.2.0" in installed
 
 
-def drawn(run: sections.Run) -> int:
-    return sum("data-root-id" in a for _, a in Page(page.build(run)).elements)
+def drawn(found: Page) -> int:
+    return sum("data-root-id" in a for _, a in found.elements)
 
 
 def test_each_chart_has_a_place():
     # Two differences, one reliability, three curves, attention and two conflicts.
-    assert drawn(make_run()) == 2 + 1 + 3 + 1 + 2
+    assert drawn(Page(plain())) == 2 + 1 + 3 + 1 + 2
 
 
 def test_what_a_run_does_not_have_is_explained():
@@ -161,7 +167,7 @@ def test_what_a_run_does_not_have_is_explained():
     alone = run.explained | {"attention": missing, "actors": missing}
     found = Page(page.build(make_run(explained=alone)))
     assert "because of co" in found.sections["attention"] and "because of co" in found.sections["conflict"]
-    assert drawn(make_run(explained=alone)) == drawn(run) - 2  # the critics' conflict stays
+    assert drawn(found) == drawn(Page(plain())) - 2  # the critics' conflict stays
 
     nobody = run.explained | {name: {"missing": "a single ranker"} for name in ("attention", "actors", "encoder")}
     results = {name: value for name, value in run.results.items() if name not in ("ab_test", "fidelity")}
@@ -178,23 +184,23 @@ def test_what_a_run_does_not_have_is_explained():
 
 
 def test_text_is_never_markup():
-    plain = make_run()
-    sessions = json.loads(json.dumps(plain.explained["sessions"]))
+    run = make_run()
+    sessions = json.loads(json.dumps(run.explained["sessions"]))
     sessions["agents"][0] = NASTY
     sessions["users"][0]["shown"][0][0]["signals"] = [NASTY]
-    results = json.loads(json.dumps(plain.results))
+    results = json.loads(json.dumps(run.results))
     results["ab_test"][NASTY] = results["ab_test"]["mmrf"]
     results["offline"][NASTY] = results["offline"]["click"]
     nasty = make_run(
         name=NASTY,
-        config=plain.config | {NASTY: NASTY},
+        config=run.config | {NASTY: NASTY},
         versions={NASTY: NASTY},
-        rows=[row | {NASTY: 1.0} for row in plain.rows],
+        rows=[row | {NASTY: 1.0} for row in run.rows],
         results=results,
-        explained=plain.explained | {"sessions": sessions, "attention": {"missing": NASTY}},
+        explained=run.explained | {"sessions": sessions, "attention": {"missing": NASTY}},
         source={NASTY: 1},
     )
-    before, after = Page(page.build(plain)), Page(page.build(nasty))
+    before, after = Page(plain()), Page(page.build(nasty))
 
     def count(found, tag):
         return sum(name == tag for name, _ in found.elements)
@@ -207,7 +213,7 @@ def test_text_is_never_markup():
 
 
 def test_nothing_is_fetched():
-    found = Page(page.build(make_run()))
+    found = Page(plain())
     for tag, attributes in found.elements:
         for name in ("src", "href", "data", "action", "poster", "srcset"):
             where = attributes.get(name, "#")
@@ -276,7 +282,7 @@ def test_series_differ_without_colour():
 
 
 def test_a_dark_page_has_a_colour_for_each_that_would_not_show():
-    text = page.build(make_run())
+    text = plain()
     data = text.split('id="dark-colours">')[1].split("</script>")[0]
     assert json.loads(data) == palette.DARK and palette.DARK["#000000"] == "#ffffff"
     assert "embed_items(themed(docs_json)" in text
