@@ -40,11 +40,10 @@ def test_the_policy_earns_what_it_earned_in_the_a_b_test(run):
 def test_the_feedback_model_is_an_environment(run):
     env = mmrf.make("learned", run=run)
     params, slate = env.default_params, jnp.tile(jnp.arange(env.slate_size), (B, 1))
-    obs, state = jax.jit(env.reset)(KEY, params, jnp.arange(B))
-    request, history, hidden = jax.jit(learned.reset)(KEY, params, jnp.arange(B), 0)
-    np.testing.assert_array_equal(obs.candidates, request.candidates)
-    np.testing.assert_array_equal(obs.history.videos, history.videos)
-    obs, state, reward, *_, info = jax.jit(env.step)(KEY, state, slate, params)
+    obs, state = env.reset(KEY, params, jnp.arange(B))
+    np.testing.assert_array_equal(obs.candidates, state.request.candidates)
+    hidden = state.hidden
+    obs, state, reward, *_, info = env.step(KEY, state, slate, params)
     result, _ = jax.jit(learned.step)(KEY, hidden, slate, params)
     np.testing.assert_allclose(info["feedback"], result.exposure.feedback, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(reward, result.exposure.feedback[..., -1].sum(axis=1), rtol=1e-4)

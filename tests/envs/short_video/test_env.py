@@ -23,6 +23,11 @@ next_visit = jax.jit(leaving.next_visit)
 draw = jax.jit(users.draw)
 affinity = jax.jit(response.affinity)
 respond = jax.jit(response.respond)
+expected_watch = jax.jit(response.expected_watch)
+stay_logit = jax.jit(leaving.stay_logit)
+production, oracle_myopic, oracle_planning = (
+    jax.jit(getattr(reference_policies, name)) for name in ("production", "oracle_myopic", "oracle_planning")
+)
 
 
 @pytest.fixture(scope="module")
@@ -203,11 +208,12 @@ class TestCandidates:
     def test_slates_have_no_repeats(self, sim):
         """Sampled, best and all-ties slates of K = 7, as videos."""
         both = (reference_policies.production, reference_policies.random)
+        act = jax.jit(rollout.act, static_argnames="k")
+        request, _, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)
         for ranker, temperature in itertools.product(both, (1.0, 0.0)):
             policy = rankers.PrivilegedPolicy(ranker, temperature)
-            request, _, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)
-            _, slate, _ = rollout.act(
-                policy, sim.default_params, state, (), request, request.user_id, 0, jax.random.key(1), 7
+            _, slate, _ = act(
+                policy, sim.default_params, state, (), request, request.user_id, 0, jax.random.key(1), k=7
             )
             videos = np.sort(np.take_along_axis(np.asarray(request.candidates), np.asarray(slate), axis=1), axis=1)
             assert (np.diff(videos, axis=1) > 0).all()
@@ -277,7 +283,7 @@ class TestFeedback:
 
     def test_expected_watch_is_the_mean_of_what_is_watched(self, answered):
         params, _, truth, feedback = answered
-        expected = np.asarray(response.expected_watch(params, truth))[:, 0]  # at the first position
+        expected = np.asarray(expected_watch(params, truth))[:, 0]  # at the first position
         np.testing.assert_allclose(feedback["watch_time"][:, 0].mean(), expected.mean(), rtol=0.03)
         top = expected > np.quantile(expected, 0.9)
         np.testing.assert_allclose(feedback["watch_time"][top, 0].mean(), expected[top].mean(), rtol=0.05)
@@ -330,7 +336,7 @@ class TestSession:
             b.stay + b.stay_joy * (joy.mean(axis=1) - b.stay_joy_centre) + b.stay_patience * state.traits.patience
         )
         expected -= b.stay_fatigue * jnp.array([0, 1, 5, 10])
-        np.testing.assert_allclose(leaving.stay_logit(sim.default_params, state, joy), expected, rtol=1e-6)
+        np.testing.assert_allclose(stay_logit(sim.default_params, state, joy), expected, rtol=1e-6)
 
     def flags(self, params, steps=TINY.max_requests):
         _, result = play(params, jax.random.key(0), jnp.arange(B), steps=steps)[0]
@@ -357,7 +363,7 @@ class TestSession:
         _, _, state = reset(keys[0], sim.default_params, jnp.arange(B), 0)
         videos = state.candidates[:, :K]
         joy = affinity(sim.default_params, state.traits, state.interest, state.satiation, videos).enjoyment
-        logit = np.asarray(leaving.stay_logit(sim.default_params, state, joy))
+        logit = np.asarray(stay_logit(sim.default_params, state, joy))
         leaves = [step(key, state, first_slate(), sim.default_params)[0].terminated for key in keys]
         stays = 1.0 - np.mean(leaves, axis=0)
         probability = 1 / (1 + np.exp(-logit))
@@ -432,7 +438,7 @@ class TestRankers:
     def test_production_sees_no_hidden_truth(self, sim):
         """Scores do not move with true quality, clickbait, interests, habits or satiation."""
         state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)[2]
-        expected = reference_policies.production(sim.default_params, state)
+        expected = production(sim.default_params, state)
         hidden = sim.default_params.hidden
         for column in (parameters.LATENT, parameters.LATENT + 1, parameters.LATENT + 3):
             hidden = hidden.at[:, column].set(-hidden[:, column])
@@ -440,16 +446,14 @@ class TestRankers:
             activity=state.traits.activity + 1, susceptibility=2 * state.traits.susceptibility
         )
         other = state.replace(interest=-state.interest, satiation=state.satiation + 1, traits=traits)
-        np.testing.assert_array_equal(
-            reference_policies.production(sim.default_params.replace(hidden=hidden), other), expected
-        )
+        np.testing.assert_array_equal(production(sim.default_params.replace(hidden=hidden), other), expected)
 
     def test_oracles_know_it(self, sim):
         state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)[2]
         truth = affinity(sim.default_params, state.traits, state.interest, state.satiation, state.candidates)
-        myopic = reference_policies.oracle_myopic(sim.default_params, state)
-        np.testing.assert_allclose(myopic, response.expected_watch(sim.default_params, truth), rtol=1e-5)
-        planning = reference_policies.oracle_planning(sim.default_params, state, 3.0)
+        myopic = oracle_myopic(sim.default_params, state)
+        np.testing.assert_allclose(myopic, expected_watch(sim.default_params, truth), rtol=1e-5)
+        planning = oracle_planning(sim.default_params, state, 3.0)
         np.testing.assert_allclose(planning, myopic + 3.0 * truth.enjoyment, rtol=1e-4, atol=1e-4)
         assert ops.top_k(reference_policies.random(sim.default_params, state), 3).tolist() == [[0, 1, 2]] * B
 

@@ -22,28 +22,29 @@ def sim():
 
 def test_a_belief_that_knows_all_ranks_as_the_planning_oracle_and_follows_the_session(sim):
     @jax.jit
-    def run(params):
+    def arrive(params):
         _, _, state = env.reset(jax.random.key(0), params, jnp.arange(B), jnp.int32(0))
         t = state.traits
         rest = jnp.stack([t.activity, t.susceptibility, t.sociability, t.patience], axis=-1)
         sure = jnp.broadcast_to(1e-8 * jnp.eye(observable.STATE), (B, observable.STATE, observable.STATE))
-        belief = observable.Belief(
-            jnp.concatenate([state.interest, rest], axis=-1), sure, state.satiation, jnp.zeros(B)
-        )
-        out = []
-        for step in range(3):
-            out.append(
-                (observable.scores(params, belief, state.candidates), reference_policies.oracle_planning(params, state))
-            )
-            result, state = env.step(jax.random.key(step), state, jnp.tile(jnp.arange(3), (B, 1)), params)
-            belief = observable.observe(params, belief, result.exposure)
-        return out, belief, state
+        mean = jnp.concatenate([state.interest, rest], axis=-1)
+        return observable.Belief(mean, sure, state.satiation, jnp.zeros(B)), state
 
-    out, belief, state = run(sim.default_params)
-    for found, expected in out:
+    @jax.jit
+    def turn(params, key, belief, state):
+        scores = observable.scores(params, belief, state.candidates), reference_policies.oracle_planning(params, state)
+        result, state = env.step(key, state, jnp.tile(jnp.arange(3), (B, 1)), params)
+        return scores, observable.observe(params, belief, result.exposure), state
+
+    belief, state = arrive(sim.default_params)
+    for step in range(3):
+        (found, expected), belief, state = turn(sim.default_params, jax.random.key(step), belief, state)
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=0.02)
     np.testing.assert_allclose(belief.mean[:, :L], state.interest, atol=1e-4)
     np.testing.assert_allclose(belief.satiation, state.satiation, atol=1e-6)
+
+
+likelihood_of = jax.jit(observable.watch_log_likelihood)
 
 
 @pytest.mark.parametrize("duration", [6.0, 40.0])
@@ -52,9 +53,7 @@ def test_play_times_have_the_likelihood_of_the_response(duration):
     b, drive = parameters.Behaviour(), np.linspace(-3.0, 4.0, 5, dtype=np.float32)
 
     def density(seconds):
-        return np.exp(
-            observable.watch_log_likelihood(b, drive[:, None], np.atleast_1d(seconds)[None], np.float32(duration))
-        )
+        return np.exp(likelihood_of(b, drive[:, None], np.atleast_1d(seconds)[None], np.float32(duration)))
 
     total, mean = np.zeros(5), np.zeros(5)
     for low, high in (
@@ -72,8 +71,13 @@ def test_play_times_have_the_likelihood_of_the_response(duration):
     np.testing.assert_allclose(total, 1.0, atol=2e-3)
     zero = np.zeros(5, np.float32)
     truth = response.Affinity(zero, drive, zero, np.full(5, duration, np.float32), zero, zero)
-    truth, params = jax.tree.map(lambda x: x[:, None], truth), SimpleNamespace(behaviour=b)
-    expected = response.expected_feedback(params, SimpleNamespace(sociability=zero), truth)[0]
+    truth = jax.tree.map(lambda x: x[:, None], truth)
+
+    @jax.jit
+    def expect(truth):
+        return response.expected_feedback(SimpleNamespace(behaviour=b), SimpleNamespace(sociability=zero), truth)[0]
+
+    expected = expect(truth)
     np.testing.assert_allclose(mean, expected[:, 0, -1], rtol=0.005)
 
 

@@ -10,7 +10,7 @@ from mmrf_jax.envs.short_video import truth as hidden_truth
 from mmrf_jax.signals import SHORT_VIDEO
 
 TINY = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=6)
-B, USERS, DRAWS = 256, 3, 50_000
+B, USERS, DRAWS = 256, 3, 25_000
 #: Under a second, up to 7 s, up to 18 s and beyond, each by users of little, fair and much drive.
 DURATION = (0.8, 5.0, 6.9, 7.0, 7.1, 12.0, 17.9, 18.5, 60.0, 400.0)
 #: Explicit signals made common, and all but one moved by both the seconds and the click.
