@@ -62,7 +62,7 @@ def test_no_objective_falls():
     after, metrics = jax.jit(fn)(state, batch, items)
     leaves = jax.tree.leaves(metrics["jacobian"])
     rows = np.concatenate([np.asarray(g).reshape(CONFIG.num_agents, -1) for g in leaves], axis=1)
-    moved = jax.tree.map(lambda a, b: np.asarray(a - b), after.params["actor"], state.params["actor"])
+    moved = jax.tree.map(lambda a, b: a - b, *jax.device_get((after.params["actor"], state.params["actor"])))
     step = np.concatenate([x.reshape(-1) for x in jax.tree.leaves(moved)])
     assert np.linalg.norm(step) > 1e-6
     rise = rows @ step / (np.linalg.norm(rows, axis=1) * np.linalg.norm(step))

@@ -32,17 +32,17 @@ def make_actor_batch(config: AgentConfig, seed: int = 0) -> losses.ActorBatch:
     mask[0, 1, 1] = False
 
     def normal(*shape):
-        return jnp.asarray(rng.normal(size=(B, T, *shape)), jnp.float32)
+        return rng.normal(size=(B, T, *shape)).astype(np.float32)
 
     return losses.ActorBatch(
         scores=normal(a, C),
         q=normal(n, C),
         base=normal(n),
         value=normal(n),
-        q_mean=jnp.zeros(n),
-        q_scale=jnp.linspace(0.5, 1.0, n),
-        slate=jnp.asarray(rng.random((B, T, C)).argsort(-1)[..., :K]),
-        slate_mask=jnp.asarray(mask),
+        q_mean=np.zeros(n, np.float32),
+        q_scale=np.linspace(0.5, 1.0, n, dtype=np.float32),
+        slate=rng.random((B, T, C)).argsort(-1)[..., :K].astype(np.int32),
+        slate_mask=mask,
         weight=None,
         mean=over_requests,
         jacobian=jax.jacrev,
@@ -64,7 +64,7 @@ def relaxed(scores, k):
 
 def test_td3_bc_by_hand():
     v = make_actor_batch(ALONE)
-    loss, metrics = td3_bc.actor_loss(v, ALONE.temperature)
+    loss, metrics = jax.jit(lambda scores: td3_bc.actor_loss(v._replace(scores=scores), ALONE.temperature))(v.scores)
     value, distance = np.zeros((B, T)), np.zeros((B, T))
     for b in range(B):
         for t in range(T):
@@ -81,7 +81,7 @@ def test_td3_bc_by_hand():
 
 def test_iql_by_hand():
     v = make_actor_batch(ALONE)
-    loss, _ = iql.actor_loss(v, ALONE.temperature)
+    loss, _ = jax.jit(lambda scores: iql.actor_loss(v._replace(scores=scores), ALONE.temperature))(v.scores)
     total = 0.0
     for b in range(B):
         for t in range(T):
@@ -134,10 +134,9 @@ def test_tscac_closeness_by_hand():
     for other in others:
         o = relaxed(other, K)
         expected.append((w * np.log(w / o) + (1 - w) * np.log((1 - w) / (1 - o))).sum())
-    np.testing.assert_allclose(tscac.closeness(jnp.asarray(scores), jnp.asarray(others), K), expected, rtol=1e-3)
-    assert float(tscac.closeness(jnp.asarray(scores), jnp.asarray(scores[None]) + 7.0, K)[0]) == pytest.approx(
-        0, abs=1e-4
-    )
+    closeness = jax.jit(tscac.closeness, static_argnums=2)
+    np.testing.assert_allclose(closeness(scores, others, K), expected, rtol=1e-3)
+    assert float(closeness(scores, np.tile(scores + 7.0, (3, 1)), K)[0]) == pytest.approx(0, abs=1e-4)
 
 
 def test_tscac_settles_at_the_papers_solution(monkeypatch):
@@ -147,7 +146,7 @@ def test_tscac_settles_at_the_papers_solution(monkeypatch):
     v = make_actor_batch(QUIET)
 
     def loss(main):
-        return tscac.actor_loss(v._replace(scores=v.scores.at[..., -1, :].set(main)), QUIET.temperature)[0]
+        return tscac.actor_loss(v._replace(scores=jnp.asarray(v.scores).at[..., -1, :].set(main)), QUIET.temperature)[0]
 
     @jax.jit
     def ascend(main):

@@ -60,7 +60,7 @@ def random_slates(seed, users=B):
 
 
 def take(tree, where):
-    return jax.tree.map(lambda x: x[where], tree)
+    return jax.tree.map(lambda x: np.asarray(x)[where], tree)
 
 
 def close(a, b):
@@ -180,8 +180,9 @@ def crowd(sim, log):
     assert shown.any(axis=1).all() and not shown.all()
     np.testing.assert_array_equal(result.exposure.mask, shown)
     np.testing.assert_array_equal(np.asarray(result.exposure.feedback)[~shown], 0.0)
-    stay = np.float64(network.continue_probability(out, jnp.asarray(shown, jnp.float32)))
-    expected = np.float64(network.expected(CONFIG, out, sim.default_params.scale)) * shown[..., None]
+    stay = np.float64(jax.jit(network.continue_probability)(out, shown.astype(np.float32)))
+    expected = jax.jit(network.expected, static_argnums=0)(CONFIG, out, sim.default_params.scale)
+    expected = np.float64(expected) * shown[..., None]
     return state, slates, expected, stay, result
 
 

@@ -55,7 +55,7 @@ def test_unknown_parts_are_refused(launch, tmp_path):
 
 def test_scale_measures_logs():
     """Their records, and reading them; steps of several processes: tests/multiprocess/test_mains.py."""
-    found = scale.logs(100_000, 1)
+    found = scale.logs(20_000, 1)
     assert {name: unit for name, (_, unit) in found.items()} == {"prepared row": "us", "batch read": "ms"}
     assert all(value > 0.0 for value, _ in found.values())
 

@@ -26,7 +26,7 @@ def step():
     state, batch = make_state(SGD), make_batch()
     weights = tuple(w * (name in SGD.signals) for name, w in zip(SHORT_VIDEO.names, SGD.loss_weights, strict=True))
     after, _ = sgd_step(state, batch, make_items(), projection=0.0, signal_weights=weights)
-    return state, batch, jax.tree.map(lambda a, b: np.asarray(a - b), after.params, state.params)
+    return state, batch, jax.tree.map(lambda a, b: a - b, *jax.device_get((after.params, state.params)))
 
 
 def test_objectives_of_all_actors_make_the_step_of_the_attention(step):

@@ -59,8 +59,10 @@ def test_values_start_from_the_returns_of_the_first_log(items):
     mean, std = np.append(np.full(tiny.S - 1, 0.3), 15.0), np.append(np.full(tiny.S - 1, 0.5), 20.0)
     state = tiny.init(jax.random.key(0), SGD, tiny.SPEC, items, mean, std, mean_return=1.5 * 3 * mean)
     z_size, dim = encoders.sizes(SGD, tiny.SPEC)
-    memory = jnp.zeros((1, len(SGD.decays), SGD.feedback_dim, dim))
-    out = networks.Critic(SGD).apply(state.target, jnp.ones((1, z_size)), memory, jnp.zeros((1, 3, dim)))
+    memory = np.zeros((1, len(SGD.decays), SGD.feedback_dim, dim), np.float32)
+    out = jax.jit(networks.Critic(SGD).apply)(
+        state.target, np.ones((1, z_size), np.float32), memory, np.zeros((1, 3, dim), np.float32)
+    )
     slate = 3 * np.array([0.3 / 0.5, -0.3 / 0.5, 15.0 / 20.0])  # of click, hate and watch time
     for value, expected in ((out.value, 1.5 * slate), (out.base, 0.5 * slate)):
         np.testing.assert_allclose(value[0], [expected, expected], rtol=1e-5)
@@ -82,8 +84,8 @@ def test_traces_once_over_batches_and_loss_decreases(learn):
 
 def test_targets_move_by_polyak(step, before):
     after, _ = step(before, tiny.make_batch())
-    rate = SGD.polyak
-    expected = jax.tree.map(lambda new, old: rate * new + (1 - rate) * old, after.params["critic"], before.target)
+    rate, new, old = SGD.polyak, *jax.device_get((after.params["critic"], before.target))
+    expected = jax.tree.map(lambda new, old: rate * new + (1 - rate) * old, new, old)
     chex.assert_trees_all_close(after.target, expected, atol=1e-7)
     assert tiny.differences(after.target, before.target)
 
@@ -268,7 +270,7 @@ def test_auxiliary_actors_feel_the_main_agent_by_lambda():
     for leaf in jax.tree.leaves(none):
         np.testing.assert_array_equal(leaf, 0.0)
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(full))
-    chex.assert_trees_all_close(some, jax.tree.map(lambda x: 0.3 * x, full), rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(some, jax.tree.map(lambda x: 0.3 * np.asarray(x), full), rtol=1e-4, atol=1e-6)
 
 
 def test_scores_have_an_agent_each_and_do_not_depend_on_lambda():
@@ -379,13 +381,14 @@ def test_projection_draws_the_actors_and_nothing_else(step, drawn):
 
     distance = jax.jit(jax.value_and_grad(distance))
     before, gradient = distance(state.params["actor"])
-    drawn_by = jax.tree.map(lambda a, b: a - b, learned_with.params["actor"], learned_without.params["actor"])
+    learned_with, learned_without, gradient = jax.device_get((learned_with.params, learned_without.params, gradient))
+    drawn_by = jax.tree.map(lambda a, b: a - b, learned_with["actor"], learned_without["actor"])
     expected = jax.tree.map(lambda g: -SGD.learning_rate * 0.1 * g, gradient)
-    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected)) > 1e-2
+    assert max(np.abs(x).max() for x in jax.tree.leaves(expected)) > 1e-2
     chex.assert_trees_all_close(drawn_by, expected, rtol=1e-3, atol=1e-5)
     for part in ("encoder", "critic"):
-        chex.assert_trees_all_close(learned_with.params[part], learned_without.params[part], atol=1e-6)
-    small = jax.tree.map(lambda x, g: x - 1e-4 * g, state.params["actor"], gradient)
+        chex.assert_trees_all_close(learned_with[part], learned_without[part], atol=1e-6)
+    small = jax.tree.map(lambda x, g: np.asarray(x) - np.float32(1e-4) * g, state.params["actor"], gradient)
     assert distance(small)[0] < before
 
 

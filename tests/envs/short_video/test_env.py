@@ -75,7 +75,8 @@ def play(params, key, user_ids, day=0, steps=3):
         seen.append((request, result))
         request = result.request
     days = next_visit(key, state, params)
-    return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *seen), history, days
+    seen, history, days = jax.device_get((seen, history, days))
+    return jax.tree.map(lambda *x: np.stack(x, axis=1), *seen), history, days
 
 
 def assert_same(a, b):
