@@ -467,6 +467,7 @@ def test_update_under_pmap(run_python):
     run_python(SPLIT + PMAP, 5, devices=4)
 
 
-def test_update_on_four_devices(run_python):
+@pytest.mark.parametrize("steps", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_update_on_four_devices(run_python, steps):
     """Contract, "Tolerances" (a): fixed log, 100 SGD updates, parameters to 1e-5."""
-    run_python(SPLIT + SHARDED, 100, devices=4)
+    run_python(SPLIT + SHARDED, steps, devices=4)
