@@ -114,7 +114,8 @@ def column(name: str, values: Any, like: tuple[str, int] | None = None, finite: 
 def require(name: str, value: Any, holds: Callable[[Any], bool], wanted: str) -> None:
     """Raise ValueError unless an argument is a number for which `holds` is true."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not holds(value):
-        raise ValueError(f"{name}={value!r} must be {wanted}")
+        plain = value is None or isinstance(value, str | numbers.Number)
+        raise ValueError(f"{name}{f'={value!r}' if plain else f' of type {type(value).__name__}'} must be {wanted}")
 
 
 def require_interval(level: float, draws: int, seed: int) -> None:

@@ -149,7 +149,10 @@ def check(config: Any, name: str) -> None:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return advice for an unknown name: the closest known names, or all of them if none is close."""
+    """Return advice for an unknown name: the same ones but for case and blanks, the closest ones, or all."""
     names = list(names)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(names))}"
+    same = [known for known in names if known.strip().casefold() == name.strip().casefold()]
+    close = same or difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(x if x == x.strip() else repr(x) for x in close)}?"
+    return f"there are {', '.join(sorted(names)) or 'none'}"

@@ -76,8 +76,12 @@ class Schema:
 
     def __post_init__(self):
         for name in ("signals", "agents", "context", "split"):
-            if isinstance(value := getattr(self, name), list):
+            value = getattr(self, name)
+            if name != "split" and value is not None and not isinstance(value, list | tuple):
+                raise ValueError(f"schema.{name} is {value!r}; give a list, such as [{value!r}]")
+            if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+        self._check_names()
         if self.main is None and len(self.signals) == 1:
             object.__setattr__(self, "main", self.signals[0].name)
         self._check_signals()
@@ -93,6 +97,15 @@ class Schema:
             if column in roles:
                 raise ValueError(f"schema.{role} and schema.{roles[column]} are both {column!r}; name a column once")
             roles[column] = role
+
+    def _check_names(self) -> None:
+        optional = {role: getattr(self, role) for role in (*OPTIONAL, "author", "tag")}
+        named = {role: getattr(self, role) for role in ("user", "item", "time")}
+        named |= {role: column for role, column in optional.items() if column is not None}
+        named |= {f"context[{i}]": name for i, name in enumerate(self.context)}
+        for role, column in named.items():
+            if not (isinstance(column, str) and column):
+                raise ValueError(f"schema.{role} is {column!r}; give the name of a column")
 
     def _check_signals(self) -> None:
         if not self.signals or not all(isinstance(signal, Signal) for signal in self.signals):
@@ -125,7 +138,7 @@ class Schema:
         for name in ("slate_size", "num_candidates", "history"):
             if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"schema.{name} is {value!r}; give a whole number of at least 1")
-        if not self.session_gap > 0:
+        if not isinstance(self.session_gap, int | float) or not self.session_gap > 0:
             raise ValueError(f"schema.session_gap is {self.session_gap!r}; give minutes above 0")
         if self.slate_size and self.num_candidates and self.num_candidates < self.slate_size:
             raise ValueError(

@@ -71,3 +71,6 @@ def test_a_number_without_a_range_is_refused_where_it_is_declared():
 def test_the_nearest_names():
     assert fields.nearest("lerning_rate", ["learning_rate", "batch"]) == "did you mean learning_rate?"
     assert fields.nearest("xyz", ["b", "a"]) == "there are a, b"
+    assert fields.nearest("uid", ["iid", "UID", "uids"]) == "did you mean UID?"
+    assert fields.nearest("iid", [" iid", "uid"]) == "did you mean ' iid'?"
+    assert fields.nearest("xyz", []) == "there are none"

@@ -52,6 +52,14 @@ def test_a_schema_is_read_back_from_json():
         ({"slate_size": 0}, "schema.slate_size is 0; give a whole number of at least 1"),
         ({"slate_size": 9, "num_candidates": 3}, "schema.num_candidates=3 is less than slate_size=9"),
         ({"session_gap": 0}, "schema.session_gap is 0; give minutes above 0"),
+        ({"session_gap": "30m"}, "schema.session_gap is '30m'; give minutes above 0"),
+        ({"signals": LIKE}, "schema.signals is Signal("),
+        ({"context": "device"}, "schema.context is 'device'; give a list, such as ['device']"),
+        ({"agents": "like"}, "schema.agents is 'like'; give a list, such as ['like']"),
+        ({"user": None}, "schema.user is None; give the name of a column"),
+        ({"request": 3}, "schema.request is 3; give the name of a column"),
+        ({"context": ["device", None]}, "schema.context[1] is None; give the name of a column"),
+        ({"author": ""}, "schema.author is ''; give the name of a column"),
     ],
 )
 def test_schemas_that_cannot_be(given, message):

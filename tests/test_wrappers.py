@@ -89,6 +89,13 @@ def test_a_vector_of_none(env):
         mmrf.wrappers.GymnasiumVectorEnv(env, num_envs=0)
 
 
+@pytest.mark.parametrize("wrap", ["GymnasiumEnv", "GymnasiumVectorEnv"])
+def test_a_name_is_no_environment(wrap):
+    pytest.importorskip("gymnasium")
+    with pytest.raises(ValueError, match="env is of type str; give an environment of"):
+        getattr(mmrf.wrappers, wrap)("short-video", 2)
+
+
 def test_without_gymnasium_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     monkeypatch.delitem(sys.modules, "mmrf_jax.envs.gymnasium_envs", raising=False)

@@ -68,6 +68,12 @@ def parts_of(
         for arm, table in tables.items():
             if set(table) != set(own):
                 raise ValueError(f"arm {arm!r} has columns {listed(table)}, the control {listed(own)}")
+        texts = [name for name in own if name != covariate and np.asarray(own[name]).dtype.kind in "US"]
+        if texts and len(own) > 1:
+            others = [name for name in own if name not in (covariate, *texts)]
+            raise ValueError(
+                f"column {texts[0]!r} of arm {control!r} is text; name the metrics, such as metrics={others}"
+            )
     if isinstance(metrics, (str, bytes)):
         raise ValueError(f"metrics={metrics!r} is one string; give a list of columns, such as [{metrics!r}]")
     named = metrics if isinstance(metrics, Mapping) else {name: name for name in own if name != covariate}

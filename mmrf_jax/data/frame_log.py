@@ -99,6 +99,8 @@ class SessionLog:
           ValueError: for a table that does not fit the schema, naming the column, the value, its row and the fix.
           MissingExtra: without polars.
         """
+        if not isinstance(schema, schemas.Schema):
+            raise ValueError(f"schema is of type {type(schema).__name__}; give a mmrf_jax.Schema")
         with extras.needed("data"):
             from mmrf_jax.data.readers.frame import prepare
         temporary = tempfile.TemporaryDirectory(prefix="mmrf-log-") if folder is None else None

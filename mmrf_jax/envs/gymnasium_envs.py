@@ -47,6 +47,7 @@ class GymnasiumEnv(gymnasium.Env[Arrays, np.ndarray]):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(self, env: environment.Environment, seed: int = 0, params: Any = None):
+        _check(env)
         self.env, self._params, self._first_seed = env, env.default_params if params is None else params, seed
         self.observation_space, self.action_space = _spaces(env)  # type: ignore[assignment]
 
@@ -96,6 +97,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv[Arrays, np.ndarray, np.ndarr
         seed: int = 0,
         params: Any = None,
     ):
+        _check(env)
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; use 1 or more")
         self.env, self.num_envs = env, num_envs
@@ -150,6 +152,11 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv[Arrays, np.ndarray, np.ndarr
 
         obs, state = jax.lax.cond(over.any(), renewed, lambda: (obs, state))
         return obs, state, reward, info
+
+
+def _check(env: Any) -> None:
+    if not isinstance(env, environment.Environment):
+        raise ValueError(f"env is of type {type(env).__name__}; give an environment of mmrf_jax.make")
 
 
 def _spaces(env: environment.Environment) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.MultiDiscrete]:

@@ -295,7 +295,8 @@ def format_table(result: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
                 signal,
                 ranker,
                 str(entry["eligible_users"]),
-                *(number(entry[k]) for k in (rank_metric, loss, last)),
+                "too few" if entry[rank_metric] is None else number(entry[rank_metric]),
+                *(number(entry[k]) for k in (loss, last)),
             ]
             cells += [interval(minus.get(key, {}).get("ci95")) for key in (rank_metric, loss)]
             rows.append(cells)

@@ -173,7 +173,10 @@ def metrics(
 
 
 def format_table(result: dict[str, dict[str, Any]]) -> str:
-    """Format metrics as a Markdown table; differences are to the baseline on their left, with their 95 % interval."""
+    """Format metrics as a Markdown table; differences are to the baseline on their left, with their 95 % interval.
+
+    `too few` stands for a metric of fewer than MIN_USERS users.
+    """
     rankers = list(dict.fromkeys(ranker for entry in result.values() for ranker in entry.get("against", {})))
     header = ["signal", "users", "GAUC (served)", "95 %", "GAUC (own agent)"]
     header += [cell for ranker in rankers for cell in (ranker, "difference")]
@@ -186,7 +189,8 @@ def format_table(result: dict[str, dict[str, Any]]) -> str:
 
     rows = []
     for name, entry in result.items():
-        cells = [name, str(entry["eligible_users"]), number(entry["gauc"]), interval(entry["ci95"])]
+        served = "too few" if entry["gauc"] is None else number(entry["gauc"])
+        cells = [name, str(entry["eligible_users"]), served, interval(entry["ci95"])]
         cells.append(number(entry.get("gauc_agent")))
         for ranker in rankers:
             other = entry.get("against", {}).get(ranker, {})

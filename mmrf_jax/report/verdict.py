@@ -121,7 +121,7 @@ def _of_logs(offline: Mapping[str, Any], rivals: Sequence[str], method: str, met
         outcome = statistics.verdict(bounds) or "unclear"
         outcomes.append(outcome)
         start = "not distinguishable from" if outcome == "unclear" else f"{outcome} than"
-        figures = "no interval" if bounds is None else f"{show(entry['diff'], '+.4f')} {_interval(bounds, '+.4f')}"
+        figures = "too few users" if bounds is None else f"{show(entry['diff'], '+.4f')} {_interval(bounds, '+.4f')}"
         parts.append(f"{start} {rival} ({figures})")
     outcome = next(x for x in ("worse", "unclear", "better") if x in outcomes)
     fallen, unknown, said = [], [], []

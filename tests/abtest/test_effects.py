@@ -290,6 +290,8 @@ NONSENSE = {
     "lengths": (({"a": {"x": MANY, "y": [1]}}, "a"), {}, "one number for each user"),
     "2-d": (({"a": np.ones((3, 2))}, "a"), {}, r"value of arm 'a' has shape \(3, 2\); give one number for each row"),
     "scalar": (({"a": 3.0}, "a"), {}, r"value of arm 'a' has shape \(\)"),
+    "ids": (({"a": {"user": ["x", "y"], "m": [1, 2]}}, "a"), {}, "column 'user' of arm 'a' is text; name the metrics"),
+    "alpha of a list": (({"a": MANY}, "a"), {"alpha": np.ones(999)}, "alpha of type ndarray must be between 0 and 1"),
     "alpha": (({"a": MANY}, "a"), {"alpha": 5}, "alpha=5 must be between 0 and 1"),
     "alpha text": (({"a": MANY}, "a"), {"alpha": "5%"}, "alpha='5%' must be between 0 and 1"),
     "planned": (({"a": MANY}, "a"), {"planned_users": 0}, "planned_users=0 must be the number of users planned"),

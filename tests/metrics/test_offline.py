@@ -223,7 +223,7 @@ def test_table():
         "| click | 312 | 0.6123 | [0.6000, 0.6200] | 0.6250 "
         "| 0.5000 | [+0.1000, +0.1500] | 0.7000 | [-0.1000, -0.0500] |",
         "| watch_time_xauc | 400 | 0.5000 | [0.4000, 0.6000] | – | – | – | – | – |",
-        "| hate | 3 | – | – | – | – | – | – | – |",
+        "| hate | 3 | too few | – | – | – | – | – | – |",
     ]
     assert offline.format_table({"hate": result["watch_time_xauc"]}).splitlines()[0].count("|") == 6  # no baseline
 
@@ -245,4 +245,4 @@ def test_empty_groups_have_no_figure(few, train):
         "against": {"popularity": {"gauc": None, "diff": None, "diff_ci95": None}},
     }
     assert found["watch_time_xauc"]["gauc"] is not None and found["hate"]["eligible_users"] == 0
-    assert "| watch_time_median | 0 | – | – | – | – | – |" in offline.format_table(found)
+    assert "| watch_time_median | 0 | too few | – | – | – | – |" in offline.format_table(found)

@@ -99,7 +99,7 @@ def against(**rivals):
         ((0.01, 0.03), (0.01, 0.02), "better", "better than popularity (+0.0200 [+0.0100, +0.0300]) and better than b"),
         ((0.01, 0.03), (-0.01, 0.02), "unclear", "and not distinguishable from boosting (+0.0050 [−0.0100, +0.0200])"),
         ((0.01, 0.03), (-0.03, -0.01), "worse", "and worse than boosting (−0.0200 [−0.0300, −0.0100])"),
-        ((0.01, 0.03), None, "unclear", "not distinguishable from boosting (no interval)"),
+        ((0.01, 0.03), None, "unclear", "not distinguishable from boosting (too few users)"),
     ],
 )
 def test_logs_are_compared_with_popularity_and_boosting(popularity, boosting, outcome, said):

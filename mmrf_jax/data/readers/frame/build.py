@@ -119,10 +119,13 @@ class Bucket:
         if lacking.any():
             at, slot = (int(x[0]) for x in np.nonzero(lacking))
             row = self.rows.frame.row(int(first[at]) + slot, named=True)
+            merged = (
+                "" if self.schema.request else "; requests are reconstructed, so name schema.request if there is one"
+            )
             raise ValueError(
                 f"column {self.schema.candidates!r} lacks the shown item {row['item']!s} of the request in row "
                 f"{row[columns.ROW]} ({int(lacking.any(axis=1).sum()):,} such requests); candidates are all items that "
-                "could be shown, with those that were"
+                f"could be shown, with those that were{merged}"
             )
 
     def _history(self, begin: np.ndarray) -> dict[str, np.ndarray]:

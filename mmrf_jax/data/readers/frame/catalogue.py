@@ -44,6 +44,11 @@ def read_table(
         table = once
         every.append(once[name])
         lacking = int(used.is_in(once[name].implode()).not_().sum())
+        if lacking == len(used) and len(once):
+            raise ValueError(
+                f"the {what} table has no {what} of the log: column {name!r} has {once[name][0]!r} there and "
+                f"{used[0]!r} in the log; write ids in one form"
+            )
         notes.count(f"{what}s of the log are not in the {what} table: their features are zeros", lacking)
     if listed is not None:
         every.append(listed)
@@ -131,6 +136,8 @@ def build_items(
         for name, column in (("author", schema.author), ("tag", schema.tag)):
             if column:
                 place[name][row], vocabularies[name] = _vocabulary(table[column], in_train[row])
+                if isinstance(features.prepared(table[column]).dtype, pl.List):
+                    notes.assume(f"the first value of each list in {column} is the {name}")
     made = types.Items(
         author=place["author"],
         tag=place["tag"],

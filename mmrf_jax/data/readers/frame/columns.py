@@ -86,7 +86,7 @@ def resolve(rows: pl.DataFrame, schema: Schema, notes: Notes) -> Schema:
     Raises:
       ValueError: if most values cannot be in the unit that they should be in.
     """
-    units: dict[str, Any] = {"time_unit": schema.time_unit or _time_unit(rows[schema.time], notes)}
+    units: dict[str, Any] = {"time_unit": _time_unit(rows[schema.time], schema.time_unit, notes)}
     if schema.duration and schema.duration in rows.columns:
         units["duration_unit"] = duration_unit(rows[schema.duration], schema, notes)
         check_durations(rows[schema.duration], units["duration_unit"])
@@ -95,7 +95,8 @@ def resolve(rows: pl.DataFrame, schema: Schema, notes: Notes) -> Schema:
         column = rows[signal.column or signal.name]
         if signal.kind == "duration" and not isinstance(column.dtype, pl.Duration):
             said = f"column {column.name!r} of the duration signal {signal.name!r} with unit={signal.unit!r}"
-            _check_unit(_lenient(column) * UNITS[signal.unit], said, longest)
+            other = "" if schema.duration else "; or name schema.duration if the items are so long"
+            _check_unit(_lenient(column) * UNITS[signal.unit], said, longest, "unit", other)
     return dataclasses.replace(schema, **units)
 
 
@@ -103,7 +104,7 @@ def _lenient(column: pl.Series) -> pl.Series:
     """Return numbers as Float64, null where there is none; `numbers` refuses them, with their rows."""
     if not (column.dtype.is_numeric() or column.dtype in (pl.String, pl.Boolean, pl.Null)):
         return pl.Series(column.name, [], pl.Float64)
-    return column.cast(pl.Float64, strict=False)
+    return column.cast(pl.Float64, strict=False).fill_nan(None)
 
 
 def clean(log: pl.DataFrame, schema: Schema, notes: Notes, start: int = 0) -> pl.DataFrame:
@@ -166,7 +167,7 @@ def first(column: pl.Series, wrong: pl.Series, start: int = 0) -> str:
 
 
 def ids(column: pl.Series, start: int = 0) -> pl.Series:
-    """Return ids as Int64, UInt64 or String; empty strings are null.
+    """Return ids as Int64, UInt64 or String; NaN, and strings that are empty or blank, are null.
 
     Raises:
       ValueError: for another type.
@@ -177,8 +178,9 @@ def ids(column: pl.Series, start: int = 0) -> pl.Series:
     if isinstance(kind, pl.Categorical | pl.Enum):
         column, kind = column.cast(pl.String), pl.String()
     if kind == pl.String:
-        return pl.select(pl.when(column != "").then(column)).to_series().rename(column.name)
+        return pl.select(pl.when(column.str.strip_chars() != "").then(column)).to_series().rename(column.name)
     if kind.is_float():  # integers with empty cells, as pandas holds them
+        column = column.fill_nan(None)
         wrong = (column != column.round(0)) | (column.abs() > 2.0**53)
         if not wrong.fill_null(False).any():
             return column.cast(pl.Int64)
@@ -191,7 +193,7 @@ def ids(column: pl.Series, start: int = 0) -> pl.Series:
 
 
 def id_lists(column: pl.Series) -> pl.Series:
-    """Return lists of ids, from a list column or from JSON such as `["a", "b"]`.
+    """Return lists of different ids, from a list column or from JSON such as `["a", "b"]`.
 
     Raises:
       ValueError: for another type.
@@ -207,19 +209,27 @@ def id_lists(column: pl.Series) -> pl.Series:
         column = column.arr.to_list()
     if not isinstance(column.dtype, pl.List):
         raise ValueError(f"column {column.name!r} of candidates has type {column.dtype}; write a list of item ids")
-    inner = ids(column.explode(empty_as_null=True, keep_nulls=True).rename(column.name)).dtype
-    return column.cast(pl.List(inner))
+    flat = ids(column.drop_nulls().explode(empty_as_null=False, keep_nulls=True).rename(column.name))
+    found = column.cast(pl.List(flat.dtype), strict=False)
+    if flat.null_count():
+        if flat.dtype == pl.String:
+            found = found.list.eval(pl.element().filter(pl.element().str.strip_chars() != ""))
+        found = found.list.drop_nulls()
+    if (found.list.n_unique() < found.list.len()).any():
+        found = found.list.unique(maintain_order=True)
+    return found
 
 
 def numbers(column: pl.Series, start: int = 0) -> pl.Series:
-    """Return numbers as Float64; NaN is null.
+    """Return numbers as Float64; NaN and empty text are null.
 
     Raises:
       ValueError: for another type, or an infinite value.
     """
     if column.dtype == pl.String:
-        parsed = column.cast(pl.Float64, strict=False)
-        wrong = parsed.is_null() & column.is_not_null()
+        text = column.str.strip_chars()
+        parsed = text.cast(pl.Float64, strict=False)
+        wrong = parsed.is_null() & (text != "")
         if wrong.any():
             raise ValueError(f"column {column.name!r} has {first(column, wrong, start)}; write numbers")
         column = parsed
@@ -239,7 +249,10 @@ def _signal(column: pl.Series, signal: Signal, start: int) -> pl.Series:
     """Return a signal as Float32; durations in seconds."""
     of = f"column {column.name!r} of the {signal.kind} signal {signal.name!r}"
     if signal.kind == "binary" and column.dtype == pl.String:
-        column = column.str.to_lowercase().replace({"true": "1", "false": "0"}).rename(column.name)
+        text = column.str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0"})
+        if (unknown := text.cast(pl.Float64, strict=False).is_null() & (text != "")).any():
+            raise ValueError(f"{of} has {first(column, unknown, start)}; write 0 or 1, or true or false")
+        column = text.rename(column.name)
     was_duration = isinstance(column.dtype, pl.Duration)
     found = numbers(column, start)
     wrong = {
@@ -260,12 +273,12 @@ def _signal(column: pl.Series, signal: Signal, start: int) -> pl.Series:
     return found.cast(pl.Float32)
 
 
-def _check_unit(seconds: pl.Series, of: str, longest: float) -> None:
-    """Raise ValueError if the median of positive durations is implausible."""
+def _check_unit(seconds: pl.Series, of: str, longest: float, field: str, other: str = "") -> None:
+    """Raise ValueError if the median of positive durations is implausible, naming the field, and another fix."""
     median: Any = seconds.filter(seconds > 0).median()
     if median is None or _SHORTEST_MEDIAN <= median <= longest:
         return
-    advice = "a larger unit" if median < _SHORTEST_MEDIAN else "a smaller unit such as 'ms', or name schema.duration"
+    advice = "a larger unit" if median < _SHORTEST_MEDIAN else f"a smaller {field} such as 'ms'{other}"
     raise ValueError(f"{of} has a median of {median:,.4g} s where it is not 0; choose {advice}")
 
 
@@ -279,16 +292,17 @@ def duration_unit(column: pl.Series, schema: Schema, notes: Notes) -> str | None
     """Return the unit of lengths: the schema's, or that of the column's name; None for durations."""
     if schema.duration_unit or isinstance(column.dtype, pl.Duration):
         return schema.duration_unit
-    unit = next((u for u in UNITS if column.name.lower().endswith(f"_{u}")), "s")
-    notes.assume(f"durations in {column.name} are in {unit}, by the column's name")
-    return unit
+    unit = next((u for u in UNITS if column.name.lower().endswith(f"_{u}")), None)
+    why = "by the column's name" if unit else "the default: schema.duration_unit is not given"
+    notes.assume(f"durations in {column.name} are in {unit or 's'}, {why}")
+    return unit or "s"
 
 
 def check_durations(column: pl.Series, unit: str | None) -> None:
     """Raise ValueError if the median length is implausible."""
     if not isinstance(column.dtype, pl.Duration):
         said = f"column {column.name!r} of durations with duration_unit={unit!r}"
-        _check_unit(_lenient(column) * UNITS[str(unit)], said, _LONGEST_ITEM)
+        _check_unit(_lenient(column) * UNITS[str(unit)], said, _LONGEST_ITEM, "schema.duration_unit")
 
 
 def _propensities(column: pl.Series, start: int) -> pl.Series:
@@ -302,20 +316,37 @@ def _propensities(column: pl.Series, start: int) -> pl.Series:
     return found
 
 
-def _time_unit(column: pl.Series, notes: Notes) -> str | None:
-    """Return the unit of times that are numbers, by their size; None for datetimes and ISO strings."""
+def _time_unit(column: pl.Series, given: str | None, notes: Notes) -> str | None:
+    """Return the unit of times that are numbers: the given one, or that of their size; None for other times.
+
+    Raises:
+      ValueError: for another type, or if no unit is given and none fits.
+    """
     if column.dtype == pl.String:
         if not _are_numbers(column):
-            return None
+            return given
         column = column.cast(pl.Int64, strict=False)
     if column.dtype.is_temporal():
-        return None
-    middle = abs(float(_lenient(column).median() or 0.0))  # type: ignore[arg-type]
-    unit = next((u for u in reversed(_MIN_TIMES) if middle >= _MIN_TIMES[u]), None)
-    if unit is None:
+        return given
+    if not (column.dtype.is_numeric() or column.dtype == pl.Null):
         raise ValueError(
-            f"column {column.name!r} of times has a median of {middle:g}, which is a date in no unit; name "
-            "schema.time_unit, s, ms, us or ns"
+            f"column {column.name!r} of times has type {column.dtype}; write datetimes, ISO strings or numbers"
+        )
+    median: Any = _lenient(column).median()
+    if median is None:  # no time at all: no row will be used
+        return given or "s"
+    unit = next((u for u in reversed(_MIN_TIMES) if abs(median) >= _MIN_TIMES[u]), None)
+    if given:
+        if unit and unit != given:
+            notes.assume(
+                f"times in {column.name} are in {given}, as schema.time_unit says; their size is that of {unit}"
+            )
+        return given
+    if unit is None:
+        is_day = 19_000_101 <= median <= 21_001_231
+        fix = "write days as 2024-05-02" if is_day else "name schema.time_unit, s, ms, us or ns"
+        raise ValueError(
+            f"column {column.name!r} of times has a median of {median:.9g}, which is a date in no unit; {fix}"
         )
     notes.assume(f"times in {column.name} are in {unit}, by their size")
     return unit
@@ -357,6 +388,8 @@ def _parsed(column: pl.Series, schema: Schema, notes: Notes, start: int) -> pl.S
     """Return ISO strings as Int64 milliseconds; each names its zone or is of the schema's."""
     text = column.str.strip_chars().str.replace("T", " ", literal=True).str.replace(r" ?(Z|UTC)$", "+00:00")
     zoned = text.str.contains(r"[+-]\d\d:?\d\d$")
+    if text.count() and (text.str.len_chars() == len("2024-05-02")).all():
+        _assume_midnight(column.name, notes)
     found = pl.Series(column.name, [None] * len(text), pl.Int64)
     for forms, rows, zone in ((_ISO_ZONED, zoned, "UTC"), (_ISO, ~zoned, None)):
         some = pl.select(pl.when(rows).then(text)).to_series()
@@ -377,9 +410,13 @@ def _parsed(column: pl.Series, schema: Schema, notes: Notes, start: int) -> pl.S
     return found.rename(column.name)
 
 
+def _assume_midnight(name: str, notes: Notes) -> None:
+    notes.assume(f"{name} has days without a time; each is midnight, so sessions last a day")
+
+
 def _milliseconds(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:
     if column.dtype == pl.Date:
-        notes.assume(f"{column.name} has days without a time; each is midnight, so sessions last a day")
+        _assume_midnight(column.name, notes)
         column = column.cast(pl.Datetime("us"))
     if not isinstance(column.dtype, pl.Datetime):
         raise ValueError(f"column {column.name!r} of times has type {column.dtype}; write datetimes")

@@ -145,7 +145,7 @@ def _lengths(column: pl.Series) -> tuple[int, int]:
 
 
 def _values(column: pl.Series, kind: str) -> np.ndarray:
-    """Return numbers [n, width] float64, NaN where there is none; dates in days."""
+    """Return numbers [n, width] float64, NaN where there is no finite one; dates in days."""
     if kind == "vector":
         shortest, width = _lengths(column)
         out = np.full((len(column), width), np.nan)
@@ -154,10 +154,11 @@ def _values(column: pl.Series, kind: str) -> np.ndarray:
             raise ValueError(f"column {column.name!r} has vectors of {shortest} to {width} numbers; use one length")
         flat = column.drop_nulls().explode(empty_as_null=False, keep_nulls=True).cast(pl.Float64)
         out[there] = flat.fill_null(np.nan).to_numpy().reshape(-1, width)
-        return out
+        return np.where(np.isfinite(out), out, np.nan)
     if kind == "date":
         column = column.cast(pl.Datetime("ms")).dt.epoch("ms") / _DAY_MS
-    return column.cast(pl.Float64).fill_null(np.nan).to_numpy()[:, None]
+    found = column.cast(pl.Float64).fill_null(np.nan).to_numpy()[:, None]
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def _standardised(name: str, kind: str, values: np.ndarray, width: int) -> Encoder:

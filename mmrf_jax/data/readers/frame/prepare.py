@@ -136,10 +136,14 @@ def _check_optional(names: tuple[str, ...], items: pl.DataFrame | None, schema: 
     named = {role: getattr(schema, role) for role in OPTIONAL if getattr(schema, role)}
     if lists:
         named.pop("candidates", None)
-    tables.check_names(there, named, "log")
     for role in ("author", "tag"):
         if column := getattr(schema, role):
-            tables.check_names([] if items is None else items.columns, {role: column}, "item table")
+            if items is None:
+                raise ValueError(
+                    f"schema.{role}={column!r} is a column of the item table, which is not given; give one"
+                )
+            tables.check_names(items.columns, {role: column}, "item table")
+    tables.check_names(there, named, "log")
     if lists and not schema.request:
         raise ValueError("a table of candidates needs schema.request, the column that joins it to the log; name it")
 

@@ -134,7 +134,17 @@ def check_names(present: Collection[str], needed: Mapping[str, str], what: str) 
     """Raise ValueError if a table lacks a column of a role."""
     for role, column in needed.items():
         if column not in present:
-            raise ValueError(f"the {what} has no column {column!r} (schema: {role}); {fields.nearest(column, present)}")
+            advice = _other_text(present) or fields.nearest(column, present)
+            raise ValueError(f"the {what} has no column {column!r} (schema: {role}); {advice}")
+
+
+def _other_text(names: Collection[str]) -> str | None:
+    """Return what to do about names that are those of a text in another encoding, or with another separator."""
+    if any("\0" in name for name in names):
+        return "it is not in UTF-8; write it so"
+    only = next(iter(names)) if len(names) == 1 else ""
+    mark = next((mark for mark in ";\t|" if mark in only), None)
+    return f"its header {only!r} is separated by {mark!r}; write commas, or Parquet" if mark else None
 
 
 def _is_paths(table: Table) -> bool:
@@ -158,18 +168,36 @@ def _in_memory(table: Table, what: str) -> pl.DataFrame:
             raise _doubled(name, what)
     library = type(table).__module__.split(".")[0]
     try:
-        if library == "pandas":
-            return pl.from_pandas(table)
-        if library == "pyarrow":
+        if library == "pandas" and columns:
+            return _of_pandas(table, what)
+        if library == "pyarrow" and columns:
             return pl.DataFrame(pl.from_arrow(table))
         if isinstance(table, Mapping):
             return pl.DataFrame(table)
-    except (pl.exceptions.PolarsError, TypeError, ValueError, ImportError) as error:
+    except (pl.exceptions.PolarsError, TypeError, ImportError) as error:
         raise ValueError(f"the {what} cannot be converted to polars: {_first_line(error)}") from error
     raise ValueError(
         f"the {what} is a {type(table).__name__}; give a pandas, polars or pyarrow table, or the path of a CSV, "
         "Parquet or Arrow file"
     )
+
+
+def _of_pandas(table: Any, what: str) -> pl.DataFrame:
+    """Return a pandas table with the columns of a named index."""
+    if any(name is not None for name in table.index.names):
+        table = table.reset_index()
+    try:
+        return pl.from_pandas(table)
+    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+        for name in table.columns:
+            try:
+                pl.from_pandas(table[[name]])
+            except (pl.exceptions.PolarsError, TypeError, ValueError) as wrong:
+                why = _first_line(wrong).rstrip(".")
+                raise ValueError(
+                    f"column {name!r} of the {what} has values of several types ({why}); use one"
+                ) from wrong
+        raise ValueError(f"the {what} cannot be converted to polars: {_first_line(error)}") from error
 
 
 def _scan(files: list[str]) -> pl.LazyFrame:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import datetime
+import math
+import re
 
 import own_logs
 import polars as pl
 import pytest
 
 from mmrf_jax.data.frame_log import SessionLog, describe
+from mmrf_jax.data.readers.frame import columns, tables
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
 
@@ -41,7 +44,30 @@ TWICE = LOG.with_columns(req=pl.lit("r") + (pl.int_range(400) % 2).cast(pl.Strin
         (LOG.drop("liked"), SCHEMA, "the log has no column 'liked' (schema: signal like); there are"),
         (LOG.to_pandas().iloc[:, [0, 0, 1, 2, 3]], SCHEMA, "the log has two columns 'user_id'; rename or remove"),
         (at("liked", 7), SCHEMA, "column 'liked' of the binary signal 'like' has 7 in row 7; write 0 or 1, or choose"),
-        (at("liked", "often"), SCHEMA, "column 'liked' has 'often' in row 7; write numbers"),
+        (
+            at("liked", "often"),
+            SCHEMA,
+            "column 'liked' of the binary signal 'like' has 'often' in row 7; write 0 or 1, or true",
+        ),
+        (at("taps", "often"), SCHEMA, "column 'taps' has 'often' in row 7; write numbers"),
+        (LOG, SCHEMA.as_dict(), "schema is of type dict; give a mmrf_jax.Schema"),
+        (LOG.rename({"user_id": "User_ID "}), SCHEMA, "no column 'user_id' (schema: user); did you mean 'User_ID '?"),
+        (LOG.with_columns(ts=True), SCHEMA, "column 'ts' of times has type Boolean; write datetimes, ISO strings or"),
+        (LOG.with_columns(ts=[0]), SCHEMA, "column 'ts' of times has type List(Int64); write datetimes, ISO strings"),
+        (
+            LOG.with_columns(ts=20240502),
+            SCHEMA,
+            "a median of 20240502, which is a date in no unit; write days as 2024-",
+        ),
+        (LOG.with_columns(ts=float("nan")), SCHEMA, "none of the 400 rows of the log can be used: {'no time': 400}"),
+        (LOG.with_columns(watch_ms=float("nan")), SCHEMA, "none of the 400 rows of the log can be used: {'no watch"),
+        (LOG.to_pandas().assign(user_id=[1, "a"] * 200), SCHEMA, "column 'user_id' of the log has values of several"),
+        (LOG["user_id"].to_pandas(), SCHEMA, "the log is a Series; give a pandas, polars or pyarrow table"),
+        (
+            LOG,
+            schema(request=None, position=None),
+            "with those that were; requests are reconstructed, so name schema.request",
+        ),
         (at("watch_ms", -5), SCHEMA, f"{WATCH} has -5 in row 7; write 0 or more, or choose kind='value'"),
         (at("taps", 0.5), SCHEMA, "column 'taps' of the count signal 'taps' has 0.5 in row 7; write whole numbers"),
         (LOG, kind("watch_time", unit="min"), f"{WATCH} with unit='min' has a median of "),
@@ -89,6 +115,19 @@ def test_a_log_that_does_not_fit(log, given, message):
         (
             {"items": TABLES["items"].with_columns(item_id=pl.int_range(60))},
             "column 'item_id' has type String in the log and Int64 in the item table; use one type",
+        ),
+        ({"items": None}, "schema.author='shop' is a column of the item table, which is not given; give one"),
+        (
+            {"items": TABLES["items"].with_columns(pl.col("item_id") + ".0")},
+            "the item table has no item of the log: column 'item_id' has 'i",
+        ),
+        (
+            {"users": TABLES["users"].with_columns(user_id=pl.lit("nobody"))},
+            "the user table has no user of the log: column 'user_id' has 'nobody' there and '",
+        ),
+        (
+            {"items": TABLES["items"].with_columns(duration_ms=pl.col("duration_ms") * 1000)},
+            "s where it is not 0; choose a smaller schema.duration_unit such as 'ms'",
         ),
         ({"items": TABLES["items"].drop("duration_ms")}, "the log has no column 'duration_ms' (schema: duration)"),
         ({"users": TABLES["users"].drop("user_id")}, "the user table has no column 'user_id' (schema: user)"),
@@ -159,3 +198,68 @@ def test_times_in_any_unit(times, unit):
     )
     assert found.to_list() == [1714557600_000, 1714557601_000]
     assert (f"times in t are in {unit}, by their size" in notes.assumed) == (unit is not None)
+
+
+def test_cells_without_a_value_are_empty_in_every_column():
+    """NaN, and texts that are empty or blank."""
+    blanks = pl.Series("x", ["a", "", "  ", None, "b"])
+    assert columns.ids(blanks).to_list() == ["a", None, None, None, "b"]
+    assert columns.ids(pl.Series([1.0, math.nan, None])).to_list() == [1, None, None]
+    assert columns.numbers(pl.Series(["1.5", "", " ", None, " 2 "])).to_list() == [1.5, None, None, None, 2.0]
+    flags = columns._signal(pl.Series(["1", "", "TRUE", " false"]), Signal("like"), 0)
+    assert flags.to_list() == [1.0, None, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("lists", "clean"),
+    [
+        ([["a", "b", "a"], [], None, ["c"]], [["a", "b"], [], None, ["c"]]),
+        ([["a", None, "b"], ["", " ", "c"]], [["a", "b"], ["c"]]),
+        ([[1.0, math.nan, 1.0], [2.0]], [[1], [2]]),
+        (['["a", "a"]', None, '["b", null]'], [["a"], None, ["b"]]),
+    ],
+)
+def test_a_candidate_counts_once_and_an_empty_one_not_at_all(lists, clean):
+    assert columns.id_lists(pl.Series("c", lists)).to_list() == clean
+
+
+def test_candidate_lists_with_repeated_and_empty_entries_are_those_without():
+    def read(log):
+        return SessionLog.from_frame(log, SCHEMA, items=TABLES["items"], quiet=True)
+
+    listed = pl.col("candidates")
+    odd = LOG.with_columns(pl.concat_list(listed.list.head(3), pl.lit(None, pl.String), pl.lit(""), listed))
+    assert read(odd).digest() == read(LOG).digest()
+
+
+def test_the_unit_of_times_that_is_given_holds_and_another_size_is_noted():
+    seconds = pl.Series("ts", [1_710_000_000] * 3)
+    notes = columns.Notes()
+    assert columns.resolve(LOG.head(3).with_columns(seconds), schema(time_unit="ms"), notes).time_unit == "ms"
+    assert notes.assumed[0] == "times in ts are in ms, as schema.time_unit says; their size is that of s"
+    assert columns.resolve(LOG.head(3).with_columns(seconds - seconds), schema(time_unit="s"), notes).time_unit == "s"
+
+
+def test_days_as_text_are_noted_as_days_are():
+    notes = columns.Notes()
+    columns.times(pl.Series("ts", ["2024-05-02", None]), SCHEMA, notes)
+    assert "ts has days without a time; each is midnight, so sessions last a day" in notes.assumed
+
+
+def test_the_index_of_pandas_is_a_column_if_it_has_a_name():
+    expected = columns.ids(LOG["user_id"])
+    assert tables.read(LOG.to_pandas().set_index("user_id"), "log", ["user_id"])["user_id"].equals(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a;b\n1;2\n", "its header 'a;b' is separated by ';'; write commas, or Parquet"),
+        (b"a\tb\n1\t2\n", "its header 'a\\tb' is separated by '\\t'; write commas, or Parquet"),
+        ("a,b\n1,2\n".encode("utf-16"), "it is not in UTF-8; write it so"),
+    ],
+)
+def test_other_kinds_of_text_are_named(text, message, tmp_path):
+    (tmp_path / "x.csv").write_bytes(text)
+    with pytest.raises(ValueError, match=re.escape(f"the log has no column 'a' (schema: user); {message}")):
+        tables.read(tmp_path / "x.csv", "log", None, {"user": "a"})

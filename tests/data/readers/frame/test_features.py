@@ -24,6 +24,14 @@ def test_numbers_are_standardised_on_the_training_rows():
     np.testing.assert_array_equal(x[:, 0], [-1, 1, 0, 7])
 
 
+@pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan"), None])
+def test_what_is_no_finite_number_is_the_average(odd):
+    _, x, _ = encoded([1.0, 3.0, odd, odd])
+    np.testing.assert_array_equal(x[:, 0], [-1, 1, 0, 0])
+    _, x, _ = encoded([[1.0, 0.0], [3.0, 0.0], [odd, 0.0], [odd, 0.0]])
+    np.testing.assert_array_equal(x, [[-1, 0], [1, 0], [0, 0], [0, 0]])
+
+
 def test_counts_with_a_heavy_tail_enter_as_logarithms():
     made, x, _ = encoded([0, 0, 1_000, 1_000])
     raw = np.log1p([0, 0, 1_000, 1_000])
