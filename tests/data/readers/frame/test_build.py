@@ -91,6 +91,13 @@ def test_context_is_hour_absence_and_position():
     np.testing.assert_allclose(log.train.context[1, 2:], [away, np.log1p(1)], atol=1e-6)
 
 
+def test_the_first_value_of_a_list_is_the_tag():
+    items = pl.DataFrame({"item": ["w", "x", "y", "z"], "dept": [["a", "b"], ["b"], [], ["a"]]})
+    log = read(schema=dataclasses.replace(SCHEMA, tag="dept"), items=items)
+    assert log.vocabularies["tag"].tolist() == ["a", "b"] and log.items.tag.tolist() == [0, 1, 2, 0, 1]
+    assert "the first value of each list in dept is the tag" in log.report["assumed"]
+
+
 def test_requests_are_reconstructed_where_the_log_has_none():
     times = [0, 1, 2, 3, 4, 100, 101, 200]
     items = ["x", "y", "z", "x", "x", "y", "z", "w"]
