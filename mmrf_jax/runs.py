@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax import configs as packaged
+from mmrf_jax import fields
 from mmrf_jax.agents import registry
 from mmrf_jax.data import named_features
 from mmrf_jax.data.frame_log import SessionLog
@@ -24,6 +25,7 @@ from mmrf_jax.training import train as training
 from mmrf_jax.training.train_state import TrainState
 
 _NEW_ITEMS = 1_024  # that may be newer than a run
+_REQUEST = ("candidates", "user", "history", "profile", "context", "items")  # arguments of one request
 
 #: Of a video or a user, as the platform names it.
 Id = int | str
@@ -124,7 +126,17 @@ class Run:
         return self.rank_batch([request | {"items": items}], k)[0]
 
     def rank_batch(self, requests: Sequence[Mapping[str, Any]], k: int | None = None) -> list[list[Id]]:
-        """Rank several requests together; each has the arguments of `rank` by name."""
+        """Rank several requests together; each has the arguments of `rank` by name, but for `k`, which holds for all.
+
+        Raises:
+          ValueError: as `rank` does, or for arguments that it does not have.
+        """
+        for n, request in enumerate(requests):
+            if unknown := [name for name in request if name not in _REQUEST]:
+                advice = "k is an argument of rank_batch" if unknown == ["k"] else fields.nearest(unknown[0], _REQUEST)
+                raise ValueError(f"requests[{n}] has {unknown[0]!r}; {advice}")
+            if isinstance(request.get("candidates"), str | None):
+                raise ValueError(f"candidates is {request.get('candidates')!r}; give a list of ids")
         most = max((len(request["candidates"]) for request in requests), default=1)
         serving = self._ranker(1 << max(most - 1, 0).bit_length())
         jobs = [self._job(serving, **request) for request in requests]
@@ -151,7 +163,10 @@ class Run:
         rows = np.where(rows < 0, other or 0, rows)
         number, known_profile = serving.user_of(user)
         videos, feedback, known_signals = [], [], serving.spec.signals
-        for video, signals in history or ():
+        for n, event in enumerate(history or ()):
+            if not (isinstance(event, tuple | list) and len(event) == 2 and isinstance(event[1], Mapping)):
+                raise ValueError(f"history[{n}] is {event!r}; give pairs such as ('a', {{{known_signals.main!r}: 1}})")
+            video, signals = event
             feedback.append(np.zeros(len(known_signals), np.float32))
             for name, value in signals.items():
                 feedback[-1][known_signals.index(name)] = value
@@ -264,8 +279,8 @@ def train(
 def learned_environment(run: str | Path | Run, answers: str = "sampled") -> LearnedEnv:
     """Return the feedback model of a run as an environment, `mmrf.make("learned", run="runs/x")`.
 
-    Sessions start as those of the run's training log do, and have its candidates; see `envs.learned`. The log is
-    collected or read again.
+    Sessions start as those of the run's training log do, and have its candidates; see `envs.learned`. The log is that
+    of the run folder (own logs), or is collected or read again.
 
     Args:
       run: a run folder, or a `Run`.
@@ -284,7 +299,7 @@ def learned_environment(run: str | Path | Run, answers: str = "sampled") -> Lear
             f"run {run.path} has no feedback model: its method is {config.method}, its ablation "
             f"{config.agents.ablation}; name another run"
         )
-    source = restore.source_of(config, Partitioner())
+    source = restore.source_of(config, Partitioner(), workdir=run.path)
     return evaluate.feedback_simulator(source, plan, state, source.train(), answers=answers)
 
 

@@ -24,6 +24,8 @@ def prepare(config: configs.Run, workdir: Path, log: SessionLog | None) -> tuple
     Raises:
       ValueError: for a log that does not fit the config, or none.
     """
+    if log is not None and not isinstance(log, SessionLog):
+        raise ValueError(f"log is of type {type(log).__name__}; give SessionLog.from_frame(log, schema)")
     if config.source != "logs":
         if log is not None:
             raise ValueError(f"config.source={config.source!r} reads no log that is given; use the config 'logs'")

@@ -117,11 +117,29 @@ def test_new_items_and_names(named):
         ({"candidates": [int(IDS[0])] * 2}, "candidates repeat a video"),
         ({"candidates": [int(IDS[0])], "profile": [1.0]}, r"profile has shape \(1,\); the model has"),
         ({"candidates": [int(IDS[0])], "history": [(int(IDS[1]), {"clik": 1.0})]}, "clik"),
+        ({"candidates": [int(IDS[0])], "history": [int(IDS[1])]}, r"history\[0\] is \d+; give pairs such as \('a', "),
+        ({"candidates": [int(IDS[0])], "history": [(int(IDS[1]), 1.0)]}, r"history\[0\] is \(\d+, 1.0\); give pairs"),
+        ({"candidates": "abc"}, "candidates is 'abc'; give a list of ids"),
+        ({"candidates": None}, "candidates is None; give a list of ids"),
     ],
 )
 def test_requests_that_cannot_be_are_refused(run, given, message):
     with pytest.raises(ValueError, match=message):
         run.rank(**given)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"k": 2}, r"requests\[1\] has 'k'; k is an argument of rank_batch"),
+        ({"User": 2}, r"requests\[1\] has 'User'; did you mean user\?"),
+        ({"candidates": None}, "candidates is None; give a list of ids"),
+    ],
+)
+def test_requests_of_a_batch_have_the_arguments_of_rank(run, request_, message):
+    given = {"candidates": [int(IDS[0])]}
+    with pytest.raises(ValueError, match=message):
+        run.rank_batch([given, given | request_])
 
 
 def test_what_is_loaded_says_what_it_is(run, tmp_path):

@@ -38,6 +38,8 @@ def test_a_config_takes_its_sizes_from_the_log(log, tmp_path):
     assert own_logs.prepare(world, tmp_path, None) == (world, None)
     with pytest.raises(ValueError, match=r"config.source='world' reads no log that is given; use the config 'logs'"):
         own_logs.prepare(world, tmp_path, log)
+    with pytest.raises(ValueError, match=r"log is of type DataFrame; give SessionLog.from_frame\(log, schema\)"):
+        own_logs.prepare(CONFIG, tmp_path, tables.make_log(10)["log"])
     with pytest.raises(ValueError, match=r"config.data.slate is 5, and the log has 4; leave it out"):
         own_logs.prepare(configs.override(CONFIG, data={"slate": 5}), tmp_path, log)
     with pytest.raises(ValueError, match=r"no log to read: config.data.path is empty; use --config.data.path=PATH"):
@@ -189,6 +191,7 @@ def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     assert len(run.rank(user="who", candidates=candidates, history=[("i001", {"like": 1.0, "watch_time": 9.0})])) == 4
     with pytest.raises(ValueError, match="the ids are strings, and 1 is of the integers"):
         run.rank(candidates=[1, 2])
+    assert mmrf.make("learned", run=run).slate_size == log.spec.slate  # from the log of the run folder
     exported = run.export(tmp_path / "artefact")
     assert exported.rank(user="u7", candidates=candidates) == ranked
     assert train.train(config, moved, brief=True) == results  # needs no table
