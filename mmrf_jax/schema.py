@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import traceback
 import zoneinfo
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -174,14 +175,21 @@ def load(path: str | Path) -> Schema:
     """Load the `schema` that a Python file defines.
 
     Raises:
-      ValueError: if the file does not exist or defines no `Schema` of that name.
+      ValueError: if the file does not exist, is wrong, or defines no `Schema` of that name.
     """
     path = files.user_path(str(path), "schema")
     spec = importlib.util.spec_from_file_location(path.stem, copies.local(path) if path.is_file() else path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ValueError(f"{path} is no Python file; name one that defines `schema`")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, TypeError, AttributeError) as error:
+        file, lines = spec.loader.get_filename(), traceback.walk_tb(error.__traceback__)  # type: ignore[attr-defined]
+        line = max((number for frame, number in lines if frame.f_code.co_filename == file), default=None)
+        line = error.lineno if isinstance(error, SyntaxError) else line
+        reason = error.msg if isinstance(error, SyntaxError) else str(error).split("\n")[0]
+        raise ValueError(f"{path}, line {line}: {reason}; correct the file") from error
     found = getattr(module, "schema", None)
     if not isinstance(found, Schema):
         raise ValueError(f"{path} defines no `schema` of type mmrf_jax.Schema, but {found!r}; assign one")

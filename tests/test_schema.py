@@ -82,6 +82,27 @@ def test_a_file_defines_a_schema(tmp_path):
         schemas.load(tmp_path / "other.py")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Schema(user='u')", "line 2: Schema.__init__() missing 3 required positional arguments"),
+        (
+            "Schema(user='u', item='i', time='t', signal=1)",
+            "line 2: Schema.__init__() got an unexpected keyword argument",
+        ),
+        ("Schema(user='u' item='i')", "line 2: invalid syntax"),
+        ("Scheme()", "line 2: name 'Scheme' is not defined"),
+        ("__import__('nosuch_module')", "line 2: No module named 'nosuch_module'"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_line(text, message, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(f"from mmrf_jax import Schema\nschema = {text}\n")
+    with pytest.raises(ValueError) as error:
+        schemas.load(file)
+    assert str(error.value).startswith(f"{file}, {message}") and str(error.value).endswith("; correct the file")
+
+
 def test_schemas_are_written_without_jax_or_polars():
     script = (
         "import sys, mmrf_jax as mmrf\n"

@@ -31,6 +31,7 @@ def register_env(name: str, factory: Factory) -> None:
 
     Raises:
       ValueError: if another factory has the name.
+      TypeError: if it cannot be called.
 
     Example:
       >>> from mmrf_jax.envs.short_video import environment
@@ -40,6 +41,8 @@ def register_env(name: str, factory: Factory) -> None:
       >>> make("tiny").num_candidates
       40
     """
+    if not callable(factory):
+        raise TypeError(f"environment {name!r} is {factory!r}; give a function that returns an Environment")
     ENVIRONMENTS.register(name, factory, plugins.caller())
 
 

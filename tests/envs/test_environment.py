@@ -312,3 +312,5 @@ def test_registering(monkeypatch, env):
     assert mmrf.make("mine", size=2) is env
     with pytest.raises(ValueError, match="an environment named 'mine' is registered already"):
         mmrf.register_env("mine", lambda: env)
+    with pytest.raises(TypeError, match="environment 'none' is 3; give a function that returns an Environment"):
+        mmrf.register_env("none", 3)
