@@ -119,13 +119,10 @@ class Bucket:
         if lacking.any():
             at, slot = (int(x[0]) for x in np.nonzero(lacking))
             row = self.rows.frame.row(int(first[at]) + slot, named=True)
-            merged = (
-                "" if self.schema.request else "; requests are reconstructed, so name schema.request if there is one"
-            )
             raise ValueError(
                 f"column {self.schema.candidates!r} lacks the shown item {row['item']!s} of the request in row "
                 f"{row[columns.ROW]} ({int(lacking.any(axis=1).sum()):,} such requests); candidates are all items that "
-                f"could be shown, with those that were{merged}"
+                "could be shown, with those that were (without schema.request, requests are reconstructed)"
             )
 
     def _history(self, begin: np.ndarray) -> dict[str, np.ndarray]:

@@ -66,7 +66,7 @@ TWICE = LOG.with_columns(req=pl.lit("r") + (pl.int_range(400) % 2).cast(pl.Strin
         (
             LOG,
             schema(request=None, position=None),
-            "with those that were; requests are reconstructed, so name schema.request",
+            "with those that were (without schema.request, requests are reconstructed)",
         ),
         (at("watch_ms", -5), SCHEMA, f"{WATCH} has -5 in row 7; write 0 or more, or choose kind='value'"),
         (at("taps", 0.5), SCHEMA, "column 'taps' of the count signal 'taps' has 0.5 in row 7; write whole numbers"),
