@@ -1,4 +1,4 @@
-"""A patch of etils that makes `glob` treat the folder name literally, for orbax and TFDS.
+"""A patch of etils that makes `glob` treat the folder name literally, for orbax.
 
 Unlike pathlib, etils' `glob` also reads brackets and stars in the folder name as a pattern. A folder `x[3]` would then
 not be found, after all work is done.

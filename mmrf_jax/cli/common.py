@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mmrf_jax.training.train_state import TrainState
 
 _NAMED_WITHIN = 10.0  # seconds from an error of the network until the heartbeats have named a process
-_LIBRARIES = ("orbax", "tensorflow_datasets", "etils", "matplotlib")
+_LIBRARIES = ("orbax", "etils", "matplotlib")
 
 _MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "This is one of several processes that SLURM, Open MPI, Cloud TPU or Kubernetes has started."

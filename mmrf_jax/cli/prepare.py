@@ -28,14 +28,12 @@ import psutil
 from absl import flags
 
 from mmrf_jax.cli import common
-from mmrf_jax.io import copies, extras, files
+from mmrf_jax.io import extras, files
 from mmrf_jax.io.progress import counted
 
 _CONFIG = common.define_config("kuairand")
 _SOURCE = common.define_path("source", None, "Folder with KuaiRand's CSV files, or its parent; not for own logs.")
-_OUT = common.define_path(
-    "out", None, "Folder to write; of KuaiRand, what it holds of other configs is kept.", required=True
-)
+_OUT = common.define_path("out", None, "Folder to write.", required=True)
 _ENGINE = flags.DEFINE_enum("engine", "local", ["local", "beam"], "Processes of this machine, or Apache Beam.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes, 0.7 GiB each; by default one a core, at most two (4 GiB in all).", lower_bound=1
@@ -66,23 +64,17 @@ def main() -> None:
 
 def _kuairand(config, engine) -> tuple[int, bool]:
     """Prepare KuaiRand; return the rows of its log, and whether there was something to do."""
-    import tensorflow_datasets as tfds
-
     from mmrf_jax.data.readers import kuairand
     from mmrf_jax.training import sources
 
     if _SOURCE.value is None:
         raise ValueError("no folder of KuaiRand's CSV files; use --source=DIR")
-    files.check_writable(_OUT.value, "--out")
-    tfds.disable_progress_bar()
+    files.check_writable(_OUT.value.parent, "--out")
+    before = _OUT.value.exists()
     wanted = sources.kuairand_config(config)
-    with copies.built(_OUT.value, f"{kuairand.KuaiRand.name}/{wanted.fingerprint()}") as here:
-        made = kuairand.KuaiRand(data_dir=here, source=_SOURCE.value, config=wanted, engine=engine, progress=counted)
-        before = made.data_path.exists()
-        made.download_and_prepare()
-    report = kuairand.read_report(made)
-    rows = sum(log["rows"] for log in report["log"].values())
-    _say(rows, _OUT.value / made.data_path.relative_to(made.data_dir_root), report["splits"])
+    log = kuairand.prepare_log(_SOURCE.value, _OUT.value, wanted, engine, counted)
+    rows = sum(counts["rows"] for counts in log.report["log"].values())
+    _say(rows, _OUT.value, log.report["splits"])
     return rows, not before
 
 

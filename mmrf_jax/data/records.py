@@ -266,9 +266,14 @@ class Blocks:
         """Read the sessions of some blocks, in the given order.
 
         Raises:
+          IndexError: for a block that does not exist.
           ValueError: for a damaged file.
         """
         blocks = np.asarray(blocks, np.int64)
+        if (wrong := blocks[(blocks < 0) | (blocks >= len(self.sessions))]).size:
+            raise IndexError(
+                f"block {wrong[0]} is not among the {len(self.sessions)} of {self._directory}; count them from 0"
+            )
         file = np.searchsorted(self._first, blocks, side="right") - 1
         found: dict[int, bytes] = {}
         for number in np.unique(file):

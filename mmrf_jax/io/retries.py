@@ -55,7 +55,7 @@ def filesystem(protocol: str) -> Any:
 
 
 def _settle(fsspec: Any) -> None:
-    """Set the options of all file systems of this process, also of those that orbax and TFDS open."""
+    """Set the options of all file systems of this process, also of those that orbax opens."""
     global _settled
     if _settled:
         return

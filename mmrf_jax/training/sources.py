@@ -483,8 +483,8 @@ def _kuairand(config: configs.Run) -> Source:
     given = files.user_path(d.dir, "config.data.dir")
     cache = files.user_path(d.cache_dir, "config.data.cache_dir")
     progress = counted if jax.process_count() == 1 else kuairand.unchecked
-    prepared = multihost.in_turn(lambda: kuairand.open_or_prepare(given, cache, wanted, progress=progress))
-    parts: dict[str, Any] = {name: kuairand.Split(prepared, name) for name in kuairand.ALL_SPLITS}
+    log = multihost.in_turn(lambda: kuairand.open_or_prepare(given, cache, wanted, progress=progress))
+    parts: dict[str, Any] = dict(log.parts)
     if d.max_sessions:
         parts["train"] = stream.Beginning(parts["train"], d.max_sessions)
     logs: dict[str, Any] = {
@@ -503,20 +503,18 @@ def _kuairand(config: configs.Run) -> Source:
         return int(parts[name].sessions.sum()) > 0
 
     tests = [name for name in ("test", "random_test") if there(name)]
-    items = kuairand.read_items(prepared)
-    spec, ids = parts["test"].spec, lambda: kuairand.read_video_ids(prepared)
-    vocabularies = kuairand.read_vocabularies(prepared)
+    items, spec, ids, vocabularies = log.items, log.spec, log.video_ids, log.vocabularies
     served = files.user_path(d.served, "config.data.served") if d.served else None
     if served is not None:
-        items, every = served_items.with_new(items, ids(), served, (), vocabularies)
-        spec, ids = dataclasses.replace(spec, num_videos=items.num_videos), lambda: every
+        items, ids = served_items.with_new(items, ids, served, (), vocabularies)
+        spec = dataclasses.replace(spec, num_videos=items.num_videos)
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
         items, spec = _with_statistics(items, spec, [logs[name]() for name in ("train", "valid") if there(name)])
     if d.random_log == "train":
         spec = dataclasses.replace(spec, context=spec.context + 1)
         logs = _with_random_log(logs)
     if served is not None:
-        logs["train"] = functools.cache(lambda: _served(served, spec, ids(), progress))
+        logs["train"] = functools.cache(lambda: _served(served, spec, ids, progress))
     return Source(
         items=jax.tree.map(jax.numpy.asarray, items),
         spec=spec,
@@ -527,9 +525,9 @@ def _kuairand(config: configs.Run) -> Source:
         train=logs["train"],
         valid=logs["valid"] if there("valid") else None,
         test=lambda: {name: logs[name]() for name in tests},
-        report=kuairand.read_report(prepared),
+        report=dict(log.report),
         config=config,
-        video_ids=ids,
+        video_ids=lambda: ids,
         vocabularies=vocabularies,
         blocks=lambda: None if d.served or d.random_log == "train" else _streamed(config, parts["train"]),
     )

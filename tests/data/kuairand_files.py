@@ -8,6 +8,10 @@ import pathlib
 import numpy as np
 import pandas as pd
 
+from mmrf_jax import types
+from mmrf_jax.data.readers import kuairand
+from mmrf_jax.data.session_log import InputSpec, Sessions
+
 DATES = (20220429, 20220430, 20220501, 20220502, 20220503, 20220504, 20220505)
 VIDEOS, USERS = 90, 14
 FLAGS = ["is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view"]
@@ -97,3 +101,8 @@ def write(folder: pathlib.Path, variant: str = "pure", **replaced: pd.DataFrame)
         else:
             frames[kind].to_csv(data / f"{stem}.csv", index=False)
     return folder
+
+
+def loaded(log: kuairand.KuaiRand) -> tuple[dict[str, Sessions], types.Items, InputSpec, dict]:
+    """All sessions of a prepared log by part, its items, spec and report."""
+    return {name: log.part(name) for name in kuairand.ALL_SPLITS}, log.items, log.spec, dict(log.report)

@@ -88,7 +88,6 @@ def test_a_platform_that_is_not_there_is_named(asked, error, line, monkeypatch):
     ("path", "level", "heard"),
     [
         ("site-packages/orbax/checkpoint/checkpoint_manager.py", "WARNING", False),
-        ("site-packages/tensorflow_datasets/core/dataset_builder.py", "WARNING", False),
         ("site-packages/matplotlib/__init__.py", "WARNING", False),
         ("site-packages/orbax/checkpoint/checkpoint_manager.py", "ERROR", True),
         ("site-packages/jax/_src/compiler.py", "WARNING", True),

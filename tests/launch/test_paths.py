@@ -143,7 +143,7 @@ def test_path_fields_mean_what_they_say(tmp_path, monkeypatch):
 
 
 def test_what_libraries_write_into_a_folder_is_found_there_again(tmp_path):
-    """Checkpoints (orbax), events (tensorboardX), real logs (polars, TFDS, array_record), feedback logs."""
+    """Checkpoints (orbax), events (tensorboardX), real logs (polars, array_record), feedback logs."""
     folder = tmp_path / ALL[: len(ALL) // 2] / ALL[len(ALL) // 2 :]
     state = {"a": jnp.arange(5.0), "tables": {"t": jnp.ones((4, 2))}}
     with Checkpoints(folder, keep=2) as checkpoints:
@@ -161,11 +161,10 @@ def test_what_libraries_write_into_a_folder_is_found_there_again(tmp_path):
     assert feedback_log.is_log(folder / "log")
     synthetic.SyntheticLog(3_000, 60, 300, "pure", 0).write(folder / "csv", builder.unchecked)
     with tasks.processes(1) as engine:
-        made = builder.open_or_prepare(folder / "csv", folder / "cache", engine=engine)
-        logs = builder.load(made)[0]
-        builder.KuaiRand(data_dir=folder / "out", source=folder / "csv", engine=engine).download_and_prepare()
-    again = builder.load(builder.open_or_prepare(folder / "out", folder / "unused"))[0]
-    assert again["train"].num_sessions == logs["train"].num_sessions > 0
+        made = builder.open_or_prepare(folder / "csv", folder / "cache", engine=engine).part("train")
+        builder.prepare_log(folder / "csv", folder / "out", engine=engine)
+    again = builder.open_or_prepare(folder / "out", folder / "unused").part("train")
+    assert again.num_sessions == made.num_sessions > 0
     assert [path.name for path in tmp_path.iterdir()] == [folder.parent.name]
 
 

@@ -22,7 +22,7 @@ from mmrf_jax.abtest import simulate
 from mmrf_jax.cli import common
 from mmrf_jax.cli.benchmarks import cost, speed
 from mmrf_jax.data import stream
-from mmrf_jax.data.readers.kuairand import Split, SyntheticLog, open_or_prepare
+from mmrf_jax.data.readers.kuairand import SyntheticLog, prepare_log
 from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.models import embedding_table, rowwise
@@ -127,9 +127,9 @@ def logs(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
         made = SyntheticLog(rows=rows, users=rows // 2_000, videos=rows // 10)
         made.write(source, counted)
         start = time.perf_counter()
-        prepared = open_or_prepare(source, out)
+        prepared = prepare_log(source, out)
         took = time.perf_counter() - start
-        part = stream.Part(Split(prepared, "train"), 0, (0, 1), lambda log: None)
+        part = stream.Part(prepared.parts["train"], 0, (0, 1), lambda log: None)
         every = np.ones(len(part.number), bool)
         batches = stream.Batches(part, np.arange(_BATCH), _BATCH, _SEGMENT, every, [0])
         batches.get(0, 0)

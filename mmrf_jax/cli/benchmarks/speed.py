@@ -32,7 +32,7 @@ from mmrf_jax.cli import common
 from mmrf_jax.cli.benchmarks import cost
 from mmrf_jax.configs import world as experiment
 from mmrf_jax.data import sessions
-from mmrf_jax.data.readers.kuairand import KuaiRand, SyntheticLog
+from mmrf_jax.data.readers.kuairand import SyntheticLog, prepare_log
 from mmrf_jax.envs import learned, rankers, rollout
 from mmrf_jax.envs.environment import Environment
 from mmrf_jax.envs.short_video import env, parameters
@@ -270,7 +270,7 @@ def preparing(repeats: int, max_users: int) -> Iterator[Figure]:
         log, out = Path(folder) / "log", Path(folder) / "records"
         SyntheticLog(rows=_LOG_ROWS, users=_LOG_ROWS // 2_000, videos=_LOG_ROWS // 10).write(log, counted)
         start = time.perf_counter()
-        KuaiRand(data_dir=out, source=log).download_and_prepare()
+        prepare_log(log, out)
         yield Figure("prepare/records", _LOG_ROWS / (time.perf_counter() - start), "rows/s")
 
 

@@ -11,14 +11,14 @@ import types
 import kuairand_files as files
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 from mmrf_jax.data import records
 from mmrf_jax.data.readers import kuairand
 from mmrf_jax.data.readers.engine import candidates, grouping, tasks
-from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, prepare, requests
+from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, requests
 from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS
-from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
 
@@ -28,10 +28,10 @@ LAZY = """
 import sys
 from mmrf_jax.data.readers import kuairand
 kuairand.KuaiRandConfig, kuairand.ALL_SPLITS
-assert not {"jax", "polars", "tensorflow_datasets"} & set(sys.modules)
+assert not {"jax", "polars"} & set(sys.modules)
 sys.modules["polars"] = None
 try:
-    kuairand.Split
+    kuairand.SyntheticLog
 except ImportError as error:
     print(error)
 """
@@ -53,17 +53,24 @@ def test_beam_is_named_where_it_is_absent(monkeypatch):
 
 def opened(source, tmp_path, config=CONFIG):
     """Catalogue, profiles and plans of a log so small that it is one bucket."""
-    job = Job(csv_files.find_source(source), config, pathlib.Path(tempfile.mkdtemp(dir=tmp_path)))
+    job = prepare.Job(csv_files.find_source(source), config, pathlib.Path(tempfile.mkdtemp(dir=tmp_path)))
     with tasks.processes(1) as engine:
         prepare.run(job, engine, counted)
     bucket = prepare.open_bucket(job, 0)
-    plans = {name: bucket.plan(name) for name in ALL_SPLITS}
-    return types.SimpleNamespace(catalogue=bucket.catalogue, profiles=bucket.profiles, plans=plans)
+    plans = {name: planned(bucket.rows, bucket.plan(name)) for name in ALL_SPLITS}
+    catalogue = features.read_catalogue(job.records / "catalogue")
+    return types.SimpleNamespace(catalogue=catalogue, profiles=bucket.profiles, plans=plans)
+
+
+def planned(rows, plan):
+    """Where the sessions and requests of a plan begin among the part's rows."""
+    own = types.SimpleNamespace(date=rows.day[plan.own], time=rows.time[plan.own], user=rows.user[plan.own])
+    return types.SimpleNamespace(rows=own, request_first=plan.request_first, session_first=plan.session_first)
 
 
 def prepare_in(source, tmp_path, config=CONFIG):
     prepared = opened(source, tmp_path, config)
-    splits, items, spec, report = builder.load_or_prepare(source, tmp_path / "cache", config)
+    splits, items, spec, report = files.loaded(builder.open_or_prepare(source, tmp_path / "cache", config))
     return prepared, splits, items, spec, report
 
 
@@ -298,14 +305,14 @@ def test_missing_columns_and_files_are_named(tmp_path, file, column):
     path = source / "data" / file
     pd.read_csv(path).drop(columns=column).to_csv(path, index=False)
     with pytest.raises(ValueError, match=f"{file} has no column '{column}'; copy it again"):
-        builder.load_or_prepare(source, tmp_path / "cache", CONFIG)
+        builder.open_or_prepare(source, tmp_path / "cache", CONFIG)
     path.write_text("")
     with pytest.raises(ValueError, match=f"{file} is empty; copy it again"):
-        builder.load_or_prepare(source, tmp_path / "cache", CONFIG)
+        builder.open_or_prepare(source, tmp_path / "cache", CONFIG)
     if not file.startswith("log"):
         path.unlink()
         with pytest.raises(FileNotFoundError, match=f"{file} is missing; copy it"):
-            builder.load_or_prepare(source, tmp_path / "cache", CONFIG)
+            builder.open_or_prepare(source, tmp_path / "cache", CONFIG)
 
 
 def test_sources_that_are_none_are_named(tmp_path):
@@ -324,11 +331,11 @@ def test_configs_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"\d+ videos are live on \d+, 200 candidates are asked for; set candidates to"
     ):
-        builder.load_or_prepare(source, tmp_path / "cache", dataclasses.replace(CONFIG, candidates=200))
+        builder.open_or_prepare(source, tmp_path / "cache", dataclasses.replace(CONFIG, candidates=200))
     with pytest.raises(
         ValueError, match="no standard-log row on or before train_until=20220401; the first is of 20220429"
     ):
-        builder.load_or_prepare(source, tmp_path / "cache", dataclasses.replace(CONFIG, train_until=20220401))
+        builder.open_or_prepare(source, tmp_path / "cache", dataclasses.replace(CONFIG, train_until=20220401))
     with pytest.raises(ValueError, match="candidates=2 is less than slate=3"):
         dataclasses.replace(CONFIG, candidates=2)
     with pytest.raises(ValueError, match="valid_until=20220503 is not after"):
@@ -345,48 +352,43 @@ def test_preparing_twice_does_nothing_and_half_written_is_not_finished(tmp_path,
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(records, "pack", interrupted)
-        builder.KuaiRand(data_dir=tmp_path / "out", source=source, config=CONFIG).download_and_prepare()
+        builder.prepare_log(source, tmp_path / "out", CONFIG)
     with pytest.raises(FileNotFoundError, match="holds no prepared KuaiRand"):
-        builder.load(tmp_path / "out")
-    made = builder.KuaiRand(data_dir=tmp_path / "out", source=source, config=CONFIG)
-    with pytest.raises(FileNotFoundError, match="is not prepared"):
-        builder.load(made)
-    made.download_and_prepare()
-    splits, _, spec, _ = builder.load(made)
+        builder.KuaiRand.open(tmp_path / "out")
+    splits, _, spec, _ = files.loaded(builder.prepare_log(source, tmp_path / "out", CONFIG))
     with monkeypatch.context() as patch:
         patch.setattr(records, "pack", interrupted)
-        again = builder.KuaiRand(data_dir=tmp_path / "out", source=source, config=CONFIG)
-        again.download_and_prepare()
-    by_path = builder.load(tmp_path / "out")[0]
-    assert packed(by_path, "test", spec) == packed(splits, "test", spec)
+        again = builder.prepare_log(source, tmp_path / "out", CONFIG)
+        with pytest.raises(ValueError, match=r"prepared with other settings \(seed 0\)"):
+            builder.prepare_log(source, tmp_path / "out", dataclasses.replace(CONFIG, seed=1))
+    assert records.pack(again.part("test"), spec) == packed(splits, "test", spec)
 
-    with monkeypatch.context() as patch:  # load_or_prepare prepares anew only for other files or another config
-        builder.load_or_prepare(source, tmp_path / "cache", CONFIG)
+    with monkeypatch.context() as patch:  # open_or_prepare prepares anew only for other files or another config
+        builder.open_or_prepare(source, tmp_path / "cache", CONFIG)
         patch.setattr(records, "pack", interrupted)
-        builder.load_or_prepare(source, tmp_path / "cache", CONFIG)
+        builder.open_or_prepare(source, tmp_path / "cache", CONFIG)
         with pytest.raises(KeyboardInterrupt):
-            builder.load_or_prepare(source, tmp_path / "cache", dataclasses.replace(CONFIG, seed=1))
+            builder.open_or_prepare(source, tmp_path / "cache", dataclasses.replace(CONFIG, seed=1))
         files.make_users().iloc[:-1].to_csv(source / "data" / "user_features_pure.csv", index=False)
         with pytest.raises(KeyboardInterrupt):
-            builder.load_or_prepare(source, tmp_path / "cache", CONFIG)
+            builder.open_or_prepare(source, tmp_path / "cache", CONFIG)
 
 
 def test_prepared_records_are_read_in_place_of_the_files(tmp_path):
-    builder.load_or_prepare(files.write(tmp_path / "source"), tmp_path / "cache", CONFIG)
+    builder.open_or_prepare(files.write(tmp_path / "source"), tmp_path / "cache", CONFIG)
     written = next((tmp_path / "cache").iterdir())
-    splits, _, spec, report = builder.load_or_prepare(written, tmp_path / "other", CONFIG)
-    again, _, _, wanted = builder.load_or_prepare(tmp_path / "source", tmp_path / "cache", CONFIG)
+    splits, _, spec, report = files.loaded(builder.open_or_prepare(written, tmp_path / "other", CONFIG))
+    again, _, _, wanted = files.loaded(builder.open_or_prepare(tmp_path / "source", tmp_path / "cache", CONFIG))
     assert packed(splits, "train", spec) == packed(again, "train", spec) and report == wanted
     assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="prepared with other settings"):
-        builder.load_or_prepare(written, tmp_path / "other", dataclasses.replace(CONFIG, seed=1))
+        builder.open_or_prepare(written, tmp_path / "other", dataclasses.replace(CONFIG, seed=1))
 
 
 def test_the_seed_changes_candidates_only(tmp_path, small):
     splits = small[1]
-    other = builder.load_or_prepare(
-        files.write(tmp_path / "s"), tmp_path / "cache", dataclasses.replace(CONFIG, seed=1)
-    )[0]
+    source = files.write(tmp_path / "s")
+    other = files.loaded(builder.open_or_prepare(source, tmp_path / "cache", dataclasses.replace(CONFIG, seed=1)))[0]
     assert (other["train"].candidates != splits["train"].candidates).mean() > 0.8
     for a, b in zip(exposures(other["train"]), exposures(splits["train"]), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -413,17 +415,22 @@ def test_requests_equal_a_slow_reference():
 
 def test_context_by_hand():
     time = files.midnight_ms(20220501) + np.array([6 * 3_600_000, 9 * 3_600_000])
-    rows = requests.Rows(
-        user=np.array([4, 4], np.int32),
-        item=np.array([1, 2], np.int32),
-        date=np.array([20220501] * 2, np.int32),
-        time=time,
-        tab=np.array([1, 99], np.int16),
-        flags=np.zeros((2, 8), np.int8),
-        play=np.zeros(2, np.int32),
+    frame = pl.DataFrame(
+        {"user_id": [4, 4], "video_id": [1, 2], "date": [20220501] * 2, "time_ms": time, "tab": [1, 99], "is_rand": 0},
+        {name: csv_files.LOG_TYPES[name] for name in ("user_id", "video_id", "date", "time_ms", "tab", "is_rand")},
+    ).with_columns(pl.lit(0, pl.Int8).alias(name) for name in (*csv_files.SIGNAL_COLUMNS, "play_time_ms"))
+    catalogue = types.SimpleNamespace(rows_of=lambda video: video)
+    bucket = requests.Bucket(
+        requests.arrange(frame, catalogue, 0, None),
+        slate=6,
+        history=2,
+        config=dataclasses.replace(CONFIG, candidates=6, slate=6, session_gap_minutes=24 * 60),
+        frame=frame,
+        profiles=features.Profiles(np.array([-1]), np.zeros((1, 0), np.float32), {}),
+        pools={"train": candidates.make_pool(np.full(9, 20220401, np.int32), clean.NEVER)},
+        log_end={"train": int(time[-1])},
     )
-    plan = requests.plan_standard(rows, np.ones(2, bool), 6, 24 * 60, 30, int(time[-1]))
-    context = plan.context(np.arange(2), np.arange(2))
+    context = bucket.gather(bucket.plan("train"), np.arange(1)).context
     assert context.shape == (2, requests.CONTEXT)
     np.testing.assert_allclose(context[:, :2], [[1, 0], [np.sin(np.pi * 0.75), np.cos(np.pi * 0.75)]], atol=1e-6)
     assert context[0, 2:18].tolist() == [0, 1] + [0] * 14 and context[1, 2:18].tolist() == [0] * 15 + [1]

@@ -4,13 +4,13 @@ import os
 import pathlib
 import time
 
+import kuairand_files as files
 import numpy as np
 import pytest
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.readers.engine import grouping, tasks
 from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, prepare
-from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.io.progress import counted
 
 SOURCE = os.environ.get("KUAIRAND_DIR", "")
@@ -25,19 +25,19 @@ pytestmark = [_REAL, pytest.mark.slow]
 def real(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     start = time.perf_counter()
-    builder.load_or_prepare(SOURCE, cache)
+    builder.open_or_prepare(SOURCE, cache)
     prepared = time.perf_counter()
-    result = builder.load_or_prepare(SOURCE, cache)
+    result = files.loaded(builder.open_or_prepare(SOURCE, cache))
     print(f"prepare and read {prepared - start:.1f} s, read {time.perf_counter() - prepared:.1f} s")
     return result
 
 
 @pytest.fixture(scope="module")
 def frame(tmp_path_factory):
-    job = Job(csv_files.find_source(SOURCE), builder.KuaiRandConfig(), tmp_path_factory.mktemp("work"))
+    job = prepare.Job(csv_files.find_source(SOURCE), builder.KuaiRandConfig(), tmp_path_factory.mktemp("work"))
     with tasks.processes(1) as engine:
         prepare.run(job, engine, counted)
-    return prepare.open_bucket(job, 0).rows
+    return prepare.open_bucket(job, 0).frame
 
 
 def test_duplicates_and_unusable_rows(real):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,6 @@ from processes import HANG
 from mmrf_jax.data import named_features, records
 from mmrf_jax.data.readers.engine import candidates, grouping, tasks
 from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, synthetic
-from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.io.progress import counted
 
 CONFIG = builder.KuaiRandConfig(candidates=20, slate=3, history=8)
@@ -41,15 +41,15 @@ def hash_of(line):
 
 
 def run(source, work, engine=None, **sizes):
-    """All blocks of all splits in order, and the job."""
+    """What the finished log says of itself, and the job."""
     work.mkdir(exist_ok=True)
-    job = Job(source, CONFIG, work, **sizes)
+    job = prepare.Job(source, CONFIG, work, **sizes)
     if engine is None:
         with tasks.processes(1) as engine:
             made = prepare.run(job, engine, counted)
     else:
         made = prepare.run(job, engine, counted)
-    return made, job
+    return json.loads((made / prepare.ABOUT).read_text()), job
 
 
 def kept(job):
@@ -58,20 +58,14 @@ def kept(job):
     return {str(p.relative_to(job.records)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
-def sessions(made, job):
-    """Each split's sessions as one block."""
-    spec = builder.InputSpec.from_dict(made["spec"])
-    logs = {}
-    for name, shards in made["splits"].items():
-        paths = [job.records / prepare.shard_name(name, i, len(shards)) for i in range(len(shards))]
-        blocks = [prepare.FEATURES.deserialize_example_np(raw)["block"] for path in paths for raw in read_all(path)]
-        logs[name] = records.pack(records.unpack(blocks, spec), spec)
-    return logs
+def sessions(job):
+    """The spec, and each part's sessions as one block."""
+    log = builder.KuaiRand.open(job.records)
+    return log.spec, {name: records.pack(log.part(name), log.spec) for name in log.parts}
 
 
-def read_all(path):
-    reader = records.array_records().ArrayRecordReader(str(path))
-    return reader.read_all()
+def shards(job):
+    return sorted((job.records / "train").glob("sessions-*"))
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +81,14 @@ def divided(source, tmp_path_factory):
 
 def test_chunks_and_buckets_change_no_session(whole, divided):
     (made, job), (parts, other) = whole, divided
-    assert len(made["splits"]["train"]) == 1 and len(parts["splits"]["train"]) == 8
+    assert len(shards(job)) == 1 and len(shards(other)) == 8
     assert len(list((other.work / "merge").glob("*.arrow"))) > 1
-    assert parts["report"] == made["report"] and parts["spec"] == made["spec"]
+    assert parts == made
     assert made["report"]["log"]["standard"]["unparsable"] == 3 and made["report"]["log"]["standard"]["duplicates"] > 40
-    assert sessions(parts, other) == sessions(made, job)
+    assert sessions(other) == sessions(job)
     one, several = kept(job), kept(other)
     for path in one:
-        assert path.endswith("of-00001") or several[path] == one[path], path
+        assert path.endswith(("of-00001.array_record", "manifest.json")) or several[path] == one[path], path
 
 
 @pytest.mark.slow
@@ -137,7 +131,7 @@ def test_a_stopped_job_goes_on_and_does_nothing_twice(source, divided, tmp_path)
 @pytest.mark.slow
 def test_an_error_in_a_process_is_the_callers_and_a_lost_process_is_named(source, tmp_path):
     with tasks.processes(2) as engine:
-        job = Job(source, CONFIG, tmp_path)
+        job = prepare.Job(source, CONFIG, tmp_path)
         with pytest.raises(FileNotFoundError, match="featured_id"):
             engine(prepare.clean_bucket, job, [0, 1], lambda done: None)
         with pytest.raises(ChildProcessError, match="task 9 of kill ended with -9; if memory was short, use fewer"):
@@ -160,44 +154,40 @@ def test_sources_that_change_while_unfinished_are_prepared_anew(source, tmp_path
 
     for rows in (1, 2):
         with pytest.raises(Stopped):
-            builder.KuaiRand(
-                data_dir=tmp_path / "out", source=folder, config=CONFIG, engine=stop
-            ).download_and_prepare()
-        assert len(list((tmp_path / "out").glob(".unfinished-*"))) == rows
+            builder.prepare_log(folder, tmp_path / "out", CONFIG, stop)
+        assert len(list(tmp_path.glob(".out.unfinished-*"))) == rows
         users = folder / "data" / "user_features_27k.csv"
         users.write_text("".join(users.read_text().splitlines(keepends=True)[:-1]))
-    builder.KuaiRand(data_dir=tmp_path / "out", source=folder, config=CONFIG).download_and_prepare()
-    assert len(list((tmp_path / "out").glob(".unfinished-*"))) == 2  # of the files as they were
+    builder.prepare_log(folder, tmp_path / "out", CONFIG)
+    assert len(list(tmp_path.glob(".out.unfinished-*"))) == 2  # of the files as they were
 
 
 def test_a_split_is_read_by_block(source, tmp_path):
-    builder.load_or_prepare(source.logs[0].parent, tmp_path, CONFIG)
-    folder = next(path for path in tmp_path.iterdir())
-    splits, items, spec, _ = builder.load(folder)
-    part = builder.Split(folder, "train")
-    step = records.SESSIONS_PER_RECORD
-    assert len(part) == -(-splits["train"].num_sessions // step) > 1
-    assert part.sessions.sum() == splits["train"].num_sessions and part.requests.sum() == splits["train"].num_requests
-    last = part.read([len(part) - 1, 0])
-    wanted = [splits["train"].user_id[(len(part) - 1) * step :], splits["train"].user_id[:step]]
-    np.testing.assert_array_equal(last.user_id, np.concatenate(wanted))
-    assert last.num_requests == part.requests[[-1, 0]].sum()
-    shares = [part.read(range(process, len(part), 3)) for process in range(3)]
-    assert sum(share.num_sessions for share in shares) == splits["train"].num_sessions
+    log = builder.prepare_log(source.logs[0].parent, tmp_path / "log", CONFIG)
+    train, items, spec, part = log.part("train"), log.items, log.spec, log.parts["train"]
+    step, number = records.SESSIONS_PER_RECORD, len(part.sessions)
+    assert number == -(-train.num_sessions // step) > 1
+    assert part.total == (train.num_sessions, train.num_requests) and part.sessions.sum() == train.num_sessions
+    last = part.read([number - 1, 0])
+    np.testing.assert_array_equal(
+        last.user_id, np.concatenate([train.user_id[(number - 1) * step :], train.user_id[:step]])
+    )
+    shares = [part.read(range(process, number, 3)) for process in range(3)]
+    assert sum(share.num_sessions for share in shares) == train.num_sessions
     for share in shares:
         share.validate(spec)
-    with pytest.raises(IndexError, match=f"block {len(part)} is not among the {len(part)} of the split"):
-        part.read([0, len(part)])
+    with pytest.raises(IndexError, match=f"block {number} is not among the {number} of "):
+        part.read([0, number])
     assert len(items.duration) == spec.num_videos and not items.duration.flags.writeable
     listed = csv_files.read_videos(csv_files.whole(source.videos[0]))[0]
-    ids, row = builder.read_vocabularies(folder), {v: i for i, v in enumerate(builder.read_video_ids(folder).tolist())}
+    ids, row = log.vocabularies, {v: i for i, v in enumerate(log.video_ids.tolist())}
     for video, author, tag in listed.select("video_id", "author_id", "tag").head(50).rows():
         for name, value in (("author", author), ("tag", tag)):
             number = int(getattr(items, name)[row[video]])
             assert named_features.row_of(ids[name], value) == number
             assert number == 0 or ids[name][number - 1] == value
     with pytest.raises(FileNotFoundError, match="holds no prepared KuaiRand"):
-        builder.Split(tmp_path / "nowhere", "train")
+        builder.KuaiRand.open(tmp_path / "nowhere")
 
 
 def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, monkeypatch):
@@ -216,9 +206,7 @@ def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, mo
             done(ended)
 
     def build():
-        builder.KuaiRand(
-            data_dir=tmp_path, source=source.logs[0].parent, config=CONFIG, engine=engine
-        ).download_and_prepare()
+        builder.prepare_log(source.logs[0].parent, tmp_path / "log", CONFIG, engine)
 
     monkeypatch.setattr(tasks, "say", say)
     first = threading.Thread(target=build)
@@ -229,7 +217,8 @@ def test_processes_that_prepare_at_once_wait_for_each_other(source, tmp_path, mo
     assert len(entered) == 7  # stages, once each
     waiting = [line for line in said if "another process" in line]
     assert waiting == [f"another process prepares {tmp_path}; waiting for it"]
-    assert builder.load(tmp_path)[0]["train"].num_sessions > 0 and not list(tmp_path.glob(".unfinished-*"))
+    assert builder.KuaiRand.open(tmp_path / "log").part("train").num_sessions > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_cuts_keep_keys_together_and_parts_alike(tmp_path):
@@ -268,7 +257,7 @@ def test_a_file_with_a_header_alone_is_an_empty_one(source, whole, tmp_path):
     first.write_text(source.logs[0].read_text().splitlines()[0])
     made, job = run(csv_files.find_source(tmp_path), tmp_path / "work")
     assert made["report"]["files"][0] == first.name
-    assert sessions(made, job) == sessions(*whole)
+    assert sessions(job) == sessions(whole[1])
 
 
 def test_candidates_equal_a_slow_reference():
@@ -392,7 +381,7 @@ def test_sizes_of_synthetic_logs_follow_their_rows(variant, tmp_path):
     log = synthetic.SyntheticLog(rows=2_000, variant=variant)
     log.write(tmp_path / "log", counted)
     assert sum(len(path.read_bytes()) for path in (tmp_path / "log").rglob("*.csv")) < 1 << 20
-    report = builder.load_or_prepare(tmp_path / "log", tmp_path / "records")[3]  # 100 candidates are found
+    report = builder.prepare_log(tmp_path / "log", tmp_path / "records").report  # 100 candidates are found
     assert report["log"]["standard"]["rows"] == 2_000 and report["splits"]["random_test"]["exposures"] > 0
 
 
@@ -410,12 +399,11 @@ MEASURE = """
 import pathlib, resource, sys
 from mmrf_jax.data.readers.engine import tasks
 from mmrf_jax.data.readers.kuairand import csv_files, prepare
-from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.io.progress import counted
 work = pathlib.Path(sys.argv[2])
 work.mkdir()
-job = Job(csv_files.find_source(sys.argv[1]), KuaiRandConfig(), work, chunk_bytes=8 << 20, bucket_rows=100_000)
+job = prepare.Job(csv_files.find_source(sys.argv[1]), KuaiRandConfig(), work, chunk_bytes=8 << 20, bucket_rows=100_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with tasks.processes(1) as engine:
     prepare.run(job, engine, counted)
@@ -442,7 +430,7 @@ def test_killed_again_and_again_it_makes_the_same_files(tmp_path, launch):
     rng, kills = np.random.default_rng(0), 0
 
     def unfinished():
-        return next((tmp_path / "killed").glob(".unfinished-*"), None)
+        return next(tmp_path.glob(".killed.unfinished-*"), None)
 
     def made():
         return 0 if (work := unfinished()) is None else sum(len(files) for _, _, files in os.walk(work))
@@ -463,7 +451,7 @@ def test_killed_again_and_again_it_makes_the_same_files(tmp_path, launch):
         process.kill()
         process.wait()
         kills += 1
-    one, other = (next((tmp_path / name).glob("kuairand/*/*")) for name in ("whole", "killed"))
+    one, other = tmp_path / "whole", tmp_path / "killed"
     names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
     assert names == sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file())
     for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pathlib
 import re
 
@@ -16,7 +17,6 @@ from reading import cells_of, with_cells
 
 from mmrf_jax.data.readers.engine import tasks
 from mmrf_jax.data.readers.kuairand import builder, csv_files, prepare
-from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.io.progress import counted
 
 DOCS = pathlib.Path(__file__).parents[3] / "docs" / "reading-logs.md"
@@ -264,7 +264,8 @@ UNITS = {
 def prepared(source: pathlib.Path, work: pathlib.Path, config=CONFIG, **sizes) -> dict:
     work.mkdir()
     with tasks.processes(1) as engine:
-        return prepare.run(Job(csv_files.find_source(source), config, work, **sizes), engine, counted)
+        made = prepare.run(prepare.Job(csv_files.find_source(source), config, work, **sizes), engine, counted)
+    return json.loads((made / prepare.ABOUT).read_text())
 
 
 @pytest.mark.parametrize("way", UNITS)
@@ -349,8 +350,9 @@ def test_ids_of_64_bits_give_the_sessions_that_small_ones_do(tmp_path):
         for kind, frame in frames.items()
     }
     half = {**moved, "users": frames["users"], "standard": moved["standard"].copy()}
-    small = builder.load_or_prepare(files.write(tmp_path / "small", **frames), tmp_path / "cache", CONFIG)
-    large = builder.load_or_prepare(files.write(tmp_path / "large", **moved), tmp_path / "cache", CONFIG)
+    small = files.loaded(builder.open_or_prepare(files.write(tmp_path / "small", **frames), tmp_path / "cache", CONFIG))
+    log = builder.open_or_prepare(files.write(tmp_path / "large", **moved), tmp_path / "cache", CONFIG)
+    large, ids = files.loaded(log), log.video_ids
     for name in ("train", "valid", "test", "random_test"):
         one, other = small[0][name], large[0][name]
         for field in ("date", "profile", "history_videos", "history_feedback", "offsets", "context", "feedback"):
@@ -362,19 +364,16 @@ def test_ids_of_64_bits_give_the_sessions_that_small_ones_do(tmp_path):
         np.testing.assert_array_equal(place(one), place(other))
         np.testing.assert_array_equal(one.user_id, other.user_id)  # users are 0, 1, 2 …
     assert small[3]["log"] == large[3]["log"] and large[2].num_users == files.USERS
-    ids = builder.read_video_ids(
-        next(p for p in (tmp_path / "cache").iterdir() if builder.read_video_ids(p).max() > 2**60)
-    )
     assert ids.dtype == np.int64 and ids[1:].min() == far
     # features in Int32 beside a log in Int64
-    mixed = builder.load_or_prepare(files.write(tmp_path / "half", **half), tmp_path / "cache", CONFIG)
-    assert mixed[3]["users_without_features"] == files.USERS and mixed[3]["log"] == small[3]["log"]
+    mixed = builder.open_or_prepare(files.write(tmp_path / "half", **half), tmp_path / "cache", CONFIG).report
+    assert mixed["users_without_features"] == files.USERS and mixed["log"] == small[3]["log"]
 
 
 def test_the_path_of_the_records_is_no_pattern(tmp_path):
     source = files.write(tmp_path / "log [a] 'b' é*", standard=standard())
     out = tmp_path / 'x[3] "q" é ?'
-    assert builder.load(builder.open_or_prepare(source, out, CONFIG))[0]["train"].num_sessions > 0
+    assert builder.open_or_prepare(source, out, CONFIG).part("train").num_sessions > 0
 
 
 def test_unused_rows_are_said_once(tmp_path, capfd):
@@ -382,7 +381,7 @@ def test_unused_rows_are_said_once(tmp_path, capfd):
     rows.loc[[3, 4], "is_click"] = 2
     source = files.write(tmp_path / "source", standard=rows)
     (source / "data" / "user_features_pure.csv").open("a").write("x" + ",1" * 29 + "\n")
-    builder.load_or_prepare(source, tmp_path / "cache", CONFIG)
+    builder.open_or_prepare(source, tmp_path / "cache", CONFIG)
     said = capfd.readouterr().err
     assert "2 of 300 rows of the standard log are not used: 2 bad_flag\n" in said
     assert "1 of 14 rows of the features of users are not used: unparsable\n" in said

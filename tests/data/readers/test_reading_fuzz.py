@@ -8,6 +8,7 @@ A seed gives one mutated source. Thirty are read in the fast tests, thousands ar
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
 
 import kuairand_files as files
@@ -19,7 +20,6 @@ import reading
 from mmrf_jax.data.readers.engine import tasks
 from mmrf_jax.data.readers.kuairand import csv_files, prepare
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
-from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.io.progress import counted
 
@@ -199,10 +199,11 @@ def prepare_source(seed: int, folder: pathlib.Path) -> str:
         (folder / name).write_bytes(content)
     work = folder / "work"
     work.mkdir()
-    job = Job(csv_files.find_source(folder), CONFIG, work, chunk_bytes=int([1 << 20, 900][seed % 2]), bucket_rows=40)
+    size = int([1 << 20, 900][seed % 2])
+    job = prepare.Job(csv_files.find_source(folder), CONFIG, work, chunk_bytes=size, bucket_rows=40)
     try:
         with tasks.processes(1) as engine:
-            report = prepare.run(job, engine, counted)["report"]
+            report = json.loads((prepare.run(job, engine, counted) / prepare.ABOUT).read_text())["report"]
     except ValueError as error:
         check_message(error, seed)
         return str(error)

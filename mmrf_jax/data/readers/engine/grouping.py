@@ -32,10 +32,13 @@ def order_of(*keys: np.ndarray) -> np.ndarray:
     return packed
 
 
-def session_starts(user: np.ndarray, time: np.ndarray, gap_minutes: float) -> np.ndarray:
-    """Return [n] bool, True where a session starts; rows [n] sorted by user and time (ms)."""
+def session_starts(
+    user: np.ndarray, time: np.ndarray, gap_minutes: float, ended: np.ndarray | None = None
+) -> np.ndarray:
+    """Return [n] bool, True where a session starts; rows [n] sorted by user and time (ms), which end at `ended`."""
     start = np.ones(len(user), bool)
-    start[1:] = (user[1:] != user[:-1]) | (np.diff(time) > gap_minutes * MINUTE_MS)
+    away = time[1:] - (time if ended is None else ended)[:-1]
+    start[1:] = (user[1:] != user[:-1]) | (away > gap_minutes * MINUTE_MS)
     return start
 
 

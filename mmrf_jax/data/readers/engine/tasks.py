@@ -148,6 +148,32 @@ def discard(work: pathlib.Path) -> None:
     shutil.rmtree(gone)
 
 
+def make(
+    folder: pathlib.Path, key: str, engine: Engine | None, run: Callable[[pathlib.Path, Engine], pathlib.Path]
+) -> None:
+    """Make a folder, complete or not at all; after a stop, the same call runs the missing tasks.
+
+    Args:
+      folder: the folder; nothing is done if it exists.
+      key: digits that differ if the folder would differ.
+      engine: runs the tasks; None for `processes()`.
+      run: makes the folder within a work folder, and returns its path.
+
+    Raises:
+      ValueError: as `run`; nothing is left then, since to go on cannot help: tables or settings must change.
+    """
+    work = folder.with_name(f".{folder.name}.unfinished-{key}")
+    with alone(work):
+        if not folder.exists():  # another process may have made it meanwhile
+            try:
+                with contextlib.ExitStack() as stack:
+                    run(work, engine or stack.enter_context(processes())).rename(folder)
+            except ValueError:
+                discard(work)
+                raise
+        discard(work)
+
+
 def default_workers() -> int:
     """Return one process per core that this process may use, at most `MOST_WORKERS`."""
     return min(len(os.sched_getaffinity(0)), MOST_WORKERS)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data import frame_log, records
+from mmrf_jax.data import frame_log
+from mmrf_jax.data.readers.engine import shards
 from mmrf_jax.data.readers.engine.tasks import write_json
 from mmrf_jax.data.readers.frame import catalogue, features, requests, sampling
 from mmrf_jax.data.readers.frame.build import CONTEXT
@@ -168,11 +169,11 @@ def _note_missing(schema: Schema, lists: bool, count: int, notes: Notes) -> None
         notes.assume("no propensities are logged: the behaviour policy is fitted where one is needed")
 
 
-def describe_signals(rows: requests.Rows) -> list[dict[str, float | None]]:
-    """Return counts of each signal of some rows; `low` and `high` of those in training, None if none is."""
+def describe_signals(feedback: np.ndarray, in_train: np.ndarray) -> list[dict[str, float | None]]:
+    """Return counts of each signal of rows [n, S]; `low` and `high` of those in training [n], None if none is."""
     found = []
-    for values in rows.feedback.T:
-        train = values[rows.split == 0]
+    for values in feedback.T:
+        train = values[in_train]
         found.append(
             {
                 "positive": int((values > 0).sum()),
@@ -196,25 +197,17 @@ def finish(job: Job, schema: Schema, found: Fitted, notes: Notes) -> pathlib.Pat
         notes.add(of["notes"])
     parts = {name: [of["parts"][name] for of in made] for name in SPLITS}
     signals = [of["signals"] for of in made if of["signals"]]
-    _check_positives(signals, sum(of["rows"] for of in parts["train"]), schema)
-    keys = ("users", "sessions", "requests", "exposures", "rows")
-    totals = {name: {key: sum(of[key] for of in shards) for key in keys} for name, shards in parts.items()}
-    repeated = totals["train"]["users"] < totals["train"]["sessions"]
+    _check_positives(signals, sum(of["exposures"] for of in parts["train"]), schema)
+    repeated = sum(of["users"] - of["sessions"] for of in parts["train"]) < 0
     spec = dataclasses.replace(found.spec, num_users=len(found.user_ids) if repeated else 0)
     folder, scores = job.work / "made", job.read("fitted.json")["propensities"]
-    for path in folder.rglob(".*"):  # of tasks that were killed
-        path.unlink()
     digest = hashlib.sha256(repr(spec).encode())
     arrays = (found.item_ids, found.user_ids, found.profiles, *frame_log.arrays_of(found.items.items).values())
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
-    for name, shards in parts.items():
-        files = [
-            {"name": f"{shard_name(task, len(shards))}", "sessions": of["sessions"], "requests": of["requests"]}
-            for task, of in enumerate(shards)
-        ]
-        records.write_manifest(folder / name, spec, files, totals[name]["exposures"], scores)
-        digest.update("".join(of["digest"] for of in shards).encode())
+    totals = {name: shards.finish(folder / name, of, spec, scores) for name, of in parts.items()}
+    for made_of in parts.values():
+        digest.update("".join(of["digest"] for of in made_of).encode())
     encoders = {"items": found.items.encoders, "users": found.user_encoders, "context": found.context_encoders}
     frame_log.write(
         folder,
@@ -229,11 +222,6 @@ def finish(job: Job, schema: Schema, found: Fitted, notes: Notes) -> pathlib.Pat
         digest=digest.hexdigest()[:16],
     )
     return folder
-
-
-def shard_name(task: int, shards: int) -> str:
-    """Return the file name of a shard of a part."""
-    return f"sessions-{task:05d}-of-{shards:05d}.array_record"
 
 
 def _check_positives(signals: list[list[dict[str, Any]]], rows: int, schema: Schema) -> None:
@@ -259,7 +247,7 @@ def _report(
     notes: Notes,
 ) -> dict[str, Any]:
     """Return the log's report as plain values."""
-    used = sum(of["rows"] for of in totals.values())
+    used = sum(of["exposures"] for of in totals.values())
     counted = {}
     for i, signal in enumerate(schema.signals):
         mine = [of[i] for of in signals]
@@ -271,12 +259,12 @@ def _report(
             "largest": max(of["largest"] for of in mine),
         }
     splits = {}
-    for name, shards in parts.items():
-        edges = [of["when"] for of in shards if of["when"]]
+    for name, made in parts.items():
+        edges = [of["when"] for of in made if of["when"]]
         when = (min(low for low, _ in edges), max(high for _, high in edges)) if edges else ()
         said = [str(np.datetime64(t, "ms").astype("datetime64[s]")) for t in when]
-        counts = {key: totals[name][key] for key in ("users", "sessions", "requests", "rows")}
-        splits[name] = {"from_to_utc": said or None} | counts
+        counts = {key: totals[name][key] for key in ("users", "sessions", "requests")}
+        splits[name] = {"from_to_utc": said or None} | counts | {"rows": totals[name]["exposures"]}
     return {
         "rows": job.log.rows,
         "used": used,

@@ -11,22 +11,21 @@ number of rows; that of `fit` grows with items and users. Any `Engine` may run t
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import math
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data import frame_log, records
-from mmrf_jax.data.readers.engine import tasks
+from mmrf_jax.data import frame_log
+from mmrf_jax.data.readers.engine import shards, tasks
+from mmrf_jax.data.readers.engine.build import Plan
 from mmrf_jax.data.readers.engine.candidates import mix, read_pool
-from mmrf_jax.data.readers.engine.tasks import Engine, Progress, appearing, save_array, write_json
+from mmrf_jax.data.readers.engine.tasks import Engine, Progress, save_array, write_json
 from mmrf_jax.data.readers.frame import build, catalogue, columns, features, fit, requests, tables
 from mmrf_jax.data.readers.frame.columns import ROW, Notes
 from mmrf_jax.data.session_log import InputSpec
@@ -37,7 +36,6 @@ from mmrf_jax.schema import OPTIONAL, Schema
 #: Rows of a chunk and of a bucket; candidate lists make rows several times as large.
 ROWS, ROWS_WITH_LISTS = 1 << 20, 1 << 17
 _PROBES = 16  # places of a long log from which units are inferred
-_AT_ONCE = 16 * records.SESSIONS_PER_RECORD  # sessions in memory
 _BUCKET = "__bucket"
 _LISTS = "lists.arrow"
 
@@ -275,73 +273,56 @@ def write(job: Job, task: int) -> None:
     split = requests.Split(fitted["split"]["by"], tuple(fitted["split"]["bounds"]))
     frame = pl.scan_ipc(job.path("rows", task), glob=False).collect()
     made: dict[str, Any] = {"parts": {}, "signals": []}
-    bucket = None
+    bucket: build.Bucket | None = None
+    plans: list[Any] = [None] * len(SPLITS)
+    when: list[Any] = [None] * len(SPLITS)
     if len(frame):
-        if not fitted["propensities"]:
-            frame = frame.drop("propensity", strict=False)
-        asked = frame["asked"].to_numpy()
-        rows = requests.assemble(
+        rows = requests.arrange(
             frame,
             catalogue.find_rows(frame["user"], job.work / "user_ids"),
             catalogue.find_rows(frame["item"], job.work / "item_ids"),
-            split.of(asked, frame["day"].to_numpy()),
-            spec.slate,
             schema,
         )
+        part = split.of(rows.time, rows.day)
+        for number, end in enumerate(fitted["last"]):
+            own = np.flatnonzero(part == number)
+            plans[number] = requests.plan(rows, frame, SPLITS[number], own, spec.slate, schema, end)
+            if len(own):
+                when[number] = [int(rows.time[own].min()), int(rows.time[own].max())]
         bucket = build.Bucket(
             rows,
-            _lists_in(rows, job),
+            spec.slate,
+            schema.history,
+            frame,
+            frame["propensity"].to_numpy() if fitted["propensities"] else None,
+            _lists_in(frame, plans, job),
             np.load(job.work / "profiles.npy", mmap_mode="r"),
             [features.Encoder(**values) for values in fitted["context"]],
             read_pool(job.work / "pool"),
-            fitted["last"],
             spec.candidates,
-            spec.slate,
             schema,
             notes,
         )
-        made["signals"] = fit.describe_signals(rows)
-    for number, name in enumerate(SPLITS):
-        made["parts"][name] = _write_part(job, task, number, bucket, spec)
+        made["signals"] = fit.describe_signals(rows.feedback, part == 0)
+    for name, plan, times in zip(SPLITS, plans, when, strict=True):
+        path = job.work / "made" / name / shards.name(task, job.buckets)
+        made["parts"][name] = shards.write(path, bucket, plan, spec) | {"when": times}
     write_json(job.path("write", task, "json"), made | {"notes": dataclasses.asdict(notes)})
 
 
-def _lists_in(rows: requests.Rows, job: Job) -> build.Lists | None:
+def _lists_in(frame: pl.DataFrame, plans: Sequence[Plan], job: Job) -> build.Lists | None:
     """Return the candidate lists at the starts of requests, with the item rows."""
-    if "candidates" not in rows.frame.columns:
+    if "candidates" not in frame.columns:
         return None
-    lists = pl.select(pl.when(pl.Series(rows.request_start)).then(rows.frame["candidates"])).to_series()
+    start = np.zeros(len(frame), bool)
+    for plan in plans:
+        start[plan.own[plan.request_first[:-1]]] = True
+    lists = pl.select(pl.when(pl.Series(start)).then(frame["candidates"])).to_series()
     flat = lists.explode(empty_as_null=False, keep_nulls=False)
     lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
     return build.Lists(
         catalogue.find_rows(flat, job.work / "item_ids"), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     )
-
-
-def _write_part(job: Job, task: int, number: int, bucket: build.Bucket | None, spec: InputSpec) -> dict[str, Any]:
-    """Write a bucket's sessions of a part; return counts and a digest."""
-    which = np.zeros(0, np.int64) if bucket is None else np.flatnonzero(bucket.split == number)
-    path, digest = job.work / "made" / SPLITS[number] / fit.shard_name(task, job.buckets), hashlib.sha256()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count = dict.fromkeys(("requests", "exposures", "users"), 0)
-    with appearing(path) as temporary:
-        writer = records.array_records().ArrayRecordWriter(str(temporary), "group_size:1,zstd:1")
-        last = -1
-        for start in range(0, len(which), _AT_ONCE):
-            assert bucket is not None
-            log = bucket.gather(which[start : start + _AT_ONCE])
-            log.validate(spec)
-            for block in records.blocks(log, spec):
-                writer.write(block)
-                digest.update(block)
-            count["requests"] += log.num_requests
-            count["exposures"] += int((log.slate >= 0).sum())
-            count["users"] += int((np.diff(log.user_id, prepend=last) != 0).sum())
-            last = int(log.user_id[-1])
-        writer.close()
-    mine = np.zeros(0, np.int64) if bucket is None else bucket.rows.time[bucket.rows.split == number]
-    when = [int(mine.min()), int(mine.max())] if len(mine) else None
-    return count | {"sessions": len(which), "rows": len(mine), "when": when, "digest": digest.hexdigest()}
 
 
 def prepare(
@@ -357,16 +338,5 @@ def prepare(
     After a stop, the same call with the same files runs the missing tasks. Arguments and errors are those of
     `run`; without an engine, `tasks.processes()` run the tasks.
     """
-    work = folder.with_name(f".{folder.name}.unfinished-{frame_log.key_of(given, schema)}")
-    with tasks.alone(work):
-        if folder.exists():  # another process has prepared it meanwhile
-            tasks.discard(work)
-            return
-        try:
-            with contextlib.ExitStack() as stack:
-                engine = engine or stack.enter_context(tasks.processes())
-                run(given, schema, work, engine, progress, rows).rename(folder)
-        except ValueError:  # resuming cannot help: the tables or the schema must change
-            tasks.discard(work)
-            raise
-        tasks.discard(work)
+    key = frame_log.key_of(given, schema)
+    tasks.make(folder, key, engine, lambda work, engine: run(given, schema, work, engine, progress, rows))

@@ -8,29 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.readers.engine.grouping import MINUTE_MS, request_starts
+from mmrf_jax.data.readers.engine import build
+from mmrf_jax.data.readers.engine.candidates import request_keys
+from mmrf_jax.data.readers.engine.grouping import MINUTE_MS, request_starts, session_starts
 from mmrf_jax.data.readers.frame.columns import ROW, Notes
 from mmrf_jax.schema import Schema
 
 DEFAULT_SLATE, MOST_SLATE = 6, 100
-
-
-@dataclasses.dataclass
-class Rows:
-    """Shown items, sorted by user, time and place, as arrays [n]; and where sessions and requests start."""
-
-    user: np.ndarray  # int32 row of the user table
-    item: np.ndarray  # int32 row of the item table
-    time: np.ndarray  # int64, ms
-    split: np.ndarray  # int8: 0 train, 1 valid, 2 test
-    feedback: np.ndarray  # [n, S] float32
-    propensity: np.ndarray | None  # float64
-    session_start: np.ndarray  # bool
-    request_start: np.ndarray  # bool
-    frame: pl.DataFrame  # the same rows
-
-    def __len__(self) -> int:
-        return len(self.user)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,34 +171,35 @@ def limit(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
     return frame.filter(pl.Series(~over)) if over.any() else frame
 
 
-def assemble(
-    frame: pl.DataFrame, user: np.ndarray, item: np.ndarray, split: np.ndarray, slate: int, schema: Schema
-) -> Rows:
-    """Find the sessions and requests of ordered rows [n], which have `propensity` if all rows of the log have it."""
-    asked, ended = frame["asked"].to_numpy(), frame["ended"].to_numpy()
-    session = np.ones(len(user), bool)
-    away = asked[1:] - ended[:-1] > schema.session_gap * MINUTE_MS
-    session[1:] = (user[1:] != user[:-1]) | (split[1:] != split[:-1]) | away
-    if schema.request:
-        request = _starts(frame["request"])
-    else:
-        run = np.zeros(len(user), np.int64)
-        if schema.position:
-            position = frame["position"].fill_null(np.inf).to_numpy()
-            run[1:] = np.cumsum(position[1:] <= position[:-1])
-        request = request_starts(session, item, run, asked, slate, schema.session_gap)
-    signals = [f"s{i}" for i in range(len(schema.signals))]
-    return Rows(
+def arrange(frame: pl.DataFrame, user: np.ndarray, item: np.ndarray, schema: Schema) -> build.Rows:
+    """Return ordered rows [n] as arrays; `user` and `item` [n] are rows of the tables."""
+    signals, asked = [f"s{i}" for i in range(len(schema.signals))], frame["asked"].to_numpy()
+    return build.Rows(
         user=user,
         item=item,
         time=asked,
-        split=split,
+        day=frame["day"].to_numpy(),
         feedback=frame.select(signals).to_numpy().astype(np.float32).reshape(len(frame), len(signals)),
-        propensity=frame["propensity"].to_numpy() if "propensity" in frame.columns else None,
-        session_start=session,
-        request_start=request,
-        frame=frame,
+        key=request_keys(0, user, asked, item),
+        ended=frame["ended"].to_numpy(),
     )
+
+
+def plan(
+    rows: build.Rows, frame: pl.DataFrame, part: str, own: np.ndarray, slate: int, schema: Schema, log_end: int
+) -> build.Plan:
+    """Plan the sessions of a part: rows `own` of the frame, the last of all users at `log_end`; see `build.plan`."""
+    time = rows.time[own]
+    session = session_starts(rows.user[own], time, schema.session_gap, rows.ended[own])
+    if schema.request:
+        request = _starts(frame["request"].gather(own))[: len(own)]
+    else:
+        run = np.zeros(len(own), np.int64)
+        if schema.position:
+            position = frame["position"].gather(own).fill_null(np.inf).to_numpy()
+            run[1:] = np.cumsum(position[1:] <= position[:-1])
+        request = request_starts(session, rows.item[own], run, time, slate, schema.session_gap)
+    return build.plan(rows, part, own, np.arange(len(rows)), session, request, schema.session_gap, log_end)
 
 
 def extent(frame: pl.DataFrame, schema: Schema) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmrf_jax.data.readers.engine.candidates import Pool, make_pool, mix, request_keys
+from mmrf_jax.data.readers.engine.candidates import Pool, make_pool, mix
 from mmrf_jax.data.readers.frame.columns import Notes
 from mmrf_jax.schema import Schema
 
@@ -57,11 +57,6 @@ def available(item: np.ndarray, day: np.ndarray, num_rows: int, least: int) -> P
     first = np.lexsort((np.arange(num_rows), live))[: max(least, 1)]
     live[first[first > 0]] = min(int(day.min()), int(live[first].min()))
     return make_pool(live, int(_NEVER))
-
-
-def keys(exposed: np.ndarray, user: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Return a hash [r] uint64 of each request, so that its sample does not depend on other requests."""
-    return request_keys(0, user, time, exposed[:, 0])
 
 
 def note_lengths(lengths: np.ndarray, count: int, notes: Notes) -> None:

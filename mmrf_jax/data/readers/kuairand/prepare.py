@@ -24,15 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
-import tensorflow_datasets as tfds
 from absl import logging
-from array_record.python import array_record_module
 
-from mmrf_jax.data import records
-from mmrf_jax.data.readers.engine import candidates, tasks
-from mmrf_jax.data.readers.engine.tasks import Engine, appearing, save_array, write_json
+from mmrf_jax.data.readers.engine import candidates, shards, tasks
+from mmrf_jax.data.readers.engine.tasks import Engine, save_array, write_json
 from mmrf_jax.data.readers.kuairand import clean, csv_files, requests
-from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, RANDOM_SPLITS
+from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, RANDOM_SPLITS, SESSION_GAP_MINUTES, KuaiRandConfig
 from mmrf_jax.data.readers.kuairand.features import (
     build_catalogue,
     build_profiles,
@@ -40,22 +37,47 @@ from mmrf_jax.data.readers.kuairand.features import (
     read_profiles,
     write_profiles,
 )
-from mmrf_jax.data.readers.kuairand.job import Job
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.signals import SHORT_VIDEO
 
-#: An example of the TFDS dataset: a packed block of sessions.
-FEATURES = tfds.features.FeaturesDict(
-    {"block": tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)}
-)
-_SERIALIZER = tfds.core.example_serializer.ExampleSerializer(FEATURES.get_serialized_info())
-#: Level 1 of zstd takes a third of the time of the default, for 7 % more bytes.
-WRITER_OPTIONS = "group_size:1,zstd:1"
+#: Increases whenever the same files and config would give another log.
+FORMAT = 8
+#: The file that says what a folder holds.
+ABOUT = "kuairand.json"
 
 
-def run(job: Job, engine: Engine, progress: tasks.Progress) -> dict:
-    """Run the tasks that have not run before; all permanent outputs are then in `job.records`.
+@dataclasses.dataclass(frozen=True)
+class Job(tasks.Job):
+    """The files and the config of a preparation.
+
+    Attributes:
+      source: the official files.
+      config: see `KuaiRandConfig`.
+      work: folder of all outputs, the same for all processes.
+      chunk_bytes: size of the chunk of files that a task reads.
+      bucket_rows: number of rows of the users in one task's sessions. Both sizes determine the memory of a task, and
+        where blocks of sessions end.
+    """
+
+    source: csv_files.Source
+    config: KuaiRandConfig
+    work: pathlib.Path
+    chunk_bytes: int = 64 << 20
+    bucket_rows: int = 1_000_000
+
+    @property
+    def records(self) -> pathlib.Path:
+        """Return the folder of all permanent outputs."""
+        return self.work / "records"
+
+    @property
+    def session_gap_minutes(self) -> float:
+        return self.config.session_gap_minutes or SESSION_GAP_MINUTES[self.source.variant]
+
+
+def run(job: Job, engine: Engine, progress: tasks.Progress) -> pathlib.Path:
+    """Run the tasks that have not run before.
 
     Args:
       job: what to prepare.
@@ -63,8 +85,7 @@ def run(job: Job, engine: Engine, progress: tasks.Progress) -> dict:
       progress: as `io.progress.counted`.
 
     Returns:
-      `report`, `spec` (its fields), and `splits`: for each shard of a split its `bytes`, `blocks` (pairs of sessions
-      and requests) and `counts`.
+      The folder of the finished log (`builder.KuaiRand`).
 
     Raises:
       ValueError: for a file that is not CSV or lacks a column, one whose rows are mostly in another format than the
@@ -93,14 +114,16 @@ def run(job: Job, engine: Engine, progress: tasks.Progress) -> dict:
         stage("merge", merge_told, job.parts("fact_parts"), "arrow")
     stage("fit", fit, 1)
     stage("write", write_bucket, job.parts("buckets"))
-    shards = job.read_all("write")
-    splits = {name: [shard[name] for shard in shards] for name in ALL_SPLITS}
-    fitted = _fitted(job)
-    counts = {name: _sum([shard["counts"] for shard in of]) for name, of in splits.items()}
-    report = fitted["report"] | {"splits": counts}
-    for name, of in report["splits"].items():
-        logging.info("KuaiRand %s: %s", name, ", ".join(f"{v} {k}" for k, v in of.items()))
-    return {"report": report, "spec": fitted["spec"], "splits": splits}
+    made, fitted = job.read_all("write"), job.read_all("fit")[0]
+    spec = InputSpec.from_dict(fitted["spec"])
+    counts = {name: shards.finish(job.records / name, [of[name] for of in made], spec, False) for name in ALL_SPLITS}
+    about = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(job.config),
+        "report": fitted["report"] | {"splits": counts},
+    }
+    write_json(job.records / ABOUT, about)  # last: it says that the log is complete
+    return job.records
 
 
 def _chunks(job: Job, paths: tuple[pathlib.Path, ...]) -> list[list[csv_files.Chunk]]:
@@ -118,11 +141,6 @@ def _chunks(job: Job, paths: tuple[pathlib.Path, ...]) -> list[list[csv_files.Ch
 
 def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
     return {key: sum(of[key] for of in counts) for key in counts[0]}
-
-
-def _fitted(job: Job) -> dict:
-    """Return the JSON output of `fit`."""
-    return job.read_all("fit")[0]
 
 
 def sort_videos(job: Job, task: int) -> None:
@@ -192,14 +210,13 @@ def _known_durations(job: Job) -> Callable[[np.ndarray], np.ndarray]:
 
 def clean_bucket(job: Job, task: int) -> None:
     """Write the usable rows of a bucket's users, their facts about videos, and counts."""
-    config, known = job.config, _known_durations(job)
     rows = tasks.read_part(job.made("sort"), job.cuts("buckets"), task)
-    rows, every, report = clean.clean(rows, known)
-    facts = clean.describe_videos(every, config.train_until)
-    standard = rows.filter(pl.col("is_rand") == 0)
-    split = config.dates.split_of(standard["date"].to_numpy())
-    of_split = {name: standard.filter(split == i) for i, name in enumerate(SPLITS)}
-    random = {name: requests.random_rows(rows, config.dates, name) for name in RANDOM_SPLITS}
+    rows, every, report = clean.clean(rows, _known_durations(job))
+    facts = clean.describe_videos(every, job.config.train_until)
+    flag, part = rows["is_rand"].to_numpy() == 1, job.config.dates.split_of(rows["date"].to_numpy())
+    of_split = {name: rows.filter(~flag & (part == i)) for i, name in enumerate(SPLITS)}
+    random = {name: rows.filter(flag & (part == SPLITS.index(of))) for name, of in RANDOM_SPLITS.items()}
+    standard, split = rows.filter(~flag), part[~flag]
     for folder, frame in (("rows", rows), ("facts", facts)):
         (job.work / folder).mkdir(exist_ok=True)
         tasks.write_run(frame, job.path(folder, task))
@@ -354,42 +371,31 @@ def _pool_of(split: str) -> str:
     return "random" if split == "random_test" else "standard"
 
 
-def shard_name(split: str, shard: int, shards: int) -> str:
-    """Return the file name of a shard, as TFDS names it."""
-    return f"kuairand-{split}.array_record-{shard:05d}-of-{shards:05d}"
-
-
 def open_bucket(job: Job, task: int) -> requests.Bucket:
     """Open a bucket of a job whose `fit` is done."""
-    numbered = job.records / "user_ids.npy"
+    numbered, config = job.records / "user_ids.npy", job.config
     pools = {log: candidates.read_pool(job.work / "pools" / log) for log in ("standard", "random")}
+    frame, catalogue = (
+        pl.scan_ipc(job.path("rows", task), glob=False).collect(),
+        read_catalogue(job.records / "catalogue"),
+    )
+    rows = requests.arrange(frame, catalogue, config.seed, np.load(numbered) if numbered.exists() else None)
     return requests.Bucket(
-        job,
-        rows=pl.scan_ipc(job.path("rows", task), glob=False).collect(),
-        catalogue=read_catalogue(job.records / "catalogue"),
+        rows,
+        config.slate,
+        config.history,
+        dataclasses.replace(config, session_gap_minutes=job.session_gap_minutes),
+        frame=frame,
         profiles=read_profiles(job.records / "profiles"),
         pools={name: pools[_pool_of(name)] for name in ALL_SPLITS},
         log_end=job.read("cleaned.json")["log_end"],
-        user_ids=np.load(numbered) if numbered.exists() else None,
     )
 
 
 def write_bucket(job: Job, task: int) -> None:
     """Write the shards of a bucket's users, one per split, and their counts."""
-    opened, spec = open_bucket(job, task), InputSpec.from_dict(_fitted(job)["spec"])
-    shards, made = job.parts("buckets"), {}
+    bucket, spec, made = open_bucket(job, task), InputSpec.from_dict(job.read_all("fit")[0]["spec"]), {}
     for name in ALL_SPLITS:
-        plan = opened.plan(name)
-        size, blocks = 0, []
-        with appearing(job.records / shard_name(name, task, shards)) as temporary:
-            writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-            for log in opened.blocks(name, plan):
-                example = _SERIALIZER.get_tf_example({"block": b""})  # filled below: it copies a block five times
-                example.features.feature["block"].bytes_list.value[0] = records.pack(log, spec)
-                serialized = example.SerializeToString()
-                writer.write(serialized)
-                size += len(serialized)
-                blocks.append((log.num_sessions, log.num_requests))
-            writer.close()
-        made[name] = {"bytes": size, "blocks": blocks, "counts": requests.counts(plan)}
+        path = job.records / name / shards.name(task, job.parts("buckets"))
+        made[name] = shards.write(path, bucket, bucket.plan(name), spec)
     write_json(job.path("write", task, "json"), made)

@@ -1,0 +1,222 @@
+"""The rows of some users as sessions of one part of a log: requests, histories and context, some sessions at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from mmrf_jax.data import sessions
+from mmrf_jax.data.readers.engine.grouping import HOUR_MS, MAX_HOURS, MINUTE_MS
+from mmrf_jax.data.session_log import Sessions
+
+
+@dataclasses.dataclass
+class Rows:
+    """Shown items [n] of some users, sorted by user and time.
+
+    Attributes:
+      user: int32 number of the user.
+      item: int32 row of the item table.
+      time: int64, ms.
+      day: int32, such as 20240502.
+      feedback: [n, S] float32.
+      key: uint64; the candidates of a request are drawn by the key of its first row.
+      ended: int64, ms: the last time of the row's request, if that is known; otherwise its time.
+      strict: whether only rows of earlier times are history of a row; otherwise all rows before it.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+    day: np.ndarray
+    feedback: np.ndarray
+    key: np.ndarray
+    ended: np.ndarray
+    strict: bool = False
+
+    def __post_init__(self):
+        new_user = np.append(True, self.user[1:] != self.user[:-1])[: len(self)]
+        self.begin = _first_of_run(new_user)  # [n] the first row of the user
+        self.since = np.arange(len(self))  # [n] the rows before it are earlier
+        if self.strict:
+            self.since = _first_of_run(new_user | np.append(True, self.time[1:] != self.time[:-1])[: len(self)])
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+def _first_of_run(starts: np.ndarray) -> np.ndarray:
+    """Return for each row the first row of its run; `starts` [n] is True where a run starts."""
+    return np.flatnonzero(starts)[np.cumsum(starts) - 1]
+
+
+@dataclasses.dataclass
+class Plan:
+    """The sessions of one part of the log; their rows, candidates and histories are gathered later.
+
+    Attributes:
+      part: its name.
+      own: [n] rows of the part, ascending.
+      past: [p] rows that may be in histories, ascending.
+      request_first: [r + 1] position in `own` where each request starts.
+      session_first: [s + 1] request where each session starts.
+      past_first, past_end: [r] the positions in `past` of what the user saw before each request.
+      terminated: [s] bool; the others are truncated.
+    """
+
+    part: str
+    own: np.ndarray
+    past: np.ndarray
+    request_first: np.ndarray
+    session_first: np.ndarray
+    past_first: np.ndarray
+    past_end: np.ndarray
+    terminated: np.ndarray
+
+    @property
+    def num_sessions(self) -> int:
+        """The number of sessions."""
+        return len(self.terminated)
+
+
+def plan(
+    rows: Rows,
+    part: str,
+    own: np.ndarray,
+    past: np.ndarray,
+    session_start: np.ndarray,
+    request_start: np.ndarray,
+    gap_minutes: float,
+    log_end: int | None,
+) -> Plan:
+    """Plan the sessions of a part.
+
+    A session is terminated if the part's rows show that the user stayed away for longer than the gap: the user has a
+    later session, or the part goes on for longer. Any other session is truncated. Later parts are not used, so sessions
+    of training cannot depend on them.
+
+    Args:
+      rows: all rows.
+      part, own, past: see `Plan`.
+      session_start, request_start: [n] bool, of `own`.
+      gap_minutes: absence that ends a session.
+      log_end: time (ms) of the last row of the part, of any user; None if nothing is known of what came after.
+    """
+    first = np.flatnonzero(request_start)
+    session_first = np.append(np.flatnonzero(session_start[first]), len(first))
+    request_first = np.append(first, len(own))
+    row = own[first]
+    terminated = np.zeros(len(session_first) - 1, bool)
+    if log_end is not None:
+        begin, last = own[request_first[session_first[:-1]]], own[request_first[session_first[1:]] - 1]
+        terminated = log_end - rows.ended[last] > gap_minutes * MINUTE_MS
+        terminated[:-1] |= rows.user[last[:-1]] == rows.user[begin[1:]]
+    past_first, past_end = (np.searchsorted(past, edge[row]) for edge in (rows.begin, rows.since))
+    return Plan(part, own, past, request_first, session_first, past_first, past_end, terminated)
+
+
+class Requests(NamedTuple):
+    """Some requests, to find their candidates.
+
+    Attributes:
+      plan: of their part.
+      row: [r] first row.
+      shown: [r, K] rows; the first one where fewer were shown.
+      mask: [r, K] bool, where something was shown.
+      exposed: [r, K] int32 item rows, −1 where fewer were shown.
+    """
+
+    plan: Plan
+    row: np.ndarray
+    shown: np.ndarray
+    mask: np.ndarray
+    exposed: np.ndarray
+
+
+@dataclasses.dataclass
+class Bucket:
+    """All rows of some users; a reader adds what their sessions need of the whole log.
+
+    Attributes:
+      rows: the rows.
+      slate: K.
+      history: H.
+    """
+
+    rows: Rows
+    slate: int
+    history: int
+
+    def candidates(self, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
+        """Return candidates [r, C] int32 of requests, and the positions [r, K] int32 of what was shown among them."""
+        raise NotImplementedError
+
+    def propensities(self, requests: Requests, slate: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return log-propensities [r] float32 of the slates, NaN if unknown, and scores [r, C] or None."""
+        raise NotImplementedError
+
+    def profile(self, row: np.ndarray) -> np.ndarray:
+        """Return features [m, Du] float32 of the users of rows [m]."""
+        raise NotImplementedError
+
+    def context(self, row: np.ndarray, away: np.ndarray) -> np.ndarray:
+        """Return features [r, Dx − 1] of the requests that start at rows [r], without the position in the session.
+
+        Args:
+          row: the rows.
+          away: [r, 1] log1p of the hours since the user's last item, over its maximum (a week or more, or none).
+        """
+        raise NotImplementedError
+
+    def gather(self, plan: Plan, which: np.ndarray) -> Sessions:
+        """Return the sessions [m] of a plan, in the given order."""
+        rows, start = self.rows, plan.session_first[which]
+        lengths = plan.session_first[which + 1] - start
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        number = sessions.ragged_arange(start, lengths)
+        position = plan.request_first[number][:, None] + np.arange(self.slate)
+        mask = position < plan.request_first[number + 1][:, None]
+        shown = plan.own[np.where(mask, position, position[:, :1])]
+        exposed = np.where(mask, rows.item[shown], -1).astype(np.int32)
+        requests = Requests(plan, shown[:, 0], shown, mask, exposed)
+        candidates, slate = self.candidates(requests)
+        log_propensity, scores = self.propensities(requests, slate)
+        feedback = rows.feedback[shown]
+        feedback[~mask] = 0.0
+        begin = plan.own[plan.request_first[start]]
+        context = [self.context(requests.row, self._away(plan, number, requests.row))]
+        context.append(np.log1p(number - np.repeat(start, lengths))[:, None])
+        terminated = plan.terminated[which]
+        return Sessions(
+            user_id=rows.user[begin],
+            date=rows.day[begin],
+            profile=self.profile(begin),
+            **self._history(plan, start),
+            terminated=terminated,
+            truncated=~terminated,
+            offsets=offsets,
+            context=np.concatenate(context, axis=1).astype(np.float32),
+            candidates=candidates,
+            slate=slate,
+            feedback=feedback,
+            log_propensity=log_propensity,
+            scores=scores,
+        )
+
+    def _history(self, plan: Plan, request: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the history fields of sessions that begin with requests [m]."""
+        index = plan.past_end[request][:, None] + np.arange(-self.history, 0)
+        mask = index >= plan.past_first[request][:, None]
+        row = plan.past[np.where(mask, index, 0)] if len(plan.past) else np.zeros_like(index)
+        videos, feedback = self.rows.item[row].astype(np.int32), self.rows.feedback[row]
+        videos[~mask], feedback[~mask] = 0, 0.0
+        return {"history_videos": videos, "history_feedback": feedback, "history_mask": mask}
+
+    def _away(self, plan: Plan, request: np.ndarray, row: np.ndarray) -> np.ndarray:
+        end = plan.past_end[request]
+        before = plan.past[np.maximum(end - 1, 0)] if len(plan.past) else row
+        hours = (self.rows.time[row] - self.rows.time[before]) / HOUR_MS
+        hours = np.where(end > plan.past_first[request], np.minimum(hours, MAX_HOURS), MAX_HOURS)
+        return (np.log1p(hours) / np.log1p(MAX_HOURS))[:, None]
