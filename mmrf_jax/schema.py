@@ -15,7 +15,7 @@ from mmrf_jax.signals import UNITS, Signal, Signals
 
 TIME_UNITS = {"s": 1_000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}  # milliseconds of one unit
 #: Columns of a log other than the signals' and the three required ones.
-OPTIONAL = ("request", "position", "propensity", "candidates", "duration")
+OPTIONAL = ("request", "position", "propensity", "candidates", "duration", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Schema:
       propensity: column of the logging policy's probability of the item at its place, given the items above it.
       candidates: column of a list of item ids: what the logging policy chose from; all rows of a request have the same.
       duration: column of the item's own length, such as a video's, in the log or in the item table.
+      random: column that is true where the item was drawn uniformly from the candidates. Such rows are sessions of one
+        request with propensity 1/C, in parts of their own (`random_train` …) and in no history; nothing is fitted on
+        them.
       context: columns that say something of the request, such as the device: features of it, like those of items.
       agents: names of the signals with an agent; None for all. The main one is put last.
       author, tag: columns of the item table; None if it has none.
@@ -44,6 +47,8 @@ class Schema:
         days as test and the N before as validation; or two dates such as "2024-05-02", the last days of training and of
         validation.
       session_gap: minutes without a row that end a session.
+      request_gap: minutes without a row that end a reconstructed request; None for those of a session.
+      request_by: columns that rows of a reconstructed request share, such as the tab.
       slate_size: K, the most items of a request; None to infer it.
       num_candidates: C, the candidates of a request; None to infer it.
       history: H, how many earlier items a user arrives with.
@@ -62,6 +67,7 @@ class Schema:
     propensity: str | None = None
     candidates: str | None = None
     duration: str | None = None
+    random: str | None = None
     agents: Sequence[str] | None = None
     context: Sequence[str] = ()
     author: str | None = None
@@ -71,12 +77,14 @@ class Schema:
     duration_unit: str | None = None
     split: Sequence[float] | Sequence[str] | int = (0.8, 0.1, 0.1)
     session_gap: float = 30.0
+    request_gap: float | None = None
+    request_by: Sequence[str] = ()
     slate_size: int | None = None
     num_candidates: int | None = None
     history: int = 32
 
     def __post_init__(self):
-        for name in ("signals", "agents", "context", "split"):
+        for name in ("signals", "agents", "context", "split", "request_by"):
             value = getattr(self, name)
             if name != "split" and value is not None and not isinstance(value, list | tuple):
                 raise ValueError(f"schema.{name} is {value!r}; give a list, such as [{value!r}]")
@@ -139,8 +147,11 @@ class Schema:
         for name in ("slate_size", "num_candidates", "history"):
             if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"schema.{name} is {value!r}; give a whole number of at least 1")
-        if not isinstance(self.session_gap, int | float) or not self.session_gap > 0:
-            raise ValueError(f"schema.session_gap is {self.session_gap!r}; give minutes above 0")
+        for name in ("session_gap", *(["request_gap"] if self.request_gap is not None else [])):
+            if not isinstance(gap := getattr(self, name), int | float) or not gap > 0:
+                raise ValueError(f"schema.{name} is {gap!r}; give minutes above 0")
+        if self.request and (self.request_by or self.request_gap):
+            raise ValueError("schema.request names the requests, so leave out request_gap and request_by")
         if self.slate_size and self.num_candidates and self.num_candidates < self.slate_size:
             raise ValueError(
                 f"schema.num_candidates={self.num_candidates} is less than slate_size={self.slate_size}; raise it"
@@ -155,10 +166,11 @@ class Schema:
         return Signals(tuple(self.signals), (*others, str(self.main)))
 
     def columns(self) -> dict[str, str]:
-        """Return {role: column} of the log: user, item, time, the optional ones that are named, and `signal NAME`."""
+        """Return {role: column} of the log: `user`, `item`, `time`, the optional ones that are named, `signal NAME`."""
         named = {role: getattr(self, role) for role in ("user", "item", "time", *OPTIONAL)}
         named |= {f"signal {signal.name}": signal.column or signal.name for signal in self.signals}
         named |= {f"context {name}": name for name in self.context}
+        named |= {f"request_by {name}": name for name in self.request_by if name not in self.context}
         return {role: column for role, column in named.items() if column is not None}
 
     def as_dict(self) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from mmrf_jax import schema as schemas
 from mmrf_jax import types
 from mmrf_jax.data import records
 from mmrf_jax.data.session_log import InputSpec, Sessions
-from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.io import copies, extras, files, storage
 from mmrf_jax.io.progress import say
 
@@ -43,7 +42,7 @@ class SessionLog:
       item_ids: [V] ids of the items, strings or integers; the one of row 0 means nothing.
       user_ids: [U] likewise; `user_id` of the parts is the row.
       profiles: [U, Du] float32 features of the users, zeros in row 0.
-      parts: {"train", "valid", "test": blocks of sessions on disk}.
+      parts: {"train", "valid", "test": blocks of sessions on disk}; with `schema.random` also "random_train" and so on.
       encoders: {"items", "users", "context": the fitted encoders of feature columns, as plain values}.
       vocabularies: {"author", "tag": the texts [n] of their rows 1, 2, … in the items}.
       folder: what `save` wrote; it is removed with the log if it is temporary.
@@ -120,7 +119,7 @@ class SessionLog:
         return self
 
     def part(self, name: str) -> Sessions:
-        """Return the sessions of `train`, `valid` or `test`, read from disk."""
+        """Return the sessions of a part, read from disk: `train`, `valid`, `test`, or those of random rows."""
         return self.parts[name].read(np.arange(len(self.parts[name].sessions)))
 
     @property
@@ -152,8 +151,7 @@ class SessionLog:
             kind = f"{s['kind']}, {'more is better' if s['sign'] > 0 else 'more is worse'}"
             main = ", main" if name == r["main"] else ""
             lines.append(f"signal {name} ({kind}{main}): {s['positive']:,} positive, mean {s['mean']:.4g}")
-        for name in SPLITS:
-            s = r["splits"][name]
+        for name, s in r["splits"].items():
             when = "nothing" if s["from_to_utc"] is None else " to ".join(s["from_to_utc"]) + " UTC"
             lines.append(
                 f"{name}: {when}; {s['users']:,} users, {s['sessions']:,} sessions, {s['requests']:,} requests, "
@@ -191,7 +189,7 @@ class SessionLog:
             about = json.loads((here / ABOUT).read_text())
             if about["version"] != VERSION:
                 raise ValueError(f"version {about['version']}, this code reads {VERSION}")
-            parts = {name: records.Blocks(here / name) for name in SPLITS}
+            parts = {name: records.Blocks(here / name) for name in about["report"]["splits"]}
             with np.load(here / "items.npz") as arrays, np.load(here / "users.npz") as users:
                 item_ids, user_ids, profiles = arrays["id"], users["id"], users["profile"]
                 vocabularies = {name: arrays[key] for name, key in _VOCABULARIES.items() if key in arrays.files}

@@ -7,6 +7,9 @@ import dataclasses
 import numpy as np
 
 SPLITS = ("train", "valid", "test")
+#: Parts of the rows that were shown at random, by the split with the same days.
+RANDOM = {f"random_{name}": name for name in SPLITS}
+PARTS = (*SPLITS, *RANDOM)
 
 
 @dataclasses.dataclass(frozen=True)

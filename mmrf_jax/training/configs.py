@@ -24,6 +24,10 @@ from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.feedback_model.config import FeedbackConfig
 
 SOURCES, SIMULATORS, ANSWERS = ("world", "kuairand", "logs"), ("world", "feedback"), ("sampled", "expected")
+_RANDOM = (
+    "`train` also learns from what was shown at random on the training days; every request then says in its context "
+    "whether it was"
+)
 _STREAM = "whether logs are read while training; None: those above 2^20 sessions"
 
 
@@ -48,12 +52,7 @@ class KuaiRandData(KuaiRandConfig):
     statistics: bool = field(
         True, "whether running means of videos, authors and tags up to the day before are features"
     )
-    random_log: str = field(
-        "off",
-        "`train` also learns from the random exposures of the training days; every request then says in its context "
-        "whether it was exposed at random",
-        among=("off", "train"),
-    )
+    random_log: str = field("off", _RANDOM, among=("off", "train"))
     stream: bool | None = field(None, _STREAM)
     served: str | None = field(None, "feedback log of mmrf serve, to learn from instead of the training days")
 
@@ -75,6 +74,7 @@ class OwnLogs:
     slate: int = field(0, "K, the most items of a request; 0: as in the schema or the log", fields.NATURAL)
     candidates: int = field(0, "C, the candidates of a request; 0: as in the schema or the log", fields.NATURAL)
     statistics: bool = field(True, "whether running means of items, authors and tags up to the day before are features")
+    random_log: str = field("off", _RANDOM, among=("off", "train"))
     served: str | None = field(None, "feedback log of mmrf serve, to learn from instead of the training part")
     digest: str = field("", "of the log that a run has read; set by the program")
     stream: bool | None = field(None, _STREAM)

@@ -16,6 +16,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import named_features, records, sessions, statistics, stream
 from mmrf_jax.data.device_log import DeviceLog
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import feedback_log, feedback_sessions, kuairand, served_items
 from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.envs import collect, device_collection, rankers
@@ -440,38 +441,13 @@ def _with_random_log(logs: Mapping[str, Callable[[], Sessions]]) -> dict[str, An
 
 def _own_logs(config: configs.Run, workdir: Path | None) -> Source:
     log = own_logs.of_run(config, workdir)
-
-    parts = {name: functools.cache(functools.partial(_held, config, part, name)) for name, part in log.parts.items()}
-    items, spec, ids = log.items, log.spec, log.item_ids
-    served = files.user_path(config.own_logs.served, "config.data.served") if config.own_logs.served else None
-    if served is not None:
-        items, ids = served_items.with_new(items, ids, served, log.encoders["items"], log.vocabularies)
-        spec = dataclasses.replace(spec, num_videos=items.num_videos)
-    there = [name for name in ("train", "valid") if log.report["splits"][name]["sessions"]]
-    if config.own_logs.statistics:
-        items, spec = _with_statistics(items, spec, [parts[name]() for name in there])
-    learned = parts["train"]
-    if served is not None:
-        learned = functools.cache(lambda: _served(served, spec, ids, counted, log.user_ids))
-    context = [*named_features.plain(["hour_sin", "hour_cos", "hours_away"]), *log.encoders.get("context", ())]
-    return Source(
-        items=jax.tree.map(jax.numpy.asarray, items),
-        spec=spec,
-        sim=None,
-        policies={},
-        truth=None,
-        collect=None,
-        train=learned,
-        valid=parts["valid"] if "valid" in there else None,
-        test=lambda: {"test": parts["test"]()},
-        report=dict(log.report),
-        config=config,
-        video_ids=lambda: ids,
+    context = named_features.plain(["at_random"] if config.own_logs.random_log == "train" else [])
+    context += [*named_features.plain(["hour_sin", "hour_cos", "hours_away"]), *log.encoders.get("context", ())]
+    return dataclasses.replace(
+        _of_log(config, log, log.parts, counted),
         users={"user_id": log.user_ids, "profile": log.profiles},
         unknown_video=0,
         names={"item": log.encoders["items"], "profile": log.encoders["users"], "context": context},
-        vocabularies=dict(log.vocabularies) or None,
-        blocks=lambda: None if served else _streamed(config, log.parts["train"]),
     )
 
 
@@ -487,34 +463,40 @@ def _kuairand(config: configs.Run) -> Source:
     parts: dict[str, Any] = dict(log.parts)
     if d.max_sessions:
         parts["train"] = stream.Beginning(parts["train"], d.max_sessions)
-    logs: dict[str, Any] = {
-        name: functools.cache(functools.partial(_held, config, part, name)) for name, part in parts.items()
-    }
     for name, field in (("train", "train_until"), ("test", "test_from")):
         if not parts[name].sessions.sum():
-            found = {split: make().date for split, make in logs.items()}
+            found = {split: _held(config, part, split).date for split, part in parts.items()}
             days = {split: [int(date.min()), int(date.max())] for split, date in found.items() if len(date)}
             raise ValueError(
                 f"no session is in the {name} days with config.data.{field}={getattr(d, field)}; "
                 f"the logs hold {days}: change it"
             )
+    return _of_log(config, log, parts, progress)
 
-    def there(name):
-        return int(parts[name].sessions.sum()) > 0
 
-    tests = [name for name in ("test", "random_test") if there(name)]
-    items, spec, ids, vocabularies = log.items, log.spec, log.video_ids, log.vocabularies
+def _of_log(
+    config: configs.Run, log: SessionLog | kuairand.KuaiRand, parts: Mapping[str, stream.Blocks], progress: Progress
+) -> Source:
+    """Return the source of a prepared log; `parts` are its sessions, or some of them."""
+    d: Any = config.data
+    logs: dict[str, Any] = {
+        name: functools.cache(functools.partial(_held, config, part, name)) for name, part in parts.items()
+    }
+    there = [name for name, part in parts.items() if part.sessions.sum()]
+    items, spec, ids = log.items, log.spec, log.item_ids
     served = files.user_path(d.served, "config.data.served") if d.served else None
     if served is not None:
-        items, ids = served_items.with_new(items, ids, served, (), vocabularies)
+        items, ids = served_items.with_new(items, ids, served, log.encoders.get("items", ()), log.vocabularies)
         spec = dataclasses.replace(spec, num_videos=items.num_videos)
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
-        items, spec = _with_statistics(items, spec, [logs[name]() for name in ("train", "valid") if there(name)])
+        items, spec = _with_statistics(items, spec, [logs[name]() for name in ("train", "valid") if name in there])
     if d.random_log == "train":
+        if "random_train" not in logs:
+            raise ValueError("config.data.random_log is 'train', and no row was shown at random; name schema.random")
         spec = dataclasses.replace(spec, context=spec.context + 1)
         logs = _with_random_log(logs)
     if served is not None:
-        logs["train"] = functools.cache(lambda: _served(served, spec, ids, progress))
+        logs["train"] = functools.cache(lambda: _served(served, spec, ids, progress, log.user_ids))
     return Source(
         items=jax.tree.map(jax.numpy.asarray, items),
         spec=spec,
@@ -523,11 +505,11 @@ def _kuairand(config: configs.Run) -> Source:
         truth=None,
         collect=None,
         train=logs["train"],
-        valid=logs["valid"] if there("valid") else None,
-        test=lambda: {name: logs[name]() for name in tests},
+        valid=logs["valid"] if "valid" in there else None,
+        test=lambda: {name: logs[name]() for name in ("test", "random_test") if name in there},
         report=dict(log.report),
         config=config,
         video_ids=lambda: ids,
-        vocabularies=vocabularies,
+        vocabularies=dict(log.vocabularies) or None,
         blocks=lambda: None if d.served or d.random_log == "train" else _streamed(config, parts["train"]),
     )

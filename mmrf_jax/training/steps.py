@@ -96,7 +96,7 @@ def plan_of(config: configs.Run, signals: Signals) -> TrainConfig:
 
 def _exposures(config: configs.Run) -> int:
     """Return the number of exposure types that a run's logs distinguish."""
-    return 2 if config.source == "kuairand" and config.kuairand.random_log == "train" else 1
+    return 2 if config.source != "world" and getattr(config.data, "random_log", "off") == "train" else 1
 
 
 def _others(config: configs.Run, agents: AgentConfig, candidates: int) -> int | None:

@@ -11,6 +11,7 @@ import pandas as pd
 from mmrf_jax import types
 from mmrf_jax.data.readers import kuairand
 from mmrf_jax.data.session_log import InputSpec, Sessions
+from mmrf_jax.data.splits import PARTS
 
 DATES = (20220429, 20220430, 20220501, 20220502, 20220503, 20220504, 20220505)
 VIDEOS, USERS = 90, 14
@@ -105,4 +106,4 @@ def write(folder: pathlib.Path, variant: str = "pure", **replaced: pd.DataFrame)
 
 def loaded(log: kuairand.KuaiRand) -> tuple[dict[str, Sessions], types.Items, InputSpec, dict]:
     """All sessions of a prepared log by part, its items, spec and report."""
-    return {name: log.part(name) for name in kuairand.ALL_SPLITS}, log.items, log.spec, dict(log.report)
+    return {name: log.part(name) for name in PARTS}, log.items, log.spec, dict(log.report)

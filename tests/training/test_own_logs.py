@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import own_logs as tables
+import polars as pl
 import pytest
 
 import mmrf_jax as mmrf
@@ -78,6 +79,29 @@ def test_a_source_reads_the_log_of_the_run_folder(log, tmp_path):
     whole = configs.override(config, data={"stream": True})
     blocks = sources.from_config(whole, None, workdir=tmp_path).blocks()
     assert blocks.read([0]).num_sessions == min(256, log.train.num_sessions) and source.blocks() is None
+
+
+def test_rows_shown_at_random_are_tested_apart_and_learned_from_when_asked(made, tmp_path):
+    frame = made["log"].with_columns(lottery=pl.int_range(pl.len()) % 5 == 0)
+    given = dict.fromkeys(("request", "position", "propensity", "candidates"))
+    schema = dataclasses.replace(tables.SCHEMA, **given, random="lottery", slate_size=4, num_candidates=12)
+    SessionLog.from_frame(frame, schema, items=made["items"], quiet=True).save(tmp_path / run_folder.LOG)
+    config, log = own_logs.prepare(CONFIG, tmp_path, SessionLog.open(tmp_path / run_folder.LOG))
+    source = sources.from_config(config, None, workdir=tmp_path)
+    assert source.test().keys() == {"test", "random_test"} and source.spec.context == log.spec.context
+    assert source.train().num_sessions == log.train.num_sessions
+    config = configs.override(config, data={"random_log": "train"})
+    source = sources.from_config(config, None, workdir=tmp_path)
+    usual, random = log.train.num_requests, log.part("random_train").num_requests
+    assert source.train().context[:, 0].tolist() == [0.0] * usual + [1.0] * random and random > 20
+    assert source.spec.context == log.spec.context + 1 and source.names["context"][0]["name"] == "at_random"
+
+
+def test_learning_from_random_rows_needs_some(log, tmp_path):
+    log.save(tmp_path / run_folder.LOG)
+    config, _ = own_logs.prepare(configs.override(CONFIG, data={"random_log": "train"}), tmp_path, log)
+    with pytest.raises(ValueError, match=r"no row was shown at random; name schema.random"):
+        sources.from_config(config, None, workdir=tmp_path)
 
 
 def served_by_hand(folder, log) -> None:

@@ -16,9 +16,8 @@ import pytest
 
 from mmrf_jax.data import records
 from mmrf_jax.data.readers import kuairand
-from mmrf_jax.data.readers.engine import candidates, grouping, tasks
+from mmrf_jax.data.readers.engine import build, candidates, grouping, tasks
 from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, requests
-from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
 
@@ -27,7 +26,7 @@ CONFIG = builder.KuaiRandConfig(candidates=20, slate=3, history=8, session_gap_m
 LAZY = """
 import sys
 from mmrf_jax.data.readers import kuairand
-kuairand.KuaiRandConfig, kuairand.ALL_SPLITS
+kuairand.KuaiRandConfig
 assert not {"jax", "polars"} & set(sys.modules)
 sys.modules["polars"] = None
 try:
@@ -41,7 +40,7 @@ def test_names_of_the_package_load_when_they_are_used_and_name_their_extra():
     done = subprocess.run([sys.executable, "-c", LAZY], check=True, capture_output=True, text=True)
     assert done.stdout == "polars is not installed; pip install 'mmrf_jax[data]'\n"
     assert all(hasattr(kuairand, name) for name in kuairand.__all__)
-    with pytest.raises(AttributeError, match="has no attribute 'Spilt'; it has ALL_SPLITS, KuaiRand, "):
+    with pytest.raises(AttributeError, match="has no attribute 'Spilt'; it has KuaiRand, KuaiRandConfig, "):
         _ = kuairand.Spilt
 
 
@@ -56,10 +55,13 @@ def opened(source, tmp_path, config=CONFIG):
     job = prepare.Job(csv_files.find_source(source), config, pathlib.Path(tempfile.mkdtemp(dir=tmp_path)))
     with tasks.processes(1) as engine:
         prepare.run(job, engine, counted)
-    bucket = prepare.open_bucket(job, 0)
-    plans = {name: planned(bucket.rows, bucket.plan(name)) for name in ALL_SPLITS}
-    catalogue = features.read_catalogue(job.records / "catalogue")
-    return types.SimpleNamespace(catalogue=catalogue, profiles=bucket.profiles, plans=plans)
+    bucket, plans = prepare.open_bucket(job, 0)
+    made = {name: planned(bucket.rows, plan) for name, plan in plans.items()}
+    catalogue, profiles = (
+        features.read_catalogue(job.records / "catalogue"),
+        features.read_profiles(job.records / "profiles"),
+    )
+    return types.SimpleNamespace(catalogue=catalogue, profiles=profiles, plans=made)
 
 
 def planned(rows, plan):
@@ -420,17 +422,12 @@ def test_context_by_hand():
         {name: csv_files.LOG_TYPES[name] for name in ("user_id", "video_id", "date", "time_ms", "tab", "is_rand")},
     ).with_columns(pl.lit(0, pl.Int8).alias(name) for name in (*csv_files.SIGNAL_COLUMNS, "play_time_ms"))
     catalogue = types.SimpleNamespace(rows_of=lambda video: video)
-    bucket = requests.Bucket(
-        requests.arrange(frame, catalogue, 0, None),
-        slate=6,
-        history=2,
-        config=dataclasses.replace(CONFIG, candidates=6, slate=6, session_gap_minutes=24 * 60),
-        frame=frame,
-        profiles=features.Profiles(np.array([-1]), np.zeros((1, 0), np.float32), {}),
-        pools={"train": candidates.make_pool(np.full(9, 20220401, np.int32), clean.NEVER)},
-        log_end={"train": int(time[-1])},
-    )
-    context = bucket.gather(bucket.plan("train"), np.arange(1)).context
+    sizes = build.Sizes(candidates=6, slate=6, history=2, session_gap=24 * 60, request_gap=30)
+    pool = candidates.make_pool(np.full(9, 20220401, np.int32), clean.NEVER)
+    rows, profiles = requests.arrange(frame, catalogue, 0, None), np.zeros((1, 0), np.float32)
+    bucket = requests.Bucket(rows, sizes, {"train": pool}, profiles, np.zeros(2, int))
+    plan = build.plan(rows, "train", np.zeros(2, np.int8), sizes, int(time[-1]))
+    context = bucket.gather(plan, np.arange(1)).context
     assert context.shape == (2, requests.CONTEXT)
     np.testing.assert_allclose(context[:, :2], [[1, 0], [np.sin(np.pi * 0.75), np.cos(np.pi * 0.75)]], atol=1e-6)
     assert context[0, 2:18].tolist() == [0, 1] + [0] * 14 and context[1, 2:18].tolist() == [0] * 15 + [1]

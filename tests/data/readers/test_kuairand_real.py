@@ -6,6 +6,7 @@ import time
 
 import kuairand_files as files
 import numpy as np
+import polars as pl
 import pytest
 
 from mmrf_jax.data import sessions
@@ -37,7 +38,7 @@ def frame(tmp_path_factory):
     job = prepare.Job(csv_files.find_source(SOURCE), builder.KuaiRandConfig(), tmp_path_factory.mktemp("work"))
     with tasks.processes(1) as engine:
         prepare.run(job, engine, counted)
-    return prepare.open_bucket(job, 0).frame
+    return pl.read_ipc(job.path("rows", 0))
 
 
 def test_duplicates_and_unusable_rows(real):

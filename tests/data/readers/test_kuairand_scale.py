@@ -180,7 +180,7 @@ def test_a_split_is_read_by_block(source, tmp_path):
         part.read([0, number])
     assert len(items.duration) == spec.num_videos and not items.duration.flags.writeable
     listed = csv_files.read_videos(csv_files.whole(source.videos[0]))[0]
-    ids, row = log.vocabularies, {v: i for i, v in enumerate(log.video_ids.tolist())}
+    ids, row = log.vocabularies, {v: i for i, v in enumerate(log.item_ids.tolist())}
     for video, author, tag in listed.select("video_id", "author_id", "tag").head(50).rows():
         for name, value in (("author", author), ("tag", tag)):
             number = int(getattr(items, name)[row[video]])

@@ -352,7 +352,7 @@ def test_ids_of_64_bits_give_the_sessions_that_small_ones_do(tmp_path):
     half = {**moved, "users": frames["users"], "standard": moved["standard"].copy()}
     small = files.loaded(builder.open_or_prepare(files.write(tmp_path / "small", **frames), tmp_path / "cache", CONFIG))
     log = builder.open_or_prepare(files.write(tmp_path / "large", **moved), tmp_path / "cache", CONFIG)
-    large, ids = files.loaded(log), log.video_ids
+    large, ids = files.loaded(log), log.item_ids
     for name in ("train", "valid", "test", "random_test"):
         one, other = small[0][name], large[0][name]
         for field in ("date", "profile", "history_videos", "history_feedback", "offsets", "context", "feedback"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from mmrf_jax.data import sessions
-from mmrf_jax.data.readers.engine.grouping import HOUR_MS, MAX_HOURS, MINUTE_MS
+from mmrf_jax.data.readers.engine.candidates import Pool
+from mmrf_jax.data.readers.engine.grouping import HOUR_MS, MAX_HOURS, MINUTE_MS, request_starts, session_starts
 from mmrf_jax.data.session_log import Sessions
+from mmrf_jax.data.splits import RANDOM, SPLITS
 
 
 @dataclasses.dataclass
@@ -24,6 +27,9 @@ class Rows:
       feedback: [n, S] float32.
       key: uint64; the candidates of a request are drawn by the key of its first row.
       ended: int64, ms: the last time of the row's request, if that is known; otherwise its time.
+      run: int64; rows of a request have the same.
+      random: bool, shown at random: such rows are parts of their own, and in no history.
+      requested: whether `run` are requests as they were; otherwise requests are reconstructed within runs.
       strict: whether only rows of earlier times are history of a row; otherwise all rows before it.
     """
 
@@ -34,6 +40,9 @@ class Rows:
     feedback: np.ndarray
     key: np.ndarray
     ended: np.ndarray
+    run: np.ndarray
+    random: np.ndarray
+    requested: bool = False
     strict: bool = False
 
     def __post_init__(self):
@@ -81,39 +90,58 @@ class Plan:
         return len(self.terminated)
 
 
-def plan(
-    rows: Rows,
-    part: str,
-    own: np.ndarray,
-    past: np.ndarray,
-    session_start: np.ndarray,
-    request_start: np.ndarray,
-    gap_minutes: float,
-    log_end: int | None,
-) -> Plan:
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How rows become sessions.
+
+    Attributes:
+      candidates, slate, history: C, K and H.
+      session_gap: minutes of absence that end a session.
+      request_gap: the most minutes between two rows of a reconstructed request.
+    """
+
+    candidates: int
+    slate: int
+    history: int
+    session_gap: float
+    request_gap: float
+
+
+def plan(rows: Rows, part: str, split: np.ndarray, sizes: Sizes, log_end: int = 0, until: int | None = None) -> Plan:
     """Plan the sessions of a part.
 
     A session is terminated if the part's rows show that the user stayed away for longer than the gap: the user has a
     later session, or the part goes on for longer. Any other session is truncated. Later parts are not used, so sessions
-    of training cannot depend on them.
+    of training cannot depend on them. A row that was shown at random is a session of one request, which is truncated.
 
     Args:
-      rows: all rows.
-      part, own, past: see `Plan`.
-      session_start, request_start: [n] bool, of `own`.
-      gap_minutes: absence that ends a session.
-      log_end: time (ms) of the last row of the part, of any user; None if nothing is known of what came after.
+      rows: all rows of some users.
+      part: one of `PARTS`.
+      split: [n] int8 position in `SPLITS` of each row, −1 for none.
+      sizes: how rows become sessions.
+      log_end: time (ms) of the last row of the part, of any user.
+      until: last day of histories; None for any.
     """
-    first = np.flatnonzero(request_start)
-    session_first = np.append(np.flatnonzero(session_start[first]), len(first))
+    at_random = part in RANDOM
+    own = np.flatnonzero((split == SPLITS.index(RANDOM.get(part, part))) & (rows.random == at_random))
+    past = np.flatnonzero(~rows.random if until is None else ~rows.random & (rows.day <= until))
+    session = request = np.ones(len(own), bool)
+    if not at_random:
+        time, run = rows.time[own], rows.run[own]
+        session = session_starts(rows.user[own], time, sizes.session_gap, rows.ended[own])
+        if rows.requested:
+            request = np.append(True, run[1:] != run[:-1])[: len(own)]
+        else:
+            request = request_starts(session, rows.item[own], run, time, sizes.slate, sizes.request_gap)
+    first = np.flatnonzero(request)
+    session_first = np.append(np.flatnonzero(session[first]), len(first))
     request_first = np.append(first, len(own))
-    row = own[first]
     terminated = np.zeros(len(session_first) - 1, bool)
-    if log_end is not None:
+    if not at_random:
         begin, last = own[request_first[session_first[:-1]]], own[request_first[session_first[1:]] - 1]
-        terminated = log_end - rows.ended[last] > gap_minutes * MINUTE_MS
+        terminated = log_end - rows.ended[last] > sizes.session_gap * MINUTE_MS
         terminated[:-1] |= rows.user[last[:-1]] == rows.user[begin[1:]]
-    past_first, past_end = (np.searchsorted(past, edge[row]) for edge in (rows.begin, rows.since))
+    past_first, past_end = (np.searchsorted(past, edge[own[first]]) for edge in (rows.begin, rows.since))
     return Plan(part, own, past, request_first, session_first, past_first, past_end, terminated)
 
 
@@ -141,21 +169,23 @@ class Bucket:
 
     Attributes:
       rows: the rows.
-      slate: K.
-      history: H.
+      sizes: how they become sessions.
+      pools: {part: items by the day from which they are candidates}.
     """
 
     rows: Rows
-    slate: int
-    history: int
+    sizes: Sizes
+    pools: Mapping[str, Pool]
 
     def candidates(self, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
         """Return candidates [r, C] int32 of requests, and the positions [r, K] int32 of what was shown among them."""
-        raise NotImplementedError
+        key, day = self.rows.key[requests.row], self.rows.day[requests.row]
+        return self.pools[requests.plan.part].sample(key, day, requests.exposed, self.sizes.candidates)
 
     def propensities(self, requests: Requests, slate: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return log-propensities [r] float32 of the slates, NaN if unknown, and scores [r, C] or None."""
-        raise NotImplementedError
+        known = -np.log(self.sizes.candidates) if requests.plan.part in RANDOM else np.nan
+        return np.full(len(slate), known, np.float32), None
 
     def profile(self, row: np.ndarray) -> np.ndarray:
         """Return features [m, Du] float32 of the users of rows [m]."""
@@ -176,7 +206,7 @@ class Bucket:
         lengths = plan.session_first[which + 1] - start
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         number = sessions.ragged_arange(start, lengths)
-        position = plan.request_first[number][:, None] + np.arange(self.slate)
+        position = plan.request_first[number][:, None] + np.arange(self.sizes.slate)
         mask = position < plan.request_first[number + 1][:, None]
         shown = plan.own[np.where(mask, position, position[:, :1])]
         exposed = np.where(mask, rows.item[shown], -1).astype(np.int32)
@@ -207,7 +237,7 @@ class Bucket:
 
     def _history(self, plan: Plan, request: np.ndarray) -> dict[str, np.ndarray]:
         """Return the history fields of sessions that begin with requests [m]."""
-        index = plan.past_end[request][:, None] + np.arange(-self.history, 0)
+        index = plan.past_end[request][:, None] + np.arange(-self.sizes.history, 0)
         mask = index >= plan.past_first[request][:, None]
         row = plan.past[np.where(mask, index, 0)] if len(plan.past) else np.zeros_like(index)
         videos, feedback = self.rows.item[row].astype(np.int32), self.rows.feedback[row]

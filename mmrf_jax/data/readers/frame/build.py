@@ -10,7 +10,6 @@ import polars as pl
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.readers.engine import build
-from mmrf_jax.data.readers.engine.candidates import Pool
 from mmrf_jax.data.readers.frame import columns, features, sampling
 from mmrf_jax.data.readers.frame.columns import Notes
 from mmrf_jax.schema import Schema
@@ -29,8 +28,6 @@ class Bucket(build.Bucket):
       lists: item rows of the candidate lists of all rows, see `Lists`; None if the log has none.
       profiles: [U, Du] float32 of all users.
       encoders: of the columns of the context.
-      pool: items by the day from which they are candidates.
-      num_candidates: C.
       schema: with units.
       notes: takes counts.
     """
@@ -40,21 +37,18 @@ class Bucket(build.Bucket):
     lists: Lists | None
     profiles: np.ndarray
     encoders: Sequence[features.Encoder]
-    pool: Pool
-    num_candidates: int
     schema: Schema
     notes: Notes
 
     def candidates(self, requests: build.Requests) -> tuple[np.ndarray, np.ndarray]:
         """Return the logged candidates, or sampled ones."""
-        key, exposed = self.rows.key[requests.row], requests.exposed
-        sampled = self.pool.sample(key, self.rows.day[requests.row], exposed, self.num_candidates)
+        sampled = super().candidates(requests)
         if self.lists is None:
             return sampled
         flat, lengths = self.lists.of(requests.row)
-        sampling.note_lengths(lengths, self.num_candidates, self.notes)
+        sampling.note_lengths(lengths, self.sizes.candidates, self.notes)
         self._check_lists(flat, lengths, requests)
-        return sampling.listed(flat, lengths, exposed, sampled[0], key)
+        return sampling.listed(flat, lengths, requests.exposed, sampled[0], self.rows.key[requests.row])
 
     def _check_lists(self, flat: np.ndarray, lengths: np.ndarray, requests: build.Requests) -> None:
         """Raise ValueError for a list without a shown item."""
@@ -74,9 +68,9 @@ class Bucket(build.Bucket):
     def propensities(self, requests: build.Requests, slate: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the logged propensities of slates, and scores that give them."""
         if self.propensity is None:
-            return np.full(len(slate), np.nan, np.float32), None
+            return super().propensities(requests, slate)
         each = np.where(requests.mask, self.propensity[requests.shown], 1.0)
-        return np.log(each).sum(axis=1).astype(np.float32), sampling.scores_of(each, slate, self.num_candidates)
+        return np.log(each).sum(axis=1).astype(np.float32), sampling.scores_of(each, slate, self.sizes.candidates)
 
     def profile(self, row: np.ndarray) -> np.ndarray:
         """Return the features of users."""

@@ -118,8 +118,9 @@ def clean(log: pl.DataFrame, schema: Schema, notes: Notes, start: int = 0) -> pl
 
     Returns:
       `user`, `item` and `request` (ids in their own type), `time` (Int64, ms), `position` (Float64), `propensity`
-      (Float64), `candidates` (a list of ids), `duration` (Float64, seconds), `s0`, `s1`, … (Float32, the signals),
-      `c0`, … (of the context, as given) and `__row`; without the columns that the schema does not name.
+      (Float64), `candidates` (a list of ids), `duration` (Float64, seconds), `random` (Boolean), `s0`, `s1`, …
+      (Float32, the signals), `r0`, … and `c0`, … (of `request_by` and the context, as given) and `__row`; without the
+      columns that the schema does not name.
 
     Raises:
       ValueError: for a type that does not fit, or a value that cannot be.
@@ -137,6 +138,10 @@ def clean(log: pl.DataFrame, schema: Schema, notes: Notes, start: int = 0) -> pl
         columns["candidates"] = id_lists(log[schema.candidates])
     if schema.duration and schema.duration in log.columns:
         columns["duration"] = durations(log[schema.duration], schema.duration_unit, start)
+    if schema.random:
+        columns["random"] = _signal(log[schema.random], Signal("random", schema.random), start).fill_null(0.0) > 0
+    for i, name in enumerate(schema.request_by):
+        columns[f"r{i}"] = log[name]
     for i, signal in enumerate(schema.signals):
         columns[f"s{i}"] = _signal(log[signal.column or signal.name], signal, start)
     for i, name in enumerate(schema.context):

@@ -18,11 +18,14 @@ from mmrf_jax.data.readers.frame import catalogue, features, requests, sampling
 from mmrf_jax.data.readers.frame.build import CONTEXT
 from mmrf_jax.data.readers.frame.columns import Notes
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.data.splits import SPLITS
+from mmrf_jax.data.splits import RANDOM, SPLITS
 from mmrf_jax.schema import Schema
 
 if TYPE_CHECKING:
     from mmrf_jax.data.readers.frame.prepare import Job
+
+
+_LATEST = {"asked": 2**62, "day": 99991231}  # of items and users that were never shown but at random
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes:
     table = catalogue.build_items(item_table, item_ids, seconds, trained_items, schema, notes)
     profiles, user_encoders = catalogue.build_profiles(user_table, user_ids, trained_users, schema, notes)
     count = sampling.number(max(of["longest"] for of in made), len(item_ids) - 1, slate, schema, notes)
-    pool = sampling.available(shown, by_item["day"].to_numpy(), len(item_ids), count)
+    pool = sampling.available(shown, by_item["live"].to_numpy(), len(item_ids), count)
     context = _fit_context(job, split, notes)
     propensities = all(of["propensities"] for of in made if of["rows"])
     _note_missing(schema, bool(job.made("listed")), count, notes)
@@ -96,7 +99,7 @@ def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes:
         {
             "spec": dataclasses.asdict(spec),
             "split": dataclasses.asdict(split),
-            "last": _last_times(split, times, days),
+            "last": _last_times(split, times, days) | dict.fromkeys(RANDOM if schema.random else (), 0),
             "propensities": propensities,
             "context": [dataclasses.asdict(encoder) for encoder in context],
         },
@@ -115,9 +118,9 @@ def _rows_of_days(days: Sequence[tuple[int, int, int]]) -> dict[int, int]:
 def _facts(job: Job, of: str) -> pl.DataFrame:
     """Return the facts of all buckets about items or users, one row each, in the order of their ids."""
     every = pl.concat([pl.scan_ipc(path, glob=False) for path in job.made(f"{of}s")])
-    least = [pl.col("asked").min(), pl.col("day").min()]
-    if "duration" in every.collect_schema().names():
-        least.append(pl.col("duration").max())
+    there = every.collect_schema().names()
+    least = [pl.col(name).min() for name in ("asked", "day", "live") if name in there]
+    least += [pl.col("duration").max()] if "duration" in there else []
     return every.group_by(of).agg(least).sort(of).collect(engine="streaming")
 
 
@@ -133,7 +136,7 @@ def _in_train(facts: pl.DataFrame, of: str, ids: np.ndarray, split: requests.Spl
     """Return which ids [n] are in training, and the rows [m] of those of the facts."""
     rows = catalogue.rows_of(facts[of], ids)
     out = np.zeros(len(ids), bool)
-    out[rows] = split.of(facts["asked"].to_numpy(), facts["day"].to_numpy()) == 0
+    out[rows] = split.of(*(facts[name].fill_null(_LATEST[name]).to_numpy() for name in ("asked", "day"))) == 0
     return out, rows
 
 
@@ -148,15 +151,16 @@ def _fit_context(job: Job, split: requests.Split, notes: Notes) -> list[features
     return features.fit(named, list(schema.context), in_train, notes, "context")
 
 
-def _last_times(split: requests.Split, times: requests.Times, days: Sequence[tuple[int, int, int]]) -> list[int]:
+def _last_times(split: requests.Split, times: requests.Times, days: Sequence[tuple[int, int, int]]) -> dict[str, int]:
     """Return the last time of each part; 0 for an empty one. `days` are (day, rows, last time)."""
     if split.by == "time":
         edges = (times.first, *split.bounds, times.last + 1)
         last = [times.last_before(edge) for edge in edges[1:]]
-        return [0 if t is None or t < first else t for t, first in zip(last, edges[:-1], strict=True)]
+        found = [0 if t is None or t < first else t for t, first in zip(last, edges[:-1], strict=True)]
+        return dict(zip(SPLITS, found, strict=True))
     low, high = split.bounds
     parts = ([t for day, _, t in days if low_ < day <= high_] for low_, high_ in ((0, low), (low, high), (high, 2**31)))
-    return [max(part, default=0) for part in parts]
+    return {name: max(part, default=0) for name, part in zip(SPLITS, parts, strict=True)}
 
 
 def _note_missing(schema: Schema, lists: bool, count: int, notes: Notes) -> None:
@@ -164,6 +168,11 @@ def _note_missing(schema: Schema, lists: bool, count: int, notes: Notes) -> None
         notes.assume(
             f"no candidates are logged: each request has its shown items and others, up to {count}, drawn at random "
             "from the items shown until the same day"
+        )
+    if schema.random:
+        notes.assume(
+            f"where {schema.random} is true, items were drawn uniformly: parts of their own, in no history, with "
+            f"propensity 1/{count}"
         )
     if not schema.propensity:
         notes.assume("no propensities are logged: the behaviour policy is fitted where one is needed")
@@ -195,7 +204,7 @@ def finish(job: Job, schema: Schema, found: Fitted, notes: Notes) -> pathlib.Pat
     made = job.read_all("write")
     for of in made:
         notes.add(of["notes"])
-    parts = {name: [of["parts"][name] for of in made] for name in SPLITS}
+    parts = {name: [of["parts"][name] for of in made] for name in job.read("fitted.json")["last"]}
     signals = [of["signals"] for of in made if of["signals"]]
     _check_positives(signals, sum(of["exposures"] for of in parts["train"]), schema)
     repeated = sum(of["users"] - of["sessions"] for of in parts["train"]) < 0

@@ -15,7 +15,7 @@ import dataclasses
 import math
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,12 @@ import polars as pl
 
 from mmrf_jax.data import frame_log
 from mmrf_jax.data.readers.engine import shards, tasks
-from mmrf_jax.data.readers.engine.build import Plan
+from mmrf_jax.data.readers.engine.build import Plan, Sizes, plan
 from mmrf_jax.data.readers.engine.candidates import mix, read_pool
 from mmrf_jax.data.readers.engine.tasks import Engine, Progress, save_array, write_json
 from mmrf_jax.data.readers.frame import build, catalogue, columns, features, fit, requests, tables
 from mmrf_jax.data.readers.frame.columns import ROW, Notes
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.io.progress import counted
 from mmrf_jax.schema import OPTIONAL, Schema
 
@@ -219,14 +218,17 @@ def order(job: Job, task: int) -> None:
     frame = tasks.read_part(job.made("sort"), job.cuts("buckets"), task).drop(_BUCKET)
     frame = requests.order(columns.without_repeated(frame, notes), schema, notes)
     frame = frame.with_columns(pl.Series("day", columns.days(frame["asked"].to_numpy(), schema.time_zone)))
-    times, days = frame["asked"].to_numpy(), frame.group_by("day").agg(pl.len(), pl.col("asked").max()).rows()
+    fitted_on = frame.filter(~pl.col("random")) if schema.random else frame
+    times, days = fitted_on["asked"].to_numpy(), fitted_on.group_by("day").agg(pl.len(), pl.col("asked").max()).rows()
     frame = requests.limit(frame, schema, notes)
     folders = ("times", "rows", "items", "users", "listed", "context", "requests")
     for folder in folders:
         (job.work / folder).mkdir(exist_ok=True)
     save_array(job.path("times", task, "npy"), np.sort(times))
-    first = (pl.col("asked").min(), pl.col("day").min())
-    of_items = [*first, *([pl.col("duration").max()] if "duration" in frame.columns else [])]
+    of_each = [pl.col(name).filter(~pl.col("random")) if schema.random else pl.col(name) for name in ("asked", "day")]
+    first = [column.min() for column in of_each]
+    of_items = [*first, pl.col("day").min().alias("live")]
+    of_items += [pl.col("duration").max()] if "duration" in frame.columns else []
     tasks.write_run(frame.group_by("item").agg(of_items), job.path("items", task))
     tasks.write_run(frame.group_by("user").agg(first), job.path("users", task))
     longest, empty = 0, frame["propensity"].null_count() if schema.propensity else 0
@@ -236,7 +238,7 @@ def order(job: Job, task: int) -> None:
         listed = frame["candidates"].explode(empty_as_null=False, keep_nulls=False).drop_nulls().unique()
         tasks.write_run(listed.to_frame("id"), job.path("listed", task))
     if schema.context:
-        some = frame.select("asked", "day", "^c[0-9]+$").gather_every(max(1, math.ceil(job.log.rows / ROWS)))
+        some = fitted_on.select("asked", "day", "^c[0-9]+$").gather_every(max(1, math.ceil(job.log.rows / ROWS)))
         tasks.write_run(some, job.path("context", task))
     if schema.request and job.buckets > 1:
         of_requests = frame.group_by("request").agg(
@@ -274,8 +276,7 @@ def write(job: Job, task: int) -> None:
     frame = pl.scan_ipc(job.path("rows", task), glob=False).collect()
     made: dict[str, Any] = {"parts": {}, "signals": []}
     bucket: build.Bucket | None = None
-    plans: list[Any] = [None] * len(SPLITS)
-    when: list[Any] = [None] * len(SPLITS)
+    plans: dict[str, Plan] = {}
     if len(frame):
         rows = requests.arrange(
             frame,
@@ -283,40 +284,40 @@ def write(job: Job, task: int) -> None:
             catalogue.find_rows(frame["item"], job.work / "item_ids"),
             schema,
         )
-        part = split.of(rows.time, rows.day)
-        for number, end in enumerate(fitted["last"]):
-            own = np.flatnonzero(part == number)
-            plans[number] = requests.plan(rows, frame, SPLITS[number], own, spec.slate, schema, end)
-            if len(own):
-                when[number] = [int(rows.time[own].min()), int(rows.time[own].max())]
+        part, parts = split.of(rows.time, rows.day), fitted["last"]
+        sizes = Sizes(
+            spec.candidates, spec.slate, schema.history, schema.session_gap, schema.request_gap or schema.session_gap
+        )
+        plans = {name: plan(rows, name, part, sizes, end) for name, end in parts.items()}
         bucket = build.Bucket(
             rows,
-            spec.slate,
-            schema.history,
+            sizes,
+            dict.fromkeys(parts, read_pool(job.work / "pool")),
             frame,
             frame["propensity"].to_numpy() if fitted["propensities"] else None,
             _lists_in(frame, plans, job),
             np.load(job.work / "profiles.npy", mmap_mode="r"),
             [features.Encoder(**values) for values in fitted["context"]],
-            read_pool(job.work / "pool"),
-            spec.candidates,
             schema,
             notes,
         )
-        made["signals"] = fit.describe_signals(rows.feedback, part == 0)
-    for name, plan, times in zip(SPLITS, plans, when, strict=True):
+        made["signals"] = fit.describe_signals(rows.feedback, (part == 0) & ~rows.random)
+    for name in fitted["last"]:
         path = job.work / "made" / name / shards.name(task, job.buckets)
-        made["parts"][name] = shards.write(path, bucket, plan, spec) | {"when": times}
+        of = plans.get(name)
+        times = bucket.rows.time[of.own] if bucket is not None and of is not None and len(of.own) else None
+        when = None if times is None else [int(times.min()), int(times.max())]
+        made["parts"][name] = shards.write(path, bucket, of, spec) | {"when": when}
     write_json(job.path("write", task, "json"), made | {"notes": dataclasses.asdict(notes)})
 
 
-def _lists_in(frame: pl.DataFrame, plans: Sequence[Plan], job: Job) -> build.Lists | None:
+def _lists_in(frame: pl.DataFrame, plans: Mapping[str, Plan], job: Job) -> build.Lists | None:
     """Return the candidate lists at the starts of requests, with the item rows."""
     if "candidates" not in frame.columns:
         return None
     start = np.zeros(len(frame), bool)
-    for plan in plans:
-        start[plan.own[plan.request_first[:-1]]] = True
+    for of in plans.values():
+        start[of.own[of.request_first[:-1]]] = True
     lists = pl.select(pl.when(pl.Series(start)).then(frame["candidates"])).to_series()
     flat = lists.explode(empty_as_null=False, keep_nulls=False)
     lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)

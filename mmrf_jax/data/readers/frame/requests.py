@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.readers.engine import build
+from mmrf_jax.data.readers.engine.build import Rows
 from mmrf_jax.data.readers.engine.candidates import request_keys
-from mmrf_jax.data.readers.engine.grouping import MINUTE_MS, request_starts, session_starts
+from mmrf_jax.data.readers.engine.grouping import MINUTE_MS
 from mmrf_jax.data.readers.frame.columns import ROW, Notes
 from mmrf_jax.schema import Schema
 
@@ -171,10 +171,22 @@ def limit(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
     return frame.filter(pl.Series(~over)) if over.any() else frame
 
 
-def arrange(frame: pl.DataFrame, user: np.ndarray, item: np.ndarray, schema: Schema) -> build.Rows:
+def arrange(frame: pl.DataFrame, user: np.ndarray, item: np.ndarray, schema: Schema) -> Rows:
     """Return ordered rows [n] as arrays; `user` and `item` [n] are rows of the tables."""
     signals, asked = [f"s{i}" for i in range(len(schema.signals))], frame["asked"].to_numpy()
-    return build.Rows(
+    run = np.zeros(len(frame), np.int64)
+    if schema.request:
+        run = frame["request"].rle_id().to_numpy().astype(np.int64)
+    else:
+        changes = np.zeros(max(len(frame) - 1, 0), bool)
+        if schema.position:
+            position = frame["position"].fill_null(np.inf).to_numpy()
+            changes |= position[1:] <= position[:-1]
+        for name in schema.request_by:
+            values = frame[f"r{schema.request_by.index(name)}"].rle_id().to_numpy()
+            changes |= values[1:] != values[:-1]
+        run[1:] = np.cumsum(changes)
+    return Rows(
         user=user,
         item=item,
         time=asked,
@@ -182,24 +194,10 @@ def arrange(frame: pl.DataFrame, user: np.ndarray, item: np.ndarray, schema: Sch
         feedback=frame.select(signals).to_numpy().astype(np.float32).reshape(len(frame), len(signals)),
         key=request_keys(0, user, asked, item),
         ended=frame["ended"].to_numpy(),
+        run=run,
+        random=frame["random"].to_numpy() if schema.random else np.zeros(len(frame), bool),
+        requested=schema.request is not None,
     )
-
-
-def plan(
-    rows: build.Rows, frame: pl.DataFrame, part: str, own: np.ndarray, slate: int, schema: Schema, log_end: int
-) -> build.Plan:
-    """Plan the sessions of a part: rows `own` of the frame, the last of all users at `log_end`; see `build.plan`."""
-    time = rows.time[own]
-    session = session_starts(rows.user[own], time, schema.session_gap, rows.ended[own])
-    if schema.request:
-        request = _starts(frame["request"].gather(own))[: len(own)]
-    else:
-        run = np.zeros(len(own), np.int64)
-        if schema.position:
-            position = frame["position"].gather(own).fill_null(np.inf).to_numpy()
-            run[1:] = np.cumsum(position[1:] <= position[:-1])
-        request = request_starts(session, rows.item[own], run, time, slate, schema.session_gap)
-    return build.plan(rows, part, own, np.arange(len(rows)), session, request, schema.session_gap, log_end)
 
 
 def extent(frame: pl.DataFrame, schema: Schema) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, KuaiRandConfig
+from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.io import extras
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mmrf_jax.data.readers.kuairand.synthetic import SyntheticLog
 
 __all__ = [
-    "ALL_SPLITS",
     "KuaiRand",
     "KuaiRandConfig",
     "SyntheticLog",

@@ -24,9 +24,10 @@ from mmrf_jax.data import records
 from mmrf_jax.data.readers.engine import tasks
 from mmrf_jax.data.readers.engine.tasks import Engine, Progress
 from mmrf_jax.data.readers.kuairand import csv_files, prepare
-from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, KuaiRandConfig, digest
+from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig, digest
 from mmrf_jax.data.readers.kuairand.features import read_catalogue
 from mmrf_jax.data.session_log import InputSpec, Sessions
+from mmrf_jax.data.splits import PARTS
 from mmrf_jax.io import copies, storage
 from mmrf_jax.io.progress import counted, say
 
@@ -41,20 +42,24 @@ class KuaiRand:
     Attributes:
       spec: sizes and signals of the sessions.
       items: the item table, read-only memory maps; row 0 is an unknown video.
-      video_ids: [V] KuaiRand's ids, −1 for row 0.
+      item_ids: [V] KuaiRand's ids, −1 for row 0.
       vocabularies: {"author", "tag": KuaiRand's ids of rows 1, 2, …}.
       parts: {part: blocks of sessions on disk}.
       report: rows read, left out and used.
       folder: where it is.
+      user_ids: None, for `user_id` is KuaiRand's.
+      encoders: none by name.
     """
 
     spec: InputSpec
     items: types.Items
-    video_ids: np.ndarray
+    item_ids: np.ndarray
     vocabularies: Mapping[str, np.ndarray]
     parts: Mapping[str, records.Blocks]
     report: Mapping[str, Any]
     folder: pathlib.Path
+    user_ids: None = None
+    encoders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: str | os.PathLike, config: KuaiRandConfig | None = None) -> KuaiRand:
@@ -83,11 +88,11 @@ class KuaiRand:
                 f"{folder} was prepared with other settings ({', '.join(differing)}); name the folder of the CSV files"
             )
         catalogue = read_catalogue(here / "catalogue")
-        parts = {name: records.Blocks(here / name) for name in ALL_SPLITS}
+        parts = {name: records.Blocks(here / name) for name in PARTS}
         return cls(
             spec=parts["train"].spec,
             items=catalogue.items,
-            video_ids=catalogue.video_id,
+            item_ids=catalogue.video_id,
             vocabularies={name: catalogue.fitted[f"{name}_vocabulary"] for name in ("author", "tag")},
             parts=parts,
             report=about["report"],

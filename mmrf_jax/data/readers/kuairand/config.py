@@ -8,13 +8,10 @@ import json
 from typing import Any
 
 from mmrf_jax import fields
-from mmrf_jax.data.splits import SPLITS, SplitDates
+from mmrf_jax.data.splits import SplitDates
 from mmrf_jax.fields import field
 
 _DAY, _MINUTES = "[0, 99991231]", "(0, inf)"
-#: Splits of random exposures, by the split of the standard log with the same days.
-RANDOM_SPLITS = {"random_train": "train", "random_valid": "valid", "random_test": "test"}
-ALL_SPLITS = (*SPLITS, *RANDOM_SPLITS)
 #: By release; see `KuaiRandConfig`.
 SESSION_GAP_MINUTES = {"pure": 24 * 60, "1k": 30, "27k": 30}
 

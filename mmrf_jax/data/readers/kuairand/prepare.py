@@ -27,9 +27,10 @@ import polars as pl
 from absl import logging
 
 from mmrf_jax.data.readers.engine import candidates, shards, tasks
+from mmrf_jax.data.readers.engine.build import Plan, Sizes, plan
 from mmrf_jax.data.readers.engine.tasks import Engine, save_array, write_json
 from mmrf_jax.data.readers.kuairand import clean, csv_files, requests
-from mmrf_jax.data.readers.kuairand.config import ALL_SPLITS, RANDOM_SPLITS, SESSION_GAP_MINUTES, KuaiRandConfig
+from mmrf_jax.data.readers.kuairand.config import SESSION_GAP_MINUTES, KuaiRandConfig
 from mmrf_jax.data.readers.kuairand.features import (
     build_catalogue,
     build_profiles,
@@ -38,7 +39,7 @@ from mmrf_jax.data.readers.kuairand.features import (
     write_profiles,
 )
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.data.splits import SPLITS
+from mmrf_jax.data.splits import PARTS, RANDOM, SPLITS
 from mmrf_jax.signals import SHORT_VIDEO
 
 #: Increases whenever the same files and config would give another log.
@@ -116,7 +117,7 @@ def run(job: Job, engine: Engine, progress: tasks.Progress) -> pathlib.Path:
     stage("write", write_bucket, job.parts("buckets"))
     made, fitted = job.read_all("write"), job.read_all("fit")[0]
     spec = InputSpec.from_dict(fitted["spec"])
-    counts = {name: shards.finish(job.records / name, [of[name] for of in made], spec, False) for name in ALL_SPLITS}
+    counts = {name: shards.finish(job.records / name, [of[name] for of in made], spec, False) for name in PARTS}
     about = {
         "format": FORMAT,
         "config": dataclasses.asdict(job.config),
@@ -215,7 +216,7 @@ def clean_bucket(job: Job, task: int) -> None:
     facts = clean.describe_videos(every, job.config.train_until)
     flag, part = rows["is_rand"].to_numpy() == 1, job.config.dates.split_of(rows["date"].to_numpy())
     of_split = {name: rows.filter(~flag & (part == i)) for i, name in enumerate(SPLITS)}
-    random = {name: rows.filter(flag & (part == SPLITS.index(of))) for name, of in RANDOM_SPLITS.items()}
+    random = {name: rows.filter(flag & (part == SPLITS.index(of))) for name, of in RANDOM.items()}
     standard, split = rows.filter(~flag), part[~flag]
     for folder, frame in (("rows", rows), ("facts", facts)):
         (job.work / folder).mkdir(exist_ok=True)
@@ -243,7 +244,7 @@ def _merge_counts(job: Job) -> dict:
     return {
         "log": {log: _sum([m["log"][log] for m in all_made]) for log in all_made[0]["log"]},
         "log_end": {name: best("log_end", name, max) or 0 for name in SPLITS},
-        "first_day": {name: best("first_day", name, min) for name in ALL_SPLITS},
+        "first_day": {name: best("first_day", name, min) for name in PARTS},
         "first_standard_day": min((m["first_standard_day"] for m in all_made if m["first_standard_day"]), default=None),
         "between_splits": sum(m["between_splits"] for m in all_made),
         **{
@@ -371,31 +372,28 @@ def _pool_of(split: str) -> str:
     return "random" if split == "random_test" else "standard"
 
 
-def open_bucket(job: Job, task: int) -> requests.Bucket:
-    """Open a bucket of a job whose `fit` is done."""
-    numbered, config = job.records / "user_ids.npy", job.config
+def open_bucket(job: Job, task: int) -> tuple[requests.Bucket, dict[str, Plan]]:
+    """Return a bucket of a job whose `fit` is done, and the plans of all parts."""
+    numbered, config, cleaned = job.records / "user_ids.npy", job.config, job.read("cleaned.json")
     pools = {log: candidates.read_pool(job.work / "pools" / log) for log in ("standard", "random")}
-    frame, catalogue = (
-        pl.scan_ipc(job.path("rows", task), glob=False).collect(),
-        read_catalogue(job.records / "catalogue"),
-    )
+    frame = pl.scan_ipc(job.path("rows", task), glob=False).collect()
+    catalogue, profiles = read_catalogue(job.records / "catalogue"), read_profiles(job.records / "profiles")
     rows = requests.arrange(frame, catalogue, config.seed, np.load(numbered) if numbered.exists() else None)
-    return requests.Bucket(
+    bucket = requests.Bucket(
         rows,
-        config.slate,
-        config.history,
-        dataclasses.replace(config, session_gap_minutes=job.session_gap_minutes),
-        frame=frame,
-        profiles=read_profiles(job.records / "profiles"),
-        pools={name: pools[_pool_of(name)] for name in ALL_SPLITS},
-        log_end=job.read("cleaned.json")["log_end"],
+        Sizes(config.candidates, config.slate, config.history, job.session_gap_minutes, config.request_gap_minutes),
+        {name: pools[_pool_of(name)] for name in PARTS},
+        profiles.values,
+        profiles.rows_of(frame["user_id"].to_numpy()),
     )
+    split, until = config.dates.split_of(rows.day), {"train": config.train_until, "valid": config.valid_until}
+    ends = cleaned["log_end"]
+    return bucket, {name: plan(rows, name, split, bucket.sizes, ends.get(name, 0), until.get(name)) for name in PARTS}
 
 
 def write_bucket(job: Job, task: int) -> None:
-    """Write the shards of a bucket's users, one per split, and their counts."""
-    bucket, spec, made = open_bucket(job, task), InputSpec.from_dict(job.read_all("fit")[0]["spec"]), {}
-    for name in ALL_SPLITS:
-        path = job.records / name / shards.name(task, job.parts("buckets"))
-        made[name] = shards.write(path, bucket, bucket.plan(name), spec)
+    """Write the shards of a bucket's users, one per part, and their counts."""
+    (bucket, plans), spec = open_bucket(job, task), InputSpec.from_dict(job.read_all("fit")[0]["spec"])
+    name = shards.name(task, job.parts("buckets"))
+    made = {part: shards.write(job.records / part / name, bucket, of, spec) for part, of in plans.items()}
     write_json(job.path("write", task, "json"), made)

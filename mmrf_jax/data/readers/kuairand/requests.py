@@ -17,13 +17,11 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax.data.readers.engine import build
-from mmrf_jax.data.readers.engine.candidates import Pool, request_keys
-from mmrf_jax.data.readers.engine.grouping import HOUR_MS, request_starts, session_starts
+from mmrf_jax.data.readers.engine.candidates import request_keys
+from mmrf_jax.data.readers.engine.grouping import HOUR_MS
 from mmrf_jax.data.readers.kuairand import csv_files
-from mmrf_jax.data.readers.kuairand.clean import NEVER, UTC_OFFSET_MS
-from mmrf_jax.data.readers.kuairand.config import RANDOM_SPLITS, KuaiRandConfig
-from mmrf_jax.data.readers.kuairand.features import Catalogue, Profiles
-from mmrf_jax.data.splits import SPLITS
+from mmrf_jax.data.readers.kuairand.clean import UTC_OFFSET_MS
+from mmrf_jax.data.readers.kuairand.features import Catalogue
 
 NUM_TABS = 15
 CONTEXT = 2 + NUM_TABS + 1 + 2
@@ -34,58 +32,21 @@ class Bucket(build.Bucket):
     """The usable rows of some users, and all data needed for their sessions.
 
     Attributes:
-      config: with the gap of sessions.
-      frame: usable rows, as returned by `clean.clean`.
-      profiles: all user profiles.
-      pools: candidate pool of each split.
-      log_end: time (ms) of the last row of each split of the standard log, over all users.
+      profiles: [U + 1, Du] of all users.
+      profile_row: [n] row of each row's user among them.
     """
 
-    config: KuaiRandConfig
-    frame: pl.DataFrame
-    profiles: Profiles
-    pools: dict[str, Pool]
-    log_end: dict[str, int]
-
-    def __post_init__(self):
-        self._profile = self.profiles.rows_of(self.frame["user_id"].to_numpy())
-        self._tab = self.frame["tab"].to_numpy()
-        self._random = self.frame["is_rand"].to_numpy() == 1
-
-    def plan(self, split: str) -> build.Plan:
-        """Plan the sessions of a split; a random exposure is a session of one request of one video."""
-        config, rows = self.config, self.rows
-        part = config.dates.split_of(rows.day)
-        if split in RANDOM_SPLITS:
-            own = np.flatnonzero(self._random & (part == SPLITS.index(RANDOM_SPLITS[split])))
-            every = np.ones(len(own), bool)
-            return build.plan(rows, split, own, np.flatnonzero(~self._random), every, every, 0, None)
-        last = {"train": config.train_until, "valid": config.valid_until}.get(split, NEVER)
-        own = np.flatnonzero(~self._random & (part == SPLITS.index(split)))
-        past = np.flatnonzero(~self._random & (rows.day <= last))
-        gap, time, item = config.session_gap_minutes, rows.time[own], rows.item[own]
-        session = session_starts(rows.user[own], time, gap)
-        request = request_starts(session, item, self._tab[own], time, config.slate, config.request_gap_minutes)
-        return build.plan(rows, split, own, past, session, request, gap, self.log_end[split])
-
-    def candidates(self, requests: build.Requests) -> tuple[np.ndarray, np.ndarray]:
-        """Return sampled candidates."""
-        key, day = self.rows.key[requests.row], self.rows.day[requests.row]
-        return self.pools[requests.plan.part].sample(key, day, requests.exposed, self.config.candidates)
-
-    def propensities(self, requests: build.Requests, slate: np.ndarray) -> tuple[np.ndarray, None]:
-        """Return the propensity of random exposures, 1/C; that of others is unknown."""
-        known = -np.log(self.config.candidates) if requests.plan.part in RANDOM_SPLITS else np.nan
-        return np.full(len(slate), known, np.float32), None
+    profiles: np.ndarray
+    profile_row: np.ndarray
 
     def profile(self, row: np.ndarray) -> np.ndarray:
         """Return the profiles of users."""
-        return self.profiles.values[self._profile[row]]
+        return self.profiles[self.profile_row[row]]
 
     def context(self, row: np.ndarray, away: np.ndarray) -> np.ndarray:
         """Return sine and cosine of the hour (UTC+8), one-hot tab 0 … 14 and other, and the absence."""
         angle = (self.rows.time[row] + UTC_OFFSET_MS) % (24 * HOUR_MS) / HOUR_MS * (2 * np.pi / 24)
-        tab = self._tab[row]
+        tab = self.rows.run[row]
         tab = np.where((tab >= 0) & (tab < NUM_TABS), tab, NUM_TABS)
         hour = np.stack([np.sin(angle), np.cos(angle)], axis=1)
         return np.concatenate([hour, tab[:, None] == np.arange(NUM_TABS + 1), away], axis=1)
@@ -112,5 +73,7 @@ def arrange(frame: pl.DataFrame, catalogue: Catalogue, seed: int, user_ids: np.n
         feedback=feedback,
         key=request_keys(seed, user, time, video),
         ended=time,
+        run=frame["tab"].to_numpy(),
+        random=frame["is_rand"].to_numpy() == 1,
         strict=True,
     )

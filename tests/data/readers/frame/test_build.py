@@ -10,7 +10,7 @@ import pytest
 from mmrf_jax.data import named_features, sessions
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers.frame import requests
-from mmrf_jax.data.splits import SPLITS
+from mmrf_jax.data.splits import PARTS, SPLITS
 from mmrf_jax.ope import propensity
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
@@ -122,6 +122,51 @@ def test_a_place_that_does_not_rise_begins_a_request():
     ]
     log = read(rows, dataclasses.replace(SCHEMA, request=None))
     assert shown(log, "train") == [("a", [["x", "y"], ["z", "w"]])] and log.spec.slate == 2
+
+
+def minutes(of_user, day, *rows):
+    """Rows of a user in the columns of `table`, from (minute after ten, item, like)."""
+    return [(f"2024-05-0{day}T10:{m:02d}:00Z", of_user, None, None, item, like, 1.0 + m) for m, item, like in rows]
+
+
+def test_rows_shown_at_random_are_parts_of_their_own_and_in_no_history():
+    rows = minutes("a", 1, (0, "x", 1), (1, "y", 1), (2, "z", 0), (3, "w", 0))
+    rows += minutes("b", 1, (0, "x", 0)) + minutes("a", 2, (0, "z", 0)) + minutes("a", 4, (0, "x", 0), (1, "w", 1))
+    lottery = [0, 1, 0, 0, 0, 0, 0, 1]
+    schema = dataclasses.replace(SCHEMA, request=None, position=None, slate_size=2, num_candidates=4, random="lottery")
+    log = SessionLog.from_frame(table(rows).with_columns(lottery=pl.Series(lottery)), schema, quiet=True)
+    assert shown(log, "train") == [("a", [["x", "z"], ["w"]]), ("b", [["x"]])]
+    assert shown(log, "random_train") == [("a", [["y"]])] and shown(log, "random_test") == [("a", [["w"]])]
+    assert log.part("random_valid").num_sessions == 0 and log.parts.keys() == set(PARTS)
+    train, test = log.part("random_train"), log.part("random_test")
+    assert log.item_ids[train.history_videos[0][train.history_mask[0]]].tolist() == ["x"]
+    assert log.item_ids[test.history_videos[0]].tolist() == ["w", "z", "x"]  # without y
+    np.testing.assert_array_equal(train.feedback[0, 0], [1, 120])
+    np.testing.assert_allclose([*train.log_propensity, *test.log_propensity], np.log(1 / 4), rtol=1e-6)
+    assert np.isnan(log.train.log_propensity).all() and train.truncated.all() and test.truncated.all()
+    # Nothing is fitted on them: y has features and may be a candidate, and no embedding of its own.
+    assert log.items.embedding_id.tolist() == [0, 1, 2, 0, 3]  # w, x, y, z
+    assert "where lottery is true, items were drawn uniformly" in log.describe()
+    assert log.report["splits"]["random_train"]["rows"] == 1 and log.report["splits"]["train"]["rows"] == 4
+
+
+def test_reconstructed_requests_end_with_a_gap_or_another_tab():
+    rows = minutes("a", 1, (0, "x", 1), (1, "y", 0), (2, "z", 0), (9, "w", 1), (10, "x", 0))
+    rows += minutes("a", 4, (0, "x", 0), (1, "w", 1))
+    frame = table(rows).with_columns(tab=pl.Series(["home", "home", "shop", "shop", "shop", "shop", "home"]))
+    plain = dataclasses.replace(SCHEMA, request=None, position=None, slate_size=3, num_candidates=4)
+    for change, wanted in (
+        ({}, [["x", "y", "z"], ["w", "x"]]),
+        ({"request_gap": 5.0}, [["x", "y", "z"], ["w", "x"]]),
+        ({"request_by": ("tab",)}, [["x", "y"], ["z", "w", "x"]]),
+        ({"request_by": ("tab",), "context": ("tab",), "request_gap": 5.0}, [["x", "y"], ["z"], ["w", "x"]]),
+    ):
+        log = SessionLog.from_frame(frame, dataclasses.replace(plain, **change), quiet=True)
+        assert shown(log, "train") == [("a", wanted)], change
+    with pytest.raises(ValueError, match=r"schema.request names the requests, so leave out request_gap and request_by"):
+        dataclasses.replace(SCHEMA, request_by=("tab",))
+    with pytest.raises(ValueError, match=r"schema.request_gap is 0; give minutes above 0"):
+        dataclasses.replace(plain, request_gap=0)
 
 
 @pytest.fixture(scope="module")
