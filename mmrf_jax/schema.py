@@ -40,6 +40,8 @@ class Schema:
       context: columns that say something of the request, such as the device: features of it, like those of items.
       agents: names of the signals with an agent; None for all. The main one is put last.
       author, tag: columns of the item table; None if it has none.
+      available: column of the item table: the day from which an item may be sampled as a candidate, such as that of its
+        upload; None, or an empty cell, for the day that first shows it.
       time_unit: `s`, `ms`, `us` or `ns`; None to infer it.
       time_zone: in which days begin, and of times that name no zone.
       duration_unit: `ms`, `s`, `min` or `h`; None to infer it from the column's name, such as `duration_ms`.
@@ -72,6 +74,7 @@ class Schema:
     context: Sequence[str] = ()
     author: str | None = None
     tag: str | None = None
+    available: str | None = None
     time_unit: str | None = None
     time_zone: str = "UTC"
     duration_unit: str | None = None

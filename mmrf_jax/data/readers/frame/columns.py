@@ -432,6 +432,24 @@ def _milliseconds(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:
     return column.dt.epoch("ms")
 
 
+def dates(column: pl.Series) -> pl.Series:
+    """Return days as Int32 such as 20240502, from dates, datetimes, texts such as 2024-05-02, or such integers.
+
+    Raises:
+      ValueError: for another type or value.
+    """
+    found = column
+    if column.dtype.is_integer():
+        found = column.cast(pl.String).str.to_date("%Y%m%d", strict=False)
+    elif column.dtype == pl.String:
+        found = column.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False)
+    elif not column.dtype.is_temporal() or column.dtype in (pl.Time, pl.Duration):
+        raise ValueError(f"column {column.name!r} of days has type {column.dtype}; write dates")
+    if (wrong := found.is_null() & column.is_not_null()).any():
+        raise ValueError(f"column {column.name!r} of days has {first(column, wrong)}; write days such as 2024-05-02")
+    return found.dt.strftime("%Y%m%d").cast(pl.Int32)
+
+
 def days(time: np.ndarray, zone: str) -> np.ndarray:
     """Return the days [n] int32, such as 20240502, of times [n] (ms) in a zone."""
     local = pl.Series(time).cast(pl.Datetime("ms", "UTC")).dt.convert_time_zone(zone)

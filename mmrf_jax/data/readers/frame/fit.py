@@ -14,7 +14,7 @@ import polars as pl
 from mmrf_jax.data import frame_log
 from mmrf_jax.data.readers.engine import shards
 from mmrf_jax.data.readers.engine.tasks import write_json
-from mmrf_jax.data.readers.frame import catalogue, features, requests, sampling
+from mmrf_jax.data.readers.frame import catalogue, columns, features, requests, sampling
 from mmrf_jax.data.readers.frame.build import CONTEXT
 from mmrf_jax.data.readers.frame.columns import Notes
 from mmrf_jax.data.session_log import InputSpec
@@ -73,7 +73,11 @@ def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes:
     table = catalogue.build_items(item_table, item_ids, seconds, trained_items, schema, notes)
     profiles, user_encoders = catalogue.build_profiles(user_table, user_ids, trained_users, schema, notes)
     count = sampling.number(max(of["longest"] for of in made), len(item_ids) - 1, slate, schema, notes)
-    pool = sampling.available(shown, by_item["live"].to_numpy(), len(item_ids), count)
+    since = np.zeros(len(item_ids), np.int32)
+    if item_table is not None and schema.available:
+        uploaded = columns.dates(item_table[schema.available]).fill_null(0).to_numpy()
+        since[catalogue.rows_of(item_table[schema.item], item_ids)] = uploaded
+    pool = sampling.available(shown, by_item["live"].to_numpy(), since, count)
     context = _fit_context(job, split, notes)
     propensities = all(of["propensities"] for of in made if of["rows"])
     _note_missing(schema, bool(job.made("listed")), count, notes)

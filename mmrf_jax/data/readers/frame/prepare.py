@@ -133,7 +133,7 @@ def _check_optional(names: tuple[str, ...], items: pl.DataFrame | None, schema: 
     named = {role: getattr(schema, role) for role in OPTIONAL if getattr(schema, role)}
     if lists:
         named.pop("candidates", None)
-    for role in ("author", "tag"):
+    for role in ("author", "tag", "available"):
         if column := getattr(schema, role):
             if items is None:
                 raise ValueError(

@@ -42,19 +42,21 @@ def number(longest: int, num_items: int, slate: int, schema: Schema, notes: Note
     return found
 
 
-def available(item: np.ndarray, day: np.ndarray, num_rows: int, least: int) -> Pool:
-    """Return the pool of items by the first day on which they are shown; the first `least` are there from the start.
+def available(item: np.ndarray, day: np.ndarray, since: np.ndarray, least: int) -> Pool:
+    """Return the pool of items by the first day on which they are there; the first `least` are there from the start.
 
     Args:
       item: [n] different item rows: those that are shown.
       day: [n] their first days.
-      num_rows: V; items that were never shown are in no request, except where a list names them.
+      since: [V] the days that the item table names, 0 for none. Other items that were never shown are in no request,
+        except where a list names them.
       least: C.
     """
-    live = np.full(num_rows, _NEVER, np.int32)
+    live = np.full(len(since), _NEVER, np.int32)
     live[item] = day
+    live = np.where(since > 0, since, live)
     live[0] = _NEVER  # the unknown item
-    first = np.lexsort((np.arange(num_rows), live))[: max(least, 1)]
+    first = np.lexsort((np.arange(len(live)), live))[: max(least, 1)]
     live[first[first > 0]] = min(int(day.min()), int(live[first].min()))
     return make_pool(live, int(_NEVER))
 

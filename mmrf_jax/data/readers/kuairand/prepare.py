@@ -211,8 +211,8 @@ def _known_durations(job: Job) -> Callable[[np.ndarray], np.ndarray]:
 
 def clean_bucket(job: Job, task: int) -> None:
     """Write the usable rows of a bucket's users, their facts about videos, and counts."""
-    rows = tasks.read_part(job.made("sort"), job.cuts("buckets"), task)
-    rows, every, report = clean.clean(rows, _known_durations(job))
+    known, rows = _known_durations(job), tasks.read_part(job.made("sort"), job.cuts("buckets"), task)
+    rows, every, report = clean.clean(rows, known)
     facts = clean.describe_videos(every, job.config.train_until)
     flag, part = rows["is_rand"].to_numpy() == 1, job.config.dates.split_of(rows["date"].to_numpy())
     of_split = {name: rows.filter(~flag & (part == i)) for i, name in enumerate(SPLITS)}

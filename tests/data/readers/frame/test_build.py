@@ -150,6 +150,23 @@ def test_rows_shown_at_random_are_parts_of_their_own_and_in_no_history():
     assert log.report["splits"]["random_train"]["rows"] == 1 and log.report["splits"]["train"]["rows"] == 4
 
 
+def test_sampled_candidates_are_available_from_the_day_that_the_item_table_names():
+    items = pl.DataFrame({"item": [*"uvwxyz"], "uploaded": ["2024-05-02", None, "2024-05-03", None, None, None]})
+    schema = dataclasses.replace(SCHEMA, available="uploaded")
+    wanted = {"train": set("xyz"), "valid": set("uxyz"), "test": set("uwxyz")}  # v is never shown
+    for kind in (pl.String, pl.Date, pl.Datetime("us")):
+        column = pl.col("uploaded").str.to_datetime("%Y-%m-%d").cast(kind) if kind != pl.String else pl.col("uploaded")
+        log = read(schema=schema, items=items.with_columns(column))
+        found = {name: set(log.item_ids[log.part(name).candidates].ravel().tolist()) for name in SPLITS}
+        assert all(found[name] <= wanted[name] for name in SPLITS) and "u" in found["valid"] | found["test"]
+    numbers = items.with_columns(pl.col("uploaded").str.replace_all("-", "").cast(pl.Int64))
+    assert read(schema=schema, items=numbers).train.candidates.tolist() == log.train.candidates.tolist()
+    with pytest.raises(ValueError, match=r"column 'uploaded' of days has '2024-05-32' in row 0; write days such as"):
+        read(schema=schema, items=items.with_columns(uploaded=pl.lit("2024-05-32")))
+    with pytest.raises(ValueError, match=r"the item table has no column 'since' \(schema: available\)"):
+        read(schema=dataclasses.replace(SCHEMA, available="since"), items=items)
+
+
 def test_reconstructed_requests_end_with_a_gap_or_another_tab():
     rows = minutes("a", 1, (0, "x", 1), (1, "y", 0), (2, "z", 0), (9, "w", 1), (10, "x", 0))
     rows += minutes("a", 4, (0, "x", 0), (1, "w", 1))
