@@ -1,10 +1,11 @@
 """What it costs to prepare a log by the number of its rows: KuaiRand's files, and the same log as your own tables.
 
   python -m experiments.results.log_preparation
-  python -m experiments.results.log_preparation --rows=100000,1000000,10000000,100000000 --folder=SCRATCH
+  python -m experiments.results.log_preparation --rows=100000000 --folder=SCRATCH
 
-Each size is synthesized in both layouts (`mmrf synthesize`) and prepared by `mmrf prepare`. The memory is the most that
-all processes held together. The three sizes take ten minutes on two cores; 10^8 rows need 30 GB of disk, too.
+Each size is synthesized in both layouts (`mmrf synthesize`, half a million rows at a time) and prepared by `mmrf
+prepare`. The memory is the most that all processes held together. The three sizes take ten minutes on two cores; 10^8
+rows need 30 GB of disk in --folder, too.
 """
 
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from absl import app, flags
 
 _ROWS = flags.DEFINE_list("rows", ["100000", "1000000", "10000000"], "Rows of the standard log.")
+_LAYOUTS = flags.DEFINE_multi_enum("layout", ["kuairand", "tables"], ["kuairand", "tables"], "What to prepare.")
 _FOLDER = flags.DEFINE_string("folder", None, "Folder to work in; a temporary one by default.")
 _VIDEOS, _ROWS_A_USER = 100_000, 500
 _OWN = {"path": "log", "schema": "schema.py", "item_table": "items", "user_table": "users"}
@@ -26,7 +28,7 @@ _OWN = {"path": "log", "schema": "schema.py", "item_table": "items", "user_table
 def main(_):
     print("| rows | layout | rows per second | processor µs per row | memory |\n|---|---|---|---|---|")
     for rows in map(int, _ROWS.value):
-        for layout in ("kuairand", "tables"):
+        for layout in _LAYOUTS.value:
             with tempfile.TemporaryDirectory(dir=_FOLDER.value) as folder:
                 print(f"| {rows:,} | {layout} | {' | '.join(measure(rows, layout, Path(folder)))} |", flush=True)
 

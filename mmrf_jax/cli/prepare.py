@@ -81,14 +81,13 @@ def _kuairand(config, engine) -> tuple[int, bool]:
 def _logs(config, engine) -> tuple[int, bool]:
     """Prepare own tables, likewise."""
     from mmrf_jax.data.frame_log import SessionLog
-    from mmrf_jax.data.splits import SPLITS
     from mmrf_jax.training import own_logs
 
     files.check_writable(_OUT.value.parent, "--out")
     before = _OUT.value.exists()
     log = SessionLog.open(_OUT.value) if before else own_logs.read(config.own_logs, folder=_OUT.value, engine=engine)
     counts = ("users", "sessions", "requests", "rows")
-    splits = {name: {key: log.report["splits"][name][key] for key in counts} for name in SPLITS}
+    splits = {name: {key: of[key] for key in counts} for name, of in log.report["splits"].items()}
     _say(log.report["rows"], _OUT.value, splits)
     return log.report["rows"], not before
 

@@ -363,6 +363,8 @@ def test_preparing_twice_does_nothing_and_half_written_is_not_finished(tmp_path,
         again = builder.prepare_log(source, tmp_path / "out", CONFIG)
         with pytest.raises(ValueError, match=r"prepared with other settings \(seed 0\)"):
             builder.prepare_log(source, tmp_path / "out", dataclasses.replace(CONFIG, seed=1))
+    with pytest.raises(FileExistsError, match=r"source exists and holds no prepared KuaiRand; name a folder that does"):
+        builder.prepare_log(source, source, CONFIG)
     assert records.pack(again.part("test"), spec) == packed(splits, "test", spec)
 
     with monkeypatch.context() as patch:  # open_or_prepare prepares anew only for other files or another config

@@ -123,9 +123,12 @@ def prepare_log(
       progress: as `io.progress.counted`, which also checks for a stop; the default does not check.
 
     Raises:
+      FileExistsError: if the folder holds something else.
       FileNotFoundError, ValueError: as `csv_files.find_source` and `prepare.run`.
     """
     config, folder = config or KuaiRandConfig(), storage.path(folder).absolute()
+    if folder.exists() and not (folder / prepare.ABOUT).exists():
+        raise FileExistsError(f"{folder} exists and holds no prepared KuaiRand; name a folder that does not exist")
     if not folder.exists():
         found = csv_files.find_source(os.path.abspath(copies.local(storage.path(source))))  # tasks may run elsewhere
 
