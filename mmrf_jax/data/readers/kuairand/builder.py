@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -24,7 +25,7 @@ from mmrf_jax.data import records
 from mmrf_jax.data.readers.engine import tasks
 from mmrf_jax.data.readers.engine.tasks import Engine, Progress
 from mmrf_jax.data.readers.kuairand import csv_files, prepare
-from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig, digest
+from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.data.readers.kuairand.features import read_catalogue
 from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.data.splits import PARTS
@@ -163,7 +164,8 @@ def open_or_prepare(
 
 def _key(source: csv_files.Source, config: KuaiRandConfig) -> str:
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
-    return digest([prepare.FORMAT, records.VERSION, dataclasses.asdict(config), stats])
+    said = json.dumps([prepare.FORMAT, records.VERSION, dataclasses.asdict(config), stats], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _say_unused(report: dict) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from typing import Any
 
 from mmrf_jax import fields
 from mmrf_jax.data.splits import SplitDates
@@ -46,12 +43,3 @@ class KuaiRandConfig:
     @property
     def dates(self) -> SplitDates:
         return SplitDates(self.train_until, self.valid_until, self.test_from)
-
-    def fingerprint(self) -> str:
-        """Return 16 hex digits that differ if any field differs."""
-        return digest(dataclasses.asdict(self))
-
-
-def digest(value: Any) -> str:
-    """Return 16 hex digits that identify a JSON-serialisable value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

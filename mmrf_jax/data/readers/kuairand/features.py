@@ -238,10 +238,6 @@ class Profiles:
     values: np.ndarray  # [U + 1, Du] float32, zeros in row 0
     fitted: dict[str, np.ndarray]
 
-    def of(self, user_id: np.ndarray) -> np.ndarray:
-        """Return [n, Du] float32 profiles of user ids [n]."""
-        return self.values[self.rows_of(user_id)]
-
     def rows_of(self, user_id: np.ndarray) -> np.ndarray:
         """Return [n] int32 rows of user ids; 0 if unknown."""
         row = np.minimum(np.searchsorted(self.user_id, user_id), len(self.user_id) - 1)
