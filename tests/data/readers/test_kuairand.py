@@ -15,11 +15,14 @@ import polars as pl
 import pytest
 
 from mmrf_jax.data import records
+from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import kuairand
 from mmrf_jax.data.readers.engine import build, candidates, grouping, tasks
 from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, requests
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
+from mmrf_jax.schema import Schema
+from mmrf_jax.signals import Signal
 
 CONFIG = builder.KuaiRandConfig(candidates=20, slate=3, history=8, session_gap_minutes=120)
 
@@ -194,6 +197,56 @@ def test_random_exposures_are_sessions_of_one_request_apart_from_the_standard_lo
         np.testing.assert_allclose(log.log_propensity, -np.log(20), rtol=1e-6)
         assert log.date.min() == date[chosen].min() and log.date.max() == date[chosen].max()
     assert all(np.isnan(splits[name].log_propensity).all() for name in ("train", "valid", "test"))
+
+
+#: KuaiRand's rules in the words of any log.
+SCHEMA = Schema(
+    user="user_id",
+    item="video_id",
+    time="time_ms",
+    signals=[
+        Signal("click", "is_click"),
+        Signal("long_view"),
+        *(Signal(name, f"is_{name}") for name in ("like", "follow", "comment", "forward")),
+        Signal("hate", "is_hate", sign=-1),
+        Signal("profile_enter", "is_profile_enter"),
+        Signal("watch_time", "play_time_ms", "duration", unit="ms"),
+    ],
+    main="watch_time",
+    duration="duration_ms",
+    random="is_rand",
+    request_by=("tab",),
+    request_gap=30.0,
+    available="upload_dt",
+    time_zone="Asia/Shanghai",
+    split=("2022-05-02", "2022-05-03"),
+    session_gap=120.0,
+    slate_size=3,
+    num_candidates=20,
+    history=8,
+)
+
+
+def test_the_reader_of_any_log_makes_the_same_sessions_of_these_rows(small):
+    """But for numbers of users and items, features, and which candidates are drawn."""
+    prepared, splits = small[:2]
+    rows = pd.concat([files.make_log(0, 1500), files.make_log(9, 300, is_rand=1)]).drop_duplicates()
+    log = SessionLog.from_frame(rows, SCHEMA, items=files.make_videos().drop(columns="tag"), quiet=True)
+    assert log.spec.signals.names == small[3].signals.names and log.parts.keys() == splits.keys()
+    videos = {"theirs": prepared.catalogue.video_id, "ours": log.item_ids}
+    for name, theirs in splits.items():
+        ours = log.part(name)
+        np.testing.assert_array_equal(log.user_ids[ours.user_id], theirs.user_id, name)
+        for field in ("date", "offsets", "terminated", "truncated", "history_mask", "log_propensity"):
+            np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field), f"{name}.{field}")
+        for field in ("feedback", "history_feedback"):
+            np.testing.assert_allclose(getattr(ours, field), getattr(theirs, field), rtol=1e-6)
+        mask = theirs.history_mask
+        np.testing.assert_array_equal(
+            videos["ours"][ours.history_videos][mask], videos["theirs"][theirs.history_videos][mask]
+        )
+        np.testing.assert_array_equal(videos["ours"][exposures(ours)[0]], videos["theirs"][exposures(theirs)[0]])
+        np.testing.assert_allclose(ours.context[:, [0, 1, 2, -1]], theirs.context[:, [0, 1, -2, -1]], atol=5e-4)
 
 
 @pytest.mark.parametrize("day", ["valid and test", "test"])

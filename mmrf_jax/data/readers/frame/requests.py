@@ -174,18 +174,12 @@ def limit(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
 def arrange(frame: pl.DataFrame, user: np.ndarray, item: np.ndarray, schema: Schema) -> Rows:
     """Return ordered rows [n] as arrays; `user` and `item` [n] are rows of the tables."""
     signals, asked = [f"s{i}" for i in range(len(schema.signals))], frame["asked"].to_numpy()
+    random = frame["random"].to_numpy() if schema.random else np.zeros(len(frame), bool)
     run = np.zeros(len(frame), np.int64)
     if schema.request:
         run = frame["request"].rle_id().to_numpy().astype(np.int64)
-    else:
-        changes = np.zeros(max(len(frame) - 1, 0), bool)
-        if schema.position:
-            position = frame["position"].fill_null(np.inf).to_numpy()
-            changes |= position[1:] <= position[:-1]
-        for name in schema.request_by:
-            values = frame[f"r{schema.request_by.index(name)}"].rle_id().to_numpy()
-            changes |= values[1:] != values[:-1]
-        run[1:] = np.cumsum(changes)
+    else:  # random rows between others separate no requests
+        run[~random] = np.cumsum(_separate(frame.filter(~random) if schema.random else frame, schema))
     return Rows(
         user=user,
         item=item,
@@ -195,9 +189,20 @@ def arrange(frame: pl.DataFrame, user: np.ndarray, item: np.ndarray, schema: Sch
         key=request_keys(0, user, asked, item),
         ended=frame["ended"].to_numpy(),
         run=run,
-        random=frame["random"].to_numpy() if schema.random else np.zeros(len(frame), bool),
+        random=random,
         requested=schema.request is not None,
     )
+
+
+def _separate(frame: pl.DataFrame, schema: Schema) -> np.ndarray:
+    """Return where rows [n] cannot be in the request of the row before, by place or by `schema.request_by`."""
+    found = np.zeros(len(frame), bool)
+    if schema.position:
+        position = frame["position"].fill_null(np.inf).to_numpy()
+        found[1:] |= position[1:] <= position[:-1]
+    for i in range(len(schema.request_by)):
+        found |= _starts(frame[f"r{i}"])[: len(frame)]
+    return found
 
 
 def extent(frame: pl.DataFrame, schema: Schema) -> tuple[float, float]:
