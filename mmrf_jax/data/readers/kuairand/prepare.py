@@ -46,6 +46,7 @@ from mmrf_jax.signals import SHORT_VIDEO
 FORMAT = 8
 #: The file that says what a folder holds.
 ABOUT = "kuairand.json"
+_DAYS = (*SPLITS, "between")  # by the number of the split; −1 is the last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,43 +215,36 @@ def clean_bucket(job: Job, task: int) -> None:
     known, rows = _known_durations(job), tasks.read_part(job.made("sort"), job.cuts("buckets"), task)
     rows, every, report = clean.clean(rows, known)
     facts = clean.describe_videos(every, job.config.train_until)
-    flag, part = rows["is_rand"].to_numpy() == 1, job.config.dates.split_of(rows["date"].to_numpy())
-    of_split = {name: rows.filter(~flag & (part == i)) for i, name in enumerate(SPLITS)}
-    random = {name: rows.filter(flag & (part == SPLITS.index(of))) for name, of in RANDOM.items()}
-    standard, split = rows.filter(~flag), part[~flag]
     for folder, frame in (("rows", rows), ("facts", facts)):
         (job.work / folder).mkdir(exist_ok=True)
         tasks.write_run(frame, job.path(folder, task))
-    made = {
-        "log": report,
-        "log_end": {name: of["time_ms"].max() for name, of in of_split.items()},
-        "first_day": {name: of["date"].min() for name, of in (*of_split.items(), *random.items())},
-        "first_standard_day": standard["date"].min(),
-        "between_splits": int((split < 0).sum()),
-        "train_users": of_split["train"]["user_id"].unique().sort().to_list(),
-        "other_users": standard.filter(split != 0)["user_id"].unique().sort().to_list(),
-        "random_users": pl.concat(random.values())["user_id"].unique().sort().to_list(),
-    }
-    write_json(job.path("clean", task, "json"), made)
+    split = pl.Series("split", job.config.dates.split_of(rows["date"].to_numpy()))
+    parts = (
+        rows.with_columns(split)
+        .group_by("is_rand", "split")
+        .agg(
+            pl.len().alias("rows"),
+            pl.col("date").min().alias("first"),
+            pl.col("time_ms").max().alias("end"),
+            pl.col("user_id").unique().alias("users"),
+        )
+    )
+    write_json(job.path("clean", task, "json"), {"log": report, "parts": parts.to_dicts()})
 
 
 def _merge_counts(job: Job) -> dict:
-    """Merge the counts of `clean_bucket` over all buckets."""
-    all_made, videos = job.read_all("clean"), job.read_all("videos")
-
-    def best(field, name, of):
-        return of((v for m in all_made if (v := m[field][name]) is not None), default=None)
-
+    """Merge the counts of `clean_bucket` over all buckets: by log, and by part with the days between the splits."""
+    made, videos = job.read_all("clean"), job.read_all("videos")
+    parts: dict[str, dict] = {
+        random + name: {"rows": 0, "first": None, "end": 0, "users": []} for random in ("", "random_") for name in _DAYS
+    }
+    for of in (part for bucket in made for part in bucket["parts"]):
+        into = parts["random_" * of["is_rand"] + _DAYS[of["split"]]]
+        first, end = min(of["first"], into["first"] or of["first"]), max(of["end"], into["end"])
+        into |= {"rows": into["rows"] + of["rows"], "first": first, "end": end, "users": into["users"] + of["users"]}
     return {
-        "log": {log: _sum([m["log"][log] for m in all_made]) for log in all_made[0]["log"]},
-        "log_end": {name: best("log_end", name, max) or 0 for name in SPLITS},
-        "first_day": {name: best("first_day", name, min) for name in PARTS},
-        "first_standard_day": min((m["first_standard_day"] for m in all_made if m["first_standard_day"]), default=None),
-        "between_splits": sum(m["between_splits"] for m in all_made),
-        **{
-            key: sorted(user for m in all_made for user in m[key])
-            for key in ("train_users", "other_users", "random_users")
-        },
+        "log": {log: _sum([bucket["log"][log] for bucket in made]) for log in made[0]["log"]},
+        "parts": parts,
         "videos": {"rows": sum(m["rows"] for m in videos), "unparsable": sum(m["rows"] - m["used"] for m in videos)},
     }
 
@@ -258,13 +252,14 @@ def _merge_counts(job: Job) -> dict:
 def _check_usable(job: Job) -> None:
     """Raise ValueError if the standard log has no usable row on the training days."""
     cleaned = job.read("cleaned.json")
-    if cleaned["train_users"]:
+    if cleaned["parts"]["train"]["rows"]:
         return
     counts = cleaned["log"]["standard"]
     if counts["used"]:
+        first = min(first for name in _DAYS if (first := cleaned["parts"][name]["first"]))
         raise ValueError(
-            f"no standard-log row on or before train_until={job.config.train_until}; the first is of "
-            f"{cleaned['first_standard_day']}: set train_until to that day or later"
+            f"no standard-log row on or before train_until={job.config.train_until}; the first is of {first}: set "
+            "train_until to that day or later"
         )
     folder = job.source.logs[0].parent
     if not counts["rows"]:
@@ -292,6 +287,7 @@ def merge_told(job: Job, task: int) -> None:
 def fit(job: Job, task: int) -> None:
     """Fit everything on the training days, as arrays in `job.records`; write the report so far, and the spec."""
     config, cleaned = job.config, job.read("cleaned.json")
+    parts = cleaned["parts"]
     for folder in (job.records / "catalogue", job.records / "profiles", job.work / "pools"):
         folder.mkdir(parents=True, exist_ok=True)
     facts, videos = job.made("merge"), job.made("feature")
@@ -301,7 +297,7 @@ def fit(job: Job, task: int) -> None:
     catalogue = read_catalogue(job.records / "catalogue")
     read_users, cells = csv_files.read_users(job.source.users)
     csv_files.check_cells(job.source.users[0], cells)
-    profiles = build_profiles(read_users, np.array(cleaned["train_users"]))
+    profiles = build_profiles(read_users, np.array(parts["train"]["users"]))
     write_profiles(profiles, job.records / "profiles")
     # Pure is the whole pool of the random log; in the larger releases only its exposures reveal that pool.
     days = {"standard": catalogue.live_from, "random": catalogue.live_from}
@@ -309,16 +305,18 @@ def fit(job: Job, task: int) -> None:
         days["random"] = np.maximum(catalogue.live_from, catalogue.random_from)
     for log, day in days.items():
         pool = candidates.make_pool(day, clean.NEVER)
-        for split, first in cleaned["first_day"].items():
-            if first is not None and log == _pool_of(split):
-                pool.check(first, config.candidates, config.slate)
+        for name in PARTS:
+            if parts[name]["rows"] and log == _pool_of(name):
+                pool.check(parts[name]["first"], config.candidates, config.slate)
         pool.save(job.work / "pools" / log)
-    items, users = catalogue.items, np.array(sorted({*cleaned["train_users"], *cleaned["other_users"]}))
+    items, users_of = catalogue.items, {name: np.array(of["users"], np.int64) for name, of in parts.items()}
+    users = np.unique(np.concatenate([users_of[name] for name in _DAYS]))
+    every = np.concatenate([profiles.user_id, users, *(users_of[name] for name in RANDOM)])
     spec = InputSpec(
         num_videos=len(catalogue.video_id),
         num_authors=items.num_authors,
         num_tags=items.num_tags,
-        num_users=_number_users(job, np.union1d(profiles.user_id, [*users, *cleaned["random_users"]])),
+        num_users=_number_users(job, np.unique(every)),
         item_features=items.features.shape[1],
         profile=profiles.values.shape[1],
         context=requests.CONTEXT,
@@ -333,7 +331,7 @@ def fit(job: Job, task: int) -> None:
         "files": [path.name for path in job.source.files],
         "log": {log: counts | by_log[log] for log, counts in cleaned["log"].items()},
         "session_gap_minutes": job.session_gap_minutes,
-        "standard_rows_between_splits": cleaned["between_splits"],
+        "standard_rows_between_splits": parts["between"]["rows"],
         "users_without_features": int((profiles.rows_of(users) == 0).sum()),
         "features": {
             "users": {
@@ -387,8 +385,9 @@ def open_bucket(job: Job, task: int) -> tuple[requests.Bucket, dict[str, Plan]]:
         profiles.rows_of(frame["user_id"].to_numpy()),
     )
     split, until = config.dates.split_of(rows.day), {"train": config.train_until, "valid": config.valid_until}
-    ends = cleaned["log_end"]
-    return bucket, {name: plan(rows, name, split, bucket.sizes, ends.get(name, 0), until.get(name)) for name in PARTS}
+    return bucket, {
+        name: plan(rows, name, split, bucket.sizes, cleaned["parts"][name]["end"], until.get(name)) for name in PARTS
+    }
 
 
 def write_bucket(job: Job, task: int) -> None:
