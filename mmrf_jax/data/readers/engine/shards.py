@@ -26,7 +26,11 @@ def name(shard: int, shards: int) -> str:
 
 
 def write(path: pathlib.Path, bucket: Bucket | None, plan: Plan | None, spec: InputSpec) -> dict[str, Any]:
-    """Write the sessions of a plan as a shard; return `COUNTS` and a `digest`. None for no rows at all."""
+    """Write the sessions of a plan as a shard; None for no rows at all.
+
+    Returns:
+      `COUNTS`, a `digest`, and `when`: the first and the last time of a row, or None.
+    """
     digest, step = hashlib.sha256(), records.SESSIONS_PER_RECORD
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing(path) as temporary:
@@ -42,10 +46,11 @@ def write(path: pathlib.Path, bucket: Bucket | None, plan: Plan | None, spec: In
     return _counts(bucket, plan) | {"digest": digest.hexdigest()}
 
 
-def _counts(bucket: Bucket | None, plan: Plan | None) -> dict[str, int]:
+def _counts(bucket: Bucket | None, plan: Plan | None) -> dict[str, Any]:
     if bucket is None or plan is None:
-        return dict.fromkeys(COUNTS, 0)
-    users = bucket.rows.user[plan.own]
+        return {**dict.fromkeys(COUNTS, 0), "when": None}
+    users, times = bucket.rows.user[plan.own], bucket.rows.time[plan.own]
+    when = [int(times.min()), int(times.max())] if len(times) else None
     found = (
         int((np.diff(users) != 0).sum()) + (len(users) > 0),
         plan.num_sessions,
@@ -53,7 +58,7 @@ def _counts(bucket: Bucket | None, plan: Plan | None) -> dict[str, int]:
         len(users),
         int(plan.terminated.sum()),
     )
-    return dict(zip(COUNTS, found, strict=True))
+    return {**dict(zip(COUNTS, found, strict=True)), "when": when}
 
 
 def finish(folder: pathlib.Path, shards: Sequence[dict[str, Any]], spec: InputSpec, scores: bool) -> dict[str, int]:

@@ -304,10 +304,7 @@ def write(job: Job, task: int) -> None:
         made["signals"] = fit.describe_signals(rows.feedback, (part == 0) & ~rows.random)
     for name in fitted["last"]:
         path = job.work / "made" / name / shards.name(task, job.buckets)
-        of = plans.get(name)
-        times = bucket.rows.time[of.own] if bucket is not None and of is not None and len(of.own) else None
-        when = None if times is None else [int(times.min()), int(times.max())]
-        made["parts"][name] = shards.write(path, bucket, of, spec) | {"when": when}
+        made["parts"][name] = shards.write(path, bucket, plans.get(name), spec)
     write_json(job.path("write", task, "json"), made | {"notes": dataclasses.asdict(notes)})
 
 
