@@ -111,10 +111,11 @@ class Schema:
             roles[column] = role
 
     def _check_names(self) -> None:
-        optional = {role: getattr(self, role) for role in (*OPTIONAL, "author", "tag")}
+        optional = {role: getattr(self, role) for role in (*OPTIONAL, "author", "tag", "available")}
         named = {role: getattr(self, role) for role in ("user", "item", "time")}
         named |= {role: column for role, column in optional.items() if column is not None}
-        named |= {f"context[{i}]": name for i, name in enumerate(self.context)}
+        for of in ("context", "request_by"):
+            named |= {f"{of}[{i}]": name for i, name in enumerate(getattr(self, of))}
         for role, column in named.items():
             if not (isinstance(column, str) and column):
                 raise ValueError(f"schema.{role} is {column!r}; give the name of a column")
