@@ -1,0 +1,117 @@
+"""Prepared logs as TensorFlow Datasets, for pipelines that read those; TensorFlow itself is not needed.
+
+log = kuairand.open_or_prepare(source, config)  # or mmrf.SessionLog.open(folder)
+tfds.write(log.parts, "datasets", name="kuairand")
+
+import tensorflow_datasets
+builder = tensorflow_datasets.builder("kuairand", data_dir="datasets")
+for session in builder.as_data_source("train"): ...
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mmrf_jax.data import records
+from mmrf_jax.data.session_log import InputSpec
+from mmrf_jax.io import extras, files
+
+VERSION = "1.0.0"
+_REQUESTS = ("context", "candidates", "slate", "feedback", "log_propensity")
+_HISTORY = ("history_videos", "history_feedback", "history_mask")
+_SESSION = ("user_id", "date", "profile", *_HISTORY, "terminated", "truncated")
+
+
+def write(parts: Mapping[str, records.Blocks], data_dir: str | os.PathLike, name: str = "sessions") -> Any:
+    """Write the parts of a log as the splits of a TensorFlow dataset, one session an example.
+
+    An example has the fields of `Sessions`: `user_id`, `date`, `profile` [Du], `terminated`, `truncated`; of the
+    history `history_videos` [H], `history_feedback` [H, S] and `history_mask` [H]; of the T requests `context` [T, Dc],
+    `candidates` [T, C], `slate` [T, K] (positions among the candidates), `feedback` [T, K, S] and `log_propensity` [T].
+    Parts without sessions are no splits.
+
+    Args:
+      parts: {"train": sessions on disk, ...}, such as `SessionLog.parts` or those of KuaiRand.
+      data_dir: folder of TensorFlow datasets.
+      name: of the dataset, in lower case with underscores.
+
+    Returns:
+      The `tensorflow_datasets` builder of the dataset; `builder.as_data_source("train")` reads it.
+
+    Raises:
+      FileExistsError: if the folder has a dataset of this name.
+      ValueError: if no part has sessions.
+      MissingExtra: without tensorflow-datasets.
+    """
+    with extras.needed("data"):
+        import tensorflow_datasets as tfds
+
+    folder = files.user_path(str(data_dir), "data_dir")
+    if (folder / name).exists():
+        raise FileExistsError(f"{folder / name} exists; remove it or use another name")
+    used = {part: blocks for part, blocks in parts.items() if blocks.total[0]}
+    if not used:
+        raise ValueError(f"no part of {', '.join(parts)} has sessions; there is nothing to write to {folder / name}")
+    tfds.disable_progress_bar()
+    builder = _builder(tfds, name, used)(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return builder
+
+
+def _builder(tfds: Any, dataset: str, parts: Mapping[str, records.Blocks]) -> type:
+    """Return the builder of a dataset as a class, as TFDS asks for."""
+    spec = next(iter(parts.values())).spec
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(VERSION)
+        name = dataset
+
+        def _info(self):
+            said = f"Sessions with the signals {', '.join(spec.signals.names)}."
+            features = _features(tfds.features, spec)
+            return tfds.core.DatasetInfo(builder=self, description=said, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {part: self._generate_examples(blocks) for part, blocks in parts.items()}
+
+        def _generate_examples(self, blocks):
+            return _sessions(blocks)
+
+    return Builder
+
+
+def _features(features: Any, spec: InputSpec) -> Any:
+    """Return the features of an example; None is the number of requests."""
+    signals = len(spec.signals)
+    shapes = {
+        "profile": ((spec.profile,), np.float32),
+        "history_videos": ((spec.history,), np.int32),
+        "history_feedback": ((spec.history, signals), np.float32),
+        "history_mask": ((spec.history,), np.bool_),
+        "context": ((None, spec.context), np.float32),
+        "candidates": ((None, spec.candidates), np.int32),
+        "slate": ((None, spec.slate), np.int32),
+        "feedback": ((None, spec.slate, signals), np.float32),
+        "log_propensity": ((None,), np.float32),
+    }
+    of_session = {"user_id": np.int32, "date": np.int32, "terminated": np.bool_, "truncated": np.bool_}
+    return features.FeaturesDict(
+        {name: features.Scalar(dtype) for name, dtype in of_session.items()}
+        | {name: features.Tensor(shape=shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+    )
+
+
+def _sessions(blocks: records.Blocks) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Yield (number, example) of every session of a part."""
+    number = 0
+    for block in range(len(blocks.sessions)):
+        log = blocks.read([block])
+        for i in range(log.num_sessions):
+            requests = slice(log.offsets[i], log.offsets[i + 1])
+            session = {name: getattr(log, name)[i] for name in _SESSION}
+            yield number, session | {name: getattr(log, name)[requests] for name in _REQUESTS}
+            number += 1
