@@ -66,7 +66,7 @@ def _builder(tfds: Any, dataset: str, parts: Mapping[str, records.Blocks]) -> ty
     """Return the builder of a dataset as a class, as TFDS asks for."""
     spec = next(iter(parts.values())).spec
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         VERSION = tfds.core.Version(VERSION)
         name = dataset
 
