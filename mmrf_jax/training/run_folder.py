@@ -18,7 +18,7 @@ from mmrf_jax.io import copies, files, storage
 
 #: Per-user sums of the run's own arm in its A/B test.
 USERS = "ab_test_users.npz"
-_FREE_PREFIXES = ("log_", "memory_", "profile_", "checkpoint_", "trackers", "plugins")
+_FREE_PREFIXES = ("seeds", "log_", "memory_", "profile_", "checkpoint_", "trackers", "plugins")
 #: Files and folders that a run writes in addition to config.json.
 LOG = "log"  # a run on an own log holds it
 _FOLDERS = ("checkpoints", "tensorboard", "profile", "wandb", LOG)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmrf_jax.data import device_log, sessions
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.envs import rankers
 from mmrf_jax.io import files, metric_writer, profile, trackers
-from mmrf_jax.io.progress import check, interruptible, observed, phase, say
+from mmrf_jax.io.progress import check, counted, interruptible, observed, phase, say
 from mmrf_jax.models.feedback_model import fitting
 from mmrf_jax.parallel import multihost, preemption, programs
 from mmrf_jax.parallel.partitioner import Partitioner
@@ -39,6 +40,7 @@ from mmrf_jax.training import (
     restore,
     run_folder,
     run_report,
+    side_by_side,
     sources,
     steps,
     train_state,
@@ -52,20 +54,39 @@ _MEASURED = 16  # batches of held-out sessions on which the feedback model is me
 
 
 def train(config: configs.Run, workdir: Path, brief: bool = False, log: SessionLog | None = None) -> dict[str, Any]:
-    """Run a config to its results, resuming from the latest checkpoint in the folder; return the results.
+    """Run a config of one seed to its results; see `train_runs`.
+
+    Raises:
+      ValueError: for several seeds, or an invalid config.
+    """
+    if config.seeds > 1:
+        raise ValueError(f"config.seeds={config.seeds} makes several runs, and this trains one; use mmrf train")
+    return train_runs({workdir: config}, brief, log)[workdir]
+
+
+def train_runs(
+    runs: Mapping[Path, configs.Run], brief: bool = False, log: SessionLog | None = None
+) -> dict[Path, dict[str, Any]]:
+    """Run configs to their results, resuming from the latest checkpoints in their folders; return the results.
 
     Args:
+      runs: {run folder: config} of runs that differ in their seeds alone (`side_by_side.runs_of`). Several are trained
+        side by side, each as if it were alone.
       brief: whether to skip the report (`mmrf report` can write it later) and, on real logs, the simple rankers that
         the run is compared with, as in a study.
       log: the log of a run on `logs`; None to read the one that the config names.
     """
     # ------------------------------------------------------------------------------------------------------- Set-up
-    config, log, partitioner = _checked(config, workdir, log)
+    runs, log, partitioner = _checked(runs, log)
     with contextlib.ExitStack() as stack:
-        finished = multihost.on_primary(lambda: _begun(stack, workdir, config, brief, log))
-        if finished is not None:
-            say(f"{workdir} is finished; nothing to do")
-            return finished
+        results: dict[Path, dict[str, Any]] = {}
+        for workdir, config in runs.items():
+            finished = multihost.on_primary(functools.partial(_begun, stack, workdir, config, brief, log))
+            if finished is not None:
+                say(f"{workdir} is finished; nothing to do")
+                results[workdir] = finished
+        if len(results) == len(runs):
+            return results
         compiled = stack.enter_context(contextlib.closing(programs.Ahead()))
         watch = stack.enter_context(preemption.watching())
         stack.enter_context(interruptible(watch.check))
@@ -74,42 +95,17 @@ def train(config: configs.Run, workdir: Path, brief: bool = False, log: SessionL
 
         # ----------------------------------------------------------------------------------------------------- Data
         phase("prepare")
-        with preemption.at_once():
-            source = restore.source_of(config, partitioner, collects=config.alternation.closed_loop, workdir=workdir)
-        plan = steps.plan_of(config, source.spec.signals)
-        others = {} if source.sim is None else _arms(config, source)
-        job = _Job(config, plan, workdir, partitioner, source, others, compiled)
-        if source.report:
-            say(f"input: {json.dumps(source.report, default=str)}")
-        if multihost.is_primary():
-            inputs.write(workdir, inputs.of_source(source.local()))
+        jobs = _prepared(runs, results, partitioner, compiled)
 
         # ------------------------------------------------------------------------------- State, restore and rounds
-        with manager.Checkpoints(
-            workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
-        ) as checkpoints:
-            state, step, learned = _restored(job, checkpoints)
-            if learned is None:
-                state, learned = _learn(job, state, step, checkpoints)
-        assert state is not None  # restored or trained
+        with contextlib.ExitStack() as opened:
+            learners = [_restored(job, opened.enter_context(_checkpoints(job))) for job in jobs]
+            _learn([learner for learner in learners if learner.learned is None], len(runs))
 
-        # ----------------------------------------------------------------------------------------------- Evaluation
-        result = multihost.on_primary(lambda: _read_if_exists(workdir / "results.json"))  # if stopped at the report
-        with preemption.at_once():
-            if result is None:
-                result = {"train": learned} | _evaluate(job, state, brief)
-                phase("results")
-                if multihost.is_primary():
-                    _write_results(job, result, spent.seconds)
-
-            # ------------------------------------------------------------------------------------------------ Report
-            if not brief:
-                source, state = source.local(), multihost.to_local(state)
-                source.test()  # a collective operation if the test log has not been collected yet
-                preemption.part()
-                if multihost.is_primary():
-                    _report(config, source, state, workdir)
-        return result
+        # ---------------------------------------------------------------------------------------- Evaluation, report
+        for learner in learners:
+            results[learner.job.workdir] = _concluded(learner, brief, spent)
+        return {workdir: results[workdir] for workdir in runs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +113,8 @@ class _Job:
     """What stays the same while a run is trained.
 
     Attributes:
+      number: of the run, from 0, among those trained side by side.
+      name: of the run in what is printed; "" for one alone.
       source: its items are replicated on the partitioner's devices.
       arms: the policies of the A/B test in addition to the run's own.
       compiled: compiles the run's programs ahead of their first calls.
@@ -125,10 +123,17 @@ class _Job:
     config: configs.Run
     plan: steps.TrainConfig
     workdir: Path
+    number: int
+    name: str
     partitioner: Partitioner
     source: sources.Source
     arms: dict[str, rankers.AnyRanker]
     compiled: programs.Ahead
+
+    def announce(self) -> None:
+        """Say that what follows is done for this run alone, if it is one of several."""
+        if self.name:
+            say(self.name)
 
     def begin(self, name: str, program: str | None = None) -> None:
         """Announce a phase, and wait until its program is compiled (by default the one of the same name)."""
@@ -140,30 +145,61 @@ class _Job:
         return evaluate.TrainedRun(self.config, self.plan, self.source, state, self.partitioner, self.arms, self.begin)
 
 
+@dataclasses.dataclass
+class _Learner:
+    """What changes while a run is trained.
+
+    Attributes:
+      state: a TrainState; None in a new run until its first log is there.
+      step: of the restored checkpoint; 0 without one.
+      learned: what learned.json says, once training is complete.
+      data: `batches.Batches` of the round; None before its log is there.
+      run_hooks: of the steps.
+    """
+
+    job: _Job
+    checkpoints: manager.Checkpoints
+    state: Any = None
+    step: int = 0
+    learned: dict[str, Any] | None = None
+    data: Any = None
+    run_hooks: hooks.Hooks = dataclasses.field(init=False)
+
+    def hold(self, state: TrainState) -> None:
+        """Set the current state, which a stop signal saves."""
+        self.state = state
+        self.run_hooks.hold(state)
+
+
 # --------------------------------------------------------------------------------------------------------------- Set-up
 
 
 def _checked(
-    config: configs.Run, workdir: Path, log: SessionLog | None
-) -> tuple[configs.Run, SessionLog | None, Partitioner]:
-    """Return the config as it is to be stored, the log of a run on `logs`, and the partitioner; writes nothing.
+    runs: Mapping[Path, configs.Run], log: SessionLog | None
+) -> tuple[dict[Path, configs.Run], SessionLog | None, Partitioner]:
+    """Return the configs as they are to be stored, the log of runs on `logs`, and the partitioner; writes nothing.
 
     Raises:
       ValueError: for an invalid config.
     """
-    configs.validate(configs.as_dict(config))
-    config, log = own_logs.prepare(config, workdir, log)
-    registry.configured(config.method, config.agents, config.plugins)
-    profile.parse(config.profile_steps)
-    trackers.check(config.trackers)
-    partitioner = Partitioner()
-    partitioner.check_divisible(config.train.batch, "train.batch")
-    partitioner.check_divisible(config.feedback.batch, "feedback.batch")
-    if config.source == "world" and config.simulator == "world":
-        _check_arms(config, sources.WORLD_ARMS)
-    config = _with_plugins(config)
-    multihost.on_primary(lambda: warm_start.check(config, workdir))
-    return config, log, partitioner
+    partitioner, checked = Partitioner(), {}
+    for workdir, config in runs.items():
+        configs.validate(configs.as_dict(config))
+        config, log = own_logs.prepare(config, workdir, log)
+        registry.configured(config.method, config.agents, config.plugins)
+        profile.parse(config.profile_steps)
+        trackers.check(config.trackers)
+        partitioner.check_divisible(config.train.batch, "train.batch")
+        partitioner.check_divisible(config.feedback.batch, "feedback.batch")
+        if config.source == "world" and config.simulator == "world":
+            _check_arms(config, sources.WORLD_ARMS)
+        side_by_side.check(config, len(runs), partitioner)
+        config = _with_plugins(config)
+        if checked:
+            config = dataclasses.replace(config, profile_steps="")  # a trace shows all runs, and one is taken at a time
+        multihost.on_primary(functools.partial(warm_start.check, config, workdir))
+        checked[workdir] = config
+    return checked, log, partitioner
 
 
 def _check_arms(config: configs.Run, policies: Collection[str]) -> list[str]:
@@ -213,6 +249,29 @@ def _read_if_exists(path: Path) -> dict[str, Any] | None:
 # ----------------------------------------------------------------------------------------------------------------- Data
 
 
+def _prepared(
+    runs: Mapping[Path, configs.Run], finished: Collection[Path], partitioner: Partitioner, compiled: programs.Ahead
+) -> list[_Job]:
+    """Open the source of each run that is not finished, and write what serving it needs; their world is shared."""
+    jobs: list[_Job] = []
+    for number, (workdir, config) in enumerate(runs.items()):
+        if workdir in finished:
+            continue
+        like = jobs[0].source if jobs else None
+        collects = config.alternation.closed_loop
+        with preemption.at_once():
+            source = restore.source_of(config, partitioner, collects=collects, workdir=workdir, like=like)
+        plan = steps.plan_of(config, source.spec.signals)
+        others = {} if source.sim is None else _arms(config, source)
+        name = f"seed {config.seed}" if len(runs) > 1 else ""
+        if source.report and not jobs:
+            say(f"input: {json.dumps(source.report, default=str)}")
+        if multihost.is_primary():
+            inputs.write(workdir, inputs.of_source(source.local()))
+        jobs.append(_Job(config, plan, workdir, number, name, partitioner, source, others, compiled))
+    return jobs
+
+
 def _log_of_round(job: _Job, state: TrainState | None, number: int, before: batches.Batches | None) -> batches.Batches:
     """Return the log of a round: that of the round before, the first policy's, or one that the agents collect.
 
@@ -220,9 +279,9 @@ def _log_of_round(job: _Job, state: TrainState | None, number: int, before: batc
       state: at the beginning of the round; None in a new run.
       before: log of the round before; None in the first round of this process.
     """
+    if before is not None:
+        return before
     if number == 0 or not job.plan.closed_loop:
-        if before is not None:
-            return before
         if job.source.sim is not None:
             given = isinstance(job.config.data, configs.OwnLogs) or job.config.data.dir
             phase("read" if given else "collect")
@@ -238,10 +297,13 @@ def _first_log(job: _Job) -> batches.Batches:
     """Return the log of a run's first round, or of all its rounds: collected or read, in memory or streamed.
 
     Raises:
-      ValueError: for a log that is to stay on the devices, but is streamed.
+      ValueError: for a streamed log that is to stay on the devices, or of several runs.
     """
     config, discount, on_device = job.config, job.plan.agents.discount, job.config.train.log_on_device
     if (blocks := job.source.blocks()) is not None:
+        if job.name:
+            fix = "use --config.seeds=1, or --config.data.stream=False where memory allows"
+            raise ValueError(f"seeds are side by side, but the log is streamed; {fix}")
         if on_device:
             fix = "use --config.train.log_on_device=False, or --config.data.stream=False where memory allows"
             raise ValueError(f"config.train.log_on_device=True, but the log is streamed; {fix}")
@@ -279,7 +341,16 @@ def _server(job: _Job, state: TrainState) -> rankers.AnyRanker:
 # ---------------------------------------------------------------------------------------------------- State and restore
 
 
-def _restored(job: _Job, checkpoints: manager.Checkpoints) -> tuple[TrainState | None, int, dict[str, Any] | None]:
+def _checkpoints(job: _Job) -> manager.Checkpoints:
+    return manager.Checkpoints(
+        job.workdir / "checkpoints",
+        keep=_KEEP,
+        save_interval=job.config.checkpoint_every,
+        agree=multihost.on_primary,
+    )
+
+
+def _restored(job: _Job, checkpoints: manager.Checkpoints) -> _Learner:
     """Return the state to begin with, its step, and what learned.json says if training is complete.
 
     A run goes on from the first of these that it has:
@@ -291,11 +362,12 @@ def _restored(job: _Job, checkpoints: manager.Checkpoints) -> tuple[TrainState |
     4. Nothing: no state, step 0. The state is initialised when the first log is there (`_initial`).
     """
     if checkpoints.latest_step() is None:
-        return None, 0, None
+        return _Learner(job, checkpoints)
+    job.announce()
     state, step = checkpoints.restore(restore.state_shapes(job.config, job.source, job.partitioner))
     say(f"resumed at step {step}, round {min(int(state.round) + 1, job.plan.rounds)}")
     learned = multihost.on_primary(lambda: _read_if_exists(job.workdir / "learned.json"))
-    return state, step, learned if learned is not None and learned["steps"] == step else None
+    return _Learner(job, checkpoints, state, step, learned if learned and learned["steps"] == step else None)
 
 
 def _initial(job: _Job, program: programs.Program, data: batches.Batches) -> TrainState:
@@ -311,96 +383,151 @@ def _initial(job: _Job, program: programs.Program, data: batches.Batches) -> Tra
 # --------------------------------------------------------------------------------------------------------------- Rounds
 
 
-def _learn(
-    job: _Job, state: TrainState | None, step: int, checkpoints: manager.Checkpoints
-) -> tuple[TrainState, dict[str, Any]]:
-    """Train the rounds that are left, from a state or a new one; return the last state and learned.json."""
+def _learn(learners: Sequence[_Learner], number: int) -> None:
+    """Train the rounds that are left to runs, from their states or new ones; `number` runs are side by side.
+
+    Each run has all that it has alone: log, hooks and checkpoints. Only the steps of a phase are taken together. Runs
+    that were killed may be at different steps; those ahead wait for the others at the end of a phase.
+    """
+    if not learners:
+        return
+    job = learners[0].job
     config, plan = job.config, job.plan
     shapes = restore.state_shapes(config, job.source, job.partitioner)
-    memory.check(config, memory.estimate(config, plan, job.source, shapes, job.partitioner), job.partitioner)
-    initial = compilation.initial(job.partitioner, shapes)
-    compilation.begin(
-        job.compiled, config, plan, job.source, shapes, initial if state is None else None, job.arms, job.partitioner
-    )
+    memory.check(config, memory.estimate(config, plan, job.source, shapes, job.partitioner, number), job.partitioner)
+    seeds, initial = side_by_side.Seeds(number, shapes, job.partitioner), compilation.initial(job.partitioner, shapes)
+    new = any(learner.state is None for learner in learners)
+    compilation.begin(job.compiled, config, plan, job.source, seeds, initial if new else None, job.arms)
+    with contextlib.ExitStack() as opened:
+        for learner in learners:
+            learner.run_hooks = opened.enter_context(_hooks(opened, learner))
+        for at in range(min(_round_of(learner) for learner in learners), plan.rounds):
+            here = [learner for learner in learners if _round_of(learner) == at]
+            if at and plan.closed_loop:
+                for learner in here:
+                    learner.data = None  # frees its memory before the next log is collected
+            for learner in here:
+                _begin_round(learner, at, initial)
+            _round(here, at, seeds)
+            for learner in here:
+                learner.hold(train_state.next_round(learner.state))
+                learner.run_hooks.save(force=True, again=True)
+    for learner in learners:
+        learner.checkpoints.wait()
+        step = learner.run_hooks.step
+        learner.learned = multihost.on_primary(functools.partial(_write_learned, learner.job, learner.state, step))
+
+
+def _hooks(opened: contextlib.ExitStack, learner: _Learner) -> hooks.Hooks:
+    """Return the hooks of a run's steps; its metrics are written until the stack closes."""
+    job, step = learner.job, learner.step
     writes = job.workdir if multihost.is_primary() else None
-    writer = _writer(config, writes, step if step else None)
-    trace = profile.Profile(config.profile_steps, writes and writes / "profile")
-    data: batches.Batches | None = None
-    with writer, hooks.Hooks(config, writer, checkpoints, trace, step) as run_hooks:
-        for number in range(0 if state is None else int(state.round), plan.rounds):
-            if number and plan.closed_loop:
-                data = None  # frees its memory before the next log is collected
-            data = _log_of_round(job, state, number, data)
-            if state is None:
-                state = _initial(job, initial, data)
-            logged = job.partitioner.replicate(np.array([data.sessions, data.requests], np.int32))
-            state = dataclasses.replace(state, logged=logged)
-            run_hooks.hold(state)
-            state = _round(job, state, data, run_hooks)
-            state = train_state.next_round(state)
-            run_hooks.hold(state)
-            run_hooks.save(force=True, again=True)
-    checkpoints.wait()
-    assert state is not None
-    return state, multihost.on_primary(lambda: _write_learned(job, state, run_hooks.step))
+    writer = opened.enter_context(_writer(job.config, writes, step if step else None))
+    trace = profile.Profile(job.config.profile_steps, writes and writes / "profile")
+    return hooks.Hooks(job.config, writer, learner.checkpoints, trace, step, job.name)
 
 
-def _round(job: _Job, state: TrainState, data: batches.Batches, run_hooks: hooks.Hooks) -> TrainState:
+def _round_of(learner: _Learner) -> int:
+    return 0 if learner.state is None else int(learner.state.round)
+
+
+def _begin_round(learner: _Learner, number: int, initial: programs.Program) -> None:
+    """Give a run the log of a round, and a new run its state."""
+    job = learner.job
+    job.announce()
+    learner.data = data = _log_of_round(job, learner.state, number, learner.data)
+    state = _initial(job, initial, data) if learner.state is None else learner.state
+    logged = job.partitioner.replicate(np.array([data.sessions, data.requests], np.int32))
+    learner.hold(dataclasses.replace(state, logged=logged))
+
+
+def _round(learners: Sequence[_Learner], number: int, seeds: side_by_side.Seeds) -> None:
     """Train the rest of a round: fit the feedback model, measure it, update the agents, evaluate both."""
-    config, number, done = job.config, int(state.round), int(state.done)
-
-    def rate(progress: float) -> float:
-        return steps.rate((number + progress) / job.plan.rounds)
-
-    fit = None  # the steps of a round that are done are first its fits, then its updates
-    if job.plan.use_feedback_model:
-        fit = batches.PhaseIterator(data, "feedback", number, config.feedback.epochs, done, rate)
-    updates = done if fit is None else max(done - fit.total, 0)
-    update = batches.PhaseIterator(data, "train", number, config.train.epochs, updates, rate)
-    if fit is not None:
-        state = _fit(job, state, fit, run_hooks)
-        if done <= fit.total:
-            job.compiled.wait("measure", check, say)
-            state = _measure(job, state, data)
-            run_hooks.hold(state)
-    state = _update(job, state, update, run_hooks)
-    round_log = evaluate.Split("round", lambda: data.log)
-    rows = {name: evaluator(job.trained(state), round_log) for name, evaluator in _EVALUATORS.items()}
-    for name, metrics in rows.items():  # written last, after everything that can be interrupted
-        if metrics is not None:
-            run_hooks.write(name, metrics)
-    return state
-
-
-def _fit(job: _Job, state: TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks) -> TrainState:
-    """Fit the feedback model to the round's log."""
-    _begin_phase(job, "fit", iterator, run_hooks)
-    with iterator:
-        for batch, rate in iterator:
-            run_hooks.before_step()
-            state, metrics = steps.fit_step(state, batch, job.source.items, job.plan, rate)
-            run_hooks.after_step(state, metrics)
-    return state
+    plan = learners[0].job.plan
+    # The steps of a round that are done are first its fits, then its updates.
+    done = [int(learner.state.done) for learner in learners]
+    fits: list[batches.PhaseIterator] = []
+    if plan.use_feedback_model:
+        fits = [_iterator(learner, "feedback", number, at) for learner, at in zip(learners, done, strict=True)]
+    fitted = [fit.total for fit in fits] or [0] * len(learners)
+    updates = [
+        _iterator(learner, "train", number, max(at - total, 0))
+        for learner, at, total in zip(learners, done, fitted, strict=True)
+    ]
+    if fits:
+        _steps(learners, fits, seeds, "fit", steps.fit_step, save_last=True)
+        for learner, at, total in zip(learners, done, fitted, strict=True):
+            if at <= total:
+                learner.job.compiled.wait("measure", check, say)
+                learner.hold(_measure(learner.job, learner.state, learner.data))
+    encodings = seeds.join({learner.job.number: _encodings(learner) for learner in learners})
+    # The last state is saved at the end of the round.
+    _steps(learners, updates, seeds, "train", steps.update_step, save_last=False, more=(encodings,))
+    for learner in learners:
+        _evaluate_round(learner)
 
 
-def _update(job: _Job, state: TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks) -> TrainState:
-    """Update the agents on the round's log, and on slates that the feedback model labels."""
-    encodings = steps.precompute_item_embeddings(state, job.source.items, job.plan)
-    encodings = None if encodings is None else job.partitioner.replicate(encodings)
-    _begin_phase(job, "train", iterator, run_hooks)
-    with iterator:
-        for batch, rate in iterator:
-            run_hooks.before_step()
-            state, metrics = steps.update_step(state, batch, job.source.items, job.plan, rate, encodings)
-            # The last state is saved at the end of the round.
-            run_hooks.after_step(state, metrics, save=iterator.position < iterator.total)
-    return state
+def _iterator(learner: _Learner, part: str, number: int, done: int) -> batches.PhaseIterator:
+    """Return the batches of a phase of a round after `done` steps, with the learning-rate factors of the whole run."""
+    config, rounds = learner.job.config, learner.job.plan.rounds
+    epochs = getattr(config, part).epochs
+    return batches.PhaseIterator(
+        learner.data, part, number, epochs, done, lambda progress: steps.rate((number + progress) / rounds)
+    )
 
 
-def _begin_phase(job: _Job, name: str, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks) -> None:
-    if iterator.position < iterator.total:
-        job.begin(name)
-    run_hooks.begin(name, f"{name} {iterator.number + 1}/{job.plan.rounds}", iterator)
+def _encodings(learner: _Learner) -> Any:
+    """Return the encodings of all videos by the fitted feedback model; None if updates encode their candidates."""
+    job = learner.job
+    encodings = steps.precompute_item_embeddings(learner.state, job.source.items, job.plan)
+    return None if encodings is None else job.partitioner.replicate(encodings)
+
+
+def _steps(
+    learners: Sequence[_Learner],
+    iterators: Sequence[batches.PhaseIterator],
+    seeds: side_by_side.Seeds,
+    name: str,
+    program: programs.Program,
+    save_last: bool,
+    more: tuple = (),
+) -> None:
+    """Take the steps of a phase that are left to each run, a step of all runs at a time, with their hooks.
+
+    Args:
+      iterators: of the runs.
+      name: of the phase.
+      program: takes a step of one run.
+      save_last: whether the state after a run's last step may be saved.
+      more: further arguments of the program, joined.
+    """
+    left = [pair for pair in zip(learners, iterators, strict=True) if pair[1].position < pair[1].total]
+    if not left:
+        return
+    job = left[0][0].job
+    job.begin(name)
+    longest = max((iterator for _, iterator in left), key=lambda iterator: iterator.total - iterator.position)
+    progress = counted(f"{name} {longest.number + 1}/{job.plan.rounds}", longest.total, done=longest.position)
+    states = seeds.join({learner.job.number: learner.state for learner, _ in left})
+    with contextlib.ExitStack() as opened:
+        for learner, iterator in left:
+            learner.state = None  # its memory is the steps' now
+            learner.run_hooks.begin(name, iterator)
+            opened.enter_context(iterator)
+        while left:
+            taken = {learner.job.number: next(iterator) for learner, iterator in left}
+            for learner, _ in left:
+                learner.run_hooks.before_step()
+            states, metrics = seeds.step(program, states, taken, job.source.items, job.plan, *more)
+            for learner, iterator in left:
+                number, more_left = learner.job.number, iterator.position < iterator.total
+                state = functools.partial(seeds.take, states, number)
+                logged = functools.partial(seeds.metrics_of, metrics, number)
+                learner.run_hooks.after_step(state, logged, save=save_last or more_left)
+                if not more_left:
+                    learner.hold(state())
+            left = [pair for pair in left if pair[1].position < pair[1].total]
+            progress(longest.position)  # checks for a stop signal, when all hooks have the states of this step
 
 
 def _measure(job: _Job, state: TrainState, data: batches.Batches) -> TrainState:
@@ -422,6 +549,16 @@ def _measure(job: _Job, state: TrainState, data: batches.Batches) -> TrainState:
         model, here, multihost.to_local(source.items), plan.feedback, calibrate=source.valid is not None
     )
     return dataclasses.replace(state, feedback=job.partitioner.replicate(found))
+
+
+def _evaluate_round(learner: _Learner) -> None:
+    """Write the rows of a round's evaluators, last: after everything that can be interrupted."""
+    data, run = learner.data, learner.job.trained(learner.state)
+    round_log = evaluate.Split("round", lambda: data.log)
+    rows = {name: evaluator(run, round_log) for name, evaluator in _EVALUATORS.items()}
+    for name, metrics in rows.items():
+        if metrics is not None:
+            learner.run_hooks.write(name, metrics)
 
 
 def _write_learned(job: _Job, state: TrainState, step: int) -> dict[str, Any]:
@@ -468,6 +605,26 @@ _EVALUATORS: dict[str, evaluate.Evaluator] = {
     "model_exploitation_gap": _exploitation_gap,
     "conflict": _conflict,
 }
+
+
+def _concluded(learner: _Learner, brief: bool, spent: hooks.Times) -> dict[str, Any]:
+    """Evaluate a run that is trained, write its results and its report, and return the results."""
+    job, state, learned = learner.job, learner.state, learner.learned
+    job.announce()
+    result = multihost.on_primary(lambda: _read_if_exists(job.workdir / "results.json"))  # if stopped at the report
+    with preemption.at_once():
+        if result is None:
+            result = {"train": learned} | _evaluate(job, state, brief)
+            phase("results")
+            if multihost.is_primary():
+                _write_results(job, result, spent.seconds)
+        if not brief:
+            source, state = job.source.local(), multihost.to_local(state)
+            source.test()  # a collective operation if the test log has not been collected yet
+            preemption.part()
+            if multihost.is_primary():
+                _report(job.config, source, state, job.workdir)
+    return result
 
 
 def _evaluate(job: _Job, state: TrainState, brief: bool) -> dict[str, Any]:
