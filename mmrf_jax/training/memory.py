@@ -119,8 +119,8 @@ def _update(config: configs.Run, plan: steps.TrainConfig, spec: InputSpec) -> in
     return _FLOAT * ((config.train.segment + 1) * request + _VIDEOS * spec.history * video)
 
 
-def check(config: configs.Run, found: Estimate, partitioner: Partitioner) -> None:
-    """Refuse a run that does not fit the devices.
+def check(config: configs.Run, found: Estimate, partitioner: Partitioner, seeds: int = 1) -> None:
+    """Refuse a run that does not fit the devices, or several side by side.
 
     Raises:
       ValueError: naming what takes most, both amounts of memory, and what to use instead.
@@ -140,6 +140,7 @@ def check(config: configs.Run, found: Estimate, partitioner: Partitioner) -> Non
     fix = f"--config.{field}={fits}"
     if fits < partitioner.num_devices:
         fix = "--config.train.log_on_device=False" if found.log else "more devices"
+        fix += f", or fewer than --config.seeds={seeds}" if seeds > 1 else ""
     raise ValueError(
         f"config.{field}={size} takes about {found.total / _GIB:.2f} GiB per device, all else included, but only "
         f"{limit / _GIB:.2f} GiB are available; use {fix}"

@@ -166,7 +166,9 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise ValueError(f"{workdir} is not a run folder: it has no config.json; name the workdir of a training run")
+        seeds = sorted(found.parent.name for found in workdir.glob("seed*/config.json"))
+        name = f"one of the seeds in it, such as {workdir / seeds[0]}" if seeds else "the workdir of a training run"
+        raise ValueError(f"{workdir} is not a run folder: it has no config.json; name {name}")
     return read_json(path, "restore it or use another --workdir")
 
 

@@ -182,7 +182,8 @@ def _checked(
     Raises:
       ValueError: for an invalid config.
     """
-    partitioner, checked = Partitioner(), {}
+    partitioner = Partitioner()
+    checked: dict[Path, configs.Run] = {}
     for workdir, config in runs.items():
         configs.validate(configs.as_dict(config))
         config, log = own_logs.prepare(config, workdir, log)
@@ -394,7 +395,8 @@ def _learn(learners: Sequence[_Learner], number: int) -> None:
     job = learners[0].job
     config, plan = job.config, job.plan
     shapes = restore.state_shapes(config, job.source, job.partitioner)
-    memory.check(config, memory.estimate(config, plan, job.source, shapes, job.partitioner, number), job.partitioner)
+    found = memory.estimate(config, plan, job.source, shapes, job.partitioner, number)
+    memory.check(config, found, job.partitioner, number)
     seeds, initial = side_by_side.Seeds(number, shapes, job.partitioner), compilation.initial(job.partitioner, shapes)
     new = any(learner.state is None for learner in learners)
     compilation.begin(job.compiled, config, plan, job.source, seeds, initial if new else None, job.arms)
@@ -413,6 +415,7 @@ def _learn(learners: Sequence[_Learner], number: int) -> None:
                 learner.hold(train_state.next_round(learner.state))
                 learner.run_hooks.save(force=True, again=True)
     for learner in learners:
+        learner.data = None
         learner.checkpoints.wait()
         step = learner.run_hooks.step
         learner.learned = multihost.on_primary(functools.partial(_write_learned, learner.job, learner.state, step))
@@ -463,8 +466,10 @@ def _round(learners: Sequence[_Learner], number: int, seeds: side_by_side.Seeds)
     encodings = seeds.join({learner.job.number: _encodings(learner) for learner in learners})
     # The last state is saved at the end of the round.
     _steps(learners, updates, seeds, "train", steps.update_step, save_last=False, more=(encodings,))
-    for learner in learners:
-        _evaluate_round(learner)
+    rows = [_evaluated(learner) for learner in learners]
+    for learner, found in zip(learners, rows, strict=True):  # written last, after everything that can be interrupted
+        for name, metrics in found.items():
+            learner.run_hooks.write(name, metrics)
 
 
 def _iterator(learner: _Learner, part: str, number: int, done: int) -> batches.PhaseIterator:
@@ -551,14 +556,12 @@ def _measure(job: _Job, state: TrainState, data: batches.Batches) -> TrainState:
     return dataclasses.replace(state, feedback=job.partitioner.replicate(found))
 
 
-def _evaluate_round(learner: _Learner) -> None:
-    """Write the rows of a round's evaluators, last: after everything that can be interrupted."""
+def _evaluated(learner: _Learner) -> dict[str, dict[str, Any]]:
+    """Return the rows of a round's evaluators."""
     data, run = learner.data, learner.job.trained(learner.state)
     round_log = evaluate.Split("round", lambda: data.log)
     rows = {name: evaluator(run, round_log) for name, evaluator in _EVALUATORS.items()}
-    for name, metrics in rows.items():
-        if metrics is not None:
-            learner.run_hooks.write(name, metrics)
+    return {name: metrics for name, metrics in rows.items() if metrics is not None}
 
 
 def _write_learned(job: _Job, state: TrainState, step: int) -> dict[str, Any]:

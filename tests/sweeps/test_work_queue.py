@@ -45,6 +45,19 @@ def test_a_task_of_a_living_process_is_left_alone_with_those_that_need_it(tmp_pa
     assert did == [0, 2, 0, 1, 2, 3]  # those that are done find it out themselves
 
 
+def test_a_task_for_several_is_left_alone_if_one_of_them_is_another_process_s(tmp_path):
+    did: list[int] = []
+    tasks = [
+        work_queue.Task(tmp_path / "0", lambda: did.append(0), more=(tmp_path / "1",)),
+        *tasks_of(tmp_path, 3, did)[2:],
+    ]
+    with contextlib.ExitStack() as other:
+        assert work_queue.claim(tmp_path / "1", other)
+        assert work_queue.work(tasks) == 1 and did == [2]
+        assert work_queue.claim(tmp_path / "0", other)  # what was free is free again
+    assert work_queue.work(tasks) == 0 and did == [2, 0, 2]
+
+
 #: A worker: the folder, the number of tasks, and the one in which it kills itself. A task that is done has a file.
 WORKER = """
 import functools, os, signal, sys

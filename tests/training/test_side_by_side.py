@@ -20,15 +20,21 @@ from mmrf_jax.training import configs, inputs, restore, run_folder, side_by_side
 TINY = {
     "quick": True,
     "world": {"num_videos": 1_000, "candidates": 20},
-    "collect": {"sessions": 200, "test_sessions": 200},
+    "collect": {"sessions": 100, "test_sessions": 100},
+    "agents": {"signals": ("click", "watch_time")},
+    "feedback": {"batch": 16},
+    "train": {"batch": 16},
     "ab_test": {"sessions": 64, "arms": ("production",)},
     "log_every": 2,
     "checkpoint_every": 5,
 }
 
 
-def config(**overrides) -> configs.Run:
-    return configs.run_of(configs.resolve(packaged.load("world").to_dict(), TINY | overrides))
+NAMES = ("seed2", "seed3")  # of whose first logs the second has fewer batches
+
+
+def config(seed=2, **overrides) -> configs.Run:
+    return configs.run_of(configs.resolve(packaged.load("world").to_dict(), TINY | overrides | {"seed": seed}))
 
 
 def state(folder):
@@ -45,8 +51,8 @@ def rows(folder):
 def alone(tmp_path_factory):
     """The runs of two seeds, one after the other; only rank."""
     folder = tmp_path_factory.mktemp("alone")
-    for seed in range(2):
-        train.train(config(seed=seed), folder / f"seed{seed}", brief=True)
+    for seed, name in enumerate(NAMES, 2):
+        train.train(config(seed), folder / name, brief=True)
     return folder
 
 
@@ -82,9 +88,9 @@ def checkpoints(folder):
 
 @pytest.mark.slow
 def test_each_is_the_run_of_its_seed_alone(alone, together):
-    steps = [run_folder.read_json(together / f"seed{seed}/learned.json")["steps"] for seed in range(2)]
+    steps = [run_folder.read_json(together / name / "learned.json")["steps"] for name in NAMES]
     assert steps[0] > steps[1]  # one ends its phases before the other
-    for name in ("seed0", "seed1"):
+    for name in NAMES:
         agree(alone / name, together / name)
         assert max(tiny.differences(state(alone / name), state(together / name)).values()) < 1e-4
         ranked = [mmrf_jax.load(folder / name).rank(candidates=list(range(9)), k=3) for folder in (alone, together)]
@@ -112,16 +118,16 @@ def test_a_killed_run_of_two_seeds_ends_as_if_nothing_had_happened(together, tmp
     left[:] = [12]
     with pytest.raises(preemption.Preempted):
         train.train_runs(runs, brief=True)
-    assert checkpoints(tmp_path / "seed0")[-1] == checkpoints(tmp_path / "seed1")[-1] == 12
-    lose("seed1", after=10)
-    left[:] = [10]  # of which eight are those that seed1 has left of the round
+    assert [checkpoints(run)[-1] for run in runs] == [12, 11]
+    lose("seed3", after=10)
+    left[:] = [8]  # of which six are those that both have left of the round
     with pytest.raises(preemption.Preempted):
         train.train_runs(runs, brief=True)
-    assert [checkpoints(tmp_path / name)[-1] for name in runs] == [20, 20]
-    lose("seed0", after=15)
+    assert [checkpoints(run)[-1] for run in runs] == [20, 18]
+    lose("seed2", after=15)
     left[:] = [1_000]
     train.train_runs(runs, brief=True)
-    for name in ("seed0", "seed1"):
+    for name in NAMES:
         assert rows(tmp_path / name) == rows(together / name)
         found = [(folder / name / "results.json").read_bytes() for folder in (tmp_path, together)]
         assert found[0] == found[1] and not tiny.differences(state(tmp_path / name), state(together / name))
@@ -130,23 +136,32 @@ def test_a_killed_run_of_two_seeds_ends_as_if_nothing_had_happened(together, tmp
 
 
 TWO_DEVICES = """
-import json, sys
+import collections, json, sys
 from pathlib import Path
 import jax
-from mmrf_jax.training import configs, side_by_side, train
+from mmrf_jax.training import configs, side_by_side, steps, train
 
 config, folder = configs.run_of(json.loads(sys.argv[1])), Path(sys.argv[2])
-step, split = side_by_side.Seeds.step, []
+step, split, traced = side_by_side.Seeds.step, [], collections.Counter()
 
 def taken(seeds, program, states, *args):
     rows = states.feedback.params["heads"]["params"]["hidden"]["kernel"]
     split.append([shard.data.shape[0] for shard in rows.addressable_shards])
     return step(seeds, program, states, *args)
 
+def counted(name, function):
+    def call(*args):
+        traced[name] += 1
+        return function(*args)
+    return call
+
+for name in ("fit_step", "update_step"):
+    program = getattr(steps, name)
+    program._function = counted(name, program._function)
 side_by_side.Seeds.step = taken
 train.train_runs(side_by_side.runs_of(config, folder), brief=True)
 assert jax.device_count() == 2 and split and all(shards == [1, 1] for shards in split), split
-assert side_by_side._step._cache_size() == 2  # of the fit and of the update
+assert traced == {"fit_step": 1, "update_step": 1}, traced
 print("all well")
 """
 
@@ -155,7 +170,7 @@ print("all well")
 def test_two_seeds_on_two_devices_are_two_runs(alone, run_python, tmp_path):
     given = json.dumps(configs.as_dict(config(seeds=2)))
     assert "all well" in run_python(TWO_DEVICES, given, tmp_path, devices=2)
-    for name in ("seed0", "seed1"):
+    for name in NAMES:
         agree(alone / name, tmp_path / name)
 
 
