@@ -177,7 +177,7 @@ class _Learner:
 def _checked(
     runs: Mapping[Path, configs.Run], log: SessionLog | None
 ) -> tuple[dict[Path, configs.Run], SessionLog | None, Partitioner]:
-    """Return the configs as they are to be stored, the log of runs on `logs`, and the partitioner; writes nothing.
+    """Return the configs to store, the log of runs on `logs`, and the partitioner; writes nothing.
 
     Raises:
       ValueError: for an invalid config.

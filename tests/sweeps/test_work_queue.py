@@ -118,7 +118,8 @@ def test_processes_share_the_runs_of_a_study_and_the_last_writes_the_table(monke
     config, out, runs = a_study(), tmp_path / "out", tmp_path / "runs"
     trained, inside = [], []
 
-    def train(one, place, brief):
+    def train(runs_of_task, brief):
+        (place,) = runs_of_task
         if not trained:
             trained.append(place)
             inside.append(sweep.run(config, out, runs))
@@ -127,7 +128,7 @@ def test_processes_share_the_runs_of_a_study_and_the_last_writes_the_table(monke
             trained.append(place)
         learned(place)
 
-    monkeypatch.setattr(sweep.train, "train", train)
+    monkeypatch.setattr(sweep.train, "train_runs", train)
     table = sweep.run(config, out, runs)
     assert inside == [None] and len(trained) == len(set(trained)) == 8
     assert table is not None and set(table["model_exploitation_gap"]) == {"mmrf", "co", "da", "ns"}
@@ -140,7 +141,7 @@ def test_an_ab_test_waits_for_the_runs_of_its_seed_alone(monkeypatch, tmp_path):
     tested: list[int] = []
     table = sweep.TABLES["ab_test"]._replace(measure=lambda study, seed: tested.append(seed) or {})
     monkeypatch.setitem(sweep.TABLES, "ab_test", table)
-    monkeypatch.setattr(sweep.train, "train", lambda one, place, brief: learned(place))
+    monkeypatch.setattr(sweep.train, "train_runs", lambda runs, brief: [learned(place) for place in runs])
     taken = sweep.folder(sweep.run_config(config, "ns", 1), runs).name
     claim = runs / ".claims" / taken
     claim.mkdir(parents=True)

@@ -205,6 +205,10 @@ def test_the_runs_of_a_config(tmp_path):
     assert side_by_side.runs_of(config(), tmp_path) == {tmp_path: config()}
     with pytest.raises(ValueError, match=r"config\.seeds=2 makes several runs, and this trains one; use mmrf train"):
         train.train(run, tmp_path)
+    (tmp_path / "seed3").mkdir()
+    (tmp_path / "seed3" / "config.json").touch()
+    with pytest.raises(ValueError, match=r"no config.json; name one of the seeds in it, such as .*/seed3$"):
+        run_folder.read_config(tmp_path)
     (tmp_path / "config.json").touch()
     with pytest.raises(ValueError, match=f"{tmp_path} is a run folder, and config.seeds=2 makes one for each seed in"):
         side_by_side.runs_of(run, tmp_path)
