@@ -88,8 +88,8 @@ def checkpoints(folder):
 
 @pytest.mark.slow
 def test_each_is_the_run_of_its_seed_alone(alone, together):
-    steps = [run_folder.read_json(together / name / "learned.json")["steps"] for name in NAMES]
-    assert steps[0] > steps[1]  # one ends its phases before the other
+    steps = [[row["step"] for row in rows(together / name)] for name in NAMES]
+    assert steps[0] != steps[1]  # one ends phases before the other
     for name in NAMES:
         agree(alone / name, together / name)
         assert max(tiny.differences(state(alone / name), state(together / name)).values()) < 1e-4
