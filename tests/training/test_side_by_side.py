@@ -15,7 +15,7 @@ from mmrf_jax import configs as packaged
 from mmrf_jax.io import trackers
 from mmrf_jax.parallel import preemption, programs
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import configs, inputs, restore, run_folder, side_by_side, train
+from mmrf_jax.training import configs, inputs, restore, rounds, run_folder, side_by_side, train
 
 TINY = {
     "quick": True,
@@ -236,4 +236,4 @@ def test_a_streamed_log_is_refused():
     plan = types.SimpleNamespace(agents=types.SimpleNamespace(discount=0.9))
     job = types.SimpleNamespace(config=config(), plan=plan, source=source, name="seed 1")
     with pytest.raises(ValueError, match=r"the log is streamed; use --config\.seeds=1, or --config.data.stream=False"):
-        train._first_log(job)
+        rounds._first_log(job)
