@@ -14,8 +14,9 @@ it includes resets but not compilation. `scale`: how costs and memory grow with 
 videos of the world, the users of an A/B test, the processes of a run and the rows of a log; each size runs in a
 separate process. `serve`: slates per second of the ranking service, latency at 150 per second and at half of its
 maximum rate, and memory over 100,000 requests; needs the extra `serve`. `accelerator`: a main job from an empty cache,
-steps by batch size with the share of time that the device is busy, and rollouts of up to a million users; meant for at
-most eight minutes on one card, smaller on CPUs, and written after each part. `checkpoints`: how long saving a state
+steps by batch size with the share of time that the device is busy, steps of eight seeds side by side against those of
+one, and rollouts of up to a million users; meant for at most eight minutes on one card, smaller on CPUs, and written
+after each part. `checkpoints`: how long saving a state
 with a table of 10^7 rows (at most --max_size) stops the steps, on a disk or in object storage. `pod`: what a step takes
 of each of many devices, counted in the compiled program: operations, bytes over the network, memory.
 """

@@ -44,6 +44,8 @@ def main() -> None:
         from mmrf_jax.serving.demo import clients
     config, folder = common.resolve_run(_CONFIG), _WORKDIR.value
     common.check_world(config)
+    if config.seeds > 1:
+        raise ValueError(f"a loop serves one run, but config.seeds={config.seeds}; leave it out")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir={folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,8 @@ ab_test, ab_test_users, ab_test_exit_hazard (the shifted worlds), by_day, offlin
 errors, model_exploitation_gap, conflict. A study of policies instead of variants trains nothing: it evaluates the
 off-policy estimators against the world.
 
+--config.run.seeds=5 trains five seeds of a variant side by side (docs/accelerators.md), into the same folders.
+
 A config with a `space` is a search, by Optuna (pip install 'mmrf_jax[optuna]'): random, TPE, ASHA. Its runs are in
 OUT/runs.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,10 +48,10 @@ class Profile:
             jax.profiler.start_trace(str(self._mirror.folder))
             self._on = True
 
-    def after(self, step: int, result: Any) -> None:
-        """End the trace after its last step; call this after each step with its result, which is waited for."""
+    def after(self, step: int, result: Callable[[], Any]) -> None:
+        """End the trace after its last step; call this after each step with what gives its result, to wait for it."""
         if self._on and self._steps is not None and step >= self._steps[1]:
-            jax.block_until_ready(result)
+            jax.block_until_ready(result())
             self.close()
 
     def close(self) -> None:

@@ -228,6 +228,8 @@ class Mlflow:
 
 SERVICES: dict[str, Callable[[], Service]] = {"wandb": Wandb, "mlflow": Mlflow}
 NAMES = ("tensorboard", "csv", *SERVICES)
+#: Those that track one run of a process at a time.
+ONE_AT_A_TIME = ("wandb",)
 #: Columns of a row that are not metrics.
 COLUMNS = ("step", "seed", "phase", "seconds")
 

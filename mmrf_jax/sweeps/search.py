@@ -48,6 +48,8 @@ def check(config) -> None:
     configs.validate(values)
     run = configs.run_of(values["run"])
     names = configs.space_of(values["space"])
+    if run.seeds > 1 or "seeds" in names:
+        raise ValueError("a trial is one run, of one seed; leave out config.run.seeds and config.space.seeds")
     first = config.metric.split(".")[0]
     simulated = run.source == "world" or run.simulator == "feedback"
     if first not in ("ab_test", "valid"):

@@ -6,7 +6,8 @@
     OUT/NAME_SEED.json    the A/B tests
     OUT/table.json, OUT/table.md
 
-Processes share the runs and the A/B tests (`work_queue`), and the one that does the last of them writes the tables.
+Processes share the runs and the A/B tests (`work_queue`), and the one that does the last of them writes the tables. The
+seeds of a variant are trained `run.seeds` at a time, side by side (`training.side_by_side`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,8 +128,13 @@ def run_config(config, variant: str, seed: int) -> configs.Run:
             raise ValueError(
                 f"variant {variant} sets {name}, which runs do not have; the fields are those of config.run"
             ) from error
-    run.seed = seed
-    return configs.run_of(run.to_dict())
+    return dataclasses.replace(configs.run_of(run.to_dict()), seed=seed, seeds=1)
+
+
+def _groups(config) -> list[range]:
+    """Return the seeds of a study that are trained side by side: `run.seeds` at a time."""
+    size = config.run.get("seeds") or 1
+    return [range(first, first + size) for first in range(0, config.seeds, size)]
 
 
 def folder(config, runs_dir: Path) -> Path:
@@ -148,6 +154,11 @@ def check(study: Study) -> None:
     for name in itertools.chain(*study.against().items()):
         if name not in names:
             raise ValueError(f"{name!r} in config.against is no variant; choose among {', '.join(names)}")
+    if config.seeds % (size := config.run.get("seeds") or 1):
+        raise ValueError(
+            f"config.run.seeds={size} are trained side by side, but config.seeds={config.seeds} is no multiple of "
+            "that; change one of them"
+        )
     for name in config.tables:
         if name not in (*TABLES, *_BY_ROUND):
             raise ValueError(
@@ -215,10 +226,13 @@ def _tasks(study: Study) -> list[work_queue.Task]:
         run(*args)
 
     for name in study.names():
-        for seed in range(config.seeds):  # seeds share one program
-            claim = study.runs_dir / ".claims" / folder(run_config(config, name, seed), study.runs_dir).name
-            runs_of[seed].add(len(tasks))
-            tasks.append(work_queue.Task(claim, functools.partial(work, name, _train, study, name, seed)))
+        for group in _groups(config):  # seeds share one program
+            runs = {folder(one, study.runs_dir): one for one in (run_config(config, name, seed) for seed in group)}
+            claim, *more = (study.runs_dir / ".claims" / place.name for place in runs)
+            for seed in group:
+                runs_of[seed].add(len(tasks))
+            train_group = functools.partial(work, name, _train, study, name, runs)
+            tasks.append(work_queue.Task(claim, train_group, more=tuple(more)))
     for name in (name for name in config.tables if name in TABLES and TABLES[name].serves):
         for seed in range(config.seeds):
             claim = study.out / ".claims" / f"{name}_{seed}"
@@ -227,14 +241,14 @@ def _tasks(study: Study) -> list[work_queue.Task]:
     return tasks
 
 
-def _train(study: Study, name: str, seed: int) -> None:
-    """Train a run of a study, and measure what its tables need of it."""
-    one = run_config(study.config, name, seed)
-    place = folder(one, study.runs_dir)
-    say(f"study: {name}, seed {seed + 1} of {study.config.seeds}, in {place}")
-    train.train(one, place, brief=True)
-    for kept in {TABLES[table].of_runs for table in study.config.tables if table in TABLES} - {""}:
-        measure_run(one, place, kept)
+def _train(study: Study, name: str, runs: Mapping[Path, configs.Run]) -> None:
+    """Train runs of a study side by side, or one alone, and measure what its tables need of them."""
+    for place, one in runs.items():
+        say(f"study: {name}, seed {one.seed + 1} of {study.config.seeds}, in {place}")
+    train.train_runs(runs, brief=True)
+    for place, one in runs.items():
+        for kept in {TABLES[table].of_runs for table in study.config.tables if table in TABLES} - {""}:
+            measure_run(one, place, kept)
 
 
 def _table(study: Study) -> dict[str, Any]:

@@ -21,11 +21,13 @@ class Task(NamedTuple):
       claim: the folder that is locked while a process does it.
       run: does it, resuming what an earlier process has left; if nothing is left to do, it only finds that out.
       after: numbers of the tasks that must be done before.
+      more: further folders that are locked, of a task that is one for several.
     """
 
     claim: Path
     run: Callable[[], Any]
     after: frozenset[int] = frozenset()
+    more: tuple[Path, ...] = ()
 
 
 def claim(folder: Path, stack: contextlib.ExitStack) -> bool:
@@ -50,7 +52,7 @@ def work(tasks: Sequence[Task]) -> int:
             if not task.after.isdisjoint(left):
                 continue
             with contextlib.ExitStack() as stack:
-                if claim(task.claim, stack):
+                if all(claim(folder, stack) for folder in (task.claim, *task.more)):
                     task.run()
                     del left[number]
         if len(left) == before:

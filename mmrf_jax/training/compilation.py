@@ -13,7 +13,7 @@ from mmrf_jax.models import encoders
 from mmrf_jax.models.feedback_model import fitting
 from mmrf_jax.parallel import programs
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import batches, configs, evaluate, predictions, restore, sources, steps
+from mmrf_jax.training import batches, configs, evaluate, predictions, restore, side_by_side, sources, steps
 from mmrf_jax.training.train_state import TrainState
 
 
@@ -33,29 +33,29 @@ def begin(
     config: configs.Run,
     plan: steps.TrainConfig,
     source: sources.Source,
-    shapes: TrainState,
+    seeds: side_by_side.Seeds,
     start: programs.Program | None,
     policies: dict[str, rankers.AnyRanker],
-    partitioner: Partitioner,
 ) -> None:
     """Start compiling the programs of a run in the order of their first calls.
 
     Args:
-      shapes: the state's shapes, with shardings.
-      start: `initial` of these shapes; None if the state already exists.
+      source: of one of the runs.
+      seeds: the runs that are trained side by side.
+      start: `initial` of the state's shapes; None if the states already exist.
       policies: arms of the A/B test in addition to the run's own.
     """
     if jax.process_count() > 1:
         return  # processes could compile in different orders
-    begin_steps(ahead, config, plan, source, shapes, partitioner, start)
-    items, spec, segment = source.items, source.spec, config.train.segment
+    begin_steps(ahead, config, plan, source, seeds, start)
+    items, spec, segment, partitioner = source.items, source.spec, config.train.segment, seeds.partitioner
     if source.sim is not None:
         policy = rankers.choices({**policies, config.method: restore.untrained_policy(config, source)})[config.method]
         world, capacity = source.sim.with_items(items), simulate.block_users(config.ab_test.sessions, partitioner)
         key = evaluate.ab_key(config.seed)
         ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, k=spec.slate, capacity=capacity))
     batch = partitioner.shard_inputs(batches.example(spec, evaluate.scored_at_once(partitioner), segment))
-    ahead.add("offline", lambda: predictions.evaluate.lower(shapes, batch, items, plan))
+    ahead.add("offline", lambda: predictions.evaluate.lower(seeds.shapes, batch, items, plan))
 
 
 def begin_steps(
@@ -63,12 +63,11 @@ def begin_steps(
     config: configs.Run,
     plan: steps.TrainConfig,
     source: sources.Source,
-    shapes: TrainState,
-    partitioner: Partitioner,
+    seeds: side_by_side.Seeds,
     start: programs.Program | None = None,
 ) -> None:
     """Start compiling the initialisation, if it is given, and the steps; arguments as in `begin`."""
-    items, spec, segment = source.items, source.spec, config.train.segment
+    items, spec, segment, partitioner = source.items, source.spec, config.train.segment, seeds.partitioner
 
     def part(name):
         return partitioner.shard_inputs(batches.example(spec, getattr(config, name).batch, segment))
@@ -81,9 +80,11 @@ def begin_steps(
         ahead.add("initial state", lambda: start.lower(*initial_args(config, plan, source, statistics)))
     encodings = None
     if plan.use_feedback_model:
-        ahead.add("fit", lambda: steps.fit_step.lower(shapes, part("feedback"), items, plan, rate))
-        ahead.add("measure", lambda: fitting._measure.lower(shapes.feedback, part("feedback"), items, plan.feedback))
+        ahead.add("fit", lambda: seeds.lower(steps.fit_step, part("feedback"), rate, items, plan))
+        model = seeds.shapes.feedback
+        ahead.add("measure", lambda: fitting._measure.lower(model, part("feedback"), items, plan.feedback))
         if steps.precomputes_item_embeddings(plan, items):
             size = (2, items.num_videos, encoders.sizes(plan.feedback, spec)[1])
-            encodings = jax.ShapeDtypeStruct(size, jnp.float32, sharding=partitioner.replicated_sharding)
-    ahead.add("train", lambda: steps.update_step.lower(shapes, part("train"), items, plan, rate, encodings))
+            one = jax.ShapeDtypeStruct(size, jnp.float32, sharding=partitioner.replicated_sharding)
+            encodings = seeds.shapes_of(one)
+    ahead.add("train", lambda: seeds.lower(steps.update_step, part("train"), rate, items, plan, encodings))

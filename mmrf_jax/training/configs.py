@@ -159,6 +159,9 @@ class Run:
     """The config of a mmrf train run."""
 
     seed: int = field(0, "of logs, initial parameters and A/B test; the world has world.seed", fields.NATURAL)
+    seeds: int = field(
+        1, "trained side by side by one program, from seed on, each with its own run folder WORKDIR/seed…", fields.COUNT
+    )
     quick: bool = field(False, "a tiny form, for tests and first looks")
     source: str = field("world", "where sessions come from", among=SOURCES)
     method: str = field(

@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: profile, metrics, checkpoints, preemption; and wall time by activity."""
+"""What happens around the steps of a run: profile, metrics, checkpoints; and wall time by activity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from mmrf_jax.checkpointing import manager
 from mmrf_jax.io import metric_writer, profile
-from mmrf_jax.io.progress import counted, say
+from mmrf_jax.io.progress import say
 from mmrf_jax.parallel import preemption, programs
 from mmrf_jax.training import batches, configs
 from mmrf_jax.training.train_state import TrainState
@@ -30,8 +30,7 @@ class Hooks:
 
     1. the profile, which ends its trace,
     2. the metrics, every `log_every` steps, one logging step late: reading those does not block on the device,
-    3. the checkpoints, every `checkpoint_every` steps,
-    4. the progress, which prints and checks for a stop signal.
+    3. the checkpoints, every `checkpoint_every` steps.
 
     As a context manager it saves the current state if the run is preempted inside.
 
@@ -41,6 +40,7 @@ class Hooks:
       checkpoints: of its state.
       trace: its profile.
       step: steps of the whole run so far: fits and updates.
+      name: of the run in its errors, if it is one of several.
     """
 
     def __init__(
@@ -50,11 +50,13 @@ class Hooks:
         checkpoints: manager.Checkpoints,
         trace: profile.Profile,
         step: int,
+        name: str = "",
     ):
         self.step = step
         self._config, self._writer, self._checkpoints, self._trace = config, writer, checkpoints, trace
-        self._state: TrainState | None = None
-        self._pending: tuple[int, str, Any] | None = None
+        self._name = f"{name}: " if name else ""
+        self._state: Callable[[], TrainState] | None = None
+        self._pending: tuple[int, str, Callable[[], Any]] | None = None
         self._good = step  # the last step whose metrics were finite
 
     def __enter__(self) -> Hooks:
@@ -69,36 +71,33 @@ class Hooks:
 
     def hold(self, state: TrainState) -> None:
         """Set the run's current state."""
-        self._state = state
+        self._state = lambda: state
 
-    def begin(self, name: str, title: str, iterator: batches.PhaseIterator) -> None:
+    def begin(self, name: str, iterator: batches.PhaseIterator) -> None:
         """Begin a phase.
 
         Args:
           name: the phase of its rows in metrics.jsonl.
-          title: shown with its progress.
           iterator: its steps.
         """
         self._phase, self._iterator = name, iterator
-        self._progress = counted(title, iterator.total, done=iterator.position)
 
     def before_step(self) -> None:
         """Start a trace if this step is the first to profile."""
         self._trace.before(self.step + 1)
 
-    def after_step(self, state: TrainState, metrics: Any, save: bool = True) -> None:
+    def after_step(self, state: Callable[[], TrainState], metrics: Callable[[], Any], save: bool = True) -> None:
         """Call the hooks in their order.
 
         Args:
-          state: after the step.
-          metrics: of the step, on the device.
+          state: gives the state after the step.
+          metrics: waits for the metrics of the step and gives them.
           save: whether the state may be saved now; False before the end of a round, whose save follows.
 
         Raises:
           FloatingPointError: for metrics, or a state to save, that are not finite.
-          Preempted: after a stop signal.
         """
-        self.hold(state)
+        self._state = state
         self._trace.after(self.step + 1, state)
         self.step += 1
         last = self._iterator.position == self._iterator.total
@@ -109,14 +108,13 @@ class Hooks:
             self.flush()
         if save and self.step % self._config.checkpoint_every == 0:
             self.save()
-        self._progress(self._iterator.position)
 
     def flush(self) -> None:
         """Write the metrics that are still on the device."""
         if self._pending is None:
             return
         (at, phase, metrics), self._pending = self._pending, None
-        self.write(phase, jax.device_get(metrics), at)
+        self.write(phase, metrics(), at)
 
     def write(self, phase: str, metrics: Any, at: int | None = None) -> None:
         """Write a row of metrics, of this step if `at` is None."""
@@ -124,20 +122,22 @@ class Hooks:
         try:
             self._writer.write(at, phase, metrics)
         except FloatingPointError as error:
-            raise FloatingPointError(f"steps {self._good + 1} to {at}: {error}") from error
+            raise FloatingPointError(f"{self._name}steps {self._good + 1} to {at}: {error}") from error
         self._good = at
 
     def save(self, force: bool = False, again: bool = False) -> None:
         """Write the metrics and save the current state; the arguments are those of `Checkpoints.save`."""
         self.flush()
-        if not _finite(self._state):
+        assert self._state is not None
+        state = self._state()
+        if not _finite(state):
             first = min(self._good + 1, self.step)  # its metrics may be finite nevertheless
             raise FloatingPointError(
-                f"steps {first} to {self.step}: the state after step {self.step} is not finite and is not "
+                f"{self._name}steps {first} to {self.step}: the state after step {self.step} is not finite and is not "
                 "saved; lower the learning rate"
             )
         self._writer.sync()  # a resumed run needs the rows up to its checkpoint
-        self._checkpoints.save(self.step, self._state, force=force, again=again)
+        self._checkpoints.save(self.step, state, force=force, again=again)
 
 
 def _finite(tree: Any) -> bool:

@@ -49,9 +49,20 @@ class Estimate:
 
 
 def estimate(
-    config: configs.Run, plan: steps.TrainConfig, source: sources.Source, shapes: TrainState, partitioner: Partitioner
+    config: configs.Run,
+    plan: steps.TrainConfig,
+    source: sources.Source,
+    shapes: TrainState,
+    partitioner: Partitioner,
+    seeds: int = 1,
 ) -> Estimate:
-    """Estimate the memory of a run; `shapes` are those of its state, with shardings."""
+    """Estimate the memory of a run, or of several side by side.
+
+    Args:
+      shapes: those of the state of one, with shardings.
+      seeds: number of runs. Between phases each device has the states of all; as steps begin, also its share of them
+        joined.
+    """
     devices, spec = partitioner.num_devices, source.spec
     world = source.items if source.sim is None else source.sim.default_params  # its items are the same
     encodings = 0
@@ -63,22 +74,26 @@ def estimate(
         log = number * (layout.bytes_per_session + _REQUESTS * layout.bytes_per_request)
         slots = config.collect.slots or collect.slots_for(math.ceil(number))
         collected = log + _LONGEST * slots * layout.bytes_per_request
+    leaves = jax.tree.leaves(shapes)
+    state = float(seeds * sum(_bytes(x, x.sharding) for x in leaves))
+    if seeds > 1:
+        state += seeds / devices * sum(_bytes(x) for x in leaves)
+        encodings *= seeds
     return Estimate(
-        state=float(sum(_bytes(x) for x in jax.tree.leaves(shapes))),
+        state=state,
         items=float(encodings + sum(getattr(x, "nbytes", 0) for x in jax.tree.leaves(world))),
-        log=log,
+        log=seeds * log,
         collect=collected,
-        fit=_fit(config, plan, spec) * config.feedback.batch / devices if plan.use_feedback_model else 0.0,
-        update=_update(config, plan, spec) * config.train.batch / devices,
+        fit=seeds * _fit(config, plan, spec) * config.feedback.batch / devices if plan.use_feedback_model else 0.0,
+        update=seeds * _update(config, plan, spec) * config.train.batch / devices,
     )
 
 
-def _bytes(x: jax.ShapeDtypeStruct) -> int:
-    """Return the bytes of an array on each device."""
+def _bytes(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding | None = None) -> int:
+    """Return the bytes of an array, or of what each device has of it."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return 8
-    assert x.sharding is not None
-    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return math.prod(x.shape if sharding is None else sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def _widths(config: EncoderConfig, spec: InputSpec) -> tuple[int, int]:
@@ -104,8 +119,8 @@ def _update(config: configs.Run, plan: steps.TrainConfig, spec: InputSpec) -> in
     return _FLOAT * ((config.train.segment + 1) * request + _VIDEOS * spec.history * video)
 
 
-def check(config: configs.Run, found: Estimate, partitioner: Partitioner) -> None:
-    """Refuse a run that does not fit the devices.
+def check(config: configs.Run, found: Estimate, partitioner: Partitioner, seeds: int = 1) -> None:
+    """Refuse a run that does not fit the devices, or several side by side.
 
     Raises:
       ValueError: naming what takes most, both amounts of memory, and what to use instead.
@@ -125,6 +140,7 @@ def check(config: configs.Run, found: Estimate, partitioner: Partitioner) -> Non
     fix = f"--config.{field}={fits}"
     if fits < partitioner.num_devices:
         fix = "--config.train.log_on_device=False" if found.log else "more devices"
+        fix += f", or fewer than --config.seeds={seeds}" if seeds > 1 else ""
     raise ValueError(
         f"config.{field}={size} takes about {found.total / _GIB:.2f} GiB per device, all else included, but only "
         f"{limit / _GIB:.2f} GiB are available; use {fix}"

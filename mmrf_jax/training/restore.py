@@ -76,20 +76,28 @@ def load_trained(config: configs.Run, workdir: Path, partitioner: Partitioner) -
 
 
 def source_of(
-    config: configs.Run, partitioner: Partitioner, collects: bool = False, workdir: Path | None = None
+    config: configs.Run,
+    partitioner: Partitioner,
+    collects: bool = False,
+    workdir: Path | None = None,
+    like: sources.Source | None = None,
 ) -> sources.Source:
     """Return a config's source with its items on the devices; `simulator=feedback` uses another run's feedback model.
 
     Args:
       collects: whether the run's own policy will collect logs too (see `sources.Source.choose`).
       workdir: the run folder, which holds the log of a run on `logs`.
+      like: the source of a config that differs in its seed alone, whose world or logs are shared.
 
     Raises:
       ValueError: if that run has another source, or no feedback model.
     """
     own = functools.partial(untrained_policy, config) if collects else None
-    source = sources.from_config(config, counted_in_parts, own, workdir)
-    source = dataclasses.replace(source, items=partitioner.replicate(source.items))
+    if like is None or config.simulator == "feedback":
+        source = sources.from_config(config, counted_in_parts, own, workdir)
+        source = dataclasses.replace(source, items=partitioner.replicate(source.items))
+    else:
+        source = sources.of_seed(like, config, counted_in_parts, own)
     if config.simulator == "world":
         return source
     if config.simulator != "feedback":

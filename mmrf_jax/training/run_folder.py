@@ -18,7 +18,7 @@ from mmrf_jax.io import copies, files, storage
 
 #: Per-user sums of the run's own arm in its A/B test.
 USERS = "ab_test_users.npz"
-_FREE_PREFIXES = ("log_", "memory_", "profile_", "checkpoint_", "trackers", "plugins")
+_FREE_PREFIXES = ("seeds", "log_", "memory_", "profile_", "checkpoint_", "trackers", "plugins")
 #: Files and folders that a run writes in addition to config.json.
 LOG = "log"  # a run on an own log holds it
 _FOLDERS = ("checkpoints", "tensorboard", "profile", "wandb", LOG)
@@ -166,7 +166,9 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise ValueError(f"{workdir} is not a run folder: it has no config.json; name the workdir of a training run")
+        seeds = sorted(found.parent.name for found in workdir.glob("seed*/config.json"))
+        name = f"one of the seeds in it, such as {workdir / seeds[0]}" if seeds else "the workdir of a training run"
+        raise ValueError(f"{workdir} is not a run folder: it has no config.json; name {name}")
     return read_json(path, "restore it or use another --workdir")
 
 

@@ -204,6 +204,20 @@ def from_config(
     raise ValueError(f"unknown source {config.source!r}; use --config.source=world, kuairand or logs")
 
 
+def of_seed(
+    like: Source, config: configs.Run, progress: Progress, own: Callable[[Source], rankers.AnyRanker] | None = None
+) -> Source:
+    """Return the source of a config that differs from another's in its seed alone; they share the world, or the logs.
+
+    Args:
+      like: the other source, not in a learned simulator.
+      own: as of `from_config`.
+    """
+    if like.sim is None:
+        return dataclasses.replace(like, config=config)
+    return dataclasses.replace(_world(config, progress, own, like.sim), items=like.items)
+
+
 def in_simulator(
     source: Source,
     sim: Environment,
@@ -293,13 +307,18 @@ def _collect_on_devices(
     )
 
 
-def _world(config: configs.Run, progress: Progress, own: Callable[[Source], rankers.AnyRanker] | None) -> Source:
+def _world(
+    config: configs.Run,
+    progress: Progress,
+    own: Callable[[Source], rankers.AnyRanker] | None,
+    made: Environment | None = None,
+) -> Source:
     world = config.world
     assert world is not None
     given = config.data.dir if isinstance(config.data, configs.LogData) else ""
     if given and not files.user_path(given, "config.data.dir").exists():  # said before the world is made
         raise FileNotFoundError(f"{given} does not exist; name a folder that mmrf collect or mmrf serve wrote")
-    sim = env.make(world)
+    sim = env.make(world) if made is None else made
 
     def nothing() -> Any:
         return None

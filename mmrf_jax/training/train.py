@@ -1,71 +1,83 @@
-"""The training loop: `train` reads from the set-up of a run to its report, its chapters follow in the same order.
+"""The training loop: `train_runs` reads from set-up to report, and its chapters follow in the same order.
 
-Only this module drives the devices. docs/training-loop.md describes it.
+The chapter of the rounds is `rounds`; only these two modules drive the devices. docs/training-loop.md describes them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mmrf_jax import plugins
 from mmrf_jax.agents import registry
 from mmrf_jax.checkpointing import manager
-from mmrf_jax.data import device_log, sessions
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.envs import rankers
-from mmrf_jax.io import files, metric_writer, profile, trackers
-from mmrf_jax.io.progress import check, interruptible, observed, phase, say
-from mmrf_jax.models.feedback_model import fitting
+from mmrf_jax.io import files, profile, trackers
+from mmrf_jax.io.progress import interruptible, observed, phase, say
 from mmrf_jax.parallel import multihost, preemption, programs
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import (
     arms,
-    batches,
-    compilation,
     configs,
     evaluate,
     hooks,
     inputs,
-    memory,
     own_logs,
     provenance,
     restore,
+    rounds,
     run_folder,
     run_report,
+    side_by_side,
     sources,
     steps,
-    train_state,
     warm_start,
 )
-from mmrf_jax.training.on_device import DeviceBatches
 from mmrf_jax.training.train_state import TrainState
 
 _KEEP = 3  # checkpoints
-_MEASURED = 16  # batches of held-out sessions on which the feedback model is measured
 
 
 def train(config: configs.Run, workdir: Path, brief: bool = False, log: SessionLog | None = None) -> dict[str, Any]:
-    """Run a config to its results, resuming from the latest checkpoint in the folder; return the results.
+    """Run a config of one seed to its results; see `train_runs`.
+
+    Raises:
+      ValueError: for several seeds, or an invalid config.
+    """
+    if config.seeds > 1:
+        raise ValueError(f"config.seeds={config.seeds} makes several runs, and this trains one; use mmrf train")
+    return train_runs({workdir: config}, brief, log)[workdir]
+
+
+def train_runs(
+    runs: Mapping[Path, configs.Run], brief: bool = False, log: SessionLog | None = None
+) -> dict[Path, dict[str, Any]]:
+    """Run configs to their results, resuming from the latest checkpoints in their folders; return the results.
 
     Args:
+      runs: {run folder: config} of runs that differ in their seeds alone (`side_by_side.runs_of`). Several are trained
+        side by side, each as if it were alone.
       brief: whether to skip the report (`mmrf report` can write it later) and, on real logs, the simple rankers that
         the run is compared with, as in a study.
       log: the log of a run on `logs`; None to read the one that the config names.
     """
     # ------------------------------------------------------------------------------------------------------- Set-up
-    config, log, partitioner = _checked(config, workdir, log)
+    runs, log, partitioner = _checked(runs, log)
     with contextlib.ExitStack() as stack:
-        finished = multihost.on_primary(lambda: _begun(stack, workdir, config, brief, log))
-        if finished is not None:
-            say(f"{workdir} is finished; nothing to do")
-            return finished
+        results: dict[Path, dict[str, Any]] = {}
+        for workdir, config in runs.items():
+            finished = multihost.on_primary(functools.partial(_begun, stack, workdir, config, brief, log))
+            if finished is not None:
+                say(f"{workdir} is finished; nothing to do")
+                results[workdir] = finished
+        if len(results) == len(runs):
+            return results
         compiled = stack.enter_context(contextlib.closing(programs.Ahead()))
         watch = stack.enter_context(preemption.watching())
         stack.enter_context(interruptible(watch.check))
@@ -74,96 +86,49 @@ def train(config: configs.Run, workdir: Path, brief: bool = False, log: SessionL
 
         # ----------------------------------------------------------------------------------------------------- Data
         phase("prepare")
-        with preemption.at_once():
-            source = restore.source_of(config, partitioner, collects=config.alternation.closed_loop, workdir=workdir)
-        plan = steps.plan_of(config, source.spec.signals)
-        others = {} if source.sim is None else _arms(config, source)
-        job = _Job(config, plan, workdir, partitioner, source, others, compiled)
-        if source.report:
-            say(f"input: {json.dumps(source.report, default=str)}")
-        if multihost.is_primary():
-            inputs.write(workdir, inputs.of_source(source.local()))
+        jobs = _prepared(runs, results, partitioner, compiled)
 
         # ------------------------------------------------------------------------------- State, restore and rounds
-        with manager.Checkpoints(
-            workdir / "checkpoints", keep=_KEEP, save_interval=config.checkpoint_every, agree=multihost.on_primary
-        ) as checkpoints:
-            state, step, learned = _restored(job, checkpoints)
-            if learned is None:
-                state, learned = _learn(job, state, step, checkpoints)
-        assert state is not None  # restored or trained
+        with contextlib.ExitStack() as opened:
+            learners = [_restored(job, opened.enter_context(_checkpoints(job))) for job in jobs]
+            rounds.learn([learner for learner in learners if learner.learned is None], len(runs))
 
-        # ----------------------------------------------------------------------------------------------- Evaluation
-        result = multihost.on_primary(lambda: _read_if_exists(workdir / "results.json"))  # if stopped at the report
-        with preemption.at_once():
-            if result is None:
-                result = {"train": learned} | _evaluate(job, state, brief)
-                phase("results")
-                if multihost.is_primary():
-                    _write_results(job, result, spent.seconds)
-
-            # ------------------------------------------------------------------------------------------------ Report
-            if not brief:
-                source, state = source.local(), multihost.to_local(state)
-                source.test()  # a collective operation if the test log has not been collected yet
-                preemption.part()
-                if multihost.is_primary():
-                    _report(config, source, state, workdir)
-        return result
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """What stays the same while a run is trained.
-
-    Attributes:
-      source: its items are replicated on the partitioner's devices.
-      arms: the policies of the A/B test in addition to the run's own.
-      compiled: compiles the run's programs ahead of their first calls.
-    """
-
-    config: configs.Run
-    plan: steps.TrainConfig
-    workdir: Path
-    partitioner: Partitioner
-    source: sources.Source
-    arms: dict[str, rankers.AnyRanker]
-    compiled: programs.Ahead
-
-    def begin(self, name: str, program: str | None = None) -> None:
-        """Announce a phase, and wait until its program is compiled (by default the one of the same name)."""
-        phase(name)
-        self.compiled.wait(program or name, check, say)
-
-    def trained(self, state: TrainState) -> evaluate.TrainedRun:
-        """Return the run as evaluators see it."""
-        return evaluate.TrainedRun(self.config, self.plan, self.source, state, self.partitioner, self.arms, self.begin)
+        # ---------------------------------------------------------------------------------------- Evaluation, report
+        for learner in learners:
+            results[learner.job.workdir] = _concluded(learner, brief, spent)
+        return {workdir: results[workdir] for workdir in runs}
 
 
 # --------------------------------------------------------------------------------------------------------------- Set-up
 
 
 def _checked(
-    config: configs.Run, workdir: Path, log: SessionLog | None
-) -> tuple[configs.Run, SessionLog | None, Partitioner]:
-    """Return the config as it is to be stored, the log of a run on `logs`, and the partitioner; writes nothing.
+    runs: Mapping[Path, configs.Run], log: SessionLog | None
+) -> tuple[dict[Path, configs.Run], SessionLog | None, Partitioner]:
+    """Return the configs to store, the log of runs on `logs`, and the partitioner; writes nothing.
 
     Raises:
       ValueError: for an invalid config.
     """
-    configs.validate(configs.as_dict(config))
-    config, log = own_logs.prepare(config, workdir, log)
-    registry.configured(config.method, config.agents, config.plugins)
-    profile.parse(config.profile_steps)
-    trackers.check(config.trackers)
     partitioner = Partitioner()
-    partitioner.check_divisible(config.train.batch, "train.batch")
-    partitioner.check_divisible(config.feedback.batch, "feedback.batch")
-    if config.source == "world" and config.simulator == "world":
-        _check_arms(config, sources.WORLD_ARMS)
-    config = _with_plugins(config)
-    multihost.on_primary(lambda: warm_start.check(config, workdir))
-    return config, log, partitioner
+    checked: dict[Path, configs.Run] = {}
+    for workdir, config in runs.items():
+        configs.validate(configs.as_dict(config))
+        config, log = own_logs.prepare(config, workdir, log)
+        registry.configured(config.method, config.agents, config.plugins)
+        profile.parse(config.profile_steps)
+        trackers.check(config.trackers)
+        partitioner.check_divisible(config.train.batch, "train.batch")
+        partitioner.check_divisible(config.feedback.batch, "feedback.batch")
+        if config.source == "world" and config.simulator == "world":
+            _check_arms(config, sources.WORLD_ARMS)
+        side_by_side.check(config, len(runs), partitioner)
+        config = _with_plugins(config)
+        if checked:
+            config = dataclasses.replace(config, profile_steps="")  # a trace shows all runs, and one is taken at a time
+        multihost.on_primary(functools.partial(warm_start.check, config, workdir))
+        checked[workdir] = config
+    return checked, log, partitioner
 
 
 def _check_arms(config: configs.Run, policies: Collection[str]) -> list[str]:
@@ -213,73 +178,42 @@ def _read_if_exists(path: Path) -> dict[str, Any] | None:
 # ----------------------------------------------------------------------------------------------------------------- Data
 
 
-def _log_of_round(job: _Job, state: TrainState | None, number: int, before: batches.Batches | None) -> batches.Batches:
-    """Return the log of a round: that of the round before, the first policy's, or one that the agents collect.
-
-    Args:
-      state: at the beginning of the round; None in a new run.
-      before: log of the round before; None in the first round of this process.
-    """
-    if number == 0 or not job.plan.closed_loop:
-        if before is not None:
-            return before
-        if job.source.sim is not None:
-            given = isinstance(job.config.data, configs.OwnLogs) or job.config.data.dir
-            phase("read" if given else "collect")
+def _prepared(
+    runs: Mapping[Path, configs.Run], finished: Collection[Path], partitioner: Partitioner, compiled: programs.Ahead
+) -> list[rounds.Job]:
+    """Open the source of each run that is not finished, and write what serving it needs; their world is shared."""
+    jobs: list[rounds.Job] = []
+    for number, (workdir, config) in enumerate(runs.items()):
+        if workdir in finished:
+            continue
+        like = jobs[0].source if jobs else None
+        collects = config.alternation.closed_loop
         with preemption.at_once():
-            return _first_log(job)
-    phase("collect")
-    assert state is not None
-    with preemption.at_once():
-        return _collected(job, _server(job, state), number)
-
-
-def _first_log(job: _Job) -> batches.Batches:
-    """Return the log of a run's first round, or of all its rounds: collected or read, in memory or streamed.
-
-    Raises:
-      ValueError: for a log that is to stay on the devices, but is streamed.
-    """
-    config, discount, on_device = job.config, job.plan.agents.discount, job.config.train.log_on_device
-    if (blocks := job.source.blocks()) is not None:
-        if on_device:
-            fix = "use --config.train.log_on_device=False, or --config.data.stream=False where memory allows"
-            raise ValueError(f"config.train.log_on_device=True, but the log is streamed; {fix}")
-        return batches.StreamedBatches(config, blocks, job.partitioner, discount, len(job.plan.agents.all_signals))
-    if not on_device:
-        return batches.InMemoryBatches(config, job.source.train(), job.partitioner)
-    if job.source.train_on_devices is not None:
-        return DeviceBatches(config, job.source.train_on_devices(job.partitioner, discount), job.partitioner)
-    log = job.source.train()
-    statistics = batches.feedback_statistics(log, discount)
-    return DeviceBatches(config, device_log.put(log, job.source.spec, statistics, job.partitioner), job.partitioner)
-
-
-def _collected(job: _Job, policy: rankers.AnyRanker, number: int) -> batches.Batches:
-    """Return the log of a round that a policy collects, in memory or on the devices."""
-    if job.config.train.log_on_device:
-        assert job.source.collect_on_devices is not None
-        log = job.source.collect_on_devices(policy, number, job.partitioner, job.plan.agents.discount)
-        return DeviceBatches(job.config, log, job.partitioner)
-    assert job.source.collect is not None
-    return batches.InMemoryBatches(job.config, job.source.collect(policy, number), job.partitioner)
-
-
-def _server(job: _Job, state: TrainState) -> rankers.AnyRanker:
-    """Return the policy that collects a round's log, local to this process: the agents as of the round's start, or the
-    source's first policy.
-    """
-    method = registry.get(job.plan.method)
-    if not method.collects:
-        return next(iter(job.source.policies.values()))
-    server = train_state.behavior_state(multihost.to_local(state))
-    return method.make_policy(server, job.source.local().items, job.plan.agents, job.config.alternation.temperature)
+            source = restore.source_of(config, partitioner, collects=collects, workdir=workdir, like=like)
+        plan = steps.plan_of(config, source.spec.signals)
+        others = {} if source.sim is None else _arms(config, source)
+        name = f"seed {config.seed}" if len(runs) > 1 else ""
+        if source.report and not jobs:
+            say(f"input: {json.dumps(source.report, default=str)}")
+        if multihost.is_primary():
+            inputs.write(workdir, inputs.of_source(source.local()))
+        jobs.append(rounds.Job(config, plan, workdir, number, name, partitioner, source, others, compiled))
+    return jobs
 
 
 # ---------------------------------------------------------------------------------------------------- State and restore
 
 
-def _restored(job: _Job, checkpoints: manager.Checkpoints) -> tuple[TrainState | None, int, dict[str, Any] | None]:
+def _checkpoints(job: rounds.Job) -> manager.Checkpoints:
+    return manager.Checkpoints(
+        job.workdir / "checkpoints",
+        keep=_KEEP,
+        save_interval=job.config.checkpoint_every,
+        agree=multihost.on_primary,
+    )
+
+
+def _restored(job: rounds.Job, checkpoints: manager.Checkpoints) -> rounds.Learner:
     """Return the state to begin with, its step, and what learned.json says if training is complete.
 
     A run goes on from the first of these that it has:
@@ -291,186 +225,38 @@ def _restored(job: _Job, checkpoints: manager.Checkpoints) -> tuple[TrainState |
     4. Nothing: no state, step 0. The state is initialised when the first log is there (`_initial`).
     """
     if checkpoints.latest_step() is None:
-        return None, 0, None
+        return rounds.Learner(job, checkpoints)
+    job.announce()
     state, step = checkpoints.restore(restore.state_shapes(job.config, job.source, job.partitioner))
     say(f"resumed at step {step}, round {min(int(state.round) + 1, job.plan.rounds)}")
     learned = multihost.on_primary(lambda: _read_if_exists(job.workdir / "learned.json"))
-    return state, step, learned if learned is not None and learned["steps"] == step else None
-
-
-def _initial(job: _Job, program: programs.Program, data: batches.Batches) -> TrainState:
-    """Return a new state, scaled by the statistics of the first log."""
-    job.compiled.wait("initial state", check, say)
-    statistics = data.feedback_statistics(job.plan.agents.discount)
-    state = program(*compilation.initial_args(job.config, job.plan, job.source, statistics))
-    if job.config.init_from:
-        state = warm_start.begin(job.config, inputs.of_source(job.source.local()), state, job.partitioner)
-    return state
-
-
-# --------------------------------------------------------------------------------------------------------------- Rounds
-
-
-def _learn(
-    job: _Job, state: TrainState | None, step: int, checkpoints: manager.Checkpoints
-) -> tuple[TrainState, dict[str, Any]]:
-    """Train the rounds that are left, from a state or a new one; return the last state and learned.json."""
-    config, plan = job.config, job.plan
-    shapes = restore.state_shapes(config, job.source, job.partitioner)
-    memory.check(config, memory.estimate(config, plan, job.source, shapes, job.partitioner), job.partitioner)
-    initial = compilation.initial(job.partitioner, shapes)
-    compilation.begin(
-        job.compiled, config, plan, job.source, shapes, initial if state is None else None, job.arms, job.partitioner
-    )
-    writes = job.workdir if multihost.is_primary() else None
-    writer = _writer(config, writes, step if step else None)
-    trace = profile.Profile(config.profile_steps, writes and writes / "profile")
-    data: batches.Batches | None = None
-    with writer, hooks.Hooks(config, writer, checkpoints, trace, step) as run_hooks:
-        for number in range(0 if state is None else int(state.round), plan.rounds):
-            if number and plan.closed_loop:
-                data = None  # frees its memory before the next log is collected
-            data = _log_of_round(job, state, number, data)
-            if state is None:
-                state = _initial(job, initial, data)
-            logged = job.partitioner.replicate(np.array([data.sessions, data.requests], np.int32))
-            state = dataclasses.replace(state, logged=logged)
-            run_hooks.hold(state)
-            state = _round(job, state, data, run_hooks)
-            state = train_state.next_round(state)
-            run_hooks.hold(state)
-            run_hooks.save(force=True, again=True)
-    checkpoints.wait()
-    assert state is not None
-    return state, multihost.on_primary(lambda: _write_learned(job, state, run_hooks.step))
-
-
-def _round(job: _Job, state: TrainState, data: batches.Batches, run_hooks: hooks.Hooks) -> TrainState:
-    """Train the rest of a round: fit the feedback model, measure it, update the agents, evaluate both."""
-    config, number, done = job.config, int(state.round), int(state.done)
-
-    def rate(progress: float) -> float:
-        return steps.rate((number + progress) / job.plan.rounds)
-
-    fit = None  # the steps of a round that are done are first its fits, then its updates
-    if job.plan.use_feedback_model:
-        fit = batches.PhaseIterator(data, "feedback", number, config.feedback.epochs, done, rate)
-    updates = done if fit is None else max(done - fit.total, 0)
-    update = batches.PhaseIterator(data, "train", number, config.train.epochs, updates, rate)
-    if fit is not None:
-        state = _fit(job, state, fit, run_hooks)
-        if done <= fit.total:
-            job.compiled.wait("measure", check, say)
-            state = _measure(job, state, data)
-            run_hooks.hold(state)
-    state = _update(job, state, update, run_hooks)
-    round_log = evaluate.Split("round", lambda: data.log)
-    rows = {name: evaluator(job.trained(state), round_log) for name, evaluator in _EVALUATORS.items()}
-    for name, metrics in rows.items():  # written last, after everything that can be interrupted
-        if metrics is not None:
-            run_hooks.write(name, metrics)
-    return state
-
-
-def _fit(job: _Job, state: TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks) -> TrainState:
-    """Fit the feedback model to the round's log."""
-    _begin_phase(job, "fit", iterator, run_hooks)
-    with iterator:
-        for batch, rate in iterator:
-            run_hooks.before_step()
-            state, metrics = steps.fit_step(state, batch, job.source.items, job.plan, rate)
-            run_hooks.after_step(state, metrics)
-    return state
-
-
-def _update(job: _Job, state: TrainState, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks) -> TrainState:
-    """Update the agents on the round's log, and on slates that the feedback model labels."""
-    encodings = steps.precompute_item_embeddings(state, job.source.items, job.plan)
-    encodings = None if encodings is None else job.partitioner.replicate(encodings)
-    _begin_phase(job, "train", iterator, run_hooks)
-    with iterator:
-        for batch, rate in iterator:
-            run_hooks.before_step()
-            state, metrics = steps.update_step(state, batch, job.source.items, job.plan, rate, encodings)
-            # The last state is saved at the end of the round.
-            run_hooks.after_step(state, metrics, save=iterator.position < iterator.total)
-    return state
-
-
-def _begin_phase(job: _Job, name: str, iterator: batches.PhaseIterator, run_hooks: hooks.Hooks) -> None:
-    if iterator.position < iterator.total:
-        job.begin(name)
-    run_hooks.begin(name, f"{name} {iterator.number + 1}/{job.plan.rounds}", iterator)
-
-
-def _measure(job: _Job, state: TrainState, data: batches.Batches) -> TrainState:
-    """Scale the feedback model's uncertainty on held-out sessions, or on validation days, which also calibrate it.
-
-    Each process measures alone.
-    """
-    config, plan, source = job.config, job.plan, job.source
-    size, exposures = config.feedback.batch, plan.feedback.exposures
-    if source.valid is None:
-        blocks = data.held_out(size, _MEASURED, exposures)
-    else:
-        log = source.valid()
-        index = sessions.segment_index(log, config.train.segment)
-        blocks = batches.measured(log, index, config.train.segment, size, _MEASURED, exposures)
-    model = multihost.to_local(train_state.model_of(state))
-    here = map(Partitioner.local().shard_inputs, blocks)
-    found = fitting.measure(
-        model, here, multihost.to_local(source.items), plan.feedback, calibrate=source.valid is not None
-    )
-    return dataclasses.replace(state, feedback=job.partitioner.replicate(found))
-
-
-def _write_learned(job: _Job, state: TrainState, step: int) -> dict[str, Any]:
-    """Write learned.json of a run that has finished training, and return its contents."""
-    rows = [json.loads(line) for line in (job.workdir / "metrics.jsonl").read_text().splitlines()]
-
-    def plain(row):
-        return {name: value for name, value in row.items() if name != "seconds"}
-
-    logged = np.asarray(state.logged).tolist()
-    learned = {
-        "steps": step,
-        "updates": int(state.agents.step),
-        "rounds": job.plan.rounds,
-        "sessions_of_last_round": logged[0],
-        "requests_of_last_round": logged[1],
-        **{name: [plain(row) for row in rows if row["phase"] == name] for name in _EVALUATORS},
-        "final": plain(next(row for row in reversed(rows) if row["phase"] == "train")),
-    }
-    files.write_json(job.workdir / "learned.json", learned)
-    return learned
+    return rounds.Learner(job, checkpoints, state, step, learned if learned and learned["steps"] == step else None)
 
 
 # ----------------------------------------------------------------------------------------------------------- Evaluation
 
 
-def _exploitation_gap(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
-    if not (run.plan.use_feedback_model and run.config.alternation.gap_sessions and run.source.sim is not None):
-        return None
-    run.begin("model_exploitation_gap", "A/B test")
-    return evaluate.model_exploitation_gap(run, split)
+def _concluded(learner: rounds.Learner, brief: bool, spent: hooks.Times) -> dict[str, Any]:
+    """Evaluate a run that is trained, write its results and its report, and return the results."""
+    job, state, learned = learner.job, learner.state, learner.learned
+    job.announce()
+    result = multihost.on_primary(lambda: _read_if_exists(job.workdir / "results.json"))  # if stopped at the report
+    with preemption.at_once():
+        if result is None:
+            result = {"train": learned} | _evaluate(job, state, brief)
+            phase("results")
+            if multihost.is_primary():
+                _write_results(job, result, spent.seconds)
+        if not brief:
+            source, state = job.source.local(), multihost.to_local(state)
+            source.test()  # a collective operation if the test log has not been collected yet
+            preemption.part()
+            if multihost.is_primary():
+                _report(job.config, source, state, job.workdir)
+    return result
 
 
-def _conflict(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
-    if not run.config.alternation.conflict_batches:
-        return None
-    run.begin("conflict")
-    return run_report.conflicts(run.local(), split)
-
-
-#: Evaluators of a round, (run, its log) -> a row of metrics.jsonl under this name; None if there is nothing to measure.
-#: Those of held-out logs, at the end, are `evaluate.EVALUATORS`.
-_EVALUATORS: dict[str, evaluate.Evaluator] = {
-    "model_exploitation_gap": _exploitation_gap,
-    "conflict": _conflict,
-}
-
-
-def _evaluate(job: _Job, state: TrainState, brief: bool) -> dict[str, Any]:
+def _evaluate(job: rounds.Job, state: TrainState, brief: bool) -> dict[str, Any]:
     """Compare the trained ranker with the other arms, then evaluate it on the held-out logs."""
     result: dict[str, Any] = {}
     run = job.trained(state)
@@ -496,18 +282,12 @@ def _ab_test(run: evaluate.TrainedRun, workdir: Path) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------- Report
 
 
-def _writer(config: configs.Run, workdir: Path | None, start_step: int | None) -> metric_writer.MetricsWriter:
-    return metric_writer.MetricsWriter(
-        workdir, start_step, seed=config.seed, track=config.trackers, config=configs.as_dict(config)
-    )
-
-
-def _write_results(job: _Job, result: dict[str, Any], seconds: Callable[[], dict[str, float]]) -> None:
+def _write_results(job: rounds.Job, result: dict[str, Any], seconds: Callable[[], dict[str, float]]) -> None:
     """Write results.json, then this process's times, as a line and as a row of metrics.jsonl; both go to trackers."""
     files.write_json(job.workdir / "results.json", result)
     spent, step = seconds(), result["train"]["steps"]
     say(hooks.describe(spent))
-    with _writer(job.config, job.workdir, step) as writer:
+    with rounds.open_writer(job.config, job.workdir, step) as writer:
         writer.write(step, "time", {f"seconds_{kind}": round(value, 3) for kind, value in spent.items()})
         writer.summarise(run_report.headline(job.config, result))
 

@@ -1,5 +1,6 @@
 """Traces on demand: which steps, where they lie, and what is no such thing."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -16,7 +17,7 @@ def run(traced, steps):
         traced.before(number)
         on.append(traced._on)
         x = step(x)
-        traced.after(number, x)
+        traced.after(number, functools.partial(jnp.asarray, x))
     traced.close()
     return on
 

@@ -88,6 +88,17 @@ def test_the_suite_of_accelerators_runs_on_a_cpu_and_saves_each_part(launch, tmp
     assert found["machine"]["devices"] and "accelerator 2/2" in done.stderr
 
 
+@pytest.mark.nightly
+def test_seeds_side_by_side_are_measured_against_one(launch, tmp_path):
+    out = tmp_path / "accelerator.json"
+    launch.ok("benchmark", "--suite=accelerator", "--parts=seeds", f"--out={out}")
+    found = {entry["name"]: entry["value"] for entry in json.loads(out.read_text())["results"]}
+    assert len(found) == 7 and found["seeds/memory"] > 0
+    for step in ("fit", "update"):  # both seeds' requests, in their time
+        both, one, times = (found[f"{step}/seeds={what}"] for what in ("2", "1", "2/time"))
+        assert both == pytest.approx(2 * one / times)
+
+
 def test_the_suite_of_accelerators_saves_after_each_part_and_a_failed_one_loses_no_other(monkeypatch):
     def fails(sizes):
         raise ValueError("out of memory")

@@ -116,7 +116,7 @@ TRAIN = ("train", WORLD, "--workdir={tmp}/run")
         (("evaluate", "--workdir={tmp}/given", "--config=world"), "--config is that of the run; set its fields by"),
         (("train", "--config=wrld", "--workdir=x"), "--config=wrld is no packaged config; did you mean world?"),
         (("evaluate", "--workdir={tmp}/none"), "none is not a run folder: it has no config.json"),
-        (("evaluate", "--workdir={tmp}/given", "--config.sed=1"), "unknown config field 'sed'; did you mean seed?"),
+        (("evaluate", "--workdir={tmp}/given", "--config.sed=1"), "field 'sed'; did you mean seed or seeds?"),
         (("evaluate", "--workdir={tmp}/given", "--config.train.batch=0"), "use --config.train.batch=1 or more"),
         (("prepare", "--source=x", "--out=y", "--config.data.slat=1"), "'data.slat'; did you mean slate?"),
         (

@@ -47,6 +47,7 @@ def test_runs_are_named_by_what_defines_them(tmp_path):
         ("against.co", "nobody", "'nobody' in config.against is no variant; choose among mmrf, co, da, ns"),
         ("tables", ("ab",), "unknown table 'ab' in config.tables; choose among ab_test, "),
         ("tables", ("by_day",), "config.days is 4; use --config.days=5"),
+        ("run.seeds", 2, "config.run.seeds=2 are trained side by side, but config.seeds=5 is no multiple of that"),
     ],
 )
 def test_a_study_that_would_fail_does_not_begin(field, value, message, tmp_path):
@@ -55,6 +56,22 @@ def test_a_study_that_would_fail_does_not_begin(field, value, message, tmp_path)
     with pytest.raises(ValueError, match=message):
         sweep.run(config, tmp_path / "o", tmp_path / "r")
     assert not list(tmp_path.iterdir())
+
+
+def test_seeds_of_a_variant_are_trained_side_by_side(tmp_path, monkeypatch):
+    config, trained = table_ablation.get_config(), []
+    config.update_from_flattened_dict({"seeds": 4, "run.seeds": 2, "tables": ()})
+    config.variants = {"mmrf": {}, "da": {"agents": {"ablation": "no_augmentation"}}}
+    monkeypatch.setattr(sweep.train, "train_runs", lambda runs, brief: trained.append(runs))
+    sweep.run(config, tmp_path / "out", tmp_path / "runs")
+    assert [[(run.agents.ablation, run.seed) for run in runs.values()] for runs in trained] == [
+        [(ablation, seed), (ablation, seed + 1)] for ablation in ("none", "no_augmentation") for seed in (0, 2)
+    ]
+    config.run.seeds = 1  # the folders are those of seeds that are trained one by one
+    assert all(sweep.folder(run, tmp_path / "runs") == path for runs in trained for path, run in runs.items())
+    assert all(
+        run in (sweep.run_config(config, n, run.seed) for n in config.variants) for r in trained for run in r.values()
+    )
 
 
 def test_an_error_is_one_line(launch, tmp_path):

@@ -45,6 +45,19 @@ def test_a_task_of_a_living_process_is_left_alone_with_those_that_need_it(tmp_pa
     assert did == [0, 2, 0, 1, 2, 3]  # those that are done find it out themselves
 
 
+def test_a_task_for_several_is_left_alone_if_one_of_them_is_another_process_s(tmp_path):
+    did: list[int] = []
+    tasks = [
+        work_queue.Task(tmp_path / "0", lambda: did.append(0), more=(tmp_path / "1",)),
+        *tasks_of(tmp_path, 3, did)[2:],
+    ]
+    with contextlib.ExitStack() as other:
+        assert work_queue.claim(tmp_path / "1", other)
+        assert work_queue.work(tasks) == 1 and did == [2]
+        assert work_queue.claim(tmp_path / "0", other)  # what was free is free again
+    assert work_queue.work(tasks) == 0 and did == [2, 0, 2]
+
+
 #: A worker: the folder, the number of tasks, and the one in which it kills itself. A task that is done has a file.
 WORKER = """
 import functools, os, signal, sys
@@ -105,7 +118,8 @@ def test_processes_share_the_runs_of_a_study_and_the_last_writes_the_table(monke
     config, out, runs = a_study(), tmp_path / "out", tmp_path / "runs"
     trained, inside = [], []
 
-    def train(one, place, brief):
+    def train(runs_of_task, brief):
+        (place,) = runs_of_task
         if not trained:
             trained.append(place)
             inside.append(sweep.run(config, out, runs))
@@ -114,7 +128,7 @@ def test_processes_share_the_runs_of_a_study_and_the_last_writes_the_table(monke
             trained.append(place)
         learned(place)
 
-    monkeypatch.setattr(sweep.train, "train", train)
+    monkeypatch.setattr(sweep.train, "train_runs", train)
     table = sweep.run(config, out, runs)
     assert inside == [None] and len(trained) == len(set(trained)) == 8
     assert table is not None and set(table["model_exploitation_gap"]) == {"mmrf", "co", "da", "ns"}
@@ -127,7 +141,7 @@ def test_an_ab_test_waits_for_the_runs_of_its_seed_alone(monkeypatch, tmp_path):
     tested: list[int] = []
     table = sweep.TABLES["ab_test"]._replace(measure=lambda study, seed: tested.append(seed) or {})
     monkeypatch.setitem(sweep.TABLES, "ab_test", table)
-    monkeypatch.setattr(sweep.train, "train", lambda one, place, brief: learned(place))
+    monkeypatch.setattr(sweep.train, "train_runs", lambda runs, brief: [learned(place) for place in runs])
     taken = sweep.folder(sweep.run_config(config, "ns", 1), runs).name
     claim = runs / ".claims" / taken
     claim.mkdir(parents=True)

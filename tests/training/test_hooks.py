@@ -24,12 +24,13 @@ def keep(tmp_path):
     with metric_writer.MetricsWriter(tmp_path, start_step=None, seed=0) as writer:
         run_hooks = hooks.Hooks(config, writer, saved, profile.Profile("", None), 0)
         iterator = types.SimpleNamespace(position=0, total=9)
-        run_hooks.begin("fit", "fit", iterator)
+        run_hooks.begin("fit", iterator)
 
         def take(state: float, loss: float) -> None:
             iterator.position += 1
             run_hooks.before_step()
-            run_hooks.after_step({"w": jnp.array([1.0, state]), "n": jnp.int32(3)}, {"loss/click": jnp.float32(loss)})
+            made = {"w": jnp.array([1.0, state]), "n": jnp.int32(3)}
+            run_hooks.after_step(lambda: made, lambda: {"loss/click": jnp.float32(loss)})
 
         take.saved = saved
         yield take

@@ -56,6 +56,8 @@ def test_the_parts_of_an_estimate(job):
     keys = len(jax.tree.leaves(shapes)) - len(arrays)
     assert found.state == sum(x.size * x.dtype.itemsize for x in arrays) + 8 * keys
     assert found.total == found.state + found.items + max(found.fit, found.update)
+    three = memory.estimate(*job, seeds=3)  # the states one by one and, at the start of a phase, joined
+    assert three.state == 6 * found.state and (three.fit, three.update) == (3 * found.fit, 3 * found.update)
     run = configs.override(
         config, train={"batch": 2 * BATCH, "log_on_device": True}, collect={"sessions": 1_000, "slots": 64}
     )

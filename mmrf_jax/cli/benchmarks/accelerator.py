@@ -1,11 +1,12 @@
-"""How busy a run keeps the devices: a cold main job, steady steps by batch size, and rollouts by number of users.
+"""How busy a run keeps the devices: a cold main job, steps by batch size and of seeds side by side, and rollouts.
 
 Each part runs in a separate process, which has the devices for itself. On CPUs all sizes are smaller.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -30,7 +31,7 @@ from mmrf_jax.io import profile
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import programs
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import batches, compilation, configs, restore, steps
+from mmrf_jax.training import batches, compilation, configs, restore, side_by_side, steps
 from mmrf_jax.training.on_device import DeviceBatches
 
 _K = 6  # videos of a slate
@@ -43,6 +44,7 @@ class Sizes(NamedTuple):
 
     job: tuple[str, ...]  # flags of the main job
     batches: tuple[int, ...]
+    seeds: int  # side by side, with the smallest batch
     sessions: int  # of the log that steps learn from
     timed: int  # steps per timing
     traced: int  # steps of the trace
@@ -51,10 +53,11 @@ class Sizes(NamedTuple):
     limit: float  # seconds of all parts together
 
 
-_WHOLE = Sizes((), (32, 512, 2_048), 8_192, 200, 20, (10**4, 10**5, 10**6), 100_000, 480.0)
+_WHOLE = Sizes((), (32, 512, 2_048), 8, 8_192, 200, 20, (10**4, 10**5, 10**6), 100_000, 480.0)
 _SMALL = Sizes(
     ("--config.quick=True", "--config.alternation.rounds=1", "--config.collect.sessions=256"),
     (8, 16, 32),
+    2,
     128,
     2,
     1,
@@ -91,19 +94,24 @@ def main_job(sizes: Sizes) -> Entries:
 
 
 class _Setup(NamedTuple):
-    """A run on a log that stays on the devices, before its first step."""
+    """Runs that differ in their seeds alone, on a log that stays on the devices, before their first step."""
 
-    config: configs.Run
-    partitioner: Partitioner
+    seeds: side_by_side.Seeds
     source: Any
     plan: steps.TrainConfig
     compiled: programs.Ahead
-    data: DeviceBatches
-    state: Any
+    data: list[DeviceBatches]  # of each run
+    states: Any  # joined
+    encodings: Any  # joined
+
+    @property
+    def requests(self) -> float:
+        """Return the mean number of requests of a segment."""
+        return self.data[0].requests / self.data[0].segments
 
 
-def _set_up(batch: int, sizes: Sizes) -> _Setup:
-    """Collect a log and initialise a state, while the programs of the steps compile."""
+def _set_up(batch: int, sizes: Sizes, number: int = 1) -> _Setup:
+    """Collect a log and initialise the states of `number` runs, while the programs of the steps compile."""
     config = experiment.get_config()
     config.world.num_videos, config.collect.sessions = sizes.videos, sizes.sessions
     config.feedback.batch = config.train.batch = batch
@@ -112,12 +120,57 @@ def _set_up(batch: int, sizes: Sizes) -> _Setup:
     source, compiled = restore.source_of(run, partitioner), programs.Ahead()
     plan = steps.plan_of(run, source.spec.signals)
     shapes = restore.state_shapes(run, source, partitioner)
-    compilation.begin_steps(compiled, run, plan, source, shapes, partitioner)
+    seeds = side_by_side.Seeds(number, shapes, partitioner)
+    compilation.begin_steps(compiled, run, plan, source, seeds)
     assert source.train_on_devices is not None
-    data = DeviceBatches(run, source.train_on_devices(partitioner, plan.agents.discount), partitioner)
-    start = compilation.initial(partitioner, shapes)
-    state = start(*compilation.initial_args(run, plan, source, data.feedback_statistics(plan.agents.discount)))
-    return _Setup(run, partitioner, source, plan, compiled, data, state)
+    log = source.train_on_devices(partitioner, plan.agents.discount)
+    every = [dataclasses.replace(run, seed=seed) for seed in range(number)]
+    start, states, encodings = compilation.initial(partitioner, shapes), {}, {}
+    for one in every:
+        states[one.seed] = start(*compilation.initial_args(one, plan, source, log.feedback_statistics))
+        found = steps.precompute_item_embeddings(states[one.seed], source.items, plan)
+        encodings[one.seed] = None if found is None else partitioner.replicate(found)
+    data = [DeviceBatches(one, log, partitioner) for one in every]
+    return _Setup(seeds, source, plan, compiled, data, seeds.join(states), seeds.join(encodings))
+
+
+@contextlib.contextmanager
+def _steps(run: _Setup, name: str, states: Any, most: int) -> Iterator[Callable[[int], Any]]:
+    """Return a context with a function that takes a number of steps of each run and returns the states.
+
+    Args:
+      name: `fit` or `update`.
+      states: donated.
+      most: number of steps in all.
+    """
+    part, program, more = {
+        "fit": ("feedback", steps.fit_step, ()),
+        "update": ("train", steps.update_step, (run.encodings,)),
+    }[name]
+    run.compiled.wait("fit" if name == "fit" else "train", say=say)
+    epochs = -(-most // run.data[0].per_epoch(part))
+    with contextlib.ExitStack() as opened:
+        iterators = [
+            opened.enter_context(batches.PhaseIterator(data, part, 0, epochs, 0, lambda progress: 1.0))
+            for data in run.data
+        ]
+
+        def take(number: int) -> Any:
+            nonlocal states
+            for _ in range(number):
+                inputs = {i: next(iterator) for i, iterator in enumerate(iterators)}
+                states, _ = run.seeds.step(program, states, inputs, run.source.items, run.plan, *more)
+            return jax.block_until_ready(states)
+
+        yield take
+
+
+def _seconds(take: Callable[[int], Any], sizes: Sizes) -> float:
+    """Return the seconds of a step, after some that are not timed."""
+    take(_WARM)
+    began = time.perf_counter()
+    take(sizes.timed)
+    return (time.perf_counter() - began) / sizes.timed
 
 
 def steps_of(batch: int) -> Callable[[Sizes], Entries]:
@@ -125,37 +178,37 @@ def steps_of(batch: int) -> Callable[[Sizes], Entries]:
 
     def measure(sizes: Sizes) -> Entries:
         run = _set_up(batch, sizes)
-        requests = batch * run.data.requests / run.data.segments
-        encodings = steps.precompute_item_embeddings(run.state, run.source.items, run.plan)
-        encodings = None if encodings is None else run.partitioner.replicate(encodings)
-        programs_of = {
-            "fit": ("feedback", steps.fit_step, ()),
-            "update": ("train", steps.update_step, (encodings,)),
-        }
-        state = run.state
-        for name, (part, program, more) in programs_of.items():
-            run.compiled.wait("fit" if name == "fit" else "train", say=say)
-            epochs = -(-(_WARM + sizes.timed + sizes.traced) // run.data.per_epoch(part))
-            with batches.PhaseIterator(run.data, part, 0, epochs, 0, lambda progress: 1.0) as iterator:
-
-                def take(number, state, iterator=iterator, program=program, more=more):
-                    for made, rate in itertools.islice(iterator, number):
-                        state, _ = program(state, made, run.source.items, run.plan, rate, *more)
-                    return jax.block_until_ready(state)
-
-                state = take(_WARM, state)
-                began = time.perf_counter()
-                state = take(sizes.timed, state)
-                rate = sizes.timed * requests / (time.perf_counter() - began)
+        states = run.states
+        for name in ("fit", "update"):
+            with _steps(run, name, states, _WARM + sizes.timed + sizes.traced) as take:
+                rate = batch * run.requests / _seconds(take, sizes)
                 with tempfile.TemporaryDirectory() as folder:
                     with jax.profiler.trace(folder, profiler_options=_quiet()):
-                        state = take(sizes.traced, state)
+                        states = take(sizes.traced)
                     seen = profile.device_time(Path(folder))
             yield f"{name}/batch={batch}", rate, "requests/s"
             yield f"{name}/batch={batch}/busy", seen.busy, "of the time"
             yield f"{name}/batch={batch}/kernels", seen.kernels / sizes.traced, "a step"
 
     return measure
+
+
+def seeds(sizes: Sizes) -> Entries:
+    """Measure steps of seeds side by side against those of one, with the smallest batch.
+
+    Yields the requests per second of all seeds together, and how many times as long a step takes as that of one.
+    """
+    batch, taken = sizes.batches[0], {}
+    for number in (1, sizes.seeds):
+        run = _set_up(batch, sizes, number)
+        states = run.states
+        for name in ("fit", "update"):
+            with _steps(run, name, states, _WARM + sizes.timed) as take:
+                taken[name, number] = _seconds(take, sizes)
+                states = take(0)
+            yield f"{name}/seeds={number}", number * batch * run.requests / taken[name, number], "requests/s"
+    for name in ("fit", "update"):
+        yield f"{name}/seeds={sizes.seeds}/time", taken[name, sizes.seeds] / taken[name, 1], "times one's"
 
 
 def _quiet() -> jax.profiler.ProfileOptions:
@@ -201,7 +254,8 @@ def rollouts(sizes: Sizes) -> Entries:
 
 def _parts(sizes: Sizes) -> dict[str, Callable[[Sizes], Entries]]:
     """Return what is measured, in order."""
-    return {"job": main_job, **{f"batch={n}": steps_of(n) for n in sizes.batches}, "rollouts": rollouts}
+    by_batch = {f"batch={n}": steps_of(n) for n in sizes.batches}
+    return {"job": main_job, **by_batch, "seeds": seeds, "rollouts": rollouts}
 
 
 PARTS = tuple(_parts(_WHOLE))
