@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import chex
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.models import heads, kinds, optimization, representation
-from mmrf_jax.models.feedback_model import network
+from mmrf_jax.models.feedback_model import exposure, network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 from mmrf_jax.models.optimizer import make_optimizer
 from mmrf_jax.parallel import programs
@@ -42,12 +43,19 @@ def update(
     continues = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
     batch = batch.without_last()
     inputs = representation.gather(batch, items)
+    candidates = None
+    if config.debias is not None:
+        candidates = network.encode_videos(config, state, items, batch.candidates, batch.date)
 
     def loss_fn(params, rows):
         encoded = network.encode(config, params, rows, inputs, key)
         out = network.predict(config, params, *encoded.user, encoded.shown)
         per_signal = losses(config, out, jnp.asarray(batch.feedback), state.scale)  # [2, B, T, K, S + Q]
-        per_signal = jnp.einsum("btk,nbtks->s", masks.exposed, per_signal) / counts.exposed
+        if candidates is None:
+            per_signal, more = jnp.einsum("btk,nbtks->s", masks.exposed, per_signal) / counts.exposed, {}
+        else:
+            weight, more = _exposure_weights(config, params, encoded, candidates, batch, masks.exposed)
+            per_signal = jnp.einsum("nbtk,nbtks->s", weight, per_signal)
         exposed, stays, known = (
             jax.lax.broadcast_to_rank(x, x.ndim + 1) for x in (masks.exposed, continues, masks.known)
         )
@@ -56,7 +64,8 @@ def update(
         weights = jnp.asarray((*config.loss_weights, *(_LEVEL_WEIGHT for _ in levels)), jnp.float32)
         names = (*config.all_signals.names, *levels)
         metrics = {f"loss/{s}": per_signal[i] / network.TWINS for i, s in enumerate(names)}
-        return jnp.sum(weights * per_signal) + stay, metrics | {"loss/stay": stay / network.TWINS}
+        metrics |= {"loss/stay": stay / network.TWINS} | {name: x / network.TWINS for name, x in more.items()}
+        return jnp.sum(weights * per_signal) + stay + sum(more.values()), metrics
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
     learned, metrics, norm = optimization.step(learnable, inputs.ids, loss_fn, config, make_optimizer(config), rate)
@@ -64,6 +73,31 @@ def update(
         state, step=state.step + 1, params=learned.params, optimizer=learned.optimizer, tables=learned.tables
     )
     return state, metrics | {"grad_norm": norm}
+
+
+def _exposure_weights(
+    config: FeedbackConfig,
+    params: Any,
+    encoded: representation.Encoded,
+    candidates: chex.Array,
+    batch: types.SessionBatch,
+    exposed: chex.Array,
+) -> tuple[chex.Array, dict[str, chex.Array]]:
+    """Return self-normalised weights [2, B, T, K] of exposures, whose sum is 1 per twin, and the loss of propensities.
+
+    Args:
+      candidates: [2, B, T, C, D] encodings.
+      exposed: [B, T, K] of `types.LossMasks`.
+    """
+    each, log_ratio = exposure.log_propensities(network.exposure_scores(config, params, encoded, candidates), batch)
+    at_random, chosen = None, exposed
+    if config.exposures == 2:
+        at_random = types.exposed_at_random(jnp.asarray(batch.context))
+        chosen = exposed * ~at_random[..., None]
+        at_random = jnp.broadcast_to(at_random, log_ratio.shape[:-1])
+    weight = exposure.weights(log_ratio, at_random) * jnp.broadcast_to(exposed, log_ratio.shape)
+    total = jnp.maximum(weight.sum(axis=(1, 2, 3), keepdims=True), 1e-6)
+    return weight / total, {"loss/exposure": exposure.loss(each, chosen).sum()}
 
 
 def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, scale: chex.Array) -> chex.Array:
@@ -92,10 +126,16 @@ def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items
     p = kinds.take(network.expected(config, out, state.scale), config.all_signals.binary, -1)
     p = jnp.clip(p, 1e-6, 1.0 - 1e-6)
     log_odds = jnp.log(p) - jnp.log1p(-p)
+    weight = jnp.ones(batch.slate.shape)
+    if config.debias is not None:
+        candidates = network.encode_videos(config, state, items, batch.candidates, batch.date)
+        scores = network.exposure_scores(config, state.params, encoded, candidates)
+        weight = network.mean_of_twins(exposure.weights(exposure.log_propensities(scores, batch)[1]))
     return (
         network.mean_levels(out),
         network.uncertainty(config, unit, representation.gather(batch, items), key),
         log_odds,
+        weight,
     )
 
 
@@ -112,18 +152,20 @@ def measure(
       calibrate: whether to also fit a slope and an offset of the log-odds of binary signals to these sessions. Users
         whose own rates were fitted are overestimated on later days.
     """
-    predicted, observed, divergence, log_odds, random = [], [], [], [], []
+    predicted, observed, divergence, log_odds, weights, random = [], [], [], [], [], []
     for batch in batches:
-        mean, u, raw = (np.asarray(x)[:, :-1] for x in _measure(state, batch, items, config))
+        mean, u, raw, weight = (np.asarray(x)[:, :-1] for x in _measure(state, batch, items, config))
         batch = jax.device_get(batch)
         shown = batch.loss_masks().exposed > 0
         predicted.append(mean[shown])
         observed.append(batch.feedback[:, :-1][shown])
         divergence.append(u[shown].astype(np.float64))
         log_odds.append(raw[shown])
+        weights.append(weight[shown])
         at_random = types.exposed_at_random(batch.context[:, :-1]) & (config.exposures == 2)
         random.append(np.broadcast_to(at_random[..., None], shown.shape)[shown])
-    every, labels, kind = np.concatenate(log_odds), np.concatenate(observed), np.concatenate(random)
+    every, labels, kind, weight = (np.concatenate(x) for x in (log_odds, observed, random, weights))
+    weight = np.where(kind, 1.0, weight)
     signals = config.all_signals
     wanted = np.asarray(kinds.levels(signals, labels[~kind], np.asarray(state.scale)))
     scale = np.concatenate(divergence)[~kind].mean(axis=0)
@@ -134,7 +176,11 @@ def measure(
     if calibrate:
         fitted = [
             np.stack(
-                [platt(x, y) for x, y in zip(every[rows].T, labels[rows][:, signals.binary].T, strict=True)], axis=1
+                [
+                    platt(x, y, weight[rows])
+                    for x, y in zip(every[rows].T, labels[rows][:, signals.binary].T, strict=True)
+                ],
+                axis=1,
             )
             for rows in (~kind, kind)[: config.exposures]
         ]
@@ -167,18 +213,21 @@ def _residuals(actual: np.ndarray, mean: np.ndarray) -> tuple[float, np.ndarray,
     return residual, np.quantile(mean, np.arange(1, network.BINS) / network.BINS), quantiles
 
 
-def platt(log_odds: np.ndarray, label: np.ndarray) -> np.ndarray:
+def platt(log_odds: np.ndarray, label: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
     """Fit slope and offset [2] of the log-odds [n] of labels [n], by Newton's method on the log-loss (Platt, 1999).
+
+    Weights [n] of the exposures are divided by their mean; None for 1 each.
 
     A prior worth `_PLATT_PRIOR` exposures shrinks them to slope 1 and offset 0, so that signals with few positives
     hardly change.
     """
     x = np.stack([log_odds, np.ones_like(log_odds)], axis=1).astype(np.float64)
+    w = np.ones(len(label)) if weight is None or not len(weight) else weight / weight.mean()
     start = np.array([1.0, 0.0])
     weights = start.copy()
     for _ in range(20):
         p = 0.5 * (1.0 + np.tanh(0.5 * (x @ weights)))
-        gradient = x.T @ (p - label) + _PLATT_PRIOR * (weights - start)
-        hessian = (x.T * (p * (1.0 - p))) @ x + _PLATT_PRIOR * np.eye(2)
+        gradient = x.T @ (w * (p - label)) + _PLATT_PRIOR * (weights - start)
+        hessian = (x.T * (w * p * (1.0 - p))) @ x + _PLATT_PRIOR * np.eye(2)
         weights -= np.linalg.solve(hessian, gradient)
     return weights
