@@ -37,6 +37,12 @@ class FeedbackConfig(EncoderConfig):
         "propensity, which is fitted too",
         among=DEBIAS,
     )
+    imputed_weight: float | None = field(
+        None,
+        "weight of candidates that were not shown, as many as were shown, in the fit as videos without any feedback; "
+        "None: they are not fitted",
+        fields.RATE,
+    )
     twin_feature_dropout: tuple[float, float] = field(
         (0.0, 0.0),
         "share of features hidden from each twin; (0.0, 0.25): uncertainty ranks errors better, but errors are larger",

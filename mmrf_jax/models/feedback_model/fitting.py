@@ -13,7 +13,7 @@ import numpy as np
 
 from mmrf_jax import types
 from mmrf_jax.models import heads, kinds, optimization, representation
-from mmrf_jax.models.feedback_model import exposure, network
+from mmrf_jax.models.feedback_model import counterfactuals, exposure, network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 from mmrf_jax.models.optimizer import make_optimizer
 from mmrf_jax.parallel import programs
@@ -42,8 +42,10 @@ def update(
     counts = masks.counts()
     continues = jnp.where(batch.terminated[:, :-1], 0.0, 1.0)
     batch = batch.without_last()
-    inputs = representation.gather(batch, items)
-    candidates = None
+    unseen = imputed = candidates = None
+    if config.imputed_weight is not None:
+        unseen, imputed = _imputed(config, batch, masks.exposed, jax.random.fold_in(key, 1))
+    inputs = representation.gather(batch, items, unseen)
     if config.debias is not None:
         candidates = network.encode_videos(config, state, items, batch.candidates, batch.date)
 
@@ -56,6 +58,11 @@ def update(
         else:
             weight, more = _exposure_weights(config, params, encoded, candidates, batch, masks.exposed)
             per_signal = jnp.einsum("nbtk,nbtks->s", weight, per_signal)
+        if imputed is not None:
+            out_unseen = network.predict(config, params, *encoded.user, encoded.unseen)
+            none = jnp.zeros((*encoded.unseen.shape[1:-1], len(config.all_signals)))
+            each = losses(config, out_unseen, none, state.scale) * _can_be_none(config)
+            per_signal += jnp.einsum("btk,nbtks->s", imputed, each) / counts.exposed
         exposed, stays, known = (
             jax.lax.broadcast_to_rank(x, x.ndim + 1) for x in (masks.exposed, continues, masks.known)
         )
@@ -73,6 +80,30 @@ def update(
         state, step=state.step + 1, params=learned.params, optimizer=learned.optimizer, tables=learned.tables
     )
     return state, metrics | {"grad_norm": norm}
+
+
+def _imputed(
+    config: FeedbackConfig, batch: types.SessionBatch, exposed: chex.Array, key: types.Key
+) -> tuple[chex.Array, chex.Array]:
+    """Sample videos that were not shown [B, T, M], M <= K, for the fit as videos without feedback (Steck, 2010).
+
+    Returns:
+      The videos, and their weights: as many as were shown count, except where slates were random.
+    """
+    assert config.imputed_weight is not None
+    number = min(batch.slate.shape[-1], batch.candidates.shape[-1] - batch.slate.shape[-1])
+    places = counterfactuals.unseen_slates(key, batch, 1)[..., 0, :number]
+    weight = config.imputed_weight * exposed[..., :number]
+    if config.exposures == 2:
+        weight *= ~types.exposed_at_random(jnp.asarray(batch.context))[..., None]
+    return jnp.take_along_axis(jnp.asarray(batch.candidates), places, axis=-1), weight
+
+
+def _can_be_none(config: FeedbackConfig) -> np.ndarray:
+    """Return 1 for the signals, and the levels [S + Q], of which 0 means no feedback, and 0 for values."""
+    signals = config.all_signals
+    values = signals.of_kind("value")
+    return np.array([i not in values for i in (*range(len(signals)), *signals.numeric)], np.float32)
 
 
 def _exposure_weights(
@@ -118,14 +149,23 @@ def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, 
 
 @programs.program(often=False, static_argnames="config")
 def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig):
-    encoded = network.encode_batch(config, state, batch, items)
+    unseen = imputed = none = None
+    key = jax.random.fold_in(state.key, 2**32 - 1)  # no update has this number
+    if config.imputed_weight is not None:
+        exposed = (jnp.asarray(batch.slate_mask) & batch.mask[..., None]).astype(jnp.float32)
+        unseen, imputed = _imputed(config, batch, exposed, jax.random.fold_in(key, 1))
+    encoded = network.encode_batch(config, state, batch, items, unseen)
     out = network.predict(config, state.params, *encoded.user, encoded.shown)
     # Divided by the residual's variance once it is known.
     unit = dataclasses.replace(state, residual=jnp.ones_like(state.residual))
-    key = jax.random.fold_in(state.key, 2**32 - 1)  # no update has this number
-    p = kinds.take(network.expected(config, out, state.scale), config.all_signals.binary, -1)
-    p = jnp.clip(p, 1e-6, 1.0 - 1e-6)
-    log_odds = jnp.log(p) - jnp.log1p(-p)
+
+    def log_odds(out):
+        p = kinds.take(network.expected(config, out, state.scale), config.all_signals.binary, -1)
+        p = jnp.clip(p, 1e-6, 1.0 - 1e-6)
+        return jnp.log(p) - jnp.log1p(-p)
+
+    if imputed is not None:
+        none = log_odds(network.predict(config, state.params, *encoded.user, encoded.unseen)), imputed
     weight = jnp.ones(batch.slate.shape)
     if config.debias is not None:
         candidates = network.encode_videos(config, state, items, batch.candidates, batch.date)
@@ -134,8 +174,9 @@ def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items
     return (
         network.mean_levels(out),
         network.uncertainty(config, unit, representation.gather(batch, items), key),
-        log_odds,
+        log_odds(out),
         weight,
+        none,
     )
 
 
@@ -152,9 +193,11 @@ def measure(
       calibrate: whether to also fit a slope and an offset of the log-odds of binary signals to these sessions. Users
         whose own rates were fitted are overestimated on later days.
     """
-    predicted, observed, divergence, log_odds, weights, random = [], [], [], [], [], []
+    predicted, observed, divergence, log_odds, weights, random, imputed = [], [], [], [], [], [], []
     for batch in batches:
-        mean, u, raw, weight = (np.asarray(x)[:, :-1] for x in _measure(state, batch, items, config))
+        mean, u, raw, weight, none = jax.tree.map(
+            lambda x: np.asarray(x)[:, :-1], _measure(state, batch, items, config)
+        )
         batch = jax.device_get(batch)
         shown = batch.loss_masks().exposed > 0
         predicted.append(mean[shown])
@@ -164,6 +207,8 @@ def measure(
         weights.append(weight[shown])
         at_random = types.exposed_at_random(batch.context[:, :-1]) & (config.exposures == 2)
         random.append(np.broadcast_to(at_random[..., None], shown.shape)[shown])
+        if none is not None:
+            imputed.append((none[0][none[1] > 0], none[1][none[1] > 0]))
     every, labels, kind, weight = (np.concatenate(x) for x in (log_odds, observed, random, weights))
     weight = np.where(kind, 1.0, weight)
     signals = config.all_signals
@@ -174,17 +219,11 @@ def measure(
         scale[i] /= residual**2
     calibration = np.asarray(state.calibration)
     if calibrate:
-        fitted = [
-            np.stack(
-                [
-                    platt(x, y, weight[rows])
-                    for x, y in zip(every[rows].T, labels[rows][:, signals.binary].T, strict=True)
-                ],
-                axis=1,
-            )
-            for rows in (~kind, kind)[: config.exposures]
-        ]
-        calibration = np.stack(fitted)
+        rows = [(every[x], labels[x][:, signals.binary], weight[x]) for x in (~kind, kind)[: config.exposures]]
+        for found, weight in imputed:  # as in the fit
+            more = (found, np.zeros_like(found), weight)
+            rows[0] = tuple(np.concatenate(pair) for pair in zip(rows[0], more, strict=True))
+        calibration = np.stack([_platt_of_signals(*x) for x in rows])
 
     def put(new, old):
         return jax.device_put(np.asarray(new, np.float32), old.sharding)
@@ -211,6 +250,11 @@ def _residuals(actual: np.ndarray, mean: np.ndarray) -> tuple[float, np.ndarray,
     grid = np.linspace(0.0, 1.0, network.QUANTILES)
     quantiles = np.stack([np.quantile(part if len(part) else error, grid) for part in parts])
     return residual, np.quantile(mean, np.arange(1, network.BINS) / network.BINS), quantiles
+
+
+def _platt_of_signals(log_odds: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return `platt` of each signal [2, S - Q], of log-odds and labels [n, S - Q] with weights [n]."""
+    return np.stack([platt(x, y, weight) for x, y in zip(log_odds.T, labels.T, strict=True)], axis=1)
 
 
 def platt(log_odds: np.ndarray, label: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from mmrf_jax.models.feedback_model import exposure, fitting, network
-from mmrf_jax.signals import SHORT_VIDEO
+from mmrf_jax.models.feedback_model import counterfactuals, exposure, fitting, network
+from mmrf_jax.signals import SHORT_VIDEO, Signal, Signals
 
 S, WATCH = tiny.S, SHORT_VIDEO.index("watch_time")
-CONFIG = dataclasses.replace(tiny.FEEDBACK, dropout=0.0, debias="propensity", exposures=2)
+CONFIG = dataclasses.replace(tiny.FEEDBACK, dropout=0.0, debias="propensity", imputed_weight=0.5, exposures=2)
 
 
 def one_request(odds, slate, mask, weight=None):
@@ -51,7 +51,7 @@ def test_weights_are_inverse_and_capped_and_one_for_random_slates():
     assert not np.any(jax.grad(lambda x: exposure.weights(x).sum())(ratio))
 
 
-def test_the_fit_weights_exposures_by_their_inverse_propensity():
+def test_the_fit_weights_exposures_by_their_inverse_propensity_and_imputes_videos_that_were_not_shown():
     state, items, batch = tiny.make_feedback_model(CONFIG), tiny.make_items(), tiny.make_batch()
     random = np.arange(5) % 2 == 1  # every other request
     batch = batch.replace(context=np.concatenate([random[None, :, None].repeat(8, 0), batch.context[..., 1:]], axis=-1))
@@ -62,9 +62,12 @@ def test_the_fit_weights_exposures_by_their_inverse_propensity():
         encoded = network.encode_batch(CONFIG, state, batch, items, jnp.asarray(batch.candidates))
         out = network.predict(CONFIG, state.params, *encoded.user, encoded.shown)
         scores = network.exposure_scores(CONFIG, state.params, encoded, encoded.unseen)
-        return out, scores, fitting.update(state, batch, items, CONFIG)
+        every = network.predict(CONFIG, state.params, *encoded.user, encoded.unseen)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+        places = counterfactuals.unseen_slates(key, batch.without_last(), 1)
+        return out, scores, every, places[:, :, 0], fitting.update(state, batch, items, CONFIG)
 
-    out, scores, (after, metrics) = jax.device_get(both(state))
+    out, scores, every, places, (after, metrics) = jax.device_get(both(state))
     exposed = batch.slate_mask & batch.mask[..., None]
     loss, expected, chosen = np.zeros((2, 2)), np.zeros(2), 0
     for n in range(2):
@@ -83,11 +86,23 @@ def test_the_fit_weights_exposures_by_their_inverse_propensity():
                 total += w * np.array([click, np.exp(raw[WATCH]) - label[WATCH] / 15.0 * raw[WATCH]])
                 weights += w
         loss[n] = total / weights
+        for b, t, k in np.argwhere(exposed[:, :4]):
+            if not random[t]:  # as many as were shown, of which none was shown, without feedback
+                assert places[b, t, k] not in batch.slate[b, t][batch.slate_mask[b, t]]
+                raw = np.float64(every.feedback[n, b, t, :, places[b, t, k]])
+                none = np.array([np.logaddexp(0.0, raw[0]), np.exp(raw[WATCH])])
+                loss[n] += 0.5 * none / exposed[:, :4].sum()
     assert float(metrics["loss/click"]) == pytest.approx(loss[:, 0].mean(), rel=1e-4)
     assert float(metrics["loss/watch_time"]) == pytest.approx(loss[:, 1].mean(), rel=1e-4)
     assert float(metrics["loss/exposure"]) == pytest.approx(expected.sum() / chosen, rel=1e-4)
     moved = jax.tree.map(lambda x, y: bool(np.any(x != y)), state.params["exposure"], after.params["exposure"])
     assert all(jax.tree.leaves(moved))
+
+
+def test_a_value_has_no_zero_that_means_no_feedback():
+    assert fitting._can_be_none(CONFIG).tolist() == [1.0] * (S + 1)
+    rating = Signals((Signal("click"), Signal("rating", kind="value")), ("click",))
+    assert fitting._can_be_none(dataclasses.replace(CONFIG, all_signals=rating)).tolist() == [1.0, 0.0, 0.0]
 
 
 def test_without_a_correction_nothing_is_added():
