@@ -1,4 +1,4 @@
-"""A model of what the logging ranker shows, fitted beside the feedback model, and inverse propensity weights by it.
+"""A model of what the logging ranker shows, fitted with the feedback model, and inverse propensity weights by it.
 
 Each slot of a slate is a choice among the candidates that the slots above it left (Plackett–Luce). A loss that is
 weighted by the inverse of these propensities estimates the loss on candidates chosen at random (Schnabel et al., 2016;

@@ -99,6 +99,26 @@ def test_the_fit_weights_exposures_by_their_inverse_propensity_and_imputes_video
     assert all(jax.tree.leaves(moved))
 
 
+def test_calibration_weighs_exposures_and_imputed_videos_as_the_fit_does(monkeypatch):
+    rng, batch, binary = np.random.default_rng(0), tiny.make_batch(users=64), S - 1
+    shape = (64, 5, 3)
+    raw, unseen = (rng.normal(size=(*shape, binary)).astype(np.float32) for _ in range(2))
+    weight = rng.uniform(0.2, 3.0, shape)
+    imputed = 0.5 * (batch.slate_mask & batch.mask[..., None])
+    found = (np.zeros((*shape, 1), np.float32), np.ones((*shape, S), np.float32), raw, weight, (unseen, imputed))
+    monkeypatch.setattr(fitting, "_measure", lambda *_: found)
+    config = dataclasses.replace(CONFIG, exposures=1)
+    state = fitting.measure(tiny.make_feedback_model(config), [batch], None, config, calibrate=True)
+    shown, none = (batch.slate_mask & batch.mask[..., None])[:, :-1], imputed[:, :-1] > 0
+    for i in range(3):
+        expected = fitting.platt(
+            np.concatenate([raw[:, :-1][shown][:, i], unseen[:, :-1][none][:, i]]),
+            np.concatenate([batch.feedback[:, :-1][shown][:, i], np.zeros(none.sum())]),
+            np.concatenate([weight[:, :-1][shown], np.full(none.sum(), 0.5)]),
+        )
+        np.testing.assert_allclose(state.calibration[0, :, i], expected, rtol=1e-5)
+
+
 def test_a_value_has_no_zero_that_means_no_feedback():
     assert fitting._can_be_none(CONFIG).tolist() == [1.0] * (S + 1)
     rating = Signals((Signal("click"), Signal("rating", kind="value")), ("click",))
