@@ -108,7 +108,9 @@ def test_calibration_weighs_exposures_and_imputed_videos_as_the_fit_does(monkeyp
     found = (np.zeros((*shape, 1), np.float32), np.ones((*shape, S), np.float32), raw, weight, (unseen, imputed))
     monkeypatch.setattr(fitting, "_measure", lambda *_: found)
     config = dataclasses.replace(CONFIG, exposures=1)
-    state = fitting.measure(tiny.make_feedback_model(config), [batch], None, config, calibrate=True)
+    fresh = tiny.make_feedback_model(CONFIG)
+    fresh = fresh.replace(calibration=fresh.calibration[:1])
+    state = fitting.measure(fresh, [batch], None, config, calibrate=True)
     shown, none = (batch.slate_mask & batch.mask[..., None])[:, :-1], imputed[:, :-1] > 0
     for i in range(3):
         expected = fitting.platt(
