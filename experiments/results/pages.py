@@ -195,7 +195,6 @@ _REMEDIES = {
     "propensity": "inverse propensities",
     "imputed": "imputation",
     "random": "random exposures",
-    "both": "random exposures and inverse propensities",
 }
 _QUALITY = ("ECE", "log-loss", "GAUC")
 _ERRORS = {
@@ -274,7 +273,7 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "selection_bias": lambda: arms(
         "selection_bias",
-        _REMEDIES | {"da": "no model", "da_random": "no model, with the random exposures", "production": "production"},
+        _REMEDIES | {"da": "no model", "production": "production"},
         _SESSION,
         head="remedy",
     ),
