@@ -141,6 +141,11 @@ def exposed_at_random(context: chex.Array) -> chex.Array:
     return context[..., 0] > 0.5
 
 
+def as_if_at_random(context: chex.Array) -> chex.Array:
+    """Return the context [..., Dx] of the same requests, were they exposed at random, where logs say so first."""
+    return jnp.asarray(context).at[..., 0].set(1.0)
+
+
 @struct.dataclass
 class FeedbackPrediction:
     """A feedback model's predictions for all candidates, raw as in `models.heads.Prediction`."""

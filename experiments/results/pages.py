@@ -91,11 +91,13 @@ def arms(
       head: label of the first column.
     """
     table, labels = read(name), rows if isinstance(rows, Mapping) else {arm: arm for arm in rows}
-    of_errors, lower = part == "errors", statistics.lower_is_better(SHORT_VIDEO)
+    lower = statistics.lower_is_better(SHORT_VIDEO)
+
+    def is_error(part: str, metric: str) -> bool:
+        return part == "errors" or metric in lower or (part == "unseen" and not metric.endswith("GAUC"))
+
     keys = [key if isinstance(key, tuple) else (part, key) for key in columns]
-    lines = [
-        [label, *(cell(table[p][arm][m], of_errors or m in lower) for p, m in keys)] for arm, label in labels.items()
-    ]
+    lines = [[label, *(cell(table[p][arm][m], is_error(p, m)) for p, m in keys)] for arm, label in labels.items()]
     return markdown([head, *columns.values()], lines)
 
 
@@ -188,6 +190,13 @@ _SAMPLES = {
         for arm, label in (("da", "without"), ("mmrf", "with the model"))
     },
 }
+_REMEDIES = {
+    "mmrf": "none",
+    "propensity": "inverse propensities",
+    "imputed": "imputation",
+    "random": "random exposures",
+}
+_QUALITY = ("ECE", "log-loss", "GAUC")
 _ERRORS = {
     "click, shown": "click, shown",
     "click, not shown": "click, not shown",
@@ -261,6 +270,20 @@ TABLES: dict[str, Callable[[], str]] = {
             "watch_time_per_day, late / early": "watch time, days 9 to 14 / days 2 to 7",
         },
         part="by_day",
+    ),
+    "selection_bias": lambda: arms(
+        "selection_bias",
+        _REMEDIES | {"da": "no model", "production": "production"},
+        _SESSION,
+        head="remedy",
+    ),
+    "selection_bias_unseen": lambda: arms(
+        "selection_bias",
+        {f"model of {name}": label for name, label in _REMEDIES.items()}
+        | {"agents of mmrf": "critics of the run without a remedy", "agents of da": "critics without a model"},
+        {f"{signal}, {metric}": f"{signal}, {metric}" for signal in ("click", "long_view") for metric in _QUALITY},
+        part="unseen",
+        head="remedy",
     ),
     "conflict": conflict,
     "sample_efficiency": lambda: arms(

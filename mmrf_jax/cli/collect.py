@@ -39,6 +39,7 @@ def main() -> None:
         k=source.spec.slate,
         progress=restore.counted_in_parts,
         keep_scores=True,
+        random_share=config.collect.random_share,
     )
     if not multihost.is_primary():
         return

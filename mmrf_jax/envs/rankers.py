@@ -142,8 +142,41 @@ class PolicyChoice:
         return jax.lax.switch(self.index, [functools.partial(branch, i) for i in range(len(self.policies))])
 
 
+_SHARPEST = 1e-6  # temperature of best slates, where other slates are sampled
+
+
+@struct.dataclass
+class WithRandomExposures:
+    """A policy that answers the requests marked by `types.exposed_at_random` with uniformly random slates.
+
+    Attributes:
+      policy: ranks all other requests.
+    """
+
+    policy: Ranker | PrivilegedPolicy | PolicyChoice
+
+    @property
+    def temperature(self) -> float:
+        """1: `scores` are already divided by the policy's temperature."""
+        return 1.0
+
+    def initial_carry(self, request: types.Request, history: types.Exposure) -> Any:
+        """Return the policy's carry."""
+        return self.policy.initial_carry(request, history)
+
+    def scores(self, env_params: Any, state: Any, carry: Any, request: types.Request) -> chex.Array:
+        """Return the policy's scores [B, C] by its temperature, and equal scores at marked requests."""
+        scores = self.policy.scores(env_params, state, carry, request)
+        scaled = scores / jnp.maximum(self.policy.temperature, _SHARPEST)
+        return jnp.where(types.exposed_at_random(request.context)[:, None], 0.0, scaled)
+
+    def next_carry(self, carry: Any, request: types.Request, exposure: types.Exposure) -> Any:
+        """Return the policy's carry after feedback."""
+        return self.policy.next_carry(carry, request, exposure)
+
+
 #: What the loops serve.
-AnyRanker: TypeAlias = Ranker | PrivilegedPolicy | PolicyChoice
+AnyRanker: TypeAlias = Ranker | PrivilegedPolicy | PolicyChoice | WithRandomExposures
 
 
 def choices(policies: Mapping[str, Any]) -> dict[str, PolicyChoice]:

@@ -95,9 +95,9 @@ def metrics(
             loss = _logloss(values, target)
             entry = _ranking("gauc", ranked, draws) | {"logloss": float(loss.mean())}
             entry["auc"] = _auc(target, values) if entry["gauc"] is not None else None
-        entry["by_decile"] = bins = [_means(values[rows], target[rows]) for rows in _deciles(values)]
+        entry["by_decile"] = [_means(values[rows], target[rows]) for rows in _deciles(values)]
         if signal in signals.binary_names:
-            entry["ece"] = sum(abs(b["predicted"] - b["actual"]) * b["rows"] for b in bins) / len(values)
+            entry["ece"] = _calibration_error(entry["by_decile"])
         return _Measured(entry, ranked, np.bincount(user_row, weights=loss) / user_rows)
 
     def model_minus(signal: str, model: _Measured, other: _Measured) -> dict[str, Any]:
@@ -273,6 +273,37 @@ def selection_bias(predicted: np.ndarray, truth: np.ndarray, shown: np.ndarray) 
     unseen = float(error[~shown].mean()) if not shown.all() else None
     ratio = unseen / seen if seen and unseen is not None else None
     return {"impressions": seen, "non_impressions": unseen, "ratio": ratio}
+
+
+def of_unseen(
+    group: np.ndarray, predicted: np.ndarray, probability: np.ndarray, seed: int = 0
+) -> dict[str, float | None]:
+    """Compute the quality of a binary signal's predictions for videos without feedback, whose truth is known.
+
+    Args:
+      group: [n] integers, within which videos are ranked.
+      predicted: [n] probabilities.
+      probability: [n] the true ones.
+      seed: of labels that are drawn with the true probabilities, to rank by.
+
+    Returns:
+      "ece" and "logloss" as of `metrics`, in expectation over the labels; "gauc" of the drawn labels, None if no group
+      has both labels.
+    """
+    predicted, probability = np.asarray(predicted, np.float64), np.asarray(probability, np.float64)
+    label = (np.random.default_rng(seed).random(len(probability)) < probability).astype(np.float64)
+    ranked = ranking.grouped_auc(group, predicted, label[:, None])[0]
+    return {
+        "ece": _calibration_error([_means(predicted[rows], probability[rows]) for rows in _deciles(predicted)]),
+        "logloss": float(_logloss(predicted, probability).mean()),
+        "gauc": ranked.value if ranked.eligible_users else None,
+    }
+
+
+def _calibration_error(bins: Iterable[Mapping[str, Any]]) -> float:
+    """Return the mean of |mean predicted − actual rate| over bins, weighted by rows."""
+    bins = list(bins)
+    return sum(abs(b["predicted"] - b["actual"]) * b["rows"] for b in bins) / sum(b["rows"] for b in bins)
 
 
 def format_table(result: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

@@ -38,6 +38,7 @@ class EncoderInputs:
     slate_mask: chex.Array  # [B, T+1, K]
     profile: chex.Array  # [B, Du]
     context: chex.Array  # [B, T+1, Dx]
+    asked: chex.Array | None = None  # [B, T+1, Dx] contexts that users are read with; None for `context`
 
 
 @struct.dataclass
@@ -60,11 +61,14 @@ class Encoded:
         return self.z, self.memory_mean
 
 
-def gather(batch: types.SessionBatch, items: types.Items, unseen: chex.Array | None = None) -> EncoderInputs:
+def gather(
+    batch: types.SessionBatch, items: types.Items, unseen: chex.Array | None = None, at_random: bool = False
+) -> EncoderInputs:
     """Gather what the encoders read of a batch.
 
     Args:
       unseen: [B, T+1, M] ids of videos that were not shown, to encode too; None if there are none.
+      at_random: whether each request is read as if its videos were exposed at random (`types.as_if_at_random`).
     """
     num_users, steps, k = batch.slate.shape
     shown = jnp.take_along_axis(batch.candidates, batch.slate, axis=-1)
@@ -82,6 +86,7 @@ def gather(batch: types.SessionBatch, items: types.Items, unseen: chex.Array | N
         slate_mask=batch.slate_mask & batch.mask[..., None],
         profile=batch.profile,
         context=batch.context,
+        asked=types.as_if_at_random(batch.context) if at_random else None,
     )
 
 
@@ -142,7 +147,8 @@ def encode_users(
     def at_requests(x):
         return jnp.broadcast_to(x[:, None], (num_users, steps, x.shape[-1]))
 
-    user = (at_requests(user_rows), at_requests(inputs.profile), inputs.context)
+    context = inputs.context if inputs.asked is None else inputs.asked
+    user = (at_requests(user_rows), at_requests(inputs.profile), context)
     return Encoded(users.read(params, carry, *user, key, blind), carry, slates(seen), unseen)
 
 

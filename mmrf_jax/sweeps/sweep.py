@@ -29,6 +29,7 @@ from mmrf_jax.agents import registry
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
 from mmrf_jax.parallel.partitioner import Partitioner
+from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.sweeps import seeds, work_queue
 from mmrf_jax.training import (
     arms,
@@ -167,12 +168,21 @@ def check(study: Study) -> None:
     needed = [name for name in config.tables if name in TABLES and TABLES[name].of_world]
     for name in names:
         one = run_config(config, name, 0)
+        if needed and (one.collect.random_share is None) != (
+            run_config(config, config.reference, 0).collect.random_share is None
+        ):
+            raise ValueError(
+                f"variant {name} and {config.reference} differ in whether requests say they are random, so one A/B "
+                "test cannot serve both; set collect.random_share of the others to 0"
+            )
         if needed and (one.source != "world" or one.simulator != "world"):
             raise ValueError(
                 f"variant {name} is not of the world, which {needed[0]} needs; leave it out of config.tables"
             )
         if "errors" in needed and not registry.get(one.method, one.plugins).predicts and name == config.reference:
             raise ValueError(f"config.reference={name!r} predicts no feedback; compare with another variant")
+        if "unseen" in needed and name == config.reference and not steps.plan_of(one, SHORT_VIDEO).use_feedback_model:
+            raise ValueError(f"config.reference={name!r} has no feedback model; compare with another variant")
     if needed:
         registered = [
             name for name in config.arms if plugins.POLICIES.find(name, run_config(config, names[0], 0).plugins)
@@ -373,7 +383,7 @@ def measure_run(config, place: Path, name: str) -> dict[str, Any]:
     """Return one of `_OF_RUNS` of a run, cached in its folder."""
     path, learned = place / f"{name}.json", _learned(place)
     kept = run_folder.read_json(path) if path.exists() else {}
-    if kept.get("learned") != learned:
+    if kept.get("learned") != learned or (name == "truth" and "unseen" not in kept):  # older ones lack it
         partitioner = Partitioner()
         source = restore.source_of(config, partitioner, workdir=place)
         state = restore.load_state(config, source, place, partitioner)
@@ -394,6 +404,18 @@ def _errors(study: Study, seed: int) -> Rows:
         for predictor, signals in sorted(  # the order of a stored file
             measure_run(config, folder(config, study.runs_dir), "truth")["selection_bias"].items()
         )
+    }
+
+
+def _unseen(study: Study, seed: int) -> Rows:
+    """Return the quality of each variant's predictions for videos that were not shown."""
+    names = {"ece": "ECE", "logloss": "log-loss", "gauc": "GAUC"}
+    return {
+        f"{predictor} of {variant}": {
+            f"{signal}, {label}": entry[key] for signal, entry in signals.items() for key, label in names.items()
+        }
+        for variant, config in study.configs(seed).items()
+        for predictor, signals in sorted(measure_run(config, folder(config, study.runs_dir), "truth")["unseen"].items())
     }
 
 
@@ -420,6 +442,11 @@ def _of_errors(metric: str) -> bool:
     return True
 
 
+def _of_unseen(metric: str) -> bool:
+    """Return whether lower is better: for all but GAUC."""
+    return not metric.endswith("GAUC")
+
+
 def _of_offline(metric: str) -> bool:
     """Return whether lower is better: for NCIS of hate. Its GAUC measures how well hates are predicted."""
     return metric == "NCIS hate"
@@ -444,6 +471,13 @@ TABLES = {
         of_runs="truth",
         reference=lambda name: f"agents of {name}",
         lower_is_better=_of_errors,
+    ),
+    "unseen": Table(
+        "Predictions for the videos that production's held-out log did not show, against the truth:",
+        _unseen,
+        of_runs="truth",
+        reference=lambda name: f"model of {name}",
+        lower_is_better=_of_unseen,
     ),
     "offline": Table(
         f"Held-out log (NCIS per video, cap {_CAP}):",

@@ -93,6 +93,12 @@ class Collect:
     slots: int = field(
         0, "users in flight on each device; 0: a quarter of the device's sessions, at most 1,024", fields.NATURAL
     )
+    random_share: float | None = field(
+        None,
+        "share of a training log's requests with a random slate; every request then says in its context whether its "
+        "slate was random (KuaiRand: 0.0037); None: no such context; 0: the context alone",
+        fields.SHARE,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -523,6 +529,9 @@ def _validate_together(run: Mapping[str, Any]) -> None:
     logs_only = run["source"] != "world" and run.get("simulator", "world") == "world"
     if logs_only and run.get("alternation", {}).get("closed_loop"):
         raise ValueError("config.alternation.closed_loop needs a simulator to serve in; set it to False for logs")
+    if run["source"] != "world" and run.get("collect", {}).get("random_share") is not None:
+        fix = "; use --config.data.random_log=train" if run["source"] == "kuairand" else ""
+        raise ValueError(f"config.collect.random_share is for logs of the world, not of {run['source']}{fix}")
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -107,7 +107,10 @@ def _fit(config: configs.Run, plan: steps.TrainConfig, spec: InputSpec) -> int:
     """Return the bytes of a segment in the fit."""
     memory, video = _widths(plan.feedback, spec)
     t, seen = config.train.segment, spec.history + config.train.segment * spec.slate
-    return _FLOAT * TWINS * (_FIT_MEMORIES * t * memory + _FIT_VIDEOS * seen * video)
+    candidates = 0  # encoded without a gradient
+    if plan.feedback.debias is not None:
+        candidates = t * (spec.candidates if plan.others is None else plan.others + spec.slate)
+    return _FLOAT * TWINS * (_FIT_MEMORIES * t * memory + (_FIT_VIDEOS * seen + candidates) * video)
 
 
 def _update(config: configs.Run, plan: steps.TrainConfig, spec: InputSpec) -> int:

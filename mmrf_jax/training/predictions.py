@@ -23,15 +23,19 @@ def shown(batch: types.SessionBatch) -> chex.Array:
     return jnp.take_along_axis(jnp.asarray(batch.candidates), jnp.asarray(batch.slate), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+@functools.partial(jax.jit, static_argnames=("plan", "at_random"))
 def feedback(
     state: TrainState,
     batch: types.SessionBatch,
     videos: chex.Array,
     items: types.Items,
     plan: steps.TrainConfig,
+    at_random: bool = False,
 ) -> dict[str, chex.Array]:
     """Predict the expected feedback of videos [B, T+1, M].
+
+    Args:
+      at_random: whether the feedback model predicts for random exposures, where requests say so.
 
     Returns:
       {predictor: [B, T+1, M, S]} for each of `plan.predictors`; with a feedback model also "levels" [B, T+1, M, Q].
@@ -51,9 +55,10 @@ def feedback(
         out["agents"] = jnp.moveaxis(expected, -2, -1)
     if plan.use_feedback_model:
         model = train_state.model_of(state)
-        encoded = network.encode_batch(plan.feedback, model, batch, items, videos)
+        encoded = network.encode_batch(plan.feedback, model, batch, items, videos, at_random)
         predicted = network.predict(plan.feedback, model.params, *encoded.user, encoded.unseen)
-        predicted = network.calibrated(plan.feedback, predicted, model.calibration, batch.context)
+        context = types.as_if_at_random(batch.context) if at_random else batch.context
+        predicted = network.calibrated(plan.feedback, predicted, model.calibration, context)
         out["model"] = network.expected(plan.feedback, predicted, model.scale)
         out["levels"] = jnp.moveaxis(predicted.extra, -2, -1).mean(axis=0)
     return out

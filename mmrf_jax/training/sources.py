@@ -101,7 +101,7 @@ def world_spec(sim: Environment, config: parameters.WorldConfig) -> InputSpec:
         num_users=0,
         item_features=sim.items.features.shape[1],
         profile=parameters.PROFILE,
-        context=parameters.CONTEXT,
+        context=parameters.CONTEXT + (sim.default_params.random_share is not None),
         candidates=config.candidates,
         slate=config.slate,
         history=config.history,
@@ -155,11 +155,13 @@ def collect_log(
     progress: Progress,
     slots: int | None = None,
     keep_scores: bool = False,
+    random_share: float | None = None,
 ) -> Sessions:
     """Collect a log of `sessions` users, starting at `first_user`; equal seeds give equal logs. With several processes,
-    each collects a part, and all receive the whole.
+    each collects a part, and all receive the whole. `random_share` is that of `config.collect`.
     """
     first, share = multihost.share(sessions)
+    sim, policy = _with_random_exposures(sim, policy, random_share)
     log = collect.collect(
         sim,
         policy,
@@ -173,6 +175,20 @@ def collect_log(
         keep_scores=keep_scores,
     )
     return _of_all(log)
+
+
+def _with_random_exposures(
+    sim: Environment, policy: rankers.AnyRanker, share: float | None
+) -> tuple[Environment, rankers.AnyRanker]:
+    """Return the simulator and the policy that give a share of requests a random slate; unchanged for None.
+
+    The feedback model as a simulator has the marks of its log's requests.
+    """
+    if share is None:
+        return sim, policy
+    if isinstance(sim, env.ShortVideoEnv):
+        sim = sim.with_random_share(share)
+    return sim, rankers.WithRandomExposures(policy)
 
 
 def _of_all(log: Sessions) -> Sessions:
@@ -231,7 +247,8 @@ def in_simulator(
     most = _SAMPLE if source.config.train.log_on_device else size
     if own is not None:
         source = dataclasses.replace(source, choose=_chooser(first, functools.cache(lambda: own(source))))
-    collect = functools.partial(_collect, source, sim, progress)
+    share = source.config.collect.random_share
+    collect = functools.partial(_collect, source, sim, progress, random_share=share)
     collect_on_devices = functools.partial(_collect_on_devices, source, sim, progress)
     return dataclasses.replace(
         source,
@@ -266,6 +283,7 @@ def _collect(
     first_user: int,
     number: int,
     keep_scores: bool = False,
+    random_share: float | None = None,
 ) -> Sessions:
     offset = _USERS_A_SEED * (source.config.seed % _SEEDS_APART)
     return collect_log(
@@ -278,6 +296,7 @@ def _collect(
         progress=progress,
         slots=min(source.config.collect.slots, number) or collect.slots_for(source.config.collect.sessions),
         keep_scores=keep_scores,
+        random_share=random_share,
     )
 
 
@@ -292,9 +311,10 @@ def _collect_on_devices(
 ) -> DeviceLog:
     config = source.config
     size, offset = config.collect.sessions, _USERS_A_SEED * (config.seed % _SEEDS_APART)
+    sim, policy = _with_random_exposures(sim, source.choose(policy), config.collect.random_share)
     return device_collection.collect_on_devices(
         sim,
-        source.choose(policy),
+        policy,
         log_key(config.seed),
         partitioner,
         source.spec,
@@ -318,7 +338,9 @@ def _world(
     given = config.data.dir if isinstance(config.data, configs.LogData) else ""
     if given and not files.user_path(given, "config.data.dir").exists():  # said before the world is made
         raise FileNotFoundError(f"{given} does not exist; name a folder that mmrf collect or mmrf serve wrote")
-    sim = env.make(world) if made is None else made
+    sim, marked = env.make(world) if made is None else made, config.collect.random_share is not None
+    if marked:
+        sim = sim.with_random_share(0.0)  # A/B tests have no random exposures
 
     def nothing() -> Any:
         return None
@@ -339,7 +361,14 @@ def _world(
     source = in_simulator(source, sim, expected_feedback, progress, own)
     test = functools.cache(  # with scores, for per-video propensities
         lambda: _collect(
-            source, sim, progress, source.policies["production"], _TEST_USERS, config.collect.test_sessions, True
+            source,
+            sim,
+            progress,
+            source.policies["production"],
+            _TEST_USERS,
+            config.collect.test_sessions,
+            keep_scores=True,
+            random_share=0.0 if marked else None,  # as in training, whose program it shares
         )
     )
     source = dataclasses.replace(source, test=lambda: {"test": test()})

@@ -96,7 +96,9 @@ def plan_of(config: configs.Run, signals: Signals) -> TrainConfig:
 
 def _exposures(config: configs.Run) -> int:
     """Return the number of exposure types that a run's logs distinguish."""
-    return 2 if config.source != "world" and getattr(config.data, "random_log", "off") == "train" else 1
+    if config.source == "world":
+        return 1 if config.collect.random_share is None else 2
+    return 2 if getattr(config.data, "random_log", "off") == "train" else 1
 
 
 def _others(config: configs.Run, agents: AgentConfig, candidates: int) -> int | None:
@@ -146,7 +148,11 @@ def rate(progress: float) -> float:
 @programs.program(often=True, static_argnames="plan", donate_argnums=0)
 def fit_step(state: TrainState, batch: types.SessionBatch, items: types.Items, plan: TrainConfig, rate: chex.Numeric):
     """Take one step of the feedback model's regression on the round's log; return the next state and metrics."""
-    feedback, metrics = fitting.update(train_state.model_of(state), batch, items, plan.feedback, rate)
+    model = train_state.model_of(state)
+    if plan.feedback.debias is not None and plan.others is not None:
+        key = jax.random.fold_in(jax.random.fold_in(model.key, 2), model.step)
+        batch = with_fewer_candidates(batch, key, plan.others)
+    feedback, metrics = fitting.update(model, batch, items, plan.feedback, rate)
     return dataclasses.replace(state, feedback=feedback, done=state.done + 1), metrics
 
 

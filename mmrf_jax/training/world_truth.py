@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmrf_jax import types
+from mmrf_jax import ops, types
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.io import extras
@@ -55,8 +55,13 @@ def replay(source: sources.Source, log: Sessions, num_requests: int) -> tuple[np
 
 
 def _predict(state: TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig):
-    """Compute `predictions.feedback` of all candidates of the first T requests, and which of them would be sampled."""
+    """Compute `predictions.feedback` of all candidates of the first T requests, and which were or would be chosen."""
     out = predictions.feedback(state, batch, batch.candidates, items, plan)
+    exposed = ops.slate_to_multihot(batch.slate, batch.slate_mask, batch.candidates.shape[-1]) > 0
+    if plan.use_feedback_model and plan.feedback.exposures == 2:  # as its counterfactual slates are labelled
+        unseen = predictions.feedback(state, batch, batch.candidates, items, plan, at_random=True)
+        out |= {name: jnp.where(exposed[..., None], out[name], unseen[name]) for name in ("model", "levels")}
+    out["shown"] = exposed
     if plan.use_feedback_model:
         out["uncertainty"] = predictions.uncertainty(state, batch, batch.candidates, items, plan)
     if plan.slates:
@@ -82,21 +87,22 @@ def compare(
       train: makes the log of the videos exposed in training; called only with a feedback model.
 
     Returns:
-      {"selection_bias": {predictor: {signal: errors on impressions and non-impressions and their ratio}}} and, with a
-      feedback model, {"uncertainty": {signal: rank correlations with the error, on videos with training exposures;
+      {"selection_bias": {predictor: {signal: errors on impressions and non-impressions and their ratio}}, "unseen":
+      {predictor: {binary signal: `model_quality.of_unseen` of the non-impressions}}} and, with a feedback model,
+      {"uncertainty": {signal: rank correlations with the error, on videos with training exposures;
       `watch_time` in log1p seconds, the scale on which the uncertainty is defined, and `watch_time_seconds`},
       "sample_auc": of a classifier that separates sampled non-impressions from the whole pool}.
     """
     log = sessions.select_sessions(log, np.arange(min(_SESSIONS, log.num_sessions)))
     truth, true_log_seconds = replay(source, log, _REQUESTS)
+    signals = source.spec.signals
     index = np.stack([np.arange(log.num_sessions), log.offsets[:-1]], axis=1)
     done, parts = counted("truth", len(index)), []
     for start in range(0, len(index), _BATCH):
         batch = sessions.gather_segments(log, np.resize(index[start : start + _BATCH], (_BATCH, 2)), _REQUESTS)
         out = _predict(state, batch, source.items, plan)
-        out["shown"] = (batch.slate[..., None] == np.arange(batch.candidates.shape[-1])) & batch.slate_mask[..., None]
-        out["shown"] = out["shown"].any(axis=-2)[:, :-1]
         out["video"] = batch.candidates[:, :-1]
+        out["user"] = np.broadcast_to(batch.user_id[:, None, None], out["video"].shape)
         live, size = batch.mask[:, :-1], len(index[start : start + _BATCH])
         live = live & (np.arange(_BATCH) < size)[:, None]
         rows = slice(start, start + size)
@@ -109,10 +115,19 @@ def compare(
         "selection_bias": {
             name: {
                 signal: model_quality.selection_bias(flat[name][:, i], flat["truth"][:, i], flat["shown"])
-                for i, signal in enumerate(source.spec.signals.names)
+                for i, signal in enumerate(signals.names)
             }
             for name in plan.predictors
         }
+    }
+    unseen = {name: x[~flat["shown"]] for name, x in flat.items() if name in ("user", "truth", *plan.predictors)}
+    result["unseen"] = {
+        name: {
+            signal: model_quality.of_unseen(unseen["user"], unseen[name][:, i], unseen["truth"][:, i])
+            for i, signal in zip(signals.binary, signals.binary_names, strict=True)
+            if signal in CALIBRATED
+        }
+        for name in plan.predictors
     }
     if plan.use_feedback_model:
         result["uncertainty"] = _uncertainty(flat, train(), source)

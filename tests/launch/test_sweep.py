@@ -12,7 +12,10 @@ from mmrf_jax.sweeps import sweep
 #: The tiny world job as the run of a study.
 RUN = [flag.replace("--config.", "--config.run.") for flag in TINY[1:] if "quick" not in flag]
 STUDY = ("--config=experiments/table_ablation.py", "--config.quick=True", *RUN, "--config.sessions=64")
-TABLES = ("ab_test", "ab_test_exit_hazard", "by_day", "errors", "offline", "model_exploitation_gap", "conflict")
+TABLES = (
+    *("ab_test", "ab_test_exit_hazard", "by_day", "errors", "unseen", "offline"),
+    *("model_exploitation_gap", "conflict"),
+)
 EVERYTHING = (
     *STUDY,
     f"--config.tables={TABLES}",
@@ -74,6 +77,22 @@ def test_seeds_of_a_variant_are_trained_side_by_side(tmp_path, monkeypatch):
     )
 
 
+def test_a_study_does_not_mix_requests_that_say_whether_they_are_random(tmp_path):
+    config = table_ablation.get_config()
+    config.variants.co.collect = {"random_share": 0.0}
+    with pytest.raises(
+        ValueError, match=r"variant co and mmrf differ .*; set collect\.random_share of the others to 0"
+    ):
+        sweep.run(config, tmp_path / "o", tmp_path / "r")
+
+
+def test_unseen_videos_are_compared_with_a_feedback_model(tmp_path):
+    config = table_ablation.get_config()
+    config.reference, config.tables = "da", ("unseen",)
+    with pytest.raises(ValueError, match=r"config\.reference='da' has no feedback model"):
+        sweep.run(config, tmp_path / "o", tmp_path / "r")
+
+
 def test_an_error_is_one_line(launch, tmp_path):
     done = launch("sweep", *STUDY, "--config.reference=nobody", f"--out={tmp_path / 'o'}", f"--runs={tmp_path / 'r'}")
     error_line(done, "config.reference='nobody'", "co, da, mmrf, ns")
@@ -107,7 +126,10 @@ def test_a_study_writes_one_table_and_runs_nothing_twice(launch, tmp_path):
     assert all(row["gap"] == pytest.approx(row["model"] - row["world"]) for row in rounds["mmrf"])
     assert table["ab_test"]["mmrf"]["watch_time"]["diff_pct"] == 0.0
     assert {"agents of mmrf", "model of mmrf", "agents of da"} <= set(table["errors"])
-    assert "model of da" not in table["errors"]
+    assert set(table["unseen"]) == set(table["errors"]) and "model of da" not in table["errors"]
+    unseen = table["unseen"]["model of mmrf"]
+    assert 0.0 < unseen["click, ECE"]["mean"] < 1.0 and 0.0 < unseen["click, GAUC"]["mean"] < 1.0
+    assert unseen["like, log-loss"]["mean"] > 0.0
     folders = sorted(path for path in runs.iterdir() if path.name != ".claims")
     assert sorted(path.name for names in table["runs"].values() for path in map(runs.__truediv__, names)) == [
         path.name for path in folders

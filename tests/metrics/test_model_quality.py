@@ -384,6 +384,18 @@ def test_uncertainty_ranks_by_hand():
     ] == pytest.approx(1)
 
 
+def test_predictions_of_unseen_videos_by_hand():
+    """Two predictions of two videos each, in four groups with a sure label of each kind."""
+    predicted = np.tile([0.2, 0.8], 4)
+    probability = np.tile([0.0, 1.0], 4)
+    found = model_quality.of_unseen(np.repeat(np.arange(4), 2), predicted, probability)
+    assert found == {"ece": pytest.approx(0.2), "logloss": pytest.approx(-np.log(0.8)), "gauc": 1.0}
+    # Labels of probability 1/2 enter in expectation, and one group with equal labels ranks nothing.
+    half = model_quality.of_unseen(np.zeros(2, int), np.array([0.5, 0.5]), np.array([0.5, 0.5]))
+    assert half["ece"] == 0.0 and half["logloss"] == pytest.approx(np.log(2.0))
+    assert model_quality.of_unseen(np.zeros(2, int), np.array([0.5, 0.9]), np.ones(2))["gauc"] is None
+
+
 def test_selection_bias_by_hand():
     predicted, truth = np.array([0.5, 0.5, 0.5, 0.5]), np.array([0.4, 0.8, 0.1, 0.5])
     shown = np.array([True, False, False, True])

@@ -10,6 +10,8 @@ import tiny
 from ml_collections import ConfigDict
 
 from mmrf_jax.data import statistics
+from mmrf_jax.envs import rankers
+from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import sources
 
@@ -51,6 +53,41 @@ def test_requests_say_whether_they_were_exposed_at_random():
         flags = np.repeat([0, 1], [standard.num_requests, random.num_requests])
         np.testing.assert_array_equal(both.context[:, 0], flags)
         np.testing.assert_array_equal(both.feedback, np.concatenate([standard.feedback, random.feedback]))
+
+
+@pytest.mark.slow
+def test_a_share_of_the_worlds_requests_gets_a_random_slate():
+    sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
+    policy = rankers.PrivilegedPolicy(reference_policies.production, 1.0)
+
+    def collect(share):
+        return sources.collect_log(
+            sim,
+            policy,
+            0,
+            first_user=0,
+            sessions=400,
+            k=3,
+            progress=lambda name, number: lambda done: None,
+            keep_scores=True,
+            random_share=share,
+        )
+
+    log, none, without = collect(0.3), collect(0.0), collect(None)
+    flag = log.context[:, 0] == 1
+    assert abs(flag.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / len(flag))
+    np.testing.assert_array_equal(log.scores[flag], 0.0)
+    np.testing.assert_allclose(log.log_propensity[flag], -np.log(20.0 * 19.0 * 18.0), rtol=1e-4)
+    assert log.scores[~flag].std() > 0.5
+    slots = np.bincount(log.slate[flag].ravel(), minlength=20)  # as good as uniform over the candidates
+    assert ((slots - slots.mean()) ** 2).sum() / slots.mean() < 20 + 6 * np.sqrt(40)
+    first, plain = log.offsets[:-1][~flag[log.offsets[:-1]]], without.offsets[:-1][~flag[log.offsets[:-1]]]
+    np.testing.assert_array_equal(log.slate[first], without.slate[plain])
+    assert not none.context[:, 0].any()
+    np.testing.assert_array_equal(none.context[:, 1:], without.context)
+    np.testing.assert_allclose(none.log_propensity, without.log_propensity, rtol=1e-5)
+    for name in ("slate", "feedback", "offsets"):
+        np.testing.assert_array_equal(getattr(none, name), getattr(without, name))
 
 
 @pytest.mark.parametrize("most", [10**9, 100])

@@ -81,7 +81,7 @@ def reset(key: types.Key, params: parameters.WorldParams, user_ids: chex.Array, 
         candidates=_candidates(u[:, 1 + n_history :], traits, day, params),
     )
     history = _arriving_history(u[:, 1 : 1 + n_history].reshape(num_users, h, -1), state, params)
-    return _request(state), history, state
+    return _request(key, state, params), history, state
 
 
 def step(key: types.Key, state: WorldState, slate: chex.Array, params: parameters.WorldParams):
@@ -116,7 +116,7 @@ def step(key: types.Key, state: WorldState, slate: chex.Array, params: parameter
         candidates=_candidates(u[:, n_answer + 1 :], state.traits, state.day, params),
     )
     exposure = types.Exposure(videos=videos, feedback=feedback, mask=jnp.ones(videos.shape, bool))
-    return StepResult(exposure, _request(next_state), terminated, truncated), next_state
+    return StepResult(exposure, _request(key, next_state, params), terminated, truncated), next_state
 
 
 class ShortVideoEnv(Environment):
@@ -125,11 +125,19 @@ class ShortVideoEnv(Environment):
     See `Environment` for observation, action, reward, termination and truncation. The profile [B, Du] is a noisy view
     of taste, activity, patience, susceptibility to clickbait and sociability; the context [B, Dx] is the sine and
     cosine of the hour, and the position. The hidden state is a `WorldState`, the parameters are `WorldParams`.
+    After `with_random_share` the context's first column is 1 at requests for a random slate, else 0.
     """
 
     reset_env = staticmethod(reset)
     step_env = staticmethod(step)
     next_visit = staticmethod(leaving.next_visit)
+
+    def with_random_share(self, share: float) -> ShortVideoEnv:
+        """Return the world with a share of requests, drawn by user and position, for a random slate.
+
+        The world only marks these requests (`types.exposed_at_random`). `envs.rankers.WithRandomExposures` serves them.
+        """
+        return self.replace(default_params=self.default_params.replace(random_share=jnp.float32(share)))
 
     @property
     def reference_policies(self) -> dict[str, PrivilegedPolicy | Ranker]:
@@ -137,11 +145,15 @@ class ShortVideoEnv(Environment):
         return observable.arms(self.default_params)
 
 
-def _request(state: WorldState) -> types.Request:
+def _request(key: types.Key, state: WorldState, params: parameters.WorldParams) -> types.Request:
     angle = 2.0 * jnp.pi * state.hour / 24.0
     position = jnp.log1p(state.position.astype(jnp.float32))
-    context = jnp.stack([jnp.sin(angle), jnp.cos(angle), position], axis=-1)
-    return types.Request(state.user_id, state.traits.profile, context, state.candidates)
+    columns = [jnp.sin(angle), jnp.cos(angle), position]
+    if params.random_share is not None:
+        key = jax.random.fold_in(key, 6)
+        u = random.per_user_uniform(key, state.day * 4096 + state.position, state.user_id, 1)[:, 0]
+        columns.insert(0, (u < params.random_share).astype(jnp.float32))
+    return types.Request(state.user_id, state.traits.profile, jnp.stack(columns, axis=-1), state.candidates)
 
 
 def _num_candidate_uniforms(config: parameters.WorldConfig) -> int:

@@ -126,6 +126,7 @@ class WorldParams:
     behaviour: Behaviour
     items: types.Items  # the videos as agents may see them
     config: WorldConfig = struct.field(pytree_node=False)
+    random_share: chex.Array | None = None  # of requests that ask for a random slate; None: contexts do not say so
 
     def day_index(self, day):
         """Return the row of the per-day tables for a simulated day; nothing new is uploaded after LAST_DAY."""

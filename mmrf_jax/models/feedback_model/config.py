@@ -10,6 +10,7 @@ from mmrf_jax.models.encoder_config import EncoderConfig
 
 TWINS = 2
 LOSSES = ("likelihood", "mse")
+DEBIAS = ("propensity",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,18 @@ class FeedbackConfig(EncoderConfig):
         "likelihood",
         "`likelihood`: Bernoulli, and quasi-Poisson for watch time; `mse`: the paper's squared errors",
         among=LOSSES,
+    )
+    debias: str | None = field(
+        None,
+        "correction of the fit for what the logging ranker chose to show; `propensity`: exposures weigh their inverse "
+        "propensity, which is fitted too",
+        among=DEBIAS,
+    )
+    imputed_weight: float | None = field(
+        None,
+        "weight of candidates that were not shown, as many as were shown, in the fit as videos without any feedback; "
+        "None: they are not fitted",
+        fields.RATE,
     )
     twin_feature_dropout: tuple[float, float] = field(
         (0.0, 0.0),

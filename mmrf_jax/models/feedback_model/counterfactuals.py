@@ -175,14 +175,20 @@ def _of_candidates(
     config: FeedbackConfig,
     encodings: chex.Array | None = None,
 ) -> heads.Prediction:
-    """Return calibrated raw predictions for all candidates, with the twins on the first axis."""
+    """Return calibrated raw predictions for all candidates, with the twins on the first axis.
+
+    Where requests say whether they were exposed at random, these are predictions for random exposures: what the logging
+    ranker's choice says of a video holds for the videos that it chose.
+    """
+    at_random = config.exposures == 2
     if encodings is None:
-        encoded = network.encode_batch(config, state, batch, items, batch.candidates)
+        encoded = network.encode_batch(config, state, batch, items, batch.candidates, at_random)
     else:
-        inputs = representation.gather(batch, items, batch.candidates)
+        inputs = representation.gather(batch, items, batch.candidates, at_random)
         encoded = network.encode_known(config, state, encodings, inputs)
     out = network.predict(config, state.params, *encoded.user, encoded.unseen)
-    return network.calibrated(config, out, state.calibration, batch.context)
+    context = types.as_if_at_random(batch.context) if at_random else batch.context
+    return network.calibrated(config, out, state.calibration, context)
 
 
 def _mean(out: heads.Prediction) -> types.FeedbackPrediction:

@@ -18,6 +18,7 @@ from flax import struct
 from mmrf_jax import types
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, heads, kinds, representation, user_encoders
+from mmrf_jax.models.feedback_model import exposure
 from mmrf_jax.models.feedback_model.config import TWINS, FeedbackConfig
 from mmrf_jax.models.optimizer import make_optimizer
 
@@ -45,6 +46,10 @@ def _heads(config: FeedbackConfig) -> heads.FeedbackHeads:
     """Return the heads of one twin; the extra ones predict the mean levels of the Q numeric signals."""
     numeric = len(config.all_signals.numeric)
     return heads.FeedbackHeads(config.all_signals, extra=numeric, ceilings=True, dtype=config.compute_dtype)
+
+
+def _exposure_head(config: FeedbackConfig) -> exposure.ExposureHead:
+    return exposure.ExposureHead(config.compute_dtype)
 
 
 def init(
@@ -76,7 +81,11 @@ def init(
         k1, k2 = jax.random.split(key)
         head = _heads(config).init(k2, z, reads, jnp.zeros((1, 1, dim), jnp.float32))
         head["params"]["prior"] = prior[:, None].astype(jnp.float32)
-        return {"encoder": encoders.init(k1, config, spec), "heads": head}
+        params = {"encoder": encoders.init(k1, config, spec), "heads": head}
+        if config.debias is not None:
+            k3 = jax.random.fold_in(key, 2)
+            params["exposure"] = _exposure_head(config).init(k3, z, reads, jnp.zeros((1, 1, dim), jnp.float32))
+        return params
 
     params = jax.vmap(one)(jax.random.split(k_params, TWINS))
     ones, num_binary, num_numeric = jnp.ones(len(signals), jnp.float32), len(signals.binary), len(signals.numeric)
@@ -124,23 +133,39 @@ def encode_batch(
     batch: types.SessionBatch,
     items: types.Items,
     unseen: chex.Array | None = None,
+    at_random: bool = False,
 ) -> representation.Encoded:
-    """Gather, look up and `encode` a batch without dropout, as `models.representation.encode_batch`."""
-    inputs = representation.gather(batch, items, unseen)
+    """Gather, look up and `encode` a batch without dropout, as `models.representation.encode_batch`.
+
+    Args:
+      at_random: as of `models.representation.gather`.
+    """
+    inputs = representation.gather(batch, items, unseen, at_random)
     return encode(config, state.params, embeddings.lookup(state.tables, inputs.ids), inputs)
+
+
+def encode_videos(
+    config: FeedbackConfig,
+    state: FeedbackState,
+    items: types.Items,
+    videos: chex.Array,
+    date: chex.Array | None = None,
+) -> chex.Array:
+    """Encode videos [...] by both twins, without dropout: [2, ..., D]; `date` as of `Items.features_of`."""
+    tables = {name: state.tables[name] for name in embeddings.VIDEO_TABLES}
+    rows = twin_rows(embeddings.lookup(tables, embeddings.video_ids(items, videos)))
+
+    def apply(p, r):
+        return encoders.Encoder(config).apply(p, r, items.features_of(videos, date), method="items")
+
+    return jax.vmap(apply)(state.params["encoder"], rows)
 
 
 def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
     """Encode all V videos by both twins: [2, V, D]."""
-    tables = {name: state.tables[name] for name in embeddings.VIDEO_TABLES}
 
     def encode(videos):
-        rows = twin_rows(embeddings.lookup(tables, embeddings.video_ids(items, videos)))
-
-        def apply(p, r):
-            return encoders.Encoder(config).apply(p, r, items.features_of(videos), method="items")
-
-        return jnp.moveaxis(jax.vmap(apply)(state.params["encoder"], rows), 0, 1)
+        return jnp.moveaxis(encode_videos(config, state, items, videos), 0, 1)
 
     return jnp.moveaxis(embeddings.over_catalogue(encode, items.num_videos), 1, 0)
 
@@ -168,6 +193,12 @@ def encode_known(
 def predict(config: FeedbackConfig, params: Any, z: chex.Array, memory_mean: chex.Array, videos: chex.Array):
     """Predict by both twins: z [2, ..., Z], memory [2, ..., L, F, D], encodings [2, ..., M, D]."""
     return jax.vmap(_heads(config).apply)(params["heads"], z, memory_mean, videos)
+
+
+def exposure_scores(config: FeedbackConfig, params: Any, encoded: representation.Encoded, videos: chex.Array):
+    """Score videos [2, ..., M, D] by which the logging ranker chooses, both twins; only the head has a gradient."""
+    inputs = jax.lax.stop_gradient((*encoded.user, videos))
+    return jax.vmap(_exposure_head(config).apply)(params["exposure"], *inputs)
 
 
 def calibrated(

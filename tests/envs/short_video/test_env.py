@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrf_jax import ops, random
+from mmrf_jax import ops, random, types
 from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.short_video import env, items, leaving, parameters, reference_policies, response, users
 from mmrf_jax.signals import SHORT_VIDEO
@@ -142,6 +142,31 @@ class TestContract:
         )
         monday, tuesday = (reset(key, sim.default_params, jnp.arange(B), day)[0].candidates for day in (0, 1))
         assert (monday != tuesday).any(axis=1).mean() > 0.95
+
+    def test_requests_for_random_slates_are_marked_and_nothing_else_changes(self, sim):
+        key, ids, share = jax.random.key(3), jnp.arange(B), 0.3
+        (asked, results), *rest = play(sim.default_params, key, ids)
+        (marked, after), *others = play(sim.with_random_share(share).default_params, key, ids)
+        assert_same(marked.replace(context=marked.context[..., 1:]), asked)
+        assert_same(after.replace(request=results.request), results)
+        assert_same(others, rest)
+        flag = np.asarray(marked.context[..., 0])
+        np.testing.assert_array_equal(flag, types.exposed_at_random(marked.context))
+        assert abs(flag.mean() - share) < 5 * np.sqrt(share * (1 - share) / flag.size)
+        both = flag[:, 0] * flag[:, 1]  # drawn anew at each request
+        assert abs(both.mean() - share**2) < 5 * np.sqrt(share**2 / len(both))
+
+    def test_marked_requests_get_random_slates(self):
+        """Scores by the temperature of the policy, and equal ones where the request is marked."""
+        request = types.Request(
+            jnp.arange(2), jnp.zeros((2, 1)), jnp.array([[0.0, 0.7], [1.0, 0.7]]), jnp.zeros((2, 3))
+        )
+        score = jnp.array([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0]])
+        for temperature, expected in ((2.0, [0.5, 1.0, 2.0]), (0.0, [1e6, 2e6, 4e6])):
+            inner = rankers.PrivilegedPolicy(lambda params, state: score, temperature)
+            policy = rankers.WithRandomExposures(inner)
+            assert policy.temperature == 1.0
+            np.testing.assert_allclose(policy.scores(None, None, (), request), [expected, [0.0, 0.0, 0.0]])
 
     def test_transforms(self):
         u = np.random.default_rng(0).uniform(size=200_000).astype(np.float32)

@@ -1,5 +1,7 @@
 """Feedback drawn from predictions, and slates of videos that were not shown."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import tiny
 from scipy.special import expit
 
+from mmrf_jax import types
 from mmrf_jax.models import embeddings, encoders
 from mmrf_jax.models.feedback_model import counterfactuals, network
 from mmrf_jax.signals import SHORT_VIDEO
@@ -251,3 +254,23 @@ def test_uncertainty_is_in_units_of_its_scale(answered):
     )
     other = fn(state.replace(uncertainty_scale=scale), batch, items, CONFIG, jax.random.key(4), 2, True)
     np.testing.assert_allclose(other.uncertainty * np.arange(1.0, S + 1), simulated.uncertainty, rtol=1e-4)
+
+
+def test_unseen_videos_are_labelled_as_if_exposed_at_random():
+    """Where requests say how they were exposed, the labels do not depend on it: they are those of random exposures."""
+    state, items, batch = tiny.make_feedback_model(), tiny.make_items(), tiny.make_batch()
+    config = dataclasses.replace(CONFIG, exposures=2)
+    state = state.replace(calibration=jnp.stack([state.calibration[0], 1.5 * state.calibration[0]]))
+    fn = jax.jit(counterfactuals.predict, static_argnames="config")
+
+    def labelled(flag):
+        context = batch.context.copy()
+        context[..., 0] = flag
+        return fn(state, batch.replace(context=context), items, config)
+
+    standard, random = labelled(0.0), labelled(1.0)
+    np.testing.assert_array_equal(standard.feedback, random.feedback)
+    one_kind = state.replace(calibration=state.calibration[1:])
+    marked = batch.replace(context=np.asarray(types.as_if_at_random(batch.context)))
+    np.testing.assert_array_equal(fn(one_kind, marked, items, CONFIG).feedback, random.feedback)
+    assert (np.asarray(fn(one_kind, batch, items, CONFIG).feedback) != random.feedback).mean() > 0.9

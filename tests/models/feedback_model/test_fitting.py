@@ -247,6 +247,11 @@ def test_platt_undoes_a_distortion_and_leaves_rare_signals_alone():
     model = LogisticRegression(C=1e6).fit(x[:500, None], label[:500])
     ours = fitting.platt(np.repeat(x[:500], 40), np.repeat(label[:500], 40))  # where the prior weighs nothing
     np.testing.assert_allclose(ours, [model.coef_[0, 0], model.intercept_[0]], atol=0.01)
+    upside_down = np.concatenate([label, ~label])  # and of weight 0
+    weight = np.repeat([3.0, 0.0], len(x))
+    np.testing.assert_allclose(
+        fitting.platt(np.tile(x, 2), upside_down, weight), fitting.platt(x, label), rtol=0.0, atol=1e-3
+    )
 
 
 def test_calibration_is_measured_when_asked_for_and_moves_predictions(fitted, measured):

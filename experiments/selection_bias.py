@@ -1,0 +1,30 @@
+"""Selection bias of the feedback model in the world: remedies with and without random exposures.
+
+Production's choice depends on more than a model sees, so its log says too much good of the videos that it did not show.
+Remedies: weights by fitted propensities of exposure (`propensity`), imputed feedback of videos that were not shown
+(`imputed`), a share of requests with a random slate, which every request says (`random`), or the first and the last
+(`both`). Without a feedback model, the same logs are `da` and `da_random`. The share is 5 % of requests; KuaiRand's, of
+.37 %, would be thirty requests of each log here. docs/selection-bias.md has the results but for `both` and `da_random`.
+
+mmrf sweep --config=experiments/selection_bias.py --out=experiments/results/selection_bias
+"""
+
+from experiments import base
+
+
+def get_config():
+    propensity, share = {"debias": "propensity"}, {"random_share": 0.05}
+    without = {"ablation": "no_augmentation"}
+    config = base.get_config(
+        propensity={"feedback": propensity},
+        imputed={"feedback": {"imputed_weight": 0.5}},
+        random={"collect": share},
+        both={"feedback": propensity, "collect": share},
+        da={"agents": without},
+        da_random={"agents": without, "collect": share},
+    )
+    config.run.collect.random_share = 0.0  # requests of all arms have the same context
+    config.run.collect.sessions = config.run.collect.test_sessions = 1_024
+    config.seeds, config.sessions = 3, 4_096
+    config.tables = ("ab_test", "unseen", "errors")
+    return config
