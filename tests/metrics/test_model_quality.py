@@ -426,6 +426,6 @@ def test_table():
     low, high = result["click"]["half"]["model_minus"]["logloss"]["ci95"]
     assert click[3:6] == ["0.5000", "0.6931", f"{result['click']['half']['ece']:.4f}"]
     assert click[7] == f"[{low:+.4f}, {high:+.4f}]"
-    assert like[2:4] == ["1", "–"] and like[6] == "–" and like[7] == "[+0.0000, +0.0000]"
+    assert like[2:4] == ["1", "too few"] and like[6] == "–" and like[7] == "[+0.0000, +0.0000]"
     assert seconds[4:6] == [f"{result['watch_time']['half'][k]:.4f}" for k in ("mae", "rmse")]
     assert cells[2][6:] == ["–", "–"]

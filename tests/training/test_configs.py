@@ -145,7 +145,7 @@ def test_a_field_that_no_config_has_is_named_with_those_like_it():
         ("agents.lerning_rate", "did you mean learning_rate"),
         ("agent.learning_rate", "did you mean agents?"),
         ("sed", "did you mean seed or seeds?"),
-        ("collect.xyz", "there are sessions, slots, test_sessions"),
+        ("collect.xyz", "there are random_share, sessions, slots, test_sessions"),
         ("train.batch.size", "it has no fields"),
     ],
 )
