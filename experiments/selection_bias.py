@@ -2,26 +2,21 @@
 
 Production's choice depends on more than a model sees, so its log says too much good of the videos that it did not show.
 Remedies: weights by fitted propensities of exposure (`propensity`), imputed feedback of videos that were not shown
-(`imputed`), a share of requests with a random slate, which every request says (`random`), or the first and the last
-(`both`). Without a feedback model, the same logs are `da` and `da_random`. The share is 5 % of requests; KuaiRand's, of
-.37 %, would be thirty requests of each log here. docs/selection-bias.md has the results but for `both` and `da_random`.
+(`imputed`), and a share of requests with a random slate, which every request says (`random`). `da` has no feedback
+model. The share is 5 % of requests; KuaiRand's, of .37 %, would be thirty requests of each log here.
 
-mmrf sweep --config=experiments/selection_bias.py --out=experiments/results/selection_bias
+  mmrf sweep --config=experiments/selection_bias.py --out=experiments/results/selection_bias
 """
 
 from experiments import base
 
 
 def get_config():
-    propensity, share = {"debias": "propensity"}, {"random_share": 0.05}
-    without = {"ablation": "no_augmentation"}
     config = base.get_config(
-        propensity={"feedback": propensity},
+        propensity={"feedback": {"debias": "propensity"}},
         imputed={"feedback": {"imputed_weight": 0.5}},
-        random={"collect": share},
-        both={"feedback": propensity, "collect": share},
-        da={"agents": without},
-        da_random={"agents": without, "collect": share},
+        random={"collect": {"random_share": 0.05}},
+        da={"agents": {"ablation": "no_augmentation"}},
     )
     config.run.collect.random_share = 0.0  # requests of all arms have the same context
     config.run.collect.sessions = config.run.collect.test_sessions = 1_024

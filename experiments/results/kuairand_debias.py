@@ -9,6 +9,7 @@ Prints its quality on the standard and on the random log of the test days. Takes
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def main(_):
     config = configs.run_of(config.to_dict())
     source = sources.from_config(config, counted)
     known = offline.exposures(source.train())
-    variants = {"model": {}, "propensity": {"debias": "propensity"}}
+    variants: dict[str, dict[str, Any]] = {"model": {}, "propensity": {"debias": "propensity"}}
     variants |= {f"imputed, weight {weight}": {"imputed_weight": float(weight)} for weight in _IMPUTED.value}
     predicted = {}
     for name, fields in variants.items():

@@ -271,12 +271,6 @@ TABLES: dict[str, Callable[[], str]] = {
         },
         part="by_day",
     ),
-    "selection_bias": lambda: arms(
-        "selection_bias",
-        _REMEDIES | {"da": "no model", "production": "production"},
-        _SESSION,
-        head="remedy",
-    ),
     "selection_bias_unseen": lambda: arms(
         "selection_bias",
         {f"model of {name}": label for name, label in _REMEDIES.items()}

@@ -153,7 +153,7 @@ class WithRandomExposures:
       policy: ranks all other requests.
     """
 
-    policy: Ranker | PrivilegedPolicy | PolicyChoice
+    policy: AnyRanker
 
     @property
     def temperature(self) -> float:

@@ -137,6 +137,7 @@ def check_same_world(name: str, trained, source: sources.Source) -> None:
         if differing := [n for n in there if there[n] != here.get(n)]:
             flags = " ".join(f"--config.world.{n}={there[n]}" for n in differing)
             raise ValueError(f"run {name} was trained in another world; add {flags}")
-        if (here := source.config.collect.random_share is None) != (trained.collect.random_share is None):
-            fix = "use --config.collect.random_share=0" if here else "leave --config.collect.random_share out"
+        unmarked = source.config.collect.random_share is None
+        if unmarked != (trained.collect.random_share is None):
+            fix = "use --config.collect.random_share=0" if unmarked else "leave --config.collect.random_share out"
             raise ValueError(f"run {name} differs from this one in whether requests say they are random; {fix}")

@@ -339,7 +339,7 @@ def _world(
     if given and not files.user_path(given, "config.data.dir").exists():  # said before the world is made
         raise FileNotFoundError(f"{given} does not exist; name a folder that mmrf collect or mmrf serve wrote")
     sim, marked = env.make(world) if made is None else made, config.collect.random_share is not None
-    if marked:
+    if marked and isinstance(sim, env.ShortVideoEnv):
         sim = sim.with_random_share(0.0)  # A/B tests have no random exposures
 
     def nothing() -> Any:

@@ -54,7 +54,8 @@ def update(
         out = network.predict(config, params, *encoded.user, encoded.shown)
         per_signal = losses(config, out, jnp.asarray(batch.feedback), state.scale)  # [2, B, T, K, S + Q]
         if candidates is None:
-            per_signal, more = jnp.einsum("btk,nbtks->s", masks.exposed, per_signal) / counts.exposed, {}
+            more: dict[str, jax.Array] = {}
+            per_signal = jnp.einsum("btk,nbtks->s", masks.exposed, per_signal) / counts.exposed
         else:
             weight, more = _exposure_weights(config, params, encoded, candidates, batch, masks.exposed)
             per_signal = jnp.einsum("nbtk,nbtks->s", weight, per_signal)
@@ -220,9 +221,10 @@ def measure(
     calibration = np.asarray(state.calibration)
     if calibrate:
         rows = [(every[x], labels[x][:, signals.binary], weight[x]) for x in (~kind, kind)[: config.exposures]]
-        for found, weight in imputed:  # as in the fit
-            more = (found, np.zeros_like(found), weight)
-            rows[0] = tuple(np.concatenate(pair) for pair in zip(rows[0], more, strict=True))
+        for unseen, by in imputed:  # as in the fit
+            x, y, w = rows[0]
+            y = np.concatenate([y, np.zeros_like(unseen)])
+            rows[0] = (np.concatenate([x, unseen]), y, np.concatenate([w, by]))
         calibration = np.stack([_platt_of_signals(*x) for x in rows])
 
     def put(new, old):
