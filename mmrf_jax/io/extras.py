@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+#: Packages of Debian and Ubuntu with libraries that wheels leave to the system.
+_DEBIAN = {"libgomp.so.1": "libgomp1"}
+
 
 class MissingExtra(ImportError):
-    """A feature needs an extra of the package that is not installed; the message says which."""
+    """A feature needs what is not installed, an extra of the package or a system library; the message says which."""
 
 
 @contextlib.contextmanager
 def needed(extra: str) -> Iterator[None]:
-    """Name an extra if an import in this block does not find a package of it.
+    """Name what is missing if an import in this block does not find a package of an extra, or its system library.
 
     Args:
       extra: the extra, as in `pip install 'mmrf_jax[EXTRA]'`.
 
     Raises:
-      MissingExtra: naming the package and the extra.
+      MissingExtra: naming the package and the extra, or the library.
     """
     try:
         yield
@@ -27,3 +30,10 @@ def needed(extra: str) -> Iterator[None]:
             raise
         message = f"{error.name} is not installed; pip install 'mmrf_jax[{extra}]'"
         raise MissingExtra(message, name=error.name) from error
+    except (ImportError, OSError) as error:
+        library, colon, _ = str(error).partition(": cannot open shared object file")
+        if not colon:
+            raise
+        fix = f"; apt-get install {_DEBIAN[library]}" if library in _DEBIAN else ""
+        message = f"this system has no {library}, which a package of mmrf_jax[{extra}] needs{fix or '; install it'}"
+        raise MissingExtra(message) from error

@@ -31,7 +31,22 @@ def test_the_package_and_its_extra_are_named(without):
     assert isinstance(missing.value, ImportError) and missing.value.name == "polars"
 
 
+@pytest.mark.parametrize(
+    ("error", "library", "fix"),
+    [
+        (OSError("libgomp.so.1: cannot open shared object file: No such file or directory"), "libgomp.so.1", "apt-get"),
+        (ImportError("libx.so.2: cannot open shared object file: No such file or directory"), "libx.so.2", "install"),
+    ],
+)
+def test_a_missing_system_library_is_named(error, library, fix):
+    said = rf"^this system has no {library}, .*\[baselines\] needs; {fix}"
+    with pytest.raises(extras.MissingExtra, match=said), extras.needed("baselines"):
+        raise error
+
+
 def test_other_errors_pass():
+    with pytest.raises(PermissionError), extras.needed("data"):
+        raise PermissionError("x")
     with pytest.raises(ModuleNotFoundError, match=r"mmrf_jax\.nosuch"), extras.needed("data"):
         import mmrf_jax.nosuch  # noqa: F401
     with pytest.raises(ZeroDivisionError), extras.needed("data"):
