@@ -86,12 +86,15 @@ def source_of(
 
     Args:
       collects: whether the run's own policy will collect logs too (see `sources.Source.choose`).
-      workdir: the run folder, which holds the log of a run on `logs`.
+      workdir: the run folder, which holds the log of a run on `logs`; if None, the log is that of the feedback model.
       like: the source of a config that differs in its seed alone, whose world or logs are shared.
 
     Raises:
       ValueError: if that run has another source, or no feedback model.
     """
+    if config.simulator == "feedback" and config.simulator_checkpoint and config.source == "logs" and workdir is None:
+        workdir = files.user_path(config.simulator_checkpoint, "config.simulator_checkpoint")
+        config = dataclasses.replace(config, data=configs.run_of(run_folder.read_config(workdir)).data)
     own = functools.partial(untrained_policy, config) if collects else None
     if like is None or config.simulator == "feedback":
         source = sources.from_config(config, counted_in_parts, own, workdir)

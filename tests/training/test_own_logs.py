@@ -14,8 +14,9 @@ from experiments import logs as experiment
 from mmrf_jax.data import statistics
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import feedback_log
+from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving.service import Asked, Service, Settings
-from mmrf_jax.training import configs, inputs, own_logs, run_folder, sources, train
+from mmrf_jax.training import arms, configs, evaluate, inputs, own_logs, restore, run_folder, sources, train
 
 CONFIG = configs.run_of(experiment.get_config().to_dict())
 
@@ -216,6 +217,11 @@ def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     with pytest.raises(ValueError, match="the ids are strings, and 1 is of the integers"):
         run.rank(candidates=[1, 2])
     assert mmrf.make("learned", run=run).slate_size == log.spec.slate  # from the log of the run folder
+    simulated = dataclasses.replace(CONFIG, simulator="feedback", simulator_checkpoint=str(moved))  # names no table
+    simulated, partitioner = configs.override(simulated, ab_test={"sessions": 8}), Partitioner()
+    source = restore.source_of(simulated, partitioner)
+    policies = {name: arms.policy_of(name, source, partitioner) for name in ("logged", str(moved))}
+    assert evaluate.compare(simulated, source, policies, partitioner)["ab_test"].keys() == policies.keys()
     exported = run.export(tmp_path / "artefact")
     assert exported.rank(user="u7", candidates=candidates) == ranked
     assert train.train(config, moved, brief=True) == results  # needs no table
