@@ -530,8 +530,10 @@ def _validate_together(run: Mapping[str, Any]) -> None:
     if logs_only and run.get("alternation", {}).get("closed_loop"):
         raise ValueError("config.alternation.closed_loop needs a simulator to serve in; set it to False for logs")
     if run["source"] != "world" and run.get("collect", {}).get("random_share") is not None:
-        fix = "; use --config.data.random_log=train" if run["source"] == "kuairand" else ""
-        raise ValueError(f"config.collect.random_share is for logs of the world, not of {run['source']}{fix}")
+        raise ValueError(
+            f"config.collect.random_share is for logs of the world, not of {run['source']}; "
+            "use --config.data.random_log=train"
+        )
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

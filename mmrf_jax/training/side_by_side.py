@@ -1,8 +1,9 @@
 """Seeds side by side: runs that differ in their seeds alone, trained by one program.
 
 The steps know nothing of seeds: `vmap` adds a leading axis to the states, the batches and the learning rates. With
-several devices each has whole seeds, and a step communicates nothing. All else is done for one seed after another, by
-programs that they share: logs, A/B tests and held-out logs fill the devices with the users of one seed.
+several devices each has whole seeds, and a step only exchanges the batches, which arrive split by user. All else is
+done for one seed after another, by programs that they share: logs, A/B tests and held-out logs fill the devices with
+the users of one seed.
 """
 
 from __future__ import annotations

@@ -220,9 +220,9 @@ def _restored(job: rounds.Job, checkpoints: manager.Checkpoints) -> rounds.Learn
 
     1. results.json and report.html: nothing is left to do (`_begun`); without the report, only that is written.
     2. learned.json: the newest checkpoint is the end of training, only the evaluation is left.
-    3. A checkpoint: the newest intact one. Its `round` and `done` say where: `_round` skips the fits and updates done,
+    3. A checkpoint: the newest intact one. Its `round` and `done` say where: `rounds` skips the fits and updates done,
        `MetricsWriter` cuts metrics.jsonl back to its step, and the log of its round is collected again.
-    4. Nothing: no state, step 0. The state is initialised when the first log is there (`_initial`).
+    4. Nothing: no state, step 0. The state is initialised when the first log is there.
     """
     if checkpoints.latest_step() is None:
         return rounds.Learner(job, checkpoints)

@@ -6,7 +6,7 @@ hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.metrics import model_quality
 from mmrf_jax.models.feedback_model import counterfactuals
+from mmrf_jax.signals import Signals
 from mmrf_jax.training import predictions, sources, steps, train_state
 from mmrf_jax.training.train_state import TrainState
 
@@ -120,15 +121,7 @@ def compare(
             for name in plan.predictors
         }
     }
-    unseen = {name: x[~flat["shown"]] for name, x in flat.items() if name in ("user", "truth", *plan.predictors)}
-    result["unseen"] = {
-        name: {
-            signal: model_quality.of_unseen(unseen["user"], unseen[name][:, i], unseen["truth"][:, i])
-            for i, signal in zip(signals.binary, signals.binary_names, strict=True)
-            if signal in CALIBRATED
-        }
-        for name in plan.predictors
-    }
+    result["unseen"] = _of_unseen(flat, plan.predictors, signals)
     if plan.use_feedback_model:
         result["uncertainty"] = _uncertainty(flat, train(), source)
     if plan.slates:
@@ -137,6 +130,19 @@ def compare(
         except extras.MissingExtra as missing:
             say(f"no sample_auc: {missing}")
     return result
+
+
+def _of_unseen(flat: dict[str, np.ndarray], predictors: Iterable[str], signals: Signals) -> dict[str, Any]:
+    """Return {predictor: {binary signal: `model_quality.of_unseen`}} of the non-impressions."""
+    unseen = {name: x[~flat["shown"]] for name, x in flat.items() if name in ("user", "truth", *predictors)}
+    return {
+        name: {
+            signal: model_quality.of_unseen(unseen["user"], unseen[name][:, i], unseen["truth"][:, i])
+            for i, signal in zip(signals.binary, signals.binary_names, strict=True)
+            if signal in CALIBRATED
+        }
+        for name in predictors
+    }
 
 
 def _uncertainty(flat: dict[str, np.ndarray], train: Sessions, source: sources.Source) -> dict[str, Any]:

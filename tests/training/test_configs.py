@@ -12,6 +12,7 @@ import pytest
 
 from experiments import kuairand, table_ablation, table_estimators, world
 from mmrf_jax import fields
+from mmrf_jax.configs import logs
 from mmrf_jax.training import configs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +82,12 @@ def test_every_number_of_an_experiment_has_a_range(name):
         (kuairand, "agents.signal_weights", (1.0,), "agents.signal_weights has 1 numbers; give 9"),
         (kuairand, "alternation.closed_loop", True, "needs a simulator to serve in"),
         (kuairand, "collect.random_share", 0.1, "is for logs of the world, not of kuairand; use --config.data.random"),
+        (
+            logs,
+            "collect.random_share",
+            0.1,
+            "is for logs of the world, not of logs; use --config.data.random_log=train",
+        ),
         (world, "collect.random_share", 1.5, "config.collect.random_share is 1.5; use a number in [0, 1]"),
         (world, "feedback.debias", "xx", "unknown config.feedback.debias='xx'; choose among propensity"),
         (table_estimators, "policies.myopic_03", ("oracle_myopic", math.nan), "config.policies.myopic_03"),

@@ -221,7 +221,9 @@ def measure(
     calibration = np.asarray(state.calibration)
     if calibrate:
         rows = [(every[x], labels[x][:, signals.binary], weight[x]) for x in (~kind, kind)[: config.exposures]]
-        for unseen, by in imputed:  # as in the fit
+        if imputed:  # as in the fit, where exposures have a mean weight of 1
+            rows = [(x, y, w / weight.mean()) for x, y, w in rows]
+        for unseen, by in imputed:
             x, y, w = rows[0]
             y = np.concatenate([y, np.zeros_like(unseen)])
             rows[0] = (np.concatenate([x, unseen]), y, np.concatenate([w, by]))

@@ -195,8 +195,10 @@ def predict(config: FeedbackConfig, params: Any, z: chex.Array, memory_mean: che
     return jax.vmap(_heads(config).apply)(params["heads"], z, memory_mean, videos)
 
 
-def exposure_scores(config: FeedbackConfig, params: Any, encoded: representation.Encoded, videos: chex.Array):
-    """Score videos [2, ..., M, D] by which the logging ranker chooses, both twins; only the head has a gradient."""
+def exposure_scores(
+    config: FeedbackConfig, params: Any, encoded: representation.Encoded, videos: chex.Array
+) -> chex.Array:
+    """Score videos [2, ..., M, D] as the logging ranker would, by both twins: [2, ..., M]. Only the head learns."""
     inputs = jax.lax.stop_gradient((*encoded.user, videos))
     return jax.vmap(_exposure_head(config).apply)(params["exposure"], *inputs)
 

@@ -414,7 +414,7 @@ def test_preparing_twice_does_nothing_and_half_written_is_not_finished(tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(records, "pack", interrupted)
         again = builder.prepare_log(source, tmp_path / "out", CONFIG)
-        with pytest.raises(ValueError, match=r"prepared with other settings \(seed 0\)"):
+        with pytest.raises(ValueError, match=r"settings \(seed 0\); prepare the CSV files in another folder"):
             builder.prepare_log(source, tmp_path / "out", dataclasses.replace(CONFIG, seed=1))
     with pytest.raises(FileExistsError, match=r"source exists and holds no prepared KuaiRand; name a folder that does"):
         builder.prepare_log(source, source, CONFIG)

@@ -116,7 +116,7 @@ def test_calibration_weighs_exposures_and_imputed_videos_as_the_fit_does(monkeyp
         expected = fitting.platt(
             np.concatenate([raw[:, :-1][shown][:, i], unseen[:, :-1][none][:, i]]),
             np.concatenate([batch.feedback[:, :-1][shown][:, i], np.zeros(none.sum())]),
-            np.concatenate([weight[:, :-1][shown], np.full(none.sum(), 0.5)]),
+            np.concatenate([weight[:, :-1][shown] / weight[:, :-1][shown].mean(), np.full(none.sum(), 0.5)]),
         )
         np.testing.assert_allclose(state.calibration[0, :, i], expected, rtol=1e-5)
 

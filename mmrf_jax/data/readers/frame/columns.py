@@ -435,12 +435,20 @@ def _milliseconds(column: pl.Series, schema: Schema, notes: Notes) -> pl.Series:
 def dates(column: pl.Series) -> pl.Series:
     """Return days as Int32 such as 20240502, from dates, datetimes, texts such as 2024-05-02, or such integers.
 
+    NaN and blank texts are null; whole floats are integers.
+
     Raises:
       ValueError: for another type or value.
     """
+    if column.dtype.is_float():  # integers with empty cells, as pandas holds them
+        column = column.fill_nan(None)
+    elif column.dtype == pl.String:
+        column = ids(column)
+    elif column.dtype == pl.Null:
+        column = column.cast(pl.Date)
     found = column
-    if column.dtype.is_integer():
-        found = column.cast(pl.String).str.to_date("%Y%m%d", strict=False)
+    if column.dtype.is_numeric():
+        found = column.cast(pl.String).str.strip_suffix(".0").str.to_date("%Y%m%d", strict=False)
     elif column.dtype == pl.String:
         found = column.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False)
     elif not column.dtype.is_temporal() or column.dtype in (pl.Time, pl.Duration):

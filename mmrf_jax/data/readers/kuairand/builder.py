@@ -80,13 +80,15 @@ class KuaiRand:
         about = json.loads((here / prepare.ABOUT).read_text())
         if about["format"] != prepare.FORMAT:
             raise ValueError(
-                f"{folder} has format {about['format']}, this code reads {prepare.FORMAT}; prepare it again"
+                f"{folder} has format {about['format']}, this code reads {prepare.FORMAT}; prepare the CSV files in "
+                "another folder"
             )
         if config is not None and about["config"] != dataclasses.asdict(config):
             asked = dataclasses.asdict(config)
             differing = [f"{name} {value}" for name, value in about["config"].items() if value != asked.get(name)]
             raise ValueError(
-                f"{folder} was prepared with other settings ({', '.join(differing)}); name the folder of the CSV files"
+                f"{folder} was prepared with other settings ({', '.join(differing)}); prepare the CSV files in another "
+                "folder"
             )
         catalogue = read_catalogue(here / "catalogue")
         parts = {name: records.Blocks(here / name) for name in PARTS}
@@ -125,6 +127,7 @@ def prepare_log(
 
     Raises:
       FileExistsError: if the folder holds something else.
+      ValueError: if it holds a log of another format or config.
       FileNotFoundError, ValueError: as `csv_files.find_source` and `prepare.run`.
     """
     config, folder = config or KuaiRandConfig(), storage.path(folder).absolute()

@@ -205,6 +205,11 @@ def test_cells_without_a_value_are_empty_in_every_column():
     blanks = pl.Series("x", ["a", "", "  ", None, "b"])
     assert columns.ids(blanks).to_list() == ["a", None, None, None, "b"]
     assert columns.ids(pl.Series([1.0, math.nan, None])).to_list() == [1, None, None]
+    for days in ([20240502.0, math.nan, None], ["2024-05-02", " ", ""]):
+        assert columns.dates(pl.Series(days)).to_list() == [20240502, None, None]
+    assert columns.dates(pl.Series([None, None])).to_list() == [None, None]
+    with pytest.raises(ValueError, match=r"column 'd' of days has 20240502\.5 in row 0"):
+        columns.dates(pl.Series("d", [20240502.5]))
     assert columns.numbers(pl.Series(["1.5", "", " ", None, " 2 "])).to_list() == [1.5, None, None, None, 2.0]
     flags = columns._signal(pl.Series(["1", "", "TRUE", " false"]), Signal("like"), 0)
     assert flags.to_list() == [1.0, None, 1.0, 0.0]
