@@ -72,8 +72,7 @@ class DeviceBatches:
         return index[batches.order_of(self._config.seed, number, part, epoch, len(index))]
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
-        if exposures == 2:
-            raise ValueError("train.log_on_device does not support logs with random exposures; set it to False")
+        assert exposures == 1  # `rounds` refuses others before the log is there
         gather = _gather(self._log.layout, self._config.train.segment, self._partitioner)
         for index in batches.spread_rows(self._held, size, most):
             batch = gather(self._log.rows, self._partitioner.replicate(index))

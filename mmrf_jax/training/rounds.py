@@ -204,7 +204,8 @@ def _first_log(job: Job) -> batches.Batches:
     """Return the log of a run's first round, or of all its rounds: collected or read, in memory or streamed.
 
     Raises:
-      ValueError: for a streamed log that is to stay on the devices, or of several runs.
+      ValueError: for a streamed log that is to stay on the devices, or of several runs; for one with random slates
+        that is to stay on the devices, with a feedback model.
     """
     config, discount, on_device = job.config, job.plan.agents.discount, job.config.train.log_on_device
     if (blocks := job.source.blocks()) is not None:
@@ -217,6 +218,11 @@ def _first_log(job: Job) -> batches.Batches:
         return batches.StreamedBatches(config, blocks, job.partitioner, discount, len(job.plan.agents.all_signals))
     if not on_device:
         return batches.InMemoryBatches(config, job.source.train(), job.partitioner)
+    if job.plan.use_feedback_model and job.plan.feedback.exposures == 2 and job.source.valid is None:
+        raise ValueError(
+            "config.train.log_on_device=True, but the feedback model is measured apart on requests with random slates; "
+            "use --config.train.log_on_device=False"
+        )
     if job.source.train_on_devices is not None:
         return DeviceBatches(config, job.source.train_on_devices(job.partitioner, discount), job.partitioner)
     log = job.source.train()

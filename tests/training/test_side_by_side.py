@@ -231,6 +231,16 @@ def test_what_cannot_be_side_by_side_is_refused_before_anything_is_written(tmp_p
     refused("config.seeds=3, but seeds are trained side by side in one process, and these are 4; start one process")
 
 
+def test_random_slates_are_not_measured_on_the_devices():
+    feedback = types.SimpleNamespace(exposures=2)
+    agents = types.SimpleNamespace(discount=0.9)
+    plan = types.SimpleNamespace(agents=agents, feedback=feedback, use_feedback_model=True)
+    source = types.SimpleNamespace(blocks=lambda: None, valid=None)
+    job = types.SimpleNamespace(config=config(train={"log_on_device": True}), plan=plan, source=source, name="")
+    with pytest.raises(ValueError, match=r"log_on_device=True, but .*; use --config\.train\.log_on_device=False"):
+        rounds._first_log(job)
+
+
 def test_a_streamed_log_is_refused():
     source = types.SimpleNamespace(blocks=lambda: "blocks")
     plan = types.SimpleNamespace(agents=types.SimpleNamespace(discount=0.9))
