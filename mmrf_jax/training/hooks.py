@@ -40,7 +40,7 @@ class Hooks:
       checkpoints: of its state.
       trace: its profile.
       step: steps of the whole run so far: fits and updates.
-      name: of the run in its errors, if it is one of several.
+      name: of the run in its errors and lines, if it is one of several.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Hooks:
         if kind is preemption.Preempted and self._state is not None:
             self.save(force=True)
             self._checkpoints.wait()
-            say(f"saved step {self.step}")
+            say(f"{self._name}saved step {self.step}")
 
     def hold(self, state: TrainState) -> None:
         """Set the run's current state."""

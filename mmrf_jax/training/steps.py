@@ -95,9 +95,12 @@ def plan_of(config: configs.Run, signals: Signals) -> TrainConfig:
 
 
 def _exposures(config: configs.Run) -> int:
-    """Return the number of exposure types that a run's logs distinguish."""
+    """Return the number of exposure types in a run's logs.
+
+    Logs that say of each request that it is not random have one: what a model predicts for the other was never fitted.
+    """
     if config.source == "world":
-        return 1 if config.collect.random_share is None else 2
+        return 2 if config.collect.random_share else 1
     return 2 if getattr(config.data, "random_log", "off") == "train" else 1
 
 

@@ -29,3 +29,10 @@ def test_a_feedback_model_is_fitted_where_values_or_labels_need_it(method, ablat
     assert (plan.use_feedback_model, plan.slates) == (models, slates)
     assert plan.agents.uses_model == (method == "mmrf" and ablation in ("none", "no_collaboration") and weight > 0.0)
     assert ("model" in plan.predictors) == models and ("agents" in plan.predictors) == (method == "mmrf")
+
+
+@pytest.mark.parametrize(("share", "exposures"), [(None, 1), (0.0, 1), (0.05, 2)])
+def test_predictions_for_random_slates_need_random_slates_in_the_log(share, exposures):
+    config = world.get_config()
+    config.collect.random_share = share
+    assert steps.plan_of(configs.run_of(config.to_dict()), SHORT_VIDEO).feedback.exposures == exposures
