@@ -58,8 +58,13 @@ def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes:
     schema, made = job.schema, job.read_all("order")
     if not any(of["rows"] for of in made):
         raise ValueError(f"none of the {job.log.rows:,} rows of the log can be used: {notes.left_out}; see the schema")
-    times = requests.Times([np.load(path, mmap_mode="r") for path in job.made("times", "npy")])
     days = [day for of in made for day in of["days"]]
+    if not days:
+        raise ValueError(
+            f"column {schema.random!r} (schema: random) is true in all rows, and nothing is fitted on such rows; leave "
+            "schema.random out"
+        )
+    times = requests.Times([np.load(path, mmap_mode="r") for path in job.made("times", "npy")])
     split = requests.cut(times, _rows_of_days(days), schema)
     by_item, by_user = (_facts(job, name) for name in ("item", "user"))
     item_table, item_ids = catalogue.read_table(items, schema.item, by_item["item"], "item", notes, _listed(job))

@@ -148,6 +148,8 @@ def test_rows_shown_at_random_are_parts_of_their_own_and_in_no_history():
     assert log.items.embedding_id.tolist() == [0, 1, 2, 0, 3]  # w, x, y, z
     assert "where lottery is true, items were drawn uniformly" in log.describe()
     assert log.report["splits"]["random_train"]["rows"] == 1 and log.report["splits"]["train"]["rows"] == 4
+    with pytest.raises(ValueError, match=r"'lottery' .* is true in all rows, .*; leave schema\.random out"):
+        SessionLog.from_frame(table(rows).with_columns(lottery=pl.lit(True)), schema, quiet=True)
 
 
 def test_sampled_candidates_are_available_from_the_day_that_the_item_table_names():
