@@ -11,6 +11,7 @@ for session in builder.as_data_source("train"): ...
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,19 +38,21 @@ def write(parts: Mapping[str, records.Blocks], data_dir: str | os.PathLike, name
     Args:
       parts: {"train": sessions on disk, ...}, such as `SessionLog.parts` or those of KuaiRand.
       data_dir: folder of TensorFlow datasets.
-      name: of the dataset, in lower case with underscores.
+      name: of the dataset, in lower case with underscores, such as `my_shop`.
 
     Returns:
       The `tensorflow_datasets` builder of the dataset; `builder.as_data_source("train")` reads it.
 
     Raises:
       FileExistsError: if the folder has a dataset of this name.
-      ValueError: if no part has sessions.
+      ValueError: for another name, or if no part has sessions.
       MissingExtra: without tensorflow-datasets.
     """
     with extras.needed("data"):
         import tensorflow_datasets as tfds
 
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"name is {name!r}; use lower-case letters, digits and underscores, such as 'my_shop'")
     folder = files.user_path(str(data_dir), "data_dir")
     if (folder / name).exists():
         raise FileExistsError(f"{folder / name} exists; remove it or use another name")

@@ -37,6 +37,8 @@ def test_tensorflow_datasets_reads_what_the_log_holds(tmp_path, parts):
 
 def test_nothing_is_overwritten_and_no_empty_dataset_is_made(tmp_path, parts):
     (tmp_path / "datasets" / "made_up").mkdir(parents=True)
+    with pytest.raises(ValueError, match="name is 'My-Shop'; use lower-case letters"):
+        tfds.write({}, tmp_path, name="My-Shop")
     with pytest.raises(FileExistsError, match=r"made_up exists; remove it or use another name"):
         tfds.write(parts, tmp_path / "datasets", name="made_up")
     with pytest.raises(ValueError, match=r"no part of valid has sessions; there is nothing to write to .*other"):
