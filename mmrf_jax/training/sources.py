@@ -539,8 +539,9 @@ def _of_log(
     if d.statistics:  # computed from the platform's logs, even when training on a service's log
         items, spec = _with_statistics(items, spec, [logs[name]() for name in ("train", "valid") if name in there])
     if d.random_log == "train":
-        if "random_train" not in logs:
-            raise ValueError("config.data.random_log is 'train', and no row was shown at random; name schema.random")
+        if "random_train" not in there:
+            fix = "use --config.data.random_log=off" + ("" if "random_train" in logs else ", or name schema.random")
+            raise ValueError(f"config.data.random_log is 'train', and no row of training was shown at random; {fix}")
         spec = dataclasses.replace(spec, context=spec.context + 1)
         logs = _with_random_log(logs)
     if served is not None:

@@ -98,11 +98,19 @@ def test_rows_shown_at_random_are_tested_apart_and_learned_from_when_asked(made,
     assert source.spec.context == log.spec.context + 1 and source.names["context"][0]["name"] == "at_random"
 
 
-def test_learning_from_random_rows_needs_some(log, tmp_path):
+def test_learning_from_random_rows_needs_some(log, made, tmp_path):
     log.save(tmp_path / run_folder.LOG)
     config, _ = own_logs.prepare(configs.override(CONFIG, data={"random_log": "train"}), tmp_path, log)
-    with pytest.raises(ValueError, match=r"no row was shown at random; name schema.random"):
+    with pytest.raises(ValueError, match=r"random; use --config.data.random_log=off, or name schema.random"):
         sources.from_config(config, None, workdir=tmp_path)
+    frame = made["log"].with_columns(lottery=pl.int_range(pl.len()) == pl.col(tables.SCHEMA.time).arg_max())
+    given = dict.fromkeys(("request", "position", "propensity", "candidates"))
+    schema = dataclasses.replace(tables.SCHEMA, **given, random="lottery", slate_size=4, num_candidates=12)
+    late = SessionLog.from_frame(frame, schema, items=made["items"], quiet=True)  # a row of the test part alone
+    late.save(tmp_path / "late" / run_folder.LOG)
+    config, _ = own_logs.prepare(configs.override(CONFIG, data={"random_log": "train"}), tmp_path / "late", late)
+    with pytest.raises(ValueError, match=r"no row of training was shown at random; use --config.data.random_log=off$"):
+        sources.from_config(config, None, workdir=tmp_path / "late")
 
 
 def served_by_hand(folder, log) -> None:
