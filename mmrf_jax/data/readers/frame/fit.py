@@ -56,14 +56,8 @@ def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes:
       ValueError: for a log without usable rows, or one that cannot be split or ranked.
     """
     schema, made = job.schema, job.read_all("order")
-    if not any(of["rows"] for of in made):
-        raise ValueError(f"none of the {job.log.rows:,} rows of the log can be used: {notes.left_out}; see the schema")
     days = [day for of in made for day in of["days"]]
-    if not days:
-        raise ValueError(
-            f"column {schema.random!r} (schema: random) is true in all rows, and nothing is fitted on such rows; leave "
-            "schema.random out"
-        )
+    _check_usable(job, any(of["rows"] for of in made), bool(days), notes)
     times = requests.Times([np.load(path, mmap_mode="r") for path in job.made("times", "npy")])
     split = requests.cut(times, _rows_of_days(days), schema)
     by_item, by_user = (_facts(job, name) for name in ("item", "user"))
@@ -114,6 +108,17 @@ def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes:
         },
     )
     return Fitted(spec, table, item_ids, user_ids, profiles, user_encoders, context)
+
+
+def _check_usable(job: Job, some: bool, usual: bool, notes: Notes) -> None:
+    """Raise ValueError for a log without usable rows, or with random ones alone."""
+    if not some:
+        raise ValueError(f"none of the {job.log.rows:,} rows of the log can be used: {notes.left_out}; see the schema")
+    if not usual:
+        raise ValueError(
+            f"column {job.schema.random!r} (schema: random) is true in all rows, and nothing is fitted on such rows; "
+            "leave schema.random out"
+        )
 
 
 def _rows_of_days(days: Sequence[tuple[int, int, int]]) -> dict[int, int]:
