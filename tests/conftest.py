@@ -4,6 +4,7 @@ import fcntl
 import functools
 import gc
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -28,7 +29,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Compiling takes longer than what is compiled; what counts work asks for the fixture `optimised`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # The emitters of fusions take three quarters of a compilation's time; code of one program in many parts a tenth.
-_EMITTERS = tuple(map(int, metadata.version("jax").split(".")[:3])) < (0, 11, 1)  # whether there is a choice
+_EMITTERS = tuple(map(int, re.findall(r"\d+", metadata.version("jax"))[:3])) < (0, 11, 1)  # whether there is a choice
 _FLAGS = f"{'--xla_cpu_use_fusion_emitters=false' if _EMITTERS else ''} --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 

@@ -190,13 +190,6 @@ _SAMPLES = {
         for arm, label in (("da", "without"), ("mmrf", "with the model"))
     },
 }
-_REMEDIES = {
-    "mmrf": "none",
-    "propensity": "inverse propensities",
-    "imputed": "imputation",
-    "random": "random exposures",
-}
-_QUALITY = ("ECE", "log-loss", "GAUC")
 _ERRORS = {
     "click, shown": "click, shown",
     "click, not shown": "click, not shown",
@@ -270,14 +263,6 @@ TABLES: dict[str, Callable[[], str]] = {
             "watch_time_per_day, late / early": "watch time, days 9 to 14 / days 2 to 7",
         },
         part="by_day",
-    ),
-    "selection_bias_unseen": lambda: arms(
-        "selection_bias",
-        {f"model of {name}": label for name, label in _REMEDIES.items()}
-        | {"agents of mmrf": "critics of the run without a remedy", "agents of da": "critics without a model"},
-        {f"{signal}, {metric}": f"{signal}, {metric}" for signal in ("click", "long_view") for metric in _QUALITY},
-        part="unseen",
-        head="remedy",
     ),
     "conflict": conflict,
     "sample_efficiency": lambda: arms(
