@@ -19,6 +19,5 @@ def get_config():
         da={"agents": {"ablation": "no_augmentation"}},
     )
     config.run.collect.random_share = 0.0  # requests of all arms have the same context
-    config.seeds = 5
     config.tables = ("ab_test", "unseen", "errors")
     return config
