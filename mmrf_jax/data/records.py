@@ -41,7 +41,7 @@ def array_records() -> Any:
     return array_record_module
 
 
-def _layout(spec: InputSpec) -> tuple[tuple[str, bool, str, tuple[int, ...]], ...]:
+def layout(spec: InputSpec) -> tuple[tuple[str, bool, str, tuple[int, ...]], ...]:
     """Return (field, one row per session?, dtype, shape of a row) in the order on disk."""
     s = len(spec.signals)
     return (
@@ -67,7 +67,7 @@ def pack(log: Sessions, spec: InputSpec) -> bytes:
     """Pack a block of sessions into bytes; the shapes of `log` must match `spec`."""
     scored = log.scores is not None
     parts = [_HEADER.pack(_MAGIC, VERSION, log.num_sessions, log.num_requests, int(scored))]
-    for name, _, dtype, _ in _layout(spec):
+    for name, _, dtype, _ in layout(spec):
         if name == "scores" and not scored:
             continue
         array = np.diff(log.offsets) if name == "lengths" else getattr(log, name)
@@ -100,16 +100,16 @@ def unpack(blocks: Sequence[bytes | np.ndarray], spec: InputSpec) -> Sessions:
     sizes = np.array(headers, np.int64).reshape(-1, 3)
     n_total, r_total = int(sizes[:, 0].sum()), int(sizes[:, 1].sum())
 
-    layout = _layout(spec)
+    fields = layout(spec)
     arrays = {
         name: np.empty((n_total if per_session else r_total, *shape), dtype)
-        for name, per_session, dtype, shape in layout
+        for name, per_session, dtype, shape in fields
         if name != "scores" or keep_scores
     }
     n_at = r_at = 0
     for i, (block, (n, r, scored)) in enumerate(zip(blocks, headers, strict=True)):
         position = _HEADER.size
-        for name, per_session, dtype, shape in layout:
+        for name, per_session, dtype, shape in fields:
             if name == "scores" and not scored:
                 continue
             rows, at = (n, n_at) if per_session else (r, r_at)

@@ -1,11 +1,13 @@
-"""Prepared logs as TensorFlow Datasets, for pipelines that read those; TensorFlow itself is not needed.
+"""Prepared logs as TensorFlow Datasets, for pipelines that read those; TensorFlow itself is not needed. For example:
 
-log = kuairand.open_or_prepare(source, config)  # or mmrf.SessionLog.open(folder)
-tfds.write(log.parts, "datasets", name="kuairand")
+    log = kuairand.open_or_prepare(source, config)  # or mmrf.SessionLog.open(folder)
+    tfds.write(log.parts, "datasets", name="kuairand")
 
-import tensorflow_datasets
-builder = tensorflow_datasets.builder("kuairand", data_dir="datasets")
-for session in builder.as_data_source("train"): ...
+    import tensorflow_datasets
+    builder = tensorflow_datasets.builder("kuairand", data_dir="datasets")
+    for session in builder.as_data_source("train"): ...
+
+An example has the arrays of one session as the log has them (`records.layout`).
 """
 
 from __future__ import annotations
@@ -22,9 +24,6 @@ from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.io import extras, files
 
 VERSION = "1.0.0"
-_REQUESTS = ("context", "candidates", "slate", "feedback", "log_propensity")
-_HISTORY = ("history_videos", "history_feedback", "history_mask")
-_SESSION = ("user_id", "date", "profile", *_HISTORY, "terminated", "truncated")
 
 
 def write(parts: Mapping[str, records.Blocks], data_dir: str | os.PathLike, name: str = "sessions") -> Any:
@@ -87,34 +86,31 @@ def _builder(tfds: Any, dataset: str, parts: Mapping[str, records.Blocks]) -> ty
     return Builder
 
 
+def _fields(spec: InputSpec) -> list[tuple[str, bool, np.dtype, tuple[int, ...]]]:
+    """Return (field, one row per session?, dtype, shape of a row) of what an example has."""
+    return [
+        (name, per_session, np.dtype(dtype), shape)
+        for name, per_session, dtype, shape in records.layout(spec)
+        if name not in ("lengths", "scores")
+    ]
+
+
 def _features(features: Any, spec: InputSpec) -> Any:
     """Return the features of an example; None is the number of requests."""
-    signals = len(spec.signals)
-    shapes = {
-        "profile": ((spec.profile,), np.float32),
-        "history_videos": ((spec.history,), np.int32),
-        "history_feedback": ((spec.history, signals), np.float32),
-        "history_mask": ((spec.history,), np.bool_),
-        "context": ((None, spec.context), np.float32),
-        "candidates": ((None, spec.candidates), np.int32),
-        "slate": ((None, spec.slate), np.int32),
-        "feedback": ((None, spec.slate, signals), np.float32),
-        "log_propensity": ((None,), np.float32),
-    }
-    of_session = {"user_id": np.int32, "date": np.int32, "terminated": np.bool_, "truncated": np.bool_}
     return features.FeaturesDict(
-        {name: features.Scalar(dtype) for name, dtype in of_session.items()}
-        | {name: features.Tensor(shape=shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+        {
+            name: features.Tensor(shape=shape if per_session else (None, *shape), dtype=dtype.type)
+            for name, per_session, dtype, shape in _fields(spec)
+        }
     )
 
 
 def _sessions(blocks: records.Blocks) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Yield (number, example) of every session of a part."""
-    number = 0
+    fields, number = _fields(blocks.spec), 0
     for block in range(len(blocks.sessions)):
         log = blocks.read([block])
         for i in range(log.num_sessions):
             requests = slice(log.offsets[i], log.offsets[i + 1])
-            session = {name: getattr(log, name)[i] for name in _SESSION}
-            yield number, session | {name: getattr(log, name)[requests] for name in _REQUESTS}
+            yield number, {name: getattr(log, name)[i if of_session else requests] for name, of_session, _, _ in fields}
             number += 1
