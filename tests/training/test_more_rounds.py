@@ -1,9 +1,8 @@
 """More rounds of a finished run: two and one are three, but for the learning rates, which decay over all rounds."""
 
-import json
-
 import pytest
 import tiny
+from processes import rows
 
 from mmrf_jax import configs as packaged
 from mmrf_jax.parallel.partitioner import Partitioner
@@ -28,11 +27,6 @@ def config(rounds: int) -> configs.Run:
 def state(folder):
     found = configs.run_of(run_folder.read_config(folder))
     return restore.load_state(found, inputs.read(folder), folder, Partitioner())
-
-
-def rows(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: x for name, x in row.items() if name != "seconds"} for row in lines if row["phase"] != "time"]
 
 
 @pytest.mark.slow

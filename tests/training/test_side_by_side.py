@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from processes import rows
 
 import mmrf_jax
 from mmrf_jax import configs as packaged
@@ -40,11 +41,6 @@ def config(seed=2, **overrides) -> configs.Run:
 def state(folder):
     found = configs.run_of(run_folder.read_config(folder))
     return restore.load_state(found, inputs.read(folder), folder, Partitioner())
-
-
-def rows(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: x for name, x in row.items() if name != "seconds"} for row in lines if row["phase"] != "time"]
 
 
 @pytest.fixture(scope="module")
