@@ -11,8 +11,9 @@ by each row, which takes about as long. The rows:
   searched to maximise Σ r + γ p(w) V instead of its first order. `all true`: all four at once.
 - `explored`: the run of --explored, such as one that learned from logs of the planning oracle, where no exploration is
   missing (`mmrf collect --policy=oracle_planning`, `mmrf train --config.data.dir=…`).
-- the oracles: the next video's truth; what a platform can observe, with videos known from unlimited logs or from their
-  features alone; and the planning oracle of README.md.
+- the oracles: the next video's truth; what a platform can observe, with videos known from their features alone, from as
+  many sessions as the job has (`observable_videos.from_logs`), or from unlimited logs; and the planning oracle of
+  README.md.
 
 Predictions are those of the target critics; the feedback model's share in the values of training is not added. The
 true V is a regression of the run's discounted returns on the hidden state (patience, activity, susceptibility,
@@ -38,7 +39,7 @@ from mmrf_jax.agents.mmrf import acting, losses, policy
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.environment import Environment
-from mmrf_jax.envs.short_video import leaving, observable, reference_policies, response
+from mmrf_jax.envs.short_video import leaving, observable, observable_videos, reference_policies, response
 from mmrf_jax.envs.short_video.truth import truth_of as affinities
 from mmrf_jax.io import tables
 from mmrf_jax.parallel.partitioner import Partitioner
@@ -58,6 +59,7 @@ ROWS = {
 }
 _GRID = 17  # slopes of staying among which the exact slate is searched
 _SLOTS = 512
+_LOG_USERS = 400_000_000  # first user whose sessions teach the observable oracle about the videos
 
 
 @struct.dataclass
@@ -235,13 +237,19 @@ def climb(workdir: Path, sessions: int, explored: Path | None) -> str:
         slots = min(_SLOTS, size)
         return rollout.rollout(sim, arm, key, 0, 0, num_users=size, slots=slots, k=sim.slate_size)[0]
 
-    from_features = observable.policy(observable.from_features(sim.default_params))
+    seen = config.alternation.rounds * config.collect.sessions
+    logs = observable_videos.from_logs(sim, jax.random.fold_in(key, 2), _LOG_USERS, seen)
+    by_features, by_logs = (
+        observable.policy(observable_videos.believed(sim.default_params, belief))
+        for belief in (observable_videos.prior(sim.default_params), logs)
+    )
     arms: dict[str, rankers.AnyRanker] = {row: replaced(agents, sim.items, plan.agents, beta, row) for row in ROWS}
     if explored is not None:
         arms["explored"] = arms_of.policy_of(str(explored), source, partitioner)
     arms |= {
         "oracle_myopic": source.policies["oracle_myopic"],
-        "oracle_observable, videos by features": from_features,
+        "oracle_observable, videos by features": by_features,
+        f"oracle_observable, videos by {seen:,} sessions": by_logs,
         "oracle_observable": source.policies["oracle_observable"],
         "oracle_planning": source.policies["oracle_planning"],
     }

@@ -165,7 +165,7 @@ def _at(interest: chex.Array, **others: chex.Array) -> chex.Array:
     return jnp.concatenate([interest, jnp.stack([rest.get(i, zero) for i in range(L, STATE)], axis=-1)], axis=-1)
 
 
-def _drive(params: parameters.WorldParams, videos: chex.Array, bored: chex.Array) -> tuple[chex.Array, chex.Array]:
+def drive_in(params: parameters.WorldParams, videos: chex.Array, bored: chex.Array) -> tuple[chex.Array, chex.Array]:
     """Return coefficients [..., STATE] and offset [...] of the drive of videos [...] in x; as `response.affinity`."""
     b, hidden = params.behaviour, params.hidden[videos]
     quality, clickbait, log_duration = (hidden[..., L + i] for i in range(3))
@@ -178,7 +178,9 @@ def _drive(params: parameters.WorldParams, videos: chex.Array, bored: chex.Array
     return a, offset
 
 
-def _enjoyment(params: parameters.WorldParams, videos: chex.Array, bored: chex.Array) -> tuple[chex.Array, chex.Array]:
+def enjoyment_in(
+    params: parameters.WorldParams, videos: chex.Array, bored: chex.Array
+) -> tuple[chex.Array, chex.Array]:
     """Return coefficients [..., STATE] and offset [...] of the enjoyment of videos [...] in x."""
     b, hidden = params.behaviour, params.hidden[videos]
     offset = b.joy_quality * hidden[..., L] + b.joy_clickbait * hidden[..., L + 1] + b.joy_satiation * bored
@@ -202,13 +204,13 @@ def observe_video(params: parameters.WorldParams, belief, video, feedback, bored
     (mean, cov), b, hidden = belief, params.behaviour, params.hidden[video]
     seconds, click = feedback[:, _WATCH_TIME], feedback[:, _CLICK]
     duration, log_seconds = jnp.exp(hidden[:, L + 2]), jnp.log1p(seconds)
-    a, offset = _drive(params, video, bored)
+    a, offset = drive_in(params, video, bored)
 
     def watched(drive):
         return watch_log_likelihood(b, drive, seconds[:, None], duration[:, None])
 
     mean, cov = _condition(mean, cov, a, offset - b.drive_position * slot, watched)
-    joy_a, joy_offset = _enjoyment(params, video, bored)
+    joy_a, joy_offset = enjoyment_in(params, video, bored)
     match_a = _at(users.MATCH_SCALE * hidden[:, :L])
     zero = jnp.zeros_like(seconds)[:, None]
     known = response.Affinity(zero, zero, joy_offset[:, None], zero, hidden[:, L + 1, None], hidden[:, L + 3, None])
@@ -258,7 +260,7 @@ def observe(params: parameters.WorldParams, belief: Belief, shown: types.Exposur
     slots = jnp.arange(k, dtype=jnp.float32)
     (mean, cov), _ = jax.lax.scan(body, (belief.mean, belief.cov), (*by_slot, slots))
 
-    joy_a, joy_offset = (x.mean(axis=1) for x in _enjoyment(params, shown.videos, bored))
+    joy_a, joy_offset = (x.mean(axis=1) for x in enjoyment_in(params, shown.videos, bored))
     patient = _at(jnp.zeros_like(joy_a[:, :L]), patience=jnp.float32(b.stay_patience))
     offset = b.stay + b.stay_joy * (joy_offset - b.stay_joy_centre) - b.stay_fatigue * belief.position
     mean, cov = _condition(mean, cov, b.stay_joy * joy_a + patient, offset, jax.nn.log_sigmoid)
@@ -282,13 +284,13 @@ def scores(
 ) -> chex.Array:
     """Compute the expected seconds of candidates [B, C], plus `weight` seconds per unit of expected enjoyment."""
     bored = jnp.take_along_axis(belief.satiation, params.topic[candidates], axis=1)
-    a, offset = _drive(params, candidates, bored)
+    a, offset = drive_in(params, candidates, bored)
     drive = jnp.einsum("bcs,bs->bc", a, belief.mean) + offset
     var = jnp.einsum("bcs,bst,bct->bc", a, belief.cov, a)
-    joy_a, joy_offset = _enjoyment(params, candidates, bored)
+    joy_a, joy_offset = enjoyment_in(params, candidates, bored)
     enjoyment = jnp.einsum("bcs,bs->bc", joy_a, belief.mean) + joy_offset
     duration = jnp.exp(params.hidden[candidates][..., L + 2])
-    wide = _with_noise(params, jnp.maximum(var, 0.0))
+    wide = with_noise(params, jnp.maximum(var, 0.0))
     unused = jnp.zeros_like(drive)
     truth = response.Affinity(unused, drive, enjoyment, duration, unused, unused)
     return response.expected_watch(wide, truth) + weight * enjoyment
@@ -316,29 +318,7 @@ def policy(params: parameters.WorldParams) -> rankers.Ranker:
     return rankers.Ranker(params, _init, _score, _observe, 0.0)
 
 
-def from_features(params: parameters.WorldParams) -> parameters.WorldParams:
-    """Return parameters in which videos are what their features say, for the filter without logs of other users.
-
-    Taste, quality and clickbait are posterior means given a video's features and topic (`items`), authors' appeal is 0.
-    What stays unknown of the drive is added to the response noise.
-    """
-    features, b = params.items.features, params.behaviour
-    spread, noise = 0.25 / L / 1.25, 0.06**2  # of a taste about its topic's centroid, and of the features about it
-    topic = params.centroids[params.topic] / 1.25**0.5
-    taste = (topic / spread + features[:, :L] / L**0.5 / noise) / (1.0 / spread + 1.0 / noise)
-    mix = jnp.array([[1.0, 0.6, -0.5, 0.8], [0.5, -0.9, 1.0, 0.7]], jnp.float32)
-    # Observations of (quality, clickbait): four mixtures with noise .8, and the popularity with noise 1.
-    design = jnp.concatenate([mix / 0.8, jnp.full((2, 1), 0.3)], axis=1)  # [2, 5], whitened
-    seen = jnp.concatenate([features[:, L : L + 4] / 0.8, 2.0 * features[:, -1:]], axis=1)
-    cov = jnp.linalg.inv(design @ design.T + jnp.eye(2) / 0.98)
-    both = seen @ design.T @ cov
-    loads = jnp.array([b.drive_quality, b.drive_clickbait], jnp.float32)
-    var = loads @ cov @ loads + (b.drive_match * users.MATCH_SCALE) ** 2 / (1.0 / spread + 1.0 / noise)
-    hidden = params.hidden.at[:, :L].set(taste).at[:, L : L + 2].set(both).at[:, L + 3].set(0.0)
-    return _with_noise(dataclasses.replace(params, hidden=hidden), var)
-
-
-def _with_noise(params: parameters.WorldParams, var: chex.Array) -> parameters.WorldParams:
+def with_noise(params: parameters.WorldParams, var: chex.Array) -> parameters.WorldParams:
     """Return parameters with a variance added to the response noise of the drive."""
     noise: Any = jnp.sqrt(params.behaviour.drive_noise**2 + var)
     return dataclasses.replace(params, behaviour=dataclasses.replace(params.behaviour, drive_noise=noise))
