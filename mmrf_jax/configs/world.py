@@ -9,13 +9,16 @@ Measures the gain of agents that optimise the session over the production ranker
 video's watch time (`method=myopic`), and over the same agents without collaboration (`ablation=no_collaboration`),
 without counterfactual slates (`no_augmentation`), or with a constant negative reward for those (`constant_negative`).
 
-The defaults in mmrf_jax/training/configs.py, which gives every field's range and meaning, are those of this job.
+The defaults in mmrf_jax/training/configs.py, which gives every field's range and meaning, are those of this job, but for
+the rate of the embedding rows.
 """
 
 from ml_collections import ConfigDict
 
+from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.training import configs
 
+_ROWS = 0.2  # a video has some tens of exposures; at a tenth of this rate its row learns little from them
 #: Fields without effect here: the world has no per-user embeddings, and signals and sizes are the defaults.
 WITHOUT = (
     "agents.user_dim",
@@ -29,7 +32,9 @@ WITHOUT = (
 
 def get_config() -> ConfigDict:
     return configs.to_config_dict(
-        configs.Run(),
+        configs.Run(
+            agents=AgentConfig(table_learning_rate=_ROWS), feedback=configs.Feedback(table_learning_rate=_ROWS)
+        ),
         without=WITHOUT,
         when_quick={
             "world": {"num_videos": 5_000, "candidates": 40},
