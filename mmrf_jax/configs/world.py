@@ -9,8 +9,8 @@ Measures the gain of agents that optimise the session over the production ranker
 video's watch time (`method=myopic`), and over the same agents without collaboration (`ablation=no_collaboration`),
 without counterfactual slates (`no_augmentation`), or with a constant negative reward for those (`constant_negative`).
 
-The defaults in mmrf_jax/training/configs.py, which gives every field's range and meaning, are those of this job, but for
-the rate of the embedding rows.
+The defaults in mmrf_jax/training/configs.py, which gives every field's range and meaning, are those of this job, but
+for the rate of the embedding rows.
 """
 
 from ml_collections import ConfigDict
