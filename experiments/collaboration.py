@@ -8,8 +8,8 @@ With shared critics every agent's critic predicts every signal, so a single agen
 variants are critics × communication × sessions of a round: no collaboration (`none`), attention and auxiliary scores
 (`attention`), one latent vector for all (`massa`), and the watch-time agent alone (`single`). None has a feedback
 model, which would see every signal. `sparse` is the world in which watch time says little about staying; the argument
-`smallest` (or `smallest+sparse`) selects the four cells that decide first: both critics, `none` and `attention`, at
-1,024 sessions.
+`small` (or `small+sparse`) selects the eight cells of 1,024 sessions, `smallest` of these the four with `none` and
+`attention`.
 
 Each is compared with `none` of the same critics and sessions, own critics without collaboration with the shared ones:
 differences paired by seed, p-values adjusted for the number of arms (Holm, 1979).
@@ -31,12 +31,14 @@ _COMMUNICATION: dict[str, dict[str, Any]] = {
 
 def get_config(part: str = ""):
     words = set(filter(None, part.split("+")))
-    if words - {"smallest", "sparse"}:
-        raise ValueError(f"unknown part {part!r}; choose among smallest, sparse, smallest+sparse")
+    if words - {"small", "smallest", "sparse"}:
+        raise ValueError(f"unknown part {part!r}; choose among small, smallest, sparse, small+sparse, smallest+sparse")
     sizes: tuple[int, ...] = (1_024, 4_096)
     among: tuple[str, ...] = tuple(_COMMUNICATION)
+    if words & {"small", "smallest"}:
+        sizes = (1_024,)
     if "smallest" in words:
-        sizes, among = (1_024,), ("none", "attention")
+        among = ("none", "attention")
     variants, against = {}, {}
     for sessions in sizes:
         for critics in ("shared", "own"):
