@@ -23,7 +23,7 @@ from mmrf_jax.io.progress import counted
 from mmrf_jax.metrics import model_quality, offline
 from mmrf_jax.models.feedback_model import fitting, network
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import batches, configs, predictions, sources, startup, steps
+from mmrf_jax.training import batches, configs, predictions, restore, startup, steps
 
 _DATA = flags.DEFINE_string("data_dir", None, "Folder of KuaiRand's CSV files.", required=True)
 _IMPUTED = flags.DEFINE_list("imputed", ["0.5"], "Weights of videos that were not shown.")
@@ -37,7 +37,7 @@ def main(_):
     config = kuairand.get_config()
     config.data.dir, config.seed = _DATA.value, _SEED.value
     config = configs.run_of(config.to_dict())
-    source = sources.from_config(config, counted)
+    source = restore.open_source(config, counted)
     known = offline.exposures(source.train())
     variants: dict[str, dict[str, Any]] = {"model": {}, "propensity": {"debias": "propensity"}}
     variants |= {f"imputed, weight {weight}": {"imputed_weight": float(weight)} for weight in _IMPUTED.value}

@@ -56,7 +56,7 @@ def main() -> None:
 def _loop(config, folder: Path, clients) -> None:
     """Run the remaining rounds; `clients` is the module."""
     from mmrf_jax.parallel.partitioner import Partitioner
-    from mmrf_jax.training import restore, sources
+    from mmrf_jax.training import restore, simulator_source
 
     asked = {"config": configs.as_dict(config), "sessions": _SESSIONS.value, "temperature": _TEMPERATURE.value}
     done = _Done(folder / "loop.json", files.plain(asked))
@@ -78,7 +78,7 @@ def _loop(config, folder: Path, clients) -> None:
         contextlib.closing(output),
         serving.service(current, folder / "served", output.folder / "serve.log", temperature) as server,
     ):
-        users = clients.Clients(source.sim, sources.log_key(config.seed), config.ab_test.day, server.url)
+        users = clients.Clients(source.sim, simulator_source.log_key(config.seed), config.ab_test.day, server.url)
         for number in range(len(done.rounds) + 1, _ROUNDS.value + 1):
             row = done.served(number)
             first = _FIRST_USER + number * _USERS_A_ROUND

@@ -19,7 +19,7 @@ def main() -> None:
     from mmrf_jax.data import records
     from mmrf_jax.parallel import multihost
     from mmrf_jax.parallel.partitioner import Partitioner
-    from mmrf_jax.training import arms, restore, sources
+    from mmrf_jax.training import arms, restore, simulator_source
 
     config = common.resolve_run(_CONFIG)
     common.check_world(config)
@@ -30,7 +30,7 @@ def main() -> None:
     source = restore.source_of(config, partitioner)
     assert source.sim is not None
     policy = arms.policy_of(_POLICY.value, source, partitioner)
-    log = sources.collect_log(
+    log = simulator_source.collect_log(
         source.sim,
         policy,
         config.seed,
@@ -43,7 +43,7 @@ def main() -> None:
     )
     if not multihost.is_primary():
         return
-    records.write_log(log, _OUT.value, source.spec, sources.world_origin(config))
+    records.write_log(log, _OUT.value, source.spec, simulator_source.world_origin(config))
     print(f"{log.num_sessions} sessions, {log.num_requests} requests -> {_OUT.value}")
 
 

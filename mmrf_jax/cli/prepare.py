@@ -65,13 +65,13 @@ def main() -> None:
 def _kuairand(config, engine) -> tuple[int, bool]:
     """Prepare KuaiRand; return the rows of its log, and whether there was something to do."""
     from mmrf_jax.data.readers import kuairand
-    from mmrf_jax.training import sources
+    from mmrf_jax.training import log_source
 
     if _SOURCE.value is None:
         raise ValueError("no folder of KuaiRand's CSV files; use --source=DIR")
     files.check_writable(_OUT.value.parent, "--out")
     before = _OUT.value.exists()
-    wanted = sources.kuairand_config(config)
+    wanted = log_source.kuairand_config(config)
     log = kuairand.prepare_log(_SOURCE.value, _OUT.value, wanted, engine, counted)
     rows = sum(counts["rows"] for counts in log.report["log"].values())
     _say(rows, _OUT.value, log.report["splits"])

@@ -27,7 +27,7 @@ from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import estimators
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import configs, sources
+from mmrf_jax.training import configs, restore, sources
 
 MEASURED = ("click", "long_view", "like", "watch_time")
 CLOSE = 0.05  # relative to production's watch time per video, truth (i): policies that differ by less count as close
@@ -57,7 +57,7 @@ def run(config, out: Path) -> dict[str, Any]:
       ValueError: for an unknown ranker, no policy named production, or numbers that are too small.
     """
     configs.validate(config.to_dict())
-    source = sources.from_config(configs.run_of(config.run.to_dict()), counted)
+    source = restore.open_source(configs.run_of(config.run.to_dict()), counted)
     scores = rankers_of(source)
     weights, names = mixes(config.policies, list(scores)), list(config.policies)
     users = config.logs * config.log_users

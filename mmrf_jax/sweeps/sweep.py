@@ -38,6 +38,7 @@ from mmrf_jax.training import (
     off_policy,
     restore,
     run_folder,
+    simulator_source,
     sources,
     steps,
     train,
@@ -187,11 +188,11 @@ def check(study: Study) -> None:
         registered = [
             name for name in config.arms if plugins.POLICIES.find(name, run_config(config, names[0], 0).plugins)
         ]
-        arms.check_arms(config.arms, [*sources.WORLD_ARMS, arms.POPULARITY, *registered], "config.arms")
+        arms.check_arms(config.arms, [*simulator_source.WORLD_ARMS, arms.POPULARITY, *registered], "config.arms")
     if unknown := [name for name in config.get("holm", ()) if name not in _AB_METRICS]:
         raise ValueError(f"unknown metric {unknown[0]!r} in config.holm; choose among {', '.join(_AB_METRICS)}")
     if "by_day" in needed:
-        sources.check_days(config.run, config.days)
+        simulator_source.check_days(config.run, config.days)
         if config.days < 5:
             raise ValueError(f"config.days is {config.days}; use --config.days=5 or more")
 

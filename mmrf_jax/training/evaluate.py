@@ -22,7 +22,7 @@ from mmrf_jax.io.progress import counted, phase, say
 from mmrf_jax.metrics import model_quality, offline, ranking
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import configs, off_policy, predictions, sources, steps, train_state
+from mmrf_jax.training import configs, off_policy, predictions, simulator_source, sources, steps, train_state
 from mmrf_jax.training.train_state import TrainState
 
 #: Upper limits on the requests that sessions of the model exploitation gap start from: in total, and per session.
@@ -74,7 +74,7 @@ def compare(
     }
     if days == 1:
         return simulate.compare(sim, policies, key, partitioner, day=config.ab_test.day, observe=observe, **options)
-    sources.check_days(config, days)
+    simulator_source.check_days(config, days)
     return simulate_days.compare(sim, policies, key, partitioner, first_day=config.ab_test.day, days=days, **options)
 
 

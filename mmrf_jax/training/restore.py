@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,7 +20,17 @@ from mmrf_jax.io import files
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import configs, evaluate, inputs, run_folder, sources, steps, train_state
+from mmrf_jax.training import (
+    configs,
+    evaluate,
+    inputs,
+    log_source,
+    run_folder,
+    simulator_source,
+    sources,
+    steps,
+    train_state,
+)
 from mmrf_jax.training.train_state import TrainState
 
 #: Progress of a log's collection, in which each process collects its own part.
@@ -75,6 +86,28 @@ def load_trained(config: configs.Run, workdir: Path, partitioner: Partitioner) -
     return found, load_state(config, found, workdir, partitioner)
 
 
+def open_source(
+    config: configs.Run,
+    progress: sources.Progress,
+    own: Callable[[sources.Source], rankers.AnyRanker] | None = None,
+    workdir: Path | None = None,
+) -> sources.Source:
+    """Return the source that `config.source` names, with its items on this process's default device.
+
+    Args:
+      progress: as `io.progress.counted`.
+      own: gives a policy with the shapes of the one that will collect the run's logs; see `Source.choose`.
+      workdir: the run folder, which holds the log of a run on `logs`.
+    """
+    if config.source == "world":
+        return simulator_source.of_world(config, progress, own)
+    if config.source == "kuairand":
+        return log_source.of_kuairand(config)
+    if config.source == "logs":
+        return log_source.of_own_log(config, workdir)
+    raise ValueError(f"unknown source {config.source!r}; use --config.source=world, kuairand or logs")
+
+
 def source_of(
     config: configs.Run,
     partitioner: Partitioner,
@@ -97,10 +130,13 @@ def source_of(
         config = dataclasses.replace(config, data=configs.run_of(run_folder.read_config(workdir)).data)
     own = functools.partial(untrained_policy, config) if collects else None
     if like is None or config.simulator == "feedback":
-        source = sources.from_config(config, counted_in_parts, own, workdir)
+        source = open_source(config, counted_in_parts, own, workdir)
         source = dataclasses.replace(source, items=partitioner.replicate(source.items))
+    elif like.sim is None:
+        source = dataclasses.replace(like, config=config)
     else:
-        source = sources.of_seed(like, config, counted_in_parts, own)
+        source = simulator_source.of_world(config, counted_in_parts, own, like.sim)
+        source = dataclasses.replace(source, items=like.items)
     if config.simulator == "world":
         return source
     if config.simulator != "feedback":
@@ -118,7 +154,7 @@ def source_of(
         )
     state = load_state(fitted, source, path, partitioner)
     model = evaluate.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
-    return sources.in_simulator(source, model, None, counted_in_parts, own)
+    return simulator_source.in_simulator(source, model, None, counted_in_parts, own)
 
 
 def untrained_policy(config: configs.Run, source: sources.Source) -> rankers.AnyRanker:
@@ -136,7 +172,7 @@ def check_same_world(name: str, trained, source: sources.Source) -> None:
             f"run {name} was trained on {trained.source}, it cannot act in {source.config.source}; name another run"
         )
     if trained.source == "world":
-        here, there = sources.world_origin(source.config), sources.world_origin(trained)
+        here, there = simulator_source.world_origin(source.config), simulator_source.world_origin(trained)
         if differing := [n for n in there if there[n] != here.get(n)]:
             flags = " ".join(f"--config.world.{n}={there[n]}" for n in differing)
             raise ValueError(f"run {name} was trained in another world; add {flags}")

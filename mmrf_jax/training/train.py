@@ -35,6 +35,7 @@ from mmrf_jax.training import (
     run_folder,
     run_report,
     side_by_side,
+    simulator_source,
     sources,
     steps,
     warm_start,
@@ -121,7 +122,7 @@ def _checked(
         partitioner.check_divisible(config.train.batch, "train.batch")
         partitioner.check_divisible(config.feedback.batch, "feedback.batch")
         if config.source == "world" and config.simulator == "world":
-            _check_arms(config, sources.WORLD_ARMS)
+            _check_arms(config, simulator_source.WORLD_ARMS)
         side_by_side.check(config, len(runs), partitioner)
         config = _with_plugins(config)
         if checked:

@@ -21,7 +21,7 @@ from mmrf_jax.io.progress import counted, say
 from mmrf_jax.metrics import model_quality
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.signals import Signals
-from mmrf_jax.training import predictions, sources, steps, train_state
+from mmrf_jax.training import predictions, simulator_source, sources, steps, train_state
 from mmrf_jax.training.train_state import TrainState
 
 _SESSIONS, _REQUESTS, _BATCH = 1_024, 4, 64  # sessions of the log, first requests of each, sessions per batch
@@ -39,7 +39,7 @@ def replay(source: sources.Source, log: Sessions, num_requests: int) -> tuple[np
     """
     assert source.sim is not None and source.truth is not None
     sim, truth = source.sim, source.truth
-    key = sources.log_key(source.config.seed)
+    key = simulator_source.log_key(source.config.seed)
     step = jax.jit(lambda params, state, slate: (truth(params, state), sim.step_env(key, state, slate, params)[1]))
     _, _, state = jax.jit(sim.reset_env)(key, sim.default_params, jnp.asarray(log.user_id), jnp.int32(0))
     length = np.diff(log.offsets)

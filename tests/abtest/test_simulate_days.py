@@ -13,7 +13,7 @@ from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.report import plots
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import configs, sources
+from mmrf_jax.training import configs, simulator_source
 
 CONFIG = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
 USERS, FIRST, DAYS = 800, 3, 6
@@ -211,12 +211,12 @@ print("all well")
 
 def test_days_that_a_simulator_does_not_have_are_refused():
     config = configs.override(configs.Run(), ab_test={"day": 50})
-    sources.check_days(config, 11)
+    simulator_source.check_days(config, 11)
     with pytest.raises(ValueError, match=r"days 50 to 61 end after day 60, .* at most 11 days"):
-        sources.check_days(config, 12)
+        simulator_source.check_days(config, 12)
     config = dataclasses.replace(config, simulator="feedback")
     with pytest.raises(ValueError, match=r"do not say when users come back.*--config.simulator=world"):
-        sources.check_days(config, 2)
+        simulator_source.check_days(config, 2)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from mmrf_jax.envs import collect, device_collection, rankers
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import batches, sources
+from mmrf_jax.training import batches, simulator_source
 
 CONFIG = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6)
 FIRST, SESSIONS, DAY, SLOTS, DISCOUNT = 77, 150, 3, 37, 0.9
@@ -22,7 +22,7 @@ def on_devices(partitioner, progress=lambda done: None):
         policy,
         jax.random.key(0),
         partitioner,
-        sources.world_spec(sim, CONFIG),
+        simulator_source.world_spec(sim, CONFIG),
         first_user=FIRST,
         num_sessions=SESSIONS,
         day=DAY,

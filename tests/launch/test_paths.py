@@ -19,7 +19,7 @@ from mmrf_jax.data.readers.kuairand import builder, synthetic
 from mmrf_jax.io import files, metric_writer
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import arms, configs, restore, run_folder, sources
+from mmrf_jax.training import arms, configs, restore, run_folder, simulator_source
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = sorted(ROOT / "mmrf_jax" / "cli" / path.name for path in (ROOT / "launch").glob("[a-z]*.py"))
@@ -118,16 +118,16 @@ def test_path_fields_mean_what_they_say(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "MOST_WORKERS", 1)
     config = configs.override(configs.Run(), data={"dir": "~/x[3]"})
     with pytest.raises(FileNotFoundError) as error:  # of a world that is not made, which takes its time
-        sources._given_blocks(types.SimpleNamespace(config=config, spec=None))
+        simulator_source._given_blocks(types.SimpleNamespace(config=config, spec=None))
     assert str(home / "x[3]") in str(error.value)
     config = kuairand.get_config()
     config.data.dir = "~/x[3]"
     with pytest.raises(FileNotFoundError) as error:
-        sources.from_config(configs.run_of(config.to_dict()), builder.unchecked)
+        restore.open_source(configs.run_of(config.to_dict()), builder.unchecked)
     assert str(home / "x[3]") in str(error.value)
     synthetic.SyntheticLog(3_000, 60, 300, "pure", 0).write(home / "x[3]", builder.unchecked)
     config.data.cache_dir, config.data.served = "~/c[1]", "~/s[1]"
-    source = sources.from_config(configs.run_of(config.to_dict()), builder.unchecked)
+    source = restore.open_source(configs.run_of(config.to_dict()), builder.unchecked)
     assert list((home / "c[1]").iterdir()) and sum(log.num_sessions for log in source.test().values())
     with pytest.raises(FileNotFoundError) as error:
         source.train()

@@ -26,7 +26,7 @@ from mmrf_jax.serving import service
 from mmrf_jax.serving.artifact import load as load_artifact
 from mmrf_jax.serving.demo import clients
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import configs, restore, run_folder, sources, steps
+from mmrf_jax.training import configs, restore, run_folder, simulator_source, steps
 
 USERS = 40
 
@@ -60,7 +60,7 @@ def check_served_users(start, run: Path, log: Path, folder: Path | None = None) 
     partitioner = Partitioner()
     source = restore.source_of(config, partitioner)
     assert source.sim is not None
-    key = sources.log_key(3)
+    key = simulator_source.log_key(3)
     with start(folder=folder) as server:
         served = clients.Clients(source.sim, key, 0, server.url).visit(1_000, USERS, together=16)
     assert served.failed == 0 and len(served.main) == USERS

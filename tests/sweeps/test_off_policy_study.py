@@ -10,7 +10,7 @@ import pytest
 from mmrf_jax.envs import collect
 from mmrf_jax.ope import estimators, propensity
 from mmrf_jax.sweeps import off_policy_study
-from mmrf_jax.training import configs, sources
+from mmrf_jax.training import configs, restore
 
 WORLD = {"num_videos": 2_000, "candidates": 20, "slate": 3, "history": 5, "max_requests": 8, "seed": 0}
 POLICIES = {"production": ("production", 1.0), "myopic": ("oracle_myopic", 0.5), "uniform": ("random", 1.0)}
@@ -38,7 +38,7 @@ def make_config(**fields):
 @pytest.fixture(scope="module")
 def simulated():
     config = make_config()
-    source, key = sources.from_config(configs.run_of(config.run.to_dict()), None), jax.random.key(3)
+    source, key = restore.open_source(configs.run_of(config.run.to_dict()), None), jax.random.key(3)
     scores = off_policy_study.rankers_of(source)
     weights = off_policy_study.mixes(config.policies, list(scores))
     return source, key, *off_policy_study.simulate_logs(source, scores, key, weights, users=300, requests=2)

@@ -20,7 +20,7 @@ from mmrf_jax.io.progress import counted
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import api
 from mmrf_jax.serving.service import Asked, Service, Settings
-from mmrf_jax.training import arms, configs, evaluate, restore, sources, train
+from mmrf_jax.training import arms, configs, evaluate, log_source, restore, sources, train
 
 SMALL = {"dim": 12, "id_dim": 4}
 IDS = 7 * np.arange(random_logs.SPEC.num_videos, dtype=np.int64) + 1_000
@@ -48,7 +48,7 @@ def signals(request):
 
 
 @pytest.fixture
-def log_source(signals, monkeypatch):
+def source_of_logs(signals, monkeypatch):
     """Logs of these signals, where a run expects KuaiRand's."""
 
     def make(config):
@@ -72,7 +72,7 @@ def log_source(signals, monkeypatch):
             video_ids=lambda: IDS,
         )
 
-    monkeypatch.setattr(sources, "_kuairand", make)
+    monkeypatch.setattr(log_source, "of_kuairand", make)
 
 
 async def visit(settings: Settings, signals, number: int) -> None:
@@ -87,7 +87,7 @@ async def visit(settings: Settings, signals, number: int) -> None:
 
 
 @pytest.mark.slow
-def test_from_logs_to_the_service_and_back(signals, log_source, tmp_path):
+def test_from_logs_to_the_service_and_back(signals, source_of_logs, tmp_path):
     config, partitioner, spec = make_config(), Partitioner(), any_signals.make_spec(signals)
     result = train.train(config, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()

@@ -16,7 +16,7 @@ from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving.service import Asked, Service, Settings
-from mmrf_jax.training import arms, configs, evaluate, inputs, own_logs, restore, run_folder, sources, train
+from mmrf_jax.training import arms, configs, evaluate, inputs, own_logs, restore, run_folder, train
 
 CONFIG = configs.run_of(experiment.get_config().to_dict())
 
@@ -67,18 +67,18 @@ def test_a_config_names_the_tables(made, log, tmp_path):
 def test_a_source_reads_the_log_of_the_run_folder(log, tmp_path):
     log.save(tmp_path / run_folder.LOG)
     config, _ = own_logs.prepare(CONFIG, tmp_path, log)
-    source = sources.from_config(config, None, workdir=tmp_path)
+    source = restore.open_source(config, None, workdir=tmp_path)
     np.testing.assert_array_equal(source.train().feedback, log.train.feedback)
     np.testing.assert_array_equal(source.test()["test"].candidates, log.test.candidates)
     assert source.video_ids().tolist() == log.item_ids.tolist() and source.unknown_video == 0 and source.sim is None
     with pytest.raises(ValueError, match=r"use --config.data.slate=4 --config.data.candidates=12"):
-        sources.from_config(CONFIG, None, workdir=tmp_path)
+        restore.open_source(CONFIG, None, workdir=tmp_path)
     added = statistics.num_features(log.spec.signals)
     assert source.spec == dataclasses.replace(log.spec, item_features=log.spec.item_features + added)
-    plain = sources.from_config(configs.override(config, data={"statistics": False}), None, workdir=tmp_path)
+    plain = restore.open_source(configs.override(config, data={"statistics": False}), None, workdir=tmp_path)
     assert plain.spec == log.spec and plain.items.statistics is None
     whole = configs.override(config, data={"stream": True})
-    blocks = sources.from_config(whole, None, workdir=tmp_path).blocks()
+    blocks = restore.open_source(whole, None, workdir=tmp_path).blocks()
     assert blocks.read([0]).num_sessions == min(256, log.train.num_sessions) and source.blocks() is None
 
 
@@ -88,11 +88,11 @@ def test_rows_shown_at_random_are_tested_apart_and_learned_from_when_asked(made,
     schema = dataclasses.replace(tables.SCHEMA, **given, random="lottery", slate_size=4, num_candidates=12)
     SessionLog.from_frame(frame, schema, items=made["items"], quiet=True).save(tmp_path / run_folder.LOG)
     config, log = own_logs.prepare(CONFIG, tmp_path, SessionLog.open(tmp_path / run_folder.LOG))
-    source = sources.from_config(config, None, workdir=tmp_path)
+    source = restore.open_source(config, None, workdir=tmp_path)
     assert source.test().keys() == {"test", "random_test"} and source.spec.context == log.spec.context
     assert source.train().num_sessions == log.train.num_sessions
     config = configs.override(config, data={"random_log": "train"})
-    source = sources.from_config(config, None, workdir=tmp_path)
+    source = restore.open_source(config, None, workdir=tmp_path)
     usual, random = log.train.num_requests, log.part("random_train").num_requests
     assert source.train().context[:, 0].tolist() == [0.0] * usual + [1.0] * random and random > 20
     assert source.spec.context == log.spec.context + 1 and source.names["context"][0]["name"] == "at_random"
@@ -102,7 +102,7 @@ def test_learning_from_random_rows_needs_some(log, made, tmp_path):
     log.save(tmp_path / run_folder.LOG)
     config, _ = own_logs.prepare(configs.override(CONFIG, data={"random_log": "train"}), tmp_path, log)
     with pytest.raises(ValueError, match=r"random; use --config.data.random_log=off, or name schema.random"):
-        sources.from_config(config, None, workdir=tmp_path)
+        restore.open_source(config, None, workdir=tmp_path)
     frame = made["log"].with_columns(lottery=pl.int_range(pl.len()) == pl.col(tables.SCHEMA.time).arg_max())
     given = dict.fromkeys(("request", "position", "propensity", "candidates"))
     schema = dataclasses.replace(tables.SCHEMA, **given, random="lottery", slate_size=4, num_candidates=12)
@@ -110,7 +110,7 @@ def test_learning_from_random_rows_needs_some(log, made, tmp_path):
     late.save(tmp_path / "late" / run_folder.LOG)
     config, _ = own_logs.prepare(configs.override(CONFIG, data={"random_log": "train"}), tmp_path / "late", late)
     with pytest.raises(ValueError, match=r"no row of training was shown at random; use --config.data.random_log=off$"):
-        sources.from_config(config, None, workdir=tmp_path / "late")
+        restore.open_source(config, None, workdir=tmp_path / "late")
 
 
 def served_by_hand(folder, log) -> None:
@@ -155,7 +155,7 @@ def test_the_context_of_a_source_has_the_names_of_the_log_s_columns(made, tmp_pa
     schema = dataclasses.replace(tables.SCHEMA, context=("device",))
     SessionLog.from_frame(devices, schema, items=made["items"], quiet=True).save(tmp_path / run_folder.LOG)
     config, log = own_logs.prepare(CONFIG, tmp_path, SessionLog.open(tmp_path / run_folder.LOG))
-    source = sources.from_config(config, None, workdir=tmp_path)
+    source = restore.open_source(config, None, workdir=tmp_path)
     assert [one["name"] for one in source.names["context"]] == ["hour_sin", "hour_cos", "hours_away", "device"]
     assert source.spec.context == 4 + 11 and source.train().context.shape[1] == 15
     assert (
@@ -174,7 +174,7 @@ def test_a_service_s_log_is_learned_from_with_its_new_items_and_users(log, tmp_p
     served_by_hand(tmp_path / "served", log)
     config, _ = own_logs.prepare(CONFIG, tmp_path, log)
     config = configs.override(config, data={"served": str(tmp_path / "served")})
-    source = sources.from_config(config, None, workdir=tmp_path)
+    source = restore.open_source(config, None, workdir=tmp_path)
     new = log.spec.num_videos
     assert source.spec.num_videos == source.items.num_videos == new + 1 and source.video_ids()[new] == "i999"
     shop3 = 1 + log.vocabularies["author"].tolist().index("shop3")

@@ -13,7 +13,7 @@ from mmrf_jax import random, types
 from mmrf_jax.agents.mmrf import policy
 from mmrf_jax.envs import rollout
 from mmrf_jax.envs.short_video import env, parameters
-from mmrf_jax.training import sources, steps, train_state
+from mmrf_jax.training import simulator_source, steps, train_state
 
 SETTINGS = {
     "x64": functools.partial(jax.enable_x64, True),
@@ -92,10 +92,10 @@ def test_fit_and_update_under_all_settings_at_once():
 def test_rollouts_under_all_settings_at_once():
     config = parameters.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4, max_requests=6)
     sim = env.make(config)
-    spec, ones = sources.world_spec(sim, config), np.ones(tiny.S, np.float32)
+    spec, ones = simulator_source.world_spec(sim, config), np.ones(tiny.S, np.float32)
 
     def serve(name: str):
-        ranker = sources.world_policies().get(name)
+        ranker = simulator_source.world_policies().get(name)
         if ranker is None:
             state = steps.init(types.make_key(0), PLAN, spec, sim.items, ones, ones, ones)
             ranker = policy.make(state.agents, sim.items, PLAN.agents)
@@ -103,7 +103,7 @@ def test_rollouts_under_all_settings_at_once():
         return rollout.rollout(sim, ranker, types.make_key(0), zero, zero, num_users=4, slots=4, k=3)
 
     with under(*SETTINGS):
-        for name in (*sources.world_policies(), "agents"):
+        for name in (*simulator_source.world_policies(), "agents"):
             sums, counts = jax.eval_shape(functools.partial(serve, name))
             assert (sums.dtype, counts.dtype) == (jnp.float32, jnp.int32)
 

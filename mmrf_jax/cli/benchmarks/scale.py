@@ -28,7 +28,7 @@ from mmrf_jax.io.progress import counted, say
 from mmrf_jax.models import embedding_table, rowwise
 from mmrf_jax.parallel import preemption
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import sources
+from mmrf_jax.training import simulator_source
 
 _IDS, _DIM = 8_192, 16  # ids per batch, and row size
 _STEPS = 50
@@ -73,7 +73,7 @@ def _table_step(t: embedding_table.Table, ids: jax.Array) -> embedding_table.Tab
 def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """Time a live request in a world with `number` videos, under production's policy."""
     sim = env.make(parameters.WorldConfig(num_videos=number))
-    serving = speed.Serving(sim, sources.world_policies()["production"], _SLATE)
+    serving = speed.Serving(sim, simulator_source.world_policies()["production"], _SLATE)
     return {"request": (1e6 / speed.requests_a_second(serving, _USERS, repeats), "us")}
 
 
@@ -81,7 +81,7 @@ def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """Time a live request of an A/B test with `number` users, in blocks, under the random policy."""
     del repeats
     sim, partitioner = env.make(parameters.WorldConfig()), Partitioner()
-    policies = {"random": sources.world_policies()["random"]}
+    policies = {"random": simulator_source.world_policies()["random"]}
     compare = functools.partial(
         simulate.compare, sim, policies, types.make_key(1), partitioner, control="random", day=0, k=_SLATE
     )

@@ -39,7 +39,7 @@ from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import counted
 from mmrf_jax.metrics import ranking
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import batches, compilation, configs, restore, sources, steps, train_state
+from mmrf_jax.training import batches, compilation, configs, restore, simulator_source, sources, steps, train_state
 from mmrf_jax.training.train_state import TrainState
 
 USERS = 4_096  # per call, by default
@@ -167,7 +167,7 @@ def world(repeats: int, max_users: int) -> Iterator[Figure]:
 def whole_catalogue(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure rollouts where every video is a candidate of every request: no gather."""
     sim = env.make(parameters.WorldConfig(num_videos=100, candidates=100, slate=2))
-    serving = Serving(sim, sources.world_policies()["random"], 2)
+    serving = Serving(sim, simulator_source.world_policies()["random"], 2)
     limit = cost.machine(repeats).rate(request_work(serving))
     yield Figure(f"world/whole/C=100/B={USERS}", requests_a_second(serving, USERS, repeats), "requests/s", limit)
 
