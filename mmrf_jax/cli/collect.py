@@ -28,15 +28,12 @@ def main() -> None:
     common.check_output("out", _OUT.value)
     partitioner = Partitioner()
     source = restore.source_of(config, partitioner)
-    assert source.sim is not None
     policy = arms.policy_of(_POLICY.value, source, partitioner)
     log = simulator_source.collect_log(
-        source.sim,
+        source,
         policy,
-        config.seed,
         first_user=_FIRST_USER.value,
         sessions=_SESSIONS.value,
-        k=source.spec.slate,
         progress=restore.counted_in_parts,
         keep_scores=True,
         random_share=config.collect.random_share,

@@ -370,7 +370,8 @@ def _simple(source: sources.Source, tests: dict[str, Sessions]) -> tuple[dict[st
 
 def feedback_simulator(source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: Sessions, **options):
     """Return the run's feedback model as a simulator over the session starts of a log."""
-    longest = source.config.world.max_requests if source.config.source == "world" else _MAX_SESSION
+    world = source.config.world
+    longest = _MAX_SESSION if world is None else world.max_requests
     return learned.make(train_state.model_of(state), source.items, plan.feedback, log, longest, **options)
 
 

@@ -102,10 +102,6 @@ def _of_log(
     return Source(
         items=jax.tree.map(jax.numpy.asarray, items),
         spec=spec,
-        sim=None,
-        policies={},
-        truth=None,
-        collect=None,
         train=logs["train"],
         valid=logs["valid"] if "valid" in there else None,
         test=lambda: {name: logs[name]() for name in ("test", "random_test") if name in there},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -82,31 +83,41 @@ def log_key(seed: int) -> types.Key:
 
 
 def collect_log(
-    sim: Environment,
+    source: Source,
     policy: rankers.AnyRanker,
-    seed: int,
     *,
     first_user: int,
     sessions: int,
-    k: int,
     progress: Progress,
     slots: int | None = None,
     keep_scores: bool = False,
     random_share: float | None = None,
 ) -> Sessions:
-    """Collect a log of `sessions` users, starting at `first_user`; equal seeds give equal logs. With several processes,
-    each collects a part, and all receive the whole. `random_share` is that of `config.collect`.
+    """Collect a log of users that a policy serves in a source's simulator; equal seeds give equal logs.
+
+    With several processes, each collects a part, and all receive the whole.
+
+    Args:
+      source: its simulator, and the seed of its config.
+      policy: serves.
+      first_user: id of the first of `sessions` users.
+      sessions: of the log, one a user.
+      progress: as `io.progress.counted`.
+      slots: users in flight at a time; None for the default of `envs.collect`.
+      keep_scores: whether the log has the policy's scores.
+      random_share: as `config.collect.random_share`.
     """
+    assert source.sim is not None
     first, share = multihost.share(sessions)
-    sim, policy = _with_random_exposures(sim, policy, random_share)
+    sim, policy = _with_random_exposures(source.sim, policy, random_share)
     log = collect.collect(
         sim,
         policy,
-        log_key(seed),
+        log_key(source.config.seed),
         first_user=first_user + first,
         num_sessions=share,
         day=0,
-        k=k,
+        k=source.spec.slate,
         progress=progress("collect", share),
         slots=slots,
         keep_scores=keep_scores,
@@ -142,68 +153,66 @@ def of_world(
     own: Callable[[Source], rankers.AnyRanker] | None,
     made: Environment | None = None,
 ) -> Source:
-    world = config.world
-    assert world is not None
-    given = config.data.dir if isinstance(config.data, configs.LogData) else ""
-    if given and not files.user_path(given, "config.data.dir").exists():  # said before the world is made
-        raise FileNotFoundError(f"{given} does not exist; name a folder that mmrf collect or mmrf serve wrote")
-    sim, marked = env.make(world) if made is None else made, config.collect.random_share is not None
+    """Return the world of a config, or one that is `made`, as a source; other arguments as of `restore.open_source`.
+
+    Raises:
+      FileNotFoundError: if `config.data.dir` does not exist.
+    """
+    assert config.world is not None
+    folder = _given_folder(config)
+    if folder is not None and not folder.exists():  # said before the world is made
+        raise FileNotFoundError(f"{folder} does not exist; name a folder that mmrf collect or mmrf serve wrote")
+    sim = env.make(config.world) if made is None else made
+    marked = config.collect.random_share is not None
     if marked and isinstance(sim, env.ShortVideoEnv):
         sim = sim.with_random_share(0.0)  # A/B tests have no random exposures
+    spec = world_spec(sim, config.world)
+    source = in_simulator(Source(config, spec, sim.items, _no_log, _no_log), sim, expected_feedback, progress, own)
 
-    def nothing() -> Any:
-        return None
-
-    source = Source(
-        items=sim.items,
-        spec=world_spec(sim, world),
-        sim=None,
-        policies={},
-        truth=None,
-        collect=None,
-        train=nothing,
-        valid=None,
-        test=nothing,
-        report={},
-        config=config,
-    )
-    source = in_simulator(source, sim, expected_feedback, progress, own)
-    test = functools.cache(  # with scores, for per-video propensities
-        lambda: _collect(
+    def collect_test() -> Sessions:
+        return _collect_users(
             source,
-            sim,
-            progress,
             source.policies["production"],
             _TEST_USERS,
             config.collect.test_sessions,
-            keep_scores=True,
+            progress,
+            keep_scores=True,  # for per-video propensities
             random_share=0.0 if marked else None,  # as in training, whose program it shares
         )
-    )
+
+    test = functools.cache(collect_test)
     source = dataclasses.replace(source, test=lambda: {"test": test()})
-    if not given:
+    if folder is None:
         return source
     return dataclasses.replace(
         source,
-        train=functools.cache(functools.partial(_given, source, progress)),
+        train=functools.cache(functools.partial(_read_given, source, folder, progress)),
         train_on_devices=None,
-        blocks=functools.partial(_given_blocks, source),
+        blocks=functools.partial(_given_blocks, source, folder),
     )
 
 
-def _given(source: Source, progress: Progress) -> Sessions:
-    """Load the log of `data.dir`, which mmrf collect or a ranking service wrote."""
-    folder = files.user_path(source.config.data.dir, "config.data.dir")
+def _no_log() -> Any:
+    raise AssertionError("a source of the world that `of_world` has not finished")
+
+
+def _given_folder(config: configs.Run) -> Path | None:
+    """Return the folder of the log that is read instead of collected; None if there is none."""
+    given = config.data.dir if isinstance(config.data, configs.LogData) else ""
+    return files.user_path(given, "config.data.dir") if given else None
+
+
+def _read_given(source: Source, folder: Path, progress: Progress) -> Sessions:
+    """Load the log of a folder, which mmrf collect or a ranking service wrote."""
     if feedback_log.is_log(folder):
         return sources.read_served_log(folder, source.spec, np.arange(source.spec.num_videos), progress)
-    if (blocks := _given_blocks(source)) is not None:
+    if (blocks := _given_blocks(source, folder)) is not None:
         return sources.read_held(source.config, blocks, "training")
     return records.read_log(folder, source.spec, origin=world_origin(source.config))[0]
 
 
-def _given_blocks(source: Source) -> stream.Blocks | None:
-    """Return the log of `data.dir` for streaming; None if it is not streamed. A service's log is joined in memory."""
-    folder = files.user_path(source.config.data.dir, "config.data.dir")
+def _given_blocks(source: Source, folder: Path) -> stream.Blocks | None:
+    """Return the log of a folder for streaming; None if it is not streamed. A service's log is joined in memory."""
     if feedback_log.is_log(folder):
         return None
     return sources.streamed(source.config, records.Blocks(folder, source.spec, world_origin(source.config)))
@@ -217,23 +226,24 @@ def in_simulator(
     own: Callable[[Source], rankers.AnyRanker] | None = None,
 ) -> Source:
     """Return the source with training logs collected in an environment, in the first round by its first policy."""
-    policies, size = dict(sim.reference_policies), source.config.collect.sessions
-    first = next(iter(policies.values()))
-    most = _SAMPLE if source.config.train.log_on_device else size
+    config, policies = source.config, dict(sim.reference_policies)
+    first, size = next(iter(policies.values())), config.collect.sessions
+    source = dataclasses.replace(source, sim=sim, policies=policies, truth=truth)
     if own is not None:
-        source = dataclasses.replace(source, choose=_chooser(first, functools.cache(lambda: own(source))))
-    share = source.config.collect.random_share
-    collect = functools.partial(_collect, source, sim, progress, random_share=share)
-    collect_on_devices = functools.partial(_collect_on_devices, source, sim, progress)
+        source = dataclasses.replace(source, choose=_chooser(first, functools.partial(own, source)))
+
+    def collect_round(policy: rankers.AnyRanker, number: int, sessions: int = size) -> Sessions:
+        first_user, share = _TRAIN_USERS + number * size, config.collect.random_share
+        return _collect_users(source, policy, first_user, sessions, progress, random_share=share)
+
+    collect_on_devices = functools.partial(_collect_on_devices, source, progress)
+    most = min(size, _SAMPLE) if config.train.log_on_device else size
     return dataclasses.replace(
         source,
-        sim=sim,
-        policies=policies,
-        truth=truth,
-        collect=lambda policy, number: collect(policy, _TRAIN_USERS + number * size, size),
+        collect=collect_round,
         collect_on_devices=collect_on_devices,
         train_on_devices=functools.partial(collect_on_devices, first, 0),
-        train=functools.cache(lambda: collect(first, _TRAIN_USERS, min(size, most))),
+        train=functools.cache(functools.partial(collect_round, first, 0, most)),
         blocks=lambda: None,
     )
 
@@ -242,6 +252,7 @@ def _chooser(
     first: rankers.AnyRanker, own: Callable[[], rankers.AnyRanker]
 ) -> Callable[[rankers.AnyRanker], rankers.PolicyChoice]:
     """Return a function that wraps a policy as the first or second option of `rankers.choices`."""
+    own = functools.cache(own)
 
     def choose(policy: rankers.AnyRanker) -> rankers.PolicyChoice:
         mine = own() if policy is first else policy
@@ -250,50 +261,45 @@ def _chooser(
     return choose
 
 
-def _collect(
-    source: Source,
-    sim: Environment,
-    progress: Progress,
-    policy: rankers.AnyRanker,
-    first_user: int,
-    number: int,
-    keep_scores: bool = False,
-    random_share: float | None = None,
+def _first_user(config: configs.Run, first_user: int) -> int:
+    """Return the first user of a log of a seed, so that near seeds have different users."""
+    return first_user + _USERS_A_SEED * (config.seed % _SEEDS_APART)
+
+
+def _collect_users(
+    source: Source, policy: rankers.AnyRanker, first_user: int, sessions: int, progress: Progress, **options: Any
 ) -> Sessions:
-    offset = _USERS_A_SEED * (source.config.seed % _SEEDS_APART)
+    """Collect a log of a run with its own users; other arguments as of `collect_log`."""
+    config = source.config
     return collect_log(
-        sim,
+        source,
         source.choose(policy),
-        source.config.seed,
-        first_user=first_user + offset,
-        sessions=number,
-        k=source.spec.slate,
+        first_user=_first_user(config, first_user),
+        sessions=sessions,
         progress=progress,
-        slots=min(source.config.collect.slots, number) or collect.slots_for(source.config.collect.sessions),
-        keep_scores=keep_scores,
-        random_share=random_share,
+        slots=min(config.collect.slots, sessions) or collect.slots_for(config.collect.sessions),
+        **options,
     )
 
 
 def _collect_on_devices(
     source: Source,
-    sim: Environment,
     progress: Progress,
     policy: rankers.AnyRanker,
     number: int,
     partitioner: Partitioner,
     discount: float,
 ) -> DeviceLog:
-    config = source.config
-    size, offset = config.collect.sessions, _USERS_A_SEED * (config.seed % _SEEDS_APART)
-    sim, policy = _with_random_exposures(sim, source.choose(policy), config.collect.random_share)
+    assert source.sim is not None
+    config, size = source.config, source.config.collect.sessions
+    sim, policy = _with_random_exposures(source.sim, source.choose(policy), config.collect.random_share)
     return device_collection.collect_on_devices(
         sim,
         policy,
         log_key(config.seed),
         partitioner,
         source.spec,
-        first_user=_TRAIN_USERS + number * size + offset,
+        first_user=_first_user(config, _TRAIN_USERS + number * size),
         num_sessions=size,
         day=0,
         discount=discount,

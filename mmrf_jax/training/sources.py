@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ class Source:
     """The data that a run learns from and is evaluated on.
 
     Attributes:
+      train: makes the training log; called only if training is left to do.
+      test: makes {name: held-out log}; called only for the final evaluation.
+      valid: makes the log of the validation days; None if there is none.
+      blocks: opens the training log for streaming; gives None if `train` is to be called instead. When streaming,
+        `train`, `valid` and `test` give logs of at most about 2^20 sessions, in evenly spread blocks.
       sim: the environment that policies run in: the world, or a learned feedback model; None if there are only logs.
       policies: arms of `sim` that need no training; the first one collected its logs.
       truth: (parameters of `sim`, state, slot = 0) -> expected feedback [B, C, S] of the candidates shown in the slot,
@@ -45,11 +50,6 @@ class Source:
       collect_on_devices: (policy, round, partitioner, discount) -> the same log, which stays on the devices; None if
         there are only logs.
       train_on_devices: (partitioner, discount) -> the training log that is collected so; None if it is given.
-      train: makes the training log; called only if training is left to do.
-      blocks: opens the training log for streaming; gives None if `train` is to be called instead. When streaming,
-        `train`, `valid` and `test` give logs of at most about 2^20 sessions, in evenly spread blocks.
-      valid: makes the log of the validation days; None if there is none.
-      test: makes {name: held-out log}; called only for the final evaluation.
       choose: wraps a collecting policy (the first one or the run's own) as a choice between these two, so that all
         collections share one program.
       video_ids: makes the platform's ids [V] of the videos; None if these are the row numbers.
@@ -60,26 +60,26 @@ class Source:
       vocabularies: {"author", "tag": the platform's ids [n] of rows 1, 2, …, in order}; None if these are the rows.
     """
 
-    items: types.Items
+    config: configs.Run
     spec: InputSpec
-    sim: Environment | None
-    policies: dict[str, rankers.PrivilegedPolicy | rankers.Ranker]
-    truth: Callable[..., tuple[chex.Array, chex.Array]] | None
-    collect: Callable[[rankers.AnyRanker, int], Sessions] | None
+    items: types.Items
     train: Callable[[], Sessions]
-    valid: Callable[[], Sessions] | None
     test: Callable[[], dict[str, Sessions]]
-    report: dict[str, Any]
-    config: Any
+    valid: Callable[[], Sessions] | None = None
+    blocks: Callable[[], stream.Blocks | None] = lambda: None
+    report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sim: Environment | None = None
+    policies: Mapping[str, rankers.PrivilegedPolicy | rankers.Ranker] = dataclasses.field(default_factory=dict)
+    truth: Callable[..., tuple[chex.Array, chex.Array]] | None = None
+    collect: Callable[[rankers.AnyRanker, int], Sessions] | None = None
+    collect_on_devices: Callable[[rankers.AnyRanker, int, Partitioner, float], DeviceLog] | None = None
+    train_on_devices: Callable[[Partitioner, float], DeviceLog] | None = None
+    choose: Callable[[rankers.AnyRanker], rankers.AnyRanker] = lambda policy: policy
     video_ids: Callable[[], np.ndarray] | None = None
     users: dict[str, np.ndarray] | None = None
     unknown_video: int | None = None
     names: dict[str, Any] | None = None
-    collect_on_devices: Callable[[rankers.AnyRanker, int, Partitioner, float], DeviceLog] | None = None
-    train_on_devices: Callable[[Partitioner, float], DeviceLog] | None = None
     vocabularies: dict[str, np.ndarray] | None = None
-    blocks: Callable[[], stream.Blocks | None] = lambda: None
-    choose: Callable[[rankers.AnyRanker], rankers.AnyRanker] = lambda policy: policy
 
     def local(self) -> Source:
         """Return the source with its items on this process's devices only."""

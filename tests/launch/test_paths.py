@@ -19,7 +19,7 @@ from mmrf_jax.data.readers.kuairand import builder, synthetic
 from mmrf_jax.io import files, metric_writer
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import arms, configs, restore, run_folder, simulator_source
+from mmrf_jax.training import arms, configs, restore, run_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = sorted(ROOT / "mmrf_jax" / "cli" / path.name for path in (ROOT / "launch").glob("[a-z]*.py"))
@@ -118,7 +118,7 @@ def test_path_fields_mean_what_they_say(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "MOST_WORKERS", 1)
     config = configs.override(configs.Run(), data={"dir": "~/x[3]"})
     with pytest.raises(FileNotFoundError) as error:  # of a world that is not made, which takes its time
-        simulator_source._given_blocks(types.SimpleNamespace(config=config, spec=None))
+        restore.open_source(config, builder.unchecked)
     assert str(home / "x[3]") in str(error.value)
     config = kuairand.get_config()
     config.data.dir = "~/x[3]"

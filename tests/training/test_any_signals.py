@@ -60,14 +60,9 @@ def source_of_logs(signals, monkeypatch):
         return sources.Source(
             items=jax.tree.map(jax.numpy.asarray, random_logs.make_items()),
             spec=any_signals.make_spec(signals),
-            sim=None,
-            policies={},
-            truth=None,
-            collect=None,
             train=logs["train"],
             valid=logs["valid"],
             test=lambda: {"test": logs["test"]()},
-            report={},
             config=config,
             video_ids=lambda: IDS,
         )

@@ -59,15 +59,15 @@ def test_requests_say_whether_they_were_exposed_at_random():
 def test_a_share_of_the_worlds_requests_gets_a_random_slate():
     sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
     policy = rankers.PrivilegedPolicy(reference_policies.production, 1.0)
+    config, spec = types.SimpleNamespace(seed=0), types.SimpleNamespace(slate=3)
+    source = sources.Source(config, spec, sim.items, list, dict, sim=sim)
 
     def collect(share):
         return simulator_source.collect_log(
-            sim,
+            source,
             policy,
-            0,
             first_user=0,
             sessions=400,
-            k=3,
             progress=lambda name, number: lambda done: None,
             keep_scores=True,
             random_share=share,
