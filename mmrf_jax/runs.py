@@ -289,7 +289,7 @@ def learned_environment(run: str | Path | Run, answers: str = "sampled") -> Lear
     Raises:
       ValueError: for an artefact, or a run without a feedback model.
     """
-    from mmrf_jax.training import evaluate, restore
+    from mmrf_jax.training import restore, simulated_tests
 
     run = run if isinstance(run, Run) else load(run)
     config, found, state = run._trained
@@ -300,7 +300,7 @@ def learned_environment(run: str | Path | Run, answers: str = "sampled") -> Lear
             f"{config.agents.ablation}; name another run"
         )
     source = restore.source_of(config, Partitioner(), workdir=run.path)
-    return evaluate.feedback_simulator(source, plan, state, source.train(), answers=answers)
+    return simulated_tests.feedback_simulator(source, plan, state, source.train(), answers=answers)
 
 
 def _config(config: Any, overrides: Mapping[str, Any]) -> configs.Run:

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 # glibc's malloc returns large blocks to the system, so that every step page-faults its temporaries again: an update of
 # the main job takes 52 ms, but 38 ms if blocks are retained. M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD:
@@ -37,11 +36,6 @@ from mmrf_jax.io import extras, files, progress, storage
 from mmrf_jax.io.progress import say
 from mmrf_jax.parallel import ending
 from mmrf_jax.training import configs, run_folder, startup
-
-if TYPE_CHECKING:
-    from mmrf_jax.parallel.partitioner import Partitioner
-    from mmrf_jax.training import sources
-    from mmrf_jax.training.train_state import TrainState
 
 _NAMED_WITHIN = 10.0  # seconds from an error of the network until the heartbeats have named a process
 _LIBRARIES = ("orbax", "etils", "matplotlib")
@@ -281,16 +275,6 @@ def define_run_config(argv: list[str]):
 def resolve_run(flag) -> configs.Run:
     """Return `resolve` of a run's config, typed."""
     return configs.run_of(resolve(flag).to_dict())
-
-
-def load_run(flag, workdir: Path) -> tuple[configs.Run, sources.Source, TrainState, Partitioner]:
-    """Return the config of a run with the flag's overrides, its source, its newest state, and the partitioner."""
-    from mmrf_jax.parallel.partitioner import Partitioner
-    from mmrf_jax.training import restore
-
-    config, partitioner = resolve_run(flag), Partitioner()
-    source = restore.source_of(config, partitioner, workdir=workdir)
-    return config, source, restore.load_state(config, source, workdir, partitioner), partitioner
 
 
 def imports() -> list[str]:

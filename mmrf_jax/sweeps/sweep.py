@@ -26,6 +26,7 @@ import ml_collections
 
 from mmrf_jax import plugins
 from mmrf_jax.agents import registry
+from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
 from mmrf_jax.parallel.partitioner import Partitioner
@@ -38,12 +39,14 @@ from mmrf_jax.training import (
     off_policy,
     restore,
     run_folder,
+    simulated_tests,
     simulator_source,
     sources,
     steps,
     train,
     world_truth,
 )
+from mmrf_jax.training.trained_run import TrainedRun
 
 Rows = dict[str, dict[str, float | None]]  # {arm: {metric: value}}
 
@@ -323,7 +326,7 @@ def _ab_test(study: Study, seed: int, *, name: str, variant: str | None = None, 
         partitioner = Partitioner()
         source = restore.source_of(played_in, partitioner)
         policies = {name: arms.policy_of(str(places.get(name, name)), source, partitioner) for name in names}
-        kept = wanted | evaluate.compare(played_in, source, policies, partitioner, days=days)
+        kept = wanted | simulated_tests.run_ab_test(source, policies, partitioner, days=days)
         files.write_json(path, kept)
     return kept
 
@@ -356,28 +359,33 @@ def _by_day(study: Study, seed: int) -> Rows:
     return result
 
 
-#: Measurements of a single run, {file in its folder, without .json: (config, source, plan, state) -> JSON}.
-_OF_RUNS: dict[str, Callable[..., dict[str, Any]]] = {
-    "truth": lambda config, source, plan, state: world_truth.compare(
-        source, plan, state, source.test()["test"], source.train
-    ),
-    "off_policy": lambda config, source, plan, state: {
-        name: off_policy.evaluate(config, source, plan, state, log, _propensities(config, source, name, log))
-        for name, log in source.test().items()
-    },
-    "valid": lambda config, source, plan, state: evaluate.ranking_of_valid(config, source, plan, state),
-}
+def _off_policy(run: TrainedRun) -> dict[str, Any]:
+    """Return `off_policy.estimate_ranker` on each held-out log."""
+    return {
+        name: off_policy.estimate_ranker(run, log, _propensities(run.source, name, log))
+        for name, log in run.source.test().items()
+    }
+
+
 _fitted: dict[tuple[str, str], off_policy.Propensities] = {}  # of real logs, shared by all runs of a study
 
 
-def _propensities(config, source: sources.Source, name: str, log) -> off_policy.Propensities:
+def _propensities(source: sources.Source, name: str, log: Sessions) -> off_policy.Propensities:
     """Return the log's propensities; a real log needs a fitted behaviour model."""
-    if config.source == "world":
+    if source.config.source == "world":
         return off_policy.propensities(source, log)
-    key = (json.dumps(dataclasses.asdict(config.data), sort_keys=True), name)
+    key = (json.dumps(dataclasses.asdict(source.config.data), sort_keys=True), name)
     if key not in _fitted:
         _fitted[key] = off_policy.propensities(source, log)
     return _fitted[key]
+
+
+#: Measurements of a single run, {file in its folder, without .json: run -> JSON}.
+_OF_RUNS: dict[str, Callable[[TrainedRun], dict[str, Any]]] = {
+    "truth": world_truth.compare_with_truth,
+    "off_policy": _off_policy,
+    "valid": evaluate.ranking_of_valid,
+}
 
 
 def measure_run(config, place: Path, name: str) -> dict[str, Any]:
@@ -385,10 +393,7 @@ def measure_run(config, place: Path, name: str) -> dict[str, Any]:
     path, learned = place / f"{name}.json", _learned(place)
     kept = run_folder.read_json(path) if path.exists() else {}
     if kept.get("learned") != learned or (name == "truth" and "unseen" not in kept):  # older ones lack it
-        partitioner = Partitioner()
-        source = restore.source_of(config, partitioner, workdir=place)
-        state = restore.load_state(config, source, place, partitioner)
-        kept = _OF_RUNS[name](config, source, steps.plan_of(config, source.spec.signals), state) | {"learned": learned}
+        kept = _OF_RUNS[name](restore.load_run(config, place)) | {"learned": learned}
         files.write_json(path, kept)
     return kept
 

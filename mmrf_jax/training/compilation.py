@@ -13,7 +13,17 @@ from mmrf_jax.models import encoders
 from mmrf_jax.models.feedback_model import fitting
 from mmrf_jax.parallel import programs
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import batches, configs, evaluate, predictions, restore, side_by_side, sources, steps
+from mmrf_jax.training import (
+    batches,
+    configs,
+    evaluate,
+    predictions,
+    restore,
+    side_by_side,
+    simulated_tests,
+    sources,
+    steps,
+)
 from mmrf_jax.training.train_state import TrainState
 
 
@@ -52,7 +62,7 @@ def begin(
     if source.sim is not None:
         policy = rankers.choices({**policies, config.method: restore.untrained_policy(config, source)})[config.method]
         world, capacity = source.sim.with_items(items), simulate.block_users(config.ab_test.sessions, partitioner)
-        key = evaluate.ab_key(config.seed)
+        key = simulated_tests.ab_key(config.seed)
         ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, k=spec.slate, capacity=capacity))
     batch = partitioner.shard_inputs(batches.example(spec, evaluate.scored_at_once(partitioner), segment))
     ahead.add("offline", lambda: predictions.evaluate.lower(seeds.shapes, batch, items, plan))

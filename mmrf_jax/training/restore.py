@@ -22,16 +22,17 @@ from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import (
     configs,
-    evaluate,
     inputs,
     log_source,
     run_folder,
+    simulated_tests,
     simulator_source,
     sources,
     steps,
     train_state,
 )
 from mmrf_jax.training.train_state import TrainState
+from mmrf_jax.training.trained_run import TrainedRun
 
 #: Progress of a log's collection, in which each process collects its own part.
 counted_in_parts = functools.partial(counted, checks=32)
@@ -78,6 +79,14 @@ def load_state(
     if not done.exists() or run_folder.read_json(done)["steps"] != step:
         say(f"{workdir} has not learned to its end: this is step {step}")
     return state
+
+
+def load_run(config: configs.Run, workdir: Path) -> TrainedRun:
+    """Return a run with its latest state and its source, which may take long to open; see `load_state` for errors."""
+    partitioner = Partitioner()
+    source = source_of(config, partitioner, workdir=workdir)
+    plan = steps.plan_of(config, source.spec.signals)
+    return TrainedRun(source, plan, load_state(config, source, workdir, partitioner), partitioner)
 
 
 def load_trained(config: configs.Run, workdir: Path, partitioner: Partitioner) -> tuple[inputs.Inputs, TrainState]:
@@ -153,7 +162,7 @@ def source_of(
             "name another run"
         )
     state = load_state(fitted, source, path, partitioner)
-    model = evaluate.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
+    model = simulated_tests.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
     return simulator_source.in_simulator(source, model, None, counted_in_parts, own)
 
 

@@ -35,6 +35,7 @@ from mmrf_jax.training import (
     restore,
     run_report,
     side_by_side,
+    simulated_tests,
     sources,
     steps,
     train_state,
@@ -42,6 +43,7 @@ from mmrf_jax.training import (
 )
 from mmrf_jax.training.on_device import DeviceBatches
 from mmrf_jax.training.train_state import TrainState
+from mmrf_jax.training.trained_run import TrainedRun
 
 _MEASURED = 16  # batches of held-out sessions on which the feedback model is measured
 
@@ -78,9 +80,9 @@ class Job:
         phase(name)
         self.compiled.wait(program or name, check, say)
 
-    def trained(self, state: TrainState) -> evaluate.TrainedRun:
+    def trained(self, state: TrainState) -> TrainedRun:
         """Return the run as evaluators see it."""
-        return evaluate.TrainedRun(self.config, self.plan, self.source, state, self.partitioner, self.arms, self.begin)
+        return TrainedRun(self.source, self.plan, state, self.partitioner, self.arms, self.begin)
 
 
 @dataclasses.dataclass
@@ -387,18 +389,18 @@ def _evaluated(learner: Learner) -> dict[str, dict[str, Any]]:
     return {name: metrics for name, metrics in rows.items() if metrics is not None}
 
 
-def _exploitation_gap(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
+def _exploitation_gap(run: TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
     if not (run.plan.use_feedback_model and run.config.alternation.gap_sessions and run.source.sim is not None):
         return None
     run.begin("model_exploitation_gap", "A/B test")
-    return evaluate.model_exploitation_gap(run, split)
+    return simulated_tests.model_exploitation_gap(run, split.log)
 
 
-def _conflict(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
+def _conflict(run: TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
     if not run.config.alternation.conflict_batches:
         return None
     run.begin("conflict")
-    return run_report.conflicts(run.local(), split)
+    return run_report.conflicts(run.local(), split.log)
 
 
 #: Evaluators of a round, (run, its log) -> a row of metrics.jsonl under this name; None if there is nothing to measure.

@@ -35,12 +35,14 @@ from mmrf_jax.training import (
     run_folder,
     run_report,
     side_by_side,
+    simulated_tests,
     simulator_source,
     sources,
     steps,
     warm_start,
 )
 from mmrf_jax.training.train_state import TrainState
+from mmrf_jax.training.trained_run import TrainedRun
 
 _KEEP = 3  # checkpoints
 
@@ -249,11 +251,11 @@ def _concluded(learner: rounds.Learner, brief: bool, spent: hooks.Times) -> dict
             if multihost.is_primary():
                 _write_results(job, result, spent.seconds)
         if not brief:
-            source, state = job.source.local(), multihost.to_local(state)
-            source.test()  # a collective operation if the test log has not been collected yet
+            run = job.trained(state).local()
+            run.source.test()  # a collective operation if the test log has not been collected yet
             preemption.part()
             if multihost.is_primary():
-                _report(job.config, source, state, job.workdir)
+                _report(run, job.workdir)
     return result
 
 
@@ -265,15 +267,15 @@ def _evaluate(job: rounds.Job, state: TrainState, brief: bool) -> dict[str, Any]
         run.begin("ab_test", "A/B test")
         result |= _ab_test(run, job.workdir)
     run.begin("offline")
-    return result | evaluate.evaluate(run.local(), with_baselines=not brief)
+    return result | evaluate.evaluate_run(run.local(), with_baselines=not brief)
 
 
-def _ab_test(run: evaluate.TrainedRun, workdir: Path) -> dict[str, Any]:
+def _ab_test(run: TrainedRun, workdir: Path) -> dict[str, Any]:
     """Compare a run with the other arms; the per-user sums of its arm go to the run folder."""
     own = registry.get(run.plan.method).make_policy(run.state.agents, run.source.items, run.plan.agents)
     policies, blocks = {**run.arms, run.plan.method: own}, []
-    result = evaluate.compare(
-        run.config, run.source, policies, run.partitioner, observe=lambda sums: blocks.append(sums[run.plan.method])
+    result = simulated_tests.run_ab_test(
+        run.source, policies, run.partitioner, observe=lambda sums: blocks.append(sums[run.plan.method])
     )
     if multihost.is_primary():
         run_folder.write_users(workdir, blocks)
@@ -293,14 +295,14 @@ def _write_results(job: rounds.Job, result: dict[str, Any], seconds: Callable[[]
         writer.summarise(run_report.headline(job.config, result))
 
 
-def _report(config: configs.Run, source: sources.Source, state: TrainState, workdir: Path) -> None:
+def _report(run: TrainedRun, workdir: Path) -> None:
     """Write the run's report. The results are already saved, so any error here is only logged."""
     if (missing := run_report.missing()) is not None:
         say(f"no report: {missing}, then mmrf report --workdir={workdir}")
         return
     try:
         phase("report")
-        page = run_report.write_report(config, source, state, workdir, thorough=False)
+        page = run_report.write_report(run, workdir, thorough=False)
         say(f"report: {page}, a page for any browser")
     except Exception as error:
         fix = f"mmrf report --workdir={workdir} tries again"

@@ -6,7 +6,7 @@ hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.signals import Signals
 from mmrf_jax.training import predictions, simulator_source, sources, steps, train_state
 from mmrf_jax.training.train_state import TrainState
+from mmrf_jax.training.trained_run import TrainedRun
 
 _SESSIONS, _REQUESTS, _BATCH = 1_024, 4, 64  # sessions of the log, first requests of each, sessions per batch
 _RANKED = 200_000  # (user, video) pairs whose uncertainty is ranked
@@ -74,18 +75,8 @@ def _predict(state: TrainState, batch: types.SessionBatch, items: types.Items, p
     return {name: np.asarray(x)[:, :-1] for name, x in out.items()}
 
 
-def compare(
-    source: sources.Source,
-    plan: steps.TrainConfig,
-    state: TrainState,
-    log: Sessions,
-    train: Callable[[], Sessions],
-) -> dict[str, Any]:
-    """Compute the metrics that need the world's truth.
-
-    Args:
-      log: held-out, collected by the source's first policy.
-      train: makes the log of the videos exposed in training; called only with a feedback model.
+def compare_with_truth(run: TrainedRun) -> dict[str, Any]:
+    """Compute the metrics that need the world's truth, on the run's held-out log.
 
     Returns:
       {"selection_bias": {predictor: {signal: errors on impressions and non-impressions and their ratio}}, "unseen":
@@ -94,14 +85,15 @@ def compare(
       `watch_time` in log1p seconds, the scale on which the uncertainty is defined, and `watch_time_seconds`},
       "sample_auc": of a classifier that separates sampled non-impressions from the whole pool}.
     """
+    source, plan, signals = run.source, run.plan, run.signals
+    log = source.test()["test"]
     log = sessions.select_sessions(log, np.arange(min(_SESSIONS, log.num_sessions)))
     truth, true_log_seconds = replay(source, log, _REQUESTS)
-    signals = source.spec.signals
     index = np.stack([np.arange(log.num_sessions), log.offsets[:-1]], axis=1)
     done, parts = counted("truth", len(index)), []
     for start in range(0, len(index), _BATCH):
         batch = sessions.gather_segments(log, np.resize(index[start : start + _BATCH], (_BATCH, 2)), _REQUESTS)
-        out = _predict(state, batch, source.items, plan)
+        out = _predict(run.state, batch, run.items, plan)
         out["video"] = batch.candidates[:, :-1]
         out["user"] = np.broadcast_to(batch.user_id[:, None, None], out["video"].shape)
         live, size = batch.mask[:, :-1], len(index[start : start + _BATCH])
@@ -123,7 +115,7 @@ def compare(
     }
     result["unseen"] = _of_unseen(flat, plan.predictors, signals)
     if plan.use_feedback_model:
-        result["uncertainty"] = _uncertainty(flat, train(), source)
+        result["uncertainty"] = _uncertainty(flat, source.train(), source)
     if plan.slates:
         try:
             result["sample_auc"] = _sample_auc(flat, source.items)

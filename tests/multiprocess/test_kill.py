@@ -35,7 +35,7 @@ class Moment:
 ROLLOUT = "mmrf_jax.envs.rollout.unroll"  # of a block of requests of the log
 FIT, UPDATE = "mmrf_jax.training.steps.fit_step", "mmrf_jax.training.steps.update_step"
 MEASURE = "mmrf_jax.models.feedback_model.fitting.measure"  # between the two
-GAP = "mmrf_jax.training.evaluate.model_exploitation_gap"  # at the end of a round
+GAP = "mmrf_jax.training.simulated_tests.model_exploitation_gap"  # at the end of a round
 NEXT = "mmrf_jax.training.train_state.next_round"  # right before the round's end is saved
 SERVER = "mmrf_jax.training.train_state.behavior_state"  # right after
 COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is written, nothing committed

@@ -20,7 +20,7 @@ from mmrf_jax.io.progress import counted
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import api
 from mmrf_jax.serving.service import Asked, Service, Settings
-from mmrf_jax.training import arms, configs, evaluate, log_source, restore, sources, train
+from mmrf_jax.training import arms, configs, log_source, restore, simulated_tests, sources, train
 
 SMALL = {"dim": 12, "id_dim": 4}
 IDS = 7 * np.arange(random_logs.SPEC.num_videos, dtype=np.int64) + 1_000
@@ -97,7 +97,7 @@ def test_from_logs_to_the_service_and_back(signals, source_of_logs, tmp_path):
     learned = make_config(simulator="feedback", simulator_checkpoint=str(tmp_path / "run"))
     source = restore.source_of(learned, partitioner)
     own = arms.policy_of(str(tmp_path / "run"), source, partitioner)
-    tested = evaluate.compare(learned, source, source.policies | {"mmrf": own}, partitioner)
+    tested = simulated_tests.run_ab_test(source, source.policies | {"mmrf": own}, partitioner)
     assert set(signals.names) <= set(tested["ab_test"]["mmrf"]) and summary.describe(tested)
     assert statistics.main_metric(tested) == signals.main
 

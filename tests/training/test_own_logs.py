@@ -16,7 +16,7 @@ from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving.service import Asked, Service, Settings
-from mmrf_jax.training import arms, configs, evaluate, inputs, own_logs, restore, run_folder, train
+from mmrf_jax.training import arms, configs, inputs, own_logs, restore, run_folder, simulated_tests, train
 
 CONFIG = configs.run_of(experiment.get_config().to_dict())
 
@@ -229,7 +229,7 @@ def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     simulated, partitioner = configs.override(simulated, ab_test={"sessions": 8}), Partitioner()
     source = restore.source_of(simulated, partitioner)
     policies = {name: arms.policy_of(name, source, partitioner) for name in ("logged", str(moved))}
-    assert evaluate.compare(simulated, source, policies, partitioner)["ab_test"].keys() == policies.keys()
+    assert simulated_tests.run_ab_test(source, policies, partitioner)["ab_test"].keys() == policies.keys()
     exported = run.export(tmp_path / "artefact")
     assert exported.rank(user="u7", candidates=candidates) == ranked
     assert train.train(config, moved, brief=True) == results  # needs no table
