@@ -18,7 +18,7 @@ from mmrf_jax.data import records
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import kuairand
 from mmrf_jax.data.readers.engine import build, candidates, grouping, tasks
-from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, requests
+from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, release, requests
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
 from mmrf_jax.schema import Schema
@@ -55,7 +55,7 @@ def test_beam_is_named_where_it_is_absent(monkeypatch):
 
 def opened(source, tmp_path, config=CONFIG):
     """Catalogue, profiles and plans of a log so small that it is one bucket."""
-    job = prepare.Job(csv_files.find_source(source), config, pathlib.Path(tempfile.mkdtemp(dir=tmp_path)))
+    job = prepare.Job(release.find_release(source), config, pathlib.Path(tempfile.mkdtemp(dir=tmp_path)))
     with tasks.processes(1) as engine:
         prepare.run(job, engine, counted)
     bucket, plans = prepare.open_bucket(job, 0)
@@ -372,13 +372,13 @@ def test_missing_columns_and_files_are_named(tmp_path, file, column):
 
 def test_sources_that_are_none_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        csv_files.find_source(tmp_path / "nowhere")
+        release.find_release(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no log_standard"):
-        csv_files.find_source(tmp_path)
+        release.find_release(tmp_path)
     source = files.write(tmp_path / "source")
     shutil.copy(source / "data" / "user_features_pure.csv", source / "data" / "user_features_1k.csv")
     with pytest.raises(ValueError, match="1k and pure"):
-        csv_files.find_source(source)
+        release.find_release(source)
 
 
 def test_configs_that_cannot_be_are_refused(tmp_path):
@@ -480,7 +480,8 @@ def test_context_by_hand():
     sizes = build.Sizes(candidates=6, slate=6, history=2, session_gap=24 * 60, request_gap=30)
     pool = candidates.make_pool(np.full(9, 20220401, np.int32), clean.NEVER)
     rows, profiles = requests.arrange(frame, catalogue, 0, None), np.zeros((1, 0), np.float32)
-    bucket = requests.Bucket(rows, sizes, {"train": pool}, profiles, np.zeros(2, int))
+    lookup = requests.KuaiRandLookup(rows, sizes.candidates, {"train": pool}, profiles, np.zeros(2, int))
+    bucket = build.Bucket(rows, sizes, lookup)
     plan = build.plan(rows, "train", np.zeros(2, np.int8), sizes, int(time[-1]))
     context = bucket.gather(plan, np.arange(1)).context
     assert context.shape == (2, requests.CONTEXT)

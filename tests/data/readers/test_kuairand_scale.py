@@ -17,7 +17,7 @@ from processes import HANG
 
 from mmrf_jax.data import named_features, records
 from mmrf_jax.data.readers.engine import candidates, grouping, tasks
-from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, synthetic
+from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, release, synthetic
 from mmrf_jax.io.progress import counted
 
 CONFIG = builder.KuaiRandConfig(candidates=20, slate=3, history=8)
@@ -33,7 +33,7 @@ def source(tmp_path_factory):
     path = folder / "data" / "log_standard_4_22_to_5_08_27k_part1.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *sorted(lines[1:], key=hash_of), "7,1,2", "?" + lines[5], lines[7] + ",1"]))
-    return csv_files.find_source(folder)
+    return release.find_release(folder)
 
 
 def hash_of(line):
@@ -255,7 +255,7 @@ def test_a_file_with_a_header_alone_is_an_empty_one(source, whole, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     first = tmp_path / "log_standard_4_08_to_4_21_27k.csv"
     first.write_text(source.logs[0].read_text().splitlines()[0])
-    made, job = run(csv_files.find_source(tmp_path), tmp_path / "work")
+    made, job = run(release.find_release(tmp_path), tmp_path / "work")
     assert made["report"]["files"][0] == first.name
     assert sessions(job) == sessions(whole[1])
 
@@ -345,8 +345,8 @@ def test_synthetic_logs_look_like_the_release(tmp_path, variant):
         return {p.name: p.read_bytes() for p in (tmp_path / name / "data").iterdir()}
 
     assert read("a") == read("again") and read("a") != read("b")
-    found = csv_files.find_source(tmp_path / "a")
-    csv_files.check(found)
+    found = release.find_release(tmp_path / "a")
+    csv_files.check_headers(found)
     parts = [path.name for path in found.logs if "part" in path.name]
     assert found.variant == variant and len(parts) == (4 if variant == "27k" else 0)
     rows = pl.concat([csv_files.read_log(csv_files.whole(path)) for path in found.logs])
@@ -403,7 +403,7 @@ from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.io.progress import counted
 work = pathlib.Path(sys.argv[2])
 work.mkdir()
-job = prepare.Job(csv_files.find_source(sys.argv[1]), KuaiRandConfig(), work, chunk_bytes=8 << 20, bucket_rows=100_000)
+job = prepare.Job(release.find_release(sys.argv[1]), KuaiRandConfig(), work, chunk_bytes=8 << 20, bucket_rows=100_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with tasks.processes(1) as engine:
     prepare.run(job, engine, counted)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -163,33 +162,17 @@ class Requests(NamedTuple):
     exposed: np.ndarray
 
 
-@dataclasses.dataclass
-class Bucket:
-    """All rows of some users; a reader adds what their sessions need of the whole log.
-
-    Attributes:
-      rows: the rows.
-      sizes: how they become sessions.
-      pools: {part: items by the day from which they are candidates}.
-    """
-
-    rows: Rows
-    sizes: Sizes
-    pools: Mapping[str, Pool]
+class Lookup(Protocol):
+    """What the sessions of some users need of the whole log."""
 
     def candidates(self, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
         """Return candidates [r, C] int32 of requests, and the positions [r, K] int32 of what was shown among them."""
-        key, day = self.rows.key[requests.row], self.rows.day[requests.row]
-        return self.pools[requests.plan.part].sample(key, day, requests.exposed, self.sizes.candidates)
 
     def propensities(self, requests: Requests, slate: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return log-propensities [r] float32 of the slates, NaN if unknown, and scores [r, C] or None."""
-        known = -np.log(self.sizes.candidates) if requests.plan.part in RANDOM else np.nan
-        return np.full(len(slate), known, np.float32), None
 
     def profile(self, row: np.ndarray) -> np.ndarray:
         """Return features [m, Du] float32 of the users of rows [m]."""
-        raise NotImplementedError
 
     def context(self, row: np.ndarray, away: np.ndarray) -> np.ndarray:
         """Return features [r, Dx − 1] of the requests that start at rows [r], without the position in the session.
@@ -198,7 +181,32 @@ class Bucket:
           row: the rows.
           away: [r, 1] log1p of the hours since the user's last item, over its maximum (a week or more, or none).
         """
-        raise NotImplementedError
+
+
+def sample_candidates(rows: Rows, pool: Pool, requests: Requests, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `Lookup.candidates` where none are logged: what was shown, and others of the pool's items of the day."""
+    return pool.sample(rows.key[requests.row], rows.day[requests.row], requests.exposed, candidates)
+
+
+def unlogged_propensities(requests: Requests, candidates: int) -> tuple[np.ndarray, None]:
+    """Return `Lookup.propensities` where none are logged: unknown, or those of slates that were drawn at random."""
+    known = -np.log(candidates) if requests.plan.part in RANDOM else np.nan
+    return np.full(len(requests.row), known, np.float32), None
+
+
+@dataclasses.dataclass
+class Bucket:
+    """All rows of some users.
+
+    Attributes:
+      rows: the rows.
+      sizes: how they become sessions.
+      lookup: what the sessions need of the whole log.
+    """
+
+    rows: Rows
+    sizes: Sizes
+    lookup: Lookup
 
     def gather(self, plan: Plan, which: np.ndarray) -> Sessions:
         """Return the sessions [m] of a plan, in the given order."""
@@ -211,18 +219,18 @@ class Bucket:
         shown = plan.own[np.where(mask, position, position[:, :1])]
         exposed = np.where(mask, rows.item[shown], -1).astype(np.int32)
         requests = Requests(plan, shown[:, 0], shown, mask, exposed)
-        candidates, slate = self.candidates(requests)
-        log_propensity, scores = self.propensities(requests, slate)
+        candidates, slate = self.lookup.candidates(requests)
+        log_propensity, scores = self.lookup.propensities(requests, slate)
         feedback = rows.feedback[shown]
         feedback[~mask] = 0.0
         begin = plan.own[plan.request_first[start]]
-        context = [self.context(requests.row, self._away(plan, number, requests.row))]
+        context = [self.lookup.context(requests.row, self._away(plan, number, requests.row))]
         context.append(np.log1p(number - np.repeat(start, lengths))[:, None])
         terminated = plan.terminated[which]
         return Sessions(
             user_id=rows.user[begin],
             date=rows.day[begin],
-            profile=self.profile(begin),
+            profile=self.lookup.profile(begin),
             **self._history(plan, start),
             terminated=terminated,
             truncated=~terminated,

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax import types
-from mmrf_jax.data.readers.frame import columns, features, tables
-from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.readers.frame import cells, columns, features, tables
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.schema import Schema
 
 
@@ -33,7 +33,7 @@ def read_table(
     every = [used]
     if table is not None:
         tables.check_names(table.columns, {what: name}, f"{what} table")
-        known = columns.ids(table[name])
+        known = cells.ids(table[name])
         if known.dtype != used.dtype:
             raise ValueError(
                 f"column {name!r} has type {used.dtype} in the log and {known.dtype} in the {what} table; use one type"

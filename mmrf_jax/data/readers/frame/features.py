@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.readers.frame.notes import Notes
 
 MAX_ONE_HOT = 32
 _HEAVY_TAIL = 1.0  # standard deviations over mean, above which counts enter as log1p

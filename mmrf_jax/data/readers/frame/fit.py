@@ -14,9 +14,9 @@ import polars as pl
 from mmrf_jax.data import frame_log
 from mmrf_jax.data.readers.engine import shards
 from mmrf_jax.data.readers.engine.tasks import write_json
-from mmrf_jax.data.readers.frame import catalogue, columns, features, requests, sampling
+from mmrf_jax.data.readers.frame import catalogue, datetimes, features, requests, sampling
 from mmrf_jax.data.readers.frame.build import CONTEXT
-from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.data.splits import RANDOM, SPLITS
 from mmrf_jax.schema import Schema
@@ -74,7 +74,7 @@ def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes:
     count = sampling.number(max(of["longest"] for of in made), len(item_ids) - 1, slate, schema, notes)
     since = np.zeros(len(item_ids), np.int32)
     if item_table is not None and schema.available:
-        uploaded = columns.dates(item_table[schema.available]).fill_null(0).to_numpy()
+        uploaded = datetimes.to_days(item_table[schema.available]).fill_null(0).to_numpy()
         since[catalogue.rows_of(item_table[schema.item], item_ids)] = uploaded
     pool = sampling.available(shown, by_item["live"].to_numpy(), since, count)
     context = _fit_context(job, split, notes)

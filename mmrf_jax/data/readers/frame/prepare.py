@@ -23,11 +23,12 @@ import polars as pl
 
 from mmrf_jax.data import frame_log
 from mmrf_jax.data.readers.engine import shards, tasks
-from mmrf_jax.data.readers.engine.build import Plan, Sizes, plan
+from mmrf_jax.data.readers.engine.build import Bucket, Plan, Sizes, plan
 from mmrf_jax.data.readers.engine.candidates import mix, read_pool
 from mmrf_jax.data.readers.engine.tasks import Engine, Progress, save_array, write_json
-from mmrf_jax.data.readers.frame import build, catalogue, columns, features, fit, requests, tables
-from mmrf_jax.data.readers.frame.columns import ROW, Notes
+from mmrf_jax.data.readers.frame import build, catalogue, cells, columns, datetimes, features, fit, requests, tables
+from mmrf_jax.data.readers.frame.columns import ROW
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.io.progress import counted
 from mmrf_jax.schema import OPTIONAL, Schema
@@ -95,7 +96,7 @@ def run(
     users = None if given["users"] is None else tables.read(given["users"], "user table")
     lists = given["candidates"] is not None
     _check_optional(log.names, items, schema, lists)
-    resolved = columns.resolve(_probe(log), schema, notes)
+    resolved = columns.resolve_units(_probe(log), schema, notes)
     if lists and not (work / _LISTS).exists():
         made = _lists_of(tables.read(given["candidates"], "candidate table"), schema)
         tasks.write_run(made, work / _LISTS)
@@ -150,18 +151,18 @@ def _lists_of(table: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     name = schema.candidates or schema.item
     needed = {"request": str(schema.request), "candidates" if schema.candidates else "item": name}
     tables.check_names(table.columns, needed, "candidate table")
-    request = columns.ids(table[str(schema.request)]).rename("request")
+    request = cells.ids(table[str(schema.request)]).rename("request")
     if isinstance(table[name].dtype, pl.List | pl.Array) or (
         table[name].dtype == pl.String and str(table[name].drop_nulls().head(1).item() or "").startswith("[")
     ):
-        lists = columns.id_lists(table[name])
+        lists = cells.id_lists(table[name])
     else:
-        lists = columns.ids(table[name])
+        lists = cells.ids(table[name])
     long = pl.DataFrame({"request": request, "candidates": lists.rename("candidates")})
     if not isinstance(lists.dtype, pl.List):
         return long.group_by("request", maintain_order=True).agg("candidates")
     if (repeated := long["request"].is_duplicated()).any():
-        value = columns.first(long["request"], repeated)
+        value = cells.first(long["request"], repeated)
         raise ValueError(
             f"column {schema.request!r} of the candidate table has {value} twice; keep one list per request"
         )
@@ -171,7 +172,7 @@ def _lists_of(table: pl.DataFrame, schema: Schema) -> pl.DataFrame:
 def sort(job: Job, task: int) -> None:
     """Write the usable rows of a chunk as a run, by the bucket of their users."""
     notes, start = Notes(), task * job.rows
-    frame = columns.clean(job.log.read(start, job.rows), job.schema, notes, start)
+    frame = columns.usable_rows(job.log.read(start, job.rows), job.schema, notes, start)
     if (job.work / _LISTS).exists():
         frame = _with_lists(frame, job)
     bucket = bucket_of(frame["user"], job.buckets)
@@ -217,7 +218,7 @@ def order(job: Job, task: int) -> None:
     schema, notes = job.schema, Notes()
     frame = tasks.read_part(job.made("sort"), job.cuts("buckets"), task).drop(_BUCKET)
     frame = requests.order(columns.without_repeated(frame, notes), schema, notes)
-    frame = frame.with_columns(pl.Series("day", columns.days(frame["asked"].to_numpy(), schema.time_zone)))
+    frame = frame.with_columns(pl.Series("day", datetimes.days_of(frame["asked"].to_numpy(), schema.time_zone)))
     fitted_on = frame.filter(~pl.col("random")) if schema.random else frame
     times, days = fitted_on["asked"].to_numpy(), fitted_on.group_by("day").agg(pl.len(), pl.col("asked").max()).rows()
     frame = requests.limit(frame, schema, notes)
@@ -275,7 +276,7 @@ def write(job: Job, task: int) -> None:
     split = requests.Split(fitted["split"]["by"], tuple(fitted["split"]["bounds"]))
     frame = pl.scan_ipc(job.path("rows", task), glob=False).collect()
     made: dict[str, Any] = {"parts": {}, "signals": []}
-    bucket: build.Bucket | None = None
+    bucket: Bucket | None = None
     plans: dict[str, Plan] = {}
     if len(frame):
         rows = requests.arrange(
@@ -289,10 +290,10 @@ def write(job: Job, task: int) -> None:
             spec.candidates, spec.slate, schema.history, schema.session_gap, schema.request_gap or schema.session_gap
         )
         plans = {name: plan(rows, name, part, sizes, end) for name, end in parts.items()}
-        bucket = build.Bucket(
+        lookup = build.FrameLookup(
             rows,
-            sizes,
-            dict.fromkeys(parts, read_pool(job.work / "pool")),
+            sizes.candidates,
+            read_pool(job.work / "pool"),
             frame,
             frame["propensity"].to_numpy() if fitted["propensities"] else None,
             _lists_in(frame, plans, job),
@@ -301,6 +302,7 @@ def write(job: Job, task: int) -> None:
             schema,
             notes,
         )
+        bucket = Bucket(rows, sizes, lookup)
         made["signals"] = fit.describe_signals(rows.feedback, (part == 0) & ~rows.random)
     for name in fitted["last"]:
         path = job.work / "made" / name / shards.name(task, job.buckets)

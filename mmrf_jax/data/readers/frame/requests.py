@@ -11,7 +11,8 @@ import polars as pl
 from mmrf_jax.data.readers.engine.build import Rows
 from mmrf_jax.data.readers.engine.candidates import request_keys
 from mmrf_jax.data.readers.engine.grouping import MINUTE_MS
-from mmrf_jax.data.readers.frame.columns import ROW, Notes
+from mmrf_jax.data.readers.frame.columns import ROW
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.schema import Schema
 
 DEFAULT_SLATE, MOST_SLATE = 6, 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmrf_jax.data.readers.engine.candidates import Pool, make_pool, mix
-from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.schema import Schema
 
 DEFAULT_CANDIDATES = 100

@@ -24,7 +24,7 @@ from mmrf_jax import types
 from mmrf_jax.data import records
 from mmrf_jax.data.readers.engine import tasks
 from mmrf_jax.data.readers.engine.tasks import Engine, Progress
-from mmrf_jax.data.readers.kuairand import csv_files, prepare
+from mmrf_jax.data.readers.kuairand import prepare, release
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.data.readers.kuairand.features import read_catalogue
 from mmrf_jax.data.session_log import InputSpec, Sessions
@@ -128,13 +128,13 @@ def prepare_log(
     Raises:
       FileExistsError: if the folder holds something else.
       ValueError: if it holds a log of another format or config.
-      FileNotFoundError, ValueError: as `csv_files.find_source` and `prepare.run`.
+      FileNotFoundError, ValueError: as `release.find_release` and `prepare.run`.
     """
     config, folder = config or KuaiRandConfig(), storage.path(folder).absolute()
     if folder.exists() and not (folder / prepare.ABOUT).exists():
         raise FileExistsError(f"{folder} exists and holds no prepared KuaiRand; name a folder that does not exist")
     if not folder.exists():
-        found = csv_files.find_source(os.path.abspath(copies.local(storage.path(source))))  # tasks may run elsewhere
+        found = release.find_release(os.path.abspath(copies.local(storage.path(source))))  # tasks may run elsewhere
 
         def run(work: pathlib.Path, engine: Engine) -> pathlib.Path:
             made = prepare.run(prepare.Job(found, config, work), engine, progress)
@@ -161,11 +161,11 @@ def open_or_prepare(
     config, source = config or KuaiRandConfig(), copies.local(storage.path(source))
     if (source / prepare.ABOUT).exists():
         return KuaiRand.open(source, config)
-    key = _key(csv_files.find_source(source), config)
+    key = _key(release.find_release(source), config)
     return prepare_log(source, storage.path(cache_dir) / key, config, engine, progress)
 
 
-def _key(source: csv_files.Source, config: KuaiRandConfig) -> str:
+def _key(source: release.Release, config: KuaiRandConfig) -> str:
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
     said = json.dumps([prepare.FORMAT, records.VERSION, dataclasses.asdict(config), stats], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]

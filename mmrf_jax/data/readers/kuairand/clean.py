@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax.data.readers.engine.grouping import order_of
-from mmrf_jax.data.readers.kuairand import csv_files
+from mmrf_jax.data.readers.kuairand import csv_files, release
 
 #: Why a row is unusable; a row counts under the first reason that applies.
 REASONS = (
@@ -295,7 +295,7 @@ def check_format(path: pathlib.Path, counts: dict[str, int], find: Callable[[str
             f"({find('lost_digits')}); export the numbers in full"
         )
     if most("of_the_other", "of_a_log"):
-        here, other = ("random", "standard") if csv_files.is_random(path) else ("standard", "random")
+        here, other = ("random", "standard") if release.is_random(path) else ("standard", "random")
         raise ValueError(
             f"{path}: by their is_rand, {share('of_the_other', 'of_a_log')} are of the {other} log, the name says "
             f"{here}; rename the file or correct is_rand"
@@ -358,7 +358,7 @@ def find_unusable(
     places = [REASONS.index(reason) for reason in reasons]
     before = csv_files.read_top(path).count(b"\n")
     for chunk in csv_files.chunks(path, chunk_bytes):
-        rows = give_reasons(mark(csv_files.read_log(chunk), csv_files.is_random(path)), known)
+        rows = give_reasons(mark(csv_files.read_log(chunk), release.is_random(path)), known)
         found = rows["reason"].is_in(places).arg_true()
         raw = chunk.read()
         if len(found):

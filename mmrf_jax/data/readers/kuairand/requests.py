@@ -12,12 +12,13 @@ presence of other requests.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import polars as pl
 
 from mmrf_jax.data.readers.engine import build
-from mmrf_jax.data.readers.engine.candidates import request_keys
+from mmrf_jax.data.readers.engine.candidates import Pool, request_keys
 from mmrf_jax.data.readers.engine.grouping import HOUR_MS
 from mmrf_jax.data.readers.kuairand import csv_files
 from mmrf_jax.data.readers.kuairand.clean import UTC_OFFSET_MS
@@ -28,16 +29,30 @@ CONTEXT = 2 + NUM_TABS + 1 + 2
 
 
 @dataclasses.dataclass
-class Bucket(build.Bucket):
-    """The usable rows of some users, and all data needed for their sessions.
+class KuaiRandLookup:
+    """What the sessions of some users need of the whole log (`build.Lookup`).
 
     Attributes:
+      rows: usable rows [n] of the users.
+      num_candidates: C.
+      pools: {part: items by the day from which they are candidates}.
       profiles: [U + 1, Du] of all users.
       profile_row: [n] row of each row's user among them.
     """
 
+    rows: build.Rows
+    num_candidates: int
+    pools: Mapping[str, Pool]
     profiles: np.ndarray
     profile_row: np.ndarray
+
+    def candidates(self, requests: build.Requests) -> tuple[np.ndarray, np.ndarray]:
+        """Return sampled candidates."""
+        return build.sample_candidates(self.rows, self.pools[requests.plan.part], requests, self.num_candidates)
+
+    def propensities(self, requests: build.Requests, slate: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return those of random slates."""
+        return build.unlogged_propensities(requests, self.num_candidates)
 
     def profile(self, row: np.ndarray) -> np.ndarray:
         """Return the profiles of users."""

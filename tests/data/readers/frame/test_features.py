@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from mmrf_jax.data.readers.frame import features
-from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.readers.frame.notes import Notes
 
 TRAIN = np.array([True, True, True, False])
 
