@@ -85,7 +85,9 @@ def _logs(config, engine) -> tuple[int, bool]:
 
     files.check_writable(_OUT.value.parent, "--out")
     before = _OUT.value.exists()
-    log = SessionLog.open(_OUT.value) if before else own_logs.read(config.own_logs, folder=_OUT.value, engine=engine)
+    log = (
+        SessionLog.open(_OUT.value) if before else own_logs.read_log(config.own_logs, folder=_OUT.value, engine=engine)
+    )
     counts = ("users", "sessions", "requests", "rows")
     splits = {name: {key: of[key] for key in counts} for name, of in log.report["splits"].items()}
     _say(log.report["rows"], _OUT.value, splits)

@@ -28,7 +28,7 @@ from mmrf_jax.io.progress import say
 from mmrf_jax.io.storage import RemotePath
 from mmrf_jax.report import compare
 from mmrf_jax.sweeps import sweep, work_queue
-from mmrf_jax.training import comparison, configs, run_folder, run_report, train
+from mmrf_jax.training import comparison, config_sections, configs, run_folder, run_report, train
 
 #: (config of the run, its folder) -> the metric; it goes on from what the folder has.
 Measure = Callable[[configs.Run, Path], float]
@@ -60,7 +60,8 @@ def check(config) -> None:
     if first == "ab_test" and not simulated:
         raise ValueError(f"config.metric={config.metric!r} needs a simulator; use one such as valid.long_view.gauc")
     if first == "valid" and run.source == "world":
-        raise ValueError(f"config.metric={config.metric!r} needs logs; use one such as {configs.Search().metric}")
+        known = config_sections.Search().metric
+        raise ValueError(f"config.metric={config.metric!r} needs logs; use one such as {known}")
     if config.pruner == "asha" and "alternation.rounds" in names:
         raise ValueError("config.space.alternation.rounds: rounds are the rungs of asha; use --config.pruner=none")
 

@@ -11,7 +11,7 @@ from mmrf_jax.data import frame_log
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.io import files
 from mmrf_jax.parallel import multihost
-from mmrf_jax.training import configs, run_folder
+from mmrf_jax.training import config_sections, configs, run_folder
 
 _CACHE = "~/.cache/mmrf_jax/logs"
 
@@ -33,7 +33,7 @@ def prepare(config: configs.Run, workdir: Path, log: SessionLog | None) -> tuple
     if log is None:
         stored = workdir / run_folder.LOG
         resumes = run_folder.has_learned(workdir) and stored.exists()
-        log = SessionLog.open(stored) if resumes else multihost.in_turn(lambda: read(config.own_logs))
+        log = SessionLog.open(stored) if resumes else multihost.in_turn(lambda: read_log(config.own_logs))
     found = {"slate": log.spec.slate, "candidates": log.spec.candidates, "digest": log.digest()}
     for name, value in found.items():
         if (asked := getattr(config.own_logs, name)) and asked != value:
@@ -53,7 +53,7 @@ def of_run(config: configs.Run, workdir: Path | None) -> SessionLog:
     if stored is not None and stored.exists():
         log = SessionLog.open(stored)
     else:
-        log = multihost.in_turn(lambda: read(config.own_logs))
+        log = multihost.in_turn(lambda: read_log(config.own_logs))
     if (config.sizes.slate, config.sizes.candidates) != (log.spec.slate, log.spec.candidates):
         raise ValueError(
             f"the log has slates of {log.spec.slate} among {log.spec.candidates} candidates, the config of "
@@ -63,7 +63,9 @@ def of_run(config: configs.Run, workdir: Path | None) -> SessionLog:
     return log
 
 
-def read(data: configs.OwnLogs, quiet: bool = False, folder: Path | None = None, engine: Any = None) -> SessionLog:
+def read_log(
+    data: config_sections.OwnLogs, quiet: bool = False, folder: Path | None = None, engine: Any = None
+) -> SessionLog:
     """Return the prepared log of the tables that a config names, or of the folder that `mmrf prepare` wrote.
 
     Args:

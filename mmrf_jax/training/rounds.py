@@ -27,6 +27,7 @@ from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import (
     batches,
     compilation,
+    config_sections,
     configs,
     evaluate,
     hooks,
@@ -192,7 +193,7 @@ def _log_of_round(job: Job, state: TrainState | None, number: int, before: batch
         return before
     if number == 0 or not job.plan.closed_loop:
         if job.source.sim is not None:
-            given = isinstance(job.config.data, configs.OwnLogs) or job.config.data.dir
+            given = isinstance(job.config.data, config_sections.OwnLogs) or job.config.data.dir
             phase("read" if given else "collect")
         with preemption.at_once():
             return _first_log(job)

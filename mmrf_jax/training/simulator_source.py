@@ -23,7 +23,7 @@ from mmrf_jax.envs.short_video.truth import expected_feedback
 from mmrf_jax.io import files
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import configs, sources
+from mmrf_jax.training import config_sections, configs, sources
 from mmrf_jax.training.sources import Progress, Source
 
 #: First user ids of the logs, far from each other and from the A/B tests, which start at 0.
@@ -198,7 +198,7 @@ def _no_log() -> Any:
 
 def _given_folder(config: configs.Run) -> Path | None:
     """Return the folder of the log that is read instead of collected; None if there is none."""
-    given = config.data.dir if isinstance(config.data, configs.LogData) else ""
+    given = config.data.dir if isinstance(config.data, config_sections.LogData) else ""
     return files.user_path(given, "config.data.dir") if given else None
 
 

@@ -20,7 +20,7 @@ from mmrf_jax.io.progress import counted
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import api
 from mmrf_jax.serving.service import Asked, Service, Settings
-from mmrf_jax.training import arms, configs, log_source, restore, simulated_tests, sources, train
+from mmrf_jax.training import arms, config_sections, configs, log_source, restore, simulated_tests, sources, train
 
 SMALL = {"dim": 12, "id_dim": 4}
 IDS = 7 * np.arange(random_logs.SPEC.num_videos, dtype=np.int64) + 1_000
@@ -31,12 +31,12 @@ def make_config(**changes) -> configs.Run:
     run = configs.Run(
         source="kuairand",  # any source of logs alone
         world=None,
-        data=configs.KuaiRandData(dir="logs", **sizes),
-        alternation=configs.Alternation(rounds=1, closed_loop=False),
-        feedback=configs.Feedback(**SMALL, batch=16),
+        data=config_sections.KuaiRandData(dir="logs", **sizes),
+        alternation=config_sections.Alternation(rounds=1, closed_loop=False),
+        feedback=config_sections.Feedback(**SMALL, batch=16),
         agents=AgentConfig(**SMALL, counterfactual_weight=1.0),
-        train=configs.Train(batch=16, segment=3, candidates=0),
-        ab_test=configs.ABTest(sessions=64, arms=("logged", "random")),
+        train=config_sections.Train(batch=16, segment=3, candidates=0),
+        ab_test=config_sections.ABTest(sessions=64, arms=("logged", "random")),
         log_every=1,
     )
     return dataclasses.replace(run, **changes)

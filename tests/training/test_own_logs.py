@@ -16,7 +16,17 @@ from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving.service import Asked, Service, Settings
-from mmrf_jax.training import arms, configs, inputs, own_logs, restore, run_folder, simulated_tests, train
+from mmrf_jax.training import (
+    arms,
+    config_sections,
+    configs,
+    inputs,
+    own_logs,
+    restore,
+    run_folder,
+    simulated_tests,
+    train,
+)
 
 CONFIG = configs.run_of(experiment.get_config().to_dict())
 
@@ -56,11 +66,11 @@ def test_a_config_names_the_tables(made, log, tmp_path):
     paths = {"path": "log", "item_table": "items", "user_table": "users"}
     data = {field: f"{tmp_path}/{name}.parquet" for field, name in paths.items()} | {"schema": str(schema)}
     data |= {"cache_dir": str(tmp_path / "cache")}
-    first = own_logs.read(configs.OwnLogs(**data), quiet=True)
+    first = own_logs.read_log(config_sections.OwnLogs(**data), quiet=True)
     assert first.digest() == log.digest()
-    assert own_logs.read(configs.OwnLogs(**data), quiet=True).folder == first.folder  # is prepared once
-    assert own_logs.read(configs.OwnLogs(path=str(first.folder))).digest() == log.digest()
-    fewer = own_logs.read(configs.OwnLogs(**data, slate=2, candidates=8), quiet=True)
+    assert own_logs.read_log(config_sections.OwnLogs(**data), quiet=True).folder == first.folder  # is prepared once
+    assert own_logs.read_log(config_sections.OwnLogs(path=str(first.folder))).digest() == log.digest()
+    fewer = own_logs.read_log(config_sections.OwnLogs(**data, slate=2, candidates=8), quiet=True)
     assert (fewer.spec.slate, fewer.spec.candidates) == (2, 8)
 
 
