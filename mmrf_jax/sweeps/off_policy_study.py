@@ -22,7 +22,7 @@ from mmrf_jax import ops, types
 from mmrf_jax.abtest import simulate
 from mmrf_jax.envs import rollout
 from mmrf_jax.envs.rankers import PrivilegedPolicy
-from mmrf_jax.io import files
+from mmrf_jax.io import files, tables
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import estimators
 from mmrf_jax.parallel.partitioner import Partitioner
@@ -39,7 +39,7 @@ _COLUMNS = np.array([SHORT_VIDEO.index(name) for name in MEASURED])
 Score = Callable[[Any, Any], chex.Array]  # (parameters of the world, state) -> [B, C]
 
 
-def run(config, out: Path) -> dict[str, Any]:
+def run_error_study(config, out: Path) -> dict[str, Any]:
     """Simulate logs and sessions, write OUT/table.json and OUT/table.md, and return the table.
 
     Args:
@@ -92,7 +92,7 @@ def run(config, out: Path) -> dict[str, Any]:
     table = {"policies": policies, "close": close, "estimators": by_estimator, "summary": summary}
     table |= {name: config[name] for name in ("logs", "log_users", "log_requests", "sessions")}
     files.write_json(out / "table.json", table)
-    files.write_text(out / "table.md", format_table(table))
+    files.write_text(out / "table.md", format_errors(table))
     return table
 
 
@@ -189,7 +189,7 @@ def simulate_logs(
 
 
 def _errors(rows: dict[str, np.ndarray], policy: int, truth: np.ndarray, logs: int, log_users: int):
-    """Yield (signal, estimator, cap, entry of `run`) of a policy, from all logs together and from each log."""
+    """Yield (signal, estimator, cap, entry) of a policy, from all logs together and from each (`run_error_study`)."""
     log_weight, reward = rows["log_weight"][:, policy], rows["reward"]
     edges = np.searchsorted(rows["user"], log_users * np.arange(logs + 1))
     estimate = functools.partial(estimators.estimate, signals=MEASURED, draws=_DRAWS)
@@ -267,7 +267,7 @@ def _serve(
     return result
 
 
-def format_table(table: dict[str, Any]) -> str:
+def format_errors(table: dict[str, Any]) -> str:
     """Format the study's tables as Markdown: estimators, then policies by watch time."""
 
     def number(x, spec):
@@ -281,7 +281,7 @@ def format_table(table: dict[str, Any]) -> str:
     header = ["signal", "estimator", "cap"]
     for group in ("all", "close"):
         header += [f"{name}, {group}" for name in ("relative error, %", "coverage", "rank (i)", "rank (ii)")]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for signal, of_signal in table["summary"].items():
         for estimator, caps in of_signal.items():
             for cap, groups in caps.items():
@@ -290,17 +290,13 @@ def format_table(table: dict[str, Any]) -> str:
                     cells += [f"{100 * x['error']:.2f}", number(x["coverage"], ".3f")]
                     cells += [number(x["rank"], ".3f"), number(x["rank_on_policy"], ".3f")]
                 lines.append(cells)
-    policies = [["policy", "watch time a video, s, truth (i)", "difference, %", "watch time a session, s, truth (ii)"]]
-    policies[0] += ["SNIPS", "NCIS, cap 10", "coverage of SNIPS", "coverage of NCIS, cap 10"]
-    policies.append(["---"] * len(policies[0]))
+    columns = ["policy", "watch time a video, s, truth (i)", "difference, %", "watch time a session, s, truth (ii)"]
+    columns += ["SNIPS", "NCIS, cap 10", "coverage of SNIPS", "coverage of NCIS, cap 10"]
+    policies = []
     ncis = table["estimators"]["watch_time"]["ncis"]
     for name, signals in table["policies"].items():
         x = signals["watch_time"]
         cells = [name, f"{x['truth']:.2f}", f"{100 * x['difference']:+.1f}", f"{x['on_policy']:,.0f}"]
         cells += [f"{ncis[cap][name]['pooled']:.2f}" for cap in ("inf", "10")]
         policies.append(cells + [number(ncis[cap][name]["coverage"], ".3f") for cap in ("inf", "10")])
-
-    def text(rows):
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-    return "\n\n".join((head, text(lines), text(policies))) + "\n"
+    return "\n\n".join((head, tables.markdown(header, lines), tables.markdown(columns, policies))) + "\n"

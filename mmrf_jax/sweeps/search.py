@@ -27,7 +27,8 @@ from mmrf_jax.io import extras, files, tables
 from mmrf_jax.io.progress import say
 from mmrf_jax.io.storage import RemotePath
 from mmrf_jax.report import compare
-from mmrf_jax.sweeps import sweep, work_queue
+from mmrf_jax.sweeps import measurements, work_queue
+from mmrf_jax.sweeps.study import forget
 from mmrf_jax.training import comparison, config_sections, configs, run_folder, run_report, train
 
 #: (config of the run, its folder) -> the metric; it goes on from what the folder has.
@@ -38,7 +39,7 @@ _BEST = 20  # trials in the table and on the page
 _STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "not finished"}
 
 
-def check(config) -> None:
+def check_search(config) -> None:
     """Refuse, before training, a search that would fail after it.
 
     Raises:
@@ -66,7 +67,7 @@ def check(config) -> None:
         raise ValueError("config.space.alternation.rounds: rounds are the rungs of asha; use --config.pruner=none")
 
 
-def run(config, out: Path, measure: Measure | None = None) -> list[dict[str, Any]]:
+def run_search(config, out: Path, measure: Measure | None = None) -> list[dict[str, Any]]:
     """Work on the trials of a search until none is left for this process, and return all trials.
 
     Args:
@@ -80,7 +81,7 @@ def run(config, out: Path, measure: Measure | None = None) -> list[dict[str, Any
     """
     with extras.needed("optuna"):
         import optuna
-    check(config)
+    check_search(config)
     measure = measure or _measure(config.metric)
     out.mkdir(parents=True, exist_ok=True)
     with files.held(out, _PATIENCE):
@@ -322,8 +323,8 @@ def _measure(metric: str) -> Measure:
     def one(config: configs.Run, folder: Path) -> float:
         results: dict[str, Any] = train.train(config, folder, brief=True)
         if metric.startswith("valid."):
-            results = {"valid": sweep.measure_run(config, folder, "valid")}
-        sweep.forget()
+            results = {"valid": measurements.measure_run(config, folder, "valid")}
+        forget()
         return metric_of(results, metric.format(method=config.method))
 
     return one
@@ -353,7 +354,7 @@ def _write(study, config, out: Path) -> list[dict[str, Any]]:
     with files.held(out, _PATIENCE):
         found = [_row(trial, config, out) for trial in study.get_trials(deepcopy=False)]
         files.write_json(out / "trials.json", {"metric": config.metric, "trials": found})
-        files.write_text(out / "table.md", format_table(found, config))
+        files.write_text(out / "table.md", format_trials(found, config))
     return found
 
 
@@ -373,7 +374,7 @@ def _row(trial, config, out: Path) -> dict[str, Any]:
     }
 
 
-def format_table(trials: Sequence[dict[str, Any]], config) -> str:
+def format_trials(trials: Sequence[dict[str, Any]], config) -> str:
     """Format the best trials as Markdown."""
     names = list(configs.space_of(config.space.to_dict()))
     counts = [f"{sum(trial['state'] == state for trial in trials)} {state}" for state in _STATES.values()]

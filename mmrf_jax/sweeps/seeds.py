@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from mmrf_jax.abtest import statistics
+from mmrf_jax.io import tables
 from mmrf_jax.signals import SHORT_VIDEO
 
 MIN_SEEDS = 3  # with two, Student's interval is ±12.7 standard errors
@@ -106,7 +107,7 @@ def less_is_better(metric: str) -> bool:
     return metric in statistics.lower_is_better(SHORT_VIDEO)
 
 
-def format_table(
+def format_comparison(
     table: Mapping[str, Mapping[str, Any]],
     metrics: Sequence[str],
     lower_is_better: Callable[[str], bool] = less_is_better,
@@ -116,12 +117,8 @@ def format_table(
     Args:
       lower_is_better: whether lower values of a metric are better.
     """
-    lines = ["| arm | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
-    lines += [
-        f"| {arm} | " + " | ".join(_cell(row[name], lower_is_better(name)) for name in metrics) + " |"
-        for arm, row in table.items()
-    ]
-    return "\n".join(lines)
+    cells = ([arm, *(_cell(row[name], lower_is_better(name)) for name in metrics)] for arm, row in table.items())
+    return tables.markdown(["arm", *metrics], cells)
 
 
 def _cell(entry: Mapping[str, Any], lower_is_better: bool) -> str:

@@ -155,7 +155,7 @@ class Study:
 
     quick: bool = field(False, "one seed, tiny runs")
     reference: str = field("mmrf", "the variant that others are compared with")
-    tables: tuple[str, ...] = field(("ab_test",), "what is measured: see `mmrf_jax.sweeps.sweep`")
+    tables: tuple[str, ...] = field(("ab_test",), "what is measured: see `mmrf_jax.sweeps.measurements`")
     arms: tuple[str, ...] = field(("production",), "of A/B tests, that need no training")
     seeds: int = field(5, "of each variant", fields.COUNT)
     sessions: int = field(20_000, "in each arm and seed", "[2, 2147483647]")

@@ -7,7 +7,7 @@ import pytest
 from processes import TINY, error_line
 
 from experiments import table_ablation
-from mmrf_jax.sweeps import sweep
+from mmrf_jax.sweeps import study, sweep
 
 #: The tiny world job as the run of a study.
 RUN = [flag.replace("--config.", "--config.run.") for flag in TINY[1:] if "quick" not in flag]
@@ -28,16 +28,16 @@ EVERYTHING = (
 def test_runs_are_named_by_what_defines_them(tmp_path):
     config = table_ablation.get_config()
     config.run.update(config.when_quick.run)
-    ours, theirs = (sweep.run_config(config, name, 3) for name in ("mmrf", "da"))
+    ours, theirs = (study.run_config(config, name, 3) for name in ("mmrf", "da"))
     assert ours.seed == 3 and ours.agents.ablation == "none" and theirs.agents.ablation == "no_augmentation"
     assert ours.world is not None and ours.world.num_videos == 5_000
-    names = {sweep.folder(one, tmp_path) for one in (ours, theirs, sweep.run_config(config, "mmrf", 4))}
+    names = {study.folder(one, tmp_path) for one in (ours, theirs, study.run_config(config, "mmrf", 4))}
     assert len(names) == 3 and {path.parent for path in names} == {tmp_path}
     logged = dataclasses.replace(ours, log_every=7)  # may change between two starts of one run
-    assert sweep.folder(logged, tmp_path) in names
+    assert study.folder(logged, tmp_path) in names
     config.variants.da.agents.ablatoin = "no_augmentation"
     with pytest.raises(ValueError, match=r"variant da sets agents\.ablatoin"):
-        sweep.run_config(config, "da", 0)
+        study.run_config(config, "da", 0)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_study_that_would_fail_does_not_begin(field, value, message, tmp_path)
     config = table_ablation.get_config()
     config.update_from_flattened_dict({field: value, "days": 4})
     with pytest.raises(ValueError, match=message):
-        sweep.run(config, tmp_path / "o", tmp_path / "r")
+        sweep.run_study(config, tmp_path / "o", tmp_path / "r")
     assert not list(tmp_path.iterdir())
 
 
@@ -66,14 +66,14 @@ def test_seeds_of_a_variant_are_trained_side_by_side(tmp_path, monkeypatch):
     config.update_from_flattened_dict({"seeds": 4, "run.seeds": 2, "tables": ()})
     config.variants = {"mmrf": {}, "da": {"agents": {"ablation": "no_augmentation"}}}
     monkeypatch.setattr(sweep.train, "train_runs", lambda runs, brief: trained.append(runs))
-    sweep.run(config, tmp_path / "out", tmp_path / "runs")
+    sweep.run_study(config, tmp_path / "out", tmp_path / "runs")
     assert [[(run.agents.ablation, run.seed) for run in runs.values()] for runs in trained] == [
         [(ablation, seed), (ablation, seed + 1)] for ablation in ("none", "no_augmentation") for seed in (0, 2)
     ]
     config.run.seeds = 1  # the folders are those of seeds that are trained one by one
-    assert all(sweep.folder(run, tmp_path / "runs") == path for runs in trained for path, run in runs.items())
+    assert all(study.folder(run, tmp_path / "runs") == path for runs in trained for path, run in runs.items())
     assert all(
-        run in (sweep.run_config(config, n, run.seed) for n in config.variants) for r in trained for run in r.values()
+        run in (study.run_config(config, n, run.seed) for n in config.variants) for r in trained for run in r.values()
     )
 
 
@@ -83,14 +83,14 @@ def test_a_study_does_not_mix_requests_that_say_whether_they_are_random(tmp_path
     with pytest.raises(
         ValueError, match=r"variant co and mmrf differ .*; set collect\.random_share of the others to 0"
     ):
-        sweep.run(config, tmp_path / "o", tmp_path / "r")
+        sweep.run_study(config, tmp_path / "o", tmp_path / "r")
 
 
 def test_unseen_videos_are_compared_with_a_feedback_model(tmp_path):
     config = table_ablation.get_config()
     config.reference, config.tables = "da", ("unseen",)
     with pytest.raises(ValueError, match=r"config\.reference='da' has no feedback model"):
-        sweep.run(config, tmp_path / "o", tmp_path / "r")
+        sweep.run_study(config, tmp_path / "o", tmp_path / "r")
 
 
 def test_an_error_is_one_line(launch, tmp_path):

@@ -100,7 +100,7 @@ def test_summary_by_hand():
 
 @pytest.mark.slow
 def test_a_study_writes_its_tables(tmp_path):
-    table = off_policy_study.run(make_config(), tmp_path)
+    table = off_policy_study.run_error_study(make_config(), tmp_path)
     assert json.loads((tmp_path / "table.json").read_text()) == table
     assert "production" in table["close"] and "uniform" not in table["close"]
     entry = table["estimators"]["watch_time"]["ncis"]["inf"]["uniform"]
@@ -121,4 +121,4 @@ def test_a_study_writes_its_tables(tmp_path):
 )
 def test_refuses_what_cannot_be_compared(fields, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        off_policy_study.run(make_config(**fields), tmp_path)
+        off_policy_study.run_error_study(make_config(**fields), tmp_path)
