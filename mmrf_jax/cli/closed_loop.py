@@ -26,7 +26,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmrf_jax.cli import common, parsing, serving
-from mmrf_jax.io import copies, extras, files
+from mmrf_jax.io import copies, extras, files, tables
 from mmrf_jax.io.progress import counted, phase, say
 from mmrf_jax.training import configs, run_folder
 
@@ -129,13 +129,11 @@ class _Done:
         self._all: dict[str, Any] = {"asked": asked, "production": None, "rounds": [], "tries": {}, "served": {}}
         if path.exists():
             self._all = run_folder.read_json(path)
-            before, now = run_folder.flat(self._all["asked"]), run_folder.flat(asked)
-            for name in sorted(before.keys() | now.keys()):
-                if before.get(name) != now.get(name) and not run_folder.is_free(name.removeprefix("config.")):
-                    raise ValueError(
-                        f"{path.parent} was made with {name}={before.get(name)!r}, now it is {now.get(name)!r}; use "
-                        "another --workdir"
-                    )
+            if (found := run_folder.first_difference(self._all["asked"], asked, "config.")) is not None:
+                name, before, now = found
+                raise ValueError(
+                    f"{path.parent} was made with {name}={before!r}, now it is {now!r}; use another --workdir"
+                )
 
     @property
     def production(self) -> dict[str, float] | None:
@@ -250,17 +248,14 @@ def _mean(values: np.ndarray) -> dict[str, float]:
 
 def table(production: dict[str, float], rounds: list[dict[str, Any]]) -> list[str]:
     """Format the loop's rounds as Markdown, and say whether watch time has grown."""
-    lines = [
-        "| round | ranker | sessions | watch time, s per session | depth, videos | failed requests |",
-        "|---|---|---|---|---|---|",
-        f"| – | production | – | {production['mean']:,.0f} ± {production['ci95']:,.0f} | – | – |",
-    ]
+    header = ("round", "ranker", "sessions", "watch time, s per session", "depth, videos", "failed requests")
+    rows = [["–", "production", "–", f"{production['mean']:,.0f} ± {production['ci95']:,.0f}", "–", "–"]]
     for row in rounds:
-        time_, depth = row["watch_time"], row["depth"]
-        lines.append(
-            f"| {row['round']} | {row['artifact']} | {row['sessions']:,} | {time_['mean']:,.0f} ± {time_['ci95']:,.0f} "
-            f"| {depth['mean']:.1f} ± {depth['ci95']:.1f} | {row['failed'] + row['failed_during_swap']} |"
-        )
+        watched, depth, failed = row["watch_time"], row["depth"], row["failed"] + row["failed_during_swap"]
+        cells = [f"{row['round']}", row["artifact"], f"{row['sessions']:,}"]
+        cells.append(f"{watched['mean']:,.0f} ± {watched['ci95']:,.0f}")
+        rows.append([*cells, f"{depth['mean']:.1f} ± {depth['ci95']:.1f}", f"{failed}"])
+    lines = [tables.markdown(header, rows)]
     for before, after in itertools.pairwise(rounds):
         a, b = before["watch_time"], after["watch_time"]
         gain, half = b["mean"] - a["mean"], float(np.hypot(a["ci95"], b["ci95"]))

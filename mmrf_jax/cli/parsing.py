@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from mmrf_jax import configs, fields
 from mmrf_jax.cli import endings
+from mmrf_jax.io import files
 from mmrf_jax.training import configs as run_configs
 
 _DESCRIBE = "List the fields of the config with default, type, range and meaning, and exit."
@@ -135,7 +136,7 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
     """Return the message for the first --config.FIELD that the config does not have; None if it has them all."""
     if (config := _config(argv)) is None:
         return None
-    names = run_configs.flat(config.to_dict())
+    names = files.flat(config.to_dict())
     for argument in argv:
         if found := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             name = found[1]

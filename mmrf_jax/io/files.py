@@ -282,6 +282,14 @@ def check_writable(folder: Path, name: str) -> None:
             raise ValueError(f"{name}={folder} cannot be written: {error.strerror or error}") from error
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries into one with dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return out
+
+
 def plain(obj: Any, place: str = "") -> Any:
     """Convert a value to plain Python types.
 

@@ -166,6 +166,10 @@ def phase(name: str) -> None:
     _check()
 
 
+#: A function such as `counted`: (name, total) -> a callback that receives the units done.
+Counter = Callable[..., Callable[[int], None]]
+
+
 def counted(name: str, total: int, checks: int | None = None, done: int = 0) -> Callable[[int], None]:
     """Return a callback (units done) that prints progress with the remaining time, and a last line at the end.
 

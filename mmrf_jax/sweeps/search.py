@@ -165,13 +165,12 @@ def _check_same(config, path: Path) -> None:
     if not path.exists():
         files.write_json(path, now)
         return
-    before, after = run_folder.flat(run_folder.read_json(path)), run_folder.flat(now)
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name) and not run_folder.is_free(name.removeprefix("run.")):
-            raise ValueError(
-                f"--out={path.parent} is of another search: config.{name} was {before.get(name)!r}, now "
-                f"{after.get(name)!r}; use another --out or the old value"
-            )
+    if (found := run_folder.first_difference(run_folder.read_json(path), now, "run.")) is not None:
+        name, before, after = found
+        raise ValueError(
+            f"--out={path.parent} is of another search: config.{name} was {before!r}, now {after!r}; use another --out "
+            "or the old value"
+        )
 
 
 def _open(optuna, config, out: Path):

@@ -18,7 +18,7 @@ from mmrf_jax import fields
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.envs.short_video.config import WorldConfig
 from mmrf_jax.fields import field
-from mmrf_jax.io import trackers
+from mmrf_jax.io import files, trackers
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.training.config_sections import (
     LOGS,
@@ -153,9 +153,9 @@ def resolve(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
       ValueError: as `validate`.
     """
     resolved = {name: value for name, value in values.items() if name != "when_quick"}
-    layers = [flat(overrides)]
+    layers = [files.flat(overrides)]
     if layers[0].get("quick", values.get("quick")):
-        layers.insert(0, flat(values.get("when_quick") or {}))
+        layers.insert(0, files.flat(values.get("when_quick") or {}))
     for layer in layers:
         for name, value in layer.items():
             resolved = _replaced(resolved, name.split("."), value)
@@ -210,7 +210,7 @@ def validate(values: Mapping[str, Any]) -> None:
       ValueError: for the first invalid field, naming the field, its value and what to use.
     """
     declared = specs(values)
-    for name, value in flat(values).items():
+    for name, value in files.flat(values).items():
         if name.startswith("space."):
             continue
         if name.startswith("policies."):
@@ -354,14 +354,3 @@ def _validate_together(run: Mapping[str, Any]) -> None:
             f"config.collect.random_share is for logs of the world, not of {run['source']}; "
             "use --config.data.random_log=train"
         )
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries into one with dotted names."""
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{name}.")
-        else:
-            out[f"{prefix}{name}"] = value
-    return out

@@ -17,10 +17,10 @@ from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import kuairand, served_items
 from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.io import files
-from mmrf_jax.io.progress import counted, say
+from mmrf_jax.io.progress import Counter, counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.training import configs, own_logs, sources
-from mmrf_jax.training.sources import Progress, Source
+from mmrf_jax.training.sources import Source
 
 _MOST_STATISTICS = 2**28  # entries of the table of running means
 
@@ -76,7 +76,7 @@ def of_own_log(config: configs.Run, workdir: Path | None) -> Source:
 
 
 def _of_log(
-    config: configs.Run, log: SessionLog | kuairand.KuaiRand, parts: Mapping[str, stream.Blocks], progress: Progress
+    config: configs.Run, log: SessionLog | kuairand.KuaiRand, parts: Mapping[str, stream.Blocks], progress: Counter
 ) -> Source:
     """Return the source of a prepared log; `parts` are its sessions, or some of them."""
     d: Any = config.data

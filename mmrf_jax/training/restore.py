@@ -17,7 +17,7 @@ from mmrf_jax.checkpointing import manager
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.envs import rankers
 from mmrf_jax.io import files
-from mmrf_jax.io.progress import counted, say
+from mmrf_jax.io.progress import Counter, counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import (
@@ -97,7 +97,7 @@ def load_trained(config: configs.Run, workdir: Path, partitioner: Partitioner) -
 
 def open_source(
     config: configs.Run,
-    progress: sources.Progress,
+    progress: Counter,
     own: Callable[[sources.Source], rankers.AnyRanker] | None = None,
     workdir: Path | None = None,
 ) -> sources.Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmrf_jax.abtest import summary
+from mmrf_jax.io import tables
 from mmrf_jax.metrics import model_quality, offline
 from mmrf_jax.ope import behavior_policy, estimators
 
@@ -46,12 +47,10 @@ def print_results(result: dict[str, Any]) -> None:
 
 
 def _table(entries: dict[str, dict[str, dict[str, Any]]], columns: tuple[str, ...]) -> str:
-    lines = ["| signal | predictor | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
-
-    def number(x):
-        return "–" if x is None else f"{x:.4g}"
-
-    for predictor, signals in entries.items():
-        for signal, entry in signals.items():
-            lines.append(f"| {signal} | {predictor} | " + " | ".join(number(entry[c]) for c in columns) + " |")
-    return "\n".join(lines)
+    """Format the numbers of {predictor: {signal: {column: number, or None}}}."""
+    rows = [
+        [signal, predictor, *("–" if entry[name] is None else f"{entry[name]:.4g}" for name in columns)]
+        for predictor, signals in entries.items()
+        for signal, entry in signals.items()
+    ]
+    return tables.markdown(("signal", "predictor", *columns), rows)

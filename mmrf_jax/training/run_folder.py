@@ -37,15 +37,26 @@ def is_free(name: str) -> bool:
     return name.startswith(_FREE_PREFIXES)
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten nested dictionaries with dotted names, without None fields: older configs may lack those."""
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            out[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return out
+    found = files.flat(tree)
+    return {name: list(x) if isinstance(x, tuple) else x for name, x in found.items() if x is not None}
+
+
+def first_difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """Return the first field in which two configs differ, with both values; fields that may change are left out.
+
+    Args:
+      before, now: nested dictionaries, in which fields that are None count as absent.
+      prefix: of the names of a run's fields, such as "run.".
+    """
+    first, second = flat(before), flat(now)
+    for name in sorted(first.keys() | second.keys()):
+        if first.get(name) != second.get(name) and not is_free(name.removeprefix(prefix)):
+            return name, first.get(name), second.get(name)
+    return None
 
 
 @contextlib.contextmanager
@@ -110,17 +121,16 @@ def check(workdir: Path, config: dict[str, Any]) -> None:
     Raises:
       ValueError: naming the first field that differs and both values.
     """
-    before, now = flat(read_config(workdir)), flat(config)
-    for name in sorted(before.keys() | now.keys()):
-        if is_free(name):
-            continue
-        if name == ".".join(_ROUNDS) and needs_more_rounds(workdir, config):
-            continue
-        if before.get(name) != now.get(name):
-            raise ValueError(
-                f"--workdir={workdir} was made by another config: config.{name} was {before.get(name)!r}, "
-                f"now {now.get(name)!r}; use another --workdir or the old value"
-            )
+    before = read_config(workdir)
+    if needs_more_rounds(workdir, config):
+        section, field = _ROUNDS
+        before = before | {section: before[section] | {field: config[section][field]}}
+    if (found := first_difference(before, config)) is not None:
+        name, old, new = found
+        raise ValueError(
+            f"--workdir={workdir} was made by another config: config.{name} was {old!r}, now {new!r}; use another "
+            "--workdir or the old value"
+        )
 
 
 def has_checkpoint(workdir: Path) -> bool:

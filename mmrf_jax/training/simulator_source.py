@@ -21,10 +21,11 @@ from mmrf_jax.envs.environment import Environment
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.envs.short_video.truth import expected_feedback
 from mmrf_jax.io import files
+from mmrf_jax.io.progress import Counter
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import config_sections, configs, sources
-from mmrf_jax.training.sources import Progress, Source
+from mmrf_jax.training.sources import Source
 
 #: First user ids of the logs, far from each other and from the A/B tests, which start at 0.
 _TRAIN_USERS, _TEST_USERS = 100_000_000, 200_000_000
@@ -88,7 +89,7 @@ def collect_log(
     *,
     first_user: int,
     sessions: int,
-    progress: Progress,
+    progress: Counter,
     slots: int | None = None,
     keep_scores: bool = False,
     random_share: float | None = None,
@@ -149,7 +150,7 @@ def _of_all(log: Sessions) -> Sessions:
 
 def of_world(
     config: configs.Run,
-    progress: Progress,
+    progress: Counter,
     own: Callable[[Source], rankers.AnyRanker] | None,
     made: Environment | None = None,
 ) -> Source:
@@ -202,7 +203,7 @@ def _given_folder(config: configs.Run) -> Path | None:
     return files.user_path(given, "config.data.dir") if given else None
 
 
-def _read_given(source: Source, folder: Path, progress: Progress) -> Sessions:
+def _read_given(source: Source, folder: Path, progress: Counter) -> Sessions:
     """Load the log of a folder, which mmrf collect or a ranking service wrote."""
     if feedback_log.is_log(folder):
         return sources.read_served_log(folder, source.spec, np.arange(source.spec.num_videos), progress)
@@ -222,7 +223,7 @@ def in_simulator(
     source: Source,
     sim: Environment,
     truth,
-    progress: Progress,
+    progress: Counter,
     own: Callable[[Source], rankers.AnyRanker] | None = None,
 ) -> Source:
     """Return the source with training logs collected in an environment, in the first round by its first policy."""
@@ -267,7 +268,7 @@ def _first_user(config: configs.Run, first_user: int) -> int:
 
 
 def _collect_users(
-    source: Source, policy: rankers.AnyRanker, first_user: int, sessions: int, progress: Progress, **options: Any
+    source: Source, policy: rankers.AnyRanker, first_user: int, sessions: int, progress: Counter, **options: Any
 ) -> Sessions:
     """Collect a log of a run with its own users; other arguments as of `collect_log`."""
     config = source.config
@@ -284,7 +285,7 @@ def _collect_users(
 
 def _collect_on_devices(
     source: Source,
-    progress: Progress,
+    progress: Counter,
     policy: rankers.AnyRanker,
     number: int,
     partitioner: Partitioner,

@@ -22,14 +22,12 @@ from mmrf_jax.data.readers import feedback_log, feedback_sessions
 from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.envs import rankers
 from mmrf_jax.envs.environment import Environment
-from mmrf_jax.io.progress import say
+from mmrf_jax.io.progress import Counter, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import configs
 
 _LARGE = 2**20  # sessions; longer logs are streamed
-
-Progress = Callable[[str, int], Callable[[int], None]]
 
 
 @dataclasses.dataclass
@@ -87,7 +85,7 @@ class Source:
 
 
 def read_served_log(
-    folder: Path, spec: InputSpec, video_ids: np.ndarray, progress: Progress, user_ids: np.ndarray | None = None
+    folder: Path, spec: InputSpec, video_ids: np.ndarray, progress: Counter, user_ids: np.ndarray | None = None
 ) -> Sessions:
     """Read the feedback log of a ranking service as sessions.
 

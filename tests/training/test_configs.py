@@ -13,6 +13,7 @@ import pytest
 from experiments import kuairand, table_ablation, table_estimators, world
 from mmrf_jax import fields
 from mmrf_jax.configs import logs
+from mmrf_jax.io import files
 from mmrf_jax.training import configs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ def test_every_number_of_an_experiment_has_a_range(name):
     configs.validate(config.to_dict())
     values = config.to_dict()
     declared, numbers = configs.specs(values), 0
-    for field, value in configs.flat(values).items():
+    for field, value in files.flat(values).items():
         if field.startswith(("policies.", "against.", "space.")):  # `configs.validate` has checked a space
             continue
         spec = configs.declaration(field, declared)
@@ -112,7 +113,7 @@ def test_a_typed_config_says_what_its_file_says(name):
     run = configs.run_of(given)
     written = json.loads(json.dumps(configs.as_dict(run)))
     assert configs.run_of(written) == run
-    values, plain = configs.flat(given), configs.flat(written)
+    values, plain = files.flat(given), files.flat(written)
 
     def same(x):
         return list(x) if isinstance(x, tuple) else x

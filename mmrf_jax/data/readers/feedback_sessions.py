@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,16 +13,15 @@ from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.data.readers.feedback_log import Record, RowsOf, Shown, UserLog
 from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.io import storage
+from mmrf_jax.io.progress import Counter
 from mmrf_jax.signals import Signals
-
-Progress = Callable[[str, int], Callable[[int], None]]
 
 
 def read(
     folder: str | os.PathLike,
     spec: InputSpec,
     rows_of: RowsOf,
-    progress: Progress = lambda name, total: lambda done: None,
+    progress: Counter = lambda name, total: lambda done: None,
     user_ids: np.ndarray | None = None,
 ) -> tuple[Sessions, Record]:
     """Read a whole feedback log as training sessions.

@@ -33,7 +33,7 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax.io import extras, files
-from mmrf_jax.io.progress import say
+from mmrf_jax.io.progress import Counter, say
 
 #: Default limit. Each further process takes about 0.7 GiB; with two the 32 million videos of 27K fit into 4 GiB.
 MOST_WORKERS = 2
@@ -107,12 +107,8 @@ Task = Callable[[Any, int], None]
 Engine = Callable[[Task, Job, Sequence[int], Callable[[int], None]], None]
 
 
-#: As `io.progress.counted`: a function of (phase, total, done before) that returns what receives the number done.
-Progress = Callable[..., Callable[[int], None]]
-
-
 def run_stage(
-    job: Job, engine: Engine, progress: Progress, name: str, task: Task, count: int, suffix: str = "json"
+    job: Job, engine: Engine, progress: Counter, name: str, task: Task, count: int, suffix: str = "json"
 ) -> None:
     """Run the tasks 0 … `count` − 1 of a stage whose output with the suffix is missing."""
     (job.work / name).mkdir(parents=True, exist_ok=True)

@@ -25,12 +25,12 @@ from mmrf_jax.data import frame_log
 from mmrf_jax.data.readers.engine import shards, tasks
 from mmrf_jax.data.readers.engine.build import Bucket, Plan, Sizes, plan
 from mmrf_jax.data.readers.engine.candidates import mix, read_pool
-from mmrf_jax.data.readers.engine.tasks import Engine, Progress, save_array, write_json
+from mmrf_jax.data.readers.engine.tasks import Engine, save_array, write_json
 from mmrf_jax.data.readers.frame import build, catalogue, cells, columns, datetimes, features, fit, requests, tables
 from mmrf_jax.data.readers.frame.columns import ROW
 from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.io.progress import counted
+from mmrf_jax.io.progress import Counter, counted
 from mmrf_jax.schema import OPTIONAL, Schema
 
 #: Rows of a chunk and of a bucket; candidate lists make rows several times as large.
@@ -70,7 +70,7 @@ def run(
     schema: Schema,
     work: pathlib.Path,
     engine: Engine,
-    progress: Progress,
+    progress: Counter,
     rows: int | None = None,
 ) -> pathlib.Path:
     """Run the tasks that have not run before; return the folder with the finished log (`frame_log.SessionLog.open`).
@@ -330,7 +330,7 @@ def prepare(
     schema: Schema,
     folder: pathlib.Path,
     engine: Engine | None = None,
-    progress: Progress = counted,
+    progress: Counter = counted,
     rows: int | None = None,
 ) -> None:
     """Prepare a log in a new folder, which appears complete or not at all.

@@ -23,14 +23,14 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import records
 from mmrf_jax.data.readers.engine import tasks
-from mmrf_jax.data.readers.engine.tasks import Engine, Progress
+from mmrf_jax.data.readers.engine.tasks import Engine
 from mmrf_jax.data.readers.kuairand import prepare, release
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.data.readers.kuairand.features import read_catalogue
 from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.data.splits import PARTS
 from mmrf_jax.io import copies, storage
-from mmrf_jax.io.progress import counted, say
+from mmrf_jax.io.progress import Counter, counted, say
 
 #: Reports progress without checking for a stop: a single process prepares, but all must check equally often.
 unchecked = functools.partial(counted, checks=0)
@@ -112,7 +112,7 @@ def prepare_log(
     folder: str | os.PathLike,
     config: KuaiRandConfig | None = None,
     engine: Engine | None = None,
-    progress: Progress = unchecked,
+    progress: Counter = unchecked,
 ) -> KuaiRand:
     """Prepare KuaiRand's files in a new folder, which appears complete or not at all, or open what is there.
 
@@ -151,7 +151,7 @@ def open_or_prepare(
     cache_dir: str | os.PathLike,
     config: KuaiRandConfig | None = None,
     engine: Engine | None = None,
-    progress: Progress = unchecked,
+    progress: Counter = unchecked,
 ) -> KuaiRand:
     """Open the log of some files; prepare it unless an earlier call did so for the same files, config and format.
 

@@ -41,6 +41,7 @@ from mmrf_jax.data.readers.kuairand.features import (
 from mmrf_jax.data.readers.kuairand.release import Release, is_random
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.data.splits import PARTS, RANDOM, SPLITS
+from mmrf_jax.io.progress import Counter
 from mmrf_jax.signals import SHORT_VIDEO
 
 #: Increases whenever the same files and config would give another log.
@@ -79,7 +80,7 @@ class Job(tasks.Job):
         return self.config.session_gap_minutes or SESSION_GAP_MINUTES[self.release.variant]
 
 
-def run(job: Job, engine: Engine, progress: tasks.Progress) -> pathlib.Path:
+def run(job: Job, engine: Engine, progress: Counter) -> pathlib.Path:
     """Run the tasks that have not run before.
 
     Args:
