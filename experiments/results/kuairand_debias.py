@@ -79,17 +79,17 @@ def fitted(config, source):
             batch = steps.with_fewer_candidates(batch, jax.random.fold_in(model.key, model.step), plan.others)
         return fitting.update(model, batch, items, plan.feedback, rate)
 
-    with batches.PhaseIterator(data, "feedback", 0, config.feedback.epochs, 0, steps.rate) as phase:
+    with batches.PhaseIterator(data, "feedback", 0, config.feedback.epochs, 0, steps.lr_scale_at) as phase:
         for batch, rate in phase:
             model, _ = update(model, batch, source.items, rate)
     log = source.valid()
     index = sessions.segment_index(log, segment)
-    held = batches.measured(log, index, segment, config.feedback.batch, _MEASURED, plan.feedback.exposures)
+    held = batches.measured_batches(log, index, segment, config.feedback.batch, _MEASURED, plan.feedback.exposures)
     model = fitting.measure(model, held, source.items, plan.feedback, calibrate=True)
 
     @functools.partial(jax.jit, static_argnames="config")
     def predict(model, batch, items, config):
-        encoded = network.encode_batch(config, model, batch, items, predictions.shown(batch))
+        encoded = network.encode_batch(config, model, batch, items, predictions.exposed_videos(batch))
         out = network.predict(config, model.params, *encoded.user, encoded.unseen)
         out = network.calibrated(config, out, model.calibration, batch.context)
         return jnp.moveaxis(network.expected(config, out, model.scale), -1, -2)

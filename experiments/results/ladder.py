@@ -276,8 +276,8 @@ def main() -> None:
     given = parser.parse_args()
     startup.start_jax()
     if not (given.workdir / "learned.json").exists():
-        values = configs.resolve(world.get_config().to_dict(), {"quick": given.quick})
-        train.train(configs.run_of(values), given.workdir, brief=True)
+        values = configs.resolve_config(world.get_config().to_dict(), {"quick": given.quick})
+        train.train_run(configs.run_of(values), given.workdir, brief=True)
     print(climb(given.workdir, given.sessions, given.explored))
 
 

@@ -291,7 +291,7 @@ def resolve(flag) -> ml_collections.ConfigDict:
     config = flag.value
     if config is None:
         raise ValueError(f"no config; use --config={WORLD}")
-    resolved = configs.resolve(config.to_dict(), config_flags.get_override_values(flags.FLAGS[flag.name]))
+    resolved = configs.resolve_config(config.to_dict(), config_flags.get_override_values(flags.FLAGS[flag.name]))
     if config.quick:  # its time is compilation, so optimise less
         from mmrf_jax.parallel import programs
 

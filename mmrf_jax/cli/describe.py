@@ -15,7 +15,7 @@ from mmrf_jax.training import configs
 def describe(config: ConfigDict) -> str:
     """Return two lines for each field of a config: the flag with the config's value, and what it accepts and means."""
     values = {name: value for name, value in config.to_dict().items() if name not in ("when_quick", "variants")}
-    declared = configs.specs(values)
+    declared = configs.declared_fields(values)
     lines = []
     for name, value in files.flat(values).items():
         if (spec := declared.get(name)) is not None:

@@ -77,7 +77,7 @@ def _parse(argv: list[str]) -> list[str]:
             argv = _with_config_file(argv)
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and (config := flags.FLAGS["config"].value) is not None:
-            run_configs.validate(config.to_dict())
+            run_configs.validate_config(config.to_dict())
     except BrokenPipeError:  # the reader of the help is gone
         raise
     except flags.Error as error:
@@ -141,7 +141,7 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
         if found := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             name = found[1]
             if not any(other == name or other.startswith(f"{name}.") for other in names):
-                return run_configs.unknown(name, names)
+                return run_configs.unknown_field(name, names)
     return None
 
 

@@ -52,9 +52,9 @@ def main() -> None:
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
         if _ENGINE.value == "beam":
-            engine = tasks.pipelines([f"--{option}" for option in _OPTIONS.value])
+            engine = tasks.beam_pipelines([f"--{option}" for option in _OPTIONS.value])
         else:
-            engine = stack.enter_context(tasks.processes(_WORKERS.value))
+            engine = stack.enter_context(tasks.worker_processes(_WORKERS.value))
         memory = stack.enter_context(_Memory())
         rows, new = prepare(config, engine)
     seconds = time.monotonic() - start
@@ -86,7 +86,9 @@ def _logs(config, engine) -> tuple[int, bool]:
     files.check_writable(_OUT.value.parent, "--out")
     before = _OUT.value.exists()
     log = (
-        SessionLog.open(_OUT.value) if before else own_logs.read_log(config.own_logs, folder=_OUT.value, engine=engine)
+        SessionLog.open(_OUT.value)
+        if before
+        else own_logs.read_own_log(config.own_logs, folder=_OUT.value, engine=engine)
     )
     counts = ("users", "sessions", "requests", "rows")
     splits = {name: {key: of[key] for key in counts} for name, of in log.report["splits"].items()}

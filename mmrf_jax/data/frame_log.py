@@ -108,7 +108,7 @@ class SessionLog:
             raise FileExistsError(f"{folder} exists; remove it or name another folder")
         given = {"log": log, "items": items, "users": users, "candidates": candidates}
         with copies.built(folder.parent, folder.name) as parent:
-            prepare.prepare(given, schema, parent / folder.name, engine)
+            prepare.prepare_frame_log(given, schema, parent / folder.name, engine)
         made = dataclasses.replace(cls.open(folder), _temporary=temporary)
         return made if quiet else made.said()
 
@@ -215,12 +215,12 @@ class SessionLog:
         )
 
 
-def describe(log: Any, schema: schemas.Schema, items: Any = None, users: Any = None, candidates: Any = None) -> str:
+def describe_log(log: Any, schema: schemas.Schema, items: Any = None, users: Any = None, candidates: Any = None) -> str:
     """Return what reading a log would assume and leave out, with counts; arguments as of `SessionLog.from_frame`."""
     return SessionLog.from_frame(log, schema, items, users, candidates, quiet=True).describe()
 
 
-def key_of(tables: Mapping[str, Any], schema: schemas.Schema) -> str:
+def log_key(tables: Mapping[str, Any], schema: schemas.Schema) -> str:
     """Return 16 hex digits that identify tables given by path, by names, sizes and times of change, and the schema.
 
     Args:
@@ -244,7 +244,7 @@ def arrays_of(items: types.Items) -> dict[str, np.ndarray]:
     return {name: np.asarray(getattr(items, name)) for name in _ARRAYS}
 
 
-def write(
+def write_log_files(
     folder: Path,
     *,
     schema: schemas.Schema,

@@ -128,7 +128,7 @@ def interruptible(check: Callable[[], None]) -> Iterator[None]:
         _check = before
 
 
-def check() -> None:
+def check_interrupted() -> None:
     """Call the function passed to `interruptible`."""
     _check()
 

@@ -234,7 +234,7 @@ ONE_AT_A_TIME = ("wandb",)
 COLUMNS = ("step", "seed", "phase", "seconds")
 
 
-def check(names: Iterable[str]) -> None:
+def check_trackers(names: Iterable[str]) -> None:
     """Refuse trackers whose package is missing, before any work is done.
 
     Raises:

@@ -416,7 +416,7 @@ def _vector(serving: Ranker, kind: str, given, field: tuple[str | int, ...]) -> 
     if not isinstance(given, Mapping):
         return given
     try:
-        return named_features.encode(serving.names[kind], given)
+        return named_features.encode_named(serving.names[kind], given)
     except ValueError as error:
         raise Refused(422, str(error), field) from error
 

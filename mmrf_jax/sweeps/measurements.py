@@ -14,7 +14,7 @@ from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.io import files, tables
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.sweeps import seeds
-from mmrf_jax.sweeps.study import Study, folder
+from mmrf_jax.sweeps.study import Study, run_place
 from mmrf_jax.training import (
     arms,
     configs,
@@ -86,14 +86,14 @@ def _ab_test(study: Study, seed: int, *, name: str, variant: str | None = None, 
     It is in a variant of the world; None: in that of the study's reference.
     """
     config, trained, path = study.config, study.configs(seed), study.out / f"{name}_{seed}.json"
-    places = {name: folder(one, study.runs_dir) for name, one in trained.items()}
+    places = {name: run_place(one, study.runs_dir) for name, one in trained.items()}
     world = {} if variant is None else {"variant": variant}
     played_in = configs.override(trained[config.reference], ab_test={"sessions": config.sessions}, world=world)
     names = study.arms()
     wanted = {
         "arms": names,
         "learned": {name: _learned(place) for name, place in places.items()},
-        "played_in": folder(played_in, study.runs_dir).name,
+        "played_in": run_place(played_in, study.runs_dir).name,
         "days": days,
     }
     kept = run_folder.read_json(path) if path.exists() else {}
@@ -148,10 +148,10 @@ _fitted: dict[tuple[str, str], off_policy.Propensities] = {}  # of real logs, sh
 def _propensities(source: sources.Source, name: str, log: Sessions) -> off_policy.Propensities:
     """Return the log's propensities; a real log needs a fitted behaviour model."""
     if source.config.source == "world":
-        return off_policy.propensities(source, log)
+        return off_policy.log_propensities_of(source, log)
     key = (json.dumps(dataclasses.asdict(source.config.data), sort_keys=True), name)
     if key not in _fitted:
-        _fitted[key] = off_policy.propensities(source, log)
+        _fitted[key] = off_policy.log_propensities_of(source, log)
     return _fitted[key]
 
 
@@ -183,7 +183,7 @@ def _errors(study: Study, seed: int) -> Rows:
         }
         for variant, config in study.configs(seed).items()
         for predictor, signals in sorted(  # the order of a stored file
-            measure_run(config, folder(config, study.runs_dir), "truth")["selection_bias"].items()
+            measure_run(config, run_place(config, study.runs_dir), "truth")["selection_bias"].items()
         )
     }
 
@@ -196,7 +196,9 @@ def _unseen(study: Study, seed: int) -> Rows:
             f"{signal}, {label}": entry[key] for signal, entry in signals.items() for key, label in names.items()
         }
         for variant, config in study.configs(seed).items()
-        for predictor, signals in sorted(measure_run(config, folder(config, study.runs_dir), "truth")["unseen"].items())
+        for predictor, signals in sorted(
+            measure_run(config, run_place(config, study.runs_dir), "truth")["unseen"].items()
+        )
     }
 
 
@@ -204,7 +206,7 @@ def _offline(study: Study, seed: int, log: str = "test") -> Rows:
     """Return the GAUC of each variant on a held-out log, and the NCIS estimates of its stochastic ranker."""
     result: Rows = {}
     for variant, config in study.configs(seed).items():
-        place = folder(config, study.runs_dir)
+        place = run_place(config, study.runs_dir)
         estimated, results = measure_run(config, place, "off_policy"), run_folder.read_json(place / "results.json")
         entries = results["offline"] if log == "test" else results["offline_other"][log]
         row = {f"GAUC {name}": entries[name]["gauc"] for name in _SERVED}

@@ -56,7 +56,7 @@ def run_error_study(config, out: Path) -> dict[str, Any]:
     Raises:
       ValueError: for an unknown ranker, no policy named production, or numbers that are too small.
     """
-    configs.validate(config.to_dict())
+    configs.validate_config(config.to_dict())
     source = restore.open_source(configs.run_of(config.run.to_dict()), counted)
     scores = rankers_of(source)
     weights, names = mixes(config.policies, list(scores)), list(config.policies)

@@ -28,7 +28,7 @@ from mmrf_jax.io.progress import say
 from mmrf_jax.io.storage import RemotePath
 from mmrf_jax.report import compare
 from mmrf_jax.sweeps import measurements, work_queue
-from mmrf_jax.sweeps.study import forget
+from mmrf_jax.sweeps.study import free_programs
 from mmrf_jax.training import comparison, config_sections, configs, run_folder, run_report, train
 
 #: (config of the run, its folder) -> the metric; it goes on from what the folder has.
@@ -46,7 +46,7 @@ def check_search(config) -> None:
       ValueError: naming the field.
     """
     values = config.to_dict()
-    configs.validate(values)
+    configs.validate_config(values)
     run = configs.run_of(values["run"])
     names = configs.space_of(values["space"])
     if run.seeds > 1 or "seeds" in names:
@@ -73,7 +73,7 @@ def run_search(config, out: Path, measure: Measure | None = None) -> list[dict[s
     Args:
       config: of a search, see experiments/search.py.
       out: its folder, which all processes of the search share.
-      measure: trains and evaluates a run; None for `train.train` and the config's metric.
+      measure: trains and evaluates a run; None for `train.train_run` and the config's metric.
 
     Raises:
       ValueError: if the search would fail, or the folder is of another search.
@@ -267,7 +267,7 @@ def _claim(optuna, study, config, out: Path, stack: contextlib.ExitStack):
 def suggest(trial, config) -> dict[str, Any]:
     """Return a trial's values of the fields of the space."""
     space = config.space.to_dict()
-    declared = configs.specs(config.to_dict())
+    declared = configs.declared_fields(config.to_dict())
     found: dict[str, Any] = {}
     for name, given in configs.space_of(space).items():
         if not isinstance(given, Mapping):  # as JSON, since choices may be tuples
@@ -313,17 +313,17 @@ def _work(optuna, study, trial, config, out: Path, measure: Measure) -> None:
 def _run_of(config, values: Mapping[str, Any]) -> configs.Run:
     """Return the config of a trial's run."""
     base = {name: value for name, value in config.run.to_dict().items() if name != "when_quick"}
-    return configs.run_of(configs.resolve(base, values))
+    return configs.run_of(configs.resolve_config(base, values))
 
 
 def _measure(metric: str) -> Measure:
     """Return the function that trains a run, or more rounds of it, and reads its metric."""
 
     def one(config: configs.Run, folder: Path) -> float:
-        results: dict[str, Any] = train.train(config, folder, brief=True)
+        results: dict[str, Any] = train.train_run(config, folder, brief=True)
         if metric.startswith("valid."):
             results = {"valid": measurements.measure_run(config, folder, "valid")}
-        forget()
+        free_programs()
         return metric_of(results, metric.format(method=config.method))
 
     return one
@@ -400,10 +400,10 @@ def _write_page(folders: Sequence[Path], config, out: Path) -> None:
     folders = [folder for folder in folders if (folder / "config.json").exists()]
     if len(folders) < 2:
         return
-    if (missing := run_report.missing()) is not None:
+    if (missing := run_report.missing_for_report()) is not None:
         say(f"no page of the trials: {missing}")
         return
-    runs, notes = comparison.load(folders, out / "runs")
+    runs, notes = comparison.load_runs(folders, out / "runs")
     chosen = f"The best {len(runs)} finished trials by {config.metric} ({config.direction}), the best first."
     with files.held(out, _PATIENCE):
         files.write_text(out / "compare.html", compare.build(runs, [chosen, *notes]))

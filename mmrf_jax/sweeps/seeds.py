@@ -22,7 +22,7 @@ MIN_SEEDS = 3  # with two, Student's interval is ±12.7 standard errors
 TOO_WIDE = 100.0  # percentage points
 
 
-def across(
+def across_seeds(
     by_seed: Sequence[Mapping[str, Mapping[str, float | None]]],
     reference: str,
     against: Mapping[str, str] | None = None,
@@ -69,7 +69,7 @@ def holm(table: Mapping[str, Mapping[str, Any]], metric: str, against: Mapping[s
     A difference is of an arm and its reference in percent, paired by seed, and its p-value Student's.
 
     Args:
-      table: of `across`.
+      table: of `across_seeds`.
       metric: one of its metrics.
       against: {arm: its reference}, the comparisons.
 

@@ -44,7 +44,7 @@ def run_config(config, variant: str, seed: int) -> configs.Run:
       ValueError: if a variant sets a field that runs do not have.
     """
     run = ml_collections.ConfigDict(config.run.to_dict()).lock()
-    for name, value in run_folder.flat(config.variants[variant].to_dict()).items():
+    for name, value in run_folder.flat_config(config.variants[variant].to_dict()).items():
         try:
             run.update_from_flattened_dict({name: value})
         except (AttributeError, KeyError) as error:
@@ -54,14 +54,16 @@ def run_config(config, variant: str, seed: int) -> configs.Run:
     return dataclasses.replace(configs.run_of(run.to_dict()), seed=seed, seeds=1)
 
 
-def folder(config, runs_dir: Path) -> Path:
+def run_place(config, runs_dir: Path) -> Path:
     """Return the folder of a config's run, which all studies share."""
     fixed = {
-        name: value for name, value in run_folder.flat(configs.as_dict(config)).items() if not run_folder.is_free(name)
+        name: value
+        for name, value in run_folder.flat_config(configs.as_dict(config)).items()
+        if not run_folder.is_free(name)
     }
     return runs_dir / hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def forget() -> None:
+def free_programs() -> None:
     """Free compiled programs: each holds memory maps, and many runs in one process would exceed the system's limit."""
     jax.clear_caches()

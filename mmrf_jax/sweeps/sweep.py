@@ -25,7 +25,7 @@ from mmrf_jax.io.progress import say
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.sweeps import seeds, work_queue
 from mmrf_jax.sweeps.measurements import AB_METRICS, BY_ROUND, TABLES, by_round, format_study, measure_run
-from mmrf_jax.sweeps.study import Study, folder, forget, run_config
+from mmrf_jax.sweeps.study import Study, free_programs, run_config, run_place
 from mmrf_jax.training import (
     arms,
     configs,
@@ -46,7 +46,7 @@ def _groups(config) -> list[range]:
 def check_study(study: Study) -> None:
     """Refuse, before training, a study that would fail after it."""
     config, names = study.config, study.names()
-    configs.validate(config.to_dict())
+    configs.validate_config(config.to_dict())
     if config.reference not in names:
         raise ValueError(f"config.reference={config.reference!r} is no variant; choose among {', '.join(names)}")
     for name in itertools.chain(*study.against().items()):
@@ -126,13 +126,13 @@ def _tasks(study: Study) -> list[work_queue.Task]:
 
     def work(name: str, run: Callable[..., Any], *args: Any) -> None:
         if last and last[0] != name:
-            forget()
+            free_programs()
         last[:] = [name]
         run(*args)
 
     for name in study.names():
         for group in _groups(config):  # seeds share one program
-            runs = {folder(one, study.runs_dir): one for one in (run_config(config, name, seed) for seed in group)}
+            runs = {run_place(one, study.runs_dir): one for one in (run_config(config, name, seed) for seed in group)}
             claim, *more = (study.runs_dir / ".claims" / place.name for place in runs)
             for seed in group:
                 runs_of[seed].add(len(tasks))
@@ -161,15 +161,15 @@ def _table(study: Study) -> dict[str, Any]:
     config = study.config
     table: dict[str, Any] = {}
     paths = {
-        name: [folder(run_config(config, name, seed), study.runs_dir) for seed in range(config.seeds)]
+        name: [run_place(run_config(config, name, seed), study.runs_dir) for seed in range(config.seeds)]
         for name in study.names()
     }
     for name in (name for name in config.tables if name in TABLES):
         measured = [TABLES[name].measure(study, seed) for seed in range(config.seeds)]
-        table[name] = seeds.across(measured, TABLES[name].reference.format(config.reference), study.against())
+        table[name] = seeds.across_seeds(measured, TABLES[name].reference.format(config.reference), study.against())
         if TABLES[name].serves and config.get("holm"):
             table.setdefault("holm", {})[name] = _adjusted(study, table[name])
-        forget()
+        free_programs()
     for name in (name for name in config.tables if name in BY_ROUND):
         table[name] = {arm: rows for arm, places in paths.items() if (rows := by_round(places, name))}
     served = any(TABLES[name].serves for name in config.tables if name in TABLES)

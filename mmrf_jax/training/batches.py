@@ -50,7 +50,7 @@ class Batches(Protocol):
         """
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
-        """Yield batches of `size` segments left out of the feedback model's fit, as `measured` does of a log."""
+        """Yield batches of `size` segments left out of the feedback model's fit; see `measured_batches`."""
 
 
 #: A context with an iterator of batches and learning-rate factors.
@@ -109,11 +109,11 @@ def _from_host(
     get: Callable[[int], types.SessionBatch], first: int, rates: np.ndarray, partitioner: Partitioner
 ) -> Iterator[Iterator[tuple[types.SessionBatch, Any]]]:
     """Return a context with the steps of a phase whose batches `get(step)` makes on the host, this process's rows."""
-    with stream.ahead(get, first, len(rates)) as made:
+    with stream.prefetch(get, first, len(rates)) as made:
         yield ((partitioner.shard_inputs(batch), rates[first + i]) for i, batch in enumerate(made))
 
 
-def example(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch:
+def example_batch(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch:
     """Return a batch of zeros with the shapes and types of a run's batches of `size` segments, for compilation."""
     t, h, k, s = num_requests + 1, spec.history, spec.slate, len(spec.signals)
 
@@ -157,7 +157,7 @@ class InMemoryBatches:
         """Return this process's rows of step `at` of a part in round `number`."""
         rows, size = self._rows[part], getattr(self._config, part).batch
         epoch, position = divmod(at, len(rows) // size)
-        order = order_of(self._config.seed, number, part, epoch, len(rows))
+        order = epoch_order(self._config.seed, number, part, epoch, len(rows))
         chosen = rows[order[position * size : (position + 1) * size]]
         return sessions.gather_segments(self.log, self._partitioner.local_rows(chosen), self._config.train.segment)
 
@@ -165,10 +165,10 @@ class InMemoryBatches:
         return _from_host(functools.partial(self.get, part, number), first, rates, self._partitioner)
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
-        return measured(self.log, self._held, self._config.train.segment, size, most, exposures)
+        return measured_batches(self.log, self._held, self._config.train.segment, size, most, exposures)
 
 
-def measured(
+def measured_batches(
     log: Sessions, index: np.ndarray, num_requests: int, size: int, most: int, exposures: int
 ) -> Iterator[types.SessionBatch]:
     """Yield at most `most` batches per kind of exposure, spread over rows of a `segment_index`."""
@@ -176,10 +176,12 @@ def measured(
     if exposures == 2:
         random = types.exposed_at_random(log.context[log.offsets[index[:, 0]]])
     for part in (index[~random], index[random]):
-        yield from spread(log, part, num_requests, size, most)
+        yield from spread_batches(log, part, num_requests, size, most)
 
 
-def spread(log: Sessions, rows: np.ndarray, num_requests: int, size: int, most: int) -> Iterator[types.SessionBatch]:
+def spread_batches(
+    log: Sessions, rows: np.ndarray, num_requests: int, size: int, most: int
+) -> Iterator[types.SessionBatch]:
     """Yield at most `most` batches of `size` segments, spread evenly over rows of a `segment_index`.
 
     A batch that would be short is padded by repetition.
@@ -189,7 +191,7 @@ def spread(log: Sessions, rows: np.ndarray, num_requests: int, size: int, most: 
 
 
 def spread_rows(rows: np.ndarray, size: int, most: int) -> list[np.ndarray]:
-    """Return the rows of each batch of `spread`."""
+    """Return the rows of each batch of `spread_batches`."""
     rows = rows[:: max(len(rows) // (most * size), 1)]
     blocks = [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
     if len(rows) and not blocks:
@@ -218,13 +220,13 @@ class StreamedBatches:
         sums = _Sums(discount, num_signals)
         slots = {part: partitioner.local_rows(np.arange(getattr(config, part).batch)) for part in _PARTS}
         share = (int(slots["train"][0]) // len(slots["train"]), config.train.batch // len(slots["train"]))
-        self._part = stream.Part(blocks, config.seed, share, sums.add)
+        self._part = stream.LogPart(blocks, config.seed, share, sums.add)
         self._sums = np.sum(multihost.gather_rows([sums.values[None]])[0], axis=0)
         self.sessions, self.requests = self._part.total, int(self._sums[0])
         kept = {"feedback": self._fitted(self._part.number), "train": np.ones(len(self._part.number), bool)}
 
         def make(part, number):
-            return stream.Batches(
+            return stream.ShardBatches(
                 self._part,
                 slots[part],
                 getattr(config, part).batch,
@@ -288,7 +290,7 @@ class StreamedBatches:
         segment = self._config.train.segment
         index = sessions.segment_index(log, segment)
         held = number[index[:, 0]] % _HELD_OUT == _HELD_OUT - 1
-        return measured(log, index[held] if held.any() else index, segment, size, most, exposures)
+        return measured_batches(log, index[held] if held.any() else index, segment, size, most, exposures)
 
 
 class _Sums:
@@ -332,6 +334,6 @@ def steps_per_epoch(config: configs.Run, part: str, segments: int, partitioner: 
 
 
 @functools.lru_cache(maxsize=2)
-def order_of(seed: int, number: int, part: str, epoch: int, size: int) -> np.ndarray:
+def epoch_order(seed: int, number: int, part: str, epoch: int, size: int) -> np.ndarray:
     """Return the order of `size` segments in an epoch."""
     return np.random.default_rng([seed, number, part == "feedback", epoch]).permutation(size)

@@ -201,7 +201,7 @@ class EstimatorStudy:
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class MixedPolicy:
     """A policy in a study of the off-policy estimators."""
 
     ranker: str = field("production", "whose scores are mixed with production's")

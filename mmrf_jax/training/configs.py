@@ -1,8 +1,8 @@
 """The config of a run as a dataclass, and configs as ConfigDicts and nested dictionaries: checked, merged, converted.
 
-Experiment files build a `Run` and return it as a ConfigDict, which `--config.a.b=value` overrides. `validate` checks
-such a ConfigDict, its `when_quick` overlay and a study's variants against the same fields. This module does not need
-JAX.
+Experiment files build a `Run` and return it as a ConfigDict, which `--config.a.b=value` overrides. `validate_config`
+checks such a ConfigDict, its `when_quick` overlay and a study's variants against the same fields. This module does not
+need JAX.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from mmrf_jax.training.config_sections import (
     Feedback,
     KuaiRandData,
     LogData,
+    MixedPolicy,
     OwnLogs,
-    Policy,
     Search,
     Study,
     Train,
@@ -138,11 +138,11 @@ def run_of(values: Mapping[str, Any]) -> Run:
       ValueError: for an unknown field, or a value outside a field's range.
     """
     values = {name: value for name, value in values.items() if name != "when_quick"}
-    validate(values)
+    validate_config(values)
     return _filled(_template(values), values)
 
 
-def resolve(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_config(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config with some fields replaced; a quick one also has its `when_quick`, below `overrides`.
 
     Args:
@@ -150,7 +150,7 @@ def resolve(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
       overrides: fields to replace, as nested dictionaries or by dotted name, such as {"train.batch": 64}.
 
     Raises:
-      ValueError: as `validate`.
+      ValueError: as `validate_config`.
     """
     resolved = {name: value for name, value in values.items() if name != "when_quick"}
     layers = [files.flat(overrides)]
@@ -159,7 +159,7 @@ def resolve(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
     for layer in layers:
         for name, value in layer.items():
             resolved = _replaced(resolved, name.split("."), value)
-    validate(resolved)
+    validate_config(resolved)
     return resolved
 
 
@@ -203,25 +203,25 @@ def _filled(config: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **given)
 
 
-def validate(values: Mapping[str, Any]) -> None:
+def validate_config(values: Mapping[str, Any]) -> None:
     """Check the fields of a run's or study's config, given as nested dictionaries, against their types and ranges.
 
     Raises:
       ValueError: for the first invalid field, naming the field, its value and what to use.
     """
-    declared = specs(values)
+    declared = declared_fields(values)
     for name, value in files.flat(values).items():
         if name.startswith("space."):
             continue
         if name.startswith("policies."):
             if not isinstance(value, tuple | list) or len(value) != 2:
                 raise ValueError(f"config.{name} is {value!r}; give a ranker and its weight, such as ('random', 0.1)")
-            fields.check(Policy(*value), f"config.{name}")
+            fields.check(MixedPolicy(*value), f"config.{name}")
             continue
-        spec = declaration(name, declared)
+        spec = declared_field(name, declared)
         if spec is None:
             if value is not None and not name.startswith("against."):
-                raise ValueError(unknown(name, declared))
+                raise ValueError(unknown_field(name, declared))
         else:
             fields.refuse(spec, f"config.{name}", value)
     if "space" in values:
@@ -248,7 +248,7 @@ def _validate_space(space: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     for field_name, values in found.items():
         name, spec = f"config.space.{field_name}", declared.get(field_name)
         if spec is None:
-            raise ValueError(f"config.space: {unknown(field_name, declared)}")
+            raise ValueError(f"config.space: {unknown_field(field_name, declared)}")
         if isinstance(values, Mapping):
             _validate_range(spec, name, values)
         elif not isinstance(values, list | tuple) or len(values) == 0:
@@ -276,7 +276,7 @@ def _validate_range(spec: dataclasses.Field, name: str, given: Mapping[str, Any]
         raise ValueError(f"{name}.low is {given['low']!r}; a logarithmic range begins above 0")
 
 
-def unknown(name: str, names: Iterable[str]) -> str:
+def unknown_field(name: str, names: Iterable[str]) -> str:
     """Return the message that a config has no such field, with the nearest of `names`."""
     known, parts = [other.split(".") for other in names], name.split(".")
     at = next((i for i in range(len(parts)) if parts[: i + 1] not in [other[: i + 1] for other in known]), len(parts))
@@ -292,7 +292,7 @@ def _below(section: list[str], known: Iterable[list[str]]) -> set[str]:
     return {".".join(other[: size + 1]) for other in known if other[:size] == section and len(other) > size}
 
 
-def specs(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
+def declared_fields(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
     """Return the declarations of all fields of a config by dotted name, including those of `run`.
 
     Raises:
@@ -331,7 +331,7 @@ def _declared(config: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field
             yield f"{prefix}{spec.name}", spec
 
 
-def declaration(name: str, declared: Mapping[str, dataclasses.Field]) -> dataclasses.Field | None:
+def declared_field(name: str, declared: Mapping[str, dataclasses.Field]) -> dataclasses.Field | None:
     """Return the declaration of a field, including fields of `when_quick` or of a variant; None if there is none."""
     parts = [part for part in name.split(".") if part != "when_quick"]
     return declared.get(".".join(["run", *parts[2:]] if parts[0] == "variants" else parts))

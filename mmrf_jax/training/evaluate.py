@@ -174,8 +174,8 @@ def _excess(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None:
         return None
 
     def one(batch):
-        shown = predictions.shown(batch)
-        return np.moveaxis(predictions.uncertainty(run.state, batch, shown, run.items, run.plan), -1, -2)
+        shown = predictions.exposed_videos(batch)
+        return np.moveaxis(predictions.predict_uncertainty(run.state, batch, shown, run.items, run.plan), -1, -2)
 
     u = _scored(run, one, split.log, split.num_requests).scores
     found, feedback, signals = split.predicted["model"], split.rows.feedback, run.signals
@@ -293,7 +293,7 @@ def score_exposures(
     plan = run.plan
 
     def one(batch):
-        out = jax.device_get(predictions.evaluate(run.state, batch, run.items, plan))
+        out = jax.device_get(predictions.score_and_predict(run.state, batch, run.items, plan))
         parts = [np.take_along_axis(out["scores"], np.asarray(batch.slate)[..., None, :], axis=-1)]
         return np.concatenate([*parts, *(np.moveaxis(out[name], -1, -2) for name in plan.predictors)], axis=-2)
 

@@ -64,9 +64,12 @@ def kuairand_config(config: configs.Run) -> kuairand.KuaiRandConfig:
 
 
 def of_own_log(config: configs.Run, workdir: Path | None) -> Source:
-    log = own_logs.of_run(config, workdir)
-    context = named_features.plain(["at_random"] if config.own_logs.random_log == "train" else [])
-    context += [*named_features.plain(["hour_sin", "hour_cos", "hours_away"]), *log.encoders.get("context", ())]
+    log = own_logs.open_own_log(config, workdir)
+    context = named_features.plain_encoders(["at_random"] if config.own_logs.random_log == "train" else [])
+    context += [
+        *named_features.plain_encoders(["hour_sin", "hour_cos", "hours_away"]),
+        *log.encoders.get("context", ()),
+    ]
     return dataclasses.replace(
         _of_log(config, log, log.parts, counted),
         users={"user_id": log.user_ids, "profile": log.profiles},

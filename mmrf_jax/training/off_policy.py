@@ -32,15 +32,15 @@ def estimate_ranker(run: TrainedRun, log: Sessions, known: Propensities | None =
       `estimators.estimate`}}. Values are per video, and for "session" discounted sums over a session. "dm" and "dr" use
       the first of `plan.predictors`.
     """
-    kind, log_propensity, calibration = propensities(run.source, log) if known is None else known
+    kind, log_propensity, calibration = log_propensities_of(run.source, log) if known is None else known
     phase("off_policy")
     log_probability, expected, direct = _policy(run, log)
     weight = np.where(log.slate >= 0, propensity.log_ratio(log_probability, log_propensity), 0.0)  # [r, K]
-    units = estimates(log, run.signals.names, weight, run.plan.agents.discount, expected, direct)
+    units = estimate_units(log, run.signals.names, weight, run.plan.agents.discount, expected, direct)
     return {"propensities": kind, "units": units} | ({"behaviour": calibration} if calibration else {})
 
 
-def estimates(
+def estimate_units(
     log: Sessions,
     signals: tuple[str, ...],
     weight: np.ndarray,
@@ -81,7 +81,7 @@ def estimates(
     return units
 
 
-def propensities(source: sources.Source, log: Sessions) -> Propensities:
+def log_propensities_of(source: sources.Source, log: Sessions) -> Propensities:
     """Return how a log's propensities are known, their logarithms [r, K] given the slots above, and any calibration.
 
     Raises:
@@ -133,7 +133,7 @@ def _policy(run: TrainedRun, log: Sessions) -> tuple[np.ndarray, np.ndarray | No
         scores = propensity.standardised(requests(scores[..., -1, :]))
         part = [propensity.log_prob(scores, slate)]
         if predictor:
-            values = requests(predictions.feedback(state, batch, batch.candidates, items, plan)[predictor])
+            values = requests(predictions.predict_feedback(state, batch, batch.candidates, items, plan)[predictor])
             part.append(np.take_along_axis(values, np.maximum(slate, 0)[..., None], axis=1))
             part.append(propensity.expectation(scores, slate, values))
         parts.append(tuple(part))

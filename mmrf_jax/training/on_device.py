@@ -69,7 +69,7 @@ class DeviceBatches:
     def _epoch(self, part: str, number: int, epoch: int) -> np.ndarray:
         """Return the segments of an epoch in their order."""
         index = self._index[part]
-        return index[batches.order_of(self._config.seed, number, part, epoch, len(index))]
+        return index[batches.epoch_order(self._config.seed, number, part, epoch, len(index))]
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
         assert exposures == 1  # `rounds` refuses others before the log is there

@@ -54,7 +54,7 @@ def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple)
     ones = jnp.ones(len(spec.signals))
 
     def init(items):
-        return steps.init(types.make_key(0), plan, spec, items, ones, ones, ones)
+        return steps.init_train_state(types.make_key(0), plan, spec, items, ones, ones, ones)
 
     return jax.eval_shape(init, jax.tree.unflatten(tree, leaves))
 
@@ -91,7 +91,7 @@ def load_run(config: configs.Run, workdir: Path) -> TrainedRun:
 
 def load_trained(config: configs.Run, workdir: Path, partitioner: Partitioner) -> tuple[inputs.Inputs, TrainState]:
     """Return the inputs and the latest state of a run; see `load_state` for errors."""
-    found = inputs.read(workdir) or inputs.of_source(source_of(config, partitioner, workdir=workdir))
+    found = inputs.read_inputs(workdir) or inputs.inputs_of_source(source_of(config, partitioner, workdir=workdir))
     return found, load_state(config, found, workdir, partitioner)
 
 

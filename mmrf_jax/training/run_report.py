@@ -47,14 +47,14 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bo
 _predict = programs.Program(counterfactuals.predict, often=False, static_argnames="config")
 
 
-def explain(run: TrainedRun, thorough: bool = True) -> dict[str, Any]:
+def explain_run(run: TrainedRun, thorough: bool = True) -> dict[str, Any]:
     """Compute the report's data that needs the trained state, as JSON.
 
     Args:
       thorough: whether to compute attention and per-agent gradients, which need additional compiled programs.
 
     Returns:
-      {"attention", "actors", "encoder": matrices, or {"missing": why there are none}, "sessions": see `look`}.
+      {"attention", "actors", "encoder": matrices, or {"missing": why there are none}, "sessions": `example_sessions`}.
     """
     log = run.source.test()["test"]
     if thorough or _alone(run.plan):
@@ -62,7 +62,7 @@ def explain(run: TrainedRun, thorough: bool = True) -> dict[str, Any]:
     else:
         missing = {"missing": "mmrf report --workdir=RUN computes it, and writes this page again."}
         together = dict.fromkeys(_TOGETHER, missing)
-    return together | {"sessions": look(run, log)}
+    return together | {"sessions": example_sessions(run, log)}
 
 
 def conflicts(run: TrainedRun, log: Sessions) -> dict[str, float]:
@@ -88,7 +88,7 @@ def _together(run: TrainedRun, log: Sessions, most: int) -> dict[str, Any]:
     talks = plan.agents.communication == "attention" and plan.agents.ablation != "no_collaboration"
     weights, acted, encoded, requests = [], [], [], 0
     segment = run.config.train.segment
-    for batch in batches.spread(log, sessions.segment_index(log, segment), segment, _BATCH, most):
+    for batch in batches.spread_batches(log, sessions.segment_index(log, segment), segment, _BATCH, most):
         requests += int(batch.mask[:, :-1].sum())
         if not plan.agents.own_critics:
             encoded.append(np.asarray(diagnostics.encoder_gradients(state.agents, batch, items, plan.agents)))
@@ -136,7 +136,7 @@ def agreement(gradients: np.ndarray) -> dict[str, Any]:
     return {"matrix": (every @ every.T).tolist(), "itself": itself}
 
 
-def look(run: TrainedRun, log: Sessions) -> dict[str, Any]:
+def example_sessions(run: TrainedRun, log: Sessions) -> dict[str, Any]:
     """Return example sessions, with each agent's scores of their candidates.
 
     With a simulator these are the first users of the A/B test, served by the run's own ranker; otherwise the longest
@@ -171,7 +171,9 @@ def look(run: TrainedRun, log: Sessions) -> dict[str, Any]:
     size = -(-offline.BATCH // partitioner.num_devices) * partitioner.num_devices  # as in the offline evaluation
     batch = sessions.gather_segments(log, np.resize(index, (size, 2)), length_shown)
     # Sharded as in the offline evaluation, whose program serves here.
-    scores = np.asarray(predictions.evaluate(state, partitioner.shard_inputs(batch), source.items, plan)["scores"])
+    scores = np.asarray(
+        predictions.score_and_predict(state, partitioner.shard_inputs(batch), source.items, plan)["scores"]
+    )
     duration = np.asarray(source.items.duration)
     users, signals = [], source.spec.signals
     at = _duration(signals)
@@ -238,7 +240,7 @@ def _request(
     return rows
 
 
-def missing() -> extras.MissingExtra | None:
+def missing_for_report() -> extras.MissingExtra | None:
     """Return why no report can be written; None if it can."""
     try:
         with extras.needed("report"):
@@ -261,7 +263,7 @@ def write_report(run: TrainedRun, workdir: Path, thorough: bool = True) -> Path:
     """Write WORKDIR/report.html of a run from its files and its state; return the path.
 
     Args:
-      thorough: see `explain`.
+      thorough: see `explain_run`.
     """
     with extras.needed("report"):
         from mmrf_jax.report import page, sections  # imported here: importing Bokeh takes half a second
@@ -275,11 +277,11 @@ def write_report(run: TrainedRun, workdir: Path, thorough: bool = True) -> Path:
         rows=[json.loads(line) for line in metrics.read_text().splitlines()],
         results=run_folder.read_json(results) if results.exists() else {},
         source=files.plain(run.source.report),
-        explained=explain(run, thorough),
+        explained=explain_run(run, thorough),
         measured={
             name: run_folder.read_json(path) for name in _MEASURED if (path := workdir / f"{name}.json").exists()
         },
-        starts=provenance.read(workdir),
+        starts=provenance.read_starts(workdir),
     )
     path = workdir / "report.html"
     files.write_text(path, page.build(shown))

@@ -45,7 +45,7 @@ def runs_of(config: configs.Run, workdir: Path) -> dict[Path, configs.Run]:
     return {workdir / f"seed{seed}": dataclasses.replace(config, seed=seed, seeds=1) for seed in every}
 
 
-def check(config: configs.Run, seeds: int, partitioner: Partitioner) -> None:
+def check_side_by_side(config: configs.Run, seeds: int, partitioner: Partitioner) -> None:
     """Refuse what several seeds cannot do side by side; one seed can do everything.
 
     Raises:

@@ -112,7 +112,7 @@ def read_held(config: configs.Run, blocks: stream.Blocks, name: str) -> Sessions
     """Load a log into memory; of a log to be streamed, only about 2^20 sessions in evenly spread blocks."""
     chosen = np.arange(len(blocks.sessions))
     if streamed(config, blocks) is not None:
-        chosen = stream.spread(blocks, _LARGE)
+        chosen = stream.spread_blocks(blocks, _LARGE)
     if len(chosen) < len(blocks.sessions):
         held, total = (int(number.sum(dtype=np.int64)) for number in (blocks.sessions[chosen], blocks.sessions))
         say(f"input: of the {name} log, {held:,} of {total:,} sessions are what is read whole: blocks spread evenly")

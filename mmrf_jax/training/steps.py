@@ -116,7 +116,7 @@ def _others(config: configs.Run, agents: AgentConfig, candidates: int) -> int | 
     return max(wanted, agents.simulated_slates(candidates) * agents.slate)
 
 
-def init(
+def init_train_state(
     key: types.Key,
     plan: TrainConfig,
     spec: InputSpec,
@@ -143,7 +143,7 @@ def init(
     return TrainState(agents, feedback, server, zero, zero, jnp.zeros((2,), jnp.int32))
 
 
-def rate(progress: float) -> float:
+def lr_scale_at(progress: float) -> float:
     """Return the learning-rate factor at a fraction of training: a cosine from 1 to `_LAST_RATE`."""
     return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * progress))
 

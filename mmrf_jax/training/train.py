@@ -47,7 +47,7 @@ from mmrf_jax.training.trained_run import TrainedRun
 _KEEP = 3  # checkpoints
 
 
-def train(config: configs.Run, workdir: Path, brief: bool = False, log: SessionLog | None = None) -> dict[str, Any]:
+def train_run(config: configs.Run, workdir: Path, brief: bool = False, log: SessionLog | None = None) -> dict[str, Any]:
     """Run a config of one seed to its results; see `train_runs`.
 
     Raises:
@@ -84,7 +84,7 @@ def train_runs(
         compiled = stack.enter_context(contextlib.closing(programs.Ahead()))
         watch = stack.enter_context(preemption.watching())
         stack.enter_context(interruptible(watch.check))
-        spent = stack.enter_context(hooks.Times(compiled))
+        spent = stack.enter_context(hooks.PhaseTimes(compiled))
         stack.enter_context(observed(spent.begin))
 
         # ----------------------------------------------------------------------------------------------------- Data
@@ -94,7 +94,7 @@ def train_runs(
         # ------------------------------------------------------------------------------- State, restore and rounds
         with contextlib.ExitStack() as opened:
             learners = [_restored(job, opened.enter_context(_checkpoints(job))) for job in jobs]
-            rounds.learn([learner for learner in learners if learner.learned is None], len(runs))
+            rounds.train_rounds([learner for learner in learners if learner.learned is None], len(runs))
 
         # ---------------------------------------------------------------------------------------- Evaluation, report
         for learner in learners:
@@ -116,20 +116,20 @@ def _checked(
     partitioner = Partitioner()
     checked: dict[Path, configs.Run] = {}
     for workdir, config in runs.items():
-        configs.validate(configs.as_dict(config))
-        config, log = own_logs.prepare(config, workdir, log)
+        configs.validate_config(configs.as_dict(config))
+        config, log = own_logs.prepare_own_log(config, workdir, log)
         registry.configured(config.method, config.agents, config.plugins)
-        profile.parse(config.profile_steps)
-        trackers.check(config.trackers)
+        profile.parse_steps(config.profile_steps)
+        trackers.check_trackers(config.trackers)
         partitioner.check_divisible(config.train.batch, "train.batch")
         partitioner.check_divisible(config.feedback.batch, "feedback.batch")
         if config.source == "world" and config.simulator == "world":
             _check_arms(config, simulator_source.WORLD_ARMS)
-        side_by_side.check(config, len(runs), partitioner)
+        side_by_side.check_side_by_side(config, len(runs), partitioner)
         config = _with_plugins(config)
         if checked:
             config = dataclasses.replace(config, profile_steps="")  # a trace shows all runs, and one is taken at a time
-        multihost.on_primary(functools.partial(warm_start.check, config, workdir))
+        multihost.on_primary(functools.partial(warm_start.check_init_from, config, workdir))
         checked[workdir] = config
     return checked, log, partitioner
 
@@ -163,11 +163,11 @@ def _begun(
     if run_folder.needs_more_rounds(workdir, configs.as_dict(config)):
         results = None
     written = brief or (workdir / "report.html").exists() or not run_folder.has_checkpoint(workdir)
-    if results is not None and (written or run_report.missing()):
-        run_folder.check(workdir, configs.as_dict(config))
+    if results is not None and (written or run_report.missing_for_report()):
+        run_folder.check_same_config(workdir, configs.as_dict(config))
         return results
-    stack.enter_context(run_folder.claimed(workdir, configs.as_dict(config)))
-    provenance.record(workdir)
+    stack.enter_context(run_folder.claimed_workdir(workdir, configs.as_dict(config)))
+    provenance.record_start(workdir)
     if log is not None and not (workdir / run_folder.LOG).exists():
         log.save(workdir / run_folder.LOG)
     return None
@@ -183,9 +183,9 @@ def _read_if_exists(path: Path) -> dict[str, Any] | None:
 
 def _prepared(
     runs: Mapping[Path, configs.Run], finished: Collection[Path], partitioner: Partitioner, compiled: programs.Ahead
-) -> list[rounds.Job]:
+) -> list[rounds.TrainingJob]:
     """Open the source of each run that is not finished, and write what serving it needs; their world is shared."""
-    jobs: list[rounds.Job] = []
+    jobs: list[rounds.TrainingJob] = []
     for number, (workdir, config) in enumerate(runs.items()):
         if workdir in finished:
             continue
@@ -199,15 +199,15 @@ def _prepared(
         if source.report and not jobs:
             say(f"input: {json.dumps(source.report, default=str)}")
         if multihost.is_primary():
-            inputs.write(workdir, inputs.of_source(source.local()))
-        jobs.append(rounds.Job(config, plan, workdir, number, name, partitioner, source, others, compiled))
+            inputs.write_inputs(workdir, inputs.inputs_of_source(source.local()))
+        jobs.append(rounds.TrainingJob(config, plan, workdir, number, name, partitioner, source, others, compiled))
     return jobs
 
 
 # ---------------------------------------------------------------------------------------------------- State and restore
 
 
-def _checkpoints(job: rounds.Job) -> manager.Checkpoints:
+def _checkpoints(job: rounds.TrainingJob) -> manager.Checkpoints:
     return manager.Checkpoints(
         job.workdir / "checkpoints",
         keep=_KEEP,
@@ -216,7 +216,7 @@ def _checkpoints(job: rounds.Job) -> manager.Checkpoints:
     )
 
 
-def _restored(job: rounds.Job, checkpoints: manager.Checkpoints) -> rounds.Learner:
+def _restored(job: rounds.TrainingJob, checkpoints: manager.Checkpoints) -> rounds.Learner:
     """Return the state to begin with, its step, and what learned.json says if training is complete.
 
     A run goes on from the first of these that it has:
@@ -239,7 +239,7 @@ def _restored(job: rounds.Job, checkpoints: manager.Checkpoints) -> rounds.Learn
 # ----------------------------------------------------------------------------------------------------------- Evaluation
 
 
-def _concluded(learner: rounds.Learner, brief: bool, spent: hooks.Times) -> dict[str, Any]:
+def _concluded(learner: rounds.Learner, brief: bool, spent: hooks.PhaseTimes) -> dict[str, Any]:
     """Evaluate a run that is trained, write its results and its report, and return the results."""
     job, state, learned = learner.job, learner.state, learner.learned
     job.announce()
@@ -259,7 +259,7 @@ def _concluded(learner: rounds.Learner, brief: bool, spent: hooks.Times) -> dict
     return result
 
 
-def _evaluate(job: rounds.Job, state: TrainState, brief: bool) -> dict[str, Any]:
+def _evaluate(job: rounds.TrainingJob, state: TrainState, brief: bool) -> dict[str, Any]:
     """Compare the trained ranker with the other arms, then evaluate it on the held-out logs."""
     result: dict[str, Any] = {}
     run = job.trained(state)
@@ -278,18 +278,18 @@ def _ab_test(run: TrainedRun, workdir: Path) -> dict[str, Any]:
         run.source, policies, run.partitioner, observe=lambda sums: blocks.append(sums[run.plan.method])
     )
     if multihost.is_primary():
-        run_folder.write_users(workdir, blocks)
+        run_folder.write_user_sums(workdir, blocks)
     return result
 
 
 # --------------------------------------------------------------------------------------------------------------- Report
 
 
-def _write_results(job: rounds.Job, result: dict[str, Any], seconds: Callable[[], dict[str, float]]) -> None:
+def _write_results(job: rounds.TrainingJob, result: dict[str, Any], seconds: Callable[[], dict[str, float]]) -> None:
     """Write results.json, then this process's times, as a line and as a row of metrics.jsonl; both go to trackers."""
     files.write_json(job.workdir / "results.json", result)
     spent, step = seconds(), result["train"]["steps"]
-    say(hooks.describe(spent))
+    say(hooks.describe_times(spent))
     with rounds.open_writer(job.config, job.workdir, step) as writer:
         writer.write(step, "time", {f"seconds_{kind}": round(value, 3) for kind, value in spent.items()})
         writer.summarise(run_report.headline(job.config, result))
@@ -297,7 +297,7 @@ def _write_results(job: rounds.Job, result: dict[str, Any], seconds: Callable[[]
 
 def _report(run: TrainedRun, workdir: Path) -> None:
     """Write the run's report. The results are already saved, so any error here is only logged."""
-    if (missing := run_report.missing()) is not None:
+    if (missing := run_report.missing_for_report()) is not None:
         say(f"no report: {missing}, then mmrf report --workdir={workdir}")
         return
     try:

@@ -30,7 +30,7 @@ _RANKED = 200_000  # (user, video) pairs whose uncertainty is ranked
 CALIBRATED = ("click", "long_view", "like", "watch_time")
 
 
-def replay(source: sources.Source, log: Sessions, num_requests: int) -> tuple[np.ndarray, np.ndarray]:
+def replay_log(source: sources.Source, log: Sessions, num_requests: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the true expected feedback [n, T, C, S] and log1p seconds [n, T, C] of candidates by replaying the log.
 
     These cover the first `num_requests` requests of each session; past its end they are zeros.
@@ -57,15 +57,15 @@ def replay(source: sources.Source, log: Sessions, num_requests: int) -> tuple[np
 
 
 def _predict(state: TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig):
-    """Compute `predictions.feedback` of all candidates of the first T requests, and which were or would be chosen."""
-    out = predictions.feedback(state, batch, batch.candidates, items, plan)
+    """Predict the feedback of all candidates of the first T requests, and find which were or would be chosen."""
+    out = predictions.predict_feedback(state, batch, batch.candidates, items, plan)
     exposed = ops.slate_to_multihot(batch.slate, batch.slate_mask, batch.candidates.shape[-1]) > 0
     if plan.use_feedback_model and plan.feedback.exposures == 2:  # as its counterfactual slates are labelled
-        unseen = predictions.feedback(state, batch, batch.candidates, items, plan, at_random=True)
+        unseen = predictions.predict_feedback(state, batch, batch.candidates, items, plan, at_random=True)
         out |= {name: jnp.where(exposed[..., None], out[name], unseen[name]) for name in ("model", "levels")}
     out["shown"] = exposed
     if plan.use_feedback_model:
-        out["uncertainty"] = predictions.uncertainty(state, batch, batch.candidates, items, plan)
+        out["uncertainty"] = predictions.predict_uncertainty(state, batch, batch.candidates, items, plan)
     if plan.slates:
         key = train_state.model_of(state).key
         preferred = steps.candidate_sampling_logits(state, batch, items, plan, key)
@@ -88,7 +88,7 @@ def compare_with_truth(run: TrainedRun) -> dict[str, Any]:
     source, plan, signals = run.source, run.plan, run.signals
     log = source.test()["test"]
     log = sessions.select_sessions(log, np.arange(min(_SESSIONS, log.num_sessions)))
-    truth, true_log_seconds = replay(source, log, _REQUESTS)
+    truth, true_log_seconds = replay_log(source, log, _REQUESTS)
     index = np.stack([np.arange(log.num_sessions), log.offsets[:-1]], axis=1)
     done, parts = counted("truth", len(index)), []
     for start in range(0, len(index), _BATCH):

@@ -148,7 +148,7 @@ def test_files_that_grow_are_parts_that_readers_join(folder, monkeypatch):
     assert path.read_text() == "0\n1\n2\n3\n4\n"
     appending.rewrite(path, "0\n")
     assert path.read_text() == "0\n" and len(path.names()) == 1
-    again = appending.opened(path, 1)
+    again = appending.open_to_append(path, 1)
     again.append(b"!")
     again.close()
     assert path.read_text() == "0!"

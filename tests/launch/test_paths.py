@@ -97,7 +97,7 @@ def test_every_path_flag_of_every_main_means_what_it_says(main, flag, monkeypatc
 
 
 def strings(config: ml_collections.ConfigDict) -> dict[str, object]:
-    return {name: value for name, value in run_folder.flat(config.to_dict()).items() if isinstance(value, str)}
+    return {name: value for name, value in run_folder.flat_config(config.to_dict()).items() if isinstance(value, str)}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.stem)
@@ -160,7 +160,7 @@ def test_what_libraries_write_into_a_folder_is_found_there_again(tmp_path):
         pass
     assert feedback_log.is_log(folder / "log")
     synthetic.SyntheticLog(3_000, 60, 300, "pure", 0).write(folder / "csv", builder.unchecked)
-    with tasks.processes(1) as engine:
+    with tasks.worker_processes(1) as engine:
         made = builder.open_or_prepare(folder / "csv", folder / "cache", engine=engine).part("train")
         builder.prepare_log(folder / "csv", folder / "out", engine=engine)
     again = builder.open_or_prepare(folder / "out", folder / "unused").part("train")

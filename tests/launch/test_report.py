@@ -97,11 +97,11 @@ def test_what_a_run_leaves_for_other_programs_and_for_comparisons(finished, laun
     assert [{name: x for name, x in row.items() if x} for row in table] == [
         {name: str(x) for name, x in row.items() if str(x)} for row in logged
     ]
-    (start,) = provenance.read(finished)
+    (start,) = provenance.read_starts(finished)
     assert start["command"].startswith("python -m launch.train --config=") and start["command"] in (
         html.unescape((finished / "report.html").read_text())
     )
-    users, arm = run_folder.read_users(finished), results(finished)["ab_test"]["mmrf"]
+    users, arm = run_folder.read_user_sums(finished), results(finished)["ab_test"]["mmrf"]
     assert users["watch_time"].mean() == pytest.approx(arm["watch_time"]["mean"])
     assert users["like"].sum() / users["depth"].sum() == pytest.approx(arm["like"]["mean"])
     # Compared with itself, user by user, a run is exactly as good.

@@ -31,10 +31,10 @@ def test_runs_are_named_by_what_defines_them(tmp_path):
     ours, theirs = (study.run_config(config, name, 3) for name in ("mmrf", "da"))
     assert ours.seed == 3 and ours.agents.ablation == "none" and theirs.agents.ablation == "no_augmentation"
     assert ours.world is not None and ours.world.num_videos == 5_000
-    names = {study.folder(one, tmp_path) for one in (ours, theirs, study.run_config(config, "mmrf", 4))}
+    names = {study.run_place(one, tmp_path) for one in (ours, theirs, study.run_config(config, "mmrf", 4))}
     assert len(names) == 3 and {path.parent for path in names} == {tmp_path}
     logged = dataclasses.replace(ours, log_every=7)  # may change between two starts of one run
-    assert study.folder(logged, tmp_path) in names
+    assert study.run_place(logged, tmp_path) in names
     config.variants.da.agents.ablatoin = "no_augmentation"
     with pytest.raises(ValueError, match=r"variant da sets agents\.ablatoin"):
         study.run_config(config, "da", 0)
@@ -71,7 +71,7 @@ def test_seeds_of_a_variant_are_trained_side_by_side(tmp_path, monkeypatch):
         [(ablation, seed), (ablation, seed + 1)] for ablation in ("none", "no_augmentation") for seed in (0, 2)
     ]
     config.run.seeds = 1  # the folders are those of seeds that are trained one by one
-    assert all(study.folder(run, tmp_path / "runs") == path for runs in trained for path, run in runs.items())
+    assert all(study.run_place(run, tmp_path / "runs") == path for runs in trained for path, run in runs.items())
     assert all(
         run in (study.run_config(config, n, run.seed) for n in config.variants) for r in trained for run in r.values()
     )

@@ -41,7 +41,7 @@ SERVER = "mmrf_jax.training.train_state.behavior_state"  # right after
 COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is written, nothing committed
 SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit
 SERVE = "mmrf_jax.abtest.simulate.rollout_metrics_of_users"  # an arm of the A/B test
-SCORE = "mmrf_jax.training.predictions.evaluate"  # offline
+SCORE = "mmrf_jax.training.predictions.score_and_predict"  # offline
 WRITE = "mmrf_jax.io.files.write_json"  # starts.json first in each start, then learned.json or results.json
 SYNC = "os.fsync"  # of a temporary file, then of its folder: starts.json, the A/B test's users, then results.json
 

@@ -362,7 +362,7 @@ def test_the_metric_is_of_the_run_s_own_arm_or_of_the_validation_days(monkeypatc
         arms = {"production": {"watch_time": {"mean": 1.0}}, "mmrf": {"watch_time": {"mean": 2.5}}}
         return {"ab_test": arms, "valid": {"click": {"gauc": 0.9}}}
 
-    monkeypatch.setattr(search.train, "train", trained)
+    monkeypatch.setattr(search.train, "train_run", trained)
     monkeypatch.setattr(
         search.measurements, "measure_run", lambda config, folder, name: {"click": {"gauc": 0.6}, "of": name}
     )

@@ -142,7 +142,7 @@ def test_an_ab_test_waits_for_the_runs_of_its_seed_alone(monkeypatch, tmp_path):
     table = measurements.TABLES["ab_test"]._replace(measure=lambda study, seed: tested.append(seed) or {})
     monkeypatch.setitem(measurements.TABLES, "ab_test", table)
     monkeypatch.setattr(sweep.train, "train_runs", lambda runs, brief: [learned(place) for place in runs])
-    taken = study.folder(study.run_config(config, "ns", 1), runs).name
+    taken = study.run_place(study.run_config(config, "ns", 1), runs).name
     claim = runs / ".claims" / taken
     claim.mkdir(parents=True)
     with files.held(claim):

@@ -84,7 +84,7 @@ async def visit(settings: Settings, signals, number: int) -> None:
 @pytest.mark.slow
 def test_from_logs_to_the_service_and_back(signals, source_of_logs, tmp_path):
     config, partitioner, spec = make_config(), Partitioner(), any_signals.make_spec(signals)
-    result = train.train(config, tmp_path / "run")
+    result = train.train_run(config, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Ranking of held-out sessions" in page
     assert bool(re.search(r'"seconds": ?null', page)) == (not signals.of_kind("duration"))  # of the explorer

@@ -46,7 +46,7 @@ def both(log, blocks):
 
 def test_an_example_is_like_any_batch(both):
     """Programs are compiled for it before there is a log."""
-    example = batches.example(SPEC, 32, 3)
+    example = batches.example_batch(SPEC, 32, 3)
     for data in both:
         batch = data.get("train", 0, 0)
         assert jax.tree.structure(batch) == jax.tree.structure(example)
@@ -166,7 +166,7 @@ def test_a_log_on_the_devices_gives_the_same_steps_and_waits_for_no_host(log):
 )
 def test_batches_are_spread_over_rows_and_a_short_one_is_padded(log, rows, chosen):
     index = sessions.segment_index(log, 3)[:rows]
-    found = list(batches.spread(log, index, 3, size=3, most=2))
+    found = list(batches.spread_batches(log, index, 3, size=3, most=2))
     assert len(found) == len(chosen)
     for batch, numbers in zip(found, chosen, strict=True):
         np.testing.assert_array_equal(batch.user_id, log.user_id[index[numbers, 0]])

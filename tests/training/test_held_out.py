@@ -36,6 +36,6 @@ def test_the_test_split_is_not_read_before_the_final_evaluation(tmp_path, monkey
 
     monkeypatch.setattr(restore, "open_source", watched)
     monkeypatch.setattr(simulated_tests, "run_ab_test", compared)
-    train.train(config, tmp_path / "run")
+    train.train_run(config, tmp_path / "run")
     assert happened[:2] == [("ab_test", True), ("test", True)]
     assert all(entry == ("test", True) for entry in happened[1:])

@@ -75,7 +75,9 @@ def test_fit_and_update_under_all_settings_at_once():
     items, batch = tiny.make_items(), tiny.make_batch()
     ones = np.ones(tiny.S, np.float32)
     with under(*SETTINGS):
-        state = jax.eval_shape(lambda: steps.init(types.make_key(0), PLAN, tiny.SPEC, items, ones, ones, ones))
+        state = jax.eval_shape(
+            lambda: steps.init_train_state(types.make_key(0), PLAN, tiny.SPEC, items, ones, ones, ones)
+        )
         assert not wide(numbers(state))
         rate = jnp.float32(1.0)
         fitted = jax.eval_shape(functools.partial(steps.fit_step, plan=PLAN), state, batch, items, rate=rate)
@@ -97,7 +99,7 @@ def test_rollouts_under_all_settings_at_once():
     def serve(name: str):
         ranker = simulator_source.world_policies().get(name)
         if ranker is None:
-            state = steps.init(types.make_key(0), PLAN, spec, sim.items, ones, ones, ones)
+            state = steps.init_train_state(types.make_key(0), PLAN, spec, sim.items, ones, ones, ones)
             ranker = policy.make(state.agents, sim.items, PLAN.agents)
         zero = jnp.int32(0)
         return rollout.rollout(sim, ranker, types.make_key(0), zero, zero, num_users=4, slots=4, k=3)

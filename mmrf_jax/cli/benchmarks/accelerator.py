@@ -121,13 +121,13 @@ def _set_up(batch: int, sizes: Sizes, number: int = 1) -> _Setup:
     plan = steps.plan_of(run, source.spec.signals)
     shapes = restore.state_shapes(run, source, partitioner)
     seeds = side_by_side.Seeds(number, shapes, partitioner)
-    compilation.begin_steps(compiled, run, plan, source, seeds)
+    compilation.compile_steps_ahead(compiled, run, plan, source, seeds)
     assert source.train_on_devices is not None
     log = source.train_on_devices(partitioner, plan.agents.discount)
     every = [dataclasses.replace(run, seed=seed) for seed in range(number)]
-    start, states, encodings = compilation.initial(partitioner, shapes), {}, {}
+    start, states, encodings = compilation.init_program(partitioner, shapes), {}, {}
     for one in every:
-        states[one.seed] = start(*compilation.initial_args(one, plan, source, log.feedback_statistics))
+        states[one.seed] = start(*compilation.init_args(one, plan, source, log.feedback_statistics))
         found = steps.precompute_item_embeddings(states[one.seed], source.items, plan)
         encodings[one.seed] = None if found is None else partitioner.replicate(found)
     data = [DeviceBatches(one, log, partitioner) for one in every]
@@ -227,9 +227,9 @@ def rollouts(sizes: Sizes) -> Entries:
     sim, key = source.sim, types.make_key(1)
     assert sim is not None
     plan = steps.plan_of(run, source.spec.signals)
-    start = compilation.initial(partitioner, restore.state_shapes(run, source, partitioner))
+    start = compilation.init_program(partitioner, restore.state_shapes(run, source, partitioner))
     ones = (np.ones(len(source.spec.signals)),) * 3
-    state = start(*compilation.initial_args(run, plan, source, ones))
+    state = start(*compilation.init_args(run, plan, source, ones))
     agents = registry.get(run.method).make_policy(state.agents, source.items, plan.agents)
     arms = rankers.choices({"random": source.policies["random"], "mmrf": agents})
     sim = partitioner.replicate(sim.with_items(source.items))

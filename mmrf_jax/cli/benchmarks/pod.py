@@ -73,7 +73,7 @@ def _step(step: Any, run: configs.Run, plan: Any, source: Any, tail: tuple, ever
         size = run.train.batch // every.num_devices * partitioner.num_devices
         return (
             restore.state_shapes(run, source, partitioner),
-            _shapes(batches.example(source.spec, size, run.train.segment), split),
+            _shapes(batches.example_batch(source.spec, size, run.train.segment), split),
             _shapes(source.items, replicated),
             *(_shapes(x, replicated) for x in (np.float32(1.0), *tail)),
         )

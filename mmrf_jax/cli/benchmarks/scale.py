@@ -129,9 +129,9 @@ def logs(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
         start = time.perf_counter()
         prepared = prepare_log(source, out)
         took = time.perf_counter() - start
-        part = stream.Part(prepared.parts["train"], 0, (0, 1), lambda log: None)
+        part = stream.LogPart(prepared.parts["train"], 0, (0, 1), lambda log: None)
         every = np.ones(len(part.number), bool)
-        batches = stream.Batches(part, np.arange(_BATCH), _BATCH, _SEGMENT, every, [0])
+        batches = stream.ShardBatches(part, np.arange(_BATCH), _BATCH, _SEGMENT, every, [0])
         batches.get(0, 0)
         start = time.perf_counter()
         for at in range(1, _BATCHES + 1):

@@ -88,10 +88,8 @@ def fresh_run(**overrides: Any) -> Run:
     source = restore.source_of(config, partitioner)
     plan = steps.plan_of(config, source.spec.signals)
     log = source.train()
-    start = compilation.initial(partitioner, restore.state_shapes(config, source, partitioner))
-    state = start(
-        *compilation.initial_args(config, plan, source, batches.feedback_statistics(log, plan.agents.discount))
-    )
+    start = compilation.init_program(partitioner, restore.state_shapes(config, source, partitioner))
+    state = start(*compilation.init_args(config, plan, source, batches.feedback_statistics(log, plan.agents.discount)))
     return Run(source, plan, state, log, config)
 
 

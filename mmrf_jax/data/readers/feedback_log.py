@@ -172,7 +172,7 @@ class Writer:
         self._file = self._opened(number, end)
 
     def _opened(self, number: int, end: int) -> appending.DiskFile | appending.PartsFile:
-        file = appending.opened(_path(self.folder, number), end)
+        file = appending.open_to_append(_path(self.folder, number), end)
         self.position = Position(number, end)
         return file
 

@@ -35,9 +35,9 @@ def real(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def frame(tmp_path_factory):
-    job = prepare.Job(release.find_release(SOURCE), builder.KuaiRandConfig(), tmp_path_factory.mktemp("work"))
-    with tasks.processes(1) as engine:
-        prepare.run(job, engine, counted)
+    job = prepare.KuaiRandJob(release.find_release(SOURCE), builder.KuaiRandConfig(), tmp_path_factory.mktemp("work"))
+    with tasks.worker_processes(1) as engine:
+        prepare.run_stages(job, engine, counted)
     return pl.read_ipc(job.path("rows", 0))
 
 
@@ -59,7 +59,7 @@ def test_duplicates_and_unusable_rows(real):
 def test_rows_per_session(gap, rows_per_session):
     source = release.find_release(SOURCE)
     rows = (
-        csv_files.read_log(csv_files.whole(source.logs[0])).unique().sort("user_id", "time_ms")
+        csv_files.read_log_lines(csv_files.whole(source.logs[0])).unique().sort("user_id", "time_ms")
     )  # those without a duration too
     assert len(rows) == 180_384
     start = grouping.session_starts(rows["user_id"].to_numpy(), rows["time_ms"].to_numpy(), gap)

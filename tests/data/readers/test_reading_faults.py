@@ -263,8 +263,10 @@ UNITS = {
 
 def prepared(source: pathlib.Path, work: pathlib.Path, config=CONFIG, **sizes) -> dict:
     work.mkdir()
-    with tasks.processes(1) as engine:
-        made = prepare.run(prepare.Job(release.find_release(source), config, work, **sizes), engine, counted)
+    with tasks.worker_processes(1) as engine:
+        made = prepare.run_stages(
+            prepare.KuaiRandJob(release.find_release(source), config, work, **sizes), engine, counted
+        )
     return json.loads((made / prepare.ABOUT).read_text())
 
 

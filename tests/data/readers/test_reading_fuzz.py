@@ -200,10 +200,10 @@ def prepare_source(seed: int, folder: pathlib.Path) -> str:
     work = folder / "work"
     work.mkdir()
     size = int([1 << 20, 900][seed % 2])
-    job = prepare.Job(release.find_release(folder), CONFIG, work, chunk_bytes=size, bucket_rows=40)
+    job = prepare.KuaiRandJob(release.find_release(folder), CONFIG, work, chunk_bytes=size, bucket_rows=40)
     try:
-        with tasks.processes(1) as engine:
-            report = json.loads((prepare.run(job, engine, counted) / prepare.ABOUT).read_text())["report"]
+        with tasks.worker_processes(1) as engine:
+            report = json.loads((prepare.run_stages(job, engine, counted) / prepare.ABOUT).read_text())["report"]
     except ValueError as error:
         check_message(error, seed)
         return str(error)

@@ -8,14 +8,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from mmrf_jax.data import sessions
-from mmrf_jax.data.readers.engine.candidates import Pool
+from mmrf_jax.data.readers.engine.candidates import CandidatePool
 from mmrf_jax.data.readers.engine.grouping import HOUR_MS, MAX_HOURS, MINUTE_MS, request_starts, session_starts
 from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.data.splits import RANDOM, SPLITS
 
 
 @dataclasses.dataclass
-class Rows:
+class ShownRows:
     """Shown items [n] of some users, sorted by user and time.
 
     Attributes:
@@ -61,7 +61,7 @@ def _first_of_run(starts: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass
-class Plan:
+class SessionPlan:
     """The sessions of one part of the log; their rows, candidates and histories are gathered later.
 
     Attributes:
@@ -90,7 +90,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class SessionSizes:
     """How rows become sessions.
 
     Attributes:
@@ -106,7 +106,9 @@ class Sizes:
     request_gap: float
 
 
-def plan(rows: Rows, part: str, split: np.ndarray, sizes: Sizes, log_end: int = 0, until: int | None = None) -> Plan:
+def plan_sessions(
+    rows: ShownRows, part: str, split: np.ndarray, sizes: SessionSizes, log_end: int = 0, until: int | None = None
+) -> SessionPlan:
     """Plan the sessions of a part.
 
     A session is terminated if the part's rows show that the user stayed away for longer than the gap: the user has a
@@ -141,7 +143,7 @@ def plan(rows: Rows, part: str, split: np.ndarray, sizes: Sizes, log_end: int = 
         terminated = log_end - rows.ended[last] > sizes.session_gap * MINUTE_MS
         terminated[:-1] |= rows.user[last[:-1]] == rows.user[begin[1:]]
     past_first, past_end = (np.searchsorted(past, edge[own[first]]) for edge in (rows.begin, rows.since))
-    return Plan(part, own, past, request_first, session_first, past_first, past_end, terminated)
+    return SessionPlan(part, own, past, request_first, session_first, past_first, past_end, terminated)
 
 
 class Requests(NamedTuple):
@@ -155,7 +157,7 @@ class Requests(NamedTuple):
       exposed: [r, K] int32 item rows, −1 where fewer were shown.
     """
 
-    plan: Plan
+    plan: SessionPlan
     row: np.ndarray
     shown: np.ndarray
     mask: np.ndarray
@@ -183,7 +185,9 @@ class Lookup(Protocol):
         """
 
 
-def sample_candidates(rows: Rows, pool: Pool, requests: Requests, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+def sample_candidates(
+    rows: ShownRows, pool: CandidatePool, requests: Requests, candidates: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return `Lookup.candidates` where none are logged: what was shown, and others of the pool's items of the day."""
     return pool.sample(rows.key[requests.row], rows.day[requests.row], requests.exposed, candidates)
 
@@ -195,7 +199,7 @@ def unlogged_propensities(requests: Requests, candidates: int) -> tuple[np.ndarr
 
 
 @dataclasses.dataclass
-class Bucket:
+class UserBucket:
     """All rows of some users.
 
     Attributes:
@@ -204,11 +208,11 @@ class Bucket:
       lookup: what the sessions need of the whole log.
     """
 
-    rows: Rows
-    sizes: Sizes
+    rows: ShownRows
+    sizes: SessionSizes
     lookup: Lookup
 
-    def gather(self, plan: Plan, which: np.ndarray) -> Sessions:
+    def gather(self, plan: SessionPlan, which: np.ndarray) -> Sessions:
         """Return the sessions [m] of a plan, in the given order."""
         rows, start = self.rows, plan.session_first[which]
         lengths = plan.session_first[which + 1] - start
@@ -243,7 +247,7 @@ class Bucket:
             scores=scores,
         )
 
-    def _history(self, plan: Plan, request: np.ndarray) -> dict[str, np.ndarray]:
+    def _history(self, plan: SessionPlan, request: np.ndarray) -> dict[str, np.ndarray]:
         """Return the history fields of sessions that begin with requests [m]."""
         index = plan.past_end[request][:, None] + np.arange(-self.sizes.history, 0)
         mask = index >= plan.past_first[request][:, None]
@@ -252,7 +256,7 @@ class Bucket:
         videos[~mask], feedback[~mask] = 0, 0.0
         return {"history_videos": videos, "history_feedback": feedback, "history_mask": mask}
 
-    def _away(self, plan: Plan, request: np.ndarray, row: np.ndarray) -> np.ndarray:
+    def _away(self, plan: SessionPlan, request: np.ndarray, row: np.ndarray) -> np.ndarray:
         end = plan.past_end[request]
         before = plan.past[np.maximum(end - 1, 0)] if len(plan.past) else row
         hours = (self.rows.time[row] - self.rows.time[before]) / HOUR_MS

@@ -10,7 +10,7 @@ import polars as pl
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.readers.engine import build
-from mmrf_jax.data.readers.engine.candidates import Pool
+from mmrf_jax.data.readers.engine.candidates import CandidatePool
 from mmrf_jax.data.readers.frame import columns, datetimes, features, sampling
 from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.schema import Schema
@@ -36,14 +36,14 @@ class FrameLookup:
       notes: takes counts.
     """
 
-    rows: build.Rows
+    rows: build.ShownRows
     num_candidates: int
-    pool: Pool
+    pool: CandidatePool
     frame: pl.DataFrame
     propensity: np.ndarray | None
     lists: Lists | None
     profiles: np.ndarray
-    encoders: Sequence[features.Encoder]
+    encoders: Sequence[features.ColumnEncoder]
     schema: Schema
     notes: Notes
 
@@ -55,7 +55,7 @@ class FrameLookup:
         flat, lengths = self.lists.of(requests.row)
         sampling.note_lengths(lengths, self.num_candidates, self.notes)
         self._check_lists(flat, lengths, requests)
-        return sampling.listed(flat, lengths, requests.exposed, sampled[0], self.rows.key[requests.row])
+        return sampling.listed_candidates(flat, lengths, requests.exposed, sampled[0], self.rows.key[requests.row])
 
     def _check_lists(self, flat: np.ndarray, lengths: np.ndarray, requests: build.Requests) -> None:
         """Raise ValueError for a list without a shown item."""
@@ -77,7 +77,9 @@ class FrameLookup:
         if self.propensity is None:
             return build.unlogged_propensities(requests, self.num_candidates)
         each = np.where(requests.mask, self.propensity[requests.shown], 1.0)
-        return np.log(each).sum(axis=1).astype(np.float32), sampling.scores_of(each, slate, self.num_candidates)
+        return np.log(each).sum(axis=1).astype(np.float32), sampling.plackett_luce_scores(
+            each, slate, self.num_candidates
+        )
 
     def profile(self, row: np.ndarray) -> np.ndarray:
         """Return the features of users."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import polars as pl
 
 
-def first(column: pl.Series, wrong: pl.Series, start: int = 0) -> str:
+def first_wrong(column: pl.Series, wrong: pl.Series, start: int = 0) -> str:
     """Return the first wrong value of a column and its row, in words; `start` is the number of the first row."""
     at = wrong.fill_null(False).arg_true()[0]
     return f"{column[at]!r} in row {start + at}"
 
 
-def ids(column: pl.Series, start: int = 0) -> pl.Series:
+def to_ids(column: pl.Series, start: int = 0) -> pl.Series:
     """Return ids as Int64, UInt64 or String; NaN, and strings that are empty or blank, are null.
 
     Raises:
@@ -30,14 +30,14 @@ def ids(column: pl.Series, start: int = 0) -> pl.Series:
         if not wrong.fill_null(False).any():
             return column.cast(pl.Int64)
         raise ValueError(
-            f"column {column.name!r} of ids has {first(column, wrong, start)}; write ids as integers or strings"
+            f"column {column.name!r} of ids has {first_wrong(column, wrong, start)}; write ids as integers or strings"
         )
     if kind == pl.Null:
         return column.cast(pl.String)
     raise ValueError(f"column {column.name!r} of ids has type {kind}; write ids as integers or strings")
 
 
-def id_lists(column: pl.Series) -> pl.Series:
+def to_id_lists(column: pl.Series) -> pl.Series:
     """Return lists of different ids, from a list column or from JSON such as `["a", "b"]`.
 
     Raises:
@@ -54,7 +54,7 @@ def id_lists(column: pl.Series) -> pl.Series:
         column = column.arr.to_list()
     if not isinstance(column.dtype, pl.List):
         raise ValueError(f"column {column.name!r} of candidates has type {column.dtype}; write a list of item ids")
-    flat = ids(column.drop_nulls().explode(empty_as_null=False, keep_nulls=True).rename(column.name))
+    flat = to_ids(column.drop_nulls().explode(empty_as_null=False, keep_nulls=True).rename(column.name))
     found = column.cast(pl.List(flat.dtype), strict=False)
     if flat.null_count():
         if flat.dtype == pl.String:
@@ -65,7 +65,7 @@ def id_lists(column: pl.Series) -> pl.Series:
     return found
 
 
-def numbers(column: pl.Series, start: int = 0) -> pl.Series:
+def to_numbers(column: pl.Series, start: int = 0) -> pl.Series:
     """Return numbers as Float64; NaN and empty text are null.
 
     Raises:
@@ -76,7 +76,7 @@ def numbers(column: pl.Series, start: int = 0) -> pl.Series:
         parsed = text.cast(pl.Float64, strict=False)
         wrong = parsed.is_null() & (text != "")
         if wrong.any():
-            raise ValueError(f"column {column.name!r} has {first(column, wrong, start)}; write numbers")
+            raise ValueError(f"column {column.name!r} has {first_wrong(column, wrong, start)}; write numbers")
         column = parsed
     if isinstance(column.dtype, pl.Duration):
         return column.dt.total_microseconds() / 1e6
@@ -85,13 +85,13 @@ def numbers(column: pl.Series, start: int = 0) -> pl.Series:
     found = column.cast(pl.Float64).fill_nan(None)
     if found.is_infinite().any():
         raise ValueError(
-            f"column {column.name!r} has {first(column, found.is_infinite(), start)}; write finite numbers"
+            f"column {column.name!r} has {first_wrong(column, found.is_infinite(), start)}; write finite numbers"
         )
     return found
 
 
 def lenient_numbers(column: pl.Series) -> pl.Series:
-    """Return numbers as Float64, null where there is none; `numbers` refuses them, with their rows."""
+    """Return numbers as Float64, null where there is none; `to_numbers` refuses them, with their rows."""
     if not (column.dtype.is_numeric() or column.dtype in (pl.String, pl.Boolean, pl.Null)):
         return pl.Series(column.name, [], pl.Float64)
     return column.cast(pl.Float64, strict=False).fill_nan(None)

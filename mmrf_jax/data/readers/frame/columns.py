@@ -60,16 +60,16 @@ def usable_rows(log: pl.DataFrame, schema: Schema, notes: Notes, start: int = 0)
       ValueError: for a type that does not fit, or a value that cannot be.
     """
     roles = schema.columns()
-    columns: dict[str, pl.Series] = {role: cells.ids(log[roles[role]], start) for role in ("user", "item")}
+    columns: dict[str, pl.Series] = {role: cells.to_ids(log[roles[role]], start) for role in ("user", "item")}
     columns["time"] = datetimes.to_milliseconds(log[schema.time], schema, notes, start)
     if schema.request:
-        columns["request"] = cells.ids(log[schema.request], start)
+        columns["request"] = cells.to_ids(log[schema.request], start)
     if schema.position:
-        columns["position"] = cells.numbers(log[schema.position], start)
+        columns["position"] = cells.to_numbers(log[schema.position], start)
     if schema.propensity:
         columns["propensity"] = _propensities(log[schema.propensity], start)
     if schema.candidates and schema.candidates in log.columns:
-        columns["candidates"] = cells.id_lists(log[schema.candidates])
+        columns["candidates"] = cells.to_id_lists(log[schema.candidates])
     if schema.duration and schema.duration in log.columns:
         columns["duration"] = durations(log[schema.duration], schema.duration_unit, start)
     if schema.random:
@@ -105,10 +105,10 @@ def _signal(column: pl.Series, signal: Signal, start: int) -> pl.Series:
     if signal.kind == "binary" and column.dtype == pl.String:
         text = column.str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0"})
         if (unknown := text.cast(pl.Float64, strict=False).is_null() & (text != "")).any():
-            raise ValueError(f"{of} has {cells.first(column, unknown, start)}; write 0 or 1, or true or false")
+            raise ValueError(f"{of} has {cells.first_wrong(column, unknown, start)}; write 0 or 1, or true or false")
         column = text.rename(column.name)
     was_duration = isinstance(column.dtype, pl.Duration)
-    found = cells.numbers(column, start)
+    found = cells.to_numbers(column, start)
     wrong = {
         "binary": ~found.is_in([0.0, 1.0]),
         "count": (found < 0) | (found != found.round(0)),
@@ -121,7 +121,7 @@ def _signal(column: pl.Series, signal: Signal, start: int) -> pl.Series:
             "count": "write whole numbers from 0, or choose kind='value'",
             "duration": "write 0 or more, or choose kind='value'",
         }[signal.kind]
-        raise ValueError(f"{of} has {cells.first(column, wrong, start)}; {advice}")
+        raise ValueError(f"{of} has {cells.first_wrong(column, wrong, start)}; {advice}")
     if signal.kind == "duration" and not was_duration:
         found = found * UNITS[signal.unit]
     return found.cast(pl.Float32)
@@ -138,7 +138,7 @@ def _check_unit(seconds: pl.Series, of: str, longest: float, field: str, other: 
 
 def durations(column: pl.Series, unit: str | None, start: int = 0) -> pl.Series:
     """Return the items' lengths as Float64 seconds; null where there is none."""
-    found = cells.numbers(column, start)
+    found = cells.to_numbers(column, start)
     return found if isinstance(column.dtype, pl.Duration) else found * UNITS[str(unit)]
 
 
@@ -160,11 +160,11 @@ def check_durations(column: pl.Series, unit: str | None) -> None:
 
 
 def _propensities(column: pl.Series, start: int) -> pl.Series:
-    found = cells.numbers(column, start)
+    found = cells.to_numbers(column, start)
     wrong = (found <= 0) | (found > 1)
     if wrong.any():
         raise ValueError(
-            f"column {column.name!r} of propensities has {cells.first(column, wrong, start)}; write probabilities "
-            "above 0, at most 1"
+            f"column {column.name!r} of propensities has {cells.first_wrong(column, wrong, start)}; write "
+            "probabilities above 0, at most 1"
         )
     return found

@@ -69,12 +69,13 @@ def to_milliseconds(column: pl.Series, schema: Schema, notes: Notes, start: int 
         whole = column.cast(pl.Int64, strict=False)
         if (wrong := whole.is_null() & column.is_not_null()).any():
             raise ValueError(
-                f"column {column.name!r} of times has {cells.first(column, wrong, start)}; write all times as numbers"
+                f"column {column.name!r} of times has {cells.first_wrong(column, wrong, start)}; write all times as "
+                "numbers"
             )
         column = whole
     if column.dtype.is_temporal():
         return _of_datetimes(column, schema, notes)
-    value, unit = cells.numbers(column, start), str(schema.time_unit)
+    value, unit = cells.to_numbers(column, start), str(schema.time_unit)
     if column.dtype.is_integer():  # exact
         return (
             column.cast(pl.Int64) * int(TIME_UNITS[unit])
@@ -103,8 +104,8 @@ def _of_texts(column: pl.Series, schema: Schema, notes: Notes, start: int) -> pl
         wrong = when.is_null() & some.is_not_null()
         if wrong.any():
             raise ValueError(
-                f"column {column.name!r} of times has {cells.first(column, wrong, start)}; write ISO times such as "
-                "2024-05-02T18:30:00Z"
+                f"column {column.name!r} of times has {cells.first_wrong(column, wrong, start)}; write ISO times such "
+                "as 2024-05-02T18:30:00Z"
             )
         found = pl.select(pl.coalesce(found, _of_datetimes(when.rename(column.name), schema, notes))).to_series()
     return found.rename(column.name)
@@ -138,7 +139,7 @@ def to_days(column: pl.Series) -> pl.Series:
     if column.dtype.is_float():  # integers with empty cells, as pandas holds them
         column = column.fill_nan(None)
     elif column.dtype == pl.String:
-        column = cells.ids(column)
+        column = cells.to_ids(column)
     elif column.dtype == pl.Null:
         column = column.cast(pl.Date)
     found = column
@@ -150,7 +151,7 @@ def to_days(column: pl.Series) -> pl.Series:
         raise ValueError(f"column {column.name!r} of days has type {column.dtype}; write dates")
     if (wrong := found.is_null() & column.is_not_null()).any():
         raise ValueError(
-            f"column {column.name!r} of days has {cells.first(column, wrong)}; write days such as 2024-05-02"
+            f"column {column.name!r} of days has {cells.first_wrong(column, wrong)}; write days such as 2024-05-02"
         )
     return found.dt.strftime("%Y%m%d").cast(pl.Int32)
 

@@ -122,13 +122,13 @@ def prepare_log(
       source: folder of the official CSV files, or the parent folder of their `data`.
       folder: to write.
       config: see `KuaiRandConfig`.
-      engine: runs the tasks; `tasks.processes()` by default.
+      engine: runs the tasks; `tasks.worker_processes()` by default.
       progress: as `io.progress.counted`, which also checks for a stop; the default does not check.
 
     Raises:
       FileExistsError: if the folder holds something else.
       ValueError: if it holds a log of another format or config.
-      FileNotFoundError, ValueError: as `release.find_release` and `prepare.run`.
+      FileNotFoundError, ValueError: as `release.find_release` and `prepare.run_stages`.
     """
     config, folder = config or KuaiRandConfig(), storage.path(folder).absolute()
     if folder.exists() and not (folder / prepare.ABOUT).exists():
@@ -137,12 +137,12 @@ def prepare_log(
         found = release.find_release(os.path.abspath(copies.local(storage.path(source))))  # tasks may run elsewhere
 
         def run(work: pathlib.Path, engine: Engine) -> pathlib.Path:
-            made = prepare.run(prepare.Job(found, config, work), engine, progress)
+            made = prepare.run_stages(prepare.KuaiRandJob(found, config, work), engine, progress)
             _say_unused(json.loads((made / prepare.ABOUT).read_text())["report"])
             return made
 
         with copies.built(folder.parent, folder.name) as parent:
-            tasks.make(parent / folder.name, _key(found, config), engine, run)
+            tasks.make_folder(parent / folder.name, _key(found, config), engine, run)
     return KuaiRand.open(folder, config)
 
 

@@ -150,7 +150,7 @@ def read_header(path: pathlib.Path, needed: Iterable[str]) -> list[str]:
     return [name or f"column {i}" for i, name in enumerate(header, 1)]
 
 
-def cut(raw: bytes, size: int) -> list[bytes]:
+def cut_lines(raw: bytes, size: int) -> list[bytes]:
     """Cut bytes into pieces of whole lines, of about `size` bytes each; at least one."""
     edges = [0]
     while end := raw.find(b"\n", edges[-1] + size - 1) + 1:
@@ -158,7 +158,7 @@ def cut(raw: bytes, size: int) -> list[bytes]:
     return [raw[a:b] for a, b in itertools.pairwise([*edges, len(raw)]) if b > a] or [raw]
 
 
-def split(raw: bytes) -> pl.Series:
+def split_cells(raw: bytes) -> pl.Series:
     """Split each line that is not blank into cells: lists of strings without the surrounding quotes."""
     line = pl.Series("line", [raw.decode("utf-8", "replace")]).str.split("\n").explode()
     line = line.filter(line.str.strip_chars() != "").str.strip_suffix("\r")
@@ -205,7 +205,7 @@ def parse_whole_numbers(text: pl.Series) -> tuple[pl.Series, pl.Series]:
     return frame.select(pl.coalesce("number", usable).alias(text.name)).to_series(), lost
 
 
-def read_log(chunk: Chunk) -> pl.DataFrame:
+def read_log_lines(chunk: Chunk) -> pl.DataFrame:
     """Read lines of a log file.
 
     Returns:
@@ -223,7 +223,7 @@ def read_log(chunk: Chunk) -> pl.DataFrame:
     raw = chunk.read()
     rows = _read_numbers(raw, header, kept)
     if rows is None:  # some pieces may have no fault
-        pieces = cut(raw, _PIECE)
+        pieces = cut_lines(raw, _PIECE)
         read = [_read_numbers(piece, header, kept) if len(pieces) > 1 else None for piece in pieces]
         cells = [_read_cells(p, header, kept) if of is None else of for p, of in zip(pieces, read, strict=True)]
         rows = pl.concat(cells, how="vertical_relaxed")
@@ -258,7 +258,7 @@ def _read_numbers(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.Dat
 
 def _read_cells(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.DataFrame:
     """Read lines of a log that may have any fault, at a fifth of the speed."""
-    cells = split(raw)
+    cells = split_cells(raw)
     full = cells.list.len() == len(header)
     rows: dict[str, pl.Series] = {}
     lost = full ^ full
@@ -289,7 +289,7 @@ def read_users(paths: tuple[pathlib.Path, ...]) -> tuple[pl.DataFrame, CellCount
     """Read user features.
 
     Returns:
-      A row per line that is not blank: `user_id` as in `read_log` (null if it or the number of fields is wrong),
+      A row per line that is not blank: `user_id` as in `read_log_lines` (null if it or the number of fields is wrong),
       `user_active_degree` String, the others Float64; and counts of cells that could not be parsed.
     """
     text = pl.concat([_read_text(whole(path), USER_COLUMNS) for path in paths])
@@ -304,7 +304,7 @@ def read_videos(chunk: Chunk) -> tuple[pl.DataFrame, CellCounts]:
     """Read lines of basic video features.
 
     Returns:
-      A row per line that is not blank: `video_id` as in `read_log` (null if it or the number of fields is wrong),
+      A row per line that is not blank: `video_id` as in `read_log_lines` (null if it or the number of fields is wrong),
       `author_id` Int64, `video_type` and `upload_type` String, `upload_dt` Int32 (20220409), `duration_ms` Float64
       (null unless positive), `tag` Int32 (the first of the video's tags); and counts of cells that could not be parsed.
     """
@@ -375,7 +375,7 @@ def _read_text(chunk: Chunk, names: tuple[str, ...]) -> pl.DataFrame:
     frame = _read_quoted(raw, header)
     if frame is not None:
         return frame.select(names)
-    return pl.concat([_read_all(piece, header, names) for piece in cut(raw, _PIECE)])
+    return pl.concat([_read_all(piece, header, names) for piece in cut_lines(raw, _PIECE)])
 
 
 def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
@@ -394,7 +394,7 @@ def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
 
 def _read_all(raw: bytes, header: list[str], names: tuple[str, ...]) -> pl.DataFrame:
     """Read lines of features that may have any fault."""
-    cells = split(raw)
+    cells = split_cells(raw)
     full = cells.list.len() == len(header)
     columns = [cells.list.get(header.index(name), null_on_oob=True).alias(name) for name in names]
     return pl.DataFrame(columns).with_columns(full.alias("full")).select(pl.when("full").then(pl.col(names)))

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax.data.readers.engine import build
-from mmrf_jax.data.readers.engine.candidates import Pool, request_keys
+from mmrf_jax.data.readers.engine.candidates import CandidatePool, request_keys
 from mmrf_jax.data.readers.engine.grouping import HOUR_MS
 from mmrf_jax.data.readers.kuairand import csv_files
 from mmrf_jax.data.readers.kuairand.clean import UTC_OFFSET_MS
@@ -40,9 +40,9 @@ class KuaiRandLookup:
       profile_row: [n] row of each row's user among them.
     """
 
-    rows: build.Rows
+    rows: build.ShownRows
     num_candidates: int
-    pools: Mapping[str, Pool]
+    pools: Mapping[str, CandidatePool]
     profiles: np.ndarray
     profile_row: np.ndarray
 
@@ -67,11 +67,11 @@ class KuaiRandLookup:
         return np.concatenate([hour, tab[:, None] == np.arange(NUM_TABS + 1), away], axis=1)
 
 
-def arrange(frame: pl.DataFrame, catalogue: Catalogue, seed: int, user_ids: np.ndarray | None) -> build.Rows:
+def arrange_rows(frame: pl.DataFrame, catalogue: Catalogue, seed: int, user_ids: np.ndarray | None) -> build.ShownRows:
     """Return usable rows as arrays.
 
     Args:
-      frame: as returned by `clean.clean`.
+      frame: as returned by `clean.clean_rows`.
       catalogue: all items.
       seed: of the candidates.
       user_ids: [U] int64 of all users, whose positions are their numbers; None if ids are the numbers.
@@ -80,7 +80,7 @@ def arrange(frame: pl.DataFrame, catalogue: Catalogue, seed: int, user_ids: np.n
     feedback = np.empty((len(frame), len(csv_files.SIGNAL_COLUMNS) + 1), np.float32)
     feedback[:, :-1] = frame.select(csv_files.SIGNAL_COLUMNS).to_numpy()
     feedback[:, -1] = frame["play_time_ms"].to_numpy() / 1000
-    return build.Rows(
+    return build.ShownRows(
         user=user if user_ids is None else np.searchsorted(user_ids, user).astype(np.int32),
         item=catalogue.rows_of(video),
         time=time,

@@ -9,7 +9,7 @@ import own_logs
 import polars as pl
 import pytest
 
-from mmrf_jax.data.frame_log import SessionLog, describe
+from mmrf_jax.data.frame_log import SessionLog, describe_log
 from mmrf_jax.data.readers.frame import cells, columns, datetimes, tables
 from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.schema import Schema
@@ -166,7 +166,7 @@ def test_rows_that_cannot_be_used_are_counted():
 
 
 def test_a_dry_run_says_what_reading_would():
-    text = describe(LOG, SCHEMA, items=TABLES["items"], users=TABLES["users"])
+    text = describe_log(LOG, SCHEMA, items=TABLES["items"], users=TABLES["users"])
     assert text == SessionLog.from_frame(LOG, SCHEMA, TABLES["items"], TABLES["users"], quiet=True).describe()
     assert text.startswith("400 of 400 rows are used, of 60 items, 80 users")
     assert "signal watch_time (duration, more is better, main): " in text
@@ -204,14 +204,14 @@ def test_times_in_any_unit(times, unit):
 def test_cells_without_a_value_are_empty_in_every_column():
     """NaN, and texts that are empty or blank."""
     blanks = pl.Series("x", ["a", "", "  ", None, "b"])
-    assert cells.ids(blanks).to_list() == ["a", None, None, None, "b"]
-    assert cells.ids(pl.Series([1.0, math.nan, None])).to_list() == [1, None, None]
+    assert cells.to_ids(blanks).to_list() == ["a", None, None, None, "b"]
+    assert cells.to_ids(pl.Series([1.0, math.nan, None])).to_list() == [1, None, None]
     for days in ([20240502.0, math.nan, None], ["2024-05-02", " ", ""]):
         assert datetimes.to_days(pl.Series(days)).to_list() == [20240502, None, None]
     assert datetimes.to_days(pl.Series([None, None])).to_list() == [None, None]
     with pytest.raises(ValueError, match=r"column 'd' of days has 20240502\.5 in row 0"):
         datetimes.to_days(pl.Series("d", [20240502.5]))
-    assert cells.numbers(pl.Series(["1.5", "", " ", None, " 2 "])).to_list() == [1.5, None, None, None, 2.0]
+    assert cells.to_numbers(pl.Series(["1.5", "", " ", None, " 2 "])).to_list() == [1.5, None, None, None, 2.0]
     flags = columns._signal(pl.Series(["1", "", "TRUE", " false"]), Signal("like"), 0)
     assert flags.to_list() == [1.0, None, 1.0, 0.0]
 
@@ -226,7 +226,7 @@ def test_cells_without_a_value_are_empty_in_every_column():
     ],
 )
 def test_a_candidate_counts_once_and_an_empty_one_not_at_all(lists, clean):
-    assert cells.id_lists(pl.Series("c", lists)).to_list() == clean
+    assert cells.to_id_lists(pl.Series("c", lists)).to_list() == clean
 
 
 def test_candidate_lists_with_repeated_and_empty_entries_are_those_without():
@@ -256,8 +256,8 @@ def test_days_as_text_are_noted_as_days_are():
 
 
 def test_the_index_of_pandas_is_a_column_if_it_has_a_name():
-    expected = cells.ids(LOG["user_id"])
-    assert tables.read(LOG.to_pandas().set_index("user_id"), "log", ["user_id"])["user_id"].equals(expected)
+    expected = cells.to_ids(LOG["user_id"])
+    assert tables.read_table(LOG.to_pandas().set_index("user_id"), "log", ["user_id"])["user_id"].equals(expected)
 
 
 @pytest.mark.parametrize(
@@ -271,4 +271,4 @@ def test_the_index_of_pandas_is_a_column_if_it_has_a_name():
 def test_other_kinds_of_text_are_named(text, message, tmp_path):
     (tmp_path / "x.csv").write_bytes(text)
     with pytest.raises(ValueError, match=re.escape(f"the log has no column 'a' (schema: user); {message}")):
-        tables.read(tmp_path / "x.csv", "log", None, {"user": "a"})
+        tables.read_table(tmp_path / "x.csv", "log", None, {"user": "a"})

@@ -275,7 +275,7 @@ def test_time_is_cut_by_shares_days_or_dates(split, wanted):
     schema = dataclasses.replace(SCHEMA, split=split)
     time, rows = np.arange(8) * 1_000, {int(d): int((day == d).sum()) for d in day}
     for pieces in ([time], [time[::2], time[1::2], time[:0]]):
-        assert requests.cut(requests.Times(pieces), rows, schema).of(time, day).tolist() == wanted
+        assert requests.cut_parts(requests.SortedTimes(pieces), rows, schema).of(time, day).tolist() == wanted
 
 
 @pytest.mark.parametrize("library", ["pandas", "pyarrow", "lazy", "csv", "csv.gz", "parquet", "ipc", "folder"])
@@ -360,8 +360,8 @@ def test_columns_of_the_context_are_features_of_the_request():
 def test_a_run_asks_for_the_context_by_name():
     given = table().with_columns(device=pl.lit("tv"))
     log = SessionLog.from_frame(given, dataclasses.replace(SCHEMA, context=["device"]), quiet=True)
-    encoders = [*named_features.plain(["hour_sin", "hour_cos", "hours_away"]), *log.encoders["context"]]
-    of_tv = named_features.encode(encoders, {"device": "tv", "hour_sin": 0.5, "hours_away": 1.0})
+    encoders = [*named_features.plain_encoders(["hour_sin", "hour_cos", "hours_away"]), *log.encoders["context"]]
+    of_tv = named_features.encode_named(encoders, {"device": "tv", "hour_sin": 0.5, "hours_away": 1.0})
     np.testing.assert_array_equal(of_tv, [0.5, 0, 1, 1, 0])
     np.testing.assert_array_equal(log.train.context[:, 3:5], [[1, 0]] * 3)
-    np.testing.assert_array_equal(named_features.encode(encoders, {"device": "new"}), [0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(named_features.encode_named(encoders, {"device": "new"}), [0, 0, 0, 0, 1])
