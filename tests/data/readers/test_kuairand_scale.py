@@ -398,12 +398,13 @@ def test_synthetic_logs_that_cannot_be_are_refused(tmp_path):
 MEASURE = """
 import pathlib, resource, sys
 from mmrf_jax.data.readers.engine import tasks
-from mmrf_jax.data.readers.kuairand import csv_files, prepare
+from mmrf_jax.data.readers.kuairand import prepare, release
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.io.progress import counted
 work = pathlib.Path(sys.argv[2])
 work.mkdir()
-job = prepare.KuaiRandJob(release.find_release(sys.argv[1]), KuaiRandConfig(), work, chunk_bytes=8 << 20, bucket_rows=100_000)
+found = release.find_release(sys.argv[1])
+job = prepare.KuaiRandJob(found, KuaiRandConfig(), work, chunk_bytes=8 << 20, bucket_rows=100_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with tasks.worker_processes(1) as engine:
     prepare.run_stages(job, engine, counted)

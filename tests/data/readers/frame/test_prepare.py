@@ -151,7 +151,9 @@ def test_a_stopped_job_goes_on_and_does_nothing_twice(given, divided, tmp_path):
         except Stopped:
             assert not (tmp_path / "stopped").exists()
     done = [task for task in ran if task is not None]
-    assert len(done) == len(set(done)) and {name for name, _ in done} == {"sort", "order", "check", "write"}
+    assert len(done) == len(set(done)) and {name for name, _ in done} == {
+        *("sort_chunk", "order_bucket", "check_requests", "write_bucket")
+    }
     assert log.digest() == divided.digest() and [path.name for path in tmp_path.iterdir()] == ["stopped"]
 
 
