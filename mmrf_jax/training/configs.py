@@ -110,23 +110,24 @@ def to_config_dict(config: Any, without: Collection[str] = (), **more: Any) -> C
       without: dotted names of fields to omit from the ConfigDict; they keep their defaults.
       **more: additional entries, such as `when_quick`.
     """
-    return ConfigDict({**_entries(config, frozenset(without), ""), **more})
-
-
-def _entries(config: Any, without: frozenset[str], prefix: str) -> dict[str, Any]:
     entries: dict[str, Any] = {}
+    for name, spec, value in _fields_of(config):
+        if not any(f"{name}.".startswith(f"{other}.") for other in without):
+            unset = value is None or (spec.metadata["optional"] and value == spec.default)
+            entries = _replaced(entries, name.split("."), placeholder(fields.kind(spec)) if unset else value)
+    return ConfigDict({**entries, **more})
+
+
+def _fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """Yield the dotted name, declaration and value of each field of config files, in the sections that a run has."""
     for spec in dataclasses.fields(config):
-        name, value = f"{prefix}{spec.name}", getattr(config, spec.name)
-        if name in without or spec.metadata.get("internal"):
+        value = getattr(config, spec.name)
+        if spec.metadata.get("internal"):
             continue
         if dataclasses.is_dataclass(value):
-            value = _entries(value, without, f"{name}.")
-        elif value is None and not spec.metadata:  # a section that the run does not have
-            continue
-        elif value is None or (spec.metadata["optional"] and value == spec.default):
-            value = placeholder(fields.kind(spec))
-        entries[spec.name] = value
-    return entries
+            yield from _fields_of(value, f"{prefix}{spec.name}.")
+        elif spec.metadata:
+            yield f"{prefix}{spec.name}", spec, value
 
 
 def run_of(values: Mapping[str, Any]) -> Run:
@@ -181,14 +182,8 @@ def override(run: Run, **sections: Mapping[str, Any]) -> Run:
 def as_dict(config: Any) -> dict[str, Any]:
     """Return a run's config, or a section of it, as nested dictionaries, which `run_of` reads back."""
     out: dict[str, Any] = {}
-    for spec in dataclasses.fields(config):
-        value = getattr(config, spec.name)
-        if spec.metadata.get("internal"):
-            continue
-        if dataclasses.is_dataclass(value):
-            out[spec.name] = as_dict(value)
-        elif spec.metadata:
-            out[spec.name] = list(value) if isinstance(value, tuple) else value
+    for name, _, value in _fields_of(config):
+        out = _replaced(out, name.split("."), list(value) if isinstance(value, tuple) else value)
     return out
 
 
@@ -312,23 +307,13 @@ def _specs_of_run(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
             f"config.source={source!r} does not go with this config; each source has a packaged config of its name: "
             f"{', '.join(SOURCES)}"
         )
-    return dict(_declared(_template(config), ""))
+    return {name: spec for name, spec, _ in _fields_of(_template(config))}
 
 
 def _template(values: Mapping[str, Any]) -> Run:
     """Return a run with the defaults of its source."""
     source = values["source"]
     return Run() if source == "world" else Run(source=source, world=None, data=LOGS[source]())
-
-
-def _declared(config: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field]]:
-    for spec in dataclasses.fields(config):
-        if spec.metadata.get("internal"):
-            continue
-        if dataclasses.is_dataclass(value := getattr(config, spec.name)):
-            yield from _declared(value, f"{prefix}{spec.name}.")
-        elif spec.metadata:
-            yield f"{prefix}{spec.name}", spec
 
 
 def declared_field(name: str, declared: Mapping[str, dataclasses.Field]) -> dataclasses.Field | None:

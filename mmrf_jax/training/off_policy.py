@@ -120,10 +120,7 @@ def _policy(run: TrainedRun, log: Sessions) -> tuple[np.ndarray, np.ndarray | No
     index = sessions.segment_index(log, segment)
     done, predictor = counted("off_policy", len(index)), next(iter(plan.predictors), None)
     parts: list[tuple[np.ndarray, ...]] = []
-    for start in range(0, len(index), _BATCH):
-        rows = index[start : start + _BATCH]
-        batch = sessions.gather_segments(log, np.resize(rows, (_BATCH, 2)), segment)
-        live = batch.mask[:, :-1] & (np.arange(_BATCH) < len(rows))[:, None]
+    for rows, batch, live in sessions.padded_batches(log, index, _BATCH, segment):
 
         def requests(x, live=live):
             return np.asarray(x)[:, :-1][live]
@@ -137,6 +134,6 @@ def _policy(run: TrainedRun, log: Sessions) -> tuple[np.ndarray, np.ndarray | No
             part.append(np.take_along_axis(values, np.maximum(slate, 0)[..., None], axis=1))
             part.append(propensity.expectation(scores, slate, values))
         parts.append(tuple(part))
-        done(start + len(rows))
+        done(rows.stop)
     joined = [np.concatenate(x) for x in zip(*parts, strict=True)]
     return (joined[0], joined[1], joined[2]) if predictor else (joined[0], None, None)

@@ -91,17 +91,14 @@ def compare_with_truth(run: TrainedRun) -> dict[str, Any]:
     truth, true_log_seconds = replay_log(source, log, _REQUESTS)
     index = np.stack([np.arange(log.num_sessions), log.offsets[:-1]], axis=1)
     done, parts = counted("truth", len(index)), []
-    for start in range(0, len(index), _BATCH):
-        batch = sessions.gather_segments(log, np.resize(index[start : start + _BATCH], (_BATCH, 2)), _REQUESTS)
+    for rows, batch, live in sessions.padded_batches(log, index, _BATCH, _REQUESTS):
         out = _predict(run.state, batch, run.items, plan)
         out["video"] = batch.candidates[:, :-1]
         out["user"] = np.broadcast_to(batch.user_id[:, None, None], out["video"].shape)
-        live, size = batch.mask[:, :-1], len(index[start : start + _BATCH])
-        live = live & (np.arange(_BATCH) < size)[:, None]
-        rows = slice(start, start + size)
         parts.append({name: x[live] for name, x in out.items()})
-        parts[-1] |= {"truth": truth[rows][live[:size]], "true_log_seconds": true_log_seconds[rows][live[:size]]}
-        done(start + size)
+        here = live[: rows.stop - rows.start]
+        parts[-1] |= {"truth": truth[rows][here], "true_log_seconds": true_log_seconds[rows][here]}
+        done(rows.stop)
     flat = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # [requests, C, …]
     flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in flat.items()}
     result: dict[str, Any] = {
