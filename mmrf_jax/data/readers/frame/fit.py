@@ -236,18 +236,21 @@ def finish_log(job: FrameJob, schema: Schema, found: Fitted, notes: Notes) -> pa
     for made_of in parts.values():
         digest.update("".join(of["digest"] for of in made_of).encode())
     encoders = {"items": found.items.encoders, "users": found.user_encoders, "context": found.context_encoders}
-    frame_log.write_log_files(
-        folder,
+    log = frame_log.SessionLog(
         schema=schema,
+        spec=spec,
         items=found.items.items,
         item_ids=found.item_ids,
         user_ids=found.user_ids,
         profiles=found.profiles,
+        parts={},  # they are there
         vocabularies=found.items.vocabularies,
         encoders={name: [dataclasses.asdict(encoder) for encoder in of] for name, of in encoders.items()},
         report=_report(job, schema, found, parts, totals, signals, notes),
-        digest=digest.hexdigest()[:16],
+        folder=folder,
+        _digest=digest.hexdigest()[:16],
     )
+    frame_log.write_log_files(log)
     return folder
 
 
