@@ -121,7 +121,7 @@ class _Case:
         return _encode(self.config, state.params["encoder"], state.tables, batch, self.items)
 
     def update(self, state: agent_state.AgentState, batch: types.SessionBatch, seed: int = 0):
-        simulated = _simulated(seed) if self.method.simulates else None
+        simulated = _simulated(seed) if self.method.uses_model else None
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Some donated buffers were not usable")
             return _call("update", self._update, state, batch, self.items, simulated)
@@ -197,13 +197,14 @@ def _check_scores(case: _Case, state: agent_state.AgentState) -> None:
     assert np.allclose(scores, more, **_CLOSE), (
         "score depends on padding: candidates with the mean encoding, as a server adds, change the scores of the others"
     )
-    if method.predicts:
+    if method.has_feedback_heads:
         critic = functools.partial(jax.eval_shape, method.critic(config).apply)
         out = _call("critic", critic, state.params["critic"], *encoded.user, candidates)
         shape = getattr(getattr(out, "feedback", None), "shape", None)
         wanted = (_USERS, _REQUESTS + 1, len(SHORT_VIDEO), _SPEC.candidates)
         assert shape == wanted, (
-            f"critic gives `feedback` of shape {shape}, not [B, T+1, S, C] = {wanted}; without any, set predicts=False"
+            f"critic gives `feedback` of shape {shape}, not [B, T+1, S, C] = {wanted}; without any, set "
+            "has_feedback_heads=False"
         )
     b, c = export.symbolic_shape("b, c")
     sizes = encoders.sizes(config, _SPEC)

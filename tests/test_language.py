@@ -1,5 +1,6 @@
 """Words that the project does not use: those of nobody's papers, and phrases that a reader has to guess."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -8,6 +9,12 @@ BANNED = (
     *("told", "beside", "dearest", "nobody", "whoever", "born", "of its own", "as they are", "in the place of"),
     *("goes on where", "a chance of", "judged", "judging"),
 )
+#: Names that the code does not use, with those that it does.
+NAMES = {
+    "simulates": "uses_model",
+    "predicts": "has_feedback_heads",
+    "collects": "collects_on_policy",
+}
 FOLDERS = ("mmrf_jax", "launch", "experiments", "examples", "docs")
 
 
@@ -23,3 +30,16 @@ def test_the_field_s_words():
         if (match := pattern.search(line))
     ]
     assert len(files) > 200 and not found, "\n".join(found)
+
+
+def test_names():
+    files = [path for folder in (*FOLDERS, "tests") for path in (ROOT / folder).rglob("*.py")]
+    names = "|".join(NAMES)
+    pattern = re.compile(rf"(?:\.|\b(?:def|class) )({names})\b|\b({names})(?:=|: | = )")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {name}, which is {NAMES[name]}"
+        for path in files
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for name in filter(None, itertools.chain(*pattern.findall(line)))
+    ]
+    assert len(files) > 400 and not found, "\n".join(found)

@@ -42,9 +42,10 @@ class Method(NamedTuple):
       signals: config -> signals of the score columns; the last column is served.
       critic: the module of `state.params["critic"]`.
       configure: adapts a run's agent config to this method.
-      simulates: whether `update` takes a feedback model's output (`types.CounterfactualSlates`).
-      predicts: whether its critic is fitted to every signal.
-      collects: whether it collects the logs it learns from, in a closed loop; else the first policy keeps collecting.
+      uses_model: whether `update` takes a feedback model's output (`types.CounterfactualSlates`).
+      has_feedback_heads: whether its critic is fitted to every signal.
+      collects_on_policy: whether it collects the logs it learns from, in a closed loop; else the first policy keeps
+        collecting.
     """
 
     update: agent_state.Update
@@ -53,9 +54,9 @@ class Method(NamedTuple):
     signals: Callable[[AgentConfig], tuple[str, ...]] = _actors
     critic: Callable[[AgentConfig], nn.Module] = networks.Critic
     configure: Callable[[AgentConfig], AgentConfig] = lambda config: config
-    simulates: bool = False
-    predicts: bool = True
-    collects: bool = True
+    uses_model: bool = False
+    has_feedback_heads: bool = True
+    collects_on_policy: bool = True
 
 
 def _supervised(module, critic: Callable[[AgentConfig], nn.Module], rank: supervised.Rank, **fields) -> Method:
@@ -79,17 +80,19 @@ def _alone(config: AgentConfig, **changes) -> AgentConfig:
 _alone_and_free = functools.partial(_alone, residual_actor=False)  # as published, even if MMRF adds to critics
 
 METHODS = {
-    "mmrf": Method(training_step.update, simulates=True),
-    "bc": Method(bc.update, configure=_alone_and_free, predicts=False, collects=False),
+    "mmrf": Method(training_step.update, uses_model=True),
+    "bc": Method(bc.update, configure=_alone_and_free, has_feedback_heads=False, collects_on_policy=False),
     "wide_deep": _supervised(wide_deep, wide_deep.critic, supervised.by_main_signal),
     "deepfm": _supervised(deepfm, deepfm.critic, supervised.by_main_signal),
     "pareto": Method(pareto.update, configure=_with(one_actor=True)),
     "tscac": Method(tscac.update, configure=_with(communication="none")),
-    "massa": Method(massa.update, configure=_with(communication="shared_latent"), simulates=True),
+    "massa": Method(massa.update, configure=_with(communication="shared_latent"), uses_model=True),
     "td3_bc": Method(td3_bc.update, configure=_alone_and_free),
     "iql": Method(iql.update, configure=_alone_and_free),
-    "ltr": _supervised(ltr, networks.Critic, ltr.weighted_sum, collects=False),
-    "myopic": _supervised(myopic, networks.Critic, supervised.by_main_signal, configure=_alone, predicts=False),
+    "ltr": _supervised(ltr, networks.Critic, ltr.weighted_sum, collects_on_policy=False),
+    "myopic": _supervised(
+        myopic, networks.Critic, supervised.by_main_signal, configure=_alone, has_feedback_heads=False
+    ),
 }
 
 
@@ -140,19 +143,19 @@ def configured(name: str, config: AgentConfig, modules: Iterable[str] = ()) -> A
     """
     method = get(name, modules)
     if config.ablation != "none" and (
-        not method.simulates or (name != "mmrf" and config.ablation == "no_collaboration")
+        not method.uses_model or (name != "mmrf" and config.ablation == "no_collaboration")
     ):
         raise ValueError(
             f"agents.ablation={config.ablation!r} takes away what method {name!r} does not have; leave it at 'none'"
         )
-    if config.own_critics and not method.simulates:
+    if config.own_critics and not method.uses_model:
         raise ValueError(f"agents.critics='own' is for mmrf and massa, not for method {name!r}; leave it at 'shared'")
     return adapted(method, config)
 
 
 def adapted(method: Method, config: AgentConfig) -> AgentConfig:
     """Return the agent config of a method; without a feedback model, nothing is learned from unshown videos."""
-    config = config if method.simulates else dataclasses.replace(config, ablation="no_augmentation")
+    config = config if method.uses_model else dataclasses.replace(config, ablation="no_augmentation")
     return method.configure(config)
 
 

@@ -245,7 +245,7 @@ def _server(job: Job, state: TrainState) -> rankers.AnyRanker:
     source's first policy.
     """
     method = registry.get(job.plan.method)
-    if not method.collects:
+    if not method.collects_on_policy:
         return next(iter(job.source.policies.values()))
     server = train_state.behavior_state(multihost.to_local(state))
     return method.make_policy(server, job.source.local().items, job.plan.agents, job.config.alternation.temperature)

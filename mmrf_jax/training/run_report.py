@@ -96,7 +96,7 @@ def _together(config, plan: steps.TrainConfig, source, state: TrainState, log: S
             encoded.append(np.asarray(diagnostics.encoder_gradients(state.agents, batch, source.items, plan.agents)))
         if talks:
             prediction = None
-            if plan.use_feedback_model and plan.agents.uses_model:
+            if plan.use_feedback_model and plan.agents.values_use_model:
                 prediction = _predict(train_state.model_of(state), batch, source.items, plan.feedback)
             weights.append(np.asarray(diagnostics.attention(state.agents, batch, source.items, plan.agents)))
             gradients = diagnostics.actor_gradients(state.agents, batch, source.items, prediction, plan.agents)
@@ -114,7 +114,7 @@ def _together(config, plan: steps.TrainConfig, source, state: TrainState, log: S
 
 def _alone(plan: steps.TrainConfig) -> str:
     """Return why a run has no agents to compare with each other; empty if it has."""
-    if not registry.get(plan.method).simulates:
+    if not registry.get(plan.method).uses_model:
         return f"method={plan.method} has no agents that work together, so there is nothing to compare."
     if plan.agents.num_agents == 1:
         return "This run has a single agent, so there is none to compare it with."

@@ -33,7 +33,7 @@ class TrainConfig:
       method: name in `agents.registry`.
       rounds: number of fit → label → update rounds.
       closed_loop: whether each round after the first has a new log, collected by the newest policy, or by the
-        first policy if the method does not collect on-policy (`registry.Method.collects`).
+        first policy if the method does not collect on-policy (`registry.Method.collects_on_policy`).
       slates: counterfactual slates per request, labelled by the feedback model.
       others: candidates per request in an update, in addition to those shown; None for all.
     """
@@ -49,12 +49,12 @@ class TrainConfig:
     @property
     def use_feedback_model(self) -> bool:
         """Return whether a feedback model is fitted, for labels or for values."""
-        return self.slates > 0 or self.agents.uses_model
+        return self.slates > 0 or self.agents.values_use_model
 
     @property
     def predictors(self) -> tuple[str, ...]:
         """Return the predictors of all signals: the feedback model and critics that fit more than watch time."""
-        return ("model",) * self.use_feedback_model + ("agents",) * registry.get(self.method).predicts
+        return ("model",) * self.use_feedback_model + ("agents",) * registry.get(self.method).has_feedback_heads
 
 
 def agent_config(config: configs.Run, signals: Signals) -> AgentConfig:
@@ -90,7 +90,7 @@ def plan_of(config: configs.Run, signals: Signals) -> TrainConfig:
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
         slates=agents.simulated_slates(candidates),
-        others=_others(config, agents, candidates) if registry.get(config.method).simulates else None,
+        others=_others(config, agents, candidates) if registry.get(config.method).uses_model else None,
     )
 
 

@@ -204,7 +204,7 @@ def pool_values(
       The critics' output, the probability of another request after the exposure [B, T] (of own critics [B, T, N]), and
       q_i(s, c) [B, T, N, C].
     """
-    if predicted is not None and config.uses_model:
+    if predicted is not None and config.values_use_model:
         pool = networks.blend(pool, predicted, config.model_weight)
     stay = heads.continue_probability(pool, for_critics(config, w))
     reward = losses.video_rewards(config.all_signals, pool, state.reward_scale, config.reward_terms)

@@ -51,7 +51,7 @@ def test_a_state_and_its_update_have_the_same_shapes(name, method):
         ones = jnp.ones(number)
         critic = registry.get(method).critic
         state = agent_state.init(jax.random.key(0), config, spec, items, 0.3 * ones, ones, critic, ones)
-        if not registry.get(method).simulates:
+        if not registry.get(method).uses_model:
             return state, registry.get(method).update(state, batch, items, config)
         model = network.init(jax.random.key(1), model_config, spec, items, 0.3 * ones, ones)
         fitted, _ = fitting.update(model, batch, items, model_config)

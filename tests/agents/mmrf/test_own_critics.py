@@ -125,7 +125,7 @@ def test_policies_score_as_batches_do(items):
 def test_configs_that_cannot_be():
     with pytest.raises(ValueError, match=r"agents\.critics=own cannot use the feedback model, .* set agents\.abl"):
         AgentConfig(critics="own")
-    assert not AgentConfig(critics="own", ablation="no_augmentation").uses_model
+    assert not AgentConfig(critics="own", ablation="no_augmentation").values_use_model
     for fields in ({"residual_actor": True}, {"score_hidden": 4}):
         with pytest.raises(ValueError, match=f"agents.critics=own needs agents.{next(iter(fields))}="):
             AgentConfig(critics="own", **MODEL_FREE, **fields)
