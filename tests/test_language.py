@@ -14,6 +14,12 @@ NAMES = {
     "simulates": "uses_model",
     "predicts": "has_feedback_heads",
     "collects": "collects_on_policy",
+    "joy": "enjoyment",
+    "drive": "engagement",
+    "skip": "skip_prob",
+    "stay_logit": "continue_logit",
+    "rate": "lr_scale, or a rate of something",
+    "true_stay": "true_continue_prob",
 }
 FOLDERS = ("mmrf_jax", "launch", "experiments", "examples", "docs")
 
@@ -35,7 +41,7 @@ def test_the_field_s_words():
 def test_names():
     files = [path for folder in (*FOLDERS, "tests") for path in (ROOT / folder).rglob("*.py")]
     names = "|".join(NAMES)
-    pattern = re.compile(rf"(?:\.|\b(?:def|class) )({names})\b|\b({names})(?:=|: | = )")
+    pattern = re.compile(rf"(?:(?<!pytest)\.|\b(?:def|class) )({names})\b|\b({names})(?:=|: | = )")
     found = [
         f"{path.relative_to(ROOT)}:{number}: {name}, which is {NAMES[name]}"
         for path in files

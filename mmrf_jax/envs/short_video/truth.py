@@ -25,11 +25,11 @@ def expected_feedback(
 ) -> tuple[chex.Array, chex.Array]:
     """Compute true expected feedback [B, C, S] on candidates shown now in this slot, and log1p of seconds [B, C]."""
     truth = truth_of(params, state, state.candidates)
-    truth = dataclasses.replace(truth, drive=truth.drive - params.behaviour.drive_position * slot)
+    truth = dataclasses.replace(truth, engagement=truth.engagement - params.behaviour.engagement_position * slot)
     return response.expected_feedback(params, state.traits, truth)
 
 
-def true_stay(params: parameters.WorldParams, state: WorldState, exposed: chex.Array) -> chex.Array:
+def true_continue_prob(params: parameters.WorldParams, state: WorldState, exposed: chex.Array) -> chex.Array:
     """Compute the probability [B] that the user stays after slates `exposed` [B, K] (positions in the candidates)."""
     videos = jnp.take_along_axis(state.candidates, exposed, axis=1)
-    return jax.nn.sigmoid(leaving.stay_logit(params, state, truth_of(params, state, videos).enjoyment))
+    return jax.nn.sigmoid(leaving.continue_logit(params, state, truth_of(params, state, videos).enjoyment))

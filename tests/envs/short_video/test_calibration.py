@@ -188,7 +188,9 @@ def test_an_enjoyed_slate_and_a_boring_one_differ_by_about_one_in_the_log_odds_o
 
         def one(key):
             slate = jax.lax.top_k(jax.random.gumbel(key, state.candidates.shape), K)[1]
-            return leaving.stay_logit(sim.default_params, state, jnp.take_along_axis(truth.enjoyment, slate, axis=1))
+            return leaving.continue_logit(
+                sim.default_params, state, jnp.take_along_axis(truth.enjoyment, slate, axis=1)
+            )
 
         return jax.vmap(one)(jax.random.split(key, 16))
 
@@ -231,7 +233,7 @@ class TestVariants:
         def sample(params):
             _, _, state = env.reset(jax.random.key(2), params, jnp.arange(512), 0)
             truth = truth_of(params, state, state.candidates)
-            uniforms = jax.random.uniform(jax.random.key(3), (*truth.drive.shape, response.NUM_UNIFORMS))
+            uniforms = jax.random.uniform(jax.random.key(3), (*truth.engagement.shape, response.NUM_UNIFORMS))
             return truth.enjoyment, response.respond(params, state.traits, truth, uniforms)
 
         def correlations(params):

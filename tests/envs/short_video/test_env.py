@@ -24,7 +24,7 @@ draw = jax.jit(users.draw)
 affinity = jax.jit(response.affinity)
 respond = jax.jit(response.respond)
 expected_watch = jax.jit(response.expected_watch)
-stay_logit = jax.jit(leaving.stay_logit)
+continue_logit = jax.jit(leaving.continue_logit)
 production, oracle_myopic, oracle_planning = (
     jax.jit(getattr(reference_policies, name)) for name in ("production", "oracle_myopic", "oracle_planning")
 )
@@ -292,8 +292,8 @@ class TestFeedback:
         sociability = np.asarray(traits.sociability, np.float64)[:, None]
         rates, rest = {}, {}
         for name in response.EXPLICIT:
-            intercept, joy, match, watched, bait, unclicked = getattr(params.behaviour, name)
-            logit = intercept + joy * x["enjoyment"] + match * x["match"] + bait * x["clickbait"]
+            intercept, enjoyment, match, watched, bait, unclicked = getattr(params.behaviour, name)
+            logit = intercept + enjoyment * x["enjoyment"] + match * x["match"] + bait * x["clickbait"]
             logit = logit + watched * np.log1p(feedback["watch_time"]) + unclicked * (1 - feedback["click"])
             logit = logit + (0.0 if name == "hate" else 0.4) * sociability
             logit = logit + (0.4 * x["appeal"] if name in ("follow", "profile_enter") else 0.0)
@@ -332,7 +332,7 @@ class TestFeedback:
         )
         seconds = np.asarray(respond(sim.default_params, traits, truth, u)[..., SHORT_VIDEO.index("watch_time")])
         assert (np.diff(seconds, axis=1) <= 1e-5).all() and seconds[:, -1].mean() < 0.97 * seconds[:, 0].mean()
-        flat = with_behaviour(sim.default_params, drive_position=0.0)
+        flat = with_behaviour(sim.default_params, engagement_position=0.0)
         seconds = np.asarray(respond(flat, traits, truth, u)[..., SHORT_VIDEO.index("watch_time")])
         np.testing.assert_array_equal(seconds, np.broadcast_to(seconds[:, :1], seconds.shape))
 
@@ -353,16 +353,18 @@ class TestFeedback:
 
 
 class TestSession:
-    def test_stay_logit_by_hand(self, sim):
+    def test_continue_logit_by_hand(self, sim):
         b = sim.default_params.behaviour
         state = reset(jax.random.key(0), sim.default_params, jnp.arange(4), 0)[2]
         state = state.replace(position=jnp.array([0, 1, 5, 10]))
-        joy = jnp.array([[1.0, 1.0], [0.0, 2.0], [3.0, 1.0], [-1.0, -1.0]])
+        enjoyment = jnp.array([[1.0, 1.0], [0.0, 2.0], [3.0, 1.0], [-1.0, -1.0]])
         expected = (
-            b.stay + b.stay_joy * (joy.mean(axis=1) - b.stay_joy_centre) + b.stay_patience * state.traits.patience
+            b.continue_logit
+            + b.continue_enjoyment * (enjoyment.mean(axis=1) - b.enjoyment_centre)
+            + b.continue_patience * state.traits.patience
         )
-        expected -= b.stay_fatigue * jnp.array([0, 1, 5, 10])
-        np.testing.assert_allclose(stay_logit(sim.default_params, state, joy), expected, rtol=1e-6)
+        expected -= b.continue_fatigue * jnp.array([0, 1, 5, 10])
+        np.testing.assert_allclose(continue_logit(sim.default_params, state, enjoyment), expected, rtol=1e-6)
 
     def flags(self, params, steps=TINY.max_requests):
         _, result = play(params, jax.random.key(0), jnp.arange(B), steps=steps)[0]
@@ -388,8 +390,8 @@ class TestSession:
         keys = jax.random.split(jax.random.key(0), 16)
         _, _, state = reset(keys[0], sim.default_params, jnp.arange(B), 0)
         videos = state.candidates[:, :K]
-        joy = affinity(sim.default_params, state.traits, state.interest, state.satiation, videos).enjoyment
-        logit = np.asarray(stay_logit(sim.default_params, state, joy))
+        enjoyment = affinity(sim.default_params, state.traits, state.interest, state.satiation, videos).enjoyment
+        logit = np.asarray(continue_logit(sim.default_params, state, enjoyment))
         leaves = [step(key, state, first_slate(), sim.default_params)[0].terminated for key in keys]
         stays = 1.0 - np.mean(leaves, axis=0)
         probability = 1 / (1 + np.exp(-logit))
@@ -435,16 +437,18 @@ class TestSession:
         )
         weight = np.take_along_axis(np.asarray(twice.satiation), np.asarray(sim.default_params.topic)[videos], axis=1)
         assert (weight > 0).any() and (weight == 0).any()
-        np.testing.assert_allclose(bored.drive - fresh.drive, -b.drive_satiation * weight, atol=1e-5)
-        np.testing.assert_allclose(bored.enjoyment - fresh.enjoyment, b.joy_satiation * weight, atol=1e-5)
+        np.testing.assert_allclose(bored.engagement - fresh.engagement, -b.engagement_satiation * weight, atol=1e-5)
+        np.testing.assert_allclose(bored.enjoyment - fresh.enjoyment, b.enjoyment_satiation * weight, atol=1e-5)
         np.testing.assert_array_equal(bored.match, fresh.match)
 
     def test_a_good_session_brings_users_back_sooner(self, sim):
         state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 5)[2]
         state = state.replace(position=jnp.full((B,), 4))
         mean = {}
-        for name, joy in (("good", 2.0), ("fair", 1.0), ("bad", -1.0)):
-            days = next_visit(jax.random.key(1), state.replace(joy=jnp.full((B,), 4 * joy)), sim.default_params)
+        for name, enjoyment in (("good", 2.0), ("fair", 1.0), ("bad", -1.0)):
+            days = next_visit(
+                jax.random.key(1), state.replace(total_enjoyment=jnp.full((B,), 4 * enjoyment)), sim.default_params
+            )
             assert days.dtype == jnp.int32 and days.min() >= 1 and days.max() <= 30
             mean[name] = (float(days.mean()), float((days == 1).mean()))
         assert mean["good"][0] < mean["fair"][0] < mean["bad"][0]
@@ -455,7 +459,7 @@ class TestSession:
         _, _, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)
         truth = affinity(sim.default_params, state.traits, state.interest, state.satiation, state.candidates[:, :K])
         _, after = step(jax.random.key(0), state, first_slate(), sim.default_params)
-        np.testing.assert_allclose(after.joy, truth.enjoyment.mean(axis=1), atol=1e-5)
+        np.testing.assert_allclose(after.total_enjoyment, truth.enjoyment.mean(axis=1), atol=1e-5)
         np.testing.assert_array_equal(after.position, 1)
         np.testing.assert_allclose(result.request.context[:, 0, 2], np.log(2.0), rtol=1e-6)
 
