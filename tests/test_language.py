@@ -18,7 +18,6 @@ NAMES = {
     "drive": "engagement",
     "skip": "skip_prob",
     "stay_logit": "continue_logit",
-    "rate": "lr_scale, or a rate of something",
     "true_stay": "true_continue_prob",
 }
 FOLDERS = ("mmrf_jax", "launch", "experiments", "examples", "docs")

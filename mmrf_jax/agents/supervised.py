@@ -45,7 +45,7 @@ def update(
     batch: types.SessionBatch,
     items: types.Items,
     config: AgentConfig,
-    rate: chex.Numeric = 1.0,
+    lr_scale: chex.Numeric = 1.0,
     simulated: types.CounterfactualSlates | None = None,
     *,
     critic: Callable[[AgentConfig], nn.Module],
@@ -66,7 +66,7 @@ def update(
         return weights @ loss, {f"loss/{s}": loss[i] for i, s in enumerate(signals)}
 
     inputs = representation.gather(batch, items)
-    state, metrics, grad_norm = agent_state.step(state, inputs, loss_fn, config, rate)
+    state, metrics, grad_norm = agent_state.step(state, inputs, loss_fn, config, lr_scale)
     return state, metrics | {"grad_norm": grad_norm}
 
 

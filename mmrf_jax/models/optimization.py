@@ -29,14 +29,14 @@ def step(
     loss_fn: Callable[[Any, dict[str, chex.Array]], tuple[chex.Array, Any]],
     config: EncoderConfig,
     optimizer: optax.GradientTransformation,
-    rate: chex.Numeric = 1.0,
+    lr_scale: chex.Numeric = 1.0,
 ) -> tuple[Learnable, Any, chex.Array]:
     """Take one gradient step on parameters and tables.
 
     Args:
       ids: rows of each table that the batch looks up, [...] int32.
       loss_fn: (params, looked-up rows {table: [..., d]}) -> the loss, and extra outputs.
-      rate: factor on the step of the parameters, from a schedule.
+      lr_scale: factor on the step of the parameters, from a schedule.
 
     Returns:
       The updated learnables, the extra outputs, and the norm of the gradient.
@@ -45,7 +45,7 @@ def step(
     (grads, row_grads), extra = jax.grad(loss_fn, (0, 1), has_aux=True)(learnable.params, rows)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
         updates, opt_state = optimizer.update(grads, learnable.optimizer, learnable.params)
-    params = optax.apply_updates(learnable.params, jax.tree.map(lambda u: rate * u, updates))
+    params = optax.apply_updates(learnable.params, jax.tree.map(lambda u: lr_scale * u, updates))
     tables = {
         name: rowwise.row_update(
             t, ids[name].reshape(-1), row_grads[name].reshape(-1, t.dim), config.table_learning_rate

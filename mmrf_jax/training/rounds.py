@@ -297,7 +297,7 @@ def _iterator(learner: Learner, part: str, number: int, done: int) -> batches.Ph
     config, rounds = learner.job.config, learner.job.plan.rounds
     epochs = getattr(config, part).epochs
     return batches.PhaseIterator(
-        learner.data, part, number, epochs, done, lambda progress: steps.rate((number + progress) / rounds)
+        learner.data, part, number, epochs, done, lambda progress: steps.lr_scale_at((number + progress) / rounds)
     )
 
 

@@ -22,7 +22,7 @@ from mmrf_jax.signals import Signals
 from mmrf_jax.training import configs, train_state
 from mmrf_jax.training.train_state import TrainState
 
-_LAST_RATE = 0.05  # final factor of the cosine learning-rate schedule
+_LAST_LR_SCALE = 0.05  # final factor of the cosine learning-rate schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,19 +143,21 @@ def init(
     return TrainState(agents, feedback, server, zero, zero, jnp.zeros((2,), jnp.int32))
 
 
-def rate(progress: float) -> float:
-    """Return the learning-rate factor at a fraction of training: a cosine from 1 to `_LAST_RATE`."""
-    return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * progress))
+def lr_scale_at(progress: float) -> float:
+    """Return the learning-rate factor at a fraction of training: a cosine from 1 to `_LAST_LR_SCALE`."""
+    return _LAST_LR_SCALE + (1.0 - _LAST_LR_SCALE) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @programs.program(often=True, static_argnames="plan", donate_argnums=0)
-def fit_step(state: TrainState, batch: types.SessionBatch, items: types.Items, plan: TrainConfig, rate: chex.Numeric):
+def fit_step(
+    state: TrainState, batch: types.SessionBatch, items: types.Items, plan: TrainConfig, lr_scale: chex.Numeric
+):
     """Take one step of the feedback model's regression on the round's log; return the next state and metrics."""
     model = train_state.model_of(state)
     if plan.feedback.debias is not None and plan.others is not None:
         key = jax.random.fold_in(jax.random.fold_in(model.key, 2), model.step)
         batch = with_fewer_candidates(batch, key, plan.others)
-    feedback, metrics = fitting.update(model, batch, items, plan.feedback, rate)
+    feedback, metrics = fitting.update(model, batch, items, plan.feedback, lr_scale)
     return dataclasses.replace(state, feedback=feedback, done=state.done + 1), metrics
 
 
@@ -184,7 +186,7 @@ def update_step(
     batch: types.SessionBatch,
     items: types.Items,
     plan: TrainConfig,
-    rate: chex.Numeric,
+    lr_scale: chex.Numeric,
     encodings: chex.Array | None = None,
 ):
     """Update the agents once; return the next state and metrics.
@@ -214,7 +216,7 @@ def update_step(
             candidate_sampling_logits(state, batch, items, plan, key),
             encodings,
         )
-    agents, metrics = method.update(state.agents, batch, items, plan.agents, rate, simulated)
+    agents, metrics = method.update(state.agents, batch, items, plan.agents, lr_scale, simulated)
     return dataclasses.replace(state, agents=agents, done=state.done + 1), metrics
 
 

@@ -77,12 +77,12 @@ def test_fit_and_update_under_all_settings_at_once():
     with under(*SETTINGS):
         state = jax.eval_shape(lambda: steps.init(types.make_key(0), PLAN, tiny.SPEC, items, ones, ones, ones))
         assert not wide(numbers(state))
-        rate = jnp.float32(1.0)
-        fitted = jax.eval_shape(functools.partial(steps.fit_step, plan=PLAN), state, batch, items, rate=rate)
+        lr_scale = jnp.float32(1.0)
+        fitted = jax.eval_shape(functools.partial(steps.fit_step, plan=PLAN), state, batch, items, lr_scale=lr_scale)
         assert not wide(numbers(fitted))
         encodings = jax.eval_shape(lambda state: steps.precompute_item_embeddings(state, items, PLAN), state)
         updated = jax.eval_shape(
-            functools.partial(steps.update_step, plan=PLAN), state, batch, items, rate=rate, encodings=encodings
+            functools.partial(steps.update_step, plan=PLAN), state, batch, items, lr_scale=lr_scale, encodings=encodings
         )
         assert not wide(numbers(updated))
         assert not wide(numbers(jax.eval_shape(train_state.next_round, state)))

@@ -45,14 +45,14 @@ class Update(Protocol):
         batch: types.SessionBatch,
         items: types.Items,
         config: AgentConfig,
-        rate: chex.Numeric = 1.0,
+        lr_scale: chex.Numeric = 1.0,
         simulated: types.CounterfactualSlates | None = None,
     ) -> tuple[AgentState, dict[str, chex.Array]]:
         """Return the next state and scalar metrics.
 
         Args:
           batch: segments of T + 1 requests; the first T are learned from.
-          rate: factor on the learning rates.
+          lr_scale: factor on the learning rates.
           simulated: counterfactual slates; methods without a feedback model ignore them.
         """
         ...
@@ -123,13 +123,13 @@ def step(
     inputs: representation.EncoderInputs,
     loss_fn: Callable[[Any, representation.Encoded], tuple[chex.Array, Any]],
     config: AgentConfig,
-    rate: chex.Numeric = 1.0,
+    lr_scale: chex.Numeric = 1.0,
 ) -> tuple[AgentState, Any, chex.Array]:
     """Encode a batch and take one gradient step: parameters, target, optimiser and tables are replaced.
 
     Args:
       loss_fn: (params, the encoded batch) -> the loss, and extra outputs.
-      rate: factor on the step of the parameters, from a schedule.
+      lr_scale: factor on the step of the parameters, from a schedule.
 
     Returns:
       The next state, the extra outputs, and the norm of the gradient.
@@ -141,7 +141,7 @@ def step(
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
     optimizer = make_optimizer(config, config.actor_learning_rate)
-    learned, extra, norm = optimization.step(learnable, inputs.ids, of_rows, config, optimizer, rate)
+    learned, extra, norm = optimization.step(learnable, inputs.ids, of_rows, config, optimizer, lr_scale)
     state = dataclasses.replace(
         state,
         step=state.step + 1,

@@ -62,7 +62,7 @@ def update(
     batch: types.SessionBatch,
     items: types.Items,
     config: AgentConfig,
-    rate: chex.Numeric = 1.0,
+    lr_scale: chex.Numeric = 1.0,
     simulated: types.CounterfactualSlates | None = None,
     algorithm: Algorithm = MMRF,
 ) -> tuple[agent_state.AgentState, Metrics]:
@@ -70,7 +70,7 @@ def update(
 
     Args:
       batch: segments of T + 1 requests; the first T are learned from.
-      rate: factor on the learning rates.
+      lr_scale: factor on the learning rates.
       simulated: unshown videos with a feedback model's predicted feedback, learned from in addition to the impressions,
         with weight `config.counterfactual_weight`; and the model's predictions for all candidates, which values also
         use. None for impressions and the agents' critics alone.
@@ -93,7 +93,7 @@ def update(
     def loss_fn(params, encoded):
         return _loss(params, encoded, state, data, config, algorithm)
 
-    next_state, (metrics, mean, spread), grad_norm = agent_state.step(state, inputs, loss_fn, config, rate)
+    next_state, (metrics, mean, spread), grad_norm = agent_state.step(state, inputs, loss_fn, config, lr_scale)
     # The first spread is taken in full: after a handful of updates the running mean would still be near 1.
     blend = jnp.where(state.step == 0, 1.0, _SCALE_RATE)
     next_state = dataclasses.replace(

@@ -222,7 +222,7 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
 
     yield Figure("learning/input", requests / statistics.median(cost.seconds(cuts, repeats)), "requests/s")
     impressions = sum(int((batch.slate_mask[:, :-1] & batch.mask[:, :-1, None]).sum()) for batch in batches)
-    items, plan, rate = run.source.items, run.plan, jnp.float32(1.0)
+    items, plan, lr_scale = run.source.items, run.plan, jnp.float32(1.0)
     kept = steps.precompute_item_embeddings(run.state, items, plan)
     update = functools.partial(steps.update_step, encodings=kept)
     step: Callable
@@ -230,13 +230,15 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
         ("learning/fit", steps.fit_step, impressions, "impressions/s"),
         ("learning/update", update, requests, "requests/s"),
     ):
-        limit = machine.rate(cost.work(functools.partial(step, plan=plan, rate=rate), run.state, batches[0], items))
+        limit = machine.rate(
+            cost.work(functools.partial(step, plan=plan, lr_scale=lr_scale), run.state, batches[0], items)
+        )
         state = jax.tree.map(jnp.copy, run.state)
 
         def run_steps(step=step):
             nonlocal state
             for batch in batches:
-                state, _ = step(state, batch, items, plan=plan, rate=rate)
+                state, _ = step(state, batch, items, plan=plan, lr_scale=lr_scale)
             return state
 
         value = units / statistics.median(cost.seconds(run_steps, repeats))

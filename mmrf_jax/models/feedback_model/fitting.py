@@ -27,12 +27,12 @@ def update(
     batch: types.SessionBatch,
     items: types.Items,
     config: FeedbackConfig,
-    rate: chex.Numeric = 1.0,
+    lr_scale: chex.Numeric = 1.0,
 ) -> tuple[FeedbackState, dict[str, chex.Array]]:
     """Run one regression step of both twins on shown videos; jit it with `config` static and `state` donated.
 
     Args:
-      rate: factor on the learning rate.
+      lr_scale: factor on the learning rate.
 
     Returns:
       The next state and scalar metrics, means over the twins.
@@ -76,7 +76,7 @@ def update(
         return jnp.sum(weights * per_signal) + stay + sum(more.values()), metrics
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
-    learned, metrics, norm = optimization.step(learnable, inputs.ids, loss_fn, config, make_optimizer(config), rate)
+    learned, metrics, norm = optimization.step(learnable, inputs.ids, loss_fn, config, make_optimizer(config), lr_scale)
     state = dataclasses.replace(
         state, step=state.step + 1, params=learned.params, optimizer=learned.optimizer, tables=learned.tables
     )
