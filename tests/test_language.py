@@ -17,6 +17,13 @@ NAMES = {
     "joy": "enjoyment",
     "drive": "engagement",
     "skip": "skip_prob",
+    "looks": "interim_analyses",
+    "srm": "sample_ratio_mismatch",
+    "lasting": "novelty_effect",
+    "fidelity": "model_quality",
+    "offline_other": "offline/LOG",
+    "test_frozen": "test_frozen_history",
+    "optimism": "uncertainty_bonus, or model_exploitation_gap",
     "stay_logit": "continue_logit",
     "true_stay": "true_continue_prob",
 }
@@ -38,9 +45,9 @@ def test_the_field_s_words():
 
 
 def test_names():
-    files = [path for folder in (*FOLDERS, "tests") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in (*FOLDERS, "tests") for path in (ROOT / folder).rglob("*.py") if path != Path(__file__)]
     names = "|".join(NAMES)
-    pattern = re.compile(rf"(?:(?<!pytest)\.|\b(?:def|class) )({names})\b|\b({names})(?:=|: | = )")
+    pattern = re.compile(rf"(?:(?<!pytest)\.|\b(?:def|class) )({names})\b|\b({names})(?:=|: | = )|\"({names})\"")
     found = [
         f"{path.relative_to(ROOT)}:{number}: {name}, which is {NAMES[name]}"
         for path in files

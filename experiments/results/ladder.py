@@ -97,8 +97,8 @@ def truth_of(config: AgentConfig, params: Any, world, state) -> dict[str, chex.A
     nothing = jnp.zeros((len(state.user_id), 1))
     return {
         "reward": response.expected_watch(world, truth) / params["scale"][-1],
-        "logit": leaving.stay_logit(world, state, nothing),
-        "effect": world.behaviour.stay_joy / config.slate * truth.enjoyment,
+        "logit": leaving.continue_logit(world, state, nothing),
+        "effect": world.behaviour.continue_enjoyment / config.slate * truth.enjoyment,
         "value": features_of(config, world, state) @ params["beta"],
     }
 

@@ -22,7 +22,7 @@ BLOCK = 50_000  # users per device and call: gives progress, and the last sessio
 NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that belong to no metric
 _SLOTS = 256  # on CPUs: the data that a step gathers stays in cache
 _MANY_SLOTS = 8_192  # on accelerators: steps large enough to hide launch overhead
-_LOOKS = 20  # interim analyses of a test with always-valid intervals
+_ANALYSES = 20  # interim analyses of a test with always-valid intervals
 
 
 @programs.program(often=True, static_argnames=("num_users", "slots", "k", "partitioner"))
@@ -174,7 +174,7 @@ def conclude(
         return result
     users = test.users()
     p = assignment.sample_ratio_mismatch(list(users.values()), [1.0] * len(users)) if len(users) > 1 else 1.0
-    return result | {"srm": {"users": users, "p_value": p}}
+    return result | {"sample_ratio_mismatch": {"users": users, "p_value": p}}
 
 
 def compare(
@@ -206,10 +206,9 @@ def compare(
 
     Returns:
       {"ab_test": as `statistics.ABTest.results`, "signals": the environment's, as a dictionary, "truncated_pct": {arm:
-      share of truncated sessions}}; with hashing also "srm", {"users": {arm: number}, "p_value"} of the sample ratio;
-      if always valid, "always_valid95" in addition to "ci95", and "looks", the interim
-      analyses: [{"users": {arm: so far}, "ab_test": as above without coverage and Gini}], starting when every arm has
-      two users.
+      share of truncated sessions}}; with hashing also "sample_ratio_mismatch", {"users": {arm: number},
+      "p_value"}; if always valid, "always_valid95" in addition to "ci95", and "interim_analyses": [{"users": {arm: so
+      far}, "ab_test": as above without coverage and Gini}], starting when every arm has two users.
 
     Raises:
       ValueError: for an arm that gets fewer than two users.
@@ -218,8 +217,8 @@ def compare(
     test, policies = statistics.ABTest(env.signals, names, control, paired=salt is None), rankers.choices(arms)
     assign(names, num_users, salt)  # refuses arms that are too small before anyone is served
     total = num_users if salt is None else num_users * len(names)
-    block = min(block_users(total, partitioner), -(-total // _LOOKS) if always_valid else total)
-    cut, done, looks = dict.fromkeys(names, 0.0), 0, []
+    block = min(block_users(total, partitioner), -(-total // _ANALYSES) if always_valid else total)
+    cut, done, interim_analyses = dict.fromkeys(names, 0.0), 0, []
     for start in range(0, total, block):
         here = np.arange(start, min(start + block, total))
         means = history_means(env, key, here, day, block) if cuped else None
@@ -239,6 +238,6 @@ def compare(
         observe(sums)
         if always_valid and min(test.users().values()) >= 2:
             quantile = sequential.quantile(min(start + block, total) / total)
-            looks.append({"users": test.users(), "ab_test": test.ratios(quantile)})
+            interim_analyses.append({"users": test.users(), "ab_test": test.ratios(quantile)})
     result = conclude(test, env.signals, quantile, cut, test.users())
-    return result | ({"looks": looks} if looks else {})
+    return result | ({"interim_analyses": interim_analyses} if interim_analyses else {})

@@ -49,10 +49,10 @@ def compare(
       progress: called with users × days done so far, out of num_users × arms × days, including days without a visit.
 
     Returns:
-      "ab_test", "truncated_pct" and "srm" of all sessions of the test, and
+      "ab_test", "truncated_pct" and "sample_ratio_mismatch" of all sessions of the test, and
       "by_day": [{"day", "visitors": {arm: number}, "ab_test": metrics of the day's sessions, None if it has none}]
-      and, for three days or more, "lasting" (`by_day.novelty_effect`): how the effects of the second half of the days
-      differ from those of the first half, excluding the first day, on which all users visit.
+      and, for three days or more, "novelty_effect" (`by_day.novelty_effect`): how the effects of the second half of
+      the days differ from those of the first half, excluding the first day, on which all users visit.
 
     Raises:
       ValueError: for an arm that gets fewer than two users.
@@ -63,7 +63,7 @@ def compare(
     cohorts = {name: _Cohort(ids, first_day) for name, ids in users.items()}
     means = simulate.history_means(env, key, np.arange(total), first_day, min(simulate.BLOCK, total)) if cuped else None
     covariate = None if means is None else {name: means[ids] for name, ids in users.items()}
-    quantile = sequential.quantile_of_looks(days) if always_valid else None
+    quantile = sequential.bonferroni_quantile(days) if always_valid else None
     half, done, rows = (days - 1) // 2, 0, []
     early: dict[str, dict[str, np.ndarray]] = {}
     late: dict[str, dict[str, np.ndarray]] = {}
@@ -85,7 +85,7 @@ def compare(
     test = _test(env.signals, whole, control, salt is None, covariate)
     result = simulate.conclude(test, env.signals, quantile, cut, sessions)
     if half:
-        result["lasting"] = by_day.novelty_effect(env.signals, early, late, control, paired=salt is None)
+        result["novelty_effect"] = by_day.novelty_effect(env.signals, early, late, control, paired=salt is None)
     return result | {"by_day": rows}
 
 

@@ -23,6 +23,18 @@ MIN_USERS = 200  # metrics need at least this many eligible users
 BATCH = 512
 
 
+def key(name: str, log: str) -> str:
+    """Return the key in results.json of the metrics `name`, such as "offline", of a held-out log."""
+    return name if log == "test" else f"{name}/{log}"
+
+
+def by_log(results: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return {held-out log: the metrics `name` of results.json}, the test log first."""
+    found = {"test": results[name]} if name in results else {}
+    prefix = key(name, "")
+    return found | {at.removeprefix(prefix): entries for at, entries in results.items() if at.startswith(prefix)}
+
+
 @dataclasses.dataclass
 class Rows:
     """Exposures of a log, one per row."""

@@ -28,6 +28,7 @@ from mmrf_jax import plugins
 from mmrf_jax.agents import registry
 from mmrf_jax.io import files
 from mmrf_jax.io.progress import say
+from mmrf_jax.metrics import offline
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.sweeps import seeds, work_queue
@@ -429,7 +430,7 @@ def _offline(study: Study, seed: int, log: str = "test") -> Rows:
     for variant, config in study.configs(seed).items():
         place = folder(config, study.runs_dir)
         estimated, results = measure_run(config, place, "off_policy"), run_folder.read_json(place / "results.json")
-        entries = results["offline"] if log == "test" else results["offline_other"][log]
+        entries = results[offline.key("offline", log)]
         row = {f"GAUC {name}": entries[name]["gauc"] for name in _SERVED}
         for name in ("click", "like", "follow", "comment", "forward", "hate"):
             own = entries[name].get("gauc_agent")  # of the signal's own agent, if there is one
@@ -492,7 +493,7 @@ TABLES = {
     ),
     "offline_frozen": Table(
         "The held-out log, scored without any feedback of its days:",
-        functools.partial(_offline, log="test_frozen"),
+        functools.partial(_offline, log="test_frozen_history"),
         of_world=False,
         of_runs="off_policy",
         lower_is_better=_of_offline,

@@ -27,7 +27,7 @@ from mmrf_jax.training.train_state import TrainState
 
 #: Upper limits on the requests that sessions of the model exploitation gap start from: in total, and per session.
 _GAP_POOL, _GAP_POOL_A_SESSION = 8_192, 4
-_FROZEN = "test_frozen"  # name of a split
+_FROZEN = "test_frozen_history"  # name of a split
 _CHECKS = 32  # for a stop signal while a log is scored, whatever the share of a process
 _MAX_SESSION = 64  # requests, if a config sets no maximum session length
 
@@ -196,11 +196,11 @@ def evaluate(run: TrainedRun, thorough: bool = False, with_baselines: bool = Tru
       with_baselines: whether simple predictors and rankers (no trained agents) also score real logs.
 
     Returns:
-      {"offline": metrics of the test log, "fidelity": model quality on it, "offline_other", "fidelity_other":
-      {log: the same}, "excess_logloss": {log: {signal: by decile of uncertainty}}, "simulated_sessions": {log:
+      {"offline": metrics of the test log, "model_quality": of its predictions; "offline/LOG" and "model_quality/LOG":
+      the same of other logs; "excess_logloss": {log: {signal: by decile of uncertainty}}, "simulated_sessions": {log:
       {"requests" | main signal per session: {"ks": distance to the log's, "simulated", "actual": means}}},
-      "off_policy": {log: `off_policy.evaluate`}}. Among the other logs, `test_frozen` is the test log again, with every
-      request scored without any feedback of the test days (`sessions.freeze_histories`).
+      "off_policy": {log: `off_policy.evaluate`}}. Among the other logs, `test_frozen_history` is the test log again,
+      with every request scored without any feedback of the test days (`sessions.freeze_histories`).
     """
     evaluators = EVALUATORS | (THOROUGH_EVALUATORS if thorough else {})
     found: dict[str, dict[str, Any]] = {name: {} for name in evaluators}
@@ -210,10 +210,10 @@ def evaluate(run: TrainedRun, thorough: bool = False, with_baselines: bool = Tru
                 found[name][split.name] = metrics
     result: dict[str, Any] = {"signals": run.source.spec.signals.as_dict()}
     for name, by_log in found.items():
-        if name in EVALUATORS and by_log:  # the test log's metrics have the name, those of other logs are apart
-            result[name] = by_log.pop("test")
-            name = f"{name}_other"
-        result |= {name: by_log} if by_log else {}
+        if name in EVALUATORS:
+            result |= {offline.key(name, log): metrics for log, metrics in by_log.items()}
+        elif by_log:
+            result[name] = by_log
     return result
 
 
@@ -319,7 +319,7 @@ def _simulated_sessions(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] |
 
 
 #: Evaluators of a held-out log, by their keys in results.json.
-EVALUATORS: dict[str, Evaluator] = {"offline": _ranking, "fidelity": _model_quality}
+EVALUATORS: dict[str, Evaluator] = {"offline": _ranking, "model_quality": _model_quality}
 #: More of them in `mmrf evaluate`.
 THOROUGH_EVALUATORS: dict[str, Evaluator] = {
     "off_policy": _off_policy,

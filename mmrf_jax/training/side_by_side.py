@@ -152,7 +152,7 @@ def _taken(states: TrainState, number: jax.Array) -> TrainState:
 
 @programs.program(often=True, static_argnames=("step", "plan", "partitioner"), donate_argnums=0)
 def _step(states, batches, rates, items, more, step, plan, partitioner):
-    """Take a step of every run: `step(state, batch, items, plan, lr_scale, *more)` under `vmap`, on the run's device."""
+    """Take a step of every run, `step(state, batch, items, plan, lr_scale, *more)` under `vmap`, on its device."""
 
     def one(items, state, batch, lr_scale, more):
         return step(state, batch, items, plan, lr_scale, *more)

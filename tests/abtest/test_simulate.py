@@ -1,4 +1,4 @@
-"""A/B tests in the world: who is in which arm, what is known of users before, looks, and A/A tests."""
+"""A/B tests in the world: who is in which arm, what is known of users before, analyses, and A/A tests."""
 
 import json
 
@@ -102,8 +102,8 @@ def test_each_user_is_in_one_arm_by_hash(sim, policies, everyone, histories):
             np.testing.assert_allclose(*numbers, rtol=2e-3)
     assert {"coverage", "gini"} <= result["ab_test"]["oracle"].keys()
     counts = np.bincount(arm)
-    assert result["srm"]["users"] == {"production": counts[0], "oracle": counts[1]}
-    assert result["srm"]["p_value"] == assignment.sample_ratio_mismatch(counts, [1, 1]) > 0.001
+    assert result["sample_ratio_mismatch"]["users"] == {"production": counts[0], "oracle": counts[1]}
+    assert result["sample_ratio_mismatch"]["p_value"] == assignment.sample_ratio_mismatch(counts, [1, 1]) > 0.001
     cut = 100 * everyone["oracle"]["truncated"][rows["oracle"]].mean()
     assert result["truncated_pct"]["oracle"] == pytest.approx(cut)
 
@@ -124,20 +124,20 @@ def test_what_histories_explain_narrows_the_intervals(sim, policies, everyone, h
 def test_a_test_looked_at_as_users_come(sim, policies, everyone):
     same = {"production": policies["production"], "again": policies["production"]}
     before = simulate._serve._cache_size()
-    result = run(sim, same, 505, salt="looks", always_valid=True)
-    assert simulate._serve._cache_size() == before + 1  # one program for all looks
-    looks = result["looks"]
-    assert [sum(look["users"].values()) for look in looks] == [*range(51, 1010, 51), 1010]
-    arm = assignment.assign(np.arange(7 * 51), [0.5, 0.5], "looks")
+    result = run(sim, same, 505, salt="analyses", always_valid=True)
+    assert simulate._serve._cache_size() == before + 1  # one program for all analyses
+    analyses = result["interim_analyses"]
+    assert [sum(analysis["users"].values()) for analysis in analyses] == [*range(51, 1010, 51), 1010]
+    arm = assignment.assign(np.arange(7 * 51), [0.5, 0.5], "analyses")
     rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(same)}
     test = statistics.ABTest(SHORT_VIDEO, tuple(same), "production", paired=False)
     test.update({name: columns(everyone["production"], x) for name, x in rows.items()})
-    assert looks[6]["users"] == {name: len(x) for name, x in rows.items()}
+    assert analyses[6]["users"] == {name: len(x) for name, x in rows.items()}
     expected = test.ratios(sequential.quantile(7 * 51 / 1010))["again"]
     for name in ("ci95", "always_valid95"):
-        np.testing.assert_allclose(looks[6]["ab_test"]["again"]["depth"][name], expected["depth"][name], rtol=1e-3)
+        np.testing.assert_allclose(analyses[6]["ab_test"]["again"]["depth"][name], expected["depth"][name], rtol=1e-3)
     last = result["ab_test"]["again"]["watch_time"]
-    assert last == looks[-1]["ab_test"]["again"]["watch_time"]
+    assert last == analyses[-1]["ab_test"]["again"]["watch_time"]
     assert last["always_valid95"][0] < last["ci95"][0] < last["ci95"][1] < last["always_valid95"][1]
 
 
@@ -201,9 +201,12 @@ def test_empty_groups_add_nothing(sim, everyone, histories, monkeypatch, num_use
         return
     result = run(sim, names, num_users, **options)
     assert json.loads(json.dumps(result, allow_nan=False)) == result and summary.describe(result)
-    assert result["srm"]["users"] == {name: len(x) for name, x in rows.items()}
+    assert result["sample_ratio_mismatch"]["users"] == {name: len(x) for name, x in rows.items()}
     if always_valid:
-        assert result["looks"][-1]["users"] == result["srm"]["users"] and len(result["looks"]) <= 20
+        assert (
+            result["interim_analyses"][-1]["users"] == result["sample_ratio_mismatch"]["users"]
+            and len(result["interim_analyses"]) <= 20
+        )
     expected = statistics.compare(
         SHORT_VIDEO,
         {name: columns(everyone[name], x) for name, x in rows.items()},

@@ -105,11 +105,11 @@ def test_enjoyed_sessions_bring_users_back(result):
     days = [row["ab_test"]["oracle"]["visits"] for row in result["by_day"]]
     assert days[0]["diff_pct"] == 0 and days[0]["ci95"] == [0, 0]
     assert all(day["ci95"][0] > 0 for day in days[1:])
-    lasting = result["lasting"]["oracle"]["visits"]
+    halves = result["novelty_effect"]["oracle"]["visits"]
     early = [row["visitors"] for row in result["by_day"][1:3]]
     expected = 100 * (sum(d["oracle"] for d in early) / sum(d["production"] for d in early) - 1)
-    assert lasting["early"] == pytest.approx(expected)
-    assert lasting["ci95"][0] < lasting["change"] < lasting["ci95"][1]
+    assert halves["early"] == pytest.approx(expected)
+    assert halves["ci95"][0] < halves["change"] < halves["ci95"][1]
 
 
 def test_one_program_serves_all_days(sim, policies, result):
@@ -125,17 +125,17 @@ def test_the_same_arm_twice_differs_by_nothing(sim, policies):
         for entry in row["ab_test"]["again"].values():
             if entry["ci95"] is not None:
                 np.testing.assert_allclose([entry["diff_pct"], *entry["ci95"]], 0.0, atol=1e-5)
-    assert "always_valid95" in found["by_day"][1]["ab_test"]["again"]["depth"] and "srm" not in found
+    assert "always_valid95" in found["by_day"][1]["ab_test"]["again"]["depth"] and "sample_ratio_mismatch" not in found
 
 
 def test_each_user_in_one_arm(sim, policies):
     found = run(sim, policies, USERS // 2, days=4, salt="long", cuped=True, always_valid=True)
-    users = found["srm"]["users"]
-    assert sum(users.values()) == USERS and found["srm"]["p_value"] > 0.001
+    users = found["sample_ratio_mismatch"]["users"]
+    assert sum(users.values()) == USERS and found["sample_ratio_mismatch"]["p_value"] > 0.001
     assert found["by_day"][0]["visitors"] == users  # all come on the first day
     entry = found["by_day"][2]["ab_test"]["oracle"]["visits"]
     assert entry["always_valid95"][0] < entry["ci95"][0] < entry["ci95"][1] < entry["always_valid95"][1]
-    assert found["lasting"]["production"]["depth"]["ci95"] == [0.0, 0.0]
+    assert found["novelty_effect"]["production"]["depth"]["ci95"] == [0.0, 0.0]
 
 
 def rollout_metrics_of_users(back: dict[str, int]):
@@ -159,7 +159,7 @@ def test_empty_groups_of_a_day_add_nothing(sim, monkeypatch, tmp_path, back, sal
     monkeypatch.setattr(simulate, "rollout_metrics_of_users", rollout_metrics_of_users(back))
     monkeypatch.setattr(rankers, "choices", dict)  # names stand for policies
     found = run(sim, {name: name for name in back}, users=60, salt=salt, always_valid=True)
-    users = {"production": 60, "oracle": 60} if salt is None else found["srm"]["users"]
+    users = {"production": 60, "oracle": 60} if salt is None else found["sample_ratio_mismatch"]["users"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     for row in found["by_day"][1:]:
         for name, days in back.items():
@@ -171,7 +171,7 @@ def test_empty_groups_of_a_day_add_nothing(sim, monkeypatch, tmp_path, back, sal
     sessions = {name: users[name] * (DAYS if days == 1 else 1) for name, days in back.items()}
     for name, metrics in found["ab_test"].items():
         assert metrics["visits"]["mean"] == pytest.approx(sessions[name] / users[name] / DAYS)
-    assert found["lasting"]["oracle"]["visits"]["note"].startswith("too few: 0 users of ")
+    assert found["novelty_effect"]["oracle"]["visits"]["note"].startswith("too few: 0 users of ")
     assert "too few" in summary.describe(found)
     if salt is not None:  # half of them: Matplotlib takes as long as all else
         plots.days(found, tmp_path / "days.png")
@@ -198,7 +198,7 @@ found = [
                      num_users=101, first_day=0, days=3, k=3, salt="devices")
     for devices in (jax.devices(), jax.devices()[:1])
 ]
-assert len(jax.devices()) == 4 and found[0]["srm"] == found[1]["srm"]
+assert len(jax.devices()) == 4 and found[0]["sample_ratio_mismatch"] == found[1]["sample_ratio_mismatch"]
 for row, alone in zip(found[0]["by_day"], found[1]["by_day"], strict=True):
     assert row["visitors"] == alone["visitors"]
     for arm, metrics in row["ab_test"].items():

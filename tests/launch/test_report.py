@@ -119,7 +119,7 @@ def test_what_a_run_leaves_for_other_programs_and_for_comparisons(finished, laun
 def test_report_of_a_run_by_itself(finished, launch, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     there = (run / "report.html").read_text()
-    for name in ("ab-test", "offline", "fidelity", "curves", "attention", "conflict", "explorer", "settings"):
+    for name in ("ab-test", "offline", "model-quality", "curves", "attention", "conflict", "explorer", "settings"):
         assert f'<section id="{name}">' in there
     watched = results(run)["ab_test"]["mmrf"]["watch_time"]["diff_pct"]
     assert f"{watched:+.2f} %".replace("-", "−") in there

@@ -246,3 +246,12 @@ def test_empty_groups_have_no_figure(few, train):
     }
     assert found["watch_time_xauc"]["gauc"] is not None and found["hate"]["eligible_users"] == 0
     assert "| watch_time_median | 0 | too few | – | – | – | – |" in offline.format_table(found)
+
+
+def test_keys_of_results_by_log():
+    logs = ("test", "random_test")
+    results = {offline.key(name, log): (name, log) for name in ("offline", "model_quality") for log in logs}
+    assert list(results) == ["offline", "offline/random_test", "model_quality", "model_quality/random_test"]
+    for name in ("offline", "model_quality"):
+        assert offline.by_log(results, name) == {log: (name, log) for log in logs}
+    assert offline.by_log(results, "off_policy") == {}

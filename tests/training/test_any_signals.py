@@ -93,7 +93,7 @@ def test_from_logs_to_the_service_and_back(signals, log_source, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Ranking of held-out sessions" in page
     assert bool(re.search(r'"seconds": ?null', page)) == (not signals.of_kind("duration"))  # of the explorer
-    assert set(result["fidelity"]) == set(signals.names)
+    assert set(result["model_quality"]) == set(signals.names)
     numeric = {f"{name}_{kind}" for name in signals.numeric_names for kind in ("median", "xauc")}
     assert set(result["offline"]) == {*signals.binary_names, *numeric}
     assert json.loads((tmp_path / "run" / "results.json").read_text())["signals"] == signals.as_dict()

@@ -212,8 +212,8 @@ def test_learns_clicks_watch_time_and_staying(fitted):
     seconds = truth * 20.0 + (1.0 - truth) * 4.0
     assert np.abs(expected[..., WATCH] / seconds - 1.0)[shown].mean() < 0.15
     stay = np.asarray(network.continue_probability(out, jnp.ones(tags.shape)))[batch.mask]
-    true_stay = continue_probability(tags)[batch.mask]
-    assert np.abs(stay - true_stay).mean() < 0.4 * np.abs(true_stay.mean() - true_stay).mean()
+    continue_prob = continue_probability(tags)[batch.mask]
+    assert np.abs(stay - continue_prob).mean() < 0.4 * np.abs(continue_prob.mean() - continue_prob).mean()
 
 
 @pytest.fixture(scope="module")
