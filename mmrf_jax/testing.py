@@ -399,7 +399,7 @@ def _simulated(seed: int) -> types.CounterfactualSlates:
         expected=_feedback(rng, shape),
         uncertainty=rng.uniform(0.5, 2.0, (*shape, s)).astype(np.float32),
         sampled=_feedback(rng, shape),
-        stay=rng.random((*everyone, 1)).astype(np.float32),
+        continue_prob=rng.random((*everyone, 1)).astype(np.float32),
         pool=types.FeedbackPrediction(
             feedback=rng.normal(size=(*everyone, s, _SPEC.candidates)).astype(np.float32),
             continue_logit=rng.normal(size=everyone).astype(np.float32),

@@ -163,7 +163,7 @@ class CounterfactualSlates:
     expected: chex.Array  # [B, T+1, M, K, S] float32, expected feedback: probabilities, and seconds
     uncertainty: chex.Array  # [B, T+1, M, K, S] float32, divided by its mean on impressions
     sampled: chex.Array  # [B, T+1, M, K, S] float32, feedback sampled from the model, for the next state
-    stay: chex.Array  # [B, T+1, M] float32, probability of another request after each slate
+    continue_prob: chex.Array  # [B, T+1, M] float32, probability of another request after each slate
     pool: FeedbackPrediction  # for all candidates of the same requests
 
 

@@ -188,7 +188,7 @@ def step(key: types.Key, state: SimulatedState, slate: chex.Array, params: Feedb
         feedback = counterfactuals.draw(
             signals, feedback, levels, params.edges, params.quantiles, params.scale, numbers
         )
-    stays = u[:, -2] < network.continue_probability(out, mask.astype(feedback.dtype))
+    stays = u[:, -2] < network.continue_prob(out, mask.astype(feedback.dtype))
     shown = types.Exposure(videos=videos, feedback=jnp.where(mask[..., None], feedback, 0.0), mask=mask)
     position = state.position + 1
     pool, num_rows = params.pool, params.pool.num_requests

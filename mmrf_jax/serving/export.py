@@ -319,7 +319,7 @@ def _model_functions(plan: steps.TrainConfig, spec: InputSpec, model: network.Fe
         z = both(user)(weights["params"]["encoder"], carried, network.twin_rows(rows)[embeddings.USER_TABLE])
         out = network.predict(config, weights["params"], z, carried.mean(), encodings[:, request["candidates"]])
         out = network.calibrated(config, out, weights["calibration"], request["context"])
-        stay = network.continue_probability(out, exposed)
+        stay = network.continue_prob(out, exposed)
         return {"feedback": network.expected(config, out, weights["scale"]), "stay": stay}
 
     a, weights = _arguments(config, spec, "2"), _shapes(_model_weights(model))

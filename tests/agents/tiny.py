@@ -144,7 +144,7 @@ def make_shapes(config: AgentConfig, spec: InputSpec = SPEC) -> agent_state.Agen
 
 
 #: Products of these layers start at 0.
-_SMALL = {"gap", "reads", "signals", "trust", "values"}
+_SMALL = {"extra_reward", "reads", "signals", "state_gate", "values"}
 
 
 def draw_params(shapes, seed: int):

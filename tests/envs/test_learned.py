@@ -180,7 +180,7 @@ def crowd(sim, log):
     assert shown.any(axis=1).all() and not shown.all()
     np.testing.assert_array_equal(result.exposure.mask, shown)
     np.testing.assert_array_equal(np.asarray(result.exposure.feedback)[~shown], 0.0)
-    stay = np.float64(jax.jit(network.continue_probability)(out, shown.astype(np.float32)))
+    stay = np.float64(jax.jit(network.continue_prob)(out, shown.astype(np.float32)))
     expected = jax.jit(network.expected, static_argnums=0)(CONFIG, out, sim.default_params.scale)
     expected = np.float64(expected) * shown[..., None]
     return state, slates, expected, stay, result

@@ -125,7 +125,7 @@ def test_a_stopped_run_goes_on_elsewhere(processes, devices, launch, args, stopp
     rest = [(here, there) for here, there in zip(*fitted, strict=True) if step < here["step"] < rounds_end(reference)]
     assert len(rest) > 2
     for here, there in rest:
-        for name in ("loss/click", "loss/watch_time", "loss/stay"):
+        for name in ("loss/click", "loss/watch_time", "loss/continuation"):
             assert here[name] == pytest.approx(there[name], rel=1e-3), (here["step"], name)
 
 

@@ -174,7 +174,7 @@ def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, sh
         carried = learned._start(params, history)
         here = at(each, each, jnp.expm1(request.context[:, -1]), carried)
         predicted = learned.predict(params, here, request.candidates)
-        stay = network.continue_probability(predicted, exposed)
+        stay = network.continue_prob(predicted, exposed)
         return known, carried.outer, network.expected(plan.feedback, predicted, model.scale), stay
 
     known, outer, feedback, stay = live(state.feedback, request, history)

@@ -101,9 +101,9 @@ def init(
     reward_scale = jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3)
     if mean_return is not None and "values" in learned:
         value = losses.rewards(mean_return, reward_scale, config.reward_terms)
-        base = value - spec.slate * losses.rewards(feedback_mean, reward_scale, config.reward_terms)
-        bias = learned["values"]["bias"]  # twin bases, then twin values; of own critics a row per agent
-        start = jnp.stack([base, base, value, value], axis=-1 if config.own_critics else 0)
+        slate_bias = value - spec.slate * losses.rewards(feedback_mean, reward_scale, config.reward_terms)
+        bias = learned["values"]["bias"]  # twin biases of slates, then twin values; of own critics a row per agent
+        start = jnp.stack([slate_bias, slate_bias, value, value], axis=-1 if config.own_critics else 0)
         learned["values"]["bias"] = start.reshape(bias.shape).astype(bias.dtype)
     return AgentState(
         step=jnp.zeros((), jnp.int32),

@@ -149,8 +149,8 @@ class Actor(nn.Module):
         """Compute the main score [..., 1, C] from its products [..., 4, C] and auxiliary scores [..., N - 1, C]."""
         inputs = jnp.concatenate([own, _SCORE_SCALE * aux_scores], axis=-2)
         dtype = self.config.compute_dtype
-        trust = products.dense(inputs.shape[-2], dtype, name="trust", kernel_init=nn.initializers.zeros)(state)
-        linear = jnp.einsum("...i,...ic->...c", trust, inputs)
+        gate = products.dense(inputs.shape[-2], dtype, name="state_gate", kernel_init=nn.initializers.zeros)(state)
+        linear = jnp.einsum("...i,...ic->...c", gate, inputs)
         w1 = self.param("mix_in", nn.initializers.lecun_normal(), (16, inputs.shape[-2]), jnp.float32)
         b1 = self.param("mix_bias", nn.initializers.zeros, (16, 1), jnp.float32)
         w2 = self.param("mix_out", nn.initializers.normal(0.1), (16,), jnp.float32)
@@ -165,8 +165,8 @@ class CriticOutput(heads.Prediction):
     """Outputs of the critics for one request: predictions and values; `...` are batch axes."""
 
     # For `own` critics, continue_logit [..., N] and continue_item_logit [..., N, M]: each agent predicts staying.
-    gap: chex.Array | None  # [..., N, M] reward beyond expected feedback; None if there is none
-    base: chex.Array  # [..., 2, N] twin b_i(s)
+    reward_residual: chex.Array | None  # [..., N, M] reward beyond expected feedback; None if there is none
+    slate_bias: chex.Array  # [..., 2, N] twin b_i(s)
     value: chex.Array  # [..., 2, N] twin V_i(s) of the current policy
 
 
@@ -225,18 +225,20 @@ class Critic(nn.Module):
         hidden = nn.gelu(dense(64, name="value_hidden")(state))
         values = dense(4 * n, kernel_init=nn.initializers.zeros, name="values")(hidden)
         values = values.reshape(*values.shape[:-1], 2, 2, n)
-        gap = None
+        reward_residual = None
         if c.rewards_differ:
             dim = items.shape[-1]
-            vectors = dense(n * dim, kernel_init=nn.initializers.zeros, name="gap")(state)
+            vectors = dense(n * dim, kernel_init=nn.initializers.zeros, name="extra_reward")(state)
             vectors = vectors.reshape(*vectors.shape[:-1], n, dim)
-            gap = products.einsum("...nd,...md->...nm", vectors, jax.lax.stop_gradient(items), c.compute_dtype)
+            reward_residual = products.einsum(
+                "...nd,...md->...nm", vectors, jax.lax.stop_gradient(items), c.compute_dtype
+            )
         return CriticOutput(
             predicted.feedback,
             predicted.extra,
             predicted.continue_logit,
             predicted.continue_item_logit,
-            gap,
+            reward_residual,
             values[..., 0, :, :],
             values[..., 1, :, :],
         )
@@ -301,7 +303,7 @@ class OwnCritics(nn.Module):
             extra=out.extra[0],
             continue_logit=jnp.moveaxis(out.continue_logit, 0, -1),
             continue_item_logit=jnp.moveaxis(out.continue_item_logit, 0, -2),
-            gap=None,
-            base=jnp.moveaxis(out.base[..., 0], 0, -1),
+            reward_residual=None,
+            slate_bias=jnp.moveaxis(out.slate_bias[..., 0], 0, -1),
             value=jnp.moveaxis(out.value[..., 0], 0, -1),
         )

@@ -64,16 +64,17 @@ def update(
             none = jnp.zeros((*encoded.unseen.shape[1:-1], len(config.all_signals)))
             each = losses(config, out_unseen, none, state.scale) * _can_be_none(config)
             per_signal += jnp.einsum("btk,nbtks->s", imputed, each) / counts.exposed
-        exposed, stays, known = (
+        exposed, continued, known = (
             jax.lax.broadcast_to_rank(x, x.ndim + 1) for x in (masks.exposed, continues, masks.known)
         )
-        stay = jnp.sum(known * heads.continuation_loss(out, exposed, stays)) / counts.known
+        continuation = jnp.sum(known * heads.continuation_loss(out, exposed, continued)) / counts.known
         levels = [f"level_{name}" for name in config.all_signals.numeric_names]
         weights = jnp.asarray((*config.loss_weights, *(_LEVEL_WEIGHT for _ in levels)), jnp.float32)
         names = (*config.all_signals.names, *levels)
         metrics = {f"loss/{s}": per_signal[i] / network.TWINS for i, s in enumerate(names)}
-        metrics |= {"loss/stay": stay / network.TWINS} | {name: x / network.TWINS for name, x in more.items()}
-        return jnp.sum(weights * per_signal) + stay + sum(more.values()), metrics
+        metrics["loss/continuation"] = continuation / network.TWINS
+        metrics |= {name: x / network.TWINS for name, x in more.items()}
+        return jnp.sum(weights * per_signal) + continuation + sum(more.values()), metrics
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
     learned, metrics, norm = optimization.step(learnable, inputs.ids, loss_fn, config, make_optimizer(config), lr_scale)

@@ -239,9 +239,9 @@ def mean_levels(out: heads.Prediction) -> chex.Array:
     return jnp.moveaxis(mean_of_twins(out.extra), -2, -1)
 
 
-def continue_probability(out: heads.Prediction, w: chex.Array) -> chex.Array:
+def continue_prob(out: heads.Prediction, w: chex.Array) -> chex.Array:
     """Return the probability [...] of another request after exposures w [..., M], the mean of the twins."""
-    return mean_of_twins(heads.continue_probability(out, w))
+    return mean_of_twins(heads.continue_prob(out, w))
 
 
 def divergence(config: FeedbackConfig, out: heads.Prediction, residual: chex.Array) -> chex.Array:

@@ -67,7 +67,7 @@ def test_critic_scores_by_hand():
 def silenced(state):
     """The state with actors whose residual is 0."""
     actor = dict(state.params["actor"]["params"])
-    for name in ("main", "auxiliary", "mix_out", "trust"):
+    for name in ("main", "auxiliary", "mix_out", "state_gate"):
         actor[name] = jax.tree.map(np.zeros_like, actor[name])
     return state.replace(params=state.params | {"actor": {"params": actor}})
 
@@ -137,7 +137,7 @@ def test_updates_and_policies_score_alike():
         pool = networks.Critic(config).apply(state.target, r.z, r.memory_mean, candidates)
         w = ops.soft_top_k(scores[..., -1, :], config.slate, 1.0)
         reward = losses.video_rewards(config.all_signals, pool, state.reward_scale, config.reward_terms)
-        value, stay = pool.value.min(axis=-2), heads.continue_probability(pool, w)
+        value, stay = pool.value.min(axis=-2), heads.continue_prob(pool, w)
         q = losses.video_values(reward, pool.continue_item_logit, value, stay, config.discount)
         return scores, losses.optimal_scores(q, state.q_mean, state.q_scale, config.temperature)
 

@@ -78,7 +78,7 @@ def test_each_critic_is_that_of_a_single_agent(items):
     params = {name: jax.tree.map(own, state.params[name]) for name in ("encoder", "critic")}
     single = state.replace(params=params | {"actor": state.params["actor"]}, tables=rows)
     alone = predict(single, batch, items, SINGLE)
-    for name in ("continue_logit", "value", "base"):
+    for name in ("continue_logit", "value", "slate_bias"):
         np.testing.assert_allclose(getattr(together, name)[..., -1:], getattr(alone, name), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(together.continue_item_logit[..., -1:, :], alone.continue_item_logit, atol=1e-5)
     for out in (together, alone):  # signals without an agent

@@ -78,7 +78,7 @@ def test_metrics_are_means_over_exposures_and_twins(still_step, items):
     means = sums / (2 * exposed[:, :-1].sum())
     for i, name in enumerate((*SHORT_VIDEO.names, "level_watch_time")):
         assert float(metrics[f"loss/{name}"]) == pytest.approx(means[i], rel=1e-4), name
-    assert float(metrics["loss/stay"]) == pytest.approx(np.mean(stay), rel=1e-4)
+    assert float(metrics["loss/continuation"]) == pytest.approx(np.mean(stay), rel=1e-4)
 
 
 # A world in which a click depends on profile and tag, and staying on how many videos of tag 1 there were.
@@ -105,7 +105,7 @@ def click_probability(profile, tags):
     return np.where((profile[..., :1] > 0) == (tags == 1), 0.8, 0.15)
 
 
-def continue_probability(tags):
+def odds_of_continuing(tags):
     return expit(1.0 - 2.0 * ((tags == 1).sum(axis=-1) - 1.5))
 
 
@@ -120,7 +120,7 @@ def world_log(seed, users):
     click = rng.random(tags.shape) < click_probability(profile[:, None], tags)
     feedback[..., 0] = click
     feedback[..., WATCH] = np.where(click, 20.0, 4.0) * rng.uniform(0.5, 1.5, tags.shape)
-    stays = rng.random((users, T)) < continue_probability(tags)
+    stays = rng.random((users, T)) < odds_of_continuing(tags)
     live = np.cumprod(np.concatenate([np.ones((users, 1), bool), stays[:, :-1]], axis=1), axis=1).astype(bool)
     lengths = live.sum(axis=1)
     left = ~stays[np.arange(users), lengths - 1]
@@ -211,8 +211,8 @@ def test_learns_clicks_watch_time_and_staying(fitted):
     assert roc_auc_score(batch.feedback[..., 0][shown], expected[..., 0][shown]) > 0.8
     seconds = truth * 20.0 + (1.0 - truth) * 4.0
     assert np.abs(expected[..., WATCH] / seconds - 1.0)[shown].mean() < 0.15
-    stay = np.asarray(network.continue_probability(out, jnp.ones(tags.shape)))[batch.mask]
-    continue_prob = continue_probability(tags)[batch.mask]
+    stay = np.asarray(network.continue_prob(out, jnp.ones(tags.shape)))[batch.mask]
+    continue_prob = odds_of_continuing(tags)[batch.mask]
     assert np.abs(stay - continue_prob).mean() < 0.4 * np.abs(continue_prob.mean() - continue_prob).mean()
 
 
