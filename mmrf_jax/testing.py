@@ -89,7 +89,7 @@ def check_method(method: registry.Method, config: AgentConfig = TINY) -> None:
     _check_policy(case, state)
 
 
-_init = jax.jit(agent_state.init, static_argnames=("config", "spec", "critic"))
+_init = jax.jit(agent_state.init_agent_state, static_argnames=("config", "spec", "critic"))
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -33,6 +33,8 @@ NAMES = {
     "stay_logit": "continue_logit",
     "true_stay": "true_continue_prob",
 }
+#: Names that a traceback does not tell apart: each is of one module at most.
+GENERIC = ("make", "init", "compare", "format_table", "Batches", "Shown")
 FOLDERS = ("mmrf_jax", "launch", "experiments", "examples", "docs")
 
 
@@ -61,3 +63,9 @@ def test_names():
         for name in filter(None, itertools.chain(*pattern.findall(line)))
     ]
     assert len(files) > 400 and not found, "\n".join(found)
+
+
+def test_generic_names_are_of_one_module():
+    pattern = re.compile(rf"^(?:def|class) ({'|'.join(GENERIC)})\b", re.MULTILINE)
+    found = [name for path in (ROOT / "mmrf_jax").rglob("*.py") for name in pattern.findall(path.read_text())]
+    assert "make" in found and len(found) == len(set(found)), found

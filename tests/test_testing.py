@@ -88,7 +88,7 @@ def backwards(config, state, encoded, items):
 
 
 def anew(state, items, config, temperature=0.0):
-    made = policy.make(state, items, config, temperature)
+    made = policy.make_actor_ranker(state, items, config, temperature)
     return dataclasses.replace(made, score=lambda *args: made.score(*args))
 
 

@@ -69,7 +69,7 @@ def fitted(config, source):
     train, segment = source.train(), config.train.segment
     data = batches.InMemoryBatches(config, train, partitioner)
     mean, std, _ = data.feedback_statistics(config.agents.discount)
-    init = jax.jit(network.init, static_argnames=("config", "spec"))
+    init = jax.jit(network.init_feedback_state, static_argnames=("config", "spec"))
     key = jax.random.fold_in(types.make_key(config.seed), 1)
     model = init(key, plan.feedback, source.spec, source.items, np.float32(mean), np.float32(std))
 

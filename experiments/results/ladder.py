@@ -167,7 +167,7 @@ def _functions(config: AgentConfig, init, observe):
 
 def replaced(state, items: types.Items, config: AgentConfig, beta: np.ndarray, row: str) -> Replaced:
     """Return a row of `ROWS` as a policy."""
-    served = policy.make(state, items, config)
+    served = policy.make_actor_ranker(state, items, config)
     params = {
         "run": served.params,
         "critics": state.target,
@@ -189,7 +189,7 @@ def fit_values(sim: Environment, state, config: AgentConfig, key: types.Key, use
       key: of the sessions.
       users: number of sessions.
     """
-    served, scale = policy.make(state, sim.items, config), state.reward_scale[-1]
+    served, scale = policy.make_actor_ranker(state, sim.items, config), state.reward_scale[-1]
     watch, steps_ = config.all_signals.index(config.agent_signals[-1]), sim.default_params.config.max_requests
 
     @jax.jit

@@ -177,7 +177,7 @@ def conclude(
     return result | {"sample_ratio_mismatch": {"users": users, "p_value": p}}
 
 
-def compare(
+def simulate_ab_test(
     env: Environment,
     arms: Mapping[str, rankers.AnyRanker],
     key: types.Key,

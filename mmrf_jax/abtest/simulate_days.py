@@ -25,7 +25,7 @@ from mmrf_jax.signals import Signals
 _NOT_SUMMED = ("user_id", "exposures", "next_visit")
 
 
-def compare(
+def simulate_ab_test_by_day(
     env: Environment,
     arms: Mapping[str, rankers.AnyRanker],
     key,
@@ -41,7 +41,9 @@ def compare(
     always_valid: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
-    """Run an A/B test over `days` days, with results by day and overall; `simulate.compare` has the other arguments.
+    """Run an A/B test over `days` days, with results by day and overall.
+
+    `simulate.simulate_ab_test` has the other arguments.
 
     Args:
       num_users: per arm; all visit on `first_day`.

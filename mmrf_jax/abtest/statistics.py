@@ -172,7 +172,7 @@ class ABTest:
         if self._exposures:
             if set(self._exposures) != set(self.arms):
                 raise ValueError(f"exposures are of the arms {sorted(self._exposures)}, expected {sorted(self.arms)}")
-            found, quantile = coverage.compare(self._exposures, self.control, self.paired)
+            found, quantile = coverage.compare_coverage(self._exposures, self.control, self.paired)
             for metric, values in found.items():
                 base, users = values[self.control][0], self.users()
                 for arm, (value, error) in values.items():
@@ -294,7 +294,7 @@ class ABTest:
             gradients[arm].reshape(-1, size)[:, columns] += np.outer(weight, theta)
 
 
-def compare(
+def compare_sums(
     signals: Signals,
     arms: Mapping[str, Mapping[str, np.ndarray]],
     control: str,
@@ -312,7 +312,7 @@ def compare(
     return test.results() | {"signals": signals.as_dict()}
 
 
-def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None, width: int = 160) -> str:
+def format_ab_test(results: Mapping[str, Any], metrics: Sequence[str] | None = None, width: int = 160) -> str:
     """Format arms × metrics as aligned text that is also a Markdown table; `cell` formats each cell.
 
     Args:

@@ -16,20 +16,20 @@ def daily(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """Return the text for a result of `abtest.simulate.compare`, `abtest.simulate_days.compare` or `aa.coverage`."""
+    """Return the text for a result of `simulate_ab_test`, `simulate_ab_test_by_day` or `aa.coverage`."""
     if "aa" in result:
         chance = 1.96 * (0.95 * 0.05 / result["tests"]) ** 0.5
         said = f"right intervals have a coverage in .95 ± {chance:.3f} 95 times of a hundred"
         alarms = f"sample ratios with p < {assignment.MISMATCH}: {result['mismatches']:.2%}"
-        return f"{aa.format_table(result)}\n{said}; {alarms}"
-    parts = [statistics.format_table(result), *filter(None, [_scarce(result), statistics.too_small(result)])]
+        return f"{aa.format_aa(result)}\n{said}; {alarms}"
+    parts = [statistics.format_ab_test(result), *filter(None, [_scarce(result), statistics.too_small(result)])]
     parts.append(_sample_ratio(result))
     cut = {name: round(value, 3) for name, value in result["truncated_pct"].items()}
     parts.append(f"sessions cut at their longest, %: {cut}")
     if "interim_analyses" in result:
         parts.append(_interim_analyses(result["interim_analyses"], statistics.main_metric(result)))
     if "by_day" in result:
-        parts += [f"\n{by_day.format_table(result, metric)}" for metric in daily(result)]
+        parts += [f"\n{by_day.format_days(result, metric)}" for metric in daily(result)]
     if "novelty_effect" in result:
         parts.append(_novelty_effect(result["novelty_effect"], daily(result)))
     return "\n".join(parts)

@@ -12,7 +12,7 @@ import jax
 from flax import linen as nn
 
 from mmrf_jax import plugins, types
-from mmrf_jax.agents import bc, deepfm, iql, ltr, massa, myopic, pareto, supervised, td3_bc, tscac, wide_deep
+from mmrf_jax.agents import bc, deepfm, iql, ltr, massa, pareto, supervised, td3_bc, tscac, wide_deep
 from mmrf_jax.agents.mmrf import acting, agent_state, encoding, networks, policy, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.envs import rankers
@@ -49,7 +49,7 @@ class Method(NamedTuple):
     """
 
     update: agent_state.Update
-    make_policy: Callable[..., rankers.Ranker] = policy.make
+    make_policy: Callable[..., rankers.Ranker] = policy.make_actor_ranker
     score: Callable[..., chex.Array] = _actor_scores
     signals: Callable[[AgentConfig], tuple[str, ...]] = _actors
     critic: Callable[[AgentConfig], nn.Module] = networks.Critic
@@ -59,14 +59,21 @@ class Method(NamedTuple):
     collects_on_policy: bool = True
 
 
-def _supervised(module, critic: Callable[[AgentConfig], nn.Module], rank: supervised.Rank, **fields) -> Method:
+def _supervised(
+    critic: Callable[[AgentConfig], nn.Module],
+    rank: supervised.Rank = supervised.by_main_signal,
+    only_main: bool = False,
+    **fields,
+) -> Method:
     """Build a method that ranks by predictions; its columns are the agents' signals."""
+    update = functools.partial(supervised.update, critic=critic, only_main=only_main)
+    make_policy = functools.partial(supervised.make_supervised_ranker, critic=critic, rank=rank)
 
     def score(config, state, encoded, items):
         raw = critic(config).apply(state.params["critic"], *encoded.user, items).feedback
         return supervised.scores(config, raw, rank(config, raw, state.reward_scale))
 
-    return Method(module.update, module.make, score, lambda config: config.agent_signals, critic, **fields)
+    return Method(update, make_policy, score, lambda config: config.agent_signals, critic, **fields)
 
 
 _with = functools.partial(functools.partial, dataclasses.replace)
@@ -82,17 +89,16 @@ _alone_and_free = functools.partial(_alone, residual_actor=False)  # as publishe
 METHODS = {
     "mmrf": Method(training_step.update, uses_model=True),
     "bc": Method(bc.update, configure=_alone_and_free, has_feedback_heads=False, collects_on_policy=False),
-    "wide_deep": _supervised(wide_deep, wide_deep.critic, supervised.by_main_signal),
-    "deepfm": _supervised(deepfm, deepfm.critic, supervised.by_main_signal),
+    "wide_deep": _supervised(wide_deep.critic),
+    "deepfm": _supervised(deepfm.critic),
     "pareto": Method(pareto.update, configure=_with(one_actor=True)),
     "tscac": Method(tscac.update, configure=_with(communication="none")),
     "massa": Method(massa.update, configure=_with(communication="shared_latent"), uses_model=True),
     "td3_bc": Method(td3_bc.update, configure=_alone_and_free),
     "iql": Method(iql.update, configure=_alone_and_free),
-    "ltr": _supervised(ltr, networks.Critic, ltr.weighted_sum, collects_on_policy=False),
-    "myopic": _supervised(
-        myopic, networks.Critic, supervised.by_main_signal, configure=_alone, has_feedback_heads=False
-    ),
+    "ltr": _supervised(networks.Critic, ltr.weighted_sum, collects_on_policy=False),
+    # The main signal's prediction, without long-term value: what ranking for the session adds is the difference to it.
+    "myopic": _supervised(networks.Critic, only_main=True, configure=_alone, has_feedback_heads=False),
 }
 
 

@@ -70,7 +70,7 @@ def update(
     return state, metrics | {"grad_norm": grad_norm}
 
 
-def make(
+def make_supervised_ranker(
     state: agent_state.AgentState,
     items: types.Items,
     config: AgentConfig,
@@ -85,7 +85,7 @@ def make(
       critic: the module of `state.params["critic"]`.
       rank: its scores are served with the spread 1 / tau of a trained actor's, so that sampled rankers explore equally.
     """
-    served = policy.make(state, items, config, temperature)
+    served = policy.make_actor_ranker(state, items, config, temperature)
     params = {name: value for name, value in served.params.items() if name not in ("actor", "critics")}
     params |= {"critic": state.params["critic"], "scale": state.reward_scale}
     return dataclasses.replace(served, params=params, score=_score(config, critic, rank))

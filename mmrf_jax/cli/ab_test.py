@@ -54,7 +54,7 @@ def main() -> None:
         (policy,) = policies.values()
         result = evaluate.aa_tests(config, source, policy, partitioner, _AA.value, _CUPED.value)
     else:
-        result = evaluate.compare(
+        result = evaluate.run_ab_test(
             config,
             source,
             policies,

@@ -23,7 +23,7 @@ def main() -> None:
     result = evaluate.evaluate(evaluate.TrainedRun(config, plan, source, state, partitioner), thorough=True)
     if source.truth is not None:
         phase("truth")
-        result |= world_truth.compare(source, plan, state, source.test()["test"], source.train)
+        result |= world_truth.compare_with_truth(source, plan, state, source.test()["test"], source.train)
     files.write_json(_WORKDIR.value / "evaluation.json", result)
     result_tables.print_results(result)
 

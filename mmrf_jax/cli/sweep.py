@@ -35,16 +35,16 @@ def main() -> None:
     config, out = common.resolve(_CONFIG), _OUT.value
     common.check_output("out", out / "table.json")
     if "space" in config:
-        print(search.format_table(search.run(config, out), config))
+        print(search.format_trials(search.run(config, out), config))
         return
     if "policies" not in config:
         sweep.check(sweep.Study(config, out, _RUNS.value))  # before creating the folder
     out.mkdir(parents=True, exist_ok=True)
     if "policies" in config:
         with files.held(out):
-            print(off_policy_study.format_table(off_policy_study.run(config, out)))
+            print(off_policy_study.format_study(off_policy_study.run(config, out)))
     elif (table := sweep.run(config, out, _RUNS.value)) is not None:
-        print(sweep.format_table(table))
+        print(sweep.format_sweep(table))
 
 
 def run() -> None:

@@ -77,7 +77,7 @@ class SimulatedState:
     memory: Any  # [B, 2, ...] of the twins' user encoder, user axis first, as in every state
 
 
-def make(
+def make_learned_env(
     state: FeedbackState,
     items: types.Items,
     config: FeedbackConfig,

@@ -184,7 +184,7 @@ def metrics(
     return dict(zip(parts, each(entry_of, parts), strict=True))
 
 
-def format_table(result: dict[str, dict[str, Any]]) -> str:
+def format_offline(result: dict[str, dict[str, Any]]) -> str:
     """Format metrics as a Markdown table; differences are to the baseline on their left, with their 95 % interval.
 
     `too few` stands for a metric of fewer than MIN_USERS users.

@@ -27,7 +27,7 @@ SPLITS = 256  # sharded tables are padded to a multiple of this many rows
 _INIT_SCALE = {"author": 0.1, "id": 0.02, "tag": 0.5, "user": 0.0}
 
 
-def init(
+def init_tables(
     key: types.Key, config: EncoderConfig, spec: InputSpec, items: types.Items, copies: int = 1
 ) -> dict[str, embedding_table.Table]:
     """Initialise the tables; rows are `copies` times as wide as in the config, concatenated.
@@ -41,7 +41,7 @@ def init(
         "user": max(spec.num_users, 1),
     }
     return {
-        name: embedding_table.init(
+        name: embedding_table.init_table(
             jax.random.fold_in(key, i),
             padded(min(vocabulary, config.max_rows)),
             copies * config.table_dims[name],

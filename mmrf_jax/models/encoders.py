@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         z = self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)
         return jnp.concatenate([z, profile, context], axis=-1)
 
-    def advance(self, carry: sequence.GruCarry, shown: sequence.Shown, every: bool) -> sequence.GruCarry:
+    def advance(self, carry: sequence.GruCarry, shown: sequence.EncodedExposure, every: bool) -> sequence.GruCarry:
         """Advance the carry of `gru` or `transformer` over requests [..., n, K]; see `sequence.Gru`."""
         return self.sequence(carry, shown, every)
 
@@ -125,8 +125,8 @@ class Encoder(nn.Module):
         e, f = self.items(rows, features), self.feedback(feedback, duration)
         if self.config.encoder == "memory":
             return self.user(memory_write(self.config, None, e, f), user_row, profile, context)
-        start = sequence.init(self.config, e.shape[:-2], e.shape[-1])
-        shown = sequence.Shown(e[:, None], f[:, None], None, context[:, None])
+        start = sequence.init_carry(self.config, e.shape[:-2], e.shape[-1])
+        shown = sequence.EncodedExposure(e[:, None], f[:, None], None, context[:, None])
         return self.user(self.advance(start, shown, False), user_row, profile, context)
 
 
@@ -146,7 +146,7 @@ def sizes(config: EncoderConfig, spec: InputSpec) -> tuple[int, int]:
     return config.state_dim + spec.profile + spec.context, config.dim + spec.item_features
 
 
-def init(key: types.Key, config: EncoderConfig, spec: InputSpec):
+def init_encoder(key: types.Key, config: EncoderConfig, spec: InputSpec):
     """Initialise the parameters of the encoder.
 
     Raises:

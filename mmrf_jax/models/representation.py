@@ -16,7 +16,7 @@ from mmrf_jax import types
 from mmrf_jax.models import embeddings, encoders, user_encoders
 from mmrf_jax.models.embedding_table import Table
 from mmrf_jax.models.encoder_config import EncoderConfig
-from mmrf_jax.models.sequence import Shown
+from mmrf_jax.models.sequence import EncodedExposure
 
 
 @struct.dataclass
@@ -140,8 +140,8 @@ def encode_users(
     def slates(x):
         return x[:, h:].reshape(num_users, steps, k, x.shape[-1])
 
-    history = Shown(seen[:, :h], every.feedback[:, :h], inputs.history_mask)
-    shown = Shown(slates(seen), slates(every.feedback), inputs.slate_mask, inputs.context)
+    history = EncodedExposure(seen[:, :h], every.feedback[:, :h], inputs.history_mask)
+    shown = EncodedExposure(slates(seen), slates(every.feedback), inputs.slate_mask, inputs.context)
     carry = users.before_each(params, users.start(params, history), shown)
 
     def at_requests(x):

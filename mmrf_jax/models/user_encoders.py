@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from mmrf_jax import types
 from mmrf_jax.models import encoders, sequence
 from mmrf_jax.models.encoder_config import EncoderConfig
-from mmrf_jax.models.sequence import Shown
+from mmrf_jax.models.sequence import EncodedExposure
 
 
 class Carry(Protocol):
@@ -53,19 +53,19 @@ class UserEncoder:
         """
         raise NotImplementedError
 
-    def start(self, params: Any, history: Shown) -> Any:
+    def start(self, params: Any, history: EncodedExposure) -> Any:
         """Return the carry [...] after a history [..., H] of exposures whose requests are not known."""
         raise NotImplementedError
 
-    def update_all(self, params: Any, carry: Any, shown: Shown) -> Any:
+    def update_all(self, params: Any, carry: Any, shown: EncodedExposure) -> Any:
         """Return the carry [...] after n requests [..., n, K], oldest first."""
         raise NotImplementedError
 
-    def before_each(self, params: Any, carry: Any, shown: Shown) -> Any:
+    def before_each(self, params: Any, carry: Any, shown: EncodedExposure) -> Any:
         """Return the carries before each of T requests [..., T, K]: [..., T, ...]."""
         raise NotImplementedError
 
-    def update(self, params: Any, carry: Any, shown: Shown) -> Any:
+    def update(self, params: Any, carry: Any, shown: EncodedExposure) -> Any:
         """Return the carry [...] after one more request [..., K]; one without exposures changes nothing."""
 
         def one(x):
@@ -104,10 +104,10 @@ class UserEncoder:
         duration: chex.Array,
         mask: chex.Array | None = None,
         context: chex.Array | None = None,
-    ) -> Shown:
+    ) -> EncodedExposure:
         """Encode the feedback [..., K, S] on shown videos with encodings [..., K, D] and durations [..., K] s."""
         f = encoders.Encoder(self.config).apply(params, feedback, duration, method="feedback")
-        return Shown(items, f, mask, context)
+        return EncodedExposure(items, f, mask, context)
 
 
 class _Memory(UserEncoder):
@@ -137,14 +137,14 @@ class _Sequence(UserEncoder):
     """The modules of `models.sequence`, over requests; a history is cut into requests of K videos."""
 
     def init(self, shape, dim):
-        return sequence.init(self.config, shape, dim)
+        return sequence.init_carry(self.config, shape, dim)
 
     def start(self, params, history):
         carry = self.init(history.items.shape[:-2], history.items.shape[-1])
         mask = jnp.ones(history.items.shape[:-1], bool) if history.mask is None else history.mask
         exposures = (history.items, history.feedback, mask)
         cut = (in_requests(x, self.config.slate, history.items.ndim - 2) for x in exposures)
-        return self.update_all(params, carry, Shown(*cut))
+        return self.update_all(params, carry, EncodedExposure(*cut))
 
     def update_all(self, params, carry, shown):
         return encoders.Encoder(self.config).apply(params, carry, shown, False, method="advance")
@@ -170,5 +170,5 @@ def in_requests(x: chex.Array, k: int, axis: int) -> chex.Array:
     return padded.reshape(*x.shape[:axis], n, k, *x.shape[axis + 1 :])
 
 
-def _without_context(shown: Shown) -> Shown:
+def _without_context(shown: EncodedExposure) -> EncodedExposure:
     return dataclasses.replace(shown, context=None)

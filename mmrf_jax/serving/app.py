@@ -38,7 +38,7 @@ def _refusals(*more: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": api.Error, "description": said[status]} for status in (*_REFUSALS, *more)}
 
 
-def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRouter] = ()) -> Any:
+def make_app(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRouter] = ()) -> Any:
     """Return the ASGI application of a service; it starts and closes the service.
 
     Args:

@@ -92,7 +92,7 @@ def run(config, out: Path) -> dict[str, Any]:
     table = {"policies": policies, "close": close, "estimators": by_estimator, "summary": summary}
     table |= {name: config[name] for name in ("logs", "log_users", "log_requests", "sessions")}
     files.write_json(out / "table.json", table)
-    files.write_text(out / "table.md", format_table(table))
+    files.write_text(out / "table.md", format_study(table))
     return table
 
 
@@ -267,7 +267,7 @@ def _serve(
     return result
 
 
-def format_table(table: dict[str, Any]) -> str:
+def format_study(table: dict[str, Any]) -> str:
     """Format the study's tables as Markdown: estimators, then policies by watch time."""
 
     def number(x, spec):

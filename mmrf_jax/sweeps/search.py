@@ -352,7 +352,7 @@ def _write(study, config, out: Path) -> list[dict[str, Any]]:
     with files.held(out, _PATIENCE):
         found = [_row(trial, config, out) for trial in study.get_trials(deepcopy=False)]
         files.write_json(out / "trials.json", {"metric": config.metric, "trials": found})
-        files.write_text(out / "table.md", format_table(found, config))
+        files.write_text(out / "table.md", format_trials(found, config))
     return found
 
 
@@ -372,7 +372,7 @@ def _row(trial, config, out: Path) -> dict[str, Any]:
     }
 
 
-def format_table(trials: Sequence[dict[str, Any]], config) -> str:
+def format_trials(trials: Sequence[dict[str, Any]], config) -> str:
     """Format the best trials as Markdown."""
     names = list(configs.space_of(config.space.to_dict()))
     counts = [f"{sum(trial['state'] == state for trial in trials)} {state}" for state in _STATES.values()]

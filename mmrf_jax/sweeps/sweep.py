@@ -223,7 +223,7 @@ def run(config, out: Path, runs_dir: Path) -> dict[str, Any] | None:
     with files.held(out, _PATIENCE):
         table = _table(study)
         files.write_json(out / "table.json", table)
-        files.write_text(out / "table.md", format_table(table))
+        files.write_text(out / "table.md", format_sweep(table))
     return table
 
 
@@ -327,7 +327,7 @@ def _ab_test(study: Study, seed: int, *, name: str, variant: str | None = None, 
         partitioner = Partitioner()
         source = restore.source_of(played_in, partitioner)
         policies = {name: arms.policy_of(str(places.get(name, name)), source, partitioner) for name in names}
-        kept = wanted | evaluate.compare(played_in, source, policies, partitioner, days=days)
+        kept = wanted | evaluate.run_ab_test(played_in, source, policies, partitioner, days=days)
         files.write_json(path, kept)
     return kept
 
@@ -362,7 +362,7 @@ def _by_day(study: Study, seed: int) -> Rows:
 
 #: Measurements of a single run, {file in its folder, without .json: (config, source, plan, state) -> JSON}.
 _OF_RUNS: dict[str, Callable[..., dict[str, Any]]] = {
-    "truth": lambda config, source, plan, state: world_truth.compare(
+    "truth": lambda config, source, plan, state: world_truth.compare_with_truth(
         source, plan, state, source.test()["test"], source.train
     ),
     "off_policy": lambda config, source, plan, state: {
@@ -526,7 +526,7 @@ def _by_round(folders: Iterable[Path], name: str) -> list[dict[str, float]]:
     return [{key: mean(rows, key) for key in keys} for rows in zip(*by_seed, strict=True)]
 
 
-def format_table(table: dict[str, Any]) -> str:
+def format_sweep(table: dict[str, Any]) -> str:
     """Format the tables of a study as Markdown."""
     sessions = f", {table['sessions']:,} sessions in each arm and seed" if table["sessions"] else ""
     others = "".join(f" {name} is compared with {other}." for name, other in table["against"].items())
@@ -541,7 +541,7 @@ def format_table(table: dict[str, Any]) -> str:
                 metrics = [metric for metric in metrics if ", day " not in metric]
             parts.append(entry.title)
             parts += [
-                seeds.format_table(table[name], metrics[i : i + 4], entry.lower_is_better)
+                seeds.format_seeds(table[name], metrics[i : i + 4], entry.lower_is_better)
                 for i in range(0, len(metrics), 4)
             ]
             parts += [

@@ -226,7 +226,7 @@ class StreamedBatches:
         kept = {"feedback": self._fitted(self._part.number), "train": np.ones(len(self._part.number), bool)}
 
         def make(part, number):
-            return stream.Batches(
+            return stream.BatchRows(
                 self._part,
                 slots[part],
                 getattr(config, part).batch,

@@ -18,8 +18,8 @@ from mmrf_jax.training.train_state import TrainState
 
 
 def initial(partitioner: Partitioner, shapes: TrainState) -> programs.Program:
-    """Return the program that initialises a state of these shapes, with their shardings: `steps.init`."""
-    return partitioner.partition_init(steps.init, shapes, static_argnames=("plan", "spec"))
+    """Return the program that initialises a state of these shapes, with their shardings: `steps.init_train_state`."""
+    return partitioner.partition_init(steps.init_train_state, shapes, static_argnames=("plan", "spec"))
 
 
 def initial_args(config: configs.Run, plan: steps.TrainConfig, source: sources.Source, statistics) -> tuple:

@@ -37,7 +37,7 @@ def ab_key(seed: int) -> types.Key:
     return jax.random.fold_in(types.make_key(seed), 12)
 
 
-def compare(
+def run_ab_test(
     config: configs.Run,
     source: sources.Source,
     policies: dict[str, Any],
@@ -52,11 +52,11 @@ def compare(
     """Run an A/B test in the source's simulator, with progress; the first arm is the control.
 
     Args:
-      days: simulated days; above 1, users return (`simulate_days.compare`).
+      days: simulated days; above 1, users return (`simulate_days.simulate_ab_test_by_day`).
       hashed: whether each user is in one arm, by hash, instead of in all of them.
-      cuped: as in `simulate.compare`.
-      always_valid: as in `simulate.compare`.
-      observe: as in `simulate.compare`, for tests of one day.
+      cuped: as in `simulate.simulate_ab_test`.
+      always_valid: as in `simulate.simulate_ab_test`.
+      observe: as in `simulate.simulate_ab_test`, for tests of one day.
 
     Raises:
       ValueError: without a simulator, or for days outside the simulator's range.
@@ -73,9 +73,13 @@ def compare(
         "progress": counted("ab_test", config.ab_test.sessions * len(names) * days),
     }
     if days == 1:
-        return simulate.compare(sim, policies, key, partitioner, day=config.ab_test.day, observe=observe, **options)
+        return simulate.simulate_ab_test(
+            sim, policies, key, partitioner, day=config.ab_test.day, observe=observe, **options
+        )
     sources.check_days(config, days)
-    return simulate_days.compare(sim, policies, key, partitioner, first_day=config.ab_test.day, days=days, **options)
+    return simulate_days.simulate_ab_test_by_day(
+        sim, policies, key, partitioner, first_day=config.ab_test.day, days=days, **options
+    )
 
 
 def aa_tests(
@@ -371,7 +375,7 @@ def _simple(source: sources.Source, tests: dict[str, Sessions]) -> tuple[dict[st
 def feedback_simulator(source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: Sessions, **options):
     """Return the run's feedback model as a simulator over the session starts of a log."""
     longest = source.config.world.max_requests if source.config.source == "world" else _MAX_SESSION
-    return learned.make(train_state.model_of(state), source.items, plan.feedback, log, longest, **options)
+    return learned.make_learned_env(train_state.model_of(state), source.items, plan.feedback, log, longest, **options)
 
 
 def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:

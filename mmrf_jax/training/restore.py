@@ -42,7 +42,7 @@ def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple)
     ones = jnp.ones(len(spec.signals))
 
     def init(items):
-        return steps.init(types.make_key(0), plan, spec, items, ones, ones, ones)
+        return steps.init_train_state(types.make_key(0), plan, spec, items, ones, ones, ones)
 
     return jax.eval_shape(init, jax.tree.unflatten(tree, leaves))
 

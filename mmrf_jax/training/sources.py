@@ -338,7 +338,7 @@ def _world(
     given = config.data.dir if isinstance(config.data, configs.LogData) else ""
     if given and not files.user_path(given, "config.data.dir").exists():  # said before the world is made
         raise FileNotFoundError(f"{given} does not exist; name a folder that mmrf collect or mmrf serve wrote")
-    sim, marked = env.make(world) if made is None else made, config.collect.random_share is not None
+    sim, marked = env.make_world(world) if made is None else made, config.collect.random_share is not None
     if marked and isinstance(sim, env.ShortVideoEnv):
         sim = sim.with_random_share(0.0)  # A/B tests have no random exposures
 

@@ -116,7 +116,7 @@ def _others(config: configs.Run, agents: AgentConfig, candidates: int) -> int | 
     return max(wanted, agents.simulated_slates(candidates) * agents.slate)
 
 
-def init(
+def init_train_state(
     key: types.Key,
     plan: TrainConfig,
     spec: InputSpec,
@@ -130,14 +130,16 @@ def init(
     Args:
       feedback_mean: [S] of the exposures in the first log.
       feedback_std: [S] of the exposures in the first log.
-      mean_return: see `agents.mmrf.agent_state.init`.
+      mean_return: see `agents.mmrf.agent_state.init_agent_state`.
     """
     critic = registry.get(plan.method).critic
-    agents = agent_state.init(key, plan.agents, spec, items, feedback_mean, feedback_std, critic, mean_return)
+    agents = agent_state.init_agent_state(
+        key, plan.agents, spec, items, feedback_mean, feedback_std, critic, mean_return
+    )
     feedback = None
     if plan.use_feedback_model:
         key = jax.random.fold_in(key, 1)
-        feedback = network.init(key, plan.feedback, spec, items, feedback_mean, feedback_std)
+        feedback = network.init_feedback_state(key, plan.feedback, spec, items, feedback_mean, feedback_std)
     zero = jnp.zeros((), jnp.int32)
     server = train_state.behavior_params_of(agents) if plan.closed_loop else None
     return TrainState(agents, feedback, server, zero, zero, jnp.zeros((2,), jnp.int32))

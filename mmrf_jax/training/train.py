@@ -271,7 +271,7 @@ def _ab_test(run: evaluate.TrainedRun, workdir: Path) -> dict[str, Any]:
     """Compare a run with the other arms; the per-user sums of its arm go to the run folder."""
     own = registry.get(run.plan.method).make_policy(run.state.agents, run.source.items, run.plan.agents)
     policies, blocks = {**run.arms, run.plan.method: own}, []
-    result = evaluate.compare(
+    result = evaluate.run_ab_test(
         run.config, run.source, policies, run.partitioner, observe=lambda sums: blocks.append(sums[run.plan.method])
     )
     if multihost.is_primary():

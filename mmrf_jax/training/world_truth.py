@@ -74,7 +74,7 @@ def _predict(state: TrainState, batch: types.SessionBatch, items: types.Items, p
     return {name: np.asarray(x)[:, :-1] for name, x in out.items()}
 
 
-def compare(
+def compare_with_truth(
     source: sources.Source,
     plan: steps.TrainConfig,
     state: TrainState,

@@ -79,10 +79,10 @@ def test_intervals_that_events_cannot_carry_are_none_with_a_reason(users):
 def test_table_by_day():
     rng = np.random.default_rng(1)
     days = [
-        statistics.compare(SHORT_VIDEO, x, "production", paired=True)["ab_test"]
+        statistics.compare_sums(SHORT_VIDEO, x, "production", paired=True)["ab_test"]
         for x in parts(rng, 50, (1.0, 2.0), True)
     ]
     rows = [{"day": i, "ab_test": result} for i, result in enumerate(days, 3)]
-    lines = by_day.format_table({"ab_test": days[0], "by_day": rows}, "visits").splitlines()
+    lines = by_day.format_days({"ab_test": days[0], "by_day": rows}, "visits").splitlines()
     assert lines[0] == "| day | production, visits | mmrf, visits |" and len(lines) == 4
     assert lines[3].startswith("| 4 | ") and statistics.cell(days[1]["mmrf"]["visits"]) in lines[3]

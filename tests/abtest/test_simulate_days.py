@@ -22,7 +22,7 @@ KEY = jax.random.key(8)
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(CONFIG)
+    return env.make_world(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def policies():
 
 
 def run(sim, policies, users=USERS, days=DAYS, **options):
-    return simulate_days.compare(
+    return simulate_days.simulate_ab_test_by_day(
         sim,
         policies,
         KEY,

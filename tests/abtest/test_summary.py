@@ -10,7 +10,9 @@ def result(**more):
     rng = np.random.default_rng(0)
     arms = {arm: {"watch_time": rng.lognormal(shift, 1, 500)} for arm, shift in (("production", 0.0), ("mmrf", 1.0))}
     return (
-        statistics.compare(SHORT_VIDEO, arms, "production", paired=False) | {"truncated_pct": {"mmrf": 1.23456}} | more
+        statistics.compare_sums(SHORT_VIDEO, arms, "production", paired=False)
+        | {"truncated_pct": {"mmrf": 1.23456}}
+        | more
     )
 
 
@@ -44,7 +46,7 @@ def test_intervals_that_events_cannot_carry_are_said_in_words():
         arm: {"watch_time": rng.lognormal(0, 1, 64), "depth": np.full(64, 50), "forward": rng.poisson(0.1, 64)}
         for arm in ("production", "mmrf")
     }
-    found = statistics.compare(SHORT_VIDEO, arms, "production", paired=False) | {"truncated_pct": {"mmrf": 0.0}}
+    found = statistics.compare_sums(SHORT_VIDEO, arms, "production", paired=False) | {"truncated_pct": {"mmrf": 0.0}}
     text = summary.describe(found)
     assert "no interval (25 users of each arm need to have any) — too few: forward of mmrf" in text
     assert "Too small to tell mmrf from production by watch_time" in text

@@ -106,7 +106,7 @@ def make_batch(seed: int = 0, users: int = 8, requests: int = 4, spec: InputSpec
 #: Compiler options for what runs for seconds.
 HOT = {"xla_backend_optimization_level": 1}
 #: The agents' state and their update; the tests of a worker share what is traced and compiled of them.
-init = jax.jit(agent_state.init, static_argnames=("config", "spec", "critic"))
+init = jax.jit(agent_state.init_agent_state, static_argnames=("config", "spec", "critic"))
 step = jax.jit(training_step.update, static_argnames=("config", "algorithm"))
 
 
@@ -138,7 +138,7 @@ def make_shapes(config: AgentConfig, spec: InputSpec = SPEC) -> agent_state.Agen
     """The shapes of a state, of which nothing is compiled."""
 
     def start(key):
-        return agent_state.init(key, config, spec, make_items(spec), np.ones(S), np.ones(S))
+        return agent_state.init_agent_state(key, config, spec, make_items(spec), np.ones(S), np.ones(S))
 
     return jax.eval_shape(start, jax.random.key(0))
 
@@ -214,7 +214,7 @@ def make_feedback_model(config: FeedbackConfig = FEEDBACK, spec: InputSpec = SPE
     """A fresh feedback model whose zero-initialised weights are random, with residuals as if measured."""
 
     def start(key):
-        return network.init(key, config, spec, make_items(spec), MEAN, STD)
+        return network.init_feedback_state(key, config, spec, make_items(spec), MEAN, STD)
 
     shapes = jax.eval_shape(start, jax.random.key(0))
     params = draw_params(shapes.params, seed)

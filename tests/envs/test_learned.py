@@ -47,7 +47,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def make(log, items, model):
-    return functools.partial(learned.make, model, items, CONFIG, log, MAX)
+    return functools.partial(learned.make_learned_env, model, items, CONFIG, log, MAX)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_wrong_arguments_are_named(make, log, items, model):
         make("mean")
     empty = random_logs.make_log(0, 0, scores=False, spec=tiny.SPEC)
     with pytest.raises(ValueError, match="the log has none"):
-        learned.make(model, items, CONFIG, empty, MAX)
+        learned.make_learned_env(model, items, CONFIG, empty, MAX)
 
 
 def test_long_logs_are_cut(make, log):
@@ -240,7 +240,7 @@ def test_simulator_and_training_have_the_same_states(encoder, log, items):
     """Carries and predictions after each slate, against those of the same requests as a batch."""
     config = dataclasses.replace(CONFIG, encoder=encoder, window=2)
     model = tiny.make_feedback_model(config)
-    sim = learned.make(model, items, config, log, MAX)
+    sim = learned.make_learned_env(model, items, config, log, MAX)
     request, history, state = reset(KEY, sim.default_params, IDS, 0)
     requests, slates, exposures, states = [request], [], [], [state]
     for t in range(2):

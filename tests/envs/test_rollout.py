@@ -40,7 +40,7 @@ def observe(params, carry, request, shown):
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(CONFIG)
+    return env.make_world(CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -70,8 +70,8 @@ def batches(run):
 @pytest.mark.slow
 def test_the_work_of_hot_functions_does_not_grow(run, batches, optimised):
     k, items, plan = run.plan.agents.slate, run.source.items, run.plan
-    ranker = policy.make(run.state.agents, items, plan.agents)
-    model = learned.make(train_state.model_of(run.state), items, plan.feedback, run.log, 64)
+    ranker = policy.make_actor_ranker(run.state.agents, items, plan.agents)
+    model = learned.make_learned_env(train_state.model_of(run.state), items, plan.feedback, run.log, 64)
     update = functools.partial(
         steps.update_step, plan=plan, rate=1.0, encodings=steps.precompute_item_embeddings(run.state, items, plan)
     )

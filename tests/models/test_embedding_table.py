@@ -30,7 +30,9 @@ def batch(rng, masked=0.0):
 
 @functools.cache
 def make_one(**kwargs):
-    return jax.device_get(jax.jit(lambda key: embedding_table.init(key, V, D, scale=0.1, **kwargs))(jax.random.key(0)))
+    return jax.device_get(
+        jax.jit(lambda key: embedding_table.init_table(key, V, D, scale=0.1, **kwargs))(jax.random.key(0))
+    )
 
 
 def make(**kwargs):
@@ -112,7 +114,7 @@ def step_by_table(state, ids, target):
 
 def table_sized_operations(step, num_rows):
     """Names of the operations of the jaxpr that make an array as long as the table."""
-    state = jax.eval_shape(lambda: embedding_table.init(jax.random.key(0), num_rows, 16, 0.1))
+    state = jax.eval_shape(lambda: embedding_table.init_table(jax.random.key(0), num_rows, 16, 0.1))
     ids, target = jax.ShapeDtypeStruct((8, 4), jnp.int32), jax.ShapeDtypeStruct((8, 4, 16), jnp.float32)
     names = []
 
@@ -151,7 +153,7 @@ def test_a_larger_vocabulary_shares_rows_by_hash():
 
 def test_a_large_table_is_normal_and_made_without_copies():
     def make_large(key):
-        return embedding_table.init(key, embedding_table.MANY_ROWS, 4, scale=0.5)
+        return embedding_table.init_table(key, embedding_table.MANY_ROWS, 4, scale=0.5)
 
     rows = np.asarray(jax.jit(make_large)(jax.random.key(0)).rows, np.float64) / 0.5
     n = rows.size
@@ -217,9 +219,9 @@ def test_no_gradient_of_the_size_of_the_table():
 
 def test_errors_name_the_numbers():
     with pytest.raises(ValueError, match="table of 0 rows"):
-        embedding_table.init(jax.random.key(0), 0, 4, 0.1)
+        embedding_table.init_table(jax.random.key(0), 0, 4, 0.1)
     with pytest.raises(ValueError, match="initial_accumulator is -1"):
-        embedding_table.init(jax.random.key(0), 3, 4, 0.1, -1)
+        embedding_table.init_table(jax.random.key(0), 3, 4, 0.1, -1)
     with pytest.raises(AssertionError):
         row_update(make(), jnp.zeros(3, jnp.int32), jnp.zeros((4, D)), RATE)
 

@@ -135,7 +135,7 @@ def test_serving_sees_what_training_saw(fields):
     items, batch = tiny.make_items(), tiny.make_batch()
     r = encode(config, state, batch, items)
     trained, read = np.asarray(training_scores(config, state, batch, items, r)), np.asarray(r.memory_mean)
-    served = policy.make(state, items, config)
+    served = policy.make_actor_ranker(state, items, config)
     all_scores = jax.jit(functools.partial(policy.all_scores, config))
     score = jax.jit(served.score)
     observe = jax.jit(served.observe)

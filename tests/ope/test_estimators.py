@@ -370,7 +370,7 @@ def test_intervals_that_events_cannot_carry_are_none_with_a_reason(users):
         np.arange(n // 2), 2 * np.arange(n // 2 + 1), np.zeros(n), reward, 0.9, ("rare", "often"), draws=50
     )
     assert json.loads(json.dumps([result, sessions], allow_nan=False)) == [result, sessions]
-    text = estimators.format_table({"video": result, "session": sessions})
+    text = estimators.format_estimates({"video": result, "session": sessions})
     for part, there in ((result, users), (sessions, -(-users // 2))):
         for estimator in ("logged", "ips", "ncis", "dr") if part is result else ("logged", "ips", "ncis"):
             for signal in ("rare", "often"):
@@ -390,7 +390,7 @@ def test_table_names_units_caps_and_signals(few):
     units["slate"] = estimators.estimate(
         estimators.LoggedDecisions(rows.user_id, rows.log_weight, rows.reward), ("a", "b")
     )
-    weights, values = estimators.format_table(units).split("\n\n")
+    weights, values = estimators.format_estimates(units).split("\n\n")
     assert len(weights.splitlines()) == 2 + 2 * 7 and len(values.splitlines()) == 2 + 2 * 2
     assert values.splitlines()[0].endswith("NCIS, cap 50 | NCIS, cap inf |")
     entry = units["video"]["signals"]["b"]

@@ -24,7 +24,7 @@ def run_state(plan: steps.TrainConfig) -> TrainState:
     ones = jnp.ones(len(SHORT_VIDEO))
 
     def start():
-        return steps.init(jax.random.key(0), plan, tiny.SPEC, tiny.make_items(), ones, ones, ones)
+        return steps.init_train_state(jax.random.key(0), plan, tiny.SPEC, tiny.make_items(), ones, ones, ones)
 
     rng = np.random.default_rng(0)
 

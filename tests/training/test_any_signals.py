@@ -102,7 +102,7 @@ def test_from_logs_to_the_service_and_back(signals, log_source, tmp_path):
     learned = make_config(simulator="feedback", simulator_checkpoint=str(tmp_path / "run"))
     source = restore.source_of(learned, partitioner)
     own = arms.policy_of(str(tmp_path / "run"), source, partitioner)
-    tested = evaluate.compare(learned, source, source.policies | {"mmrf": own}, partitioner)
+    tested = evaluate.run_ab_test(learned, source, source.policies | {"mmrf": own}, partitioner)
     assert set(signals.names) <= set(tested["ab_test"]["mmrf"]) and summary.describe(tested)
     assert statistics.main_metric(tested) == signals.main
 

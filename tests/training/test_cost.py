@@ -31,7 +31,7 @@ def test_work_for_a_live_request_is_flat():
     longer.
     """
     sim, partitioner = (
-        env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=2)),
+        env.make_world(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=2)),
         Partitioner(),
     )
     work = []
@@ -66,7 +66,7 @@ def test_work_for_a_live_request_is_flat():
 
 @pytest.mark.slow
 def test_a_million_users_in_one_call_fit_8_gib(optimised):
-    sim, n = env.make(parameters.WorldConfig()), 2**20
+    sim, n = env.make_world(parameters.WorldConfig()), 2**20
 
     def run(sim, key):
         return rollout.rollout(sim, production(), key, 0, 0, num_users=n, slots=simulate._SLOTS, k=6)

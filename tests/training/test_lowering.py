@@ -58,7 +58,7 @@ def update():
 
 def serve():
     """Sessions of the world, served by the agents."""
-    sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4))
+    sim = env.make_world(parameters.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4))
     spec = dataclasses.replace(
         tiny.SPEC,
         num_videos=3000,
@@ -69,7 +69,7 @@ def serve():
         profile=parameters.PROFILE,
         context=parameters.CONTEXT,
     )
-    ranker = policy.make(tiny.make_state(spec=spec), sim.items, tiny.CONFIG)
+    ranker = policy.make_actor_ranker(tiny.make_state(spec=spec), sim.items, tiny.CONFIG)
 
     def run(sim, weights, key):
         return rollout.rollout(sim, ranker.replace(params=weights), key, 0, 0, num_users=20, slots=8, k=3)

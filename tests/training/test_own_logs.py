@@ -229,7 +229,7 @@ def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     simulated, partitioner = configs.override(simulated, ab_test={"sessions": 8}), Partitioner()
     source = restore.source_of(simulated, partitioner)
     policies = {name: arms.policy_of(name, source, partitioner) for name in ("logged", str(moved))}
-    assert evaluate.compare(simulated, source, policies, partitioner)["ab_test"].keys() == policies.keys()
+    assert evaluate.run_ab_test(simulated, source, policies, partitioner)["ab_test"].keys() == policies.keys()
     exported = run.export(tmp_path / "artefact")
     assert exported.rank(user="u7", candidates=candidates) == ranked
     assert train.train(config, moved, brief=True) == results  # needs no table

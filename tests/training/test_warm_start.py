@@ -107,7 +107,7 @@ def fresh(plan: steps.TrainConfig) -> TrainState:
 
     def start():
         ones = jnp.ones(tiny.S)
-        return steps.init(jax.random.key(0), plan, tiny.SPEC, tiny.make_items(), ones, ones, ones)
+        return steps.init_train_state(jax.random.key(0), plan, tiny.SPEC, tiny.make_items(), ones, ones, ones)
 
     def fill(x):
         return jax.random.key(1) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.full(x.shape, -1, x.dtype)

@@ -58,7 +58,7 @@ class Update(Protocol):
         ...
 
 
-def init(
+def init_agent_state(
     key: types.Key,
     config: AgentConfig,
     spec: InputSpec,
@@ -88,7 +88,7 @@ def init(
         z, reads, e = (jnp.stack([x] * config.num_agents, axis=1) for x in (z, reads, e))
         scores = (e[:, 1:, :, 0],) if config.collaborates else ()
     params = {
-        "encoder": encoding.init(k1, config, spec),
+        "encoder": encoding.init_encoders(k1, config, spec),
         "critic": critic(config).init(k2, z, reads, e, *scores),
         "actor": networks.Actor(config).init(k3, z, reads, e),
     }
@@ -110,7 +110,7 @@ def init(
         params=params,
         target=jax.tree.map(jnp.copy, params["critic"]),
         optimizer=make_optimizer(config, config.actor_learning_rate).init(params),
-        tables=embeddings.init(k_tables, config, spec, items, encoding.num_encoders(config)),
+        tables=embeddings.init_tables(k_tables, config, spec, items, encoding.num_encoders(config)),
         reward_scale=reward_scale,
         q_mean=jnp.zeros((config.num_agents,), jnp.float32),
         q_scale=jnp.ones((config.num_agents,), jnp.float32),

@@ -26,7 +26,7 @@ def catalogue_encodings(state: agent_state.AgentState, items: types.Items, confi
     return embeddings.over_catalogue(encode, items.num_videos)
 
 
-def make(
+def make_actor_ranker(
     state: agent_state.AgentState, items: types.Items, config: AgentConfig, temperature: float = 0.0
 ) -> rankers.Ranker:
     """Return the main agent's ranking as a policy; see `envs.rankers.Ranker`."""

@@ -20,7 +20,7 @@ _CALL_USERS = 2**15  # fewer users are served in several calls per timing, at mo
 def rollouts(repeats: int, max_users: int) -> list[dict]:
     """Measure wall and processor time of a live request for each number of users; the sizes take turns."""
     partitioner = Partitioner()
-    sim, policy = env.make(parameters.WorldConfig()), sources.world_policies()["production"]
+    sim, policy = env.make_world(parameters.WorldConfig()), sources.world_policies()["production"]
     sim = partitioner.replicate(sim)
     key = types.make_key(1)
     sizes = [n for n in _USERS if n <= max_users]

@@ -41,7 +41,7 @@ _BATCH, _SEGMENT, _BATCHES = 128, 4, 300  # segments per batch, requests per seg
 def tables(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
     """Time a lookup, its gradient and the row update; ids follow popularity (Zipf), or are uniform."""
     step = jax.jit(_table_step, donate_argnums=0)
-    t = jax.jit(functools.partial(embedding_table.init, num_rows=rows, dim=_DIM, scale=0.02))(types.make_key(0))
+    t = jax.jit(functools.partial(embedding_table.init_table, num_rows=rows, dim=_DIM, scale=0.02))(types.make_key(0))
     rng, cost = np.random.default_rng(0), {}
 
     def place(rank):
@@ -72,7 +72,7 @@ def _table_step(t: embedding_table.Table, ids: jax.Array) -> embedding_table.Tab
 
 def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """Time a live request in a world with `number` videos, under production's policy."""
-    sim = env.make(parameters.WorldConfig(num_videos=number))
+    sim = env.make_world(parameters.WorldConfig(num_videos=number))
     serving = speed.Serving(sim, sources.world_policies()["production"], _SLATE)
     return {"request": (1e6 / speed.requests_a_second(serving, _USERS, repeats), "us")}
 
@@ -80,10 +80,10 @@ def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
 def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """Time a live request of an A/B test with `number` users, in blocks, under the random policy."""
     del repeats
-    sim, partitioner = env.make(parameters.WorldConfig()), Partitioner()
+    sim, partitioner = env.make_world(parameters.WorldConfig()), Partitioner()
     policies = {"random": sources.world_policies()["random"]}
     compare = functools.partial(
-        simulate.compare, sim, policies, types.make_key(1), partitioner, control="random", day=0, k=_SLATE
+        simulate.simulate_ab_test, sim, policies, types.make_key(1), partitioner, control="random", day=0, k=_SLATE
     )
     compare(num_users=min(number, simulate.BLOCK))  # compiles
     start = time.perf_counter()
@@ -131,7 +131,7 @@ def logs(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
         took = time.perf_counter() - start
         part = stream.Part(prepared.parts["train"], 0, (0, 1), lambda log: None)
         every = np.ones(len(part.number), bool)
-        batches = stream.Batches(part, np.arange(_BATCH), _BATCH, _SEGMENT, every, [0])
+        batches = stream.BatchRows(part, np.arange(_BATCH), _BATCH, _SEGMENT, every, [0])
         batches.get(0, 0)
         start = time.perf_counter()
         for at in range(1, _BATCHES + 1):

@@ -27,7 +27,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.abtest import simulate
 from mmrf_jax.agents import registry
-from mmrf_jax.agents.mmrf.policy import make as make_policy
+from mmrf_jax.agents.mmrf.policy import make_actor_ranker as make_policy
 from mmrf_jax.cli import common
 from mmrf_jax.cli.benchmarks import cost
 from mmrf_jax.configs import world as experiment
@@ -155,7 +155,7 @@ def _gathers(sim: Environment, repeats: int) -> float:
 def world(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure rollouts of the random policy."""
     for candidates in (100, 400):
-        sim = env.make(parameters.WorldConfig(candidates=candidates))
+        sim = env.make_world(parameters.WorldConfig(candidates=candidates))
         limit = _gathers(sim, repeats)
         serving = Serving(sim, random_policy(sim), 6)
         for users in SIZES if candidates == 100 else (USERS,):
@@ -166,7 +166,7 @@ def world(repeats: int, max_users: int) -> Iterator[Figure]:
 
 def whole_catalogue(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure rollouts where every video is a candidate of every request: no gather."""
-    sim = env.make(parameters.WorldConfig(num_videos=100, candidates=100, slate=2))
+    sim = env.make_world(parameters.WorldConfig(num_videos=100, candidates=100, slate=2))
     serving = Serving(sim, sources.world_policies()["random"], 2)
     limit = cost.machine(repeats).rate(request_work(serving))
     yield Figure(f"world/whole/C=100/B={USERS}", requests_a_second(serving, USERS, repeats), "requests/s", limit)
@@ -190,7 +190,7 @@ def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
 def model(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure rollouts in the feedback model."""
     run, machine = fresh_run(), cost.machine(repeats)
-    sim = learned.make(
+    sim = learned.make_learned_env(
         train_state.model_of(run.state), run.source.items, run.plan.feedback, run.log, run.config.world.max_requests
     )
     rankers = {

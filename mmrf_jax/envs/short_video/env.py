@@ -38,9 +38,9 @@ class WorldState:
     candidates: chex.Array  # [B, C] int32
 
 
-def make(config: parameters.WorldConfig) -> ShortVideoEnv:
+def make_world(config: parameters.WorldConfig) -> ShortVideoEnv:
     """Build the world of a config."""
-    params = items.make(config)
+    params = items.make_world_params(config)
     run = -(-items.split(config.candidates)[0] // _RUNS)
     today, new = -parameters.FIRST_DAY, items.split(config.candidates)[2]
     smallest = int(np.asarray(params.cluster_live)[today].min())

@@ -21,7 +21,7 @@ def _unit(x):
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def make(config: parameters.WorldConfig) -> parameters.WorldParams:
+def make_world_params(config: parameters.WorldConfig) -> parameters.WorldParams:
     """Build the world's parameters, with the platform's view of its V videos; a pure function of the config."""
     arrays = _draw(config.seed, config.num_videos)
     topic, upload, rank = (np.asarray(arrays[k]) for k in ("topic", "upload", "popularity"))

@@ -52,7 +52,7 @@ def _exposure_head(config: FeedbackConfig) -> exposure.ExposureHead:
     return exposure.ExposureHead(config.compute_dtype)
 
 
-def init(
+def init_feedback_state(
     key: types.Key,
     config: FeedbackConfig,
     spec: InputSpec,
@@ -81,7 +81,7 @@ def init(
         k1, k2 = jax.random.split(key)
         head = _heads(config).init(k2, z, reads, jnp.zeros((1, 1, dim), jnp.float32))
         head["params"]["prior"] = prior[:, None].astype(jnp.float32)
-        params = {"encoder": encoders.init(k1, config, spec), "heads": head}
+        params = {"encoder": encoders.init_encoder(k1, config, spec), "heads": head}
         if config.debias is not None:
             k3 = jax.random.fold_in(key, 2)
             params["exposure"] = _exposure_head(config).init(k3, z, reads, jnp.zeros((1, 1, dim), jnp.float32))
@@ -93,7 +93,7 @@ def init(
         step=jnp.zeros((), jnp.int32),
         params=params,
         optimizer=make_optimizer(config).init(params),
-        tables=embeddings.init(k_tables, config, spec, items, copies=TWINS),
+        tables=embeddings.init_tables(k_tables, config, spec, items, copies=TWINS),
         scale=scale,
         uncertainty_scale=ones,
         calibration=jnp.stack([jnp.stack([ones[:num_binary], 0.0 * ones[:num_binary]])] * config.exposures),

@@ -107,7 +107,7 @@ def test_an_agent_learns_from_its_own_reward(config, items):
 def test_policies_score_as_batches_do(items):
     state, batch = tiny.make_state(OWN), tiny.make_batch()
     scores = registry.score_candidates(state, batch, items, OWN, "mmrf")
-    served = policy.make(state, items, OWN)
+    served = policy.make_actor_ranker(state, items, OWN)
 
     def request(t):
         values = (batch.user_id, batch.profile, batch.context[:, t], batch.candidates[:, t])

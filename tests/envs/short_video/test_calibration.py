@@ -52,7 +52,7 @@ UNIFORM_USERS = 166_700  # of K exposures each: a million, so that a rate of .00
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(parameters.WorldConfig())
+    return env.make_world(parameters.WorldConfig())
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_an_enjoyed_slate_and_a_boring_one_differ_by_about_one_in_the_log_odds_o
 @pytest.fixture(scope="module")
 def shifted(sim):
     """Parameters of the other worlds; static fields as in `sim`, so that nothing is recompiled."""
-    worlds = {v: items.make(parameters.WorldConfig(variant=v)) for v in ("users", "exit_hazard", "sparse")}
+    worlds = {v: items.make_world_params(parameters.WorldConfig(variant=v)) for v in ("users", "exit_hazard", "sparse")}
     return {v: params.replace(config=sim.default_params.config) for v, params in worlds.items()}
 
 

@@ -32,24 +32,24 @@ production, oracle_myopic, oracle_planning = (
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(TINY)
+    return env.make_world(TINY)
 
 
 @pytest.fixture(scope="module")
 def wide():
-    return env.make(WIDE)
+    return env.make_world(WIDE)
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return env.make(parameters.WorldConfig(num_videos=40, candidates=40, slate=3, history=30))
+    return env.make_world(parameters.WorldConfig(num_videos=40, candidates=40, slate=3, history=30))
 
 
 @functools.cache
 def upload_days(config):
     """Day of upload [V] in order of id, from the draw itself: rows are matched by their hidden truth."""
     arrays = items._draw(config.seed, config.num_videos)
-    params = items.make(config)
+    params = items.make_world_params(config)
     drawn, kept = np.asarray(arrays["hidden"]), np.asarray(params.hidden)
     order, place = np.lexsort(drawn.T), np.lexsort(kept.T)
     np.testing.assert_array_equal(drawn[order], kept[place])
@@ -503,17 +503,17 @@ class TestConfig:
 
     def test_too_few_videos(self):
         with pytest.raises(ValueError, match=r"world.num_videos=700 .*world.candidates=100 .*use more videos or fewer"):
-            env.make(parameters.WorldConfig(num_videos=700))
+            env.make_world(parameters.WorldConfig(num_videos=700))
 
     def test_seeds_make_other_worlds(self, sim):
-        other = items.make(parameters.WorldConfig(num_videos=3000, candidates=20, seed=1))
+        other = items.make_world_params(parameters.WorldConfig(num_videos=3000, candidates=20, seed=1))
         assert not np.array_equal(other.hidden, sim.default_params.hidden)
         ids = jnp.arange(8)
         assert not np.array_equal(draw(ids, other)[0].activity, draw(ids, sim.default_params)[0].activity)
 
     @pytest.mark.slow
     def test_a_million_videos(self):
-        sim = env.make(parameters.WorldConfig(num_videos=1_000_000))
+        sim = env.make_world(parameters.WorldConfig(num_videos=1_000_000))
         assert sim.items.num_videos == 1_000_000
         candidates = np.asarray(reset(jax.random.key(0), sim.default_params, jnp.arange(B), 30)[0].candidates)
         assert all(len(set(row)) == 100 for row in candidates) and candidates.max() < 1_000_000

@@ -17,7 +17,7 @@ B, L = 8, parameters.LATENT
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(parameters.WorldConfig(num_videos=3_000, candidates=20, slate=3, history=4))
+    return env.make_world(parameters.WorldConfig(num_videos=3_000, candidates=20, slate=3, history=4))
 
 
 def test_a_belief_that_knows_all_ranks_as_the_planning_oracle_and_follows_the_session(sim):

@@ -33,7 +33,7 @@ true_continue_prob = jax.jit(hidden_truth.true_continue_prob)
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(TINY)
+    return env.make_world(TINY)
 
 
 @pytest.fixture(scope="module")

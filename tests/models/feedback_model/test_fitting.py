@@ -148,7 +148,7 @@ def fitted():
     log = world_log(0, 1500)
     config = dataclasses.replace(CONFIG, learning_rate=0.01, dropout=0.1)
     seen = log.feedback.reshape(-1, S)
-    init = jax.jit(network.init, static_argnames=("config", "spec"))
+    init = jax.jit(network.init_feedback_state, static_argnames=("config", "spec"))
     state = init(jax.random.key(0), config, WORLD, WORLD_ITEMS, seen.mean(axis=0), seen.std(axis=0))
     fn = jax.jit(functools.partial(fitting.update, config=config), compiler_options=tiny.HOT)
 

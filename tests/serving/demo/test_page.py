@@ -68,7 +68,7 @@ def make_toy(config, slate):
 
 
 def application(service, make_world=make_toy, **limits):
-    return app.make(service, guard.Limits(seconds=60.0, **limits), (page.router(service, make_world),))
+    return app.make_app(service, guard.Limits(seconds=60.0, **limits), (page.router(service, make_world),))
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,7 @@ def discard(work: pathlib.Path) -> None:
     shutil.rmtree(gone)
 
 
-def make(
+def make_folder(
     folder: pathlib.Path, key: str, engine: Engine | None, run: Callable[[pathlib.Path, Engine], pathlib.Path]
 ) -> None:
     """Make a folder, complete or not at all; after a stop, the same call runs the missing tasks.

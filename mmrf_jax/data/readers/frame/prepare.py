@@ -337,4 +337,4 @@ def prepare(
     `run`; without an engine, `tasks.processes()` run the tasks.
     """
     key = frame_log.key_of(given, schema)
-    tasks.make(folder, key, engine, lambda work, engine: run(given, schema, work, engine, progress, rows))
+    tasks.make_folder(folder, key, engine, lambda work, engine: run(given, schema, work, engine, progress, rows))

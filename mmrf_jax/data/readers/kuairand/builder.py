@@ -142,7 +142,7 @@ def prepare_log(
             return made
 
         with copies.built(folder.parent, folder.name) as parent:
-            tasks.make(parent / folder.name, _key(found, config), engine, run)
+            tasks.make_folder(parent / folder.name, _key(found, config), engine, run)
     return KuaiRand.open(folder, config)
 
 
