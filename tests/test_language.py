@@ -31,7 +31,6 @@ NAMES = {
     "test_frozen": "test_frozen_history",
     "optimism": "uncertainty_bonus, or model_exploitation_gap",
     "stay_logit": "continue_logit",
-    "true_stay": "true_continue_prob",
 }
 #: Names that a traceback does not tell apart: each is of one module at most.
 GENERIC = ("make", "init", "compare", "format_table", "Batches", "Shown")

@@ -12,6 +12,7 @@ knowing which it is. In training `before_each` gives the carries of a whole segm
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from typing import Any, Protocol
@@ -39,11 +40,12 @@ class Carry(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class UserEncoder:
+class UserEncoder(abc.ABC):
     """The functions of a config's encoder; `params` are those of `encoders.Encoder`."""
 
     config: EncoderConfig
 
+    @abc.abstractmethod
     def init(self, shape: tuple[int, ...], dim: int) -> Any:
         """Return the carry [*shape, ...] of users without exposures, all zeros.
 
@@ -51,19 +53,18 @@ class UserEncoder:
           shape: leading axes.
           dim: D, width of item encodings.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def start(self, params: Any, history: EncodedExposure) -> Any:
         """Return the carry [...] after a history [..., H] of exposures whose requests are not known."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def update_all(self, params: Any, carry: Any, shown: EncodedExposure) -> Any:
         """Return the carry [...] after n requests [..., n, K], oldest first."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def before_each(self, params: Any, carry: Any, shown: EncodedExposure) -> Any:
         """Return the carries before each of T requests [..., T, K]: [..., T, ...]."""
-        raise NotImplementedError
 
     def update(self, params: Any, carry: Any, shown: EncodedExposure) -> Any:
         """Return the carry [...] after one more request [..., K]; one without exposures changes nothing."""

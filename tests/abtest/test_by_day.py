@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from in_memory import compare_sums
 
 from mmrf_jax.abtest import by_day, statistics
 from mmrf_jax.signals import SHORT_VIDEO
@@ -79,8 +80,7 @@ def test_intervals_that_events_cannot_carry_are_none_with_a_reason(users):
 def test_table_by_day():
     rng = np.random.default_rng(1)
     days = [
-        statistics.compare_sums(SHORT_VIDEO, x, "production", paired=True)["ab_test"]
-        for x in parts(rng, 50, (1.0, 2.0), True)
+        compare_sums(SHORT_VIDEO, x, "production", paired=True)["ab_test"] for x in parts(rng, 50, (1.0, 2.0), True)
     ]
     rows = [{"day": i, "ab_test": result} for i, result in enumerate(days, 3)]
     lines = by_day.format_days({"ab_test": days[0], "by_day": rows}, "visits").splitlines()

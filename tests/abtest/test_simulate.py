@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from in_memory import compare_sums
 
 from mmrf_jax.abtest import aa, assignment, sequential, simulate, statistics, summary
 from mmrf_jax.envs import rankers, rollout
@@ -87,7 +88,7 @@ def test_each_user_is_in_one_arm_by_hash(sim, policies, everyone, histories):
     result = run(sim, policies, USERS // 2, salt="ranker", cuped=True)
     arm = assignment.assign(np.arange(USERS), [0.5, 0.5], "ranker")
     rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(policies)}
-    expected = statistics.compare_sums(
+    expected = compare_sums(
         SHORT_VIDEO,
         {name: columns(everyone[name], x) for name, x in rows.items()},
         "production",
@@ -115,7 +116,7 @@ def test_what_histories_explain_narrows_the_intervals(sim, policies, everyone, h
     width = {}
     for cuped in (False, True):
         covariate = {name: histories[x] for name, x in rows.items()} if cuped else None
-        entry = statistics.compare_sums(SHORT_VIDEO, sums, "production", False, covariate)["ab_test"]["oracle"]
+        entry = compare_sums(SHORT_VIDEO, sums, "production", False, covariate)["ab_test"]["oracle"]
         width[cuped] = {metric: np.ptp(x["ci95"]) for metric, x in entry.items() if x["ci95"] is not None}
     assert 0.9 < width[True]["watch_time"] / width[False]["watch_time"] < 0.995
     assert 0.9 < width[True]["long_view"] / width[False]["long_view"] < 0.98
@@ -145,7 +146,7 @@ def test_a_paired_test_has_no_sample_ratio(sim, policies, everyone):
     result = run(sim, policies, USERS)
     assert result.keys() == {"ab_test", "signals", "truncated_pct"}
     expected = {name: columns(sums, slice(None)) for name, sums in everyone.items()}
-    expected = statistics.compare_sums(SHORT_VIDEO, expected, "production", True)["ab_test"]["oracle"]["watch_time"]
+    expected = compare_sums(SHORT_VIDEO, expected, "production", True)["ab_test"]["oracle"]["watch_time"]
     np.testing.assert_allclose(result["ab_test"]["oracle"]["watch_time"]["ci95"], expected["ci95"])
 
 
@@ -207,7 +208,7 @@ def test_empty_groups_add_nothing(sim, everyone, histories, monkeypatch, num_use
             result["interim_analyses"][-1]["users"] == result["sample_ratio_mismatch"]["users"]
             and len(result["interim_analyses"]) <= 20
         )
-    expected = statistics.compare_sums(
+    expected = compare_sums(
         SHORT_VIDEO,
         {name: columns(everyone[name], x) for name, x in rows.items()},
         "production",

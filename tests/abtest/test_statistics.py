@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from in_memory import compare_sums
 
 from mmrf_jax.abtest import assignment, moments, statistics
 from mmrf_jax.metrics import diversity
@@ -29,7 +30,7 @@ def _entry(results, arm, metric):
 
 
 def _compare(control, treated, **options):
-    return statistics.compare_sums(SHORT_VIDEO, {"production": control, "mmrf": treated}, "production", **options)
+    return compare_sums(SHORT_VIDEO, {"production": control, "mmrf": treated}, "production", **options)
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_cuped_narrows_the_interval_and_keeps_the_mean():
         covariate = {arm: np.exp(taste) for arm, taste in tastes.items()}
         for adjusted in (False, True):
             entry = _entry(
-                statistics.compare_sums(SHORT_VIDEO, arms, "production", False, covariate if adjusted else None),
+                compare_sums(SHORT_VIDEO, arms, "production", False, covariate if adjusted else None),
                 "mmrf",
                 "watch_time",
             )
@@ -176,7 +177,7 @@ def test_cuped_with_several_covariates_is_a_regression():
         arms[arm] = _arm(rng, users, taste=taste + mood)
         rare = 1e-4 * (rng.random(users) < 0.1)  # of another scale
         covariate[arm] = np.stack([100 * np.exp(taste), mood, rare, np.full(users, 0.25)], axis=1)
-    results = statistics.compare_sums(SHORT_VIDEO, arms, "production", False, covariate)
+    results = compare_sums(SHORT_VIDEO, arms, "production", False, covariate)
     everyone = np.concatenate([covariate[arm] for arm in n]).mean(axis=0)
     for metric, bottom in (("watch_time", None), ("like", "depth")):
         z, value = {}, {}
@@ -227,7 +228,7 @@ def test_users_who_do_not_come_count_by_user_and_day():
 def test_order_and_blocks_of_users_do_not_matter(paired, monkeypatch):
     rng = np.random.default_rng(5)
     arms = {"production": _arm(rng, 500), "mmrf": _arm(rng, 500), "ltr": _arm(rng, 500)}
-    expected = statistics.compare_sums(SHORT_VIDEO, arms, "production", paired)["ab_test"]
+    expected = compare_sums(SHORT_VIDEO, arms, "production", paired)["ab_test"]
     order = rng.permutation(500)
     test = statistics.ABTest(SHORT_VIDEO, tuple(arms), "production", paired)
     monkeypatch.setattr(moments, "BLOCK_ROWS", 64)
@@ -291,7 +292,7 @@ def test_intervals_of_few_events_hold_the_truth_and_stay_above_minus_100():
     for _ in range(1_500):
         counts = {name: rng.poisson(rate, 300) for name, rate in (("base", 0.36), ("one", 0.36), ("third", 0.12))}
         arms = {name: {"like": x, "depth": np.full(300, 10)} for name, x in counts.items()}
-        results = statistics.compare_sums(SHORT_VIDEO, arms, "base", paired=False)["ab_test"]
+        results = compare_sums(SHORT_VIDEO, arms, "base", paired=False)["ab_test"]
         for name, truth in (("one", 0.0), ("third", -200 / 3)):
             if bounds := results[name]["like"]["ci95"]:
                 inside[name].append(bounds[0] <= truth <= bounds[1])
@@ -316,19 +317,15 @@ def test_intervals_of_many_events_are_those_around_the_difference():
 def test_a_run_too_small_to_tell_says_so_in_one_sentence():
     rng = np.random.default_rng(13)
     arms = {"production": _arm(rng, 64), "again": _arm(rng, 64), "twice": _arm(rng, 64, 2.5)}
-    said = statistics.too_small(statistics.compare_sums(SHORT_VIDEO, arms, "production", paired=False))
+    said = statistics.too_small(compare_sums(SHORT_VIDEO, arms, "production", paired=False))
     assert said.startswith(
         "Too small to tell again from production by watch_time: the true difference may be 0, and as"
     )
     few = statistics.too_small(_compare(_arm(rng, 20), _arm(rng, 20, 9.0), paired=False))
     assert few.endswith("there are too few users for an interval; use more sessions.")
     assert all(text.count(". ") == 0 and "\n" not in text for text in (said, few))
-    sure = statistics.compare_sums(
-        SHORT_VIDEO, {name: arms[name] for name in ("production", "twice")}, "production", paired=False
-    )
-    same = statistics.compare_sums(
-        SHORT_VIDEO, {"production": arms["again"], "again": arms["again"]}, "production", paired=True
-    )
+    sure = compare_sums(SHORT_VIDEO, {name: arms[name] for name in ("production", "twice")}, "production", paired=False)
+    same = compare_sums(SHORT_VIDEO, {"production": arms["again"], "again": arms["again"]}, "production", paired=True)
     assert statistics.too_small(sure) == statistics.too_small(same) == ""
 
 
@@ -433,7 +430,7 @@ def test_table_is_aligned_and_wraps():
 def test_errors_name_the_thing():
     arm, two = {"depth": np.ones(3)}, {"depth": np.ones(2)}
     with pytest.raises(ValueError, match="control 'ltr' must be one of the arms"):
-        statistics.compare_sums(SHORT_VIDEO, {"mmrf": arm}, "ltr", True)
+        compare_sums(SHORT_VIDEO, {"mmrf": arm}, "ltr", True)
     with pytest.raises(ValueError, match="'mmrf' has 2, 'production' 3; use paired=False"):
         _compare(arm, two, paired=True)
     with pytest.raises(ValueError, match="same users in the same order"):

@@ -1,19 +1,16 @@
 """What an A/B test is said to have found."""
 
 import numpy as np
+from in_memory import compare_sums
 
-from mmrf_jax.abtest import statistics, summary
+from mmrf_jax.abtest import summary
 from mmrf_jax.signals import SHORT_VIDEO
 
 
 def result(**more):
     rng = np.random.default_rng(0)
     arms = {arm: {"watch_time": rng.lognormal(shift, 1, 500)} for arm, shift in (("production", 0.0), ("mmrf", 1.0))}
-    return (
-        statistics.compare_sums(SHORT_VIDEO, arms, "production", paired=False)
-        | {"truncated_pct": {"mmrf": 1.23456}}
-        | more
-    )
+    return compare_sums(SHORT_VIDEO, arms, "production", paired=False) | {"truncated_pct": {"mmrf": 1.23456}} | more
 
 
 def analysis(users, low, high):
@@ -46,7 +43,7 @@ def test_intervals_that_events_cannot_carry_are_said_in_words():
         arm: {"watch_time": rng.lognormal(0, 1, 64), "depth": np.full(64, 50), "forward": rng.poisson(0.1, 64)}
         for arm in ("production", "mmrf")
     }
-    found = statistics.compare_sums(SHORT_VIDEO, arms, "production", paired=False) | {"truncated_pct": {"mmrf": 0.0}}
+    found = compare_sums(SHORT_VIDEO, arms, "production", paired=False) | {"truncated_pct": {"mmrf": 0.0}}
     text = summary.describe(found)
     assert "no interval (25 users of each arm need to have any) — too few: forward of mmrf" in text
     assert "Too small to tell mmrf from production by watch_time" in text

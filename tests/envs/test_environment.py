@@ -62,7 +62,7 @@ def test_shapes_and_specs(env, played):
         jax.tree.map(
             lambda spec, x: spec.contains(x) or pytest.fail(f"{x} is not in {spec}"), env.observation_spec, obs
         )
-    assert env.observation_spec.features.shape == (C, parameters.ITEM_FEATURES)
+    assert env.observation_spec.features.shape == (C, parameters.LATENT + 8)
     assert env.observation_spec.history.feedback.shape == (H, len(env.signals))
     assert env.action_spec.contains(slates(0)) and not env.action_spec.contains(slates(0) + C)
     assert not env.action_spec.contains(slates(0)[:, :-1])

@@ -45,7 +45,7 @@ def sim():
 
 @pytest.fixture(scope="module")
 def policy(sim):
-    weight = jnp.linspace(-1.0, 1.0, parameters.ITEM_FEATURES)
+    weight = jnp.linspace(-1.0, 1.0, parameters.LATENT + 8)
     return rankers.Ranker({"features": sim.items.features, "weight": weight}, remember, rank, observe, temperature=1.0)
 
 
@@ -247,7 +247,7 @@ class TestCollect:
             num_authors=items.num_authors,
             num_tags=items.num_tags,
             num_users=0,
-            item_features=parameters.ITEM_FEATURES,
+            item_features=parameters.LATENT + 8,
             profile=parameters.PROFILE,
             context=parameters.CONTEXT,
             candidates=C,

@@ -17,6 +17,11 @@ CAPS = (0.5, 1.0, 2.0, 10.0, math.inf)
 TIGHT = {"rtol": 1e-9, "atol": 1e-12}
 
 
+def stochastic_log_prob(scores, slate):
+    """Of the stochastic ranker of any method."""
+    return propensity.log_prob(propensity.standardised(scores), slate)
+
+
 @pytest.fixture
 def few(monkeypatch):
     """Cases by hand are of a few users."""
@@ -110,15 +115,15 @@ def test_probabilities_by_hand():
     np.testing.assert_allclose(mean[..., 0], [[5.0, 40 / 3, 16.0]])
     # Scores of standard deviation 1 around 0 are what they are; equal ones are a uniform ranker.
     np.testing.assert_allclose(propensity.standardised(np.array([[1.0, -1.0], [7.0, 7.0]])), [[1, -1], [0, 0]])
-    uniform = propensity.stochastic_log_prob(np.full((1, 4), 0.1), np.array([[1, 3]]))
+    uniform = stochastic_log_prob(np.full((1, 4), 0.1), np.array([[1, 3]]))
     np.testing.assert_allclose(np.exp(uniform), [[1 / 4, 1 / 3]])
 
 
 def test_the_served_ranker_knows_neither_shift_nor_scale():
     rng = np.random.default_rng(1)
     scores, slate = rng.normal(size=(20, 9)), random_slates(rng, 20, 9, 3)
-    got = propensity.stochastic_log_prob(scores, slate)
-    np.testing.assert_allclose(propensity.stochastic_log_prob(1e4 + 300.0 * scores, slate), got, rtol=1e-8)
+    got = stochastic_log_prob(scores, slate)
+    np.testing.assert_allclose(stochastic_log_prob(1e4 + 300.0 * scores, slate), got, rtol=1e-8)
     np.testing.assert_allclose(propensity.log_prob(scores - 5.0, slate), propensity.log_prob(scores, slate), rtol=1e-9)
     assert not np.allclose(propensity.log_prob(3.0 * scores, slate), propensity.log_prob(scores, slate), rtol=1e-2)
 

@@ -18,6 +18,11 @@ POLICIES = {"production": ("production", 1.0), "myopic": ("oracle_myopic", 0.5),
 NAMES = sorted(POLICIES)  # as a config keeps them
 
 
+def stochastic_log_prob(scores, slate):
+    """Of the stochastic ranker of any method."""
+    return propensity.log_prob(propensity.standardised(scores), slate)
+
+
 def make_config(**fields):
     values = {
         "run": {
@@ -64,7 +69,7 @@ def test_its_logs_are_those_that_collecting_gives(simulated):
     user = np.repeat(log.user_id, np.diff(log.offsets))[early] - off_policy_study._LOG_USERS
     np.testing.assert_array_equal(rows["user"], np.repeat(user, 3))
     scores, slate = log.scores[early], log.slate[early]
-    ratio = propensity.stochastic_log_prob(scores, slate) - propensity.log_prob(scores, slate)
+    ratio = stochastic_log_prob(scores, slate) - propensity.log_prob(scores, slate)
     np.testing.assert_allclose(rows["log_weight"][:, NAMES.index("production")], ratio.ravel(), atol=2e-3)
     left = np.tile(-np.log([20.0, 19.0, 18.0]), len(early))
     uniform = left - propensity.log_prob(scores, slate).ravel()

@@ -18,7 +18,7 @@ from mmrf_jax.agents.mmrf import encoding, losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation, user_encoders
-from mmrf_jax.models.optimizer import make_optimizer
+from mmrf_jax.models.optimization import make_optimizer
 
 
 @struct.dataclass

@@ -17,10 +17,8 @@ from mmrf_jax.envs.short_video.config import WorldConfig
 
 LATENT = 16  # dimensions of hidden taste
 TOPICS = 32
-HIDDEN = LATENT + 6  # columns of WorldParams.hidden
 PROFILE = LATENT + 4  # Du: noisy observations of taste, activity, patience, susceptibility to clickbait and sociability
 CONTEXT = 3  # Dx: sine and cosine of the hour, log of the position in the session
-ITEM_FEATURES = LATENT + 8  # Di
 FIRST_DAY, LAST_DAY = -90, 60  # uploads are spread over these days; users may visit on days 0 to LAST_DAY
 
 
@@ -112,13 +110,13 @@ def behaviour(variant: str) -> Behaviour:
 class WorldParams:
     """The world as a pytree: hidden and visible attributes of the items, and the behaviour.
 
-    Columns of `hidden` [V, HIDDEN]: taste vector (unit), quality, clickbait, log duration, author's appeal, and the
+    Columns of `hidden` [V, LATENT + 6]: taste vector (unit), quality, clickbait, log duration, author's appeal, and the
     platform's estimates of quality and clickbait from the features it sees.
     Video ids are sorted: first the `num_popular` popular ones, most popular first, then topic by topic in order of
     upload, so that a retrieval cluster is a contiguous range of ids.
     """
 
-    hidden: chex.Array  # [V, HIDDEN] float32
+    hidden: chex.Array  # [V, LATENT + 6] float32
     topic: chex.Array  # [V] int32
     centroids: chex.Array  # [TOPICS, LATENT] float32, unit vectors
     topic_weight: chex.Array  # [TOPICS] float32, log of a topic's frequency among users

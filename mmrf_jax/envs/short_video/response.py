@@ -44,7 +44,7 @@ def affinity(
 ) -> Affinity:
     """Compute the true affinities of videos [B, M] for users [B]; `respond` adds position effects."""
     b = params.behaviour
-    hidden = params.hidden[videos]  # [B, M, HIDDEN]
+    hidden = params.hidden[videos]  # [B, M, LATENT + 6]
     quality, clickbait, log_duration, appeal = (hidden[..., parameters.LATENT + i] for i in range(4))
     match = users.MATCH_SCALE * jnp.einsum("bmd,bd->bm", hidden[..., : parameters.LATENT], interest)
     bored = jnp.take_along_axis(satiation, params.topic[videos], axis=1)

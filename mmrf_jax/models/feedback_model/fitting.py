@@ -15,7 +15,7 @@ from mmrf_jax import types
 from mmrf_jax.models import heads, kinds, optimization, representation
 from mmrf_jax.models.feedback_model import counterfactuals, exposure, network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
-from mmrf_jax.models.optimizer import make_optimizer
+from mmrf_jax.models.optimization import make_optimizer
 from mmrf_jax.parallel import programs
 
 _LEVEL_WEIGHT = 0.3  # of the losses of the numeric signals' levels

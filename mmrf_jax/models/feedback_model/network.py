@@ -20,7 +20,7 @@ from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, heads, kinds, representation, user_encoders
 from mmrf_jax.models.feedback_model import exposure
 from mmrf_jax.models.feedback_model.config import TWINS, FeedbackConfig
-from mmrf_jax.models.optimizer import make_optimizer
+from mmrf_jax.models.optimization import make_optimizer
 
 BINS, QUANTILES = 16, 65  # of the residuals of levels: bins by prediction, quantiles per bin
 

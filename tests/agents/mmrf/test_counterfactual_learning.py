@@ -14,7 +14,7 @@ from scipy.special import expit
 from mmrf_jax import ops, types
 from mmrf_jax.agents.mmrf import acting, losses, networks
 from mmrf_jax.models import embeddings, encoders, heads, representation
-from mmrf_jax.models.optimizer import make_optimizer
+from mmrf_jax.models.optimization import make_optimizer
 from mmrf_jax.signals import SHORT_VIDEO
 
 SGD = dataclasses.replace(

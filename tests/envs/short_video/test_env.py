@@ -101,7 +101,7 @@ class TestContract:
         assert jax.tree.structure(state) == jax.tree.structure(next_state)
         for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(next_state), strict=True):
             assert before.shape == after.shape and before.dtype == after.dtype
-        assert sim.items.features.shape == (TINY.num_videos, parameters.ITEM_FEATURES)
+        assert sim.items.features.shape == (TINY.num_videos, parameters.LATENT + 8)
         assert sim.items.author.min() >= 0 and sim.items.author.max() < sim.items.num_authors
         assert sim.items.tag.min() >= 0 and sim.items.tag.max() < sim.items.num_tags
         np.testing.assert_allclose(sim.items.features.std(axis=0), 1.0, atol=0.9)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrf_jax.envs.short_video import env, parameters, reference_policies, response
+from mmrf_jax.envs.short_video import env, leaving, parameters, reference_policies, response
 from mmrf_jax.envs.short_video import truth as hidden_truth
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -28,7 +28,13 @@ respond = jax.jit(response.respond)
 reset = jax.jit(env.reset)
 step = jax.jit(env.step)
 of_candidates = jax.jit(hidden_truth.expected_feedback)
-true_continue_prob = jax.jit(hidden_truth.true_continue_prob)
+
+
+@jax.jit
+def true_continue_prob(params, state, slate):
+    videos = jnp.take_along_axis(state.candidates, slate, axis=1)
+    enjoyment = hidden_truth.truth_of(params, state, videos).enjoyment
+    return jax.nn.sigmoid(leaving.continue_logit(params, state, enjoyment))
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,9 @@ class Toy(Environment):
         result = StepResult(exposure, self.request(users, position), position >= 3, position < 0)
         return result, (users, position)
 
+    def next_visit(self, key, state, params):
+        return jnp.ones_like(state[0])
+
 
 def make_toy(config, slate):
     assert config == WORLD and slate == K
