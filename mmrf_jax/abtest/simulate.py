@@ -37,7 +37,7 @@ def _serve(env: Environment, policy, key, users, queues, day, *, num_users, slot
     return run(env, policy, key, day, users, queues)
 
 
-def rollout_metrics_of_users(
+def rollout_user_metrics(
     env: Environment,
     policy: rankers.AnyRanker,
     key: types.Key,
@@ -74,7 +74,7 @@ def rollout_metrics_of_users(
 
 
 def lower(env: Environment, policy, key: types.Key, partitioner: Partitioner, *, k: int, capacity: int):
-    """Lower the program of `rollout_metrics_of_users` for these arguments, to compile it ahead of time."""
+    """Lower the program of `rollout_user_metrics` for these arguments, to compile it ahead of time."""
     args, sizes = _call(env, policy, key, partitioner, np.arange(1), 0, k, capacity)
     return _serve.lower(*args, **sizes)
 
@@ -95,23 +95,6 @@ def _call(env, policy, key, partitioner: Partitioner, user_ids: np.ndarray, day:
 def block_users(total: int, partitioner: Partitioner) -> int:
     """Return the number of users that all devices serve in one call, in a test of `total` users."""
     return min(BLOCK * partitioner.num_devices, total)
-
-
-def rollout_user_metrics(
-    env: Environment,
-    policy: rankers.AnyRanker,
-    key: types.Key,
-    partitioner: Partitioner,
-    *,
-    first_user: int,
-    num_users: int,
-    day: int,
-    k: int,
-    capacity: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Run `rollout_metrics_of_users` for the users `first_user … first_user + num_users - 1`."""
-    user_ids = first_user + np.arange(num_users)
-    return rollout_metrics_of_users(env, policy, key, partitioner, user_ids=user_ids, day=day, k=k, capacity=capacity)
 
 
 @jax.jit
@@ -224,7 +207,7 @@ def simulate_ab_test(
         means = history_means(env, key, here, day, block) if cuped else None
         sums, covariate, quantile = {}, {}, None
         for name, ids in users_of(names, here, salt).items():
-            sums[name] = rollout_metrics_of_users(
+            sums[name] = rollout_user_metrics(
                 env, policies[name], key, partitioner, user_ids=ids, day=day, k=k, capacity=block
             )
             cut[name] += float(sums[name]["truncated"].sum())

@@ -110,7 +110,7 @@ class _Cohort:
         sums["exposures"] = np.zeros((rollout.EXPOSURE_GROUPS, env.items.num_videos), np.int64)
         for start in range(0, len(coming), block):
             rows = coming[start : start + block]
-            served = simulate.rollout_metrics_of_users(
+            served = simulate.rollout_user_metrics(
                 env, policy, key, partitioner, user_ids=self.user_ids[rows], day=day, k=k, capacity=block
             )
             for name, values in served.items():

@@ -260,7 +260,7 @@ def _serve(
     for i, row in enumerate(weights):
         policy = PrivilegedPolicy(score, 1.0, (jnp.asarray(row),))  # all policies share one program
         served = simulate.rollout_user_metrics(
-            sim, policy, key, partitioner, first_user=_SERVED_USERS, num_users=sessions, day=0, k=k
+            sim, policy, key, partitioner, user_ids=np.arange(_SERVED_USERS, _SERVED_USERS + sessions), day=0, k=k
         )
         result.append({signal: float(served[signal].mean()) for signal in MEASURED})
         done(sessions * (i + 1))

@@ -35,7 +35,7 @@ def policies():
 @pytest.fixture(scope="module")
 def everyone(sim, policies):
     """Sums [USERS] of all users in every arm."""
-    options = {"first_user": 0, "num_users": USERS, "day": 2, "k": CONFIG.slate}
+    options = {"user_ids": np.arange(USERS), "day": 2, "k": CONFIG.slate}
     return {
         name: simulate.rollout_user_metrics(sim, policy, KEY, Partitioner(), **options)
         for name, policy in policies.items()
@@ -68,7 +68,7 @@ def columns(sums, rows):
 
 def test_users_of_any_ids_are_served_as_in_a_row(sim, policies, everyone):
     ids = np.random.default_rng(0).permutation(USERS)[:520]
-    served = simulate.rollout_metrics_of_users(
+    served = simulate.rollout_user_metrics(
         sim, policies["production"], KEY, Partitioner(), user_ids=ids, day=2, k=CONFIG.slate, capacity=USERS
     )
     np.testing.assert_array_equal(served["user_id"], ids)
@@ -162,7 +162,7 @@ def test_intervals_of_aa_tests_cover_zero_as_often_as_they_say(everyone, histori
 
 
 def test_empty_groups_of_a_call_are_served(sim, policies, everyone):
-    served = simulate.rollout_metrics_of_users(
+    served = simulate.rollout_user_metrics(
         sim,
         policies["production"],
         KEY,
@@ -184,11 +184,11 @@ def test_empty_groups_add_nothing(sim, everyone, histories, monkeypatch, num_use
     """Whatever blocks users come in, an arm gets none of some: the result is that of all users at once."""
     exposures = np.ones((rollout.EXPOSURE_GROUPS, 5), np.int32)
 
-    def rollout_metrics_of_users(sim, policy, *_, user_ids, **__):
+    def rollout_user_metrics(sim, policy, *_, user_ids, **__):
         sums = {name: x[user_ids] for name, x in everyone[policy].items() if name != "exposures"}
         return sums | {"exposures": exposures * len(user_ids)}
 
-    monkeypatch.setattr(simulate, "rollout_metrics_of_users", rollout_metrics_of_users)
+    monkeypatch.setattr(simulate, "rollout_user_metrics", rollout_user_metrics)
     monkeypatch.setattr(rankers, "choices", dict)  # names stand for policies
     monkeypatch.setattr(simulate, "history_means", lambda sim, key, ids, *_: histories[ids])
     names, done = {name: name for name in everyone}, []

@@ -64,7 +64,7 @@ def replay(sim, policies):
         due, days[name] = np.full(USERS, FIRST), []
         for day in range(FIRST, FIRST + DAYS):
             sums = simulate.rollout_user_metrics(
-                sim, policy, KEY, Partitioner(), first_user=0, num_users=USERS, day=day, k=CONFIG.slate
+                sim, policy, KEY, Partitioner(), user_ids=np.arange(USERS), day=day, k=CONFIG.slate
             )
             came = due == day
             due = np.where(came, day + sums["next_visit"].astype(int), due)
@@ -138,8 +138,8 @@ def test_each_user_in_one_arm(sim, policies):
     assert found["novelty_effect"]["production"]["depth"]["ci95"] == [0.0, 0.0]
 
 
-def rollout_metrics_of_users(back: dict[str, int]):
-    """Instead of `simulate.rollout_metrics_of_users`: everybody of an arm is back after so many days."""
+def rollout_user_metrics(back: dict[str, int]):
+    """Instead of `simulate.rollout_user_metrics`: everybody of an arm is back after so many days."""
 
     def serve(sim, policy, *_, user_ids, **__):
         n = len(user_ids)
@@ -156,7 +156,7 @@ def rollout_metrics_of_users(back: dict[str, int]):
 )
 def test_empty_groups_of_a_day_add_nothing(sim, monkeypatch, tmp_path, back, salt):
     """Days on which an arm has no visitors: no mean of a session, 0 of a user and day, and every table and picture."""
-    monkeypatch.setattr(simulate, "rollout_metrics_of_users", rollout_metrics_of_users(back))
+    monkeypatch.setattr(simulate, "rollout_user_metrics", rollout_user_metrics(back))
     monkeypatch.setattr(rankers, "choices", dict)  # names stand for policies
     found = run(sim, {name: name for name in back}, users=60, salt=salt, always_valid=True)
     users = {"production": 60, "oracle": 60} if salt is None else found["sample_ratio_mismatch"]["users"]

@@ -21,7 +21,7 @@ for name in ("time", "time_ns"):
     now, ahead = getattr(time, name), {hours} * 3600 * (10**9 if name == "time_ns" else 1)
     setattr(time, name, lambda now=now, ahead=ahead: now() + ahead)
 """
-STEP = "mmrf_jax.abtest.simulate.rollout_metrics_of_users"  # of an arm
+STEP = "mmrf_jax.abtest.simulate.rollout_user_metrics"  # of an arm
 
 
 def free_port() -> int:

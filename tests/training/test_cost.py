@@ -54,7 +54,7 @@ def test_work_for_a_live_request_is_flat():
         work.clear()
         slots.clear()
         sums = simulate.rollout_user_metrics(
-            sim, policy, jax.random.key(0), partitioner, first_user=0, num_users=n, day=0, k=3
+            sim, policy, jax.random.key(0), partitioner, user_ids=np.arange(n), day=0, k=3
         )
         jax.effects_barrier()
         needed = sums["requests"].sum() + RESET * n

@@ -246,7 +246,7 @@ def rollouts(sizes: Sizes) -> Entries:
             for call in range(3):  # the first may still compile
                 began = time.perf_counter()
                 sums = simulate.rollout_user_metrics(
-                    sim, policy, key, partitioner, first_user=call * users, num_users=users, day=0, k=_K
+                    sim, policy, key, partitioner, user_ids=np.arange(call * users, (call + 1) * users), day=0, k=_K
                 )
                 rates.append(sums["requests"].sum() / (time.perf_counter() - began))
             yield f"rollout/{name}/users={users}", float(max(rates[1:])), "requests/s"

@@ -119,7 +119,7 @@ def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
         for call in range(calls if repeat else 1):
             first = (repeat * calls + call) * size
             sums = simulate.rollout_user_metrics(
-                sim, policy, key, partitioner, first_user=first, num_users=size, day=0, k=serving.k
+                sim, policy, key, partitioner, user_ids=np.arange(first, first + size), day=0, k=serving.k
             )
             live += float(sums["requests"].sum())
         rates.append(live / (time.perf_counter() - start))
