@@ -121,9 +121,9 @@ class SessionBatch:
 class LossMasks:
     """Masks of what enters the losses; the last request of a segment never does."""
 
-    exposed: chex.Array  # [B, T, K] float32
+    exposure: chex.Array  # [B, T, K] float32
     request: chex.Array  # [B, T] float32
-    known: chex.Array  # [B, T] float32, requests whose continuation is known: termination, or the next request
+    next_known: chex.Array  # [B, T] float32, requests whose continuation is known: termination, or the next request
 
     def counts(self) -> LossMasks:
         """Return the sum of each mask, at least 1: what masked sums are divided by."""

@@ -17,7 +17,7 @@ EXAMPLE = "examples/own_method.py"
 
 def update(state, batch, items, config, lr_scale=1.0, simulated=None, *, change=None):
     """Shrink all parameters, by a metric of the batch: nothing has to be differentiated or compiled for long."""
-    shown = batch.loss_masks().exposed
+    shown = batch.loss_masks().exposure
     loss = jnp.sum(shown[..., None] * batch.feedback[:, :-1]) / shown.sum()
     params = jax.tree.map(lambda x: x * (1.0 - 1e-3 * lr_scale * jnp.tanh(loss)), state.params)
     state, metrics = dataclasses.replace(state, step=state.step + 1, params=params), {"loss": loss}

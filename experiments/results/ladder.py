@@ -83,7 +83,7 @@ def parts_of(config: AgentConfig, params: Any, memory: Any, request: types.Reque
     if config.own_critics:
         logit, effect = logit[:, -1], effect[:, -1]
     return {
-        "actor": acting.act(config, run["actor"], run["critics"], *user, items).scores[:, -1],
+        "actor": acting.apply_actors(config, run["actor"], run["critics"], *user, items).scores[:, -1],
         "reward": losses.video_rewards(config.all_signals, out, params["scale"], config.reward_terms)[:, -1],
         "logit": logit,
         "effect": effect,

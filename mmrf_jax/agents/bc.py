@@ -24,7 +24,7 @@ def update(
     videos = batch.candidates[:, :-1]
     candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, videos, batch.date)
     masks = batch.loss_masks()
-    exposed, count = masks.exposed, masks.counts().exposed
+    exposed, count = masks.exposure, masks.counts().exposure
 
     def loss_fn(params, encoded):
         z, memory_mean = encoded.user

@@ -22,7 +22,9 @@ from mmrf_jax.models import representation
 def _actor_scores(
     config: AgentConfig, state: agent_state.AgentState, encoded: representation.Encoded, items
 ) -> chex.Array:
-    return acting.act(config, state.params["actor"], acting.critics_of(state, config), *encoded.user, items).scores
+    return acting.apply_actors(
+        config, state.params["actor"], acting.critics_of(state, config), *encoded.user, items
+    ).scores
 
 
 def _actors(config: AgentConfig) -> tuple[str, ...]:

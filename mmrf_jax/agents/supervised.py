@@ -54,7 +54,7 @@ def update(
     """Run one regression step of all signals, or the main one, on shown videos: an `agent_state.Update`."""
     del simulated
     masks = batch.loss_masks()
-    exposed, count = masks.exposed, masks.counts().exposed
+    exposed, count = masks.exposure, masks.counts().exposure
     signals = config.agent_signals[-1:] if only_main else config.all_signals.names
     index = jnp.array([config.all_signals.index(s) for s in signals])
     weights = jnp.asarray(config.loss_weights)[index]

@@ -62,7 +62,7 @@ def collect(
     # Use one device from the first call on: a program is compiled for the placement of its arrays.
     here = Partitioner(jax.local_devices()[:1])
     env, policy, key = here.replicate((env, policy, key))
-    state = rollout.begin(env, policy, key, first_user, num_sessions, day, slots=size)
+    state = rollout.reset_slots(env, policy, key, first_user, num_sessions, day, slots=size)
     state = here.replicate(state)
     requests: list[dict[str, np.ndarray]] = []
     sessions: list[dict[str, np.ndarray]] = []

@@ -143,7 +143,7 @@ def _step(env, policy, key, day, served: _Served, k: int):
     users = served.length.shape[0]
     begun = jnp.where((slots.index < slots.num_users) & (slots.position == 0), slots.index, users)
     sessions = served.sessions.at[begun].set(here, mode="drop")
-    slots, record, _, _ = rollout.advance(env, policy, key, day, slots, k)
+    slots, record, _, _ = rollout.step_slots(env, policy, key, day, slots, k)
     over = record.live & (record.terminated | record.truncated)
     at = jnp.where(over, record.index, users)
     served = _Served(

@@ -29,9 +29,6 @@ _MAX_REQUESTS = 65_536  # of the log, held on the device
 _REQUESTS_A_SESSION = 4  # a longer log gives at most one session per this many requests
 
 
-_encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")
-
-
 @struct.dataclass
 class Pool:
     """The part of a log that provides session starts and candidates: n sessions, r requests, padding."""
@@ -104,7 +101,7 @@ def make_learned_env(
         raise ValueError("the feedback simulator starts from logged sessions, but the log has none; use another log")
     params = FeedbackParams(
         params=state.params,
-        encodings=_encode_catalogue(state, items, config),
+        encodings=network.encode_items(state, items, config),
         users=network.twin_rows({"user": state.tables[embeddings.USER_TABLE].rows})["user"],
         items=items,
         scale=state.scale,

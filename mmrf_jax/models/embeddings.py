@@ -88,7 +88,7 @@ def encode_videos(
     return jax.lax.stop_gradient(e)
 
 
-def over_catalogue(encode: Callable[[chex.Array], chex.Array], num_videos: int) -> chex.Array:
+def map_over_items(encode: Callable[[chex.Array], chex.Array], num_videos: int) -> chex.Array:
     """Compute `encode(arange(num_videos))` in blocks; `encode` maps videos [n] to [n, ...]."""
     blocks = -(-num_videos // _BLOCK)
     size = -(-num_videos // blocks)

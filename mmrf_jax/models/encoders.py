@@ -60,7 +60,11 @@ class Encoder(nn.Module):
             self.sequence = sequence.MODULES[c.encoder](c)
 
     def items(
-        self, rows: dict[str, chex.Array], features: chex.Array, train: bool = False, blind: chex.Numeric = 0.0
+        self,
+        rows: dict[str, chex.Array],
+        features: chex.Array,
+        train: bool = False,
+        feature_dropout: chex.Numeric = 0.0,
     ) -> chex.Array:
         """Encode embedding rows {table: [..., d]} and features [..., Di] as e [..., D].
 
@@ -69,7 +73,7 @@ class Encoder(nn.Module):
         those that were shown.
         """
         rows = {name: self._hide(row, train, self.config.dropout) for name, row in sorted(rows.items())}
-        features = self._hide(features, train, blind)
+        features = self._hide(features, train, feature_dropout)
         x = jnp.concatenate([*rows.values(), features], axis=-1)
         e = self.item_out(nn.gelu(self.item_hidden(x)))
         return jnp.concatenate([jnp.ones_like(e[..., :1]), rows["id"], e, features], axis=-1)
@@ -95,14 +99,14 @@ class Encoder(nn.Module):
         profile: chex.Array,
         context: chex.Array,
         train: bool = False,
-        blind: chex.Numeric = 0.0,
+        feature_dropout: chex.Numeric = 0.0,
     ) -> chex.Array:
         """Encode a carry, the user's embedding row [..., d], profile [..., Du] and context [..., Dx] as z [..., Z].
 
-        z ends with profile and context. In training, a fraction `blind` of the profile's entries is hidden, as of the
-        features' in `items`.
+        z ends with profile and context. In training, a fraction `feature_dropout` of the profile's entries is
+        hidden, as of the features' in `items`.
         """
-        profile = self._hide(profile, train, blind)
+        profile = self._hide(profile, train, feature_dropout)
         x = jnp.concatenate([*carry.inputs(), row, profile, context], axis=-1)
         x = self._hide(x, train, self.config.dropout)
         # The linear path learns taste x topic products quickly; the other one learns interactions of several inputs.

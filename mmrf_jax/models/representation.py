@@ -96,7 +96,7 @@ def encode(
     rows: dict[str, chex.Array],
     inputs: EncoderInputs,
     key: types.Key | None = None,
-    blind: chex.Numeric = 0.0,
+    feature_dropout: chex.Numeric = 0.0,
 ) -> Encoded:
     """Encode a batch.
 
@@ -104,16 +104,18 @@ def encode(
       params: of the encoder.
       rows: embedding rows of `inputs.ids`.
       key: dropout key; None for no dropout, when scoring.
-      blind: fraction of the entries of profiles and features that is hidden, if there is a key.
+      feature_dropout: fraction of the entries of profiles and features that is hidden, if there is a key.
     """
     rngs = {} if key is None else {"dropout": key}
     video_rows = {name: rows[name] for name in embeddings.VIDEO_TABLES}
     e = encoders.Encoder(config).apply(
-        params, video_rows, inputs.features, key is not None, blind, method="items", rngs=rngs
+        params, video_rows, inputs.features, key is not None, feature_dropout, method="items", rngs=rngs
     )
     num_seen = inputs.seen.shape[1]
     unseen = e[:, num_seen:].reshape(*inputs.slate_mask.shape[:2], -1, e.shape[-1])
-    return encode_users(config, params, (e[:, :num_seen], unseen), rows[embeddings.USER_TABLE], inputs, key, blind)
+    return encode_users(
+        config, params, (e[:, :num_seen], unseen), rows[embeddings.USER_TABLE], inputs, key, feature_dropout
+    )
 
 
 def encode_users(
@@ -123,7 +125,7 @@ def encode_users(
     user_rows: chex.Array,
     inputs: EncoderInputs,
     key: types.Key | None = None,
-    blind: chex.Numeric = 0.0,
+    feature_dropout: chex.Numeric = 0.0,
 ) -> Encoded:
     """Encode the users of a batch whose videos are encoded: `encode` after its first step.
 
@@ -149,7 +151,7 @@ def encode_users(
 
     context = inputs.context if inputs.asked is None else inputs.asked
     user = (at_requests(user_rows), at_requests(inputs.profile), context)
-    return Encoded(users.read(params, carry, *user, key, blind), carry, slates(seen), unseen)
+    return Encoded(users.read(params, carry, *user, key, feature_dropout), carry, slates(seen), unseen)
 
 
 def encode_batch(

@@ -82,7 +82,7 @@ class UserEncoder(abc.ABC):
         profile: chex.Array,
         context: chex.Array,
         key: types.Key | None = None,
-        blind: chex.Numeric = 0.0,
+        feature_dropout: chex.Numeric = 0.0,
     ) -> chex.Array:
         """Return the user states z [..., Z] at requests; heads read `carry.mean()` too.
 
@@ -91,11 +91,13 @@ class UserEncoder(abc.ABC):
           profile: [..., Du].
           context: [..., Dx].
           key: dropout key; None for no dropout.
-          blind: as in `encoders.Encoder.user`.
+          feature_dropout: as in `encoders.Encoder.user`.
         """
         rngs = {} if key is None else {"dropout": key}
         encoder = encoders.Encoder(self.config)
-        return encoder.apply(params, carry, row, profile, context, key is not None, blind, method="user", rngs=rngs)
+        return encoder.apply(
+            params, carry, row, profile, context, key is not None, feature_dropout, method="user", rngs=rngs
+        )
 
     def shown(
         self,

@@ -148,7 +148,9 @@ def simulate_logs(
     @jax.jit
     def step(state, request, ids, live, t, params):
         user = jnp.arange(_BATCH)
-        scores, slate, _ = rollout.act(production, params, state, (), request, ids, jnp.full(user.shape, t), key, k)
+        scores, slate, _ = rollout.select_slate(
+            production, params, state, (), request, ids, jnp.full(user.shape, t), key, k
+        )
         log_propensity = ops.plackett_luce_log_prob(scores, slate)
         mixed = jax.lax.map(lambda w: mixed_scores(w, rankers, params, state), policies)  # [P, B, C]
         chosen = jnp.broadcast_to(slate, (len(policies), *slate.shape))

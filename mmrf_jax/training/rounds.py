@@ -197,7 +197,7 @@ def _log_of_round(job: Job, state: TrainState | None, number: int, before: batch
     phase("collect")
     assert state is not None
     with preemption.at_once():
-        return _collected(job, _server(job, state), number)
+        return _collected(job, _behavior_policy(job, state), number)
 
 
 def _first_log(job: Job) -> batches.Batches:
@@ -240,15 +240,15 @@ def _collected(job: Job, policy: rankers.AnyRanker, number: int) -> batches.Batc
     return batches.InMemoryBatches(job.config, job.source.collect(policy, number), job.partitioner)
 
 
-def _server(job: Job, state: TrainState) -> rankers.AnyRanker:
+def _behavior_policy(job: Job, state: TrainState) -> rankers.AnyRanker:
     """Return the policy that collects a round's log, local to this process: the agents as of the round's start, or the
     source's first policy.
     """
     method = registry.get(job.plan.method)
     if not method.collects_on_policy:
         return next(iter(job.source.policies.values()))
-    server = train_state.behavior_state(multihost.to_local(state))
-    return method.make_policy(server, job.source.local().items, job.plan.agents, job.config.alternation.temperature)
+    behavior = train_state.behavior_state(multihost.to_local(state))
+    return method.make_policy(behavior, job.source.local().items, job.plan.agents, job.config.alternation.temperature)
 
 
 def _initial(job: Job, program: programs.Program, data: batches.Batches) -> TrainState:

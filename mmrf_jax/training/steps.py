@@ -141,8 +141,8 @@ def init_train_state(
         key = jax.random.fold_in(key, 1)
         feedback = network.init_feedback_state(key, plan.feedback, spec, items, feedback_mean, feedback_std)
     zero = jnp.zeros((), jnp.int32)
-    server = train_state.behavior_params_of(agents) if plan.closed_loop else None
-    return TrainState(agents, feedback, server, zero, zero, jnp.zeros((2,), jnp.int32))
+    behavior_params = train_state.behavior_params_of(agents) if plan.closed_loop else None
+    return TrainState(agents, feedback, behavior_params, zero, zero, jnp.zeros((2,), jnp.int32))
 
 
 def lr_scale_at(progress: float) -> float:
@@ -176,10 +176,7 @@ def precompute_item_embeddings(state: TrainState, items: types.Items, plan: Trai
     """
     if not precomputes_item_embeddings(plan, items):
         return None
-    return _encode_catalogue(train_state.model_of(state), items, plan.feedback)
-
-
-_encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")
+    return network.encode_items(train_state.model_of(state), items, plan.feedback)
 
 
 @programs.program(often=True, static_argnames="plan", donate_argnums=0)

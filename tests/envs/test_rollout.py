@@ -172,7 +172,7 @@ class TestRollout:
     def test_sampling_noise_is_new_every_day(self, sim):
         """Equal scores, so a slate is its noise alone."""
         policy = rankers.PrivilegedPolicy(reference_policies.random, 1.0)
-        go = jax.jit(lambda day: rollout.advance(sim, policy, jax.random.key(0), day, begin(day), K)[1].slate)
+        go = jax.jit(lambda day: rollout.step_slots(sim, policy, jax.random.key(0), day, begin(day), K)[1].slate)
 
         def idle(day):
             return rollout.idle(sim, policy, jax.random.key(0), 0, 64, day, 64, True)
@@ -193,7 +193,7 @@ def act():
         policy = rankers.Ranker(shown, None, lambda params, carry, request: params, None, temperature)
         users = jnp.arange(n, dtype=jnp.int32)
         request = types.Request(users, None, None, None)
-        return rollout.act(
+        return rollout.select_slate(
             policy, None, None, None, request, request.user_id, jnp.zeros(n, jnp.int32), jax.random.key(0), K
         )[1:]
 
@@ -305,9 +305,9 @@ class TestCollect:
                 carry = 0.9 * carry + log.feedback[r, :, SHORT_VIDEO.index("watch_time")].mean()
 
     def test_traces_once(self, sim, policy, log):
-        before = rollout.unroll._cache_size(), rollout.begin._cache_size()
+        before = rollout.unroll._cache_size(), rollout.reset_slots._cache_size()
         other = collect.collect(sim, policy, jax.random.key(9), first_user=77, num_sessions=SESSIONS, day=4, k=K)
-        assert (rollout.unroll._cache_size(), rollout.begin._cache_size()) == before
+        assert (rollout.unroll._cache_size(), rollout.reset_slots._cache_size()) == before
         assert other.scores is None and other.user_id[0] == 77 and (other.date == 4).all()
 
 

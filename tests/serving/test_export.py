@@ -156,7 +156,7 @@ def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, sh
 
     @jax.jit
     def live(model, request, history):
-        known = network.encode_catalogue(model, items, plan.feedback)
+        known = network.encode_items(model, items, plan.feedback)
         params = learned.FeedbackParams(
             params=model.params,
             encodings=known,

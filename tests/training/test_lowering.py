@@ -38,8 +38,8 @@ def flat(fn, *trees):
 
 def run_state() -> TrainState:
     agents, zero = tiny.make_state(), jnp.zeros((), jnp.int32)
-    server = {"params": agents.params, "tables": agents.tables}
-    return TrainState(agents, tiny.make_feedback_model(), server, zero, zero, jnp.zeros((2,), jnp.int32))
+    behavior_params = {"params": agents.params, "tables": agents.tables}
+    return TrainState(agents, tiny.make_feedback_model(), behavior_params, zero, zero, jnp.zeros((2,), jnp.int32))
 
 
 def fit():

@@ -111,9 +111,9 @@ def policy_objective(
       q: [..., C].
       slate: K.
       temperature: tau.
-      weight: see `ops.soft_top_k`.
+      weight: see `ops.relaxed_top_k`.
     """
-    w = ops.soft_top_k(scores, slate, 1.0, weight)
+    w = ops.relaxed_top_k(scores, slate, 1.0, weight)
     return (jnp.sum(w * q, axis=-1) + temperature * ops.entropy(w, weight)) / slate
 
 
@@ -158,7 +158,7 @@ def objectives(
       q_scale: [N], running spread of q.
       slate: K.
       temperature: tau.
-      weight: [..., C], see `ops.soft_top_k`.
+      weight: [..., C], see `ops.relaxed_top_k`.
     """
     weight = None if weight is None else weight[..., None, :]
     scaled = jax.lax.stop_gradient(q / jax.lax.broadcast_to_rank(q_scale[:, None], q.ndim))

@@ -141,7 +141,7 @@ def _loss(
 class PolicyValues(NamedTuple):
     """The policy of an update, and its values at all T + 1 requests, without gradient."""
 
-    act: Callable[[Any], chex.Array]  # parameters of the actors -> scores [B, T+1, A, C]
+    scores_of: Callable[[Any], chex.Array]  # parameters of the actors -> scores [B, T+1, A, C]
     scores: chex.Array  # [B, T+1, A, C], with gradient
     pool: networks.CriticOutput  # of the target critics, for all candidates
     continue_prob: chex.Array  # [B, T+1], of another request after that exposure; of own critics [B, T+1, N]
@@ -159,24 +159,19 @@ def _evaluate_policy(
     own = acting.apply_critics(config, state.target, state.params["actor"], user, data.candidates)
     base = acting.base_scores(config, acting.critics_of(state, config), own, batch.weight)
 
-    def act(p):
+    def scores_of(p):
         return networks.Actor(config).apply(p, *user, data.candidates, base, batch.weight).scores
 
-    scores = act(params["actor"])
+    scores = scores_of(params["actor"])
     if algorithm.expectile is None:
-        w = main_exposure(scores, config, batch.weight)
+        w = jax.lax.stop_gradient(ops.relaxed_top_k(scores[..., -1, :], config.slate, 1.0, batch.weight))
     else:
         w = ops.slate_to_multihot(batch.slate, batch.slate_mask, batch.candidates.shape[-1])
     predicted = None if data.simulated is None else data.simulated.pool
     pool, continue_prob, q = pool_values(state, own, w, predicted, config)
     value = losses.slate_values(pool.slate_bias.min(axis=-2), q, w)
     next_value = value if algorithm.expectile is None else pool.value.min(axis=-2)
-    return PolicyValues(act, scores, pool, continue_prob, q, value, next_value)
-
-
-def main_exposure(scores: chex.Array, config: AgentConfig, weight: chex.Array | None = None) -> chex.Array:
-    """Return the main agent's exposure [B, T, C] of scores [B, T, A, C], no gradient; see `ops.soft_top_k`."""
-    return jax.lax.stop_gradient(ops.soft_top_k(scores[..., -1, :], config.slate, 1.0, weight))
+    return PolicyValues(scores_of, scores, pool, continue_prob, q, value, next_value)
 
 
 def for_critics(config: AgentConfig, x: chex.Array) -> chex.Array:
@@ -222,27 +217,27 @@ def _critic_losses(
     out = acting.apply_critics(config, params["critic"], state.params["actor"], encoded.user, encoded.shown)
     out = jax.tree.map(lambda x: x[:, :-1], out)
     reward = losses.rewards(batch.feedback, scale, config.reward_terms)  # [B, T, K, N]
-    reward = jnp.einsum("btk,btkn->btn", masks.exposed, reward)
+    reward = jnp.einsum("btk,btkn->btn", masks.exposure, reward)
     # Every critic bootstraps with the main agent's next exposure.
     target = losses.td_targets(reward, policy.next_value[:, 1:], batch.terminated, config.discount)
     shown_q = jnp.take_along_axis(policy.q[:, :-1], batch.slate[:, :, None, :], axis=-1)  # [B, T, N, K]
-    slate_q = jnp.einsum("btnk,btk->btn", shown_q, masks.exposed)
+    slate_q = jnp.einsum("btnk,btk->btn", shown_q, masks.exposure)
     slate_bias = losses.slate_bias_loss(out.slate_bias, slate_q, target)
     value = losses.value_loss(out.value, policy.value[:, :-1], expectile)
     continues = jnp.where(batch.terminated, 0.0, 1.0)
     if config.own_critics:
-        continuation = heads.continuation_loss(out, masks.exposed[..., None, :], continues[..., None]).sum(axis=-1)
+        continuation = heads.continuation_loss(out, masks.exposure[..., None, :], continues[..., None]).sum(axis=-1)
     else:
-        continuation = heads.continuation_loss(out, masks.exposed, continues)
+        continuation = heads.continuation_loss(out, masks.exposure, continues)
     per_signal = heads.feedback_loss(config.all_signals, out.feedback, batch.feedback, scale)
     terms = {
-        "feedback": jnp.einsum("btk,btks->s", masks.exposed, per_signal) / counts.exposed,
-        "continuation": jnp.sum(masks.known * continuation) / counts.known,
-        "slate_bias": jnp.sum(masks.known[..., None, None] * slate_bias) / counts.known,
+        "feedback": jnp.einsum("btk,btks->s", masks.exposure, per_signal) / counts.exposure,
+        "continuation": jnp.sum(masks.next_known * continuation) / counts.next_known,
+        "slate_bias": jnp.sum(masks.next_known[..., None, None] * slate_bias) / counts.next_known,
         "value": jnp.sum(masks.request[..., None, None] * value) / counts.request,
     }
     if config.rewards_differ:  # a shown video has no reward beyond its feedback
-        terms["reward_residual"] = jnp.einsum("btk,btnk->", masks.exposed, out.reward_residual**2) / counts.exposed
+        terms["reward_residual"] = jnp.einsum("btk,btnk->", masks.exposure, out.reward_residual**2) / counts.exposure
     return terms
 
 
@@ -253,7 +248,7 @@ def _actor_batch(params, state, data: UpdateData, policy: PolicyValues) -> losse
     slate_bias = jax.lax.stop_gradient(policy.pool.slate_bias.min(axis=-2))
 
     def jacobian(objectives):
-        return jax.jacrev(lambda p: objectives(policy.act(p)[:, :-1]))(params["actor"])
+        return jax.jacrev(lambda p: objectives(policy.scores_of(p)[:, :-1]))(params["actor"])
 
     return losses.ActorBatch(
         scores=policy.scores[:, :-1],

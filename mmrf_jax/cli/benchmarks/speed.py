@@ -132,7 +132,7 @@ def request_work(serving: Serving, slots: int = 256) -> cost.Work:
     slots_now = jax.eval_shape(begin, types.make_key(0))
 
     def step(sim, policy, key, now):
-        return rollout.advance(sim, policy, key, jnp.int32(0), now, serving.k)
+        return rollout.step_slots(sim, policy, key, jnp.int32(0), now, serving.k)
 
     return cost.work(step, serving.sim, serving.policy, types.make_key(0), slots_now).times(1 / slots)
 

@@ -44,7 +44,7 @@ def update(
     batch = batch.without_last()
     unseen = imputed = candidates = None
     if config.imputed_weight is not None:
-        unseen, imputed = _imputed(config, batch, masks.exposed, jax.random.fold_in(key, 1))
+        unseen, imputed = _imputed(config, batch, masks.exposure, jax.random.fold_in(key, 1))
     inputs = representation.gather(batch, items, unseen)
     if config.debias is not None:
         candidates = network.encode_videos(config, state, items, batch.candidates, batch.date)
@@ -55,19 +55,19 @@ def update(
         per_signal = losses(config, out, jnp.asarray(batch.feedback), state.scale)  # [2, B, T, K, S + Q]
         if candidates is None:
             more: dict[str, jax.Array] = {}
-            per_signal = jnp.einsum("btk,nbtks->s", masks.exposed, per_signal) / counts.exposed
+            per_signal = jnp.einsum("btk,nbtks->s", masks.exposure, per_signal) / counts.exposure
         else:
-            weight, more = _exposure_weights(config, params, encoded, candidates, batch, masks.exposed)
+            weight, more = _exposure_weights(config, params, encoded, candidates, batch, masks.exposure)
             per_signal = jnp.einsum("nbtk,nbtks->s", weight, per_signal)
         if imputed is not None:
             out_unseen = network.predict(config, params, *encoded.user, encoded.unseen)
             none = jnp.zeros((*encoded.unseen.shape[1:-1], len(config.all_signals)))
             each = losses(config, out_unseen, none, state.scale) * _can_be_none(config)
-            per_signal += jnp.einsum("btk,nbtks->s", imputed, each) / counts.exposed
+            per_signal += jnp.einsum("btk,nbtks->s", imputed, each) / counts.exposure
         exposed, continued, known = (
-            jax.lax.broadcast_to_rank(x, x.ndim + 1) for x in (masks.exposed, continues, masks.known)
+            jax.lax.broadcast_to_rank(x, x.ndim + 1) for x in (masks.exposure, continues, masks.next_known)
         )
-        continuation = jnp.sum(known * heads.continuation_loss(out, exposed, continued)) / counts.known
+        continuation = jnp.sum(known * heads.continuation_loss(out, exposed, continued)) / counts.next_known
         levels = [f"level_{name}" for name in config.all_signals.numeric_names]
         weights = jnp.asarray((*config.loss_weights, *(_LEVEL_WEIGHT for _ in levels)), jnp.float32)
         names = (*config.all_signals.names, *levels)
@@ -201,7 +201,7 @@ def measure(
             lambda x: np.asarray(x)[:, :-1], _measure(state, batch, items, config)
         )
         batch = jax.device_get(batch)
-        shown = batch.loss_masks().exposed > 0
+        shown = batch.loss_masks().exposure > 0
         predicted.append(mean[shown])
         observed.append(batch.feedback[:, :-1][shown])
         divergence.append(u[shown].astype(np.float64))

@@ -8,6 +8,7 @@ a request. The twins have separate parameters and embedding rows; where both are
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -118,13 +119,13 @@ def encode(
 ) -> representation.Encoded:
     """Apply `models.representation.encode` per twin, leading axis 2; `key` gives each twin its dropout masks."""
 
-    def one(p, r, k, blind):
-        return representation.encode(config, p, r, inputs, k, blind)
+    def one(p, r, k, feature_dropout):
+        return representation.encode(config, p, r, inputs, k, feature_dropout)
 
     keys = None if key is None else jax.random.split(key, TWINS)
-    blind = jnp.asarray(config.twin_feature_dropout, jnp.float32) if any(config.twin_feature_dropout) else 0.0
+    feature_dropout = jnp.asarray(config.twin_feature_dropout, jnp.float32) if any(config.twin_feature_dropout) else 0.0
     axes = (0, 0, None if key is None else 0, 0 if any(config.twin_feature_dropout) else None)
-    return jax.vmap(one, in_axes=axes)(params["encoder"], twin_rows(rows), keys, blind)
+    return jax.vmap(one, in_axes=axes)(params["encoder"], twin_rows(rows), keys, feature_dropout)
 
 
 def encode_batch(
@@ -161,13 +162,14 @@ def encode_videos(
     return jax.vmap(apply)(state.params["encoder"], rows)
 
 
-def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
+@functools.partial(jax.jit, static_argnames="config")
+def encode_items(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
     """Encode all V videos by both twins: [2, V, D]."""
 
     def encode(videos):
         return jnp.moveaxis(encode_videos(config, state, items, videos), 0, 1)
 
-    return jnp.moveaxis(embeddings.over_catalogue(encode, items.num_videos), 1, 0)
+    return jnp.moveaxis(embeddings.map_over_items(encode, items.num_videos), 1, 0)
 
 
 def encode_known(

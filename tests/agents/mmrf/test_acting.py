@@ -43,7 +43,7 @@ def critic_scores(state, inputs, config=CONFIG):
 @functools.partial(jax.jit, static_argnames="config")
 def act(state, inputs, config=CONFIG):
     """The scores of the state's actors."""
-    return acting.act(config, state.params["actor"], acting.critics_of(state, config), *inputs).scores
+    return acting.apply_actors(config, state.params["actor"], acting.critics_of(state, config), *inputs).scores
 
 
 def test_critic_scores_by_hand():
@@ -109,8 +109,8 @@ def test_no_gradient_reaches_the_critics():
 
     def total(target):
         critics = dataclasses.replace(acting.critics_of(state, CONFIG), params=target)
-        scores = acting.act(CONFIG, state.params["actor"], critics, *inputs).scores
-        return jnp.sum(ops.soft_top_k(scores, CONFIG.slate, 1.0) ** 2)
+        scores = acting.apply_actors(CONFIG, state.params["actor"], critics, *inputs).scores
+        return jnp.sum(ops.relaxed_top_k(scores, CONFIG.slate, 1.0) ** 2)
 
     gradient = jax.jit(jax.grad(total))(state.target)
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(gradient))
@@ -133,9 +133,9 @@ def test_updates_and_policies_score_alike():
         r = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items)
         candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
         critics = acting.critics_of(state, config)
-        scores = acting.act(config, state.params["actor"], critics, r.z, r.memory_mean, candidates).scores
+        scores = acting.apply_actors(config, state.params["actor"], critics, r.z, r.memory_mean, candidates).scores
         pool = networks.Critic(config).apply(state.target, r.z, r.memory_mean, candidates)
-        w = ops.soft_top_k(scores[..., -1, :], config.slate, 1.0)
+        w = ops.relaxed_top_k(scores[..., -1, :], config.slate, 1.0)
         reward = losses.video_rewards(config.all_signals, pool, state.reward_scale, config.reward_terms)
         value, stay = pool.value.min(axis=-2), heads.continue_prob(pool, w)
         q = losses.video_values(reward, pool.continue_item_logit, value, stay, config.discount)

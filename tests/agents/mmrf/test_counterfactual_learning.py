@@ -74,12 +74,12 @@ def critics(items, before):
         candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
         critic = networks.Critic(config)
         known = acting.critics_of(state, config)
-        scores = acting.act(config, state.params["actor"], known, r.z, r.memory_mean, candidates).scores
+        scores = acting.apply_actors(config, state.params["actor"], known, r.z, r.memory_mean, candidates).scores
         pool = critic.apply(state.target, r.z, r.memory_mean, candidates)
         for name in ("feedback", "continue_logit", "continue_item_logit"):
             mixed = 0.6 * getattr(pool, name) + 0.4 * getattr(simulated.pool, name)
             pool = pool.replace(**{name: mixed})
-        stay = heads.continue_prob(pool, ops.soft_top_k(scores[..., -1, :], config.slate, 1.0))
+        stay = heads.continue_prob(pool, ops.relaxed_top_k(scores[..., -1, :], config.slate, 1.0))
         return critic.apply(state.params["critic"], r.z, r.memory_mean, r.unseen), pool, stay
 
     def run(batch, simulated, config=SGD):

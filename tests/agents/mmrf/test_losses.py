@@ -228,7 +228,7 @@ def test_policy_objective_teaches_the_order_of_all_candidates(tau):
 
 def test_policy_objective_by_hand():
     scores, q = jnp.array([3.0, 0.0, -1.0, 0.5]), jnp.array([1.0, 2.0, 3.0, 4.0])
-    w = ops.soft_top_k(scores, 2, 1.0)
+    w = ops.relaxed_top_k(scores, 2, 1.0)
     expected = (np.sum(np.asarray(w) * np.asarray(q)) + 0.5 * float(ops.entropy(w))) / 2
     assert float(policy_objective(scores, q, 2, 0.5)) == pytest.approx(expected, rel=1e-6)
     # A video of more value: its score should rise, and the others' fall.
@@ -285,7 +285,7 @@ def test_actor_loss_by_hand():
         jacobian=jax.jacrev,
     )
     loss, metrics = losses.actor_loss(b, tau)
-    w = np.float64(ops.soft_top_k(jnp.float32(scores), k, 1.0))
+    w = np.float64(ops.relaxed_top_k(jnp.float32(scores), k, 1.0))
     entropy = -(w * np.log(w) + (1 - w) * np.log1p(-w)).sum(axis=-1)
     value = ((w * q / q_scale[:, None]).sum(axis=-1) + tau * entropy) / k  # [1, 2, N]
     wanted = np.clip((q - q_mean[:, None]) / (q_scale[:, None] * tau), -20, 20)

@@ -179,7 +179,7 @@ def test_rows_of_videos_not_in_the_batch_keep_their_bits(step, before):
         history=batch.history.replace(mask=batch.history.mask & few[:, None]),
     )
     after, _ = step(before, batch)
-    learned = np.asarray(batch.loss_masks().exposed) > 0
+    learned = np.asarray(batch.loss_masks().exposure) > 0
     shown = np.take_along_axis(batch.candidates, batch.slate, axis=-1)
     seen = set(shown[:, :-1][learned]) | set(shown[batch.slate_mask]) | set(batch.history.videos[batch.history.mask])
     old, new = before.tables["id"], after.tables["id"]
@@ -222,11 +222,11 @@ def test_terminated_is_not_bootstrapped_from_and_truncated_not_judged(step, befo
     cut = batch.replace(**fields | {"truncated": fields["mask"] & (np.arange(5) == 1)})
 
     def known(b):
-        return np.asarray(b.loss_masks().known)[user]
+        return np.asarray(b.loss_masks().next_known)[user]
 
     np.testing.assert_array_equal(known(left), [1, 1, 0, 0])
     np.testing.assert_array_equal(known(cut), [1, 0, 0, 0])
-    exposed = np.asarray(cut.loss_masks().exposed)[user]
+    exposed = np.asarray(cut.loss_masks().exposure)[user]
     np.testing.assert_array_equal(exposed[:2], batch.slate_mask[user, :2])  # its feedback is known all the same
     assert float(step(before, left)[1]["loss/continuation"]) != float(step(before, cut)[1]["loss/continuation"])
 
@@ -351,9 +351,9 @@ def drawn(items, before):
     def answers(params):
         r = representation.encode_batch(SGD, state.params["encoder"], state.tables, batch, items)
         candidates = embeddings.encode_videos(SGD, state.params["encoder"], state.tables, items, batch.candidates)
-        scores = acting.act(SGD, params, acting.critics_of(state, SGD), r.z, r.memory_mean, candidates).scores
+        scores = acting.apply_actors(SGD, params, acting.critics_of(state, SGD), r.z, r.memory_mean, candidates).scores
         pool = networks.Critic(SGD).apply(state.target, r.z, r.memory_mean, candidates)
-        continue_prob = heads.continue_prob(pool, ops.soft_top_k(scores[..., -1, :], SGD.slate, 1.0))
+        continue_prob = heads.continue_prob(pool, ops.relaxed_top_k(scores[..., -1, :], SGD.slate, 1.0))
         reward = losses.video_rewards(SHORT_VIDEO, pool, state.reward_scale, SGD.reward_terms)
         q = losses.video_values(reward, pool.continue_item_logit, pool.value.min(axis=-2), continue_prob, SGD.discount)
         return scores[:, :-1], jax.lax.stop_gradient(q[:, :-1])

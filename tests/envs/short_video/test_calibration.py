@@ -107,13 +107,13 @@ def standard(sim):
     def unroll(slots, key):
         def body(slots, _):
             policy = rankers.PrivilegedPolicy(reference_policies.production, 1.0)
-            slots, record, shown, _ = rollout.advance(sim, policy, key, 0, slots, K)
+            slots, record, shown, _ = rollout.step_slots(sim, policy, key, 0, slots, K)
             return slots, (record.live, record.feedback, sim.items.duration[shown.videos])
 
         return jax.lax.scan(body, slots, length=sim.default_params.config.max_requests)
 
     key, policy = jax.random.key(1), rankers.PrivilegedPolicy(reference_policies.production, 1.0)
-    idle = rollout.begin(sim, policy, key, 0, USERS, 0, slots=USERS)
+    idle = rollout.reset_slots(sim, policy, key, 0, USERS, 0, slots=USERS)
     _, shown = unroll(jax.jit(lambda slots: rollout.refill(sim, policy, key, 0, slots))(idle), key)
     live, feedback, duration = map(np.asarray, shown)
     return feedback[live].reshape(-1, len(SHORT_VIDEO)), duration[live].ravel()

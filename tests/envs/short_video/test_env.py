@@ -234,7 +234,7 @@ class TestCandidates:
     def test_slates_have_no_repeats(self, sim):
         """Sampled, best and all-ties slates of K = 7, as videos."""
         both = (reference_policies.production, reference_policies.random)
-        act = jax.jit(rollout.act, static_argnames="k")
+        act = jax.jit(rollout.select_slate, static_argnames="k")
         request, _, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)
         for ranker, temperature in itertools.product(both, (1.0, 0.0)):
             policy = rankers.PrivilegedPolicy(ranker, temperature)

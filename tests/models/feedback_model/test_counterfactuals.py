@@ -241,7 +241,7 @@ def test_no_slates_leave_the_view_of_the_pool(answered):
 
 def test_kept_encodings_answer_alike(answered):
     state, items, batch, simulated, _ = answered
-    kept = jax.jit(network.encode_catalogue, static_argnames="config")(state, items, CONFIG)
+    kept = network.encode_items(state, items, CONFIG)
     assert kept.shape[:2] == (2, items.num_videos)
     fn = jax.jit(
         counterfactuals.simulate_counterfactual_slates, static_argnames=("config", "num_slates", "measure_uncertainty")

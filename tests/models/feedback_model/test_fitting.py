@@ -232,7 +232,7 @@ def test_uncertainty_is_one_on_impressions(fitted, measured):
     batches, state = measured
     u = []
     for b in batches:
-        shown = np.asarray(b.loss_masks().exposed) > 0
+        shown = np.asarray(b.loss_masks().exposure) > 0
         u.append(_uncertainty(config, state, b, WORLD_ITEMS)[:, :-1][shown])
     np.testing.assert_allclose(np.concatenate(u).mean(axis=0) / state.uncertainty_scale, 1.0, rtol=1e-4)
 
@@ -266,7 +266,7 @@ def test_calibration_is_measured_when_asked_for_and_moves_predictions(fitted, me
     before, after, actual = [], [], []
     for batch in batches:
         out = predict(config, sure, batch, WORLD_ITEMS)
-        shown = np.asarray(batch.loss_masks().exposed) > 0
+        shown = np.asarray(batch.loss_masks().exposure) > 0
 
         def at(x, shown=shown):
             return np.asarray(network.expected(CONFIG, x, state.scale))[:, :-1][shown][:, 0]
@@ -296,7 +296,7 @@ def test_random_exposures_are_calibrated_apart(fitted, measured):
     told: dict[bool, list] = {True: [], False: []}
     for batch in batches:
         out = network.calibrated(two, predict(two, state, batch, WORLD_ITEMS), found.calibration, batch.context)
-        shown = np.asarray(batch.loss_masks().exposed) > 0
+        shown = np.asarray(batch.loss_masks().exposure) > 0
         clicks = np.asarray(network.expected(CONFIG, out, state.scale))[:, :-1, :, 0]
         for kind, gaps in told.items():
             rows = shown & (batch.context[:, :-1, :1] == kind)
