@@ -190,11 +190,11 @@ from mmrf_jax.abtest import simulate_days
 from mmrf_jax.envs import rankers
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 
-sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
+sim = env.make_world(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
 policies = {"production": rankers.PrivilegedPolicy(reference_policies.production, 1.0),
             "random": rankers.PrivilegedPolicy(reference_policies.random, 1.0)}
 found = [
-    simulate_days.compare(sim, policies, jax.random.key(0), Partitioner(devices), control="production",
+    simulate_days.simulate_ab_test_by_day(sim, policies, jax.random.key(0), Partitioner(devices), control="production",
                      num_users=101, first_day=0, days=3, k=3, salt="devices")
     for devices in (jax.devices(), jax.devices()[:1])
 ]

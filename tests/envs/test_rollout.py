@@ -318,7 +318,7 @@ from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.signals import SHORT_VIDEO
 
-sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
+sim = env.make_world(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
 policy, key, n = rankers.PrivilegedPolicy(reference_policies.production, 1.0), jax.random.key(0), 60
 
 def serve(users, slots, params, key, first):

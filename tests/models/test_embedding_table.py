@@ -235,7 +235,7 @@ V, D, M = 4096, 16, 64
 rng = np.random.default_rng(0)
 ids, grads = rng.integers(0, 300, M).astype(np.int32), rng.normal(size=(M, D)).astype(np.float32)
 partitioner = Partitioner()
-start = jax.device_get(embedding_table.init(jax.random.key(0), V, D, 0.1))  # not on a device: the steps donate
+start = jax.device_get(embedding_table.init_table(jax.random.key(0), V, D, 0.1))  # not on a device: the steps donate
 start_on_device = jax.tree.map(jnp.array, start)
 expected = rowwise.row_update(start_on_device, ids, grads, 0.3, 1e-8)
 for where in (partitioner.replicated_sharding, partitioner.data_sharding):
