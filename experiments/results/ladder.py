@@ -235,7 +235,7 @@ def climb(workdir: Path, sessions: int, explored: Path | None) -> str:
     @functools.partial(jax.jit, static_argnames="size")
     def serve(arm, sim, size):
         slots = min(_SLOTS, size)
-        return rollout.rollout(sim, arm, key, 0, 0, num_users=size, slots=slots, k=sim.slate_size)[0]
+        return rollout.rollout(sim, arm, key, 0, 0, num_users=size, slots=slots)[0]
 
     seen = config.alternation.rounds * config.collect.sessions
     logs = observable_videos.from_logs(sim, jax.random.fold_in(key, 2), _LOG_USERS, seen)

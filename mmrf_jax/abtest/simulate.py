@@ -25,12 +25,10 @@ _MANY_SLOTS = 8_192  # on accelerators: steps large enough to hide launch overhe
 _ANALYSES = 20  # interim analyses of a test with always-valid intervals
 
 
-@programs.program(often=True, static_argnames=("num_users", "slots", "k", "partitioner"))
-def _serve(env: Environment, policy, key, users, queues, day, *, num_users, slots, k, partitioner):
+@programs.program(often=True, static_argnames=("num_users", "slots", "partitioner"))
+def _serve(env: Environment, policy, key, users, queues, day, *, num_users, slots, partitioner):
     def one_device(env, policy, key, day, users, queue):
-        sums, counts = rollout.rollout(
-            env, policy, key, users, day, num_users=num_users, slots=slots, k=k, queue=queue[0]
-        )
+        sums, counts = rollout.rollout(env, policy, key, users, day, num_users=num_users, slots=slots, queue=queue[0])
         return sums, counts[None]
 
     run = partitioner.shard_users(one_device, num_replicated=4)
@@ -45,7 +43,6 @@ def rollout_user_metrics(
     *,
     user_ids: np.ndarray,
     day: int,
-    k: int,
     capacity: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Serve one session to each user; return sums [n] by name of `rollout.user_metrics`.
@@ -60,7 +57,7 @@ def rollout_user_metrics(
       capacity: compiled size, at least n; calls with the same capacity share a program.
     """
     devices, num_users = partitioner.num_devices, len(user_ids)
-    args, sizes = _call(env, policy, key, partitioner, user_ids, day, k, capacity)
+    args, sizes = _call(env, policy, key, partitioner, user_ids, day, capacity)
     share, each = sizes["num_users"], -(-num_users // devices)
     sums, counts = _serve(*args, **sizes)
     names = rollout.user_metrics(env.signals)
@@ -73,13 +70,13 @@ def rollout_user_metrics(
     return result
 
 
-def lower(env: Environment, policy, key: types.Key, partitioner: Partitioner, *, k: int, capacity: int):
+def lower(env: Environment, policy, key: types.Key, partitioner: Partitioner, *, capacity: int):
     """Lower the program of `rollout_user_metrics` for these arguments, to compile it ahead of time."""
-    args, sizes = _call(env, policy, key, partitioner, np.arange(1), 0, k, capacity)
+    args, sizes = _call(env, policy, key, partitioner, np.arange(1), 0, capacity)
     return _serve.lower(*args, **sizes)
 
 
-def _call(env, policy, key, partitioner: Partitioner, user_ids: np.ndarray, day: int, k: int, capacity: int | None):
+def _call(env, policy, key, partitioner: Partitioner, user_ids: np.ndarray, day: int, capacity: int | None):
     """Return the arguments of `_serve`: the arrays, and the static sizes."""
     devices, num_users = partitioner.num_devices, len(user_ids)
     share = -(-max(capacity or 0, num_users, 1) // devices)
@@ -89,7 +86,7 @@ def _call(env, policy, key, partitioner: Partitioner, user_ids: np.ndarray, day:
     most = _SLOTS if jax.default_backend() == "cpu" else _MANY_SLOTS
     here = partitioner.shard_inputs((partitioner.local_rows(users).reshape(-1), partitioner.local_rows(queue)))
     args = (*partitioner.replicate((env, policy, key)), *here, np.int32(day))
-    return args, {"num_users": share, "slots": int(np.clip(share // 8, 16, most)), "k": k, "partitioner": partitioner}
+    return args, {"num_users": share, "slots": int(np.clip(share // 8, 16, most)), "partitioner": partitioner}
 
 
 def block_users(total: int, partitioner: Partitioner) -> int:
@@ -169,7 +166,6 @@ def simulate_ab_test(
     control: str,
     num_users: int,
     day: int,
-    k: int,
     salt: str | None = None,
     cuped: bool = False,
     always_valid: bool = False,
@@ -208,7 +204,7 @@ def simulate_ab_test(
         sums, covariate, quantile = {}, {}, None
         for name, ids in users_of(names, here, salt).items():
             sums[name] = rollout_user_metrics(
-                env, policies[name], key, partitioner, user_ids=ids, day=day, k=k, capacity=block
+                env, policies[name], key, partitioner, user_ids=ids, day=day, capacity=block
             )
             cut[name] += float(sums[name]["truncated"].sum())
             for column in NOT_TESTED:

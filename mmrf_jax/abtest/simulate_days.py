@@ -35,7 +35,6 @@ def simulate_ab_test_by_day(
     num_users: int,
     first_day: int,
     days: int,
-    k: int,
     salt: str | None = None,
     cuped: bool = False,
     always_valid: bool = False,
@@ -72,7 +71,7 @@ def simulate_ab_test_by_day(
     for day in range(first_day, first_day + days):
         today = {}
         for name, cohort in cohorts.items():
-            today[name] = cohort.serve(env, policies[name], key, partitioner, day, k, capacity=total)
+            today[name] = cohort.serve(env, policies[name], key, partitioner, day, capacity=total)
             done += len(cohort.user_ids)
             progress(done)
         visitors = {name: int(sums["sessions"].sum()) for name, sums in today.items()}
@@ -99,9 +98,7 @@ class _Cohort:
         self.due = np.full(len(user_ids), first_day)
         self.sums: dict[str, np.ndarray] = {}
 
-    def serve(
-        self, env, policy, key, partitioner: Partitioner, day: int, k: int, capacity: int
-    ) -> dict[str, np.ndarray]:
+    def serve(self, env, policy, key, partitioner: Partitioner, day: int, capacity: int) -> dict[str, np.ndarray]:
         """Serve a day; return its sums [n] over all users of the arm (0 without a visit) and add them to `sums`."""
         block = min(simulate.BLOCK * partitioner.num_devices, capacity)
         coming = np.flatnonzero(self.due == day)
@@ -111,7 +108,7 @@ class _Cohort:
         for start in range(0, len(coming), block):
             rows = coming[start : start + block]
             served = simulate.rollout_user_metrics(
-                env, policy, key, partitioner, user_ids=self.user_ids[rows], day=day, k=k, capacity=block
+                env, policy, key, partitioner, user_ids=self.user_ids[rows], day=day, capacity=block
             )
             for name, values in served.items():
                 if name not in _NOT_SUMMED:

@@ -36,7 +36,6 @@ def main() -> None:
         config.seed,
         first_user=_FIRST_USER.value,
         sessions=_SESSIONS.value,
-        k=source.spec.slate,
         progress=restore.counted_in_parts,
         keep_scores=True,
         random_share=config.collect.random_share,

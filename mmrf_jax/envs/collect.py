@@ -43,7 +43,6 @@ def collect(
     first_user: int,
     num_sessions: int,
     day: int,
-    k: int,
     slots: int | None = None,
     keep_scores: bool = False,
     progress: Callable[[int], None] = lambda done: None,
@@ -67,7 +66,7 @@ def collect(
     requests: list[dict[str, np.ndarray]] = []
     sessions: list[dict[str, np.ndarray]] = []
     while True:
-        state, record = rollout.unroll(env, policy, key, day, state, num_steps=_UNROLL, k=k)
+        state, record = rollout.unroll(env, policy, key, day, state, num_steps=_UNROLL)
         host = jax.tree.map(np.asarray, jax.device_get(record))
         live = host.live
         requests.append(

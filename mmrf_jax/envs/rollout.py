@@ -135,7 +135,7 @@ def idle(
     )
 
 
-def step_slots(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState, k: int):
+def step_slots(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState):
     """Serve one request of every live slot.
 
     Returns:
@@ -151,7 +151,7 @@ def step_slots(env: Environment, policy: AnyRanker, key: types.Key, day, slots: 
         _ids(slots.users, slots.index),
         day * 4096 + slots.position,
         key,
-        k,
+        env.slate_size,
     )
     result, state = env.step_env(key, slots.state, slate, env.default_params)
     days = env.next_visit(key, state, env.default_params)
@@ -227,7 +227,6 @@ def rollout(
     *,
     num_users: int,
     slots: int,
-    k: int,
     queue: chex.Array | None = None,
 ) -> tuple[chex.Array, chex.Array]:
     """Simulate a whole session for every user of a queue.
@@ -240,7 +239,6 @@ def rollout(
       day: int32, simulated day.
       num_users: rows of the result.
       slots: users in flight at a time.
-      k: K, size of a slate.
       queue: int32, length of the queue if it is shorter than num_users; the rows past it are 0.
 
     Returns:
@@ -259,7 +257,7 @@ def rollout(
     def body(carry):
         state, sums, counts = carry
         state = refill(env, policy, key, day, state)
-        state, record, shown, days = step_slots(env, policy, key, day, state, k)
+        state, record, shown, days = step_slots(env, policy, key, day, state)
         seen = record.feedback.sum(axis=1)  # [B, S]
         ones = jnp.ones(seen.shape[0], jnp.float32)
         ild = diversity.intra_list_diversity(env.items.tag[shown.videos], shown.mask)
@@ -285,13 +283,13 @@ def reset_slots(
     return idle(env, policy, key, first_user, num_users, day, slots, keep_history=True)
 
 
-@programs.program(often=True, static_argnames=("num_steps", "k"), donate_argnames="slots")
-def unroll(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState, *, num_steps: int, k: int):
+@programs.program(often=True, static_argnames="num_steps", donate_argnames="slots")
+def unroll(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState, *, num_steps: int):
     """Run `num_steps` steps of all slots (donated) and return them with a Transition of leading axis [num_steps]."""
 
     def body(slots, _):
         slots = refill(env, policy, key, day, slots)
-        slots, record, _, _ = step_slots(env, policy, key, day, slots, k)
+        slots, record, _, _ = step_slots(env, policy, key, day, slots)
         return slots, record
 
     return jax.lax.scan(body, slots, length=num_steps)

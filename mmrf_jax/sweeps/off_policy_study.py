@@ -253,7 +253,7 @@ def _serve(
 ) -> list[dict[str, float]]:
     """Compute truth (ii) of each policy: {signal: mean per session, a count or seconds}."""
     assert source.sim is not None
-    sim, k = source.sim, source.spec.slate
+    sim = source.sim
 
     def score(params: Any, state: Any, weights: chex.Array) -> chex.Array:
         return mixed_scores(weights, rankers, params, state)
@@ -262,7 +262,7 @@ def _serve(
     for i, row in enumerate(weights):
         policy = PrivilegedPolicy(score, 1.0, (jnp.asarray(row),))  # all policies share one program
         served = simulate.rollout_user_metrics(
-            sim, policy, key, partitioner, user_ids=np.arange(_SERVED_USERS, _SERVED_USERS + sessions), day=0, k=k
+            sim, policy, key, partitioner, user_ids=np.arange(_SERVED_USERS, _SERVED_USERS + sessions), day=0
         )
         result.append({signal: float(served[signal].mean()) for signal in MEASURED})
         done(sessions * (i + 1))

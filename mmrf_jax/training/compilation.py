@@ -53,7 +53,7 @@ def begin(
         policy = rankers.choices({**policies, config.method: restore.untrained_policy(config, source)})[config.method]
         world, capacity = source.sim.with_items(items), simulate.block_users(config.ab_test.sessions, partitioner)
         key = evaluate.ab_key(config.seed)
-        ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, k=spec.slate, capacity=capacity))
+        ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, capacity=capacity))
     batch = partitioner.shard_inputs(batches.example(spec, evaluate.scored_at_once(partitioner), segment))
     ahead.add("offline", lambda: predictions.evaluate.lower(seeds.shapes, batch, items, plan))
 

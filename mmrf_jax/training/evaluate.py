@@ -66,7 +66,6 @@ def run_ab_test(
     options: dict[str, Any] = {
         "control": names[0],
         "num_users": config.ab_test.sessions,
-        "k": source.spec.slate,
         "cuped": cuped,
         "always_valid": always_valid,
         "salt": f"A/B test of seed {config.seed}" if hashed else None,
@@ -89,9 +88,7 @@ def aa_tests(
     number = 2 * config.ab_test.sessions
     (sim, key), day = _simulator(config, source), config.ab_test.day
     phase("serve")
-    sums = simulate.rollout_user_metrics(
-        sim, policy, key, partitioner, user_ids=np.arange(number), day=day, k=source.spec.slate
-    )
+    sums = simulate.rollout_user_metrics(sim, policy, key, partitioner, user_ids=np.arange(number), day=day)
     means = simulate.history_means(sim, key, sums["user_id"], day, min(simulate.BLOCK, number)) if cuped else None
     phase("aa_tests")
     return aa.coverage(
@@ -309,7 +306,7 @@ def _simulated_sessions(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] |
     policy = rankers.PrivilegedPolicy(learned.logged_slates, 0.0)
     key = jax.random.fold_in(types.make_key(run.config.seed), 14)
     served = simulate.rollout_user_metrics(
-        model, policy, key, run.partitioner, user_ids=np.arange(log.num_sessions), day=0, k=run.source.spec.slate
+        model, policy, key, run.partitioner, user_ids=np.arange(log.num_sessions), day=0
     )
     log = sessions.select_sessions(log, np.arange(int(model.default_params.pool.num_sessions)))  # its starts
     session, request, slot = sessions.exposure_index(log)
@@ -404,7 +401,7 @@ def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:
     earned, done = {}, counted("model_exploitation_gap", 2)
     for name, (sim, ranker, most) in serving.items():
         served = simulate.rollout_user_metrics(
-            sim, ranker, key, partitioner, user_ids=np.arange(number), day=0, k=source.spec.slate, capacity=most
+            sim, ranker, key, partitioner, user_ids=np.arange(number), day=0, capacity=most
         )
         earned[name] = float(served[source.spec.signals.main].mean())
         done(len(earned))

@@ -161,7 +161,6 @@ def look(config: configs.Run, plan: steps.TrainConfig, source, state: TrainState
             first_user=0,
             num_sessions=_USERS,
             day=config.ab_test.day,
-            k=source.spec.slate,
             slots=collect.slots_for(config.collect.sessions),
         )
     else:

@@ -35,7 +35,7 @@ def policies():
 @pytest.fixture(scope="module")
 def everyone(sim, policies):
     """Sums [USERS] of all users in every arm."""
-    options = {"user_ids": np.arange(USERS), "day": 2, "k": CONFIG.slate}
+    options = {"user_ids": np.arange(USERS), "day": 2}
     return {
         name: simulate.rollout_user_metrics(sim, policy, KEY, Partitioner(), **options)
         for name, policy in policies.items()
@@ -56,7 +56,6 @@ def run(sim, policies, users, **options):
         control="production",
         num_users=users,
         day=2,
-        k=CONFIG.slate,
         **options,
     )
 
@@ -69,7 +68,7 @@ def columns(sums, rows):
 def test_users_of_any_ids_are_served_as_in_a_row(sim, policies, everyone):
     ids = np.random.default_rng(0).permutation(USERS)[:520]
     served = simulate.rollout_user_metrics(
-        sim, policies["production"], KEY, Partitioner(), user_ids=ids, day=2, k=CONFIG.slate, capacity=USERS
+        sim, policies["production"], KEY, Partitioner(), user_ids=ids, day=2, capacity=USERS
     )
     np.testing.assert_array_equal(served["user_id"], ids)
     for name in ("watch_time", "requests", "next_visit", "like"):
@@ -169,7 +168,6 @@ def test_empty_groups_of_a_call_are_served(sim, policies, everyone):
         Partitioner(),
         user_ids=np.arange(0),
         day=2,
-        k=CONFIG.slate,
         capacity=USERS,
     )
     lengths = {name: len(x) for name, x in served.items() if name != "exposures"}

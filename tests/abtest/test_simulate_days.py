@@ -43,7 +43,6 @@ def run(sim, policies, users=USERS, days=DAYS, **options):
         num_users=users,
         first_day=FIRST,
         days=days,
-        k=CONFIG.slate,
         **options,
     )
 
@@ -63,9 +62,7 @@ def replay(sim, policies):
     for name, policy in policies.items():
         due, days[name] = np.full(USERS, FIRST), []
         for day in range(FIRST, FIRST + DAYS):
-            sums = simulate.rollout_user_metrics(
-                sim, policy, KEY, Partitioner(), user_ids=np.arange(USERS), day=day, k=CONFIG.slate
-            )
+            sums = simulate.rollout_user_metrics(sim, policy, KEY, Partitioner(), user_ids=np.arange(USERS), day=day)
             came = due == day
             due = np.where(came, day + sums["next_visit"].astype(int), due)
             days[name].append((came, sums))
@@ -195,7 +192,7 @@ policies = {"production": rankers.PrivilegedPolicy(reference_policies.production
             "random": rankers.PrivilegedPolicy(reference_policies.random, 1.0)}
 found = [
     simulate_days.simulate_ab_test_by_day(sim, policies, jax.random.key(0), Partitioner(devices), control="production",
-                     num_users=101, first_day=0, days=3, k=3, salt="devices")
+                     num_users=101, first_day=0, days=3, salt="devices")
     for devices in (jax.devices(), jax.devices()[:1])
 ]
 assert len(jax.devices()) == 4 and found[0]["sample_ratio_mismatch"] == found[1]["sample_ratio_mismatch"]

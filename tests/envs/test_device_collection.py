@@ -41,7 +41,6 @@ def on_host():
         first_user=FIRST,
         num_sessions=SESSIONS,
         day=DAY,
-        k=CONFIG.slate,
         slots=SLOTS,
     )
 

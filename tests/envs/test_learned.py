@@ -297,7 +297,7 @@ def test_runs_in_rollouts_whatever_the_slots(sim, items):
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(slots, key):
-        return rollout.rollout(sim, policy, key, 0, 0, num_users=40, slots=slots, k=K)
+        return rollout.rollout(sim, policy, key, 0, 0, num_users=40, slots=slots)
 
     (few, counts), (many, other_counts) = run(8, KEY), run(64, KEY)
     np.testing.assert_allclose(few, many, rtol=1e-4, atol=1e-3)

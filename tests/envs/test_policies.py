@@ -110,7 +110,7 @@ def test_noise_is_the_users_own(env):
 def test_oracles_see_the_state(env):
     """The wrapper's policy is served as `envs.rollout` serves a reference policy of the same scores."""
     sums, _ = jax.jit(
-        lambda: rollouts.rollout(env, env.reference_policies["oracle_myopic"], KEY, 0, 0, num_users=N, slots=16, k=K)
+        lambda: rollouts.rollout(env, env.reference_policies["oracle_myopic"], KEY, 0, 0, num_users=N, slots=16)
     )()
     expected = dict(zip(rollouts.user_metrics(env.signals), np.asarray(sums).T, strict=True))
     mine = mmrf.wrappers.oracle(reference_policies.oracle_myopic)

@@ -56,7 +56,7 @@ def serve(sim, policy):
     @jax.jit
     @chex.assert_max_traces(n=1)  # whatever the key, user or day
     def run(key, first_user, day):
-        return rollout.rollout(sim, policy, key, first_user, day, num_users=N, slots=64, k=K)
+        return rollout.rollout(sim, policy, key, first_user, day, num_users=N, slots=64)
 
     chex.clear_trace_counter()
     return lambda key=0, first_user=0, day=0: jax.tree.map(np.asarray, run(jax.random.key(key), first_user, day))
@@ -114,9 +114,7 @@ class TestRollout:
     def test_a_choice_among_policies_serves_as_the_chosen_one(self, sim, policy, serve):
         """One program for policies with and without a carry, deterministic or not, that see hidden truth or do not."""
         policies = {"mine": policy, "oracle": rankers.PrivilegedPolicy(reference_policies.oracle_myopic, 0.0)}
-        run = jax.jit(
-            lambda policy: rollout.rollout(sim, policy, jax.random.key(0), 0, 0, num_users=N, slots=64, k=K)[0]
-        )
+        run = jax.jit(lambda policy: rollout.rollout(sim, policy, jax.random.key(0), 0, 0, num_users=N, slots=64)[0])
         chosen = {name: np.asarray(run(choice)) for name, choice in rankers.choices(policies).items()}
         assert run._cache_size() == 1
         assert_same_sums(chosen["mine"], serve()[0])
@@ -130,7 +128,7 @@ class TestRollout:
         rng = np.random.default_rng(0)
         ids = rng.permutation(N)[:250]
         users = np.concatenate([ids, np.zeros(50)]).astype(np.int32)
-        run = functools.partial(rollout.rollout, sim, policy, num_users=300, slots=512, k=K)
+        run = functools.partial(rollout.rollout, sim, policy, num_users=300, slots=512)
         sums, counts = jax.jit(lambda users, queue: run(jax.random.key(0), users, 0, queue=queue))(users, 250)
         whole = serve()[0]
         assert_same_sums(sums[:250], whole[ids])
@@ -172,7 +170,7 @@ class TestRollout:
     def test_sampling_noise_is_new_every_day(self, sim):
         """Equal scores, so a slate is its noise alone."""
         policy = rankers.PrivilegedPolicy(reference_policies.random, 1.0)
-        go = jax.jit(lambda day: rollout.step_slots(sim, policy, jax.random.key(0), day, begin(day), K)[1].slate)
+        go = jax.jit(lambda day: rollout.step_slots(sim, policy, jax.random.key(0), day, begin(day))[1].slate)
 
         def idle(day):
             return rollout.idle(sim, policy, jax.random.key(0), 0, 64, day, 64, True)
@@ -231,7 +229,6 @@ def log(sim, policy):
         first_user=0,
         num_sessions=SESSIONS,
         day=0,
-        k=K,
         keep_scores=True,
         progress=done.append,
     )
@@ -306,7 +303,7 @@ class TestCollect:
 
     def test_traces_once(self, sim, policy, log):
         before = rollout.unroll._cache_size(), rollout.reset_slots._cache_size()
-        other = collect.collect(sim, policy, jax.random.key(9), first_user=77, num_sessions=SESSIONS, day=4, k=K)
+        other = collect.collect(sim, policy, jax.random.key(9), first_user=77, num_sessions=SESSIONS, day=4)
         assert (rollout.unroll._cache_size(), rollout.reset_slots._cache_size()) == before
         assert other.scores is None and other.user_id[0] == 77 and (other.date == 4).all()
 
@@ -323,7 +320,7 @@ policy, key, n = rankers.PrivilegedPolicy(reference_policies.production, 1.0), j
 
 def serve(users, slots, params, key, first):
     world = sim.replace(default_params=params)
-    sums, counts = rollout.rollout(world, policy, key, first[0], 0, num_users=users, slots=slots, k=3)
+    sums, counts = rollout.rollout(world, policy, key, first[0], 0, num_users=users, slots=slots)
     return sums, counts
 
 partitioner = Partitioner()

@@ -76,7 +76,6 @@ def check_served_users(start, run: Path, log: Path, folder: Path | None = None) 
         first_user=1_000,
         num_sessions=USERS,
         day=0,
-        k=source.spec.slate,
         keep_scores=True,
     )
 

@@ -59,7 +59,6 @@ def test_its_logs_are_those_that_collecting_gives(simulated):
         first_user=off_policy_study._LOG_USERS,
         num_sessions=300,
         day=0,
-        k=3,
         keep_scores=True,
     )
     early = np.concatenate([np.arange(a, min(a + 2, b)) for a, b in zip(log.offsets, log.offsets[1:], strict=False)])

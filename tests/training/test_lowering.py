@@ -72,7 +72,7 @@ def serve():
     ranker = policy.make_actor_ranker(tiny.make_state(spec=spec), sim.items, tiny.CONFIG)
 
     def run(sim, weights, key):
-        return rollout.rollout(sim, ranker.replace(params=weights), key, 0, 0, num_users=20, slots=8, k=3)
+        return rollout.rollout(sim, ranker.replace(params=weights), key, 0, 0, num_users=20, slots=8)
 
     return run, (sim, ranker.params, jax.random.key(0))
 

@@ -102,7 +102,7 @@ def test_rollouts_under_all_settings_at_once():
             state = steps.init_train_state(types.make_key(0), PLAN, spec, sim.items, ones, ones, ones)
             ranker = policy.make_actor_ranker(state.agents, sim.items, PLAN.agents)
         zero = jnp.int32(0)
-        return rollout.rollout(sim, ranker, types.make_key(0), zero, zero, num_users=4, slots=4, k=3)
+        return rollout.rollout(sim, ranker, types.make_key(0), zero, zero, num_users=4, slots=4)
 
     with under(*SETTINGS):
         for name in (*sources.world_policies(), "agents"):

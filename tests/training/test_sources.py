@@ -67,7 +67,6 @@ def test_a_share_of_the_worlds_requests_gets_a_random_slate():
             0,
             first_user=0,
             sessions=400,
-            k=3,
             progress=lambda name, number: lambda done: None,
             keep_scores=True,
             random_share=share,

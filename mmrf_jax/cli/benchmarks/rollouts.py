@@ -34,7 +34,7 @@ def rollouts(repeats: int, max_users: int) -> list[dict]:
                 for call in range(calls):
                     first = (16 * repeat + call) * n % 2**26
                     sums = simulate.rollout_user_metrics(
-                        sim, policy, key, partitioner, user_ids=np.arange(first, first + n), day=0, k=6
+                        sim, policy, key, partitioner, user_ids=np.arange(first, first + n), day=0
                     )
                     live += sums["requests"].sum()
                 cost = ((time.perf_counter() - wall) / live, (time.process_time() - cpu) / live)

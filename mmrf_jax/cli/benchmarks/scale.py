@@ -32,7 +32,6 @@ from mmrf_jax.training import sources
 
 _IDS, _DIM = 8_192, 16  # ids per batch, and row size
 _STEPS = 50
-_SLATE = 6
 _USERS = 20_000  # per timing of a world
 _JOB = (f"--config={common.WORLD}", "--config.quick=True", "--config.alternation.rounds=1", "--config.log_every=1")
 _BATCH, _SEGMENT, _BATCHES = 128, 4, 300  # segments per batch, requests per segment, and number of batches read
@@ -73,7 +72,7 @@ def _table_step(t: embedding_table.Table, ids: jax.Array) -> embedding_table.Tab
 def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """Time a live request in a world with `number` videos, under production's policy."""
     sim = env.make_world(parameters.WorldConfig(num_videos=number))
-    serving = speed.Serving(sim, sources.world_policies()["production"], _SLATE)
+    serving = speed.Serving(sim, sources.world_policies()["production"])
     return {"request": (1e6 / speed.requests_a_second(serving, _USERS, repeats), "us")}
 
 
@@ -83,7 +82,7 @@ def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     sim, partitioner = env.make_world(parameters.WorldConfig()), Partitioner()
     policies = {"random": sources.world_policies()["random"]}
     compare = functools.partial(
-        simulate.simulate_ab_test, sim, policies, types.make_key(1), partitioner, control="random", day=0, k=_SLATE
+        simulate.simulate_ab_test, sim, policies, types.make_key(1), partitioner, control="random", day=0
     )
     compare(num_users=min(number, simulate.BLOCK))  # compiles
     start = time.perf_counter()

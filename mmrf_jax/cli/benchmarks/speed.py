@@ -67,7 +67,6 @@ class Serving(NamedTuple):
 
     sim: Environment
     policy: rankers.AnyRanker
-    k: int
 
 
 class Run(NamedTuple):
@@ -119,7 +118,7 @@ def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
         for call in range(calls if repeat else 1):
             first = (repeat * calls + call) * size
             sums = simulate.rollout_user_metrics(
-                sim, policy, key, partitioner, user_ids=np.arange(first, first + size), day=0, k=serving.k
+                sim, policy, key, partitioner, user_ids=np.arange(first, first + size), day=0
             )
             live += float(sums["requests"].sum())
         rates.append(live / (time.perf_counter() - start))
@@ -132,7 +131,7 @@ def request_work(serving: Serving, slots: int = 256) -> cost.Work:
     slots_now = jax.eval_shape(begin, types.make_key(0))
 
     def step(sim, policy, key, now):
-        return rollout.step_slots(sim, policy, key, jnp.int32(0), now, serving.k)
+        return rollout.step_slots(sim, policy, key, jnp.int32(0), now)
 
     return cost.work(step, serving.sim, serving.policy, types.make_key(0), slots_now).times(1 / slots)
 
@@ -157,7 +156,7 @@ def world(repeats: int, max_users: int) -> Iterator[Figure]:
     for candidates in (100, 400):
         sim = env.make_world(parameters.WorldConfig(candidates=candidates))
         limit = _gathers(sim, repeats)
-        serving = Serving(sim, random_policy(sim), 6)
+        serving = Serving(sim, random_policy(sim))
         for users in SIZES if candidates == 100 else (USERS,):
             if users <= max_users:
                 rate = requests_a_second(serving, users, repeats)
@@ -167,7 +166,7 @@ def world(repeats: int, max_users: int) -> Iterator[Figure]:
 def whole_catalogue(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure rollouts where every video is a candidate of every request: no gather."""
     sim = env.make_world(parameters.WorldConfig(num_videos=100, candidates=100, slate=2))
-    serving = Serving(sim, sources.world_policies()["random"], 2)
+    serving = Serving(sim, sources.world_policies()["random"])
     limit = cost.machine(repeats).rate(request_work(serving))
     yield Figure(f"world/whole/C=100/B={USERS}", requests_a_second(serving, USERS, repeats), "requests/s", limit)
 
@@ -179,7 +178,7 @@ def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
         run = fresh_run(**{"world.candidates": candidates})
         policy = make_policy(run.state.agents, run.source.items, run.plan.agents)
         assert run.source.sim is not None
-        serving = Serving(run.source.sim, policy, run.plan.agents.slate)
+        serving = Serving(run.source.sim, policy)
         limit = machine.rate(request_work(serving))
         for users in SIZES[:3] if candidates == 100 else (USERS,):
             if users <= max_users:
@@ -198,7 +197,7 @@ def model(repeats: int, max_users: int) -> Iterator[Figure]:
         "mmrf": make_policy(run.state.agents, run.source.items, run.plan.agents),
     }
     for name, policy in rankers.items():
-        serving = Serving(sim, policy, run.plan.agents.slate)
+        serving = Serving(sim, policy)
         limit = machine.rate(request_work(serving))
         rate = requests_a_second(serving, USERS, repeats)
         yield Figure(f"model/{name}/C=100/B={USERS}", rate, "requests/s", limit)

@@ -62,7 +62,7 @@ def serve(sim):
     def run(privileged, temperature, params, which, key):
         policy = rankers.PrivilegedPolicy(lambda *args: jax.lax.switch(which, privileged, *args), temperature)
         world = env.ShortVideoEnv(params, SHORT_VIDEO, K)
-        return rollout.rollout(world, policy, key, 0, 0, num_users=SERVED, slots=SLOTS, k=K)[0]
+        return rollout.rollout(world, policy, key, 0, 0, num_users=SERVED, slots=SLOTS)[0]
 
     groups = {
         1.0: (reference_policies.production, reference_policies.random),
@@ -107,7 +107,7 @@ def standard(sim):
     def unroll(slots, key):
         def body(slots, _):
             policy = rankers.PrivilegedPolicy(reference_policies.production, 1.0)
-            slots, record, shown, _ = rollout.step_slots(sim, policy, key, 0, slots, K)
+            slots, record, shown, _ = rollout.step_slots(sim, policy, key, 0, slots)
             return slots, (record.live, record.feedback, sim.items.duration[shown.videos])
 
         return jax.lax.scan(body, slots, length=sim.default_params.config.max_requests)
