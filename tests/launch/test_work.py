@@ -73,9 +73,9 @@ def test_the_work_of_hot_functions_does_not_grow(run, batches, optimised):
     ranker = policy.make_actor_ranker(run.state.agents, items, plan.agents)
     model = learned.make_learned_env(train_state.model_of(run.state), items, plan.feedback, run.log, 64)
     update = functools.partial(
-        steps.update_step, plan=plan, rate=1.0, encodings=steps.precompute_item_embeddings(run.state, items, plan)
+        steps.update_step, plan=plan, lr_scale=1.0, encodings=steps.precompute_item_embeddings(run.state, items, plan)
     )
-    fit = functools.partial(steps.fit_step, plan=plan, rate=1.0)
+    fit = functools.partial(steps.fit_step, plan=plan, lr_scale=1.0)
     share = 1.0 / batches[0].mask[:, :-1].size
     found = {
         "world/random": speed.request_work(speed.Serving(run.source.sim, speed.random_policy(run.source.sim))),
