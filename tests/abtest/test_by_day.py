@@ -67,8 +67,8 @@ def test_intervals_that_events_cannot_carry_are_none_with_a_reason(users):
     """Of the half in which fewer users of either arm have any."""
     many = {"watch_time": np.arange(1.0, 101.0), "sessions": np.ones(100)}
     few = many | {"watch_time": many["watch_time"] * (np.arange(100) < users)}
-    nobody = few | {"sessions": 1.0 * (np.arange(100) < users)}  # of whom the others did not come
-    for scarce, name in ((few, "mmrf"), (nobody, "mmrf"), (few, "production"), (nobody, "production")):
+    no_one = few | {"sessions": 1.0 * (np.arange(100) < users)}  # of whom the others did not come
+    for scarce, name in ((few, "mmrf"), (no_one, "mmrf"), (few, "production"), (no_one, "production")):
         late = {"production": many, "mmrf": many} | {name: scarce}
         entry = by_day.novelty_effect(SHORT_VIDEO, {"production": many, "mmrf": many}, late, "production", paired=True)[
             "mmrf"

@@ -350,27 +350,27 @@ def test_bold_is_better_or_worse_by_metric():
 def test_empty_groups_add_nothing_and_an_arm_below_two_users_is_named():
     rng = np.random.default_rng(14)
     control, treated = _arm(rng, 300), _arm(rng, 200)
-    nobody = {name: values[:0] for name, values in treated.items()}
+    no_one = {name: values[:0] for name, values in treated.items()}
     expected = _compare(control, treated, paired=False)
     test = statistics.ABTest(SHORT_VIDEO, ("production", "mmrf"), "production", paired=False)
-    test.update({"production": control, "mmrf": nobody})
+    test.update({"production": control, "mmrf": no_one})
     with pytest.raises(ValueError, match="arm 'mmrf' has 0 users, intervals need at least 2; use more sessions"):
         test.results()
     test.update({"production": {name: x[:0] for name, x in control.items()}, "mmrf": treated})
-    test.update({"production": {name: x[:0] for name, x in control.items()}, "mmrf": nobody})
+    test.update({"production": {name: x[:0] for name, x in control.items()}, "mmrf": no_one})
     assert test.results()["ab_test"] == expected["ab_test"] and test.users() == {"production": 300, "mmrf": 200}
 
 
 def test_empty_groups_of_sessions_have_no_mean():
-    """Nobody of an arm came on a day: what is by session has no mean there, what is by user is 0."""
+    """No one of an arm came on a day: what is by session has no mean there, what is by user is 0."""
     came = {"sessions": np.ones(50), "watch_time": np.arange(50.0), "depth": np.arange(50.0), "user_days": np.ones(50)}
-    nobody = came | {name: np.zeros(50) for name in ("sessions", "watch_time", "depth")}
-    for control, treated in ((came, nobody), (nobody, came), (nobody, nobody)):
+    no_one = came | {name: np.zeros(50) for name in ("sessions", "watch_time", "depth")}
+    for control, treated in ((came, no_one), (no_one, came), (no_one, no_one)):
         for covariate in (None, {"production": np.arange(50.0), "mmrf": np.arange(50.0)}):
             results = _compare(control, treated, paired=False, covariate=covariate)
             assert json.loads(json.dumps(results, allow_nan=False)) == results and statistics.format_ab_test(results)
             entry = _entry(results, "mmrf", "watch_time")
-            assert entry["ci95"] is None and entry["note"] and (entry["mean"] is None) == (treated is nobody)
+            assert entry["ci95"] is None and entry["note"] and (entry["mean"] is None) == (treated is no_one)
             assert _entry(results, "mmrf", "visits")["ci95"] is None
 
 

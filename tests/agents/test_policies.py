@@ -221,7 +221,7 @@ def test_massa_differs_from_mmrf_in_communication_only(items):
     louder["params"]["signal"]["bias"] = louder["params"]["signal"]["bias"] + 1.0
     moved = np.abs(np.asarray(actor(louder, z, memory, e).scores - before)).max(axis=(0, 2))
     assert (moved > 1e-4).all()  # one signal for all agents
-    told = jax.tree.map(lambda x: x, params)
-    told["params"]["auxiliary"] = jax.tree.map(lambda x: x + 0.5, told["params"]["auxiliary"])
-    moved = np.abs(np.asarray(actor(told, z, memory, e).scores - before)).max(axis=(0, 2))
+    changed = jax.tree.map(lambda x: x, params)
+    changed["params"]["auxiliary"] = jax.tree.map(lambda x: x + 0.5, changed["params"]["auxiliary"])
+    moved = np.abs(np.asarray(actor(changed, z, memory, e).scores - before)).max(axis=(0, 2))
     assert (moved[:-1] > 1e-4).all() and moved[-1] == 0.0  # the main agent does not see the others' scores

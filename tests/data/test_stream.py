@@ -1,4 +1,4 @@
-"""Logs read as they are trained on: what each batch holds, whoever reads it, and what each process has to read."""
+"""Logs read for training: what each batch holds, and what each process has to read."""
 
 import dataclasses
 import types

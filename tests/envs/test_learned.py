@@ -90,7 +90,7 @@ def test_shapes_of_the_contract(sim, items):
 
 
 def test_a_user_is_the_same_in_any_company(sim):
-    """Whatever the order of the users, and whoever else is in the call."""
+    """Whatever the order of the users, and which other users are in the call."""
 
     def serve(ids):
         request, history, state = reset(KEY, sim.default_params, ids, 3)

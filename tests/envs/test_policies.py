@@ -96,7 +96,7 @@ def test_a_carry_is_remembered(env, calls):
 
 
 def test_noise_is_the_users_own(env):
-    """Who else is served, and in how many slots, changes nobody's outcome; another key changes everybody's."""
+    """Who else is served, and in how many slots, changes no one's outcome; another key changes everybody's."""
     noisy = jax.tree_util.Partial(lambda scale, key, obs: scale * jax.random.normal(key, obs.candidates.shape), 1.0)
     serve = functools.partial(mmrf.rollout, env, noisy)
     few, many = serve(num_users=N, key=KEY), serve(num_users=3 * N, key=KEY)

@@ -230,7 +230,7 @@ def test_table():
 
 @pytest.mark.parametrize("train", [make_rows([], [], []), make_rows([8, 9], [0, 1], [3, 4])])
 def test_empty_groups_have_no_figure(few, train):
-    """No user of the test has a training row, or nobody has one at all; nor has anybody two kinds of labels."""
+    """No user of the test has a training row, or no one has one at all; nor has anybody two kinds of labels."""
     rows = make_test_rows()
     found = offline.metrics(
         rows, SHORT_VIDEO, SIGNALS, train, np.full(7, 30.0), {"popularity": {"watch_time": np.arange(7.0)}}

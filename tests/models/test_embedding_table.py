@@ -62,14 +62,14 @@ def test_untouched_rows_keep_their_bits_and_touched_ones_do_not():
     np.testing.assert_array_equal(np.asarray(before.accumulator) != np.asarray(after.accumulator), changed)
 
 
-@pytest.mark.parametrize("nobody", [V, V + 7, -1])
-def test_masked_ids_are_ignored_even_with_nan_gradients(nobody):
+@pytest.mark.parametrize("no_one", [V, V + 7, -1])
+def test_masked_ids_are_ignored_even_with_nan_gradients(no_one):
     ids, grads = batch(np.random.default_rng(3))
-    padded = np.concatenate([np.full(9, nobody, np.int32), ids])
+    padded = np.concatenate([np.full(9, no_one, np.int32), ids])
     noise = np.concatenate([np.full((9, D), np.nan, np.float32), grads])
     with_padding = row_update(make(), padded, noise, RATE, EPS)
     jax.tree.map(np.testing.assert_array_equal, with_padding, row_update(make(), ids, grads, RATE, EPS))
-    np.testing.assert_array_equal(lookup(make(), jnp.array([nobody])), np.zeros((1, D)))
+    np.testing.assert_array_equal(lookup(make(), jnp.array([no_one])), np.zeros((1, D)))
 
 
 def test_order_of_ids_does_not_matter():
@@ -197,7 +197,7 @@ def test_bfloat16_rows_follow_float32_ones_over_many_small_steps():
     rng = np.random.default_rng(5)
     for _ in range(400):
         ids, grads = batch(rng)
-        grads = 0.01 * (grads + 1.0)  # always one way, in steps that are small beside the rows
+        grads = 0.01 * (grads + 1.0)  # always one way, in steps that are small next to the rows
         full, half = update(full, ids, grads, 0.003, EPS), update(half, ids, grads, 0.003, EPS)
     touched = np.arange(0, 40, 2)
     moved = np.asarray(full.rows)[touched] - np.asarray(make().rows)[touched]

@@ -13,7 +13,7 @@ from processes import HANG, ROOT, TINY
 
 pytestmark = pytest.mark.slow
 
-#: What a host has of its own: Python runs this before anything else.
+#: What a host has alone: Python runs this before anything else.
 SITE = """
 import socket, time
 socket.gethostname = lambda: "host-{index}"
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 def start(launch, folder: Path, port: int, index: int, name: str, *args: str, hangs: bool = False) -> subprocess.Popen:
-    """One of two processes, on a host of its own; what it says goes to the file `said` in the host's folder."""
+    """One of two processes, on a separate host; what it says goes to the file `said` in the host's folder."""
     host = folder / f"host{index}"
     host.mkdir(parents=True)
     (host / "sitecustomize.py").write_text(SITE.format(index=index, hours=-30 * index))

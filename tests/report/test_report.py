@@ -78,8 +78,8 @@ def test_every_section_is_there_and_figures_are_the_results():
     assert "0.6282[0.6100, 0.6400]0.6264" in offline and "4,045" in offline
     assert "1,234" in found.sections["attention"] and "1,234" in found.sections["conflict"]
     assert "1.2.3" in found.sections["settings"] and "before its folder recorded" in found.sections["settings"]
-    told = next(a for tag, a in found.elements if tag == "meta" and a.get("name") == "viewport")
-    assert "width=device-width" in told["content"]
+    viewport = next(a for tag, a in found.elements if tag == "meta" and a.get("name") == "viewport")
+    assert "width=device-width" in viewport["content"]
 
 
 def test_bold_is_better_or_worse_by_metric_and_section():
@@ -169,10 +169,10 @@ def test_what_a_run_does_not_have_is_explained():
     assert "because of co" in found.sections["attention"] and "because of co" in found.sections["conflict"]
     assert drawn(found) == drawn(Page(plain())) - 2  # the critics' conflict stays
 
-    nobody = run.explained | {name: {"missing": "a single ranker"} for name in ("attention", "actors", "encoder")}
+    alone = run.explained | {name: {"missing": "a single ranker"} for name in ("attention", "actors", "encoder")}
     results = {name: value for name, value in run.results.items() if name not in ("ab_test", "model_quality")}
     config = run.config | {"method": "myopic", "source": "kuairand"}
-    found = Page(page.build(make_run(explained=nobody, results=results, config=config)))
+    found = Page(page.build(make_run(explained=alone, results=results, config=config)))
     assert "logs alone" in found.sections["ab-test"] and "method=myopic" in found.sections["model-quality"]
     assert "a single ranker" in found.sections["attention"] and "a single ranker" in found.sections["conflict"]
 

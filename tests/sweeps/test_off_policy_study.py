@@ -119,7 +119,7 @@ def test_a_study_writes_its_tables(tmp_path):
     ("fields", "message"),
     [
         ({"policies": {"other": ("random", 1.0)}}, "no policy is named production"),
-        ({"policies": POLICIES | {"x": ("nobody", 1.0)}}, "policy x has an unknown ranker 'nobody'; choose among"),
+        ({"policies": POLICIES | {"x": ("no one", 1.0)}}, "policy x has an unknown ranker 'no one'; choose among"),
         ({"log_users": 1}, "config.log_users is 1; use --config.log_users=2"),
     ],
 )

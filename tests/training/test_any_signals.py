@@ -81,8 +81,8 @@ async def visit(settings: Settings, signals, number: int) -> None:
     await service.start()
     for i in range(number):
         slate = await service.rank(Asked(5, IDS[rng.permutation(50)[:12]], rng.normal(size=1).astype(np.float32), k=3))
-        told = any_signals.make_feedback(rng, (3,), signals)
-        await service.feedback(str(i), slate.request, slate.videos, told, left=i == number - 1)
+        reported = any_signals.make_feedback(rng, (3,), signals)
+        await service.feedback(str(i), slate.request, slate.videos, reported, left=i == number - 1)
     await service.close()
 
 
@@ -117,8 +117,8 @@ def test_from_logs_to_the_service_and_back(signals, log_source, tmp_path):
     log, report = feedback_sessions.read(tmp_path / "served", spec, feedback_log.rows_by_id(IDS), counted)
     log.validate(spec)
     assert (log.num_sessions, log.num_requests, report["feedback"]) == (1, 4, 4)
-    rng, told = np.random.default_rng(0), []
+    rng, reported = np.random.default_rng(0), []
     for _ in range(4):
         rng.permutation(50), rng.normal(size=1)
-        told.append(any_signals.make_feedback(rng, (3,), signals))
-    np.testing.assert_array_equal(log.feedback, np.stack(told))
+        reported.append(any_signals.make_feedback(rng, (3,), signals))
+    np.testing.assert_array_equal(log.feedback, np.stack(reported))

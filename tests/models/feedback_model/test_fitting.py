@@ -72,7 +72,7 @@ def test_metrics_are_means_over_exposures_and_twins(still_step, items):
             sums[:WATCH] += np.logaddexp(0.0, raw[:WATCH]) - label[:WATCH] * raw[:WATCH]
             sums[WATCH] += np.exp(raw[WATCH]) - label[WATCH] / 15.0 * raw[WATCH]
             sums[S] += (out.extra[n, b, t, 0, k] - np.log1p(label[WATCH])) ** 2
-        if batch.mask[b, t] and (batch.terminated[b, t] or batch.mask[b, t + 1]):  # of a cut session nobody knows
+        if batch.mask[b, t] and (batch.terminated[b, t] or batch.mask[b, t + 1]):  # of a cut session no one knows
             logit = out.continue_logit[n, b, t] + out.continue_item_logit[n, b, t, exposed[b, t]].sum()
             stay.append(np.logaddexp(0.0, logit if batch.terminated[b, t] else -logit))
     means = sums / (2 * exposed[:, :-1].sum())
@@ -293,15 +293,15 @@ def test_random_exposures_are_calibrated_apart(fitted, measured):
         batches.append(dataclasses.replace(batch, context=context, feedback=feedback))
     found = fitting.measure(state, batches, WORLD_ITEMS, two, calibrate=True)
     assert found.calibration.shape == (2, 2, S - 1)
-    told: dict[bool, list] = {True: [], False: []}
+    by_kind: dict[bool, list] = {True: [], False: []}
     for batch in batches:
         out = network.calibrated(two, predict(two, state, batch, WORLD_ITEMS), found.calibration, batch.context)
         shown = np.asarray(batch.loss_masks().exposure) > 0
         clicks = np.asarray(network.expected(CONFIG, out, state.scale))[:, :-1, :, 0]
-        for kind, gaps in told.items():
+        for kind, gaps in by_kind.items():
             rows = shown & (batch.context[:, :-1, :1] == kind)
             gaps += list((clicks - batch.feedback[:, :-1, :, 0])[rows])
-    means = {kind: float(np.mean(gaps)) for kind, gaps in told.items()}
+    means = {kind: float(np.mean(gaps)) for kind, gaps in by_kind.items()}
     assert max(map(abs, means.values())) < 0.03, means
     alone = fitting.measure(state, batches, WORLD_ITEMS, config, calibrate=True).calibration
     assert alone.shape == (1, 2, S - 1) and not np.allclose(alone[0], found.calibration[0])
