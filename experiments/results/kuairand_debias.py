@@ -74,14 +74,14 @@ def fitted(config, source):
     model = init(key, plan.feedback, source.spec, source.items, np.float32(mean), np.float32(std))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(model, batch, items, rate):
+    def update(model, batch, items, lr_scale):
         if plan.feedback.debias is not None and plan.others is not None:  # as in training
             batch = steps.with_fewer_candidates(batch, jax.random.fold_in(model.key, model.step), plan.others)
-        return fitting.update(model, batch, items, plan.feedback, rate)
+        return fitting.update(model, batch, items, plan.feedback, lr_scale)
 
-    with batches.PhaseIterator(data, "feedback", 0, config.feedback.epochs, 0, steps.rate) as phase:
-        for batch, rate in phase:
-            model, _ = update(model, batch, source.items, rate)
+    with batches.PhaseIterator(data, "feedback", 0, config.feedback.epochs, 0, steps.lr_scale_at) as phase:
+        for batch, lr_scale in phase:
+            model, _ = update(model, batch, source.items, lr_scale)
     log = source.valid()
     index = sessions.segment_index(log, segment)
     held = batches.measured(log, index, segment, config.feedback.batch, _MEASURED, plan.feedback.exposures)
