@@ -181,7 +181,7 @@ def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, sh
     np.testing.assert_allclose(encodings, known, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(memory["outer"], outer, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(out["feedback"], feedback, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(out["stay"], stay, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out["continue_prob"], stay, rtol=1e-5, atol=1e-6)
 
 
 def test_what_an_artefact_holds(mmrf):
