@@ -114,7 +114,8 @@ def test_probabilities_by_hand():
     mean = propensity.expectation(scores, np.array([[2, 0, -1]]), np.array([[[8.0], [16.0], [0.0]]]))
     np.testing.assert_allclose(mean[..., 0], [[5.0, 40 / 3, 16.0]])
     # Scores of standard deviation 1 around 0 are what they are; equal ones are a uniform ranker.
-    np.testing.assert_allclose(propensity.standardised(np.array([[1.0, -1.0], [7.0, 7.0]])), [[1, -1], [0, 0]])
+    for library in (propensity, ops):  # in NumPy, and in JAX
+        np.testing.assert_allclose(library.standardised(np.array([[1.0, -1.0], [7.0, 7.0]])), [[1, -1], [0, 0]])
     uniform = stochastic_log_prob(np.full((1, 4), 0.1), np.array([[1, 3]]))
     np.testing.assert_allclose(np.exp(uniform), [[1 / 4, 1 / 3]])
 
