@@ -147,7 +147,7 @@ def conclude(
     truncated: Mapping[str, float],
     sessions: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return the results of a test, of whose `sessions` (by arm) so many were `truncated`; see `compare`."""
+    """Return the results of a test, of whose `sessions` (by arm) so many were `truncated`; see `simulate_ab_test`."""
     shares = {name: 100.0 * number / max(sessions[name], 1) for name, number in truncated.items()}
     result = test.results(quantile) | {"truncated_pct": shares, "signals": signals.as_dict()}
     if test.paired:

@@ -75,7 +75,7 @@ def lookup(tables: dict[str, embedding_table.Table], ids: dict[str, chex.Array])
 
 
 def split_rows(rows: chex.Array, copies: int) -> chex.Array:
-    """Split rows [..., copies d], which `init` concatenated, into [copies, ..., d]."""
+    """Split rows [..., copies d], which `init_tables` concatenated, into [copies, ..., d]."""
     return jnp.moveaxis(rows.reshape(*rows.shape[:-1], copies, -1), -2, 0)
 
 

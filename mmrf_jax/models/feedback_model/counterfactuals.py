@@ -164,7 +164,7 @@ def uncertainty(
 def predict(
     state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig
 ) -> types.FeedbackPrediction:
-    """Predict feedback on all candidates of a batch with g, as in `answer`."""
+    """Predict feedback on all candidates of a batch with g, as `simulate_counterfactual_slates` does."""
     return jax.lax.stop_gradient(_mean(_of_candidates(state, batch, items, config)))
 
 

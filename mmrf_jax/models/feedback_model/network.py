@@ -175,7 +175,7 @@ def encode_items(state: FeedbackState, items: types.Items, config: FeedbackConfi
 def encode_known(
     config: FeedbackConfig, state: FeedbackState, encodings: chex.Array, inputs: representation.EncoderInputs
 ) -> representation.Encoded:
-    """Compute `encode` without dropout, from the encodings [2, V, D] of `encode_catalogue`."""
+    """Compute `encode` without dropout, from the encodings [2, V, D] of `encode_items`."""
     users = {embeddings.USER_TABLE: inputs.ids[embeddings.USER_TABLE]}
     rows = twin_rows(embeddings.lookup(state.tables, users))[embeddings.USER_TABLE]
     # One lookup, in the order of the products that use it: slices of one array would be copied twice.
