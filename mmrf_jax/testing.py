@@ -21,7 +21,7 @@ from jax import export
 
 from mmrf_jax import types
 from mmrf_jax.agents import registry
-from mmrf_jax.agents.mmrf import agent_state
+from mmrf_jax.agents.mmrf import agent_state, encoding
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.envs import rankers
@@ -97,7 +97,7 @@ _init = jax.jit(agent_state.init_agent_state, static_argnames=("config", "spec",
 @functools.partial(jax.jit, static_argnames="config")
 def _encode(config: AgentConfig, encoder: Any, tables: Any, batch: SessionBatch, items: types.Items):
     videos = embeddings.encode_videos(config, encoder, tables, items, batch.candidates)
-    return representation.encode_batch(config, encoder, tables, batch, items), videos
+    return encoding.encode_batch(config, encoder, tables, batch, items), videos
 
 
 class _Case:

@@ -14,7 +14,6 @@ from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.models import embeddings, encoders, user_encoders
-from mmrf_jax.models.embedding_table import Table
 from mmrf_jax.models.encoder_config import EncoderConfig
 from mmrf_jax.models.sequence import EncodedExposure
 
@@ -152,16 +151,3 @@ def encode_users(
     context = inputs.context if inputs.asked is None else inputs.asked
     user = (at_requests(user_rows), at_requests(inputs.profile), context)
     return Encoded(users.read(params, carry, *user, key, feature_dropout), carry, slates(seen), unseen)
-
-
-def encode_batch(
-    config: EncoderConfig,
-    params: Any,
-    tables: dict[str, Table],
-    batch: types.SessionBatch,
-    items: types.Items,
-    unseen: chex.Array | None = None,
-) -> Encoded:
-    """Gather, look up and encode a batch without dropout, when nothing is differentiated."""
-    inputs = gather(batch, items, unseen)
-    return encode(config, params, embeddings.lookup(tables, inputs.ids), inputs)

@@ -9,9 +9,9 @@ import tiny
 
 from mmrf_jax import ops, types
 from mmrf_jax.agents import registry
-from mmrf_jax.agents.mmrf import networks, policy
+from mmrf_jax.agents.mmrf import encoding, networks, policy
 from mmrf_jax.envs import rankers
-from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.models import embeddings, heads
 from mmrf_jax.signals import SHORT_VIDEO
 
 MYOPIC = registry.get("myopic")
@@ -91,7 +91,7 @@ def test_loss_is_that_of_watch_time_over_exposures(items, step):
 
     @jax.jit
     def predict(state):
-        r = representation.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
+        r = encoding.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
         return networks.Critic(CONFIG).apply(state.params["critic"], r.z, r.memory_mean, r.shown).feedback
 
     raw, total, count = np.float64(predict(state)), 0.0, 0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mmrf_jax import ops, types
 from mmrf_jax.agents.mmrf import acting, agent_state, encoding, losses, networks, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import heads, representation
+from mmrf_jax.models import heads
 from mmrf_jax.parallel import programs
 
 #: The actor parameters that all agents share: the query, key and value maps of their attention.
@@ -89,7 +89,7 @@ def encoder_gradients(
     exposed = batch.loss_masks().exposure
 
     def total(encoder):
-        encoded = representation.encode_batch(config, encoder, state.tables, batch, items)
+        encoded = encoding.encode_batch(config, encoder, state.tables, batch, items)
         out = networks.Critic(config).apply(state.params["critic"], *encoded.user, encoded.shown)
         loss = heads.feedback_loss(config.all_signals, out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
         loss = jnp.einsum("btk,btks->s", exposed, loss)

@@ -71,7 +71,7 @@ def encode_batch(
     items: types.Items,
     unseen: chex.Array | None = None,
 ) -> representation.Encoded:
-    """Gather, look up and encode a batch without dropout, as `representation.encode_batch`."""
+    """Gather, look up and encode a batch without dropout, when nothing is differentiated."""
     inputs = representation.gather(batch, items, unseen)
     return encode(config, params, embeddings.lookup(tables, inputs.ids), inputs)
 

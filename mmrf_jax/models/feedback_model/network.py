@@ -136,7 +136,7 @@ def encode_batch(
     unseen: chex.Array | None = None,
     at_random: bool = False,
 ) -> representation.Encoded:
-    """Gather, look up and `encode` a batch without dropout, as `models.representation.encode_batch`.
+    """Gather, look up and `encode` a batch without dropout.
 
     Args:
       at_random: as of `models.representation.gather`.

@@ -10,9 +10,9 @@ import pytest
 import tiny
 
 from mmrf_jax import ops
-from mmrf_jax.agents.mmrf import acting, losses, networks
+from mmrf_jax.agents.mmrf import acting, encoding, losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.models import embeddings, heads
 
 CONFIG = dataclasses.replace(tiny.CONFIG, residual_actor=True)
 N, C = CONFIG.num_agents, 8
@@ -130,7 +130,7 @@ def test_updates_and_policies_score_alike():
 
     @jax.jit
     def answers(state):
-        r = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items)
+        r = encoding.encode_batch(config, state.params["encoder"], state.tables, batch, items)
         candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
         critics = acting.critics_of(state, config)
         scores = acting.apply_actors(config, state.params["actor"], critics, r.z, r.memory_mean, candidates).scores

@@ -12,8 +12,8 @@ import tiny
 from scipy.special import expit
 
 from mmrf_jax import ops, types
-from mmrf_jax.agents.mmrf import acting, losses, networks
-from mmrf_jax.models import embeddings, encoders, heads, representation
+from mmrf_jax.agents.mmrf import acting, encoding, losses, networks
+from mmrf_jax.models import embeddings, encoders, heads
 from mmrf_jax.models.optimization import make_optimizer
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -70,7 +70,7 @@ def critics(items, before):
 
     @functools.partial(jax.jit, static_argnames="config")
     def answers(state, batch, simulated, unseen, config):
-        r = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items, unseen)
+        r = encoding.encode_batch(config, state.params["encoder"], state.tables, batch, items, unseen)
         candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
         critic = networks.Critic(config)
         known = acting.critics_of(state, config)
@@ -255,7 +255,7 @@ def next_values(items, before):
 
     @jax.jit
     def values(batch):
-        r = representation.encode_batch(SGD, before.params["encoder"], before.tables, batch, items)
+        r = encoding.encode_batch(SGD, before.params["encoder"], before.tables, batch, items)
         nothing = jnp.zeros((*r.z.shape[:-1], 0, r.shown.shape[-1]))
         return networks.Critic(SGD).apply(before.target, r.z, r.memory_mean, nothing).value.min(axis=-2)
 
@@ -412,7 +412,7 @@ def test_predictions_of_unseen_videos_become_the_labels(items, before):
 
     @jax.jit
     def answers(state):
-        r = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items, videos[:, :, 0])
+        r = encoding.encode_batch(config, state.params["encoder"], state.tables, batch, items, videos[:, :, 0])
         out = networks.Critic(config).apply(state.params["critic"], r.z, r.memory_mean, r.unseen)
         mean = heads.expected_feedback(SHORT_VIDEO, out.feedback, state.reward_scale)
         return (

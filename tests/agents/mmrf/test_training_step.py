@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 from mmrf_jax import ops, types
-from mmrf_jax.agents.mmrf import acting, losses, networks, training_step
-from mmrf_jax.models import embeddings, encoders, heads, representation
+from mmrf_jax.agents.mmrf import acting, encoding, losses, networks, training_step
+from mmrf_jax.models import embeddings, encoders, heads
 from mmrf_jax.signals import SHORT_VIDEO
 
 SGD = tiny.SGD
@@ -349,7 +349,7 @@ def drawn(items, before):
     batch = tiny.make_batch()
 
     def answers(params):
-        r = representation.encode_batch(SGD, state.params["encoder"], state.tables, batch, items)
+        r = encoding.encode_batch(SGD, state.params["encoder"], state.tables, batch, items)
         candidates = embeddings.encode_videos(SGD, state.params["encoder"], state.tables, items, batch.candidates)
         scores = acting.apply_actors(SGD, params, acting.critics_of(state, SGD), r.z, r.memory_mean, candidates).scores
         pool = networks.Critic(SGD).apply(state.target, r.z, r.memory_mean, candidates)
