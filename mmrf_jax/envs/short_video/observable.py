@@ -33,7 +33,6 @@ L = parameters.LATENT
 ACTIVITY, SUSCEPTIBILITY, SOCIABILITY, PATIENCE = L, L + 1, L + 2, L + 3  # places in x, after the interest
 STATE = L + 4
 _WATCH_TIME, _CLICK = SHORT_VIDEO.index("watch_time"), SHORT_VIDEO.index("click")
-_TOPIC_WEIGHTS, _TASTE_NOISE = (1.0, 0.8, 0.6), 0.12  # of an interest, as `users.draw` makes it
 _TRIPLES = np.array(list(itertools.permutations(range(parameters.TOPICS), 3)), np.int32)
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _BLOCK = 64  # users whose prior is computed at a time
@@ -77,12 +76,12 @@ def _interest(params: parameters.WorldParams, view: chex.Array) -> tuple[chex.Ar
     chosen = jnp.exp(weight - jax.nn.logsumexp(weight))[_TRIPLES]  # [n, 3]
     before = jnp.cumsum(chosen, axis=1) - chosen
     log_prior = jnp.sum(jnp.log(chosen) - jnp.log1p(-before), axis=1)
-    centre = jnp.einsum("k,nkd->nd", jnp.asarray(_TOPIC_WEIGHTS, jnp.float32), params.centroids[_TRIPLES])
+    centre = jnp.einsum("k,nkd->nd", jnp.asarray(users.TOPIC_WEIGHTS, jnp.float32), params.centroids[_TRIPLES])
     square = jnp.sum(centre**2, axis=1)
-    direction, length = centre * jax.lax.rsqrt(square)[:, None], square + L * _TASTE_NOISE**2
+    direction, length = centre * jax.lax.rsqrt(square)[:, None], square + L * users.TASTE_NOISE**2
     view_noise = (0.25 * params.behaviour.retrieval_noise) ** 2
     # The view is the direction of (centre + noise), with noise of this variance relative to the centre's length.
-    var = (_TASTE_NOISE**2 + view_noise * length) / square
+    var = (users.TASTE_NOISE**2 + view_noise * length) / square
     cosine = direction @ view
     # Its density integrates over the unknown length s: s^(L - 1) exp(-(s² - 2 s cosine) / (2 var)).
     s = 0.5 * (cosine + jnp.sqrt(cosine**2 + 4.0 * (L - 1) * var))
@@ -90,7 +89,7 @@ def _interest(params: parameters.WorldParams, view: chex.Array) -> tuple[chex.Ar
     log_density -= 0.5 * jnp.log((L - 1) / s**2 + 1.0 / var)
     w = jax.nn.softmax(log_prior + log_density)
     shrink = jnp.sqrt(square / length)  # the interest is (centre + noise) / length
-    precision = (length / _TASTE_NOISE**2, 1.0 / view_noise)
+    precision = (length / users.TASTE_NOISE**2, 1.0 / view_noise)
     total = precision[0] + precision[1]
     on_centre, on_view = precision[0] * shrink / total, precision[1] * s * shrink / total
     mean = (w * on_centre) @ direction + (w @ on_view) * view

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mmrf_jax import ops, types
-from mmrf_jax.envs.short_video import env, observable, parameters, response, users
+from mmrf_jax.envs.short_video import env, items, observable, parameters, response, users
 from mmrf_jax.signals import SHORT_VIDEO
 
 L = parameters.LATENT
@@ -38,7 +38,7 @@ class Belief:
 def prior(params: parameters.WorldParams) -> Belief:
     """Return the posterior given the videos' features (`items`): four mixtures of the two, and the popularity."""
     features = params.items.features
-    mix = jnp.array([[1.0, 0.6, -0.5, 0.8], [0.5, -0.9, 1.0, 0.7]], jnp.float32)
+    mix = jnp.array(items.MIX, jnp.float32)
     design = jnp.concatenate([mix / 0.8, jnp.full((2, 1), 0.3)], axis=1)  # [2, 5], in units of the noise .8 and 1
     seen = jnp.concatenate([features[:, L : L + 4] / 0.8, 2.0 * features[:, -1:]], axis=1)
     precision = design @ design.T + jnp.eye(2) / 0.98
@@ -53,7 +53,8 @@ def believed(params: parameters.WorldParams, belief: Belief) -> parameters.World
     added to the response noise.
     """
     features, b = params.items.features, params.behaviour
-    spread, noise = 0.25 / L / 1.25, 0.06**2  # of a taste about its topic's centroid, and of the features about it
+    # Variances of a taste about its topic's centroid, and of the features about the taste.
+    spread, noise = 0.25 / L / 1.25, items.CONTENT_NOISE**2
     topic = params.centroids[params.topic] / 1.25**0.5
     taste = (topic / spread + features[:, :L] / L**0.5 / noise) / (1.0 / spread + 1.0 / noise)
     loads = jnp.array([b.engagement_quality, b.engagement_clickbait], jnp.float32)
