@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,36 @@ NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that belong to n
 _SLOTS = 256  # on CPUs: the data that a step gathers stays in cache
 _MANY_SLOTS = 8_192  # on accelerators: steps large enough to hide launch overhead
 _ANALYSES = 20  # interim analyses of a test with always-valid intervals
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """The design of an A/B test.
+
+    Attributes:
+      control: the arm that the others are compared with.
+      num_users: per arm; the average number if users are assigned by hash.
+      salt: None for a paired test, with the same users and the same random numbers in every arm. Otherwise each user is
+        in one arm, by a hash of the id and this experiment name.
+      cuped: whether to adjust for the users' histories (CUPED); for arms assigned by hash.
+      always_valid: whether to give always-valid intervals too: of a test of one day for 20 interim analyses as users
+        arrive, of a longer one for all days simultaneously.
+    """
+
+    control: str
+    num_users: int
+    salt: str | None = None
+    cuped: bool = False
+    always_valid: bool = False
+
+    @property
+    def paired(self) -> bool:
+        """Whether every arm has the same users."""
+        return self.salt is None
+
+    def total(self, arms: int) -> int:
+        """Return the number of users of a test of so many arms."""
+        return self.num_users if self.paired else self.num_users * arms
 
 
 @programs.program(often=True, static_argnames=("num_users", "slots", "partitioner"))
@@ -124,16 +155,13 @@ def users_of(names: list[str], user_ids: np.ndarray, salt: str | None) -> dict[s
     return {name: user_ids[arm == i] for i, name in enumerate(names)}
 
 
-def assign(names: list[str], num_users: int, salt: str | None) -> dict[str, np.ndarray]:
+def assign(names: list[str], design: Design) -> dict[str, np.ndarray]:
     """Return the users of each arm of a whole test, {arm: ids}.
-
-    Args:
-      num_users: per arm; the average number if users are assigned by hash.
 
     Raises:
       ValueError: for the first arm with fewer than two users, too few for an interval.
     """
-    users = users_of(names, np.arange(num_users if salt is None else num_users * len(names)), salt)
+    users = users_of(names, np.arange(design.total(len(names))), design.salt)
     for name, ids in users.items():
         if len(ids) < 2:
             raise ValueError(f"arm {name!r} has {len(ids)} users, and needs at least 2; use more sessions")
@@ -162,24 +190,16 @@ def simulate_ab_test(
     arms: Mapping[str, rankers.AnyRanker],
     key: types.Key,
     partitioner: Partitioner,
+    design: Design,
     *,
-    control: str,
-    num_users: int,
     day: int,
-    salt: str | None = None,
-    cuped: bool = False,
-    always_valid: bool = False,
     progress: Callable[[int], None] = lambda done: None,
     observe: Callable[[Mapping[str, Mapping[str, np.ndarray]]], object] = lambda sums: None,
 ) -> dict:
     """Run an A/B test of one session per user.
 
     Args:
-      num_users: per arm; the average number if users are assigned by hash.
-      salt: None for a paired test, with the same users and the same random numbers in every arm. Otherwise each user is
-        in one arm, by a hash of the id and this experiment name.
-      cuped: whether to adjust for the users' histories (CUPED); for arms assigned by hash.
-      always_valid: whether to run 20 interim analyses as users arrive, with always-valid intervals.
+      design: of the test.
       progress: called with the sessions served so far, out of num_users × arms.
       observe: called with each block's per-user sums, as `statistics.ABTest.update` takes them.
 
@@ -193,16 +213,16 @@ def simulate_ab_test(
       ValueError: for an arm that gets fewer than two users.
     """
     names = list(arms)
-    test, policies = statistics.ABTest(env.signals, names, control, paired=salt is None), rankers.choices(arms)
-    assign(names, num_users, salt)  # refuses arms that are too small before anyone is served
-    total = num_users if salt is None else num_users * len(names)
-    block = min(block_users(total, partitioner), -(-total // _ANALYSES) if always_valid else total)
+    test, policies = statistics.ABTest(env.signals, names, design.control, design.paired), rankers.choices(arms)
+    assign(names, design)  # refuses arms that are too small before anyone is served
+    total = design.total(len(names))
+    block = min(block_users(total, partitioner), -(-total // _ANALYSES) if design.always_valid else total)
     cut, done, interim_analyses = dict.fromkeys(names, 0.0), 0, []
     for start in range(0, total, block):
         here = np.arange(start, min(start + block, total))
-        means = history_means(env, key, here, day, block) if cuped else None
+        means = history_means(env, key, here, day, block) if design.cuped else None
         sums, covariate, quantile = {}, {}, None
-        for name, ids in users_of(names, here, salt).items():
+        for name, ids in users_of(names, here, design.salt).items():
             sums[name] = rollout_user_metrics(
                 env, policies[name], key, partitioner, user_ids=ids, day=day, capacity=block
             )
@@ -215,7 +235,7 @@ def simulate_ab_test(
             progress(done)
         test.update(sums, covariate or None)
         observe(sums)
-        if always_valid and min(test.users().values()) >= 2:
+        if design.always_valid and min(test.users().values()) >= 2:
             quantile = sequential.quantile(min(start + block, total) / total)
             interim_analyses.append({"users": test.users(), "ab_test": test.ratios(quantile)})
     result = conclude(test, env.signals, quantile, cut, test.users())

@@ -30,23 +30,16 @@ def simulate_ab_test_by_day(
     arms: Mapping[str, rankers.AnyRanker],
     key,
     partitioner: Partitioner,
+    design: simulate.Design,
     *,
-    control: str,
-    num_users: int,
     first_day: int,
     days: int,
-    salt: str | None = None,
-    cuped: bool = False,
-    always_valid: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
     """Run an A/B test over `days` days, with results by day and overall.
 
-    `simulate.simulate_ab_test` has the other arguments.
-
     Args:
-      num_users: per arm; all visit on `first_day`.
-      always_valid: whether to give intervals that hold for all days simultaneously, as interim analyses.
+      design: of the test; all users visit on `first_day`.
       progress: called with users × days done so far, out of num_users × arms × days, including days without a visit.
 
     Returns:
@@ -59,12 +52,16 @@ def simulate_ab_test_by_day(
       ValueError: for an arm that gets fewer than two users.
     """
     names, policies = list(arms), rankers.choices(arms)
-    users = simulate.assign(names, num_users, salt)
-    total = num_users if salt is None else num_users * len(names)
+    users = simulate.assign(names, design)
+    total = design.total(len(names))
     cohorts = {name: _Cohort(ids, first_day) for name, ids in users.items()}
-    means = simulate.history_means(env, key, np.arange(total), first_day, min(simulate.BLOCK, total)) if cuped else None
+    means = (
+        simulate.history_means(env, key, np.arange(total), first_day, min(simulate.BLOCK, total))
+        if design.cuped
+        else None
+    )
     covariate = None if means is None else {name: means[ids] for name, ids in users.items()}
-    quantile = sequential.bonferroni_quantile(days) if always_valid else None
+    quantile = sequential.bonferroni_quantile(days) if design.always_valid else None
     half, done, rows = (days - 1) // 2, 0, []
     early: dict[str, dict[str, np.ndarray]] = {}
     late: dict[str, dict[str, np.ndarray]] = {}
@@ -75,7 +72,7 @@ def simulate_ab_test_by_day(
             done += len(cohort.user_ids)
             progress(done)
         visitors = {name: int(sums["sessions"].sum()) for name, sums in today.items()}
-        found = _test(env.signals, today, control, salt is None, covariate).results(quantile)
+        found = _test(env.signals, today, design, covariate).results(quantile)
         rows.append({"day": day, "visitors": visitors, **found})
         for part, inside in ((early, 0 < day - first_day <= half), (late, first_day + days - day <= half)):
             if inside:
@@ -83,10 +80,10 @@ def simulate_ab_test_by_day(
                     _add(part.setdefault(name, {}), {key: x for key, x in sums.items() if key != "exposures"})
     whole = {name: cohort.sums for name, cohort in cohorts.items()}
     cut, sessions = ({arm: float(sums[x].sum()) for arm, sums in whole.items()} for x in ("truncated", "sessions"))
-    test = _test(env.signals, whole, control, salt is None, covariate)
+    test = _test(env.signals, whole, design, covariate)
     result = simulate.conclude(test, env.signals, quantile, cut, sessions)
     if half:
-        result["novelty_effect"] = by_day.novelty_effect(env.signals, early, late, control, paired=salt is None)
+        result["novelty_effect"] = by_day.novelty_effect(env.signals, early, late, design.control, design.paired)
     return result | {"by_day": rows}
 
 
@@ -124,9 +121,9 @@ def _add(total: dict[str, np.ndarray], sums: Mapping[str, np.ndarray]) -> None:
         total[name] = total.get(name, 0) + values
 
 
-def _test(signals: Signals, sums, control: str, paired: bool, covariate) -> statistics.ABTest:
+def _test(signals: Signals, sums, design: simulate.Design, covariate) -> statistics.ABTest:
     """Return the test of arms held in memory."""
-    test = statistics.ABTest(signals, tuple(sums), control, paired)
+    test = statistics.ABTest(signals, tuple(sums), design.control, design.paired)
     tested = {arm: {name: x for name, x in own.items() if name not in simulate.NOT_TESTED} for arm, own in sums.items()}
     test.update(tested, covariate)
     return test

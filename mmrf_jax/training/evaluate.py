@@ -54,8 +54,8 @@ def run_ab_test(
     Args:
       days: simulated days; above 1, users return (`simulate_days.simulate_ab_test_by_day`).
       hashed: whether each user is in one arm, by hash, instead of in all of them.
-      cuped: as in `simulate.simulate_ab_test`.
-      always_valid: as in `simulate.simulate_ab_test`.
+      cuped: as in `simulate.Design`.
+      always_valid: as in `simulate.Design`.
       observe: as in `simulate.simulate_ab_test`, for tests of one day.
 
     Raises:
@@ -63,22 +63,14 @@ def run_ab_test(
     """
     names = list(policies)
     sim, key = _simulator(config, source)
-    options: dict[str, Any] = {
-        "control": names[0],
-        "num_users": config.ab_test.sessions,
-        "cuped": cuped,
-        "always_valid": always_valid,
-        "salt": f"A/B test of seed {config.seed}" if hashed else None,
-        "progress": counted("ab_test", config.ab_test.sessions * len(names) * days),
-    }
+    salt = f"A/B test of seed {config.seed}" if hashed else None
+    design = simulate.Design(names[0], config.ab_test.sessions, salt, cuped, always_valid)
+    test, first_day = (sim, policies, key, partitioner, design), config.ab_test.day
+    progress = counted("ab_test", design.num_users * len(names) * days)
     if days == 1:
-        return simulate.simulate_ab_test(
-            sim, policies, key, partitioner, day=config.ab_test.day, observe=observe, **options
-        )
+        return simulate.simulate_ab_test(*test, day=first_day, progress=progress, observe=observe)
     sources.check_days(config, days)
-    return simulate_days.simulate_ab_test_by_day(
-        sim, policies, key, partitioner, first_day=config.ab_test.day, days=days, **options
-    )
+    return simulate_days.simulate_ab_test_by_day(*test, first_day=first_day, days=days, progress=progress)
 
 
 def aa_tests(

@@ -47,17 +47,9 @@ def histories(sim):
     return simulate.history_means(sim, KEY, np.arange(USERS), 2, 512)
 
 
-def run(sim, policies, users, **options):
-    return simulate.simulate_ab_test(
-        sim,
-        policies,
-        KEY,
-        Partitioner(),
-        control="production",
-        num_users=users,
-        day=2,
-        **options,
-    )
+def run(sim, policies, users, progress=lambda done: None, **options):
+    design = simulate.Design("production", users, **options)
+    return simulate.simulate_ab_test(sim, policies, KEY, Partitioner(), design, day=2, progress=progress)
 
 
 def columns(sums, rows):

@@ -33,17 +33,10 @@ def policies():
     }
 
 
-def run(sim, policies, users=USERS, days=DAYS, **options):
+def run(sim, policies, users=USERS, days=DAYS, progress=lambda done: None, **options):
+    design = simulate.Design("production", users, **options)
     return simulate_days.simulate_ab_test_by_day(
-        sim,
-        policies,
-        KEY,
-        Partitioner(),
-        control="production",
-        num_users=users,
-        first_day=FIRST,
-        days=days,
-        **options,
+        sim, policies, KEY, Partitioner(), design, first_day=FIRST, days=days, progress=progress
     )
 
 
@@ -183,7 +176,7 @@ def test_empty_groups_name_an_arm_that_stays_below_two_users(sim, policies):
 DEVICES = """
 import jax, numpy as np
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.abtest import simulate_days
+from mmrf_jax.abtest import simulate, simulate_days
 from mmrf_jax.envs import rankers
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 
@@ -191,8 +184,8 @@ sim = env.make_world(parameters.WorldConfig(num_videos=3000, candidates=20, slat
 policies = {"production": rankers.PrivilegedPolicy(reference_policies.production, 1.0),
             "random": rankers.PrivilegedPolicy(reference_policies.random, 1.0)}
 found = [
-    simulate_days.simulate_ab_test_by_day(sim, policies, jax.random.key(0), Partitioner(devices), control="production",
-                     num_users=101, first_day=0, days=3, salt="devices")
+    simulate_days.simulate_ab_test_by_day(sim, policies, jax.random.key(0), Partitioner(devices),
+                     simulate.Design("production", 101, "devices"), first_day=0, days=3)
     for devices in (jax.devices(), jax.devices()[:1])
 ]
 assert len(jax.devices()) == 4 and found[0]["sample_ratio_mismatch"] == found[1]["sample_ratio_mismatch"]

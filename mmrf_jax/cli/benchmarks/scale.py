@@ -81,12 +81,15 @@ def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     del repeats
     sim, partitioner = env.make_world(parameters.WorldConfig()), Partitioner()
     policies = {"random": sources.world_policies()["random"]}
-    compare = functools.partial(
-        simulate.simulate_ab_test, sim, policies, types.make_key(1), partitioner, control="random", day=0
-    )
-    compare(num_users=min(number, simulate.BLOCK))  # compiles
+
+    def served(number: int) -> dict[str, Any]:
+        design = simulate.Design("random", number)
+        test = simulate.simulate_ab_test(sim, policies, types.make_key(1), partitioner, design, day=0)
+        return test["ab_test"]["random"]
+
+    served(min(number, simulate.BLOCK))  # compiles
     start = time.perf_counter()
-    result = compare(num_users=number)["ab_test"]["random"]
+    result = served(number)
     live = number * result["requests"]["mean"]
     return {"request": (1e6 * (time.perf_counter() - start) / live, "us")}
 
