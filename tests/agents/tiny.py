@@ -8,6 +8,7 @@ from unittest import mock
 import jax
 import numpy as np
 
+from mmrf_jax import testing
 from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import agent_state, losses, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
@@ -15,12 +16,13 @@ from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.testing import SPEC, make_batch, make_feedback, make_items
 from mmrf_jax.testing import TINY as CONFIG
+from mmrf_jax.testing import make_batch, make_feedback, make_items
 
-__all__ = ["CONFIG", "SPEC", "make_batch", "make_feedback", "make_items"]
+__all__ = ["CONFIG", "make_batch", "make_feedback", "make_items"]
 
 S = len(SHORT_VIDEO)
+SPEC = dataclasses.replace(testing.SPEC, num_users=6)  # fewer than batches have: the others are unknown
 _SIZES = ("slate", "dim", "id_dim", "author_dim", "tag_dim", "user_dim", "feedback_dim", "state_dim")
 FEEDBACK = FeedbackConfig(**{name: getattr(CONFIG, name) for name in _SIZES}, dropout=0.2)
 

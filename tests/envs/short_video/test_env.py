@@ -379,11 +379,11 @@ class TestSession:
         assert 0 < terminated.mean() < 0.5 and terminated[:, -1].any()
 
     def test_faithful_users_are_cut(self, sim):
-        terminated, truncated = self.flags(with_behaviour(sim.default_params, stay=100.0))
+        terminated, truncated = self.flags(with_behaviour(sim.default_params, continue_logit=100.0))
         assert not terminated.any() and truncated[:, -1].all() and not truncated[:, :-1].any()
 
     def test_bored_users_leave_at_once(self, sim):
-        terminated, truncated = self.flags(with_behaviour(sim.default_params, stay=-100.0), steps=1)
+        terminated, truncated = self.flags(with_behaviour(sim.default_params, continue_logit=-100.0), steps=1)
         assert terminated.all() and not truncated.any()
 
     def test_leaving_follows_the_log_odds(self, sim):
@@ -454,7 +454,7 @@ class TestSession:
         assert mean["good"][0] < mean["fair"][0] < mean["bad"][0]
         assert mean["good"][1] > mean["fair"][1] > mean["bad"][1]
 
-    def test_joy_counts_requests_not_videos(self, sim):
+    def test_enjoyment_counts_requests_not_videos(self, sim):
         (_, result), _, _ = play(sim.default_params, jax.random.key(0), jnp.arange(B), steps=1)
         _, _, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)
         truth = affinity(sim.default_params, state.traits, state.interest, state.satiation, state.candidates[:, :K])
