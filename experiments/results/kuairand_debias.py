@@ -69,19 +69,19 @@ def fitted(config, source):
     train, segment = source.train(), config.train.segment
     data = batches.InMemoryBatches(config, train, partitioner)
     mean, std, _ = data.feedback_statistics(config.agents.discount)
-    init = jax.jit(network.init, static_argnames=("config", "spec"))
+    init = jax.jit(network.init_feedback_state, static_argnames=("config", "spec"))
     key = jax.random.fold_in(types.make_key(config.seed), 1)
     model = init(key, plan.feedback, source.spec, source.items, np.float32(mean), np.float32(std))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(model, batch, items, rate):
+    def update(model, batch, items, lr_scale):
         if plan.feedback.debias is not None and plan.others is not None:  # as in training
             batch = steps.with_fewer_candidates(batch, jax.random.fold_in(model.key, model.step), plan.others)
-        return fitting.update(model, batch, items, plan.feedback, rate)
+        return fitting.update(model, batch, items, plan.feedback, lr_scale)
 
     with batches.PhaseIterator(data, "feedback", 0, config.feedback.epochs, 0, steps.lr_scale_at) as phase:
-        for batch, rate in phase:
-            model, _ = update(model, batch, source.items, rate)
+        for batch, lr_scale in phase:
+            model, _ = update(model, batch, source.items, lr_scale)
     log = source.valid()
     index = sessions.segment_index(log, segment)
     held = batches.measured_batches(log, index, segment, config.feedback.batch, _MEASURED, plan.feedback.exposures)

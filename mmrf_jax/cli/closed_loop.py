@@ -84,7 +84,7 @@ def _loop(config, folder: Path, clients) -> None:
             first = _FIRST_USER + number * _USERS_A_ROUND
             if row is None:
                 phase(f"round {number}: serve")
-                row = _served(
+                row = _serve_round(
                     users, serving.health(server.url)["artifact"], first + done.tried(f"{number}") * _USERS_A_TRY
                 )
                 done.keep(number, row)
@@ -102,7 +102,7 @@ def _loop(config, folder: Path, clients) -> None:
     print("\n".join(table(done.production or {}, done.rounds)))
 
 
-def _served(users, artifact: str, first_user: int) -> dict[str, Any]:
+def _serve_round(users, artifact: str, first_user: int) -> dict[str, Any]:
     """Serve one session to each of a round's users with an artefact; return the metrics."""
     visits = users.visit(first_user, _SESSIONS.value, progress=counted("visits", _SESSIONS.value))
     return {

@@ -115,7 +115,7 @@ class LogPart:
         return sessions.select_sessions(self._blocks.read([block]), np.arange(first, last))
 
 
-class ShardBatches:
+class BatchRows:
     """The rows of each batch that belong to this process.
 
     Attributes:

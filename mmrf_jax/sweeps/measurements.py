@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.io import files, tables
+from mmrf_jax.metrics import offline
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.sweeps import seeds
 from mmrf_jax.sweeps.study import Study, run_place
@@ -208,7 +209,7 @@ def _offline(study: Study, seed: int, log: str = "test") -> Rows:
     for variant, config in study.configs(seed).items():
         place = run_place(config, study.runs_dir)
         estimated, results = measure_run(config, place, "off_policy"), run_folder.read_json(place / "results.json")
-        entries = results["offline"] if log == "test" else results["offline_other"][log]
+        entries = results[offline.key("offline", log)]
         row = {f"GAUC {name}": entries[name]["gauc"] for name in _SERVED}
         for name in ("click", "like", "follow", "comment", "forward", "hate"):
             own = entries[name].get("gauc_agent")  # of the signal's own agent, if there is one
@@ -256,7 +257,7 @@ TABLES = {
     ),
     "offline_frozen": Table(
         "The held-out log, scored without any feedback of its days:",
-        functools.partial(_offline, log="test_frozen"),
+        functools.partial(_offline, log="test_frozen_history"),
         of_world=False,
         of_runs="off_policy",
         lower_is_better="NCIS hate".__eq__,
@@ -304,7 +305,7 @@ def format_study(table: dict[str, Any]) -> str:
                 metrics = [metric for metric in metrics if ", day " not in metric]
             parts.append(entry.title)
             parts += [
-                seeds.format_comparison(table[name], metrics[i : i + 4], entry.lower_is_better)
+                seeds.format_seeds(table[name], metrics[i : i + 4], entry.lower_is_better)
                 for i in range(0, len(metrics), 4)
             ]
             parts += [

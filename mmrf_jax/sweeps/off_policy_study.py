@@ -148,7 +148,9 @@ def simulate_logs(
     @jax.jit
     def step(state, request, ids, live, t, params):
         user = jnp.arange(_BATCH)
-        scores, slate, _ = rollout.act(production, params, state, (), request, ids, jnp.full(user.shape, t), key, k)
+        scores, slate, _ = rollout.select_slate(
+            production, params, state, (), request, ids, jnp.full(user.shape, t), key, k
+        )
         log_propensity = ops.plackett_luce_log_prob(scores, slate)
         mixed = jax.lax.map(lambda w: mixed_scores(w, rankers, params, state), policies)  # [P, B, C]
         chosen = jnp.broadcast_to(slate, (len(policies), *slate.shape))
@@ -251,7 +253,7 @@ def _serve(
 ) -> list[dict[str, float]]:
     """Compute truth (ii) of each policy: {signal: mean per session, a count or seconds}."""
     assert source.sim is not None
-    sim, k = source.sim, source.spec.slate
+    sim = source.sim
 
     def score(params: Any, state: Any, weights: chex.Array) -> chex.Array:
         return mixed_scores(weights, rankers, params, state)
@@ -260,7 +262,7 @@ def _serve(
     for i, row in enumerate(weights):
         policy = PrivilegedPolicy(score, 1.0, (jnp.asarray(row),))  # all policies share one program
         served = simulate.rollout_user_metrics(
-            sim, policy, key, partitioner, first_user=_SERVED_USERS, num_users=sessions, day=0, k=k
+            sim, policy, key, partitioner, user_ids=np.arange(_SERVED_USERS, _SERVED_USERS + sessions), day=0
         )
         result.append({signal: float(served[signal].mean()) for signal in MEASURED})
         done(sessions * (i + 1))

@@ -107,7 +107,7 @@ def less_is_better(metric: str) -> bool:
     return metric in statistics.lower_is_better(SHORT_VIDEO)
 
 
-def format_comparison(
+def format_seeds(
     table: Mapping[str, Mapping[str, Any]],
     metrics: Sequence[str],
     lower_is_better: Callable[[str], bool] = less_is_better,

@@ -74,7 +74,11 @@ def check_study(study: Study) -> None:
             raise ValueError(
                 f"variant {name} is not of the world, which {needed[0]} needs; leave it out of config.tables"
             )
-        if "errors" in needed and not registry.get(one.method, one.plugins).predicts and name == config.reference:
+        if (
+            "errors" in needed
+            and not registry.get(one.method, one.plugins).has_feedback_heads
+            and name == config.reference
+        ):
             raise ValueError(f"config.reference={name!r} predicts no feedback; compare with another variant")
         if "unseen" in needed and name == config.reference and not steps.plan_of(one, SHORT_VIDEO).use_feedback_model:
             raise ValueError(f"config.reference={name!r} has no feedback model; compare with another variant")

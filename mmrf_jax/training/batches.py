@@ -43,10 +43,10 @@ class Batches(Protocol):
     def per_epoch(self, part: str) -> int:
         """Return the steps per epoch of the fit (`feedback`) or of the updates (`train`)."""
 
-    def steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Steps:
+    def steps(self, part: str, number: int, first: int, lr_scales: np.ndarray) -> Steps:
         """Return a context with an iterator of the steps of a part in round `number`, from `first` on.
 
-        Each is a batch, split over all devices, and the step's entry of `rates`.
+        Each is a batch, split over all devices, and the step's entry of `lr_scales`.
         """
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
@@ -69,7 +69,9 @@ class PhaseIterator:
       number: of the round.
     """
 
-    def __init__(self, data: Batches, part: str, number: int, epochs: int, done: int, rate: Callable[[float], float]):
+    def __init__(
+        self, data: Batches, part: str, number: int, epochs: int, done: int, lr_scale_at: Callable[[float], float]
+    ):
         """Begin after `done` steps of a phase.
 
         Args:
@@ -78,14 +80,14 @@ class PhaseIterator:
           number: of the round.
           epochs: over the data.
           done: steps before.
-          rate: gives the learning-rate factor of a step by the fraction of the phase before it.
+          lr_scale_at: gives the learning-rate factor of a step by the fraction of the phase before it.
 
         Raises:
           ValueError: if the log has too few segments for a batch.
         """
         self.position, self.total, self.number = done, epochs * data.per_epoch(part), number
-        rates = np.array([rate(at / self.total) for at in range(self.total)], np.float32)
-        self._steps = functools.partial(data.steps, part, number, done, rates)
+        lr_scales = np.array([lr_scale_at(at / self.total) for at in range(self.total)], np.float32)
+        self._steps = functools.partial(data.steps, part, number, done, lr_scales)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> PhaseIterator:
@@ -106,11 +108,11 @@ class PhaseIterator:
 
 @contextlib.contextmanager
 def _from_host(
-    get: Callable[[int], types.SessionBatch], first: int, rates: np.ndarray, partitioner: Partitioner
+    get: Callable[[int], types.SessionBatch], first: int, lr_scales: np.ndarray, partitioner: Partitioner
 ) -> Iterator[Iterator[tuple[types.SessionBatch, Any]]]:
     """Return a context with the steps of a phase whose batches `get(step)` makes on the host, this process's rows."""
-    with stream.prefetch(get, first, len(rates)) as made:
-        yield ((partitioner.shard_inputs(batch), rates[first + i]) for i, batch in enumerate(made))
+    with stream.prefetch(get, first, len(lr_scales)) as made:
+        yield ((partitioner.shard_inputs(batch), lr_scales[first + i]) for i, batch in enumerate(made))
 
 
 def example_batch(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch:
@@ -161,8 +163,8 @@ class InMemoryBatches:
         chosen = rows[order[position * size : (position + 1) * size]]
         return sessions.gather_segments(self.log, self._partitioner.local_rows(chosen), self._config.train.segment)
 
-    def steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Steps:
-        return _from_host(functools.partial(self.get, part, number), first, rates, self._partitioner)
+    def steps(self, part: str, number: int, first: int, lr_scales: np.ndarray) -> Steps:
+        return _from_host(functools.partial(self.get, part, number), first, lr_scales, self._partitioner)
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
         return measured_batches(self.log, self._held, self._config.train.segment, size, most, exposures)
@@ -226,7 +228,7 @@ class StreamedBatches:
         kept = {"feedback": self._fitted(self._part.number), "train": np.ones(len(self._part.number), bool)}
 
         def make(part, number):
-            return stream.ShardBatches(
+            return stream.BatchRows(
                 self._part,
                 slots[part],
                 getattr(config, part).batch,
@@ -282,8 +284,8 @@ class StreamedBatches:
     def log(self) -> Sessions:
         return self._sample[0]
 
-    def steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Steps:
-        return _from_host(functools.partial(self.get, part, number), first, rates, self._partitioner)
+    def steps(self, part: str, number: int, first: int, lr_scales: np.ndarray) -> Steps:
+        return _from_host(functools.partial(self.get, part, number), first, lr_scales, self._partitioner)
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
         log, number = self._sample

@@ -63,7 +63,7 @@ def compile_ahead(
         policy = rankers.choices({**policies, config.method: restore.untrained_policy(config, source)})[config.method]
         world, capacity = source.sim.with_items(items), simulate.block_users(config.ab_test.sessions, partitioner)
         key = simulated_tests.ab_key(config.seed)
-        ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, k=spec.slate, capacity=capacity))
+        ahead.add("A/B test", lambda: simulate.lower(world, policy, key, partitioner, capacity=capacity))
     batch = partitioner.shard_inputs(batches.example_batch(spec, evaluate.scored_at_once(partitioner), segment))
     ahead.add("offline", lambda: predictions.score_and_predict.lower(seeds.shapes, batch, items, plan))
 
@@ -82,19 +82,19 @@ def compile_steps_ahead(
     def part(name):
         return partitioner.shard_inputs(batches.example_batch(spec, getattr(config, name).batch, segment))
 
-    rate = np.float32(1.0)
+    lr_scale = np.float32(1.0)
     if config.train.log_on_device:
-        rate = partitioner.replicate(rate)  # as `on_device.DeviceBatches` gives it
+        lr_scale = partitioner.replicate(lr_scale)  # as `on_device.DeviceBatches` gives it
     if start is not None:
         statistics = (np.ones(len(spec.signals)),) * 3
         ahead.add("initial state", lambda: start.lower(*init_args(config, plan, source, statistics)))
     encodings = None
     if plan.use_feedback_model:
-        ahead.add("fit", lambda: seeds.lower(steps.fit_step, part("feedback"), rate, items, plan))
+        ahead.add("fit", lambda: seeds.lower(steps.fit_step, part("feedback"), lr_scale, items, plan))
         model = seeds.shapes.feedback
         ahead.add("measure", lambda: fitting._measure.lower(model, part("feedback"), items, plan.feedback))
         if steps.precomputes_item_embeddings(plan, items):
             size = (2, items.num_videos, encoders.sizes(plan.feedback, spec)[1])
             one = jax.ShapeDtypeStruct(size, jnp.float32, sharding=partitioner.replicated_sharding)
             encodings = seeds.shapes_of(one)
-    ahead.add("train", lambda: seeds.lower(steps.update_step, part("train"), rate, items, plan, encodings))
+    ahead.add("train", lambda: seeds.lower(steps.update_step, part("train"), lr_scale, items, plan, encodings))

@@ -24,7 +24,7 @@ from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import off_policy, predictions, simulated_tests, sources
 from mmrf_jax.training.trained_run import TrainedRun
 
-_FROZEN = "test_frozen"  # name of a split
+_FROZEN = "test_frozen_history"  # name of a split
 _CHECKS = 32  # for a stop signal while a log is scored, whatever the share of a process
 
 
@@ -88,11 +88,11 @@ def evaluate_run(run: TrainedRun, thorough: bool = False, with_baselines: bool =
       with_baselines: whether simple predictors and rankers (no trained agents) also score real logs.
 
     Returns:
-      {"offline": metrics of the test log, "fidelity": model quality on it, "offline_other", "fidelity_other":
-      {log: the same}, "excess_logloss": {log: {signal: by decile of uncertainty}}, "simulated_sessions": {log:
+      {"offline": metrics of the test log, "model_quality": of its predictions; "offline/LOG" and "model_quality/LOG":
+      the same of other logs; "excess_logloss": {log: {signal: by decile of uncertainty}}, "simulated_sessions": {log:
       {"requests" | main signal per session: {"ks": distance to the log's, "simulated", "actual": means}}},
-      "off_policy": {log: `off_policy.estimate_ranker`}}. Among the others, `test_frozen` is the test log again, each
-      request scored without any feedback of the test days (`sessions.freeze_histories`).
+      "off_policy": {log: `off_policy.estimate_ranker`}}. One of the other logs, `test_frozen_history`, is the test log
+      again, each request scored without any feedback of the test days (`sessions.freeze_histories`).
     """
     evaluators = EVALUATORS | (THOROUGH_EVALUATORS if thorough else {})
     found: dict[str, dict[str, Any]] = {name: {} for name in evaluators}
@@ -102,10 +102,10 @@ def evaluate_run(run: TrainedRun, thorough: bool = False, with_baselines: bool =
                 found[name][split.name] = metrics
     result: dict[str, Any] = {"signals": run.signals.as_dict()}
     for name, by_log in found.items():
-        if name in EVALUATORS and by_log:  # the test log's metrics have the name, those of other logs are apart
-            result[name] = by_log.pop("test")
-            name = f"{name}_other"
-        result |= {name: by_log} if by_log else {}
+        if name in EVALUATORS:
+            result |= {offline.key(name, log): metrics for log, metrics in by_log.items()}
+        elif by_log:
+            result[name] = by_log
     return result
 
 
@@ -197,7 +197,7 @@ def _simulated_sessions(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] |
     policy = rankers.PrivilegedPolicy(learned.logged_slates, 0.0)
     key = jax.random.fold_in(types.make_key(run.config.seed), 14)
     served = simulate.rollout_user_metrics(
-        model, policy, key, run.partitioner, first_user=0, num_users=log.num_sessions, day=0, k=run.source.spec.slate
+        model, policy, key, run.partitioner, user_ids=np.arange(log.num_sessions), day=0
     )
     log = sessions.select_sessions(log, np.arange(int(model.default_params.pool.num_sessions)))  # its starts
     session, request, slot = sessions.exposure_index(log)
@@ -211,7 +211,7 @@ def _simulated_sessions(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] |
 
 
 #: Evaluators of a held-out log, by their keys in results.json.
-EVALUATORS: dict[str, Evaluator] = {"offline": _ranking, "fidelity": _model_quality}
+EVALUATORS: dict[str, Evaluator] = {"offline": _ranking, "model_quality": _model_quality}
 #: More of them in `mmrf evaluate`.
 THOROUGH_EVALUATORS: dict[str, Evaluator] = {
     "off_policy": _off_policy,

@@ -120,14 +120,14 @@ def open_source(
 def source_of(
     config: configs.Run,
     partitioner: Partitioner,
-    collects: bool = False,
+    closed_loop: bool = False,
     workdir: Path | None = None,
     like: sources.Source | None = None,
 ) -> sources.Source:
     """Return a config's source with its items on the devices; `simulator=feedback` uses another run's feedback model.
 
     Args:
-      collects: whether the run's own policy will collect logs too (see `sources.Source.choose`).
+      closed_loop: whether the run's own policy will collect logs too (see `sources.Source.choose`).
       workdir: the run folder, which holds the log of a run on `logs`; if None, the log is that of the feedback model.
       like: the source of a config that differs in its seed alone, whose world or logs are shared.
 
@@ -137,7 +137,7 @@ def source_of(
     if config.simulator == "feedback" and config.simulator_checkpoint and config.source == "logs" and workdir is None:
         workdir = files.user_path(config.simulator_checkpoint, "config.simulator_checkpoint")
         config = dataclasses.replace(config, data=configs.run_of(run_folder.read_config(workdir)).data)
-    own = functools.partial(untrained_policy, config) if collects else None
+    own = functools.partial(untrained_policy, config) if closed_loop else None
     if like is None or config.simulator == "feedback":
         source = open_source(config, counted_in_parts, own, workdir)
         source = dataclasses.replace(source, items=partitioner.replicate(source.items))

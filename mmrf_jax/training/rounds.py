@@ -205,7 +205,7 @@ def _log_of_round(
     phase("collect")
     assert state is not None
     with preemption.at_once():
-        return _collected(job, _server(job, state), number)
+        return _collected(job, _behavior_policy(job, state), number)
 
 
 def _first_log(job: TrainingJob) -> batches.Batches:
@@ -248,15 +248,15 @@ def _collected(job: TrainingJob, policy: rankers.AnyRanker, number: int) -> batc
     return batches.InMemoryBatches(job.config, job.source.collect(policy, number), job.partitioner)
 
 
-def _server(job: TrainingJob, state: TrainState) -> rankers.AnyRanker:
+def _behavior_policy(job: TrainingJob, state: TrainState) -> rankers.AnyRanker:
     """Return the policy that collects a round's log, local to this process: the agents as of the round's start, or the
     source's first policy.
     """
     method = registry.get(job.plan.method)
-    if not method.collects:
+    if not method.collects_on_policy:
         return next(iter(job.source.policies.values()))
-    server = train_state.behavior_state(multihost.to_local(state))
-    return method.make_policy(server, job.source.local().items, job.plan.agents, job.config.alternation.temperature)
+    behavior = train_state.behavior_state(multihost.to_local(state))
+    return method.make_policy(behavior, job.source.local().items, job.plan.agents, job.config.alternation.temperature)
 
 
 def _initial(job: TrainingJob, program: programs.Program, data: batches.Batches) -> TrainState:

@@ -94,7 +94,7 @@ def _together(run: TrainedRun, log: Sessions, most: int) -> dict[str, Any]:
             encoded.append(np.asarray(diagnostics.encoder_gradients(state.agents, batch, items, plan.agents)))
         if talks:
             prediction = None
-            if plan.use_feedback_model and plan.agents.uses_model:
+            if plan.use_feedback_model and plan.agents.values_use_model:
                 prediction = _predict(train_state.model_of(state), batch, items, plan.feedback)
             weights.append(np.asarray(diagnostics.attention(state.agents, batch, items, plan.agents)))
             gradients = diagnostics.actor_gradients(state.agents, batch, items, prediction, plan.agents)
@@ -112,7 +112,7 @@ def _together(run: TrainedRun, log: Sessions, most: int) -> dict[str, Any]:
 
 def _alone(plan: steps.TrainConfig) -> str:
     """Return why a run has no agents to compare with each other; empty if it has."""
-    if not registry.get(plan.method).simulates:
+    if not registry.get(plan.method).uses_model:
         return f"method={plan.method} has no agents that work together, so there is nothing to compare."
     if plan.agents.num_agents == 1:
         return "This run has a single agent, so there is none to compare it with."
@@ -160,7 +160,6 @@ def example_sessions(run: TrainedRun, log: Sessions) -> dict[str, Any]:
             first_user=0,
             num_sessions=_USERS,
             day=config.ab_test.day,
-            k=source.spec.slate,
             slots=collect.slots_for(config.collect.sessions),
         )
     else:

@@ -44,30 +44,25 @@ def run_ab_test(
     """Run an A/B test in the source's simulator, with progress; the first arm is the control.
 
     Args:
-      days: simulated days; above 1, users return (`simulate_days.compare`).
+      days: simulated days; above 1, users return (`simulate_days.simulate_ab_test_by_day`).
       hashed: whether each user is in one arm, by hash, instead of in all of them.
-      cuped: as in `simulate.compare`.
-      always_valid: as in `simulate.compare`.
-      observe: as in `simulate.compare`, for tests of one day.
+      cuped: as in `simulate.Design`.
+      always_valid: as in `simulate.Design`.
+      observe: as in `simulate.simulate_ab_test`, for tests of one day.
 
     Raises:
       ValueError: without a simulator, or for days outside the simulator's range.
     """
     names, config = list(policies), source.config
     sim, key = _simulator(source)
-    options: dict[str, Any] = {
-        "control": names[0],
-        "num_users": config.ab_test.sessions,
-        "k": source.spec.slate,
-        "cuped": cuped,
-        "always_valid": always_valid,
-        "salt": f"A/B test of seed {config.seed}" if hashed else None,
-        "progress": counted("ab_test", config.ab_test.sessions * len(names) * days),
-    }
+    salt = f"A/B test of seed {config.seed}" if hashed else None
+    design = simulate.Design(names[0], config.ab_test.sessions, salt, cuped, always_valid)
+    test, first_day = (sim, policies, key, partitioner, design), config.ab_test.day
+    progress = counted("ab_test", design.num_users * len(names) * days)
     if days == 1:
-        return simulate.compare(sim, policies, key, partitioner, day=config.ab_test.day, observe=observe, **options)
+        return simulate.simulate_ab_test(*test, day=first_day, progress=progress, observe=observe)
     simulator_source.check_days(config, days)
-    return simulate_days.compare(sim, policies, key, partitioner, first_day=config.ab_test.day, days=days, **options)
+    return simulate_days.simulate_ab_test_by_day(*test, first_day=first_day, days=days, progress=progress)
 
 
 def run_aa_tests(
@@ -77,9 +72,7 @@ def run_aa_tests(
     number, day = 2 * source.config.ab_test.sessions, source.config.ab_test.day
     sim, key = _simulator(source)
     phase("serve")
-    sums = simulate.rollout_user_metrics(
-        sim, policy, key, partitioner, first_user=0, num_users=number, day=day, k=source.spec.slate
-    )
+    sums = simulate.rollout_user_metrics(sim, policy, key, partitioner, user_ids=np.arange(number), day=day)
     means = simulate.history_means(sim, key, sums["user_id"], day, min(simulate.BLOCK, number)) if cuped else None
     phase("aa_tests")
     return aa.coverage(
@@ -107,7 +100,7 @@ def feedback_simulator(
     """Return the run's feedback model as a simulator over the session starts of a log."""
     world = source.config.world
     longest = _MAX_SESSION if world is None else world.max_requests
-    return learned.make(train_state.model_of(state), source.items, plan.feedback, log, longest, **options)
+    return learned.make_learned_env(train_state.model_of(state), source.items, plan.feedback, log, longest, **options)
 
 
 def model_exploitation_gap(run: TrainedRun, log: Sessions) -> dict[str, float]:
@@ -136,7 +129,7 @@ def model_exploitation_gap(run: TrainedRun, log: Sessions) -> dict[str, float]:
     earned, done = {}, counted("model_exploitation_gap", 2)
     for name, (sim, ranker, most) in serving.items():
         served = simulate.rollout_user_metrics(
-            sim, ranker, key, partitioner, first_user=0, num_users=number, day=0, k=source.spec.slate, capacity=most
+            sim, ranker, key, partitioner, user_ids=np.arange(number), day=0, capacity=most
         )
         earned[name] = float(served[source.spec.signals.main].mean())
         done(len(earned))

@@ -118,7 +118,6 @@ def collect_log(
         first_user=first_user + first,
         num_sessions=share,
         day=0,
-        k=source.spec.slate,
         progress=progress("collect", share),
         slots=slots,
         keep_scores=keep_scores,
@@ -163,7 +162,7 @@ def of_world(
     folder = _given_folder(config)
     if folder is not None and not folder.exists():  # said before the world is made
         raise FileNotFoundError(f"{folder} does not exist; name a folder that mmrf collect or mmrf serve wrote")
-    sim = env.make(config.world) if made is None else made
+    sim = env.make_world(config.world) if made is None else made
     marked = config.collect.random_share is not None
     if marked and isinstance(sim, env.ShortVideoEnv):
         sim = sim.with_random_share(0.0)  # A/B tests have no random exposures

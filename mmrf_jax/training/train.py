@@ -190,9 +190,9 @@ def _prepared(
         if workdir in finished:
             continue
         like = jobs[0].source if jobs else None
-        collects = config.alternation.closed_loop
+        closed_loop = config.alternation.closed_loop
         with preemption.at_once():
-            source = restore.source_of(config, partitioner, collects=collects, workdir=workdir, like=like)
+            source = restore.source_of(config, partitioner, closed_loop=closed_loop, workdir=workdir, like=like)
         plan = steps.plan_of(config, source.spec.signals)
         others = {} if source.sim is None else _arms(config, source)
         name = f"seed {config.seed}" if len(runs) > 1 else ""

@@ -1,4 +1,4 @@
-"""Logs read as they are trained on: what each batch holds, whoever reads it, and what each process has to read."""
+"""Logs read for training: what each batch holds, and what each process has to read."""
 
 import dataclasses
 import types
@@ -44,7 +44,7 @@ def open_part(log, share=(0, 1), size=7):
     part = stream.LogPart(blocks, 11, share, seen.append)
     number, parts = share
     slots = np.arange(BATCH)[BATCH * number // parts : BATCH * (number + 1) // parts]
-    return blocks, part, seen, stream.ShardBatches(part, slots, BATCH, T, keep(part), SEED)
+    return blocks, part, seen, stream.BatchRows(part, slots, BATCH, T, keep(part), SEED)
 
 
 def named(batch):
@@ -72,7 +72,7 @@ def test_every_pass_has_an_order_of_its_own(log):
     _, _, _, batches = open_part(log)
     passes = [[named(batches.get(epoch, at)) for at in range(20)] for epoch in (0, 1, 0)]
     assert passes[0] == passes[2] != passes[1]
-    other = stream.ShardBatches(open_part(log)[1], np.arange(BATCH), BATCH, T, keep(open_part(log)[1]), [5, 1, False])
+    other = stream.BatchRows(open_part(log)[1], np.arange(BATCH), BATCH, T, keep(open_part(log)[1]), [5, 1, False])
     assert [named(other.get(0, at)) for at in range(20)] != passes[0]
     # Not that of the log, nor from block to block alone.
     users = np.array([name[0][0] for name in passes[0]])
@@ -129,7 +129,7 @@ def test_a_log_smaller_than_a_batch(log):
     few = sessions.select_sessions(log, np.arange(5))
     blocks = Counted(few)
     part = stream.LogPart(blocks, 0, (0, 1), lambda _: None)
-    batches = stream.ShardBatches(part, np.arange(BATCH), BATCH, T, np.ones(5, bool), SEED)
+    batches = stream.BatchRows(part, np.arange(BATCH), BATCH, T, np.ones(5, bool), SEED)
     assert (batches.segments > 0).sum() == 5 and len(batches.segments) == BATCH
     with pytest.raises(ValueError, match="the log to train on has no sessions"):
         stream.LogPart(Counted(sessions.select_sessions(log, np.arange(0))), 0, (0, 1), lambda _: None)

@@ -16,7 +16,7 @@ FIRST, SESSIONS, DAY, SLOTS, DISCOUNT = 77, 150, 3, 37, 0.9
 
 
 def on_devices(partitioner, progress=lambda done: None):
-    sim, policy = env.make(CONFIG), rankers.PrivilegedPolicy(reference_policies.production, 1.0)
+    sim, policy = env.make_world(CONFIG), rankers.PrivilegedPolicy(reference_policies.production, 1.0)
     return device_collection.collect_on_devices(
         sim,
         policy,
@@ -33,7 +33,7 @@ def on_devices(partitioner, progress=lambda done: None):
 
 
 def on_host():
-    sim, policy = env.make(CONFIG), rankers.PrivilegedPolicy(reference_policies.production, 1.0)
+    sim, policy = env.make_world(CONFIG), rankers.PrivilegedPolicy(reference_policies.production, 1.0)
     return collect.collect(
         sim,
         policy,
@@ -41,7 +41,6 @@ def on_host():
         first_user=FIRST,
         num_sessions=SESSIONS,
         day=DAY,
-        k=CONFIG.slate,
         slots=SLOTS,
     )
 

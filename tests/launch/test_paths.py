@@ -91,7 +91,7 @@ def test_every_path_flag_of_every_main_means_what_it_says(main, flag, monkeypatc
         assert parse(f"some/{name}/run") == Path("some") / name / "run"
     assert parse("~/run") == Path("/home/of[me]/run")
     assert str(parse("memory://bucket/run")) == "memory://bucket/run"
-    for wrong in ("", "gs://", "nothing://bucket/run", "~nobody-of-that-name/run", "a\udcff"):
+    for wrong in ("", "gs://", "nothing://bucket/run", "~no-user-of-that-name/run", "a\udcff"):
         with pytest.raises(ValueError, match=f"^--{flag}"):
             parse(wrong)
 

@@ -118,7 +118,7 @@ def test_two_processes_one_folder(tmp_path):
 
 
 def test_the_lock_of_a_file_that_is_gone_is_none(tmp_path, monkeypatch):
-    """Whoever opened the lock before its holder removed it must not think that it has the folder."""
+    """A process that opened the lock before its holder removed it must not think that it has the folder."""
     real, opened = Path.open, []
 
     def removed(self, *args, **kwargs):

@@ -76,7 +76,6 @@ def check_served_users(start, run: Path, log: Path, folder: Path | None = None) 
         first_user=1_000,
         num_sessions=USERS,
         day=0,
-        k=source.spec.slate,
         keep_scores=True,
     )
 
@@ -294,7 +293,7 @@ def test_a_ranker_of_real_logs_learns_from_its_own_feedback(launch, tmp_path):
     launch.ok("export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'artifact'}")
     made = load_artifact(tmp_path / "artifact")
     ids = made.arrays["catalogue"]["video_id"][1:]  # row 0 is the unknown video
-    spec, users, told = made.spec, 24, len(SHORT_VIDEO)
+    spec, users, reported = made.spec, 24, len(SHORT_VIDEO)
     assert len(ids) == spec.num_videos - 1 and ids.min() >= 0 and not np.array_equal(ids, np.arange(1, len(ids) + 1))
 
     async def serve() -> None:
@@ -307,7 +306,7 @@ def test_a_ranker_of_real_logs_learns_from_its_own_feedback(launch, tmp_path):
                 context = rng.normal(size=spec.context - 1).astype(np.float32)
                 slate = await made.rank(service.Asked(user, candidates, context, k=spec.slate))
                 assert not slate.unknown and set(slate.videos) <= set(candidates)
-                feedback = (rng.random((spec.slate, told)) < 0.4) * np.append(np.ones(told - 1), 30.0)
+                feedback = (rng.random((spec.slate, reported)) < 0.4) * np.append(np.ones(reported - 1), 30.0)
                 await made.feedback(f"{user}/{number}", slate.request, slate.videos, feedback, number == 2)
         await made.close()
 

@@ -43,11 +43,11 @@ def test_runs_are_named_by_what_defines_them(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("arms", ("nobody",), "unknown arm 'nobody' in config.arms; choose among production"),
+        ("arms", ("no one",), "unknown arm 'no one' in config.arms; choose among production"),
         ("sessions", 1, "config.sessions is 1; use --config.sessions=2"),
         ("run.simulator", "feedback", "not of the world"),
         ("run.method", "myopic", "predicts no feedback"),
-        ("against.co", "nobody", "'nobody' in config.against is no variant; choose among mmrf, co, da, ns"),
+        ("against.co", "no one", "'no one' in config.against is no variant; choose among mmrf, co, da, ns"),
         ("tables", ("ab",), "unknown table 'ab' in config.tables; choose among ab_test, "),
         ("tables", ("by_day",), "config.days is 4; use --config.days=5"),
         ("run.seeds", 2, "config.run.seeds=2 are trained side by side, but config.seeds=5 is no multiple of that"),
@@ -94,8 +94,8 @@ def test_unseen_videos_are_compared_with_a_feedback_model(tmp_path):
 
 
 def test_an_error_is_one_line(launch, tmp_path):
-    done = launch("sweep", *STUDY, "--config.reference=nobody", f"--out={tmp_path / 'o'}", f"--runs={tmp_path / 'r'}")
-    error_line(done, "config.reference='nobody'", "co, da, mmrf, ns")
+    done = launch("sweep", *STUDY, "--config.reference=no one", f"--out={tmp_path / 'o'}", f"--runs={tmp_path / 'r'}")
+    error_line(done, "config.reference='no one'", "co, da, mmrf, ns")
     assert not list(tmp_path.iterdir())
 
 
@@ -161,6 +161,6 @@ def test_a_study_of_real_logs(launch, real_logs, tmp_path):
         for variant, row in table[name].items():
             assert 0.4 < row["GAUC click"]["mean"] < 0.8, (name, variant)
     assert table["offline"]["mmrf"]["GAUC click"] != table["offline_frozen"]["mmrf"]["GAUC click"]
-    # feedback of the random log is worth something whoever ranks, and its propensities are known
+    # feedback of the random log is worth something whichever policy ranks, and its propensities are known
     assert 0.0 < table["offline_random"]["mmrf"]["NCIS click"]["mean"] < 1.0
     assert table["offline"]["ltr"]["GAUC click"]["ci95"] is None  # of one seed

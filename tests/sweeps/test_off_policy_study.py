@@ -18,6 +18,11 @@ POLICIES = {"production": ("production", 1.0), "myopic": ("oracle_myopic", 0.5),
 NAMES = sorted(POLICIES)  # as a config keeps them
 
 
+def stochastic_log_prob(scores, slate):
+    """Of the stochastic ranker of any method."""
+    return propensity.log_prob(propensity.standardised(scores), slate)
+
+
 def make_config(**fields):
     values = {
         "run": {
@@ -54,7 +59,6 @@ def test_its_logs_are_those_that_collecting_gives(simulated):
         first_user=off_policy_study._LOG_USERS,
         num_sessions=300,
         day=0,
-        k=3,
         keep_scores=True,
     )
     early = np.concatenate([np.arange(a, min(a + 2, b)) for a, b in zip(log.offsets, log.offsets[1:], strict=False)])
@@ -64,7 +68,7 @@ def test_its_logs_are_those_that_collecting_gives(simulated):
     user = np.repeat(log.user_id, np.diff(log.offsets))[early] - off_policy_study._LOG_USERS
     np.testing.assert_array_equal(rows["user"], np.repeat(user, 3))
     scores, slate = log.scores[early], log.slate[early]
-    ratio = propensity.stochastic_log_prob(scores, slate) - propensity.log_prob(scores, slate)
+    ratio = stochastic_log_prob(scores, slate) - propensity.log_prob(scores, slate)
     np.testing.assert_allclose(rows["log_weight"][:, NAMES.index("production")], ratio.ravel(), atol=2e-3)
     left = np.tile(-np.log([20.0, 19.0, 18.0]), len(early))
     uniform = left - propensity.log_prob(scores, slate).ravel()
@@ -115,7 +119,7 @@ def test_a_study_writes_its_tables(tmp_path):
     ("fields", "message"),
     [
         ({"policies": {"other": ("random", 1.0)}}, "no policy is named production"),
-        ({"policies": POLICIES | {"x": ("nobody", 1.0)}}, "policy x has an unknown ranker 'nobody'; choose among"),
+        ({"policies": POLICIES | {"x": ("no one", 1.0)}}, "policy x has an unknown ranker 'no one'; choose among"),
         ({"log_users": 1}, "config.log_users is 1; use --config.log_users=2"),
     ],
 )

@@ -48,7 +48,7 @@ def test_intervals_that_events_cannot_carry_of_fewer_than_three_seeds(number):
     entry = seeds.across_seeds(BY_SEED[:number], "a")["b"]["watch_time"]
     assert entry["diff_pct"] == pytest.approx([10.0, 7.5][number - 1]) and entry["ci95"] is None
     assert entry["note"] == f"too few seeds: {number}, an interval needs 3"
-    text = seeds.format_comparison(seeds.across_seeds(BY_SEED[:number], "a"), ["watch_time"])
+    text = seeds.format_seeds(seeds.across_seeds(BY_SEED[:number], "a"), ["watch_time"])
     assert " %, too few seeds) |" in text and "[" not in text
 
 
@@ -60,7 +60,7 @@ def test_intervals_that_events_cannot_carry_of_seeds_are_too_wide():
     ]
     table = seeds.across_seeds(by_seed, "a")
     assert table["b"]["like"]["ci95"] is None and table["b"]["like"]["note"] == "too wide: [-100, +184] says nothing"
-    assert "| b | 1.1 (+10.00 %, too wide) |" in seeds.format_comparison(table, ["like"])
+    assert "| b | 1.1 (+10.00 %, too wide) |" in seeds.format_seeds(table, ["like"])
     assert table["b"]["hate"]["ci95"] is None  # [−149, +49], cut at −100
     surely = seeds.across_seeds([{"a": {"x": 1.0}, "b": {"x": x}} for x in (0.02, 0.12, 0.25)], "a")["b"]["x"]
     assert surely["ci95"][0] == -100.0 and surely["ci95"][1] < -50  # not below what there can be
@@ -71,9 +71,9 @@ def test_intervals_that_events_cannot_carry_of_seeds_are_too_wide():
 def test_bold_is_better_or_worse_by_metric():
     by_seed = [{"a": {"like": 1.0, "hate": 1.0}, "b": {"like": x, "hate": x}} for x in (1.5, 1.6, 1.55)]
     table = seeds.across_seeds(by_seed, "a")
-    like, hate = seeds.format_comparison(table, ["like", "hate"]).splitlines()[-1].strip("| ").split(" | ")[1:]
+    like, hate = seeds.format_seeds(table, ["like", "hate"]).splitlines()[-1].strip("| ").split(" | ")[1:]
     assert like.endswith("] better)") and hate.endswith("] worse)")
-    errors = seeds.format_comparison(table, ["like"], lambda _: True)
+    errors = seeds.format_seeds(table, ["like"], lambda _: True)
     assert "] worse)" in errors and "better" not in errors
 
 
@@ -87,13 +87,13 @@ def test_what_a_seed_does_not_have_is_in_no_mean():
         "note": "none: a seed has no value",
         "by_seed": [None, 0.5],
     }
-    assert seeds.format_comparison(table, ["gauc"]).split("\n")[2] == "| a | – |"
+    assert seeds.format_seeds(table, ["gauc"]).split("\n")[2] == "| a | – |"
     complete = seeds.across_seeds([{"a": {"gauc": None}, "b": {"gauc": 0.5}}], "a")["b"]["gauc"]
     assert complete["mean"] == 0.5 and complete["diff_pct"] is None
 
 
 def test_table_has_a_row_for_each_arm():
-    lines = seeds.format_comparison(seeds.across_seeds(BY_SEED, "a"), ("watch_time", "hate")).split("\n")
+    lines = seeds.format_seeds(seeds.across_seeds(BY_SEED, "a"), ("watch_time", "hate")).split("\n")
     assert lines[0] == "| arm | watch_time | hate |" and lines[2] == "| a | 233.3 | 0 |"
     assert lines[3].startswith("| b | 266.7 (+11.67 % [-7.31, +30.64]) | 0.2 |")
 

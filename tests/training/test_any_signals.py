@@ -76,8 +76,8 @@ async def visit(settings: Settings, signals, number: int) -> None:
     await service.start()
     for i in range(number):
         slate = await service.rank(Asked(5, IDS[rng.permutation(50)[:12]], rng.normal(size=1).astype(np.float32), k=3))
-        told = any_signals.make_feedback(rng, (3,), signals)
-        await service.feedback(str(i), slate.request, slate.videos, told, left=i == number - 1)
+        reported = any_signals.make_feedback(rng, (3,), signals)
+        await service.feedback(str(i), slate.request, slate.videos, reported, left=i == number - 1)
     await service.close()
 
 
@@ -88,7 +88,7 @@ def test_from_logs_to_the_service_and_back(signals, source_of_logs, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Ranking of held-out sessions" in page
     assert bool(re.search(r'"seconds": ?null', page)) == (not signals.of_kind("duration"))  # of the explorer
-    assert set(result["fidelity"]) == set(signals.names)
+    assert set(result["model_quality"]) == set(signals.names)
     numeric = {f"{name}_{kind}" for name in signals.numeric_names for kind in ("median", "xauc")}
     assert set(result["offline"]) == {*signals.binary_names, *numeric}
     assert json.loads((tmp_path / "run" / "results.json").read_text())["signals"] == signals.as_dict()
@@ -112,8 +112,8 @@ def test_from_logs_to_the_service_and_back(signals, source_of_logs, tmp_path):
     log, report = feedback_sessions.read(tmp_path / "served", spec, feedback_log.rows_by_id(IDS), counted)
     log.validate(spec)
     assert (log.num_sessions, log.num_requests, report["feedback"]) == (1, 4, 4)
-    rng, told = np.random.default_rng(0), []
+    rng, reported = np.random.default_rng(0), []
     for _ in range(4):
         rng.permutation(50), rng.normal(size=1)
-        told.append(any_signals.make_feedback(rng, (3,), signals))
-    np.testing.assert_array_equal(log.feedback, np.stack(told))
+        reported.append(any_signals.make_feedback(rng, (3,), signals))
+    np.testing.assert_array_equal(log.feedback, np.stack(reported))

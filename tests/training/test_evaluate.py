@@ -13,7 +13,7 @@ from mmrf_jax.training.trained_run import TrainedRun
 
 
 def test_the_test_log_has_the_evaluator_s_name_and_other_logs_are_apart(monkeypatch):
-    splits = [evaluate.Split(name, dict) for name in ("test", "test_random", "test_frozen")]
+    splits = [evaluate.Split(name, dict) for name in ("test", "test_random", "test_frozen_history")]
     monkeypatch.setattr(evaluate, "_scored_splits", lambda run, with_baselines: splits)
 
     def named(run, split):
@@ -25,7 +25,7 @@ def test_the_test_log_has_the_evaluator_s_name_and_other_logs_are_apart(monkeypa
     def nothing(run, split):
         return None
 
-    monkeypatch.setattr(evaluate, "EVALUATORS", {"offline": named, "fidelity": only_the_test})
+    monkeypatch.setattr(evaluate, "EVALUATORS", {"offline": named, "model_quality": only_the_test})
     monkeypatch.setattr(evaluate, "THOROUGH_EVALUATORS", {"off_policy": only_the_test, "excess_logloss": nothing})
     signals = types.SimpleNamespace(as_dict=lambda: {"main": "play"})
     run: Any = types.SimpleNamespace(name="run", signals=signals, source=types.SimpleNamespace(sim=None))
@@ -33,11 +33,9 @@ def test_the_test_log_has_the_evaluator_s_name_and_other_logs_are_apart(monkeypa
     assert found == {
         "signals": {"main": "play"},
         "offline": {"from": "run on test"},
-        "offline_other": {
-            "test_random": {"from": "run on test_random"},
-            "test_frozen": {"from": "run on test_frozen"},
-        },
-        "fidelity": {"from": "run"},
+        "offline/test_random": {"from": "run on test_random"},
+        "offline/test_frozen_history": {"from": "run on test_frozen_history"},
+        "model_quality": {"from": "run"},
     }
     thorough = evaluate.evaluate_run(run, thorough=True, with_baselines=False)
     assert thorough == found | {"off_policy": {"test": {"from": "run"}}}

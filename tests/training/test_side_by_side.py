@@ -179,19 +179,19 @@ def seeds():
 
 
 def test_a_step_is_of_each_run_with_its_own_state_batch_and_rate(seeds):
-    def step(state, batch, items, plan, rate, more):
-        return {"x": state["x"] * items[plan] + rate * batch}, {"sum": batch.sum() + more}
+    def step(state, batch, items, plan, lr_scale, more):
+        return {"x": state["x"] * items[plan] + lr_scale * batch}, {"sum": batch.sum() + more}
 
     program = programs.Program(step, often=False, static_argnames="plan")
     x, batch = np.arange(6, dtype=np.float32).reshape(3, 2), 10.0 ** np.arange(6, dtype=np.float32).reshape(3, 2)
-    rate, items, more = np.float32([1, 2, 4]), np.float32([7, 100]), np.float32([0.5, 0.25, 0])
+    lr_scale, items, more = np.float32([1, 2, 4]), np.float32([7, 100]), np.float32([0.5, 0.25, 0])
     states, more = seeds.join({i: {"x": x[i]} for i in range(3)}), seeds.join(dict(enumerate(more)))
-    given = {i: (batch[i], rate[i]) for i in (1, 2)}  # the first has ended: the next one's stand for its inputs
+    given = {i: (batch[i], lr_scale[i]) for i in (1, 2)}  # the first has ended: the next one's stand for its inputs
     states, metrics = seeds.step(program, states, given, items, 1, more)
     for i in (1, 2):
-        np.testing.assert_array_equal(seeds.take(states, i)["x"], 100 * x[i] + rate[i] * batch[i])
+        np.testing.assert_array_equal(seeds.take(states, i)["x"], 100 * x[i] + lr_scale[i] * batch[i])
         assert seeds.metrics_of(metrics, i)["sum"] == batch[i].sum() + (0.5, 0.25, 0)[i]
-    np.testing.assert_array_equal(seeds.take(states, 0)["x"], 100 * x[0] + rate[1] * batch[1])
+    np.testing.assert_array_equal(seeds.take(states, 0)["x"], 100 * x[0] + lr_scale[1] * batch[1])
 
 
 def test_the_runs_of_a_config(tmp_path):

@@ -57,7 +57,7 @@ def test_requests_say_whether_they_were_exposed_at_random():
 
 @pytest.mark.slow
 def test_a_share_of_the_worlds_requests_gets_a_random_slate():
-    sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
+    sim = env.make_world(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
     policy = rankers.PrivilegedPolicy(reference_policies.production, 1.0)
     config, spec = types.SimpleNamespace(seed=0), types.SimpleNamespace(slate=3)
     source = sources.Source(config, spec, sim.items, list, dict, sim=sim)

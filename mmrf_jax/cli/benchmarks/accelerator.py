@@ -34,7 +34,6 @@ from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import batches, compilation, configs, restore, side_by_side, steps
 from mmrf_jax.training.on_device import DeviceBatches
 
-_K = 6  # videos of a slate
 _WARM = 3  # steps before those that are timed
 _JOB_SHARE = 0.6  # of the time, after which the main job is ended
 
@@ -236,7 +235,7 @@ def rollouts(sizes: Sizes) -> Entries:
     for users in sizes.users:
 
         def lower(users=users):
-            return simulate.lower(sim, arms["mmrf"], key, partitioner, k=_K, capacity=users)
+            return simulate.lower(sim, arms["mmrf"], key, partitioner, capacity=users)
 
         compiled.add(f"rollout of {users}", lower)
     for users in sizes.users:
@@ -246,7 +245,7 @@ def rollouts(sizes: Sizes) -> Entries:
             for call in range(3):  # the first may still compile
                 began = time.perf_counter()
                 sums = simulate.rollout_user_metrics(
-                    sim, policy, key, partitioner, first_user=call * users, num_users=users, day=0, k=_K
+                    sim, policy, key, partitioner, user_ids=np.arange(call * users, (call + 1) * users), day=0
                 )
                 rates.append(sums["requests"].sum() / (time.perf_counter() - began))
             yield f"rollout/{name}/users={users}", float(max(rates[1:])), "requests/s"

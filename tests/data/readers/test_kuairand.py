@@ -323,7 +323,7 @@ def test_bad_rows_are_counted_and_duplicates_dropped(tmp_path):
     standard.loc[3, "is_click"] = 2
     standard.loc[4, "date"] = 20221345
     standard.loc[5, "duration_ms"] = 0  # the features know it
-    standard.loc[6, ["video_id", "duration_ms"]] = [500, 0]  # nobody knows it
+    standard.loc[6, ["video_id", "duration_ms"]] = [500, 0]  # no one knows it
     standard.loc[7, "tab"] = 1.5
     doubled = pd.concat([standard, standard.loc[[20, 21, 22]]])
     source = files.write(tmp_path / "source", standard=doubled)

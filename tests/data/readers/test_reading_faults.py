@@ -367,7 +367,7 @@ def test_ids_of_64_bits_give_the_sessions_that_small_ones_do(tmp_path):
         np.testing.assert_array_equal(one.user_id, other.user_id)  # users are 0, 1, 2 …
     assert small[3]["log"] == large[3]["log"] and large[2].num_users == files.USERS
     assert ids.dtype == np.int64 and ids[1:].min() == far
-    # features in Int32 beside a log in Int64
+    # features in Int32 next to a log in Int64
     mixed = builder.open_or_prepare(files.write(tmp_path / "half", **half), tmp_path / "cache", CONFIG).report
     assert mixed["users_without_features"] == files.USERS and mixed["log"] == small[3]["log"]
 

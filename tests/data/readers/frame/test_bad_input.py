@@ -123,8 +123,8 @@ def test_a_log_that_does_not_fit(log, given, message):
             "the item table has no item of the log: column 'item_id' has 'i",
         ),
         (
-            {"users": TABLES["users"].with_columns(user_id=pl.lit("nobody"))},
-            "the user table has no user of the log: column 'user_id' has 'nobody' there and '",
+            {"users": TABLES["users"].with_columns(user_id=pl.lit("no one"))},
+            "the user table has no user of the log: column 'user_id' has 'no one' there and '",
         ),
         (
             {"items": TABLES["items"].with_columns(duration_ms=pl.col("duration_ms") * 1000)},
